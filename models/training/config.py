@@ -1,0 +1,63 @@
+"""The settings of a training run: one frozen record, which the command line, the resume state and the
+model card share."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.schedule import Criterion
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+class TrainConfig(BaseModel):
+    """Fine-tune a pretrained ViT on a folder of images (one sub-folder a class) with pruning switched on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(description="Folder with one sub-folder of training images per class.")
+    output: Path = Field(description="Folder for the checkpoint, the resume state and the log.")
+    architecture: str = Field("vit_small_patch14_dinov2", description="timm name of the network.")
+    weights: Path | None = Field(
+        None, description="Weights file to start from. Default: timm's, from the hub."
+    )
+    labels: Path | None = Field(
+        None, description="JSON file that maps folder names to labels. Default: the folder names."
+    )
+    image_size: int = Field(224, gt=0, description="Side of the input in pixels.")
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(64, ge=1, description="Images per step.")
+    learning_rate: float = Field(1.5e-4, gt=0, description="Peak learning rate of the last layer.")
+    layer_decay: float = Field(
+        0.75, gt=0, le=1, description="Learning-rate factor from each block to the one below."
+    )
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="Share of all steps over which the rate rises.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth rate of the last block.")
+    min_crop: float = Field(
+        0.35, gt=0, le=1, description="Smallest share of the image area in a random crop."
+    )
+    min_keep_ratio: Ratio = Field(0.3, description="Ratios are drawn per step from here ...")
+    max_keep_ratio: Ratio = Field(1.0, description="... to here; equal values train at one fixed ratio.")
+    criteria: tuple[Criterion, ...] = Field(
+        ("variance",), min_length=1, description="Criteria to draw from, one per step."
+    )
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Weight of agreeing with the network's own unpruned answer against the true label. Above 0, "
+        "each step trains the unpruned network on the labels as well.",
+    )
+    seed: int = 0
+    bf16: bool = Field(True, description="Mixed precision: bfloat16 with float32 master weights.")
+    workers: int = Field(1, ge=0, description="Processes that read images.")
+    save_every: int = Field(50, ge=1, description="Steps between two resume states.")
+
+    @model_validator(mode="after")
+    def _ratios_in_order(self) -> "TrainConfig":
+        if self.min_keep_ratio > self.max_keep_ratio:
+            raise ValueError("min_keep_ratio is above max_keep_ratio")
+        return self

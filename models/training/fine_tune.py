@@ -1,0 +1,188 @@
+"""`trimvit train`: fine-tune with pruning, at one ratio or at ratios drawn per step.
+
+All randomness of a step follows from (seed, step), so a run that was interrupted and resumed is the run
+that was not.
+"""
+
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from models import zoo
+from models.classifier import normalise
+from models.pruned_vit import UNPRUNED, PrunedViT, Pruning
+from models.training.config import TrainConfig
+from models.training.data import AugmentedPhotographs, StepBatches, class_folders
+
+CHECKPOINT = "model.safetensors"
+RESUME_STATE = "resume.pt"
+LOG = "log.jsonl"
+
+
+class ResumeError(ValueError):
+    """The output folder holds a run with other settings."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """Where the checkpoint is, and how long this call trained."""
+
+    checkpoint: Path
+    steps: int
+    seconds: float
+
+
+def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
+    """Train from the start or from the output folder's resume state.
+
+    Raises ResumeError where that state is of other settings, ModelError for weights that do not fit.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    classes = class_folders(config.data)
+    vit = zoo.create(
+        config.architecture,
+        config.weights,
+        num_classes=len(classes),
+        img_size=config.image_size,
+        drop_path_rate=config.drop_path,
+    ).to(device)
+    model = PrunedViT(vit).train()
+    spec = zoo.input_spec_of(vit)
+    dataset = AugmentedPhotographs(config.data, config.image_size, config.min_crop, config.seed)
+    steps = len(dataset) // config.batch_size * config.epochs
+    optimizer = create_optimizer_v2(
+        vit,
+        opt="adamw",
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+    )
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=steps,
+        lr_min=config.learning_rate / 100,
+        warmup_t=round(steps * config.warmup_share),
+        warmup_lr_init=config.learning_rate / 100,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    first_step = _resume(config, vit, optimizer)
+    batches = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
+
+    started = time.monotonic()
+    progress = tqdm(loader, initial=first_step, total=steps, unit="step", dynamic_ncols=True)
+    with (config.output / LOG).open("a") as log:
+        for step, (pixels, labels) in enumerate(progress, start=first_step):
+            schedule.step_update(step)
+            torch.manual_seed(hash((config.seed, step)))
+            pruning = _draw(config, step)
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=config.bf16):
+                inputs = normalise(pixels.to(device), spec, torch.float32)
+                loss, correct = _loss(model, inputs, labels.to(device), pruning, config)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(vit.parameters(), 1.0)
+            optimizer.step()
+            figures = {
+                "step": step,
+                "keep_ratio": round(pruning.keep_ratio, 4),
+                "loss": loss.item(),
+                "top1": correct,
+            }
+            log.write(json.dumps(figures) + "\n")
+            log.flush()
+            progress.set_postfix(loss=f"{figures['loss']:.3f}", top1=f"{correct:.2f}")
+            if (step + 1) % config.save_every == 0 or step + 1 == steps:
+                _save_resume_state(config, vit, optimizer, step + 1)
+    checkpoint = config.output / CHECKPOINT
+    zoo.save(checkpoint, vit, _card(config, model, classes))
+    return TrainReport(checkpoint, steps - first_step, time.monotonic() - started)
+
+
+def _draw(config: TrainConfig, step: int) -> Pruning:
+    draw = random.Random(hash((config.seed, step)))
+    ratio = draw.uniform(config.min_keep_ratio, config.max_keep_ratio)
+    return Pruning(ratio, draw.choice(config.criteria), seed=step)
+
+
+def _loss(
+    model: PrunedViT, inputs: Tensor, labels: Tensor, pruning: Pruning, config: TrainConfig
+) -> tuple[Tensor, float]:
+    """Loss and top-1 of the pruned network on one batch.
+
+    With distillation w: CE(unpruned, label) + (1 - w) CE(pruned, label) + w KL(unpruned || pruned), the
+    unpruned answer held fixed in the last term (the sandwich rule of slimmable networks, arXiv 1903.05134,
+    section 3.2, with one narrow network a step).
+    """
+    images = len(inputs)
+    logits = model(inputs, [pruning] * images).logits.float()
+    correct = (logits.argmax(1) == labels).float().mean().item()
+    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    if config.distillation > 0:
+        whole = model(inputs, [UNPRUNED] * images).logits.float()
+        divergence = F.kl_div(
+            logits.log_softmax(1), whole.detach().log_softmax(1), reduction="batchmean", log_target=True
+        )
+        on_labels = F.cross_entropy(whole, labels, label_smoothing=config.label_smoothing)
+        loss = on_labels + (1 - config.distillation) * loss + config.distillation * divergence
+    return loss, correct
+
+
+def _fingerprint(config: TrainConfig) -> str:
+    """What must not change between the parts of one run; where it runs and how it reads may."""
+    return config.model_dump_json(exclude={"workers", "save_every", "output"})
+
+
+def _resume(config: TrainConfig, vit: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    path = config.output / RESUME_STATE
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state["config"] != _fingerprint(config):
+        raise ResumeError(
+            f"{config.output} holds a run with other settings; resume it with those "
+            f"({state['config']}) or choose another output folder"
+        )
+    vit.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _save_resume_state(
+    config: TrainConfig, vit: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    path = config.output / RESUME_STATE
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(
+        {
+            "config": _fingerprint(config),
+            "model": vit.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+        },
+        unfinished,
+    )
+    unfinished.replace(path)
+
+
+def _card(config: TrainConfig, model: PrunedViT, classes: list[str]) -> zoo.Card:
+    names = json.loads(config.labels.read_text()) if config.labels else {}
+    return zoo.Card(
+        architecture=config.architecture,
+        labels=tuple(names.get(name, name) for name in classes),
+        input=zoo.input_spec_of(model.vit),
+        stages=model.stages,
+        model_args={"num_classes": len(classes), "img_size": config.image_size},
+        origin=config.model_dump(mode="json", exclude={"data", "output", "weights", "labels"}),
+    )

@@ -1,0 +1,102 @@
+"""A decoded or decodable photograph -> the uint8 pixels a model sees. No torch: front ends use it too.
+
+This is the one preprocessing of serving, evaluation and training: the same colour handling everywhere,
+and one resize straight from the crop box, where timm resizes the whole image and then cuts.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Crop = Literal["center", "squash"]
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# EXIF orientation (TIFF 6.0, tag 274) -> what turns the stored pixels upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAP_SIDES = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+_TRANSPARENCY_BACKGROUND = (255, 255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What a checkpoint was trained to see. ``mean`` and ``std`` are per RGB channel, of values in 0..1.
+
+    ``crop`` is "center" (the middle square, of which ``crop_share`` of the side is kept) or "squash" (the
+    whole image, whatever its proportions).
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation = "bicubic"
+    crop: Crop = "center"
+    crop_share: float = 1.0
+
+
+def crop_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in the image's pixels of what the model sees of it."""
+    if spec.crop == "squash":
+        return (0.0, 0.0, float(width), float(height))
+    rows, columns = spec.size
+    scale = min(width / columns, height / rows) * spec.crop_share
+    crop_width, crop_height = columns * scale, rows * scale
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    return (left, top, left + crop_width, top + crop_height)
+
+
+def to_pixels(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height width 3"]:
+    """Crop, resize and turn upright; any colour mode. Decodes lazily opened JPEGs at a reduced scale.
+
+    Raises what Pillow raises for data it cannot decode (OSError, SyntaxError, ValueError).
+    """
+    rows, columns = spec.size
+    upright = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if upright in _SWAP_SIDES:
+        rows, columns = columns, rows
+    spec = replace(spec, size=(rows, columns))
+    # A JPEG scaled down in its own transform costs a fraction of a full decode; at twice the size that the
+    # resize then needs, the pixels come out the same.
+    width, height = image.size
+    box = crop_box(width, height, spec)
+    reduction = min((box[2] - box[0]) / (2 * columns), (box[3] - box[1]) / (2 * rows))
+    if reduction > 1:
+        image.draft(None, (int(width / reduction), int(height / reduction)))
+        box = crop_box(*image.size, spec)
+    small = as_rgb(image).resize((columns, rows), _RESAMPLING[spec.interpolation], box=box)
+    return np.asarray(small if upright is None else small.transpose(upright))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB, as a person sees it: transparency on white, 16 bits scaled to 8."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, _TRANSPARENCY_BACKGROUND)
+        return Image.alpha_composite(background, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Integers are 16-bit samples (what PNG and TIFF hold beyond 8 bits); floats run from 0 to 1."""
+    scale = 255.0 if values.dtype.kind == "f" else 255.0 / 65535.0
+    return np.clip(np.nan_to_num(values) * scale + 0.5, 0, 255).astype(np.uint8)

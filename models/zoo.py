@@ -1,0 +1,225 @@
+"""A model reference -> a loaded, checked PrunedViT with its labels and input spec.
+
+A reference is the bundled model's name, a timm name (weights from the hub or its local cache),
+``hf-hub:owner/name``, or the path of a .safetensors or .pth file. Checkpoints written by `save` carry all
+they need in their safetensors header; other files need the name of their timm architecture.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from timm.models import load_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from models.pruned_vit import PrunedViT
+from models.schedule import Stages
+from models.transforms import InputSpec
+
+BUNDLED = "trimvit-small-imagenette"
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+
+_HEADER_KEY = "trimvit"
+_FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+_HEADS = ("head.", "head_dist.")
+
+
+class ModelError(ValueError):
+    """A model reference that cannot be served; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What travels with the weights: how to build the network, what it sees, what it answers, its origin."""
+
+    architecture: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    stages: Stages
+    model_args: Mapping[str, object] = field(default_factory=dict)
+    origin: Mapping[str, object] = field(default_factory=dict)
+
+
+_CARDS = TypeAdapter(Card)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in float32 on the CPU, in evaluation mode."""
+
+    name: str
+    model: PrunedViT
+    labels: tuple[str, ...]
+    input: InputSpec
+
+
+def load(
+    reference: str,
+    *,
+    architecture: str | None = None,
+    labels: tuple[str, ...] | None = None,
+    stages: Stages | None = None,
+) -> LoadedModel:
+    """Load a model by reference.
+
+    ``architecture`` is the timm name for a file without a TrimViT header; ``labels`` and ``stages`` replace
+    what the checkpoint says. Raises ModelError where there is no such model, its weights cannot be had or do
+    not fit, and UnsupportedModelError where its patches cannot be pruned.
+    """
+    if reference == BUNDLED:
+        path = WEIGHTS_FOLDER / f"{BUNDLED}.safetensors"
+        vit, card = _from_file(path, None)
+        name = BUNDLED
+    elif reference.endswith(_FILE_ENDINGS):
+        path = Path(reference)
+        if not path.is_file():
+            raise ModelError(f"there is no file {reference!r}")
+        vit, card = _from_file(path, architecture)
+        name = path.stem
+    else:
+        vit, card = _from_hub(reference)
+        name = reference
+    labels = labels or (card.labels if card else _labels_of(vit))
+    if len(labels) != vit.num_classes:
+        raise ModelError(f"{len(labels)} labels, but {name} has {vit.num_classes} classes")
+    model = PrunedViT(vit.eval(), stages or (card.stages if card else None))
+    return LoadedModel(name, model, labels, card.input if card else input_spec_of(vit))
+
+
+def save(path: Path, vit: VisionTransformer, card: Card) -> None:
+    """Write half-precision weights and the card as one safetensors file, replaced in one step."""
+    tensors = {name: tensor.detach().half().contiguous() for name, tensor in vit.state_dict().items()}
+    unfinished = path.with_suffix(".unfinished")
+    save_file(tensors, unfinished, metadata={_HEADER_KEY: _CARDS.dump_json(card).decode()})
+    unfinished.replace(path)
+
+
+def create(architecture: str, weights: Path | None, **model_args: object) -> VisionTransformer:
+    """A timm model to fine-tune: from the hub, or from a weights file of the same architecture.
+
+    The position embedding is resampled to the image size; a head of another size is left as initialised.
+    Raises ModelError where weights other than the head's are missing or left over.
+    """
+    if weights is None:
+        return _create(architecture, pretrained=True, **model_args)
+    vit = _create(architecture, pretrained=False, **model_args)
+    _load_into(vit, _read_tensors(weights), weights.name, head_may_differ=True)
+    return vit
+
+
+def input_spec_of(vit: VisionTransformer) -> InputSpec:
+    """timm's own preprocessing of a model. Raises ModelError for a crop that TrimViT does not know."""
+    config = resolve_model_data_config(vit)
+    if config["crop_mode"] not in ("center", "squash"):
+        raise ModelError(f"unknown crop mode {config['crop_mode']!r}; supported: center, squash")
+    return InputSpec(
+        size=tuple(vit.patch_embed.img_size),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop=config["crop_mode"],
+        crop_share=config["crop_pct"],
+    )
+
+
+def _from_file(path: Path, architecture: str | None) -> tuple[VisionTransformer, Card | None]:
+    card = _read_card(path)
+    if card is None and architecture is None:
+        raise ModelError(
+            f"{path.name} does not say which timm architecture it is of; name it with --architecture, "
+            "for example --architecture deit_small_patch16_224"
+        )
+    tensors = _read_tensors(path)
+    if card is not None:
+        vit = _create(card.architecture, pretrained=False, **card.model_args)
+    else:
+        assert architecture is not None
+        classes = {"num_classes": len(tensors["head.weight"])} if "head.weight" in tensors else {}
+        vit = _create(architecture, pretrained=False, **classes)
+    _load_into(vit, tensors, path.name, head_may_differ=False)
+    return vit, card
+
+
+def _from_hub(reference: str) -> tuple[VisionTransformer, None]:
+    return _create(reference, pretrained=True), None
+
+
+def _create(architecture: str, *, pretrained: bool, **model_args: object) -> VisionTransformer:
+    if not architecture.startswith("hf-hub:") and not timm.is_model(architecture):
+        near = timm.list_models(f"*{architecture.split('.')[0].split('_')[0]}*")[:5]
+        hint = f" Similar names: {', '.join(near)}." if near else ""
+        raise ModelError(f"timm knows no model {architecture!r}.{hint}")
+    try:
+        return timm.create_model(architecture, pretrained=pretrained, **model_args)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise ModelError(
+            f"the weights of {architecture} could not be loaded: {_first_line(error)} "
+            "Where the hub cannot be reached, copy the checkpoint here and pass its path: "
+            f"--model /path/to/model.safetensors --architecture {architecture.removeprefix('hf-hub:')}"
+        ) from error
+
+
+def _read_card(path: Path) -> Card | None:
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        header = (file.metadata() or {}).get(_HEADER_KEY)
+    try:
+        return None if header is None else _CARDS.validate_json(header)
+    except ValidationError as error:
+        raise ModelError(f"the TrimViT header of {path.name} is not valid: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The file's tensors in float32; pickled files are read with weights_only, which runs no code."""
+    try:
+        tensors = load_state_dict(str(path), use_ema=True, weights_only=True)
+    except Exception as error:
+        raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    return {name: tensor.float() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
+def _load_into(
+    vit: VisionTransformer, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool
+) -> None:
+    fitting = checkpoint_filter_fn(tensors, vit)
+    if head_may_differ:
+        own = vit.state_dict()
+        fitting = {
+            name: tensor
+            for name, tensor in fitting.items()
+            if not name.startswith(_HEADS) or own.get(name, torch.empty(0)).shape == tensor.shape
+        }
+    try:
+        missing, left_over = vit.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"{source} does not fit the architecture: {error}") from error
+    if head_may_differ:
+        missing = [name for name in missing if not name.startswith(_HEADS)]
+    if missing or left_over:
+        raise ModelError(
+            f"{source} does not fit the architecture: missing {missing[:3] or 'none'}, "
+            f"left over {left_over[:3] or 'none'}"
+        )
+
+
+def _labels_of(vit: VisionTransformer) -> tuple[str, ...]:
+    """ImageNet's names where the number of classes says so, else plain numbers."""
+    subset = infer_imagenet_subset(vit)
+    if subset is None:
+        return tuple(f"class {index}" for index in range(vit.num_classes))
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(index) for index in range(vit.num_classes))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
