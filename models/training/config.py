@@ -30,7 +30,7 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(64, ge=1, description="Images per step.")
     learning_rate: float = Field(1.5e-4, gt=0, description="Peak learning rate of the last layer.")
     layer_decay: float = Field(
-        0.75, gt=0, le=1, description="Learning-rate factor from each block to the one below."
+        0.75, gt=0, le=1, description="Learning-rate factor from a block to the one below."
     )
     weight_decay: float = Field(0.05, ge=0)
     warmup_share: float = Field(0.1, ge=0, lt=1, description="Share of all steps over which the rate rises.")
@@ -52,7 +52,7 @@ class TrainConfig(BaseModel):
         "each step trains the unpruned network on the labels as well.",
     )
     seed: int = 0
-    bf16: bool = Field(True, description="Mixed precision: bfloat16 with float32 master weights.")
+    bf16: bool = Field(default=True, description="Mixed precision: bfloat16 with float32 master weights.")
     workers: int = Field(1, ge=0, description="Processes that read images.")
     save_every: int = Field(50, ge=1, description="Steps between two resume states.")
 
