@@ -56,7 +56,8 @@ def crop_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, fl
         return (0.0, 0.0, float(width), float(height))
     rows, columns = spec.size
     scale = min(width / columns, height / rows) * spec.crop_share
-    crop_width, crop_height = columns * scale, rows * scale
+    # In floats 224 * (29 / 224) is above 29, and Pillow refuses a box that reaches beyond the image.
+    crop_width, crop_height = min(columns * scale, width), min(rows * scale, height)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     return (left, top, left + crop_width, top + crop_height)
 
@@ -67,7 +68,7 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height 
     Raises what Pillow raises for data it cannot decode (OSError, SyntaxError, ValueError).
     """
     rows, columns = spec.size
-    upright = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    upright = _what_turns_upright(image)
     if upright in _SWAP_SIDES:
         rows, columns = columns, rows
     spec = replace(spec, size=(rows, columns))
@@ -83,9 +84,16 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height 
     return np.asarray(small if upright is None else small.transpose(upright))
 
 
+def photograph(image: Image.Image) -> Image.Image:
+    """The whole image as a person sees it: upright RGB. Raises as `to_pixels` does."""
+    upright = _what_turns_upright(image)
+    image = as_rgb(image)
+    return image if upright is None else image.transpose(upright)
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB, as a person sees it: transparency on white, 16 bits scaled to 8."""
-    if image.mode == "RGB":
+    """The image as RGB, transparency on white, 16 bits scaled to 8; as it lies, not turned upright."""
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
@@ -94,6 +102,18 @@ def as_rgb(image: Image.Image) -> Image.Image:
         background = Image.new("RGBA", image.size, _TRANSPARENCY_BACKGROUND)
         return Image.alpha_composite(background, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _what_turns_upright(image: Image.Image) -> Image.Transpose | None:
+    """What the EXIF orientation asks for. Loads all but JPEGs, whose decoding can still be made cheaper."""
+    if image.format not in ("JPEG", "MPO"):
+        # Pillow itself turns a TIFF upright while it loads, and a PNG's EXIF may stand behind its pixels.
+        image.load()
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        # Anyone may have written the EXIF, and Pillow fails on it in many ways; the pixels are still good.
+        return None
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

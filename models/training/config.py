@@ -2,7 +2,7 @@
 model card share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -48,8 +48,8 @@ class TrainConfig(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="Weight of agreeing with the network's own unpruned answer against the true label. Above 0, "
-        "each step trains the unpruned network on the labels as well.",
+        description="Weight of agreeing with the network's own unpruned answer against the true label. "
+        "Above 0, each step trains the unpruned network on the labels as well.",
     )
     seed: int = 0
     bf16: bool = Field(default=True, description="Mixed precision: bfloat16 with float32 master weights.")
@@ -61,3 +61,25 @@ class TrainConfig(BaseModel):
         if self.min_keep_ratio > self.max_keep_ratio:
             raise ValueError("min_keep_ratio is above max_keep_ratio")
         return self
+
+
+class EvaluateConfig(BaseModel):
+    """Top-1, agreement with the unpruned model, compute and images/s on a folder of labelled images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(
+        description="Folder with one sub-folder of images per class, in the model's class order."
+    )
+    model: str = Field("trimvit-small-imagenette", description="Model reference, as for trimvit serve.")
+    architecture: str | None = Field(
+        None, description="timm architecture of a file that does not name its own."
+    )
+    keep_ratios: tuple[Ratio, ...] = Field((1.0, 0.9, 0.7, 0.5, 0.3), min_length=1)
+    criteria: tuple[Criterion, ...] = Field(("variance", "mad", "mean", "random"), min_length=1)
+    batch_size: int = Field(32, ge=1)
+    limit: int | None = Field(None, ge=1, description="Evaluate so many images only, spread over the folder.")
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    workers: int = Field(1, ge=0, description="Processes that read images.")
+    output: Path | None = Field(None, description="Also write the table as JSON to this file.")

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from models.transforms import InputSpec, as_rgb, to_pixels
+from models.transforms import InputSpec, photograph, to_pixels
 
 
 class Photographs(Dataset[tuple[Tensor, int]]):
@@ -53,7 +53,7 @@ class AugmentedPhotographs(Dataset[tuple[Tensor, int]]):
         path, label = self.samples[index]
         with Image.open(path) as image, torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, epoch, index)))
-            return torch.from_numpy(np.array(self.augment(as_rgb(image)))), label
+            return torch.from_numpy(np.array(self.augment(photograph(image)))), label
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
@@ -84,11 +84,15 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, index) for index in chosen]
 
 
-def evaluation_loader(
-    folder: Path, spec: InputSpec, batch_size: int, workers: int
+def evaluation_batches(
+    folder: Path, spec: InputSpec, batch_size: int, workers: int, limit: int | None
 ) -> DataLoader[tuple[Tensor, int]]:
-    """All images of a folder in a fixed order."""
-    return DataLoader(Photographs(folder, spec), batch_size=batch_size, num_workers=workers)
+    """The images of a folder in a fixed order; with a limit, so many of them at even distances."""
+    photographs: Dataset[tuple[Tensor, int]] = Photographs(folder, spec)
+    total = len(photographs)  # type: ignore[arg-type]
+    if limit is not None and limit < total:
+        photographs = Subset(photographs, [place * total // limit for place in range(limit)])
+    return DataLoader(photographs, batch_size=batch_size, num_workers=workers)
 
 
 def class_folders(folder: Path) -> list[str]:

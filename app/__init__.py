@@ -1,0 +1,1 @@
+"""The service: HTTP front ends, engine processes, and the supervisor over both."""

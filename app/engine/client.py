@@ -1,0 +1,248 @@
+"""A front end's link to the engines.
+
+Pixels stay here until the answer is there, so what a dying engine had is sent again to its successor. An
+image that two engines died with is given up, lest it take down a third.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import zmq
+import zmq.asyncio
+from jaxtyping import UInt8, UInt16
+
+from app.engine.messages import (
+    Answer,
+    Cancel,
+    FromFrontEnd,
+    ModelInfo,
+    Ping,
+    Refuse,
+    Status,
+    Submit,
+    decode_from_engine,
+    encode,
+)
+from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from models.schedule import Criterion
+
+log = logging.getLogger(__name__)
+
+_PING_EVERY_S = 0.25
+_SILENCE_S = 3.0  # an engine that says nothing for so long is not ready
+_ENGINES_AN_IMAGE_MAY_OUTLIVE = 2
+_RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One image and what is asked of it. ``pixels`` have the size of the model's input."""
+
+    pixels: UInt8[np.ndarray, "height width 3"]
+    keep_ratio: float
+    criterion: Criterion
+    top_k: int
+    kept_patches: bool
+    deadline_s: float
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """An answer with its kept patches; see models.classifier.Prediction for their meaning."""
+
+    answer: Answer
+    kept: tuple[UInt16[np.ndarray, " kept"], ...]
+
+
+@dataclass(slots=True)
+class _Pending:
+    submit: Submit
+    pixels: bytes
+    answered: asyncio.Future[Classified]
+    incarnation: str
+    given_up_at: float
+    sent: int = 1
+
+
+@dataclass(slots=True)
+class _Link:
+    """One engine: its socket, its last word, and what it has of ours."""
+
+    socket: zmq.asyncio.Socket
+    status: Status | None = None
+    heard: float = float("-inf")
+    pending: dict[int, _Pending] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        return (
+            self.status is not None
+            and self.status.model is not None
+            and time.monotonic() - self.heard < _SILENCE_S
+        )
+
+
+class EngineClient:
+    """Asks the engines at ``addresses``; the one with the fewest of our images in hand gets the next."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = tuple(addresses)
+        self._context = zmq.asyncio.Context()
+        self._links: list[_Link] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._last_id = 0
+
+    def __repr__(self) -> str:
+        ready = sum(link.ready for link in self._links)
+        pending = sum(len(link.pending) for link in self._links)
+        return f"<EngineClient {ready} of {len(self._addresses)} engines ready, {pending} images pending>"
+
+    async def start(self) -> None:
+        """Connect; engines may come up later."""
+        for address in self._addresses:
+            socket = self._context.socket(zmq.DEALER)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.connect(address)
+            link = _Link(socket)
+            self._links.append(link)
+            self._tasks += [
+                asyncio.create_task(self._receive(link), name=f"receive from {address}"),
+                asyncio.create_task(self._ping(link), name=f"ping {address}"),
+            ]
+
+    async def close(self) -> None:
+        """Disconnect. What is still pending fails as NotReady."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for link in self._links:
+            for pending in link.pending.values():
+                _fail(pending, NotReady("the server is shutting down"))
+            link.socket.close()
+        self._context.term()
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """What the engines serve; None until one has loaded, warmed up and answers."""
+        return next((link.status.model for link in self._links if link.ready and link.status), None)
+
+    @property
+    def engines(self) -> list[dict[str, object]]:
+        """How each engine is, for the operator."""
+        return [
+            {
+                "ready": link.ready,
+                "device": link.status.model.device if link.status and link.status.model else None,
+                "images_pending": len(link.pending),
+            }
+            for link in self._links
+        ]
+
+    async def classify(self, question: Question) -> Classified:
+        """Raises NotReady, QueueFull, DeadlinePassed or EngineLost. Cancelling it withdraws the image."""
+        ready = [link for link in self._links if link.ready]
+        if not ready:
+            raise NotReady("no engine is ready; see /readyz", retry_after_s=_RETRY_AFTER_S)
+        link = min(ready, key=lambda candidate: len(candidate.pending))
+        assert link.status is not None
+        self._last_id += 1
+        submit = Submit(
+            id=self._last_id,
+            keep_ratio=question.keep_ratio,
+            criterion=question.criterion,
+            seed=question.seed,
+            top_k=question.top_k,
+            kept_patches=question.kept_patches,
+            deadline_s=question.deadline_s,
+        )
+        pending = _Pending(
+            submit,
+            np.ascontiguousarray(question.pixels).tobytes(),
+            asyncio.get_running_loop().create_future(),
+            link.status.incarnation,
+            time.monotonic() + question.deadline_s,
+        )
+        link.pending[submit.id] = pending
+        try:
+            async with asyncio.timeout(question.deadline_s):
+                await self._send(link, submit, pending.pixels)
+                return await pending.answered
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"no answer within the deadline of {question.deadline_s * 1000:.0f} ms"
+            ) from None
+        finally:
+            del link.pending[submit.id]
+            if not pending.answered.done() or pending.answered.cancelled():
+                await self._send(link, Cancel(id=submit.id))
+
+    async def _send(self, link: _Link, message: FromFrontEnd, *frames: bytes) -> None:
+        await link.socket.send_multipart([encode(message), *frames])
+
+    async def _ping(self, link: _Link) -> None:
+        while True:
+            await self._send(link, Ping())
+            await asyncio.sleep(_PING_EVERY_S)
+
+    async def _receive(self, link: _Link) -> None:
+        while True:
+            head, *frames = await link.socket.recv_multipart()
+            link.heard = time.monotonic()
+            try:
+                message = decode_from_engine(head)
+            except msgspec.DecodeError:
+                log.exception("an engine sent what is no message")
+                continue
+            match message:
+                case Status():
+                    link.status = message
+                    await self._send_again(link, message)
+                case Answer():
+                    pending = link.pending.get(message.id)
+                    if pending is not None and not pending.answered.done():
+                        kept = tuple(np.frombuffer(frame, "<u2") for frame in frames)
+                        pending.answered.set_result(Classified(message, kept))
+                case Refuse():
+                    if (pending := link.pending.get(message.id)) is not None:
+                        _fail(pending, _problem(message))
+
+    async def _send_again(self, link: _Link, status: Status) -> None:
+        """What an earlier incarnation of the engine took with it goes to this one."""
+        if status.model is None:
+            return
+        now = time.monotonic()
+        for pending in list(link.pending.values()):
+            if pending.incarnation == status.incarnation:
+                continue
+            if pending.sent >= _ENGINES_AN_IMAGE_MAY_OUTLIVE:
+                _fail(pending, EngineLost(f"{pending.sent} engines died while they had this image"))
+                continue
+            pending.incarnation = status.incarnation
+            pending.sent += 1
+            rest = msgspec.structs.replace(pending.submit, deadline_s=pending.given_up_at - now)
+            await self._send(link, rest, pending.pixels)
+
+
+def _fail(pending: _Pending, problem: Problem) -> None:
+    if not pending.answered.done():
+        pending.answered.set_exception(problem)
+
+
+def _problem(refusal: Refuse) -> Problem:
+    match refusal.reason:
+        case "queue-full":
+            return QueueFull("the engine's queue is full", retry_after_s=refusal.retry_after_s)
+        case "deadline-passed":
+            return DeadlinePassed("the deadline passed while the image was waiting")
+        case "not-ready":
+            return NotReady("the engine is still loading", retry_after_s=refusal.retry_after_s)
+        case "engine-fault":
+            return InternalFault("the engine failed on the batch with this image; see its log")

@@ -1,0 +1,303 @@
+"""The engine's main loop: ZeroMQ on one side, compute threads on the other, the scheduler between.
+
+One thread owns the socket and the scheduler. Compute threads take batches and hand back results; nothing
+is shared but two queues. What computes is behind `Backend`, so this module knows no torch.
+"""
+
+import logging
+import os
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from socket import socketpair
+from typing import Protocol
+
+import msgspec
+import zmq
+
+from app import metrics
+from app.engine.messages import (
+    Answer,
+    Cancel,
+    FromEngine,
+    ModelInfo,
+    Ping,
+    RefusalReason,
+    Refuse,
+    Status,
+    Submit,
+    decode_from_front_end,
+    encode,
+)
+from app.engine.scheduler import Batch, Entry, Limits, Scheduler
+from models.schedule import compute, macs
+
+log = logging.getLogger(__name__)
+
+_POLL_LIMIT_S = 0.5
+_RETRY_AFTER_S = 1.0
+
+Key = tuple[bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image on its way through the engine."""
+
+    submit: Submit
+    pixels: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a backend finds for one job: see models.classifier.Prediction. ``kept``: uint16 per stage."""
+
+    classes: list[int]
+    scores: list[float]
+    kept_counts: tuple[int, ...]
+    kept: tuple[bytes, ...]
+    compute: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is loaded and warmed up, and what the engine may do with it."""
+
+    info: ModelInfo
+    limits: Limits
+
+
+class Backend(Protocol):
+    """What computes. Called from compute threads only."""
+
+    def load(self) -> Loaded:
+        """Load and warm up; an exception ends the engine."""
+
+    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Result]:
+        """One result per job, in order."""
+
+    def memory_bytes(self) -> int:
+        """Memory in use on the device."""
+
+
+@dataclass(slots=True)
+class _Done:
+    batch: Batch
+    jobs: list[tuple[Key, Job]]
+    results: Sequence[Result] | None
+    started: float
+    ended: float
+
+
+class Engine:
+    """Answers front ends at ``address`` until `stop`; exits the process if the model cannot be loaded."""
+
+    def __init__(self, name: str, address: str, backend: Backend) -> None:
+        self.name = name
+        self._address = address
+        self._backend = backend
+        self._incarnation = uuid.uuid4().hex
+        self._context = zmq.Context()
+        self._loaded: Loaded | None = None
+        self._scheduler: Scheduler | None = None
+        self._jobs: dict[Key, Job] = {}
+        self._work: SimpleQueue[tuple[Batch, list[tuple[Key, Job]]] | None] = SimpleQueue()
+        self._news: SimpleQueue[Loaded | BaseException | _Done] = SimpleQueue()
+        self._woken, self._waker = socketpair()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finish what was accepted, then return from `run`. Safe in a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve. Raises what `Backend.load` raised."""
+        socket = self._context.socket(zmq.ROUTER)
+        # Never drop an answer because a front end reads slowly: the queue limit bounds what is under way.
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.LINGER, 2000)
+        socket.bind(self._address)
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(self._woken, zmq.POLLIN)
+        try:
+            while not (self._stopping and (self._scheduler is None or self._scheduler.idle)):
+                ready = dict(poller.poll(self._patience_ms()))
+                if self._woken.fileno() in ready:
+                    self._woken.recv(4096)
+                while not self._news.empty():
+                    self._handle_news(socket)
+                if socket in ready:
+                    self._receive_all(socket)
+                self._expire(socket)
+                self._start_batches()
+        finally:
+            socket.close()
+            self._context.term()
+
+    # --- front ends ---------------------------------------------------------------------------------
+    def _receive_all(self, socket: zmq.Socket[bytes]) -> None:
+        while True:
+            try:
+                sender, *frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = decode_from_front_end(frames[0])
+            except (msgspec.DecodeError, IndexError):
+                log.exception("a front end sent what is no message")
+                continue
+            match message:
+                case Ping():
+                    self._send(socket, sender, self._status())
+                case Cancel(id=image):
+                    if self._scheduler is not None and self._scheduler.cancel((sender, image)):
+                        del self._jobs[sender, image]
+                case Submit():
+                    self._submit(socket, sender, Job(message, frames[1]))
+
+    def _submit(self, socket: zmq.Socket[bytes], sender: bytes, job: Job) -> None:
+        key = (sender, job.submit.id)
+        if key in self._jobs:
+            return  # a front end that saw us restart sent it again, and the first one had arrived after all
+        if self._scheduler is None or self._loaded is None:
+            self._refuse(socket, key, "not-ready")
+            return
+        info = self._loaded.info
+        share = compute(info.architecture, info.stages, job.submit.keep_ratio)
+        tokens = round((info.architecture.patches + info.architecture.prefix_tokens) * share)
+        now = time.monotonic()
+        if self._scheduler.submit(Entry(key, max(1, tokens), now, now + job.submit.deadline_s)):
+            self._jobs[key] = job
+        else:
+            self._refuse(socket, key, "queue-full")
+
+    def _expire(self, socket: zmq.Socket[bytes]) -> None:
+        if self._scheduler is None:
+            return
+        for entry in self._scheduler.expire(time.monotonic()):
+            key: Key = entry.key  # type: ignore[assignment]
+            del self._jobs[key]
+            self._refuse(socket, key, "deadline-passed")
+
+    def _refuse(self, socket: zmq.Socket[bytes], key: Key, reason: RefusalReason) -> None:
+        self._send(socket, key[0], Refuse(id=key[1], reason=reason, retry_after_s=_RETRY_AFTER_S))
+
+    def _send(
+        self, socket: zmq.Socket[bytes], to: bytes, message: FromEngine, frames: Sequence[bytes] = ()
+    ) -> None:
+        socket.send_multipart([to, encode(message), *frames])
+
+    def _status(self) -> Status:
+        return Status(
+            incarnation=self._incarnation,
+            model=None if self._loaded is None else self._loaded.info,
+            waiting_tokens=0 if self._scheduler is None else self._scheduler.waiting_tokens,
+        )
+
+    def _patience_ms(self) -> int:
+        """How long to sleep at most: until the next deadline, and short enough to see a signal's flag."""
+        deadline = None if self._scheduler is None else self._scheduler.next_deadline()
+        wait = _POLL_LIMIT_S if deadline is None else min(_POLL_LIMIT_S, deadline - time.monotonic())
+        return max(0, round(wait * 1000))
+
+    # --- compute ------------------------------------------------------------------------------------
+    def _start_batches(self) -> None:
+        if self._scheduler is None:
+            return
+        while (batch := self._scheduler.next_batch()) is not None:
+            keys: list[Key] = [entry.key for entry in batch.entries]  # type: ignore[misc]
+            self._work.put((batch, [(key, self._jobs[key]) for key in keys]))
+        metrics.QUEUE_IMAGES.labels(self.name).set(self._scheduler.waiting_images)
+        metrics.QUEUE_TOKENS.labels(self.name).set(self._scheduler.waiting_tokens)
+
+    def _handle_news(self, socket: zmq.Socket[bytes]) -> None:
+        match self._news.get():
+            case Loaded() as loaded:
+                self._loaded = loaded
+                self._scheduler = Scheduler(loaded.limits)
+                for index in range(loaded.limits.streams):
+                    threading.Thread(target=self._stream, name=f"stream {index}", daemon=True).start()
+                log.info("%s is ready on %s in %s", loaded.info.name, loaded.info.device, loaded.info.dtype)
+            case BaseException() as error:
+                raise error
+            case _Done() as done:
+                self._finish(socket, done)
+
+    def _finish(self, socket: zmq.Socket[bytes], done: _Done) -> None:
+        assert self._scheduler is not None
+        assert self._loaded is not None
+        self._scheduler.finished(done.batch)
+        for key, _ in done.jobs:
+            del self._jobs[key]
+        if done.results is None:
+            for key, _ in done.jobs:
+                self._refuse(socket, key, "engine-fault")
+            return
+        for entry, (key, job), result in zip(done.batch.entries, done.jobs, done.results, strict=True):
+            answer = Answer(
+                id=job.submit.id,
+                classes=result.classes,
+                scores=result.scores,
+                kept_counts=result.kept_counts,
+                compute=result.compute,
+                queue_s=done.started - entry.arrived,
+                compute_s=done.ended - done.started,
+            )
+            self._send(socket, key[0], answer, result.kept)
+        self._measure(done, done.results)
+
+    def _measure(self, done: _Done, results: Sequence[Result]) -> None:
+        assert self._loaded is not None
+        info, limits = self._loaded.info, self._loaded.limits
+        ratios = [job.submit.keep_ratio for _, job in done.jobs]
+        metrics.BATCHES.labels("dense" if len(set(ratios)) == 1 else "ragged").inc()
+        metrics.BATCH_IMAGES.observe(len(results))
+        metrics.BATCH_TOKENS.observe(done.batch.tokens)
+        metrics.BATCH_FILL.observe(done.batch.tokens / limits.batch_tokens)
+        metrics.BATCH_SECONDS.observe(done.ended - done.started)
+        arch = info.architecture
+        unpruned = macs(arch, info.stages, (arch.patches,) * len(info.stages.blocks))
+        for ratio, result in zip(ratios, results, strict=True):
+            metrics.APPLIED_KEEP_RATIO.observe(ratio)
+            kept = result.kept_counts[-1] if result.kept_counts else arch.patches
+            metrics.PATCHES_KEPT.inc(kept)
+            metrics.PATCHES_PRUNED.inc(arch.patches - kept)
+            metrics.COMPUTE_UNPRUNED.inc(unpruned)
+            metrics.COMPUTE_SAVED.inc(unpruned * (1 - result.compute))
+        metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
+
+    def _load(self) -> None:
+        try:
+            self._report(self._backend.load())
+        except BaseException as error:
+            self._report(error)
+
+    def _stream(self) -> None:
+        """A compute thread. One that dies takes the process with it: health must not stay green."""
+        try:
+            while (work := self._work.get()) is not None:
+                batch, jobs = work
+                started = time.monotonic()
+                results: Sequence[Result] | None
+                try:
+                    results = self._backend.classify([job for _, job in jobs], batch.threads)
+                    if len(results) != len(jobs):
+                        raise RuntimeError(f"{len(jobs)} images went in, {len(results)} results came out")
+                except Exception:
+                    log.exception("a batch of %d images failed", len(jobs))
+                    results = None
+                self._report(_Done(batch, jobs, results, started, time.monotonic()))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _report(self, news: Loaded | BaseException | _Done) -> None:
+        self._news.put(news)
+        self._waker.send(b"!")

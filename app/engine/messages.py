@@ -1,0 +1,103 @@
+"""What a front end and an engine say to each other: msgpack frames over ZeroMQ, never pickle.
+
+A message is one encoded structure, followed by raw frames where it says so. Times are durations, so that
+neither side trusts the other's clock.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from models.schedule import Architecture, Criterion, Stages
+from models.transforms import InputSpec
+
+RefusalReason = Literal["not-ready", "queue-full", "deadline-passed", "engine-fault"]
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a front end must know of the model to prepare images and read answers."""
+
+    name: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    architecture: Architecture
+    stages: Stages
+    device: str
+    dtype: str
+
+
+# --- from the front end ------------------------------------------------------------------------------
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Classify one image. Followed by one frame: its uint8 pixels [height, width, 3]."""
+
+    id: int
+    keep_ratio: float
+    criterion: Criterion
+    seed: int
+    top_k: int
+    kept_patches: bool
+    deadline_s: float
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Nobody waits for this image any more."""
+
+    id: int
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Asks for a Status."""
+
+
+# --- from the engine ---------------------------------------------------------------------------------
+class Status(msgspec.Struct, frozen=True, tag=True):
+    """How the engine is. ``incarnation`` differs after every start of the process; ``model`` is there once
+    it is loaded and warmed up."""
+
+    incarnation: str
+    model: ModelInfo | None
+    waiting_tokens: int
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    """One classified image. Followed by a frame per stage with the kept patches as little-endian uint16,
+    if they were asked for."""
+
+    id: int
+    classes: list[int]
+    scores: list[float]
+    kept_counts: tuple[int, ...]
+    compute: float
+    queue_s: float
+    compute_s: float
+
+
+class Refuse(msgspec.Struct, frozen=True, tag=True):
+    """One image that will not be computed, and why."""
+
+    id: int
+    reason: RefusalReason
+    retry_after_s: float
+
+
+FromFrontEnd = Submit | Cancel | Ping
+FromEngine = Status | Answer | Refuse
+
+_encoder = msgspec.msgpack.Encoder()
+_from_front_end = msgspec.msgpack.Decoder(FromFrontEnd)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: FromFrontEnd | FromEngine) -> bytes:
+    """The message as one frame."""
+    return _encoder.encode(message)
+
+
+def decode_from_front_end(frame: bytes) -> FromFrontEnd:
+    """Raises msgspec.DecodeError for anything but a front end's message."""
+    return _from_front_end.decode(frame)
+
+
+def decode_from_engine(frame: bytes) -> FromEngine:
+    """Raises msgspec.DecodeError for anything but an engine's message."""
+    return _from_engine.decode(frame)

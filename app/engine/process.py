@@ -1,0 +1,157 @@
+"""The engine process: `python -m app.engine.process`, started by the supervisor.
+
+torch and the network are imported inside `run` only, after the threads' environment is set.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from setproctitle import setproctitle
+
+from app.engine.loop import Engine, Job, Loaded, Result
+from app.engine.messages import ModelInfo
+from app.engine.scheduler import Limits
+from app.lifeline import LOAD_FAILED, die_with_parent
+from app.logs import configure_logging
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArgs:
+    """What the supervisor tells an engine beside the settings."""
+
+    index: int
+    device: str
+    address: str
+
+
+def run(settings: Settings, args: EngineArgs) -> None:
+    """Load the model and serve it at the address until SIGTERM."""
+    # Idle OpenMP threads must not spin on cores that another stream or the front end could use.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    import torch
+
+    from models.classifier import Classifier, ImageRequest
+    from models.device import choose_device, choose_dtype, cores
+    from models.pruned_vit import Pruning, UnsupportedModelError, check_against_timm
+    from models.schedule import Stages
+    from models.zoo import ModelError, load
+
+    device = choose_device(args.device)
+    dtype = choose_dtype(device, settings.dtype)
+    on_cpu = device == "cpu"
+    threads = min(settings.threads or cores(), cores())
+    # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.
+    streams = min(settings.streams or threads, threads) if on_cpu else settings.streams or 2
+    limits = Limits(
+        batch_tokens=settings.max_batch_tokens or (4096 if on_cpu else 65536),
+        queue_images=settings.max_queue_images,
+        threads=threads if on_cpu else streams,
+        streams=streams,
+    )
+    name = f"{device}:0" if on_cpu else device
+    setproctitle(f"trimvit: engine {name}")
+
+    class TorchBackend:
+        """The pruned ViT on its device."""
+
+        classifier: Classifier
+
+        def load(self) -> Loaded:
+            torch.set_num_threads(threads)
+            loaded = load(
+                settings.model,
+                architecture=settings.architecture,
+                labels=None if settings.labels is None else tuple(settings.labels.read_text().splitlines()),
+                stages=None
+                if settings.stages is None and settings.rows is None
+                else Stages(tuple(block - 1 for block in settings.stages or ()), settings.rows or "cls"),
+            )
+            height, width = loaded.input.size
+            check_against_timm(loaded.model, torch.rand(1, 3, height, width))
+            self.classifier = Classifier(loaded.model, loaded.input, device, dtype)
+            self._warm_up(height, width)
+            return Loaded(
+                ModelInfo(
+                    name=loaded.name,
+                    labels=loaded.labels,
+                    input=loaded.input,
+                    architecture=loaded.model.arch,
+                    stages=loaded.model.stages,
+                    device=name,
+                    dtype=str(dtype).removeprefix("torch."),
+                ),
+                limits,
+            )
+
+        def _warm_up(self, height: int, width: int) -> None:
+            for ratios in ((1.0,), (0.5,), (0.9, 0.7, 0.5, 0.3)):
+                pixels = torch.zeros((len(ratios), height, width, 3), dtype=torch.uint8)
+                self.classifier.classify(pixels, [ImageRequest(Pruning(ratio)) for ratio in ratios])
+
+        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Result]:
+            # The number is kept per calling thread by OpenMP: each stream sets its own.
+            torch.set_num_threads(threads)
+            height, width = self.classifier.spec.size
+            pixels = np.stack([np.frombuffer(job.pixels, np.uint8).reshape(height, width, 3) for job in jobs])
+            requests = [
+                ImageRequest(
+                    Pruning(job.submit.keep_ratio, job.submit.criterion, job.submit.seed),
+                    job.submit.top_k,
+                    job.submit.kept_patches,
+                )
+                for job in jobs
+            ]
+            return [
+                Result(
+                    classes=prediction.classes.tolist(),
+                    scores=prediction.scores.tolist(),
+                    kept_counts=prediction.kept_counts,
+                    kept=tuple(stage.astype("<u2").tobytes() for stage in prediction.kept or ()),
+                    compute=prediction.compute,
+                )
+                for prediction in self.classifier.classify(torch.from_numpy(pixels), requests)
+            ]
+
+        def memory_bytes(self) -> int:
+            if on_cpu:
+                return _resident_bytes()
+            return torch.cuda.memory_allocated(device)
+
+    engine = Engine(name, args.address, TorchBackend())
+    signal.signal(signal.SIGTERM, lambda *_: engine.stop())
+    try:
+        engine.run()
+    except (ModelError, UnsupportedModelError, OSError) as error:
+        log.error("cannot load the model %s: %s", settings.model, error)
+        sys.exit(LOAD_FAILED)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Read what the supervisor passed in the environment, and run."""
+    settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
+    args = EngineArgs(
+        int(os.environ["TRIMVIT_ENGINE_INDEX"]),
+        os.environ["TRIMVIT_ENGINE_DEVICE"],
+        os.environ["TRIMVIT_ENGINE_ADDRESS"],
+    )
+    die_with_parent()
+    configure_logging(settings.log_level, f"engine {args.index}")
+    run(settings, args)
+
+
+if __name__ == "__main__":
+    main()

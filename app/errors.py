@@ -1,0 +1,126 @@
+"""Everything that can go wrong with a request: class = whose fault + status + what may be said of it.
+
+Sent as `application/problem+json` (RFC 9457). ``slug`` names the problem type for programs; ``detail`` is
+for people and says what was wrong and what is allowed.
+"""
+
+import math
+from typing import ClassVar
+
+
+class Problem(Exception):
+    """A request that ends in an error answer. Subclasses say which."""
+
+    status: ClassVar[int]
+    slug: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None, image: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.image = image
+
+    def to_dict(self) -> dict[str, object]:
+        """The members of the problem document; ``image`` is the place of the image at fault."""
+        document: dict[str, object] = {
+            "type": f"urn:trimvit:problem:{self.slug}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.image is not None:
+            document["image"] = self.image
+        return document
+
+    def headers(self) -> dict[str, str]:
+        """Headers that go with the answer."""
+        if self.retry_after_s is None:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class ClientProblem(Problem):
+    """The request is at fault; sending it again unchanged will fail again."""
+
+
+class UnreadableRequest(ClientProblem):
+    """The body is not what its Content-Type says."""
+
+    status, slug, title = 400, "unreadable-request", "The request cannot be read"
+
+
+class NotFound(ClientProblem):
+    """No such path."""
+
+    status, slug, title = 404, "not-found", "There is nothing here"
+
+
+class MethodNotAllowed(ClientProblem):
+    """The path does not take this method."""
+
+    status, slug, title = 405, "method-not-allowed", "The path does not take this method"
+
+
+class TooLarge(ClientProblem):
+    """More bytes, pixels or images than the limits allow."""
+
+    status, slug, title = 413, "too-large", "The request is too large"
+
+
+class UnsupportedMediaType(ClientProblem):
+    """The Content-Type, or the image's own format, is not one that is taken."""
+
+    status, slug, title = 415, "unsupported-media-type", "The content type is not supported"
+
+
+class InvalidValue(ClientProblem):
+    """An option is unknown or out of range."""
+
+    status, slug, title = 422, "invalid-value", "A value is not allowed"
+
+
+class UndecodableImage(ClientProblem):
+    """The bytes are not a complete, sound image."""
+
+    status, slug, title = 422, "undecodable-image", "The image cannot be decoded"
+
+
+class ServerProblem(Problem):
+    """The server cannot do it now; the same request may succeed later."""
+
+
+class QueueFull(ServerProblem):
+    """More images are waiting than the queue holds."""
+
+    status, slug, title = 429, "queue-full", "Too many images are waiting"
+
+
+class NotReady(ServerProblem):
+    """No engine has a model loaded and answers."""
+
+    status, slug, title = 503, "not-ready", "The server is not ready"
+
+
+class Draining(ServerProblem):
+    """The server is shutting down."""
+
+    status, slug, title = 503, "draining", "The server is shutting down"
+
+
+class EngineLost(ServerProblem):
+    """The engine died while it had the request, twice."""
+
+    status, slug, title = 503, "engine-lost", "The engine was lost while it worked on the request"
+
+
+class DeadlinePassed(ServerProblem):
+    """The answer would have come too late."""
+
+    status, slug, title = 504, "deadline-passed", "The deadline has passed"
+
+
+class InternalFault(ServerProblem):
+    """A bug of ours; the log has the traceback under the request id."""
+
+    status, slug, title = 500, "internal-fault", "Something went wrong in the server"

@@ -1,0 +1,1 @@
+"""The HTTP side: routes by audience, and what they share."""

@@ -1,0 +1,94 @@
+"""Engine answers -> the JSON of /v1/classify."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+from PIL import Image
+
+from app.engine.client import Classified
+from app.engine.messages import ModelInfo
+from app.http.schemas import MaskFormat
+from models.schedule import Criterion
+
+_DIMMED = 0.25  # brightness of a pruned patch in a mask picture
+
+
+def image_result(
+    classified: Classified,
+    model: ModelInfo,
+    *,
+    keep_ratio: float,
+    criterion: Criterion,
+    mask: MaskFormat,
+    every_stage: bool,
+    pixels: UInt8[np.ndarray, "height width 3"],
+) -> dict[str, Any]:
+    """One ImageResult of the schemas, as plain data."""
+    answer = classified.answer
+    total = model.architecture.patches
+    result: dict[str, Any] = {
+        "labels": [
+            {"index": index, "label": model.labels[index], "score": score}
+            for index, score in zip(answer.classes, answer.scores, strict=True)
+        ],
+        "keep_ratio": keep_ratio,
+        "criterion": criterion,
+        "patches": {
+            "total": total,
+            "kept": answer.kept_counts[-1] if answer.kept_counts else total,
+            "per_stage": list(answer.kept_counts),
+            "grid": list(model.architecture.grid),
+        },
+        "compute": round(answer.compute, 6),
+    }
+    if mask != "none":
+        stages = list(zip(model.stages.blocks, classified.kept, strict=True))
+        result["mask"] = [
+            {"block": block + 1, mask: _render(mask, kept, model.architecture.grid, pixels)}
+            for block, kept in (stages if every_stage else stages[-1:])
+        ]
+    return result
+
+
+def _render(
+    mask: MaskFormat,
+    kept: UInt16[np.ndarray, " kept"],
+    grid: tuple[int, int],
+    pixels: UInt8[np.ndarray, "height width 3"],
+) -> list[int] | list[list[int]] | str:
+    if mask == "indices":
+        return kept.tolist()
+    cells = np.zeros(grid, np.uint8)
+    cells.flat[kept] = 1
+    if mask == "grid":
+        rows: list[list[int]] = cells.tolist()
+        return rows
+    return base64.b64encode(mask_picture(cells, pixels)).decode()
+
+
+def mask_picture(
+    cells: UInt8[np.ndarray, "rows columns"], pixels: UInt8[np.ndarray, "height width 3"]
+) -> bytes:
+    """A PNG of what the model saw, with every patch whose cell is 0 dimmed."""
+    height, width, _ = pixels.shape
+    # Patch borders by proportion: right for a grid that does not divide the picture evenly too.
+    rows = np.arange(height) * cells.shape[0] // height
+    columns = np.arange(width) * cells.shape[1] // width
+    brightness = np.where(cells[np.ix_(rows, columns)] == 1, 1.0, _DIMMED)[..., np.newaxis]
+    buffer = io.BytesIO()
+    Image.fromarray((pixels * brightness).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def server_timing(timings_ms: dict[str, float]) -> str:
+    """The value of a Server-Timing header (W3C Server Timing, section 4)."""
+    return ", ".join(f"{phase};dur={duration:.3f}" for phase, duration in timings_ms.items())
+
+
+def longest(durations_s: Sequence[float]) -> float:
+    """Milliseconds of the longest."""
+    return round(max(durations_s) * 1000, 3)

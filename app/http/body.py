@@ -1,0 +1,206 @@
+"""A request's body -> encoded images, each with its options. Nothing is decoded here."""
+
+import base64
+import binascii
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
+from app.http.schemas import ImageOptions
+
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+RAW = "application/octet-stream"
+CURLS_DEFAULT = "application/x-www-form-urlencoded"  # what curl --data-binary says of any bytes
+_WAYS_TO_CHOOSE = ("keep_ratio", "compute")
+_OPTIONS = ", ".join(ImageOptions.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """One image as it came, and what is asked of it."""
+
+    data: bytes
+    options: ImageOptions
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What one request may carry."""
+
+    bytes: int
+    images: int
+
+
+async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage]:
+    """The images of a request: the raw body, the files of a form, or base64 in JSON.
+
+    Options come from the query, for all images; a form's fields or JSON's top level go before them, and an
+    image's own before those. Raises UnreadableRequest, TooLarge, UnsupportedMediaType or InvalidValue.
+    """
+    kind = request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
+    common: dict[str, Any] = _single_values(request.query_params.multi_items())
+    if kind == MULTIPART:
+        pairs = await _from_form(request, limits, common)
+    elif kind == JSON:
+        pairs = _from_json(await _read(request, limits), common)
+    elif kind in (RAW, CURLS_DEFAULT) or kind.startswith("image/"):
+        pairs = [(await _read(request, limits), common)]
+    else:
+        raise UnsupportedMediaType(
+            f"the Content-Type is {kind!r}; allowed are image/*, {RAW}, {MULTIPART} and {JSON}"
+        )
+    if not pairs:
+        raise UnreadableRequest("the request has no image")
+    if len(pairs) > limits.images:
+        raise TooLarge(f"the request has {len(pairs)} images; at most {limits.images} are allowed")
+    return [EncodedImage(data, _options(values, index)) for index, (data, values) in enumerate(pairs)]
+
+
+Pairs = list[tuple[bytes, dict[str, Any]]]
+
+
+async def _read(request: Request, limits: BodyLimits) -> bytes:
+    """The whole body, unless it is larger than allowed."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limits.bytes:
+        raise _body_too_large(int(declared), limits)
+    chunks, size = [], 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limits.bytes:
+                raise _body_too_large(size, limits)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise UnreadableRequest("the client went away before the body was complete") from None
+    return b"".join(chunks)
+
+
+def _body_too_large(size: int, limits: BodyLimits) -> Problem:
+    return TooLarge(f"the body has {size} bytes or more; at most {limits.bytes} are allowed")
+
+
+async def _from_form(request: Request, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
+    body = await _read(request, limits)
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    parser = MultiPartParser(
+        request.headers,
+        stream(),  # type: ignore[arg-type]
+        max_files=limits.images + 1,
+        max_fields=len(ImageOptions.model_fields) + 1,
+        max_part_size=limits.bytes,
+    )
+    # The body is in memory already and its size is limited; the parser need not spool parts to disk.
+    parser.spool_max_size = limits.bytes
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        message = getattr(error, "message", None) or str(error)
+        if "Too many files" in message:
+            raise TooLarge(f"the form has more than {limits.images} images") from error
+        raise UnreadableRequest(f"the form cannot be read: {message}") from error
+    try:
+        files = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        fields = _single_values([(name, part) for name, part in form.multi_items() if isinstance(part, str)])
+    finally:
+        await form.close()
+    each = _options_of_each(fields.pop("options", None), len(files))
+    return [(data, _merged(common, fields, own)) for data, own in zip(files, each, strict=True)]
+
+
+def _options_of_each(text: str | None, images: int) -> Sequence[Mapping[str, Any]]:
+    """The form's `options` field: a JSON object for all images, or a list with one object per image."""
+    if text is None:
+        return [{}] * images
+    value = _parse_json(text.encode(), "the form field 'options'")
+    if isinstance(value, dict):
+        return [value] * images
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        if len(value) != images:
+            raise InvalidValue(f"'options' lists {len(value)} objects, but the form has {images} images")
+        return value
+    raise InvalidValue("the form field 'options' must be a JSON object or a list of objects, one per image")
+
+
+def _from_json(body: bytes, common: dict[str, Any]) -> Pairs:
+    document = _parse_json(body, "the body")
+    if not isinstance(document, dict):
+        raise UnreadableRequest("the JSON body must be an object with 'image' or 'images'")
+    if ("image" in document) == ("images" in document):
+        raise InvalidValue("the JSON body must have either 'image' or 'images'")
+    images = document.pop("images", None)
+    if images is None:
+        images = [{"image": document.pop("image")}]
+    if not isinstance(images, list) or not all(isinstance(item, dict) for item in images):
+        raise InvalidValue("'images' must be a list of objects, each with 'image' and options of its own")
+    pairs: Pairs = []
+    for index, item in enumerate(images):
+        own = dict(item)
+        data = _from_base64(own.pop("image", None), index)
+        pairs.append((data, _merged(common, document, own)))
+    return pairs
+
+
+def _from_base64(text: object, index: int) -> bytes:
+    if not isinstance(text, str):
+        raise InvalidValue("'image' must be a string in base64", image=index)
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UnreadableRequest(f"'image' is not base64: {error}", image=index) from error
+
+
+def _parse_json(text: bytes, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableRequest(f"{what} is not JSON: {error}") from error
+
+
+def _single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in items:
+        if name in values:
+            raise InvalidValue(f"{name!r} is given more than once")
+        values[name] = value
+    return values
+
+
+def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers go before earlier ones; a choice of keep_ratio or compute replaces either."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if any(layer.get(name) is not None for name in _WAYS_TO_CHOOSE):
+            for name in _WAYS_TO_CHOOSE:
+                merged.pop(name, None)
+        merged.update(layer)
+    return merged
+
+
+def _options(values: Mapping[str, Any], index: int) -> ImageOptions:
+    try:
+        return ImageOptions.model_validate(values)
+    except ValidationError as error:
+        raise InvalidValue("; ".join(_said(fault) for fault in error.errors()), image=index) from error
+
+
+def _said(fault: Mapping[str, Any]) -> str:
+    """One validation error in words, with what was given."""
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"there is no option {name!r}; options are {_OPTIONS}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}, got {fault['input']!r}"[:300] if name else message

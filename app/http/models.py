@@ -1,0 +1,46 @@
+"""GET /v1/models: what is served, and what may be asked of it."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.errors import NotReady
+from app.http.classify import PROBLEMS, Engines
+from app.http.schemas import InputInfo, ModelDescription, ModelList
+from app.settings import Settings
+from models.schedule import CRITERIA
+
+
+def models_router(settings: Settings, engines: Engines) -> APIRouter:
+    """The route, describing the model of these engines."""
+    router = APIRouter(tags=["models"])
+    not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
+
+    @router.get("/v1/models", responses=not_ready, summary="Models, their labels and their defaults")
+    async def models() -> ModelList:
+        model = engines.model
+        if model is None:
+            raise NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
+        height, width = model.input.size
+        description = ModelDescription(
+            name=model.name,
+            labels=list(model.labels),
+            input=InputInfo(
+                height=height,
+                width=width,
+                interpolation=model.input.interpolation,
+                crop=model.input.crop,
+                crop_share=model.input.crop_share,
+            ),
+            patches=model.architecture.patches,
+            grid=model.architecture.grid,
+            stages=[block + 1 for block in model.stages.blocks],
+            criteria=list(CRITERIA),
+            default_keep_ratio=settings.default_keep_ratio,
+            default_criterion=settings.default_criterion,
+            device=model.device,
+            dtype=model.dtype,
+        )
+        return ModelList(models=[description])
+
+    return router

@@ -1,0 +1,36 @@
+"""What an operator and an orchestrator ask: alive, ready, metrics."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from app import metrics
+from app.http.classify import Engines
+
+
+def operations_router(engines: Engines) -> APIRouter:
+    """Probes and metrics for a front end of these engines."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/livez", summary="The HTTP process runs")
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get(
+        "/readyz",
+        summary="An engine has loaded, warmed up and answers",
+        responses={503: {"description": "Not ready."}},
+    )
+    async def readyz() -> JSONResponse:
+        ready = engines.model is not None
+        return JSONResponse(
+            {"status": "ready" if ready else "not ready", "engines": engines.engines},
+            status_code=200 if ready else 503,
+            headers={} if ready else {"Retry-After": "1"},
+        )
+
+    @router.get("/metrics", summary="Prometheus metrics of all processes", response_class=Response)
+    def prometheus() -> Response:
+        page, content_type = metrics.exposition()
+        return Response(page, media_type=content_type)
+
+    return router

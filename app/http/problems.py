@@ -1,0 +1,60 @@
+"""Every error answer, as application/problem+json (RFC 9457)."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app import metrics
+from app.errors import InternalFault, InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer for a problem, counted."""
+    metrics.REFUSALS.labels(problem.slug).inc()
+    return JSONResponse(
+        problem.to_dict(),
+        status_code=problem.status,
+        media_type=MEDIA_TYPE,
+        headers={**(headers or {}), **problem.headers()},
+    )
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Answer our own problems, the framework's errors and unforeseen exceptions alike."""
+
+    @app.exception_handler(Problem)
+    async def ours(_: Request, problem: Problem) -> JSONResponse:
+        return problem_response(problem)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return problem_response(InvalidValue(str(error.errors()[0]["msg"])))
+
+    @app.exception_handler(HTTPException)
+    async def frameworks(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        problem: Problem
+        if error.status_code == 404:
+            problem = NotFound(f"there is no {request.url.path}; see /docs")
+        elif error.status_code == 405:
+            problem = MethodNotAllowed(
+                f"{request.url.path} takes {headers.get('Allow', 'other methods')}, not {request.method}"
+            )
+        else:
+            problem = UnreadableRequest(str(error.detail))
+        return problem_response(problem, headers)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        request_id = request.scope.get("state", {}).get("request_id", "unknown")
+        log.error("request %s failed", request_id, exc_info=error)
+        return problem_response(
+            InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
+        )

@@ -1,0 +1,21 @@
+"""What the supervisor and its children agree on: how a child ends."""
+
+import ctypes
+import os
+import signal
+import sys
+
+LOAD_FAILED = 78  # exit code EX_CONFIG of sysexits.h: starting again will not help
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies. On Linux only; elsewhere nothing happens."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() == 1:  # the parent died before the call took effect
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,98 @@
+"""Every metric of the service, in one place.
+
+With several processes each one writes to files of its own in PROMETHEUS_MULTIPROC_DIR, named after its
+fixed slot (``http-0``, ``engine-0``, ``supervisor``) rather than its process id: a restarted process goes
+on with its predecessor's counters, and the files do not grow in number. The supervisor wipes them at its
+start. Any HTTP process answers for all.
+"""
+
+import os
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    values,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+SLOT_VARIABLE = "TRIMVIT_METRICS_SLOT"
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+if SLOT_VARIABLE in os.environ:
+    _slot = os.environ[SLOT_VARIABLE]
+    values.ValueClass = values.MultiProcessValue(lambda: _slot)
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SHARES = tuple(step / 10 for step in range(1, 11))
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = tuple(2**power for power in range(6, 18))
+
+# --- the front end -----------------------------------------------------------------------------------
+REQUESTS = Counter("trimvit_requests", "HTTP requests answered.", ["route", "method", "status"])
+REQUEST_SECONDS = Histogram(
+    "trimvit_request_seconds", "From the request's first byte to its answer.", ["route"], buckets=_SECONDS
+)
+PHASE_SECONDS = Histogram(
+    "trimvit_phase_seconds",
+    "Time one image spent in a phase: decode, queue, compute, total.",
+    ["phase"],
+    buckets=_SECONDS,
+)
+IMAGES = Counter("trimvit_images", "Images by how they ended: answered, or the problem's type.", ["outcome"])
+REQUESTED_KEEP_RATIO = Histogram(
+    "trimvit_requested_keep_ratio", "Keep ratio an image asked for.", buckets=_SHARES
+)
+REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])
+
+# --- the engine --------------------------------------------------------------------------------------
+APPLIED_KEEP_RATIO = Histogram(
+    "trimvit_applied_keep_ratio", "Keep ratio an image was computed with.", buckets=_SHARES
+)
+PATCHES_KEPT = Counter("trimvit_patches_kept", "Patches left after the last stage.")
+PATCHES_PRUNED = Counter("trimvit_patches_pruned", "Patches dropped over all stages.")
+COMPUTE_UNPRUNED = Counter(
+    "trimvit_compute_unpruned_macs", "Multiply-accumulates that the answered images cost without pruning."
+)
+COMPUTE_SAVED = Counter("trimvit_compute_saved_macs", "Multiply-accumulates that pruning saved.")
+BATCHES = Counter(
+    "trimvit_batches", "Batches computed, by form: dense (one common ratio) or ragged.", ["form"]
+)
+BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_COUNTS)
+BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)
+BATCH_FILL = Histogram("trimvit_batch_fill", "Share of the token budget that a batch used.", buckets=_SHARES)
+BATCH_SECONDS = Histogram("trimvit_batch_seconds", "Time to compute a batch.", buckets=_SECONDS)
+QUEUE_IMAGES = Gauge(
+    "trimvit_queue_images", "Images waiting for a batch.", ["engine"], multiprocess_mode="mostrecent"
+)
+QUEUE_TOKENS = Gauge(
+    "trimvit_queue_tokens",
+    "Tokens waiting for a batch, weighted by cost.",
+    ["engine"],
+    multiprocess_mode="mostrecent",
+)
+DEVICE_MEMORY = Gauge(
+    "trimvit_device_memory_bytes",
+    "Memory in use: the GPU's as PyTorch allocated it, or the engine process's resident memory on a CPU.",
+    ["engine"],
+    multiprocess_mode="mostrecent",
+)
+
+# --- the supervisor ----------------------------------------------------------------------------------
+ENGINE_UP = Gauge(
+    "trimvit_engine_up", "1 while the engine process runs.", ["engine"], multiprocess_mode="mostrecent"
+)
+RESTARTS = Counter("trimvit_restarts", "Processes started again after they died.", ["process"])
+
+
+def exposition() -> tuple[bytes, str]:
+    """The metrics page of all processes, and its content type."""
+    if FOLDER_VARIABLE not in os.environ:
+        return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return generate_latest(registry), CONTENT_TYPE_LATEST

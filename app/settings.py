@@ -1,0 +1,76 @@
+"""Every setting of the server: a flag of `trimvit serve`, and TRIMVIT_<NAME> in the environment."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.schedule import Criterion, Rows
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+BUNDLED_MODEL = "trimvit-small-imagenette"
+
+
+class Settings(BaseSettings):
+    """Serve a vision transformer that prunes its patches; each request chooses its keep ratio."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIMVIT_", extra="forbid", frozen=True)
+
+    model: str = Field(
+        BUNDLED_MODEL,
+        description="Bundled name, timm name (weights from the hub), hf-hub:OWNER/NAME, or a .safetensors "
+        "or .pth file. The bundled model knows ten classes; deit_small_patch16_224.fb_in1k knows a thousand.",
+    )
+    architecture: str | None = Field(
+        None, description="timm architecture of a checkpoint file that does not name its own."
+    )
+    labels: Path | None = Field(None, description="Text file with one label a line, in class order.")
+    stages: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, description="Blocks that prune, counted from 1. Default: the checkpoint's, else 4, 7, 10 of 12."
+    )
+    rows: Rows | None = Field(
+        None,
+        description="Attention rows that decide. Default: the checkpoint's, else CLS where there is one.",
+    )
+
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$",
+        description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one engine each.",
+    )
+    dtype: Dtype = Field("auto", description="auto: bfloat16 where the device computes in it, else float32.")
+    threads: int = Field(
+        0, ge=0, description="Compute threads of an engine. 0: as many as cores; never more."
+    )
+    streams: int = Field(
+        0, ge=0, description="Batches an engine computes at once. 0: one per thread on a CPU, one on a GPU."
+    )
+    max_batch_tokens: int = Field(
+        0, ge=0, description="Tokens of a batch, weighted by their cost. 0: 4096 on a CPU, 65536 on a GPU."
+    )
+    max_queue_images: int = Field(
+        1024, ge=1, description="Images an engine lets wait; beyond them it answers 429."
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    http_workers: int = Field(1, ge=1, le=64, description="HTTP processes.")
+    decode_threads: int = Field(2, ge=1, le=64, description="Threads that decode images, per HTTP process.")
+    max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
+    max_image_pixels: int = Field(64_000_000, ge=1, description="Pixels of an image, before it is resized.")
+    max_images_per_request: int = Field(64, ge=1, description="Images in one request.")
+    default_keep_ratio: float = Field(
+        1.0, gt=0, le=1, description="Ratio of images that ask for none. 1 prunes nothing."
+    )
+    default_criterion: Criterion = Field("variance", description="Criterion of images that ask for none.")
+    default_deadline_ms: int = Field(
+        30_000, ge=1, description="Time after which a request without deadline_ms is given up, with 504."
+    )
+
+    shutdown_grace_s: float = Field(
+        30.0, ge=0, description="Time for accepted requests to finish on SIGTERM."
+    )
+    log_level: LogLevel = "info"

@@ -1,0 +1,42 @@
+"""What `trimvit train` and `trimvit evaluate` do with their settings; each gives back an exit code."""
+
+import json
+import sys
+from dataclasses import asdict
+
+from models.device import choose_device
+from models.pruned_vit import UnsupportedModelError
+from models.training.config import EvaluateConfig, TrainConfig
+from models.training.evaluate import evaluate as run_evaluation
+from models.training.evaluate import table
+from models.training.fine_tune import ResumeError, fine_tune
+from models.zoo import ModelError
+
+_FORESEEN = (ModelError, UnsupportedModelError, ResumeError, OSError, ValueError)
+
+
+def train(config: TrainConfig) -> int:
+    """Fine-tune, resuming what the output folder holds."""
+    try:
+        report = fine_tune(config, choose_device("auto"))
+    except _FORESEEN as error:
+        print(f"trimvit train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from {config.output}", file=sys.stderr)
+        return 130
+    print(f"{report.steps} steps in {report.seconds:.0f} s; the model is {report.checkpoint}")
+    return 0
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Evaluate and print the table."""
+    try:
+        rows = run_evaluation(config)
+    except _FORESEEN as error:
+        print(f"trimvit evaluate: {error}", file=sys.stderr)
+        return 1
+    print(f"{config.model} on {rows[0].images} images of {config.data}\n\n{table(rows)}")
+    if config.output is not None:
+        config.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
