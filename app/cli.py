@@ -97,3 +97,7 @@ def _usage() -> str:
     commands = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
     hint = "'trimvit COMMAND --help' lists the options of one."
     return f"usage: trimvit COMMAND [options]\n\ncommands:\n{commands}\n\n{hint}"
+
+
+if __name__ == "__main__":
+    main()

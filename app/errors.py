@@ -102,12 +102,6 @@ class NotReady(ServerProblem):
     status, slug, title = 503, "not-ready", "The server is not ready"
 
 
-class Draining(ServerProblem):
-    """The server is shutting down."""
-
-    status, slug, title = 503, "draining", "The server is shutting down"
-
-
 class EngineLost(ServerProblem):
     """The engine died while it had the request, twice."""
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from app.engine.client import EngineClient
 from app.http.classify import Engines, classify_router
@@ -32,7 +33,8 @@ def create_app(settings: Settings, engines: Engines) -> FastAPI:
             await engines.close()
         decoders.shutdown(wait=False)
 
-    app = FastAPI(
+    # /docs loads its page from this server, not from another host.
+    app = FastAPIOffline(
         title="TrimViT",
         version=version("trimvit"),
         description=_DESCRIPTION,

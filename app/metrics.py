@@ -69,6 +69,12 @@ BATCH_SECONDS = Histogram("trimvit_batch_seconds", "Time to compute a batch.", b
 QUEUE_IMAGES = Gauge(
     "trimvit_queue_images", "Images waiting for a batch.", ["engine"], multiprocess_mode="mostrecent"
 )
+QUEUE_LIMIT = Gauge(
+    "trimvit_queue_limit_images",
+    "Images that may wait before more are refused.",
+    ["engine"],
+    multiprocess_mode="mostrecent",
+)
 QUEUE_TOKENS = Gauge(
     "trimvit_queue_tokens",
     "Tokens waiting for a batch, weighted by cost.",

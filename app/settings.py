@@ -73,4 +73,4 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         30.0, ge=0, description="Time for accepted requests to finish on SIGTERM."
     )
-    log_level: LogLevel = "info"
+    log_level: LogLevel = Field("info", description="debug logs a line per request.")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-from app.lifeline import LOAD_FAILED
+from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Supervisor:
             log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
             keepers = [asyncio.create_task(self._keep_running(child)) for child in self._children]
             await self._stopping.wait()
+            listener.close()  # with the front ends' copies gone too, the port refuses new connections
             drained = await self._drain(fronts, engines)
             await asyncio.gather(*keepers)
             if self._failed is not None:
@@ -121,6 +122,7 @@ class Supervisor:
 
         is_engine = child.name.startswith("engine")
         deaths = 0
+        metrics.RESTARTS.labels(child.name)  # there from the start, so that the first restart shows as a rise
         while not self._stopping.is_set():
             child.process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -129,6 +131,7 @@ class Supervisor:
                 env={
                     **os.environ,
                     **child.environment,
+                    SUPERVISOR_VARIABLE: str(os.getpid()),
                     "TRIMVIT_METRICS_SLOT": child.name,
                     "TRIMVIT_SETTINGS": self.settings.model_dump_json(),
                 },

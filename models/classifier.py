@@ -34,7 +34,7 @@ class Prediction:
     classes: Int[np.ndarray, " top_k"]
     scores: Float[np.ndarray, " top_k"]
     kept_counts: tuple[int, ...]
-    kept: tuple[Int[np.ndarray, " kept"], ...] | None
+    kept: tuple[Int[np.ndarray, " _"], ...] | None
     compute: float
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from timm.layers import Attention, PatchEmbed
+from timm.layers import Attention, GluMlp, Mlp, PatchEmbed, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Output:
     of the patches left after stage s."""
 
     logits: Float[Tensor, "B classes"]
-    kept: tuple[tuple[Int[Tensor, " kept"], ...], ...]
+    kept: tuple[tuple[Int[Tensor, " _"], ...], ...]
 
 
 @dataclass(slots=True)
@@ -64,14 +64,15 @@ class _State:
 
 
 class PrunedViT(nn.Module):
-    """A timm ViT whose every image chooses its own keep ratio and criterion.
+    """A timm ViT whose every image chooses its own keep ratio and criterion; in the mode that the ViT is in.
 
     Raises UnsupportedModelError for a model it does not know how to prune.
     """
 
-    def __init__(self, vit: VisionTransformer, stages: Stages | None = None) -> None:
+    def __init__(self, vit: nn.Module, stages: Stages | None = None) -> None:
         super().__init__()
         _refuse_unknown(vit)
+        assert isinstance(vit, VisionTransformer)
         rows: Rows = "cls" if vit.cls_token is not None else "all"
         stages = (stages or default_stages(len(vit.blocks), rows)).fitting(len(vit.blocks))
         if stages.rows == "cls" and vit.cls_token is None:
@@ -81,6 +82,7 @@ class PrunedViT(nn.Module):
         self.vit = vit
         self.stages = stages
         self.arch = architecture_of(vit)
+        self.train(vit.training)
 
     def forward(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
         """Classify normalised ``pixels``; ``prunings`` has one entry per image."""
@@ -213,12 +215,14 @@ class PrunedViT(nn.Module):
 
     def _head(self, state: _State) -> Tensor:
         vit = self.vit
-        if vit.global_pool == "token" and vit.attn_pool is None:
-            # The head reads prefix tokens only: all images in one call, whatever their lengths.
-            prefix = [run.dense(state.rows)[:, : self.arch.prefix_tokens] for run in state.packing.runs]
+        runs = state.packing.runs
+        if len(runs) > 1 and vit.global_pool == "token" and vit.attn_pool is None:
+            # The head reads prefix tokens only: all images in one call, whatever their lengths. (With one
+            # length, timm's strides are kept: for some widths the last bits of the product hang on them.)
+            prefix = [run.dense(state.rows)[:, : self.arch.prefix_tokens] for run in runs]
             return vit.forward_head(vit.norm(torch.cat(prefix)))
         normed = vit.norm(state.rows)
-        return torch.cat([vit.forward_head(run.dense(normed)) for run in state.packing.runs])
+        return torch.cat([vit.forward_head(run.dense(normed)) for run in runs])
 
 
 def _heads(attn: Attention, qkv: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,7 +262,8 @@ def architecture_of(vit: VisionTransformer) -> Architecture:
     return Architecture(
         depth=len(vit.blocks),
         dim=vit.embed_dim,
-        mlp_dim=vit.blocks[0].mlp.fc1.out_features,
+        # A gated MLP has more than two matrices, or two of unequal size: count its weights, two per unit.
+        mlp_dim=sum(p.numel() for p in vit.blocks[0].mlp.parameters() if p.ndim == 2) // (2 * vit.embed_dim),
         grid=tuple(vit.patch_embed.grid_size),
         prefix_tokens=vit.num_prefix_tokens,
         patch_inputs=projection.weight[0].numel(),
@@ -266,9 +271,12 @@ def architecture_of(vit: VisionTransformer) -> Architecture:
     )
 
 
-def _refuse_unknown(vit: VisionTransformer) -> None:
+def _refuse_unknown(vit: nn.Module) -> None:
     """An allow-list by exact class: a subclass may do anything in its own forward."""
-    if type(vit) not in (VisionTransformer, VisionTransformerDistilled):
+    if not isinstance(vit, VisionTransformer) or type(vit) not in (
+        VisionTransformer,
+        VisionTransformerDistilled,
+    ):
         raise UnsupportedModelError(f"its class is {type(vit).__name__}")
     if type(vit.patch_embed) is not PatchEmbed:
         raise UnsupportedModelError(f"its patch embedding is {type(vit.patch_embed).__name__}")
@@ -276,11 +284,15 @@ def _refuse_unknown(vit: VisionTransformer) -> None:
         raise UnsupportedModelError("it takes images of any size (dynamic_img_size)")
     if not isinstance(vit.patch_drop, nn.Identity):
         raise UnsupportedModelError("it drops patches at random while training (patch_drop_rate)")
+    if not vit.global_pool:
+        raise UnsupportedModelError("it answers for each token, not for the image (global_pool='')")
     for block in vit.blocks:
         if type(block) is not Block:
             raise UnsupportedModelError(f"it has blocks of class {type(block).__name__}")
         if type(block.attn) is not Attention:
             raise UnsupportedModelError(f"it has attention of class {type(block.attn).__name__}")
+        if type(block.mlp) not in (Mlp, GluMlp, SwiGLU):
+            raise UnsupportedModelError(f"it has MLPs of class {type(block.mlp).__name__}")
         if block.attn.fused_attn != vit.blocks[0].attn.fused_attn:
             raise UnsupportedModelError("its blocks use different attention kernels")
 

@@ -43,7 +43,7 @@ class Packing:
         """The images grouped by length, in packed order."""
         return tuple(runs_of(self.lengths, self.lengths))
 
-    def pack(self, parts: Sequence[Float[Tensor, "images tokens D"]]) -> Float[Tensor, "*rows D"]:
+    def pack(self, parts: Sequence[Float[Tensor, "_images _tokens D"]]) -> Float[Tensor, "*rows D"]:
         """The runs' dense parts as the rows of the whole batch."""
         return parts[0] if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
 

@@ -38,8 +38,8 @@ _TRANSPARENCY_BACKGROUND = (255, 255, 255, 255)
 class InputSpec:
     """What a checkpoint was trained to see. ``mean`` and ``std`` are per RGB channel, of values in 0..1.
 
-    ``crop`` is "center" (the middle square, of which ``crop_share`` of the side is kept) or "squash" (the
-    whole image, whatever its proportions).
+    ``crop`` is "center" (the largest box of the input's proportions, in the middle) or "squash" (the whole
+    image, whatever its proportions); of either, the middle ``crop_share`` of each side is seen.
     """
 
     size: tuple[int, int]
@@ -52,12 +52,13 @@ class InputSpec:
 
 def crop_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) in the image's pixels of what the model sees of it."""
-    if spec.crop == "squash":
-        return (0.0, 0.0, float(width), float(height))
     rows, columns = spec.size
-    scale = min(width / columns, height / rows) * spec.crop_share
-    # In floats 224 * (29 / 224) is above 29, and Pillow refuses a box that reaches beyond the image.
-    crop_width, crop_height = min(columns * scale, width), min(rows * scale, height)
+    if spec.crop == "squash":
+        crop_width, crop_height = width * spec.crop_share, height * spec.crop_share
+    else:
+        scale = min(width / columns, height / rows) * spec.crop_share
+        # In floats 224 * (29 / 224) is above 29, and Pillow refuses a box that reaches beyond the image.
+        crop_width, crop_height = min(columns * scale, width), min(rows * scale, height)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     return (left, top, left + crop_width, top + crop_height)
 
@@ -78,8 +79,11 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height 
     box = crop_box(width, height, spec)
     reduction = min((box[2] - box[0]) / (2 * columns), (box[3] - box[1]) / (2 * rows))
     if reduction > 1:
-        image.draft(None, (int(width / reduction), int(height / reduction)))
-        box = crop_box(*image.size, spec)
+        drafted = image.draft(None, (int(width / reduction), int(height / reduction)))
+        if drafted is not None:
+            # The decoded size is rounded up; this is what the whole image exactly comes to.
+            scale = drafted[1][2] / width
+            box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
     small = as_rgb(image).resize((columns, rows), _RESAMPLING[spec.interpolation], box=box)
     return np.asarray(small if upright is None else small.transpose(upright))
 

@@ -7,19 +7,20 @@ they need in their safetensors header; other files need the name of their timm a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import timm
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from models.pruned_vit import PrunedViT
+from models.pruned_vit import PrunedViT, UnsupportedModelError
 from models.schedule import Stages
 from models.transforms import InputSpec
 
@@ -86,6 +87,10 @@ def load(
     else:
         vit, card = _from_hub(reference)
         name = reference
+    if vit.num_classes == 0:
+        raise ModelError(
+            f"{name} answers with features, not with classes: it has no head; fine-tune it first"
+        )
     labels = labels or (card.labels if card else _labels_of(vit))
     if len(labels) != vit.num_classes:
         raise ModelError(f"{len(labels)} labels, but {name} has {vit.num_classes} classes")
@@ -141,7 +146,8 @@ def _from_file(path: Path, architecture: str | None) -> tuple[VisionTransformer,
         vit = _create(card.architecture, pretrained=False, **card.model_args)
     else:
         assert architecture is not None
-        classes = {"num_classes": len(tensors["head.weight"])} if "head.weight" in tensors else {}
+        head = tensors.get("head.weight")
+        classes = {} if head is None or head.ndim != 2 else {"num_classes": len(head)}
         vit = _create(architecture, pretrained=False, **classes)
     _load_into(vit, tensors, path.name, head_may_differ=False)
     return vit, card
@@ -152,27 +158,36 @@ def _from_hub(reference: str) -> tuple[VisionTransformer, None]:
 
 
 def _create(architecture: str, *, pretrained: bool, **model_args: object) -> VisionTransformer:
-    if not architecture.startswith("hf-hub:") and not timm.is_model(architecture):
-        near = timm.list_models(f"*{architecture.split('.')[0].split('_')[0]}*")[:5]
+    on_hub = architecture.startswith("hf-hub:")
+    if not on_hub and not timm.is_model(architecture):
+        stem = architecture.split(".")[0]
+        near = get_close_matches(stem, timm.list_models(), n=5) or timm.list_models(f"*{stem}*")[:5]
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise ModelError(f"timm knows no model {architecture!r}.{hint}")
     try:
-        return timm.create_model(architecture, pretrained=pretrained, **model_args)
-    except (OSError, RuntimeError) as error:
+        model = timm.create_model(architecture, pretrained=pretrained, **model_args)
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
         if not pretrained:
-            raise
+            raise ModelError(f"timm cannot build {architecture}: {_first_line(error)}") from error
         raise ModelError(
             f"the weights of {architecture} could not be loaded: {_first_line(error)} "
             "Where the hub cannot be reached, copy the checkpoint here and pass its path: "
-            f"--model /path/to/model.safetensors --architecture {architecture.removeprefix('hf-hub:')}"
+            "--model /path/to/model.safetensors "
+            f"--architecture {'NAME_OF_ITS_TIMM_ARCHITECTURE' if on_hub else architecture}"
         ) from error
+    if not isinstance(model, VisionTransformer):
+        raise UnsupportedModelError(f"its class is {type(model).__name__}")
+    return model
 
 
 def _read_card(path: Path) -> Card | None:
     if path.suffix != ".safetensors":
         return None
-    with safe_open(path, framework="pt") as file:
-        header = (file.metadata() or {}).get(_HEADER_KEY)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
     try:
         return None if header is None else _CARDS.validate_json(header)
     except ValidationError as error:
@@ -191,7 +206,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _load_into(
     vit: VisionTransformer, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool
 ) -> None:
-    fitting = checkpoint_filter_fn(tensors, vit)
+    try:
+        fitting = checkpoint_filter_fn(tensors, vit)
+    except Exception as error:
+        # timm converts before it compares, and stumbles over foreign shapes in ways of its own.
+        raise ModelError(f"{source} does not fit the architecture: {_first_line(error)}") from error
     if head_may_differ:
         own = vit.state_dict()
         fitting = {

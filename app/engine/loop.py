@@ -138,6 +138,9 @@ class Engine:
                 self._expire(socket)
                 self._start_batches()
         finally:
+            if self._loaded is not None:
+                for _ in range(self._loaded.limits.streams):
+                    self._work.put(None)
             socket.close()
             self._context.term()
 
@@ -150,6 +153,7 @@ class Engine:
                 return
             try:
                 message = decode_from_front_end(frames[0])
+                pixels = frames[1] if isinstance(message, Submit) else b""
             except (msgspec.DecodeError, IndexError):
                 log.exception("a front end sent what is no message")
                 continue
@@ -160,7 +164,7 @@ class Engine:
                     if self._scheduler is not None and self._scheduler.cancel((sender, image)):
                         del self._jobs[sender, image]
                 case Submit():
-                    self._submit(socket, sender, Job(message, frames[1]))
+                    self._submit(socket, sender, Job(message, pixels))
 
     def _submit(self, socket: zmq.Socket[bytes], sender: bytes, job: Job) -> None:
         key = (sender, job.submit.id)
@@ -170,6 +174,11 @@ class Engine:
             self._refuse(socket, key, "not-ready")
             return
         info = self._loaded.info
+        height, width = info.input.size
+        if len(job.pixels) != height * width * 3:  # in a batch it would fail the images beside it, too
+            log.error("a front end sent %d bytes of pixels, not %d", len(job.pixels), height * width * 3)
+            self._refuse(socket, key, "engine-fault")
+            return
         share = compute(info.architecture, info.stages, job.submit.keep_ratio)
         tokens = round((info.architecture.patches + info.architecture.prefix_tokens) * share)
         now = time.monotonic()
@@ -222,6 +231,7 @@ class Engine:
             case Loaded() as loaded:
                 self._loaded = loaded
                 self._scheduler = Scheduler(loaded.limits)
+                metrics.QUEUE_LIMIT.labels(self.name).set(loaded.limits.queue_images)
                 for index in range(loaded.limits.streams):
                     threading.Thread(target=self._stream, name=f"stream {index}", daemon=True).start()
                 log.info("%s is ready on %s in %s", loaded.info.name, loaded.info.device, loaded.info.dtype)

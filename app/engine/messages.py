@@ -4,9 +4,10 @@ A message is one encoded structure, followed by raw frames where it says so. Tim
 neither side trusts the other's clock.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from models.schedule import Architecture, Criterion, Stages
 from models.transforms import InputSpec
@@ -31,10 +32,10 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Classify one image. Followed by one frame: its uint8 pixels [height, width, 3]."""
 
     id: int
-    keep_ratio: float
+    keep_ratio: Annotated[float, Meta(gt=0, le=1)]
     criterion: Criterion
-    seed: int
-    top_k: int
+    seed: Annotated[int, Meta(ge=0)]
+    top_k: Annotated[int, Meta(ge=1)]
     kept_patches: bool
     deadline_s: float
 

@@ -9,6 +9,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
+from app.errors import InternalFault
+from app.http.problems import problem_response
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +20,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Observe:
-    """Honours or makes a request id, sends it back, counts and times the request."""
+    """Honours or makes a request id, sends it back, counts and times the request, and answers what nobody
+    else foresaw with a 500. (Starlette's own last resort lies outside all middleware, where neither id nor
+    count would see it.)"""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,6 +47,12 @@ class Observe:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if status:  # half an answer is out; the server must cut the connection
+                raise
+            fault = InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
+            await problem_response(fault)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             # The route's pattern, never the raw path: a label must not grow with what clients invent.

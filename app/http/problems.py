@@ -1,16 +1,12 @@
 """Every error answer, as application/problem+json (RFC 9457)."""
 
-import logging
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import metrics
-from app.errors import InternalFault, InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
-
-log = logging.getLogger(__name__)
+from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -27,7 +23,7 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Answer our own problems, the framework's errors and unforeseen exceptions alike."""
+    """Answer our own problems and the framework's errors alike. (Unforeseen ones: see middleware.py.)"""
 
     @app.exception_handler(Problem)
     async def ours(_: Request, problem: Problem) -> JSONResponse:
@@ -50,11 +46,3 @@ def install_problem_handlers(app: FastAPI) -> None:
         else:
             problem = UnreadableRequest(str(error.detail))
         return problem_response(problem, headers)
-
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        request_id = request.scope.get("state", {}).get("request_id", "unknown")
-        log.error("request %s failed", request_id, exc_info=error)
-        return problem_response(
-            InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
-        )

@@ -1,0 +1,183 @@
+"""Images/s over HTTP against the same model on the same cores and photographs without a server.
+
+    python benchmarks/http_throughput.py --photographs FOLDER [--rounds 5] [--output FILE.json]
+
+Three ways, interleaved in one run, each warm:
+  engine   decoded pixels -> predictions, two streams of one thread each (the server's own form)
+  offline  encoded files -> decode -> predictions, in those same two streams
+  http     encoded files -> a running server -> JSON, 16 clients with keep-alive
+Reported are the medians, and http as a share of each other way, round by round.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+
+from app.images import ImageLimits, decode
+from app.settings import BUNDLED_MODEL
+from models.classifier import Classifier, ImageRequest
+from models.device import choose_dtype, cores
+from models.pruned_vit import Pruning
+from models.zoo import load
+
+BATCH = 8
+CLIENTS = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("--model", default=BUNDLED_MODEL)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+
+    files = [path.read_bytes() for path in sorted(options.photographs.iterdir())]
+    loaded = load(options.model)
+    classifier = Classifier(loaded.model, loaded.input, "cpu", choose_dtype("cpu"))
+    limits = ImageLimits(64_000_000)
+    pixels = [decode(file, loaded.input, limits) for file in files]
+
+    def streams(work: Callable[[int, int], None]) -> float:
+        """Seconds for all batches in as many threads as cores, one intra-op thread each."""
+        starts = iter(range(0, len(files), BATCH))
+        lock = threading.Lock()
+
+        def stream() -> None:
+            torch.set_num_threads(1)
+            while True:
+                with lock:
+                    start = next(starts, None)
+                if start is None:
+                    return
+                work(start, min(start + BATCH, len(files)))
+
+        began = time.perf_counter()
+        threads = [threading.Thread(target=stream) for _ in range(cores())]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return time.perf_counter() - began
+
+    def engine(ratio: float) -> float:
+        return streams(lambda start, end: predict(pixels[start:end], ratio))
+
+    def offline(ratio: float) -> float:
+        return streams(
+            lambda start, end: predict(
+                [decode(file, loaded.input, limits) for file in files[start:end]], ratio
+            )
+        )
+
+    def predict(batch: list[np.ndarray], ratio: float) -> None:
+        classifier.classify(torch.from_numpy(np.stack(batch)), [ImageRequest(Pruning(ratio))] * len(batch))
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as sink:
+            command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", options.model]
+            server = subprocess.Popen(command, stderr=sink)
+        try:
+            port = _port_when_ready(log)
+            results = {}
+            for ratio in options.ratios:
+                ways = {"engine": engine, "offline": offline, "http": lambda r: over_http(port, files, r)}
+                seconds: dict[str, list[float]] = {way: [] for way in ways}
+                for round_ in range(options.rounds + 1):  # the first warms up
+                    for way, run in ways.items():
+                        taken = run(ratio)
+                        if round_ > 0:
+                            seconds[way].append(taken)
+                results[str(ratio)] = _summary(seconds, len(files))
+                print(json.dumps({str(ratio): results[str(ratio)]}, indent=1), flush=True)
+        finally:
+            server.terminate()
+            server.wait(60)
+    report = {
+        "command": "python benchmarks/http_throughput.py",
+        "machine": f"{_processor()}, {cores()} cores",
+        "torch": torch.__version__,
+        "model": options.model,
+        "dtype": str(classifier.dtype),
+        "images": len(files),
+        "rounds": options.rounds,
+        "ratios": results,
+    }
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def over_http(port: int, files: list[bytes], ratio: float) -> float:
+    """Seconds until all files are answered, by 16 clients with a connection each."""
+    local = threading.local()
+
+    def post(file: bytes) -> None:
+        if not hasattr(local, "connection"):
+            local.connection = HTTPConnection("127.0.0.1", port)
+        local.connection.request(
+            "POST", f"/v1/classify?keep_ratio={ratio}", file, {"Content-Type": "image/jpeg"}
+        )
+        response = local.connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {body!r}")
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(post, files))
+    return time.perf_counter() - began
+
+
+def _summary(seconds: dict[str, list[float]], images: int) -> dict[str, object]:
+    summary: dict[str, object] = {
+        f"{way}_images_per_s": round(images / statistics.median(taken), 2) for way, taken in seconds.items()
+    }
+    for way in ("engine", "offline"):
+        shares = [other / http for other, http in zip(seconds[way], seconds["http"], strict=True)]
+        summary[f"http_share_of_{way}"] = {
+            "median": round(statistics.median(shares), 3),
+            "lowest": round(min(shares), 3),
+            "highest": round(max(shares), 3),
+        }
+    return summary
+
+
+def _port_when_ready(log: Path) -> int:
+    for _ in range(600):
+        found = re.search(r"listening on http://[^:]+:(\d+)", log.read_text())
+        if found and " is ready on " in log.read_text():
+            time.sleep(1)
+            return int(found[1])
+        time.sleep(0.1)
+    raise RuntimeError(f"the server did not start: {log.read_text()}")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Draws stages.png: a photograph and what is left of it after each stage. Run from the project's folder:
+
+python docs/pictures/stages.py tests/photographs/china.jpg docs/pictures/stages.png
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from app.http.answers import mask_picture
+from app.settings import BUNDLED_MODEL
+from models.classifier import Classifier, ImageRequest
+from models.pruned_vit import Pruning
+from models.transforms import to_pixels
+from models.zoo import load
+
+KEEP_RATIO = 0.5
+GAP, CAPTION = 12, 30
+
+
+def main(photograph: Path, output: Path) -> None:
+    loaded = load(BUNDLED_MODEL)
+    classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
+    pixels = to_pixels(Image.open(photograph), loaded.input)
+    request = ImageRequest(Pruning(KEEP_RATIO), top_k=1, kept_patches=True)
+    (prediction,) = classifier.classify(torch.from_numpy(pixels.copy()).unsqueeze(0), [request])
+    arch, stages = loaded.model.arch, loaded.model.stages
+    panels = [(Image.fromarray(pixels), f"{arch.patches} patches")]
+    assert prediction.kept is not None
+    for block, kept in zip(stages.blocks, prediction.kept, strict=True):
+        cells = np.zeros(arch.grid, np.uint8)
+        cells.flat[kept] = 1
+        panels.append(
+            (Image.open(io.BytesIO(mask_picture(cells, pixels))), f"block {block + 1}: {len(kept)} left")
+        )
+    height, width, _ = pixels.shape
+    picture = Image.new("RGB", (len(panels) * (width + GAP) + GAP, height + GAP + CAPTION), "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(16)
+    for index, (panel, caption) in enumerate(panels):
+        left = GAP + index * (width + GAP)
+        picture.paste(panel, (left, GAP))
+        draw.text((left, height + GAP + 4), caption, fill="black", font=font)
+    picture.save(output, optimize=True)
+    label = loaded.labels[int(prediction.classes[0])]
+    print(f"{label} {prediction.scores[0]:.3f} at keep ratio {KEEP_RATIO}, compute {prediction.compute:.3f}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

