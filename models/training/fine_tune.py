@@ -49,6 +49,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
     """
     config.output.mkdir(parents=True, exist_ok=True)
     classes = class_folders(config.data)
+    torch.manual_seed(config.seed)  # of the new head
     vit = zoo.create(
         config.architecture,
         config.weights,
@@ -59,7 +60,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
     model = PrunedViT(vit).train()
     spec = zoo.input_spec_of(vit)
     dataset = AugmentedPhotographs(config.data, config.image_size, config.min_crop, config.seed)
-    steps = len(dataset) // config.batch_size * config.epochs
+    steps = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step=0).steps
     optimizer = create_optimizer_v2(
         vit,
         opt="adamw",
@@ -82,7 +83,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
 
     started = time.monotonic()
     progress = tqdm(loader, initial=first_step, total=steps, unit="step", dynamic_ncols=True)
-    with (config.output / LOG).open("a") as log:
+    with _log_up_to(config.output / LOG, first_step).open("a") as log:
         for step, (pixels, labels) in enumerate(progress, start=first_step):
             schedule.step_update(step)
             torch.manual_seed(hash((config.seed, step)))
@@ -157,6 +158,13 @@ def _resume(config: TrainConfig, vit: torch.nn.Module, optimizer: torch.optim.Op
     vit.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _log_up_to(path: Path, step: int) -> Path:
+    """The log without the steps that were logged after the resume state: they are done, and logged, again."""
+    if path.exists():
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:step]))
+    return path
 
 
 def _save_resume_state(

@@ -1,0 +1,89 @@
+"""Which device and dtype are chosen, on machines of every kind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import models
+from models import device
+from models.device import choose_device, choose_dtype, cores
+
+REPOSITORY = Path(models.__file__).parents[1]
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, bfloat16: bool = True) -> None:
+    """Let PyTorch report so many GPUs, and whether CPU and GPU compute in bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    monkeypatch.setattr(device, "_cpu_has_bfloat16", lambda: bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "chosen"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:0"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 2, "cuda:0"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_choose_device(monkeypatch: pytest.MonkeyPatch, wanted: str, gpus: int, chosen: str) -> None:
+    """`auto` takes the first GPU there is, else the CPU; a device that is named is that one."""
+    machine(monkeypatch, gpus)
+    assert choose_device(wanted) == chosen
+
+
+@pytest.mark.parametrize(("wanted", "gpus"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str, gpus: int) -> None:
+    """A GPU asked for by number must exist; nothing is quietly put on the CPU instead."""
+    machine(monkeypatch, gpus)
+    with pytest.raises(OSError, match=f"there is no device cuda:[02]; PyTorch sees {gpus} GPUs"):
+        choose_device(wanted)
+
+
+@pytest.mark.parametrize(
+    ("on", "bfloat16", "chosen"),
+    [
+        ("cpu", True, torch.bfloat16),
+        ("cpu", False, torch.float32),
+        ("cuda:0", True, torch.bfloat16),
+        ("cuda:0", False, torch.float16),
+    ],
+)
+def test_auto_dtype(monkeypatch: pytest.MonkeyPatch, on: str, bfloat16: bool, chosen: torch.dtype) -> None:
+    """bfloat16 where it is native; else float32 on a CPU and float16 on a GPU."""
+    machine(monkeypatch, gpus=1, bfloat16=bfloat16)
+    assert choose_dtype(on) == chosen
+
+
+def test_a_named_dtype_is_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever names a dtype gets it, native or not."""
+    machine(monkeypatch, gpus=0, bfloat16=False)
+    assert choose_dtype("cpu", "bfloat16") == torch.bfloat16
+    assert choose_dtype("cpu", "float32") == torch.float32
+    assert choose_dtype("cuda:0", "float16") == torch.float16
+
+
+def test_native_bfloat16_is_what_the_processor_says() -> None:
+    """This machine's choice agrees with the flags that Linux reads off its processor."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        pytest.skip("no /proc/cpuinfo here")
+    assert device._cpu_has_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_cores_are_those_this_process_may_use() -> None:
+    """A process that is bound to one core of many counts one."""
+    assert cores() == len(os.sched_getaffinity(0))
+    code = "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); "
+    code += "from models.device import cores; print(cores())"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True)
+    assert result.stdout == b"1\n"

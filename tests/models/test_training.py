@@ -1,0 +1,656 @@
+"""Fine-tuning and evaluation on three classes of tiny pictures."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import ExifTags, Image
+from pydantic import ValidationError
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from models import zoo
+from models.classifier import normalise
+from models.pruned_vit import UNPRUNED, PrunedViT, Pruning
+from models.schedule import Stages, compute
+from models.training import command
+from models.training import fine_tune as module
+from models.training.config import EvaluateConfig, TrainConfig
+from models.training.data import (
+    AugmentedPhotographs,
+    Photographs,
+    StepBatches,
+    class_folders,
+    evaluation_batches,
+)
+from models.training.evaluate import Row, evaluate, table
+from models.training.fine_tune import ResumeError, fine_tune
+from models.transforms import InputSpec, to_pixels
+
+MakeViT = Callable[..., VisionTransformer]
+MakePixels = Callable[..., Tensor]
+
+# The least of timm's ViTs with a fixed input size: 9 blocks, width 96, map pooling, no CLS.
+ARCHITECTURE = "test_vit3"
+COLOURS = {"amber": (230, 170, 20), "blue": (30, 60, 220), "coral": (240, 90, 80)}
+IMAGES = {"amber": 5, "blue": 7, "coral": 3}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """15 pictures of about 40 pixels, of which the colour tells the class."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for name, count in IMAGES.items():
+        (folder / name).mkdir()
+        for index in range(count):
+            noise = generator.normal(0, 25, (37 + index, 43 - index, 3))
+            picture = (np.array(COLOURS[name]) + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights to start from, of another size and number of classes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "start.pth"
+    torch.save(timm.create_model(ARCHITECTURE, num_classes=11).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def config(pictures: Path, start: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A run of 6 steps (2 epochs of 15 pictures in batches of 5), unless told otherwise."""
+
+    def make(**changes: Any) -> TrainConfig:
+        settings: dict[str, Any] = {
+            "data": pictures,
+            "output": tmp_path / "run",
+            "architecture": ARCHITECTURE,
+            "weights": start,
+            "image_size": 48,
+            "epochs": 2,
+            "batch_size": 5,
+            "learning_rate": 1e-3,
+            "workers": 0,
+            "bf16": False,
+            "save_every": 2,
+        }
+        return TrainConfig(**{**settings, **changes})
+
+    return make
+
+
+def log_of(config: TrainConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (config.output / "log.jsonl").read_text().splitlines()]
+
+
+# A run.
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_ends_in_a_model_that_can_be_served(
+    config: Callable[..., TrainConfig], start: Path, bf16: bool
+) -> None:
+    """A run takes its steps, logs each, and leaves a checkpoint with labels, input spec and stages."""
+    settings = config(bf16=bf16)
+    report = fine_tune(settings)
+    assert report.checkpoint == settings.output / "model.safetensors"
+    assert report.steps == 6
+    assert report.seconds > 0
+    log = log_of(settings)
+    assert [line["step"] for line in log] == [0, 1, 2, 3, 4, 5]
+    assert all(math.isfinite(line["loss"]) and 0 <= line["top1"] <= 1 for line in log)
+    loaded = zoo.load(str(report.checkpoint))
+    assert loaded.labels == ("amber", "blue", "coral")
+    assert loaded.input.size == (48, 48)
+    assert loaded.input == zoo.input_spec_of(loaded.model.vit)
+    assert loaded.model.stages == Stages((2, 4, 6), "all")
+    assert loaded.model.arch.grid == (3, 3)
+    before = torch.load(start, weights_only=True)
+    moved = loaded.model.vit.blocks[8].mlp.fc1.weight - before["blocks.8.mlp.fc1.weight"]
+    assert moved.abs().max() > 1e-3
+
+
+def test_the_card_says_how_it_was_trained_but_not_where(config: Callable[..., TrainConfig]) -> None:
+    """The settings travel with the weights; folders of the machine do not."""
+    settings = config(epochs=1, learning_rate=2e-3)
+    card = zoo._read_card(fine_tune(settings).checkpoint)
+    assert card is not None
+    assert card.origin["learning_rate"] == 2e-3
+    assert card.origin["epochs"] == 1
+    assert card.origin.keys().isdisjoint({"data", "output", "weights", "labels"})
+    assert str(settings.data) not in str(asdict(card))
+
+
+def test_labels_may_be_given_in_a_file(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Folder names are replaced by the labels that a JSON file has for them, and stay where it has none."""
+    (tmp_path / "labels.json").write_text(json.dumps({"amber": "yellow", "coral": "red"}))
+    report = fine_tune(config(epochs=1, labels=tmp_path / "labels.json"))
+    assert zoo.load(str(report.checkpoint)).labels == ("yellow", "blue", "red")
+
+
+def test_training_learns(config: Callable[..., TrainConfig]) -> None:
+    """On pictures that their colour tells apart, the loss falls and the answers become right."""
+    settings = config(epochs=12, label_smoothing=0.0, min_keep_ratio=0.5)
+    fine_tune(settings)
+    log = log_of(settings)
+    early = np.mean([line["loss"] for line in log[:6]])
+    late = np.mean([line["loss"] for line in log[-6:]])
+    assert late < 0.5 * early
+    assert np.mean([line["top1"] for line in log[-6:]]) > 0.8
+
+
+def test_ratios_and_criteria_are_drawn_per_step(config: Callable[..., TrainConfig]) -> None:
+    """Ratios fill their range, criteria are all drawn, and the same step draws the same again."""
+    settings = config(min_keep_ratio=0.4, max_keep_ratio=0.9, criteria=("variance", "mad", "random"))
+    draws = [module._draw(settings, step) for step in range(300)]
+    ratios = np.array([draw.keep_ratio for draw in draws])
+    assert ratios.min() >= 0.4
+    assert ratios.max() <= 0.9
+    assert abs(ratios.mean() - 0.65) < 0.03
+    assert np.histogram(ratios, bins=5, range=(0.4, 0.9))[0].min() > 40
+    counts = [sum(draw.criterion == name for draw in draws) for name in ("variance", "mad", "random")]
+    assert sum(counts) == 300
+    assert min(counts) > 70
+    assert len({draw.seed for draw in draws}) == 300
+    assert [module._draw(settings, step) for step in range(300)] == draws
+    assert [module._draw(config(seed=1), step) for step in range(300)] != draws
+
+
+def test_a_fixed_ratio_is_equal_ends_of_the_range(config: Callable[..., TrainConfig]) -> None:
+    """With both ends the same, every step trains at that ratio."""
+    settings = config(min_keep_ratio=0.55, max_keep_ratio=0.55)
+    fine_tune(settings)
+    assert {line["keep_ratio"] for line in log_of(settings)} == {0.55}
+
+
+def test_drawn_ratios_are_logged(config: Callable[..., TrainConfig]) -> None:
+    """The log says at which ratio each step was trained."""
+    settings = config(min_keep_ratio=0.3, max_keep_ratio=0.8)
+    fine_tune(settings)
+    want = [round(module._draw(settings, step).keep_ratio, 4) for step in range(6)]
+    assert [line["keep_ratio"] for line in log_of(settings)] == want
+
+
+def test_too_few_pictures_for_a_batch_are_refused(config: Callable[..., TrainConfig]) -> None:
+    """A batch larger than the folder is an error that says what to lower."""
+    with pytest.raises(ValueError, match="15 training images, but a batch has 16; lower the batch size"):
+        fine_tune(config(batch_size=16))
+
+
+def test_weights_that_do_not_fit_are_refused(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Starting from another network's weights is a ModelError."""
+    torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}, tmp_path / "odd.pth")
+    with pytest.raises(zoo.ModelError, match=r"odd\.pth does not fit the architecture"):
+        fine_tune(config(weights=tmp_path / "odd.pth"))
+
+
+# Interrupted and resumed.
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the run break off when it comes to a step."""
+    draw = module._draw
+
+    def failing(config: TrainConfig, at: int) -> Pruning:
+        if at == step:
+            raise KeyboardInterrupt
+        return draw(config, at)
+
+    monkeypatch.setattr(module, "_draw", failing)
+
+
+@pytest.mark.parametrize("interrupted_at", [1, 3, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"criteria": ("variance", "random"), "drop_path": 0.3},
+        {"distillation": 0.5, "seed": 7, "bf16": True},
+    ],
+    ids=["stochastic", "distilled"],
+)
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    config: Callable[..., TrainConfig], tmp_path: Path, changes: dict[str, Any], interrupted_at: int
+) -> None:
+    """Broken off at any step and started again, a run ends in the same weights, bit for bit, and log."""
+    whole, parts = config(**changes), config(**changes, output=tmp_path / "parts")
+    fine_tune(whole)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_at(monkeypatch, interrupted_at)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(parts)
+    assert not (parts.output / "model.safetensors").exists()
+    report = fine_tune(parts)
+    assert report.steps == 6 - interrupted_at // 2 * 2  # from the last resume state: every 2 steps
+    assert log_of(parts) == log_of(whole)
+    assert tensors_of(parts).keys() == tensors_of(whole).keys()
+    for name, tensor in tensors_of(whole).items():
+        assert torch.equal(tensors_of(parts)[name], tensor), name
+
+
+def tensors_of(config: TrainConfig) -> dict[str, Tensor]:
+    return zoo._read_tensors(config.output / "model.safetensors")
+
+
+def test_runs_of_different_seeds_differ(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """The comparison of whole and resumed runs could fail: another seed is another run."""
+    one, other = config(epochs=1), config(epochs=1, seed=1, output=tmp_path / "other")
+    fine_tune(one)
+    fine_tune(other)
+    assert not torch.equal(tensors_of(one)["head.weight"], tensors_of(other)["head.weight"])
+
+
+def test_a_finished_run_is_not_run_again(config: Callable[..., TrainConfig]) -> None:
+    """Started again after its end, a run takes no step and writes the same checkpoint again."""
+    settings = config()
+    checkpoint = fine_tune(settings).checkpoint
+    content = checkpoint.read_bytes()
+    checkpoint.unlink()
+    assert fine_tune(settings).steps == 0
+    assert checkpoint.read_bytes() == content
+    assert len(log_of(settings)) == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 2e-3},
+        {"epochs": 3},
+        {"batch_size": 4},
+        {"seed": 1},
+        {"min_keep_ratio": 0.5},
+        {"criteria": ("mad",)},
+        {"distillation": 0.1},
+        {"image_size": 32},
+    ],
+    ids=str,
+)
+def test_other_settings_in_the_same_folder_are_refused(
+    config: Callable[..., TrainConfig], changes: dict[str, Any]
+) -> None:
+    """A folder that holds a run of other settings is neither mixed up with it nor overwritten."""
+    settings = config(epochs=1)
+    fine_tune(settings)
+    before = {file.name: file.read_bytes() for file in settings.output.iterdir()}
+    with pytest.raises(ResumeError) as caught:
+        fine_tune(config(**{"epochs": 1, **changes}))
+    assert "holds a run with other settings" in str(caught.value)
+    assert '"learning_rate":0.001' in str(caught.value)  # the settings of the run that is there
+    assert {file.name: file.read_bytes() for file in settings.output.iterdir()} == before
+
+
+def test_where_and_how_it_runs_may_change(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """A run may be moved, read by other workers and saved at other intervals, and is resumed all the same."""
+    settings = config()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_at(monkeypatch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(settings)
+    settings.output.rename(tmp_path / "moved")
+    report = fine_tune(config(output=tmp_path / "moved", save_every=5, workers=1))
+    assert report.steps == 2
+
+
+# The loss.
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_loss_is_the_one_described(
+    make_vit: MakeViT, make_pixels: MakePixels, config: Callable[..., TrainConfig], weight: float
+) -> None:
+    """CE(unpruned) + (1 - w) CE(pruned) + w KL(unpruned || pruned), with the unpruned answer held fixed in
+    the last term; without distillation CE(pruned) alone: in value and in gradient."""
+    model = PrunedViT(make_vit()).train()
+    pixels, labels, pruning = make_pixels(3), torch.tensor([12, 0, 5]), Pruning(0.4)
+    settings = config(distillation=weight, label_smoothing=0.2)
+    loss, top1 = module._loss(model, pixels, labels, pruning, settings)
+
+    pruned = model(pixels, [pruning] * 3).logits
+    whole = model(pixels, [UNPRUNED] * 3).logits
+    # Of 13 classes, 0.2 of the weight is spread evenly.
+    target = torch.full((3, 13), 0.2 / 13)
+    target[torch.arange(3), labels] += 0.8
+    log_p, log_q = torch.log(torch.softmax(pruned, 1)), torch.log(torch.softmax(whole, 1))
+    on_pruned = -(target * log_p).sum(dim=1).mean()
+    on_whole = -(target * log_q).sum(dim=1).mean()
+    fixed = log_q.detach()
+    divergence = (fixed.exp() * (fixed - log_p)).sum(dim=1).mean()
+    want = on_pruned if weight == 0 else on_whole + (1 - weight) * on_pruned + weight * divergence
+
+    assert divergence > 0.01
+    torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
+    assert top1 == pytest.approx((pruned.argmax(dim=1) == labels).float().mean().item())
+    parameter = model.vit.blocks[1].mlp.fc2.weight
+    (got,) = torch.autograd.grad(loss, parameter)
+    (wanted,) = torch.autograd.grad(want, parameter)
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_distillation_lowers_its_loss(config: Callable[..., TrainConfig]) -> None:
+    """With distillation a run goes to its end, and its loss falls."""
+    settings = config(epochs=12, distillation=0.5, label_smoothing=0.0, min_keep_ratio=0.5)
+    fine_tune(settings)
+    losses = [line["loss"] for line in log_of(settings)]
+    assert np.mean(losses[-6:]) < 0.5 * np.mean(losses[:6])
+
+
+# The settings.
+
+
+def test_settings_are_checked(config: Callable[..., TrainConfig]) -> None:
+    """Ratios in the wrong order, out of range or misspelt settings are refused before anything runs."""
+    with pytest.raises(ValidationError, match="min_keep_ratio is above max_keep_ratio"):
+        config(min_keep_ratio=0.8, max_keep_ratio=0.5)
+    for wrong in (
+        {"min_keep_ratio": 0.0},
+        {"max_keep_ratio": 1.1},
+        {"epochs": 0},
+        {"criteria": ()},
+        {"criteria": ("beauty",)},
+        {"learning_rat": 1e-3},
+    ):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            config(**wrong)
+
+
+# The pictures.
+
+
+def test_classes_are_the_folders_in_order(pictures: Path) -> None:
+    """A class's index is its folder's place in the alphabet."""
+    assert class_folders(pictures) == ["amber", "blue", "coral"]
+
+
+def augmented(folder: Path, seed: int = 0) -> AugmentedPhotographs:
+    return AugmentedPhotographs(folder, size=24, min_crop=0.3, seed=seed)
+
+
+def test_an_items_randomness_follows_from_its_key(pictures: Path) -> None:
+    """Whatever came before, an item of one key is the same; of another epoch, index or seed it is not."""
+    dataset = augmented(pictures)
+    torch.manual_seed(1)
+    first, label = dataset[3, 6]
+    torch.manual_seed(2)
+    dataset[0, 1]
+    assert torch.equal(dataset[3, 6][0], first)
+    assert first.shape == (24, 24, 3)
+    assert first.dtype == torch.uint8
+    assert label == 1  # the second of the blue ones
+    assert not torch.equal(dataset[4, 6][0], first)
+    assert not torch.equal(augmented(pictures, seed=1)[3, 6][0], first)
+
+
+def test_an_item_leaves_the_random_state_alone(pictures: Path) -> None:
+    """Reading a picture in the training process draws nothing from that process's generator."""
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    augmented(pictures)[0, 0]
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(pictures: Path) -> None:
+    """Read in this process or by one or two others, the batches of a run are the same."""
+    runs = []
+    for workers in (0, 1, 2):
+        batches = StepBatches(images=15, batch_size=4, epochs=2, seed=3, first_step=1)
+        torch.manual_seed(workers)
+        runs.append(list(DataLoader(augmented(pictures), batch_sampler=batches, num_workers=workers)))
+    assert len(runs[0]) == 5
+    for run in runs[1:]:
+        for (pixels, labels), (others, other_labels) in zip(runs[0], run, strict=True):
+            assert torch.equal(pixels, others)
+            assert torch.equal(labels, other_labels)
+
+
+def test_training_pictures_are_turned_upright(tmp_path: Path) -> None:
+    """A photograph stored on its side is trained upright, as it will be served."""
+    upright = np.zeros((40, 24, 3), np.uint8)
+    upright[:20] = (250, 250, 250)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name, picture, kind in [("a", upright, None), ("b", upright.swapaxes(0, 1)[::-1].copy(), exif)]:
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture).save(tmp_path / name / "0.png", exif=kind)
+    dataset = AugmentedPhotographs(tmp_path, size=16, min_crop=1.0, seed=0)
+    # The two have the same seed but not the same key: their crops differ, their halves do not.
+    for index in (0, 1):
+        pixels = dataset[0, index][0].float().mean(dim=(1, 2))
+        assert pixels[:4].min() > pixels[-4:].max() + 50
+
+
+def test_step_batches_by_hand() -> None:
+    """Of 7 images in batches of 3, each epoch takes 6, none of them twice; epochs differ in their order."""
+    batches = list(StepBatches(images=7, batch_size=3, epochs=4, seed=0, first_step=0))
+    assert [len(batch) for batch in batches] == [3] * 8
+    orders = []
+    for epoch in range(4):
+        keys = batches[2 * epoch] + batches[2 * epoch + 1]
+        assert {key[0] for key in keys} == {epoch}
+        indices = [key[1] for key in keys]
+        assert len(set(indices)) == 6
+        assert set(indices) < set(range(7))
+        orders.append(tuple(indices))
+    assert len(set(orders)) == 4
+    assert batches != list(StepBatches(images=7, batch_size=3, epochs=4, seed=1, first_step=0))
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 2, 5, 8])
+def test_step_batches_go_on_where_they_stopped(first_step: int) -> None:
+    """From a later step on, the batches are the tail of the whole run's."""
+    whole = list(StepBatches(images=7, batch_size=3, epochs=4, seed=0, first_step=0))
+    rest = StepBatches(images=7, batch_size=3, epochs=4, seed=0, first_step=first_step)
+    assert list(rest) == whole[first_step:]
+    assert len(rest) == 8 - first_step
+
+
+def test_evaluation_sees_what_serving_sees(pictures: Path) -> None:
+    """Every picture of the folder, in order, preprocessed by the one preprocessing there is."""
+    spec = InputSpec((16, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop_share=0.9)
+    batches = list(evaluation_batches(pictures, spec, batch_size=4, workers=0, limit=None))
+    assert [len(labels) for _, labels in batches] == [4, 4, 4, 3]
+    pixels = torch.cat([pixels for pixels, _ in batches])
+    labels = torch.cat([labels for _, labels in batches]).tolist()
+    assert labels == [0] * 5 + [1] * 7 + [2] * 3
+    files = [pictures / name / f"{index}.png" for name in IMAGES for index in range(IMAGES[name])]
+    for image, file in zip(pixels, files, strict=True):
+        assert np.array_equal(image.numpy(), to_pixels(Image.open(file), spec))
+
+
+@pytest.mark.parametrize(
+    ("limit", "places"),
+    [(1, [0]), (4, [0, 3, 7, 11]), (15, list(range(15))), (99, list(range(15)))],
+)
+def test_a_limit_spreads_over_the_folder(pictures: Path, limit: int, places: list[int]) -> None:
+    """So many pictures at even distances, from all classes, not the first so many."""
+    spec = InputSpec((16, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    whole = Photographs(pictures, spec)
+    batches = list(evaluation_batches(pictures, spec, batch_size=2, workers=0, limit=limit))
+    pixels = torch.cat([pixels for pixels, _ in batches])
+    assert torch.equal(pixels, torch.stack([whole[place][0] for place in places]))
+
+
+# Evaluation.
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that tells the three colours apart."""
+    config = TrainConfig(
+        data=pictures,
+        output=tmp_path_factory.mktemp("trained"),
+        architecture=ARCHITECTURE,
+        weights=start,
+        image_size=48,
+        epochs=12,
+        batch_size=5,
+        learning_rate=1e-3,
+        workers=0,
+        bf16=False,
+        min_keep_ratio=0.6,
+        label_smoothing=0.0,
+    )
+    return fine_tune(config).checkpoint
+
+
+@pytest.fixture
+def evaluation(pictures: Path, trained: Path) -> Callable[..., EvaluateConfig]:
+    def make(**changes: Any) -> EvaluateConfig:
+        settings: dict[str, Any] = {
+            "data": pictures,
+            "model": str(trained),
+            "keep_ratios": (1.0, 0.7, 0.2),
+            "criteria": ("variance", "random"),
+            "batch_size": 4,
+            "device": "cpu",
+            "dtype": "float32",
+            "workers": 0,
+        }
+        return EvaluateConfig(**{**settings, **changes})
+
+    return make
+
+
+def test_evaluation_gives_a_row_per_setting(evaluation: Callable[..., EvaluateConfig], trained: Path) -> None:
+    """Ratio 1 once, every other ratio with every criterion, over all images, each with its true compute."""
+    rows = evaluate(evaluation())
+    assert [(row.keep_ratio, row.criterion) for row in rows] == [
+        (1.0, "variance"),
+        (0.7, "variance"),
+        (0.7, "random"),
+        (0.2, "variance"),
+        (0.2, "random"),
+    ]
+    model = zoo.load(str(trained)).model
+    for row in rows:
+        assert row.images == 15
+        assert row.compute == round(compute(model.arch, model.stages, row.keep_ratio), 4)
+        assert row.images_per_s > 0
+    unpruned = rows[0]
+    assert unpruned.top1 > 80
+    assert (unpruned.top1_change, unpruned.top1_change_error) == (0, 0)
+    assert (unpruned.agreement, unpruned.agreement_error) == (100, 0)
+
+
+def test_evaluation_agrees_with_answers_counted_one_by_one(
+    evaluation: Callable[..., EvaluateConfig], trained: Path, pictures: Path
+) -> None:
+    """Top-1, its change and the agreement are those of counting image by image."""
+    (row,) = evaluate(evaluation(keep_ratios=(0.2,), criteria=("mean",)))
+    loaded = zoo.load(str(trained))
+    right, before, same = [], [], []
+    photographs = Photographs(pictures, loaded.input)
+    for index in range(len(photographs)):
+        image, label = photographs[index]
+        inputs = normalise(image[None], loaded.input, torch.float32)
+        with torch.inference_mode():
+            pruned = loaded.model(inputs, [Pruning(0.2, "mean")]).logits.argmax().item()
+            whole = loaded.model(inputs, [UNPRUNED]).logits.argmax().item()
+        right.append(pruned == label)
+        before.append(whole == label)
+        same.append(pruned == whole)
+    assert row.top1 == round(100 * sum(right) / 15, 2)
+    assert row.top1_change == round(100 * (sum(right) - sum(before)) / 15, 2)
+    assert row.agreement == round(100 * sum(same) / 15, 2)
+    share = sum(right) / 15
+    assert row.top1_error == pytest.approx(100 * math.sqrt(share * (1 - share) / 14), abs=0.01)
+
+
+def test_evaluation_takes_no_more_than_the_limit(evaluation: Callable[..., EvaluateConfig]) -> None:
+    """A limit of 7 is 7 images."""
+    assert {row.images for row in evaluate(evaluation(limit=7))} == {7}
+
+
+def test_evaluation_wants_a_folder_per_class(
+    evaluation: Callable[..., EvaluateConfig], pictures: Path, tmp_path: Path
+) -> None:
+    """Classes that cannot be matched are refused, not compared by chance."""
+    for name in ("amber", "blue"):
+        (tmp_path / name).symlink_to(pictures / name)
+    with pytest.raises(ValueError, match="has 2 class folders, the model has 3 classes"):
+        evaluate(evaluation(data=tmp_path))
+
+
+def test_table_by_hand() -> None:
+    """Rows become a Markdown table with aligned columns."""
+    row = Row(0.5, "mad", 200, 91.5, 1.98, -2.5, 1.1, 95.0, 1.54, 0.5123, 123.456)
+    unpruned = Row(1.0, "variance", 200, 94.0, 1.68, 0.0, 0.0, 100.0, 0.0, 1.0, 60.0)
+    assert table([unpruned, row]).splitlines() == [
+        "| keep_ratio | criterion  | top-1 %      | change       | agreement %   | compute | images/s |",
+        "|------------|------------|--------------|--------------|---------------|---------|----------|",
+        "| 1          | (unpruned) | 94.00 ± 1.68 | +0.00 ± 0.00 | 100.00 ± 0.00 | 1.000   | 60.0     |",
+        "| 0.5        | mad        | 91.50 ± 1.98 | -2.50 ± 1.10 | 95.00 ± 1.54  | 0.512   | 123.5    |",
+    ]
+
+
+# The commands.
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here what is said and returned counts, for which a GPU that happens to be there is of no use."""
+    monkeypatch.setattr(command, "choose_device", lambda _wanted: "cpu")
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_train_command_says_where_the_model_is(
+    config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that succeeds exits with 0 and names the checkpoint."""
+    settings = config(epochs=1)
+    assert command.train(settings) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("3 steps in ")
+    assert out.endswith(f"the model is {settings.output / 'model.safetensors'}\n")
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_train_command_reports_what_is_wrong(
+    config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A foreseen error is a line and exit code 1, not a traceback."""
+    assert command.train(config(batch_size=16)) == 1
+    assert capsys.readouterr().err.endswith(
+        "trimvit train: 15 training images, but a batch has 16; lower the batch size\n"
+    )
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_train_command_says_how_to_go_on(
+    config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted run exits with 130 and says that the same command resumes it."""
+    interrupt_at(monkeypatch, 2)
+    settings = config()
+    assert command.train(settings) == 130
+    assert f"the same command goes on from {settings.output}" in capsys.readouterr().err
+
+
+def test_the_evaluate_command_prints_and_writes(
+    evaluation: Callable[..., EvaluateConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The table goes to the terminal, the rows to the JSON file asked for."""
+    assert command.evaluate(evaluation(keep_ratios=(1.0, 0.5), output=tmp_path / "rows.json")) == 0
+    out = capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["keep_ratio"] for row in rows] == [1.0, 0.5, 0.5]
+    assert "on 15 images of" in out
+    assert out.endswith(table([Row(**row) for row in rows]) + "\n")
+
+
+def test_the_evaluate_command_reports_what_is_wrong(
+    evaluation: Callable[..., EvaluateConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that is not there is a line and exit code 1."""
+    assert command.evaluate(evaluation(model="nowhere.safetensors")) == 1
+    assert "trimvit evaluate: there is no file 'nowhere.safetensors'" in capsys.readouterr().err
