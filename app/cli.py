@@ -1,6 +1,9 @@
 """`trimvit COMMAND ...`: each command's flags are the fields of its settings."""
 
+import os
+import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -68,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"trimvit: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+    # Idle OpenMP threads must not spin on cores that another stream or program could use: beside one busy
+    # neighbour, that made an evaluation take several times as long. torch reads it when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings_type, run = COMMANDS[name].load()
     sys.exit(run(_parse(name, settings_type, rest)))
 
@@ -81,16 +87,34 @@ def _parse(name: str, settings_type: type[BaseModel], arguments: list[str]) -> B
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
+    _make_readable(source.root_parser)
     try:
         return CliApp.run(settings_type, cli_args=arguments, cli_settings_source=source)
     except ValidationError as error:
         for fault in error.errors():
-            flag = "--" + "-".join(str(part) for part in fault["loc"]).replace("_", "-")
-            given = "" if fault["type"] == "missing" else f" (got {fault['input']!r})"
-            print(f"trimvit {name}: {flag}: {fault['msg']}{given}", file=sys.stderr)
+            message = fault["msg"].removeprefix("Value error, ")
+            if fault["loc"]:  # of a list, the flag rather than the place
+                flag = str(fault["loc"][0]).replace("_", "-")
+                given = "" if fault["type"] == "missing" else f" (got {fault['input']!r})"
+                message = f"--{flag}: {message}{given}"
+            print(f"trimvit {name}: {message}", file=sys.stderr)
     except SettingsError as error:
         print(f"trimvit {name}: {error}", file=sys.stderr)
     sys.exit(USAGE_ERROR)
+
+
+def _make_readable(parser: ArgumentParser) -> None:
+    """In the help, lists as they are typed (4,7,10) and not as Python has them, and no default of None."""
+    for action in parser._actions:
+        if isinstance(action.metavar, str):
+            action.metavar = re.sub(r"tuple\[(.+),\.\.\.\]", r"\1,...", action.metavar)
+        if action.help:
+            action.help = action.help.replace(" (default: None)", "")
+            action.help = re.sub(
+                r"\(default: \((.+?),?\)\)",
+                lambda found: "(default: " + found[1].replace("'", "").replace(" ", "") + ")",
+                action.help,
+            )
 
 
 def _usage() -> str:

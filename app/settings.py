@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.schedule import Criterion, Rows
@@ -12,6 +12,24 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 BUNDLED_MODEL = "trimvit-small-imagenette"
+
+
+def _listed(value: object) -> object:
+    """Blocks as they are typed in an environment variable: 4,7,10."""
+    if isinstance(value, str):
+        return value.split(",")
+    return (value,) if isinstance(value, int) else value
+
+
+def _ascending(blocks: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if blocks is not None and list(blocks) != sorted(set(blocks)):
+        raise ValueError("the blocks must ascend, as in 4,7,10")
+    return blocks
+
+
+Blocks = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_listed), AfterValidator(_ascending)
+]
 
 
 class Settings(BaseSettings):
@@ -28,7 +46,7 @@ class Settings(BaseSettings):
         None, description="timm architecture of a checkpoint file that does not name its own."
     )
     labels: Path | None = Field(None, description="Text file with one label a line, in class order.")
-    stages: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+    stages: Blocks = Field(
         None, description="Blocks that prune, counted from 1. Default: the checkpoint's, else 4, 7, 10 of 12."
     )
     rows: Rows | None = Field(
@@ -46,7 +64,7 @@ class Settings(BaseSettings):
         0, ge=0, description="Compute threads of an engine. 0: as many as cores; never more."
     )
     streams: int = Field(
-        0, ge=0, description="Batches an engine computes at once. 0: one per thread on a CPU, one on a GPU."
+        0, ge=0, description="Batches an engine computes at once. 0: one per thread on a CPU, two on a GPU."
     )
     max_batch_tokens: int = Field(
         0, ge=0, description="Tokens of a batch, weighted by their cost. 0: 4096 on a CPU, 65536 on a GPU."
@@ -71,6 +89,6 @@ class Settings(BaseSettings):
     )
 
     shutdown_grace_s: float = Field(
-        30.0, ge=0, description="Time for accepted requests to finish on SIGTERM."
+        30.0, ge=0, allow_inf_nan=False, description="Time for accepted requests to finish on SIGTERM."
     )
     log_level: LogLevel = Field("info", description="debug logs a line per request.")

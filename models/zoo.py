@@ -171,7 +171,8 @@ def _create(architecture: str, *, pretrained: bool, **model_args: object) -> Vis
             raise ModelError(f"timm cannot build {architecture}: {_first_line(error)}") from error
         raise ModelError(
             f"the weights of {architecture} could not be loaded: {_first_line(error)} "
-            "Where the hub cannot be reached, copy the checkpoint here and pass its path: "
+            "Where the hub cannot be reached, copy the checkpoint here and pass its path (and set "
+            "HF_HUB_OFFLINE=1 for a quick answer from the local cache): "
             "--model /path/to/model.safetensors "
             f"--architecture {'NAME_OF_ITS_TIMM_ARCHITECTURE' if on_hub else architecture}"
         ) from error
@@ -232,7 +233,10 @@ def _load_into(
 
 
 def _labels_of(vit: VisionTransformer) -> tuple[str, ...]:
-    """ImageNet's names where the number of classes says so, else plain numbers."""
+    """The names in the hub's config, ImageNet's where the number of classes says so, else plain numbers."""
+    named = vit.pretrained_cfg.get("label_names")
+    if named is not None:
+        return tuple(named)
     subset = infer_imagenet_subset(vit)
     if subset is None:
         return tuple(f"class {index}" for index in range(vit.num_classes))

@@ -1,6 +1,6 @@
 """The engine process: `python -m app.engine.process`, started by the supervisor.
 
-torch and the network are imported inside `run` only, after the threads' environment is set.
+torch and the network are imported inside `run` only.
 """
 
 import logging
@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +35,19 @@ class EngineArgs:
 
 def run(settings: Settings, args: EngineArgs) -> None:
     """Load the model and serve it at the address until SIGTERM."""
-    # Idle OpenMP threads must not spin on cores that another stream or the front end could use.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
     import torch
 
     from models.classifier import Classifier, ImageRequest
     from models.device import choose_device, choose_dtype, cores
-    from models.pruned_vit import Pruning, UnsupportedModelError, check_against_timm
+    from models.pruned_vit import PrunedViT, Pruning, UnsupportedModelError, check_against_timm
     from models.schedule import Stages
-    from models.zoo import ModelError, load
+    from models.zoo import LoadedModel, ModelError, load
 
-    device = choose_device(args.device)
+    try:
+        device = choose_device(args.device)
+    except OSError as error:
+        log.error("%s", error)
+        sys.exit(LOAD_FAILED)
     dtype = choose_dtype(device, settings.dtype)
     on_cpu = device == "cpu"
     threads = min(settings.threads or cores(), cores())
@@ -68,14 +69,10 @@ def run(settings: Settings, args: EngineArgs) -> None:
 
         def load(self) -> Loaded:
             torch.set_num_threads(threads)
-            loaded = load(
-                settings.model,
-                architecture=settings.architecture,
-                labels=None if settings.labels is None else tuple(settings.labels.read_text().splitlines()),
-                stages=None
-                if settings.stages is None and settings.rows is None
-                else Stages(tuple(block - 1 for block in settings.stages or ()), settings.rows or "cls"),
-            )
+            try:
+                loaded = self._loaded()
+            except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
+                raise ModelError(str(error)) from error
             height, width = loaded.input.size
             check_against_timm(loaded.model, torch.rand(1, 3, height, width))
             self.classifier = Classifier(loaded.model, loaded.input, device, dtype)
@@ -92,6 +89,15 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 ),
                 limits,
             )
+
+        def _loaded(self) -> LoadedModel:
+            """The model, with the settings' labels, stages and rows in place of the checkpoint's."""
+            labels = None if settings.labels is None else tuple(settings.labels.read_text().splitlines())
+            loaded = load(settings.model, architecture=settings.architecture, labels=labels)
+            own = loaded.model.stages
+            blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)
+            stages = Stages(blocks, settings.rows or own.rows)
+            return loaded if stages == own else replace(loaded, model=PrunedViT(loaded.model.vit, stages))
 
         def _warm_up(self, height: int, width: int) -> None:
             for ratios in ((1.0,), (0.5,), (0.9, 0.7, 0.5, 0.3)):

@@ -44,12 +44,15 @@ class TrainConfig(BaseModel):
     criteria: tuple[Criterion, ...] = Field(
         ("variance",), min_length=1, description="Criteria to draw from, one per step."
     )
+    teacher: Path | None = Field(
+        None,
+        description="Checkpoint of the same architecture whose unpruned answers to learn beside the labels.",
+    )
     distillation: float = Field(
-        0.0,
+        0.8,
         ge=0,
         le=1,
-        description="Weight of agreeing with the network's own unpruned answer against the true label. "
-        "Above 0, each step trains the unpruned network on the labels as well.",
+        description="Weight of the teacher against the labels. Read where there is a teacher.",
     )
     seed: int = 0
     bf16: bool = Field(default=True, description="Mixed precision: bfloat16 with float32 master weights.")

@@ -7,6 +7,8 @@ that was not.
 import json
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +79,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
         warmup_prefix=True,
         t_in_epochs=False,
     )
+    teacher = _load_teacher(config, model, device)
     first_step = _resume(config, vit, optimizer)
     batches = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
@@ -90,7 +93,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
             pruning = _draw(config, step)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=config.bf16):
                 inputs = normalise(pixels.to(device), spec, torch.float32)
-                loss, correct = _loss(model, inputs, labels.to(device), pruning, config)
+                loss, correct = _loss(model, teacher, inputs, labels.to(device), pruning, config)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vit.parameters(), 1.0)
@@ -118,26 +121,55 @@ def _draw(config: TrainConfig, step: int) -> Pruning:
 
 
 def _loss(
-    model: PrunedViT, inputs: Tensor, labels: Tensor, pruning: Pruning, config: TrainConfig
+    model: PrunedViT,
+    teacher: PrunedViT | None,
+    inputs: Tensor,
+    labels: Tensor,
+    pruning: Pruning,
+    config: TrainConfig,
 ) -> tuple[Tensor, float]:
     """Loss and top-1 of the pruned network on one batch.
 
-    With distillation w: CE(unpruned, label) + (1 - w) CE(pruned, label) + w KL(unpruned || pruned), the
-    unpruned answer held fixed in the last term (the sandwich rule of slimmable networks, arXiv 1903.05134,
-    section 3.2, with one narrow network a step).
+    With a teacher, and w its weight: (1 - w) CE(label) + w (KL(teacher || student) + 1 - cos(features)). The
+    logits of a few classes say little about an image; the teacher's features, which the head reads, say
+    what the pruned network should still have seen.
     """
     images = len(inputs)
-    logits = model(inputs, [pruning] * images).logits.float()
+    with _features(model) as features:
+        logits = model(inputs, [pruning] * images).logits.float()
     correct = (logits.argmax(1) == labels).float().mean().item()
     loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    if config.distillation > 0:
-        whole = model(inputs, [UNPRUNED] * images).logits.float()
-        divergence = F.kl_div(
-            logits.log_softmax(1), whole.detach().log_softmax(1), reduction="batchmean", log_target=True
-        )
-        on_labels = F.cross_entropy(whole, labels, label_smoothing=config.label_smoothing)
-        loss = on_labels + (1 - config.distillation) * loss + config.distillation * divergence
-    return loss, correct
+    if teacher is None:
+        return loss, correct
+    with torch.no_grad(), _features(teacher) as wanted_features:
+        wanted = teacher(inputs, [UNPRUNED] * images).logits.float()
+    divergence = F.kl_div(
+        logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
+    )
+    distance = 1 - F.cosine_similarity(features[0].float(), wanted_features[0].float()).mean()
+    weight = config.distillation
+    return (1 - weight) * loss + weight * (divergence + distance), correct
+
+
+@contextmanager
+def _features(model: PrunedViT) -> Iterator[list[Tensor]]:
+    """While inside, collects what the classification head reads: [B, D] per forward pass."""
+    collected: list[Tensor] = []
+    hook = model.vit.head.register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0]))
+    try:
+        yield collected
+    finally:
+        hook.remove()
+
+
+def _load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedViT | None:
+    """Raises ModelError where the teacher's architecture or classes are others than the student's."""
+    if config.teacher is None:
+        return None
+    teacher = zoo.load(str(config.teacher), architecture=config.architecture).model
+    if teacher.arch != model.arch:
+        raise zoo.ModelError(f"the teacher is {teacher.arch}, but the student is {model.arch}")
+    return teacher.to(device).requires_grad_(requires_grad=False)
 
 
 def _fingerprint(config: TrainConfig) -> str:
@@ -192,5 +224,5 @@ def _card(config: TrainConfig, model: PrunedViT, classes: list[str]) -> zoo.Card
         input=zoo.input_spec_of(model.vit),
         stages=model.stages,
         model_args={"num_classes": len(classes), "img_size": config.image_size},
-        origin=config.model_dump(mode="json", exclude={"data", "output", "weights", "labels"}),
+        origin=config.model_dump(mode="json", exclude={"data", "output", "weights", "labels", "teacher"}),
     )

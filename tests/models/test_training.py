@@ -90,6 +90,26 @@ def config(pictures: Path, start: Path, tmp_path: Path) -> Callable[..., TrainCo
     return make
 
 
+@pytest.fixture(scope="module")
+def trained(pictures: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that tells the three colours apart."""
+    config = TrainConfig(
+        data=pictures,
+        output=tmp_path_factory.mktemp("trained"),
+        architecture=ARCHITECTURE,
+        weights=start,
+        image_size=48,
+        epochs=12,
+        batch_size=5,
+        learning_rate=1e-3,
+        workers=0,
+        bf16=False,
+        min_keep_ratio=0.6,
+        label_smoothing=0.0,
+    )
+    return fine_tune(config).checkpoint
+
+
 def log_of(config: TrainConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (config.output / "log.jsonl").read_text().splitlines()]
 
@@ -220,9 +240,15 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     ids=["stochastic", "distilled"],
 )
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(
-    config: Callable[..., TrainConfig], tmp_path: Path, changes: dict[str, Any], interrupted_at: int
+    config: Callable[..., TrainConfig],
+    trained: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    interrupted_at: int,
 ) -> None:
     """Broken off at any step and started again, a run ends in the same weights, bit for bit, and log."""
+    if "distillation" in changes:
+        changes = {**changes, "teacher": trained}
     whole, parts = config(**changes), config(**changes, output=tmp_path / "parts")
     fine_tune(whole)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -304,44 +330,58 @@ def test_where_and_how_it_runs_may_change(config: Callable[..., TrainConfig], tm
 # The loss.
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("weight", [None, 0.0, 0.3, 1.0])
 def test_the_loss_is_the_one_described(
-    make_vit: MakeViT, make_pixels: MakePixels, config: Callable[..., TrainConfig], weight: float
+    make_vit: MakeViT, make_pixels: MakePixels, config: Callable[..., TrainConfig], weight: float | None
 ) -> None:
-    """CE(unpruned) + (1 - w) CE(pruned) + w KL(unpruned || pruned), with the unpruned answer held fixed in
-    the last term; without distillation CE(pruned) alone: in value and in gradient."""
-    model = PrunedViT(make_vit()).train()
+    """(1 - w) CE + w (KL(teacher || student) + 1 - cos(features)); without a teacher CE alone: in value and
+    in gradient."""
+    model, teacher = PrunedViT(make_vit()).train(), PrunedViT(make_vit()).eval()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(1.1)
     pixels, labels, pruning = make_pixels(3), torch.tensor([12, 0, 5]), Pruning(0.4)
-    settings = config(distillation=weight, label_smoothing=0.2)
-    loss, top1 = module._loss(model, pixels, labels, pruning, settings)
+    settings = config(label_smoothing=0.2, **({} if weight is None else {"distillation": weight}))
+    loss, top1 = module._loss(model, None if weight is None else teacher, pixels, labels, pruning, settings)
 
+    read: list[Tensor] = []
+    for vit in (model.vit, teacher.vit):
+        vit.head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     pruned = model(pixels, [pruning] * 3).logits
-    whole = model(pixels, [UNPRUNED] * 3).logits
+    whole = teacher(pixels, [UNPRUNED] * 3).logits.detach()
     # Of 13 classes, 0.2 of the weight is spread evenly.
     target = torch.full((3, 13), 0.2 / 13)
     target[torch.arange(3), labels] += 0.8
     log_p, log_q = torch.log(torch.softmax(pruned, 1)), torch.log(torch.softmax(whole, 1))
-    on_pruned = -(target * log_p).sum(dim=1).mean()
-    on_whole = -(target * log_q).sum(dim=1).mean()
-    fixed = log_q.detach()
-    divergence = (fixed.exp() * (fixed - log_p)).sum(dim=1).mean()
-    want = on_pruned if weight == 0 else on_whole + (1 - weight) * on_pruned + weight * divergence
+    on_labels = -(target * log_p).sum(dim=1).mean()
+    divergence = (log_q.exp() * (log_q - log_p)).sum(dim=1).mean()
+    own, wanted = read[0], read[1].detach()
+    cosine = (own * wanted).sum(dim=1) / (own.norm(dim=1) * wanted.norm(dim=1))
+    distance = 1 - cosine.mean()
+    want = on_labels if weight is None else (1 - weight) * on_labels + weight * (divergence + distance)
 
     assert divergence > 0.01
+    assert distance > 0.01
     torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
     assert top1 == pytest.approx((pruned.argmax(dim=1) == labels).float().mean().item())
     parameter = model.vit.blocks[1].mlp.fc2.weight
     (got,) = torch.autograd.grad(loss, parameter)
-    (wanted,) = torch.autograd.grad(want, parameter)
-    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+    (wanted_gradient,) = torch.autograd.grad(want, parameter)
+    torch.testing.assert_close(got, wanted_gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_distillation_lowers_its_loss(config: Callable[..., TrainConfig]) -> None:
-    """With distillation a run goes to its end, and its loss falls."""
-    settings = config(epochs=12, distillation=0.5, label_smoothing=0.0, min_keep_ratio=0.5)
+def test_a_student_comes_closer_to_its_teacher(config: Callable[..., TrainConfig], trained: Path) -> None:
+    """With a teacher and nothing else to learn from, a run goes to its end, and its loss falls."""
+    settings = config(epochs=12, teacher=trained, distillation=1.0, min_keep_ratio=0.5)
     fine_tune(settings)
     losses = [line["loss"] for line in log_of(settings)]
     assert np.mean(losses[-6:]) < 0.5 * np.mean(losses[:6])
+
+
+def test_a_teacher_of_another_kind_is_refused(config: Callable[..., TrainConfig], trained: Path) -> None:
+    """A teacher whose grid or classes are not the student's is refused before anything is trained."""
+    with pytest.raises(zoo.ModelError, match="the teacher is"):
+        fine_tune(config(teacher=trained, image_size=64))
 
 
 # The settings.
@@ -481,26 +521,6 @@ def test_a_limit_spreads_over_the_folder(pictures: Path, limit: int, places: lis
 
 
 # Evaluation.
-
-
-@pytest.fixture(scope="module")
-def trained(pictures: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that tells the three colours apart."""
-    config = TrainConfig(
-        data=pictures,
-        output=tmp_path_factory.mktemp("trained"),
-        architecture=ARCHITECTURE,
-        weights=start,
-        image_size=48,
-        epochs=12,
-        batch_size=5,
-        learning_rate=1e-3,
-        workers=0,
-        bf16=False,
-        min_keep_ratio=0.6,
-        label_smoothing=0.0,
-    )
-    return fine_tune(config).checkpoint
 
 
 @pytest.fixture
