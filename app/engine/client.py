@@ -125,7 +125,7 @@ class EngineClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for link in self._links:
             for pending in link.pending.values():
-                _fail(pending, NotReady("the server is shutting down"))
+                _fail(pending, NotReady("the server is shutting down", retry_after_s=_RETRY_AFTER_S))
             link.socket.close()
         self._context.term()
 

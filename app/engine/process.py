@@ -59,7 +59,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
         threads=threads if on_cpu else streams,
         streams=streams,
     )
-    name = f"{device}:0" if on_cpu else device
+    name = f"{device}:{args.index}" if on_cpu else device
     setproctitle(f"trimvit: engine {name}")
 
     class TorchBackend:

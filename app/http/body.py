@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import reprlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
 from app.http.schemas import ImageOptions
@@ -21,6 +22,10 @@ RAW = "application/octet-stream"
 CURLS_DEFAULT = "application/x-www-form-urlencoded"  # what curl --data-binary says of any bytes
 _WAYS_TO_CHOOSE = ("keep_ratio", "compute")
 _OPTIONS = ", ".join(ImageOptions.model_fields)
+
+# What was given is said back in short: it may be megabytes long, or lists in lists in lists.
+_short = reprlib.Repr()
+_short.maxstring = _short.maxlong = _short.maxother = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +73,16 @@ Pairs = list[tuple[bytes, dict[str, Any]]]
 
 
 async def _read(request: Request, limits: BodyLimits) -> bytes:
-    """The whole body, unless it is larger than allowed."""
+    """The whole body, unless it is larger than allowed. Raises ClientDisconnect where it does not come."""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limits.bytes:
+    if declared.isdecimal() and int(declared) > limits.bytes:
         raise _body_too_large(int(declared), limits)
     chunks, size = [], 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limits.bytes:
-                raise _body_too_large(size, limits)
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise UnreadableRequest("the client went away before the body was complete") from None
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limits.bytes:
+            raise _body_too_large(size, limits)
+        chunks.append(chunk)
     return b"".join(chunks)
 
 
@@ -139,9 +141,7 @@ def _from_json(body: bytes, common: dict[str, Any]) -> Pairs:
         raise UnreadableRequest("the JSON body must be an object with 'image' or 'images'")
     if ("image" in document) == ("images" in document):
         raise InvalidValue("the JSON body must have either 'image' or 'images'")
-    images = document.pop("images", None)
-    if images is None:
-        images = [{"image": document.pop("image")}]
+    images = document.pop("images") if "images" in document else [{"image": document.pop("image")}]
     if not isinstance(images, list) or not all(isinstance(item, dict) for item in images):
         raise InvalidValue("'images' must be a list of objects, each with 'image' and options of its own")
     pairs: Pairs = []
@@ -191,6 +191,9 @@ def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(values: Mapping[str, Any], index: int) -> ImageOptions:
+    unknown = next((name for name in values if name not in ImageOptions.model_fields), None)
+    if unknown is not None:
+        raise InvalidValue(f"there is no option {_short.repr(unknown)}; options are {_OPTIONS}", image=index)
     try:
         return ImageOptions.model_validate(values)
     except ValidationError as error:
@@ -200,7 +203,5 @@ def _options(values: Mapping[str, Any], index: int) -> ImageOptions:
 def _said(fault: Mapping[str, Any]) -> str:
     """One validation error in words, with what was given."""
     name = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"there is no option {name!r}; options are {_OPTIONS}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}, got {fault['input']!r}"[:300] if name else message
+    return f"{name}: {message}, got {_short.repr(fault['input'])}" if name else message

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from app import metrics
 from app.engine.client import Classified, Question
@@ -20,10 +22,12 @@ from app.images import ImageLimits, decode
 from app.settings import Settings
 from models.schedule import Criterion, UnreachableComputeError, keep_ratio_for
 
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": meaning,
         "content": {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}},
+        "headers": _RETRY_AFTER if "Retry-After" in meaning else {},
     }
     for status, meaning in {
         400: "The request cannot be read.",
@@ -80,11 +84,15 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
         images = await read_images(request, body_limits)
         model = _ready(engines)
         try:
-            answered = await _all_or_first_problem(
-                [answer(image, index, model) for index, image in enumerate(images)]
+            answered = await _unless_gone(
+                request,
+                _all_or_first_problem([answer(image, index, model) for index, image in enumerate(images)]),
             )
         except Problem as problem:
             metrics.IMAGES.labels(problem.slug).inc(len(images))
+            raise
+        except ClientDisconnect:
+            metrics.IMAGES.labels("client-gone").inc(len(images))
             raise
         metrics.IMAGES.labels("answered").inc(len(images))
         timings_ms = {
@@ -168,9 +176,33 @@ async def _all_or_first_problem(answers: list[Any]) -> list[_Answered]:
     return [task.result() for task in tasks]
 
 
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[_Answered]]) -> list[_Answered]:
+    """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
+    raised: a queue must not keep what nobody waits for."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        gone.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client has gone away. The body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def _openapi() -> dict[str, Any]:
     """The three forms of the body and the options in the query, which are parsed by hand."""
-    options = ImageOptions.model_json_schema()
+    options = {
+        name: _without_null(schema) for name, schema in ImageOptions.model_json_schema()["properties"].items()
+    }
     image = {"type": "string", "format": "binary"}
     one = JsonImage.model_json_schema()
     many = ClassifyRequest.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -185,7 +217,7 @@ def _openapi() -> dict[str, Any]:
                 "description": schema.get("description", ""),
                 "schema": schema,
             }
-            for name, schema in options["properties"].items()
+            for name, schema in options.items()
         ],
         "requestBody": {
             "required": True,
@@ -197,6 +229,7 @@ def _openapi() -> dict[str, Any]:
                         "type": "object",
                         "properties": {
                             "image": {"type": "array", "items": image, "minItems": 1},
+                            **options,
                             "options": {
                                 "type": "string",
                                 "description": "JSON: an object for all images, or a list, one per image.",
@@ -209,3 +242,10 @@ def _openapi() -> dict[str, Any]:
             },
         },
     }
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option in the query or a form, where only JSON can say null."""
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "examples")}
+    typed = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
+    return {**rest, **(typed[0] if typed else {})}

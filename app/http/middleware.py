@@ -6,6 +6,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
@@ -15,6 +16,7 @@ from app.http.problems import problem_response
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-ID"
+CLIENT_GONE = 499  # nginx's number for a request whose client did not wait; counted, never sent
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -47,6 +49,8 @@ class Observe:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = CLIENT_GONE
         except Exception:
             log.exception("request %s failed", request_id)
             if status:  # half an answer is out; the server must cut the connection

@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse
 
 from app import metrics
 from app.http.classify import Engines
+from app.http.schemas import Readiness
 
 
 def operations_router(engines: Engines) -> APIRouter:
@@ -18,7 +19,8 @@ def operations_router(engines: Engines) -> APIRouter:
     @router.get(
         "/readyz",
         summary="An engine has loaded, warmed up and answers",
-        responses={503: {"description": "Not ready."}},
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "Not ready."}},
     )
     async def readyz() -> JSONResponse:
         ready = engines.model is not None
@@ -28,7 +30,12 @@ def operations_router(engines: Engines) -> APIRouter:
             headers={} if ready else {"Retry-After": "1"},
         )
 
-    @router.get("/metrics", summary="Prometheus metrics of all processes", response_class=Response)
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics of all processes",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     def prometheus() -> Response:
         page, content_type = metrics.exposition()
         return Response(page, media_type=content_type)

@@ -157,3 +157,18 @@ class ModelList(BaseModel):
     """Everything that is served."""
 
     models: list[ModelDescription]
+
+
+class EngineState(BaseModel):
+    """One engine, as this front end sees it."""
+
+    ready: bool
+    device: str | None
+    images_pending: int
+
+
+class Readiness(BaseModel):
+    """Whether images are answered, and by which engines."""
+
+    status: Literal["ready", "not ready"]
+    engines: list[EngineState]

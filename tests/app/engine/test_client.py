@@ -1,0 +1,417 @@
+"""The front end's link to the engines: against real ones, and against scripted ones that die on cue."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import msgspec
+import numpy as np
+import pytest
+
+from app.engine.client import EngineClient, Question
+from app.engine.messages import Answer, Cancel, Ping, RefusalReason, Refuse, Submit
+from app.engine.scheduler import Limits
+from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from tests.app.engine.rig import (
+    HEIGHT,
+    ONE_AT_A_TIME,
+    PATIENCE_S,
+    WIDTH,
+    FakeBackend,
+    Peer,
+    ScriptedEngine,
+    ask_behind,
+    begun,
+    connected,
+    noise,
+    pixels,
+    question,
+    ready_client,
+    running_engine,
+    scripted_engine,
+    until,
+)
+from tests.app.fakes import MODEL
+
+pytestmark = pytest.mark.anyio
+
+
+def answer_to(submit: Submit, **changes: object) -> Answer:
+    answer = Answer(
+        id=submit.id,
+        classes=[7],
+        scores=[0.75],
+        kept_counts=(15, 15),
+        compute=1.0,
+        queue_s=0.25,
+        compute_s=0.5,
+    )
+    return msgspec.structs.replace(answer, **changes)
+
+
+def asking(client: EngineClient, asked: Question) -> asyncio.Task[object]:
+    return asyncio.create_task(client.classify(asked))
+
+
+async def pings(engine: ScriptedEngine, number: int) -> None:
+    """Wait until so many more pings have come."""
+    before = engine.heard.count(Ping())
+    await until(lambda: engine.heard.count(Ping()) >= before + number, "pings")
+
+
+# Readiness.
+
+
+async def test_without_an_engine_nothing_is_ready(address: str) -> None:
+    """Where no engine answers, images are refused at once with a time to come back."""
+    async with connected(address) as client:
+        assert client.model is None
+        assert client.engines == [{"ready": False, "device": None, "images_pending": 0}]
+        assert repr(client) == "<EngineClient 0 of 1 engines ready, 0 images pending>"
+        with pytest.raises(NotReady) as caught:
+            await client.classify(question())
+        assert caught.value.retry_after_s is not None
+
+
+async def test_an_engine_that_comes_up_later_is_found(address: str) -> None:
+    """A client started before its engine becomes ready with it, and knows the engine's model."""
+    async with connected(address) as client:
+        with running_engine(FakeBackend(), address):
+            await until(lambda: client.model is not None, "the engine to be ready")
+            assert client.model == MODEL
+            assert client.engines == [{"ready": True, "device": "cpu:0", "images_pending": 0}]
+
+
+async def test_an_engine_that_loads_is_not_ready(address: str) -> None:
+    """An engine that answers, but has no model yet, is asked nothing."""
+    async with scripted_engine(address) as engine, connected(address) as client:
+        engine.status = msgspec.structs.replace(engine.status, model=None)
+        await pings(engine, 2)
+        assert client.model is None
+        with pytest.raises(NotReady):
+            await client.classify(question())
+        assert engine.submitted.empty()
+
+
+async def test_a_silent_engine_is_not_ready_any_more(address: str) -> None:
+    """An engine that has gone is not called ready because it once was."""
+    async with AsyncExitStack() as stack:
+        async with scripted_engine(address):
+            client = await stack.enter_async_context(ready_client(address))
+        await until(lambda: client.model is None, "the silence to be noticed")
+        with pytest.raises(NotReady):
+            await client.classify(question())
+
+
+async def test_repr_is_a_status_line(address: str) -> None:
+    """What a debugger or a log shows of a client says how its engines are."""
+    async with scripted_engine(address) as engine, ready_client(address) as client:
+        asked = asking(client, question())
+        sender, submit, _ = await engine.next_submit()
+        assert repr(client) == "<EngineClient 1 of 1 engines ready, 1 images pending>"
+        assert client.engines[0]["images_pending"] == 1
+        await engine.say(sender, answer_to(submit))
+        await asked
+        assert repr(client) == "<EngineClient 1 of 1 engines ready, 0 images pending>"
+
+
+# Answers.
+
+
+async def test_a_question_and_its_answer_travel_whole(address: str) -> None:
+    """Everything asked reaches the engine; the answer, with its little-endian uint16 frames, comes back."""
+    async with scripted_engine(address) as engine, ready_client(address) as client:
+        noisy = np.random.default_rng(3).integers(0, 256, (3, WIDTH, HEIGHT), np.uint8)
+        asked = asking(
+            client,
+            Question(
+                pixels=noisy.transpose(2, 1, 0),
+                keep_ratio=0.5,
+                criterion="iqr",
+                top_k=4,
+                kept_patches=True,
+                deadline_s=9.0,
+                seed=23,
+            ),
+        )
+        sender, submit, frame = await engine.next_submit()
+        assert submit == Submit(
+            id=1, keep_ratio=0.5, criterion="iqr", seed=23, top_k=4, kept_patches=True, deadline_s=9.0
+        )
+        assert np.array_equal(
+            np.frombuffer(frame, np.uint8).reshape(HEIGHT, WIDTH, 3), noisy.transpose(2, 1, 0)
+        )
+        answer = answer_to(submit)
+        await engine.say(sender, answer, b"\x01\x02\x03\x04", b"\x05\x00")
+        classified = await asked
+    assert classified.answer == answer
+    assert [stage.tolist() for stage in classified.kept] == [[513, 1027], [5]]
+    assert [stage.dtype for stage in classified.kept] == [np.uint16, np.uint16]
+
+
+async def test_answers_in_any_order_reach_the_right_questions(address: str) -> None:
+    """Of many images under way, each gets the answer with its id."""
+    async with scripted_engine(address) as engine, ready_client(address) as client:
+        asked = [asking(client, question(number)) for number in range(5)]
+        submits = [await engine.next_submit() for _ in asked]
+        for sender, submit, frame in reversed(submits):
+            await engine.say(sender, answer_to(submit, classes=[frame[0]]))
+        answers = await asyncio.gather(*asked)
+    assert [answer.answer.classes for answer in answers] == [[0], [1], [2], [3], [4]]
+
+
+async def test_nonsense_and_strays_from_an_engine_are_passed_over(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is no message, or is about images that nobody asks about, disturbs nobody."""
+    async with scripted_engine(address) as engine, ready_client(address) as client:
+        asked = asking(client, question())
+        sender, submit, _ = await engine.next_submit()
+        await engine.send(sender, b"\xc1")
+        await engine.send(sender, b"")
+        await engine.send(sender, noise({"type": "Ping"}))
+        await engine.say(sender, answer_to(submit, id=999))
+        await engine.say(sender, Refuse(id=999, reason="queue-full", retry_after_s=1.0))
+        await engine.say(sender, answer_to(submit))
+        await engine.say(sender, answer_to(submit, classes=[8]))
+        await engine.say(sender, Refuse(id=submit.id, reason="queue-full", retry_after_s=1.0))
+        assert (await asked).answer.classes == [7]
+        await pings(engine, 2)
+        assert client.model == MODEL
+    assert caplog.text.count("an engine sent what is no message") == 3
+
+
+@pytest.mark.parametrize(
+    ("reason", "problem", "retry_after_s"),
+    [
+        ("queue-full", QueueFull, 2.5),
+        ("not-ready", NotReady, 2.5),
+        ("deadline-passed", DeadlinePassed, None),
+        ("engine-fault", InternalFault, None),
+    ],
+)
+async def test_each_refusal_is_its_problem(
+    address: str, reason: RefusalReason, problem: type[Problem], retry_after_s: float | None
+) -> None:
+    """What an engine refuses is raised as the problem that says why, and when to come back."""
+    async with scripted_engine(address) as engine, ready_client(address) as client:
+        asked = asking(client, question())
+        sender, submit, _ = await engine.next_submit()
+        await engine.say(sender, Refuse(id=submit.id, reason=reason, retry_after_s=2.5))
+        with pytest.raises(problem) as caught:
+            await asked
+        assert caught.value.retry_after_s == retry_after_s
+        assert "0 images pending" in repr(client)
+        assert not any(isinstance(message, Cancel) for message in engine.heard)
+
+
+async def test_a_full_queue_refuses(address: str) -> None:
+    """With a real engine, the image too many raises QueueFull and the others are answered."""
+    backend = FakeBackend(Limits(batch_tokens=1, queue_images=1, threads=1, streams=1))
+    with running_engine(backend, address):
+        async with ready_client(address) as client:
+            asked = await ask_behind(client, backend, question(1), question(2), question(3))
+            with pytest.raises(QueueFull):
+                await asked[2]
+            backend.may_answer.set()
+            first, second = await asyncio.gather(*asked[:2])
+    assert (first.answer.classes[0], second.answer.classes[0]) == (1, 2)
+
+
+# Deadlines and cancelling.
+
+
+async def test_a_passed_deadline_is_answered_and_the_image_never_computed(address: str) -> None:
+    """The client answers on time even where the engine is busy, and the engine drops the image."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    with running_engine(backend, address), Peer(address) as peer:
+        async with ready_client(address) as client:
+            asked = await ask_behind(client, backend, question(1), question(2, deadline_s=0.05))
+            with pytest.raises(DeadlinePassed):
+                await asked[1]
+            await until(lambda: peer.status().waiting_tokens == 0, "the image to leave the queue")
+            backend.may_answer.set()
+            await asked[0]
+            await client.classify(question(3))
+    assert backend.numbers == [1, 3]
+
+
+async def test_a_deadline_does_not_need_the_engine(address: str) -> None:
+    """An engine that never says a word does not keep an answer back; it is told that nobody waits."""
+    async with scripted_engine(address) as engine, ready_client(address) as client:
+        asked = asking(client, question(deadline_s=0.05))
+        _, submit, _ = await engine.next_submit()
+        with pytest.raises(DeadlinePassed, match="no answer within the deadline of 50 ms"):
+            await asked
+        await until(lambda: Cancel(id=submit.id) in engine.heard, "the cancel")
+        assert "0 images pending" in repr(client)
+
+
+async def test_a_cancelled_question_is_withdrawn_and_never_computed(address: str) -> None:
+    """Where the asker goes, the image leaves the engine's queue."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    with running_engine(backend, address), Peer(address) as peer:
+        async with ready_client(address) as client:
+            asked = await ask_behind(client, backend, question(1), question(2), question(3))
+            await until(lambda: peer.status().waiting_tokens == 2 * 17, "two images to wait")
+            asked[1].cancel()
+            await until(lambda: peer.status().waiting_tokens == 17, "one of them to leave")
+            backend.may_answer.set()
+            await asyncio.gather(asked[0], asked[2])
+            assert asked[1].cancelled()
+            assert "0 images pending" in repr(client)
+    assert backend.numbers == [1, 3]
+
+
+async def test_closing_fails_what_is_pending(address: str) -> None:
+    """No asker hangs when the front end shuts down."""
+    async with scripted_engine(address) as engine:
+        async with ready_client(address) as client:
+            asked = asking(client, question())
+            await engine.next_submit()
+        with pytest.raises(NotReady, match="shutting down") as caught:
+            await asked
+        assert caught.value.retry_after_s is not None
+
+
+# Engines that die.
+
+
+async def test_what_an_engine_took_with_it_goes_to_its_successor(address: str) -> None:
+    """Images that a dead engine had are computed by the next one at its address, and answered."""
+    async with AsyncExitStack() as stack:
+        async with scripted_engine(address) as dying:
+            client = await stack.enter_async_context(ready_client(address))
+            asked = [asking(client, question(number)) for number in (4, 9)]
+            for _ in asked:
+                await dying.next_submit()
+        backend = FakeBackend()
+        with running_engine(backend, address):
+            answers = await asyncio.gather(*asked)
+    assert [answer.answer.classes[0] for answer in answers] == [4, 9]
+    assert sorted(backend.numbers) == [4, 9]
+
+
+async def test_a_successor_gets_the_same_image_with_the_time_that_is_left(address: str) -> None:
+    """Sending again changes nothing but the deadline, which goes on running; a status repeated sends
+    nothing again."""
+    async with AsyncExitStack() as stack:
+        async with scripted_engine(address, "one") as dying:
+            client = await stack.enter_async_context(ready_client(address))
+            asked = asking(client, question(6, keep_ratio=0.5, kept_patches=True))
+            _, first, _ = await dying.next_submit()
+            await pings(dying, 3)
+            assert dying.submitted.empty()
+        successor = await stack.enter_async_context(scripted_engine(address, "two"))
+        sender, again, frame = await successor.next_submit()
+        assert frame == pixels(6)
+        assert again.deadline_s < first.deadline_s == PATIENCE_S
+        assert msgspec.structs.replace(again, deadline_s=PATIENCE_S) == first
+        await pings(successor, 3)
+        assert successor.submitted.empty()
+        await successor.say(sender, answer_to(again))
+        await asked
+
+
+async def test_a_successor_that_still_loads_is_sent_nothing_yet(address: str) -> None:
+    """Images wait for the successor's model, lest it refuse them."""
+    async with AsyncExitStack() as stack:
+        async with scripted_engine(address, "one") as dying:
+            client = await stack.enter_async_context(ready_client(address))
+            asked = asking(client, question(6))
+            await dying.next_submit()
+        successor = await stack.enter_async_context(scripted_engine(address, "two"))
+        loaded = successor.status
+        successor.status = msgspec.structs.replace(loaded, model=None)
+        await pings(successor, 3)
+        assert successor.submitted.empty()
+        successor.status = loaded
+        sender, again, _ = await successor.next_submit()
+        await successor.say(sender, answer_to(again))
+        await asked
+
+
+async def test_an_image_that_two_engines_died_with_is_given_up(address: str) -> None:
+    """An image that may be what kills engines is not given a third; others are asked on."""
+    async with AsyncExitStack() as stack:
+        async with scripted_engine(address, "one") as dying:
+            client = await stack.enter_async_context(ready_client(address))
+            asked = asking(client, question())
+            await dying.next_submit()
+        async with scripted_engine(address, "two") as dying:
+            await dying.next_submit()
+        third = await stack.enter_async_context(scripted_engine(address, "three"))
+        with pytest.raises(EngineLost, match="2 engines died"):
+            await asked
+        assert third.submitted.empty()
+        asked = asking(client, question())
+        sender, submit, _ = await third.next_submit()
+        await third.say(sender, answer_to(submit))
+        await asked
+
+
+# Several engines.
+
+
+@pytest.fixture
+async def two(address: str) -> AsyncIterator[tuple[EngineClient, ScriptedEngine, ScriptedEngine]]:
+    """A client that is ready with two scripted engines."""
+    async with (
+        scripted_engine(f"{address}-0", "a") as one,
+        scripted_engine(f"{address}-1", "b") as other,
+        ready_client(f"{address}-0", f"{address}-1") as client,
+    ):
+        yield client, one, other
+
+
+async def test_the_engine_with_the_fewest_pending_images_is_asked(
+    two: tuple[EngineClient, ScriptedEngine, ScriptedEngine],
+) -> None:
+    """Images go where the fewest are in hand, whoever answers faster gets more."""
+    client, one, other = two
+    tasks = [asking(client, question(1)), asking(client, question(2))]
+    to_one = await one.next_submit()
+    to_other = await other.next_submit()
+    await other.say(to_other[0], answer_to(to_other[1]))
+    await tasks[1]
+    for number in (3, 4):
+        tasks.append(asking(client, question(number)))
+        sender, submit, frame = await other.next_submit()
+        assert frame[0] == number
+        await other.say(sender, answer_to(submit))
+        await tasks[-1]
+    assert one.submitted.empty()
+    assert [engine["images_pending"] for engine in client.engines] == [1, 0]
+    await one.say(to_one[0], answer_to(to_one[1]))
+    await asyncio.gather(*tasks)
+
+
+async def test_an_engine_that_is_not_ready_is_passed_over(
+    two: tuple[EngineClient, ScriptedEngine, ScriptedEngine],
+) -> None:
+    """While one engine loads, the other gets all images and the client stays ready."""
+    client, one, other = two
+    one.status = msgspec.structs.replace(one.status, model=None)
+    await until(lambda: not client.engines[0]["ready"], "the status to be heard")
+    assert client.model == MODEL
+    tasks = [asking(client, question(number)) for number in (1, 2, 3)]
+    for _ in tasks:
+        sender, submit, _ = await other.next_submit()
+        await other.say(sender, answer_to(submit))
+    await asyncio.gather(*tasks)
+    assert one.submitted.empty()
+
+
+async def test_two_real_engines_share_the_work(address: str) -> None:
+    """Two images at once are computed by two engines."""
+    backends = FakeBackend(), FakeBackend()
+    for backend in backends:
+        backend.may_answer.clear()
+    with running_engine(backends[0], f"{address}-0"), running_engine(backends[1], f"{address}-1", "cpu:1"):
+        async with ready_client(f"{address}-0", f"{address}-1") as client:
+            asked = [asking(client, question(number)) for number in (1, 2)]
+            assert await begun(backends[0]) == [1]
+            assert await begun(backends[1]) == [2]
+            for backend in backends:
+                backend.may_answer.set()
+            await asyncio.gather(*asked)

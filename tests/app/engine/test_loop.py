@@ -1,0 +1,416 @@
+"""The engine's loop: a real engine on a real socket, with a backend that waits and fails on purpose."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+from prometheus_client import REGISTRY
+
+from app.engine.messages import Answer, Cancel, Refuse, encode
+from app.engine.scheduler import Limits
+from app.errors import InternalFault
+from models.schedule import compute, macs
+from tests.app.engine.rig import (
+    ONE_AT_A_TIME,
+    ONE_STREAM,
+    FakeBackend,
+    Peer,
+    ask_behind,
+    begun,
+    noise,
+    pixels,
+    question,
+    ready_client,
+    running_engine,
+    submit,
+    until,
+)
+from tests.app.fakes import MODEL
+
+pytestmark = pytest.mark.anyio
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+# Loading and stopping.
+
+
+def test_an_engine_that_loads_says_so_and_refuses_images(address: str) -> None:
+    """Until the model is there a ping is answered with no model, and an image with not-ready."""
+    backend = FakeBackend()
+    backend.may_load.clear()
+    with running_engine(backend, address), Peer(address) as peer:
+        assert peer.status().model is None
+        peer.say(submit(5), pixels(5))
+        assert peer.hear() == Refuse(id=5, reason="not-ready", retry_after_s=1.0)
+        backend.may_load.set()
+        peer.wait_until_ready()
+        assert peer.status().model == MODEL
+
+
+@pytest.mark.parametrize("error", [OSError("no such file"), SystemExit(3)], ids=repr)
+def test_a_model_that_cannot_be_loaded_ends_the_engine(address: str, error: BaseException) -> None:
+    """What load raises comes out of run: an engine without a model must not look alive."""
+    with (
+        pytest.raises(type(error)) as caught,
+        running_engine(FakeBackend(load_error=error), address) as engine,
+    ):
+        assert engine.ended()
+    assert caught.value is error
+
+
+def test_stop_while_loading_ends_the_engine(address: str) -> None:
+    """An engine that is told to stop does not finish loading first."""
+    backend = FakeBackend()
+    backend.may_load.clear()
+    with running_engine(backend, address) as running:
+        running.engine.stop()
+        assert running.ended()
+
+
+async def test_stop_finishes_what_was_accepted(address: str) -> None:
+    """Images that wait or are computed when the engine is told to stop are answered before it ends."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    with running_engine(backend, address) as running:
+        async with ready_client(address) as client:
+            asked = await ask_behind(client, backend, *(question(number) for number in (1, 2, 3)))
+            with Peer(address) as peer:
+                await until(lambda: peer.status().waiting_tokens == 2 * 17, "two images to wait")
+            running.engine.stop()
+            backend.may_answer.set()
+            answers = await asyncio.gather(*asked)
+        assert [answer.answer.classes[0] for answer in answers] == [1, 2, 3]
+        assert await asyncio.to_thread(running.ended)
+
+
+def test_every_start_is_another_incarnation(address: str) -> None:
+    """Front ends can tell a restarted engine from the one before it."""
+    incarnations = set()
+    for _ in range(2):
+        with running_engine(FakeBackend(), address), Peer(address) as peer:
+            incarnations.add(peer.status().incarnation)
+            incarnations.add(peer.status().incarnation)
+    assert len(incarnations) == 2
+
+
+_DYING = """
+import sys
+from app.engine.loop import Engine
+from app.engine.messages import encode
+from tests.app.engine.rig import FakeBackend, Peer, pixels, submit
+
+class Dying(FakeBackend):
+    def classify(self, jobs, threads):
+        raise SystemExit("as a C extension may")
+
+import threading
+address = sys.argv[1]
+def ask():
+    with Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(), pixels())
+        peer.hear()
+threading.Thread(target=ask, daemon=True).start()
+Engine("cpu:0", address, Dying()).run()
+"""
+
+
+def test_a_compute_thread_that_dies_takes_the_process_with_it(address: str) -> None:
+    """A thread that is gone cannot compute, so the process ends and health does not stay green."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _DYING, address], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 1
+    assert "as a C extension may" in ended.stderr
+
+
+# Answers.
+
+
+async def test_an_image_is_answered_with_what_the_backend_found(address: str) -> None:
+    """The answer's fields are the backend's result; queue and compute times are there."""
+    backend = FakeBackend()
+    with running_engine(backend, address):
+        async with ready_client(address) as client:
+            asked = question(4, keep_ratio=0.5, criterion="mad", top_k=2, seed=19, kept_patches=True)
+            classified = await client.classify(asked)
+    answer = classified.answer
+    assert answer.classes == [4, 5]
+    assert answer.scores == [0.5, 0.25]
+    assert answer.kept_counts == (8, 4)
+    assert answer.compute == compute(MODEL.architecture, MODEL.stages, 0.5)
+    assert answer.queue_s >= 0
+    assert answer.compute_s >= 0
+    assert [stage.tolist() for stage in classified.kept] == [list(range(7, 15)), list(range(11, 15))]
+    assert [stage.dtype.name for stage in classified.kept] == ["uint16", "uint16"]
+    (job,) = backend.seen
+    assert job.pixels == pixels(4)
+    assert (job.submit.keep_ratio, job.submit.criterion, job.submit.top_k) == (0.5, "mad", 2)
+    assert (job.submit.seed, job.submit.kept_patches) == (19, True)
+
+
+async def test_kept_patches_are_sent_only_where_they_are_asked_for(address: str) -> None:
+    """Without a mask no indices travel."""
+    with running_engine(FakeBackend(), address):
+        async with ready_client(address) as client:
+            assert (await client.classify(question(keep_ratio=0.5))).kept == ()
+
+
+async def test_images_that_wait_are_computed_together_and_each_gets_its_own(address: str) -> None:
+    """A batch forms by itself while compute is busy, and no answer goes to the wrong image."""
+    backend = FakeBackend()
+    with running_engine(backend, address), Peer(address) as peer:
+        async with ready_client(address) as client:
+            asked = await ask_behind(client, backend, *(question(number) for number in range(1, 8)))
+            await until(lambda: peer.status().waiting_tokens == 6 * 17, "six images to wait")
+            backend.may_answer.set()
+            answers = await asyncio.gather(*asked)
+            assert await begun(backend) == [2, 3, 4, 5, 6, 7]
+    assert [answer.answer.classes[0] for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_streams_compute_at_the_same_time_and_a_lone_image_has_all_threads(address: str) -> None:
+    """Two streams hold a batch each at once; what runs alone is given every thread."""
+    backend = FakeBackend(Limits(batch_tokens=1, queue_images=100, threads=3, streams=2))
+    backend.may_answer.clear()
+    with running_engine(backend, address), Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        for number in (2, 3):
+            peer.say(submit(number), pixels(number))
+        assert peer.status().waiting_tokens == 2 * 17, "a stream is free, but no thread is"
+        backend.together = threading.Barrier(2)
+        backend.may_answer.set()
+        answers = [peer.hear() for _ in range(3)]
+        assert all(isinstance(answer, Answer) for answer in answers), "the streams did not meet"
+    assert sorted(backend.threads) == [1, 1, 3]
+    assert sorted(backend.numbers) == [1, 2, 3]
+
+
+async def test_front_ends_with_the_same_ids_get_each_its_own_answer(address: str) -> None:
+    """Ids are counted by every front end for itself."""
+    with running_engine(FakeBackend(), address):
+        async with ready_client(address) as one, ready_client(address) as other:
+            answers = await asyncio.gather(one.classify(question(3)), other.classify(question(8)))
+    assert [answer.answer.classes[0] for answer in answers] == [3, 8]
+    assert [answer.answer.id for answer in answers] == [1, 1]
+
+
+def test_an_image_sent_twice_is_computed_and_answered_once(address: str) -> None:
+    """A front end that saw a restart may send again what had arrived after all, running or waiting."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    backend.may_answer.clear()
+    with running_engine(backend, address), Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        for number in (1, 2, 1, 2):
+            peer.say(submit(number), pixels(number))
+        assert peer.status().waiting_tokens == 17
+        backend.may_answer.set()
+        answers = [peer.hear(), peer.hear()]
+        assert [isinstance(answer, Answer) and answer.id for answer in answers] == [1, 2]
+        peer.status()  # nothing else was said before it
+    assert backend.numbers == [1, 2]
+
+
+# Refusals.
+
+
+def test_a_full_queue_refuses_and_what_waits_is_still_answered(address: str) -> None:
+    """An image too many is refused at once, and costs nobody else their answer."""
+    backend = FakeBackend(Limits(batch_tokens=1, queue_images=2, threads=1, streams=1))
+    backend.may_answer.clear()
+    with running_engine(backend, address), Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        for number in (2, 3, 4):
+            peer.say(submit(number), pixels(number))
+        assert peer.hear() == Refuse(id=4, reason="queue-full", retry_after_s=1.0)
+        backend.may_answer.set()
+        answers = [peer.hear() for _ in range(3)]
+        assert [isinstance(answer, Answer) and answer.id for answer in answers] == [1, 2, 3]
+
+
+def test_an_image_whose_deadline_passes_while_it_waits_is_refused_and_never_computed(address: str) -> None:
+    """Nobody computes what comes too late, and whoever waits for it is told."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    backend.may_answer.clear()
+    with running_engine(backend, address), Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        peer.say(submit(2, deadline_s=0.05), pixels(2))
+        peer.say(submit(3, deadline_s=-1.0), pixels(3))
+        refused = [peer.hear(), peer.hear()]
+        for number in (2, 3):
+            assert Refuse(id=number, reason="deadline-passed", retry_after_s=1.0) in refused
+        backend.may_answer.set()
+        answer = peer.hear()
+        assert isinstance(answer, Answer)
+        assert answer.id == 1
+        assert peer.status().waiting_tokens == 0
+    assert backend.numbers == [1]
+
+
+def test_a_cancelled_image_leaves_the_queue_and_is_never_computed(address: str) -> None:
+    """Cancelling what waits frees its place; cancelling what runs, or is unknown, does no harm."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    backend.may_answer.clear()
+    with running_engine(backend, address), Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        for number in (2, 3):
+            peer.say(submit(number), pixels(number))
+        for number in (2, 1, 99):
+            peer.say(Cancel(id=number))
+        assert peer.status().waiting_tokens == 17
+        backend.may_answer.set()
+        answers = [peer.hear(), peer.hear()]
+        assert [isinstance(answer, Answer) and answer.id for answer in answers] == [1, 3]
+        peer.say(submit(2), pixels(2))
+        again = peer.hear()
+        assert isinstance(again, Answer), "a cancelled id may be used again"
+    assert backend.numbers == [1, 3, 2]
+
+
+# Faults.
+
+
+async def test_a_failing_batch_fails_its_images_only(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Images computed with the one that fails are told so; those before and after are answered."""
+    backend = FakeBackend(poisoned={2})
+    with running_engine(backend, address), Peer(address) as peer:
+        async with ready_client(address) as client:
+            asked = await ask_behind(client, backend, *(question(number) for number in (1, 2, 3)))
+            await until(lambda: peer.status().waiting_tokens == 2 * 17, "two images to wait")
+            backend.may_answer.set()
+            first, second, third = await asyncio.gather(*asked, return_exceptions=True)
+            assert not isinstance(first, BaseException)
+            assert isinstance(second, InternalFault)
+            assert isinstance(third, InternalFault)
+            assert (await client.classify(question(4))).answer.classes[0] == 4
+    assert "a batch of 2 images failed" in caplog.text
+    assert "poisoned" in caplog.text, "the traceback is in the log"
+
+
+async def test_a_wrong_number_of_results_fails_the_batch(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One result too few must not be dealt out to the wrong images."""
+    backend = FakeBackend(miscounts=True)
+    with running_engine(backend, address):
+        async with ready_client(address) as client:
+            with pytest.raises(InternalFault):
+                await client.classify(question(1))
+            backend.miscounts = False
+            assert (await client.classify(question(2))).answer.classes[0] == 2
+    assert "1 images went in, 0 results came out" in caplog.text
+
+
+_NONSENSE: dict[str, list[bytes]] = {
+    "an empty frame": [b""],
+    "no msgpack": [b"\xc1\xc1"],
+    "text": [b"GET / HTTP/1.1\r\n\r\n", b""],
+    "msgpack of another shape": [noise([1, 2, 3])],
+    "an engine's message": [
+        noise({"type": "Status", "incarnation": "x", "model": None, "waiting_tokens": 0})
+    ],
+    "an image without its pixels": [encode(submit(7))],
+    "a keep ratio of 0": [encode(submit(7, keep_ratio=0.0)), pixels()],
+    "a keep ratio that is no number": [encode(submit(7, keep_ratio=float("nan"))), pixels()],
+}
+
+
+@pytest.mark.parametrize("frames", _NONSENSE.values(), ids=_NONSENSE.keys())
+def test_nonsense_does_not_stop_the_engine(
+    address: str, frames: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a peer sends, it is logged, and the others are answered."""
+    with running_engine(FakeBackend(), address), Peer(address) as peer, Peer(address) as other:
+        peer.wait_until_ready()
+        peer.send(*frames)
+        peer.status()
+        other.say(submit(3), pixels(3))
+        assert isinstance(other.hear(), Answer)
+    assert "a front end sent what is no message" in caplog.text
+
+
+def test_pixels_of_another_size_are_refused_before_they_reach_a_batch(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pixels that do not fit the model must not fail the images they would be computed with."""
+    backend = FakeBackend()
+    with running_engine(backend, address), Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1)[:-1])
+        assert peer.hear() == Refuse(id=1, reason="engine-fault", retry_after_s=1.0)
+        peer.say(submit(2), pixels(2))
+        assert isinstance(peer.hear(), Answer)
+    assert backend.numbers == [2]
+    assert "2204 bytes of pixels, not 2205" in caplog.text
+
+
+# Metrics.
+
+
+async def test_a_batch_is_measured(address: str) -> None:
+    """Batches, patches, compute and ratios are counted as they were computed."""
+    names = [
+        "trimvit_batch_images_count",
+        "trimvit_batch_images_sum",
+        "trimvit_batch_tokens_sum",
+        "trimvit_batch_fill_sum",
+        "trimvit_batch_seconds_count",
+        "trimvit_patches_kept_total",
+        "trimvit_patches_pruned_total",
+        "trimvit_compute_unpruned_macs_total",
+        "trimvit_compute_saved_macs_total",
+        "trimvit_applied_keep_ratio_count",
+        "trimvit_applied_keep_ratio_sum",
+    ]
+    backend = FakeBackend(ONE_STREAM)
+    with running_engine(backend, address, "cpu:0"), Peer(address) as peer:
+        async with ready_client(address) as client:
+            before = {name: metric(name) for name in names}
+            forms = {form: metric("trimvit_batches_total", form=form) for form in ("dense", "ragged")}
+            ratios = [1.0, 0.5, 0.8]
+            asked = await ask_behind(client, backend, *(question(keep_ratio=ratio) for ratio in ratios))
+            await until(lambda: peer.status().waiting_tokens > 17, "two images to wait")
+            assert metric("trimvit_queue_images", engine="cpu:0") == 2
+            backend.may_answer.set()
+            await asyncio.gather(*asked)
+            await until(lambda: metric("trimvit_batch_images_count") - before[names[0]] == 2, "two batches")
+            peer.status()  # the loop has come round: all of the batch is counted
+    arch, stages = MODEL.architecture, MODEL.stages
+    unpruned = macs(arch, stages, (15, 15))
+    shares = [compute(arch, stages, ratio) for ratio in ratios]
+    tokens = [17, *(round(17 * share) for share in shares[1:])]
+    after = {name: metric(name) - before[name] for name in names}
+    for form, count in forms.items():
+        assert metric("trimvit_batches_total", form=form) - count == 1
+    assert after == pytest.approx(
+        {
+            "trimvit_batch_images_count": 2,
+            "trimvit_batch_images_sum": 3,
+            "trimvit_batch_tokens_sum": sum(tokens),
+            "trimvit_batch_fill_sum": sum(tokens) / ONE_STREAM.batch_tokens,
+            "trimvit_batch_seconds_count": 2,
+            "trimvit_patches_kept_total": 15 + 4 + 10,
+            "trimvit_patches_pruned_total": 0 + 11 + 5,
+            "trimvit_compute_unpruned_macs_total": 3 * unpruned,
+            "trimvit_compute_saved_macs_total": unpruned * (3 - sum(shares)),
+            "trimvit_applied_keep_ratio_count": 3,
+            "trimvit_applied_keep_ratio_sum": 2.3,
+        }
+    )
+    assert metric("trimvit_queue_images", engine="cpu:0") == 0
+    assert metric("trimvit_queue_tokens", engine="cpu:0") == 0
+    assert metric("trimvit_device_memory_bytes", engine="cpu:0") == 1234

@@ -1,0 +1,178 @@
+"""The engine process with a tiny real network: what the settings make of the checkpoint, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from setproctitle import getproctitle, setproctitle
+
+from app.engine.messages import Answer, ModelInfo
+from app.engine.process import EngineArgs, run
+from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
+from app.settings import Settings
+from models.schedule import Stages
+from models.transforms import InputSpec
+from tests.app.engine.rig import PATIENCE_S, Peer, submit
+
+LABELS = ("one", "two", "three")
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of four narrow blocks with a card that prunes in the second and reads all rows."""
+    import timm
+
+    from models.zoo import Card, save
+
+    arguments = {"img_size": SIZE, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
+    card = Card(
+        architecture="vit_tiny_patch16_224",
+        labels=LABELS,
+        input=InputSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        stages=Stages((1,), "all"),
+        model_args=arguments,
+    )
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save(path, vit, card)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """The engine takes over SIGTERM, the process's title and the number of compute threads."""
+    import torch
+
+    handler, threads = signal.signal(signal.SIGTERM, lambda *_: None), torch.get_num_threads()
+    title = getproctitle()
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    torch.set_num_threads(threads)
+    setproctitle(title)
+
+
+def settings_for(checkpoint: Path, **settings: Any) -> Settings:
+    return Settings(model=str(checkpoint), threads=1, dtype="float32", **settings)
+
+
+def model_served(settings: Settings, address: str) -> ModelInfo:
+    """What an engine with these settings says of its model. It runs here, since only a main thread may
+    handle signals, and is asked, then told to stop, from another thread."""
+
+    def ask() -> ModelInfo:
+        try:
+            with Peer(address) as peer:
+                peer.wait_until_ready()
+                model = peer.status().model
+                assert model is not None
+                return model
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        run(settings, EngineArgs(0, "cpu", address))
+        return asked.result()
+
+
+def test_an_image_is_answered_by_the_real_network_until_sigterm(address: str, checkpoint: Path) -> None:
+    """The process started as the supervisor does it loads, answers, and ends with 0 on SIGTERM."""
+    environment = {
+        **os.environ,
+        SUPERVISOR_VARIABLE: str(os.getpid()),
+        "TRIMVIT_SETTINGS": settings_for(checkpoint).model_dump_json(),
+        "TRIMVIT_ENGINE_INDEX": "0",
+        "TRIMVIT_ENGINE_DEVICE": "cpu",
+        "TRIMVIT_ENGINE_ADDRESS": address,
+    }
+    with subprocess.Popen([sys.executable, "-m", "app.engine.process"], env=environment) as process:
+        try:
+            with Peer(address) as peer:
+                peer.wait_until_ready()
+                peer.say(submit(top_k=3, keep_ratio=0.5), bytes(SIZE[0] * SIZE[1] * 3))
+                answer = peer.hear()
+            assert isinstance(answer, Answer)
+            assert sorted(answer.classes) == [0, 1, 2]
+            assert sum(answer.scores) == pytest.approx(1.0)
+            assert answer.kept_counts == (3,)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(4 * PATIENCE_S) == 0
+        finally:
+            process.kill()
+
+
+def test_a_model_is_served_as_its_checkpoint_says(address: str, checkpoint: Path) -> None:
+    """Name, labels, input and stages are the checkpoint's where the settings say nothing."""
+    info = model_served(settings_for(checkpoint), address)
+    assert info.name == "tiny"
+    assert info.labels == LABELS
+    assert info.input.size == SIZE
+    assert info.stages == Stages((1,), "all")
+    assert (info.device, info.dtype) == ("cpu:0", "float32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({"rows": "cls"}, Stages((1,), "cls")),
+        ({"stages": (1, 3)}, Stages((0, 2), "all")),
+        ({"stages": (4,), "rows": "cls"}, Stages((3,), "cls")),
+    ],
+    ids=str,
+)
+def test_stages_and_rows_replace_the_checkpoints_each_by_itself(
+    address: str, checkpoint: Path, settings: dict[str, Any], stages: Stages
+) -> None:
+    """What a setting does not say stays as the checkpoint has it."""
+    assert model_served(settings_for(checkpoint, **settings), address).stages == stages
+
+
+def test_labels_of_a_file_replace_the_checkpoints(address: str, checkpoint: Path, tmp_path: Path) -> None:
+    """One label a line, in class order."""
+    labels = tmp_path / "labels.txt"
+    labels.write_text("eins\nzwei\ndrei\n")
+    assert model_served(settings_for(checkpoint, labels=labels), address).labels == ("eins", "zwei", "drei")
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "words"),
+    [
+        ("cpu", {"stages": (5,)}, "block 5, but the model has 4 blocks"),
+        ("cpu", {"labels": b"one\ntwo\n"}, "2 labels, but tiny has 3 classes"),
+        ("cpu", {"labels": b"\xff\xfe\xfa"}, "can't decode byte"),
+        ("cpu", {"labels": None}, "No such file"),
+        ("cpu", {"model": "/nowhere/model.safetensors"}, "there is no file '/nowhere/model.safetensors'"),
+        ("cuda:99", {}, "there is no device cuda:99"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_served_as_configured_is_told_and_not_tried_again(
+    address: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    settings: dict[str, Any],
+    words: str,
+) -> None:
+    """The process ends with the exit code that keeps the supervisor from starting it again, and one line
+    in the log."""
+    if "labels" in settings:
+        labels = tmp_path / "labels.txt"
+        if settings["labels"] is not None:
+            labels.write_bytes(settings["labels"])
+        settings = {"labels": labels}
+    configured = settings_for(checkpoint, **settings) if "model" not in settings else Settings(**settings)
+    with pytest.raises(SystemExit) as ended:
+        run(configured, EngineArgs(0, device, address))
+    assert ended.value.code == LOAD_FAILED
+    (record,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert words in record.getMessage()
+    assert record.exc_info is None

@@ -1,0 +1,94 @@
+"""Stand-ins that the tests of `app` share: a model without weights, engines that answer by rule."""
+
+import asyncio
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from app.engine.client import Classified, Question
+from app.engine.messages import Answer, ModelInfo
+from models.schedule import Architecture, Stages, compute, keep_counts
+from models.transforms import InputSpec
+
+# Every axis has its own size, so that a swapped one cannot pass: 3 x 5 patches of 7 x 7 pixels, 11 classes,
+# stages in the second and the fourth of six blocks.
+MODEL = ModelInfo(
+    name="toy",
+    labels=tuple(f"label {index}" for index in range(11)),
+    input=InputSpec((21, 35), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", "center", 1.0),
+    architecture=Architecture(
+        depth=6, dim=22, mlp_dim=33, grid=(3, 5), prefix_tokens=2, patch_inputs=147, classes=11
+    ),
+    stages=Stages((1, 3), "cls"),
+    device="cpu:0",
+    dtype="float32",
+)
+
+
+def kept_patches(keep_ratio: float) -> tuple[list[int], ...]:
+    """What the stand-ins keep after each stage: the last patches, counted by the rule of models.schedule."""
+    patches = MODEL.architecture.patches
+    counts = keep_counts(patches, keep_ratio, len(MODEL.stages.blocks))
+    return tuple(list(range(patches - count, patches)) for count in counts)
+
+
+def picture(width: int = 40, height: int = 24, colour: tuple[int, int, int] = (200, 100, 50)) -> Image.Image:
+    """A photograph to speak of: a gradient over one colour."""
+    rows = np.linspace(0.5, 1.0, height)[:, np.newaxis, np.newaxis]
+    columns = np.linspace(0.5, 1.0, width)[np.newaxis, :, np.newaxis]
+    return Image.fromarray((rows * columns * np.array(colour)).astype(np.uint8))
+
+
+def encoded(image: Image.Image | None = None, file_format: str = "PNG", **options: object) -> bytes:
+    """The image (or some picture) as a file of that format."""
+    buffer = io.BytesIO()
+    (image or picture()).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+@dataclass
+class FakeEngines:
+    """Engines that answer at once, unless told to wait or to fail.
+
+    ``fails`` maps the number of a question, from 0, to what it raises; ``None`` stands for every question.
+    """
+
+    model: ModelInfo | None = MODEL
+    fails: Mapping[int | None, BaseException] = field(default_factory=dict)
+    wait_for: asyncio.Event | None = None
+    questions: list[Question] = field(default_factory=list)
+    cancelled: int = 0
+
+    @property
+    def engines(self) -> list[dict[str, object]]:
+        ready = self.model is not None
+        return [{"ready": ready, "device": "cpu:0" if ready else None, "images_pending": 0}]
+
+    async def classify(self, question: Question) -> Classified:
+        number = len(self.questions)
+        self.questions.append(question)
+        if self.wait_for is not None:
+            try:
+                await self.wait_for.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        failure = self.fails.get(number, self.fails.get(None))
+        if failure is not None:
+            raise failure
+        kept = kept_patches(question.keep_ratio)
+        scores = [0.5 ** (place + 1) for place in range(question.top_k)]
+        answer = Answer(
+            id=number,
+            classes=list(range(question.top_k)),
+            scores=scores,
+            kept_counts=tuple(len(stage) for stage in kept),
+            compute=compute(MODEL.architecture, MODEL.stages, question.keep_ratio),
+            queue_s=0.003,
+            compute_s=0.007,
+        )
+        stages = tuple(np.array(stage, np.uint16) for stage in kept) if question.kept_patches else ()
+        return Classified(answer, stages)

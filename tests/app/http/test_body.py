@@ -1,0 +1,547 @@
+"""The body of a request: its three forms, whose options go before whose, and everything that is refused."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from app.http.schemas import ImageOptions
+from app.main import create_app
+from app.settings import Settings
+from models.schedule import keep_ratio_for
+from tests.app.fakes import MODEL, FakeEngines, encoded
+from tests.app.http.conftest import Classify
+from tests.app.http.problem import assert_problem
+
+IMAGE = encoded()
+BASE64 = base64.b64encode(IMAGE).decode()
+JSON = {"Content-Type": "application/json"}
+
+
+def form(*parts: bytes, boundary: bytes = b"b") -> bytes:
+    """A multipart body, written by hand to be broken by hand."""
+    lines = [b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts]
+    return b"".join(lines) + b"--" + boundary + b"--\r\n"
+
+
+IMAGE_PART = b'Content-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + IMAGE
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+
+# Forms.
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"content": IMAGE, "headers": {"Content-Type": "image/png"}},
+        {"content": IMAGE, "headers": {"Content-Type": "IMAGE/JPEG"}},
+        {"content": IMAGE, "headers": {"Content-Type": "image/png; charset=binary"}},
+        {"content": IMAGE, "headers": {"Content-Type": "application/octet-stream"}},
+        {"content": IMAGE, "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
+        {"content": IMAGE},
+        {"files": {"image": IMAGE}},
+        {"files": {"anything": ("photo.jpg", IMAGE, "text/plain")}},
+        {"content": form(IMAGE_PART), "headers": FORM},
+        {"json": {"image": BASE64}},
+        {"json": {"image": "data:image/png;base64," + BASE64}},
+        {"json": {"images": [{"image": BASE64}]}},
+        {
+            "content": json.dumps({"image": BASE64}),
+            "headers": {"Content-Type": "application/json; charset=utf-8"},
+        },
+    ],
+    ids=lambda request: str({**request.get("headers", {}), **dict.fromkeys(request, "")})[:60],
+)
+def test_every_form_of_the_body_is_the_same_image(
+    classify: Classify, engines: FakeEngines, request_: dict[str, Any]
+) -> None:
+    """Raw, form or JSON, under any fitting Content-Type or none: the engines get the same pixels."""
+    classify()
+    response = classify(**request_)
+    assert response.status_code == 200, response.text
+    raw, other = engines.questions
+    assert (raw.pixels == other.pixels).all()
+
+
+def test_a_raw_body_may_come_in_pieces(classify: Classify) -> None:
+    """A streamed upload without Content-Length is read whole."""
+
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(IMAGE), 7):
+            yield IMAGE[start : start + 7]
+
+    assert classify(content=pieces()).status_code == 200
+
+
+# Precedence.
+
+
+@pytest.mark.parametrize(
+    ("query", "common", "own", "expected"),
+    [
+        ({}, {}, {}, 5),
+        ({"top_k": 2}, {}, {}, 2),
+        ({"top_k": 2}, {"top_k": 3}, {}, 3),
+        ({"top_k": 2}, {"top_k": 3}, {"top_k": 4}, 4),
+        ({"top_k": 2}, {}, {"top_k": 4}, 4),
+    ],
+)
+@pytest.mark.parametrize("body", ["form", "json"])
+def test_an_images_own_option_goes_before_the_common_one_and_that_before_the_query(
+    classify: Classify,
+    engines: FakeEngines,
+    body: str,
+    query: dict[str, int],
+    common: dict[str, int],
+    own: dict[str, int],
+    expected: int,
+) -> None:
+    """query < form field or JSON's top level < the image's own."""
+    if body == "form":
+        options = {"options": json.dumps([own])} if own else {}
+        response = classify(
+            params=query, files={"image": IMAGE}, data={**{k: str(v) for k, v in common.items()}, **options}
+        )
+    else:
+        response = classify(params=query, json={**common, "images": [{"image": BASE64, **own}]})
+    assert response.status_code == 200, response.text
+    assert engines.questions[0].top_k == expected
+
+
+HALF_COMPUTE = keep_ratio_for(MODEL.architecture, MODEL.stages, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("query", "common", "own", "expected"),
+    [
+        ({"keep_ratio": 0.9}, {"compute": 0.7}, {}, HALF_COMPUTE),
+        ({"keep_ratio": 0.9}, {}, {"compute": 0.7}, HALF_COMPUTE),
+        ({"compute": 0.7}, {}, {"keep_ratio": 0.9}, 0.9),
+        ({"compute": 0.7}, {"keep_ratio": 0.9}, {}, 0.9),
+        ({"keep_ratio": 0.9}, {"compute": 0.7}, {"keep_ratio": 0.8}, 0.8),
+        ({"keep_ratio": 0.9}, {"compute": None}, {}, 0.9),
+        ({"keep_ratio": 0.9}, {}, {"top_k": 3}, 0.9),
+    ],
+)
+def test_a_later_choice_of_ratio_or_compute_replaces_an_earlier_one_of_either(
+    classify: Classify,
+    engines: FakeEngines,
+    query: dict[str, float],
+    common: dict[str, float],
+    own: dict[str, float],
+    expected: float,
+) -> None:
+    """keep_ratio and compute choose the same thing, so the nearest to the image wins, whichever it is."""
+    response = classify(params=query, json={**common, "images": [{"image": BASE64, **own}]})
+    assert response.status_code == 200, response.text
+    assert engines.questions[0].keep_ratio == expected
+
+
+def test_each_image_may_have_its_own_options(classify: Classify, engines: FakeEngines) -> None:
+    """In JSON beside the image, in a form as the list 'options'; common ones fill the gaps."""
+    own: list[dict[str, object]] = [{"keep_ratio": 0.5}, {"keep_ratio": 0.75, "criterion": "mad"}, {}]
+    classify(json={"criterion": "iqr", "images": [{"image": BASE64, **options} for options in own]})
+    classify(
+        files=[("image", IMAGE)] * 3,
+        data={"criterion": "iqr", "options": json.dumps(own)},
+    )
+    asked = sorted((question.keep_ratio, question.criterion) for question in engines.questions)
+    assert asked == sorted([(0.5, "iqr"), (0.75, "mad"), (1.0, "iqr")] * 2)
+
+
+def test_options_as_one_object_hold_for_all_images_of_a_form(
+    classify: Classify, engines: FakeEngines
+) -> None:
+    """The form's 'options' may be an object instead of a list."""
+    classify(files=[("image", IMAGE)] * 2, data={"options": '{"keep_ratio": 0.5}'})
+    assert [question.keep_ratio for question in engines.questions] == [0.5, 0.5]
+
+
+# 422: options.
+
+BAD_OPTIONS: list[tuple[str, list[str]]] = [
+    ("keep_ratio=0", ["keep_ratio", "greater than 0", "'0'"]),
+    ("keep_ratio=-0.5", ["keep_ratio", "greater than 0", "-0.5"]),
+    ("keep_ratio=1.5", ["keep_ratio", "less than or equal to 1", "1.5"]),
+    ("keep_ratio=nan", ["keep_ratio", "finite number", "nan"]),
+    ("keep_ratio=inf", ["keep_ratio", "finite number", "inf"]),
+    ("keep_ratio=-inf", ["keep_ratio", "finite number", "-inf"]),
+    ("keep_ratio=half", ["keep_ratio", "valid number", "half"]),
+    ("keep_ratio=", ["keep_ratio", "valid number", "''"]),
+    ("compute=0", ["compute", "greater than 0"]),
+    ("compute=1.01", ["compute", "less than or equal to 1", "1.01"]),
+    ("keep_ratio=0.5&compute=0.5", ["keep_ratio or compute, not both"]),
+    ("criterion=entropy", ["criterion", "'variance'", "'mad'", "'random'", "entropy"]),
+    ("top_k=0", ["top_k", "greater than or equal to 1"]),
+    ("top_k=1001", ["top_k", "less than or equal to 1000", "1001"]),
+    ("top_k=2.5", ["top_k", "valid integer", "2.5"]),
+    ("mask=jpeg", ["mask", "'indices'", "'grid'", "'png'", "jpeg"]),
+    ("mask_stages=perhaps", ["mask_stages", "valid boolean", "perhaps"]),
+    ("deadline_ms=0", ["deadline_ms", "greater than or equal to 1"]),
+    ("deadline_ms=600001", ["deadline_ms", "less than or equal to 600000"]),
+    ("seed=-1", ["seed", "greater than or equal to 0"]),
+    ("seed=2147483648", ["seed", "less than 2147483648"]),
+    ("ratio=0.5", ["there is no option 'ratio'", *ImageOptions.model_fields]),
+    ("Keep_Ratio=0.5", ["there is no option 'Keep_Ratio'"]),
+    ("top_k=1&top_k=2", ["'top_k' is given more than once"]),
+]
+
+
+@pytest.mark.parametrize(("query", "words"), BAD_OPTIONS, ids=[query for query, _ in BAD_OPTIONS])
+def test_an_option_that_is_not_allowed_is_named_with_what_is(
+    classify: Classify, engines: FakeEngines, query: str, words: list[str]
+) -> None:
+    """422 says which option, what was given and what may be."""
+    response = classify(params=query)
+    image = None if "more than once" in words[0] else 0
+    assert_problem(response, 422, "invalid-value", *words, image=image)
+    assert engines.questions == []
+
+
+@pytest.mark.parametrize(("query", "words"), BAD_OPTIONS[:-1], ids=[query for query, _ in BAD_OPTIONS[:-1]])
+def test_a_form_and_json_refuse_the_same_options(classify: Classify, query: str, words: list[str]) -> None:
+    """What is wrong in the query is wrong in a form's fields and in JSON, for the image at fault."""
+    options = dict(httpx.QueryParams(query))
+    response = classify(files=[("image", IMAGE)] * 2, data={"options": json.dumps([{}, options])})
+    assert_problem(response, 422, "invalid-value", *words, image=1)
+    response = classify(json={"images": [{"image": BASE64}, {"image": BASE64, **options}]})
+    assert_problem(response, 422, "invalid-value", *words, image=1)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_does_not_have_are_refused(classify: Classify, number: str) -> None:
+    """Python's JSON reads NaN and Infinity; a ratio is neither."""
+    content = f'{{"image": "{BASE64}", "keep_ratio": {number}}}'
+    response = classify(content=content, headers=JSON)
+    assert_problem(response, 422, "invalid-value", "keep_ratio", "finite number", image=0)
+
+
+def test_what_was_given_is_said_in_short(classify: Classify) -> None:
+    """A value or a name of a megabyte does not come back whole, nor do a thousand mistakes."""
+    for options in (
+        {"keep_ratio": "9" * 10**6},
+        {"n" * 10**6: 1},
+        {str(number): 1 for number in range(10_000)},
+        {"keep_ratio": [list(range(100))] * 1000},
+    ):
+        response = classify(json={"image": BASE64, **options})
+        assert_problem(response, 422, "invalid-value", image=0)
+        assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "slug", "words"),
+    [
+        ({"options": "{"}, 400, "unreadable-request", ["the form field 'options' is not JSON"]),
+        ({"options": "7"}, 422, "invalid-value", ["'options' must be a JSON object or a list of objects"]),
+        ({"options": "[1, 2]"}, 422, "invalid-value", ["'options' must be a JSON object or a list"]),
+        ({"options": "[{}]"}, 422, "invalid-value", ["'options' lists 1 objects, but the form has 2 images"]),
+        ({"top_k": ["1", "2"]}, 422, "invalid-value", ["'top_k' is given more than once"]),
+    ],
+)
+def test_a_forms_options_must_be_one_set_or_one_per_image(
+    classify: Classify, fields: dict[str, Any], status: int, slug: str, words: list[str]
+) -> None:
+    """Options that cannot be matched to the images are refused."""
+    assert_problem(classify(files=[("image", IMAGE)] * 2, data=fields), status, slug, *words)
+
+
+# 400: what cannot be read.
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["the body is not JSON"]),
+        (b"{", ["the body is not JSON"]),
+        (b'{"image": "\xff"}', ["the body is not JSON", "utf-8"]),
+        (b"[" * 100_000, ["the body is not JSON", "recursion"]),
+        (b'{"a":' * 100_000, ["the body is not JSON", "recursion"]),
+        (b"9" * 5000, ["the body is not JSON", "digits"]),
+        (b"[]", ["must be an object with 'image' or 'images'"]),
+        (b'"image"', ["must be an object with 'image' or 'images'"]),
+        (b"null", ["must be an object with 'image' or 'images'"]),
+        (b'{"images": []}', ["the request has no image"]),
+        (b'{"image": "%%%"}', ["'image' is not base64"]),
+        (b'{"image": "abc"}', ["'image' is not base64"]),
+        ('{"image": "Ä"}'.encode(), ["'image' is not base64"]),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_json_that_cannot_be_read_is_a_400(classify: Classify, content: bytes, words: list[str]) -> None:
+    """Bytes that are no JSON, or no request, are unreadable, however deep."""
+    image = 0 if "base64" in words[0] else None
+    assert_problem(classify(content=content, headers=JSON), 400, "unreadable-request", *words, image=image)
+
+
+def test_json_of_every_depth_is_read_or_refused(classify: Classify) -> None:
+    """Between what is shallow enough to be read and too deep to be parsed there is no depth that breaks
+    the refusal itself."""
+    statuses = set()
+    for depth in (1, 10, 100, 500, *range(880, 1020, 4)):
+        content = b'{"image": "", "keep_ratio": ' + b"[" * depth + b"]" * depth + b"}"
+        response = classify(content=content, headers=JSON)
+        statuses.add(response.status_code)
+    assert statuses == {400, 422}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({}, ["either 'image' or 'images'"]),
+        ({"image": BASE64, "images": []}, ["either 'image' or 'images'"]),
+        ({"image": None}, ["'image' must be a string in base64"]),
+        ({"image": 5}, ["'image' must be a string in base64"]),
+        ({"images": BASE64}, ["'images' must be a list of objects"]),
+        ({"images": None}, ["'images' must be a list of objects"]),
+        ({"images": [BASE64]}, ["'images' must be a list of objects"]),
+        ({"images": {"image": BASE64}}, ["'images' must be a list of objects"]),
+        ({"images": [{}]}, ["'image' must be a string in base64"]),
+    ],
+    ids=str,
+)
+def test_json_of_another_shape_is_a_422(
+    classify: Classify, document: dict[str, object], words: list[str]
+) -> None:
+    """Readable JSON that is no request says what one looks like."""
+    image = 0 if "string" in words[0] else None
+    assert_problem(classify(json=document), 422, "invalid-value", *words, image=image)
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "words"),
+    [
+        (form(IMAGE_PART), "multipart/form-data", ["boundary"]),
+        (form(IMAGE_PART), "multipart/form-data; boundary=", ["the form cannot be read"]),
+        (form(IMAGE_PART), "multipart/form-data; boundary=other", ["the form cannot be read"]),
+        (b"", "multipart/form-data; boundary=b", ["the request has no image"]),
+        (b"hello", "multipart/form-data; boundary=b", ["the form cannot be read"]),
+        (form(IMAGE_PART)[:-200], "multipart/form-data; boundary=b", ["the request has no image"]),
+        (form(), "multipart/form-data; boundary=b", ["the request has no image"]),
+        (
+            form(b'Content-Disposition: form-data; name="top_k"\r\n\r\n1'),
+            "multipart/form-data; boundary=b",
+            ["the request has no image"],
+        ),
+        (
+            form(b'Content-Disposition: form-data; filename="a.png"\r\n\r\n' + IMAGE),
+            "multipart/form-data; boundary=b",
+            ["the form cannot be read", "name"],
+        ),
+        (form(b"\r\n" + IMAGE), "multipart/form-data; boundary=b", ["the form cannot be read"]),
+        (
+            form(*[b'Content-Disposition: form-data; name="top_k"\r\n\r\n1'] * 100),
+            "multipart/form-data; boundary=b",
+            ["the form cannot be read", "Too many fields"],
+        ),
+    ],
+    ids=[
+        "no boundary",
+        "empty boundary",
+        "another boundary",
+        "empty body",
+        "no form",
+        "cut off",
+        "no parts",
+        "no image",
+        "part without a name",
+        "part without headers",
+        "many fields",
+    ],
+)
+def test_a_form_that_cannot_be_read_is_a_400(
+    classify: Classify, content: bytes, content_type: str, words: list[str]
+) -> None:
+    """Broken forms, and forms without an image, say so."""
+    response = classify(content=content, headers={"Content-Type": content_type})
+    assert_problem(response, 400, "unreadable-request", *words)
+
+
+def test_an_odd_charset_of_a_form_does_no_harm(classify: Classify) -> None:
+    """Python knows text encodings that are none; a form may name any."""
+    for charset in ("base64", "rot13", "undefined", "idna", "nonsense", "utf-16", "\0"):
+        field = b'Content-Disposition: form-data; name="top_k"\r\n\r\n\xff1'
+        response = classify(
+            content=form(IMAGE_PART, field),
+            headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"},
+        )
+        assert response.status_code in (200, 400, 422), charset
+
+
+# 413: too much.
+
+
+def asgi_client(engines: FakeEngines, **settings: int) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(create_app(Settings(**settings), engines))  # type: ignore[arg-type]
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("headers", [{}, JSON, FORM], ids=["raw", "json", "form"])
+async def test_a_body_above_the_limit_is_refused_by_its_content_length(
+    engines: FakeEngines, headers: dict[str, str]
+) -> None:
+    """In every form of the body, with what is allowed, and before a byte of it is read."""
+
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    async with asgi_client(engines, max_body_bytes=1000) as client:
+        response = await client.post(
+            "/v1/classify", content=unread(), headers={**headers, "Content-Length": "1001"}
+        )
+    assert_problem(response, 413, "too-large", "1001 bytes", "at most 1000 are allowed")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("headers", [{}, JSON, FORM], ids=["raw", "json", "form"])
+async def test_a_body_above_the_limit_is_refused_while_it_streams(
+    engines: FakeEngines, headers: dict[str, str]
+) -> None:
+    """Without a Content-Length, reading ends where the limit is passed, not where the body ends."""
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 100
+            yield bytes(100)
+
+    async with asgi_client(engines, max_body_bytes=1000) as client:
+        response = await client.post("/v1/classify", content=endless(), headers=headers)
+    assert_problem(response, 413, "too-large", "at most 1000 are allowed")
+    assert sent == 1100
+
+
+def test_a_body_of_exactly_the_limit_is_read(make_client: Callable[..., TestClient]) -> None:
+    """The limit itself is allowed; one byte fewer allowed, and the image is too large."""
+    for limit, status in ((len(IMAGE), 200), (len(IMAGE) - 1, 413)):
+        client = make_client(max_body_bytes=limit)
+        assert client.post("/v1/classify", content=IMAGE).status_code == status
+
+
+@pytest.mark.parametrize("declared", ["-1", "many", "", "1e3", "\u00b2"])
+def test_a_content_length_that_is_no_number_does_no_harm(classify: Classify, declared: str) -> None:
+    """Servers in front may let it through; the bytes are counted anyway."""
+    response = classify(headers={"Content-Length": declared.encode("latin-1")})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("images", [3, 4])
+def test_images_are_counted(make_client: Callable[..., TestClient], images: int) -> None:
+    """As many as the limit are answered; one more is 413, in a form and in JSON."""
+    client = make_client(max_images_per_request=3)
+    responses: list[httpx.Response] = [
+        client.post("/v1/classify", files=[("image", IMAGE)] * images),  # type: ignore[list-item]
+        client.post("/v1/classify", json={"images": [{"image": BASE64}] * images}),  # type: ignore[list-item]
+    ]
+    for response in responses:
+        if images == 3:
+            assert response.status_code == 200, response.text
+        else:
+            assert_problem(response, 413, "too-large", "images", "3")
+
+
+def test_an_image_of_too_many_pixels_is_refused(make_client: Callable[..., TestClient]) -> None:
+    """The limit of the settings holds, and the text says both numbers."""
+    client = make_client(max_image_pixels=959)
+    response = client.post("/v1/classify", content=IMAGE)
+    assert_problem(response, 413, "too-large", "40 x 24 = 960", "at most 959", image=0)  # type: ignore[arg-type]
+
+
+# 415, and images that are none.
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "video/mp4", "application/pdf", "nonsense", "application/jsonx", "image"]
+)
+def test_another_content_type_is_a_415(classify: Classify, content_type: str) -> None:
+    """What is no image, form or JSON is refused by its type, with the types that are taken."""
+    response = classify(headers={"Content-Type": content_type})
+    assert_problem(
+        response,
+        415,
+        "unsupported-media-type",
+        repr(content_type),
+        "image/*",
+        "application/octet-stream",
+        "multipart/form-data",
+        "application/json",
+    )
+
+
+def test_an_image_of_a_format_that_is_not_taken_is_a_415(classify: Classify) -> None:
+    """Whatever its Content-Type said."""
+    response = classify(content=encoded(file_format="PPM"), headers={"Content-Type": "image/png"})
+    assert_problem(response, 415, "unsupported-media-type", "PPM", "JPEG, PNG", image=0)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", IMAGE[:-30]], ids=["empty", "text", "cut off"])
+def test_an_image_that_cannot_be_decoded_is_a_422(classify: Classify, content: bytes) -> None:
+    """In a raw body, in a form and in JSON."""
+    for request in (
+        {"content": content},
+        {"files": {"image": ("a.png", content)}},
+        {"json": {"image": base64.b64encode(content).decode()}},
+    ):
+        assert_problem(classify(**request), 422, "undecodable-image", image=0)
+
+
+# Anything at all.
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just(BASE64),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["image", "images", *ImageOptions.model_fields]) | st.text(max_size=5),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+ANY_REQUEST = settings(max_examples=100, suppress_health_check=list(HealthCheck))
+
+
+@ANY_REQUEST
+@given(document=JSON_VALUES)
+def test_any_json_is_answered_or_refused(classify: Classify, document: object) -> None:
+    """No JSON document makes the server fail."""
+    response = classify(content=json.dumps(document), headers=JSON)
+    assert response.status_code in (200, 400, 413, 415, 422), response.text
+
+
+@ANY_REQUEST
+@given(edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 3), st.binary(max_size=3)), max_size=4))
+def test_any_damage_to_a_form_is_answered_or_refused(
+    classify: Classify, edits: list[tuple[int, int, bytes]]
+) -> None:
+    """No broken form makes the server fail."""
+    options = b'Content-Disposition: form-data; name="options"\r\n\r\n[{"top_k": 2}]'
+    body = bytearray(form(options, IMAGE_PART))
+    for place, cut, put in edits:
+        body[place % len(body) : place % len(body) + cut] = put
+    response = classify(content=bytes(body), headers=FORM)
+    assert response.status_code in (200, 400, 413, 415, 422), response.text
+
+
+@ANY_REQUEST
+@given(
+    content_type=st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=30)
+    | st.from_regex(
+        r"(image|multipart|application)/[a-z-]{1,9}(; ?(boundary|charset)=.{0,6})?", fullmatch=True
+    )
+)
+def test_any_content_type_is_answered_or_refused(client: TestClient, content_type: str) -> None:
+    """No Content-Type makes the server fail."""
+    header = content_type.replace("\r", " ").replace("\n", " ").encode("latin-1", "replace")
+    response = client.post("/v1/classify", content=IMAGE, headers={"Content-Type": header})
+    assert response.status_code in (200, 400, 415, 422), response.text

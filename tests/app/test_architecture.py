@@ -1,0 +1,74 @@
+"""Who imports whom: the contracts of pyproject.toml, and what a process has loaded in the end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "timm", "torchvision")
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The modules that a new Python has loaded after a statement."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{statement}\nimport sys\nprint(*sys.modules)"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return set(ended.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import app.main",
+        "import app.http.process",
+        "import app.supervisor",
+        "import app.engine.client",
+        "import app.engine.loop",
+        "import app.engine.process",
+        "import app.cli; app.cli.COMMANDS['serve'].load()",
+    ],
+)
+def test_a_front_end_and_a_supervisor_never_load_torch(statement: str) -> None:
+    """They start in a moment and stay small; an engine loads torch when it runs, not when it is imported."""
+    loaded = loaded_after(statement)
+    assert "app" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_models_do_not_load_the_service() -> None:
+    """The network can be used without a server; and the check above would find out what loads torch."""
+    loaded = loaded_after("import models.zoo, models.classifier, models.training.evaluate")
+    assert set(HEAVY) <= loaded
+    assert not {name for name in loaded if name == "app" or name.startswith(("app.", "fastapi", "zmq"))}
+
+
+def test_the_import_contracts_hold() -> None:
+    """import-linter finds every contract of pyproject.toml kept, and there are some."""
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert " 0 broken" in ended.stdout
+    assert "the scheduler is pure policy KEPT" in ended.stdout
+
+
+def test_nobody_imports_tests_or_benchmarks() -> None:
+    """What is not installed cannot be relied on."""
+    for folder in ("app", "models"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                assert not line.lstrip().startswith(
+                    ("import tests", "from tests", "import benchmarks", "from benchmarks")
+                ), path

@@ -1,0 +1,225 @@
+"""The command line: flags, usage errors, help."""
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import BaseModel
+
+from app import cli
+from app.cli import COMMANDS, Command, main
+from app.settings import Settings
+from app.supervisor import CannotStart
+from models.training.config import EvaluateConfig, TrainConfig
+from tests.app.test_settings import BAD, SAMPLES
+
+Run = Callable[..., tuple[int, list[BaseModel]]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line with actions that only take down their settings; gives back the exit code and
+    these settings."""
+    monkeypatch.setenv("COLUMNS", "100")  # the width of the help
+    taken: list[BaseModel] = []
+
+    def recording(command: Command) -> Command:
+        settings_type, _ = command.load()
+
+        def act(settings: BaseModel) -> int:
+            taken.append(settings)
+            return 0
+
+        return Command(command.summary, lambda: (settings_type, act))
+
+    monkeypatch.setattr(cli, "COMMANDS", {name: recording(command) for name, command in COMMANDS.items()})
+
+    def run(*arguments: str) -> tuple[int, list[BaseModel]]:
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, taken
+
+    return run
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_setting_is_a_flag_of_serve(run: Run, name: str) -> None:
+    """--some-setting VALUE sets it, and nothing else."""
+    text, value = SAMPLES[name]
+    assert run("serve", flag(name), text) == (0, [Settings(**{name: value})])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_flag_may_be_joined_to_its_value(run: Run, name: str) -> None:
+    """--some-setting=VALUE is the same."""
+    text, value = SAMPLES[name]
+    assert run("serve", f"{flag(name)}={text}") == (0, [Settings(**{name: value})])  # type: ignore[arg-type]
+
+
+def test_a_flag_goes_before_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was typed is meant."""
+    monkeypatch.setenv("TRIMVIT_PORT", "1111")
+    monkeypatch.setenv("TRIMVIT_HOST", "::1")
+    code, (settings,) = run("serve", "--port", "2222")
+    assert code == 0
+    assert settings == Settings(port=2222, host="::1")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--stages", "4,7,10"],
+        ["--stages=4,7,10"],
+        ["--stages", "[4,7,10]"],
+        ["--stages", "4", "--stages", "7,10"],
+    ],
+    ids=" ".join,
+)
+def test_stages_may_be_typed_in_the_natural_way(run: Run, arguments: list[str]) -> None:
+    """A list with commas; JSON and a flag for each block work as well."""
+    _, (settings,) = run("serve", *arguments)
+    assert isinstance(settings, Settings)
+    assert settings.stages == (4, 7, 10)
+
+
+@pytest.mark.parametrize(("name", "text", "words"), BAD)
+@pytest.mark.parametrize("by_environment", [False, True], ids=["flag", "environment"])
+def test_a_bad_value_exits_with_2_and_says_what_is_allowed(
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    text: str,
+    words: str,
+    by_environment: bool,
+) -> None:
+    """The flag, what was given, and what may be; wherever it was given."""
+    if by_environment:
+        monkeypatch.setenv(f"TRIMVIT_{name.upper()}", text)
+    code, taken = run("serve") if by_environment else run("serve", f"{flag(name)}={text}")
+    assert (code, taken) == (2, [])
+    told = capsys.readouterr()
+    assert told.out == ""
+    for line in told.err.splitlines():
+        assert line.startswith(f"trimvit serve: {flag(name)}: ")
+        assert "(got " in line
+    assert words in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--keep-ratio", "0.5"], "unrecognized arguments: --keep-ratio"),
+        (["serve", "--por", "80"], "unrecognized arguments: --por"),
+        (["serve", "extra"], "unrecognized arguments: extra"),
+        (["serve", "--port"], "--port: expected one argument"),
+        (["train", "--output", "x"], "trimvit train: --data: Field required"),
+        (["evaluate"], "trimvit evaluate: --data: Field required"),
+        (
+            ["train", "--data=d", "--output=o", "--criteria=mad,entropy"],
+            "--criteria: Input should be 'variance'",
+        ),
+        (
+            ["train", "--data=d", "--output=o", "--min-keep-ratio=0.9", "--max-keep-ratio=0.5"],
+            "trimvit train: min_keep_ratio is above max_keep_ratio\n",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_exits_with_2(
+    run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    """Unknown, shortened, missing and contradictory flags are told on standard error."""
+    assert run(*arguments) == (2, [])
+    assert words in capsys.readouterr().err
+
+
+def test_an_unknown_command_exits_with_2_and_lists_the_commands(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt command shows what there is."""
+    assert run("server") == (2, [])
+    told = capsys.readouterr().err
+    assert "there is no command 'server'" in told
+    for name in COMMANDS:
+        assert f"  {name} " in told
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]], ids=str)
+def test_help_lists_the_commands(run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """Without a command, too."""
+    assert run(*arguments) == (0, [])
+    told = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert name in told
+        assert command.summary in told
+
+
+@pytest.mark.parametrize(
+    ("command", "settings_type"), [("serve", Settings), ("train", TrainConfig), ("evaluate", EvaluateConfig)]
+)
+def test_help_of_a_command_lists_its_flags_readably(
+    run: Run, capsys: pytest.CaptureFixture[str], command: str, settings_type: type[BaseModel]
+) -> None:
+    """Every flag with its meaning; lists as they are typed; no Python in it."""
+    assert run(command, "--help") == (0, [])
+    told = capsys.readouterr().out
+    flat = " ".join(told.split())
+    assert told.startswith(f"usage: trimvit {command} ")
+    for name, field in settings_type.model_fields.items():
+        assert flag(name) in told
+        if field.description:
+            assert " ".join(field.description.split()).split("-")[0] in flat
+    assert "tuple" not in told
+    assert "None" not in told
+    assert "((" not in told
+
+
+def test_help_shows_how_lists_are_typed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The metavar and the default of a list have commas and no brackets."""
+    run("serve", "--help")
+    assert "--stages int,..." in capsys.readouterr().out
+    run("evaluate", "--help")
+    told = capsys.readouterr().out
+    assert "--keep-ratios float,..." in told
+    assert "(default: 1.0,0.9,0.7,0.5,0.3)" in told
+    assert "(default: variance,mad,mean,random)" in told
+
+
+def test_train_and_evaluate_take_lists_with_commas(run: Run) -> None:
+    """As serve does."""
+    _, (config,) = run("evaluate", "--data=d", "--keep-ratios=1,0.5", "--criteria=mad,random")
+    assert isinstance(config, EvaluateConfig)
+    assert config.keep_ratios == (1.0, 0.5)
+    assert config.criteria == ("mad", "random")
+
+
+def test_a_server_that_cannot_start_exits_with_1_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A taken port is no traceback."""
+
+    def cannot(settings: Settings) -> int:
+        raise CannotStart(f"cannot listen on {settings.host} port {settings.port}: Address already in use")
+
+    monkeypatch.setattr("app.supervisor.serve", cannot)
+    monkeypatch.setattr("app.logs.configure_logging", lambda *_: None)
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", "--port", "4711"])
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err == (
+        "trimvit serve: cannot listen on 127.0.0.1 port 4711: Address already in use\n"
+    )
+
+
+def test_the_exit_code_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What serve gives back is what the shell sees."""
+    monkeypatch.setattr("app.supervisor.serve", lambda _: 7)
+    monkeypatch.setattr("app.logs.configure_logging", lambda *_: None)
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve"])
+    assert exit_.value.code == 7

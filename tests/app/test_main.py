@@ -1,0 +1,54 @@
+"""The application as a whole: its pages, and its engines' life."""
+
+import re
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.engine.client import EngineClient
+from app.main import create_app
+from app.settings import Settings
+from tests.app.engine.rig import FakeBackend, running_engine
+from tests.app.fakes import FakeEngines, encoded
+
+
+def test_the_openapi_document_and_its_page_are_served() -> None:
+    """/docs shows /openapi.json, and loads nothing from another host."""
+    client = TestClient(create_app(Settings(), FakeEngines()))
+    document = client.get("/openapi.json")
+    assert document.status_code == 200
+    assert document.json()["info"]["title"] == "TrimViT"
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "/openapi.json" in page.text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert loaded
+    for reference in loaded:
+        assert reference.startswith("/"), reference
+        assert client.get(reference).status_code == 200, reference
+
+
+@pytest.mark.parametrize("path", ["/redoc", "/docs/../etc/passwd", "/static-offline-docs/../main.py"])
+def test_nothing_else_is_served(path: str) -> None:
+    """Pages that are not ours, and paths out of the folder, are 404."""
+    client = TestClient(create_app(Settings(), FakeEngines()))
+    response = client.get(path)
+    assert response.status_code == 404
+    assert response.headers["Content-Type"] == "application/problem+json"
+
+
+def test_an_engine_client_lives_as_long_as_the_application(address: str) -> None:
+    """The application connects to its engines when it starts, answers by them, and disconnects at its end."""
+    engines = EngineClient([address])
+    with running_engine(FakeBackend(), address):
+        with TestClient(create_app(Settings(), engines)) as client:
+            while client.get("/readyz").status_code != 200:
+                pass
+            response = client.post(
+                "/v1/classify", content=encoded(), params={"mask": "grid", "keep_ratio": 0.5}
+            )
+            assert response.status_code == 200, response.text
+            (result,) = response.json()["results"]
+            assert result["patches"]["per_stage"] == [8, 4]
+            assert result["mask"][0]["grid"][2] == [0, 1, 1, 1, 1]
+        assert engines._context.closed

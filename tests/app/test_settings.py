@@ -1,0 +1,147 @@
+"""Settings: defaults, limits, and the way to a child process and back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import BUNDLED_MODEL, Settings
+
+# A value other than the default for every setting, as text and as what it must become.
+SAMPLES: dict[str, tuple[str, object]] = {
+    "model": ("deit_small_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k"),
+    "architecture": ("deit_small_patch16_224", "deit_small_patch16_224"),
+    "labels": ("labels.txt", Path("labels.txt")),
+    "stages": ("3,5,9", (3, 5, 9)),
+    "rows": ("all", "all"),
+    "device": ("cuda:1,cpu", "cuda:1,cpu"),
+    "dtype": ("float16", "float16"),
+    "threads": ("3", 3),
+    "streams": ("2", 2),
+    "max_batch_tokens": ("5000", 5000),
+    "max_queue_images": ("17", 17),
+    "host": ("::1", "::1"),
+    "port": ("0", 0),
+    "http_workers": ("4", 4),
+    "decode_threads": ("5", 5),
+    "max_body_bytes": ("1000", 1000),
+    "max_image_pixels": ("2000", 2000),
+    "max_images_per_request": ("7", 7),
+    "default_keep_ratio": ("0.7", 0.7),
+    "default_criterion": ("mad", "mad"),
+    "default_deadline_ms": ("1500", 1500),
+    "shutdown_grace_s": ("2.5", 2.5),
+    "log_level": ("debug", "debug"),
+}
+
+# Values out of range, and what the refusal must say.
+BAD: list[tuple[str, str, str]] = [
+    ("stages", "0,3", "greater than or equal to 1"),
+    ("stages", "7,4", "must ascend, as in 4,7,10"),
+    ("stages", "4,4", "must ascend, as in 4,7,10"),
+    ("stages", "four", "valid integer"),
+    ("rows", "some", "'cls' or 'all'"),
+    ("device", "gpu", "auto|cpu|cuda"),
+    ("device", "cuda:x", "auto|cpu|cuda"),
+    ("device", "cpu,auto", "auto|cpu|cuda"),
+    ("device", "", "auto|cpu|cuda"),
+    ("dtype", "int8", "'bfloat16' or 'float16'"),
+    ("threads", "-1", "greater than or equal to 0"),
+    ("threads", "two", "valid integer"),
+    ("streams", "-1", "greater than or equal to 0"),
+    ("max_batch_tokens", "-1", "greater than or equal to 0"),
+    ("max_queue_images", "0", "greater than or equal to 1"),
+    ("port", "-1", "greater than or equal to 0"),
+    ("port", "65536", "less than or equal to 65535"),
+    ("port", "http", "valid integer"),
+    ("http_workers", "0", "greater than or equal to 1"),
+    ("http_workers", "65", "less than or equal to 64"),
+    ("decode_threads", "0", "greater than or equal to 1"),
+    ("max_body_bytes", "0", "greater than or equal to 1"),
+    ("max_image_pixels", "0", "greater than or equal to 1"),
+    ("max_images_per_request", "0", "greater than or equal to 1"),
+    ("default_keep_ratio", "0", "greater than 0"),
+    ("default_keep_ratio", "1.1", "less than or equal to 1"),
+    ("default_keep_ratio", "nan", "than"),
+    ("default_criterion", "entropy", "'variance', 'mad'"),
+    ("default_deadline_ms", "0", "greater than or equal to 1"),
+    ("shutdown_grace_s", "-1", "greater than or equal to 0"),
+    ("shutdown_grace_s", "inf", "finite number"),
+    ("shutdown_grace_s", "nan", "finite number"),
+    ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
+]
+
+
+def test_the_samples_cover_every_setting() -> None:
+    """A new setting needs a sample here, and a sample differs from the default."""
+    assert list(SAMPLES) == list(Settings.model_fields)
+    for name, (_, value) in SAMPLES.items():
+        assert value != Settings.model_fields[name].default, name
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_setting_can_be_given_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRIMVIT_<NAME> sets it, and nothing else."""
+    text, value = SAMPLES[name]
+    monkeypatch.setenv(f"TRIMVIT_{name.upper()}", text)
+    assert Settings() == Settings.model_construct(**{**Settings.model_construct().model_dump(), name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "stages"), [("4,7,10", (4, 7, 10)), ("[4, 7, 10]", (4, 7, 10)), ("4", (4,)), ("4, 7", (4, 7))]
+)
+def test_stages_in_the_environment_may_be_typed_or_json(
+    text: str, stages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list with commas, a JSON list, and a single block are all read."""
+    monkeypatch.setenv("TRIMVIT_STAGES", text)
+    assert Settings().stages == stages
+
+
+@pytest.mark.parametrize(("name", "text", "words"), BAD)
+def test_a_bad_value_in_the_environment_is_refused(
+    name: str, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal names the setting and what is allowed."""
+    monkeypatch.setenv(f"TRIMVIT_{name.upper()}", text)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert {fault["loc"][0] for fault in caught.value.errors()} == {name}
+    assert words in str(caught.value)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    """A misspelt setting must not be passed over."""
+    with pytest.raises(ValidationError, match="extra"):
+        Settings(keep_ratio=0.5)  # type: ignore[call-arg]
+
+
+def test_settings_cannot_be_changed() -> None:
+    """What was checked stays as it was checked."""
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("changes", [{}, {name: value for name, (_, value) in SAMPLES.items()}], ids=len)
+def test_settings_reach_a_child_process_unchanged(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As JSON, which goes before the child's environment."""
+    settings = Settings(**changes)
+    passed = settings.model_dump_json()
+    monkeypatch.setenv("TRIMVIT_PORT", "1234")
+    assert Settings.model_validate_json(passed) == settings
+
+
+def test_the_bundled_model_is_the_zoos() -> None:
+    """The name is written twice, so that the service need not import torch to know it."""
+    from models.zoo import BUNDLED
+
+    assert BUNDLED_MODEL == BUNDLED
+
+
+def test_every_setting_is_described() -> None:
+    """--help has something to say of each."""
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
