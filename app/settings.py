@@ -64,7 +64,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Compute threads of an engine. 0: as many as cores; never more."
     )
     streams: int = Field(
-        0, ge=0, description="Batches an engine computes at once. 0: one per thread on a CPU, two on a GPU."
+        0,
+        ge=0,
+        description="Batches an engine computes at once. 0: one per thread, to 8, on a CPU; two on a GPU.",
     )
     max_batch_tokens: int = Field(
         0, ge=0, description="Tokens of a batch, weighted by their cost. 0: 4096 on a CPU, 65536 on a GPU."

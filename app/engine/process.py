@@ -23,6 +23,9 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# On a machine of many cores each stream gets several: one image on one core of 96 would take its time.
+MOST_STREAMS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class EngineArgs:
@@ -52,7 +55,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
     on_cpu = device == "cpu"
     threads = min(settings.threads or cores(), cores())
     # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.
-    streams = min(settings.streams or threads, threads) if on_cpu else settings.streams or 2
+    streams = min(settings.streams or MOST_STREAMS, threads) if on_cpu else settings.streams or 2
     limits = Limits(
         batch_tokens=settings.max_batch_tokens or (4096 if on_cpu else 65536),
         queue_images=settings.max_queue_images,
