@@ -22,6 +22,7 @@ from app.images import ImageLimits, decode
 from app.settings import Settings
 from models.schedule import Criterion, UnreachableComputeError, keep_ratio_for
 
+_PATIENCE_S = 0.5  # two pings of the engine client
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -82,7 +83,7 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
         fields), or base64 in JSON. All images are answered, or the first problem is."""
         started = time.perf_counter()
         images = await read_images(request, body_limits)
-        model = _ready(engines)
+        model = await _ready(engines)
         try:
             answered = await _unless_gone(
                 request,
@@ -159,10 +160,15 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
     return router
 
 
-def _ready(engines: Engines) -> ModelInfo:
-    model = engines.model
-    if model is None:
-        raise NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
+async def _ready(engines: Engines) -> ModelInfo:
+    """The model, waited for a moment: front ends hear of a ready engine up to a ping apart, and a client
+    that was told so by one must not be sent away by the next."""
+    loop = asyncio.get_running_loop()
+    patient_until = loop.time() + _PATIENCE_S
+    while (model := engines.model) is None:
+        if loop.time() >= patient_until:
+            raise NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
+        await asyncio.sleep(_PATIENCE_S / 50)
     return model
 
 

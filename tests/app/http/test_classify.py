@@ -249,6 +249,24 @@ def test_before_an_engine_is_ready_images_are_refused(classify: Classify, engine
     assert engines.questions == []
 
 
+class HearsLater(FakeEngines):
+    """Engines of which this front end hears a few looks after another one did."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name != "model":
+            return super().__getattribute__(name)
+        self.looks += 1
+        return MODEL if self.looks > 3 else None
+
+
+def test_a_front_end_that_hears_of_the_engine_a_moment_later_waits_for_it() -> None:
+    """A client that one front end told of readiness is not sent away by the next."""
+    with TestClient(create_app(Settings(), HearsLater())) as client:
+        assert client.post("/v1/classify", content=encoded()).status_code == 200
+
+
 def test_a_deadline_that_decoding_takes_up_is_passed(classify: Classify, engines: FakeEngines) -> None:
     """Where decoding took longer than the image may take, the engines are not asked."""
     nine_megapixels = encoded(picture(3000, 3000))
