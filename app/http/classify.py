@@ -160,6 +160,11 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
     return router
 
 
+def no_model_yet() -> NotReady:
+    """What a route says that needs the model, while there is none."""
+    return NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
+
+
 async def _ready(engines: Engines) -> ModelInfo:
     """The model, waited for a moment: front ends hear of a ready engine up to a ping apart, and a client
     that was told so by one must not be sent away by the next."""
@@ -167,7 +172,7 @@ async def _ready(engines: Engines) -> ModelInfo:
     patient_until = loop.time() + _PATIENCE_S
     while (model := engines.model) is None:
         if loop.time() >= patient_until:
-            raise NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
+            raise no_model_yet()
         await asyncio.sleep(_PATIENCE_S / 50)
     return model
 

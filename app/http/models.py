@@ -4,8 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.errors import NotReady
-from app.http.classify import PROBLEMS, Engines
+from app.http.classify import PROBLEMS, Engines, no_model_yet
 from app.http.schemas import InputInfo, ModelDescription, ModelList
 from app.settings import Settings
 from models.schedule import CRITERIA
@@ -20,7 +19,7 @@ def models_router(settings: Settings, engines: Engines) -> APIRouter:
     async def models() -> ModelList:
         model = engines.model
         if model is None:
-            raise NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
+            raise no_model_yet()
         height, width = model.input.size
         description = ModelDescription(
             name=model.name,
