@@ -53,11 +53,21 @@ def _evaluate() -> tuple[type[BaseModel], Callable[[Any], int]]:
     return EvaluateConfig, evaluate
 
 
+def _calibrate() -> tuple[type[BaseModel], Callable[[Any], int]]:
+    from models.training.command import calibrate
+    from models.training.config import CalibrateConfig
+
+    return CalibrateConfig, calibrate
+
+
 COMMANDS = {
     "serve": Command("start the inference server", _serve),
     "train": Command("fine-tune a pretrained ViT with pruning on a folder of images", _train),
     "evaluate": Command(
-        "measure accuracy, agreement, cost and speed over keep ratios and criteria", _evaluate
+        "measure accuracy, agreement, cost and speed over keep ratios and methods", _evaluate
+    ),
+    "calibrate": Command(
+        "fit a cascade: a cheap run first, the unpruned model where it is unsure", _calibrate
     ),
 }
 
@@ -118,7 +128,7 @@ def _make_readable(parser: ArgumentParser) -> None:
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:<11}{command.summary}" for name, command in COMMANDS.items())
     hint = "'trimvit COMMAND --help' lists the options of one."
     return f"usage: trimvit COMMAND [options]\n\ncommands:\n{commands}\n\n{hint}"
 

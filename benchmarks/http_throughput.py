@@ -34,7 +34,7 @@ from app.images import ImageLimits, decode
 from app.settings import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_dtype, cores
-from models.pruned_vit import Pruning
+from models.schedule import Pruning
 from models.zoo import load
 
 BATCH = 8

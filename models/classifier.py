@@ -8,18 +8,25 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from models.pruned_vit import PrunedViT, Pruning
-from models.schedule import compute, keep_counts
+from models.cascade import margins, second_run_compute
+from models.pruned_vit import Output, PrunedViT
+from models.ragged import on_device
+from models.schedule import UNPRUNED, Pruning, compute_of_counts
 from models.transforms import InputSpec
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What is asked of one image: how to prune it, how many labels, whether to name the kept patches."""
+    """What is asked of one image: how to prune it, how many labels, whether to name the kept patches.
+
+    With a ``margin``, it is run again unpruned where its first label's probability is no more than that above
+    the second one's (see models.cascade).
+    """
 
     pruning: Pruning
     top_k: int = 5
     kept_patches: bool = False
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +35,18 @@ class Prediction:
 
     ``classes`` and ``scores`` (softmax probabilities) of the top_k labels, best first. ``kept[s]``: ascending
     indices, row by row in the patch grid, of the patches left after stage s (None if not asked for);
-    ``kept_counts[s]``: how many they are. ``compute``: share of the unpruned model's MACs.
+    ``kept_counts[s]``: how many they are. ``keep_ratio``: the ratio that was applied (what `keep_mass` came
+    to; 1 where the image was run again unpruned). ``compute``: share of the unpruned model's MACs, of both
+    runs where there were two. ``runs``: 1 or 2.
     """
 
     classes: Int[np.ndarray, " top_k"]
     scores: Float[np.ndarray, " top_k"]
     kept_counts: tuple[int, ...]
     kept: tuple[Int[np.ndarray, " _"], ...] | None
+    keep_ratio: float
     compute: float
+    runs: int
 
 
 class Classifier:
@@ -55,23 +66,66 @@ class Classifier:
         if len(pixels) != len(requests):
             raise ValueError(f"{len(pixels)} images, but {len(requests)} requests")
         inputs = normalise(pixels.to(self.device, non_blocking=True), self.spec, self.dtype)
-        output = self.model(inputs, [request.pruning for request in requests])
+        prunings = [request.pruning for request in requests]
+        if all(request.margin is None for request in requests):
+            output = self.model(inputs, prunings)
+            first, again = output, frozenset[int]()
+        else:
+            first, output, again = self._cascade(inputs, requests)
         most = min(max(request.top_k for request in requests), output.logits.shape[1])
         best = output.logits.float().softmax(dim=1).topk(most, dim=1)
         scores, classes = best.values.cpu().numpy(), best.indices.cpu().numpy()
         arch, stages = self.model.arch, self.model.stages
-        return [
-            Prediction(
-                classes=classes[image, : request.top_k],
-                scores=scores[image, : request.top_k],
-                kept_counts=keep_counts(arch.patches, request.pruning.keep_ratio, len(stages.blocks)),
-                kept=tuple(stage[image].cpu().numpy() for stage in output.kept)
-                if request.kept_patches
-                else None,
-                compute=compute(arch, stages, request.pruning.keep_ratio),
+        predictions = []
+        for image, request in enumerate(requests):
+            # The counts are shapes, which the host knows.
+            counts = tuple(len(stage[image]) for stage in first.kept)
+            ratio, share = (
+                request.pruning.keep_ratio,
+                compute_of_counts(arch, stages, counts, request.pruning.reducer),
             )
+            if request.pruning.keep_mass is not None and counts:
+                ratio = counts[0] / arch.patches
+            if image in again:
+                ratio, share = 1.0, share + second_run_compute(arch, stages)
+            left = [stage[image] for stage in output.kept]
+            predictions.append(
+                Prediction(
+                    classes=classes[image, : request.top_k],
+                    scores=scores[image, : request.top_k],
+                    kept_counts=tuple(len(stage) for stage in left),
+                    kept=tuple(stage.cpu().numpy() for stage in left) if request.kept_patches else None,
+                    keep_ratio=ratio,
+                    compute=share,
+                    runs=2 if image in again else 1,
+                )
+            )
+        return predictions
+
+    def _cascade(
+        self, inputs: Tensor, requests: Sequence[ImageRequest]
+    ) -> tuple[Output, Output, frozenset[int]]:
+        """The first run's output, the same with unsure images' replaced by the unpruned model's, and which
+        images these are."""
+        tokens = self.model.begin(inputs)
+        first = self.model.finish(tokens, [request.pruning for request in requests])
+        margin = margins(first.logits.float().softmax(dim=1).cpu().numpy())
+        again = [
+            image
             for image, request in enumerate(requests)
+            if request.margin is not None and request.pruning.prunes and margin[image] <= request.margin
         ]
+        if not again:
+            return first, first, frozenset()
+        second = self.model.finish(tokens.of_images(again), [UNPRUNED] * len(again))
+        logits = first.logits.clone()
+        logits[on_device(again, logits.device)] = second.logits
+        place = {image: index for index, image in enumerate(again)}
+        kept = tuple(
+            tuple(after[place[image]] if image in place else before[image] for image in range(len(requests)))
+            for before, after in zip(first.kept, second.kept, strict=True)
+        )
+        return first, Output(logits, kept), frozenset(again)
 
 
 def normalise(

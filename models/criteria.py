@@ -16,9 +16,10 @@ from models.schedule import Criterion, Rows
 
 
 def attention_rows(
-    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B H T D"], scale: float, rows: Rows
+    q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H T D"], scale: float, rows: Rows
 ) -> Float[Tensor, "B H T"]:
     """Softmaxed attention weights over all T keys, of the CLS query (token 0) or averaged over all queries.
+    For the former, no other query need be there.
 
     The CLS row costs one q_cls K^T product; no T x T matrix is built for it.
     """
@@ -84,13 +85,17 @@ def importance(
     criterion: Criterion,
     attention: Float[Tensor, "B H N"],
     *,
-    values: Float[Tensor, "B H N D"],
+    value_norms: Float[Tensor, "B H N"] | None,
     patch_ids: Int[Tensor, "B N"],
     seeds: Int[Tensor, " B"],
 ) -> Float[Tensor, "B N"]:
-    """Importance of each patch under any criterion, from all that one of them may read."""
+    """Importance of each patch under any criterion, from all that one of them may read; never negative.
+
+    ``value_norms``, the Euclidean norms of the value vectors, are there for `mean_value_norm` only.
+    """
     if criterion == "mean_value_norm":
-        return mean_value_norm(attention, torch.linalg.vector_norm(values.float(), dim=-1))
+        assert value_norms is not None
+        return mean_value_norm(attention, value_norms)
     if criterion == "random":
         return random(patch_ids, seeds)
     return ACROSS_HEADS[criterion](attention)
@@ -100,6 +105,16 @@ def most_important(importance: Float[Tensor, "B N"], count: int) -> Int[Tensor, 
     """Positions of the ``count`` largest values, ascending; of equal ones the lower position wins."""
     order = importance.argsort(dim=1, descending=True, stable=True)
     return order[:, :count].sort(dim=1).values
+
+
+def most_important_of_each(
+    importance: Float[Tensor, "B N"], counts: Int[Tensor, " B"], most: int
+) -> Int[Tensor, "B most"]:
+    """As `most_important`, with a count of its own for each image, ``most`` being the largest of them. Where
+    an image keeps fewer, N stands behind its positions."""
+    order = importance.argsort(dim=1, descending=True, stable=True)[:, :most]
+    beyond = torch.arange(most, device=order.device) >= counts.unsqueeze(1)
+    return order.masked_fill(beyond, importance.shape[1]).sort(dim=1).values
 
 
 def _quantile(attention: Float[Tensor, "B H N"], share: float) -> Float[Tensor, "B N"]:

@@ -9,10 +9,11 @@ shape (and memory layout): the dense path is the same code, not another one.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -44,8 +45,11 @@ class Packing:
         return tuple(runs_of(self.lengths, self.lengths))
 
     def pack(self, parts: Sequence[Float[Tensor, "_images _tokens D"]]) -> Float[Tensor, "*rows D"]:
-        """The runs' dense parts as the rows of the whole batch."""
-        return parts[0] if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
+        """Dense parts, one or several per run, as the rows of the whole batch."""
+        if len(parts) == 1:
+            return parts[0]
+        flat = torch.cat([part.flatten(0, 1) for part in parts])
+        return flat if len(self.runs) > 1 else self.runs[0].dense(flat)
 
     def map_runs(
         self, module: Callable[[Tensor], Tensor], rows: Float[Tensor, "*rows D"]
@@ -53,12 +57,50 @@ class Packing:
         """Apply a module that tells images apart to each run."""
         return self.pack([module(run.dense(rows)) for run in self.runs])
 
+    def runs_beside(self, other: "Packing") -> Iterator[tuple[Run, Run]]:
+        """Runs of images that share their length both here and in ``other``, with the same images there."""
+        mine = runs_of(self.lengths, other.lengths)
+        theirs = runs_of(other.lengths, self.lengths)
+        return zip(mine, theirs, strict=True)
+
     def select(
-        self, rows: Float[Tensor, "*rows D"], kept: Sequence[Tensor], kept_packing: "Packing"
+        self, rows: Float[Tensor, "*rows D"], index: Int[Tensor, " kept"], kept_packing: "Packing"
     ) -> Float[Tensor, "*kept_rows D"]:
-        """The rows numbered by ``kept`` (flat indices, a part per run), shaped for ``kept_packing``."""
-        flat = rows.flatten(0, -2).index_select(0, torch.cat(list(kept)))
+        """The rows numbered by ``index`` (flat), shaped for ``kept_packing``."""
+        flat = rows.flatten(0, -2).index_select(0, index)
         return flat if len(kept_packing.runs) > 1 else kept_packing.runs[0].dense(flat)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The flat number of each image's first row."""
+        return (0, *accumulate(self.lengths[:-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a batch between two blocks.
+
+    ``rows`` as `Packing` says; an image's are its prefix tokens, its ``patches[b]`` patches in their
+    order, and its fused tokens. ``patch_ids``: where each patch stood in its image, flat, without entries
+    for other tokens. ``sizes`` [rows]: how many patches each token stands for, once any were merged.
+    """
+
+    rows: Tensor
+    packing: Packing
+    patches: tuple[int, ...]
+    patch_ids: Tensor
+    sizes: Tensor | None = None
+
+    def of_images(self, images: Sequence[int]) -> "Tokens":
+        """Only these images, in this order. For tokens that nothing was pruned of."""
+        assert len(self.packing.runs) == 1
+        index = on_device(images, self.rows.device)
+        return Tokens(
+            self.rows.index_select(0, index),
+            Packing(tuple(self.packing.lengths[image] for image in images)),
+            tuple(self.patches[image] for image in images),
+            self.patch_ids.view(len(self.patches), -1).index_select(0, index).flatten(),
+        )
 
 
 def runs_of(lengths: Sequence[int], keys: Sequence[object]) -> Iterator[Run]:
@@ -69,3 +111,9 @@ def runs_of(lengths: Sequence[int], keys: Sequence[object]) -> Iterator[Run]:
         yield Run(image, images, start, length)
         image += images
         start += images * length
+
+
+def on_device(values: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
+    """Numbers that the host knows, as an int64 tensor; on a GPU without waiting for it."""
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

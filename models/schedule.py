@@ -1,4 +1,4 @@
-"""Where patches are pruned, how many are kept there, and what that costs.
+"""How and where patches are pruned, how many are kept there, and what that costs.
 
 Pure Python: the front end, the scheduler and the model all count with these functions, so every
 length in a batch is known on the host before anything is launched.
@@ -7,16 +7,29 @@ length in a batch is known on the host before anything is launched.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Literal, get_args
 
 Criterion = Literal["variance", "mad", "iqr", "mean", "mean_value_norm", "random"]
 Rows = Literal["cls", "all"]
+Reducer = Literal["drop", "fuse", "merge"]
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 ROWS: tuple[Rows, ...] = get_args(Rows)
+REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
 
 # keep_ratio is solved on this grid, so that a ratio found for a `compute` prints shortly and exactly.
 _RATIO_STEPS = 10_000
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 class UnreachableComputeError(ValueError):
@@ -55,8 +68,7 @@ class Stages:
     def __post_init__(self) -> None:
         if list(self.blocks) != sorted(set(self.blocks)) or any(block < 0 for block in self.blocks):
             raise ValueError(f"stages must be ascending block indices from 0, got {self.blocks}")
-        if self.rows not in ROWS:
-            raise ValueError(f"rows must be one of {', '.join(ROWS)}, got {self.rows!r}")
+        _one_of("rows", self.rows, ROWS)
 
     def fitting(self, depth: int) -> "Stages":
         """These stages, or ValueError if one lies beyond a model of ``depth`` blocks."""
@@ -65,6 +77,71 @@ class Stages:
                 f"stage in block {self.blocks[-1] + 1}, but the model has {depth} blocks (counted from 1)"
             )
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """All that a keep ratio leaves open: where patches are pruned, by what, and what becomes of them.
+
+    A checkpoint carries the method that it is meant for; a request may name another criterion or reducer.
+    `merge` (ToMe) finds pairs by their keys and reads no criterion.
+    """
+
+    stages: Stages
+    criterion: Criterion = "variance"
+    reducer: Reducer = "drop"
+
+    def __post_init__(self) -> None:
+        _one_of("criterion", self.criterion, CRITERIA)
+        _one_of("reducer", self.reducer, REDUCERS)
+
+    @property
+    def name(self) -> str:
+        """What tables and plots call it: `mad`, `mad+fuse`, `merge`."""
+        return method_name(self.criterion, self.reducer)
+
+
+def method_name(criterion: Criterion, reducer: Reducer) -> str:
+    """The criterion; with its reducer, where that is not plain dropping; `merge` alone, which reads none."""
+    if reducer == "merge":
+        return "merge"
+    return criterion if reducer == "drop" else f"{criterion}+{reducer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What one image asks for; ValueError where it cannot be.
+
+    ``keep_mass`` stands in place of ``keep_ratio``: the first stage keeps as few patches as hold that share
+    of the image's total importance, and the share of patches that they are is the image's keep ratio at the
+    later stages. ``seed`` is read by the `random` criterion only.
+    """
+
+    keep_ratio: float = 1.0
+    criterion: Criterion = "variance"
+    reducer: Reducer = "drop"
+    seed: int = 0
+    keep_mass: float | None = None
+
+    def __post_init__(self) -> None:
+        _share("keep_ratio", self.keep_ratio)
+        _one_of("criterion", self.criterion, CRITERIA)
+        _one_of("reducer", self.reducer, REDUCERS)
+        if self.keep_mass is None:
+            return
+        _share("keep_mass", self.keep_mass)
+        if self.keep_ratio != 1:
+            raise ValueError("give keep_ratio or keep_mass, not both")
+        if self.reducer == "merge":
+            raise ValueError("keep_mass goes by importance, which the reducer merge has none of")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any patch can be lost."""
+        return self.keep_ratio < 1 or self.keep_mass is not None
+
+
+UNPRUNED = Pruning()
 
 
 def default_stages(depth: int, rows: Rows = "cls") -> Stages:
@@ -83,8 +160,7 @@ def keep_count(patches: int, keep_ratio: float) -> int:
 @lru_cache(maxsize=65_536)
 def keep_counts(patches: int, keep_ratio: float, stages: int) -> tuple[int, ...]:
     """Patches left after each of ``stages`` stages, starting from ``patches``."""
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}")
+    _share("keep_ratio", keep_ratio)
     counts = []
     for _ in range(stages):
         patches = keep_count(patches, keep_ratio)
@@ -92,41 +168,74 @@ def keep_counts(patches: int, keep_ratio: float, stages: int) -> tuple[int, ...]
     return tuple(counts)
 
 
-def macs(arch: Architecture, stages: Stages, counts: tuple[int, ...]) -> int:
+def tokens_after(arch: Architecture, counts: tuple[int, ...], reducer: Reducer = "drop") -> tuple[int, ...]:
+    """Tokens of an image after each stage that leaves ``counts[s]`` patches.
+
+    They are prefix tokens, patches and, with the reducer `fuse`, one fused token of each stage so far that
+    took patches away.
+    """
+    before = (arch.patches, *counts)[: len(counts)]
+    fused = accumulate(
+        int(reducer == "fuse" and count < left) for left, count in zip(before, counts, strict=True)
+    )
+    return tuple(arch.prefix_tokens + count + extra for count, extra in zip(counts, fused, strict=True))
+
+
+def macs(
+    arch: Architecture,
+    stages: Stages,
+    counts: tuple[int, ...],
+    reducer: Reducer = "drop",
+    first_block: int = 0,
+) -> int:
     """Multiply-accumulates of one image that keeps ``counts[s]`` patches at stage s.
 
     A block costs 4TC^2 + 2T^2C for attention and 2TCM for the MLP (8TC^2 where M = 4C); a stage prunes
-    between the two. Norms, softmax and the criterion are not counted, as in EViT's table 1.
+    between the two. Norms, softmax, the criterion and the matching of `merge` are not counted, as in EViT's
+    table 1. This is the field's count: that a stage's block computes queries and outputs for the kept
+    patches only is not taken off. From ``first_block`` on (0: with the patch embedding).
     """
     dim = arch.dim
     tokens = arch.patches + arch.prefix_tokens
-    left = dict(zip(stages.blocks, counts, strict=True))
-    total = arch.patches * arch.patch_inputs * dim
+    left = dict(zip(stages.blocks, tokens_after(arch, counts, reducer), strict=True))
+    total = dim * arch.classes
+    if first_block == 0:
+        total += arch.patches * arch.patch_inputs * dim
     for block in range(arch.depth):
-        total += 4 * tokens * dim * dim + 2 * tokens * tokens * dim
-        if block in left:
-            tokens = left[block] + arch.prefix_tokens
-        total += 2 * tokens * dim * arch.mlp_dim
-    return total + dim * arch.classes
+        attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim
+        tokens = left.get(block, tokens)
+        if block >= first_block:
+            total += attention + 2 * tokens * dim * arch.mlp_dim
+    return total
 
 
 @lru_cache(maxsize=65_536)
-def compute(arch: Architecture, stages: Stages, keep_ratio: float) -> float:
+def compute(arch: Architecture, stages: Stages, keep_ratio: float, reducer: Reducer = "drop") -> float:
     """Share of the unpruned model's MACs that one image costs at ``keep_ratio``; 1.0 at ratio 1."""
     counts = keep_counts(arch.patches, keep_ratio, len(stages.blocks))
+    return compute_of_counts(arch, stages, counts, reducer)
+
+
+def compute_of_counts(
+    arch: Architecture,
+    stages: Stages,
+    counts: tuple[int, ...],
+    reducer: Reducer = "drop",
+    first_block: int = 0,
+) -> float:
+    """`macs` as a share of the unpruned model's."""
     unpruned = (arch.patches,) * len(stages.blocks)
-    return macs(arch, stages, counts) / macs(arch, stages, unpruned)
+    return macs(arch, stages, counts, reducer, first_block) / macs(arch, stages, unpruned)
 
 
 @lru_cache(maxsize=65_536)
-def keep_ratio_for(arch: Architecture, stages: Stages, share: float) -> float:
+def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Reducer = "drop") -> float:
     """The largest keep ratio (in steps of 0.0001) whose ``compute`` is at most ``share``.
 
     Raises UnreachableComputeError where even one patch a stage costs more, ValueError outside (0, 1].
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"compute must be above 0 and at most 1, got {share}")
-    lowest = compute(arch, stages, 1 / _RATIO_STEPS)
+    _share("compute", share)
+    lowest = compute(arch, stages, 1 / _RATIO_STEPS, reducer)
     if lowest > share:
         raise UnreachableComputeError(
             f"compute {share:g} cannot be reached: one patch a stage already costs {lowest:.3f} "
@@ -137,7 +246,7 @@ def keep_ratio_for(arch: Architecture, stages: Stages, share: float) -> float:
         low < high
     ):  # compute never falls as the ratio rises, so the last step that fits is found by halving
         middle = (low + high + 1) // 2
-        if compute(arch, stages, middle / _RATIO_STEPS) <= share:
+        if compute(arch, stages, middle / _RATIO_STEPS, reducer) <= share:
             low = middle
         else:
             high = middle - 1

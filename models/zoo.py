@@ -20,8 +20,9 @@ from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from models.cascade import Cascade
 from models.pruned_vit import PrunedViT, UnsupportedModelError
-from models.schedule import Stages
+from models.schedule import Criterion, Method, Reducer, Stages
 from models.transforms import InputSpec
 
 BUNDLED = "trimvit-small-imagenette"
@@ -38,12 +39,16 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class Card:
-    """What travels with the weights: how to build the network, what it sees, what it answers, its origin."""
+    """What travels with the weights: how to build the network, what it sees, what it answers, how it is meant
+    to be pruned, its origin."""
 
     architecture: str
     labels: tuple[str, ...]
     input: InputSpec
     stages: Stages
+    criterion: Criterion = "variance"
+    reducer: Reducer = "drop"
+    cascade: Cascade | None = None
     model_args: Mapping[str, object] = field(default_factory=dict)
     origin: Mapping[str, object] = field(default_factory=dict)
 
@@ -59,6 +64,15 @@ class LoadedModel:
     model: PrunedViT
     labels: tuple[str, ...]
     input: InputSpec
+    criterion: Criterion = "variance"
+    reducer: Reducer = "drop"
+    cascade: Cascade | None = None
+    origin: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def method(self) -> Method:
+        """How it is pruned where nothing else is asked for."""
+        return Method(self.model.stages, self.criterion, self.reducer)
 
 
 def load(
@@ -95,7 +109,11 @@ def load(
     if len(labels) != vit.num_classes:
         raise ModelError(f"{len(labels)} labels, but {name} has {vit.num_classes} classes")
     model = PrunedViT(vit.eval(), stages or (card.stages if card else None))
-    return LoadedModel(name, model, labels, card.input if card else input_spec_of(vit))
+    if card is None:
+        return LoadedModel(name, model, labels, input_spec_of(vit))
+    # A cascade was fitted for the checkpoint's own stages.
+    cascade = card.cascade if model.stages == card.stages else None
+    return LoadedModel(name, model, labels, card.input, card.criterion, card.reducer, cascade, card.origin)
 
 
 def save(path: Path, vit: VisionTransformer, card: Card) -> None:
@@ -104,6 +122,22 @@ def save(path: Path, vit: VisionTransformer, card: Card) -> None:
     unfinished = path.with_suffix(".unfinished")
     save_file(tensors, unfinished, metadata={_HEADER_KEY: _CARDS.dump_json(card).decode()})
     unfinished.replace(path)
+
+
+def card_of(loaded: LoadedModel) -> Card:
+    """The card to save a loaded model with, wherever it came from."""
+    vit = loaded.model.vit
+    return Card(
+        architecture=vit.pretrained_cfg["architecture"],
+        labels=loaded.labels,
+        input=loaded.input,
+        stages=loaded.model.stages,
+        criterion=loaded.criterion,
+        reducer=loaded.reducer,
+        cascade=loaded.cascade,
+        model_args={"num_classes": vit.num_classes, "img_size": vit.patch_embed.img_size},
+        origin=loaded.origin,
+    )
 
 
 def create(architecture: str, weights: Path | None, **model_args: object) -> VisionTransformer:

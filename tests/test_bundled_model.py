@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from models.classifier import Classifier, ImageRequest
-from models.pruned_vit import Pruning
-from models.schedule import Criterion, default_stages
+from models.schedule import Criterion, Pruning, default_stages
 from models.training.config import EvaluateConfig
 from models.training.evaluate import Row, evaluate
 from models.transforms import to_pixels

@@ -42,8 +42,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
 
     from models.classifier import Classifier, ImageRequest
     from models.device import choose_device, choose_dtype, cores
-    from models.pruned_vit import PrunedViT, Pruning, UnsupportedModelError, check_against_timm
-    from models.schedule import Stages
+    from models.pruned_vit import PrunedViT, UnsupportedModelError, check_against_timm
+    from models.schedule import Pruning, Stages
     from models.zoo import LoadedModel, ModelError, load
 
     try:
@@ -114,7 +114,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
             pixels = np.stack([np.frombuffer(job.pixels, np.uint8).reshape(height, width, 3) for job in jobs])
             requests = [
                 ImageRequest(
-                    Pruning(job.submit.keep_ratio, job.submit.criterion, job.submit.seed),
+                    Pruning(job.submit.keep_ratio, job.submit.criterion, seed=job.submit.seed),
                     job.submit.top_k,
                     job.submit.kept_patches,
                 )

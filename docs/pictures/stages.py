@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from app.http.answers import mask_picture
 from app.settings import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
-from models.pruned_vit import Pruning
+from models.schedule import Pruning
 from models.transforms import to_pixels
 from models.zoo import load
 

@@ -1,4 +1,4 @@
-"""What `trimvit train` and `trimvit evaluate` do with their settings; each gives back an exit code."""
+"""What `trimvit train`, `evaluate` and `calibrate` do with their settings; each gives back an exit code."""
 
 import json
 import sys
@@ -6,7 +6,9 @@ from dataclasses import asdict
 
 from models.device import choose_device
 from models.pruned_vit import UnsupportedModelError
-from models.training.config import EvaluateConfig, TrainConfig
+from models.training.calibrate import calibrate as run_calibration
+from models.training.calibrate import table as calibration_table
+from models.training.config import CalibrateConfig, EvaluateConfig, TrainConfig
 from models.training.evaluate import evaluate as run_evaluation
 from models.training.evaluate import table
 from models.training.fine_tune import ResumeError, fine_tune
@@ -39,4 +41,20 @@ def evaluate(config: EvaluateConfig) -> int:
     print(f"{config.model} on {rows[0].images} images of {config.data}\n\n{table(rows)}")
     if config.output is not None:
         config.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
+
+
+def calibrate(config: CalibrateConfig) -> int:
+    """Fit a cascade, print what there was to choose from, and write the model with the cheapest."""
+    try:
+        candidates = run_calibration(config)
+    except _FORESEEN as error:
+        print(f"trimvit calibrate: {error}", file=sys.stderr)
+        return 1
+    best = candidates[0].cascade
+    print(
+        f"{calibration_table(candidates)}\n\nfitted on {best.images} images for an agreement of "
+        f"{best.agreement:g}; {config.output} runs each image at keep ratio {best.keep_ratio:g}, and again "
+        f"unpruned up to a margin of {best.margin:.4f}"
+    )
     return 0

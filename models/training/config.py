@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.schedule import Criterion
+from models.schedule import Criterion, Reducer
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
@@ -44,6 +44,9 @@ class TrainConfig(BaseModel):
     criteria: tuple[Criterion, ...] = Field(
         ("variance",), min_length=1, description="Criteria to draw from, one per step."
     )
+    reducers: tuple[Reducer, ...] = Field(
+        ("drop",), min_length=1, description="Reducers to draw from, one per step."
+    )
     teacher: Path | None = Field(
         None,
         description="Checkpoint of the same architecture whose unpruned answers to learn beside the labels.",
@@ -80,9 +83,42 @@ class EvaluateConfig(BaseModel):
     )
     keep_ratios: tuple[Ratio, ...] = Field((1.0, 0.9, 0.7, 0.5, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(("variance", "mad", "mean", "random"), min_length=1)
+    reducers: tuple[Reducer, ...] = Field(
+        ("drop",), min_length=1, description="Each with each criterion; merge once, since it reads none."
+    )
     batch_size: int = Field(32, ge=1)
     limit: int | None = Field(None, ge=1, description="Evaluate so many images only, spread over the folder.")
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     workers: int = Field(1, ge=0, description="Processes that read images.")
     output: Path | None = Field(None, description="Also write the table as JSON to this file.")
+
+
+class CalibrateConfig(BaseModel):
+    """Fit a cascade on images without labels: a cheap first run, and the unpruned model for the unsure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(description="Folder of images, in sub-folders or not; none of them trained on.")
+    output: Path = Field(description="Safetensors file to write: the model with its cascade.")
+    model: str = Field("trimvit-small-imagenette", description="Model reference, as for trimvit serve.")
+    architecture: str | None = Field(
+        None, description="timm architecture of a file that does not name its own."
+    )
+    agreement: float = Field(
+        0.995, gt=0, lt=1, description="Share of further images that are to be answered as unpruned."
+    )
+    keep_ratios: tuple[Ratio, ...] = Field(
+        (0.3, 0.4, 0.5, 0.6, 0.7), min_length=1, description="First runs to choose from, by their cost."
+    )
+    criteria: tuple[Criterion, ...] | None = Field(
+        None, min_length=1, description="Likewise. Default: the checkpoint's."
+    )
+    reducers: tuple[Reducer, ...] | None = Field(
+        None, min_length=1, description="Likewise. Default: the checkpoint's."
+    )
+    batch_size: int = Field(32, ge=1)
+    limit: int | None = Field(None, ge=1, description="Use so many images only, spread over the folder.")
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    workers: int = Field(1, ge=0, description="Processes that read images.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,9 +10,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from models.transforms import InputSpec, photograph, to_pixels
+
+Item = TypeVar("Item")
 
 
 class Photographs(Dataset[tuple[Tensor, int]]):
@@ -28,6 +32,25 @@ class Photographs(Dataset[tuple[Tensor, int]]):
         path, label = self.samples[index]
         with Image.open(path) as image:
             return torch.from_numpy(np.array(to_pixels(image, self.spec))), label
+
+
+class UnlabelledPhotographs(Dataset[Tensor]):
+    """uint8 pixels [height, width, 3] of every image file in a folder and its sub-folders, by path."""
+
+    def __init__(self, folder: Path, spec: InputSpec) -> None:
+        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+        if not self.paths:
+            raise FileNotFoundError(
+                f"there are no images in {folder} (looked for {', '.join(IMG_EXTENSIONS)})"
+            )
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.paths[index]) as image:
+            return torch.from_numpy(np.array(to_pixels(image, self.spec)))
 
 
 class AugmentedPhotographs(Dataset[tuple[Tensor, int]]):
@@ -87,12 +110,22 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 def evaluation_batches(
     folder: Path, spec: InputSpec, batch_size: int, workers: int, limit: int | None
 ) -> DataLoader[tuple[Tensor, int]]:
-    """The images of a folder in a fixed order; with a limit, so many of them at even distances."""
-    photographs: Dataset[tuple[Tensor, int]] = Photographs(folder, spec)
-    total = len(photographs)  # type: ignore[arg-type]
-    if limit is not None and limit < total:
-        photographs = Subset(photographs, [place * total // limit for place in range(limit)])
-    return DataLoader(photographs, batch_size=batch_size, num_workers=workers)
+    """The images of a folder and their classes in a fixed order; with a limit, so many at even distances."""
+    return DataLoader(_spread(Photographs(folder, spec), limit), batch_size, num_workers=workers)
+
+
+def unlabelled_batches(
+    folder: Path, spec: InputSpec, batch_size: int, workers: int, limit: int | None
+) -> DataLoader[Tensor]:
+    """Likewise, without classes. Raises FileNotFoundError where there is no image."""
+    return DataLoader(_spread(UnlabelledPhotographs(folder, spec), limit), batch_size, num_workers=workers)
+
+
+def _spread(images: Dataset[Item], limit: int | None) -> Dataset[Item]:
+    total = len(images)  # type: ignore[arg-type]
+    if limit is None or limit >= total:
+        return images
+    return Subset(images, [place * total // limit for place in range(limit)])
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -11,8 +11,7 @@ from tqdm import tqdm
 from models import zoo
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_device, choose_dtype
-from models.pruned_vit import Pruning
-from models.schedule import Criterion, compute
+from models.schedule import Criterion, Pruning, Reducer, compute, method_name
 from models.training.config import EvaluateConfig
 from models.training.data import class_folders, evaluation_batches
 
@@ -27,6 +26,7 @@ class Row:
 
     keep_ratio: float
     criterion: Criterion
+    reducer: Reducer
     images: int
     top1: float
     top1_error: float
@@ -50,9 +50,9 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
         )
     classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
     settings = [
-        Pruning(ratio, criterion)
+        Pruning(ratio, criterion, reducer)
         for ratio in sorted(set(config.keep_ratios) | {1.0}, reverse=True)
-        for criterion in (config.criteria if ratio < 1 else config.criteria[:1])
+        for criterion, reducer in methods(config.criteria, config.reducers)[: None if ratio < 1 else 1]
     ]
     answers: dict[Pruning, list[int]] = {setting: [] for setting in settings}
     seconds = dict.fromkeys(settings, 0.0)
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
         for setting in settings:
             # The random criterion prunes every image at random, not all in one pattern.
             requests = [
-                ImageRequest(Pruning(setting.keep_ratio, setting.criterion, seed=len(truth) + image), top_k=1)
+                ImageRequest(replace(setting, seed=len(truth) + image), top_k=1)
                 for image in range(len(pixels))
             ]
             started = time.perf_counter()
@@ -80,12 +80,22 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
             np.array(answers[setting]),
             unpruned,
             right,
-            compute(*shape, setting.keep_ratio),
+            compute(*shape, setting.keep_ratio, setting.reducer),
             len(truth) / seconds[setting],
         )
         for setting in settings
         if setting.keep_ratio in config.keep_ratios
     ]
+
+
+def methods(criteria: Sequence[Criterion], reducers: Sequence[Reducer]) -> list[tuple[Criterion, Reducer]]:
+    """Each criterion with each reducer, but `merge` once: it reads no criterion."""
+    pairs = {
+        method_name(criterion, reducer): (criterion, reducer)
+        for reducer in reducers
+        for criterion in criteria
+    }
+    return list(pairs.values())
 
 
 def _row(
@@ -102,6 +112,7 @@ def _row(
     return Row(
         keep_ratio=setting.keep_ratio,
         criterion=setting.criterion,
+        reducer=setting.reducer,
         images=len(right),
         top1=_percent(correct),
         top1_error=_standard_error(correct),
@@ -125,7 +136,7 @@ def _standard_error(shares: np.ndarray) -> float:
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("keep_ratio", lambda row: f"{row.keep_ratio:g}"),
-    ("criterion", lambda row: row.criterion if row.keep_ratio < 1 else "(unpruned)"),
+    ("method", lambda row: method_name(row.criterion, row.reducer) if row.keep_ratio < 1 else "(unpruned)"),
     ("top-1 %", lambda row: f"{row.top1:.2f} ± {row.top1_error:.2f}"),
     ("change", lambda row: f"{row.top1_change:+.2f} ± {row.top1_change_error:.2f}"),
     ("agreement %", lambda row: f"{row.agreement:.2f} ± {row.agreement_error:.2f}"),
@@ -136,7 +147,13 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, for a terminal and a model card alike."""
-    cells = [[title for title, _ in _COLUMNS], *([text(row) for _, text in _COLUMNS] for row in rows)]
+    return markdown(
+        [[title for title, _ in _COLUMNS], *([text(row) for _, text in _COLUMNS] for row in rows)]
+    )
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of these cells, the first row its header, with columns lined up."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from models import zoo
 from models.classifier import normalise
-from models.pruned_vit import UNPRUNED, PrunedViT, Pruning
+from models.pruned_vit import PrunedViT
+from models.schedule import UNPRUNED, Pruning
 from models.training.config import TrainConfig
 from models.training.data import AugmentedPhotographs, StepBatches, class_folders
 
@@ -117,7 +118,9 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
 def _draw(config: TrainConfig, step: int) -> Pruning:
     draw = random.Random(hash((config.seed, step)))
     ratio = draw.uniform(config.min_keep_ratio, config.max_keep_ratio)
-    return Pruning(ratio, draw.choice(config.criteria), seed=step)
+    criterion = draw.choice(config.criteria)
+    # Drawn last, so that runs which only drop draw what they always drew.
+    return Pruning(ratio, criterion, draw.choice(config.reducers), seed=step)
 
 
 def _loss(
@@ -223,6 +226,8 @@ def _card(config: TrainConfig, model: PrunedViT, classes: list[str]) -> zoo.Card
         labels=tuple(names.get(name, name) for name in classes),
         input=zoo.input_spec_of(model.vit),
         stages=model.stages,
+        criterion=config.criteria[0],
+        reducer=config.reducers[0],
         model_args={"num_classes": len(classes), "img_size": config.image_size},
         origin=config.model_dump(mode="json", exclude={"data", "output", "weights", "labels", "teacher"}),
     )

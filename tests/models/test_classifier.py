@@ -9,8 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.classifier import Classifier, ImageRequest, Prediction, normalise
-from models.pruned_vit import PrunedViT, Pruning
-from models.schedule import Criterion, Stages, compute, keep_counts
+from models.pruned_vit import PrunedViT
+from models.schedule import Criterion, Pruning, Stages, compute, keep_counts
 from models.transforms import InputSpec
 
 MakeViT = Callable[..., VisionTransformer]

@@ -123,12 +123,12 @@ def test_importance_serves_every_criterion(criterion: Criterion) -> None:
     """`importance` gives each criterion the inputs it reads, one value a patch."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(2, 5, 7, generator=generator)
-    values = torch.randn(2, 5, 7, 3, generator=generator)
+    norms = torch.rand(2, 5, 7, generator=generator) if criterion == "mean_value_norm" else None
     patch_ids = torch.arange(14).view(2, 7)
     seeds = torch.tensor([11, 12])
-    got = importance_of(criterion, weights, values=values, patch_ids=patch_ids, seeds=seeds)
-    if criterion == "mean_value_norm":
-        want = (weights.double() * values.double().square().sum(dim=-1).sqrt()).mean(dim=1)
+    got = importance_of(criterion, weights, value_norms=norms, patch_ids=patch_ids, seeds=seeds)
+    if norms is not None:
+        want = (weights.double() * norms.double()).mean(dim=1)
     elif criterion == "random":
         want = random(patch_ids, seeds)
     else:

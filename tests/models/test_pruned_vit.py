@@ -15,19 +15,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.criteria import random as random_importance
-from models.pruned_vit import (
-    SUPPORTED,
-    UNPRUNED,
-    PrunedViT,
-    Pruning,
-    UnsupportedModelError,
-    architecture_of,
-    check_against_timm,
-)
+from models.pruned_vit import SUPPORTED, PrunedViT, UnsupportedModelError, architecture_of, check_against_timm
 from models.schedule import (
     CRITERIA,
+    REDUCERS,
+    UNPRUNED,
     Architecture,
     Criterion,
+    Pruning,
+    Reducer,
     Rows,
     Stages,
     default_stages,
@@ -180,6 +176,7 @@ def reference(
     prefix = vit.num_prefix_tokens
     x = vit.norm_pre(vit._pos_embed(vit.patch_embed(image[None].double())))[0]
     patches = list(range(len(x) - prefix))
+    sizes = torch.ones(len(x)).double()
     counts = list(keep_counts(len(patches), pruning.keep_ratio, len(stages.blocks)))
     kept: list[list[int]] = []
     for index, block in enumerate(vit.blocks):
@@ -189,7 +186,7 @@ def reference(
         matrices, mixed = [], []
         for head in range(attn.num_heads):
             q, k, v = attn.q_norm(qkv[:, 0, head]), attn.k_norm(qkv[:, 1, head]), qkv[:, 2, head]
-            logits = q @ k.T / attn.head_dim**0.5
+            logits = q @ k.T / attn.head_dim**0.5 + sizes.log()
             matrices.append(torch.exp(logits) / torch.exp(logits).sum(dim=1, keepdim=True))
             mixed.append(matrices[-1] @ v)
         out = attn.norm(torch.cat(mixed, dim=1))
@@ -199,14 +196,72 @@ def reference(
         if index in stages.blocks:
             weights = torch.stack(matrices).numpy()  # [H, T, T]
             row = weights[:, 0] if stages.rows == "cls" else weights.mean(axis=1)
-            values = reference_importance(row[:, prefix:], qkv[prefix:, 2].numpy(), pruning, patches)
+            row = row[:, prefix : prefix + len(patches)]
             count = counts[len(kept)]
-            places = sorted(sorted(range(len(patches)), key=lambda place: (-values[place], place))[:count])
-            x = torch.cat((x[:prefix], x[[prefix + place for place in places]]))
-            patches = [patches[place] for place in places]
+            if pruning.reducer == "merge":
+                keys = torch.stack([attn.k_norm(qkv[:, 1, head]) for head in range(attn.num_heads)]).mean(0)
+                x, sizes, patches = reference_merge(x, keys, sizes, patches, count, prefix)
+            else:
+                values = reference_importance(row, qkv[prefix:, 2].numpy(), pruning, patches)
+                places = sorted(
+                    sorted(range(len(patches)), key=lambda place: (-values[place], place))[:count]
+                )
+                dropped = [place for place in range(len(patches)) if place not in places]
+                fused = x[prefix + len(patches) :]
+                if pruning.reducer == "fuse" and dropped:
+                    share = row.mean(axis=0) / row.mean(axis=0)[dropped].sum()
+                    lost = sum(share[place] * x[prefix + place] for place in dropped)
+                    fused = torch.cat((fused, lost[None]))
+                x = torch.cat((x[:prefix], x[[prefix + place for place in places]], fused))
+                patches = [patches[place] for place in places]
+                sizes = torch.ones(len(x)).double()
             kept.append(patches)
         x = x + block.ls2(block.mlp(block.norm2(x)))
-    return vit.forward_head(vit.norm(x[None]))[0].numpy(), kept
+    x = vit.norm(x[None])
+    if vit.attn_pool is None and vit.global_pool == "avg":
+        start = 0 if vit.pool_include_prefix else prefix
+        mean = (sizes[start:, None] * x[0, start:]).sum(dim=0) / sizes[start:].sum()
+        return vit.head(vit.fc_norm(mean[None]))[0].numpy(), kept
+    return vit.forward_head(x)[0].numpy(), kept
+
+
+def reference_merge(
+    x: Tensor, keys: Tensor, sizes: Tensor, patches: list[int], count: int, prefix: int
+) -> tuple[Tensor, Tensor, list[int]]:
+    """ToMe's rounds of bipartite matching, a pair at a time: tokens, sizes and patches left."""
+    tokens = list(zip(x[prefix:], keys[prefix:], sizes[prefix:], patches, strict=True))
+    while len(tokens) > count:
+        matches = []
+        for odd in range(1, len(tokens), 2):
+            likeness = [
+                float(torch.cosine_similarity(tokens[odd][1], tokens[even][1], dim=0))
+                for even in range(0, len(tokens), 2)
+            ]
+            best = max(range(len(likeness)), key=likeness.__getitem__)
+            matches.append((likeness[best], odd, 2 * best))
+        matches = sorted(matches, key=lambda match: (-match[0], match[1]))[: len(tokens) - count]
+        groups: dict[int, list[int]] = {}
+        for _, odd, even in matches:
+            groups.setdefault(even, [even]).append(odd)
+        gone = {odd for _, odd, _ in matches}
+        merged = []
+        for place in range(len(tokens)):
+            if place in gone:
+                continue
+            members = [tokens[member] for member in groups.get(place, [place])]
+            size = sum(member[2] for member in members)
+            merged.append(
+                (
+                    sum(member[0] * member[2] for member in members) / size,
+                    sum(member[1] * member[2] for member in members) / size,
+                    size,
+                    tokens[place][3],
+                )
+            )
+        tokens = merged
+    rows = torch.cat((x[:prefix], torch.stack([token[0] for token in tokens])))
+    new_sizes = torch.cat((sizes[:prefix], torch.stack([token[2] for token in tokens])))
+    return rows, new_sizes, [token[3] for token in tokens]
 
 
 def reference_importance(
@@ -236,15 +291,21 @@ def kept_lists(kept: Sequence[Sequence[Tensor]], image: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("heads", [5, 6])
 @pytest.mark.parametrize("rows", ["cls", "all"])
+@pytest.mark.parametrize("reducer", REDUCERS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_kept_patches_and_logits_agree_with_a_slow_reference(
-    make_vit: MakeViT, make_pixels: MakePixels, criterion: Criterion, rows: Rows, heads: int
+    make_vit: MakeViT,
+    make_pixels: MakePixels,
+    criterion: Criterion,
+    reducer: Reducer,
+    rows: Rows,
+    heads: int,
 ) -> None:
-    """Every criterion, on either row, with odd and even heads, keeps what its definition says, in order."""
+    """Every criterion and reducer, on either row, with odd and even heads, keeps what its definition says."""
     vit = make_vit(num_heads=heads, embed_dim=11 * heads)
     stages = default_stages(5, rows)
     pixels = make_pixels(3)
-    prunings = [Pruning(0.6, criterion, seed=image) for image in range(3)]
+    prunings = [Pruning(0.6, criterion, reducer, seed=image) for image in range(3)]
     with torch.inference_mode():
         output = PrunedViT(vit, stages)(pixels, prunings)
         for image, pruning in enumerate(prunings):
@@ -258,9 +319,14 @@ def test_every_family_agrees_with_the_slow_reference(
     family: VisionTransformer, make_pixels: MakePixels
 ) -> None:
     """The pruned network is right for every family, each image with its own ratio and criterion."""
-    pixels = images_for(family, make_pixels, 3)
+    pixels = images_for(family, make_pixels, 4)
     model = PrunedViT(family)
-    prunings = [Pruning(0.5), Pruning(0.8, "mad"), Pruning(0.65, "mean_value_norm")]
+    prunings = [
+        Pruning(0.5),
+        Pruning(0.8, "mad"),
+        Pruning(0.65, "mean_value_norm", "fuse"),
+        Pruning(0.4, reducer="merge"),
+    ]
     with torch.inference_mode():
         output = model(pixels, prunings)
         for image, pruning in enumerate(prunings):
@@ -294,9 +360,9 @@ def test_kept_patches_are_ascending_and_nested(
 def test_seed_belongs_to_the_random_criterion(make_vit: MakeViT, make_pixels: MakePixels) -> None:
     """Another seed keeps other patches under `random`, and changes nothing under `variance`."""
     model, pixels = PrunedViT(make_vit()), make_pixels(1).expand(2, -1, -1, -1)
-    drawn = model(pixels, [Pruning(0.5, "random", seed) for seed in (1, 2)])
+    drawn = model(pixels, [Pruning(0.5, "random", seed=seed) for seed in (1, 2)])
     assert kept_lists(drawn.kept, 0) != kept_lists(drawn.kept, 1)
-    spread = model(pixels, [Pruning(0.5, "variance", seed) for seed in (1, 2)])
+    spread = model(pixels, [Pruning(0.5, "variance", seed=seed) for seed in (1, 2)])
     assert kept_lists(spread.kept, 0) == kept_lists(spread.kept, 1)
 
 
@@ -387,7 +453,8 @@ COUNTED = [name for name in TIMM_NAMES if "map" not in name]
 def test_macs_are_the_multiplications_that_run(
     family: VisionTransformer, make_pixels: MakePixels, keep_ratio: float
 ) -> None:
-    """PyTorch's own counter sees the MACs that are said to run, and one q_cls K^T product a pruning stage."""
+    """PyTorch's own counter sees the MACs that are said to run; but at a stage that drops patches, one more
+    q_cls K^T product (and query), and for the dropped ones neither query, attention nor projection."""
     for block in family.blocks:
         block.attn.fused_attn = False  # the counter knows matrix products
     model = PrunedViT(family)
@@ -395,11 +462,15 @@ def test_macs_are_the_multiplications_that_run(
     counts = keep_counts(arch.patches, keep_ratio, len(stages.blocks))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(images_for(family, make_pixels, 2), [Pruning(keep_ratio)] * 2)
-    criterion = 0
-    for left in (arch.patches, *counts[:-1]) if keep_ratio < 1 else ():
-        tokens = left + arch.prefix_tokens
-        criterion += arch.dim * tokens * (1 if stages.rows == "cls" else tokens)
-    assert counter.get_total_flops() == 2 * 2 * (macs(arch, stages, counts) + criterion)
+    criterion = saved = 0
+    if keep_ratio < 1:
+        for left, count in zip((arch.patches, *counts), counts, strict=False):
+            tokens = left + arch.prefix_tokens
+            criterion += arch.dim * tokens * (1 if stages.rows == "cls" else tokens)
+            criterion += arch.dim**2 if stages.rows == "cls" else 0
+            matrices = 2 if stages.rows == "cls" else 1  # the mean over all queries needs all of them
+            saved += (left - count) * (matrices * arch.dim**2 + 2 * tokens * arch.dim)
+    assert counter.get_total_flops() == 2 * 2 * (macs(arch, stages, counts) + criterion - saved)
 
 
 # What is refused.

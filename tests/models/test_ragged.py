@@ -11,9 +11,9 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.pruned_vit import PrunedViT, Pruning
+from models.pruned_vit import PrunedViT
 from models.ragged import Packing, Run, runs_of
-from models.schedule import CRITERIA, Criterion, keep_counts
+from models.schedule import CRITERIA, REDUCERS, Pruning, keep_counts
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -91,10 +91,10 @@ def test_map_runs_gives_each_length_on_its_own() -> None:
 def test_select_takes_rows_by_number() -> None:
     """Kept rows come in the order named: flat for different lengths, dense for a common one."""
     rows = numbered(11)
-    kept = [torch.tensor([0, 2, 4]), torch.tensor([5, 7, 8, 10])]
+    kept = torch.tensor([0, 2, 4, 5, 7, 8, 10])
     flat = Packing((5, 3, 3)).select(rows, kept, Packing((3, 2, 2)))
     assert flat[:, 0].tolist() == [0, 2, 4, 5, 7, 8, 10]
-    dense = Packing((4, 4)).select(numbered(2, 4), [torch.tensor([1, 2, 5, 7])], Packing((2, 2)))
+    dense = Packing((4, 4)).select(numbered(2, 4), torch.tensor([1, 2, 5, 7]), Packing((2, 2)))
     assert dense[..., 0].tolist() == [[1, 2], [5, 7]]
 
 
@@ -102,11 +102,17 @@ def test_select_takes_rows_by_number() -> None:
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> list[tuple[float, Criterion, int]]:
-    """(keep ratio, criterion, seed) for up to six images; ratios that coincide are as likely as not."""
-    ratio = st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1)
-    image = st.tuples(ratio, st.sampled_from(CRITERIA), st.integers(0, 2**31))
-    return draw(st.lists(image, min_size=1, max_size=6))
+def batches(draw: st.DrawFn) -> list[Pruning]:
+    """Prunings of up to six images; ratios that coincide are as likely as not."""
+    share = st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1)
+    criterion, seed = st.sampled_from(CRITERIA), st.integers(0, 2**31)
+    by_ratio = st.builds(
+        Pruning, keep_ratio=share, criterion=criterion, reducer=st.sampled_from(REDUCERS), seed=seed
+    )
+    by_mass = st.builds(
+        Pruning, keep_mass=share, criterion=criterion, reducer=st.sampled_from(["drop", "fuse"]), seed=seed
+    )
+    return draw(st.lists(by_ratio | by_mass, min_size=1, max_size=6))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -122,29 +128,29 @@ def batches(draw: st.DrawFn) -> list[tuple[float, Criterion, int]]:
     ids=["CLS", "average", "map"],
 )
 @settings(max_examples=25)
-@given(batch=batches(), seed=st.integers(0, 2**31))
+@given(prunings=batches(), seed=st.integers(0, 2**31))
 def test_in_any_company_an_image_is_treated_as_alone(
     make_vit: MakeViT,
     make_pixels: MakePixels,
     dtype: torch.dtype,
     arguments: dict[str, Any],
-    batch: list[tuple[float, Criterion, int]],
+    prunings: list[Pruning],
     seed: int,
 ) -> None:
-    """Whatever mix of ratios and criteria it is in, an image keeps the patches that it keeps alone, and has
-    the logits it has alone, to 2e-5 in float32 and 0.25 in bfloat16."""
+    """Whatever mix of prunings it is in, an image keeps the patches that it keeps alone, and has the logits
+    it has alone, to 2e-5 in float32 and 0.25 in bfloat16."""
     model = PrunedViT(make_vit(**arguments).to(dtype))
-    pixels = make_pixels(len(batch), seed=seed).to(dtype)
-    prunings = [Pruning(*image) for image in batch]
+    pixels = make_pixels(len(prunings), seed=seed).to(dtype)
     with torch.inference_mode():
         together = model(pixels, prunings)
         for image, pruning in enumerate(prunings):
             alone = model(pixels[image : image + 1], [pruning])
             torch.testing.assert_close(together.logits[image], alone.logits[0], rtol=0, atol=TOLERANCE[dtype])
-            counts = keep_counts(35, pruning.keep_ratio, 3)
-            for stage, count in enumerate(counts):
-                assert together.kept[stage][image].tolist() == alone.kept[stage][0].tolist()
-                assert len(together.kept[stage][image]) == count
+            kept = [stage[image].tolist() for stage in together.kept]
+            assert kept == [stage[0].tolist() for stage in alone.kept]
+            counts = [len(stage) for stage in kept]
+            ratio = pruning.keep_ratio if pruning.keep_mass is None else counts[0] / 35
+            assert counts == list(keep_counts(35, ratio, 3))
 
 
 def test_answers_come_in_the_order_of_the_images(make_vit: MakeViT, make_pixels: MakePixels) -> None:

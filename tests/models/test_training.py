@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from models import zoo
 from models.classifier import normalise
-from models.pruned_vit import UNPRUNED, PrunedViT, Pruning
-from models.schedule import Stages, compute
+from models.pruned_vit import PrunedViT
+from models.schedule import UNPRUNED, Pruning, Stages, compute
 from models.training import command
 from models.training import fine_tune as module
 from models.training.config import EvaluateConfig, TrainConfig
@@ -603,13 +603,13 @@ def test_evaluation_wants_a_folder_per_class(
 
 def test_table_by_hand() -> None:
     """Rows become a Markdown table with aligned columns."""
-    row = Row(0.5, "mad", 200, 91.5, 1.98, -2.5, 1.1, 95.0, 1.54, 0.5123, 123.456)
-    unpruned = Row(1.0, "variance", 200, 94.0, 1.68, 0.0, 0.0, 100.0, 0.0, 1.0, 60.0)
+    row = Row(0.5, "mad", "fuse", 200, 91.5, 1.98, -2.5, 1.1, 95.0, 1.54, 0.5123, 123.456)
+    unpruned = Row(1.0, "variance", "drop", 200, 94.0, 1.68, 0.0, 0.0, 100.0, 0.0, 1.0, 60.0)
     assert table([unpruned, row]).splitlines() == [
-        "| keep_ratio | criterion  | top-1 %      | change       | agreement %   | compute | images/s |",
+        "| keep_ratio | method     | top-1 %      | change       | agreement %   | compute | images/s |",
         "|------------|------------|--------------|--------------|---------------|---------|----------|",
         "| 1          | (unpruned) | 94.00 ± 1.68 | +0.00 ± 0.00 | 100.00 ± 0.00 | 1.000   | 60.0     |",
-        "| 0.5        | mad        | 91.50 ± 1.98 | -2.50 ± 1.10 | 95.00 ± 1.54  | 0.512   | 123.5    |",
+        "| 0.5        | mad+fuse   | 91.50 ± 1.98 | -2.50 ± 1.10 | 95.00 ± 1.54  | 0.512   | 123.5    |",
     ]
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 import models
 from models import zoo
-from models.pruned_vit import PrunedViT, Pruning, UnsupportedModelError
-from models.schedule import Stages
+from models.pruned_vit import PrunedViT, UnsupportedModelError
+from models.schedule import Pruning, Stages
 from models.transforms import InputSpec
 from models.zoo import Card, ModelError
 
@@ -372,7 +372,13 @@ def test_a_model_without_classes_is_refused(tmp_path: Path) -> None:
     """DINOv2's weights answer with features; serving their entries as classes would be nonsense."""
     torch.manual_seed(0)
     network = timm.create_model("vit_small_patch14_dinov2", img_size=28, depth=2)
-    card = Card("vit_small_patch14_dinov2", (), CARD.input, Stages((1,)), {"img_size": 28, "depth": 2})
+    card = Card(
+        "vit_small_patch14_dinov2",
+        (),
+        CARD.input,
+        Stages((1,)),
+        model_args={"img_size": 28, "depth": 2},
+    )
     zoo.save(tmp_path / "dino.safetensors", network, card)
     with pytest.raises(ModelError, match="dino answers with features, not with classes"):
         zoo.load(str(tmp_path / "dino.safetensors"))

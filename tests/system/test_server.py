@@ -19,7 +19,7 @@ from app.images import ImageLimits, decode
 from app.settings import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_dtype
-from models.pruned_vit import Pruning
+from models.schedule import Pruning
 from models.zoo import load
 from tests.system.hostile import hostile_requests
 from tests.system.photographs import SHIPPED, photographs

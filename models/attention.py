@@ -1,0 +1,94 @@
+"""Attention of timm's Attention modules over the runs of a packed batch."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from torch import Tensor
+
+from models.ragged import Packing, Run
+
+
+def heads(attn: Attention, rows: Tensor, run: Run) -> tuple[Tensor, ...]:
+    """Rows of queries, keys, values, or several of these side by side: one [images, H, tokens, D] each."""
+    parts = rows.shape[-1] // (attn.num_heads * attn.head_dim)
+    split = run.dense(rows).view(run.images, run.tokens, parts, attn.num_heads, attn.head_dim)
+    return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def queries(attn: Attention, normed: Tensor) -> Tensor:
+    """The query rows [*rows, H * D] alone. For a plain linear layer, whose weights have rows to take."""
+    return _part(attn, normed, slice(None, attn.num_heads * attn.head_dim))
+
+
+def keys_and_values(attn: Attention, normed: Tensor) -> Tensor:
+    """The key and value rows [*rows, 2 * H * D] alone, likewise."""
+    return _part(attn, normed, slice(attn.num_heads * attn.head_dim, None))
+
+
+def _part(attn: Attention, normed: Tensor, outputs: slice) -> Tensor:
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[outputs]
+    return F.linear(normed, attn.qkv.weight[outputs], bias)
+
+
+def self_attention(
+    attn: Attention, normed: Tensor, packing: Packing, sizes: Tensor | None, exact: bool
+) -> Tensor:
+    """What timm's Attention gives, without its drop of the projection: [*rows, dim] for ``normed`` rows."""
+    qkv = attn.qkv(normed)
+    mixed = []
+    for run in packing.runs:
+        q, k, v = heads(attn, qkv, run)
+        mixed.append(_mix(attn, attn.q_norm(q), attn.k_norm(k), v, _size_bias(sizes, run, q), exact))
+    return _project(attn, packing.pack(mixed), normed)
+
+
+def cross_attention(
+    attn: Attention,
+    q_rows: Tensor,
+    normed: Tensor,
+    packing: Packing,
+    source: Tensor,
+    source_packing: Packing,
+    sizes: Tensor | None,
+) -> Tensor:
+    """As `self_attention`, of the query rows ``q_rows`` (for some of each image's tokens, whose ``normed``
+    rows a gate reads) to the key and value rows ``source``."""
+    mixed = []
+    for run, source_run in packing.runs_beside(source_packing):
+        (q,) = heads(attn, q_rows, run)
+        k, v = heads(attn, source, source_run)
+        bias = _size_bias(sizes, source_run, q)
+        mixed.append(_mix(attn, attn.q_norm(q), attn.k_norm(k), v, bias, exact=False))
+    return _project(attn, packing.pack(mixed), normed)
+
+
+def _mix(attn: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, exact: bool) -> Tensor:
+    """Attention output [images, tokens, H * D], with timm's operations in timm's order.
+
+    ``exact`` insists on the kernel that timm would use. Otherwise the faster one is taken: on a CPU in bf16
+    that is the plain matmul-softmax-matmul form (5-12 % of the model in inference, a third in training).
+    """
+    plain_is_faster = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if attn.fused_attn and (exact or not plain_is_faster):
+        dropout = attn.attn_drop.p if attn.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    else:
+        logits = (q * attn.scale) @ k.transpose(-2, -1)
+        if bias is not None:
+            logits = logits + bias
+        mixed = attn.attn_drop(logits.softmax(dim=-1)) @ v
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _size_bias(sizes: Tensor | None, run: Run, like: Tensor) -> Tensor | None:
+    """log(size) of each key (ToMe's proportional attention): a token of s patches is attended to s times."""
+    if sizes is None:
+        return None
+    return run.dense(sizes.unsqueeze(-1)).log().to(like.dtype).view(run.images, 1, 1, run.tokens)
+
+
+def _project(attn: Attention, mixed: Tensor, normed: Tensor) -> Tensor:
+    mixed = attn.norm(mixed)
+    if attn.gate is not None:
+        mixed = mixed * attn.gate(normed).sigmoid()
+    return attn.proj_drop(attn.proj(mixed))

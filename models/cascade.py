@@ -1,0 +1,98 @@
+"""Two runs where one is not enough: a cheap one for every image, and the unpruned one for the unsure.
+
+An image is unsure where the margin (the probability of the first label minus that of the second) of its
+cheap run is not above a threshold. The threshold is fitted on images without labels, for an agreement with
+the unpruned model that is wanted on images to come.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from models.schedule import (
+    UNPRUNED,
+    Architecture,
+    Criterion,
+    Pruning,
+    Reducer,
+    Stages,
+    compute,
+    compute_of_counts,
+)
+
+
+class UnreachableAgreementError(ValueError):
+    """The calibration images are too few to vouch for the agreement that is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """A fitted cascade: the first run's keep ratio, criterion and reducer, and the margin up to which an
+    image is run again unpruned.
+
+    ``agreement`` (wanted) and ``images`` say how it was fitted; ``compute`` is what an image cost on average
+    then, as a share of the unpruned model's MACs.
+    """
+
+    keep_ratio: float
+    criterion: Criterion
+    reducer: Reducer
+    margin: float
+    agreement: float
+    images: int
+    compute: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin <= 1:
+            raise ValueError(f"margin must be between 0 and 1, got {self.margin}")
+        _ = self.first
+
+    @property
+    def first(self) -> Pruning:
+        """The pruning of the first run."""
+        return Pruning(self.keep_ratio, self.criterion, self.reducer)
+
+
+def margins(scores: Float[np.ndarray, "B classes"]) -> Float[np.ndarray, " B"]:
+    """Largest probability minus the second largest, per image; 1 with a single class."""
+    if scores.shape[1] == 1:
+        return np.ones(len(scores), scores.dtype)
+    second, first = np.partition(scores, -2, axis=1)[:, -2:].T
+    return first - second
+
+
+def second_run_compute(arch: Architecture, stages: Stages) -> float:
+    """What the unpruned second run adds, as a share of the unpruned model's MACs: it starts from the first
+    one's tokens at the first stage."""
+    if not stages.blocks:
+        return 0.0
+    unpruned = (arch.patches,) * len(stages.blocks)
+    return compute_of_counts(arch, stages, unpruned, UNPRUNED.reducer, first_block=stages.blocks[0])
+
+
+def fit_margin(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], agreement: float) -> float:
+    """The least threshold that keeps the expected agreement on a further image at ``agreement`` or above.
+
+    Conformal risk control (arXiv 2208.02814, equation 4, for a loss of 0 or 1): with d disagreements left
+    among n images, the expected share on the next one is at most (d + 1) / (n + 1). Raises
+    UnreachableAgreementError where even d = 0 is too much.
+    """
+    images = len(margin)
+    allowed = int(np.floor((1 - agreement) * (images + 1) + 1e-9)) - 1
+    if allowed < 0:
+        need = "no number is enough"
+        if agreement < 1:
+            need = f"at least {np.ceil(1 / (1 - agreement) - 1 - 1e-9):.0f} are needed"
+        raise UnreachableAgreementError(
+            f"{images} images are too few to promise an agreement of {agreement:g}: {need}"
+        )
+    wrong = np.sort(margin[~agrees])[::-1]
+    # The disagreements with the largest margins are let through; the next one must be run again.
+    return float(wrong[allowed]) if len(wrong) > allowed else 0.0
+
+
+def expected_compute(arch: Architecture, stages: Stages, first: Pruning, unsure_share: float) -> float:
+    """Mean MACs of an image, as a share of the unpruned model's."""
+    first_run = compute(arch, stages, first.keep_ratio, first.reducer)
+    return first_run + unsure_share * second_run_compute(arch, stages)

@@ -1,0 +1,110 @@
+"""`trimvit calibrate`: fit a cascade for a wanted agreement with the unpruned model, without labels."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models import zoo
+from models.cascade import Cascade, expected_compute, fit_margin, margins
+from models.classifier import Classifier, normalise
+from models.device import choose_device, choose_dtype
+from models.pruned_vit import PrunedViT
+from models.schedule import UNPRUNED, Pruning, method_name
+from models.training.config import CalibrateConfig
+from models.training.data import unlabelled_batches
+from models.training.evaluate import markdown, methods
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fitted cascade, and what share of the calibration images its first run was unsure of."""
+
+    cascade: Cascade
+    unsure: float
+
+
+def calibrate(config: CalibrateConfig) -> list[Candidate]:
+    """Fit every candidate, write the model with the cheapest one, and give back all, the cheapest first.
+
+    Raises ModelError, FileNotFoundError without images, UnreachableAgreementError with too few.
+    """
+    device = choose_device(config.device)
+    loaded = zoo.load(config.model, architecture=config.architecture)
+    firsts = [
+        Pruning(ratio, criterion, reducer)
+        for ratio in config.keep_ratios
+        for criterion, reducer in methods(
+            config.criteria or (loaded.criterion,), config.reducers or (loaded.reducer,)
+        )
+    ]
+    classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
+    margin: dict[Pruning, list[np.ndarray]] = {first: [] for first in firsts}
+    agrees: dict[Pruning, list[np.ndarray]] = {first: [] for first in firsts}
+    batches = unlabelled_batches(config.data, loaded.input, config.batch_size, config.workers, config.limit)
+    for pixels in tqdm(batches, unit="batch", dynamic_ncols=True):
+        scores = _scores(classifier, pixels, [UNPRUNED, *firsts])
+        for first in firsts:
+            margin[first].append(margins(scores[first]))
+            agrees[first].append(scores[first].argmax(axis=1) == scores[UNPRUNED].argmax(axis=1))
+    candidates = [
+        _fit(loaded.model, first, np.concatenate(margin[first]), np.concatenate(agrees[first]), config)
+        for first in firsts
+    ]
+    candidates.sort(key=lambda candidate: candidate.cascade.compute)
+    # Loaded anew: the classifier has its weights in its own precision.
+    loaded = zoo.load(config.model, architecture=config.architecture)
+    card = replace(zoo.card_of(loaded), cascade=candidates[0].cascade)
+    zoo.save(config.output, loaded.model.vit, card)
+    return candidates
+
+
+@torch.inference_mode()
+def _scores(classifier: Classifier, pixels: Tensor, prunings: list[Pruning]) -> dict[Pruning, np.ndarray]:
+    """Probabilities [B, classes] under each pruning; what comes before the first stage is computed once."""
+    inputs = normalise(pixels.to(classifier.device), classifier.spec, classifier.dtype)
+    tokens = classifier.model.begin(inputs)
+    return {
+        pruning: classifier.model.finish(tokens, [pruning] * len(pixels))
+        .logits.float()
+        .softmax(1)
+        .cpu()
+        .numpy()
+        for pruning in prunings
+    }
+
+
+def _fit(
+    model: PrunedViT, first: Pruning, margin: np.ndarray, agrees: np.ndarray, config: CalibrateConfig
+) -> Candidate:
+    threshold = fit_margin(margin, agrees, config.agreement)
+    unsure = float((margin <= threshold).mean())
+    cascade = Cascade(
+        keep_ratio=first.keep_ratio,
+        criterion=first.criterion,
+        reducer=first.reducer,
+        margin=threshold,
+        agreement=config.agreement,
+        images=len(margin),
+        compute=expected_compute(model.arch, model.stages, first, unsure),
+    )
+    return Candidate(cascade, unsure)
+
+
+def table(candidates: list[Candidate]) -> str:
+    """The candidates as a Markdown table."""
+    titles = ["keep_ratio", "method", "margin", "run again %", "compute"]
+    rows = [
+        [
+            f"{cascade.keep_ratio:g}",
+            method_name(cascade.criterion, cascade.reducer),
+            f"{cascade.margin:.4f}",
+            f"{100 * candidate.unsure:.1f}",
+            f"{cascade.compute:.3f}",
+        ]
+        for candidate in candidates
+        for cascade in [candidate.cascade]
+    ]
+    return markdown([titles, *rows])
