@@ -46,6 +46,13 @@ def _train() -> tuple[type[BaseModel], Callable[[Any], int]]:
     return TrainConfig, train
 
 
+def _average() -> tuple[type[BaseModel], Callable[[Any], int]]:
+    from models.training.command import average
+    from models.training.config import AverageConfig
+
+    return AverageConfig, average
+
+
 def _evaluate() -> tuple[type[BaseModel], Callable[[Any], int]]:
     from models.training.command import evaluate
     from models.training.config import EvaluateConfig
@@ -63,6 +70,7 @@ def _calibrate() -> tuple[type[BaseModel], Callable[[Any], int]]:
 COMMANDS = {
     "serve": Command("start the inference server", _serve),
     "train": Command("fine-tune a pretrained ViT with pruning on a folder of images", _train),
+    "average": Command("write the mean of several checkpoints' weights", _average),
     "evaluate": Command(
         "measure accuracy, agreement, cost and speed over keep ratios and methods", _evaluate
     ),

@@ -6,7 +6,7 @@ they need in their safetensors header; other files need the name of their timm a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -58,21 +58,32 @@ _CARDS = TypeAdapter(Card)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in float32 on the CPU, in evaluation mode."""
+    """A model in float32 on the CPU, in evaluation mode, with its card: the checkpoint's, or what timm says
+    of it. The model's stages hold, where they are others than the card's."""
 
     name: str
     model: PrunedViT
-    labels: tuple[str, ...]
-    input: InputSpec
-    criterion: Criterion = "variance"
-    reducer: Reducer = "drop"
-    cascade: Cascade | None = None
-    origin: Mapping[str, object] = field(default_factory=dict)
+    card: Card
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In class order."""
+        return self.card.labels
+
+    @property
+    def input(self) -> InputSpec:
+        """What it sees of a photograph."""
+        return self.card.input
 
     @property
     def method(self) -> Method:
         """How it is pruned where nothing else is asked for."""
-        return Method(self.model.stages, self.criterion, self.reducer)
+        return Method(self.model.stages, self.card.criterion, self.card.reducer)
+
+    @property
+    def cascade(self) -> Cascade | None:
+        """The fitted cascade; None with other stages than those it was fitted for."""
+        return self.card.cascade if self.model.stages == self.card.stages else None
 
 
 def load(
@@ -105,15 +116,20 @@ def load(
         raise ModelError(
             f"{name} answers with features, not with classes: it has no head; fine-tune it first"
         )
-    labels = labels or (card.labels if card else _labels_of(vit))
-    if len(labels) != vit.num_classes:
-        raise ModelError(f"{len(labels)} labels, but {name} has {vit.num_classes} classes")
     model = PrunedViT(vit.eval(), stages or (card.stages if card else None))
     if card is None:
-        return LoadedModel(name, model, labels, input_spec_of(vit))
-    # A cascade was fitted for the checkpoint's own stages.
-    cascade = card.cascade if model.stages == card.stages else None
-    return LoadedModel(name, model, labels, card.input, card.criterion, card.reducer, cascade, card.origin)
+        card = Card(
+            architecture=vit.pretrained_cfg["architecture"],
+            labels=labels or _labels_of(vit),
+            input=input_spec_of(vit),
+            stages=model.stages,
+            model_args={"num_classes": vit.num_classes, "img_size": vit.patch_embed.img_size},
+        )
+    elif labels:
+        card = replace(card, labels=labels)
+    if len(card.labels) != vit.num_classes:
+        raise ModelError(f"{len(card.labels)} labels, but {name} has {vit.num_classes} classes")
+    return LoadedModel(name, model, card)
 
 
 def save(path: Path, vit: VisionTransformer, card: Card) -> None:
@@ -122,22 +138,6 @@ def save(path: Path, vit: VisionTransformer, card: Card) -> None:
     unfinished = path.with_suffix(".unfinished")
     save_file(tensors, unfinished, metadata={_HEADER_KEY: _CARDS.dump_json(card).decode()})
     unfinished.replace(path)
-
-
-def card_of(loaded: LoadedModel) -> Card:
-    """The card to save a loaded model with, wherever it came from."""
-    vit = loaded.model.vit
-    return Card(
-        architecture=vit.pretrained_cfg["architecture"],
-        labels=loaded.labels,
-        input=loaded.input,
-        stages=loaded.model.stages,
-        criterion=loaded.criterion,
-        reducer=loaded.reducer,
-        cascade=loaded.cascade,
-        model_args={"num_classes": vit.num_classes, "img_size": vit.patch_embed.img_size},
-        origin=loaded.origin,
-    )
 
 
 def create(architecture: str, weights: Path | None, **model_args: object) -> VisionTransformer:

@@ -37,7 +37,7 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
         Pruning(ratio, criterion, reducer)
         for ratio in config.keep_ratios
         for criterion, reducer in methods(
-            config.criteria or (loaded.criterion,), config.reducers or (loaded.reducer,)
+            config.criteria or (loaded.method.criterion,), config.reducers or (loaded.method.reducer,)
         )
     ]
     classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
@@ -56,7 +56,7 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
     candidates.sort(key=lambda candidate: candidate.cascade.compute)
     # Loaded anew: the classifier has its weights in its own precision.
     loaded = zoo.load(config.model, architecture=config.architecture)
-    card = replace(zoo.card_of(loaded), cascade=candidates[0].cascade)
+    card = replace(loaded.card, cascade=candidates[0].cascade)
     zoo.save(config.output, loaded.model.vit, card)
     return candidates
 

@@ -1,4 +1,4 @@
-"""What `trimvit train`, `evaluate` and `calibrate` do with their settings; each gives back an exit code."""
+"""What the commands of `models.training` do with their settings; each gives back an exit code."""
 
 import json
 import sys
@@ -6,9 +6,10 @@ from dataclasses import asdict
 
 from models.device import choose_device
 from models.pruned_vit import UnsupportedModelError
+from models.training.average import average as run_average
 from models.training.calibrate import calibrate as run_calibration
 from models.training.calibrate import table as calibration_table
-from models.training.config import CalibrateConfig, EvaluateConfig, TrainConfig
+from models.training.config import AverageConfig, CalibrateConfig, EvaluateConfig, TrainConfig
 from models.training.evaluate import evaluate as run_evaluation
 from models.training.evaluate import table
 from models.training.fine_tune import ResumeError, fine_tune
@@ -28,6 +29,17 @@ def train(config: TrainConfig) -> int:
         print(f"\ninterrupted; the same command goes on from {config.output}", file=sys.stderr)
         return 130
     print(f"{report.steps} steps in {report.seconds:.0f} s; the model is {report.checkpoint}")
+    return 0
+
+
+def average(config: AverageConfig) -> int:
+    """Write the mean of checkpoints."""
+    try:
+        run_average(config)
+    except _FORESEEN as error:
+        print(f"trimvit average: {error}", file=sys.stderr)
+        return 1
+    print(f"the mean of {len(config.models)} checkpoints is {config.output}")
     return 0
 
 

@@ -122,3 +122,12 @@ class CalibrateConfig(BaseModel):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     workers: int = Field(1, ge=0, description="Processes that read images.")
+
+
+class AverageConfig(BaseModel):
+    """Write the mean of several checkpoints' weights: runs that started from one another or from the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[Path, ...] = Field(min_length=2, description="Checkpoints of `trimvit train`.")
+    output: Path = Field(description="Safetensors file to write.")

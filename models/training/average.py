@@ -1,0 +1,35 @@
+"""`trimvit average`: the mean of several checkpoints' weights (a model soup, arXiv 2203.05482, section 2).
+
+Runs that start from one another or from the same weights lie in one basin; their mean costs no more to serve
+than any of them, and is often more accurate than all.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from models import zoo
+from models.training.config import AverageConfig
+
+
+def average(config: AverageConfig) -> None:
+    """Write the uniform mean. Raises ModelError where the checkpoints are not of one kind."""
+    loaded = [zoo.load(str(path)) for path in config.models]
+    cards = [model.card for model in loaded]
+    for path, card in zip(config.models, cards, strict=True):
+        for what in ("architecture", "model_args", "labels", "input", "stages"):
+            if getattr(card, what) != getattr(cards[0], what):
+                raise zoo.ModelError(f"{path} has other {what} than {config.models[0]}")
+    states = [model.model.vit.state_dict() for model in loaded]
+    vit = loaded[0].model.vit
+    with torch.no_grad():
+        # Added up in float64: the order of the checkpoints does not matter.
+        vit.load_state_dict(
+            {
+                name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(tensor.dtype)
+                for name, tensor in states[0].items()
+            }
+        )
+    # A cascade was fitted for other weights.
+    card = replace(cards[0], cascade=None, origin={"mean_of": [dict(card.origin) for card in cards]})
+    zoo.save(config.output, vit, card)
