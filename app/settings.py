@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.dtypes import DtypeName
 from models.schedule import Criterion, Rows
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 BUNDLED_MODEL = "trimvit-small-imagenette"
@@ -59,7 +59,11 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$",
         description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one engine each.",
     )
-    dtype: Dtype = Field("auto", description="auto: bfloat16 where the device computes in it, else float32.")
+    dtype: DtypeName = Field(
+        "auto",
+        description="auto: bfloat16 where the device computes in it, else float32 on a CPU and float16 on a "
+        "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX-512 VNNI.",
+    )
     threads: int = Field(
         0, ge=0, description="Compute threads of an engine. 0: as many as cores; never more."
     )

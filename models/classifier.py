@@ -9,6 +9,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from models.cascade import margins, second_run_compute
+from models.device import choose_dtype
+from models.int8 import quantise_linears
 from models.pruned_vit import Output, PrunedViT
 from models.ragged import on_device
 from models.schedule import UNPRUNED, Pruning, compute_of_counts
@@ -50,10 +52,17 @@ class Prediction:
 
 
 class Classifier:
-    """A model on its device in its dtype, ready to classify."""
+    """A model on its device in its dtype, ready to classify. It is changed in place.
+
+    In int8 the linear layers of the blocks compute in int8, and everything between them, as the patch
+    embedding and the head, in the CPU's own dtype.
+    """
 
     def __init__(self, model: PrunedViT, spec: InputSpec, device: str, dtype: torch.dtype) -> None:
-        self.model = model.to(device=device, dtype=dtype).eval()
+        if dtype == torch.int8:
+            quantise_linears(model.vit.blocks)
+        self._between = choose_dtype(device) if dtype == torch.int8 else dtype
+        self.model = model.to(device=device, dtype=self._between).eval()
         self.spec = spec
         self.device = device
         self.dtype = dtype
@@ -65,7 +74,7 @@ class Classifier:
         """One prediction per image, in order. ``top_k`` beyond the number of classes gives all of them."""
         if len(pixels) != len(requests):
             raise ValueError(f"{len(pixels)} images, but {len(requests)} requests")
-        inputs = normalise(pixels.to(self.device, non_blocking=True), self.spec, self.dtype)
+        inputs = normalise(pixels.to(self.device, non_blocking=True), self.spec, self._between)
         prunings = [request.pruning for request in requests]
         if all(request.margin is None for request in requests):
             output = self.model(inputs, prunings)

@@ -1,13 +1,17 @@
 """Which device, dtype and how many threads to compute with, by looking at the machine."""
 
 import os
-from typing import Literal
 
 import torch
 
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+from models.dtypes import DtypeName
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 
 def choose_device(wanted: str) -> str:
@@ -24,7 +28,13 @@ def choose_device(wanted: str) -> str:
 
 def choose_dtype(device: str, wanted: DtypeName = "auto") -> torch.dtype:
     """``auto``: bfloat16 where the device computes in it natively (1.9 times float32 on such a CPU), else
-    float16 on a GPU and float32 on a CPU."""
+    float16 on a GPU and float32 on a CPU. Raises ValueError for int8 where it cannot be had."""
+    if wanted == "int8" and not (device == "cpu" and _cpu_has_int8()):
+        raise ValueError(
+            "int8 needs a CPU with AVX-512 VNNI, and this is "
+            + ("a CPU without" if device == "cpu" else device)
+            + "; allowed here: auto, float32, bfloat16, float16"
+        )
     if wanted != "auto":
         return _DTYPES[wanted]
     if device == "cpu":
@@ -39,3 +49,8 @@ def cores() -> int:
 
 def _cpu_has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _cpu_has_int8() -> bool:
+    """Without VNNI, oneDNN adds pairs of products up in 16 bits, which saturate: quick, and wrong."""
+    return bool(torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available())

@@ -48,10 +48,10 @@ def run(settings: Settings, args: EngineArgs) -> None:
 
     try:
         device = choose_device(args.device)
-    except OSError as error:
+        dtype = choose_dtype(device, settings.dtype)
+    except (OSError, ValueError) as error:
         log.error("%s", error)
         sys.exit(LOAD_FAILED)
-    dtype = choose_dtype(device, settings.dtype)
     on_cpu = device == "cpu"
     threads = min(settings.threads or cores(), cores())
     # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.

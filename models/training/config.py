@@ -2,10 +2,11 @@
 model card share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -89,7 +90,7 @@ class EvaluateConfig(BaseModel):
     batch_size: int = Field(32, ge=1)
     limit: int | None = Field(None, ge=1, description="Evaluate so many images only, spread over the folder.")
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = Field("auto", description="As for trimvit serve.")
     workers: int = Field(1, ge=0, description="Processes that read images.")
     output: Path | None = Field(None, description="Also write the table as JSON to this file.")
 
@@ -120,7 +121,7 @@ class CalibrateConfig(BaseModel):
     batch_size: int = Field(32, ge=1)
     limit: int | None = Field(None, ge=1, description="Use so many images only, spread over the folder.")
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = Field("auto", description="As for trimvit serve.")
     workers: int = Field(1, ge=0, description="Processes that read images.")
 
 

@@ -46,7 +46,7 @@ BAD: list[tuple[str, str, str]] = [
     ("device", "cuda:x", "auto|cpu|cuda"),
     ("device", "cpu,auto", "auto|cpu|cuda"),
     ("device", "", "auto|cpu|cuda"),
-    ("dtype", "int8", "'bfloat16' or 'float16'"),
+    ("dtype", "int4", "'float16' or 'int8'"),
     ("threads", "-1", "greater than or equal to 0"),
     ("threads", "two", "valid integer"),
     ("streams", "-1", "greater than or equal to 0"),

@@ -8,7 +8,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from models import device
 from models.classifier import Classifier, ImageRequest, Prediction, normalise
+from models.int8 import Int8Linear
 from models.pruned_vit import PrunedViT
 from models.schedule import Criterion, Pruning, Stages, compute, keep_counts
 from models.transforms import InputSpec
@@ -152,6 +154,25 @@ def test_the_dtype_is_the_computing_one(make_vit: MakeViT) -> None:
     half = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.bfloat16)
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
     for rounded, whole in zip(half.classify(pixels, requests), exact, strict=True):
+        assert rounded.scores.dtype == np.float32
+        np.testing.assert_allclose(by_class(rounded), by_class(whole), atol=0.1)
+        assert not np.array_equal(by_class(rounded), by_class(whole))
+
+
+@pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_int8_is_in_the_blocks(make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
+    """In int8 the blocks' linear layers are quantised, the rest computes in what the CPU has, and scores are
+    near the float32 ones."""
+    monkeypatch.setattr(device, "_cpu_has_bfloat16", lambda: bfloat16)
+    pixels, requests = photographs(3), [ImageRequest(Pruning(), top_k=13)] * 3
+    exact = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.float32).classify(pixels, requests)
+    quantised = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.int8)
+    assert quantised.dtype == torch.int8
+    between = torch.bfloat16 if bfloat16 else torch.float32
+    assert {parameter.dtype for parameter in quantised.model.parameters()} == {between}
+    assert type(quantised.model.vit.blocks[4].mlp.fc2) is Int8Linear
+    for rounded, whole in zip(quantised.classify(pixels, requests), exact, strict=True):
         assert rounded.scores.dtype == np.float32
         np.testing.assert_allclose(by_class(rounded), by_class(whole), atol=0.1)
         assert not np.array_equal(by_class(rounded), by_class(whole))

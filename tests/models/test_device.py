@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,16 +12,18 @@ import torch
 import models
 from models import device
 from models.device import choose_device, choose_dtype, cores
+from models.dtypes import DtypeName
 
 REPOSITORY = Path(models.__file__).parents[1]
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, bfloat16: bool = True) -> None:
-    """Let PyTorch report so many GPUs, and whether CPU and GPU compute in bfloat16."""
+def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, bfloat16: bool = True, int8: bool = True) -> None:
+    """Let PyTorch report so many GPUs, whether CPU and GPU compute in bfloat16, and the CPU in int8."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
     monkeypatch.setattr(device, "_cpu_has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(device, "_cpu_has_int8", lambda: int8)
 
 
 @pytest.mark.parametrize(
@@ -68,15 +71,39 @@ def test_a_named_dtype_is_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_dtype("cpu", "bfloat16") == torch.bfloat16
     assert choose_dtype("cpu", "float32") == torch.float32
     assert choose_dtype("cuda:0", "float16") == torch.float16
+    assert choose_dtype("cpu", "int8") == torch.int8
 
 
-def test_native_bfloat16_is_what_the_processor_says() -> None:
+@pytest.mark.parametrize(
+    ("on", "int8", "found"), [("cuda:0", True, "cuda:0"), ("cpu", False, "a CPU without")]
+)
+def test_int8_is_refused_where_it_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, on: str, int8: bool, found: str
+) -> None:
+    """Not on a GPU, and not on a CPU that would saturate; the refusal says what is allowed instead."""
+    machine(monkeypatch, gpus=1, int8=int8)
+    with pytest.raises(
+        ValueError, match=f"int8 needs a CPU with AVX-512 VNNI, and this is {found}"
+    ) as caught:
+        choose_dtype(on, "int8")
+    assert str(caught.value).endswith("allowed here: auto, float32, bfloat16, float16")
+
+
+def test_every_dtype_that_can_be_named_is_one() -> None:
+    """The names that settings offer are all known here, and the dtypes are called the same."""
+    named = [name for name in get_args(DtypeName) if name != "auto"]
+    assert named == list(device._DTYPES)
+    assert [str(dtype) for dtype in device._DTYPES.values()] == [f"torch.{name}" for name in named]
+
+
+def test_native_dtypes_are_what_the_processor_says() -> None:
     """This machine's choice agrees with the flags that Linux reads off its processor."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         pytest.skip("no /proc/cpuinfo here")
     assert device._cpu_has_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
+    assert device._cpu_has_int8() == ("avx512_vnni" in flags)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models import zoo
+from models import device, zoo
 from models.classifier import normalise
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, Stages, compute
@@ -589,6 +589,13 @@ def test_evaluation_agrees_with_answers_counted_one_by_one(
 def test_evaluation_takes_no_more_than_the_limit(evaluation: Callable[..., EvaluateConfig]) -> None:
     """A limit of 7 is 7 images."""
     assert {row.images for row in evaluate(evaluation(limit=7))} == {7}
+
+
+@pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+def test_evaluation_in_int8(evaluation: Callable[..., EvaluateConfig]) -> None:
+    """A network that tells its classes apart in float32 does so in int8."""
+    (row,) = evaluate(evaluation(keep_ratios=(1.0,), dtype="int8"))
+    assert row.top1 > 80
 
 
 def test_evaluation_wants_a_folder_per_class(

@@ -16,6 +16,7 @@ from app.engine.messages import Answer, ModelInfo
 from app.engine.process import EngineArgs, run
 from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
 from app.settings import Settings
+from models import device
 from models.schedule import Stages
 from models.transforms import InputSpec
 from tests.app.engine.rig import PATIENCE_S, Peer, submit
@@ -59,7 +60,7 @@ def process_as_before() -> Iterator[None]:
 
 
 def settings_for(checkpoint: Path, **settings: Any) -> Settings:
-    return Settings(model=str(checkpoint), threads=1, dtype="float32", **settings)
+    return Settings(**{"model": str(checkpoint), "threads": 1, "dtype": "float32", **settings})
 
 
 def model_served(settings: Settings, address: str) -> ModelInfo:
@@ -116,6 +117,24 @@ def test_a_model_is_served_as_its_checkpoint_says(address: str, checkpoint: Path
     assert info.input.size == SIZE
     assert info.stages == Stages((1,), "all")
     assert (info.device, info.dtype) == ("cpu:0", "float32")
+
+
+@pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+def test_a_model_can_be_served_in_int8(address: str, checkpoint: Path) -> None:
+    """The setting reaches the network: the engine loads, warms up and says so."""
+    assert model_served(settings_for(checkpoint, dtype="int8"), address).dtype == "int8"
+
+
+def test_int8_on_a_gpu_is_told_and_not_tried_again(
+    address: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine of a GPU ends before it loads anything."""
+    monkeypatch.setattr(device, "choose_device", lambda wanted: wanted)
+    with pytest.raises(SystemExit) as ended:
+        run(settings_for(checkpoint, dtype="int8"), EngineArgs(0, "cuda:0", address))
+    assert ended.value.code == LOAD_FAILED
+    (record,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert "int8 needs a CPU with AVX-512 VNNI, and this is cuda:0" in record.getMessage()
 
 
 @pytest.mark.parametrize(
