@@ -21,6 +21,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from models.cascade import Cascade
+from models.patch_embed import set_patch_stride
 from models.pruned_vit import PrunedViT, UnsupportedModelError
 from models.schedule import Criterion, Method, Reducer, Stages
 from models.transforms import InputSpec
@@ -40,7 +41,10 @@ class ModelError(ValueError):
 @dataclass(frozen=True)
 class Card:
     """What travels with the weights: how to build the network, what it sees, what it answers, how it is meant
-    to be pruned, its origin."""
+    to be pruned, its origin.
+
+    ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap.
+    """
 
     architecture: str
     labels: tuple[str, ...]
@@ -51,6 +55,7 @@ class Card:
     cascade: Cascade | None = None
     model_args: Mapping[str, object] = field(default_factory=dict)
     origin: Mapping[str, object] = field(default_factory=dict)
+    patch_stride: int | None = None
 
 
 _CARDS = TypeAdapter(Card)
@@ -92,25 +97,30 @@ def load(
     architecture: str | None = None,
     labels: tuple[str, ...] | None = None,
     stages: Stages | None = None,
+    patch_stride: int | None = None,
 ) -> LoadedModel:
     """Load a model by reference.
 
-    ``architecture`` is the timm name for a file without a TrimViT header; ``labels`` and ``stages`` replace
-    what the checkpoint says. Raises ModelError where there is no such model, its weights cannot be had or do
-    not fit, and UnsupportedModelError where its patches cannot be pruned.
+    ``architecture`` is the timm name for a file without a TrimViT header; ``labels``, ``stages`` and
+    ``patch_stride`` replace what the checkpoint says. Another stride than the one that the weights were
+    trained with needs no other weights: the position embedding is resampled to the new grid.
+
+    Raises ModelError where there is no such model, its weights cannot be had or do not fit,
+    UnsupportedModelError where its patches cannot be pruned or take no stride, and ValueError for stages or
+    a stride that do not fit.
     """
     if reference == BUNDLED:
         path = WEIGHTS_FOLDER / f"{BUNDLED}.safetensors"
-        vit, card = _from_file(path, None)
+        vit, card = _from_file(path, None, patch_stride)
         name = BUNDLED
     elif reference.endswith(_FILE_ENDINGS):
         path = Path(reference)
         if not path.is_file():
             raise ModelError(f"there is no file {reference!r}")
-        vit, card = _from_file(path, architecture)
+        vit, card = _from_file(path, architecture, patch_stride)
         name = path.stem
     else:
-        vit, card = _from_hub(reference)
+        vit, card = _create(reference, pretrained=True, patch_stride=patch_stride), None
         name = reference
     if vit.num_classes == 0:
         raise ModelError(
@@ -124,9 +134,12 @@ def load(
             input=input_spec_of(vit),
             stages=model.stages,
             model_args={"num_classes": vit.num_classes, "img_size": vit.patch_embed.img_size},
+            patch_stride=patch_stride,
         )
-    elif labels:
+    if labels:
         card = replace(card, labels=labels)
+    if patch_stride not in (None, card.patch_stride):
+        card = replace(card, patch_stride=patch_stride, cascade=None)  # it was fitted for another grid
     if len(card.labels) != vit.num_classes:
         raise ModelError(f"{len(card.labels)} labels, but {name} has {vit.num_classes} classes")
     return LoadedModel(name, model, card)
@@ -140,16 +153,27 @@ def save(path: Path, vit: VisionTransformer, card: Card) -> None:
     unfinished.replace(path)
 
 
-def create(architecture: str, weights: Path | None, **model_args: object) -> VisionTransformer:
+def create(
+    architecture: str, weights: Path | None, *, patch_stride: int | None = None, **model_args: object
+) -> VisionTransformer:
     """A timm model to fine-tune: from the hub, or from a weights file of the same architecture.
 
-    The position embedding is resampled to the image size; a head of another size is left as initialised.
-    Raises ModelError where weights other than the head's are missing or left over.
+    The position embedding is resampled to the grid of the image size and of ``patch_stride`` (None: the
+    plain grid, whatever the weights were trained with); a head of another size is left as initialised.
+    Raises ModelError where weights other than the head's are missing or left over, UnsupportedModelError and
+    ValueError where the patch stride cannot be.
     """
-    if weights is None:
-        return _create(architecture, pretrained=True, **model_args)
-    vit = _create(architecture, pretrained=False, **model_args)
-    _load_into(vit, _read_tensors(weights), weights.name, head_may_differ=True)
+    if weights is None and patch_stride is None:
+        return _create(architecture, pretrained=True, patch_stride=None, **model_args)
+    vit = _create(architecture, pretrained=False, patch_stride=patch_stride, **model_args)
+    if weights is not None:
+        tensors, source = _read_tensors(weights), weights.name
+    else:
+        # At the hub's own image size, so that its position embedding is resampled once and not twice.
+        at_own_size = {name: value for name, value in model_args.items() if name != "img_size"}
+        tensors = _create(architecture, pretrained=True, patch_stride=None, **at_own_size).state_dict()
+        source = architecture
+    _load_into(vit, _converted(vit, tensors, source), source, head_may_differ=True)
     return vit
 
 
@@ -168,7 +192,9 @@ def input_spec_of(vit: VisionTransformer) -> InputSpec:
     )
 
 
-def _from_file(path: Path, architecture: str | None) -> tuple[VisionTransformer, Card | None]:
+def _from_file(
+    path: Path, architecture: str | None, patch_stride: int | None
+) -> tuple[VisionTransformer, Card | None]:
     card = _read_card(path)
     if card is None and architecture is None:
         raise ModelError(
@@ -177,21 +203,24 @@ def _from_file(path: Path, architecture: str | None) -> tuple[VisionTransformer,
         )
     tensors = _read_tensors(path)
     if card is not None:
-        vit = _create(card.architecture, pretrained=False, **card.model_args)
+        vit = _create(card.architecture, pretrained=False, patch_stride=card.patch_stride, **card.model_args)
+        # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
+        _load_into(vit, tensors, path.name, head_may_differ=False)
+        if patch_stride is not None:
+            set_patch_stride(vit, patch_stride)
     else:
         assert architecture is not None
         head = tensors.get("head.weight")
         classes = {} if head is None or head.ndim != 2 else {"num_classes": len(head)}
-        vit = _create(architecture, pretrained=False, **classes)
-    _load_into(vit, tensors, path.name, head_may_differ=False)
+        # The stride before the weights: their position embedding is resampled straight to its grid.
+        vit = _create(architecture, pretrained=False, patch_stride=patch_stride, **classes)
+        _load_into(vit, _converted(vit, tensors, path.name), path.name, head_may_differ=False)
     return vit, card
 
 
-def _from_hub(reference: str) -> tuple[VisionTransformer, None]:
-    return _create(reference, pretrained=True), None
-
-
-def _create(architecture: str, *, pretrained: bool, **model_args: object) -> VisionTransformer:
+def _create(
+    architecture: str, *, pretrained: bool, patch_stride: int | None, **model_args: object
+) -> VisionTransformer:
     on_hub = architecture.startswith("hf-hub:")
     if not on_hub and not timm.is_model(architecture):
         stem = architecture.split(".")[0]
@@ -212,6 +241,8 @@ def _create(architecture: str, *, pretrained: bool, **model_args: object) -> Vis
         ) from error
     if not isinstance(model, VisionTransformer):
         raise UnsupportedModelError(f"its class is {type(model).__name__}")
+    if patch_stride is not None:
+        set_patch_stride(model, patch_stride)
     return model
 
 
@@ -238,23 +269,28 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
-def _load_into(
-    vit: VisionTransformer, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool
-) -> None:
+def _converted(vit: VisionTransformer, tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors under timm's names, the position embedding resampled to the grid of ``vit``."""
     try:
-        fitting = checkpoint_filter_fn(tensors, vit)
+        converted: dict[str, Tensor] = checkpoint_filter_fn(tensors, vit)
     except Exception as error:
         # timm converts before it compares, and stumbles over foreign shapes in ways of its own.
         raise ModelError(f"{source} does not fit the architecture: {_first_line(error)}") from error
+    return converted
+
+
+def _load_into(
+    vit: VisionTransformer, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool
+) -> None:
     if head_may_differ:
         own = vit.state_dict()
-        fitting = {
+        tensors = {
             name: tensor
-            for name, tensor in fitting.items()
+            for name, tensor in tensors.items()
             if not name.startswith(_HEADS) or own.get(name, torch.empty(0)).shape == tensor.shape
         }
     try:
-        missing, left_over = vit.load_state_dict(fitting, strict=False)
+        missing, left_over = vit.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise ModelError(f"{source} does not fit the architecture: {error}") from error
     if head_may_differ:

@@ -27,6 +27,12 @@ class TrainConfig(BaseModel):
         None, description="JSON file that maps folder names to labels. Default: the folder names."
     )
     image_size: int = Field(224, gt=0, description="Side of the input in pixels.")
+    patch_stride: int | None = Field(
+        None,
+        ge=1,
+        description="Pixels from one patch to the next; below the patch size, patches overlap and are more. "
+        "Default: the patch size.",
+    )
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(64, ge=1, description="Images per step.")
     learning_rate: float = Field(1.5e-4, gt=0, description="Peak learning rate of the last layer.")
@@ -81,6 +87,12 @@ class EvaluateConfig(BaseModel):
     model: str = Field("trimvit-small-imagenette", description="Model reference, as for trimvit serve.")
     architecture: str | None = Field(
         None, description="timm architecture of a file that does not name its own."
+    )
+    patch_stride: int | None = Field(
+        None,
+        ge=1,
+        description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
+        "else the patch size.",
     )
     keep_ratios: tuple[Ratio, ...] = Field((1.0, 0.9, 0.7, 0.5, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(("variance", "mad", "mean", "random"), min_length=1)

@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
     """One row per ratio and criterion; ratio 1 comes once. Raises ModelError, or ValueError where the
     folder's classes are not as many as the model's."""
     device = choose_device(config.device)
-    loaded = zoo.load(config.model, architecture=config.architecture)
+    loaded = zoo.load(config.model, architecture=config.architecture, patch_stride=config.patch_stride)
     folders = class_folders(config.data)
     if len(folders) != len(loaded.labels):
         raise ValueError(

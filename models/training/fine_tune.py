@@ -56,6 +56,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
     vit = zoo.create(
         config.architecture,
         config.weights,
+        patch_stride=config.patch_stride,
         num_classes=len(classes),
         img_size=config.image_size,
         drop_path_rate=config.drop_path,
@@ -229,5 +230,6 @@ def _card(config: TrainConfig, model: PrunedViT, classes: list[str]) -> zoo.Card
         criterion=config.criteria[0],
         reducer=config.reducers[0],
         model_args={"num_classes": len(classes), "img_size": config.image_size},
+        patch_stride=config.patch_stride,
         origin=config.model_dump(mode="json", exclude={"data", "output", "weights", "labels", "teacher"}),
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.criteria import random as random_importance
+from models.patch_embed import set_patch_stride
 from models.pruned_vit import SUPPORTED, PrunedViT, UnsupportedModelError, architecture_of, check_against_timm
 from models.schedule import (
     CRITERIA,
@@ -132,6 +133,20 @@ def test_ratio_1_is_timm_to_the_last_bit(
 def test_check_against_timm_accepts_every_family(family: VisionTransformer, make_pixels: MakePixels) -> None:
     """What is bit for bit timm's passes the check that a server makes when it loads a model."""
     check_against_timm(PrunedViT(family), images_for(family, make_pixels, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ratio_1_is_timm_with_overlapping_patches(
+    family: VisionTransformer, make_pixels: MakePixels, dtype: torch.dtype
+) -> None:
+    """For every family, a patch stride below the kernel leaves ratio 1 timm's own, bit for bit."""
+    kernel = family.patch_embed.proj.kernel_size
+    before = architecture_of(family)
+    set_patch_stride(family, kernel[0] * 2 // 3)
+    model = PrunedViT(family.to(dtype))
+    assert model.arch.patches > 1.8 * before.patches
+    assert (model.arch.prefix_tokens, model.arch.patch_inputs) == (before.prefix_tokens, before.patch_inputs)
+    check_against_timm(model, images_for(family, make_pixels, 2).to(dtype))
 
 
 def test_every_parameter_matters(family: VisionTransformer, make_pixels: MakePixels) -> None:

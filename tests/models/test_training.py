@@ -141,6 +141,30 @@ def test_a_run_ends_in_a_model_that_can_be_served(
     assert moved.abs().max() > 1e-3
 
 
+def test_a_run_with_a_patch_stride_ends_in_a_model_with_it(
+    config: Callable[..., TrainConfig], pictures: Path
+) -> None:
+    """Trained with overlapping patches, a checkpoint is loaded and evaluated with them; or with others."""
+    settings = config(patch_stride=8)
+    checkpoint = fine_tune(settings).checkpoint
+    assert [line["step"] for line in log_of(settings)] == [0, 1, 2, 3, 4, 5]
+    card = zoo._read_card(checkpoint)
+    assert card is not None
+    assert card.patch_stride == card.origin["patch_stride"] == 8
+    model = zoo.load(str(checkpoint)).model
+    assert model.arch.grid == (5, 5)
+    assert model.vit.patch_embed.proj.stride == (8, 8)
+    seen = {"data": pictures, "model": str(checkpoint), "device": "cpu", "dtype": "float32", "workers": 0}
+    wanted = {**seen, "keep_ratios": (0.5,), "criteria": ("mad",)}
+    (row,) = evaluate(EvaluateConfig(**wanted))
+    assert (row.images, row.compute) == (15, round(compute(model.arch, model.stages, 0.5), 4))
+    (other,) = evaluate(EvaluateConfig(**wanted, patch_stride=6))
+    wider = zoo.load(str(checkpoint), patch_stride=6).model
+    assert wider.arch.grid == (6, 6)
+    assert other.compute == round(compute(wider.arch, wider.stages, 0.5), 4)
+    assert other.compute != row.compute
+
+
 def test_the_card_says_how_it_was_trained_but_not_where(config: Callable[..., TrainConfig]) -> None:
     """The settings travel with the weights; folders of the machine do not."""
     settings = config(epochs=1, learning_rate=2e-3)
@@ -298,6 +322,7 @@ def test_a_finished_run_is_not_run_again(config: Callable[..., TrainConfig]) -> 
         {"criteria": ("mad",)},
         {"distillation": 0.1},
         {"image_size": 32},
+        {"patch_stride": 12},
     ],
     ids=str,
 )
@@ -395,6 +420,7 @@ def test_settings_are_checked(config: Callable[..., TrainConfig]) -> None:
         {"min_keep_ratio": 0.0},
         {"max_keep_ratio": 1.1},
         {"epochs": 0},
+        {"patch_stride": 0},
         {"criteria": ()},
         {"criteria": ("beauty",)},
         {"learning_rat": 1e-3},

@@ -19,9 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.nn import functional as F
 
 import models
 from models import zoo
+from models.patch_embed import set_patch_stride
 from models.pruned_vit import PrunedViT, UnsupportedModelError
 from models.schedule import Pruning, Stages
 from models.transforms import InputSpec
@@ -150,6 +152,113 @@ def test_the_header_goes_before_the_architecture_named(vit: VisionTransformer, t
     zoo.save(tmp_path / "model.safetensors", vit, CARD)
     loaded = zoo.load(str(tmp_path / "model.safetensors"), architecture="deit_small_patch16_224")
     assert loaded.model.arch.dim == 66
+
+
+# Checkpoints and their patch stride.
+
+
+def overlapping(randomise: Randomise, stride: int, **changes: Any) -> tuple[VisionTransformer, Card]:
+    """A network with a patch stride as training leaves it, and its card."""
+    arguments = {**ARGUMENTS, **changes}
+    vit = timm.create_model(ARCHITECTURE, **arguments)
+    set_patch_stride(vit, stride)
+    return randomise(vit).eval(), replace(CARD, model_args=arguments, patch_stride=stride)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "grid"),
+    [
+        ((32, 48), 6, (3, 6)),
+        ((32, 48), 16, (2, 3)),
+        # As many patches as timm's own 14 x 14, for which they must not be mistaken.
+        ((64, 232), 8, (7, 28)),
+    ],
+)
+def test_a_checkpoint_is_rebuilt_with_its_patch_stride(
+    randomise: Randomise, tmp_path: Path, size: tuple[int, int], stride: int, grid: tuple[int, int]
+) -> None:
+    """The stride travels in the header, and the positions come back as they were saved."""
+    path = tmp_path / "model.safetensors"
+    vit, card = overlapping(randomise, stride, img_size=size)
+    zoo.save(path, vit, card)
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["trimvit"])["patch_stride"] == stride
+    loaded = zoo.load(str(path)).model
+    assert loaded.arch.grid == grid
+    assert loaded.vit.patch_embed.proj.stride == (stride, stride)
+    assert torch.equal(loaded.vit.pos_embed, vit.pos_embed.half().float())
+
+
+def test_a_header_without_patch_stride_is_of_plain_patches(vit: VisionTransformer, tmp_path: Path) -> None:
+    """Checkpoints that were written before there was a stride are read as before."""
+    zoo.save(tmp_path / "new.safetensors", vit, CARD)
+    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["trimvit"])
+    assert header.pop("patch_stride") is None
+    loaded = zoo.load(str(with_header(vit, tmp_path / "old.safetensors", json.dumps(header)))).model
+    assert loaded.arch.grid == (2, 3)
+    assert torch.equal(loaded.vit.pos_embed, vit.pos_embed)
+
+
+def stretched(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Positions [rows, columns, D] resampled to the rows and columns of ``size``, as [patches, D]."""
+    moved = grid.permute(2, 0, 1).unsqueeze(0)
+    return F.interpolate(moved, size, mode="bicubic", antialias=True)[0].flatten(1).T
+
+
+@pytest.mark.parametrize(("stride", "grid"), [(4, (5, 9)), (8, (3, 5)), (16, (2, 3))])
+def test_another_stride_than_the_checkpoints_resamples_its_positions(
+    randomise: Randomise, tmp_path: Path, stride: int, grid: tuple[int, int]
+) -> None:
+    """What is asked for goes before the header, back to plain patches too; other weights stay as they are."""
+    vit, card = overlapping(randomise, 6)
+    zoo.save(tmp_path / "model.safetensors", vit, card)
+    loaded = zoo.load(str(tmp_path / "model.safetensors"), patch_stride=stride).model
+    assert loaded.arch.grid == grid
+    positions = vit.pos_embed.detach().half().float()[0]
+    assert torch.equal(loaded.vit.pos_embed[0, 0], positions[0])
+    torch.testing.assert_close(loaded.vit.pos_embed[0, 1:], stretched(positions[1:].view(3, 6, 66), grid))
+    assert torch.equal(loaded.vit.patch_embed.proj.weight, vit.patch_embed.proj.weight.half().float())
+
+
+@pytest.mark.parametrize("side", [14, 6])
+def test_a_files_positions_are_resampled_straight_to_the_strides_grid(tmp_path: Path, side: int) -> None:
+    """From the file's grid, of the usual size or another, once: not by way of the plain grid."""
+    tensors = full_size()
+    tensors["pos_embed"] = torch.randn(1, 1 + side * side, 192, generator=torch.manual_seed(3))
+    save_file(tensors, tmp_path / "plain.safetensors")
+    loaded = zoo.load(str(tmp_path / "plain.safetensors"), architecture=ARCHITECTURE, patch_stride=12)
+    assert loaded.model.arch.grid == (18, 18)
+    positions = tensors["pos_embed"][0]
+    assert torch.equal(loaded.model.vit.pos_embed[0, 0], positions[0])
+    want = stretched(positions[1:].view(side, side, 192), (18, 18))
+    torch.testing.assert_close(loaded.model.vit.pos_embed[0, 1:], want)
+
+
+def test_a_file_trained_with_the_stride_elsewhere_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Positions that are of the stride's grid already are not resampled."""
+    tensors = full_size()
+    tensors["pos_embed"] = torch.randn(1, 1 + 18 * 18, 192, generator=torch.manual_seed(3))
+    save_file(tensors, tmp_path / "plain.safetensors")
+    loaded = zoo.load(str(tmp_path / "plain.safetensors"), architecture=ARCHITECTURE, patch_stride=12)
+    assert torch.equal(loaded.model.vit.pos_embed, tensors["pos_embed"])
+
+
+@pytest.mark.parametrize("stride", [0, 17])
+def test_a_stride_that_does_not_fit_the_patches_is_refused(
+    randomise: Randomise, tmp_path: Path, stride: int
+) -> None:
+    """Asked for or in a header, with what is allowed."""
+    vit, card = overlapping(randomise, 6)
+    zoo.save(tmp_path / "good.safetensors", vit, card)
+    zoo.save(tmp_path / "bad.safetensors", vit, replace(card, patch_stride=stride))
+    words = (
+        f"a patch stride of {stride} is out of range: the patches have 16 x 16 pixels, which allows 1 to 16"
+    )
+    with pytest.raises(ValueError, match=words):
+        zoo.load(str(tmp_path / "good.safetensors"), patch_stride=stride)
+    with pytest.raises(ValueError, match=words):
+        zoo.load(str(tmp_path / "bad.safetensors"))
 
 
 # Files from elsewhere.
@@ -489,6 +598,7 @@ for reference in sys.argv[1:]:
     loaded = load(reference)
     weights = loaded.model.vit.head.weight[0].tolist()
     answers.append([loaded.name, len(loaded.labels), loaded.labels[0], asdict(loaded.input), weights])
+answers.append(load(sys.argv[1], patch_stride=10).model.arch.grid)
 print(json.dumps(answers))
 """
     environment = {
@@ -504,7 +614,8 @@ print(json.dumps(answers))
         check=True,
         capture_output=True,
     ).stdout
-    by_name, by_repository = json.loads(output)
+    by_name, by_repository, grid_with_stride = json.loads(output)
+    assert grid_with_stride == [15, 15]
     assert by_name[:3] == ["test_vit3.r160_in1k", 1000, "tench, Tinca tinca"]
     assert by_name[3]["size"] == [160, 160]
     assert by_name[4] == tensors["head.weight"][0].tolist()
@@ -560,6 +671,43 @@ def test_create_resamples_positions_to_the_image_size(tmp_path: Path) -> None:
     assert grid[3, 10:18, 1].tolist() == pytest.approx(
         [4.75, 5.25, 5.75, 6.25, 6.75, 7.25, 7.75, 8.25], abs=0.1
     )
+
+
+@pytest.mark.parametrize("from_hub", [False, True])
+def test_create_resamples_positions_straight_to_the_grid_of_size_and_stride(
+    tmp_path: Path, from_hub: bool
+) -> None:
+    """With an image size and a patch stride at once, positions are resampled once, from the weights' grid."""
+    tensors = full_size(architecture="deit_tiny_patch16_224", classes=1000)
+    tensors["pos_embed"] = torch.randn(1, 1 + 14 * 14, 192, generator=torch.manual_seed(3))
+    path = tmp_path / "start.safetensors"
+    save_file(tensors, path)
+    arguments = {"num_classes": 3, "img_size": (80, 96), "patch_stride": 10}
+    # timm takes a file for what it would load from the hub.
+    hub = {"pretrained_cfg_overlay": {"file": str(path)}} if from_hub else {}
+    vit = zoo.create("deit_tiny_patch16_224", None if from_hub else path, **arguments, **hub)
+    assert vit.patch_embed.grid_size == (7, 9)
+    want = stretched(tensors["pos_embed"][0, 1:].view(14, 14, 192), (7, 9))
+    torch.testing.assert_close(vit.pos_embed[0, 1:].detach(), want)
+    assert vit.head.weight.shape == (3, 192)
+    for name in tensors.keys() - {"head.weight", "head.bias", "pos_embed"}:
+        assert torch.equal(vit.state_dict()[name], tensors[name]), name
+
+
+def test_create_without_stride_gives_plain_patches_whatever_the_weights_had(tmp_path: Path) -> None:
+    """Weights that were trained with a stride start a run without one on the plain grid."""
+    tensors = full_size()
+    tensors["pos_embed"] = torch.randn(1, 1 + 18 * 18, 192, generator=torch.manual_seed(3))
+    save_file(tensors, tmp_path / "start.safetensors")
+    vit = zoo.create(ARCHITECTURE, tmp_path / "start.safetensors", num_classes=3)
+    want = stretched(tensors["pos_embed"][0, 1:].view(18, 18, 192), (14, 14))
+    torch.testing.assert_close(vit.pos_embed[0, 1:].detach(), want)
+
+
+def test_create_refuses_a_stride_before_it_asks_the_hub(no_hub: Path) -> None:
+    """A slip in the stride is told at once, not after the download."""
+    with pytest.raises(ValueError, match="a patch stride of 17 is out of range"):
+        zoo.create("deit_tiny_patch16_224", None, patch_stride=17, num_classes=3)
 
 
 @pytest.mark.parametrize("kind", ["key missing", "key left over", "too narrow"])

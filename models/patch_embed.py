@@ -1,0 +1,63 @@
+"""Overlapping patches: a ViT whose patch convolution moves on by less than its kernel.
+
+The patches keep their size and lie closer together, so there are more of them. Kernel, bias and all other
+weights stay as they were trained; only the position embedding is resampled, to the new grid.
+"""
+
+from functools import partial
+
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from models.pruned_vit import UnsupportedModelError
+
+
+def set_patch_stride(vit: VisionTransformer, stride: int) -> None:
+    """Let ``vit`` cut its patches every ``stride`` pixels, in both directions; in place.
+
+    A stride of the kernel's own side gives the plain grid, a smaller one overlapping patches. The stride that
+    ``vit`` has already changes nothing. Entries of the position embedding for prefix tokens are kept. A
+    later `set_input_size` of timm's would go back to the plain grid: choose the image size first.
+
+    Raises UnsupportedModelError where the patch embedding is not timm's plain one of one image size, and
+    ValueError for a stride below 1 or larger than the kernel, which would leave pixels out.
+    """
+    embed = vit.patch_embed
+    if type(embed) is not PatchEmbed:
+        raise UnsupportedModelError(
+            f"its patch embedding is {type(embed).__name__}, and only timm's PatchEmbed takes a patch stride"
+        )
+    if vit.dynamic_img_size or embed.dynamic_img_pad:
+        raise UnsupportedModelError("its patch grid changes with the image (dynamic_img_size or _pad)")
+    kernel = embed.proj.kernel_size
+    if not 1 <= stride <= min(kernel):
+        raise ValueError(
+            f"a patch stride of {stride} is out of range: the patches have {kernel[0]} x {kernel[1]} pixels, "
+            f"which allows 1 to {min(kernel)}"
+        )
+    if embed.proj.stride == (stride, stride):
+        return
+    grid_before = embed.grid_size
+    embed.proj.stride = (stride, stride)
+    # What timm's PatchEmbed derives from its patch size, on the assumption that it is the stride.
+    embed.dynamic_feat_size = partial(patch_grid, kernel=kernel, stride=(stride, stride))
+    embed.grid_size = embed.dynamic_feat_size(embed.img_size)
+    embed.num_patches = embed.grid_size[0] * embed.grid_size[1]
+    if vit.pos_embed is not None:
+        positions = resample_abs_pos_embed(
+            vit.pos_embed.detach(),
+            new_size=embed.grid_size,
+            old_size=grid_before,
+            num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
+        )
+        vit.pos_embed = nn.Parameter(positions, requires_grad=vit.pos_embed.requires_grad)
+
+
+def patch_grid(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches in an image of ``size`` pixels: (side - kernel) // stride + 1, as a
+    convolution without padding counts. What is left over at the right and at the bottom is not seen."""
+    rows, columns = (
+        (side - length) // step + 1 for side, length, step in zip(size, kernel, stride, strict=True)
+    )
+    return rows, columns
