@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     architecture: str | None = Field(
         None, description="timm architecture of a checkpoint file that does not name its own."
     )
+    patch_stride: int | None = Field(
+        None,
+        ge=1,
+        description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
+        "else the patch size.",
+    )
     labels: Path | None = Field(None, description="Text file with one label a line, in class order.")
     stages: Blocks = Field(
         None, description="Blocks that prune, counted from 1. Default: the checkpoint's, else 4, 7, 10 of 12."

@@ -15,14 +15,23 @@ from models.transforms import InputSpec
 RefusalReason = Literal["not-ready", "queue-full", "deadline-passed", "engine-fault"]
 
 
+# The numbers of kept patches are told as uint16.
+MOST_PATCHES = 2**16
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What a front end must know of the model to prepare images and read answers."""
+    """What a front end must know of the model to prepare images and read answers.
+
+    ``patch_size`` and ``patch_stride`` are (vertical, horizontal), in pixels.
+    """
 
     name: str
     labels: tuple[str, ...]
     input: InputSpec
     architecture: Architecture
     stages: Stages
+    patch_size: tuple[int, int]
+    patch_stride: tuple[int, int]
     device: str
     dtype: str
 

@@ -15,7 +15,7 @@ import numpy as np
 from setproctitle import setproctitle
 
 from app.engine.loop import Engine, Job, Loaded, Result
-from app.engine.messages import ModelInfo
+from app.engine.messages import MOST_PATCHES, ModelInfo
 from app.engine.scheduler import Limits
 from app.lifeline import LOAD_FAILED, die_with_parent
 from app.logs import configure_logging
@@ -76,6 +76,12 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 loaded = self._loaded()
             except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
                 raise ModelError(str(error)) from error
+            patches = loaded.model.arch.patches
+            if patches > MOST_PATCHES:
+                raise ModelError(
+                    f"it has {patches} patches, and at most {MOST_PATCHES} can be numbered; "
+                    "choose a larger patch stride or a smaller input"
+                )
             height, width = loaded.input.size
             check_against_timm(loaded.model, torch.rand(1, 3, height, width))
             self.classifier = Classifier(loaded.model, loaded.input, device, dtype)
@@ -87,6 +93,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
                     input=loaded.input,
                     architecture=loaded.model.arch,
                     stages=loaded.model.stages,
+                    patch_size=loaded.model.vit.patch_embed.proj.kernel_size,
+                    patch_stride=loaded.model.vit.patch_embed.proj.stride,
                     device=name,
                     dtype=str(dtype).removeprefix("torch."),
                 ),
@@ -94,9 +102,14 @@ def run(settings: Settings, args: EngineArgs) -> None:
             )
 
         def _loaded(self) -> LoadedModel:
-            """The model, with the settings' labels, stages and rows in place of the checkpoint's."""
+            """The model, with the settings' labels, stages, rows and stride in place of the checkpoint's."""
             labels = None if settings.labels is None else tuple(settings.labels.read_text().splitlines())
-            loaded = load(settings.model, architecture=settings.architecture, labels=labels)
+            loaded = load(
+                settings.model,
+                architecture=settings.architecture,
+                labels=labels,
+                patch_stride=settings.patch_stride,
+            )
             own = loaded.model.stages
             blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)
             stages = Stages(blocks, settings.rows or own.rows)

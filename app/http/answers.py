@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 
 from app.engine.client import Classified
@@ -48,7 +48,7 @@ def image_result(
     if mask != "none":
         stages = list(zip(model.stages.blocks, classified.kept, strict=True))
         result["mask"] = [
-            {"block": block + 1, mask: _render(mask, kept, model.architecture.grid, pixels)}
+            {"block": block + 1, mask: _render(mask, kept, model, pixels)}
             for block, kept in (stages if every_stage else stages[-1:])
         ]
     return result
@@ -57,31 +57,41 @@ def image_result(
 def _render(
     mask: MaskFormat,
     kept: UInt16[np.ndarray, " kept"],
-    grid: tuple[int, int],
+    model: ModelInfo,
     pixels: UInt8[np.ndarray, "height width 3"],
 ) -> list[int] | list[list[int]] | str:
     if mask == "indices":
         return kept.tolist()
-    cells = np.zeros(grid, np.uint8)
+    cells = np.zeros(model.architecture.grid, np.uint8)
     cells.flat[kept] = 1
     if mask == "grid":
         rows: list[list[int]] = cells.tolist()
         return rows
-    return base64.b64encode(mask_picture(cells, pixels)).decode()
+    return base64.b64encode(mask_picture(cells, pixels, model.patch_size, model.patch_stride)).decode()
 
 
 def mask_picture(
-    cells: UInt8[np.ndarray, "rows columns"], pixels: UInt8[np.ndarray, "height width 3"]
+    cells: UInt8[np.ndarray, "rows columns"],
+    pixels: UInt8[np.ndarray, "height width 3"],
+    patch_size: tuple[int, int],
+    patch_stride: tuple[int, int],
 ) -> bytes:
-    """A PNG of what the model saw, with every patch whose cell is 0 dimmed."""
-    height, width, _ = pixels.shape
-    # Patch borders by proportion: right for a grid that does not divide the picture evenly too.
-    rows = np.arange(height) * cells.shape[0] // height
-    columns = np.arange(width) * cells.shape[1] // width
+    """A PNG of what the model saw, with every patch whose cell is 0 dimmed.
+
+    A pixel goes with the patch whose centre is nearest to it: where patches overlap, each shows as one
+    stride, and what no patch covers at the right and at the bottom goes with the last ones.
+    """
+    rows, columns = map(_nearest_patches, pixels.shape[:2], cells.shape, patch_size, patch_stride)
     brightness = np.where(cells[np.ix_(rows, columns)] == 1, 1.0, _DIMMED)[..., np.newaxis]
     buffer = io.BytesIO()
     Image.fromarray((pixels * brightness).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _nearest_patches(side: int, patches: int, size: int, stride: int) -> Int[np.ndarray, " side"]:
+    """Along one side, the number of the patch whose centre is nearest to each pixel's; of two, the later."""
+    # Patch p has its centre at p * stride + size / 2, pixel x at x + 1 / 2; twice that is whole.
+    return np.clip((2 * np.arange(side) + 1 - size + stride) // (2 * stride), 0, patches - 1)
 
 
 def server_timing(timings_ms: dict[str, float]) -> str:

@@ -33,6 +33,8 @@ def models_router(settings: Settings, engines: Engines) -> APIRouter:
             ),
             patches=model.architecture.patches,
             grid=model.architecture.grid,
+            patch_size=model.patch_size,
+            patch_stride=model.patch_stride,
             stages=[block + 1 for block in model.stages.blocks],
             criteria=list(CRITERIA),
             default_keep_ratio=settings.default_keep_ratio,

@@ -144,7 +144,11 @@ class ModelDescription(BaseModel):
     labels: list[str]
     input: InputInfo
     patches: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] = Field(description="Rows and columns of the patch grid.")
+    patch_size: tuple[int, int] = Field(description="Height and width of a patch in the input, in pixels.")
+    patch_stride: tuple[int, int] = Field(
+        description="Pixels from one patch to the next, down and across; below the size, patches overlap."
+    )
     stages: list[int] = Field(description="Blocks that prune, counted from 1.")
     criteria: list[Criterion]
     default_keep_ratio: float

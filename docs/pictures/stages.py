@@ -29,23 +29,23 @@ def main(photograph: Path, output: Path) -> None:
     request = ImageRequest(Pruning(KEEP_RATIO), top_k=1, kept_patches=True)
     (prediction,) = classifier.classify(torch.from_numpy(pixels.copy()).unsqueeze(0), [request])
     arch, stages = loaded.model.arch, loaded.model.stages
+    projection = loaded.model.vit.patch_embed.proj
     panels = [(Image.fromarray(pixels), f"{arch.patches} patches")]
     assert prediction.kept is not None
     for block, kept in zip(stages.blocks, prediction.kept, strict=True):
         cells = np.zeros(arch.grid, np.uint8)
         cells.flat[kept] = 1
-        panels.append(
-            (Image.open(io.BytesIO(mask_picture(cells, pixels))), f"block {block + 1}: {len(kept)} left")
-        )
+        picture = mask_picture(cells, pixels, projection.kernel_size, projection.stride)
+        panels.append((Image.open(io.BytesIO(picture)), f"block {block + 1}: {len(kept)} left"))
     height, width, _ = pixels.shape
-    picture = Image.new("RGB", (len(panels) * (width + GAP) + GAP, height + GAP + CAPTION), "white")
-    draw = ImageDraw.Draw(picture)
+    drawing = Image.new("RGB", (len(panels) * (width + GAP) + GAP, height + GAP + CAPTION), "white")
+    draw = ImageDraw.Draw(drawing)
     font = ImageFont.load_default(16)
     for index, (panel, caption) in enumerate(panels):
         left = GAP + index * (width + GAP)
-        picture.paste(panel, (left, GAP))
+        drawing.paste(panel, (left, GAP))
         draw.text((left, height + GAP + 4), caption, fill="black", font=font)
-    picture.save(output, optimize=True)
+    drawing.save(output, optimize=True)
     label = loaded.labels[int(prediction.classes[0])]
     print(f"{label} {prediction.scores[0]:.3f} at keep ratio {KEEP_RATIO}, compute {prediction.compute:.3f}")
 

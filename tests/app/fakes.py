@@ -23,6 +23,8 @@ MODEL = ModelInfo(
         depth=6, dim=22, mlp_dim=33, grid=(3, 5), prefix_tokens=2, patch_inputs=147, classes=11
     ),
     stages=Stages((1, 3), "cls"),
+    patch_size=(7, 7),
+    patch_stride=(7, 7),
     device="cpu:0",
     dtype="float32",
 )

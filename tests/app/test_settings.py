@@ -12,6 +12,7 @@ from app.settings import BUNDLED_MODEL, Settings
 SAMPLES: dict[str, tuple[str, object]] = {
     "model": ("deit_small_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k"),
     "architecture": ("deit_small_patch16_224", "deit_small_patch16_224"),
+    "patch_stride": ("12", 12),
     "labels": ("labels.txt", Path("labels.txt")),
     "stages": ("3,5,9", (3, 5, 9)),
     "rows": ("all", "all"),
@@ -37,6 +38,8 @@ SAMPLES: dict[str, tuple[str, object]] = {
 
 # Values out of range, and what the refusal must say.
 BAD: list[tuple[str, str, str]] = [
+    ("patch_stride", "0", "greater than or equal to 1"),
+    ("patch_stride", "half", "valid integer"),
     ("stages", "0,3", "greater than or equal to 1"),
     ("stages", "7,4", "must ascend, as in 4,7,10"),
     ("stages", "4,4", "must ascend, as in 4,7,10"),

@@ -130,6 +130,8 @@ def test_a_models_description_comes_through_unchanged(
         input=InputSpec((rows, columns), mean, std, interpolation, crop, share),
         architecture=Architecture(depth, dim, mlp_dim, (rows, columns), prefix, patch_inputs, classes),
         stages=Stages(tuple(sorted(blocks)), attention_rows),
+        patch_size=(prefix, classes),
+        patch_stride=(columns, depth),
         device=device,
         dtype=dtype,
     )

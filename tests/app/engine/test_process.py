@@ -153,6 +153,31 @@ def test_stages_and_rows_replace_the_checkpoints_each_by_itself(
     assert model_served(settings_for(checkpoint, **settings), address).stages == stages
 
 
+@pytest.mark.parametrize(("patch_stride", "grid", "applied"), [(None, (2, 3), (16, 16)), (6, (3, 6), (6, 6))])
+def test_the_patch_stride_of_the_settings_reaches_the_network(
+    address: str,
+    checkpoint: Path,
+    patch_stride: int | None,
+    grid: tuple[int, int],
+    applied: tuple[int, int],
+) -> None:
+    """The grid that counts and costs follow from is the stride's, and front ends are told both."""
+    info = model_served(settings_for(checkpoint, patch_stride=patch_stride), address)
+    assert info.architecture.grid == grid
+    assert (info.patch_size, info.patch_stride) == ((16, 16), applied)
+
+
+def test_more_patches_than_an_answer_can_number_are_refused(
+    address: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kept patches are told as uint16; a grid beyond that is refused at the start, not wrapped around."""
+    monkeypatch.setattr("app.engine.process.MOST_PATCHES", 17)
+    with pytest.raises(SystemExit) as ended:
+        run(settings_for(checkpoint, patch_stride=6), EngineArgs(0, "cpu", address))
+    assert ended.value.code == LOAD_FAILED
+    assert "it has 18 patches, and at most 17 can be numbered; choose a larger patch stride" in caplog.text
+
+
 def test_labels_of_a_file_replace_the_checkpoints(address: str, checkpoint: Path, tmp_path: Path) -> None:
     """One label a line, in class order."""
     labels = tmp_path / "labels.txt"
@@ -164,6 +189,7 @@ def test_labels_of_a_file_replace_the_checkpoints(address: str, checkpoint: Path
     ("device", "settings", "words"),
     [
         ("cpu", {"stages": (5,)}, "block 5, but the model has 4 blocks"),
+        ("cpu", {"patch_stride": 17}, "a patch stride of 17 is out of range"),
         ("cpu", {"labels": b"one\ntwo\n"}, "2 labels, but tiny has 3 classes"),
         ("cpu", {"labels": b"\xff\xfe\xfa"}, "can't decode byte"),
         ("cpu", {"labels": None}, "No such file"),

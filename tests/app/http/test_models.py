@@ -29,6 +29,8 @@ def test_the_model_is_described_with_its_defaults(make_client: Callable[..., Tes
                 },
                 "patches": 15,
                 "grid": [3, 5],
+                "patch_size": [7, 7],
+                "patch_stride": [7, 7],
                 "stages": [2, 4],
                 "criteria": list(CRITERIA),
                 "default_keep_ratio": 0.7,
