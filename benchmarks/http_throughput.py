@@ -1,6 +1,6 @@
 """Images/s over HTTP against the same model on the same cores and photographs without a server.
 
-    python benchmarks/http_throughput.py --photographs FOLDER [--rounds 5] [--output FILE.json]
+    python -m benchmarks.http_throughput --photographs FOLDER [--rounds 5] [--output FILE.json]
 
 Three ways, interleaved in one run, each warm:
   engine   decoded pixels -> predictions, two streams of one thread each (the server's own form)
@@ -11,8 +11,6 @@ Reported are the medians, and http as a share of each other way, round by round.
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -22,16 +20,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from http.client import HTTPConnection
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
 
 from app.images import ImageLimits, decode
 from app.settings import BUNDLED_MODEL
+from benchmarks import machine
+from benchmarks.report import spread
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_dtype, cores
 from models.schedule import Pruning
@@ -115,9 +114,8 @@ def main() -> None:
             server.terminate()
             server.wait(60)
     report = {
-        "command": "python benchmarks/http_throughput.py",
-        "machine": f"{_processor()}, {cores()} cores",
-        "torch": torch.__version__,
+        "command": "python -m benchmarks.http_throughput",
+        "machine": machine.describe(),
         "model": options.model,
         "dtype": str(classifier.dtype),
         "images": len(files),
@@ -155,11 +153,7 @@ def _summary(seconds: dict[str, list[float]], images: int) -> dict[str, object]:
     }
     for way in ("engine", "offline"):
         shares = [other / http for other, http in zip(seconds[way], seconds["http"], strict=True)]
-        summary[f"http_share_of_{way}"] = {
-            "median": round(statistics.median(shares), 3),
-            "lowest": round(min(shares), 3),
-            "highest": round(max(shares), 3),
-        }
+        summary[f"http_share_of_{way}"] = asdict(spread(shares))
     return summary
 
 
@@ -171,12 +165,6 @@ def _port_when_ready(log: Path) -> int:
             return int(found[1])
         time.sleep(0.1)
     raise RuntimeError(f"the server did not start: {log.read_text()}")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

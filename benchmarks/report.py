@@ -1,0 +1,64 @@
+"""Rows of a result as JSON for a file and as a table for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure that was measured once per round: its median, its quartiles and its extremes."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    lowest: float
+    highest: float
+
+    def __str__(self) -> str:
+        quartiles = f"{self.lower_quartile:.3f}-{self.upper_quartile:.3f}"
+        return f"{self.median:.3f} ({quartiles}; {self.lowest:.3f}-{self.highest:.3f})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Over the rounds; numpy's linear quantiles, to four decimals."""
+    lowest, lower, median, upper, highest = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).round(4).tolist()
+    return Spread(median, lower, upper, lowest, highest)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table with a column for each key. Lists are for the file only."""
+    headings = list(dict.fromkeys(key for row in rows for key in row))
+    headings = [key for key in headings if not any(isinstance(row.get(key), list) for row in rows)]
+    cells = [headings, *([_text(row.get(key)) for key in headings] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def write(path: Path, report: Mapping[str, object]) -> None:
+    """As JSON, in one step, so that an interrupted run leaves a whole file."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
+    unfinished.replace(path)
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "NO"
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return str(value)
