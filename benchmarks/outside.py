@@ -1,0 +1,117 @@
+"""The unpruned network in other runtimes, converted from the same timm module; needs the `bench` extra."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from benchmarks.rounds import Contestant
+from models.device import cores
+
+_PACKAGES = ("openvino", "onnxruntime", "onnx", "onnxscript")
+
+# Largest difference from timm's logits, as a share of the largest of them.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+class MissingPackageError(RuntimeError):
+    """A package of the `bench` extra is not installed."""
+
+
+def missing_packages() -> list[str]:
+    """Runtimes and exporters that are not installed."""
+    return [name for name in _PACKAGES if find_spec(name) is None]
+
+
+def require_packages() -> None:
+    """Raise MissingPackageError unless all runtimes and exporters are here."""
+    if missing := missing_packages():
+        raise MissingPackageError(
+            f"not installed: {', '.join(missing)}; the outside references need the bench extra: "
+            "pip install -e '.[bench]'"
+        )
+
+
+def references(vit: VisionTransformer, batches: Sequence[Tensor]) -> dict[str, Contestant]:
+    """OpenVINO in float32 and bfloat16 and ONNX Runtime in float32, for batches of one size, on all cores.
+
+    ``vit`` and ``batches`` are float32 on the CPU. Raises RuntimeError where a runtime's logits differ from
+    timm's: what computes something else is no reference.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(vit, (batches[0],))
+        openvino = _from_openvino(exported, batches[0])
+        found = {
+            "OpenVINO float32": _openvino(openvino, "f32", batches),
+            "OpenVINO bfloat16": _openvino(openvino, "bf16", batches),
+            "ONNX Runtime float32": _onnxruntime(exported, batches),
+        }
+    for name, contestant in found.items():
+        _check(name, contestant, vit, batches[0])
+    return found
+
+
+def _from_openvino(exported: torch.export.ExportedProgram, pixels: Tensor) -> Any:
+    # Its converter reports every use to its makers, unless this package is missing.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+
+    model = openvino.convert_model(exported)
+    model.reshape(list(pixels.shape))
+    return model
+
+
+def _openvino(model: Any, precision: str, batches: Sequence[Tensor]) -> Contestant:
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": cores(),
+        "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch
+    }
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    arrays = [batch.numpy() for batch in batches]
+
+    def run(turn: int) -> np.ndarray:
+        return request.infer([arrays[turn % len(arrays)]], share_inputs=True, share_outputs=True)[0]
+
+    return Contestant(len(arrays[0]), run)
+
+
+def _onnxruntime(exported: torch.export.ExportedProgram, batches: Sequence[Tensor]) -> Contestant:
+    import onnxruntime
+
+    logging.getLogger("onnxscript").setLevel(logging.WARNING)
+    program = torch.onnx.export(exported, input_names=["pixels"], dynamo=True, verbose=False)
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    arrays = [batch.numpy() for batch in batches]
+
+    def run(turn: int) -> np.ndarray:
+        return session.run(None, {"pixels": arrays[turn % len(arrays)]})[0]
+
+    return Contestant(len(arrays[0]), run)
+
+
+@torch.inference_mode()
+def _check(name: str, contestant: Contestant, vit: VisionTransformer, pixels: Tensor) -> None:
+    expected = vit(pixels).numpy()
+    difference = np.abs(contestant.run(0) - expected).max() / np.abs(expected).max()
+    tolerance = _TOLERANCE[name.split()[-1]]
+    if not difference <= tolerance:
+        raise RuntimeError(
+            f"the logits of {name} differ from timm's by {difference:.2g} of the largest; "
+            f"at most {tolerance:g} is a matter of rounding"
+        )

@@ -1,0 +1,71 @@
+"""Paired timing: every contestant once per round, in an order drawn anew, so that what slows the machine for
+a while slows them all alike. What counts are ratios within a round; absolute figures drift with the machine.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+# Threads of other runtimes spin for a moment after their last call; the next contestant shall have the cores.
+PAUSE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """``run(turn)`` computes ``images`` images; the turn chooses which."""
+
+    images: int
+    run: Callable[[int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``warm_up`` rounds that do not count, then ``rounds`` that do. In each, a contestant is called as often
+    as it takes to fill ``sample_s`` seconds, found while warming up, and at least once."""
+
+    rounds: int
+    warm_up: int
+    sample_s: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.warm_up < 1:
+            raise ValueError(f"there must be at least 1 round and 1 to warm up: {self}")
+
+
+def measure(
+    contestants: Mapping[str, Contestant],
+    plan: Plan,
+    title: str,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, list[float]]:
+    """Seconds per image of each contestant, round by round."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    calls = dict.fromkeys(contestants, 1)
+    draw = random.Random(plan.seed)
+    order = list(contestants)
+    total = (plan.warm_up + plan.rounds) * len(order)
+    with tqdm(total=total, desc=title, unit="sample", dynamic_ncols=True) as progress:
+        for round_ in range(plan.warm_up + plan.rounds):
+            draw.shuffle(order)
+            for name in order:
+                sleep(PAUSE_S)
+                taken = _time(contestants[name], calls[name], round_, clock)
+                if round_ < plan.warm_up:
+                    calls[name] = max(1, math.ceil(plan.sample_s * calls[name] / taken))
+                else:
+                    seconds[name].append(taken / (calls[name] * contestants[name].images))
+                progress.update()
+    return seconds
+
+
+def _time(contestant: Contestant, calls: int, round_: int, clock: Callable[[], float]) -> float:
+    started = clock()
+    for call in range(calls):
+        contestant.run(round_ * calls + call)
+    return clock() - started

@@ -1,0 +1,239 @@
+"""How fast: what each subcommand of engine.py that takes time measures. Each yields its rows."""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.contestants import (
+    Ratios,
+    batches_of,
+    in_dtype,
+    in_streams,
+    on_threads,
+    plain_vit,
+    pruned,
+    pruned_mixed,
+    repeated,
+    stream_pool,
+    unpruned,
+)
+from benchmarks.outside import references, require_packages
+from benchmarks.photographs import load_photographs
+from benchmarks.report import Row, spread
+from benchmarks.rounds import Contestant, Plan, measure
+from models.classifier import normalise
+from models.device import choose_dtype, cores
+from models.schedule import compute
+from models.zoo import LoadedModel
+
+# What the project asks of itself: least share of the MACs ratio (of the ideal, for mixed batches).
+ASKED_OF_HOMOGENEOUS = {
+    ("bfloat16", 1, 0.5): 0.90,
+    **{("bfloat16", batch, 1.0): 1.0 for batch in (8, 32)},
+    **{("bfloat16", batch, ratio): 0.95 for batch in (8, 32) for ratio in (0.7, 0.5)},
+}
+ASKED_OF_MIXED = 0.95
+
+# The lowest ratio of mixed batches; the highest is 1.
+LOWEST_RATIO = 0.3
+# The engine's token budget of a batch on a CPU, as in app/engine/process.py.
+BATCH_TOKENS = 4096
+
+
+class Photographs:
+    """The photographs as batches of any size and dtype."""
+
+    def __init__(self, folder: Path, loaded: LoadedModel, at_least: int) -> None:
+        self._pixels = load_photographs(folder, loaded.input, at_least)
+        self._spec = loaded.input
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def batches(self, size: int, dtype: torch.dtype) -> list[Tensor]:
+        """Normalised, each [size, 3, height, width]."""
+        return batches_of(normalise(self._pixels, self._spec, dtype), size)
+
+
+def homogeneous(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
+    """Batches of one common ratio: the speed-up over timm, and its share of the MACs ratio."""
+    photographs = Photographs(options.photographs, loaded, max(options.batch_sizes))
+    for dtype in options.dtypes:
+        vit, model = plain_vit(loaded, dtype), in_dtype(loaded, dtype)
+        for size in options.batch_sizes:
+            batches = photographs.batches(size, choose_dtype("cpu", dtype))
+            contestants = {"timm": unpruned(vit, batches)}
+            contestants |= {f"{ratio:g}": pruned(model, batches, ratio) for ratio in options.ratios}
+            seconds = measure(contestants, _plan(options), f"homogeneous {dtype} {size}")
+            setting = {"dtype": dtype, "batch": size}
+            yield {**setting, "contestant": "timm", "images_per_s": _rate(seconds["timm"])}
+            for ratio in options.ratios:
+                own = seconds[f"{ratio:g}"]
+                macs_ratio = 1 / compute(model.arch, model.stages, ratio)
+                speed_up = _ratios(seconds["timm"], own)
+                share = spread([value / macs_ratio for value in speed_up])
+                asked = ASKED_OF_HOMOGENEOUS.get((dtype, size, ratio))
+                yield {
+                    **setting,
+                    "contestant": f"keep_ratio {ratio:g}",
+                    "images_per_s": _rate(own),
+                    "speed_up": spread(speed_up),
+                    "macs_ratio": round(macs_ratio, 4),
+                    "share_of_macs_ratio": share,
+                    "asked": asked,
+                    "met": None if asked is None else share.median >= asked,
+                }
+
+
+def mixed(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
+    """Batches in which each image has a ratio of its own, from 0.3 to 1, against the ideal: the sum over its
+    images of what one costs in a batch of the same size that has its ratio throughout. That cost is measured
+    in the same rounds, at as many evenly spaced ratios as the batch has images, but at no more than
+    --most-ratios; between them it is interpolated linearly over `compute`.
+
+    Mixed in two ways: `same` has those evenly spaced ratios in every batch, dealt out to its images in some
+    order; `new` draws ratios for every batch, one from each of as many equal parts of the range, so that
+    their lengths are new to the machine, as they are in traffic. A round has --orders samples of each way,
+    whose mean counts.
+    """
+    photographs = Photographs(options.photographs, loaded, max(options.batch_sizes))
+    for dtype in options.dtypes:
+        model = in_dtype(loaded, dtype)
+        for size in options.batch_sizes:
+            batches = photographs.batches(size, choose_dtype("cpu", dtype))
+            spaced = np.linspace(LOWEST_RATIO, 1, size)
+            known = np.linspace(LOWEST_RATIO, 1, min(size, options.most_ratios))
+            contestants = {f"{ratio:.4f}": pruned(model, batches, ratio) for ratio in known.tolist()}
+            unmixed = list(contestants)
+            for order in range(options.orders):
+                contestants[f"same {order}"] = pruned_mixed(model, batches, _dealt_out(spaced, order))
+                contestants[f"new {order}"] = pruned_mixed(model, batches, _drawn_anew(size, order))
+            seconds = measure(contestants, _plan(options), f"mixed {dtype} {size}")
+            costs = np.array([seconds[name] for name in unmixed])
+            # The mean over what `new` draws: over the whole range, evenly.
+            drawn = LOWEST_RATIO + (1 - LOWEST_RATIO) * (np.arange(1000) + 0.5) / 1000
+            for way, ratios in (("same", spaced), ("new", drawn)):
+                ideal = _ideal(loaded, ratios, known, costs)
+                samples = np.array([seconds[f"{way} {order}"] for order in range(options.orders)])
+                measured = samples.mean(axis=0).tolist()
+                share = spread(_ratios(ideal, measured))
+                yield {
+                    "dtype": dtype,
+                    "batch": size,
+                    "ratios": way,
+                    "ratios_measured": len(known),
+                    "images_per_s": _rate(measured),
+                    "ideal_images_per_s": _rate(ideal),
+                    "share_of_ideal": share,
+                    "asked": ASKED_OF_MIXED,
+                    "met": share.median >= ASKED_OF_MIXED,
+                }
+
+
+def _dealt_out(ratios: np.ndarray, seed: int) -> Callable[[int], Ratios]:
+    dealt = np.random.default_rng(seed).permutation(ratios).tolist()
+    return lambda _: dealt
+
+
+def _drawn_anew(size: int, seed: int) -> Callable[[int], Ratios]:
+    def draw(turn: int) -> list[float]:
+        generator = np.random.default_rng((seed, turn))
+        places = (generator.permutation(size) + generator.random(size)) / size
+        return (LOWEST_RATIO + (1 - LOWEST_RATIO) * places).tolist()
+
+    return draw
+
+
+def _ideal(loaded: LoadedModel, ratios: np.ndarray, known: np.ndarray, costs: np.ndarray) -> list[float]:
+    """Mean seconds per image over ``ratios``, for each round; ``costs`` [known ratios, rounds]."""
+    arch, stages = loaded.model.arch, loaded.model.stages
+    at, known_at = ([compute(arch, stages, ratio) for ratio in some.tolist()] for some in (ratios, known))
+    return [float(np.interp(at, known_at, of_round).mean()) for of_round in costs.T]
+
+
+def user(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
+    """Throughput of all cores: timm in float32 as it comes (one batch at a time on PyTorch's own number of
+    threads) against ours as the engine runs it (streams; batches of the engine's token budget)."""
+    photographs = Photographs(options.photographs, loaded, max(options.images, *options.batch_sizes))
+    vit = plain_vit(loaded, "float32")
+    contestants: dict[str, Contestant] = {}
+    rows: dict[str, Row] = {}
+    for size in options.batch_sizes:
+        name = f"timm float32 {size}"
+        one = unpruned(vit, photographs.batches(size, torch.float32))
+        calls = max(1, round(options.images / size))
+        contestants[name] = on_threads(repeated(one, calls), options.default_threads)
+        rows[name] = {"contestant": "timm", "dtype": "float32", "batch": size}
+    with stream_pool(options.streams, cores()) as streams:
+        for dtype in options.dtypes:
+            model = in_dtype(loaded, dtype)
+            for ratio in options.ratios:
+                name = f"{dtype} {ratio:g}"
+                size = _engine_batch(loaded, ratio, len(photographs))
+                batches = photographs.batches(size, next(model.parameters()).dtype)
+                calls = options.streams * max(1, round(options.images / (size * options.streams)))
+                one = pruned(model, batches, ratio)
+                contestants[name] = in_streams(one, streams, calls)
+                rows[name] = {"contestant": f"keep_ratio {ratio:g}", "dtype": dtype, "batch": size}
+        seconds = measure(contestants, _plan(options), "user")
+    timms = {size: seconds[f"timm float32 {size}"] for size in options.batch_sizes}
+    usual = max(timms)
+    best = min(timms, key=lambda size: statistics.median(timms[size]))
+    for name, row in rows.items():
+        yield {
+            **row,
+            "images_per_s": _rate(seconds[name]),
+            f"times_timm_batch_{usual}": spread(_ratios(timms[usual], seconds[name])),
+            f"times_best_timm_batch_{best}": spread(_ratios(timms[best], seconds[name])),
+        }
+
+
+def _engine_batch(loaded: LoadedModel, ratio: float, most: int) -> int:
+    """Images of a batch that fills the engine's budget, as app/engine/loop.py weighs them."""
+    arch = loaded.model.arch
+    tokens = round((arch.patches + arch.prefix_tokens) * compute(arch, loaded.model.stages, ratio))
+    return min(most, max(1, BATCH_TOKENS // max(1, tokens)))
+
+
+def outside(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
+    """The unpruned network in other runtimes beside timm, and ours at some ratios; one batch at a time on all
+    cores."""
+    require_packages()
+    photographs = Photographs(options.photographs, loaded, max(options.batch_sizes))
+    vit = plain_vit(loaded, "float32")
+    for size in options.batch_sizes:
+        batches = photographs.batches(size, torch.float32)
+        contestants = {"timm float32": unpruned(vit, batches), **references(vit, batches)}
+        for dtype in options.dtypes:
+            batches = photographs.batches(size, choose_dtype("cpu", dtype))
+            if dtype != "float32":
+                contestants[f"timm {dtype}"] = unpruned(plain_vit(loaded, dtype), batches)
+            model = in_dtype(loaded, dtype)
+            for ratio in options.ratios:
+                contestants[f"keep_ratio {ratio:g} {dtype}"] = pruned(model, batches, ratio)
+        seconds = measure(contestants, _plan(options), f"outside {size}")
+        for name, own in seconds.items():
+            yield {
+                "batch": size,
+                "contestant": name,
+                "images_per_s": _rate(own),
+                "times_timm_float32": spread(_ratios(seconds["timm float32"], own)),
+            }
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    return Plan(options.rounds, options.warm_up, options.sample_s, options.seed)
+
+
+def _rate(seconds_per_image: Sequence[float]) -> float:
+    return round(1 / statistics.median(seconds_per_image), 2)
+
+
+def _ratios(reference: Sequence[float], own: Sequence[float]) -> list[float]:
+    """How many times as fast as the reference, round by round."""
+    return [theirs / ours for theirs, ours in zip(reference, own, strict=True)]
