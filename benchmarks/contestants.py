@@ -11,9 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from benchmarks.rounds import Contestant
-from models.device import DtypeName, choose_dtype
+from models.classifier import Classifier
+from models.device import DtypeName, choose_dtype, input_dtype
 from models.pruned_vit import PrunedViT, Pruning
-from models.zoo import LoadedModel, input_spec_of, load
+from models.zoo import Card, LoadedModel, input_spec_of, load
 
 Ratios = Sequence[float]
 
@@ -30,17 +31,20 @@ def load_model(reference: str) -> LoadedModel:
     torch.manual_seed(0)
     vit = timm.create_model(reference.removeprefix(_RANDOM), pretrained=False, dynamic_img_size=False).eval()
     labels = tuple(f"class {index}" for index in range(vit.num_classes))
-    return LoadedModel(reference, PrunedViT(vit), labels, input_spec_of(vit))
+    model = PrunedViT(vit)
+    return LoadedModel(
+        reference, model, Card(reference.removeprefix(_RANDOM), labels, input_spec_of(vit), model.stages)
+    )
 
 
 def in_dtype(loaded: LoadedModel, dtype: DtypeName) -> PrunedViT:
     """A copy of the model, converted as the server does it."""
-    return deepcopy(loaded.model).to(choose_dtype("cpu", dtype)).eval()
+    return Classifier(deepcopy(loaded.model), loaded.input, "cpu", choose_dtype("cpu", dtype)).model
 
 
 def plain_vit(loaded: LoadedModel, dtype: DtypeName) -> VisionTransformer:
     """A copy of timm's own module. Raises ValueError where timm's fused attention is turned off."""
-    vit = deepcopy(loaded.model.vit).to(choose_dtype("cpu", dtype)).eval()
+    vit = deepcopy(loaded.model.vit).to(input_dtype("cpu", choose_dtype("cpu", dtype))).eval()
     if not all(block.attn.fused_attn for block in vit.blocks):
         raise ValueError(
             "timm's fused attention is off, so it would be slower than it is; see TIMM_FUSED_ATTN"

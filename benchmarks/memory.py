@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from models.classifier import Classifier, ImageRequest
 from models.pruned_vit import Pruning
-from models.schedule import CRITERIA
+from models.schedule import CRITERIA, REDUCERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,10 @@ def _random_requests(draw: Random, most_images: int, ratio_decimals: int) -> lis
     return [
         ImageRequest(
             Pruning(
-                round(draw.uniform(0.3, 1.0), ratio_decimals), draw.choice(CRITERIA), draw.randrange(1000)
+                round(draw.uniform(0.3, 1.0), ratio_decimals),
+                draw.choice(CRITERIA),
+                draw.choice(REDUCERS),
+                seed=draw.randrange(1000),
             ),
             kept_patches=draw.random() < 0.5,
         )

@@ -27,7 +27,7 @@ from benchmarks.photographs import load_photographs
 from benchmarks.report import Row, spread
 from benchmarks.rounds import Contestant, Plan, measure
 from models.classifier import normalise
-from models.device import choose_dtype, cores
+from models.device import choose_dtype, cores, input_dtype
 from models.schedule import compute
 from models.zoo import LoadedModel
 
@@ -66,7 +66,7 @@ def homogeneous(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Ro
     for dtype in options.dtypes:
         vit, model = plain_vit(loaded, dtype), in_dtype(loaded, dtype)
         for size in options.batch_sizes:
-            batches = photographs.batches(size, choose_dtype("cpu", dtype))
+            batches = photographs.batches(size, input_dtype("cpu", choose_dtype("cpu", dtype)))
             contestants = {"timm": unpruned(vit, batches)}
             contestants |= {f"{ratio:g}": pruned(model, batches, ratio) for ratio in options.ratios}
             seconds = measure(contestants, _plan(options), f"homogeneous {dtype} {size}")
@@ -105,7 +105,7 @@ def mixed(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
     for dtype in options.dtypes:
         model = in_dtype(loaded, dtype)
         for size in options.batch_sizes:
-            batches = photographs.batches(size, choose_dtype("cpu", dtype))
+            batches = photographs.batches(size, input_dtype("cpu", choose_dtype("cpu", dtype)))
             spaced = np.linspace(LOWEST_RATIO, 1, size)
             known = np.linspace(LOWEST_RATIO, 1, min(size, options.most_ratios))
             contestants = {f"{ratio:.4f}": pruned(model, batches, ratio) for ratio in known.tolist()}
@@ -210,7 +210,7 @@ def outside(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
         batches = photographs.batches(size, torch.float32)
         contestants = {"timm float32": unpruned(vit, batches), **references(vit, batches)}
         for dtype in options.dtypes:
-            batches = photographs.batches(size, choose_dtype("cpu", dtype))
+            batches = photographs.batches(size, input_dtype("cpu", choose_dtype("cpu", dtype)))
             if dtype != "float32":
                 contestants[f"timm {dtype}"] = unpruned(plain_vit(loaded, dtype), batches)
             model = in_dtype(loaded, dtype)

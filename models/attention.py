@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.packed import PackedLinear
 from models.ragged import Packing, Run
 
 
@@ -15,17 +16,30 @@ def heads(attn: Attention, rows: Tensor, run: Run) -> tuple[Tensor, ...]:
     return split.permute(2, 0, 3, 1, 4).unbind(0)
 
 
+def computes_parts(attn: Attention) -> bool:
+    """Whether `queries` and `keys_and_values` can be had apart. A quantised layer is computed whole."""
+    return isinstance(attn.qkv, nn.Linear | PackedLinear)
+
+
+def parts_of_qkv(attn: Attention) -> tuple[slice, slice]:
+    """The outputs of the qkv layer that are queries, and those that are keys and values."""
+    width = attn.num_heads * attn.head_dim
+    return slice(0, width), slice(width, 3 * width)
+
+
 def queries(attn: Attention, normed: Tensor) -> Tensor:
-    """The query rows [*rows, H * D] alone. For a plain linear layer, whose weights have rows to take."""
-    return _part(attn, normed, slice(None, attn.num_heads * attn.head_dim))
+    """The query rows [*rows, H * D] alone."""
+    return _part(attn, normed, parts_of_qkv(attn)[0])
 
 
 def keys_and_values(attn: Attention, normed: Tensor) -> Tensor:
-    """The key and value rows [*rows, 2 * H * D] alone, likewise."""
-    return _part(attn, normed, slice(attn.num_heads * attn.head_dim, None))
+    """The key and value rows [*rows, 2 * H * D] alone."""
+    return _part(attn, normed, parts_of_qkv(attn)[1])
 
 
 def _part(attn: Attention, normed: Tensor, outputs: slice) -> Tensor:
+    if isinstance(attn.qkv, PackedLinear):
+        return attn.qkv.part(normed, outputs)
     bias = None if attn.qkv.bias is None else attn.qkv.bias[outputs]
     return F.linear(normed, attn.qkv.weight[outputs], bias)
 

@@ -10,7 +10,14 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.attention import cross_attention, heads, keys_and_values, queries, self_attention
+from models.attention import (
+    computes_parts,
+    cross_attention,
+    heads,
+    keys_and_values,
+    queries,
+    self_attention,
+)
 from models.criteria import attention_rows, importance, most_important, most_important_of_each
 from models.ragged import Packing, Run, Tokens, on_device, runs_of
 from models.reducers import fuse, merge
@@ -42,8 +49,7 @@ def stage_block(
         return plain_block(block, tokens, exact)
     attn = block.attn
     normed = block.norm1(tokens.rows)
-    # A quantised layer has no rows of weights that could be computed alone.
-    whole = rows == "all" or type(attn.qkv) is not nn.Linear
+    whole = rows == "all" or not computes_parts(attn)
     if whole:
         all_queries, source = attn.qkv(normed).tensor_split((attn.num_heads * attn.head_dim,), dim=-1)
         deciding = all_queries if rows == "all" else _first_rows(all_queries, tokens.packing)

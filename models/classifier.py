@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from models.attention import parts_of_qkv
 from models.cascade import margins, second_run_compute
-from models.device import choose_dtype
+from models.device import input_dtype
 from models.int8 import quantise_linears
+from models.packed import can_pack, pack_linears
 from models.pruned_vit import Output, PrunedViT
 from models.ragged import on_device
 from models.schedule import UNPRUNED, Pruning, compute_of_counts
@@ -61,8 +63,13 @@ class Classifier:
     def __init__(self, model: PrunedViT, spec: InputSpec, device: str, dtype: torch.dtype) -> None:
         if dtype == torch.int8:
             quantise_linears(model.vit.blocks)
-        self._between = choose_dtype(device) if dtype == torch.int8 else dtype
+        self._between = input_dtype(device, dtype)
         self.model = model.to(device=device, dtype=self._between).eval()
+        if device == "cpu" and can_pack(self._between):
+            blocks = model.vit.blocks
+            # Stages compute queries apart from keys and values.
+            parts = {f"{stage}.attn.qkv": parts_of_qkv(blocks[stage].attn) for stage in model.stages.blocks}
+            pack_linears(blocks, parts)
         self.spec = spec
         self.device = device
         self.dtype = dtype

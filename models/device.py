@@ -42,6 +42,12 @@ def choose_dtype(device: str, wanted: DtypeName = "auto") -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def input_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """What images come in, and all layers compute in that are not quantised: ``dtype`` itself, but for int8
+    the device's own."""
+    return choose_dtype(device) if dtype == torch.int8 else dtype
+
+
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,70 @@
+"""Packed linear layers give the bits of the plain ones."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models.classifier import Classifier, normalise
+from models.packed import PackedLinear, can_pack
+from models.pruned_vit import PrunedViT
+from models.schedule import UNPRUNED, Pruning
+from models.transforms import InputSpec
+
+needs_bfloat16 = pytest.mark.skipif(
+    not can_pack(torch.bfloat16), reason="oneDNN does not compute in bfloat16 on this machine"
+)
+SPEC = InputSpec((20, 28), (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), "bicubic", "center", 1.0)
+
+
+def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(inputs, outputs, bias=bias).bfloat16()
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("bias", [True, False])
+@given(
+    rows=st.integers(1, 300), inputs=st.sampled_from([3, 66, 384]), outputs=st.sampled_from([5, 198, 1152])
+)
+def test_a_packed_layer_gives_the_same_bits(bias: bool, rows: int, inputs: int, outputs: int) -> None:
+    """For whatever shape, with and without bias, whole or in part, in two dimensions or three."""
+    plain = linear(inputs, outputs, bias=bias)
+    part = slice(outputs // 3, outputs)
+    packed = PackedLinear(plain, [part])
+    with torch.inference_mode():
+        x = torch.randn(rows, inputs).bfloat16()
+        assert torch.equal(packed(x), plain(x))
+        assert torch.equal(packed(x[None]), plain(x[None]))
+        torch.testing.assert_close(packed.part(x, part), plain(x)[:, part])
+
+
+def test_only_bfloat16_is_packed() -> None:
+    """In float32 the plain layer is left alone."""
+    assert not can_pack(torch.float32)
+    assert not can_pack(torch.float16)
+
+
+@needs_bfloat16
+def test_a_classifier_packs_and_stays_timms_to_the_last_bit(
+    make_vit: Callable[..., VisionTransformer], make_pixels: Callable[..., Tensor]
+) -> None:
+    """At ratio 1 its logits are still the bits of timm's in bfloat16, and pruned they are as unpacked."""
+    vit = make_vit().bfloat16()
+    plain = PrunedViT(copy.deepcopy(vit))
+    classifier = Classifier(PrunedViT(vit), SPEC, "cpu", torch.bfloat16)
+    assert not any(type(child) is nn.Linear for child in classifier.model.vit.blocks.modules())
+    images = torch.randint(0, 256, (4, 20, 28, 3), dtype=torch.uint8)
+    inputs = normalise(images, SPEC, torch.bfloat16)
+    with torch.inference_mode():
+        assert torch.equal(classifier.model(inputs, [UNPRUNED] * 4).logits, plain.vit(inputs))
+        prunings = [Pruning(0.5), Pruning(0.7, "mad", "fuse"), Pruning(0.5, reducer="merge"), UNPRUNED]
+        packed, unpacked = classifier.model(inputs, prunings), plain(inputs, prunings)
+        torch.testing.assert_close(packed.logits, unpacked.logits, rtol=0, atol=0.25)
+        for stage_packed, stage_plain in zip(packed.kept, unpacked.kept, strict=True):
+            assert [kept.tolist() for kept in stage_packed] == [kept.tolist() for kept in stage_plain]
