@@ -38,7 +38,7 @@ DTYPES: tuple[DtypeName, ...] = tuple(name for name in get_args(DtypeName) if na
 
 
 def through_memory(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
-    """Resident memory through batches of random size, with random ratios, criteria and reducers, in streams."""
+    """Resident memory through batches of random size, with ratios, criteria and reducers, in streams."""
     classifier = Classifier(loaded.model, loaded.input, "cpu", choose_dtype("cpu", options.dtype))
     with stream_pool(options.streams, cores()) as streams:
         yield memory.measure(
