@@ -60,6 +60,13 @@ def _evaluate() -> tuple[type[BaseModel], Callable[[Any], int]]:
     return EvaluateConfig, evaluate
 
 
+def _sweep() -> tuple[type[BaseModel], Callable[[Any], int]]:
+    from models.training.command import sweep
+    from models.training.config import SweepConfig
+
+    return SweepConfig, sweep
+
+
 def _calibrate() -> tuple[type[BaseModel], Callable[[Any], int]]:
     from models.training.command import calibrate
     from models.training.config import CalibrateConfig
@@ -74,6 +81,7 @@ COMMANDS = {
     "evaluate": Command(
         "measure accuracy, agreement, cost and speed over keep ratios and methods", _evaluate
     ),
+    "sweep": Command("compare methods over keep ratios: table, plots, pictures of kept patches", _sweep),
     "calibrate": Command(
         "fit a cascade: a cheap run first, the unpruned model where it is unsure", _calibrate
     ),

@@ -49,14 +49,7 @@ def stage_block(
         return plain_block(block, tokens, exact)
     attn = block.attn
     normed = block.norm1(tokens.rows)
-    whole = rows == "all" or not computes_parts(attn)
-    if whole:
-        all_queries, source = attn.qkv(normed).tensor_split((attn.num_heads * attn.head_dim,), dim=-1)
-        deciding = all_queries if rows == "all" else _first_rows(all_queries, tokens.packing)
-    else:
-        source = keys_and_values(attn, normed)
-        with torch.no_grad():
-            deciding = queries(attn, _first_rows(normed, tokens.packing))
+    all_queries, source, deciding = _project(attn, normed, tokens.packing, rows)
     attention, values = _decide(attn, deciding, source, tokens, prunings, rows, prefix)
     counts = _counts(values, tokens.patches, prunings, ratios)
 
@@ -69,7 +62,7 @@ def stage_block(
     selected, index = _select(tokens, values, selected_counts, prefix)
     if index is not None:
         normed = tokens.packing.select(normed, index, selected.packing)
-    if not whole:
+    if all_queries is None:
         q_rows = queries(attn, normed)
     elif index is None:
         q_rows = all_queries
@@ -86,6 +79,30 @@ def stage_block(
 
         attended = _reduce(attended, keys, attention.mean(dim=1), values, counts, prunings, prefix)
     return _mlp(block, attended)
+
+
+@torch.no_grad()
+def stage_importance(
+    block: Block, tokens: Tokens, prunings: Sequence[Pruning], rows: Rows, prefix: int
+) -> Float[Tensor, "B N"]:
+    """What `stage_block` decides by: the importance of each image's patches in this block, under the
+    criterion of its pruning. Where an image has fewer than N patches, negative beyond them."""
+    normed = block.norm1(tokens.rows)
+    _, source, deciding = _project(block.attn, normed, tokens.packing, rows)
+    return _decide(block.attn, deciding, source, tokens, prunings, rows, prefix)[1]
+
+
+def _project(
+    attn: Attention, normed: Tensor, packing: Packing, rows: Rows
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The queries of all rows (None where only those that decide are computed), all keys and values, and the
+    queries that decide."""
+    if rows == "all" or not computes_parts(attn):
+        all_queries, source = attn.qkv(normed).tensor_split((attn.num_heads * attn.head_dim,), dim=-1)
+        return all_queries, source, all_queries if rows == "all" else _first_rows(all_queries, packing)
+    source = keys_and_values(attn, normed)
+    with torch.no_grad():
+        return None, source, queries(attn, _first_rows(normed, packing))
 
 
 def _add_attention(block: Block, tokens: Tokens, update: Tensor) -> Tokens:

@@ -14,7 +14,7 @@ from models.device import input_dtype
 from models.int8 import quantise_linears
 from models.packed import can_pack, pack_linears
 from models.pruned_vit import Output, PrunedViT
-from models.ragged import on_device
+from models.ragged import Tokens, on_device
 from models.schedule import UNPRUNED, Pruning, compute_of_counts
 from models.transforms import InputSpec
 
@@ -117,6 +117,22 @@ class Classifier:
                 )
             )
         return predictions
+
+    @torch.inference_mode()
+    def compare(
+        self, pixels: UInt8[Tensor, "B height width 3"], prunings: Sequence[Sequence[Pruning]]
+    ) -> list[Output]:
+        """The model's outputs for the same images under several prunings each, one output for each entry of
+        ``prunings`` [settings][B]. What comes before the first stage is computed once, with the kernels of a
+        mixed batch."""
+        tokens = self.begin(pixels)
+        return [self.model.finish(tokens, of_images) for of_images in prunings]
+
+    @torch.inference_mode()
+    def begin(self, pixels: UInt8[Tensor, "B height width 3"]) -> Tokens:
+        """The tokens that come to the first stage (see `PrunedViT.begin`)."""
+        inputs = normalise(pixels.to(self.device, non_blocking=True), self.spec, self.dtype)
+        return self.model.begin(inputs)
 
     def _cascade(
         self, inputs: Tensor, requests: Sequence[ImageRequest]

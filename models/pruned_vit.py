@@ -15,7 +15,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from models.blocks import plain_block, stage_block
+from models.blocks import plain_block, stage_block, stage_importance
 from models.ragged import Packing, Tokens, on_device
 from models.schedule import UNPRUNED, Architecture, Pruning, Rows, Stages, default_stages
 
@@ -114,6 +114,14 @@ class PrunedViT(nn.Module):
             logits = logits[on_device(place, logits.device)]
             kept = [tuple(stage[image] for image in place) for stage in kept]
         return Output(logits, tuple(kept))
+
+    def first_importance(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Float[Tensor, "B patches"]:
+        """The importance that the first stage gives to each patch, from what `begin` gave, under the
+        criterion of each image's pruning. Raises ValueError for a model without stages."""
+        if not self.stages.blocks:
+            raise ValueError("a model without stages gives its patches no importance")
+        block = self.vit.blocks[self._first_stage]
+        return stage_importance(block, tokens, prunings, self.stages.rows, self.arch.prefix_tokens)
 
     def _head(self, tokens: Tokens) -> Tensor:
         vit = self.vit

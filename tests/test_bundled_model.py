@@ -10,8 +10,9 @@ from PIL import Image
 
 from models.classifier import Classifier, ImageRequest
 from models.schedule import Criterion, Pruning, default_stages
+from models.training.answers import Row
 from models.training.config import EvaluateConfig
-from models.training.evaluate import Row, evaluate
+from models.training.evaluate import evaluate
 from models.transforms import to_pixels
 from models.zoo import BUNDLED, load
 

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8, UInt16
+from jaxtyping import UInt8, UInt16
 from PIL import Image
 
 from app.engine.client import Classified
 from app.engine.messages import ModelInfo
 from app.http.schemas import MaskFormat
+from models.pictures import cells_of, dimmed
 from models.schedule import Criterion
-
-_DIMMED = 0.25  # brightness of a pruned patch in a mask picture
 
 
 def image_result(
@@ -62,8 +61,7 @@ def _render(
 ) -> list[int] | list[list[int]] | str:
     if mask == "indices":
         return kept.tolist()
-    cells = np.zeros(model.architecture.grid, np.uint8)
-    cells.flat[kept] = 1
+    cells = cells_of(kept, model.architecture.grid)
     if mask == "grid":
         rows: list[list[int]] = cells.tolist()
         return rows
@@ -76,22 +74,10 @@ def mask_picture(
     patch_size: tuple[int, int],
     patch_stride: tuple[int, int],
 ) -> bytes:
-    """A PNG of what the model saw, with every patch whose cell is 0 dimmed.
-
-    A pixel goes with the patch whose centre is nearest to it: where patches overlap, each shows as one
-    stride, and what no patch covers at the right and at the bottom goes with the last ones.
-    """
-    rows, columns = map(_nearest_patches, pixels.shape[:2], cells.shape, patch_size, patch_stride)
-    brightness = np.where(cells[np.ix_(rows, columns)] == 1, 1.0, _DIMMED)[..., np.newaxis]
+    """A PNG of what the model saw, with every patch whose cell is 0 dimmed."""
     buffer = io.BytesIO()
-    Image.fromarray((pixels * brightness).astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(dimmed(cells, pixels, patch_size, patch_stride)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _nearest_patches(side: int, patches: int, size: int, stride: int) -> Int[np.ndarray, " side"]:
-    """Along one side, the number of the patch whose centre is nearest to each pixel's; of two, the later."""
-    # Patch p has its centre at p * stride + size / 2, pixel x at x + 1 / 2; twice that is whole.
-    return np.clip((2 * np.arange(side) + 1 - size + stride) // (2 * stride), 0, patches - 1)
 
 
 def server_timing(timings_ms: dict[str, float]) -> str:

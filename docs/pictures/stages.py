@@ -3,17 +3,15 @@
 python docs/pictures/stages.py tests/photographs/china.jpg docs/pictures/stages.png
 """
 
-import io
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from app.http.answers import mask_picture
 from app.settings import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
+from models.pictures import cells_of, dimmed
 from models.schedule import Pruning
 from models.transforms import to_pixels
 from models.zoo import load
@@ -33,10 +31,8 @@ def main(photograph: Path, output: Path) -> None:
     panels = [(Image.fromarray(pixels), f"{arch.patches} patches")]
     assert prediction.kept is not None
     for block, kept in zip(stages.blocks, prediction.kept, strict=True):
-        cells = np.zeros(arch.grid, np.uint8)
-        cells.flat[kept] = 1
-        picture = mask_picture(cells, pixels, projection.kernel_size, projection.stride)
-        panels.append((Image.open(io.BytesIO(picture)), f"block {block + 1}: {len(kept)} left"))
+        picture = dimmed(cells_of(kept, arch.grid), pixels, projection.kernel_size, projection.stride)
+        panels.append((Image.fromarray(picture), f"block {block + 1}: {len(kept)} left"))
     height, width, _ = pixels.shape
     drawing = Image.new("RGB", (len(panels) * (width + GAP) + GAP, height + GAP + CAPTION), "white")
     draw = ImageDraw.Draw(drawing)

@@ -3,19 +3,19 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from models import zoo
 from models.cascade import Cascade, expected_compute, fit_margin, margins
-from models.classifier import Classifier, normalise
+from models.classifier import Classifier
 from models.device import choose_device, choose_dtype
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, method_name
+from models.training.answers import methods
 from models.training.config import CalibrateConfig
 from models.training.data import unlabelled_batches
-from models.training.evaluate import markdown, methods
+from models.training.evaluate import markdown
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,12 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
     return candidates
 
 
-@torch.inference_mode()
 def _scores(classifier: Classifier, pixels: Tensor, prunings: list[Pruning]) -> dict[Pruning, np.ndarray]:
-    """Probabilities [B, classes] under each pruning; what comes before the first stage is computed once."""
-    inputs = normalise(pixels.to(classifier.device), classifier.spec, classifier.dtype)
-    tokens = classifier.model.begin(inputs)
+    """Probabilities [B, classes] under each pruning."""
+    outputs = classifier.compare(pixels, [[pruning] * len(pixels) for pruning in prunings])
     return {
-        pruning: classifier.model.finish(tokens, [pruning] * len(pixels))
-        .logits.float()
-        .softmax(1)
-        .cpu()
-        .numpy()
-        for pruning in prunings
+        pruning: output.logits.float().softmax(1).cpu().numpy()
+        for pruning, output in zip(prunings, outputs, strict=True)
     }
 
 

@@ -9,13 +9,15 @@ from models.pruned_vit import UnsupportedModelError
 from models.training.average import average as run_average
 from models.training.calibrate import calibrate as run_calibration
 from models.training.calibrate import table as calibration_table
-from models.training.config import AverageConfig, CalibrateConfig, EvaluateConfig, TrainConfig
+from models.training.config import AverageConfig, CalibrateConfig, EvaluateConfig, SweepConfig, TrainConfig
 from models.training.evaluate import evaluate as run_evaluation
 from models.training.evaluate import table
 from models.training.fine_tune import ResumeError, fine_tune
+from models.training.sweep import MissingPackageError
+from models.training.sweep import sweep as run_sweep
 from models.zoo import ModelError
 
-_FORESEEN = (ModelError, UnsupportedModelError, ResumeError, OSError, ValueError)
+_FORESEEN = (ModelError, UnsupportedModelError, ResumeError, MissingPackageError, OSError, ValueError)
 
 
 def train(config: TrainConfig) -> int:
@@ -53,6 +55,20 @@ def evaluate(config: EvaluateConfig) -> int:
     print(f"{config.model} on {rows[0].images} images of {config.data}\n\n{table(rows)}")
     if config.output is not None:
         config.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
+
+
+def sweep(config: SweepConfig) -> int:
+    """Sweep, resuming what the output folder holds, and print the table."""
+    try:
+        rows = run_sweep(config)
+    except _FORESEEN as error:
+        print(f"trimvit sweep: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from {config.output}", file=sys.stderr)
+        return 130
+    print(f"{rows[0].images} images of {config.data}\n\n{table(rows)}\n\nplots and figures: {config.output}")
     return 0
 
 

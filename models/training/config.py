@@ -1,6 +1,7 @@
 """The settings of a training run: one frozen record, which the command line, the resume state and the
 model card share."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +106,74 @@ class EvaluateConfig(BaseModel):
     dtype: DtypeName = Field("auto", description="As for trimvit serve.")
     workers: int = Field(1, ge=0, description="Processes that read images.")
     output: Path | None = Field(None, description="Also write the table as JSON to this file.")
+
+
+class SweepConfig(BaseModel):
+    """Compare methods over keep ratios on a folder of labelled images: table, plots, pictures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(
+        description="Folder with one sub-folder of images per class, in the models' class order."
+    )
+    output: Path = Field(description="Folder for the results; the same command goes on from what it holds.")
+    models: tuple[str, ...] = Field(
+        ("trimvit-small-imagenette",),
+        min_length=1,
+        description="Model references, as for trimvit serve, each with a label if wanted: LABEL=REFERENCE.",
+    )
+    architecture: str | None = Field(
+        None, description="timm architecture of files that do not name their own."
+    )
+    keep_ratios: tuple[Ratio, ...] = Field((0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), min_length=1)
+    criteria: tuple[Criterion, ...] = Field(
+        ("variance", "mad", "iqr", "mean", "mean_value_norm", "random"), min_length=1
+    )
+    reducers: tuple[Reducer, ...] = Field(
+        ("drop",), min_length=1, description="Each with each criterion; merge once, since it reads none."
+    )
+    keep_masses: tuple[Ratio, ...] = Field(
+        (), description="Shares of the importance to keep, beside the ratios; not with merge."
+    )
+    reference: str | None = Field(
+        None,
+        description="Method that the others are compared with. Default: variance, else the first.",
+    )
+    batch_size: int = Field(32, ge=1)
+    limit: int | None = Field(None, ge=1, description="Use so many images only, spread over the folder.")
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    workers: int = Field(1, ge=0, description="Processes that read images.")
+    speed: bool = Field(default=True, description="Also measure images/s, of ratios and not of masses.")
+    speed_rounds: int = Field(5, ge=1, description="Rounds of measuring, every setting once in each.")
+    speed_batches: int = Field(2, ge=1, description="Batches of a round.")
+    correlation_images: int = Field(64, ge=1, description="Images for the rank correlation of the criteria.")
+    picture_images: int = Field(2, ge=0, description="Images to draw with their kept patches.")
+
+    @property
+    def labelled_models(self) -> dict[str, str]:
+        """The model references by their labels; without one, the last part of the reference's name."""
+        return dict(map(_labelled, self.models))
+
+    @model_validator(mode="after")
+    def _one_label_each(self) -> "SweepConfig":
+        labels = [_labelled(text)[0] for text in self.models]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"two models are labelled {label!r}; write LABEL=REFERENCE")
+            if not re.fullmatch(r"\w[\w.+-]*", label):
+                raise ValueError(
+                    f"the label {label!r} must be letters, digits, _, ., + and -, and begin with one of the "
+                    "first three; write LABEL=REFERENCE"
+                )
+        return self
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    label, equals, reference = text.partition("=")
+    if equals and "/" not in label:
+        return label, reference
+    return text.rsplit("/", 1)[-1].removesuffix(".safetensors").removesuffix(".pth"), text
 
 
 class CalibrateConfig(BaseModel):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +13,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from models.transforms import InputSpec, photograph, to_pixels
-
-Item = TypeVar("Item")
 
 
 class Photographs(Dataset[tuple[Tensor, int]]):
@@ -108,24 +105,28 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
 
 def evaluation_batches(
-    folder: Path, spec: InputSpec, batch_size: int, workers: int, limit: int | None
+    folder: Path, spec: InputSpec, batch_size: int, workers: int, limit: int | None, first_image: int = 0
 ) -> DataLoader[tuple[Tensor, int]]:
-    """The images of a folder and their classes in a fixed order; with a limit, so many at even distances."""
-    return DataLoader(_spread(Photographs(folder, spec), limit), batch_size, num_workers=workers)
+    """The images of a folder and their classes in a fixed order; with a limit, so many at even distances.
+    Of these, all from number ``first_image`` on."""
+    photographs = Photographs(folder, spec)
+    places = spread(len(photographs), limit)[first_image:]
+    return DataLoader(Subset(photographs, places), batch_size, num_workers=workers)
 
 
 def unlabelled_batches(
     folder: Path, spec: InputSpec, batch_size: int, workers: int, limit: int | None
 ) -> DataLoader[Tensor]:
     """Likewise, without classes. Raises FileNotFoundError where there is no image."""
-    return DataLoader(_spread(UnlabelledPhotographs(folder, spec), limit), batch_size, num_workers=workers)
+    photographs = UnlabelledPhotographs(folder, spec)
+    places = spread(len(photographs), limit)
+    return DataLoader(Subset(photographs, places), batch_size, num_workers=workers)
 
 
-def _spread(images: Dataset[Item], limit: int | None) -> Dataset[Item]:
-    total = len(images)  # type: ignore[arg-type]
-    if limit is None or limit >= total:
-        return images
-    return Subset(images, [place * total // limit for place in range(limit)])
+def spread(total: int, limit: int | None) -> list[int]:
+    """The places of all images, or of as many as the limit allows, at even distances."""
+    images = total if limit is None else min(limit, total)
+    return [place * total // images for place in range(images)]
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, Stages, compute
 from models.training import command
 from models.training import fine_tune as module
+from models.training.answers import Row
 from models.training.config import EvaluateConfig, TrainConfig
 from models.training.data import (
     AugmentedPhotographs,
@@ -31,7 +32,7 @@ from models.training.data import (
     class_folders,
     evaluation_batches,
 )
-from models.training.evaluate import Row, evaluate, table
+from models.training.evaluate import evaluate, table
 from models.training.fine_tune import ResumeError, fine_tune
 from models.transforms import InputSpec, to_pixels
 

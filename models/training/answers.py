@@ -1,0 +1,211 @@
+"""What a model answers to each image under each setting, and what follows from it, image by image."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.classifier import Classifier
+from models.pruned_vit import Output, PrunedViT
+from models.schedule import Criterion, Pruning, Reducer, compute, compute_of_counts, method_name
+
+Method = tuple[Criterion, Reducer]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """``truth``: the class of each image; ``classes``: the first label under each setting; ``keep_ratio`` and
+    ``compute``: what was applied and what it cost, as a share of the unpruned model's MACs."""
+
+    truth: Int[np.ndarray, " images"]
+    classes: Int[np.ndarray, "settings images"]
+    keep_ratio: Float[np.ndarray, "settings images"]
+    compute: Float[np.ndarray, "settings images"]
+
+    @staticmethod
+    def joined(parts: Sequence["Answers"]) -> "Answers":
+        """All images of the parts, in their order."""
+        return Answers(
+            np.concatenate([part.truth for part in parts]),
+            np.concatenate([part.classes for part in parts], axis=1),
+            np.concatenate([part.keep_ratio for part in parts], axis=1),
+            np.concatenate([part.compute for part in parts], axis=1),
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting over all images; shares in percent, each with its standard error in points.
+
+    ``top1_change`` is top-1 minus the unpruned model's, ``difference`` top-1 minus the ``reference`` method's
+    at the same ratio; both with the standard error of the paired difference. With a ``keep_mass``,
+    ``keep_ratio`` and ``compute`` are means over the images. ``images_per_s``: whole forward passes of a few
+    batches, without the reading of images; the median over rounds, with the least and the most of a round.
+    """
+
+    keep_ratio: float
+    criterion: Criterion
+    reducer: Reducer
+    images: int
+    top1: float
+    top1_error: float
+    top1_change: float
+    top1_change_error: float
+    agreement: float
+    agreement_error: float
+    compute: float
+    images_per_s: float | None = None
+    images_per_s_low: float | None = None
+    images_per_s_high: float | None = None
+    keep_mass: float | None = None
+    reference: str | None = None
+    difference: float | None = None
+    difference_error: float | None = None
+    model: str = ""
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the setting could take any patch away."""
+        return self.keep_ratio < 1 or self.keep_mass is not None
+
+    @property
+    def method(self) -> str:
+        """`method_name`, or that there is none to name."""
+        return method_name(self.criterion, self.reducer) if self.prunes else "(unpruned)"
+
+
+def methods(criteria: Sequence[Criterion], reducers: Sequence[Reducer]) -> list[Method]:
+    """Each criterion with each reducer, but `merge` once: it reads no criterion."""
+    pairs = {
+        method_name(criterion, reducer): (criterion, reducer)
+        for reducer in reducers
+        for criterion in criteria
+    }
+    return list(pairs.values())
+
+
+def settings_of(
+    ratios: Sequence[float], pairs: Sequence[Method], masses: Sequence[float] = ()
+) -> list[Pruning]:
+    """The unpruned model first; then every ratio below 1 with every method, and every mass with those that go
+    by importance; the largest first."""
+    criterion, reducer = pairs[0]
+    by_ratio = [
+        Pruning(ratio, criterion, reducer)
+        for ratio in sorted(set(ratios) - {1.0}, reverse=True)
+        for criterion, reducer in pairs
+    ]
+    by_mass = [
+        Pruning(1.0, criterion, reducer, keep_mass=mass)
+        for mass in sorted(set(masses), reverse=True)
+        for criterion, reducer in pairs
+        if reducer != "merge"
+    ]
+    return [Pruning(1.0, criterion, reducer), *by_ratio, *by_mass]
+
+
+def answers_to(
+    classifier: Classifier, pixels: Tensor, truth: Tensor, settings: Sequence[Pruning], first_image: int
+) -> Answers:
+    """The answers to one batch of images, the first of which has the number ``first_image``.
+
+    Their numbers are the seeds of the random criterion: it prunes every image by a pattern of its own.
+    """
+    seeds = range(first_image, first_image + len(pixels))
+    outputs = classifier.compare(
+        pixels, [[replace(setting, seed=seed) for seed in seeds] for setting in settings]
+    )
+    costs = [
+        _costs(classifier.model, setting, output) for setting, output in zip(settings, outputs, strict=True)
+    ]
+    return Answers(
+        truth.numpy(),
+        torch.stack([output.logits.argmax(dim=1) for output in outputs]).cpu().numpy(),
+        np.array([ratios for ratios, _ in costs]),
+        np.array([shares for _, shares in costs]),
+    )
+
+
+def _costs(model: PrunedViT, setting: Pruning, output: Output) -> tuple[list[float], list[float]]:
+    """Keep ratio and compute of each image."""
+    images = len(output.logits)
+    if setting.keep_mass is None or not output.kept:
+        share = compute(model.arch, model.stages, setting.keep_ratio, setting.reducer)
+        return [setting.keep_ratio] * images, [share] * images
+    counts = [tuple(len(stage[image]) for stage in output.kept) for image in range(images)]
+    return (
+        [count[0] / model.arch.patches for count in counts],
+        [compute_of_counts(model.arch, model.stages, count, setting.reducer) for count in counts],
+    )
+
+
+def rows_of(
+    settings: Sequence[Pruning],
+    answers: Answers,
+    *,
+    reference: Method | None = None,
+    speeds: Float[np.ndarray, "rounds settings"] | None = None,
+    model: str = "",
+) -> list[Row]:
+    """A row for each setting, of which the first is the unpruned model.
+
+    With a ``reference``, the difference of every other method to it at the same ratio. ``speeds`` [rounds,
+    settings]: images/s; nan for a setting that was not timed.
+    """
+    correct = (answers.classes == answers.truth).astype(float)
+    agrees = (answers.classes == answers.classes[0]).astype(float)
+    place = {
+        (setting.keep_ratio, setting.keep_mass, setting.criterion, setting.reducer): index
+        for index, setting in enumerate(settings)
+    }
+    rows = []
+    for index, setting in enumerate(settings):
+        row = Row(
+            keep_ratio=round(float(answers.keep_ratio[index].mean()), 4),
+            criterion=setting.criterion,
+            reducer=setting.reducer,
+            images=len(answers.truth),
+            top1=_percent(correct[index]),
+            top1_error=_standard_error(correct[index]),
+            top1_change=_percent(correct[index] - correct[0]),
+            top1_change_error=_standard_error(correct[index] - correct[0]),
+            agreement=_percent(agrees[index]),
+            agreement_error=_standard_error(agrees[index]),
+            compute=round(float(answers.compute[index].mean()), 4),
+            keep_mass=setting.keep_mass,
+            model=model,
+        )
+        # At an equal mass, two criteria do not cost the same: that would be no fair difference.
+        if reference is not None and setting.prunes and setting.keep_mass is None:
+            name = method_name(*reference)
+            if row.method != name:
+                difference = correct[index] - correct[place[setting.keep_ratio, None, *reference]]
+                row = replace(
+                    row,
+                    reference=name,
+                    difference=_percent(difference),
+                    difference_error=_standard_error(difference),
+                )
+        if speeds is not None and not np.isnan(speeds[:, index]).any():
+            own = speeds[:, index]
+            row = replace(
+                row,
+                images_per_s=round(float(np.median(own)), 2),
+                images_per_s_low=round(float(own.min()), 2),
+                images_per_s_high=round(float(own.max()), 2),
+            )
+        rows.append(row)
+    return rows
+
+
+def _percent(shares: np.ndarray) -> float:
+    return round(100 * float(shares.mean()), 2)
+
+
+def _standard_error(shares: np.ndarray) -> float:
+    """Of the mean, in points."""
+    return round(100 * float(shares.std(ddof=1)) / math.sqrt(len(shares)), 2) if len(shares) > 1 else 0.0

@@ -1,0 +1,322 @@
+"""`trimvit sweep`: methods compared over keep ratios, as a table, plots and pictures of the kept patches.
+
+Answers are written batch by batch and timings round by round, so that the same command goes on where it
+stopped; the figures are made of these files at the end.
+"""
+
+import csv
+import hashlib
+import importlib.util
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from models import zoo
+from models.classifier import Classifier, ImageRequest
+from models.device import choose_device, choose_dtype, cores
+from models.pictures import cells_of, dimmed
+from models.schedule import Pruning, method_name
+from models.training.answers import Answers, Method, Row, answers_to, methods, rows_of, settings_of
+from models.training.config import SweepConfig
+from models.training.correlation import RankCorrelation, rank_correlation
+from models.training.data import evaluation_batches
+from models.training.evaluate import check_classes, table
+from models.training.fine_tune import ResumeError
+from models.training.speed import speed_round
+
+STATE = "state.json"
+
+
+class MissingPackageError(ImportError):
+    """A package of the extra `train` is not installed."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An image, and what is left of it: ``kept[method][ratio]``."""
+
+    caption: str
+    pixels: np.ndarray
+    kept: list[list[np.ndarray]]
+
+
+def sweep(config: SweepConfig) -> list[Row]:
+    """Measure what the output folder does not hold yet, and write table, figures and plots.
+
+    Raises ResumeError where the folder holds a sweep of other settings, MissingPackageError without
+    matplotlib, ModelError, and ValueError where the folder's classes are not as many as a model's.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingPackageError("the plots need matplotlib: pip install 'trimvit[train]'")
+    device = choose_device(config.device)
+    dtype = choose_dtype(device, config.dtype)
+    pairs = methods(config.criteria, config.reducers)
+    reference = _reference(config.reference, pairs)
+    settings = settings_of(config.keep_ratios, pairs, config.keep_masses)
+    config.output.mkdir(parents=True, exist_ok=True)
+    # All models before the first hour of work: a mistake in the last one is told now.
+    computing = f"{device.partition(':')[0]} {str(dtype).removeprefix('torch.')}"
+    _resume(config.output / STATE, _fingerprint(config, computing))
+
+    rows: list[Row] = []
+    correlations: list[tuple[str, RankCorrelation]] = []
+    pictures: dict[str, list[_Picture]] = {}
+    for label, model in config.labelled_models.items():
+        loaded = zoo.load(model, architecture=config.architecture)
+        classifier = Classifier(loaded.model, loaded.input, device, dtype)
+        answers = _answers(config, label, classifier, settings)
+        speeds = _speeds(config, label, classifier, settings) if config.speed else None
+        rows += rows_of(settings, answers, reference=reference, speeds=speeds, model=label)
+        if loaded.model.stages.blocks:
+            few = evaluation_batches(
+                config.data, loaded.input, config.batch_size, 0, config.correlation_images
+            )
+            batches = (pixels for pixels, _ in few)
+            correlations.append(
+                (label, rank_correlation(classifier, batches, list(dict.fromkeys(config.criteria))))
+            )
+            pictures[label] = _pictures(config, classifier, loaded.labels, pairs)
+    _write(config, computing, rows, correlations)
+    _plot(config, rows, correlations, pictures, [method_name(*pair) for pair in pairs])
+    return rows
+
+
+def _reference(wanted: str | None, pairs: Sequence[Method]) -> Method:
+    """Raises ValueError for a method that is not swept."""
+    by_name = {method_name(*pair): pair for pair in pairs}
+    if wanted is None:
+        return by_name.get("variance", pairs[0])
+    if wanted not in by_name:
+        raise ValueError(f"the reference {wanted!r} must be one of the methods swept: {', '.join(by_name)}")
+    return by_name[wanted]
+
+
+def _fingerprint(config: SweepConfig, computing: str) -> dict[str, object]:
+    """What must not change between the parts of one sweep: settings, weights and images. How many processes
+    read and how often is measured may. Raises ModelError or ValueError for a model that does not fit."""
+    left_out = {"output", "workers", "device", "dtype", "reference", "models", "speed", "speed_rounds"}
+    left_out |= {"correlation_images", "picture_images"}
+    weights = {}
+    for label, model in config.labelled_models.items():
+        loaded = zoo.load(model, architecture=config.architecture)
+        check_classes(config.data, loaded)
+        weights[label] = _weights_digest(loaded.model.vit)
+    names = "\n".join(
+        Path(path).relative_to(config.data).as_posix() for path, _ in ImageFolder(str(config.data)).samples
+    )
+    return {
+        **config.model_dump(mode="json", exclude=left_out),
+        "models": weights,
+        "images": hashlib.sha256(names.encode()).hexdigest(),
+        "computing": computing,
+    }
+
+
+def _weights_digest(network: torch.nn.Module) -> str:
+    """SHA-256 over names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _resume(path: Path, fingerprint: Mapping[str, object]) -> None:
+    """Raises ResumeError where the state is of other settings; writes it where there is none."""
+    if not path.exists():
+        _replace(path, json.dumps(fingerprint, indent=1) + "\n")
+        return
+    there = json.loads(path.read_text())
+    if there != fingerprint:
+        other = [
+            f"{name} {there.get(name)}, not {fingerprint.get(name)}"
+            for name in {**there, **fingerprint}
+            if there.get(name) != fingerprint.get(name)
+        ]
+        raise ResumeError(
+            f"{path.parent} holds a sweep with other settings ({'; '.join(other)}); "
+            "go on with those or choose another output folder"
+        )
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one step: it is there whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def _answers(config: SweepConfig, label: str, classifier: Classifier, settings: Sequence[Pruning]) -> Answers:
+    """The answers to all images: those that are there, and the rest computed and written batch by batch."""
+    folder = config.output / "answers" / label
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    images = 0
+    while (path := folder / f"{images:08}.npz").exists():
+        with np.load(path) as arrays:
+            parts.append(Answers(**arrays))
+        images += len(parts[-1].truth)
+    batches = evaluation_batches(
+        config.data, classifier.spec, config.batch_size, config.workers, config.limit, images
+    )
+    progress = tqdm(
+        batches,
+        initial=len(parts),
+        total=len(parts) + len(batches),
+        desc=f"{label}: answers",
+        unit="batch",
+        dynamic_ncols=True,
+    )
+    for pixels, truth in progress:
+        part = answers_to(classifier, pixels, truth, settings, images)
+        path = folder / f"{images:08}.npz"
+        unfinished = path.with_suffix(".unfinished")
+        with unfinished.open("wb") as file:
+            np.savez(file, **asdict(part))
+        unfinished.replace(path)
+        parts.append(part)
+        images += len(pixels)
+    return Answers.joined(parts)
+
+
+def _speeds(
+    config: SweepConfig, label: str, classifier: Classifier, settings: Sequence[Pruning]
+) -> np.ndarray:
+    """Images/s [rounds, settings] of what goes by ratio, nan for the rest; each round is written when it is
+    over. Rounds that are there are not measured again."""
+    folder = config.output / "speed" / label
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index:04}.json" for index in range(config.speed_rounds)]
+    open_ = [path for path in paths if not path.exists()]
+    timed = [setting.keep_mass is None for setting in settings]
+    own = [setting for setting, is_timed in zip(settings, timed, strict=True) if is_timed]
+    if open_:
+        images = config.batch_size * config.speed_batches
+        batches = [
+            pixels
+            for pixels, _ in evaluation_batches(config.data, classifier.spec, config.batch_size, 0, images)
+        ]
+        speed_round(classifier, batches[:1], own)
+        for path in tqdm(open_, desc=f"{label}: speed", unit="round", dynamic_ncols=True):
+            _replace(path, json.dumps([round(speed, 3) for speed in speed_round(classifier, batches, own)]))
+    speeds = np.full((len(paths), len(settings)), np.nan)
+    speeds[:, timed] = [json.loads(path.read_text()) for path in paths]
+    return speeds
+
+
+def _pictures(
+    config: SweepConfig, classifier: Classifier, labels: Sequence[str], pairs: Sequence[Method]
+) -> list[_Picture]:
+    """A few images spread over the folder, with what every method leaves of them at every ratio."""
+    pictures: list[_Picture] = []
+    if config.picture_images == 0:
+        return pictures
+    grid, patch = classifier.model.arch.grid, classifier.model.vit.patch_embed.proj
+    for pixels, truth in evaluation_batches(config.data, classifier.spec, 1, 0, config.picture_images):
+        seen = pixels[0].numpy()
+        kept = []
+        for criterion, reducer in pairs:
+            requests = [
+                ImageRequest(Pruning(ratio, criterion, reducer, seed=len(pictures)), 1, kept_patches=True)
+                for ratio in _ratios(config)
+            ]
+            predictions = classifier.classify(pixels.expand(len(requests), -1, -1, -1), requests)
+            left = [prediction.kept[-1] for prediction in predictions if prediction.kept]
+            kept.append([dimmed(cells_of(own, grid), seen, patch.kernel_size, patch.stride) for own in left])
+        pictures.append(_Picture(labels[int(truth[0])], seen, kept))
+    return pictures
+
+
+def _ratios(config: SweepConfig) -> list[float]:
+    """The ratios that prune, the largest first."""
+    return sorted(set(config.keep_ratios) - {1.0}, reverse=True)
+
+
+def _write(
+    config: SweepConfig,
+    computing: str,
+    rows: Sequence[Row],
+    correlations: Sequence[tuple[str, RankCorrelation]],
+) -> None:
+    """Table and figures, as Markdown, CSV and JSON. Where files lie on this machine is not in them."""
+    figures = [{**asdict(row), "method": row.method} for row in rows]
+    _replace(config.output / "sweep.md", table(rows) + "\n")
+    unfinished = config.output / "sweep.unfinished"
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(figures[0]))
+        writer.writeheader()
+        writer.writerows(figures)
+    unfinished.replace(config.output / "sweep.csv")
+    record = {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": _processor(),
+            "cores": cores(),
+            "gpu": _gpu(computing),
+            "computing": computing,
+        },
+        "versions": {name: version(name) for name in ("torch", "timm", "numpy")}
+        | {"python": platform.python_version()},
+        "settings": config.model_dump(mode="json", exclude={"data", "output", "models", "architecture"})
+        | {"data": config.data.name, "models": list(config.labelled_models)},
+        "images": rows[0].images,
+        "rows": figures,
+        "rank_correlation": {
+            label: {
+                "criteria": correlation.criteria,
+                "images": correlation.images,
+                "mean": correlation.mean.round(4).tolist(),
+                "error": correlation.error.round(4).tolist(),
+            }
+            for label, correlation in correlations
+        },
+    }
+    _replace(config.output / "sweep.json", json.dumps(record, indent=1) + "\n")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor()
+
+
+def _gpu(computing: str) -> str | None:
+    return torch.cuda.get_device_name() if computing.startswith("cuda") else None
+
+
+def _plot(
+    config: SweepConfig,
+    rows: Sequence[Row],
+    correlations: Sequence[tuple[str, RankCorrelation]],
+    pictures: Mapping[str, Sequence[_Picture]],
+    names: Sequence[str],
+) -> None:
+    from models.training import plots
+
+    plots.accuracy_against_compute(rows, config.output / "accuracy_compute.png")
+    plots.agreement_against_compute(rows, config.output / "agreement_compute.png")
+    if config.speed:
+        plots.accuracy_against_speed(rows, config.output / "accuracy_speed.png")
+    if correlations:
+        plots.rank_correlations(correlations, config.output / "rank_correlation.png")
+    ratios = _ratios(config)
+    for label, own in pictures.items():
+        if own and ratios:
+            name = "kept.png" if len(config.models) == 1 else f"kept-{label}.png"
+            plots.kept_patches(
+                [(picture.caption, picture.pixels) for picture in own],
+                [picture.kept for picture in own],
+                names,
+                ratios,
+                config.output / name,
+            )
