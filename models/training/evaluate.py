@@ -53,7 +53,7 @@ def check_classes(data: Path, loaded: zoo.LoadedModel) -> None:
 
 _Column = tuple[str, Callable[[Row], str]]
 _COLUMNS: tuple[_Column, ...] = (
-    ("keep_ratio", lambda row: f"{row.keep_ratio:g}"),
+    ("keep_ratio", lambda row: f"{row.keep_ratio:g}" if row.keep_mass is None else f"{row.keep_ratio:.2f}"),
     ("method", lambda row: row.method),
     ("top-1 %", lambda row: f"{row.top1:.2f} ± {row.top1_error:.2f}"),
     ("change", lambda row: f"{row.top1_change:+.2f} ± {row.top1_change_error:.2f}"),

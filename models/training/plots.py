@@ -1,6 +1,7 @@
 """What a sweep found, as PNGs. Readable without colours: every method has a marker and a line of its own."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from PIL import Image, ImageDraw, ImageFont
 
 from models.training.answers import Row
@@ -15,115 +17,112 @@ from models.training.correlation import RankCorrelation
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = "osv^Dx*P<>"
+_MARKERS = "osv^D*P<>"
 _LINES = ("-", "--", "-.", ":")
 _DPI = 150
 _PANEL, _GAP, _CAPTION, _LABEL = 128, 6, 22, 150  # pixels
 
 
+@dataclass(frozen=True)
+class _Figure:
+    """What an axis shows: a row's value, and how far its bar reaches below and above it."""
+
+    title: str
+    of: Callable[[Row], tuple[float, float, float]]
+
+
+def _speed_of(row: Row) -> tuple[float, float, float]:
+    middle, low, high = row.images_per_s, row.images_per_s_low, row.images_per_s_high
+    assert middle is not None
+    assert low is not None
+    assert high is not None
+    return middle, middle - low, high - middle
+
+
+_COMPUTE = _Figure(
+    "compute (share of the unpruned model's multiply-accumulates)", lambda row: (row.compute, 0.0, 0.0)
+)
+_SPEED = _Figure("measured speed (images/s)", _speed_of)
+_TOP1 = _Figure("top-1 accuracy (%)", lambda row: (row.top1, row.top1_error, row.top1_error))
+_AGREEMENT = _Figure(
+    "same answer as the unpruned model (%)",
+    lambda row: (row.agreement, row.agreement_error, row.agreement_error),
+)
+
+
 def accuracy_against_compute(rows: Sequence[Row], path: Path) -> None:
     """Top-1 over the share of multiply-accumulates; bars are one standard error."""
-    _curves(rows, path, "compute (share of the unpruned model's multiply-accumulates)", _compute, "top-1")
+    _curves(rows, _COMPUTE, _TOP1, path)
 
 
 def agreement_against_compute(rows: Sequence[Row], path: Path) -> None:
-    """Agreement with the unpruned model over the share of multiply-accumulates."""
-    _curves(rows, path, "compute (share of the unpruned model's multiply-accumulates)", _compute, "agreement")
+    """Agreement with the unpruned model over the same; bars are one standard error."""
+    _curves(rows, _COMPUTE, _AGREEMENT, path)
 
 
 def accuracy_against_speed(rows: Sequence[Row], path: Path) -> None:
-    """Top-1 over measured images/s; horizontal bars from the slowest to the fastest round."""
-    timed = [row for row in rows if row.images_per_s is not None]
-    _curves(timed, path, "measured speed (images/s)", _speed, "top-1")
+    """Top-1 over images/s, where they were measured; bars are one standard error, and from the slowest round
+    to the fastest."""
+    _curves([row for row in rows if row.images_per_s is not None], _SPEED, _TOP1, path)
 
 
-def _compute(row: Row) -> tuple[float, float, float]:
-    return row.compute, row.compute, row.compute
-
-
-def _speed(row: Row) -> tuple[float, float, float]:
-    assert row.images_per_s is not None
-    return (
-        row.images_per_s,
-        row.images_per_s if row.images_per_s_low is None else row.images_per_s_low,
-        row.images_per_s if row.images_per_s_high is None else row.images_per_s_high,
-    )
-
-
-def _curves(
-    rows: Sequence[Row],
-    path: Path,
-    horizontal: str,
-    place: Callable[[Row], tuple[float, float, float]],
-    vertical: str,
-) -> None:
-    """A panel for each model, a curve for each method. ``place``: where a row is, with the least and most."""
+def _curves(rows: Sequence[Row], across: _Figure, up: _Figure, path: Path) -> None:
+    """A panel for each model, in it a curve for each method."""
     models = list(dict.fromkeys(row.model for row in rows))
-    series = list(dict.fromkeys(_series(row) for row in rows if row.prunes))
+    names = list(dict.fromkeys(_name(row) for row in rows if row.prunes))
     figure = Figure(figsize=(1.5 + 6 * len(models), 5), layout="constrained")
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for model, axes in zip(models, panels, strict=True):
         own = [row for row in rows if row.model == model]
-        for index, name in enumerate(series):
-            curve = [row for row in own if row.prunes and _series(row) == name]
-            style = {
-                "color": _COLOURS[index % len(_COLOURS)],
-                "marker": _MARKERS[index % len(_MARKERS)],
-                "linestyle": _LINES[index % len(_LINES)],
-            }
-            _draw(axes, curve, place, vertical, name, style)
+        for index, name in enumerate(names):
+            # Methods of one ratio cost the same: side by side, so that each bar is seen.
+            beside = ScaledTranslation((index - (len(names) - 1) / 2) * 2.5 / 72, 0, figure.dpi_scale_trans)
+            _curve(
+                axes,
+                [row for row in own if row.prunes and _name(row) == name],
+                across,
+                up,
+                label=name,
+                color=_COLOURS[index % len(_COLOURS)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                linestyle=_LINES[index % len(_LINES)],
+                transform=axes.transData + beside if across is _COMPUTE else axes.transData,
+            )
         unpruned = [row for row in own if not row.prunes]
-        _draw(
-            axes,
-            unpruned,
-            place,
-            vertical,
-            "unpruned",
-            {"color": "black", "marker": "s", "linestyle": "none"},
-        )
+        _curve(axes, unpruned, across, up, label="unpruned", color="black", marker="X", linestyle="none")
         for row in unpruned:
-            axes.axhline(_height(row, vertical)[0], color="grey", linewidth=0.6, zorder=0)
+            axes.axhline(up.of(row)[0], color="grey", linewidth=0.6, zorder=0)
         axes.set_title(model)
-        axes.set_xlabel(horizontal)
+        axes.set_xlabel(across.title)
         axes.grid(visible=True, alpha=0.3)
-    panels[0].set_ylabel("top-1 accuracy (%)" if vertical == "top-1" else "same answer as unpruned (%)")
+    panels[0].set_ylabel(up.title)
     panels[-1].legend(fontsize="small")
     _save(figure, path)
 
 
-def _series(row: Row) -> str:
+def _name(row: Row) -> str:
     return row.method if row.keep_mass is None else f"{row.method}, by mass"
 
 
-def _height(row: Row, vertical: str) -> tuple[float, float]:
-    return (row.top1, row.top1_error) if vertical == "top-1" else (row.agreement, row.agreement_error)
-
-
-def _draw(
-    axes: Axes,
-    rows: Sequence[Row],
-    place: Callable[[Row], tuple[float, float, float]],
-    vertical: str,
-    label: str,
-    style: dict[str, str],
-) -> None:
-    if not rows:
-        return
-    middle, low, high = np.array([place(row) for row in rows]).T
-    heights, errors = np.array([_height(row, vertical) for row in rows]).T
-    beside = (middle - low, high - middle) if (low < high).any() else None
-    axes.errorbar(
-        middle,
-        heights,
-        yerr=errors,
-        xerr=beside,
-        label=label,
-        markersize=5,
-        linewidth=1.2,
-        elinewidth=0.8,
-        capsize=2,
-        **style,
-    )
+def _curve(axes: Axes, rows: Sequence[Row], across: _Figure, up: _Figure, **style: object) -> None:
+    if rows:
+        x, *x_bars = np.array([across.of(row) for row in rows]).T
+        y, *y_bars = np.array([up.of(row) for row in rows]).T
+        axes.errorbar(
+            x,
+            y,
+            xerr=x_bars if np.any(x_bars) else None,
+            yerr=y_bars,
+            markersize=5,
+            linewidth=1.2,
+            elinewidth=0.8,
+            capsize=2,
+            **style,
+        )
+        # Of what is drawn beside its place, matplotlib does not see how far it reaches.
+        axes.update_datalim(np.column_stack((x, y - y_bars[0])))
+        axes.update_datalim(np.column_stack((x, y + y_bars[1])))
+        axes.autoscale_view()
 
 
 def rank_correlations(found: Sequence[tuple[str, RankCorrelation]], path: Path) -> None:
@@ -141,7 +140,7 @@ def rank_correlations(found: Sequence[tuple[str, RankCorrelation]], path: Path) 
         axes.set_xticks(places, correlation.criteria, rotation=45, ha="right")
         axes.set_yticks(places, correlation.criteria)
         axes.set_title(f"{model}, {correlation.images} images")
-    figure.colorbar(image, ax=panels[-1], label="Spearman's rank correlation at the first stage")
+    figure.colorbar(image, ax=panels[-1], label="Spearman's rank correlation")
     _save(figure, path)
 
 
@@ -164,6 +163,7 @@ def kept_patches(
     picture = Image.new("RGB", (_LABEL + len(images) * width, height), "white")
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(14)
+    draw.text((_GAP, _GAP), "left after the\nlast stage", fill="black", font=font)
     for row, method in enumerate(methods, 1):
         top = _GAP + _CAPTION + row * (_PANEL + _GAP)
         draw.text((_GAP, top + _PANEL // 2 - 8), method, fill="black", font=font)
