@@ -165,7 +165,11 @@ def rows_of(
     rows = []
     for index, setting in enumerate(settings):
         row = Row(
-            keep_ratio=round(float(answers.keep_ratio[index].mean()), 4),
+            keep_ratio=(
+                setting.keep_ratio
+                if setting.keep_mass is None
+                else round(float(answers.keep_ratio[index].mean()), 4)
+            ),
             criterion=setting.criterion,
             reducer=setting.reducer,
             images=len(answers.truth),
