@@ -142,7 +142,7 @@ class SweepConfig(BaseModel):
     batch_size: int = Field(32, ge=1)
     limit: int | None = Field(None, ge=1, description="Use so many images only, spread over the folder.")
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = Field("auto", description="As for trimvit serve.")
     workers: int = Field(1, ge=0, description="Processes that read images.")
     speed: bool = Field(default=True, description="Also measure images/s, of ratios and not of masses.")
     speed_rounds: int = Field(5, ge=1, description="Rounds of measuring, every setting once in each.")
