@@ -45,22 +45,34 @@ PHASE_SECONDS = Histogram(
 )
 IMAGES = Counter("trimvit_images", "Images by how they ended: answered, or the problem's type.", ["outcome"])
 REQUESTED_KEEP_RATIO = Histogram(
-    "trimvit_requested_keep_ratio", "Keep ratio an image asked for.", buckets=_SHARES
+    "trimvit_requested_keep_ratio",
+    "Keep ratio an image asked for; with keep_mass or cascade it asks for none.",
+    buckets=_SHARES,
 )
 REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])
 
 # --- the engine --------------------------------------------------------------------------------------
 APPLIED_KEEP_RATIO = Histogram(
-    "trimvit_applied_keep_ratio", "Keep ratio an image was computed with.", buckets=_SHARES
+    "trimvit_applied_keep_ratio",
+    "Keep ratio an image was answered with: what keep_mass came to, 1 after a second run.",
+    buckets=_SHARES,
 )
 PATCHES_KEPT = Counter("trimvit_patches_kept", "Patches left after the last stage.")
-PATCHES_PRUNED = Counter("trimvit_patches_pruned", "Patches dropped over all stages.")
+PATCHES_PRUNED = Counter("trimvit_patches_pruned", "Patches dropped, fused or merged over all stages.")
 COMPUTE_UNPRUNED = Counter(
     "trimvit_compute_unpruned_macs", "Multiply-accumulates that the answered images cost without pruning."
 )
-COMPUTE_SAVED = Counter("trimvit_compute_saved_macs", "Multiply-accumulates that pruning saved.")
+COMPUTE_SAVED = Counter(
+    "trimvit_compute_saved_macs", "Multiply-accumulates that pruning saved; of a cascade, in the first run."
+)
+COMPUTE_SECOND_RUNS = Counter(
+    "trimvit_compute_second_runs_macs", "Multiply-accumulates that a cascade's second runs cost."
+)
+SECOND_RUNS = Counter("trimvit_second_runs", "Images that a cascade was unsure of and ran again unpruned.")
 BATCHES = Counter(
-    "trimvit_batches", "Batches computed, by form: dense (one common ratio) or ragged.", ["form"]
+    "trimvit_batches",
+    "Batches computed, by form: dense (images of one length at every stage) or ragged.",
+    ["form"],
 )
 BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_COUNTS)
 BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)

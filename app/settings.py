@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.dtypes import DtypeName
-from models.schedule import Criterion, Rows
+from models.schedule import Criterion, Reducer, Rows
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -95,7 +95,12 @@ class Settings(BaseSettings):
     default_keep_ratio: float = Field(
         1.0, gt=0, le=1, description="Ratio of images that ask for none. 1 prunes nothing."
     )
-    default_criterion: Criterion = Field("variance", description="Criterion of images that ask for none.")
+    default_criterion: Criterion | None = Field(
+        None, description="Criterion of images that ask for none. Default: the checkpoint's, else variance."
+    )
+    default_reducer: Reducer | None = Field(
+        None, description="Reducer of images that ask for none. Default: the checkpoint's, else drop."
+    )
     default_deadline_ms: int = Field(
         30_000, ge=1, description="Time after which a request without deadline_ms is given up, with 504."
     )

@@ -46,6 +46,10 @@ class Cascade:
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1:
             raise ValueError(f"margin must be between 0 and 1, got {self.margin}")
+        if not 0 < self.agreement <= 1:
+            raise ValueError(f"agreement must be above 0 and at most 1, got {self.agreement}")
+        if not 0 < self.compute <= 2:
+            raise ValueError(f"compute must be above 0 and at most 2 (two runs), got {self.compute}")
         _ = self.first
 
     @property

@@ -127,13 +127,17 @@ class Pruning:
         _share("keep_ratio", self.keep_ratio)
         _one_of("criterion", self.criterion, CRITERIA)
         _one_of("reducer", self.reducer, REDUCERS)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.keep_mass is None:
             return
         _share("keep_mass", self.keep_mass)
         if self.keep_ratio != 1:
             raise ValueError("give keep_ratio or keep_mass, not both")
         if self.reducer == "merge":
-            raise ValueError("keep_mass goes by importance, which the reducer merge has none of")
+            raise ValueError(
+                "keep_mass goes by importance, which the reducer merge has none of; allowed are drop and fuse"
+            )
 
     @property
     def prunes(self) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from app import errors, metrics
 from app.http.schemas import ImageOptions, MaskFormat
 from app.settings import Settings
-from models.schedule import CRITERIA
+from models.schedule import CRITERIA, REDUCERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -74,10 +74,11 @@ def _problems(parent: type[errors.Problem]) -> list[type[errors.Problem]]:
 
 
 def test_every_option_is_listed_with_its_values() -> None:
-    """The table of options has exactly the options, and names every criterion and mask."""
+    """The table of options has exactly the options, and names every criterion, reducer and mask."""
     table = {cells[0].strip("`"): cells[1] for cells in rows("option")}
     assert list(table) == list(ImageOptions.model_fields)
     assert re.findall(r"`(\w+)`", table["criterion"]) == list(CRITERIA)
+    assert re.findall(r"`(\w+)`", table["reducer"]) == list(REDUCERS)
     assert re.findall(r"`(\w+)`", table["mask"]) == list(get_args(MaskFormat))
 
 

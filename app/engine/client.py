@@ -29,7 +29,7 @@ from app.engine.messages import (
     encode,
 )
 from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
-from models.schedule import Criterion
+from models.schedule import Pruning
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +41,14 @@ _RETRY_AFTER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One image and what is asked of it. ``pixels`` have the size of the model's input."""
+    """One image and what is asked of it; see Submit. ``pixels`` have the size of the model's input."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
-    keep_ratio: float
-    criterion: Criterion
+    pruning: Pruning
     top_k: int
     kept_patches: bool
     deadline_s: float
-    seed: int = 0
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +155,8 @@ class EngineClient:
         self._last_id += 1
         submit = Submit(
             id=self._last_id,
-            keep_ratio=question.keep_ratio,
-            criterion=question.criterion,
-            seed=question.seed,
+            pruning=question.pruning,
+            margin=question.margin,
             top_k=question.top_k,
             kept_patches=question.kept_patches,
             deadline_s=question.deadline_s,

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from models.schedule import Architecture, Criterion, Stages
+from models.cascade import Cascade
+from models.schedule import Architecture, Method, Pruning
 from models.transforms import InputSpec
 
 RefusalReason = Literal["not-ready", "queue-full", "deadline-passed", "engine-fault"]
@@ -29,7 +30,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     input: InputSpec
     architecture: Architecture
-    stages: Stages
+    method: Method
+    cascade: Cascade | None
     patch_size: tuple[int, int]
     patch_stride: tuple[int, int]
     device: str
@@ -38,15 +40,21 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
 # --- from the front end ------------------------------------------------------------------------------
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Classify one image. Followed by one frame: its uint8 pixels [height, width, 3]."""
+    """Classify one image. Followed by one frame: its uint8 pixels [height, width, 3].
+
+    With a ``margin`` it is run again unpruned where it is unsure: see models.classifier.ImageRequest.
+    """
 
     id: int
-    keep_ratio: Annotated[float, Meta(gt=0, le=1)]
-    criterion: Criterion
-    seed: Annotated[int, Meta(ge=0)]
+    pruning: Pruning  # checks itself, when it is decoded too
+    margin: Annotated[float, Meta(ge=0, le=1)] | None
     top_k: Annotated[int, Meta(ge=1)]
     kept_patches: bool
     deadline_s: float
+
+    def __post_init__(self) -> None:
+        if self.margin is not None and self.pruning.keep_mass is not None:
+            raise ValueError("a cascade's first run goes by keep_ratio, not by keep_mass")
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -70,14 +78,16 @@ class Status(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):
-    """One classified image. Followed by a frame per stage with the kept patches as little-endian uint16,
-    if they were asked for."""
+    """One classified image: see models.classifier.Prediction. Followed by a frame per stage with the kept
+    patches as little-endian uint16, if they were asked for."""
 
     id: int
     classes: list[int]
     scores: list[float]
     kept_counts: tuple[int, ...]
+    keep_ratio: float
     compute: float
+    runs: int
     queue_s: float
     compute_s: float
 

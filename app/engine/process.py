@@ -43,7 +43,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
     from models.classifier import Classifier, ImageRequest
     from models.device import choose_device, choose_dtype, cores
     from models.pruned_vit import PrunedViT, UnsupportedModelError, check_against_timm
-    from models.schedule import Pruning, Stages
+    from models.schedule import REDUCERS, UNPRUNED, Pruning, Stages
     from models.zoo import LoadedModel, ModelError, load
 
     try:
@@ -92,7 +92,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
                     labels=loaded.labels,
                     input=loaded.input,
                     architecture=loaded.model.arch,
-                    stages=loaded.model.stages,
+                    method=loaded.method,
+                    cascade=loaded.cascade,
                     patch_size=loaded.model.vit.patch_embed.proj.kernel_size,
                     patch_stride=loaded.model.vit.patch_embed.proj.stride,
                     device=name,
@@ -113,12 +114,21 @@ def run(settings: Settings, args: EngineArgs) -> None:
             own = loaded.model.stages
             blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)
             stages = Stages(blocks, settings.rows or own.rows)
-            return loaded if stages == own else replace(loaded, model=PrunedViT(loaded.model.vit, stages))
+            if stages == own:
+                return loaded
+            if loaded.cascade is not None:
+                log.warning("%s is served without its cascade, fitted for stages of its own", loaded.name)
+            return replace(loaded, model=PrunedViT(loaded.model.vit, stages))
 
         def _warm_up(self, height: int, width: int) -> None:
-            for ratios in ((1.0,), (0.5,), (0.9, 0.7, 0.5, 0.3)):
-                pixels = torch.zeros((len(ratios), height, width, 3), dtype=torch.uint8)
-                self.classifier.classify(pixels, [ImageRequest(Pruning(ratio)) for ratio in ratios])
+            for prunings in (
+                [UNPRUNED],
+                [Pruning(0.5)],
+                [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
+                [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), Pruning(keep_mass=0.8)],
+            ):
+                pixels = torch.zeros((len(prunings), height, width, 3), dtype=torch.uint8)
+                self.classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
 
         def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Result]:
             # The number is kept per calling thread by OpenMP: each stream sets its own.
@@ -126,11 +136,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
             height, width = self.classifier.spec.size
             pixels = np.stack([np.frombuffer(job.pixels, np.uint8).reshape(height, width, 3) for job in jobs])
             requests = [
-                ImageRequest(
-                    Pruning(job.submit.keep_ratio, job.submit.criterion, seed=job.submit.seed),
-                    job.submit.top_k,
-                    job.submit.kept_patches,
-                )
+                ImageRequest(job.submit.pruning, job.submit.top_k, job.submit.kept_patches, job.submit.margin)
                 for job in jobs
             ]
             return [
@@ -139,7 +145,9 @@ def run(settings: Settings, args: EngineArgs) -> None:
                     scores=prediction.scores.tolist(),
                     kept_counts=prediction.kept_counts,
                     kept=tuple(stage.astype("<u2").tobytes() for stage in prediction.kept or ()),
+                    keep_ratio=prediction.keep_ratio,
                     compute=prediction.compute,
+                    runs=prediction.runs,
                 )
                 for prediction in self.classifier.classify(torch.from_numpy(pixels), requests)
             ]

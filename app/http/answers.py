@@ -13,15 +13,14 @@ from app.engine.client import Classified
 from app.engine.messages import ModelInfo
 from app.http.schemas import MaskFormat
 from models.pictures import cells_of, dimmed
-from models.schedule import Criterion
+from models.schedule import Pruning
 
 
 def image_result(
     classified: Classified,
     model: ModelInfo,
     *,
-    keep_ratio: float,
-    criterion: Criterion,
+    pruning: Pruning,
     mask: MaskFormat,
     every_stage: bool,
     pixels: UInt8[np.ndarray, "height width 3"],
@@ -34,8 +33,9 @@ def image_result(
             {"index": index, "label": model.labels[index], "score": score}
             for index, score in zip(answer.classes, answer.scores, strict=True)
         ],
-        "keep_ratio": keep_ratio,
-        "criterion": criterion,
+        "keep_ratio": answer.keep_ratio,
+        "criterion": None if pruning.reducer == "merge" else pruning.criterion,
+        "reducer": pruning.reducer,
         "patches": {
             "total": total,
             "kept": answer.kept_counts[-1] if answer.kept_counts else total,
@@ -43,9 +43,10 @@ def image_result(
             "grid": list(model.architecture.grid),
         },
         "compute": round(answer.compute, 6),
+        "runs": answer.runs,
     }
     if mask != "none":
-        stages = list(zip(model.stages.blocks, classified.kept, strict=True))
+        stages = list(zip(model.method.stages.blocks, classified.kept, strict=True))
         result["mask"] = [
             {"block": block + 1, mask: _render(mask, kept, model, pixels)}
             for block, kept in (stages if every_stage else stages[-1:])

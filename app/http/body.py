@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
-from app.http.schemas import ImageOptions
+from app.http.schemas import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 RAW = "application/octet-stream"
 CURLS_DEFAULT = "application/x-www-form-urlencoded"  # what curl --data-binary says of any bytes
-_WAYS_TO_CHOOSE = ("keep_ratio", "compute")
 _OPTIONS = ", ".join(ImageOptions.model_fields)
+_FLAGS = TypeAdapter(bool)
 
 # What was given is said back in short: it may be megabytes long, or lists in lists in lists.
 _short = reprlib.Repr()
@@ -180,14 +180,24 @@ def _single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers go before earlier ones; a choice of keep_ratio or compute replaces either."""
+    """Later layers go before earlier ones; a way to choose replaces any other, a cascade also criterion and
+    reducer, which it chooses itself."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        if any(layer.get(name) is not None for name in _WAYS_TO_CHOOSE):
-            for name in _WAYS_TO_CHOOSE:
+        cascade = _is_true(layer.get("cascade"))
+        if cascade or any(layer.get(name) is not None for name in WAYS_TO_CHOOSE if name != "cascade"):
+            for name in WAYS_TO_CHOOSE + (CHOSEN_BY_A_CASCADE if cascade else ()):
                 merged.pop(name, None)
         merged.update(layer)
     return merged
+
+
+def _is_true(flag: object) -> bool:
+    """Whether a flag is set, as JSON's or as a word; what is no flag is refused later."""
+    try:
+        return _FLAGS.validate_python(flag)
+    except ValidationError:
+        return False
 
 
 def _options(values: Mapping[str, Any], index: int) -> ImageOptions:

@@ -14,13 +14,13 @@ from starlette.requests import ClientDisconnect
 from app import metrics
 from app.engine.client import Classified, Question
 from app.engine.messages import ModelInfo
-from app.errors import DeadlinePassed, InvalidValue, NotReady, Problem
+from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.answers import image_result, longest, server_timing
 from app.http.body import JSON, MULTIPART, RAW, BodyLimits, EncodedImage, read_images
+from app.http.pruning import asked_of
 from app.http.schemas import ClassifyRequest, ClassifyResponse, ImageOptions, JsonImage, ProblemDocument
 from app.images import ImageLimits, decode
 from app.settings import Settings
-from models.schedule import Criterion, UnreachableComputeError, keep_ratio_for
 
 _PATIENCE_S = 0.5  # two pings of the engine client
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
@@ -114,9 +114,9 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
 
     async def answer(image: EncodedImage, index: int, model: ModelInfo) -> _Answered:
         try:
-            keep_ratio = _keep_ratio(image.options, model)
-            criterion: Criterion = image.options.criterion or settings.default_criterion
-            metrics.REQUESTED_KEEP_RATIO.observe(keep_ratio)
+            asked = asked_of(image.options, settings, model)
+            if asked.keep_ratio is not None:
+                metrics.REQUESTED_KEEP_RATIO.observe(asked.keep_ratio)
             deadline_s = (image.options.deadline_ms or settings.default_deadline_ms) / 1000
             started = time.perf_counter()
             pixels = await asyncio.get_running_loop().run_in_executor(
@@ -127,12 +127,11 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
                 raise DeadlinePassed("the deadline passed while the image was being decoded")
             question = Question(
                 pixels=pixels,
-                keep_ratio=keep_ratio,
-                criterion=criterion,
+                pruning=asked.pruning,
+                margin=asked.margin,
                 top_k=min(image.options.top_k, len(model.labels)),
                 kept_patches=image.options.mask != "none",
                 deadline_s=deadline_s - decode_s,
-                seed=image.options.seed,
             )
             classified = await engines.classify(question)
         except Problem as problem:
@@ -141,21 +140,12 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
         result = image_result(
             classified,
             model,
-            keep_ratio=keep_ratio,
-            criterion=criterion,
+            pruning=asked.pruning,
             mask=image.options.mask,
             every_stage=image.options.mask_stages,
             pixels=pixels,
         )
         return _Answered(result, decode_s, classified.answer.queue_s, classified.answer.compute_s)
-
-    def _keep_ratio(options: ImageOptions, model: ModelInfo) -> float:
-        if options.compute is None:
-            return options.keep_ratio or settings.default_keep_ratio
-        try:
-            return keep_ratio_for(model.architecture, model.stages, options.compute)
-        except UnreachableComputeError as error:
-            raise InvalidValue(str(error)) from error
 
     return router
 

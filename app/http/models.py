@@ -5,9 +5,11 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.http.classify import PROBLEMS, Engines, no_model_yet
-from app.http.schemas import InputInfo, ModelDescription, ModelList
+from app.http.pruning import default_method
+from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
 from app.settings import Settings
-from models.schedule import CRITERIA
+from models.cascade import Cascade
+from models.schedule import CRITERIA, REDUCERS
 
 
 def models_router(settings: Settings, engines: Engines) -> APIRouter:
@@ -21,6 +23,7 @@ def models_router(settings: Settings, engines: Engines) -> APIRouter:
         if model is None:
             raise no_model_yet()
         height, width = model.input.size
+        method = default_method(settings, model)
         description = ModelDescription(
             name=model.name,
             labels=list(model.labels),
@@ -35,13 +38,26 @@ def models_router(settings: Settings, engines: Engines) -> APIRouter:
             grid=model.architecture.grid,
             patch_size=model.patch_size,
             patch_stride=model.patch_stride,
-            stages=[block + 1 for block in model.stages.blocks],
+            stages=[block + 1 for block in method.stages.blocks],
             criteria=list(CRITERIA),
+            reducers=list(REDUCERS),
             default_keep_ratio=settings.default_keep_ratio,
-            default_criterion=settings.default_criterion,
+            default_criterion=method.criterion,
+            default_reducer=method.reducer,
+            cascade=None if model.cascade is None else _described(model.cascade),
             device=model.device,
             dtype=model.dtype,
         )
         return ModelList(models=[description])
 
     return router
+
+
+def _described(cascade: Cascade) -> CascadeDescription:
+    return CascadeDescription(
+        keep_ratio=cascade.keep_ratio,
+        criterion=None if cascade.reducer == "merge" else cascade.criterion,
+        reducer=cascade.reducer,
+        agreement=cascade.agreement,
+        compute=cascade.compute,
+    )

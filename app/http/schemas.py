@@ -4,10 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.schedule import Criterion
+from models.schedule import Criterion, Reducer
 
 MaskFormat = Literal["none", "indices", "grid", "png"]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+WAYS_TO_CHOOSE = ("keep_ratio", "compute", "keep_mass", "cascade")
+CHOSEN_BY_A_CASCADE = ("criterion", "reducer")
 
 
 class ImageOptions(BaseModel):
@@ -17,18 +20,41 @@ class ImageOptions(BaseModel):
 
     keep_ratio: Share | None = Field(
         None,
-        description="Share of the remaining patches kept at each stage; 1 prunes nothing. Not together with "
-        "`compute`. Default: the server's (see /v1/models).",
+        description="Share of the remaining patches kept at each stage; 1 prunes nothing. Only one of "
+        "`keep_ratio`, `compute`, `keep_mass` and `cascade`. Default: the server's (see /v1/models).",
         examples=[0.7],
     )
     compute: Share | None = Field(
         None,
         description="Share of the unpruned model's multiply-accumulates to spend at most; the keep ratio "
-        "follows. Not together with `keep_ratio`.",
+        "follows, the same for every image. In place of `keep_ratio`.",
         examples=[None],
     )
+    keep_mass: Share | None = Field(
+        None,
+        description="Share of the image's total importance: the first stage keeps the fewest patches that "
+        "hold it, and the share of patches they are is the keep ratio of the later stages. So each image "
+        "gets its own ratio, which the answer names. In place of `keep_ratio`; not with the reducer `merge`.",
+        examples=[None],
+    )
+    cascade: bool = Field(
+        default=False,
+        description="A cheap run first, and the unpruned model where that is unsure, both as `trimvit "
+        "calibrate` fitted them for this checkpoint (see `cascade` in /v1/models). In place of `keep_ratio`; "
+        "not with `criterion` or `reducer`.",
+        examples=[False],
+    )
     criterion: Criterion | None = Field(
-        None, description="How a patch's importance is computed. Default: the server's (see /v1/models)."
+        None,
+        description="How a patch's importance is computed; the reducer `merge` reads none. Default: the "
+        "server's (see /v1/models).",
+    )
+    reducer: Reducer | None = Field(
+        None,
+        description="What becomes of the patches that are not kept: they are dropped (`drop`), fused into "
+        "one token a stage (`fuse`), or merged into the kept ones most like them (`merge`). Default: the "
+        "server's (see /v1/models).",
+        examples=[None],
     )
     top_k: int = Field(5, ge=1, le=1000, description="Labels to answer with, best first.")
     mask: MaskFormat = Field(
@@ -46,8 +72,15 @@ class ImageOptions(BaseModel):
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> "ImageOptions":
-        if self.keep_ratio is not None and self.compute is not None:
-            raise ValueError("give keep_ratio or compute, not both")
+        given = [name for name in WAYS_TO_CHOOSE if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give only one of {', '.join(WAYS_TO_CHOOSE)}; there are {' and '.join(given)}")
+        beside = [name for name in CHOSEN_BY_A_CASCADE if getattr(self, name) is not None]
+        if self.cascade and beside:
+            raise ValueError(
+                f"a cascade runs with the criterion and the reducer that it was calibrated with: "
+                f"leave out {' and '.join(beside)}, or cascade"
+            )
         return self
 
 
@@ -93,10 +126,22 @@ class ImageResult(BaseModel):
     """The answer for one image."""
 
     labels: list[Label]
-    keep_ratio: float = Field(gt=0, le=1, description="The ratio that was applied.")
-    criterion: Criterion
+    keep_ratio: float = Field(
+        gt=0,
+        le=1,
+        description="The ratio that was applied: with `keep_mass`, what it came to; of a cascade, the first "
+        "run's, or 1 where there was a second.",
+    )
+    criterion: Criterion | None = Field(description="null with the reducer `merge`, which reads none.")
+    reducer: Reducer
     patches: Patches
-    compute: float = Field(gt=0, le=1, description="Share of the unpruned model's multiply-accumulates.")
+    compute: float = Field(
+        gt=0,
+        le=2,
+        description="Share of the unpruned model's multiply-accumulates; of both runs together where there "
+        "were two, which is above 1.",
+    )
+    runs: int = Field(ge=1, le=2, description="2 where a cascade ran the image again unpruned.")
     mask: list[StageMask] | None = None
 
 
@@ -137,6 +182,25 @@ class InputInfo(BaseModel):
     crop_share: float
 
 
+class CascadeDescription(BaseModel):
+    """What `cascade` does with this model, as it was calibrated."""
+
+    keep_ratio: float = Field(gt=0, le=1, description="Of the first run.")
+    criterion: Criterion | None = Field(description="null with the reducer `merge`, which reads none.")
+    reducer: Reducer
+    agreement: float = Field(
+        gt=0,
+        le=1,
+        description="Share of images with the unpruned model's first label, as it was wanted when the "
+        "cascade was calibrated; it holds for images of the same kind.",
+    )
+    compute: float = Field(
+        gt=0,
+        le=2,
+        description="Mean share of the unpruned model's multiply-accumulates, over the calibration images.",
+    )
+
+
 class ModelDescription(BaseModel):
     """A model that is served."""
 
@@ -151,8 +215,11 @@ class ModelDescription(BaseModel):
     )
     stages: list[int] = Field(description="Blocks that prune, counted from 1.")
     criteria: list[Criterion]
+    reducers: list[Reducer]
     default_keep_ratio: float
     default_criterion: Criterion
+    default_reducer: Reducer
+    cascade: CascadeDescription | None = Field(description="null where none was calibrated.")
     device: str
     dtype: str
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from app.engine.client import Classified, Question
 from app.engine.messages import Answer, ModelInfo
-from models.schedule import Architecture, Stages, compute, keep_counts
+from models.cascade import Cascade, second_run_compute
+from models.schedule import UNPRUNED, Architecture, Method, Pruning, Stages, compute, keep_count, keep_counts
 from models.transforms import InputSpec
 
 # Every axis has its own size, so that a swapped one cannot pass: 3 x 5 patches of 7 x 7 pixels, 11 classes,
@@ -22,7 +23,8 @@ MODEL = ModelInfo(
     architecture=Architecture(
         depth=6, dim=22, mlp_dim=33, grid=(3, 5), prefix_tokens=2, patch_inputs=147, classes=11
     ),
-    stages=Stages((1, 3), "cls"),
+    method=Method(Stages((1, 3), "cls"), "mean", "drop"),
+    cascade=Cascade(0.5, "iqr", "fuse", margin=0.375, agreement=0.99, images=200, compute=0.8125),
     patch_size=(7, 7),
     patch_stride=(7, 7),
     device="cpu:0",
@@ -30,10 +32,25 @@ MODEL = ModelInfo(
 )
 
 
+def applied_ratio(pruning: Pruning) -> float:
+    """The keep ratio that the stand-ins prune with: importance is spread evenly over the patches."""
+    patches = MODEL.architecture.patches
+    return (
+        pruning.keep_ratio if pruning.keep_mass is None else keep_count(patches, pruning.keep_mass) / patches
+    )
+
+
+def cost(pruning: Pruning, runs: int = 1) -> float:
+    """The share of compute that the stand-ins answer with."""
+    arch, stages = MODEL.architecture, MODEL.method.stages
+    first = compute(arch, stages, applied_ratio(pruning), pruning.reducer)
+    return first + (second_run_compute(arch, stages) if runs == 2 else 0)
+
+
 def kept_patches(keep_ratio: float) -> tuple[list[int], ...]:
     """What the stand-ins keep after each stage: the last patches, counted by the rule of models.schedule."""
     patches = MODEL.architecture.patches
-    counts = keep_counts(patches, keep_ratio, len(MODEL.stages.blocks))
+    counts = keep_counts(patches, keep_ratio, len(MODEL.method.stages.blocks))
     return tuple(list(range(patches - count, patches)) for count in counts)
 
 
@@ -56,11 +73,13 @@ class FakeEngines:
     """Engines that answer at once, unless told to wait or to fail.
 
     ``fails`` maps the number of a question, from 0, to what it raises; ``None`` stands for every question.
+    ``unsure``: whether a cascade runs images again.
     """
 
     model: ModelInfo | None = MODEL
     fails: Mapping[int | None, BaseException] = field(default_factory=dict)
     wait_for: asyncio.Event | None = None
+    unsure: bool = False
     questions: list[Question] = field(default_factory=list)
     cancelled: int = 0
 
@@ -81,14 +100,18 @@ class FakeEngines:
         failure = self.fails.get(number, self.fails.get(None))
         if failure is not None:
             raise failure
-        kept = kept_patches(question.keep_ratio)
+        runs = 2 if self.unsure and question.margin is not None else 1
+        ratio = applied_ratio(question.pruning if runs == 1 else UNPRUNED)
+        kept = kept_patches(ratio)
         scores = [0.5 ** (place + 1) for place in range(question.top_k)]
         answer = Answer(
             id=number,
             classes=list(range(question.top_k)),
             scores=scores,
             kept_counts=tuple(len(stage) for stage in kept),
-            compute=compute(MODEL.architecture, MODEL.stages, question.keep_ratio),
+            keep_ratio=ratio,
+            compute=cost(question.pruning, runs),
+            runs=runs,
             queue_s=0.003,
             compute_s=0.007,
         )

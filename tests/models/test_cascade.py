@@ -144,3 +144,9 @@ def test_a_cascade_is_checked_when_it_is_made() -> None:
         Cascade(0.5, "mad", "drop", 1.5, 0.99, 100, 0.6)
     with pytest.raises(ValueError, match="keep_ratio must be above 0"):
         Cascade(0.0, "mad", "drop", 0.5, 0.99, 100, 0.6)
+    for agreement in (0.0, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="agreement must be above 0"):
+            Cascade(0.5, "mad", "drop", 0.5, agreement, 100, 0.6)
+    for share in (0.0, 2.01, float("nan")):
+        with pytest.raises(ValueError, match="compute must be above 0"):
+            Cascade(0.5, "mad", "drop", 0.5, 0.99, 100, share)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import models
 from models.schedule import (
     Architecture,
+    Pruning,
     Stages,
     UnreachableComputeError,
     compute,
@@ -290,3 +291,27 @@ def test_imports_no_torch() -> None:
     """Front ends count with this module, and never load torch."""
     code = "import sys, models.schedule; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+# What an image may ask for.
+
+
+@pytest.mark.parametrize(
+    ("pruning", "words"),
+    [
+        ({"keep_ratio": 0.0}, "keep_ratio must be above 0 and at most 1, got 0"),
+        ({"keep_ratio": 1.1}, "keep_ratio must be above 0 and at most 1, got 1.1"),
+        ({"keep_ratio": math.nan}, "keep_ratio must be above 0"),
+        ({"keep_mass": 0.0}, "keep_mass must be above 0"),
+        ({"keep_mass": math.nan}, "keep_mass must be above 0"),
+        ({"keep_mass": 0.5, "keep_ratio": 0.5}, "keep_ratio or keep_mass, not both"),
+        ({"keep_mass": 0.5, "reducer": "merge"}, "merge has none of; allowed are drop and fuse"),
+        ({"seed": -1}, "seed must be from 0 to"),
+        ({"seed": 2**63}, "seed must be from 0 to"),
+    ],
+    ids=str,
+)
+def test_a_pruning_that_cannot_be_is_refused(pruning: dict[str, Any], words: str) -> None:
+    """Where it is made, so that no batch fails of it; the text names what is allowed."""
+    with pytest.raises(ValueError, match=words):
+        Pruning(**pruning)

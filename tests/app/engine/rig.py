@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -31,8 +31,8 @@ from app.engine.messages import (
     encode,
 )
 from app.engine.scheduler import Limits
-from models.schedule import compute
-from tests.app.fakes import MODEL, kept_patches
+from models.schedule import UNPRUNED, Pruning
+from tests.app.fakes import MODEL, applied_ratio, cost, kept_patches
 
 PATIENCE_S = 30.0  # the longest that a test waits for what should come at once
 HEIGHT, WIDTH = MODEL.input.size
@@ -49,31 +49,28 @@ def address() -> Iterator[str]:
 
 
 def question(number: int = 1, **changes: object) -> Question:
-    """A question whose picture is uniformly ``number``, by which the backend knows it again."""
-    asked: dict[str, object] = {
-        "keep_ratio": 1.0,
-        "criterion": "variance",
-        "top_k": 3,
-        "kept_patches": False,
-        "deadline_s": PATIENCE_S,
-        **changes,
-    }
-    return Question(pixels=np.full((HEIGHT, WIDTH, 3), number, np.uint8), **asked)  # type: ignore[arg-type]
+    """A question whose picture is uniformly ``number``, by which the backend knows it again.
+
+    ``changes`` may name fields of the pruning beside those of a Question.
+    """
+    return Question(pixels=np.full((HEIGHT, WIDTH, 3), number, np.uint8), **_asked(changes))  # type: ignore[arg-type]
 
 
 def submit(number: int = 1, **changes: object) -> Submit:
     """The same as a message, with the number as its id."""
-    asked: dict[str, object] = {
-        "id": number,
-        "keep_ratio": 1.0,
-        "criterion": "variance",
-        "seed": 0,
+    return Submit(id=number, **_asked(changes))  # type: ignore[arg-type]
+
+
+def _asked(changes: dict[str, object]) -> dict[str, object]:
+    names = {field.name for field in fields(Pruning)}
+    return {
+        "pruning": Pruning(**{name: value for name, value in changes.items() if name in names}),  # type: ignore[arg-type]
+        "margin": None,
         "top_k": 3,
         "kept_patches": False,
         "deadline_s": PATIENCE_S,
-        **changes,
+        **{name: value for name, value in changes.items() if name not in names},
     }
-    return Submit(**asked)  # type: ignore[arg-type]
 
 
 def pixels(number: int = 1) -> bytes:
@@ -84,12 +81,14 @@ def pixels(number: int = 1) -> bytes:
 class FakeBackend:
     """Answers by rule; waits, fails or miscounts where it is told to.
 
-    Pictures are known by the value of their pixels: its label comes first, and ``poisoned`` ones fail.
+    Pictures are known by the value of their pixels: its label comes first, ``poisoned`` ones fail, and a
+    cascade runs ``unsure`` ones again.
     """
 
     limits: Limits = ONE_STREAM
     load_error: BaseException | None = None
     poisoned: set[int] = field(default_factory=set)
+    unsure: set[int] = field(default_factory=set)
     miscounts: bool = False
     together: threading.Barrier | None = None  # batches that begin must meet here
     may_load: threading.Event = field(default_factory=threading.Event)
@@ -134,7 +133,9 @@ class FakeBackend:
         return [job.pixels[0] for job in self.seen]
 
     def _result(self, job: Job) -> Result:
-        ratio, top_k = job.submit.keep_ratio, job.submit.top_k
+        pruning, top_k = job.submit.pruning, job.submit.top_k
+        runs = 2 if job.submit.margin is not None and job.pixels[0] in self.unsure else 1
+        ratio = applied_ratio(pruning if runs == 1 else UNPRUNED)
         stages = kept_patches(ratio)
         return Result(
             classes=[(job.pixels[0] + place) % 11 for place in range(top_k)],
@@ -143,7 +144,9 @@ class FakeBackend:
             kept=tuple(np.array(stage, "<u2").tobytes() for stage in stages)
             if job.submit.kept_patches
             else (),
-            compute=compute(MODEL.architecture, MODEL.stages, ratio),
+            keep_ratio=ratio,
+            compute=cost(pruning, runs),
+            runs=runs,
         )
 
 

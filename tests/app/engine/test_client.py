@@ -12,6 +12,7 @@ from app.engine.client import EngineClient, Question
 from app.engine.messages import Answer, Cancel, Ping, RefusalReason, Refuse, Submit
 from app.engine.scheduler import Limits
 from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from models.schedule import Pruning
 from tests.app.engine.rig import (
     HEIGHT,
     ONE_AT_A_TIME,
@@ -42,7 +43,9 @@ def answer_to(submit: Submit, **changes: object) -> Answer:
         classes=[7],
         scores=[0.75],
         kept_counts=(15, 15),
+        keep_ratio=1.0,
         compute=1.0,
+        runs=1,
         queue_s=0.25,
         compute_s=0.5,
     )
@@ -126,17 +129,21 @@ async def test_a_question_and_its_answer_travel_whole(address: str) -> None:
             client,
             Question(
                 pixels=noisy.transpose(2, 1, 0),
-                keep_ratio=0.5,
-                criterion="iqr",
+                pruning=Pruning(0.5, "iqr", "fuse", seed=23),
+                margin=0.25,
                 top_k=4,
                 kept_patches=True,
                 deadline_s=9.0,
-                seed=23,
             ),
         )
         sender, submit, frame = await engine.next_submit()
         assert submit == Submit(
-            id=1, keep_ratio=0.5, criterion="iqr", seed=23, top_k=4, kept_patches=True, deadline_s=9.0
+            id=1,
+            pruning=Pruning(0.5, "iqr", "fuse", seed=23),
+            margin=0.25,
+            top_k=4,
+            kept_patches=True,
+            deadline_s=9.0,
         )
         assert np.array_equal(
             np.frombuffer(frame, np.uint8).reshape(HEIGHT, WIDTH, 3), noisy.transpose(2, 1, 0)

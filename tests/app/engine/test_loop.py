@@ -5,13 +5,16 @@ import subprocess
 import sys
 import threading
 
+import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from app.engine.loop import weight
 from app.engine.messages import Answer, Cancel, Refuse, encode
 from app.engine.scheduler import Limits
 from app.errors import InternalFault
-from models.schedule import compute, macs
+from models.cascade import second_run_compute
+from models.schedule import Pruning, compute, macs
 from tests.app.engine.rig import (
     ONE_AT_A_TIME,
     ONE_STREAM,
@@ -136,21 +139,39 @@ async def test_an_image_is_answered_with_what_the_backend_found(address: str) ->
     backend = FakeBackend()
     with running_engine(backend, address):
         async with ready_client(address) as client:
-            asked = question(4, keep_ratio=0.5, criterion="mad", top_k=2, seed=19, kept_patches=True)
+            asked = question(
+                4, keep_ratio=0.5, criterion="mad", reducer="fuse", top_k=2, seed=19, kept_patches=True
+            )
             classified = await client.classify(asked)
     answer = classified.answer
     assert answer.classes == [4, 5]
     assert answer.scores == [0.5, 0.25]
     assert answer.kept_counts == (8, 4)
-    assert answer.compute == compute(MODEL.architecture, MODEL.stages, 0.5)
+    assert answer.compute == compute(MODEL.architecture, MODEL.method.stages, 0.5, "fuse")
+    assert (answer.keep_ratio, answer.runs) == (0.5, 1)
     assert answer.queue_s >= 0
     assert answer.compute_s >= 0
     assert [stage.tolist() for stage in classified.kept] == [list(range(7, 15)), list(range(11, 15))]
     assert [stage.dtype.name for stage in classified.kept] == ["uint16", "uint16"]
     (job,) = backend.seen
     assert job.pixels == pixels(4)
-    assert (job.submit.keep_ratio, job.submit.criterion, job.submit.top_k) == (0.5, "mad", 2)
-    assert (job.submit.seed, job.submit.kept_patches) == (19, True)
+    assert job.submit.pruning == Pruning(0.5, "mad", "fuse", seed=19)
+    assert (job.submit.top_k, job.submit.kept_patches, job.submit.margin) == (2, True, None)
+
+
+async def test_an_image_that_a_cascade_is_unsure_of_says_so(address: str) -> None:
+    """The margin reaches the backend; number of runs, ratio and compute of both come back."""
+    backend = FakeBackend(unsure={5})
+    with running_engine(backend, address):
+        async with ready_client(address) as client:
+            sure, unsure = [
+                (await client.classify(question(number, keep_ratio=0.5, margin=0.25))).answer
+                for number in (4, 5)
+            ]
+    assert [job.submit.margin for job in backend.seen] == [0.25, 0.25]
+    assert (sure.runs, sure.keep_ratio, sure.kept_counts) == (1, 0.5, (8, 4))
+    assert (unsure.runs, unsure.keep_ratio, unsure.kept_counts) == (2, 1.0, (15, 15))
+    assert sure.compute < 1 < unsure.compute
 
 
 async def test_kept_patches_are_sent_only_where_they_are_asked_for(address: str) -> None:
@@ -315,6 +336,12 @@ async def test_a_wrong_number_of_results_fails_the_batch(
     assert "1 images went in, 0 results came out" in caplog.text
 
 
+def _spoilt(**pruning: object) -> bytes:
+    """A Submit of which only the pruning is wrong."""
+    sound = msgspec.to_builtins(submit(7))
+    return noise({**sound, "pruning": {**sound["pruning"], **pruning}})
+
+
 _NONSENSE: dict[str, list[bytes]] = {
     "an empty frame": [b""],
     "no msgpack": [b"\xc1\xc1"],
@@ -324,8 +351,10 @@ _NONSENSE: dict[str, list[bytes]] = {
         noise({"type": "Status", "incarnation": "x", "model": None, "waiting_tokens": 0})
     ],
     "an image without its pixels": [encode(submit(7))],
-    "a keep ratio of 0": [encode(submit(7, keep_ratio=0.0)), pixels()],
-    "a keep ratio that is no number": [encode(submit(7, keep_ratio=float("nan"))), pixels()],
+    "a keep ratio of 0": [_spoilt(keep_ratio=0.0), pixels()],
+    "a keep ratio that is no number": [_spoilt(keep_ratio=float("nan")), pixels()],
+    "a keep mass above 1": [_spoilt(keep_mass=1.5), pixels()],
+    "a seed that no tensor holds": [_spoilt(seed=2**63), pixels()],
 }
 
 
@@ -389,7 +418,7 @@ async def test_a_batch_is_measured(address: str) -> None:
             await asyncio.gather(*asked)
             await until(lambda: metric("trimvit_batch_images_count") - before[names[0]] == 2, "two batches")
             peer.status()  # the loop has come round: all of the batch is counted
-    arch, stages = MODEL.architecture, MODEL.stages
+    arch, stages = MODEL.architecture, MODEL.method.stages
     unpruned = macs(arch, stages, (15, 15))
     shares = [compute(arch, stages, ratio) for ratio in ratios]
     tokens = [17, *(round(17 * share) for share in shares[1:])]
@@ -414,3 +443,91 @@ async def test_a_batch_is_measured(address: str) -> None:
     assert metric("trimvit_queue_images", engine="cpu:0") == 0
     assert metric("trimvit_queue_tokens", engine="cpu:0") == 0
     assert metric("trimvit_device_memory_bytes", engine="cpu:0") == 1234
+
+
+async def test_second_runs_are_measured_apart(address: str) -> None:
+    """What pruning saved is the first run's; what second runs cost, and how many there were, is counted
+    apart, so that no counter falls. The applied ratio is the answer's."""
+    names = [
+        "trimvit_second_runs_total",
+        "trimvit_compute_second_runs_macs_total",
+        "trimvit_compute_saved_macs_total",
+        "trimvit_applied_keep_ratio_sum",
+        "trimvit_patches_kept_total",
+    ]
+    backend = FakeBackend(unsure={2})
+    before = {name: metric(name) for name in names}
+    with running_engine(backend, address), Peer(address) as peer:
+        async with ready_client(address) as client:
+            for number in (1, 2):
+                await client.classify(question(number, keep_ratio=0.5, reducer="fuse", margin=0.25))
+            await client.classify(question(3, keep_mass=0.75))
+        peer.status()  # the loop has come round: all of the batch is counted
+    arch, stages = MODEL.architecture, MODEL.method.stages
+    unpruned = macs(arch, stages, (15, 15))
+    cheap, by_mass = compute(arch, stages, 0.5, "fuse"), compute(arch, stages, 12 / 15)
+    assert {name: metric(name) - before[name] for name in names} == pytest.approx(
+        {
+            "trimvit_second_runs_total": 1,
+            "trimvit_compute_second_runs_macs_total": unpruned * second_run_compute(arch, stages),
+            "trimvit_compute_saved_macs_total": unpruned * (2 * (1 - cheap) + 1 - by_mass),
+            "trimvit_applied_keep_ratio_sum": 0.5 + 1 + 12 / 15,
+            "trimvit_patches_kept_total": 4 + 15 + 10,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "form"),
+    [
+        ({"keep_ratio": 0.5}, {"keep_ratio": 0.5, "criterion": "mad"}, "dense"),
+        ({"keep_ratio": 0.5}, {"keep_ratio": 0.5, "reducer": "merge"}, "dense"),
+        ({"keep_ratio": 0.5}, {"keep_ratio": 0.5, "reducer": "fuse"}, "ragged"),
+        ({"keep_ratio": 0.8}, {"keep_mass": 0.75}, "dense"),
+        ({"keep_ratio": 0.75}, {"keep_mass": 0.75}, "ragged"),
+        ({"keep_ratio": 0.5}, {"keep_mass": 0.75}, "ragged"),
+        ({"keep_ratio": 0.5}, {"keep_ratio": 0.5, "margin": 0.25}, "dense"),
+    ],
+    ids=str,
+)
+async def test_a_batch_is_dense_where_all_its_images_have_one_length(
+    address: str, one: dict[str, object], other: dict[str, object], form: str
+) -> None:
+    """What counts is the tokens after each stage of the first run, however they were asked for."""
+    backend = FakeBackend(ONE_STREAM, unsure={3})
+    with running_engine(backend, address), Peer(address) as peer:
+        async with ready_client(address) as client:
+            asked = await ask_behind(client, backend, question(1), question(2, **one), question(3, **other))
+            tokens = weight(MODEL, submit(2, **one)) + weight(MODEL, submit(3, **other))
+            await until(lambda: peer.status().waiting_tokens == tokens, "two images to wait")
+            before = {name: metric("trimvit_batches_total", form=name) for name in ("dense", "ragged")}
+            backend.may_answer.set()
+            await asyncio.gather(*asked)
+        peer.status()  # the loop has come round: all of the batch is counted
+    counted = {name: metric("trimvit_batches_total", form=name) - before[name] for name in before}
+    alone = {"dense": 1, "ragged": 0}  # the image that the others waited behind
+    assert counted == {name: alone[name] + (name == form) for name in alone}
+
+
+# Weights.
+
+
+def test_an_image_weighs_what_it_will_cost() -> None:
+    """Tokens times the share of compute; a fused token is paid for."""
+    arch, stages = MODEL.architecture, MODEL.method.stages
+    assert weight(MODEL, submit()) == 17
+    for reducer in ("drop", "merge"):
+        share = compute(arch, stages, 0.5, reducer)  # type: ignore[arg-type]
+        assert weight(MODEL, submit(keep_ratio=0.5, reducer=reducer)) == round(17 * share) == 11
+    assert weight(MODEL, submit(keep_ratio=0.2, reducer="fuse")) > weight(MODEL, submit(keep_ratio=0.2))
+    assert weight(MODEL, submit(keep_ratio=0.0001)) >= 1
+
+
+def test_keep_mass_weighs_the_most_that_it_can_come_to() -> None:
+    """How many patches hold the mass is not known before the image is computed."""
+    assert weight(MODEL, submit(keep_mass=0.01)) == weight(MODEL, submit())
+
+
+def test_a_cascade_weighs_what_its_images_cost_when_it_was_calibrated() -> None:
+    """Their mean, whichever this one turns out to be."""
+    assert weight(MODEL, submit(keep_ratio=0.5, margin=0.375)) == round(17 * 0.8125)

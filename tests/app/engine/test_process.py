@@ -17,17 +17,20 @@ from app.engine.process import EngineArgs, run
 from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
 from app.settings import Settings
 from models import device
-from models.schedule import Stages
+from models.cascade import Cascade
+from models.schedule import Method, Stages
 from models.transforms import InputSpec
 from tests.app.engine.rig import PATIENCE_S, Peer, submit
 
 LABELS = ("one", "two", "three")
 SIZE = (32, 48)
+CASCADE = Cascade(0.5, "mad", "merge", margin=1.0, agreement=0.9, images=50, compute=1.25)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of four narrow blocks with a card that prunes in the second and reads all rows."""
+    """A network of four narrow blocks with a card that prunes in the second by a method of its own, reads
+    all rows, and has a cascade that is never sure."""
     import timm
 
     from models.zoo import Card, save
@@ -39,6 +42,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels=LABELS,
         input=InputSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         stages=Stages((1,), "all"),
+        criterion="iqr",
+        reducer="fuse",
+        cascade=CASCADE,
         model_args=arguments,
     )
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
@@ -97,12 +103,22 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(address: str, ch
         try:
             with Peer(address) as peer:
                 peer.wait_until_ready()
-                peer.say(submit(top_k=3, keep_ratio=0.5), bytes(SIZE[0] * SIZE[1] * 3))
-                answer = peer.hear()
-            assert isinstance(answer, Answer)
-            assert sorted(answer.classes) == [0, 1, 2]
-            assert sum(answer.scores) == pytest.approx(1.0)
-            assert answer.kept_counts == (3,)
+                answers = []
+                for pruning in ({}, {"reducer": "fuse"}, {"reducer": "merge"}, {"margin": 1.0}):
+                    peer.say(submit(top_k=3, keep_ratio=0.5, **pruning), bytes(SIZE[0] * SIZE[1] * 3))
+                    answers.append(peer.hear())
+                peer.say(submit(top_k=3, keep_mass=0.01), bytes(SIZE[0] * SIZE[1] * 3))
+                answers.append(peer.hear())
+            sound = [answer for answer in answers if isinstance(answer, Answer)]
+            assert sound == answers
+            for answer in sound:
+                assert sorted(answer.classes) == [0, 1, 2]
+                assert sum(answer.scores) == pytest.approx(1.0)
+            assert [answer.kept_counts for answer in sound] == [(3,), (3,), (3,), (6,), (1,)]
+            assert [answer.runs for answer in sound] == [1, 1, 1, 2, 1]
+            assert [answer.keep_ratio for answer in sound] == [0.5, 0.5, 0.5, 1.0, 1 / 6]
+            drop, fuse, merge, twice, mass = (answer.compute for answer in sound)
+            assert mass < drop == merge < fuse < 1 < twice
             process.send_signal(signal.SIGTERM)
             assert process.wait(4 * PATIENCE_S) == 0
         finally:
@@ -110,12 +126,13 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(address: str, ch
 
 
 def test_a_model_is_served_as_its_checkpoint_says(address: str, checkpoint: Path) -> None:
-    """Name, labels, input and stages are the checkpoint's where the settings say nothing."""
+    """Name, labels, input, method and cascade are the checkpoint's where the settings say nothing."""
     info = model_served(settings_for(checkpoint), address)
     assert info.name == "tiny"
     assert info.labels == LABELS
     assert info.input.size == SIZE
-    assert info.stages == Stages((1,), "all")
+    assert info.method == Method(Stages((1,), "all"), "iqr", "fuse")
+    assert info.cascade == CASCADE
     assert (info.device, info.dtype) == ("cpu:0", "float32")
 
 
@@ -149,8 +166,11 @@ def test_int8_on_a_gpu_is_told_and_not_tried_again(
 def test_stages_and_rows_replace_the_checkpoints_each_by_itself(
     address: str, checkpoint: Path, settings: dict[str, Any], stages: Stages
 ) -> None:
-    """What a setting does not say stays as the checkpoint has it."""
-    assert model_served(settings_for(checkpoint, **settings), address).stages == stages
+    """What a setting does not say stays as the checkpoint has it; but not the cascade, which was fitted for
+    the checkpoint's own stages and rows."""
+    info = model_served(settings_for(checkpoint, **settings), address)
+    assert info.method == Method(stages, "iqr", "fuse")
+    assert info.cascade is None
 
 
 @pytest.mark.parametrize(("patch_stride", "grid", "applied"), [(None, (2, 3), (16, 16)), (6, (3, 6), (6, 6))])

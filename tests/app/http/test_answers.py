@@ -11,6 +11,7 @@ from PIL import Image
 from app.engine.client import Classified
 from app.engine.messages import Answer
 from app.http.answers import image_result, longest, mask_picture, server_timing
+from models.schedule import Pruning
 from tests.app.fakes import MODEL
 
 CELLS = np.array([[1, 0, 1], [0, 1, 0]], np.uint8)
@@ -70,15 +71,22 @@ def test_a_mask_of_everything_or_nothing_is_the_image_or_all_dimmed(kept: int) -
 def test_stages_and_kept_patches_must_agree() -> None:
     """An engine that answers for another number of stages than its model has is not believed."""
     answer = Answer(
-        id=1, classes=[0], scores=[1.0], kept_counts=(8,), compute=0.5, queue_s=0.0, compute_s=0.0
+        id=1,
+        classes=[0],
+        scores=[1.0],
+        kept_counts=(8,),
+        keep_ratio=0.5,
+        compute=0.5,
+        runs=1,
+        queue_s=0.0,
+        compute_s=0.0,
     )
     classified = Classified(answer, (np.arange(8, dtype=np.uint16),))
     with pytest.raises(ValueError, match="shorter"):
         image_result(
             classified,
             MODEL,
-            keep_ratio=0.5,
-            criterion="variance",
+            pruning=Pruning(0.5),
             mask="indices",
             every_stage=False,
             pixels=np.zeros((21, 35, 3), np.uint8),

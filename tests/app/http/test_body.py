@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from app.http.schemas import ImageOptions
 from app.main import create_app
 from app.settings import Settings
-from models.schedule import keep_ratio_for
+from models.schedule import Pruning, keep_ratio_for
 from tests.app.fakes import MODEL, FakeEngines, encoded
 from tests.app.http.conftest import Classify
 from tests.app.http.problem import assert_problem
@@ -114,7 +114,9 @@ def test_an_images_own_option_goes_before_the_common_one_and_that_before_the_que
     assert engines.questions[0].top_k == expected
 
 
-HALF_COMPUTE = keep_ratio_for(MODEL.architecture, MODEL.stages, 0.7)
+HALF_COMPUTE = keep_ratio_for(MODEL.architecture, MODEL.method.stages, 0.7)
+BY_RATIO, BY_MASS = Pruning(0.9, "mean"), Pruning(1.0, "mean", keep_mass=0.6)
+CASCADE = Pruning(0.5, "iqr", "fuse")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,72 @@ def test_a_later_choice_of_ratio_or_compute_replaces_an_earlier_one_of_either(
     """keep_ratio and compute choose the same thing, so the nearest to the image wins, whichever it is."""
     response = classify(params=query, json={**common, "images": [{"image": BASE64, **own}]})
     assert response.status_code == 200, response.text
-    assert engines.questions[0].keep_ratio == expected
+    assert engines.questions[0].pruning.keep_ratio == expected
+
+
+@pytest.mark.parametrize(
+    ("common", "own", "expected"),
+    [
+        ({"keep_ratio": 0.9}, {"keep_mass": 0.6}, BY_MASS),
+        ({"compute": 0.7}, {"keep_mass": 0.6}, BY_MASS),
+        ({"cascade": True}, {"keep_mass": 0.6}, BY_MASS),
+        ({"keep_mass": 0.6}, {"keep_ratio": 0.9}, BY_RATIO),
+        ({"cascade": True}, {"keep_ratio": 0.9}, BY_RATIO),
+        ({"keep_ratio": 0.9}, {"cascade": True}, CASCADE),
+        ({"keep_mass": 0.6}, {"cascade": True}, CASCADE),
+        ({"criterion": "mad", "reducer": "merge"}, {"cascade": True}, CASCADE),
+        ({"cascade": True}, {"top_k": 3}, CASCADE),
+        ({"cascade": True}, {"keep_ratio": None}, CASCADE),
+        ({"keep_ratio": 0.9}, {"cascade": False}, BY_RATIO),
+        ({"keep_mass": 0.6}, {"cascade": False}, BY_MASS),
+        ({"cascade": True}, {"cascade": False}, Pruning(1.0, "mean")),
+        ({"cascade": True}, {"cascade": False, "keep_ratio": 0.9}, BY_RATIO),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("body", ["form", "json"])
+def test_a_later_way_to_choose_replaces_an_earlier_one_of_any(
+    classify: Classify,
+    engines: FakeEngines,
+    body: str,
+    common: dict[str, Any],
+    own: dict[str, Any],
+    expected: Pruning,
+) -> None:
+    """What is common stands in the query as words; a cascade replaces criterion and reducer, too."""
+    words = {name: str(value).lower() for name, value in common.items()}
+    if body == "form":
+        response = classify(params=words, files={"image": IMAGE}, data={"options": json.dumps([own])})
+    else:
+        response = classify(params=words, json={"images": [{"image": BASE64, **own}]})
+    assert response.status_code == 200, response.text
+    (question,) = engines.questions
+    assert question.pruning == expected
+    assert question.margin == (0.375 if expected == CASCADE else None)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"keep_mass": 0.6, "reducer": "fuse"}, Pruning(1.0, "mean", "fuse", keep_mass=0.6)),
+        ({"keep_ratio": 0.9, "reducer": "merge"}, Pruning(0.9, "mean", "merge")),
+        ({"cascade": True}, CASCADE),
+    ],
+    ids=str,
+)
+def test_every_form_of_the_body_takes_every_way_to_choose(
+    classify: Classify, engines: FakeEngines, options: dict[str, Any], expected: Pruning
+) -> None:
+    """In the query of a raw body, in a form's fields, in JSON."""
+    words = {name: str(value).lower() for name, value in options.items()}
+    for request in (
+        {"params": words},
+        {"files": {"image": IMAGE}, "data": words},
+        {"json": {"image": BASE64, **options}},
+    ):
+        response = classify(**request)
+        assert response.status_code == 200, response.text
+    assert [question.pruning for question in engines.questions] == [expected] * 3
 
 
 def test_each_image_may_have_its_own_options(classify: Classify, engines: FakeEngines) -> None:
@@ -151,7 +218,9 @@ def test_each_image_may_have_its_own_options(classify: Classify, engines: FakeEn
         files=[("image", IMAGE)] * 3,
         data={"criterion": "iqr", "options": json.dumps(own)},
     )
-    asked = sorted((question.keep_ratio, question.criterion) for question in engines.questions)
+    asked = sorted(
+        (question.pruning.keep_ratio, question.pruning.criterion) for question in engines.questions
+    )
     assert asked == sorted([(0.5, "iqr"), (0.75, "mad"), (1.0, "iqr")] * 2)
 
 
@@ -160,7 +229,7 @@ def test_options_as_one_object_hold_for_all_images_of_a_form(
 ) -> None:
     """The form's 'options' may be an object instead of a list."""
     classify(files=[("image", IMAGE)] * 2, data={"options": '{"keep_ratio": 0.5}'})
-    assert [question.keep_ratio for question in engines.questions] == [0.5, 0.5]
+    assert [question.pruning.keep_ratio for question in engines.questions] == [0.5, 0.5]
 
 
 # 422: options.
@@ -176,7 +245,20 @@ BAD_OPTIONS: list[tuple[str, list[str]]] = [
     ("keep_ratio=", ["keep_ratio", "valid number", "''"]),
     ("compute=0", ["compute", "greater than 0"]),
     ("compute=1.01", ["compute", "less than or equal to 1", "1.01"]),
-    ("keep_ratio=0.5&compute=0.5", ["keep_ratio or compute, not both"]),
+    ("keep_ratio=0.5&compute=0.5", ["only one of", "keep_mass, cascade", "keep_ratio and compute"]),
+    ("keep_ratio=0.5&keep_mass=0.5", ["only one of", "there are keep_ratio and keep_mass"]),
+    ("compute=0.5&keep_mass=0.5", ["only one of", "there are compute and keep_mass"]),
+    ("cascade=true&keep_ratio=0.5", ["only one of", "there are keep_ratio and cascade"]),
+    ("cascade=true&compute=0.5", ["only one of", "there are compute and cascade"]),
+    ("cascade=true&keep_mass=0.5", ["only one of", "there are keep_mass and cascade"]),
+    ("cascade=true&criterion=mad", ["it was calibrated with", "leave out criterion, or cascade"]),
+    ("cascade=true&reducer=drop&criterion=mad", ["leave out criterion and reducer, or cascade"]),
+    ("cascade=perhaps", ["cascade", "valid boolean", "perhaps"]),
+    ("keep_mass=0", ["keep_mass", "greater than 0"]),
+    ("keep_mass=1.01", ["keep_mass", "less than or equal to 1", "1.01"]),
+    ("keep_mass=nan", ["keep_mass", "finite number", "nan"]),
+    ("keep_mass=0.5&reducer=merge", ["keep_mass", "merge", "drop and fuse"]),
+    ("reducer=pool", ["reducer", "'drop', 'fuse' or 'merge'", "pool"]),
     ("criterion=entropy", ["criterion", "'variance'", "'mad'", "'random'", "entropy"]),
     ("top_k=0", ["top_k", "greater than or equal to 1"]),
     ("top_k=1001", ["top_k", "less than or equal to 1000", "1001"]),

@@ -4,9 +4,11 @@ import asyncio
 import base64
 import io
 import logging
+import math
 from collections.abc import Callable
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,12 +19,13 @@ from app.http.schemas import ClassifyResponse
 from app.images import ImageLimits, decode
 from app.main import create_app
 from app.settings import Settings
-from models.schedule import CRITERIA, compute, keep_ratio_for
+from models.cascade import second_run_compute
+from models.schedule import CRITERIA, REDUCERS, Method, Pruning, Reducer, compute, keep_ratio_for
 from tests.app.fakes import MODEL, FakeEngines, encoded, kept_patches, picture
 from tests.app.http.conftest import Classify
 from tests.app.http.problem import assert_problem
 
-ARCH, STAGES = MODEL.architecture, MODEL.stages
+ARCH, STAGES = MODEL.architecture, MODEL.method.stages
 
 
 def result_of(response: httpx.Response) -> dict[str, object]:
@@ -45,9 +48,11 @@ def test_an_answer_says_labels_ratio_patches_and_compute(classify: Classify) -> 
             {"index": 1, "label": "label 1", "score": 0.25},
         ],
         "keep_ratio": 0.5,
-        "criterion": "variance",
+        "criterion": "mean",
+        "reducer": "drop",
         "patches": {"total": 15, "kept": 4, "per_stage": [8, 4], "grid": [3, 5]},
         "compute": round(compute(ARCH, STAGES, 0.5), 6),
+        "runs": 1,
     }
     assert response.headers["Content-Type"] == "application/json"
     assert response.json()["model"] == "toy"
@@ -90,40 +95,125 @@ def test_the_engines_get_the_pixels_that_the_model_sees(classify: Classify, engi
 def test_an_image_that_asks_for_nothing_gets_the_servers_defaults(
     make_client: Callable[..., TestClient], engines: FakeEngines
 ) -> None:
-    """Ratio, criterion and deadline come from the settings; nothing is asked that costs extra."""
-    client = make_client(default_keep_ratio=0.8, default_criterion="mad", default_deadline_ms=5000)
+    """Ratio, criterion, reducer and deadline come from the settings; nothing is asked that costs extra."""
+    client = make_client(
+        default_keep_ratio=0.8, default_criterion="mad", default_reducer="fuse", default_deadline_ms=5000
+    )
     result = result_of(client.post("/v1/classify", content=encoded()))  # type: ignore[arg-type]
     (question,) = engines.questions
-    assert (question.keep_ratio, question.criterion, question.seed) == (0.8, "mad", 0)
+    assert question.pruning == Pruning(0.8, "mad", "fuse", seed=0)
+    assert question.margin is None
     assert 0 < question.deadline_s < 5.0, "the time to decode is taken off"
     assert question.kept_patches is False
     assert question.top_k == 5
-    assert (result["keep_ratio"], result["criterion"]) == (0.8, "mad")
+    assert (result["keep_ratio"], result["criterion"], result["reducer"]) == (0.8, "mad", "fuse")
+
+
+def test_where_the_settings_say_nothing_the_checkpoints_method_is_the_default(
+    classify: Classify, engines: FakeEngines
+) -> None:
+    """A checkpoint is pruned as it was trained; what a request names itself goes before it."""
+    engines.model = msgspec.structs.replace(MODEL, method=Method(STAGES, "iqr", "fuse"))
+    for params in ({}, {"criterion": "mad"}, {"reducer": "merge"}):
+        classify(params={"keep_ratio": 0.5, **params})
+    assert [question.pruning for question in engines.questions] == [
+        Pruning(0.5, "iqr", "fuse"),
+        Pruning(0.5, "mad", "fuse"),
+        Pruning(0.5, "iqr", "merge"),
+    ]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_can_be_asked_for(classify: Classify, engines: FakeEngines, criterion: str) -> None:
     """The criterion reaches the engines and comes back in the answer."""
     result = result_of(classify(params={"criterion": criterion}))
-    assert engines.questions[0].criterion == result["criterion"] == criterion
+    assert engines.questions[0].pruning.criterion == result["criterion"] == criterion
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_every_reducer_can_be_asked_for(classify: Classify, engines: FakeEngines, reducer: str) -> None:
+    """The reducer reaches the engines and comes back in the answer, with the criterion where it reads one."""
+    result = result_of(classify(params={"reducer": reducer, "criterion": "mad", "keep_ratio": 0.5}))
+    assert engines.questions[0].pruning.reducer == result["reducer"] == reducer
+    assert result["criterion"] == (None if reducer == "merge" else "mad")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.75, 1.0])
+def test_keep_mass_stands_in_place_of_a_ratio_and_the_answer_says_what_it_came_to(
+    make_client: Callable[..., TestClient], engines: FakeEngines, metric: Callable[..., float], share: float
+) -> None:
+    """Whatever the server's default ratio is; no ratio counts as asked for."""
+    client = make_client(default_keep_ratio=0.5)
+    before = metric("trimvit_requested_keep_ratio_count")
+    params = {"keep_mass": share, "reducer": "fuse", "criterion": "mad"}
+    result = result_of(client.post("/v1/classify", content=encoded(), params=params))  # type: ignore[arg-type]
+    assert engines.questions[0].pruning == Pruning(1.0, "mad", "fuse", keep_mass=share)
+    assert result["keep_ratio"] == math.ceil(15 * share) / 15
+    assert metric("trimvit_requested_keep_ratio_count") == before
+
+
+def test_keep_mass_with_the_reducer_merge_is_refused(
+    make_client: Callable[..., TestClient], engines: FakeEngines
+) -> None:
+    """Merging goes by likeness, not by importance: asked for, or the server's default."""
+    for settings, params in (({}, {"reducer": "merge"}), ({"default_reducer": "merge"}, {})):
+        response = make_client(**settings).post(
+            "/v1/classify", content=encoded(), params={"keep_mass": 0.8, **params}
+        )
+        assert_problem(response, 422, "invalid-value", "keep_mass", "merge", "drop and fuse", image=0)  # type: ignore[arg-type]
+    assert engines.questions == []
+
+
+@pytest.mark.parametrize("unsure", [False, True])
+def test_a_cascade_runs_as_it_was_calibrated(
+    make_client: Callable[..., TestClient], engines: FakeEngines, metric: Callable[..., float], unsure: bool
+) -> None:
+    """Ratio, criterion, reducer and margin are the checkpoint's, whatever the settings say; the answer names
+    runs, applied ratio and the cost of all runs."""
+    engines.unsure = unsure
+    client = make_client(default_keep_ratio=0.9, default_criterion="mad", default_reducer="merge")
+    before = metric("trimvit_requested_keep_ratio_count")
+    result = result_of(client.post("/v1/classify", content=encoded(), params={"cascade": "true"}))  # type: ignore[arg-type]
+    (question,) = engines.questions
+    assert (question.pruning, question.margin) == (Pruning(0.5, "iqr", "fuse"), 0.375)
+    assert metric("trimvit_requested_keep_ratio_count") == before
+    first = compute(ARCH, STAGES, 0.5, "fuse")
+    assert (result["criterion"], result["reducer"]) == ("iqr", "fuse")
+    if unsure:
+        assert (result["runs"], result["keep_ratio"]) == (2, 1.0)
+        assert result["patches"]["per_stage"] == [15, 15]  # type: ignore[index]
+        assert result["compute"] == round(first + second_run_compute(ARCH, STAGES), 6) > 1
+    else:
+        assert (result["runs"], result["keep_ratio"]) == (1, 0.5)
+        assert result["compute"] == round(first, 6)
+
+
+def test_a_cascade_that_the_checkpoint_has_not_is_refused(classify: Classify, engines: FakeEngines) -> None:
+    """The text says how to get one, and what can be asked for meanwhile; cascade=false is no question."""
+    engines.model = msgspec.structs.replace(MODEL, cascade=None)
+    words = ["no cascade", "`trimvit calibrate`", "keep_ratio, compute or keep_mass"]
+    assert_problem(classify(params={"cascade": "true"}), 422, "invalid-value", *words, image=0)
+    assert engines.questions == []
+    assert classify(params={"cascade": "false"}).status_code == 200
 
 
 def test_seed_and_deadline_reach_the_engines(classify: Classify, engines: FakeEngines) -> None:
     """The seed as it is; the deadline less the time that decoding took."""
     classify(params={"seed": 17, "deadline_ms": 1234})
     (question,) = engines.questions
-    assert question.seed == 17
+    assert question.pruning.seed == 17
     assert 0 < question.deadline_s < 1.234
 
 
+@pytest.mark.parametrize("reducer", REDUCERS)
 @pytest.mark.parametrize("share", [0.5, 0.75, 1])
 def test_compute_is_turned_into_the_largest_keep_ratio_that_fits(
-    classify: Classify, engines: FakeEngines, share: float
+    classify: Classify, engines: FakeEngines, share: float, reducer: Reducer
 ) -> None:
-    """A request may say what an image is to cost; the answer says what it did."""
-    result = result_of(classify(params={"compute": share}))
-    ratio = keep_ratio_for(ARCH, STAGES, share)
-    assert engines.questions[0].keep_ratio == result["keep_ratio"] == ratio
+    """A request may say what an image is to cost with its reducer; the answer says what it did."""
+    result = result_of(classify(params={"compute": share, "reducer": reducer}))
+    ratio = keep_ratio_for(ARCH, STAGES, share, reducer)
+    assert engines.questions[0].pruning.keep_ratio == result["keep_ratio"] == ratio
     assert isinstance(result["compute"], float)
     assert result["compute"] <= share
 

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 
+import msgspec
 from starlette.testclient import TestClient
 
 from app.http.schemas import ModelList
-from models.schedule import CRITERIA
-from tests.app.fakes import FakeEngines
+from models.cascade import Cascade
+from models.schedule import CRITERIA, REDUCERS
+from tests.app.fakes import MODEL, FakeEngines
 from tests.app.http.problem import assert_problem
 
 
 def test_the_model_is_described_with_its_defaults(make_client: Callable[..., TestClient]) -> None:
     """Labels, input, patches, stages counted from 1, and what images get that ask for nothing."""
-    response = make_client(default_keep_ratio=0.7, default_criterion="mad").get("/v1/models")
+    response = make_client(default_keep_ratio=0.7, default_criterion="mad", default_reducer="fuse").get(
+        "/v1/models"
+    )
     assert response.status_code == 200
     ModelList.model_validate_json(response.content)
     assert response.json() == {
@@ -33,13 +37,43 @@ def test_the_model_is_described_with_its_defaults(make_client: Callable[..., Tes
                 "patch_stride": [7, 7],
                 "stages": [2, 4],
                 "criteria": list(CRITERIA),
+                "reducers": list(REDUCERS),
                 "default_keep_ratio": 0.7,
                 "default_criterion": "mad",
+                "default_reducer": "fuse",
+                "cascade": {
+                    "keep_ratio": 0.5,
+                    "criterion": "iqr",
+                    "reducer": "fuse",
+                    "agreement": 0.99,
+                    "compute": 0.8125,
+                },
                 "device": "cpu:0",
                 "dtype": "float32",
             }
         ]
     }
+
+
+def test_defaults_are_the_checkpoints_where_the_settings_say_nothing(client: TestClient) -> None:
+    """What an image gets that asks for nothing is what it says here."""
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["default_criterion"], model["default_reducer"]) == ("mean", "drop")
+
+
+def test_a_checkpoint_without_a_cascade_says_so(client: TestClient, engines: FakeEngines) -> None:
+    """null, rather than nothing; and a cascade that merges reads no criterion."""
+    for cascade, described in (
+        (None, None),
+        (
+            Cascade(0.3, "mad", "merge", 0.5, 0.9, 40, 1.5),
+            {"keep_ratio": 0.3, "criterion": None, "reducer": "merge", "agreement": 0.9, "compute": 1.5},
+        ),
+    ):
+        engines.model = msgspec.structs.replace(MODEL, cascade=cascade)
+        response = client.get("/v1/models")
+        ModelList.model_validate_json(response.content)
+        assert response.json()["models"][0]["cascade"] == described
 
 
 def test_before_an_engine_is_ready_there_is_no_model(client: TestClient, engines: FakeEngines) -> None:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from app.http.schemas import ImageOptions
 from app.main import create_app
 from app.settings import Settings
+from models.schedule import REDUCERS
 from tests.app.fakes import FakeEngines, encoded
 
 APP = create_app(Settings(), FakeEngines())
@@ -33,8 +34,9 @@ async def _without_end(scope: Scope, receive: Receive, send: Send) -> None:
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", _without_end)
 SOUND = encoded()
 
-# A schema cannot say that keep_ratio and compute exclude each other, nor which bytes are an image; an option
-# that another goes before is not looked at; and 504 is the right answer to a deadline of a millisecond.
+# A schema cannot say that keep_ratio, compute, keep_mass and cascade exclude one another, nor which bytes
+# are an image; an option that another goes before is not looked at; and 504 is the right answer to a
+# deadline of a millisecond.
 EXCLUDED = [positive_data_acceptance, negative_data_rejection, not_a_server_error]
 
 
@@ -110,8 +112,10 @@ def test_the_query_takes_every_option() -> None:
         assert parameter["description"]
         assert "null" not in str(parameter["schema"])
         assert parameter["schema"]["type"] in ("number", "integer", "string", "boolean")
-    assert parameters["keep_ratio"]["schema"]["exclusiveMinimum"] == 0
-    assert parameters["keep_ratio"]["schema"]["maximum"] == 1
+    for share in ("keep_ratio", "compute", "keep_mass"):
+        assert parameters[share]["schema"]["exclusiveMinimum"] == 0
+        assert parameters[share]["schema"]["maximum"] == 1
+    assert parameters["reducer"]["schema"]["enum"] == list(REDUCERS)
 
 
 def test_all_forms_of_the_body_are_declared() -> None:

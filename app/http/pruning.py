@@ -1,0 +1,52 @@
+"""What an image asks for, the server's defaults and the checkpoint's own method -> how it is pruned."""
+
+from dataclasses import dataclass
+
+from app.engine.messages import ModelInfo
+from app.errors import InvalidValue
+from app.http.schemas import ImageOptions
+from app.settings import Settings
+from models.schedule import Method, Pruning, keep_ratio_for
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How an image is to be pruned, and with a ``margin``, when it is to be run again unpruned."""
+
+    pruning: Pruning
+    margin: float | None = None
+
+    @property
+    def keep_ratio(self) -> float | None:
+        """The ratio that was asked for, itself or as a compute; None with `keep_mass` or a cascade."""
+        return self.pruning.keep_ratio if self.margin is None and self.pruning.keep_mass is None else None
+
+
+def default_method(settings: Settings, model: ModelInfo) -> Method:
+    """What images get that name no criterion or reducer: the server's, else the checkpoint's."""
+    own = model.method
+    return Method(
+        own.stages, settings.default_criterion or own.criterion, settings.default_reducer or own.reducer
+    )
+
+
+def asked_of(options: ImageOptions, settings: Settings, model: ModelInfo) -> Asked:
+    """Raises InvalidValue for what this model or these defaults do not allow."""
+    if options.cascade:
+        if model.cascade is None:
+            raise InvalidValue(
+                "this model has no cascade (`trimvit calibrate` fits one and writes it into a checkpoint); "
+                "allowed are keep_ratio, compute or keep_mass"
+            )
+        return Asked(model.cascade.first, model.cascade.margin)
+    method = default_method(settings, model)
+    criterion, reducer = options.criterion or method.criterion, options.reducer or method.reducer
+    try:
+        if options.keep_mass is not None:
+            return Asked(Pruning(1.0, criterion, reducer, options.seed, options.keep_mass))
+        ratio = options.keep_ratio or settings.default_keep_ratio
+        if options.compute is not None:
+            ratio = keep_ratio_for(model.architecture, method.stages, options.compute, reducer)
+        return Asked(Pruning(ratio, criterion, reducer, options.seed))
+    except ValueError as error:  # a compute that no ratio reaches, or merging by mass
+        raise InvalidValue(str(error)) from error
