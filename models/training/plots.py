@@ -104,7 +104,7 @@ def _name(row: Row) -> str:
     return row.method if row.keep_mass is None else f"{row.method}, by mass"
 
 
-def _curve(axes: Axes, rows: Sequence[Row], across: _Figure, up: _Figure, **style: object) -> None:
+def _curve(axes: Axes, rows: Sequence[Row], across: _Figure, up: _Figure, **style: Any) -> None:
     if rows:
         x, *x_bars = np.array([across.of(row) for row in rows]).T
         y, *y_bars = np.array([up.of(row) for row in rows]).T
