@@ -159,6 +159,7 @@ def test_a_later_choice_of_ratio_or_compute_replaces_an_earlier_one_of_either(
         ({"cascade": True}, {"top_k": 3}, CASCADE),
         ({"cascade": True}, {"keep_ratio": None}, CASCADE),
         ({"keep_ratio": 0.9}, {"cascade": False}, BY_RATIO),
+        ({"keep_ratio": 0.9}, {"cascade": "false"}, BY_RATIO),
         ({"keep_mass": 0.6}, {"cascade": False}, BY_MASS),
         ({"cascade": True}, {"cascade": False}, Pruning(1.0, "mean")),
         ({"cascade": True}, {"cascade": False, "keep_ratio": 0.9}, BY_RATIO),
