@@ -81,7 +81,7 @@ class Classifier:
         """One prediction per image, in order. ``top_k`` beyond the number of classes gives all of them."""
         if len(pixels) != len(requests):
             raise ValueError(f"{len(pixels)} images, but {len(requests)} requests")
-        inputs = normalise(pixels.to(self.device, non_blocking=True), self.spec, self._between)
+        inputs = self._inputs(pixels)
         prunings = [request.pruning for request in requests]
         if all(request.margin is None for request in requests):
             output = self.model(inputs, prunings)
@@ -123,16 +123,24 @@ class Classifier:
         self, pixels: UInt8[Tensor, "B height width 3"], prunings: Sequence[Sequence[Pruning]]
     ) -> list[Output]:
         """The model's outputs for the same images under several prunings each, one output for each entry of
-        ``prunings`` [settings][B]. What comes before the first stage is computed once, with the kernels of a
-        mixed batch."""
-        tokens = self.begin(pixels)
-        return [self.model.finish(tokens, of_images) for of_images in prunings]
+        ``prunings`` [settings][B]. What comes before the first stage is computed once for all that prune;
+        what prunes nothing is computed apart, with timm's own kernels, as it is when it is served."""
+        inputs = self._inputs(pixels)
+        tokens = self.model.begin(inputs)
+        return [
+            self.model.finish(tokens, of_images)
+            if any(pruning.prunes for pruning in of_images)
+            else self.model(inputs, of_images)
+            for of_images in prunings
+        ]
 
     @torch.inference_mode()
     def begin(self, pixels: UInt8[Tensor, "B height width 3"]) -> Tokens:
         """The tokens that come to the first stage (see `PrunedViT.begin`)."""
-        inputs = normalise(pixels.to(self.device, non_blocking=True), self.spec, self.dtype)
-        return self.model.begin(inputs)
+        return self.model.begin(self._inputs(pixels))
+
+    def _inputs(self, pixels: UInt8[Tensor, "B height width 3"]) -> Float[Tensor, "B 3 height width"]:
+        return normalise(pixels.to(self.device, non_blocking=True), self.spec, self._between)
 
     def _cascade(
         self, inputs: Tensor, requests: Sequence[ImageRequest]

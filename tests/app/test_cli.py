@@ -9,7 +9,7 @@ from app import cli
 from app.cli import COMMANDS, Command, main
 from app.settings import Settings
 from app.supervisor import CannotStart
-from models.training.config import EvaluateConfig, TrainConfig
+from models.training.config import CalibrateConfig, EvaluateConfig, SweepConfig, TrainConfig
 from tests.app.test_settings import BAD, SAMPLES
 
 Run = Callable[..., tuple[int, list[BaseModel]]]
@@ -119,6 +119,8 @@ def test_a_bad_value_exits_with_2_and_says_what_is_allowed(
         (["serve", "--port"], "--port: expected one argument"),
         (["train", "--output", "x"], "trimvit train: --data: Field required"),
         (["evaluate"], "trimvit evaluate: --data: Field required"),
+        (["sweep", "--data=d"], "trimvit sweep: --output: Field required"),
+        (["sweep", "--data=d", "--output=o", "--models=a/m.pth,b/m.pth"], "two models are labelled 'm'"),
         (
             ["train", "--data=d", "--output=o", "--criteria=mad,entropy"],
             "--criteria: Input should be 'variance'",
@@ -160,7 +162,14 @@ def test_help_lists_the_commands(run: Run, capsys: pytest.CaptureFixture[str], a
 
 
 @pytest.mark.parametrize(
-    ("command", "settings_type"), [("serve", Settings), ("train", TrainConfig), ("evaluate", EvaluateConfig)]
+    ("command", "settings_type"),
+    [
+        ("serve", Settings),
+        ("train", TrainConfig),
+        ("evaluate", EvaluateConfig),
+        ("sweep", SweepConfig),
+        ("calibrate", CalibrateConfig),
+    ],
 )
 def test_help_of_a_command_lists_its_flags_readably(
     run: Run, capsys: pytest.CaptureFixture[str], command: str, settings_type: type[BaseModel]
@@ -196,6 +205,16 @@ def test_train_and_evaluate_take_lists_with_commas(run: Run) -> None:
     assert isinstance(config, EvaluateConfig)
     assert config.keep_ratios == (1.0, 0.5)
     assert config.criteria == ("mad", "random")
+
+
+def test_sweep_takes_models_with_labels(run: Run) -> None:
+    """Several with commas, each with a label or without."""
+    _, (config,) = run(
+        "sweep", "--data=d", "--output=o", "--models", "tuned=run/m.pth,other.pth", "--no-speed"
+    )
+    assert isinstance(config, SweepConfig)
+    assert config.labelled_models == {"tuned": "run/m.pth", "other": "other.pth"}
+    assert not config.speed
 
 
 def test_a_server_that_cannot_start_exits_with_1_and_says_why(
