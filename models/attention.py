@@ -1,4 +1,4 @@
-"""Attention of timm's Attention modules over the runs of a packed batch."""
+"""Attention of timm's Attention modules over a packed batch: run by run, or all in one call (varlen.py)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.packed import PackedLinear
 from models.ragged import Packing, Run
+from models.varlen import takes_varlen, varlen
 
 
 def heads(attn: Attention, rows: Tensor, run: Run) -> tuple[Tensor, ...]:
@@ -25,6 +26,13 @@ def parts_of_qkv(attn: Attention) -> tuple[slice, slice]:
     """The outputs of the qkv layer that are queries, and those that are keys and values."""
     width = attn.num_heads * attn.head_dim
     return slice(0, width), slice(width, 3 * width)
+
+
+def _heads_of_rows(attn: Attention, rows: Tensor) -> tuple[Tensor, ...]:
+    """As `heads`, of the rows of all images: one [rows, H, D] each."""
+    return rows.view(
+        -1, rows.shape[-1] // (attn.num_heads * attn.head_dim), attn.num_heads, attn.head_dim
+    ).unbind(1)
 
 
 def queries(attn: Attention, normed: Tensor) -> Tensor:
@@ -49,6 +57,9 @@ def self_attention(
 ) -> Tensor:
     """What timm's Attention gives, without its drop of the projection: [*rows, dim] for ``normed`` rows."""
     qkv = attn.qkv(normed)
+    if len(packing.runs) > 1 and sizes is None and takes_varlen(attn, qkv):
+        q, k, v = _heads_of_rows(attn, qkv)
+        return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, packing), normed)
     mixed = []
     for run in packing.runs:
         q, k, v = heads(attn, qkv, run)
@@ -67,6 +78,11 @@ def cross_attention(
 ) -> Tensor:
     """As `self_attention`, of the query rows ``q_rows`` (for some of each image's tokens, whose ``normed``
     rows a gate reads) to the key and value rows ``source``."""
+    ragged = len(packing.runs) > 1 or len(source_packing.runs) > 1
+    if ragged and sizes is None and takes_varlen(attn, q_rows):
+        (q,) = _heads_of_rows(attn, q_rows)
+        k, v = _heads_of_rows(attn, source)
+        return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, source_packing), normed)
     mixed = []
     for run, source_run in packing.runs_beside(source_packing):
         (q,) = heads(attn, q_rows, run)

@@ -19,7 +19,7 @@ from models.attention import (
     self_attention,
 )
 from models.criteria import attention_rows, importance, most_important, most_important_of_each
-from models.ragged import Packing, Run, Tokens, on_device, runs_of
+from models.ragged import Packing, Run, Tokens, on_device, runs_of, starts_of
 from models.reducers import fuse, merge
 from models.schedule import Pruning, Rows, keep_count
 
@@ -170,7 +170,9 @@ def _decide(
             )
         ]
     )
-    seeds = on_device([pruning.seed for pruning in prunings], padded.device)
+    seeds = None
+    if "random" in criteria:
+        seeds = on_device([pruning.seed for pruning in prunings], padded.device)
     values = padded.new_empty((len(prunings), most))
     for criterion in dict.fromkeys(criteria):
         images = [image for image, own in enumerate(criteria) if own == criterion]
@@ -183,7 +185,7 @@ def _decide(
             padded[own],
             value_norms=None if value_norms is None else value_norms[own],
             patch_ids=patch_ids[own],
-            seeds=seeds[own],
+            seeds=None if seeds is None else seeds[own],
         )
     if min(tokens.patches) < most:
         places = torch.arange(most, device=values.device)
@@ -217,8 +219,8 @@ def _counts(
     if open_images:
         own = values[on_device(open_images, values.device)].double().clamp(min=0)
         share = own.sort(dim=1, descending=True).values.cumsum(dim=1) / own.sum(dim=1, keepdim=True)
-        masses = [prunings[image].keep_mass for image in open_images]
-        wanted = torch.tensor(masses, dtype=torch.float64, device=values.device).unsqueeze(1)
+        masses = np.array([prunings[image].keep_mass for image in open_images], np.float64)
+        wanted = on_device(masses, values.device).unsqueeze(1)
         # Rounding must not ask for a patch more than there is.
         held = (share < wanted - 1e-9).sum(dim=1).tolist()
         for image, count in zip(open_images, held, strict=True):
@@ -249,9 +251,9 @@ def _select(
         columns.append(on_device(prefix + patches, device) + torch.arange(int(fused.max()), device=device))
     place = np.arange(sum(column.shape[1] for column in columns))
     there = (place < prefix + kept) | ((place >= prefix + most) & (place < prefix + most + fused))
-    starts = on_device(tokens.packing.starts, device).unsqueeze(1)
+    starts = starts_of(tokens.packing.lengths, device).unsqueeze(1)
     index = _entries(starts + torch.cat(columns, dim=1), there)
-    first_patches = on_device(np.cumsum(patches, axis=0) - patches, device)
+    first_patches = starts_of(tokens.patches, device).unsqueeze(1)
     patch_index = _entries(first_patches + positions, np.arange(most) < kept)
     packing = Packing(tuple((prefix + kept + fused)[:, 0].tolist()))
     selected = Tokens(

@@ -48,7 +48,10 @@ class Packing:
         """Dense parts, one or several per run, as the rows of the whole batch."""
         if len(parts) == 1:
             return parts[0]
-        flat = torch.cat([part.flatten(0, 1) for part in parts])
+        return self.shaped(torch.cat([part.flatten(0, 1) for part in parts]))
+
+    def shaped(self, flat: Float[Tensor, "rows D"]) -> Float[Tensor, "*rows D"]:
+        """The rows of the whole batch, dense if there is one run only."""
         return flat if len(self.runs) > 1 else self.runs[0].dense(flat)
 
     def map_runs(
@@ -67,13 +70,28 @@ class Packing:
         self, rows: Float[Tensor, "*rows D"], index: Int[Tensor, " kept"], kept_packing: "Packing"
     ) -> Float[Tensor, "*kept_rows D"]:
         """The rows numbered by ``index`` (flat), shaped for ``kept_packing``."""
-        flat = rows.flatten(0, -2).index_select(0, index)
-        return flat if len(kept_packing.runs) > 1 else kept_packing.runs[0].dense(flat)
+        return kept_packing.shaped(rows.flatten(0, -2).index_select(0, index))
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """The flat number of each image's first row."""
         return (0, *accumulate(self.lengths[:-1]))
+
+    @cached_property
+    def longest(self) -> int:
+        """The most tokens that an image has."""
+        return max(self.lengths)
+
+    def bounds(self, device: torch.device) -> Int[Tensor, " images_and_one"]:
+        """The first row of each image and, behind them, the number of all rows: int32, made once."""
+        if device not in self._bounds:
+            host = np.array((*self.starts, sum(self.lengths)), np.int32)
+            self._bounds[device] = on_device(host, device)
+        return self._bounds[device]
+
+    @cached_property
+    def _bounds(self) -> dict[torch.device, Tensor]:
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +131,23 @@ def runs_of(lengths: Sequence[int], keys: Sequence[object]) -> Iterator[Run]:
         start += images * length
 
 
-def on_device(values: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
-    """Numbers that the host knows, as an int64 tensor; on a GPU without waiting for it."""
-    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def on_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Numbers that the host knows (ints become int64); on a GPU without waiting for it.
+
+    The one way in which the host's numbers get to a device. A CUDA graph must not take it: each replay would
+    copy from pinned memory that was given back long ago.
+    """
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.as_tensor(values)
+    if device.type != "cuda":
+        return tensor
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("numbers of the host cannot be part of a CUDA graph")
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def starts_of(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " parts"]:
+    """Where each of several parts begins that lie one behind the other. Of equal ones, the device counts
+    itself."""
+    if min(lengths) == max(lengths):
+        return torch.arange(len(lengths), device=device) * lengths[0]
+    return on_device((0, *accumulate(lengths[:-1])), device)

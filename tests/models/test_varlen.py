@@ -1,0 +1,216 @@
+"""Ragged attention in one call: what it is given, when it is taken, and that it gives what the runs give."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import models.attention
+import models.varlen
+from models.pruned_vit import PrunedViT
+from models.ragged import Packing
+from models.schedule import CRITERIA, Pruning
+from models.varlen import takes_varlen
+
+MakeViT = Callable[..., VisionTransformer]
+MakePixels = Callable[..., Tensor]
+
+# Eight values a head, the least that the kernel takes.
+HEADS_OF_8 = {"embed_dim": 48}
+
+
+class Reference:
+    """varlen_attn, slow and obvious, on the CPU: each image cut out by the bounds and computed alone."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[int], list[int]]] = []
+
+    def varlen_attn(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        num_splits: int,
+    ) -> Tensor:
+        ends_q, ends_k = cu_seq_q.tolist(), cu_seq_k.tolist()
+        # What FlashAttention checks, or reads beyond its rows without.
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert (ends_q[0], ends_q[-1]) == (0, len(query))
+        assert (ends_k[0], ends_k[-1]) == (0, len(key)) == (0, len(value))
+        assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+        lengths_q, lengths_k = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+        assert (max(lengths_q), max(lengths_k)) == (max_q, max_k)
+        assert num_splits == 1
+        self.calls.append((lengths_q, lengths_k))
+        mixed = []
+        for q, k, v in zip(query.split(lengths_q), key.split(lengths_k), value.split(lengths_k), strict=True):
+            heads = (part.transpose(0, 1) for part in (q, k, v))
+            mixed.append(F.scaled_dot_product_attention(*heads).transpose(0, 1))
+        return torch.cat(mixed)
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> Reference:
+    """The reference in the place of PyTorch's kernel, taken whatever the device."""
+    reference = Reference()
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference.varlen_attn)
+    return reference
+
+
+def take_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows: True)
+
+
+# timm's switches that change what attention is of: norms of queries and keys, and of the output, and a gate.
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"reg_tokens": 2, "qk_norm": True, "scale_attn_norm": True},
+    {"class_token": False, "reg_tokens": 1, "global_pool": "avg", "qkv_bias": False},
+]
+
+
+@pytest.mark.parametrize("arguments", VARIANTS, ids=["CLS", "norms", "all rows"])
+@settings(max_examples=25)
+@given(
+    prunings=st.lists(
+        st.builds(
+            Pruning,
+            keep_ratio=st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1),
+            criterion=st.sampled_from(CRITERIA),
+            reducer=st.sampled_from(["drop", "fuse"]),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_one_call_gives_what_the_runs_give(
+    make_vit: MakeViT, make_pixels: MakePixels, arguments: dict[str, Any], prunings: list[Pruning]
+) -> None:
+    """Whatever the lengths, of queries as of keys, the logits and the kept patches are those of attention
+    run by run."""
+    model, pixels = PrunedViT(make_vit(**HEADS_OF_8, **arguments)), make_pixels(len(prunings))
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        runs = model(pixels, prunings)
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", Reference().varlen_attn)
+        take_varlen(patch)
+        once = model(pixels, prunings)
+    torch.testing.assert_close(once.logits, runs.logits, rtol=0, atol=2e-5)
+    for own, wanted in zip(once.kept, runs.kept, strict=True):
+        assert [image.tolist() for image in own] == [image.tolist() for image in wanted]
+
+
+def test_each_ragged_block_is_one_call(
+    make_vit: MakeViT, make_pixels: MakePixels, monkeypatch: pytest.MonkeyPatch, reference: Reference
+) -> None:
+    """Blocks of the network before the first stage are dense; from there on each is one call, a stage's with
+    fewer queries than keys."""
+    take_varlen(monkeypatch)
+    with torch.inference_mode():
+        PrunedViT(make_vit(**HEADS_OF_8))(make_pixels(3), [Pruning(ratio) for ratio in (0.6, 1.0, 0.2)])
+    # Sorted by falling ratio; 35 patches and CLS, as test_ragged has them.
+    assert reference.calls == [
+        ([36, 22, 8], [36, 36, 36]),
+        ([36, 14, 3], [36, 22, 8]),
+        ([36, 9, 2], [36, 14, 3]),
+        ([36, 9, 2], [36, 9, 2]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "prunings",
+    [[Pruning(0.6)] * 3, [Pruning(), Pruning(0.5, reducer="merge"), Pruning(0.2, reducer="merge")]],
+    ids=["dense", "merged"],
+)
+def test_dense_batches_and_sized_tokens_keep_their_path(
+    make_vit: MakeViT,
+    make_pixels: MakePixels,
+    monkeypatch: pytest.MonkeyPatch,
+    reference: Reference,
+    prunings: list[Pruning],
+) -> None:
+    """Images of one length stay with the dense kernel, and those of a batch with a bias by size, which varlen
+    has no place for, with the runs."""
+    take_varlen(monkeypatch)
+    with torch.inference_mode():
+        PrunedViT(make_vit(**HEADS_OF_8))(make_pixels(3), prunings)
+    assert reference.calls == []
+
+
+def test_bounds_are_made_once() -> None:
+    """All blocks of one packing share one tensor, of which each image's rows can be read."""
+    packing, device = Packing((5, 3, 3)), torch.device("cpu")
+    assert packing.bounds(device).tolist() == [0, 5, 8, 11]
+    assert packing.bounds(device) is packing.bounds(device)
+
+
+class Rows:
+    """What is asked of rows before the kernel is chosen."""
+
+    def __init__(self, dtype: torch.dtype, *, is_cuda: bool = True) -> None:
+        self.dtype, self.is_cuda, self.device = dtype, is_cuda, torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({}, True),
+        ({"dtype": torch.float16}, True),
+        ({"dtype": torch.float32}, False),
+        ({"is_cuda": False}, False),
+        ({"built": False}, False),
+        ({"embed_dim": 66}, False),  # 11 values a head
+        ({"embed_dim": 6 * 256}, True),
+        ({"embed_dim": 6 * 264}, False),
+        ({"grad": True}, False),
+        ({"training": True}, False),
+        ({"fused": False}, False),
+    ],
+    ids=str,
+)
+def test_the_kernel_is_taken_where_it_can_be(
+    make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], taken: bool
+) -> None:
+    """Half precision on a GPU in inference, with heads of a multiple of eight values up to 256; each of these
+    is enough to refuse it."""
+    monkeypatch.setattr(models.varlen, "built_for", lambda _device: change.get("built", True))
+    attn = make_vit(embed_dim=change.get("embed_dim", 48), depth=1).blocks[0].attn
+    attn.train(change.get("training", False))
+    attn.fused_attn = change.get("fused", True)
+    rows: Any = Rows(change.get("dtype", torch.bfloat16), is_cuda=change.get("is_cuda", True))
+    with torch.set_grad_enabled(change.get("grad", False)):
+        # Rows stand in for a tensor on a GPU, which the check of types would not have.
+        assert _unchecked(takes_varlen)(attn, rows) == taken
+
+
+def _unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
+    return getattr(function, "__wrapped__", function)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_gpu_one_call_gives_what_the_runs_give(
+    make_vit: MakeViT, make_pixels: MakePixels, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """PyTorch's own kernel, queries shorter than keys and not: the runs' logits, to rounding."""
+    model = PrunedViT(make_vit(**HEADS_OF_8)).to("cuda", dtype)
+    pixels = make_pixels(5).to("cuda", dtype)
+    # `random` keeps the same patches however the rounding went.
+    prunings = [Pruning(ratio, "random") for ratio in (1.0, 0.7, 0.7, 0.5, 0.03)]
+    with torch.inference_mode():
+        if not takes_varlen(model.vit.blocks[0].attn, pixels):
+            pytest.skip("this PyTorch has no variable-length attention for this GPU")
+        once = model(pixels, prunings)
+        monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows: False)
+        runs = model(pixels, prunings)
+    torch.testing.assert_close(once.logits, runs.logits, rtol=0, atol=0.25)
