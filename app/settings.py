@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer, Rows
 
+CudaGraphs = Literal["auto", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 BUNDLED_MODEL = "trimvit-small-imagenette"
@@ -77,6 +78,9 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="Batches an engine computes at once. 0: one per thread, to 8, on a CPU; two on a GPU.",
+    )
+    cuda_graphs: CudaGraphs = Field(
+        "off", description="auto: small batches of one pruning as CUDA graphs on a GPU. Not tried on one yet."
     )
     max_batch_tokens: int = Field(
         0, ge=0, description="Tokens of a batch, weighted by their cost. 0: 4096 on a CPU, 65536 on a GPU."

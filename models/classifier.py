@@ -1,6 +1,6 @@
 """Images and one request each -> predictions. The one place where pixels, model and labels meet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from models.attention import parts_of_qkv
 from models.cascade import margins, second_run_compute
 from models.device import input_dtype
+from models.graphs import GraphedModel
 from models.int8 import quantise_linears
 from models.packed import can_pack, pack_linears
 from models.pruned_vit import Output, PrunedViT
@@ -54,13 +55,16 @@ class Prediction:
 
 
 class Classifier:
-    """A model on its device in its dtype, ready to classify. It is changed in place.
+    """A model on its device in its dtype, ready to classify, in several threads at once. It is changed in place.
 
     In int8 the linear layers of the blocks compute in int8, and everything between them, as the patch
-    embedding and the head, in the CPU's own dtype.
+    embedding and the head, in the CPU's own dtype. On a GPU each thread should have its own stream. With
+    ``graphs``, small batches of one pruning become CUDA graphs (see models.graphs).
     """
 
-    def __init__(self, model: PrunedViT, spec: InputSpec, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: PrunedViT, spec: InputSpec, device: str, dtype: torch.dtype, *, graphs: bool = False
+    ) -> None:
         if dtype == torch.int8:
             quantise_linears(model.vit.blocks)
         self._between = input_dtype(device, dtype)
@@ -73,6 +77,11 @@ class Classifier:
         self.spec = spec
         self.device = device
         self.dtype = dtype
+        self._forward: Callable[[Tensor, Sequence[Pruning]], Output] = (
+            GraphedModel(self.model) if graphs else self.model
+        )
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)  # from now on any stream may read the weights
 
     @torch.inference_mode()
     def classify(
@@ -84,13 +93,14 @@ class Classifier:
         inputs = self._inputs(pixels)
         prunings = [request.pruning for request in requests]
         if all(request.margin is None for request in requests):
-            output = self.model(inputs, prunings)
+            output = self._forward(inputs, prunings)
             first, again = output, frozenset[int]()
         else:
             first, output, again = self._cascade(inputs, requests)
         most = min(max(request.top_k for request in requests), output.logits.shape[1])
         best = output.logits.float().softmax(dim=1).topk(most, dim=1)
         scores, classes = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        kept = _to_host(output, [image for image, request in enumerate(requests) if request.kept_patches])
         arch, stages = self.model.arch, self.model.stages
         predictions = []
         for image, request in enumerate(requests):
@@ -104,13 +114,12 @@ class Classifier:
                 ratio = counts[0] / arch.patches
             if image in again:
                 ratio, share = 1.0, share + second_run_compute(arch, stages)
-            left = [stage[image] for stage in output.kept]
             predictions.append(
                 Prediction(
                     classes=classes[image, : request.top_k],
                     scores=scores[image, : request.top_k],
-                    kept_counts=tuple(len(stage) for stage in left),
-                    kept=tuple(stage.cpu().numpy() for stage in left) if request.kept_patches else None,
+                    kept_counts=tuple(len(stage[image]) for stage in output.kept),
+                    kept=kept.get(image),
                     keep_ratio=ratio,
                     compute=share,
                     runs=2 if image in again else 1,
@@ -140,7 +149,7 @@ class Classifier:
         return self.model.begin(self._inputs(pixels))
 
     def _inputs(self, pixels: UInt8[Tensor, "B height width 3"]) -> Float[Tensor, "B 3 height width"]:
-        return normalise(pixels.to(self.device, non_blocking=True), self.spec, self._between)
+        return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between)
 
     def _cascade(
         self, inputs: Tensor, requests: Sequence[ImageRequest]
@@ -168,10 +177,21 @@ class Classifier:
         return first, Output(logits, kept), frozenset(again)
 
 
+def _to_host(output: Output, images: Sequence[int]) -> dict[int, tuple[np.ndarray, ...]]:
+    """The patches that these images keep at each stage, in one copy for all."""
+    parts = [stage[image] for image in images for stage in output.kept]
+    if not parts:
+        return dict.fromkeys(images, ())
+    ends = np.cumsum([len(part) for part in parts])
+    pieces = np.split(torch.cat(parts).cpu().numpy(), ends[:-1])
+    stages = len(output.kept)
+    return {image: tuple(pieces[n * stages : (n + 1) * stages]) for n, image in enumerate(images)}
+
+
 def normalise(
     pixels: UInt8[Tensor, "B height width 3"], spec: InputSpec, dtype: torch.dtype
 ) -> Float[Tensor, "B 3 height width"]:
     """uint8 RGB to the model's input: (value / 255 - mean) / std per channel, on the pixels' device."""
-    mean = torch.tensor(spec.mean, device=pixels.device).view(3, 1, 1) * 255
-    std = torch.tensor(spec.std, device=pixels.device).view(3, 1, 1) * 255
+    mean = on_device(np.array(spec.mean, np.float32), pixels.device).view(3, 1, 1) * 255
+    std = on_device(np.array(spec.std, np.float32), pixels.device).view(3, 1, 1) * 255
     return pixels.permute(0, 3, 1, 2).float().sub(mean).div(std).to(dtype)

@@ -1,6 +1,6 @@
 """Attention over all images of a ragged batch in one call: torch.nn.attention.varlen, on GPUs that have it.
 
-What is asked of the device and of the rows is what PyTorch 2.14's FlashAttention-2 checks (docs/design/0009).
+What is asked of the device and of the rows is what PyTorch 2.14's FlashAttention-2 checks (docs/design/0012).
 """
 
 from functools import cache

@@ -7,7 +7,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +72,9 @@ def run(settings: Settings, args: EngineArgs) -> None:
 
         classifier: Classifier
 
+        def __init__(self) -> None:
+            self._of_thread = threading.local()
+
         def load(self) -> Loaded:
             torch.set_num_threads(threads)
             try:
@@ -84,7 +89,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 )
             height, width = loaded.input.size
             check_against_timm(loaded.model, torch.rand(1, 3, height, width))
-            self.classifier = Classifier(loaded.model, loaded.input, device, dtype)
+            graphs = not on_cpu and settings.cuda_graphs == "auto"
+            self.classifier = Classifier(loaded.model, loaded.input, device, dtype, graphs=graphs)
             self._warm_up(height, width)
             return Loaded(
                 ModelInfo(
@@ -121,24 +127,39 @@ def run(settings: Settings, args: EngineArgs) -> None:
             return replace(loaded, model=PrunedViT(loaded.model.vit, stages))
 
         def _warm_up(self, height: int, width: int) -> None:
-            for prunings in (
-                [UNPRUNED],
-                [Pruning(0.5)],
-                [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
-                [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), Pruning(keep_mass=0.8)],
-            ):
-                pixels = torch.zeros((len(prunings), height, width, 3), dtype=torch.uint8)
-                self.classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
+            with self._stream():
+                for prunings in (
+                    [UNPRUNED],
+                    [Pruning(0.5)],
+                    [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
+                    [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), Pruning(keep_mass=0.8)],
+                ):
+                    pixels = torch.zeros((len(prunings), height, width, 3), dtype=torch.uint8)
+                    self.classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
+
+        def _stream(self) -> AbstractContextManager[object]:
+            """On a GPU each thread computes on a stream of its own: one copies while the other computes, and
+            neither waits for the other's results."""
+            if on_cpu:
+                return nullcontext()
+            if not hasattr(self._of_thread, "stream"):
+                self._of_thread.stream = torch.cuda.Stream(device)
+            return torch.cuda.stream(self._of_thread.stream)
 
         def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Result]:
             # The number is kept per calling thread by OpenMP: each stream sets its own.
             torch.set_num_threads(threads)
             height, width = self.classifier.spec.size
-            pixels = np.stack([np.frombuffer(job.pixels, np.uint8).reshape(height, width, 3) for job in jobs])
+            images = [np.frombuffer(job.pixels, np.uint8).reshape(height, width, 3) for job in jobs]
             requests = [
                 ImageRequest(job.submit.pruning, job.submit.top_k, job.submit.kept_patches, job.submit.margin)
                 for job in jobs
             ]
+            with self._stream():
+                # Only from pinned memory is a copy to a GPU made while the thread goes on.
+                pixels = torch.empty((len(jobs), height, width, 3), dtype=torch.uint8, pin_memory=not on_cpu)
+                np.stack(images, out=pixels.numpy())
+                predictions = self.classifier.classify(pixels, requests)
             return [
                 Result(
                     classes=prediction.classes.tolist(),
@@ -149,7 +170,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
                     compute=prediction.compute,
                     runs=prediction.runs,
                 )
-                for prediction in self.classifier.classify(torch.from_numpy(pixels), requests)
+                for prediction in predictions
             ]
 
         def memory_bytes(self) -> int:

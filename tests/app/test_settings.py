@@ -20,6 +20,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "dtype": ("float16", "float16"),
     "threads": ("3", 3),
     "streams": ("2", 2),
+    "cuda_graphs": ("auto", "auto"),
     "max_batch_tokens": ("5000", 5000),
     "max_queue_images": ("17", 17),
     "host": ("::1", "::1"),

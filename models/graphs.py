@@ -1,0 +1,142 @@
+"""CUDA graphs of the forward pass of small batches whose images are all pruned alike.
+
+Such a pass is bound by the launches of its thousand or so kernels; a graph is one launch. A pruning is
+captured for a number of images (the next power of two) when it has been asked for a few times, and computed
+eagerly until then, and for good where the capture fails. All else goes to the model itself: other batches,
+`keep_mass` (asks the device for lengths), `random` (a seed for each image).
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.pruned_vit import Output, PrunedViT
+from models.schedule import Pruning
+
+log = logging.getLogger(__name__)
+
+MOST_IMAGES = 32
+GRAPHS = 16
+ASKED_BEFORE = 3
+
+# The logits, and for each stage a table [images, kept] of what Output.kept says.
+Tables = tuple[Tensor, ...]
+Capture = Callable[[Callable[[], Tables]], tuple[Callable[[], None], Tables]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """``replay`` computes the ``tables`` from what is in ``pixels``."""
+
+    pixels: Tensor
+    tables: Tables
+    replay: Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Shape:
+    """How often a shape was asked for, and its graph, once there is one; or that there cannot be one."""
+
+    asked: int = 0
+    graph: _Graph | None = None
+    failed: bool = False
+
+
+class _OfThread(threading.local):
+    """A thread's graphs. They share one memory pool, which is safe as long as no two are replayed at once: so
+    each thread, with its stream, has its own, and what a replay gave is copied before the next."""
+
+    def __init__(self) -> None:
+        self.shapes: OrderedDict[tuple[int, Pruning], _Shape] = OrderedDict()
+        self.capture: Capture | None = None
+
+
+class GraphedModel:
+    """Computes what the model does, of the same arguments. In inference mode only.
+
+    ``new_capture`` gives each thread what makes its graphs.
+    """
+
+    def __init__(self, model: PrunedViT, new_capture: Callable[[], Capture] | None = None) -> None:
+        self._model = model
+        self._new_capture = new_capture or CudaCapture
+        self._of_thread = _OfThread()
+
+    def __call__(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
+        """As `PrunedViT`; from a graph where there is one."""
+        images = len(pixels)
+        alike = {replace(pruning, seed=0) for pruning in prunings}
+        if len(alike) != 1 or len(prunings) != images or images > MOST_IMAGES:
+            return self._model(pixels, prunings)
+        (pruning,) = alike
+        if pruning.keep_mass is not None or pruning.criterion == "random":
+            return self._model(pixels, prunings)
+        graph = self._graph(pixels, pruning)
+        if graph is None:
+            return self._model(pixels, prunings)
+        # The other rows hold images of an earlier batch. No image sees another.
+        graph.pixels[:images].copy_(pixels)
+        graph.replay()
+        logits, *kept = (table[:images].clone() for table in graph.tables)
+        return Output(logits, tuple(stage.unbind() for stage in kept))
+
+    def _graph(self, pixels: Tensor, pruning: Pruning) -> _Graph | None:
+        """This thread's graph for such a batch, captured now if it is time to."""
+        shapes = self._of_thread.shapes
+        images = 1 << (len(pixels) - 1).bit_length()
+        shape = shapes.setdefault((images, pruning), _Shape())
+        shapes.move_to_end((images, pruning))
+        if len(shapes) > GRAPHS:
+            shapes.popitem(last=False)
+        shape.asked += 1
+        if shape.graph is None and not shape.failed and shape.asked > ASKED_BEFORE:
+            try:
+                shape.graph = self._capture(pixels, images, pruning)
+            except RuntimeError:
+                log.exception("no CUDA graph for %d images of %s: they are computed eagerly", images, pruning)
+                shape.failed = True
+        return shape.graph
+
+    def _capture(self, pixels: Tensor, images: int, pruning: Pruning) -> _Graph:
+        if self._of_thread.capture is None:
+            self._of_thread.capture = self._new_capture()
+        static = pixels.new_zeros((images, *pixels.shape[1:]))
+
+        def forward() -> Tables:
+            output = self._model(static, [pruning] * images)
+            return (output.logits, *(torch.stack(stage) for stage in output.kept))
+
+        replay, tables = self._of_thread.capture(forward)
+        return _Graph(static, tables, replay)
+
+
+class CudaCapture:
+    """Captures on the calling thread's current stream, which must not be the default one."""
+
+    # PyTorch allows one capture at a time in a process.
+    _one_at_a_time = threading.Lock()
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, forward: Callable[[], Tables]) -> tuple[Callable[[], None], Tables]:
+        """A function that computes ``forward`` again, from and into the same memory, and what it computes."""
+        with self._one_at_a_time:
+            for _ in range(2):  # libraries set themselves up when first called, which cannot be captured
+                forward()
+            graph = torch.cuda.CUDAGraph()
+            # Other threads go on allocating and copying, on streams of their own.
+            with torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=torch.cuda.current_stream(),
+                capture_error_mode="thread_local",
+            ):
+                tables = forward()
+            return graph.replay, tables
