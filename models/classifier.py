@@ -55,11 +55,11 @@ class Prediction:
 
 
 class Classifier:
-    """A model on its device in its dtype, ready to classify, in several threads at once. It is changed in place.
+    """A model on its device in its dtype, ready to classify, in several threads at once.
 
-    In int8 the linear layers of the blocks compute in int8, and everything between them, as the patch
-    embedding and the head, in the CPU's own dtype. On a GPU each thread should have its own stream. With
-    ``graphs``, small batches of one pruning become CUDA graphs (see models.graphs).
+    The model is changed in place. In int8 the linear layers of the blocks compute in int8, and everything
+    between them, as the patch embedding and the head, in the CPU's own dtype. On a GPU each thread should
+    have its own stream. With ``graphs``, small batches of one pruning become CUDA graphs (models.graphs).
     """
 
     def __init__(
