@@ -96,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
             name, description=run.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         command.set_defaults(measure=run)
-        command.add_argument("--model", default=BUNDLED_MODEL)
-        command.add_argument("--output", type=Path)
+        command.add_argument("--model", default=BUNDLED_MODEL, help="as of trimvit serve, or random:NAME")
+        command.add_argument("--output", type=Path, help="JSON file")
         return command
 
     def add_timed(
@@ -109,15 +109,17 @@ def _parser() -> argparse.ArgumentParser:
         ratios: Sequence[float] = (),
     ) -> argparse.ArgumentParser:
         command = add(name, run)
-        command.add_argument("--photographs", type=Path, required=True)
-        command.add_argument("--rounds", type=int, default=rounds)
+        command.add_argument("--photographs", type=Path, required=True, help="folder of images")
+        command.add_argument("--rounds", type=int, default=rounds, help="rounds that count")
         command.add_argument("--warm-up", type=int, default=3, help="rounds that do not count")
         command.add_argument("--sample-s", type=float, default=0.2, help="least seconds a sample")
         command.add_argument("--seed", type=int, default=0, help="of the contestants' order")
-        command.add_argument("--batch-sizes", type=int, nargs="+", default=batch_sizes)
-        command.add_argument("--dtypes", nargs="+", choices=DTYPES, default=("bfloat16", "float32"))
+        command.add_argument("--batch-sizes", type=int, nargs="+", default=batch_sizes, help="images")
+        command.add_argument(
+            "--dtypes", nargs="+", choices=DTYPES, default=("bfloat16", "float32"), help="of the weights"
+        )
         if ratios:
-            command.add_argument("--ratios", type=float, nargs="+", default=ratios)
+            command.add_argument("--ratios", type=float, nargs="+", default=ratios, help="keep ratios")
         return command
 
     all_ratios = (1.0, 0.9, 0.7, 0.5, 0.3)
@@ -128,17 +130,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--orders", type=int, default=4, help="mixed samples a round")
     command = add_timed("user", speed.user, batch_sizes=(1, 8, 32), rounds=15, ratios=all_ratios)
     command.add_argument("--images", type=int, default=64, help="about so many a sample")
-    command.add_argument("--streams", type=int, default=streams)
+    command.add_argument("--streams", type=int, default=streams, help="batches at once")
     add_timed("outside", speed.outside, batch_sizes=(8, 1), rounds=30, ratios=(1.0, 0.7, 0.5))
 
     command = add("memory", through_memory)
     command.set_defaults(model="random:test_vit")
-    command.add_argument("--dtype", choices=get_args(DtypeName), default="auto")
-    command.add_argument("--batches", type=int, default=10_000)
+    command.add_argument("--dtype", choices=get_args(DtypeName), default="auto", help="of the weights")
+    command.add_argument("--batches", type=int, default=10_000, help="in all")
     command.add_argument("--warm-up", type=int, default=1_000, help="batches before the trend begins")
     command.add_argument("--every", type=int, default=50, help="batches between two samples")
     command.add_argument("--most-images", type=int, default=16, help="in a batch")
-    command.add_argument("--streams", type=int, default=streams)
+    command.add_argument("--streams", type=int, default=streams, help="batches at once")
     command.add_argument(
         "--ratio-decimals", type=int, default=2, help="of the random ratios; more fill the caches of counts"
     )
