@@ -97,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"trimvit: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
-    # Idle OpenMP threads must not spin on cores that another stream or program could use: beside one busy
-    # neighbour, that made an evaluation take several times as long. torch reads it when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long an idle OpenMP thread spins before it sleeps (docs/design/0003). Read when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     settings_type, run = COMMANDS[name].load()
     sys.exit(run(_parse(name, settings_type, rest)))
 

@@ -3,4 +3,5 @@
 import os
 
 # As the command line does for the server; before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")

@@ -18,7 +18,13 @@ _INSTRUCTION_SETS = (
 
 # They decide how OpenMP's threads wait, how many shapes oneDNN remembers, and what malloc gives back.
 _ENVIRONMENT = (
-    *("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "KMP_BLOCKTIME", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
+    *(
+        "OMP_WAIT_POLICY",
+        "GOMP_SPINCOUNT",
+        "OMP_NUM_THREADS",
+        "KMP_BLOCKTIME",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+    ),
     *("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
 )
 
