@@ -135,7 +135,7 @@ def test_the_model_is_written_with_the_cheapest_cascade(
     before, after = zoo.load(str(model)), zoo.load(str(settings.output))
     assert before.cascade is None
     assert after.cascade == candidates[0].cascade
-    assert (after.labels, after.input, after.origin) == (before.labels, before.input, before.card.origin)
+    assert (after.labels, after.input, after.card.origin) == (before.labels, before.input, before.card.origin)
     assert after.method == before.method
     weights = after.model.vit.state_dict()
     for name, tensor in before.model.vit.state_dict().items():
