@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.rounds import Contestant
 from models.classifier import Classifier
-from models.device import DtypeName, choose_dtype, input_dtype
+from models.device import choose_dtype, input_dtype
+from models.dtypes import DtypeName
 from models.pruned_vit import PrunedViT, Pruning
 from models.zoo import Card, LoadedModel, input_spec_of, load
 

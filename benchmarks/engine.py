@@ -28,7 +28,8 @@ from benchmarks.outside import MissingPackageError
 from benchmarks.photographs import image_files
 from benchmarks.report import Row, table, write
 from models.classifier import Classifier
-from models.device import DtypeName, choose_dtype, cores
+from models.device import choose_dtype, cores
+from models.dtypes import DtypeName
 from models.pruned_vit import UnsupportedModelError
 from models.zoo import LoadedModel, ModelError
 

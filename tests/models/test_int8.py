@@ -234,8 +234,16 @@ def test_an_image_in_a_ragged_batch_is_treated_as_alone(
     model = PrunedViT(make_vit())
     quantise_linears(model.vit.blocks)
     model.to(dtype)
-    prunings = [Pruning(0.7), Pruning(1.0), Pruning(0.3, "mad"), Pruning(0.7), Pruning(0.5, "mean")]
-    pixels = make_pixels(5).to(dtype)
+    prunings = [
+        Pruning(0.7),
+        Pruning(1.0),
+        Pruning(0.3, "mad"),
+        Pruning(0.7),
+        Pruning(0.5, "mean"),
+        Pruning(0.5, reducer="fuse"),
+        Pruning(0.6, reducer="merge"),
+    ]
+    pixels = make_pixels(len(prunings)).to(dtype)
     with torch.inference_mode():
         together = model(pixels, prunings)
         for image, pruning in enumerate(prunings):
