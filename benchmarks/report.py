@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from models.training.evaluate import markdown
+
 Row = Mapping[str, object]
 
 
@@ -35,14 +37,7 @@ def table(rows: Sequence[Row]) -> str:
     """A Markdown table with a column for each key. Lists are for the file only."""
     headings = list(dict.fromkeys(key for row in rows for key in row))
     headings = [key for key in headings if not any(isinstance(row.get(key), list) for row in rows)]
-    cells = [headings, *([_text(row.get(key)) for key in headings] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return markdown([headings, *([_text(row.get(key)) for key in headings] for row in rows)])
 
 
 def write(path: Path, report: Mapping[str, object]) -> None:
