@@ -160,18 +160,11 @@ def _decide(
     padded = _padded(attention)
     value_norms = _padded(norms) if norms else None
     most = padded.shape[2]
-    patch_ids = _padded(
-        [
-            ids.view(run.images, -1)
-            for ids, run in zip(
-                tokens.patch_ids.split([run.images * tokens.patches[run.first_image] for run in runs]),
-                runs,
-                strict=True,
-            )
-        ]
-    )
-    seeds = None
+    patch_ids = seeds = None
     if "random" in criteria:
+        sizes = [run.images * tokens.patches[run.first_image] for run in runs]
+        ids = zip(tokens.patch_ids.split(sizes), runs, strict=True)
+        patch_ids = _padded([own.view(run.images, -1) for own, run in ids])
         seeds = on_device([pruning.seed for pruning in prunings], padded.device)
     values = padded.new_empty((len(prunings), most))
     for criterion in dict.fromkeys(criteria):
@@ -184,7 +177,7 @@ def _decide(
             criterion,
             padded[own],
             value_norms=None if value_norms is None else value_norms[own],
-            patch_ids=patch_ids[own],
+            patch_ids=None if patch_ids is None else patch_ids[own],
             seeds=None if seeds is None else seeds[own],
         )
     if min(tokens.patches) < most:
