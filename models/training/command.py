@@ -2,7 +2,10 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import wraps
+from typing import TypeVar
 
 from models.device import choose_device
 from models.pruned_vit import UnsupportedModelError
@@ -19,14 +22,28 @@ from models.zoo import ModelError
 
 _FORESEEN = (ModelError, UnsupportedModelError, ResumeError, MissingPackageError, OSError, ValueError)
 
+Config = TypeVar("Config")
 
+
+def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Config], int]:
+    """What a user can mend is said in a line, with exit code 1; all else is a bug and keeps its trace."""
+
+    @wraps(command)
+    def run(config: Config) -> int:
+        try:
+            return command(config)
+        except _FORESEEN as error:
+            print(f"trimvit {command.__name__}: {error}", file=sys.stderr)
+            return 1
+
+    return run
+
+
+@_tells_what_was_foreseen
 def train(config: TrainConfig) -> int:
     """Fine-tune, resuming what the output folder holds."""
     try:
         report = fine_tune(config, choose_device("auto"))
-    except _FORESEEN as error:
-        print(f"trimvit train: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from {config.output}", file=sys.stderr)
         return 130
@@ -34,37 +51,29 @@ def train(config: TrainConfig) -> int:
     return 0
 
 
+@_tells_what_was_foreseen
 def average(config: AverageConfig) -> int:
     """Write the mean of checkpoints."""
-    try:
-        run_average(config)
-    except _FORESEEN as error:
-        print(f"trimvit average: {error}", file=sys.stderr)
-        return 1
+    run_average(config)
     print(f"the mean of {len(config.models)} checkpoints is {config.output}")
     return 0
 
 
+@_tells_what_was_foreseen
 def evaluate(config: EvaluateConfig) -> int:
     """Evaluate and print the table."""
-    try:
-        rows = run_evaluation(config)
-    except _FORESEEN as error:
-        print(f"trimvit evaluate: {error}", file=sys.stderr)
-        return 1
+    rows = run_evaluation(config)
     print(f"{config.model} on {rows[0].images} images of {config.data}\n\n{table(rows)}")
     if config.output is not None:
         config.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0
 
 
+@_tells_what_was_foreseen
 def sweep(config: SweepConfig) -> int:
     """Sweep, resuming what the output folder holds, and print the table."""
     try:
         rows = run_sweep(config)
-    except _FORESEEN as error:
-        print(f"trimvit sweep: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from {config.output}", file=sys.stderr)
         return 130
@@ -72,13 +81,10 @@ def sweep(config: SweepConfig) -> int:
     return 0
 
 
+@_tells_what_was_foreseen
 def calibrate(config: CalibrateConfig) -> int:
     """Fit a cascade, print what there was to choose from, and write the model with the cheapest."""
-    try:
-        candidates = run_calibration(config)
-    except _FORESEEN as error:
-        print(f"trimvit calibrate: {error}", file=sys.stderr)
-        return 1
+    candidates = run_calibration(config)
     best = candidates[0].cascade
     print(
         f"{calibration_table(candidates)}\n\nfitted on {best.images} images for an agreement of "
