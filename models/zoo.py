@@ -31,7 +31,7 @@ WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 _HEADER_KEY = "trimvit"
 _FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
-_HEADS = ("head.", "head_dist.")
+HEADS = ("head.", "head_dist.")
 
 
 class ModelError(ValueError):
@@ -287,14 +287,14 @@ def _load_into(
         tensors = {
             name: tensor
             for name, tensor in tensors.items()
-            if not name.startswith(_HEADS) or own.get(name, torch.empty(0)).shape == tensor.shape
+            if not name.startswith(HEADS) or own.get(name, torch.empty(0)).shape == tensor.shape
         }
     try:
         missing, left_over = vit.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise ModelError(f"{source} does not fit the architecture: {error}") from error
     if head_may_differ:
-        missing = [name for name in missing if not name.startswith(_HEADS)]
+        missing = [name for name in missing if not name.startswith(HEADS)]
     if missing or left_over:
         raise ModelError(
             f"{source} does not fit the architecture: missing {missing[:3] or 'none'}, "

@@ -3,7 +3,7 @@ model card share."""
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -33,6 +33,11 @@ class TrainConfig(BaseModel):
         ge=1,
         description="Pixels from one patch to the next; below the patch size, patches overlap and are more. "
         "Default: the patch size.",
+    )
+    trained: Literal["all", "head"] = Field(
+        "all",
+        description="What is trained: the whole network, or its head alone (a linear probe of a network that "
+        "stays as it came).",
     )
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(64, ge=1, description="Images per step.")

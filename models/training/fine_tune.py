@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,6 +61,8 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
         img_size=config.image_size,
         drop_path_rate=config.drop_path,
     ).to(device)
+    for name, parameter in vit.named_parameters():
+        parameter.requires_grad_(config.trained == "all" or name.startswith(zoo.HEADS))
     model = PrunedViT(vit).train()
     spec = zoo.input_spec_of(vit)
     dataset = AugmentedPhotographs(config.data, config.image_size, config.min_crop, config.seed)
@@ -167,12 +169,19 @@ def _features(model: PrunedViT) -> Iterator[list[Tensor]]:
 
 
 def _load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedViT | None:
-    """Raises ModelError where the teacher's architecture or classes are others than the student's."""
+    """Raises ModelError where the teacher's architecture, input or classes are others than the student's.
+
+    Its patches may be other ones: features that the head reads are compared, not patches.
+    """
     if config.teacher is None:
         return None
     teacher = zoo.load(str(config.teacher), architecture=config.architecture).model
-    if teacher.arch != model.arch:
-        raise zoo.ModelError(f"the teacher is {teacher.arch}, but the student is {model.arch}")
+    sizes = [some.vit.patch_embed.img_size for some in (teacher, model)]
+    if replace(teacher.arch, grid=model.arch.grid) != model.arch or sizes[0] != sizes[1]:
+        raise zoo.ModelError(
+            f"the teacher is {teacher.arch} for {sizes[0]} pixels, "
+            f"but the student is {model.arch} for {sizes[1]}"
+        )
     return teacher.to(device).requires_grad_(requires_grad=False)
 
 

@@ -410,6 +410,25 @@ def test_a_teacher_of_another_kind_is_refused(config: Callable[..., TrainConfig]
         fine_tune(config(teacher=trained, image_size=64))
 
 
+def test_a_teacher_may_have_other_patches(config: Callable[..., TrainConfig], trained: Path) -> None:
+    """A student with overlapping patches learns from a teacher without them."""
+    settings = config(teacher=trained, patch_stride=8, epochs=1)
+    fine_tune(settings)
+    assert zoo.load(str(settings.output / "model.safetensors")).model.arch.grid == (5, 5)
+
+
+def test_the_head_alone_is_trained(config: Callable[..., TrainConfig], start: Path) -> None:
+    """A linear probe changes the head and nothing else."""
+    settings = config(trained="head")
+    fine_tune(settings)
+    torch.manual_seed(settings.seed)
+    untrained = zoo.create(ARCHITECTURE, start, num_classes=3, img_size=48).state_dict()
+    changed = {
+        name for name, tensor in tensors_of(settings).items() if not tensor.equal(untrained[name].half())
+    }
+    assert changed == {"head.weight", "head.bias"}
+
+
 # The settings.
 
 
