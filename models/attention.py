@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from models.packed import PackedLinear
 from models.ragged import Packing, Run
 from models.varlen import takes_varlen, varlen
+from models.windows import takes_windows, windowed
 
 
 def heads(attn: Attention, rows: Tensor, run: Run) -> tuple[Tensor, ...]:
@@ -60,6 +61,9 @@ def self_attention(
     if len(packing.runs) > 1 and sizes is None and takes_varlen(attn, qkv):
         q, k, v = _heads_of_rows(attn, qkv)
         return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, packing), normed)
+    if packing.rounded:
+        q, k, v = _heads_of_rows(attn, qkv)
+        return _project(attn, _windowed(attn, q, k, v, packing, packing, sizes), normed)
     mixed = []
     for run in packing.runs:
         q, k, v = heads(attn, qkv, run)
@@ -83,6 +87,10 @@ def cross_attention(
         (q,) = _heads_of_rows(attn, q_rows)
         k, v = _heads_of_rows(attn, source)
         return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, source_packing), normed)
+    if takes_windows(q_rows):
+        (q,) = _heads_of_rows(attn, q_rows)
+        k, v = _heads_of_rows(attn, source)
+        return _project(attn, _windowed(attn, q, k, v, packing, source_packing, sizes), normed)
     mixed = []
     for run, source_run in packing.runs_beside(source_packing):
         (q,) = heads(attn, q_rows, run)
@@ -90,6 +98,14 @@ def cross_attention(
         bias = _size_bias(sizes, source_run, q)
         mixed.append(_mix(attn, attn.q_norm(q), attn.k_norm(k), v, bias, exact=False))
     return _project(attn, packing.pack(mixed), normed)
+
+
+def _windowed(
+    attn: Attention, q: Tensor, k: Tensor, v: Tensor, packing: Packing, source: Packing, sizes: Tensor | None
+) -> Tensor:
+    """`windowed`, shaped for ``packing``."""
+    bias = None if sizes is None else sizes.log().to(q.dtype)
+    return packing.shaped(windowed(attn, attn.q_norm(q), attn.k_norm(k), v, packing, source, bias))
 
 
 def _mix(attn: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, exact: bool) -> Tensor:

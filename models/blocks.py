@@ -22,6 +22,7 @@ from models.criteria import attention_rows, importance, most_important, most_imp
 from models.ragged import Packing, Run, Tokens, on_device, runs_of, starts_of
 from models.reducers import fuse, merge
 from models.schedule import Pruning, Rows, keep_count
+from models.windows import takes_windows
 
 
 def plain_block(block: Block, tokens: Tokens, exact: bool) -> Tokens:
@@ -248,7 +249,8 @@ def _select(
     index = _entries(starts + torch.cat(columns, dim=1), there)
     first_patches = starts_of(tokens.patches, device).unsqueeze(1)
     patch_index = _entries(first_patches + positions, np.arange(most) < kept)
-    packing = Packing(tuple((prefix + kept + fused)[:, 0].tolist()))
+    lengths = tuple((prefix + kept + fused)[:, 0].tolist())
+    packing = Packing(lengths, rounded=takes_windows(tokens.rows))
     selected = Tokens(
         tokens.packing.select(tokens.rows, index, packing),
         packing,
@@ -309,7 +311,7 @@ def _reduce(
         others = torch.ones((run.images, prefix + after.shape[1]), device=sizes.device)
         new_sizes.append(torch.cat((others[:, :prefix], middle_sizes, others[:, prefix:]), dim=1).flatten())
         lengths += [rows[-1].shape[1]] * run.images
-    packing = Packing(tuple(lengths))
+    packing = Packing(tuple(lengths), rounded=takes_windows(tokens.rows))
     merged = tokens.sizes is not None or "merge" in reducers
     return Tokens(
         packing.pack(rows),

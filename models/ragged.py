@@ -7,7 +7,7 @@ shape (and memory layout): the dense path is the same code, not another one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
 
@@ -35,9 +35,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Packing:
-    """Token counts of the images in packed order."""
+    """Token counts of the images in packed order.
+
+    ``rounded``: always packed, also if there is one length only, and with rows behind the images that nobody
+    reads, at most a 32nd, so that batches have few different numbers of rows.
+    """
 
     lengths: tuple[int, ...]
+    rounded: bool = False
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -46,13 +51,22 @@ class Packing:
 
     def pack(self, parts: Sequence[Float[Tensor, "_images _tokens D"]]) -> Float[Tensor, "*rows D"]:
         """Dense parts, one or several per run, as the rows of the whole batch."""
-        if len(parts) == 1:
+        if len(parts) == 1 and not self.rounded:
             return parts[0]
-        return self.shaped(torch.cat([part.flatten(0, 1) for part in parts]))
+        flat = [part.flatten(0, 1) for part in parts]
+        if self.padding:
+            flat.append(flat[0].new_zeros((self.padding, flat[0].shape[1])))
+        return self.shaped(torch.cat(flat))
+
+    @cached_property
+    def padding(self) -> int:
+        """Rows behind the images."""
+        rows = sum(self.lengths)
+        return -rows % (1 << max(0, rows.bit_length() - 6)) if self.rounded else 0
 
     def shaped(self, flat: Float[Tensor, "rows D"]) -> Float[Tensor, "*rows D"]:
         """The rows of the whole batch, dense if there is one run only."""
-        return flat if len(self.runs) > 1 else self.runs[0].dense(flat)
+        return flat if self.rounded or len(self.runs) > 1 else self.runs[0].dense(flat)
 
     def map_runs(
         self, module: Callable[[Tensor], Tensor], rows: Float[Tensor, "*rows D"]
@@ -70,6 +84,8 @@ class Packing:
         self, rows: Float[Tensor, "*rows D"], index: Int[Tensor, " kept"], kept_packing: "Packing"
     ) -> Float[Tensor, "*kept_rows D"]:
         """The rows numbered by ``index`` (flat), shaped for ``kept_packing``."""
+        if kept_packing.padding:
+            index = torch.nn.functional.pad(index, (0, kept_packing.padding))  # the first row, again
         return kept_packing.shaped(rows.flatten(0, -2).index_select(0, index))
 
     @cached_property
@@ -115,7 +131,7 @@ class Tokens:
         index = on_device(images, self.rows.device)
         return Tokens(
             self.rows.index_select(0, index),
-            Packing(tuple(self.packing.lengths[image] for image in images)),
+            replace(self.packing, lengths=tuple(self.packing.lengths[image] for image in images)),
             tuple(self.patches[image] for image in images),
             self.patch_ids.view(len(self.patches), -1).index_select(0, index).flatten(),
         )

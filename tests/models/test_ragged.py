@@ -75,6 +75,30 @@ def test_pack_is_the_way_back() -> None:
     assert packing.pack([dense]) is dense
 
 
+def test_rows_behind_the_images_of_a_rounded_batch() -> None:
+    """130 rows become 132: packed, those behind the images are zero; selected, they are the first one again.
+    No image sees them, and batches of one length are packed, too."""
+    packing = Packing((124, 3, 3), rounded=True)
+    assert packing.padding == 2
+    packed = packing.pack([run.dense(numbered(130)) + 1 for run in packing.runs])
+    assert packed[:, 0].tolist() == [*range(1, 131), 0, 0]
+    assert packing.runs[-1].dense(packed)[-1, :, 0].tolist() == [128, 129, 130]
+    assert packing.bounds(packed.device).tolist() == [0, 124, 127, 130]
+    kept = packing.select(packed, torch.arange(65), Packing((60, 5), rounded=True))
+    assert kept[:, 0].tolist() == [*range(1, 66), 1]
+    assert Packing((65, 65), rounded=True).pack([numbered(2, 65)]).shape == (132, 2)
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8))
+def test_rounding_adds_at_most_a_32nd(lengths: list[int]) -> None:
+    """And leaves few numbers of rows: 32 from one power of two to the next."""
+    packing = Packing(tuple(lengths), rounded=True)
+    rows = sum(lengths)
+    assert 0 <= packing.padding <= rows / 32
+    assert (rows + packing.padding) % (1 << max(0, rows.bit_length() - 6)) == 0
+    assert Packing(tuple(lengths)).padding == 0
+
+
 def test_map_runs_gives_each_length_on_its_own() -> None:
     """A module that tells images apart sees whole images: here each loses its own first row."""
     seen = []

@@ -1,0 +1,98 @@
+"""Attention over windows of a ragged batch: what it is for each image alone, in few shapes."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.pruned_vit import PrunedViT
+from models.ragged import Packing
+from models.schedule import Pruning
+from models.windows import STEP, takes_windows, windowed
+
+HEADS, WIDTH = 3, 8
+
+images = st.lists(
+    st.integers(1, 3 * STEP).flatmap(lambda length: st.tuples(st.integers(1, length), st.just(length))),
+    min_size=1,
+    max_size=5,
+)
+
+
+def rows(packing: Packing, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    count = sum(packing.lengths) + packing.padding
+    return torch.randn((count, HEADS, WIDTH), generator=generator).bfloat16()
+
+
+@given(images=images, seed=st.integers(0, 9), weighted=st.booleans())
+@example(images=[(1, 1)], seed=0, weighted=False)  # fewer rows than a window
+@example(images=[(20, 20)] * 11, seed=0, weighted=True)  # groups of eight, two and one
+def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, weighted: bool) -> None:
+    """As softmax(q k / sqrt(d) + bias) v in float64 of each image by itself, and with the same bits as in a
+    batch of its own; rows behind the images are 0."""
+    kept, lengths = zip(*images, strict=True)
+    packing, source = Packing(kept, rounded=True), Packing(lengths, rounded=True)
+    attn = Attention(HEADS * WIDTH, HEADS).eval()
+    q, k, v = rows(packing, seed), rows(source, seed + 1), rows(source, seed + 2)
+    bias = rows(source, seed + 3)[: sum(lengths), 0, 0] if weighted else None
+    with torch.inference_mode():
+        mixed = windowed(attn, q, k, v, packing, source, bias)
+        for image in range(len(images)):
+            own = slice(packing.starts[image], packing.starts[image] + kept[image])
+            keys = slice(source.starts[image], source.starts[image] + lengths[image])
+            own_bias = None if bias is None else bias[keys]
+            logits = torch.einsum("qhd,khd->hqk", q[own].double(), k[keys].double()) * WIDTH**-0.5
+            logits += 0 if own_bias is None else own_bias.double()
+            wanted = torch.einsum("hqk,khd->qhd", logits.softmax(dim=-1), v[keys].double())
+            torch.testing.assert_close(mixed[own].double(), wanted.flatten(1), atol=0.03, rtol=0.02)
+            one, its_source = Packing(kept[image : image + 1]), Packing(lengths[image : image + 1])
+            assert windowed(attn, q[own], k[keys], v[keys], one, its_source, own_bias).equal(mixed[own])
+    assert not mixed[sum(kept) :].any()
+
+
+class Shapes(TorchDispatchMode):
+    """Collects the shapes of all operands of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[Any, ...]] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.addmm):
+            self.seen.add((str(func), *(tuple(a.shape) for a in args if isinstance(a, Tensor))))
+        return func(*args, **(kwargs or {}))
+
+
+def test_any_batch_has_few_shapes(
+    make_vit: Callable[..., VisionTransformer], make_pixels: Callable[..., Tensor]
+) -> None:
+    """After 30 batches of random ratios in bfloat16, 30 more bring hardly a new shape."""
+    model = PrunedViT(make_vit().bfloat16().eval())
+    pixels = make_pixels(4).bfloat16()
+    draw = random.Random(0)
+    with torch.inference_mode(), Shapes() as shapes:
+        for batch in range(60):
+            model(pixels, [Pruning(draw.uniform(0.2, 1)) for _ in range(4)])
+            if batch == 29:
+                known = len(shapes.seen)
+    assert len(shapes.seen) <= known * 1.1, sorted(shapes.seen)
+
+
+def test_where_windows_are_taken() -> None:
+    """In bfloat16 in inference; float32 has other kernels, and training needs what autograd saves."""
+    half = torch.zeros(1, dtype=torch.bfloat16)
+    assert not takes_windows(half)
+    with torch.inference_mode():
+        assert takes_windows(half)
+        assert not takes_windows(half.float())
+        assert not takes_windows(torch.zeros(1, dtype=torch.bfloat16, device="meta"))
