@@ -13,7 +13,9 @@ from app.http.classify import Engines, classify_router
 from app.http.middleware import Observe
 from app.http.models import models_router
 from app.http.operations import operations_router
+from app.http.page import page_router
 from app.http.problems import install_problem_handlers
+from app.http.stats import stats_router
 from app.settings import Settings
 
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
@@ -46,4 +48,6 @@ def create_app(settings: Settings, engines: Engines) -> FastAPI:
     app.include_router(classify_router(settings, engines, decoders))
     app.include_router(models_router(settings, engines))
     app.include_router(operations_router(engines))
+    app.include_router(stats_router(engines))
+    app.include_router(page_router(settings))
     return app

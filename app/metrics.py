@@ -107,10 +107,15 @@ ENGINE_UP = Gauge(
 RESTARTS = Counter("trimvit_restarts", "Processes started again after they died.", ["process"])
 
 
+def registry() -> CollectorRegistry:
+    """The metrics of all processes, to be read."""
+    if FOLDER_VARIABLE not in os.environ:
+        return REGISTRY
+    collected = CollectorRegistry()
+    MultiProcessCollector(collected)
+    return collected
+
+
 def exposition() -> tuple[bytes, str]:
     """The metrics page of all processes, and its content type."""
-    if FOLDER_VARIABLE not in os.environ:
-        return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    return generate_latest(registry()), CONTENT_TYPE_LATEST

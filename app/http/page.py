@@ -1,0 +1,90 @@
+"""GET /: the page, and the files it is made of under /static."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from fastapi import APIRouter, Request, Response
+
+from app.errors import NotFound
+from app.settings import Settings
+
+FOLDER = Path(__file__).parents[1] / "static"
+PAGE = "page.html"
+# Everything comes from this server, and nothing that is written into the page runs or styles anything.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'"
+)
+
+_MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_FOR_EVER = "public, max-age=31536000, immutable"
+_ASK_AGAIN = "no-cache"
+
+
+@dataclass(frozen=True, slots=True)
+class StaticFile:
+    """One file as it is sent. ``etag`` is that of its content."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+    def answer(self, request: Request, caching: str) -> Response:
+        """The file, or 304 where the client has it already."""
+        headers = {"Cache-Control": caching, "ETag": self.etag, "X-Content-Type-Options": "nosniff"}
+        if self.etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(self.content, media_type=self.media_type, headers=headers)
+
+
+def static_files(folder: Path) -> dict[str, StaticFile]:
+    """Every file of the folder by its path inside it. They are few and small, and are held in memory: a
+    request's path is only ever looked up here, and never opened."""
+    return {
+        path.relative_to(folder).as_posix(): _file(path.name, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in _MEDIA_TYPES
+    }
+
+
+def page_router(settings: Settings) -> APIRouter:
+    """The page, and its files under a path that changes with them, so that browsers may keep them for ever."""
+    router = APIRouter(include_in_schema=False)
+    files = static_files(FOLDER)
+    version = hashlib.sha256(
+        "".join(f"{name}{file.etag}" for name, file in files.items()).encode()
+    ).hexdigest()
+    version = version[:16]
+    filled = (
+        files.pop(PAGE)
+        .content.replace(b"{{static}}", f"static/{version}".encode())
+        .replace(b"{{max_body_bytes}}", str(settings.max_body_bytes).encode())
+    )
+    page = _file(PAGE, filled)
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def index(request: Request) -> Response:
+        response = page.answer(request, _ASK_AGAIN)
+        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+        return response
+
+    @router.api_route("/static/{asked_version}/{name:path}", methods=["GET", "HEAD"])
+    async def static(request: Request, asked_version: str, name: str) -> Response:
+        file = files.get(name)
+        if file is None:
+            raise NotFound(f"there is no {request.url.path}; the page is at /")
+        # While servers are replaced one by one, a page of one version may ask a server of another.
+        return file.answer(request, _FOR_EVER if asked_version == version else _ASK_AGAIN)
+
+    return router
+
+
+def _file(name: str, content: bytes) -> StaticFile:
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    return StaticFile(content, _MEDIA_TYPES[PurePosixPath(name).suffix], etag)
