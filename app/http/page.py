@@ -54,13 +54,11 @@ def static_files(folder: Path) -> dict[str, StaticFile]:
 
 
 def page_router(settings: Settings) -> APIRouter:
-    """The page, and its files under a path that changes with them, so that browsers may keep them for ever."""
+    """The page, and its files under a path that changes with them, so that browsers may keep them."""
     router = APIRouter(include_in_schema=False)
     files = static_files(FOLDER)
-    version = hashlib.sha256(
-        "".join(f"{name}{file.etag}" for name, file in files.items()).encode()
-    ).hexdigest()
-    version = version[:16]
+    names_and_etags = "".join(f"{name}{file.etag}" for name, file in files.items())
+    version = hashlib.sha256(names_and_etags.encode()).hexdigest()[:16]
     filled = (
         files.pop(PAGE)
         .content.replace(b"{{static}}", f"static/{version}".encode())

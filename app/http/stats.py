@@ -18,7 +18,7 @@ class Stats(BaseModel):
     engines_ready: int = Field(ge=0, description="Engines that answer now.")
     queue_images: int = Field(ge=0, description="Images that wait for a batch now.")
     queue_limit_images: int = Field(ge=0, description="Images that may wait before more are refused.")
-    images_answered: int = Field(ge=0)
+    images_answered: int = Field(ge=0, description="Images that got labels.")
     refusals: int = Field(ge=0, description="Requests refused or given up.")
     batches: int = Field(ge=0, description="Batches computed.")
     batch_images: int = Field(ge=0, description="Images in them.")

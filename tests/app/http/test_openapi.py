@@ -85,6 +85,7 @@ def test_every_route_is_in_the_document() -> None:
     assert {(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods} == {
         ("/v1/classify", "post"),
         ("/v1/models", "get"),
+        ("/v1/stats", "get"),
         ("/livez", "get"),
         ("/readyz", "get"),
         ("/metrics", "get"),
