@@ -69,6 +69,7 @@ function bar(share) {
 
 let model = null;
 let photograph = null; // {blob, name, url?, opening: of a bitmap, seen: canvas or null}
+let reloadedFor = null; // the name of a model; asked for once only, as two servers may take turns
 let answer = null; // the newest
 let stage = 0; // shown: 0 is the whole photograph
 const picture = new MaskedPicture(byId("picture"));
@@ -286,6 +287,7 @@ async function ask() {
       byId("answer").hidden = true;
       forgetPhotograph();
     }
+    byId("answer").classList.add("stale");
     showTrouble(trouble);
   } finally {
     if (turn.isCurrent()) setBusy(false);
@@ -300,11 +302,17 @@ function setBusy(busy) {
 const askSoon = debounced(ask, 60, 200);
 
 function showAnswer(came, asked, query) {
+  if (came.model !== model.name && came.model !== reloadedFor) {
+    // The server was started anew with another model, whose patches may be others.
+    reloadedFor = came.model;
+    loadModel();
+    return;
+  }
   const first = answer === null;
   answer = came.results[0];
   if (!asked.seen) seePhotograph();
-  if (came.model !== model.name) loadModel(); // the server was started anew with another
   const [best] = answer.labels;
+  byId("answer").classList.remove("stale");
   say("label", shortLabel(best.label));
   say("score", percent(best.score));
   say("remark", remarks(answer, query).join(" "));
