@@ -22,7 +22,8 @@ from models.transforms import InputSpec
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What is asked of one image: how to prune it, how many labels, whether to name the kept patches.
+    """What is asked of one image: how to prune it, how many labels, whether to name the kept patches and to
+    give the logits of all classes.
 
     With a ``margin``, it is run again unpruned where its first label's probability is no more than that above
     the second one's (see models.cascade).
@@ -32,6 +33,7 @@ class ImageRequest:
     top_k: int = 5
     kept_patches: bool = False
     margin: float | None = None
+    logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Prediction:
     indices, row by row in the patch grid, of the patches left after stage s (None if not asked for);
     ``kept_counts[s]``: how many they are. ``keep_ratio``: the ratio that was applied (what `keep_mass` came
     to; 1 where the image was run again unpruned). ``compute``: share of the unpruned model's MACs, of both
-    runs where there were two. ``runs``: 1 or 2.
+    runs where there were two. ``runs``: 1 or 2. ``logits``: float32, of all classes in their order (None if
+    not asked for).
     """
 
     classes: Int[np.ndarray, " top_k"]
@@ -52,6 +55,7 @@ class Prediction:
     keep_ratio: float
     compute: float
     runs: int
+    logits: Float[np.ndarray, " classes"] | None = None
 
 
 class Classifier:
@@ -98,8 +102,10 @@ class Classifier:
         else:
             first, output, again = self._cascade(inputs, requests)
         most = min(max(request.top_k for request in requests), output.logits.shape[1])
-        best = output.logits.float().softmax(dim=1).topk(most, dim=1)
+        logits = output.logits.float()
+        best = logits.softmax(dim=1).topk(most, dim=1)
         scores, classes = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        of_all = logits.cpu().numpy() if any(request.logits for request in requests) else None
         kept = _to_host(output, [image for image, request in enumerate(requests) if request.kept_patches])
         arch, stages = self.model.arch, self.model.stages
         predictions = []
@@ -123,6 +129,7 @@ class Classifier:
                     keep_ratio=ratio,
                     compute=share,
                     runs=2 if image in again else 1,
+                    logits=of_all[image] if of_all is not None and request.logits else None,
                 )
             )
         return predictions

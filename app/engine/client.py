@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import zmq
 import zmq.asyncio
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float32, UInt8, UInt16
 
 from app.engine.messages import (
     Answer,
@@ -49,14 +49,17 @@ class Question:
     kept_patches: bool
     deadline_s: float
     margin: float | None = None
+    logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """An answer with its kept patches; see models.classifier.Prediction for their meaning."""
+    """An answer with its kept patches and, if asked for, its logits; see models.classifier.Prediction for
+    their meaning."""
 
     answer: Answer
     kept: tuple[UInt16[np.ndarray, " kept"], ...]
+    logits: Float32[np.ndarray, " classes"] | None = None
 
 
 @dataclass(slots=True)
@@ -160,6 +163,7 @@ class EngineClient:
             top_k=question.top_k,
             kept_patches=question.kept_patches,
             deadline_s=question.deadline_s,
+            logits=question.logits,
         )
         pending = _Pending(
             submit,
@@ -206,8 +210,9 @@ class EngineClient:
                 case Answer():
                     pending = link.pending.get(message.id)
                     if pending is not None and not pending.answered.done():
+                        logits = np.frombuffer(frames.pop(), "<f4") if pending.submit.logits else None
                         kept = tuple(np.frombuffer(frame, "<u2") for frame in frames)
-                        pending.answered.set_result(Classified(message, kept))
+                        pending.answered.set_result(Classified(message, kept, logits))
                 case Refuse():
                     if (pending := link.pending.get(message.id)) is not None:
                         _fail(pending, _problem(message))

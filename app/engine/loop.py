@@ -54,7 +54,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a backend finds for one job: see models.classifier.Prediction. ``kept``: uint16 per stage."""
+    """What a backend finds for one job: see models.classifier.Prediction. ``kept``: uint16 per stage;
+    ``logits``: float32. Both little-endian."""
 
     classes: list[int]
     scores: list[float]
@@ -63,6 +64,7 @@ class Result:
     keep_ratio: float
     compute: float
     runs: int
+    logits: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,8 @@ class Engine:
                 queue_s=done.started - entry.arrived,
                 compute_s=done.ended - done.started,
             )
-            self._send(socket, key[0], answer, result.kept)
+            logits = () if result.logits is None else (result.logits,)
+            self._send(socket, key[0], answer, (*result.kept, *logits))
         self._measure(done, done.results)
 
     def _measure(self, done: _Done, results: Sequence[Result]) -> None:

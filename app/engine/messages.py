@@ -51,6 +51,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     top_k: Annotated[int, Meta(ge=1)]
     kept_patches: bool
     deadline_s: float
+    logits: bool = False
 
     def __post_init__(self) -> None:
         if self.margin is not None and self.pruning.keep_mass is not None:
@@ -79,7 +80,8 @@ class Status(msgspec.Struct, frozen=True, tag=True):
 
 class Answer(msgspec.Struct, frozen=True, tag=True):
     """One classified image: see models.classifier.Prediction. Followed by a frame per stage with the kept
-    patches as little-endian uint16, if they were asked for."""
+    patches as little-endian uint16, if they were asked for, and by one with the logits as little-endian
+    float32, if they were."""
 
     id: int
     classes: list[int]

@@ -152,8 +152,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
             height, width = self.classifier.spec.size
             images = [np.frombuffer(job.pixels, np.uint8).reshape(height, width, 3) for job in jobs]
             requests = [
-                ImageRequest(job.submit.pruning, job.submit.top_k, job.submit.kept_patches, job.submit.margin)
-                for job in jobs
+                ImageRequest(asked.pruning, asked.top_k, asked.kept_patches, asked.margin, asked.logits)
+                for asked in (job.submit for job in jobs)
             ]
             with self._stream():
                 # Only from pinned memory is a copy to a GPU made while the thread goes on.
@@ -169,6 +169,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
                     keep_ratio=prediction.keep_ratio,
                     compute=prediction.compute,
                     runs=prediction.runs,
+                    logits=None if prediction.logits is None else prediction.logits.astype("<f4").tobytes(),
                 )
                 for prediction in predictions
             ]

@@ -66,6 +66,20 @@ def test_scores_are_the_softmax_in_falling_order(classifier: Classifier) -> None
         assert prediction.scores.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_logits_are_the_networks_own_for_those_who_ask(classifier: Classifier) -> None:
+    """Of all classes in their order, whatever top_k; nobody else gets them."""
+    pixels = photographs(3)
+    requests = [ImageRequest(Pruning(0.6), top_k=2, logits=ask) for ask in (True, False, True)]
+    first, second, third = classifier.classify(pixels, requests)
+    with torch.inference_mode():
+        logits = classifier.model(normalise(pixels, SPEC, torch.float32), [Pruning(0.6)] * 3).logits.numpy()
+    assert second.logits is None
+    for prediction, row in ((first, logits[0]), (third, logits[2])):
+        assert prediction.logits is not None
+        assert prediction.logits.dtype == np.float32
+        np.testing.assert_allclose(prediction.logits, row, rtol=1e-5)
+
+
 def test_each_request_gets_its_own_top_k(classifier: Classifier) -> None:
     """1, 4 and 13 labels asked for in one batch are 1, 4 and 13 labels, and the same ones."""
     pixels = photographs(1).expand(3, -1, -1, -1)

@@ -32,7 +32,7 @@ from app.engine.messages import (
 )
 from app.engine.scheduler import Limits
 from models.schedule import UNPRUNED, Pruning
-from tests.app.fakes import MODEL, applied_ratio, cost, kept_patches
+from tests.app.fakes import LOGITS, MODEL, applied_ratio, cost, kept_patches
 
 PATIENCE_S = 30.0  # the longest that a test waits for what should come at once
 HEIGHT, WIDTH = MODEL.input.size
@@ -147,6 +147,7 @@ class FakeBackend:
             keep_ratio=ratio,
             compute=cost(pruning, runs),
             runs=runs,
+            logits=np.array(LOGITS, "<f4").tobytes() if job.submit.logits else None,
         )
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 
 import msgspec
+import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
@@ -30,7 +31,7 @@ from tests.app.engine.rig import (
     submit,
     until,
 )
-from tests.app.fakes import MODEL
+from tests.app.fakes import LOGITS, MODEL
 
 pytestmark = pytest.mark.anyio
 
@@ -179,6 +180,20 @@ async def test_kept_patches_are_sent_only_where_they_are_asked_for(address: str)
     with running_engine(FakeBackend(), address):
         async with ready_client(address) as client:
             assert (await client.classify(question(keep_ratio=0.5))).kept == ()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_logits_are_sent_to_those_who_ask(address: str, kept: bool) -> None:
+    """Float32, of every class, behind the kept patches where these are asked for too."""
+    with running_engine(FakeBackend(), address):
+        async with ready_client(address) as client:
+            asked = await client.classify(question(keep_ratio=0.5, kept_patches=kept, logits=True))
+            plain = await client.classify(question(keep_ratio=0.5, kept_patches=kept))
+    assert asked.logits is not None
+    assert (asked.logits.dtype, asked.logits.tolist()) == (np.float32, list(LOGITS))
+    assert plain.logits is None
+    assert [stage.tolist() for stage in asked.kept] == [stage.tolist() for stage in plain.kept]
+    assert len(asked.kept) == (2 if kept else 0)
 
 
 async def test_images_that_wait_are_computed_together_and_each_gets_its_own(address: str) -> None:
