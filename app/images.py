@@ -40,16 +40,7 @@ def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarra
         raise UndecodableImage("the image is empty (0 bytes)")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > limits.pixels:
-            raise TooLarge(
-                f"the image is {width} x {height} = {width * height} pixels; "
-                f"at most {limits.pixels} are allowed"
-            )
-        if max(width, height) > LONGEST_SIDE:
-            raise TooLarge(f"the image is {width} x {height} pixels; a side may have at most {LONGEST_SIDE}")
-        if min(width, height) < 1:
-            raise UndecodableImage(f"the image is {width} x {height} pixels")
+        check_size(*image.size, limits)
         return to_pixels(image, spec)
     except Problem:
         raise
@@ -60,6 +51,18 @@ def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarra
     except Exception as error:
         # Pillow's decoders raise many types on broken data (OSError, SyntaxError, struct.error, ...).
         raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from error
+
+
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Raises TooLarge for too many pixels and UndecodableImage for none."""
+    if width * height > limits.pixels:
+        raise TooLarge(
+            f"the image is {width} x {height} = {width * height} pixels; at most {limits.pixels} are allowed"
+        )
+    if max(width, height) > LONGEST_SIDE:
+        raise TooLarge(f"the image is {width} x {height} pixels; a side may have at most {LONGEST_SIDE}")
+    if min(width, height) < 1:
+        raise UndecodableImage(f"the image is {width} x {height} pixels")
 
 
 def _unidentified(data: bytes) -> Problem:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.engine.client import EngineClient
-from app.http.classify import Engines, classify_router
+from app.http.classify import Classification, Engines, classify_router
 from app.http.middleware import Observe
 from app.http.models import models_router
 from app.http.operations import operations_router
@@ -45,7 +45,8 @@ def create_app(settings: Settings, engines: Engines) -> FastAPI:
     )
     app.add_middleware(Observe)
     install_problem_handlers(app)
-    app.include_router(classify_router(settings, engines, decoders))
+    classification = Classification(settings, engines, decoders)
+    app.include_router(classify_router(classification))
     app.include_router(models_router(settings, engines))
     app.include_router(operations_router(engines))
     app.include_router(stats_router(engines))

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -15,6 +17,8 @@ from starlette.requests import Request
 
 from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
 from app.http.schemas import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
+from app.images import ImageLimits, decode
+from models.transforms import InputSpec
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
@@ -24,8 +28,8 @@ _OPTIONS = ", ".join(ImageOptions.model_fields)
 _FLAGS = TypeAdapter(bool)
 
 # What was given is said back in short: it may be megabytes long, or lists in lists in lists.
-_short = reprlib.Repr()
-_short.maxstring = _short.maxlong = _short.maxother = 80
+short = reprlib.Repr()
+short.maxstring = short.maxlong = short.maxother = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,10 @@ class EncodedImage:
 
     data: bytes
     options: ImageOptions
+
+    def pixels_for(self, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarray, "height width 3"]:
+        """What the model sees of it. Raises what `app.images.decode` raises."""
+        return decode(self.data, spec, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +58,14 @@ async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage
     Options come from the query, for all images; a form's fields or JSON's top level go before them, and an
     image's own before those. Raises UnreadableRequest, TooLarge, UnsupportedMediaType or InvalidValue.
     """
-    kind = request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
-    common: dict[str, Any] = _single_values(request.query_params.multi_items())
+    kind = kind_of_body(request)
+    common: dict[str, Any] = single_values(request.query_params.multi_items())
     if kind == MULTIPART:
         pairs = await _from_form(request, limits, common)
     elif kind == JSON:
-        pairs = _from_json(await _read(request, limits), common)
-    elif kind in (RAW, CURLS_DEFAULT) or kind.startswith("image/"):
-        pairs = [(await _read(request, limits), common)]
+        pairs = _from_json(await read_body(request, limits), common)
+    elif is_raw_image(kind):
+        pairs = [(await read_body(request, limits), common)]
     else:
         raise UnsupportedMediaType(
             f"the Content-Type is {kind!r}; allowed are image/*, {RAW}, {MULTIPART} and {JSON}"
@@ -66,13 +74,23 @@ async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage
         raise UnreadableRequest("the request has no image")
     if len(pairs) > limits.images:
         raise TooLarge(f"the request has {len(pairs)} images; at most {limits.images} are allowed")
-    return [EncodedImage(data, _options(values, index)) for index, (data, values) in enumerate(pairs)]
+    return [EncodedImage(data, options_of(values, index)) for index, (data, values) in enumerate(pairs)]
+
+
+def kind_of_body(request: Request) -> str:
+    """The request's Content-Type without its parameters; raw bytes where it names none."""
+    return request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
+
+
+def is_raw_image(kind: str) -> bool:
+    """Whether a body of this Content-Type is one encoded image as it stands."""
+    return kind in (RAW, CURLS_DEFAULT) or kind.startswith("image/")
 
 
 Pairs = list[tuple[bytes, dict[str, Any]]]
 
 
-async def _read(request: Request, limits: BodyLimits) -> bytes:
+async def read_body(request: Request, limits: BodyLimits) -> bytes:
     """The whole body, unless it is larger than allowed. Raises ClientDisconnect where it does not come."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.bytes:
@@ -91,7 +109,7 @@ def _body_too_large(size: int, limits: BodyLimits) -> Problem:
 
 
 async def _from_form(request: Request, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
-    body = await _read(request, limits)
+    body = await read_body(request, limits)
 
     async def stream() -> AsyncIterator[bytes]:
         yield body
@@ -114,18 +132,18 @@ async def _from_form(request: Request, limits: BodyLimits, common: dict[str, Any
         raise UnreadableRequest(f"the form cannot be read: {message}") from error
     try:
         files = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
-        fields = _single_values([(name, part) for name, part in form.multi_items() if isinstance(part, str)])
+        fields = single_values([(name, part) for name, part in form.multi_items() if isinstance(part, str)])
     finally:
         await form.close()
     each = _options_of_each(fields.pop("options", None), len(files))
-    return [(data, _merged(common, fields, own)) for data, own in zip(files, each, strict=True)]
+    return [(data, merged(common, fields, own)) for data, own in zip(files, each, strict=True)]
 
 
 def _options_of_each(text: str | None, images: int) -> Sequence[Mapping[str, Any]]:
     """The form's `options` field: a JSON object for all images, or a list with one object per image."""
     if text is None:
         return [{}] * images
-    value = _parse_json(text.encode(), "the form field 'options'")
+    value = parse_json(text.encode(), "the form field 'options'")
     if isinstance(value, dict):
         return [value] * images
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
@@ -136,7 +154,7 @@ def _options_of_each(text: str | None, images: int) -> Sequence[Mapping[str, Any
 
 
 def _from_json(body: bytes, common: dict[str, Any]) -> Pairs:
-    document = _parse_json(body, "the body")
+    document = parse_json(body, "the body")
     if not isinstance(document, dict):
         raise UnreadableRequest("the JSON body must be an object with 'image' or 'images'")
     if ("image" in document) == ("images" in document):
@@ -147,30 +165,33 @@ def _from_json(body: bytes, common: dict[str, Any]) -> Pairs:
     pairs: Pairs = []
     for index, item in enumerate(images):
         own = dict(item)
-        data = _from_base64(own.pop("image", None), index)
-        pairs.append((data, _merged(common, document, own)))
+        data = from_base64(own.pop("image", None), index)
+        pairs.append((data, merged(common, document, own)))
     return pairs
 
 
-def _from_base64(text: object, index: int) -> bytes:
+def from_base64(text: object, index: int, name: str = "image") -> bytes:
+    """The bytes of the image at this place. Raises InvalidValue or UnreadableRequest, naming the member."""
     if not isinstance(text, str):
-        raise InvalidValue("'image' must be a string in base64", image=index)
+        raise InvalidValue(f"'{name}' must be a string in base64", image=index)
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UnreadableRequest(f"'image' is not base64: {error}", image=index) from error
+        raise UnreadableRequest(f"'{name}' is not base64: {error}", image=index) from error
 
 
-def _parse_json(text: bytes, what: str) -> Any:
+def parse_json(text: bytes, what: str) -> Any:
+    """The value. Raises UnreadableRequest."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UnreadableRequest(f"{what} is not JSON: {error}") from error
 
 
-def _single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Names and values of a query or a form. Raises InvalidValue for a name that comes twice."""
     values: dict[str, Any] = {}
     for name, value in items:
         if name in values:
@@ -179,17 +200,17 @@ def _single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return values
 
 
-def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Later layers go before earlier ones; a way to choose replaces any other, a cascade also criterion and
     reducer, which it chooses itself."""
-    merged: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for layer in layers:
         cascade = _is_true(layer.get("cascade"))
         if cascade or any(layer.get(name) is not None for name in WAYS_TO_CHOOSE if name != "cascade"):
             for name in WAYS_TO_CHOOSE + (CHOSEN_BY_A_CASCADE if cascade else ()):
-                merged.pop(name, None)
-        merged.update(layer)
-    return merged
+                values.pop(name, None)
+        values.update(layer)
+    return values
 
 
 def _is_true(flag: object) -> bool:
@@ -200,18 +221,19 @@ def _is_true(flag: object) -> bool:
         return False
 
 
-def _options(values: Mapping[str, Any], index: int) -> ImageOptions:
+def options_of(values: Mapping[str, Any], index: int | None) -> ImageOptions:
+    """The options of the image at this place (None: of all). Raises InvalidValue."""
     unknown = next((name for name in values if name not in ImageOptions.model_fields), None)
     if unknown is not None:
-        raise InvalidValue(f"there is no option {_short.repr(unknown)}; options are {_OPTIONS}", image=index)
+        raise InvalidValue(f"there is no option {short.repr(unknown)}; options are {_OPTIONS}", image=index)
     try:
         return ImageOptions.model_validate(values)
     except ValidationError as error:
-        raise InvalidValue("; ".join(_said(fault) for fault in error.errors()), image=index) from error
+        raise InvalidValue("; ".join(said(fault) for fault in error.errors()), image=index) from error
 
 
-def _said(fault: Mapping[str, Any]) -> str:
+def said(fault: Mapping[str, Any]) -> str:
     """One validation error in words, with what was given."""
     name = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}, got {_short.repr(fault['input'])}" if name else message
+    return f"{name}: {message}, got {short.repr(fault['input'])}" if name else message

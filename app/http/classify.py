@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from jaxtyping import UInt8
 from starlette.requests import ClientDisconnect
 
 from app import metrics
@@ -16,11 +18,12 @@ from app.engine.client import Classified, Question
 from app.engine.messages import ModelInfo
 from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.answers import image_result, longest, server_timing
-from app.http.body import JSON, MULTIPART, RAW, BodyLimits, EncodedImage, read_images
-from app.http.pruning import asked_of
+from app.http.body import JSON, MULTIPART, RAW, BodyLimits, read_images
+from app.http.pruning import Asked, asked_of
 from app.http.schemas import ClassifyRequest, ClassifyResponse, ImageOptions, JsonImage, ProblemDocument
-from app.images import ImageLimits, decode
+from app.images import ImageLimits
 from app.settings import Settings
+from models.transforms import InputSpec
 
 _PATIENCE_S = 0.5  # two pings of the engine client
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
@@ -57,19 +60,117 @@ class Engines(Protocol):
         """Answer one image or raise a Problem."""
 
 
+class RequestedImage(Protocol):
+    """One image as it came, and what is asked of it."""
+
+    @property
+    def options(self) -> ImageOptions:
+        """What is asked."""
+
+    def pixels_for(self, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarray, "height width 3"]:
+        """What the model sees of it, or a Problem; called in a thread."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Answered:
-    result: dict[str, Any]
+class AnsweredImage:
+    """What was asked of one image, what the model saw of it, and what it found."""
+
+    asked: Asked
+    pixels: UInt8[np.ndarray, "height width 3"]
+    classified: Classified
     decode_s: float
-    queue_s: float
-    compute_s: float
 
 
-def classify_router(settings: Settings, engines: Engines, decoders: Executor) -> APIRouter:
-    """The route, on these engines, with images decoded by ``decoders``."""
+class Classification:
+    """The way of images from a request to their answers, the same for every route that takes images.
+
+    Images are made ready by ``decoders``, within the limits of the settings.
+    """
+
+    def __init__(self, settings: Settings, engines: Engines, decoders: Executor) -> None:
+        self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images_per_request)
+        self._image_limits = ImageLimits(settings.max_image_pixels)
+        self._settings, self._engines, self._decoders = settings, engines, decoders
+
+    async def model(self) -> ModelInfo:
+        """The model, waited for a moment: front ends hear of a ready engine up to a ping apart, and a client
+        that was told so by one must not be sent away by the next. Raises NotReady."""
+        loop = asyncio.get_running_loop()
+        patient_until = loop.time() + _PATIENCE_S
+        while (model := self._engines.model) is None:
+            if loop.time() >= patient_until:
+                raise no_model_yet()
+            await asyncio.sleep(_PATIENCE_S / 50)
+        return model
+
+    async def answers(
+        self, request: Request, images: Sequence[RequestedImage], model: ModelInfo, *, logits: bool = False
+    ) -> list[AnsweredImage]:
+        """All answers in order, with all classes' ``logits`` if asked for, or the first Problem. Raises
+        ClientDisconnect where the client, whose body has been read, goes away first."""
+        work = [self._answer(image, index, model, logits) for index, image in enumerate(images)]
+        try:
+            answered = await _unless_gone(request, _all_or_first_problem(work))
+        except Problem as problem:
+            metrics.IMAGES.labels(problem.slug).inc(len(images))
+            raise
+        except ClientDisconnect:
+            metrics.IMAGES.labels("client-gone").inc(len(images))
+            raise
+        metrics.IMAGES.labels("answered").inc(len(images))
+        return answered
+
+    async def _answer(
+        self, image: RequestedImage, index: int, model: ModelInfo, logits: bool
+    ) -> AnsweredImage:
+        try:
+            asked = asked_of(image.options, self._settings, model)
+            if asked.keep_ratio is not None:
+                metrics.REQUESTED_KEEP_RATIO.observe(asked.keep_ratio)
+            deadline_s = (image.options.deadline_ms or self._settings.default_deadline_ms) / 1000
+            started = time.perf_counter()
+            pixels = await asyncio.get_running_loop().run_in_executor(
+                self._decoders, image.pixels_for, model.input, self._image_limits
+            )
+            decode_s = time.perf_counter() - started
+            if decode_s >= deadline_s:
+                raise DeadlinePassed("the deadline passed while the image was being decoded")
+            question = Question(
+                pixels=pixels,
+                pruning=asked.pruning,
+                margin=asked.margin,
+                top_k=min(image.options.top_k, len(model.labels)),
+                kept_patches=image.options.mask != "none",
+                deadline_s=deadline_s - decode_s,
+                logits=logits,
+            )
+            classified = await self._engines.classify(question)
+        except Problem as problem:
+            problem.image = index
+            raise
+        return AnsweredImage(asked, pixels, classified, decode_s)
+
+
+def timings_ms(answered: Sequence[AnsweredImage], started: float) -> dict[str, float]:
+    """Milliseconds of each phase, of several images the longest; counted in the metrics image by image.
+    ``started``: when the request came, by time.perf_counter."""
+    timings = {
+        "decode": longest([image.decode_s for image in answered]),
+        "queue": longest([image.classified.answer.queue_s for image in answered]),
+        "compute": longest([image.classified.answer.compute_s for image in answered]),
+        "total": longest([time.perf_counter() - started]),
+    }
+    for image in answered:
+        metrics.PHASE_SECONDS.labels("decode").observe(image.decode_s)
+        metrics.PHASE_SECONDS.labels("queue").observe(image.classified.answer.queue_s)
+        metrics.PHASE_SECONDS.labels("compute").observe(image.classified.answer.compute_s)
+        metrics.PHASE_SECONDS.labels("total").observe(timings["total"] / 1000)
+    return timings
+
+
+def classify_router(classification: Classification) -> APIRouter:
+    """The route, on this way of images to their answers."""
     router = APIRouter(tags=["classify"])
-    body_limits = BodyLimits(settings.max_body_bytes, settings.max_images_per_request)
-    image_limits = ImageLimits(settings.max_image_pixels)
 
     @router.post(
         "/v1/classify",
@@ -82,70 +183,25 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
         """Send an image as the raw body (options in the query), one or many files in a form (options as
         fields), or base64 in JSON. All images are answered, or the first problem is."""
         started = time.perf_counter()
-        images = await read_images(request, body_limits)
-        model = await _ready(engines)
-        try:
-            answered = await _unless_gone(
-                request,
-                _all_or_first_problem([answer(image, index, model) for index, image in enumerate(images)]),
+        images = await read_images(request, classification.body_limits)
+        model = await classification.model()
+        answered = await classification.answers(request, images, model)
+        results = [
+            image_result(
+                answer.classified,
+                model,
+                pruning=answer.asked.pruning,
+                mask=image.options.mask,
+                every_stage=image.options.mask_stages,
+                pixels=answer.pixels,
             )
-        except Problem as problem:
-            metrics.IMAGES.labels(problem.slug).inc(len(images))
-            raise
-        except ClientDisconnect:
-            metrics.IMAGES.labels("client-gone").inc(len(images))
-            raise
-        metrics.IMAGES.labels("answered").inc(len(images))
-        timings_ms = {
-            "decode": longest([image.decode_s for image in answered]),
-            "queue": longest([image.queue_s for image in answered]),
-            "compute": longest([image.compute_s for image in answered]),
-            "total": longest([time.perf_counter() - started]),
-        }
-        for image in answered:
-            metrics.PHASE_SECONDS.labels("decode").observe(image.decode_s)
-            metrics.PHASE_SECONDS.labels("queue").observe(image.queue_s)
-            metrics.PHASE_SECONDS.labels("compute").observe(image.compute_s)
-            metrics.PHASE_SECONDS.labels("total").observe(timings_ms["total"] / 1000)
+            for image, answer in zip(images, answered, strict=True)
+        ]
+        timings = timings_ms(answered, started)
         return JSONResponse(
-            {"model": model.name, "results": [image.result for image in answered], "timings_ms": timings_ms},
-            headers={"Server-Timing": server_timing(timings_ms)},
+            {"model": model.name, "results": results, "timings_ms": timings},
+            headers={"Server-Timing": server_timing(timings)},
         )
-
-    async def answer(image: EncodedImage, index: int, model: ModelInfo) -> _Answered:
-        try:
-            asked = asked_of(image.options, settings, model)
-            if asked.keep_ratio is not None:
-                metrics.REQUESTED_KEEP_RATIO.observe(asked.keep_ratio)
-            deadline_s = (image.options.deadline_ms or settings.default_deadline_ms) / 1000
-            started = time.perf_counter()
-            pixels = await asyncio.get_running_loop().run_in_executor(
-                decoders, decode, image.data, model.input, image_limits
-            )
-            decode_s = time.perf_counter() - started
-            if decode_s >= deadline_s:
-                raise DeadlinePassed("the deadline passed while the image was being decoded")
-            question = Question(
-                pixels=pixels,
-                pruning=asked.pruning,
-                margin=asked.margin,
-                top_k=min(image.options.top_k, len(model.labels)),
-                kept_patches=image.options.mask != "none",
-                deadline_s=deadline_s - decode_s,
-            )
-            classified = await engines.classify(question)
-        except Problem as problem:
-            problem.image = index
-            raise
-        result = image_result(
-            classified,
-            model,
-            pruning=asked.pruning,
-            mask=image.options.mask,
-            every_stage=image.options.mask_stages,
-            pixels=pixels,
-        )
-        return _Answered(result, decode_s, classified.answer.queue_s, classified.answer.compute_s)
 
     return router
 
@@ -155,19 +211,7 @@ def no_model_yet() -> NotReady:
     return NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
 
 
-async def _ready(engines: Engines) -> ModelInfo:
-    """The model, waited for a moment: front ends hear of a ready engine up to a ping apart, and a client
-    that was told so by one must not be sent away by the next."""
-    loop = asyncio.get_running_loop()
-    patient_until = loop.time() + _PATIENCE_S
-    while (model := engines.model) is None:
-        if loop.time() >= patient_until:
-            raise no_model_yet()
-        await asyncio.sleep(_PATIENCE_S / 50)
-    return model
-
-
-async def _all_or_first_problem(answers: list[Any]) -> list[_Answered]:
+async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:
     """All answers, or the first problem, with what was still under way withdrawn."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -177,7 +221,9 @@ async def _all_or_first_problem(answers: list[Any]) -> list[_Answered]:
     return [task.result() for task in tasks]
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[_Answered]]) -> list[_Answered]:
+async def _unless_gone(
+    request: Request, work: Coroutine[Any, Any, list[AnsweredImage]]
+) -> list[AnsweredImage]:
     """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
     raised: a queue must not keep what nobody waits for."""
     working, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(request))

@@ -56,11 +56,11 @@ class Observe:
             if status:  # half an answer is out; the server must cut the connection
                 raise
             fault = InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
-            await problem_response(fault)(scope, receive, send_with_id)
+            await problem_response(fault, scope["path"])(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             # The route's pattern, never the raw path: a label must not grow with what clients invent.
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = getattr(scope.get("route"), "path_format", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             metrics.REQUESTS.labels(route, method, str(status)).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(seconds)

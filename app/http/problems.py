@@ -1,4 +1,5 @@
-"""Every error answer, as application/problem+json (RFC 9457)."""
+"""Every error answer: application/problem+json (RFC 9457), or on the routes for clients that others wrote the
+`{"error": "..."}` that those show to their users."""
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,9 +12,16 @@ from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, Unread
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer for a problem, counted."""
+def problem_response(problem: Problem, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer for a problem of a request for ``path``, counted."""
     metrics.REFUSALS.labels(problem.slug).inc()
+    if path in ("/", "/v2") or path.startswith(("/v2/", "/models/")):
+        place = "" if problem.image is None else f"image {problem.image}: "
+        return JSONResponse(
+            {"error": place + problem.detail},
+            status_code=problem.status,
+            headers={**(headers or {}), **problem.headers()},
+        )
     return JSONResponse(
         problem.to_dict(),
         status_code=problem.status,
@@ -26,12 +34,12 @@ def install_problem_handlers(app: FastAPI) -> None:
     """Answer our own problems and the framework's errors alike. (Unforeseen ones: see middleware.py.)"""
 
     @app.exception_handler(Problem)
-    async def ours(_: Request, problem: Problem) -> JSONResponse:
-        return problem_response(problem)
+    async def ours(request: Request, problem: Problem) -> JSONResponse:
+        return problem_response(problem, request.scope["path"])
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return problem_response(InvalidValue(str(error.errors()[0]["msg"])))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem_response(InvalidValue(str(error.errors()[0]["msg"])), request.scope["path"])
 
     @app.exception_handler(HTTPException)
     async def frameworks(request: Request, error: HTTPException) -> JSONResponse:
@@ -45,4 +53,4 @@ def install_problem_handlers(app: FastAPI) -> None:
             )
         else:
             problem = UnreadableRequest(str(error.detail))
-        return problem_response(problem, headers)
+        return problem_response(problem, request.scope["path"], headers)

@@ -11,7 +11,7 @@ from app.http.problems import install_problem_handlers, problem_response
 from tests.app.http.problem import assert_problem
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/classify/x", "/%00", "/%ff", "//"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/classify/x", "/%00", "/%ff"])
 def test_an_unknown_path_is_a_404_problem(client: TestClient, path: str) -> None:
     """404 names the path and where to look."""
     document = assert_problem(client.get(path), 404, "not-found", "there is no /", "/docs")  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def test_the_frameworks_own_errors_are_problems() -> None:
 def test_a_problem_is_counted_when_it_is_answered(metric: Callable[..., float]) -> None:
     """Refusals are counted by type, with the headers of both the problem and the caller kept."""
     before = metric("trimvit_refusals_total", reason="queue-full")
-    response = problem_response(QueueFull("full", retry_after_s=3.2), {"Allow": "POST"})
+    response = problem_response(QueueFull("full", retry_after_s=3.2), "/v1/classify", {"Allow": "POST"})
     assert metric("trimvit_refusals_total", reason="queue-full") == before + 1
     assert response.headers["Retry-After"] == "4"
     assert response.headers["Allow"] == "POST"
@@ -65,5 +65,23 @@ def test_a_problem_is_counted_when_it_is_answered(metric: Callable[..., float]) 
 
 def test_an_image_is_named_only_where_one_is_at_fault() -> None:
     """The member `image` is left out rather than null."""
-    assert b'"image"' not in bytes(problem_response(TooLarge("much")).body)
-    assert b'"image":0' in bytes(problem_response(TooLarge("much", image=0)).body)
+    assert b'"image"' not in bytes(problem_response(TooLarge("much"), "/v1/classify").body)
+    assert b'"image":0' in bytes(problem_response(TooLarge("much", image=0), "/v1/classify").body)
+
+
+@pytest.mark.parametrize("path", ["/", "/v2", "/v2/models/toy/infer", "/models/toy"])
+def test_clients_that_others_wrote_get_the_error_they_show(path: str) -> None:
+    """On their routes the answer is {"error": ...} with the same status and headers, naming the image."""
+    response = problem_response(QueueFull("it is full", retry_after_s=3.2), path, {"Allow": "POST"})
+    assert (response.status_code, response.body) == (429, b'{"error":"it is full"}')
+    assert (response.headers["Retry-After"], response.headers["Allow"]) == ("4", "POST")
+    assert response.headers["Content-Type"] == "application/json"
+    response = problem_response(TooLarge("too many pixels", image=2), path)
+    assert response.body == b'{"error":"image 2: too many pixels"}'
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v22", "/models", "/nowhere"])
+def test_all_other_paths_get_a_problem_document(path: str) -> None:
+    """Only the routes of those protocols have the other shape."""
+    response = problem_response(TooLarge("much"), path)
+    assert response.headers["Content-Type"] == "application/problem+json"
