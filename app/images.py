@@ -53,6 +53,15 @@ def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarra
         raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from error
 
 
+def resized(
+    pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits: ImageLimits
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Crop and resize an image that came decoded, as `decode` does those it decodes. Raises TooLarge."""
+    rows, columns, _ = pixels.shape
+    check_size(columns, rows, limits)
+    return to_pixels(Image.fromarray(pixels), spec)
+
+
 def check_size(width: int, height: int, limits: ImageLimits) -> None:
     """Raises TooLarge for too many pixels and UndecodableImage for none."""
     if width * height > limits.pixels:

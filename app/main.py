@@ -10,8 +10,11 @@ from fastapi_offline import FastAPIOffline
 
 from app.engine.client import EngineClient
 from app.http.classify import Classification, Engines, classify_router
+from app.http.hugging_face import hugging_face_router
 from app.http.middleware import Observe
 from app.http.models import models_router
+from app.http.open_inference import open_inference_router
+from app.http.openapi import install_openapi
 from app.http.operations import operations_router
 from app.http.page import page_router
 from app.http.problems import install_problem_handlers
@@ -47,8 +50,11 @@ def create_app(settings: Settings, engines: Engines) -> FastAPI:
     install_problem_handlers(app)
     classification = Classification(settings, engines, decoders)
     app.include_router(classify_router(classification))
+    app.include_router(open_inference_router(classification, engines))
+    app.include_router(hugging_face_router(classification))
     app.include_router(models_router(settings, engines))
     app.include_router(operations_router(engines))
     app.include_router(stats_router(engines))
     app.include_router(page_router(settings))
+    install_openapi(app)
     return app

@@ -170,7 +170,7 @@ def _from_json(body: bytes, common: dict[str, Any]) -> Pairs:
     return pairs
 
 
-def from_base64(text: object, index: int, name: str = "image") -> bytes:
+def from_base64(text: object, index: int | None, name: str = "image") -> bytes:
     """The bytes of the image at this place. Raises InvalidValue or UnreadableRequest, naming the member."""
     if not isinstance(text, str):
         raise InvalidValue(f"'{name}' must be a string in base64", image=index)

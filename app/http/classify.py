@@ -20,7 +20,14 @@ from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.answers import image_result, longest, server_timing
 from app.http.body import JSON, MULTIPART, RAW, BodyLimits, read_images
 from app.http.pruning import Asked, asked_of
-from app.http.schemas import ClassifyRequest, ClassifyResponse, ImageOptions, JsonImage, ProblemDocument
+from app.http.schemas import (
+    ClassifyRequest,
+    ClassifyResponse,
+    ImageOptions,
+    JsonImage,
+    ProblemDocument,
+    option_schemas,
+)
 from app.images import ImageLimits
 from app.settings import Settings
 from models.transforms import InputSpec
@@ -247,9 +254,7 @@ async def _disconnect(request: Request) -> None:
 
 def _openapi() -> dict[str, Any]:
     """The three forms of the body and the options in the query, which are parsed by hand."""
-    options = {
-        name: _without_null(schema) for name, schema in ImageOptions.model_json_schema()["properties"].items()
-    }
+    options = option_schemas()
     image = {"type": "string", "format": "binary"}
     one = JsonImage.model_json_schema()
     many = ClassifyRequest.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -289,10 +294,3 @@ def _openapi() -> dict[str, Any]:
             },
         },
     }
-
-
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an option in the query or a form, where only JSON can say null."""
-    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "examples")}
-    typed = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
-    return {**rest, **(typed[0] if typed else {})}

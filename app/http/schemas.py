@@ -1,6 +1,7 @@
 """What goes over HTTP on /v1: options, answers, problems."""
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +12,13 @@ Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 WAYS_TO_CHOOSE = ("keep_ratio", "compute", "keep_mass", "cascade")
 CHOSEN_BY_A_CASCADE = ("criterion", "reducer")
+MASK_OPTIONS = ("mask", "mask_stages")
+
+# A picture of 4 x 4 pixels, blue above green, as PNG in base64: examples must work, and be short.
+EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAAGElEQVR42mOMmvaMAQaYGJAAy6NHTthlAI2oA+adrSNnAAAAAElF"
+    "TkSuQmCC"
+)
 
 
 class ImageOptions(BaseModel):
@@ -82,6 +90,19 @@ class ImageOptions(BaseModel):
                 f"leave out {' and '.join(beside)}, or cascade"
             )
         return self
+
+
+def option_schemas(without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """The schemas of the options by their names, for where they are no members of a model."""
+    properties: dict[str, dict[str, Any]] = ImageOptions.model_json_schema()["properties"]
+    return {name: _without_null(schema) for name, schema in properties.items() if name not in without}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option in the query or a form, where only JSON can say null."""
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "examples")}
+    typed = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
+    return {**rest, **(typed[0] if typed else {})}
 
 
 class JsonImage(ImageOptions):

@@ -1,0 +1,262 @@
+"""/v2: the Open Inference Protocol over REST, as the clients of KServe and Triton speak it.
+
+Its text: specification/protocol/inference_rest.md of https://github.com/kserve/open-inference-protocol
+With Triton's extensions for binary tensor data, classification and model configuration. Choices:
+docs/design/0018.
+"""
+
+import time
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import JSONResponse
+
+from app.engine.messages import ModelInfo
+from app.errors import NotFound
+from app.http.answers import server_timing
+from app.http.body import JSON, RAW, BodyLimits, read_body, short
+from app.http.classify import PROBLEMS, Classification, Engines, timings_ms
+from app.http.infer import INPUTS, output_tensors, outputs_of, read_inference
+from app.http.open_inference_schemas import (
+    ErrorAnswer,
+    InferRequest,
+    InferResponse,
+    ModelConfig,
+    ModelMetadata,
+    ModelReady,
+    ModelTensor,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    TensorMetadata,
+)
+from app.http.tensors import HEADER_LENGTH, Datatype, decompressed, joined, split
+
+SERVER = "trimvit"
+VERSION = "1"  # a server has one model, and that one version
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "schedule_policy"]
+_TRITON_TYPES: dict[Datatype, str] = {
+    "BOOL": "TYPE_BOOL",
+    "UINT8": "TYPE_UINT8",
+    "INT32": "TYPE_INT32",
+    "FP32": "TYPE_FP32",
+    "BYTES": "TYPE_STRING",
+}
+
+
+def errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route for clients that others wrote, as OpenAPI declares them."""
+    problems = {**PROBLEMS, 404: {"description": "There is no such model or version.", "headers": {}}}
+    return {
+        status: {
+            "model": ErrorAnswer,
+            "description": problems[status]["description"],
+            "headers": problems[status]["headers"],
+        }
+        for status in statuses
+    }
+
+
+ModelName = Annotated[
+    str, Path(description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"])
+]
+ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[VERSION])]
+
+_NO_MODEL = errors(404, 503)
+_BINARY = {"type": "string", "format": "binary"}
+_HEADER_LENGTH = {
+    "description": "Bytes of JSON at the beginning of the body; binary data follows.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The outputs; as octet-stream where some come as binary data behind the JSON.",
+        "content": {RAW: {"schema": _BINARY}},
+        "headers": {HEADER_LENGTH: _HEADER_LENGTH},
+    },
+    **errors(*PROBLEMS, 404),
+}
+_INFER_BODY: dict[str, Any] = {
+    "parameters": [{"name": HEADER_LENGTH, "in": "header", "required": False, **_HEADER_LENGTH}],
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
+            RAW: {"schema": {**_BINARY, "description": "JSON, and binary data behind it."}},
+        },
+    },
+}
+
+
+def open_inference_router(classification: Classification, engines: Engines) -> APIRouter:
+    """The routes on these engines, with images answered by ``classification``."""
+    router = APIRouter(tags=["open inference protocol"])
+    limits = classification.body_limits
+
+    async def model_named(name: str, model_version: str = VERSION) -> ModelInfo:
+        model = await classification.model()
+        check_name(model, name)
+        if model_version != VERSION:
+            raise NotFound(
+                f"there is no version {short.repr(model_version)} of the model {model.name!r}; "
+                f"allowed is {VERSION!r}"
+            )
+        return model
+
+    @router.get("/v2", operation_id="v2_server_metadata", summary="What answers, and its extensions")
+    async def server_metadata() -> ServerMetadata:
+        return ServerMetadata(name=SERVER, version=version("trimvit"), extensions=EXTENSIONS)
+
+    @router.get("/v2/health/live", operation_id="v2_server_live", summary="The HTTP process runs")
+    async def live() -> ServerLive:
+        return ServerLive(live=True)
+
+    @router.get(
+        "/v2/health/ready",
+        operation_id="v2_server_ready",
+        summary="An engine has loaded, warmed up and answers",
+        response_model=ServerReady,
+        responses={
+            503: {"model": ServerReady, "description": "Not ready.", "headers": PROBLEMS[503]["headers"]}
+        },
+    )
+    async def ready() -> JSONResponse:
+        is_ready = engines.model is not None
+        return JSONResponse(
+            {"ready": is_ready},
+            status_code=200 if is_ready else 503,
+            headers={} if is_ready else {"Retry-After": "1"},
+        )
+
+    # A name may have slashes in it (hf-hub:owner/name): paths stand before those that are their beginning.
+    @router.get(
+        "/v2/models/{model_name:path}/versions/{model_version}/ready",
+        operation_id="v2_model_version_ready",
+        summary="Whether this version of the model answers",
+        responses=_NO_MODEL,
+    )
+    async def version_ready(model_name: ModelName, model_version: ModelVersion) -> ModelReady:
+        return ModelReady(name=(await model_named(model_name, model_version)).name, ready=True)
+
+    @router.get(
+        "/v2/models/{model_name:path}/ready",
+        operation_id="v2_model_ready",
+        summary="Whether the model answers",
+        responses=_NO_MODEL,
+    )
+    async def model_ready(model_name: ModelName) -> ModelReady:
+        return ModelReady(name=(await model_named(model_name)).name, ready=True)
+
+    @router.get(
+        "/v2/models/{model_name:path}/versions/{model_version}/config",
+        operation_id="v2_model_version_config",
+        summary="Configuration of this version of the model, in Triton's words",
+        responses=_NO_MODEL,
+    )
+    async def version_config(model_name: ModelName, model_version: ModelVersion) -> ModelConfig:
+        return _config(await model_named(model_name, model_version), limits)
+
+    @router.get(
+        "/v2/models/{model_name:path}/config",
+        operation_id="v2_model_config",
+        summary="The model's configuration, in Triton's words",
+        responses=_NO_MODEL,
+    )
+    async def model_config(model_name: ModelName) -> ModelConfig:
+        return _config(await model_named(model_name), limits)
+
+    @router.get(
+        "/v2/models/{model_name:path}/versions/{model_version}",
+        operation_id="v2_model_version_metadata",
+        summary="Inputs and outputs of this version of the model",
+        responses=_NO_MODEL,
+    )
+    async def version_metadata(model_name: ModelName, model_version: ModelVersion) -> ModelMetadata:
+        return _metadata(await model_named(model_name, model_version))
+
+    @router.get(
+        "/v2/models/{model_name:path}",
+        operation_id="v2_model_metadata",
+        summary="The model's inputs and outputs",
+        responses=_NO_MODEL,
+    )
+    async def model_metadata(model_name: ModelName) -> ModelMetadata:
+        return _metadata(await model_named(model_name))
+
+    @router.post(
+        "/v2/models/{model_name:path}/versions/{model_version}/infer",
+        operation_id="v2_model_version_infer",
+        summary="Classify the images of a tensor with this version of the model",
+        response_model=InferResponse,
+        responses=_INFER_RESPONSES,
+        openapi_extra=_INFER_BODY,
+    )
+    async def version_infer(request: Request, model_name: ModelName, model_version: ModelVersion) -> Response:
+        """As without the version."""
+        return await answer(request, model_name, model_version)
+
+    @router.post(
+        "/v2/models/{model_name:path}/infer",
+        operation_id="v2_model_infer",
+        summary="Classify the images of a tensor",
+        response_model=InferResponse,
+        responses=_INFER_RESPONSES,
+        openapi_extra=_INFER_BODY,
+    )
+    async def infer(request: Request, model_name: ModelName) -> Response:
+        """Images as the tensor `image` (BYTES: encoded files, in JSON base64) or `pixels` (UINT8), in the
+        JSON or as binary data behind it. All images of a request share its parameters. The Content-Type is
+        not read."""
+        return await answer(request, model_name, VERSION)
+
+    async def answer(request: Request, model_name: str, model_version: str) -> Response:
+        started = time.perf_counter()
+        body = await read_body(request, limits)
+        model = await model_named(model_name, model_version)
+        body = decompressed(body, request.headers.get("content-encoding", ""), limits.bytes)
+        document, binary = split(body, request.headers.get(HEADER_LENGTH))
+        inference = read_inference(document, binary, limits, model)
+        answered = await classification.answers(request, inference.images, model, logits=inference.logits)
+        head = {"model_name": model.name, "model_version": VERSION}
+        if inference.id is not None:
+            head["id"] = inference.id
+        content, json_bytes = joined(head, output_tensors(inference, answered, model))
+        headers = {"Server-Timing": server_timing(timings_ms(answered, started))}
+        if json_bytes is None:
+            return Response(content, media_type=JSON, headers=headers)
+        return Response(content, media_type=RAW, headers={**headers, HEADER_LENGTH: str(json_bytes)})
+
+    return router
+
+
+def check_name(model: ModelInfo, name: str) -> None:
+    """Raises NotFound for another model's name."""
+    if name != model.name:
+        raise NotFound(f"there is no model {short.repr(name)}; allowed is {model.name!r}")
+
+
+def _metadata(model: ModelInfo) -> ModelMetadata:
+    return ModelMetadata(
+        name=model.name, versions=[VERSION], platform=SERVER, inputs=INPUTS, outputs=outputs_of(model)
+    )
+
+
+def _config(model: ModelInfo, limits: BodyLimits) -> ModelConfig:
+    return ModelConfig(
+        name=model.name,
+        platform=SERVER,
+        backend=SERVER,
+        max_batch_size=limits.images,
+        input=[_configured(tensor, optional=True) for tensor in INPUTS],
+        output=[_configured(tensor) for tensor in outputs_of(model)],
+    )
+
+
+def _configured(tensor: TensorMetadata, *, optional: bool = False) -> ModelTensor:
+    return ModelTensor(
+        name=tensor.name,
+        data_type=_TRITON_TYPES[tensor.datatype],
+        dims=tensor.shape[1:],
+        optional=optional,
+    )
