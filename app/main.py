@@ -14,7 +14,7 @@ from app.http.hugging_face import hugging_face_router
 from app.http.middleware import Observe
 from app.http.models import models_router
 from app.http.open_inference import open_inference_router
-from app.http.openapi import install_openapi
+from app.http.openapi import install_openapi, operation_id
 from app.http.operations import operations_router
 from app.http.page import page_router
 from app.http.problems import install_problem_handlers
@@ -45,6 +45,8 @@ def create_app(settings: Settings, engines: Engines) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        generate_unique_id_function=operation_id,
     )
     app.add_middleware(Observe)
     install_problem_handlers(app)

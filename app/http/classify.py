@@ -37,7 +37,11 @@ _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "i
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": meaning,
-        "content": {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}},
+        "content": {
+            "application/problem+json": {
+                "schema": {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
+            }
+        },
         "headers": _RETRY_AFTER if "Retry-After" in meaning else {},
     }
     for status, meaning in {
@@ -183,7 +187,7 @@ def classify_router(classification: Classification) -> APIRouter:
         "/v1/classify",
         response_model=ClassifyResponse,
         responses=PROBLEMS,
-        openapi_extra=_openapi(),
+        openapi_extra=_BODY,
         summary="Classify photographs, each at its own keep ratio",
     )
     async def classify(request: Request) -> JSONResponse:
@@ -256,10 +260,9 @@ def _openapi() -> dict[str, Any]:
     """The three forms of the body and the options in the query, which are parsed by hand."""
     options = option_schemas()
     image = {"type": "string", "format": "binary"}
-    one = JsonImage.model_json_schema()
-    many = ClassifyRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    many["properties"]["images"]["items"] = one
-    many.pop("$defs", None)
+    json_bodies = [
+        {"$ref": f"#/components/schemas/{model.__name__}"} for model in (JsonImage, ClassifyRequest)
+    ]
     return {
         "parameters": [
             {
@@ -280,7 +283,12 @@ def _openapi() -> dict[str, Any]:
                     "schema": {
                         "type": "object",
                         "properties": {
-                            "image": {"type": "array", "items": image, "minItems": 1},
+                            "image": {
+                                "type": "array",
+                                "items": image,
+                                "minItems": 1,
+                                "description": "Encoded images (JPEG, PNG, ...), under any field name.",
+                            },
                             **options,
                             "options": {
                                 "type": "string",
@@ -290,7 +298,10 @@ def _openapi() -> dict[str, Any]:
                         "required": ["image"],
                     }
                 },
-                JSON: {"schema": {"oneOf": [one, many]}},
+                JSON: {"schema": {"oneOf": json_bodies}},
             },
         },
     }
+
+
+_BODY = _openapi()

@@ -55,7 +55,7 @@ class HuggingFaceRequest(BaseModel):
     )
     parameters: dict[str, Any] | None = Field(
         None,
-        description="Options.",
+        description="Options of /v1/classify but for the masks, and `function_to_apply`.",
         examples=[{"top_k": 3, "keep_ratio": 0.7}],
         json_schema_extra={"properties": {"function_to_apply": _FUNCTION, **option_schemas(MASK_OPTIONS)}},
     )

@@ -17,7 +17,12 @@ def models_router(settings: Settings, engines: Engines) -> APIRouter:
     router = APIRouter(tags=["models"])
     not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
 
-    @router.get("/v1/models", responses=not_ready, summary="Models, their labels and their defaults")
+    @router.get(
+        "/v1/models",
+        operation_id="list_models",
+        responses=not_ready,
+        summary="Models, their labels and their defaults",
+    )
     async def models() -> ModelList:
         model = engines.model
         if model is None:

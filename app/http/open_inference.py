@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.convertors import Convertor, register_url_convertor
 
 from app.engine.messages import ModelInfo
 from app.errors import NotFound
@@ -45,13 +46,31 @@ _TRITON_TYPES: dict[Datatype, str] = {
 }
 
 
+class ModelNameConvertor(Convertor[str]):
+    """A model's name in a path: it may have slashes (hf-hub:owner/name), but behind them none of the words
+    that the protocol's paths go on with."""
+
+    regex = "[^/]+(?:/(?!(?:versions|ready|config|infer)(?:/|$))[^/]+)*"
+
+    def convert(self, value: str) -> str:
+        """As it stands."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """As it stands."""
+        return value
+
+
+register_url_convertor("model", ModelNameConvertor())
+
+
 def errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
     """The errors of a route for clients that others wrote, as OpenAPI declares them."""
     problems = {**PROBLEMS, 404: {"description": "There is no such model or version.", "headers": {}}}
     return {
         status: {
-            "model": ErrorAnswer,
             "description": problems[status]["description"],
+            "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}},
             "headers": problems[status]["headers"],
         }
         for status in statuses
@@ -129,63 +148,8 @@ def open_inference_router(classification: Classification, engines: Engines) -> A
             headers={} if is_ready else {"Retry-After": "1"},
         )
 
-    # A name may have slashes in it (hf-hub:owner/name): paths stand before those that are their beginning.
-    @router.get(
-        "/v2/models/{model_name:path}/versions/{model_version}/ready",
-        operation_id="v2_model_version_ready",
-        summary="Whether this version of the model answers",
-        responses=_NO_MODEL,
-    )
-    async def version_ready(model_name: ModelName, model_version: ModelVersion) -> ModelReady:
-        return ModelReady(name=(await model_named(model_name, model_version)).name, ready=True)
-
-    @router.get(
-        "/v2/models/{model_name:path}/ready",
-        operation_id="v2_model_ready",
-        summary="Whether the model answers",
-        responses=_NO_MODEL,
-    )
-    async def model_ready(model_name: ModelName) -> ModelReady:
-        return ModelReady(name=(await model_named(model_name)).name, ready=True)
-
-    @router.get(
-        "/v2/models/{model_name:path}/versions/{model_version}/config",
-        operation_id="v2_model_version_config",
-        summary="Configuration of this version of the model, in Triton's words",
-        responses=_NO_MODEL,
-    )
-    async def version_config(model_name: ModelName, model_version: ModelVersion) -> ModelConfig:
-        return _config(await model_named(model_name, model_version), limits)
-
-    @router.get(
-        "/v2/models/{model_name:path}/config",
-        operation_id="v2_model_config",
-        summary="The model's configuration, in Triton's words",
-        responses=_NO_MODEL,
-    )
-    async def model_config(model_name: ModelName) -> ModelConfig:
-        return _config(await model_named(model_name), limits)
-
-    @router.get(
-        "/v2/models/{model_name:path}/versions/{model_version}",
-        operation_id="v2_model_version_metadata",
-        summary="Inputs and outputs of this version of the model",
-        responses=_NO_MODEL,
-    )
-    async def version_metadata(model_name: ModelName, model_version: ModelVersion) -> ModelMetadata:
-        return _metadata(await model_named(model_name, model_version))
-
-    @router.get(
-        "/v2/models/{model_name:path}",
-        operation_id="v2_model_metadata",
-        summary="The model's inputs and outputs",
-        responses=_NO_MODEL,
-    )
-    async def model_metadata(model_name: ModelName) -> ModelMetadata:
-        return _metadata(await model_named(model_name))
-
     @router.post(
-        "/v2/models/{model_name:path}/versions/{model_version}/infer",
+        "/v2/models/{model_name:model}/versions/{model_version}/infer",
         operation_id="v2_model_version_infer",
         summary="Classify the images of a tensor with this version of the model",
         response_model=InferResponse,
@@ -197,7 +161,7 @@ def open_inference_router(classification: Classification, engines: Engines) -> A
         return await answer(request, model_name, model_version)
 
     @router.post(
-        "/v2/models/{model_name:path}/infer",
+        "/v2/models/{model_name:model}/infer",
         operation_id="v2_model_infer",
         summary="Classify the images of a tensor",
         response_model=InferResponse,
@@ -209,6 +173,60 @@ def open_inference_router(classification: Classification, engines: Engines) -> A
         JSON or as binary data behind it. All images of a request share its parameters. The Content-Type is
         not read."""
         return await answer(request, model_name, VERSION)
+
+    @router.get(
+        "/v2/models/{model_name:model}/versions/{model_version}/ready",
+        operation_id="v2_model_version_ready",
+        summary="Whether this version of the model answers",
+        responses=_NO_MODEL,
+    )
+    async def version_ready(model_name: ModelName, model_version: ModelVersion) -> ModelReady:
+        return ModelReady(name=(await model_named(model_name, model_version)).name, ready=True)
+
+    @router.get(
+        "/v2/models/{model_name:model}/ready",
+        operation_id="v2_model_ready",
+        summary="Whether the model answers",
+        responses=_NO_MODEL,
+    )
+    async def model_ready(model_name: ModelName) -> ModelReady:
+        return ModelReady(name=(await model_named(model_name)).name, ready=True)
+
+    @router.get(
+        "/v2/models/{model_name:model}/versions/{model_version}/config",
+        operation_id="v2_model_version_config",
+        summary="Configuration of this version of the model, in Triton's words",
+        responses=_NO_MODEL,
+    )
+    async def version_config(model_name: ModelName, model_version: ModelVersion) -> ModelConfig:
+        return _config(await model_named(model_name, model_version), limits)
+
+    @router.get(
+        "/v2/models/{model_name:model}/config",
+        operation_id="v2_model_config",
+        summary="The model's configuration, in Triton's words",
+        responses=_NO_MODEL,
+    )
+    async def model_config(model_name: ModelName) -> ModelConfig:
+        return _config(await model_named(model_name), limits)
+
+    @router.get(
+        "/v2/models/{model_name:model}/versions/{model_version}",
+        operation_id="v2_model_version_metadata",
+        summary="Inputs and outputs of this version of the model",
+        responses=_NO_MODEL,
+    )
+    async def version_metadata(model_name: ModelName, model_version: ModelVersion) -> ModelMetadata:
+        return _metadata(await model_named(model_name, model_version))
+
+    @router.get(
+        "/v2/models/{model_name:model}",
+        operation_id="v2_model_metadata",
+        summary="The model's inputs and outputs",
+        responses=_NO_MODEL,
+    )
+    async def model_metadata(model_name: ModelName) -> ModelMetadata:
+        return _metadata(await model_named(model_name))
 
     async def answer(request: Request, model_name: str, model_version: str) -> Response:
         started = time.perf_counter()

@@ -4,11 +4,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.http.schemas import EXAMPLE_IMAGE
+from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, option_schemas
 from app.http.tensors import Datatype
 
 InputName = Literal["image", "pixels"]
 OutputName = Literal["label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute"]
+
+# Parameters that Triton's clients set by themselves, and that mean here what they mean there.
+_TRITONS: dict[str, Any] = {
+    "timeout": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 600_000_000,
+        "description": "Give up after so many microseconds, with 504. 0: the server's default. In place of "
+        "`deadline_ms`.",
+    },
+    "binary_data_output": {
+        "type": "boolean",
+        "default": False,
+        "description": "Whether outputs that do not say otherwise come as binary data behind the JSON.",
+    },
+}
 
 _SHAPE = "Length of each axis; -1: as the request has it."
 
@@ -159,8 +175,10 @@ class InferRequest(BaseModel):
     )
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description="What is asked of all images; see InferParameters.",
-        examples=[{"keep_ratio": 0.7, "top_k": 2}],
+        description="What is asked of all images: options of /v1/classify but for the masks, and Triton's "
+        "own.",
+        examples=[{"keep_ratio": 0.7, "top_k": 2, "timeout": 2_000_000}],
+        json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS), **_TRITONS}},
     )
     inputs: list[InferInput] = Field(min_length=1, max_length=1, description="One: `image` or `pixels`.")
     outputs: list[RequestedOutput] = Field(

@@ -32,6 +32,7 @@ def operations_router(engines: Engines) -> APIRouter:
 
     @router.get(
         "/metrics",
+        operation_id="metrics",
         summary="Prometheus metrics of all processes",
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},

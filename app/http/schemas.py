@@ -108,27 +108,50 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 class JsonImage(ImageOptions):
     """One image with options of its own."""
 
-    image: str = Field(description="The encoded image (JPEG, PNG, ...), in base64.")
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"image": EXAMPLE_IMAGE, "keep_ratio": 0.7, "mask": "grid"}]}
+    )
+
+    image: str = Field(
+        description="The encoded image (JPEG, PNG, ...), in base64; a data URL is taken too.",
+        examples=[EXAMPLE_IMAGE],
+    )
 
 
 class ClassifyRequest(ImageOptions):
     """Many images, each with its own options; options beside `images` hold for those that say nothing."""
 
-    images: list[JsonImage] = Field(min_length=1)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "images": [
+                        {"image": EXAMPLE_IMAGE, "keep_ratio": 0.9},
+                        {"image": EXAMPLE_IMAGE, "compute": 0.6},
+                    ],
+                    "top_k": 3,
+                }
+            ]
+        }
+    )
+
+    images: list[JsonImage] = Field(
+        min_length=1, description="Answered in this order; how many at most, the server's settings say."
+    )
 
 
 class Label(BaseModel):
     """A class and its probability."""
 
-    index: int = Field(ge=0)
-    label: str
-    score: float = Field(ge=0, le=1, description="Softmax probability.")
+    index: int = Field(ge=0, description="Place of the class among the model's labels, from 0.", examples=[4])
+    label: str = Field(description="The class's name.", examples=["church"])
+    score: float = Field(ge=0, le=1, description="Softmax probability.", examples=[0.93])
 
 
 class Patches(BaseModel):
     """How many patches were there and how many were kept."""
 
-    total: int = Field(ge=1)
+    total: int = Field(ge=1, description="Patches of the unpruned image.")
     kept: int = Field(ge=1, description="After the last stage.")
     per_stage: list[int] = Field(description="Left after each stage.")
     grid: tuple[int, int] = Field(description="Rows and columns of the patch grid.")
@@ -138,15 +161,21 @@ class StageMask(BaseModel):
     """The kept patches after one stage, in the format that was asked for."""
 
     block: int = Field(ge=1, description="The block of the stage, counted from 1.")
-    indices: list[int] | None = None
-    grid: list[list[int]] | None = None
-    png: str | None = Field(None, description="base64")
+    indices: list[int] | None = Field(
+        None, description="Numbers of the kept patches, ascending, from 0, row by row from the top left."
+    )
+    grid: list[list[int]] | None = Field(
+        None, description="The patch grid, row by row: 1 for every kept patch, 0 for the others."
+    )
+    png: str | None = Field(
+        None, description="What the model saw, with the pruned patches dimmed: a PNG in base64."
+    )
 
 
 class ImageResult(BaseModel):
     """The answer for one image."""
 
-    labels: list[Label]
+    labels: list[Label] = Field(description="The best classes, best first.")
     keep_ratio: float = Field(
         gt=0,
         le=1,
@@ -154,8 +183,8 @@ class ImageResult(BaseModel):
         "run's, or 1 where there was a second.",
     )
     criterion: Criterion | None = Field(description="null with the reducer `merge`, which reads none.")
-    reducer: Reducer
-    patches: Patches
+    reducer: Reducer = Field(description="What became of the patches that were not kept.")
+    patches: Patches = Field(description="How many patches were there and how many were kept.")
     compute: float = Field(
         gt=0,
         le=2,
@@ -163,44 +192,60 @@ class ImageResult(BaseModel):
         "were two, which is above 1.",
     )
     runs: int = Field(ge=1, le=2, description="2 where a cascade ran the image again unpruned.")
-    mask: list[StageMask] | None = None
+    mask: list[StageMask] | None = Field(
+        None, description="Where one was asked for: after the last stage, or after each with `mask_stages`."
+    )
 
 
 class Timings(BaseModel):
     """Milliseconds; of several images, the longest of each phase."""
 
-    decode: float
-    queue: float
-    compute: float
-    total: float
+    decode: float = Field(ge=0, description="Decoding, cropping and resizing.")
+    queue: float = Field(ge=0, description="Waiting for a batch.")
+    compute: float = Field(ge=0, description="The batch's run through the model.")
+    total: float = Field(ge=0, description="From the request's arrival to its answer.")
 
 
 class ClassifyResponse(BaseModel):
     """One result per image, in the order of the request."""
 
-    model: str
-    results: list[ImageResult]
-    timings_ms: Timings
+    model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    results: list[ImageResult] = Field(description="One per image.")
+    timings_ms: Timings = Field(description="Milliseconds; the header Server-Timing says the same.")
 
 
 class ProblemDocument(BaseModel):
     """RFC 9457: what was wrong and what is allowed."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    image: int | None = Field(None, description="Place in the request of the image at fault, from 0.")
+    type: str = Field(
+        description="What kind of problem, for programs: urn:trimvit:problem:NAME.",
+        examples=["urn:trimvit:problem:invalid-value"],
+    )
+    title: str = Field(description="The kind in words.", examples=["A value is not allowed"])
+    status: int = Field(description="The HTTP status.", examples=[422])
+    detail: str = Field(
+        description="What was wrong and what is allowed.",
+        examples=["keep_ratio: Input should be less than or equal to 1, got 1.5"],
+    )
+    image: int | None = Field(
+        None, ge=0, description="Place in the request of the image at fault, from 0.", examples=[0]
+    )
 
 
 class InputInfo(BaseModel):
     """What the model sees of a photograph."""
 
-    height: int
-    width: int
-    interpolation: str
-    crop: str
-    crop_share: float
+    height: int = Field(ge=1, description="Rows of pixels that the model sees.", examples=[224])
+    width: int = Field(ge=1, description="Columns of pixels that the model sees.", examples=[224])
+    interpolation: str = Field(description="How images are resized.", examples=["bicubic"])
+    crop: str = Field(
+        description="`center`: the largest box of the input's proportions, in the middle; `squash`: the "
+        "whole image, whatever its proportions.",
+        examples=["center"],
+    )
+    crop_share: float = Field(
+        gt=0, le=1, description="Share of each side of that box that is seen, its middle.", examples=[0.9]
+    )
 
 
 class CascadeDescription(BaseModel):
@@ -208,7 +253,7 @@ class CascadeDescription(BaseModel):
 
     keep_ratio: float = Field(gt=0, le=1, description="Of the first run.")
     criterion: Criterion | None = Field(description="null with the reducer `merge`, which reads none.")
-    reducer: Reducer
+    reducer: Reducer = Field(description="What becomes of the patches that the first run does not keep.")
     agreement: float = Field(
         gt=0,
         le=1,
@@ -225,42 +270,42 @@ class CascadeDescription(BaseModel):
 class ModelDescription(BaseModel):
     """A model that is served."""
 
-    name: str
-    labels: list[str]
-    input: InputInfo
-    patches: int
+    name: str = Field(description="Its name.", examples=["trimvit-small-imagenette"])
+    labels: list[str] = Field(description="Names of the classes; a label's `index` is its place here.")
+    input: InputInfo = Field(description="What the model sees of a photograph.")
+    patches: int = Field(ge=1, description="Patches of an image, unpruned.", examples=[256])
     grid: tuple[int, int] = Field(description="Rows and columns of the patch grid.")
     patch_size: tuple[int, int] = Field(description="Height and width of a patch in the input, in pixels.")
     patch_stride: tuple[int, int] = Field(
         description="Pixels from one patch to the next, down and across; below the size, patches overlap."
     )
     stages: list[int] = Field(description="Blocks that prune, counted from 1.")
-    criteria: list[Criterion]
-    reducers: list[Reducer]
-    default_keep_ratio: float
-    default_criterion: Criterion
-    default_reducer: Reducer
+    criteria: list[Criterion] = Field(description="Criteria that may be asked for.")
+    reducers: list[Reducer] = Field(description="Reducers that may be asked for.")
+    default_keep_ratio: float = Field(gt=0, le=1, description="Of images that ask for none.")
+    default_criterion: Criterion = Field(description="Of images that ask for none.")
+    default_reducer: Reducer = Field(description="Of images that ask for none.")
     cascade: CascadeDescription | None = Field(description="null where none was calibrated.")
-    device: str
-    dtype: str
+    device: str = Field(description="Where it is computed.", examples=["cpu:0"])
+    dtype: str = Field(description="What it is computed in.", examples=["bfloat16"])
 
 
 class ModelList(BaseModel):
     """Everything that is served."""
 
-    models: list[ModelDescription]
+    models: list[ModelDescription] = Field(description="Always one.")
 
 
 class EngineState(BaseModel):
     """One engine, as this front end sees it."""
 
-    ready: bool
-    device: str | None
-    images_pending: int
+    ready: bool = Field(description="Whether it has loaded the model and answers.")
+    device: str | None = Field(description="Where it computes; null until it has loaded the model.")
+    images_pending: int = Field(ge=0, description="Images that this front end waits for from it.")
 
 
 class Readiness(BaseModel):
     """Whether images are answered, and by which engines."""
 
-    status: Literal["ready", "not ready"]
-    engines: list[EngineState]
+    status: Literal["ready", "not ready"] = Field(description="Whether any engine is ready.")
+    engines: list[EngineState] = Field(description="Each engine.")

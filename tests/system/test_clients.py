@@ -1,0 +1,264 @@
+"""Clients that others wrote, unmodified, against a real server: their answers are those of /v1/classify."""
+
+import asyncio
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from tests.system.photographs import SHIPPED
+from tests.system.server import Server
+
+MODEL = "trimvit-small-imagenette"
+PHOTOGRAPHS = [(SHIPPED / name).read_bytes() for name in ("china.jpg", "coffee.jpg", "chelsea.jpg")]
+SCORES = {
+    "rel": 0.02,
+    "abs": 0.004,
+}  # a batch's other images may change the last bits, in bfloat16 more of them
+
+
+def v1(server: Server, image: bytes, **options: object) -> dict[str, Any]:
+    """The result of /v1/classify for an image."""
+    response = httpx.post(f"{server.url}/v1/classify", params=options, content=image, timeout=60)  # type: ignore[arg-type]
+    assert response.status_code == 200, response.text
+    result: dict[str, Any] = response.json()["results"][0]
+    return result
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(server.url.removeprefix("http://"), concurrency=4) as client:
+        yield client
+
+
+def image_input(images: list[bytes], columns: bool = True) -> triton.InferInput:
+    """Encoded photographs as a tensor of shape [n, 1] or [n]."""
+    array = np.array(images, object).reshape((len(images), 1) if columns else (len(images),))
+    tensor = triton.InferInput("image", list(array.shape), "BYTES")
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def assert_as_v1(server: Server, result: triton.InferResult, images: list[bytes], **options: object) -> None:
+    """Labels, indices, scores, kept patches and costs of every image are those of /v1."""
+    assert result.as_numpy("label").shape == (len(images), 3)
+    for place, image in enumerate(images):
+        wanted = v1(server, image, top_k=3, mask="grid", mask_stages="true", **options)
+        label, index, score = (result.as_numpy(name)[place] for name in ("label", "index", "score"))
+        text = [one.decode() if isinstance(one, bytes) else one for one in label]
+        assert text[0] == wanted["labels"][0]["label"]
+        assert index[0] == wanted["labels"][0]["index"]
+        by_index = {entry["index"]: entry for entry in wanted["labels"]}
+        for one, name, share in zip(index, text, score, strict=True):
+            if int(one) in by_index:  # classes of next to no probability may change places
+                assert name == by_index[int(one)]["label"]
+                assert share == pytest.approx(by_index[int(one)]["score"], **SCORES)
+        assert result.as_numpy("keep_ratio")[place, 0] == pytest.approx(wanted["keep_ratio"])
+        assert result.as_numpy("compute")[place, 0] == pytest.approx(wanted["compute"], abs=1e-5)
+        kept = result.as_numpy("kept_patches")[place]
+        assert kept.dtype == np.bool_
+        grids = np.array([stage["grid"] for stage in wanted["mask"]], bool)
+        assert kept.sum(axis=(1, 2)).tolist() == wanted["patches"]["per_stage"]
+        assert (kept == grids).mean() > 0.95
+
+
+# tritonclient.http
+
+
+def test_tritonclient_reads_health_metadata_and_configuration(
+    server: Server, client: triton.InferenceServerClient
+) -> None:
+    """All its calls that ask what is there, with and without a version."""
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(MODEL)
+    assert client.is_model_ready(MODEL, "1")
+    assert not client.is_model_ready(MODEL, "2")
+    assert not client.is_model_ready("another")
+    assert client.get_server_metadata()["name"] == "trimvit"
+    for version in ("", "1"):
+        metadata = client.get_model_metadata(MODEL, version)
+        assert [tensor["name"] for tensor in metadata["inputs"]] == ["image", "pixels"]
+        assert client.get_model_config(MODEL, version)["max_batch_size"] == 64
+
+
+def test_tritonclient_infers_from_encoded_files(server: Server, client: triton.InferenceServerClient) -> None:
+    """As binary data, all outputs, for several photographs at once."""
+    result = client.infer(
+        MODEL, [image_input(PHOTOGRAPHS)], request_id="seven", parameters={"keep_ratio": 0.5, "top_k": 3}
+    )
+    assert result.get_response()["id"] == "seven"
+    assert_as_v1(server, result, PHOTOGRAPHS, keep_ratio=0.5)
+    logits = result.as_numpy("logits").astype(float)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    best = np.take_along_axis(shares, result.as_numpy("index").astype(int), axis=1)
+    assert best == pytest.approx(result.as_numpy("score"), rel=1e-4)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritonclient_infers_from_pixels(
+    server: Server, client: triton.InferenceServerClient, binary: bool
+) -> None:
+    """An array of decoded photographs is the same as a lossless file of it."""
+    small = [Image.open(io.BytesIO(photograph)).convert("RGB").resize((90, 70)) for photograph in PHOTOGRAPHS]
+    files = []
+    for image in small:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    array = np.stack([np.asarray(image) for image in small])
+    tensor = triton.InferInput("pixels", list(array.shape), "UINT8")
+    tensor.set_data_from_numpy(array, binary_data=binary)
+    result = client.infer(MODEL, [tensor], model_version="1", parameters={"top_k": 3, "reducer": "fuse"})
+    assert_as_v1(server, result, files, reducer="fuse")
+
+
+def test_tritonclient_chooses_outputs_and_their_form(
+    server: Server, client: triton.InferenceServerClient
+) -> None:
+    """In JSON or binary, the numbers or the classification extension, and compressed on the way."""
+    outputs = [
+        triton.InferRequestedOutput("label", binary_data=False),
+        triton.InferRequestedOutput("score", binary_data=True, class_count=2),
+        triton.InferRequestedOutput("logits", binary_data=False, class_count=3),
+    ]
+    result = client.infer(
+        MODEL,
+        [image_input(PHOTOGRAPHS[:1], columns=False)],
+        outputs=outputs,
+        timeout=60_000_000,
+        parameters={"top_k": 1},
+        request_compression_algorithm="gzip",
+        response_compression_algorithm="gzip",
+    )
+    best = v1(server, PHOTOGRAPHS[0])["labels"][0]
+    assert result.as_numpy("label").tolist() == [[best["label"]]]
+    score, index, label = result.as_numpy("score")[0, 0].decode().split(":", 2)
+    assert (int(index), label) == (best["index"], best["label"])
+    assert float(score) == pytest.approx(best["score"], **SCORES)
+    assert result.as_numpy("logits").shape == (1, 3)
+    assert result.as_numpy("index") is None
+
+
+def test_tritonclient_infers_many_at_once(server: Server, client: triton.InferenceServerClient) -> None:
+    """Its async_infer, on greenlets."""
+    handles = [
+        client.async_infer(MODEL, [image_input([photograph])], parameters={"top_k": 3, "keep_ratio": 0.7})
+        for photograph in PHOTOGRAPHS
+    ]
+    for handle, photograph in zip(handles, PHOTOGRAPHS, strict=True):
+        assert_as_v1(server, handle.get_result(timeout=60), [photograph], keep_ratio=0.7)
+
+
+def test_tritonclient_infers_on_asyncio(server: Server) -> None:
+    """Its client for asyncio: readiness, metadata, answers and errors."""
+
+    async def ask() -> list[triton.InferResult]:
+        async with triton_aio.InferenceServerClient(server.url.removeprefix("http://")) as client:
+            assert await client.is_server_live()
+            assert await client.is_server_ready()
+            assert await client.is_model_ready(MODEL)
+            assert (await client.get_server_metadata())["name"] == "trimvit"
+            assert (await client.get_model_metadata(MODEL))["name"] == MODEL
+            assert (await client.get_model_config(MODEL))["name"] == MODEL
+            with pytest.raises(InferenceServerException, match="top_k"):
+                await client.infer(MODEL, [image_input(PHOTOGRAPHS)], parameters={"top_k": 0})
+            asked = [
+                client.infer(MODEL, [image_input([photograph])], parameters={"top_k": 3})
+                for photograph in PHOTOGRAPHS
+            ]
+            return list(await asyncio.gather(*asked))
+
+    for result, photograph in zip(asyncio.run(ask()), PHOTOGRAPHS, strict=True):
+        assert_as_v1(server, result, [photograph])
+
+
+def test_tritonclient_shows_what_was_wrong(client: triton.InferenceServerClient) -> None:
+    """The server's words and status reach its user."""
+    good = [image_input(PHOTOGRAPHS[:1])]
+    for model, inputs, options, status, words in (
+        (MODEL, good, {"parameters": {"keep_ratio": 1.5}}, "422", "less than or equal to 1, got 1.5"),
+        (MODEL, good, {"sequence_id": 3, "sequence_start": True}, "422", "no sequences"),
+        (MODEL, good, {"timeout": 10**15}, "422", "deadline_ms"),
+        ("another", good, {}, "404", f"allowed is '{MODEL}'"),
+        (MODEL, good, {"model_version": "7"}, "404", "no version '7'"),
+        (MODEL, [image_input([PHOTOGRAPHS[0], b"no photograph"])], {}, "422", "image 1: the bytes are not"),
+        (MODEL, [image_input([PHOTOGRAPHS[0]] * 65)], {}, "413", "at most 64"),
+    ):
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer(model, inputs, **options)  # type: ignore[arg-type]
+        assert caught.value.status() == status
+        assert words in caught.value.message()
+
+
+# huggingface_hub
+
+
+@pytest.mark.parametrize("path", ["", "/", f"/models/{MODEL}"])
+def test_huggingface_hub_classifies(server: Server, path: str) -> None:
+    """Bytes and a file's path; the labels and scores of /v1."""
+    client = InferenceClient(model=server.url + path)
+    for image in (PHOTOGRAPHS[0], SHIPPED / "china.jpg", str(SHIPPED / "china.jpg")):
+        labels = client.image_classification(image)
+        wanted = v1(server, PHOTOGRAPHS[0])["labels"]
+        assert [label.label for label in labels][:1] == [entry["label"] for entry in wanted][:1]
+        assert len(labels) == 5
+        assert labels[0].score == pytest.approx(wanted[0]["score"], **SCORES)
+
+
+def test_huggingface_hubs_parameters_are_honoured(server: Server) -> None:
+    """top_k, and function_to_apply on the logits; a keep ratio by the URL."""
+    client = InferenceClient(model=server.url)
+    photograph = PHOTOGRAPHS[1]
+    by_function = {
+        function: client.image_classification(photograph, function_to_apply=function, top_k=10)
+        for function in ("softmax", "sigmoid", "none")
+    }
+    logits = {label.label: label.score for label in by_function["none"]}
+    assert len(logits) == 10
+    total = sum(np.exp(logit) for logit in logits.values())
+    for label in by_function["softmax"]:
+        assert label.score == pytest.approx(np.exp(logits[label.label]) / total, **SCORES)
+    for label in by_function["sigmoid"]:
+        assert label.score == pytest.approx(1 / (1 + np.exp(-logits[label.label])), **SCORES)
+    pruned = InferenceClient(model=f"{server.url}/?keep_ratio=0.3&top_k=2").image_classification(photograph)
+    wanted = v1(server, photograph, keep_ratio=0.3)["labels"]
+    assert len(pruned) == 2
+    assert pruned[0].label == wanted[0]["label"]
+    assert pruned[0].score == pytest.approx(wanted[0]["score"], **SCORES)
+
+
+def test_huggingface_hub_classifies_on_asyncio(server: Server) -> None:
+    """Its asynchronous client, several at once."""
+
+    async def ask() -> list[Any]:
+        async with AsyncInferenceClient(model=server.url) as client:
+            return await asyncio.gather(
+                *(client.image_classification(photograph, top_k=2) for photograph in PHOTOGRAPHS)
+            )
+
+    for labels, photograph in zip(asyncio.run(ask()), PHOTOGRAPHS, strict=True):
+        assert len(labels) == 2
+        wanted = v1(server, photograph)["labels"][0]
+        assert labels[0].label == wanted["label"]
+        assert labels[0].score == pytest.approx(wanted["score"], **SCORES)
+
+
+def test_huggingface_hub_shows_what_was_wrong(server: Server) -> None:
+    """The server's words and status reach its user."""
+    with pytest.raises(HfHubHTTPError, match="not an image in a known format") as caught:
+        InferenceClient(model=server.url).image_classification(b"no photograph")
+    assert caught.value.response.status_code == 422
+    with pytest.raises(HfHubHTTPError, match="top_k: Input should be less than or equal to 1000"):
+        InferenceClient(model=server.url).image_classification(PHOTOGRAPHS[0], top_k=1001)
+    with pytest.raises(HfHubHTTPError, match=f"allowed is '{MODEL}'"):
+        InferenceClient(model=f"{server.url}/models/another").image_classification(PHOTOGRAPHS[0])
