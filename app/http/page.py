@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 
 from app.errors import NotFound
 from app.settings import Settings
@@ -55,7 +56,7 @@ def static_files(folder: Path) -> dict[str, StaticFile]:
 
 def page_router(settings: Settings) -> APIRouter:
     """The page, and its files under a path that changes with them, so that browsers may keep them."""
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(tags=["page"])
     files = static_files(FOLDER)
     names_and_etags = "".join(f"{name}{file.etag}" for name, file in files.items())
     version = hashlib.sha256(names_and_etags.encode()).hexdigest()[:16]
@@ -66,13 +67,15 @@ def page_router(settings: Settings) -> APIRouter:
     )
     page = _file(PAGE, filled)
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/", operation_id="page", response_class=HTMLResponse)
+    @router.head("/", include_in_schema=False)
     async def index(request: Request) -> Response:
+        """The page for people."""
         response = page.answer(request, _ASK_AGAIN)
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         return response
 
-    @router.api_route("/static/{asked_version}/{name:path}", methods=["GET", "HEAD"])
+    @router.api_route("/static/{asked_version}/{name:path}", methods=["GET", "HEAD"], include_in_schema=False)
     async def static(request: Request, asked_version: str, name: str) -> Response:
         file = files.get(name)
         if file is None:

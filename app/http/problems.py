@@ -5,6 +5,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app import metrics
 from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
@@ -48,9 +49,19 @@ def install_problem_handlers(app: FastAPI) -> None:
         if error.status_code == 404:
             problem = NotFound(f"there is no {request.url.path}; see /docs")
         elif error.status_code == 405:
-            problem = MethodNotAllowed(
-                f"{request.url.path} takes {headers.get('Allow', 'other methods')}, not {request.method}"
-            )
+            headers["Allow"] = allowed = _allowed_methods(request)
+            problem = MethodNotAllowed(f"{request.url.path} takes {allowed}, not {request.method}")
         else:
             problem = UnreadableRequest(str(error.detail))
         return problem_response(problem, request.scope["path"], headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Those of all routes of the path; the framework names those of the first one."""
+    methods = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+    routes = request.app.routes
+    return ", ".join(
+        method
+        for method in methods
+        if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in routes)
+    )

@@ -1,4 +1,4 @@
-"""Takes page.png: the page with an answer and a comparison. With a server that runs, from the project's folder:
+"""Takes page.png: the page with an answer and a comparison. Beside a running server:
 
 python docs/pictures/page.py http://127.0.0.1:8000 docs/pictures/page.png
 """

@@ -108,6 +108,7 @@ def test_every_route_is_in_the_document() -> None:
         ("/v2/models/{model_name}/versions/{model_version}/ready", "get"),
         ("/v2/models/{model_name}/versions/{model_version}/config", "get"),
         ("/v2/models/{model_name}/versions/{model_version}/infer", "post"),
+        ("/", "get"),
         ("/", "post"),
         ("/models/{model_name}", "post"),
         ("/livez", "get"),
