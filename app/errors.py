@@ -102,6 +102,12 @@ class NotReady(ServerProblem):
     status, slug, title = 503, "not-ready", "The server is not ready"
 
 
+class DeadlineUnmeetable(ServerProblem):
+    """The deadline is predicted to pass before the image could be computed."""
+
+    status, slug, title = 503, "deadline-unmeetable", "The deadline cannot be met"
+
+
 class EngineLost(ServerProblem):
     """The engine died while it had the request, twice."""
 

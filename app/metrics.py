@@ -78,6 +78,28 @@ BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_
 BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)
 BATCH_FILL = Histogram("trimvit_batch_fill", "Share of the token budget that a batch used.", buckets=_SHARES)
 BATCH_SECONDS = Histogram("trimvit_batch_seconds", "Time to compute a batch.", buckets=_SECONDS)
+PREDICTION_ERROR = Histogram(
+    "trimvit_batch_prediction_error",
+    "By how much of its predicted time a batch took longer or shorter.",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
+LOWERED = Counter(
+    "trimvit_lowered",
+    "Images answered below the ratio they asked for, by reason: brown-out or deadline.",
+    ["reason"],
+)
+BROWN_OUT = Gauge(
+    "trimvit_brown_out_ratio",
+    "The highest keep ratio of images that allow lowering; 1 without a brown-out.",
+    ["engine"],
+    multiprocess_mode="mostrecent",
+)
+QUEUE_SECONDS = Gauge(
+    "trimvit_queue_seconds",
+    "Predicted time to compute what waits, on one stream.",
+    ["engine"],
+    multiprocess_mode="mostrecent",
+)
 QUEUE_IMAGES = Gauge(
     "trimvit_queue_images", "Images waiting for a batch.", ["engine"], multiprocess_mode="mostrecent"
 )

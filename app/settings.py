@@ -86,7 +86,16 @@ class Settings(BaseSettings):
         0, ge=0, description="Tokens of a batch, weighted by their cost. 0: 4096 on a CPU, 65536 on a GPU."
     )
     max_queue_images: int = Field(
-        1024, ge=1, description="Images an engine lets wait; beyond them it answers 429."
+        1024,
+        ge=1,
+        description="Images an engine lets wait; beyond them it answers 429. One caller alone may have three "
+        "quarters of them.",
+    )
+    max_queue_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Predicted wait beyond which an image without a deadline_ms is answered 429.",
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -7,7 +7,8 @@ image that two engines died with is given up, lest it take down a third.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,15 +21,27 @@ from app.engine.messages import (
     Answer,
     Cancel,
     FromFrontEnd,
+    Load,
     ModelInfo,
     Ping,
+    Priority,
     Refuse,
     Status,
     Submit,
     decode_from_engine,
     encode,
 )
-from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from app.engine.outlook import Outlook
+from app.engine.shares import shares
+from app.errors import (
+    DeadlinePassed,
+    DeadlineUnmeetable,
+    EngineLost,
+    InternalFault,
+    NotReady,
+    Problem,
+    QueueFull,
+)
 from models.schedule import Pruning
 
 log = logging.getLogger(__name__)
@@ -50,6 +63,22 @@ class Question:
     deadline_s: float
     margin: float | None = None
     logits: bool = False
+    own_deadline: bool = False
+    min_keep_ratio: float | None = None
+    caller: str = ""
+    priority: Priority = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What is known of a question before its image is decoded: how long it may wait, and the share of the
+    unpruned model's compute that it will cost at least."""
+
+    share: float
+    allowed_s: float
+    own_deadline: bool
+    caller: str
+    priority: Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +108,7 @@ class _Link:
     socket: zmq.asyncio.Socket
     status: Status | None = None
     heard: float = float("-inf")
+    outlook: Outlook = field(default_factory=Outlook)
     pending: dict[int, _Pending] = field(default_factory=dict)
 
     @property
@@ -148,8 +178,28 @@ class EngineClient:
             for link in self._links
         ]
 
+    @contextmanager
+    def expecting(self, question: Expected) -> Iterator[None]:
+        """Around the decoding of an image. Raises QueueFull or DeadlineUnmeetable where the engines are known
+        to refuse it, so that it need not be decoded."""
+        outlooks = [link.outlook for link in self._links if link.ready]
+        now = time.monotonic()
+        allowed = question.allowed_s
+        refused = [outlook.refuses(question.caller, question.priority, allowed, now) for outlook in outlooks]
+        waits = [wait for wait in refused if wait is not None]
+        if outlooks and len(waits) == len(outlooks):
+            raise _unmeetable(min(waits)) if question.own_deadline else _queue_full(min(waits))
+        for outlook in outlooks:
+            outlook.decoding(question.share / len(outlooks))
+        try:
+            yield
+        finally:
+            for outlook in outlooks:
+                outlook.decoding(-question.share / len(outlooks))
+
     async def classify(self, question: Question) -> Classified:
-        """Raises NotReady, QueueFull, DeadlinePassed or EngineLost. Cancelling it withdraws the image."""
+        """Raises NotReady, QueueFull, DeadlineUnmeetable, DeadlinePassed or EngineLost. Cancelling it
+        withdraws the image."""
         ready = [link for link in self._links if link.ready]
         if not ready:
             raise NotReady("no engine is ready; see /readyz", retry_after_s=_RETRY_AFTER_S)
@@ -164,7 +214,14 @@ class EngineClient:
             kept_patches=question.kept_patches,
             deadline_s=question.deadline_s,
             logits=question.logits,
+            own_deadline=question.own_deadline,
+            min_keep_ratio=question.min_keep_ratio,
+            caller=question.caller,
+            priority=question.priority,
         )
+        assert link.status.model is not None
+        least = shares(link.status.model, submit.pruning, submit.margin, submit.min_keep_ratio)[-1]
+        link.outlook.sent(submit.id, least)
         pending = _Pending(
             submit,
             np.ascontiguousarray(question.pixels).tobytes(),
@@ -205,8 +262,12 @@ class EngineClient:
                 continue
             match message:
                 case Status():
+                    if link.status is not None and link.status.incarnation != message.incarnation:
+                        link.outlook.lost()
                     link.status = message
                     await self._send_again(link, message)
+                case Load():
+                    link.outlook.tell(message, time.monotonic())
                 case Answer():
                     pending = link.pending.get(message.id)
                     if pending is not None and not pending.answered.done():
@@ -242,10 +303,24 @@ def _fail(pending: _Pending, problem: Problem) -> None:
 def _problem(refusal: Refuse) -> Problem:
     match refusal.reason:
         case "queue-full":
-            return QueueFull("the engine's queue is full", retry_after_s=refusal.retry_after_s)
+            return _queue_full(refusal.retry_after_s)
+        case "deadline-unmeetable":
+            return _unmeetable(refusal.retry_after_s)
         case "deadline-passed":
             return DeadlinePassed("the deadline passed while the image was waiting")
         case "not-ready":
             return NotReady("the engine is still loading", retry_after_s=refusal.retry_after_s)
         case "engine-fault":
             return InternalFault("the engine failed on the batch with this image; see its log")
+
+
+def _queue_full(retry_after_s: float | None) -> Problem:
+    return QueueFull("the engine has too much work waiting", retry_after_s=retry_after_s or _RETRY_AFTER_S)
+
+
+def _unmeetable(retry_after_s: float | None) -> Problem:
+    if retry_after_s is None:
+        return DeadlineUnmeetable("even an idle engine is predicted to take longer than the deadline")
+    return DeadlineUnmeetable(
+        "the images that wait are predicted to take until after the deadline", retry_after_s=retry_after_s
+    )

@@ -5,13 +5,14 @@ is shared but two queues. What computes is behind `Backend`, so this module know
 """
 
 import logging
+import math
 import os
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from socket import socketpair
 from typing import Protocol
@@ -20,10 +21,15 @@ import msgspec
 import zmq
 
 from app import metrics
+from app.engine.brown_out import CEILINGS, ratios
+from app.engine.cost import CostModel, Measured, Work
+from app.engine.fair_queue import WEIGHTS, Entry
 from app.engine.messages import (
     Answer,
     Cancel,
     FromEngine,
+    Load,
+    Lowered,
     ModelInfo,
     Ping,
     RefusalReason,
@@ -33,13 +39,17 @@ from app.engine.messages import (
     decode_from_front_end,
     encode,
 )
-from app.engine.scheduler import Batch, Entry, Limits, Scheduler
+from app.engine.scheduler import Batch, Limits, Scheduler, Taken
+from app.engine.shares import shares, tokens
 from models.schedule import Pruning, compute, keep_counts, macs, tokens_after
 
 log = logging.getLogger(__name__)
 
 _POLL_LIMIT_S = 0.5
 _RETRY_AFTER_S = 1.0
+_LOAD_EVERY_S = 0.02  # at most so often front ends are told of the load
+_FRONT_END_SILENCE_S = 5.0  # one that pings no more is gone
+_CALLERS_TOLD = 16
 
 Key = tuple[bytes, int]
 
@@ -50,6 +60,7 @@ class Job:
 
     submit: Submit
     pixels: bytes
+    lowered: Lowered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,7 @@ class Loaded:
 
     info: ModelInfo
     limits: Limits
+    costs: CostModel
 
 
 class Backend(Protocol):
@@ -86,6 +98,14 @@ class Backend(Protocol):
 
     def memory_bytes(self) -> int:
         """Memory in use on the device."""
+
+
+@dataclass(slots=True)
+class _FrontEnd:
+    """When it was last heard, and the last Submit that came."""
+
+    heard: float
+    seen: int = 0
 
 
 @dataclass(slots=True)
@@ -109,6 +129,9 @@ class Engine:
         self._loaded: Loaded | None = None
         self._scheduler: Scheduler | None = None
         self._jobs: dict[Key, Job] = {}
+        self._front_ends: dict[bytes, _FrontEnd] = {}
+        self._load_changed = False
+        self._load_told = 0.0
         self._work: SimpleQueue[tuple[Batch, list[tuple[Key, Job]]] | None] = SimpleQueue()
         self._news: SimpleQueue[Loaded | BaseException | _Done] = SimpleQueue()
         self._woken, self._waker = socketpair()
@@ -141,6 +164,7 @@ class Engine:
                     self._receive_all(socket)
                 self._expire(socket)
                 self._start_batches()
+                self._tell_load(socket)
         finally:
             if self._loaded is not None:
                 for _ in range(self._loaded.limits.streams):
@@ -161,9 +185,12 @@ class Engine:
             except (msgspec.DecodeError, IndexError):
                 log.exception("a front end sent what is no message")
                 continue
+            front_end = self._front_ends.setdefault(sender, _FrontEnd(0.0))
+            front_end.heard = time.monotonic()
             match message:
                 case Ping():
                     self._send(socket, sender, self._status())
+                    self._load_changed = True
                 case Cancel(id=image):
                     if self._scheduler is not None and self._scheduler.cancel((sender, image)):
                         del self._jobs[sender, image]
@@ -172,6 +199,8 @@ class Engine:
 
     def _submit(self, socket: zmq.Socket[bytes], sender: bytes, job: Job) -> None:
         key = (sender, job.submit.id)
+        self._front_ends[sender].seen = max(self._front_ends[sender].seen, job.submit.id)
+        self._load_changed = True
         if key in self._jobs:
             return  # a front end that saw us restart sent it again, and the first one had arrived after all
         if self._scheduler is None or self._loaded is None:
@@ -183,12 +212,16 @@ class Engine:
             log.error("a front end sent %d bytes of pixels, not %d", len(job.pixels), height * width * 3)
             self._refuse(socket, key, "engine-fault")
             return
+        if job.submit.deadline_s <= 0:
+            self._refuse(socket, key, "deadline-passed")
+            return
         now = time.monotonic()
-        entry = Entry(key, weight(info, job.submit), now, now + job.submit.deadline_s)
-        if self._scheduler.submit(entry):
+        entry = entry_of(key, job.submit, self._loaded, now)
+        refusal = self._scheduler.submit(entry, now)
+        if refusal is None:
             self._jobs[key] = job
         else:
-            self._refuse(socket, key, "queue-full")
+            self._refuse(socket, key, refusal.reason, refusal.retry_after_s)
 
     def _expire(self, socket: zmq.Socket[bytes]) -> None:
         if self._scheduler is None:
@@ -198,8 +231,14 @@ class Engine:
             del self._jobs[key]
             self._refuse(socket, key, "deadline-passed")
 
-    def _refuse(self, socket: zmq.Socket[bytes], key: Key, reason: RefusalReason) -> None:
-        self._send(socket, key[0], Refuse(id=key[1], reason=reason, retry_after_s=_RETRY_AFTER_S))
+    def _refuse(
+        self,
+        socket: zmq.Socket[bytes],
+        key: Key,
+        reason: RefusalReason,
+        retry_after_s: float | None = _RETRY_AFTER_S,
+    ) -> None:
+        self._send(socket, key[0], Refuse(id=key[1], reason=reason, retry_after_s=retry_after_s))
 
     def _send(
         self, socket: zmq.Socket[bytes], to: bytes, message: FromEngine, frames: Sequence[bytes] = ()
@@ -213,27 +252,81 @@ class Engine:
             waiting_tokens=0 if self._scheduler is None else self._scheduler.waiting_tokens,
         )
 
+    def _tell_load(self, socket: zmq.Socket[bytes]) -> None:
+        """Tell all front ends how long images would wait, if that has changed."""
+        now = time.monotonic()
+        if self._scheduler is None or not self._load_changed or now < self._load_told + _LOAD_EVERY_S:
+            return
+        self._load_changed, self._load_told = False, now
+        load = self._load_now(self._scheduler, now)
+        for sender, front_end in list(self._front_ends.items()):
+            if front_end.heard < now - _FRONT_END_SILENCE_S:
+                del self._front_ends[sender]
+            else:
+                self._send(socket, sender, msgspec.structs.replace(load, seen=front_end.seen))
+
+    def _load_now(self, scheduler: Scheduler, now: float) -> Load:
+        assert self._loaded is not None
+        limits = self._loaded.limits
+        costs, info = self._loaded.costs, self._loaded.info
+        image_s = costs.image_s(1.0, limits.stream_threads)
+        # The wait of a cheap image: of one that costs more the engine itself will tell.
+        cheap = compute(info.architecture, info.method.stages, CEILINGS[-1])
+        cheap_s = costs.image_s(cheap, limits.stream_threads)
+        return Load(
+            wait_s={priority: scheduler.wait_s(None, priority, cheap_s, now) for priority in WEIGHTS},
+            callers=tuple(
+                (caller, priority, scheduler.wait_s(caller, priority, cheap_s, now))
+                for caller, priority in scheduler.heaviest(_CALLERS_TOLD)
+            ),
+            image_s=image_s / limits.streams,
+            seen=0,
+        )
+
     def _patience_ms(self) -> int:
-        """How long to sleep at most: until the next deadline, and short enough to see a signal's flag."""
-        deadline = None if self._scheduler is None else self._scheduler.next_deadline()
-        wait = _POLL_LIMIT_S if deadline is None else min(_POLL_LIMIT_S, deadline - time.monotonic())
-        return max(0, round(wait * 1000))
+        """How long to sleep at most: until something is due, and short enough to see a signal's flag."""
+        now = time.monotonic()
+        due = now + _POLL_LIMIT_S
+        expiry = None if self._scheduler is None else self._scheduler.next_expiry()
+        if expiry is not None:
+            due = min(due, expiry)
+        if self._load_changed and self._scheduler is not None:
+            due = min(due, self._load_told + _LOAD_EVERY_S)
+        return max(0, math.ceil((due - now) * 1000))
 
     # --- compute ------------------------------------------------------------------------------------
     def _start_batches(self) -> None:
         if self._scheduler is None:
             return
-        while (batch := self._scheduler.next_batch()) is not None:
-            keys: list[Key] = [entry.key for entry in batch.entries]  # type: ignore[misc]
-            self._work.put((batch, [(key, self._jobs[key]) for key in keys]))
+        now = time.monotonic()
+        self._scheduler.relax(now)
+        while (batch := self._scheduler.next_batch(now)) is not None:
+            self._load_changed = True
+            self._work.put((batch, [self._at_its_ratio(taken) for taken in batch.taken]))
+        metrics.BROWN_OUT.labels(self.name).set(CEILINGS[self._scheduler.depth])
+        metrics.QUEUE_SECONDS.labels(self.name).set(self._scheduler.waiting_s)
         metrics.QUEUE_IMAGES.labels(self.name).set(self._scheduler.waiting_images)
         metrics.QUEUE_TOKENS.labels(self.name).set(self._scheduler.waiting_tokens)
+
+    def _at_its_ratio(self, taken: Taken) -> tuple[Key, Job]:
+        """The job, at the ratio that the scheduler's depth stands for."""
+        key: Key = taken.entry.key  # type: ignore[assignment]
+        job = self._jobs[key]
+        submit = job.submit
+        ratio = ratios(submit.pruning.keep_ratio, submit.min_keep_ratio)[taken.depth]
+        if ratio == submit.pruning.keep_ratio:
+            return key, job
+        pruning = replace(submit.pruning, keep_ratio=ratio)
+        lowered: Lowered = "deadline" if taken.by_deadline else "brown-out"
+        submit = msgspec.structs.replace(submit, pruning=pruning, min_keep_ratio=None)
+        return key, Job(submit, job.pixels, lowered)
 
     def _handle_news(self, socket: zmq.Socket[bytes]) -> None:
         match self._news.get():
             case Loaded() as loaded:
                 self._loaded = loaded
                 self._scheduler = Scheduler(loaded.limits)
+                self._predict_from(self._scheduler, loaded)
                 metrics.QUEUE_LIMIT.labels(self.name).set(loaded.limits.queue_images)
                 for index in range(loaded.limits.streams):
                     threading.Thread(target=self._stream, name=f"stream {index}", daemon=True).start()
@@ -247,6 +340,7 @@ class Engine:
         assert self._scheduler is not None
         assert self._loaded is not None
         self._scheduler.finished(done.batch)
+        self._load_changed = True
         for key, _ in done.jobs:
             del self._jobs[key]
         if done.results is None:
@@ -264,10 +358,25 @@ class Engine:
                 runs=result.runs,
                 queue_s=done.started - entry.arrived,
                 compute_s=done.ended - done.started,
+                lowered=job.lowered,
             )
             logits = () if result.logits is None else (result.logits,)
             self._send(socket, key[0], answer, (*result.kept, *logits))
+        self._learn(done, done.results)
         self._measure(done, done.results)
+
+    def _learn(self, done: _Done, results: Sequence[Result]) -> None:
+        """What the batch took goes into the predictions of those to come."""
+        assert self._loaded is not None
+        assert self._scheduler is not None
+        work = Work(len(results), sum(result.compute for result in results))
+        error = self._loaded.costs.observe(Measured(done.batch.threads, work, done.ended - done.started))
+        metrics.PREDICTION_ERROR.observe(abs(error))
+        self._predict_from(self._scheduler, self._loaded)
+
+    def _predict_from(self, scheduler: Scheduler, loaded: Loaded) -> None:
+        scheduler.overhead_s = loaded.costs.overhead_s(loaded.limits.stream_threads)
+        scheduler.caution = loaded.costs.caution
 
     def _measure(self, done: _Done, results: Sequence[Result]) -> None:
         assert self._loaded is not None
@@ -293,6 +402,9 @@ class Engine:
                 metrics.SECOND_RUNS.inc()
                 metrics.COMPUTE_SECOND_RUNS.inc(unpruned * (result.compute - first_run))
             metrics.COMPUTE_SAVED.inc(unpruned * (1 - first_run))
+        for _, job in done.jobs:
+            if job.lowered is not None:
+                metrics.LOWERED.labels(job.lowered).inc()
         metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
 
     def _load(self) -> None:
@@ -325,20 +437,21 @@ class Engine:
         self._waker.send(b"!")
 
 
-def weight(info: ModelInfo, submit: Submit) -> int:
-    """What an image counts in queue and batch: the model's tokens times the share of compute it will cost.
-
-    What `keep_mass` will keep is not known yet: it counts as unpruned, the most that it can come to. A
-    cascade counts as what its images cost on average when it was calibrated.
-    """
-    pruning = submit.pruning
-    if submit.margin is not None and info.cascade is not None:
-        share = info.cascade.compute
-    elif pruning.keep_mass is not None:
-        share = 1.0
-    else:
-        share = compute(info.architecture, info.method.stages, pruning.keep_ratio, pruning.reducer)
-    return max(1, round((info.architecture.patches + info.architecture.prefix_tokens) * share))
+def entry_of(key: Key, submit: Submit, loaded: Loaded, now: float) -> Entry:
+    """The image as the scheduler knows it, with what it is predicted to cost."""
+    info, limits, costs = loaded.info, loaded.limits, loaded.costs
+    at_depths = shares(info, submit.pruning, submit.margin, submit.min_keep_ratio)
+    return Entry(
+        key=key,
+        tokens=tuple(tokens(info, share) for share in at_depths),
+        seconds=tuple(costs.image_s(share, limits.stream_threads) for share in at_depths),
+        alone_s=tuple(costs.predict(Work(1, share), limits.threads) for share in at_depths),
+        arrived=now,
+        deadline=now + submit.deadline_s,
+        wait_limit_s=math.inf if submit.own_deadline else limits.queue_s,
+        caller=submit.caller,
+        priority=submit.priority,
+    )
 
 
 def _lengths(info: ModelInfo, pruning: Pruning, result: Result) -> tuple[int, ...]:

@@ -13,7 +13,10 @@ from models.cascade import Cascade
 from models.schedule import Architecture, Method, Pruning
 from models.transforms import InputSpec
 
-RefusalReason = Literal["not-ready", "queue-full", "deadline-passed", "engine-fault"]
+Priority = Literal["high", "normal", "batch"]
+RefusalReason = Literal["not-ready", "queue-full", "deadline-unmeetable", "deadline-passed", "engine-fault"]
+# Why an image was computed at a lower ratio than it asked for.
+Lowered = Literal["brown-out", "deadline"]
 
 
 # The numbers of kept patches are told as uint16.
@@ -43,6 +46,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Classify one image. Followed by one frame: its uint8 pixels [height, width, 3].
 
     With a ``margin`` it is run again unpruned where it is unsure: see models.classifier.ImageRequest.
+    With a ``min_keep_ratio`` the engine may lower the ratio to it. ``caller`` is whose share of the engine it
+    takes. ``own_deadline``: the deadline was asked for, and is not the server's default.
     """
 
     id: int
@@ -52,10 +57,20 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     kept_patches: bool
     deadline_s: float
     logits: bool = False
+    own_deadline: bool = False
+    min_keep_ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
+    caller: str = ""
+    priority: Priority = "normal"
 
     def __post_init__(self) -> None:
         if self.margin is not None and self.pruning.keep_mass is not None:
             raise ValueError("a cascade's first run goes by keep_ratio, not by keep_mass")
+        if self.min_keep_ratio is None:
+            return
+        if self.margin is not None or self.pruning.keep_mass is not None:
+            raise ValueError("only a keep_ratio can be lowered")
+        if self.min_keep_ratio > self.pruning.keep_ratio:
+            raise ValueError("min_keep_ratio is above keep_ratio")
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -78,10 +93,25 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     waiting_tokens: int
 
 
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """How long an image would wait, as predicted, with all lowered that allow it; so that a front end need
+    not decode what has no chance.
+
+    ``wait_s`` holds for callers who have little waiting, by priority; ``callers`` are those with the most, a
+    caller's wait in one priority each. ``image_s`` is by how much one unpruned image prolongs the wait.
+    ``seen`` is the last Submit of the front end that all this counts.
+    """
+
+    wait_s: dict[Priority, float]
+    callers: tuple[tuple[str, Priority, float], ...]
+    image_s: float
+    seen: int
+
+
 class Answer(msgspec.Struct, frozen=True, tag=True):
     """One classified image: see models.classifier.Prediction. Followed by a frame per stage with the kept
     patches as little-endian uint16, if they were asked for, and by one with the logits as little-endian
-    float32, if they were."""
+    float32, if they were. ``lowered``: why its ratio is below the asked one, None if it is not."""
 
     id: int
     classes: list[int]
@@ -92,18 +122,20 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     runs: int
     queue_s: float
     compute_s: float
+    lowered: Lowered | None = None
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):
-    """One image that will not be computed, and why."""
+    """One image that will not be computed, and why. ``retry_after_s`` is a prediction; None where waiting
+    would not help."""
 
     id: int
     reason: RefusalReason
-    retry_after_s: float
+    retry_after_s: float | None
 
 
 FromFrontEnd = Submit | Cancel | Ping
-FromEngine = Status | Answer | Refuse
+FromEngine = Status | Load | Answer | Refuse
 
 _encoder = msgspec.msgpack.Encoder()
 _from_front_end = msgspec.msgpack.Decoder(FromFrontEnd)

@@ -19,6 +19,7 @@ from setproctitle import setproctitle
 from app.engine.loop import Engine, Job, Loaded, Result
 from app.engine.messages import MOST_PATCHES, ModelInfo
 from app.engine.scheduler import Limits
+from app.engine.warm_up import learn_costs
 from app.lifeline import LOAD_FAILED, die_with_parent
 from app.logs import configure_logging
 from app.settings import Settings
@@ -63,6 +64,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
         queue_images=settings.max_queue_images,
         threads=threads if on_cpu else streams,
         streams=streams,
+        queue_s=settings.max_queue_s,
     )
     name = f"{device}:{args.index}" if on_cpu else device
     setproctitle(f"trimvit: engine {name}")
@@ -91,7 +93,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
             check_against_timm(loaded.model, torch.rand(1, 3, height, width))
             graphs = not on_cpu and settings.cuda_graphs == "auto"
             self.classifier = Classifier(loaded.model, loaded.input, device, dtype, graphs=graphs)
-            self._warm_up(height, width)
+            self._warm_up()
+            costs = learn_costs(self._classify_blank, loaded.model.arch, loaded.model.stages, limits)
             return Loaded(
                 ModelInfo(
                     name=loaded.name,
@@ -106,6 +109,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
                     dtype=str(dtype).removeprefix("torch."),
                 ),
                 limits,
+                costs,
             )
 
         def _loaded(self) -> LoadedModel:
@@ -126,16 +130,21 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 log.warning("%s is served without its cascade, fitted for stages of its own", loaded.name)
             return replace(loaded, model=PrunedViT(loaded.model.vit, stages))
 
-        def _warm_up(self, height: int, width: int) -> None:
+        def _warm_up(self) -> None:
+            for prunings in (
+                [UNPRUNED],
+                [Pruning(0.5)],
+                [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
+                [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), Pruning(keep_mass=0.8)],
+            ):
+                self._classify_blank(prunings, threads)
+
+        def _classify_blank(self, prunings: Sequence[Pruning], threads: int) -> None:
+            torch.set_num_threads(threads)
+            height, width = self.classifier.spec.size
             with self._stream():
-                for prunings in (
-                    [UNPRUNED],
-                    [Pruning(0.5)],
-                    [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
-                    [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), Pruning(keep_mass=0.8)],
-                ):
-                    pixels = torch.zeros((len(prunings), height, width, 3), dtype=torch.uint8)
-                    self.classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
+                pixels = torch.zeros((len(prunings), height, width, 3), dtype=torch.uint8)
+                self.classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
 
         def _stream(self) -> AbstractContextManager[object]:
             """On a GPU each thread computes on a stream of its own: one copies while the other computes, and

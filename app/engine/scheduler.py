@@ -1,70 +1,130 @@
-"""Which images are computed together, when, and on how many threads. Pure policy: no clock, no sockets, no
-torch. The caller passes ``now`` (seconds, any monotonic origin), does what is returned, and reports back.
+"""Which images are accepted, which are computed together, when, at which depth of a brown-out and on how many
+threads. Pure policy: no clock, no sockets, no torch. The caller passes ``now`` (seconds, any monotonic
+origin), does what is returned, and reports back.
 
 There is no timer that waits for more images: a batch is taken whenever compute is free, so batches grow by
 themselves under load. The budget of a batch is in tokens weighted by cost, so that pruned images, which
-cost less, come in larger batches of about the same duration.
+cost less, come in larger batches of about the same duration; and a batch ends early where one image more
+would make an image in it late.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Literal
+
+from app.engine.brown_out import DEPTHS, BrownOut
+from app.engine.fair_queue import Entry, FairQueue, Priority
+
+Reason = Literal["queue-full", "deadline-unmeetable"]
+
+# A caller may hold so many times the free places of the queue: three quarters of all while alone, and a
+# place is always left for whoever comes new (Choudhury and Hahne 1998, dynamic thresholds).
+_TIMES_FREE = 3
+# An idle engine takes one image in so many seconds whose deadline it is predicted to miss: a wrong
+# prediction can be put right only by computing something.
+_PROBE_EVERY_S = 1.0
+# While less than this share of what an image may wait is waited for, no ratio is lowered.
+_COMFORT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one engine may hold and run at once.
 
-    ``streams`` batches at most run at once, on ``threads`` compute threads together.
+    ``streams`` batches at most run at once, on ``threads`` compute threads together. ``queue_s`` is how long
+    an image without a deadline of its own may be predicted to wait.
     """
 
     batch_tokens: int
     queue_images: int
     threads: int
     streams: int
+    queue_s: float = 10.0
 
     def __post_init__(self) -> None:
         if min(self.batch_tokens, self.queue_images, self.threads, self.streams) < 1:
             raise ValueError(f"limits must be at least 1: {self}")
         if self.streams > self.threads:
             raise ValueError(f"{self.streams} streams need as many threads, got {self.threads}")
+        if not self.queue_s > 0:
+            raise ValueError(f"queue_s must be above 0, got {self.queue_s}")
+
+    @property
+    def stream_threads(self) -> int:
+        """Threads of a batch while others run beside it."""
+        return max(1, self.threads // self.streams)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """An image in the queue. ``tokens`` is its weight: the model's tokens times its share of compute."""
+class Refusal:
+    """An image that is not accepted. ``retry_after_s``: when it could be, as predicted; None where even an
+    idle engine could not meet its deadline."""
 
-    key: Hashable
-    tokens: int
-    arrived: float
-    deadline: float
+    reason: Reason
+    retry_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An entry of a batch, the depth whose ratio it gets, and whether its own deadline made it so deep."""
+
+    entry: Entry
+    depth: int
+    by_deadline: bool
+
+    @property
+    def tokens(self) -> int:
+        """Its weight at that depth."""
+        return self.entry.tokens[self.depth]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries to compute together on ``threads`` threads."""
+    """Entries to compute together on ``threads`` threads; predicted to end at ``ends``."""
 
-    entries: tuple[Entry, ...]
+    taken: tuple[Taken, ...]
     threads: int
+    ends: float
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What is computed."""
+        return tuple(taken.entry for taken in self.taken)
 
     @property
     def tokens(self) -> int:
         """Weight of the whole batch."""
-        return sum(entry.tokens for entry in self.entries)
+        return sum(taken.tokens for taken in self.taken)
 
 
 @dataclass(slots=True)
 class Scheduler:
-    """First come, first served, in batches."""
+    """Fair shares for priorities and callers, in batches, with deadlines kept by prediction.
+
+    ``overhead_s`` is what a batch costs beside its images, ``caution`` the factor on a batch's prediction
+    that makes it one to promise by; whoever predicts keeps both up to date.
+    """
 
     limits: Limits
-    _queue: OrderedDict[Hashable, Entry] = field(default_factory=OrderedDict)
+    overhead_s: float = 0.0
+    caution: float = 1.0
+    _queue: FairQueue = field(default_factory=lambda: FairQueue(DEPTHS))
     _running: list[Batch] = field(default_factory=list)
+    _brown_out: BrownOut = field(init=False)
+    _tokens: int = 0
+    _leaving: list[tuple[float, int, Entry]] = field(default_factory=list)
+    _accepted: int = 0
+    _probed: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self._brown_out = BrownOut(self.limits.streams)
 
     def __repr__(self) -> str:
         return (
             f"<Scheduler {self.waiting_images} waiting ({self.waiting_tokens} tokens), "
-            f"{len(self._running)} running on {self._busy_threads} of {self.limits.threads} threads>"
+            f"{len(self._running)} running on {self._busy_threads} of {self.limits.threads} threads, "
+            f"brown-out {self.depth}>"
         )
 
     @property
@@ -74,39 +134,69 @@ class Scheduler:
 
     @property
     def waiting_tokens(self) -> int:
-        """Their weight."""
-        return sum(entry.tokens for entry in self._queue.values())
+        """Their weight, as asked."""
+        return self._tokens
+
+    @property
+    def waiting_s(self) -> float:
+        """The compute that it is predicted to take, in seconds of one stream."""
+        return self._queue.work[self.depth]
+
+    @property
+    def depth(self) -> int:
+        """How deep the brown-out is; 0: there is none."""
+        return self._brown_out.depth
 
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing runs."""
         return not self._queue and not self._running
 
-    def submit(self, entry: Entry) -> bool:
-        """Queue an entry; False if the queue is full. Raises ValueError for a key that is waiting already."""
+    def submit(self, entry: Entry, now: float) -> Refusal | None:
+        """Queue an entry; a Refusal if there is no place, or if it is predicted to be late even with all that
+        allow it lowered. Raises ValueError for a key that is waiting already."""
         if entry.key in self._queue:
             raise ValueError(f"{entry.key!r} is already waiting")
-        if len(self._queue) >= self.limits.queue_images:
-            return False
-        self._queue[entry.key] = entry
-        return True
+        self._brown_out.offered(entry.seconds, now)
+        self.relax(now)
+        free = self.limits.queue_images - len(self._queue)
+        if self._queue.held_by(entry.caller) >= _TIMES_FREE * free:
+            return Refusal("queue-full", self._wait(entry, self.depth, now))
+        found = self._place(entry, now)
+        if found is not None:
+            brown_out, own = found
+            self._brown_out.deepen(brown_out, self._wait(entry, self.depth, now), now)
+            entry = entry.at_least(own if own > brown_out else 0)
+            # Where it can no longer be computed in time it is given up, and costs nobody else theirs.
+            self._accept(entry, entry.deadline - min(entry.alone_s[-1], self.overhead_s + entry.seconds[-1]))
+            return None
+        if self.idle and now >= self._probed + _PROBE_EVERY_S:
+            self._probed = now
+            self._accept(entry.at_least(DEPTHS - 1), entry.deadline)
+            return None
+        return self._refusal(entry, now)
 
     def cancel(self, key: Hashable) -> bool:
         """Forget a waiting entry; False if it is not waiting (unknown, running or done)."""
-        return self._queue.pop(key, None) is not None
+        return self._withdraw(key) is not None
 
     def expire(self, now: float) -> list[Entry]:
-        """Take out and return all entries whose deadline has passed."""
-        late = [entry for entry in self._queue.values() if entry.deadline <= now]
-        for entry in late:
-            del self._queue[entry.key]
+        """Take out and return all entries that can no longer be computed before their deadline."""
+        late = []
+        while self._leaving and self._leaving[0][0] <= now:
+            entry = heappop(self._leaving)[2]
+            if self._waiting(entry):
+                self._withdraw(entry.key)
+                late.append(entry)
         return late
 
-    def next_deadline(self) -> float | None:
-        """When `expire` is next worth calling; None with an empty queue."""
-        return min((entry.deadline for entry in self._queue.values()), default=None)
+    def next_expiry(self) -> float | None:
+        """When `expire` is next worth calling; None where nothing can expire."""
+        while self._leaving and not self._waiting(self._leaving[0][2]):
+            heappop(self._leaving)
+        return self._leaving[0][0] if self._leaving else None
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self, now: float) -> Batch | None:
         """The batch to start now; None if nothing waits or compute is busy. Ask until None comes back.
 
         A lone image on an idle engine gets all threads, for the shortest answer. Otherwise the threads are
@@ -117,12 +207,10 @@ class Scheduler:
         free_threads = self.limits.threads - self._busy_threads
         if not self._queue or free_streams < 1 or free_threads < 1:
             return None
-        if len(self._queue) == 1 and not self._running:
-            threads = free_threads
-        else:
-            threads = max(1, self.limits.threads // self.limits.streams)
+        alone = len(self._queue) == 1 and not self._running
+        threads = free_threads if alone else min(self.limits.stream_threads, free_threads)
         sharing = min(free_streams, max(1, free_threads // threads))
-        batch = Batch(self._take(self._share(sharing)), min(threads, free_threads))
+        batch = self._take(threads, self._queue.work[self.depth] / sharing, now, alone=alone)
         self._running.append(batch)
         return batch
 
@@ -130,23 +218,138 @@ class Scheduler:
         """Report a batch as computed (or failed): its threads are free again."""
         self._running.remove(batch)
 
+    def relax(self, now: float) -> None:
+        """Let the brown-out go back where load has fallen. Worth calling a few times a second."""
+        self._brown_out.relax(self._queue.work, now)
+
+    def wait_s(self, caller: str | None, priority: Priority, seconds: float, now: float) -> float:
+        """How long a further image of that caller (None: of one who has nothing waiting) that takes so many
+        seconds is predicted to wait, with all lowered that allow it."""
+        return self._start(self._queue.work_before(caller, priority, seconds, DEPTHS - 1), now) - now
+
+    def heaviest(self, number: int) -> list[tuple[str, Priority]]:
+        """The callers with the most work waiting in each priority."""
+        return self._queue.heaviest(number)
+
     @property
     def _busy_threads(self) -> int:
         return sum(batch.threads for batch in self._running)
 
-    def _share(self, parts: int) -> int:
-        """Token budget of a batch when what waits is split into ``parts``."""
-        return min(self.limits.batch_tokens, -(-self.waiting_tokens // parts))
-
-    def _take(self, budget: int) -> tuple[Entry, ...]:
-        """Entries from the front whose weights fit the budget, at least one."""
-        taken: list[Entry] = []
-        tokens = 0
-        for entry in self._queue.values():
-            if taken and tokens + entry.tokens > budget:
+    def _start(self, work: float, now: float) -> float:
+        """When so many seconds of work will have been started, on all streams, after what is running."""
+        free: list[float] = []
+        for batch in self._running:
+            free += [max(now, batch.ends)] * (batch.threads // self.limits.stream_threads)
+        free = sorted(free + [now] * (self.limits.streams - len(free)))[: self.limits.streams]
+        start, used = free[0], 1
+        for ends in free[1:]:
+            if (ends - start) * used >= work:
                 break
-            taken.append(entry)
-            tokens += entry.tokens
-        for entry in taken:
-            del self._queue[entry.key]
-        return tuple(taken)
+            work -= (ends - start) * used
+            start, used = ends, used + 1
+        return start + work / used
+
+    def _wait(self, entry: Entry, depth: int, now: float) -> float:
+        before = self._queue.work_before(entry.caller, entry.priority, entry.seconds[depth], depth)
+        return self._start(before, now) - now
+
+    def _own_s(self, entry: Entry, depth: int) -> float:
+        """How long its own batch takes, to be promised by."""
+        if self.idle:
+            return self.caution * entry.alone_s[depth]
+        return self.caution * (self.overhead_s + entry.seconds[depth])
+
+    def _spare(self, entry: Entry, depth: int, now: float) -> float:
+        """How long it may wait, at that depth of its own."""
+        return min(entry.deadline - now - self._own_s(entry, depth), entry.wait_limit_s)
+
+    def _place(self, entry: Entry, now: float) -> tuple[int, int] | None:
+        """The depth of brown-out under which the entry can be accepted, and its own depth.
+
+        Both are the least that do: those under which it waits at ease, or if there are none, just in time.
+        None if it would be late under the deepest.
+        """
+        just: tuple[int, int] | None = None
+        for depth in range(self.depth, DEPTHS):
+            wait = self._wait(entry, depth, now)
+            for own in range(depth, DEPTHS):
+                spare = self._spare(entry, own, now)
+                if wait <= _COMFORT * spare:
+                    return depth, own
+                if wait <= spare:
+                    just = just or (depth, own)
+                    break
+            if self._queue.work[depth] <= self._queue.work[-1]:  # a deeper one changes nothing
+                break
+        return just
+
+    def _refusal(self, entry: Entry, now: float) -> Refusal:
+        """Why it cannot be accepted, and when it could be."""
+        deepest = DEPTHS - 1
+        own = self.caution * min(entry.alone_s[deepest], self.overhead_s + entry.seconds[deepest])
+        left = entry.deadline - now - own
+        if left <= 0:
+            return Refusal("deadline-unmeetable", None)
+        wait = self._wait(entry, deepest, now)
+        if left < entry.wait_limit_s:
+            return Refusal("deadline-unmeetable", max(0.0, wait - left))
+        return Refusal("queue-full", max(0.0, wait - entry.wait_limit_s))
+
+    def _accept(self, entry: Entry, leaves: float) -> None:
+        self._queue.add(entry)
+        self._tokens += entry.tokens[0]
+        if leaves < float("inf"):
+            self._accepted += 1
+            heappush(self._leaving, (leaves, self._accepted, entry))
+            # Entries that left otherwise stay behind until their time comes; not too many of them.
+            if len(self._leaving) > 2 * len(self._queue) + 64:
+                self._leaving = [item for item in self._leaving if self._waiting(item[2])]
+                heapify(self._leaving)
+
+    def _waiting(self, entry: Entry) -> bool:
+        """Whether this very entry waits, not another that has got its key since."""
+        return self._queue.get(entry.key) is entry
+
+    def _withdraw(self, key: Hashable) -> Entry | None:
+        entry = self._queue.remove(key)
+        if entry is not None:
+            self._tokens -= entry.tokens[0]
+        return entry
+
+    def _take(self, threads: int, share_s: float, now: float, *, alone: bool) -> Batch:
+        """Entries in turn, at least one, within the token budget and the share of what waits."""
+        taken: list[Taken] = []
+        tokens, work = 0, 0.0
+        ends = now if alone else now + self.overhead_s
+        soonest = float("inf")
+        while (entry := self._queue.first()) is not None:
+            seconds = entry.alone_s if alone else entry.seconds
+            least = max(self.depth, entry.least_depth)
+            depth = self._in_time(entry.deadline, seconds, least, ends - now, now)
+            if taken and (
+                depth is None
+                or tokens + entry.tokens[depth] > self.limits.batch_tokens
+                or work + seconds[depth] > share_s * (1 + 1e-9)
+                or self._late(soonest, ends - now + seconds[depth], now)
+            ):
+                break
+            if depth is None:
+                depth = DEPTHS - 1
+            taken.append(Taken(entry, depth, by_deadline=depth > self.depth))
+            tokens += entry.tokens[depth]
+            work += seconds[depth]
+            ends += seconds[depth]
+            soonest = min(soonest, entry.deadline)
+            self._queue.serve(entry, entry.seconds[depth])
+            self._tokens -= entry.tokens[0]
+        return Batch(tuple(taken), threads, ends)
+
+    def _in_time(
+        self, deadline: float, seconds: tuple[float, ...], least: int, before: float, now: float
+    ) -> int | None:
+        """The first depth at which a batch of ``before`` seconds with this entry meets its deadline."""
+        depths = range(least, DEPTHS)
+        return next((d for d in depths if not self._late(deadline, before + seconds[d], now)), None)
+
+    def _late(self, deadline: float, seconds: float, now: float) -> bool:
+        return now + self.caution * seconds > deadline

@@ -19,10 +19,12 @@ import zmq
 import zmq.asyncio
 
 from app.engine.client import Classified, EngineClient, Question
+from app.engine.cost import CostModel, Measured, Work
 from app.engine.loop import Engine, Job, Loaded, Result
 from app.engine.messages import (
     FromEngine,
     FromFrontEnd,
+    Load,
     Ping,
     Status,
     Submit,
@@ -73,6 +75,15 @@ def _asked(changes: dict[str, object]) -> dict[str, object]:
     }
 
 
+def costs(limits: Limits, image_s: float = 0.001) -> CostModel:
+    """A cost model by which an unpruned image takes so long, on any number of threads."""
+    return CostModel.learned(
+        Measured(threads, Work(images, images), images * image_s)
+        for threads in {limits.threads, limits.stream_threads}
+        for images in (1, 2, 5)
+    )
+
+
 def pixels(number: int = 1) -> bytes:
     return bytes([number]) * (HEIGHT * WIDTH * 3)
 
@@ -90,6 +101,7 @@ class FakeBackend:
     poisoned: set[int] = field(default_factory=set)
     unsure: set[int] = field(default_factory=set)
     miscounts: bool = False
+    image_s: float = 0.001  # what the warm-up measured
     together: threading.Barrier | None = None  # batches that begin must meet here
     may_load: threading.Event = field(default_factory=threading.Event)
     may_answer: threading.Event = field(default_factory=threading.Event)
@@ -105,7 +117,7 @@ class FakeBackend:
         assert self.may_load.wait(PATIENCE_S)
         if self.load_error is not None:
             raise self.load_error
-        return Loaded(MODEL, self.limits)
+        return Loaded(MODEL, self.limits, costs(self.limits, self.image_s))
 
     def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Result]:
         if self.together is not None:
@@ -211,6 +223,12 @@ class Peer:
         self.send(encode(message), *frames)
 
     def hear(self) -> FromEngine:
+        """The next message of the engine that is not about its load."""
+        while isinstance(message := self.hear_any(), Load):
+            pass
+        return message
+
+    def hear_any(self) -> FromEngine:
         """The next message of the engine."""
         assert self._socket.poll(PATIENCE_S * 1000), "the engine says nothing"
         return decode_from_engine(self._socket.recv_multipart()[0])

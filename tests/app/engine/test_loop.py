@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from app.engine.loop import weight
-from app.engine.messages import Answer, Cancel, Refuse, encode
+from app.engine.messages import Answer, Cancel, Refuse, Submit, encode
 from app.engine.scheduler import Limits
+from app.engine.shares import shares, tokens
 from app.errors import InternalFault
 from models.cascade import second_run_compute
 from models.schedule import Pruning, compute, macs
 from tests.app.engine.rig import (
     ONE_AT_A_TIME,
     ONE_STREAM,
+    PATIENCE_S,
     FakeBackend,
     Peer,
     ask_behind,
@@ -34,6 +35,10 @@ from tests.app.engine.rig import (
 from tests.app.fakes import LOGITS, MODEL
 
 pytestmark = pytest.mark.anyio
+
+
+def weight(asked: Submit) -> int:
+    return tokens(MODEL, shares(MODEL, asked.pruning, asked.margin, asked.min_keep_ratio)[0])
 
 
 def metric(name: str, **labels: str) -> float:
@@ -268,7 +273,11 @@ def test_a_full_queue_refuses_and_what_waits_is_still_answered(address: str) -> 
         assert backend.next_batch() == [1]
         for number in (2, 3, 4):
             peer.say(submit(number), pixels(number))
-        assert peer.hear() == Refuse(id=4, reason="queue-full", retry_after_s=1.0)
+        refused = peer.hear()
+        assert isinstance(refused, Refuse)
+        assert (refused.id, refused.reason) == (4, "queue-full")
+        assert refused.retry_after_s is not None, "when there will be a place is predicted"
+        assert 0 < refused.retry_after_s < PATIENCE_S
         backend.may_answer.set()
         answers = [peer.hear() for _ in range(3)]
         assert [isinstance(answer, Answer) and answer.id for answer in answers] == [1, 2, 3]
@@ -513,8 +522,8 @@ async def test_a_batch_is_dense_where_all_its_images_have_one_length(
     with running_engine(backend, address), Peer(address) as peer:
         async with ready_client(address) as client:
             asked = await ask_behind(client, backend, question(1), question(2, **one), question(3, **other))
-            tokens = weight(MODEL, submit(2, **one)) + weight(MODEL, submit(3, **other))
-            await until(lambda: peer.status().waiting_tokens == tokens, "two images to wait")
+            both = weight(submit(2, **one)) + weight(submit(3, **other))
+            await until(lambda: peer.status().waiting_tokens == both, "two images to wait")
             before = {name: metric("trimvit_batches_total", form=name) for name in ("dense", "ragged")}
             backend.may_answer.set()
             await asyncio.gather(*asked)
@@ -522,27 +531,3 @@ async def test_a_batch_is_dense_where_all_its_images_have_one_length(
     counted = {name: metric("trimvit_batches_total", form=name) - before[name] for name in before}
     alone = {"dense": 1, "ragged": 0}  # the image that the others waited behind
     assert counted == {name: alone[name] + (name == form) for name in alone}
-
-
-# Weights.
-
-
-def test_an_image_weighs_what_it_will_cost() -> None:
-    """Tokens times the share of compute; a fused token is paid for."""
-    arch, stages = MODEL.architecture, MODEL.method.stages
-    assert weight(MODEL, submit()) == 17
-    for reducer in ("drop", "merge"):
-        share = compute(arch, stages, 0.5, reducer)  # type: ignore[arg-type]
-        assert weight(MODEL, submit(keep_ratio=0.5, reducer=reducer)) == round(17 * share) == 11
-    assert weight(MODEL, submit(keep_ratio=0.2, reducer="fuse")) > weight(MODEL, submit(keep_ratio=0.2))
-    assert weight(MODEL, submit(keep_ratio=0.0001)) >= 1
-
-
-def test_keep_mass_weighs_the_most_that_it_can_come_to() -> None:
-    """How many patches hold the mass is not known before the image is computed."""
-    assert weight(MODEL, submit(keep_mass=0.01)) == weight(MODEL, submit())
-
-
-def test_a_cascade_weighs_what_its_images_cost_when_it_was_calibrated() -> None:
-    """Their mean, whichever this one turns out to be."""
-    assert weight(MODEL, submit(keep_ratio=0.5, margin=0.375)) == round(17 * 0.8125)

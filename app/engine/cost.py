@@ -1,0 +1,178 @@
+"""How long a batch takes, predicted from its images and their compute. Plain numpy: no clock, no torch.
+
+    seconds = constant + a * images + b * compute
+
+``compute`` is the sum of the images' shares of the unpruned model's MACs (models.schedule), so tokens at
+every stage are in it. No coefficient is negative: predictions are positive and rise with the work. They are
+learned at warm-up, for each number of threads that batches run on, while all streams are busy, as they are
+when predictions matter; then they follow what serving measures, slowly.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float
+
+_TINY_S = 1e-6
+_REWEIGHTINGS = 20
+_OUTLIER = 0.2  # a relative residual beyond this counts as if it were this large
+_GAIN = 0.1  # share of a residual that one batch takes away
+_FARTHEST = 100.0  # a coefficient stays within this factor of the warm-up's
+_CAUTION_SHARE = 0.95
+_CAUTION_STEP = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a batch consists of. ``compute`` is in unpruned images."""
+
+    images: int
+    compute: float
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.images + other.images, self.compute + other.compute)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A batch that was computed: on how many threads, and in how many seconds."""
+
+    threads: int
+    work: Work
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds must be above 0 and finite, got {self.seconds}")
+
+
+def _features(work: Work) -> Float[np.ndarray, " 3"]:
+    return np.array((1.0, work.images, work.compute))
+
+
+def fit(measured: Sequence[Measured]) -> Float[np.ndarray, " 3"]:
+    """Coefficients (s, s/image, s/unpruned image), none negative, of the least relative errors.
+
+    Least squares of the relative residuals, reweighted for Huber's loss (Huber 1964, "Robust Estimation of a
+    Location Parameter"): a few batches that something else held up do not count. Raises ValueError without
+    measurements.
+    """
+    if not measured:
+        raise ValueError("no batch was measured")
+    features = np.stack([_features(batch.work) / batch.seconds for batch in measured])
+    weights = np.ones(len(measured))
+    for _ in range(_REWEIGHTINGS):
+        coefficients = _least_squares(features * weights[:, None], weights)
+        residuals = np.abs(features @ coefficients - 1)
+        # Half of the errors are below their median: beyond some of those an error is an outlier.
+        bound = max(3 * float(np.median(residuals)), 1e-9)
+        weights = np.sqrt(np.minimum(1.0, bound / np.maximum(residuals, bound)))
+    return coefficients
+
+
+def _least_squares(
+    features: Float[np.ndarray, "batches 3"], target: Float[np.ndarray, " batches"]
+) -> Float[np.ndarray, " 3"]:
+    """Of all choices of coefficients that are not zero, the best that has no negative one. (With three of
+    them trying out all is the simplest exact way.)"""
+    count = features.shape[1]
+    best, least = np.zeros(count), math.inf
+    for size in range(1, count + 1):
+        for chosen in combinations(range(count), size):
+            some = np.linalg.lstsq(features[:, chosen], target, rcond=None)[0]
+            error = float(np.sum((features[:, chosen] @ some - target) ** 2))
+            if (some >= 0).all() and error < least * (1 - 1e-9):
+                best, least = np.zeros(count), error
+                best[list(chosen)] = some
+    return best
+
+
+@dataclass(slots=True)
+class _Line:
+    """The coefficients for one number of threads, and how they stand to the warm-up's."""
+
+    learned: Float[np.ndarray, " 3"]
+    scale: Float[np.ndarray, " 3"] = field(default_factory=lambda: np.ones(3))
+    now: tuple[float, float, float] = field(init=False)
+    astray: int = 0  # batches in a row beyond the bound, all slower (above 0) or all faster (below)
+
+    def __post_init__(self) -> None:
+        self._settle()
+
+    def predict(self, work: Work) -> float:
+        constant, image, compute = self.now
+        return constant + image * work.images + compute * work.compute
+
+    def observe(self, work: Work, seconds: float) -> None:
+        """Normalised least mean squares: half of a residual is put down to the device's pace, which all
+        coefficients share, and half to the coefficients, by their shares in the prediction.
+
+        Serving one kind of batch for long cannot wind anything up, as it does in recursive least squares with
+        forgetting. One outlier moves a prediction by at most _GAIN * _OUTLIER; only when
+        batch after batch is astray to the same side does the bound widen, for then the device has changed.
+        """
+        predicted = self.predict(work)
+        residual = seconds / predicted - 1
+        side = int(math.copysign(1, residual)) if abs(residual) > _OUTLIER else 0
+        self.astray = self.astray + side if side * self.astray > 0 else side
+        bound = _OUTLIER * max(1, abs(self.astray) - 1)
+        shares = np.array(self.now) * _features(work) / predicted
+        # Coefficients relative to the warm-up's: what is 0 stays 0, and all else keeps its sign.
+        step = _GAIN * min(max(residual, -bound), bound) * (1 + shares / float(shares @ shares)) / 2
+        self.scale = np.clip(self.scale * (1 + step), 1 / _FARTHEST, _FARTHEST)
+        self._settle()
+
+    def _settle(self) -> None:
+        constant, image, compute = (float(value) for value in self.learned * self.scale)
+        self.now = (max(_TINY_S, constant), image, compute)
+
+
+@dataclass(slots=True)
+class CostModel:
+    """Predicts the duration of batches; see the module.
+
+    ``caution`` is the factor, at least 1, by which 95 of 100 predictions were exceeded at most.
+    """
+
+    caution: float = 1.0
+    _lines: dict[int, _Line] = field(default_factory=dict)
+
+    @classmethod
+    def learned(cls, measured: Iterable[Measured]) -> "CostModel":
+        """From a warm-up's batches. Raises ValueError where there are none."""
+        by_threads: dict[int, list[Measured]] = {}
+        for batch in measured:
+            by_threads.setdefault(batch.threads, []).append(batch)
+        if not by_threads:
+            raise ValueError("no batch was measured")
+        return cls(_lines={threads: _Line(fit(some)) for threads, some in by_threads.items()})
+
+    def predict(self, work: Work, threads: int) -> float:
+        """Seconds, above 0. Without measurements on so many threads, those on the next number to it count."""
+        return self._line(threads).predict(work)
+
+    def overhead_s(self, threads: int) -> float:
+        """Seconds that a batch costs beside its images."""
+        return self._line(threads).now[0]
+
+    def image_s(self, compute: float, threads: int) -> float:
+        """Seconds that one image more costs in a batch."""
+        _, image, unpruned = self._line(threads).now
+        return image + unpruned * compute
+
+    def observe(self, batch: Measured) -> float:
+        """Learn gently from a batch. Gives back the relative error of what was predicted for it: above 0, it
+        took longer."""
+        line = self._line(batch.threads)
+        ratio = batch.seconds / line.predict(batch.work)
+        line.observe(batch.work, batch.seconds)
+        # Steps up and down whose sizes balance where 5 of 100 lie above (Robbins and Monro 1951).
+        up = _CAUTION_SHARE if ratio > self.caution else _CAUTION_SHARE - 1
+        self.caution = min(2.0, max(1.0, self.caution + _CAUTION_STEP * up))
+        return ratio - 1
+
+    def _line(self, threads: int) -> _Line:
+        return self._lines[min(self._lines, key=lambda known: abs(known - threads))]
