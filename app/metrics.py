@@ -46,7 +46,7 @@ PHASE_SECONDS = Histogram(
 IMAGES = Counter("trimvit_images", "Images by how they ended: answered, or the problem's type.", ["outcome"])
 REQUESTED_KEEP_RATIO = Histogram(
     "trimvit_requested_keep_ratio",
-    "Keep ratio an image asked for; with keep_mass or cascade it asks for none.",
+    "Keep ratio an image asked for; with auto, keep_mass or cascade it asks for none.",
     buckets=_SHARES,
 )
 REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])

@@ -179,23 +179,23 @@ class EngineClient:
         ]
 
     @contextmanager
-    def expecting(self, question: Expected) -> Iterator[None]:
+    def expecting(self, expected: Expected) -> Iterator[None]:
         """Around the decoding of an image. Raises QueueFull or DeadlineUnmeetable where the engines are known
         to refuse it, so that it need not be decoded."""
         outlooks = [link.outlook for link in self._links if link.ready]
         now = time.monotonic()
-        allowed = question.allowed_s
-        refused = [outlook.refuses(question.caller, question.priority, allowed, now) for outlook in outlooks]
+        allowed = expected.allowed_s
+        refused = [outlook.refuses(expected.caller, expected.priority, allowed, now) for outlook in outlooks]
         waits = [wait for wait in refused if wait is not None]
         if outlooks and len(waits) == len(outlooks):
-            raise _unmeetable(min(waits)) if question.own_deadline else _queue_full(min(waits))
+            raise _unmeetable(min(waits)) if expected.own_deadline else _queue_full(min(waits))
         for outlook in outlooks:
-            outlook.decoding(question.share / len(outlooks))
+            outlook.decoding(expected.share / len(outlooks))
         try:
             yield
         finally:
             for outlook in outlooks:
-                outlook.decoding(-question.share / len(outlooks))
+                outlook.decoding(-expected.share / len(outlooks))
 
     async def classify(self, question: Question) -> Classified:
         """Raises NotReady, QueueFull, DeadlineUnmeetable, DeadlinePassed or EngineLost. Cancelling it

@@ -11,22 +11,22 @@ from PIL import Image
 
 from app.engine.client import Classified
 from app.engine.messages import ModelInfo
+from app.http.pruning import Asked
 from app.http.schemas import MaskFormat
 from models.pictures import cells_of, dimmed
-from models.schedule import Pruning
 
 
 def image_result(
     classified: Classified,
     model: ModelInfo,
     *,
-    pruning: Pruning,
+    asked: Asked,
     mask: MaskFormat,
     every_stage: bool,
     pixels: UInt8[np.ndarray, "height width 3"],
 ) -> dict[str, Any]:
     """One ImageResult of the schemas, as plain data."""
-    answer = classified.answer
+    answer, pruning = classified.answer, asked.pruning
     total = model.architecture.patches
     result: dict[str, Any] = {
         "labels": [
@@ -34,6 +34,8 @@ def image_result(
             for index, score in zip(answer.classes, answer.scores, strict=True)
         ],
         "keep_ratio": answer.keep_ratio,
+        "requested_keep_ratio": asked.requested,
+        "lowered": answer.lowered,
         "criterion": None if pruning.reducer == "merge" else pruning.criterion,
         "reducer": pruning.reducer,
         "patches": {

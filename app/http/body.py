@@ -234,6 +234,6 @@ def options_of(values: Mapping[str, Any], index: int | None) -> ImageOptions:
 
 def said(fault: Mapping[str, Any]) -> str:
     """One validation error in words, with what was given."""
-    name = ".".join(str(part) for part in fault["loc"])
+    name = str(next(iter(fault["loc"]), ""))  # options are flat; more says which kind of value was tried
     message = fault["msg"].removeprefix("Value error, ")
     return f"{name}: {message}, got {short.repr(fault['input'])}" if name else message

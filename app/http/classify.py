@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,12 +15,13 @@ from jaxtyping import UInt8
 from starlette.requests import ClientDisconnect
 
 from app import metrics
-from app.engine.client import Classified, Question
+from app.engine.client import Classified, Expected, Question
 from app.engine.messages import ModelInfo
 from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.answers import image_result, longest, server_timing
 from app.http.body import JSON, MULTIPART, RAW, BodyLimits, read_images
 from app.http.pruning import Asked, asked_of
+from app.http.scheduling import caller_of, expected
 from app.http.schemas import (
     ClassifyRequest,
     ClassifyResponse,
@@ -49,8 +51,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "More bytes, pixels or images than allowed.",
         415: "Not an image type.",
         422: "A value is out of range, or an image cannot be decoded.",
-        429: "The queue is full; see Retry-After.",
-        503: "Not ready, or shutting down; see Retry-After.",
+        429: "Too much is waiting; see Retry-After.",
+        503: "Not ready, shutting down, or predicted to be too late; see Retry-After.",
         504: "The deadline passed.",
     }.items()
 }
@@ -66,6 +68,9 @@ class Engines(Protocol):
     @property
     def engines(self) -> list[dict[str, object]]:
         """How each engine is."""
+
+    def expecting(self, expected: Expected) -> AbstractContextManager[None]:
+        """Around the decoding of an image; a Problem if it would be refused anyhow."""
 
     async def classify(self, question: Question) -> Classified:
         """Answer one image or raise a Problem."""
@@ -119,7 +124,8 @@ class Classification:
     ) -> list[AnsweredImage]:
         """All answers in order, with all classes' ``logits`` if asked for, or the first Problem. Raises
         ClientDisconnect where the client, whose body has been read, goes away first."""
-        work = [self._answer(image, index, model, logits) for index, image in enumerate(images)]
+        caller = caller_of(request)
+        work = [self._answer(image, index, model, logits, caller) for index, image in enumerate(images)]
         try:
             answered = await _unless_gone(request, _all_or_first_problem(work))
         except Problem as problem:
@@ -132,7 +138,7 @@ class Classification:
         return answered
 
     async def _answer(
-        self, image: RequestedImage, index: int, model: ModelInfo, logits: bool
+        self, image: RequestedImage, index: int, model: ModelInfo, logits: bool, caller: str
     ) -> AnsweredImage:
         try:
             asked = asked_of(image.options, self._settings, model)
@@ -140,9 +146,10 @@ class Classification:
                 metrics.REQUESTED_KEEP_RATIO.observe(asked.keep_ratio)
             deadline_s = (image.options.deadline_ms or self._settings.default_deadline_ms) / 1000
             started = time.perf_counter()
-            pixels = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, image.pixels_for, model.input, self._image_limits
-            )
+            with self._engines.expecting(expected(image.options, asked, self._settings, model, caller)):
+                pixels = await asyncio.get_running_loop().run_in_executor(
+                    self._decoders, image.pixels_for, model.input, self._image_limits
+                )
             decode_s = time.perf_counter() - started
             if decode_s >= deadline_s:
                 raise DeadlinePassed("the deadline passed while the image was being decoded")
@@ -154,6 +161,10 @@ class Classification:
                 kept_patches=image.options.mask != "none",
                 deadline_s=deadline_s - decode_s,
                 logits=logits,
+                own_deadline=image.options.deadline_ms is not None,
+                min_keep_ratio=asked.min_keep_ratio,
+                caller=caller,
+                priority=image.options.priority,
             )
             classified = await self._engines.classify(question)
         except Problem as problem:
@@ -201,7 +212,7 @@ def classify_router(classification: Classification) -> APIRouter:
             image_result(
                 answer.classified,
                 model,
-                pruning=answer.asked.pruning,
+                asked=answer.asked,
                 mask=image.options.mask,
                 every_stage=image.options.mask_stages,
                 pixels=answer.pixels,

@@ -3,12 +3,18 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from app.engine.messages import Lowered, Priority
 from models.schedule import Criterion, Reducer
 
 MaskFormat = Literal["none", "indices", "grid", "png"]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+KeepRatio = Annotated[
+    Annotated[Share, Tag("share")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if value == "auto" else "share"),
+]
 
 WAYS_TO_CHOOSE = ("keep_ratio", "compute", "keep_mass", "cascade")
 CHOSEN_BY_A_CASCADE = ("criterion", "reducer")
@@ -26,16 +32,25 @@ class ImageOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    keep_ratio: Share | None = Field(
+    keep_ratio: KeepRatio | None = Field(
         None,
-        description="Share of the remaining patches kept at each stage; 1 prunes nothing. Only one of "
-        "`keep_ratio`, `compute`, `keep_mass` and `cascade`. Default: the server's (see /v1/models).",
+        description="Share of the remaining patches kept at each stage; 1 prunes nothing. `auto`: the "
+        "largest with which the answer is predicted to come by `deadline_ms`, but not below "
+        "`min_keep_ratio` (0.3 if not given). Only one of `keep_ratio`, `compute`, `keep_mass` and "
+        "`cascade`. Default: the server's (see /v1/models).",
         examples=[0.7],
     )
     compute: Share | None = Field(
         None,
         description="Share of the unpruned model's multiply-accumulates to spend at most; the keep ratio "
         "follows, the same for every image. In place of `keep_ratio`.",
+        examples=[None],
+    )
+    min_keep_ratio: Share | None = Field(
+        None,
+        description="Allows the server to lower the keep ratio as far as this, under load or to keep "
+        "`deadline_ms`, before it refuses anybody; the answer says so in `lowered`. Not with `keep_mass` or "
+        "`cascade`.",
         examples=[None],
     )
     keep_mass: Share | None = Field(
@@ -75,8 +90,29 @@ class ImageOptions(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the `random` criterion.")
     deadline_ms: int | None = Field(
-        None, ge=1, le=600_000, description="Give up after so many milliseconds, with 504."
+        None,
+        ge=1,
+        le=600_000,
+        description="The answer is wanted within so many milliseconds: refused at once with 503 if that is "
+        "predicted to fail, given up with 504 if it does.",
     )
+    priority: Priority = Field(
+        "normal",
+        description="While images of all three wait, `high` gets 16, `normal` 4 and `batch` 1 of 21 parts of "
+        "the engine.",
+    )
+
+    @model_validator(mode="after")
+    def _only_a_ratio_can_be_lowered(self) -> "ImageOptions":
+        given = [name for name in ("keep_mass", "cascade") if getattr(self, name)]
+        if self.min_keep_ratio is not None and given:
+            raise ValueError(
+                f"min_keep_ratio lowers a keep_ratio or compute, and {given[0]} stands in place of both: "
+                "leave out one"
+            )
+        if self.keep_ratio == "auto" and self.deadline_ms is None:
+            raise ValueError("keep_ratio auto goes by deadline_ms, which is missing")
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> "ImageOptions":
@@ -181,6 +217,14 @@ class ImageResult(BaseModel):
         le=1,
         description="The ratio that was applied: with `keep_mass`, what it came to; of a cascade, the first "
         "run's, or 1 where there was a second.",
+    )
+    requested_keep_ratio: KeepRatio | None = Field(
+        description="The ratio that was asked for, itself or as a compute; null with `keep_mass` or "
+        "`cascade`."
+    )
+    lowered: Lowered | None = Field(
+        description="Why `keep_ratio` is below the requested one: too much was waiting (`brown-out`), or it "
+        "would have been late (`deadline`). null where it is not."
     )
     criterion: Criterion | None = Field(description="null with the reducer `merge`, which reads none.")
     reducer: Reducer = Field(description="What became of the patches that were not kept.")

@@ -2,14 +2,16 @@
 
 import asyncio
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from app.engine.client import Classified, Question
+from app.engine.client import Classified, Expected, Question
 from app.engine.messages import Answer, ModelInfo
+from app.errors import Problem
 from models.cascade import Cascade, second_run_compute
 from models.schedule import UNPRUNED, Architecture, Method, Pruning, Stages, compute, keep_count, keep_counts
 from models.transforms import InputSpec
@@ -76,6 +78,7 @@ class FakeEngines:
     """Engines that answer at once, unless told to wait or to fail.
 
     ``fails`` maps the number of a question, from 0, to what it raises; ``None`` stands for every question.
+    ``refuses``: what is raised before an image is decoded. ``lowers_to``: the ratio that all are lowered to.
     ``unsure``: whether a cascade runs images again.
     """
 
@@ -83,13 +86,23 @@ class FakeEngines:
     fails: Mapping[int | None, BaseException] = field(default_factory=dict)
     wait_for: asyncio.Event | None = None
     unsure: bool = False
+    refuses: Problem | None = None
+    lowers_to: float | None = None
     questions: list[Question] = field(default_factory=list)
+    expected: list[Expected] = field(default_factory=list)
     cancelled: int = 0
 
     @property
     def engines(self) -> list[dict[str, object]]:
         ready = self.model is not None
         return [{"ready": ready, "device": "cpu:0" if ready else None, "images_pending": 0}]
+
+    @contextmanager
+    def expecting(self, expected: Expected) -> Iterator[None]:
+        self.expected.append(expected)
+        if self.refuses is not None:
+            raise self.refuses
+        yield
 
     async def classify(self, question: Question) -> Classified:
         number = len(self.questions)
@@ -105,6 +118,7 @@ class FakeEngines:
             raise failure
         runs = 2 if self.unsure and question.margin is not None else 1
         ratio = applied_ratio(question.pruning if runs == 1 else UNPRUNED)
+        ratio = ratio if self.lowers_to is None else self.lowers_to
         kept = kept_patches(ratio)
         scores = [0.5 ** (place + 1) for place in range(question.top_k)]
         answer = Answer(
@@ -117,6 +131,7 @@ class FakeEngines:
             runs=runs,
             queue_s=0.003,
             compute_s=0.007,
+            lowered=None if self.lowers_to is None else "brown-out",
         )
         stages = tuple(np.array(stage, np.uint16) for stage in kept) if question.kept_patches else ()
         logits = np.array(LOGITS, np.float32) if question.logits else None

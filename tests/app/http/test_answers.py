@@ -11,6 +11,7 @@ from PIL import Image
 from app.engine.client import Classified
 from app.engine.messages import Answer
 from app.http.answers import image_result, longest, mask_picture, server_timing
+from app.http.pruning import Asked
 from models.schedule import Pruning
 from tests.app.fakes import MODEL
 
@@ -86,7 +87,7 @@ def test_stages_and_kept_patches_must_agree() -> None:
         image_result(
             classified,
             MODEL,
-            pruning=Pruning(0.5),
+            asked=Asked(Pruning(0.5)),
             mask="indices",
             every_stage=False,
             pixels=np.zeros((21, 35, 3), np.uint8),

@@ -48,6 +48,8 @@ def test_an_answer_says_labels_ratio_patches_and_compute(classify: Classify) -> 
             {"index": 1, "label": "label 1", "score": 0.25},
         ],
         "keep_ratio": 0.5,
+        "requested_keep_ratio": 0.5,
+        "lowered": None,
         "criterion": "mean",
         "reducer": "drop",
         "patches": {"total": 15, "kept": 4, "per_stage": [8, 4], "grid": [3, 5]},

@@ -139,8 +139,12 @@ def test_the_query_takes_every_option() -> None:
         assert parameter["in"] == "query"
         assert parameter["description"]
         assert "null" not in str(parameter["schema"])
-        assert parameter["schema"]["type"] in ("number", "integer", "string", "boolean")
-    for share in ("keep_ratio", "compute", "keep_mass"):
+        for schema in parameter["schema"].get("oneOf", [parameter["schema"]]):
+            assert schema["type"] in ("number", "integer", "string", "boolean")
+    ratio, auto = parameters["keep_ratio"]["schema"]["oneOf"]
+    assert (ratio["exclusiveMinimum"], ratio["maximum"]) == (0, 1)
+    assert auto["const"] == "auto"
+    for share in ("min_keep_ratio", "compute", "keep_mass"):
         assert parameters[share]["schema"]["exclusiveMinimum"] == 0
         assert parameters[share]["schema"]["maximum"] == 1
     assert parameters["reducer"]["schema"]["enum"] == list(REDUCERS)
