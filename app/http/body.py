@@ -1,10 +1,12 @@
 """A request's body -> encoded images, each with its options. Nothing is decoded here."""
 
+import asyncio
 import base64
 import binascii
 import json
 import reprlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +41,12 @@ class EncodedImage:
     data: bytes
     options: ImageOptions
 
-    def pixels_for(self, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarray, "height width 3"]:
+    async def pixels_for(
+        self, spec: InputSpec, limits: ImageLimits, decoders: Executor, /
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """What the model sees of it. Raises what `app.images.decode` raises."""
-        return decode(self.data, spec, limits)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(decoders, decode, self.data, spec, limits)
 
 
 @dataclass(frozen=True, slots=True)

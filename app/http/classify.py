@@ -83,8 +83,10 @@ class RequestedImage(Protocol):
     def options(self) -> ImageOptions:
         """What is asked."""
 
-    def pixels_for(self, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarray, "height width 3"]:
-        """What the model sees of it, or a Problem; called in a thread."""
+    async def pixels_for(
+        self, spec: InputSpec, limits: ImageLimits, decoders: Executor, /
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """What the model sees of it; raises a Problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +149,7 @@ class Classification:
             deadline_s = (image.options.deadline_ms or self._settings.default_deadline_ms) / 1000
             started = time.perf_counter()
             with self._engines.expecting(expected(image.options, asked, self._settings, model, caller)):
-                pixels = await asyncio.get_running_loop().run_in_executor(
-                    self._decoders, image.pixels_for, model.input, self._image_limits
-                )
+                pixels = await image.pixels_for(model.input, self._image_limits, self._decoders)
             decode_s = time.perf_counter() - started
             if decode_s >= deadline_s:
                 raise DeadlinePassed("the deadline passed while the image was being decoded")

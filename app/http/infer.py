@@ -1,6 +1,8 @@
 """What an infer request of the Open Inference Protocol asks for, and the tensors that answer it."""
 
+import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +61,12 @@ class DecodedImage:
     pixels: UInt8[np.ndarray, "rows columns 3"]
     options: ImageOptions
 
-    def pixels_for(self, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarray, "height width 3"]:
-        """What the model sees of it. Raises what `app.images.resized` raises."""
-        return resized(self.pixels, spec, limits)
+    async def pixels_for(
+        self, spec: InputSpec, limits: ImageLimits, _: Executor, /
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """What the model sees of it. Raises what `app.images.resized` raises. Nothing is decoded here, so the
+        executor that decodes is not asked."""
+        return await asyncio.to_thread(resized, self.pixels, spec, limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ from app.http.body import parse_json, short
 HEADER_LENGTH = "Inference-Header-Content-Length"
 Datatype = Literal["BOOL", "UINT8", "INT32", "FP32", "BYTES"]
 
+MOST_JSON_VALUES = 2**20  # parsed in about a tenth of a second; 590 x 590 pixels
+
 _NUMBERS = {"BOOL": "?", "UINT8": "u1", "INT32": "<i4", "FP32": "<f4"}
 _LENGTH = struct.Struct("<I")
 _GZIP_OR_ZLIB = zlib.MAX_WBITS + 32  # zlib finds out which of the two it is
@@ -87,10 +89,11 @@ def decompressed(body: bytes, encoding: str, most_bytes: int) -> bytes:
 def split(body: bytes, header_length: str | None) -> tuple[Any, memoryview]:
     """The JSON value of a request, and the binary data after it.
 
-    ``header_length`` is the value of the header, None where there is none. Raises UnreadableRequest.
+    ``header_length`` is the value of the header, None where there is none. Raises UnreadableRequest, and
+    TooLarge for JSON of so many values that its parsing would keep other requests waiting.
     """
     if header_length is None:
-        return parse_json(body, "the body"), memoryview(b"")
+        return _parsed(body, "the body"), memoryview(b"")
     # Ten digits are more than any body has bytes; int() would take its time over millions of them.
     if not (header_length.isascii() and header_length.isdecimal() and len(header_length) <= 10):
         raise UnreadableRequest(
@@ -100,9 +103,17 @@ def split(body: bytes, header_length: str | None) -> tuple[Any, memoryview]:
     length = int(header_length)
     if length > len(body):
         raise UnreadableRequest(f"{HEADER_LENGTH} is {length}, but the body has only {len(body)} bytes")
-    return parse_json(body[:length], f"the body's first {length} bytes, which {HEADER_LENGTH} names,"), (
-        memoryview(body)[length:]
-    )
+    head = body[:length]
+    return _parsed(head, f"the body's first {length} bytes (see {HEADER_LENGTH})"), memoryview(body)[length:]
+
+
+def _parsed(text: bytes, what: str) -> Any:
+    # Also commas in strings count, but neither base64 nor a parameter has many.
+    if text.count(b",") > MOST_JSON_VALUES:
+        raise TooLarge(
+            f"{what} has more than {MOST_JSON_VALUES} values in JSON; send tensors of more as binary data"
+        )
+    return parse_json(text, what)
 
 
 def allot(sizes: Sequence[int | None], data: memoryview) -> list[memoryview | None]:

@@ -59,7 +59,15 @@ def png_of(width: int, height: int) -> bytes:
 
 def hostile_requests() -> list[Hostile]:
     """Broken images, wrong types, bombs, bad options, bad forms and bad JSON."""
-    return [*_broken_images(), *_wrong_types(), *_bad_options(), *_bad_forms(), *_bad_json(), *_other()]
+    return [
+        *_broken_images(),
+        *_wrong_types(),
+        *_bad_options(),
+        *_bad_forms(),
+        *_bad_json(),
+        *_bad_tensors(),
+        *_other(),
+    ]
 
 
 def _broken_images() -> list[Hostile]:
@@ -196,10 +204,44 @@ def _bad_json() -> list[Hostile]:
     ]
 
 
+def _bad_tensors() -> list[Hostile]:
+    photo = (SHIPPED / "chelsea.jpg").read_bytes()
+    path = "/v2/models/trimvit-small-imagenette/infer"
+
+    def tensor(name: str, shape: list[int], datatype: str, size: int) -> bytes:
+        given = {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": size}}
+        return json.dumps({"inputs": [given]}).encode()
+
+    def case(name: str, status: int, head: bytes, data: bytes, length: str | None = None) -> Hostile:
+        headers = {"Inference-Header-Content-Length": str(len(head)) if length is None else length}
+        return Hostile(f"tensor: {name}", status, head + data, None, path=path, headers=headers)
+
+    claims_4_gib = struct.pack("<I", 2**32 - 1) + photo
+    one = struct.pack("<I", len(photo)) + photo
+    return [
+        case("an element of 4 GiB", 422, tensor("image", [1], "BYTES", len(claims_4_gib)), claims_4_gib),
+        case("2^62 elements", 413, tensor("image", [2**62], "BYTES", len(one)), one),
+        case("two elements, of which one is there", 422, tensor("image", [2], "BYTES", len(one)), one),
+        case("one element too much", 422, tensor("image", [1], "BYTES", 2 * len(one)), one + one),
+        case("a size beyond the body", 422, tensor("image", [1], "BYTES", 2**62), one),
+        case("a negative size", 422, tensor("image", [1], "BYTES", -4), one),
+        case("pixels of terabytes", 422, tensor("pixels", [1, 2**20, 2**20, 3], "UINT8", 3), b"abc"),
+        case("pixels of no height", 422, tensor("pixels", [1, 0, 9, 3], "UINT8", 0), b""),
+        case("a line of pixels", 413, tensor("pixels", [1, 1, 70_000, 3], "UINT8", 210_000), bytes(210_000)),
+        case("JSON cut short", 400, tensor("image", [1], "BYTES", len(one)), one, "20"),
+        case("JSON beyond the body", 400, tensor("image", [1], "BYTES", len(one)), one, "99999999"),
+        case("no length of the JSON", 400, tensor("image", [1], "BYTES", len(one)), one, "many"),
+        case("an element that is no image", 422, tensor("image", [1], "BYTES", 6), b"\x02\x00\x00\x00hi"),
+    ]
+
+
 def _other() -> list[Hostile]:
     return [
         Hostile("a body above the limit", 413, bytes(33 * 2**20)),
-        Hostile("no such path", 404, b"", path="/v2/classify"),
+        Hostile("no such path", 404, b"", path="/v1/classification"),
+        Hostile("no such path of the protocol", 404, b"", path="/v2/classify"),
+        Hostile("no image for a client of Hugging Face", 422, b"no", None, path="/"),
+        Hostile("a bomb for a client of Hugging Face", 413, png_of(30_000, 30_000), None, path="/"),
         Hostile("wrong method", 405, b"", None, method="GET"),
         Hostile("wrong method on metrics", 405, b"", None, method="POST", path="/metrics"),
     ]

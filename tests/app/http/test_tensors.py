@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as nps
 
 from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
 from app.http.tensors import (
+    MOST_JSON_VALUES,
     OutputTensor,
     allot,
     decompressed,
@@ -225,6 +226,16 @@ def test_a_wrong_header_length_is_refused(length: str) -> None:
     """No number, more than there is, or where no JSON ends."""
     with pytest.raises(UnreadableRequest):
         split(b"{}abc", length)
+
+
+def test_json_of_too_many_values_is_refused_unread() -> None:
+    """Nobody else waits for its parsing; as binary data it is welcome."""
+    most = b"[" + b"0," * MOST_JSON_VALUES + b"0]"
+    assert len(split(most, None)[0]) == MOST_JSON_VALUES + 1
+    for body, length in ((b"[0," + most, None), (b"[0," + most, str(len(most) + 3))):
+        with pytest.raises(TooLarge, match="binary data"):
+            split(body, length)
+    assert len(split(b"{}" + most * 2, "2")[1]) == 2 * len(most)
 
 
 @given(st.lists(st.none() | st.integers(0, 9), max_size=5), st.integers(-3, 3))
