@@ -234,11 +234,13 @@ def options_of(values: Mapping[str, Any], index: int | None) -> ImageOptions:
     try:
         return ImageOptions.model_validate(values)
     except ValidationError as error:
-        raise InvalidValue("; ".join(said(fault) for fault in error.errors()), image=index) from error
+        # Options are flat: what follows a name says which kind of value was tried.
+        faults = [{**fault, "loc": fault["loc"][:1]} for fault in error.errors()]
+        raise InvalidValue("; ".join(map(said, faults)), image=index) from error
 
 
 def said(fault: Mapping[str, Any]) -> str:
     """One validation error in words, with what was given."""
-    name = str(next(iter(fault["loc"]), ""))  # options are flat; more says which kind of value was tried
+    name = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ")
     return f"{name}: {message}, got {short.repr(fault['input'])}" if name else message
