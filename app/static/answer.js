@@ -1,0 +1,62 @@
+// One answer in numbers and words: labels, cost, times.
+
+import { bar, byId, element, say } from "./dom.js";
+import { duration, percent, shortLabel } from "./words.js";
+
+const PHASES = { decode: "decode", queue: "queue", compute: "compute", rest: "the rest" };
+
+/** Show the result of a question; `query` is what was asked. */
+export function showResult(came, query) {
+  const [answer] = came.results;
+  const [best] = answer.labels;
+  byId("answer").classList.remove("stale");
+  say("label", shortLabel(best.label));
+  say("score", percent(best.score));
+  say("remark", remarks(answer, query).join(" "));
+  byId("labels").replaceChildren(
+    ...answer.labels.map(({ label, score }) =>
+      element("li", {}, element("span", { className: "name" }, shortLabel(label)), bar(score), percent(score, 1)),
+    ),
+  );
+  const { total, kept, per_stage } = answer.patches;
+  const saved = 1 - answer.compute;
+  say("saved", saved >= 0 ? percent(saved, 0) : "none");
+  say("spent", `${percent(answer.compute, 0)} of the unpruned cost`);
+  say("left", `${kept} of ${total}`);
+  say("per-stage", [total, ...per_stage].join(" → "));
+  showTimings(came);
+  say(
+    "status",
+    `${shortLabel(best.label)}, ${percent(best.score)}. ${percent(Math.max(0, saved), 0)} of the compute saved, ` +
+      `${kept} of ${total} patches left, ${duration(came.timings_ms.total)}.`,
+  );
+}
+
+/** What is worth knowing of an answer beyond its numbers. */
+function remarks({ labels, keep_ratio, runs }, query) {
+  const said = [];
+  if (labels[0].score < 0.5) said.push("The model is unsure: no label has half of the probability.");
+  if (runs === 2) said.push("The cheap run was unsure, so the unpruned model was asked as well.");
+  else if (query.has("cascade")) said.push(`The cheap run, at keep ratio ${keep_ratio}, was sure.`);
+  if (query.has("compute") || query.has("keep_mass")) said.push(`This came to keep ratio ${Number(keep_ratio.toFixed(3))}.`);
+  return said;
+}
+
+function showTimings({ timings_ms: timings, roundTripMs }) {
+  const known = timings.decode + timings.queue + timings.compute;
+  const phases = { ...timings, rest: Math.max(0, timings.total - known) };
+  say("total", duration(timings.total));
+  say("round-trip", `${duration(roundTripMs)} as seen from here`);
+  byId("phases").replaceChildren(
+    ...Object.entries(PHASES).map(([phase, name]) =>
+      element("li", { className: phase }, `${name} `, element("b", {}, duration(phases[phase]))),
+    ),
+  );
+  byId("phase-bar").replaceChildren(
+    ...Object.keys(PHASES).map((phase) => {
+      const part = element("span", { className: phase });
+      part.style.flexGrow = String(phases[phase]);
+      return part;
+    }),
+  );
+}

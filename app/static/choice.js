@@ -1,0 +1,113 @@
+// The controls: what a person chooses for the next question.
+
+import { byId, element, say } from "./dom.js";
+import { percent } from "./words.js";
+
+const WAYS = {
+  keep_ratio: {
+    label: "Kept at each stage",
+    meaning: "Share of the patches that are still there; 1 prunes nothing.",
+    value: 0.5,
+  },
+  compute: {
+    label: "Compute spent at most",
+    meaning: "Share of what the unpruned model costs; the keep ratio follows.",
+    value: 0.6,
+  },
+  keep_mass: {
+    label: "Importance kept at the first stage",
+    meaning: "The keep ratio follows from it, for each photograph its own.",
+    value: 0.8,
+  },
+};
+const CRITERIA = {
+  variance: "Keeps where the attention heads disagree most.",
+  mad: "Keeps where most heads disagree, whatever a single one does.",
+  iqr: "Keeps where the middle half of the heads disagrees.",
+  mean: "Keeps where the heads look most on average (EViT).",
+  mean_value_norm: "Average attention times the size of what it carries (ATS).",
+  random: "Keeps patches by lot, for comparison.",
+};
+const REDUCERS = {
+  drop: "The other patches are dropped.",
+  fuse: "The others are fused into one token a stage (EViT).",
+  merge: "The others are merged into those most like them (ToMe); reads no criterion.",
+};
+
+let model = null;
+
+/** Offer what the model offers; what was chosen before stays chosen where it can. */
+export function offer(loaded) {
+  if (model === null && loaded.default_keep_ratio < 1) WAYS.keep_ratio.value = loaded.default_keep_ratio;
+  model = loaded;
+  fillSelect("criterion", model.criteria, model.default_criterion);
+  fillSelect("reducer", model.reducers, model.default_reducer);
+  byId("way-cascade").hidden = model.cascade === null;
+  if (way() === "cascade" && model.cascade === null) document.forms.controls.way.value = "keep_ratio";
+  showChoice();
+}
+
+/** Choose a keep ratio. */
+export function chooseRatio(ratio) {
+  document.forms.controls.way.value = "keep_ratio";
+  WAYS.keep_ratio.value = ratio;
+  showChoice();
+}
+
+function fillSelect(id, names, chosen) {
+  const select = byId(id);
+  const kept = names.includes(select.value) ? select.value : chosen;
+  select.replaceChildren(...names.map((name) => element("option", { value: name }, name.replaceAll("_", " "))));
+  select.value = kept;
+}
+
+function way() {
+  return document.forms.controls.way.value;
+}
+
+/** @returns {import("./request.js").Choice} */
+export function choice() {
+  return {
+    way: way(),
+    value: Number(byId("value").value),
+    criterion: byId("criterion").value,
+    reducer: byId("reducer").value,
+  };
+}
+
+/** Bring the controls in line with each other: what a way leaves no choice about cannot be chosen beside it. */
+export function showChoice() {
+  const chosen = way();
+  const cascade = chosen === "cascade";
+  const reducer = byId("reducer");
+  for (const option of reducer.options) option.disabled = option.value === "merge" && chosen === "keep_mass";
+  if (reducer.selectedOptions[0]?.disabled) reducer.value = "drop";
+  byId("criterion").disabled = reducer.value === "merge";
+  byId("slider").hidden = cascade;
+  byId("selects").hidden = cascade;
+  if (cascade) {
+    const { keep_ratio, criterion, reducer: reduced, agreement, compute } = model.cascade;
+    say(
+      "way-meaning",
+      `A run at keep ratio ${keep_ratio} first (${[criterion, reduced].filter(Boolean).join(", ")}), and the ` +
+        `unpruned model where that is unsure. Calibrated to agree with the unpruned model on ` +
+        `${percent(agreement, 1)} of images, for ${percent(compute, 0)} of its compute on average.`,
+    );
+  } else {
+    say("value-label", WAYS[chosen].label);
+    say("way-meaning", WAYS[chosen].meaning);
+    byId("value").value = String(WAYS[chosen].value);
+    showValue();
+  }
+  say("criterion-meaning", CRITERIA[byId("criterion").value] ?? "");
+  say("reducer-meaning", REDUCERS[reducer.value] ?? "");
+}
+
+/** Show and remember where the slider is. */
+export function showValue() {
+  const slider = byId("value");
+  const value = Number(slider.value);
+  WAYS[way()].value = value;
+  say("value-shown", value.toFixed(2));
+  slider.style.setProperty("--filled", `${((value - slider.min) / (slider.max - slider.min)) * 100}%`);
+}
