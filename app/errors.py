@@ -50,6 +50,12 @@ class UnreadableRequest(ClientProblem):
     status, slug, title = 400, "unreadable-request", "The request cannot be read"
 
 
+class Unauthorized(ClientProblem):
+    """No API key, or one that is not valid."""
+
+    status, slug, title = 401, "unauthorized", "A valid API key is needed"
+
+
 class NotFound(ClientProblem):
     """No such path."""
 

@@ -7,11 +7,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from app.engine.client import EngineClient
+from app.http.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
 from app.http.classify import Classification, Engines, classify_router
 from app.http.hugging_face import hugging_face_router
-from app.http.middleware import Observe
+from app.http.middleware import REQUEST_ID, Observe
 from app.http.models import models_router
 from app.http.open_inference import open_inference_router
 from app.http.openapi import install_openapi, operation_id
@@ -19,6 +21,7 @@ from app.http.operations import operations_router
 from app.http.page import page_router
 from app.http.problems import install_problem_handlers
 from app.http.stats import stats_router
+from app.keys import key_ring
 from app.settings import Settings
 
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
@@ -26,8 +29,11 @@ the share of patches kept at each pruning stage, and so its own point between ac
 
 
 def create_app(settings: Settings, engines: Engines) -> FastAPI:
-    """The application on these engines. An EngineClient is started and closed with it."""
-    decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+    """The application on these engines. An EngineClient is started and closed with it.
+
+    Raises KeysError where the API keys cannot be read.
+    """
+    decoders = ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -48,15 +54,41 @@ def create_app(settings: Settings, engines: Engines) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         generate_unique_id_function=operation_id,
     )
+    # The last one added is the outermost.
+    keys = key_ring(settings)
+    if keys is not None:
+        app.add_middleware(RequireKey, keys=keys)
+    if settings.cors_origins is not None:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
+            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing"],
+        )
     app.add_middleware(Observe)
+    app.add_middleware(BrowserHeaders)
     install_problem_handlers(app)
     classification = Classification(settings, engines, decoders)
     app.include_router(classify_router(classification))
     app.include_router(open_inference_router(classification, engines))
     app.include_router(hugging_face_router(classification))
     app.include_router(models_router(settings, engines))
-    app.include_router(operations_router(engines))
+    app.include_router(operations_router(engines, with_metrics=settings.operations_port is None))
     app.include_router(stats_router(engines))
     app.include_router(page_router(settings))
     install_openapi(app)
+    if keys is not None:
+        declare_keys(app)
+    return app
+
+
+def create_operations_app(engines: Engines) -> FastAPI:
+    """Probes and metrics alone, for a listener of their own. The engines are those of the other application,
+    which starts and closes them."""
+    app = FastAPI(title="TrimViT operations", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Observe)
+    app.add_middleware(BrowserHeaders)
+    install_problem_handlers(app)
+    app.include_router(operations_router(engines, with_metrics=True))
     return app

@@ -1,5 +1,7 @@
 """Every setting of the server: a flag of `trimvit serve`, and TRIMVIT_<NAME> in the environment."""
 
+import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +33,29 @@ def _ascending(blocks: tuple[int, ...] | None) -> tuple[int, ...] | None:
 Blocks = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_listed), AfterValidator(_ascending)
 ]
+
+
+def _names(value: object) -> object:
+    """Names as they are typed in a flag or an environment variable: with commas between them."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+def _address(text: str) -> str:
+    try:
+        ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no address and no network, as in 10.0.0.7 or 10.0.0.0/8") from None
+    return text
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?", text):
+        raise ValueError(f"{text!r} is no origin, as in https://example.org or http://localhost:3000")
+    return text
+
+
+Addresses = Annotated[tuple[Annotated[str, AfterValidator(_address)], ...] | None, BeforeValidator(_names)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, BeforeValidator(_names)]
 
 
 class Settings(BaseSettings):
@@ -101,7 +126,39 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     http_workers: int = Field(1, ge=1, le=64, description="HTTP processes.")
-    decode_threads: int = Field(2, ge=1, le=64, description="Threads that decode images, per HTTP process.")
+    operations_host: str = Field("127.0.0.1", description="Address of the operations port.")
+    operations_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="A port of its own for /metrics, which the main port then does not serve, /livez and "
+        "/readyz, without TLS and without API keys; 0 takes a free one.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File with one API key a line, as name:key or name:sha256:HEX; read again when it "
+        "changes. Without it, and without TRIMVIT_API_KEYS, no key is asked for.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate chain. With it, the port speaks HTTPS only."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")
+    trusted_proxies: Addresses = Field(
+        None,
+        description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed, separated by commas. Default: none.",
+    )
+    cors_origins: Origins = Field(
+        None,
+        description="Origins whose pages may call the API from a browser, separated by commas. Default: "
+        "none but the server's own.",
+    )
+    decode_processes: int = Field(
+        2, ge=1, le=64, description="Processes that decode images, per HTTP process."
+    )
+    decode_timeout_s: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="Time to decode one image; its process is then replaced."
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Pixels of an image, before it is resized.")
     max_images_per_request: int = Field(64, ge=1, description="Images in one request.")

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
+from app.keys import KEYS_VARIABLE, KeysError, key_ring
 from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
 from app.settings import Settings
+from app.tls import TlsError, check_tls
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,10 @@ class Supervisor:
     async def run(self) -> int:
         """Raises CannotStart if the port is taken."""
         setproctitle("trimvit: supervisor")
-        listener = _listen(self.settings.host, self.settings.port)
+        _check(self.settings)
+        listeners = [_listen(self.settings.host, self.settings.port)]
+        if self.settings.operations_port is not None:
+            listeners.append(_listen(self.settings.operations_host, self.settings.operations_port))
         folder = Path(tempfile.mkdtemp(prefix="trimvit-"))  # made with mode 0700
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,14 +69,17 @@ class Supervisor:
                 self._engine(index, device, folder)
                 for index, device in enumerate(self.settings.device.split(","))
             ]
-            fronts = [self._front(index, listener, engines) for index in range(self.settings.http_workers)]
+            fronts = [self._front(index, listeners, engines) for index in range(self.settings.http_workers)]
             self._children = [*engines, *fronts]
             self._metrics(folder)
-            host, port = listener.getsockname()[:2]
-            log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+            scheme = "http" if self.settings.tls_certificate is None else "https"
+            log.info("listening on %s", _url(scheme, listeners[0]))
+            for operations in listeners[1:]:
+                log.info("operations on %s", _url("http", operations))
             keepers = [asyncio.create_task(self._keep_running(child)) for child in self._children]
             await self._stopping.wait()
-            listener.close()  # with the front ends' copies gone too, the port refuses new connections
+            for listener in listeners:
+                listener.close()  # with the front ends' copies gone too, the port refuses new connections
             drained = await self._drain(fronts, engines)
             await asyncio.gather(*keepers)
             if self._failed is not None:
@@ -80,7 +88,8 @@ class Supervisor:
             log.info("stopped")
             return 0 if drained else 1
         finally:
-            listener.close()
+            for listener in listeners:
+                listener.close()
             shutil.rmtree(folder, ignore_errors=True)
 
     def _signalled(self) -> None:
@@ -101,15 +110,16 @@ class Supervisor:
         }
         return _Child(name, "app.engine.process", environment)
 
-    def _front(self, index: int, listener: socket.socket, engines: list[_Child]) -> _Child:
+    def _front(self, index: int, listeners: list[socket.socket], engines: list[_Child]) -> _Child:
+        sockets = tuple(listener.fileno() for listener in listeners)
         environment = {
             "TRIMVIT_HTTP_INDEX": str(index),
-            "TRIMVIT_HTTP_SOCKET": str(listener.fileno()),
+            "TRIMVIT_HTTP_SOCKETS": " ".join(map(str, sockets)),
             "TRIMVIT_HTTP_ENGINES": " ".join(
                 engine.environment["TRIMVIT_ENGINE_ADDRESS"] for engine in engines
             ),
         }
-        return _Child(f"http-{index}", "app.http.process", environment, (listener.fileno(),))
+        return _Child(f"http-{index}", "app.http.process", environment, sockets)
 
     def _metrics(self, folder: Path) -> None:
         """Metrics files of all processes go into a new folder; this process writes there too."""
@@ -121,6 +131,8 @@ class Supervisor:
         from app import metrics  # only now does it know where to write
 
         is_engine = child.name.startswith("engine")
+        # An engine has no use for the API keys.
+        hidden = KEYS_VARIABLE if is_engine else ""
         deaths = 0
         metrics.RESTARTS.labels(child.name)  # there from the start, so that the first restart shows as a rise
         while not self._stopping.is_set():
@@ -129,7 +141,7 @@ class Supervisor:
                 "-m",
                 child.module,
                 env={
-                    **os.environ,
+                    **{name: value for name, value in os.environ.items() if name != hidden},
                     **child.environment,
                     SUPERVISOR_VARIABLE: str(os.getpid()),
                     "TRIMVIT_METRICS_SLOT": child.name,
@@ -176,6 +188,20 @@ class Supervisor:
             for child in group:
                 _signal(child, signal.SIGKILL)
         return drained
+
+
+def _check(settings: Settings) -> None:
+    """Raises CannotStart for keys or certificates that no HTTP process could start with."""
+    try:
+        key_ring(settings)
+        check_tls(settings)
+    except (KeysError, TlsError) as error:
+        raise CannotStart(str(error)) from error
+
+
+def _url(scheme: str, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

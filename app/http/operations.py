@@ -8,8 +8,8 @@ from app.http.classify import Engines
 from app.http.schemas import Readiness
 
 
-def operations_router(engines: Engines) -> APIRouter:
-    """Probes and metrics for a front end of these engines."""
+def operations_router(engines: Engines, *, with_metrics: bool) -> APIRouter:
+    """Probes and, unless they have a listener of their own, metrics for a front end of these engines."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/livez", summary="The HTTP process runs")
@@ -29,6 +29,9 @@ def operations_router(engines: Engines) -> APIRouter:
             status_code=200 if ready else 503,
             headers={} if ready else {"Retry-After": "1"},
         )
+
+    if not with_metrics:
+        return router
 
     @router.get(
         "/metrics",

@@ -4,27 +4,27 @@ import asyncio
 import os
 import socket
 
-import uvicorn
 from setproctitle import setproctitle
 
 from app.engine.client import EngineClient
+from app.http.listeners import main_config, operations_config, serve
 from app.lifeline import die_with_parent
 from app.logs import configure_logging
-from app.main import create_app
+from app.main import create_app, create_operations_app
 from app.settings import Settings
 
 
-async def run(settings: Settings, listener: socket.socket, addresses: list[str]) -> None:
-    """Serve HTTP on the inherited socket until SIGTERM; requests under way are finished."""
-    app = create_app(settings, EngineClient(addresses))
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=None,  # the supervisor keeps the grace time
-    )
-    await uvicorn.Server(config).serve(sockets=[listener])
+async def run(
+    settings: Settings,
+    listener: socket.socket,
+    addresses: list[str],
+    operations_listener: socket.socket | None = None,
+) -> None:
+    """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
+    engines = EngineClient(addresses)
+    app = create_app(settings, engines)
+    operations = operations_config(create_operations_app(engines)) if operations_listener else None
+    await serve(main_config(app, settings), listener, operations, operations_listener)
 
 
 def main() -> None:
@@ -34,8 +34,11 @@ def main() -> None:
     die_with_parent()
     setproctitle(f"trimvit: http {index}")
     configure_logging(settings.log_level, f"http {index}")
-    listener = socket.socket(fileno=int(os.environ["TRIMVIT_HTTP_SOCKET"]))
-    asyncio.run(run(settings, listener, os.environ["TRIMVIT_HTTP_ENGINES"].split()))
+    listener, *others = (
+        socket.socket(fileno=int(number)) for number in os.environ["TRIMVIT_HTTP_SOCKETS"].split()
+    )
+    addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split()
+    asyncio.run(run(settings, listener, addresses, others[0] if others else None))
 
 
 if __name__ == "__main__":

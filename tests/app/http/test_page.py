@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from starlette.testclient import TestClient
 
-from app.http.page import CONTENT_SECURITY_POLICY, FOLDER, static_files
+from app.http.page import FOLDER, static_files
 from tests.app.http.problem import assert_problem
 
 LARGEST_EXAMPLE_BYTES = 150_000
@@ -46,7 +46,7 @@ def test_the_page_is_html_that_browsers_ask_for_again(client: TestClient) -> Non
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert response.headers["Cache-Control"] == "no-cache"
-    assert response.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
+    assert "default-src 'self';" in response.headers["Content-Security-Policy"]
     assert "{{" not in response.text
     again = client.get("/", headers={"If-None-Match": response.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
