@@ -1,12 +1,13 @@
 """Untrusted bytes -> the pixels a model sees, within limits."""
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError, features
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
 from models.transforms import InputSpec, to_pixels
@@ -17,10 +18,35 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.
 # What a JPEG can have. Resizing a line of millions of pixels would cost gigabytes, however few they are.
 LONGEST_SIDE = 65_535
 
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
+
 # Our own limit holds, whatever it is, and is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+# One image is decoded by one thread; libavif would take as many as there are cores.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # What is wrong with an image goes into its answer; anyone could fill the log with it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# How images begin that people may well send, so that they are told which format it is that is not taken.
+_OTHER_SIGNATURES = [
+    (name, re.compile(signature, re.DOTALL))
+    for name, signature in {
+        "HEIC": rb"....ftyp(heic|heix|heim|heis|hevc)",
+        "AVIF": rb"....ftypavi[fs]",
+        "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+        "JPEG XL": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
+        "PPM": rb"P[1-7fF]\s",
+        "ICO": rb"\0\0\1\0",
+        "ICNS": rb"icns",
+        "DDS": rb"DDS ",
+        "PSD": rb"8BPS",
+        "SGI": rb"\x01\xda[\0\1][\1\2]",
+        "PCX": rb"\x0a[\0-\5]\x01[\1\2\4\x08]",
+        "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+        "QOI": rb"qoif",
+        "OpenEXR": rb"\x76\x2f\x31\x01",
+    }.items()
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +67,8 @@ def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarra
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(*image.size, limits)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_tiles(image, limits)
         return to_pixels(image, spec)
     except Problem:
         raise
@@ -74,11 +102,20 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
         raise UndecodableImage(f"the image is {width} x {height} pixels")
 
 
+def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
+    """A tile is decoded whole, however little of it lies in the image: 200 bytes can ask for gigabytes."""
+    tile_width, tile_height = (image.tag_v2.get(tag, 1) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    if tile_width * tile_height > limits.pixels:
+        raise TooLarge(
+            f"the image has tiles of {tile_width} x {tile_height} pixels; at most {limits.pixels} are allowed"
+        )
+
+
 def _unidentified(data: bytes) -> Problem:
-    """A sound image of a format that is not taken, or no image at all."""
+    """An image of a format that is not taken, as its first bytes say, or no image at all. No other decoder
+    gets to see it: those off the list are off it for their bugs, too."""
     allowed = ", ".join(FORMATS)
-    try:
-        found = Image.open(io.BytesIO(data)).format
-    except Exception:
-        return UndecodableImage(f"the bytes are not an image in a known format ({allowed})")
-    return UnsupportedMediaType(f"the image is {found}; allowed are {allowed}")
+    for name, signature in _OTHER_SIGNATURES:
+        if name not in FORMATS and signature.match(data):
+            return UnsupportedMediaType(f"the image is {name}; allowed are {allowed}")
+    return UndecodableImage(f"the bytes are not an image in a known format ({allowed})")

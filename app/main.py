@@ -1,7 +1,7 @@
 """The ASGI application of one front end."""
 
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -28,12 +28,14 @@ _DESCRIPTION = """Vision transformers that prune their own patches. Each image c
 the share of patches kept at each pruning stage, and so its own point between accuracy and cost."""
 
 
-def create_app(settings: Settings, engines: Engines) -> FastAPI:
-    """The application on these engines. An EngineClient is started and closed with it.
+def create_app(settings: Settings, engines: Engines, decoders: Executor | None = None) -> FastAPI:
+    """The application on these engines, with images decoded by ``decoders``: by default, in threads of this
+    process. An EngineClient is started, and it and the decoders are closed, with the application.
 
     Raises KeysError where the API keys cannot be read.
     """
-    decoders = ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode")
+    if decoders is None:
+        decoders = ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

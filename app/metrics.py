@@ -50,6 +50,11 @@ REQUESTED_KEEP_RATIO = Histogram(
     buckets=_SHARES,
 )
 REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])
+DECODERS_REPLACED = Counter(
+    "trimvit_decoders_replaced",
+    "Decoding processes replaced, by cause: slow (an image over the time limit) or died.",
+    ["cause"],
+)
 
 # --- the engine --------------------------------------------------------------------------------------
 APPLIED_KEEP_RATIO = Histogram(

@@ -31,6 +31,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAP_SIDES = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+_ROWS_AT_A_TIME = 64
 _TRANSPARENCY_BACKGROUND = (255, 255, 255, 255)
 
 
@@ -123,4 +124,9 @@ def _what_turns_upright(image: Image.Image) -> Image.Transpose | None:
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Integers are 16-bit samples (what PNG and TIFF hold beyond 8 bits); floats run from 0 to 1."""
     scale = 255.0 if values.dtype.kind == "f" else 255.0 / 65535.0
-    return np.clip(np.nan_to_num(values) * scale + 0.5, 0, 255).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    # Some rows at a time: the floats between would take many times the memory of the image.
+    for top in range(0, len(values), _ROWS_AT_A_TIME):
+        rows = slice(top, top + _ROWS_AT_A_TIME)
+        scaled[rows] = np.clip(np.nan_to_num(values[rows]) * scale + 0.5, 0, 255)
+    return scaled

@@ -6,6 +6,7 @@ import socket
 
 from setproctitle import setproctitle
 
+from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
 from app.http.listeners import main_config, operations_config, serve
 from app.lifeline import die_with_parent
@@ -22,7 +23,10 @@ async def run(
 ) -> None:
     """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
     engines = EngineClient(addresses)
-    app = create_app(settings, engines)
+    decoders = DecodingProcesses(
+        settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
+    )
+    app = create_app(settings, engines, decoders)
     operations = operations_config(create_operations_app(engines)) if operations_listener else None
     await serve(main_config(app, settings), listener, operations, operations_listener)
 

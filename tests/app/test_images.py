@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
 from app.images import FORMATS, ImageLimits, decode
@@ -121,7 +121,7 @@ def test_broken_exif_does_not_spoil_the_pixels(exif: bytes) -> None:
 # What is refused.
 
 
-@pytest.mark.parametrize("file_format", ["PPM", "ICO", "TGA", "PCX", "SGI", "DDS", "ICNS", "JPEG2000"])
+@pytest.mark.parametrize("file_format", ["PPM", "ICO", "PCX", "SGI", "DDS", "ICNS", "JPEG2000", "EPS"])
 def test_formats_off_the_list_are_not_taken(file_format: str) -> None:
     """A sound image of another format is refused by its name, with the formats that are taken."""
     side = {"ICO": 32, "ICNS": 32}.get(file_format, 24)
@@ -131,10 +131,25 @@ def test_formats_off_the_list_are_not_taken(file_format: str) -> None:
     assert "JPEG, PNG, WEBP" in problem.detail
 
 
+def test_no_other_decoder_sees_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is off the list is told by its first bytes: Pillow's other plugins have bugs of their own."""
+    opened = []
+
+    def open_(file: object, **options: object) -> Image.Image:
+        opened.append(options)
+        raise UnidentifiedImageError
+
+    monkeypatch.setattr(Image, "open", open_)
+    for data in (b"8BPS" + bytes(40), b"P6 1 1 255 abc", b"anything", b"....ftypheic" + bytes(20)):
+        assert isinstance(problem_with(data), UnsupportedMediaType | UndecodableImage)
+    assert opened == [{"formats": FORMATS}] * 4
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"",
+        encoded(FLAT, "TGA"),  # it has no signature
         b"\0",
         b"hello",
         b"<!doctype html><html><body>not an image</body></html>",
@@ -236,6 +251,54 @@ def test_a_limit_above_pillows_own_is_meant() -> None:
     assert isinstance(problem, UndecodableImage), (
         "the claimed pixels are not there, but they are not too many"
     )
+
+
+def _tiff(**tags: tuple[int, int, int]) -> bytes:
+    """A TIFF of 8 x 8 grey pixels in LZW, with these tags (number, count, value), as 32-bit numbers."""
+    entries = {256: (1, 8), 257: (1, 8), 258: (1, 8), 259: (1, 5), 262: (1, 1), 277: (1, 1)}
+    entries |= {number: (count, value) for number, count, value in tags.values()}
+    packed = b"".join(struct.pack("<HHII", number, 4, *entry) for number, entry in sorted(entries.items()))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4) + bytes(64)
+
+
+def test_a_tile_larger_than_an_image_may_be_is_refused() -> None:
+    """A tile is decoded whole: two hundred bytes would take gigabytes and many seconds."""
+    offsets = {"offsets": (324, 1, 8), "sizes": (325, 1, 64)}
+    problem = problem_with(_tiff(width=(322, 1, 40_000), height=(323, 1, 40_000), **offsets))
+    assert isinstance(problem, TooLarge)
+    assert problem.detail == "the image has tiles of 40000 x 40000 pixels; at most 1000000 are allowed"
+    for wild in (0, 2**32 - 1):
+        problem = problem_with(_tiff(width=(322, 1, wild), height=(323, 1, wild), **offsets))
+        assert isinstance(problem, TooLarge | UndecodableImage)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_compressed_chunk_is_not_inflated_beyond_its_limit(kind: bytes) -> None:
+    """A PNG's text and profile chunks of kilobytes can hold gigabytes; Pillow stops at a megabyte."""
+    packed = zlib.compress(bytes(50_000_000))
+    lead = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[kind]
+    plain = encoded(FLAT)
+    chunk = kind + lead + packed
+    bomb = (
+        plain[:33]
+        + struct.pack(">I", len(chunk) - 4)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + plain[33:]
+    )
+    problem = problem_with(bomb)
+    assert isinstance(problem, UndecodableImage)
+    assert "too large" in problem.detail
+
+
+def test_many_text_chunks_together_have_a_limit() -> None:
+    """As above, in many pieces that are each allowed."""
+    chunk = b"zTXta\0\0" + zlib.compress(bytes(1_000_000))
+    framed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    plain = encoded(FLAT)
+    problem = problem_with(plain[:33] + framed * 100 + plain[33:])
+    assert isinstance(problem, UndecodableImage)
+    assert "text chunks" in problem.detail
 
 
 @pytest.mark.parametrize("size", [(0, 7), (7, 0), (0, 0)])

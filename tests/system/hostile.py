@@ -126,9 +126,9 @@ def _wrong_types() -> list[Hostile]:
     cases = [Hostile(f"type {kind}", 415, body, kind) for kind in types]
     ppm = encoded(Image.new("RGB", (8, 8)), "PPM")
     ico = encoded(Image.new("RGB", (16, 16)), "ICO")
-    tga = encoded(Image.new("RGB", (8, 8)), "TGA")
+    psd = b"8BPS\0\1" + bytes(60)
     cases += [
-        Hostile(f"format {name}", 415, data) for name, data in (("PPM", ppm), ("ICO", ico), ("TGA", tga))
+        Hostile(f"format {name}", 415, data) for name, data in (("PPM", ppm), ("ICO", ico), ("PSD", psd))
     ]
     return cases
 

@@ -1,0 +1,205 @@
+"""Images are decoded in processes of their own, which may hang, crash or run out of memory.
+
+For its users it is an executor of `app.images.decode`, and of nothing else (docs/design/0016).
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import msgspec
+import numpy as np
+from jaxtyping import UInt8
+
+from app import metrics
+from app.decoder import MEMORY_VARIABLE, SIZES, SOCKET_VARIABLE, Outcome, Task
+from app.errors import TooLarge, UndecodableImage, UnsupportedMediaType
+from app.images import ImageLimits, decode
+from app.lifeline import SUPERVISOR_VARIABLE
+from models.transforms import InputSpec
+
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# What the interpreter and its libraries reserve, and what decoding takes of a pixel at most: an RGBA image,
+# its copy, the background it is laid on, the two together, and the RGB of it (measured in docs/design/0016).
+_OWN_BYTES, _BYTES_PER_PIXEL = 640 * 2**20, 24
+
+_LONGEST_HEAD = 65_536
+_DEATH_S = 1.0  # from a process's hanging up to its end
+_PROBLEMS = {problem.slug: problem for problem in (TooLarge, UndecodableImage, UnsupportedMediaType)}
+# What a decoding process may see of the environment: where Python is, and no secrets.
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "VIRTUAL_ENV")
+
+
+def memory_for(pixels: int) -> int:
+    """Bytes of memory with which an image of so many pixels can be decoded, whatever its format."""
+    return _OWN_BYTES + _BYTES_PER_PIXEL * pixels
+
+
+class _Died(Exception):
+    """The process is gone, or talks nonsense."""
+
+
+class _Child:
+    """One decoding process, asked by one thread at a time."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "app.decoder"],
+                env={
+                    **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                    "OPENBLAS_NUM_THREADS": "1",
+                    SUPERVISOR_VARIABLE: str(os.getpid()),
+                    SOCKET_VARIABLE: str(theirs.fileno()),
+                    MEMORY_VARIABLE: str(memory_bytes),
+                },
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        self._connection = ours
+
+    def decode(
+        self, data: bytes, spec: InputSpec, limits: ImageLimits, timeout_s: float
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Raises the Problem that the process found, TimeoutError, or _Died."""
+        deadline = time.monotonic() + timeout_s
+        head = msgspec.msgpack.encode(Task(spec, limits))
+        try:
+            self._wait_until(deadline)
+            self._connection.sendall(SIZES.pack(len(head), len(data)) + head)
+            self._connection.sendall(data)
+            head_size, body_size = SIZES.unpack(self._receive(SIZES.size, deadline))
+            if head_size > _LONGEST_HEAD:
+                raise _Died("it answered out of turn")
+            outcome = msgspec.msgpack.decode(self._receive(head_size, deadline), type=Outcome)
+            shape = (*spec.size, 3)
+            if body_size != (0 if outcome.slug else np.prod(shape)):
+                raise _Died("it answered with another size")
+            body = self._receive(body_size, deadline)
+        except TimeoutError:
+            raise
+        except (OSError, msgspec.DecodeError) as error:
+            raise _Died(str(error)) from error
+        if outcome.slug is None:
+            return np.frombuffer(body, np.uint8).reshape(shape)
+        raise _PROBLEMS.get(outcome.slug, UndecodableImage)(outcome.detail)
+
+    def _wait_until(self, deadline: float) -> None:
+        """Raises TimeoutError where the deadline has passed; what follows on the socket raises it then."""
+        rest = deadline - time.monotonic()
+        if rest <= 0:
+            raise TimeoutError
+        self._connection.settimeout(rest)
+
+    def _receive(self, size: int, deadline: float) -> bytearray:
+        received = bytearray(size)
+        view, place = memoryview(received), 0
+        while place < size:
+            self._wait_until(deadline)
+            count = self._connection.recv_into(view[place:])
+            if count == 0:
+                raise _Died("it hung up")
+            place += count
+        return received
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """Whoever waits for it hears that it died."""
+        self._process.kill()
+
+    def end(self, grace_s: float = 0) -> str:
+        """Kill it, if it still runs after the grace time, and say how it ended."""
+        self._connection.close()
+        try:
+            ended = self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return "was killed"
+        return f"ended by {signal.Signals(-ended).name}" if ended < 0 else f"ended with exit code {ended}"
+
+
+class DecodingProcesses(Executor):
+    """So many processes that decode, each replaced when an image takes longer than ``timeout_s`` or kills it.
+
+    The sender of such an image gets UndecodableImage. An image whose process died is tried once more in
+    another, for it may not have been the image.
+    """
+
+    def __init__(self, processes: int, timeout_s: float, memory_bytes: int) -> None:
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decode")
+        self._closing = False
+        self._children: set[_Child] = set()
+        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
+        for _ in range(processes):
+            self._idle.put(self._started())
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Decode in one of the processes. Raises TypeError for another function than `app.images.decode`."""
+        if fn is not decode:
+            raise TypeError(f"decoding processes run app.images.decode and nothing else, not {fn!r}")
+        return self._threads.submit(self._decode, *args, **kwargs)  # type: ignore[arg-type]
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes. Images under way are given up."""
+        self._closing = True
+        for child in list(self._children):
+            child.kill()
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        for child in list(self._children):
+            child.end()
+
+    def _decode(
+        self, data: bytes, spec: InputSpec, limits: ImageLimits
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        child = self._idle.get()
+        try:
+            for _ in range(2):
+                if not child.alive:
+                    child = self._replaced(child, "died")
+                try:
+                    return child.decode(data, spec, limits, self._timeout_s)
+                except TimeoutError:
+                    child = self._replaced(child, "slow")
+                    raise UndecodableImage(
+                        f"decoding the image took longer than the {self._timeout_s:g} s allowed"
+                    ) from None
+                except _Died:
+                    child = self._replaced(child, "died")
+            raise UndecodableImage("the image broke its decoder, twice")
+        finally:
+            self._idle.put(child)
+
+    def _replaced(self, child: _Child, cause: str) -> _Child:
+        ending = child.end(_DEATH_S if cause == "died" else 0)
+        self._children.discard(child)
+        if self._closing:
+            raise UndecodableImage("the server is shutting down")
+        log.warning("a decoding process %s (%s) and is replaced", ending, cause)
+        metrics.DECODERS_REPLACED.labels(cause).inc()
+        return self._started()
+
+    def _started(self) -> _Child:
+        child = _Child(self._memory_bytes)
+        self._children.add(child)
+        return child
