@@ -1,6 +1,6 @@
 """Images are decoded in processes of their own, which may hang, crash or run out of memory.
 
-For its users it is an executor of `app.images.decode`, and of nothing else (docs/design/0016).
+For its users it is an executor that runs `app.images.decode` in such a process (docs/design/0016).
 """
 
 import logging

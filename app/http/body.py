@@ -3,13 +3,13 @@
 import asyncio
 import base64
 import binascii
-import json
 import reprlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import UInt8
 from pydantic import TypeAdapter, ValidationError
@@ -28,6 +28,11 @@ RAW = "application/octet-stream"
 CURLS_DEFAULT = "application/x-www-form-urlencoded"  # what curl --data-binary says of any bytes
 _OPTIONS = ", ".join(ImageOptions.model_fields)
 _FLAGS = TypeAdapter(bool)
+
+# Other requests go on after so many bytes of a form or of base64, which take about a millisecond.
+_PIECE = 2**18  # divisible by 4, as pieces of base64 must be
+# A JSON of many small values takes seconds to parse and gigabytes to hold; an image takes a dozen values.
+_VALUES_PER_IMAGE = 64
 
 # What was given is said back in short: it may be megabytes long, or lists in lists in lists.
 short = reprlib.Repr()
@@ -68,7 +73,7 @@ async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage
     if kind == MULTIPART:
         pairs = await _from_form(request, limits, common)
     elif kind == JSON:
-        pairs = _from_json(await read_body(request, limits), common)
+        pairs = await _from_json(await read_body(request, limits), limits, common)
     elif is_raw_image(kind):
         pairs = [(await read_body(request, limits), common)]
     else:
@@ -117,7 +122,9 @@ async def _from_form(request: Request, limits: BodyLimits, common: dict[str, Any
     body = await read_body(request, limits)
 
     async def stream() -> AsyncIterator[bytes]:
-        yield body
+        for start in range(0, len(body), _PIECE):
+            yield body[start : start + _PIECE]
+            await asyncio.sleep(0)
 
     parser = MultiPartParser(
         request.headers,
@@ -140,15 +147,15 @@ async def _from_form(request: Request, limits: BodyLimits, common: dict[str, Any
         fields = single_values([(name, part) for name, part in form.multi_items() if isinstance(part, str)])
     finally:
         await form.close()
-    each = _options_of_each(fields.pop("options", None), len(files))
+    each = _options_of_each(fields.pop("options", None), limits, len(files))
     return [(data, merged(common, fields, own)) for data, own in zip(files, each, strict=True)]
 
 
-def _options_of_each(text: str | None, images: int) -> Sequence[Mapping[str, Any]]:
+def _options_of_each(text: str | None, limits: BodyLimits, images: int) -> Sequence[Mapping[str, Any]]:
     """The form's `options` field: a JSON object for all images, or a list with one object per image."""
     if text is None:
         return [{}] * images
-    value = parse_json(text.encode(), "the form field 'options'")
+    value = parse_json(text.encode(), "the form field 'options'", limits)
     if isinstance(value, dict):
         return [value] * images
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
@@ -158,8 +165,8 @@ def _options_of_each(text: str | None, images: int) -> Sequence[Mapping[str, Any
     raise InvalidValue("the form field 'options' must be a JSON object or a list of objects, one per image")
 
 
-def _from_json(body: bytes, common: dict[str, Any]) -> Pairs:
-    document = parse_json(body, "the body")
+async def _from_json(body: bytes, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
+    document = parse_json(body, "the body", limits)
     if not isinstance(document, dict):
         raise UnreadableRequest("the JSON body must be an object with 'image' or 'images'")
     if ("image" in document) == ("images" in document):
@@ -170,28 +177,50 @@ def _from_json(body: bytes, common: dict[str, Any]) -> Pairs:
     pairs: Pairs = []
     for index, item in enumerate(images):
         own = dict(item)
-        data = from_base64(own.pop("image", None), index)
+        data = await from_base64_in_pieces(own.pop("image", None), index)
         pairs.append((data, merged(common, document, own)))
     return pairs
 
 
 def from_base64(text: object, index: int | None, name: str = "image") -> bytes:
     """The bytes of the image at this place. Raises InvalidValue or UnreadableRequest, naming the member."""
+    return b"".join(_base64_pieces(text, index, name))
+
+
+async def from_base64_in_pieces(text: object, index: int | None, name: str = "image") -> bytes:
+    """As `from_base64`; between the pieces of a large image others go on."""
+    pieces = []
+    for piece in _base64_pieces(text, index, name):
+        pieces.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(pieces)
+
+
+def _base64_pieces(text: object, index: int | None, name: str) -> Iterator[bytes]:
     if not isinstance(text, str):
         raise InvalidValue(f"'{name}' must be a string in base64", image=index)
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
+    start = text.find(",") + 1 if text.startswith("data:") else 0
     try:
-        return base64.b64decode(text, validate=True)
+        for place in range(start, len(text), _PIECE):
+            piece = text[place : place + _PIECE]
+            if place + _PIECE < len(text) and "=" in piece:
+                raise ValueError("data after the padding")
+            yield base64.b64decode(piece, validate=True)
     except (binascii.Error, ValueError) as error:
         raise UnreadableRequest(f"'{name}' is not base64: {error}", image=index) from error
 
 
-def parse_json(text: bytes, what: str) -> Any:
-    """The value. Raises UnreadableRequest."""
+def parse_json(text: bytes, what: str, limits: BodyLimits | None = None) -> Any:
+    """The value. Raises UnreadableRequest, and TooLarge for more values than the images allowed can need
+    (without ``limits``, any number: tensors may come as numbers)."""
+    most = None if limits is None else _VALUES_PER_IMAGE * (limits.images + 1)
+    if (
+        most is not None and text.count(b",") > most
+    ):  # strings count, but neither base64 nor an option has any
+        raise TooLarge(f"{what} has more than {most} values, {_VALUES_PER_IMAGE} per image allowed")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableRequest(f"{what} is not JSON: {error}") from error
 
 

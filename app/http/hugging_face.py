@@ -21,7 +21,7 @@ from app.http.body import (
     RAW,
     BodyLimits,
     EncodedImage,
-    from_base64,
+    from_base64_in_pieces,
     is_raw_image,
     kind_of_body,
     merged,
@@ -128,10 +128,10 @@ async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Fun
     kind = kind_of_body(request)
     values = single_values(request.query_params.multi_items())
     if kind == JSON:
-        document = parse_json(await read_body(request, limits), "the body")
+        document = parse_json(await read_body(request, limits), "the body", limits)
         if not isinstance(document, dict):
             raise UnreadableRequest("the JSON body must be an object with 'inputs'")
-        data = from_base64(document.get("inputs"), None, "inputs")
+        data = await from_base64_in_pieces(document.get("inputs"), None, "inputs")
         parameters = document.get("parameters")
         if not isinstance(parameters, dict | None):
             raise InvalidValue("'parameters' must be an object")
