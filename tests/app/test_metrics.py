@@ -109,6 +109,7 @@ def test_every_metric_is_ours_described_and_named_once() -> None:
             "phase",
             "outcome",
             "reason",
+            "cause",
             "form",
             "engine",
             "process",

@@ -37,6 +37,7 @@ def form(*parts: bytes, boundary: bytes = b"b") -> bytes:
 
 
 IMAGE_PART = b'Content-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + IMAGE
+FILE_PART = IMAGE_PART.removesuffix(IMAGE)
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 # Forms.
@@ -349,7 +350,7 @@ def test_a_forms_options_must_be_one_set_or_one_per_image(
     [
         (b"", ["the body is not JSON"]),
         (b"{", ["the body is not JSON"]),
-        (b'{"image": "\xff"}', ["the body is not JSON", "UTF-8"]),
+        (b'{"image": "\xff"}', ["the body is not JSON", "utf-8"]),
         (b"[" * 100_000, ["the body is not JSON", "recursion"]),
         (b'{"a":' * 100_000, ["the body is not JSON", "recursion"]),
         (b"9" * 5000, ["the body is not JSON", "out of range"]),
@@ -641,7 +642,7 @@ def test_any_content_type_is_answered_or_refused(client: TestClient, content_typ
 
 # Bodies that would keep everyone else waiting.
 
-MEGABYTES = 32 * 2**20
+MEGABYTES = 31 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -663,10 +664,9 @@ def test_a_json_of_very_many_values_is_refused_before_any_is_made(
     if where == "options":
         part = b'Content-Disposition: form-data; name="options"\r\n\r\n' + content[: 2**24]
         content, headers = form(IMAGE_PART, part), FORM
-    request = (content, headers)
     tracemalloc.start()
     try:
-        response = classify(content=request[0], headers=request[1])
+        response = classify(content=content, headers=headers)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -685,13 +685,7 @@ def test_a_json_of_very_many_values_is_refused_before_any_is_made(
         ),
         (form(b"X-Long: " + b"x" * (MEGABYTES - 100)), FORM["Content-Type"]),
         (form(b"\r\n--" * (MEGABYTES // 5)), FORM["Content-Type"]),
-        (
-            form(
-                b'Content-Disposition: form-data; name="a"; filename="b"\r\n\r\n'
-                + b"\r\n--" * (MEGABYTES // 5)
-            ),
-            FORM["Content-Type"],
-        ),
+        (form(FILE_PART + b"\r\n--" * (MEGABYTES // 5)), FORM["Content-Type"]),
     ],
     ids=["base64", "base64s", "header", "dashes", "dashes in a file"],
 )
