@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check install format clean
+.PHONY: serve test check audit install format clean
 
 serve: $(VENV)/.installed        ## start the server with the bundled model
 	$(BIN)/trimvit serve $(ARGS)
@@ -19,6 +19,10 @@ check: $(VENV)/.installed-dev    ## format, lint, types, import contracts, Docke
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+
+audit: $(VENV)/.installed-dev    ## known vulnerabilities of what is installed; asks the network
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/installed.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/installed.txt $(ARGS)
 
 install: $(VENV)/.installed-dev  ## everything for development
 

@@ -23,8 +23,9 @@ from tests.system.server import Server, is_ready, running_server
 
 SEED = int(os.environ.get("TRIMVIT_FUZZ_SEED", "0"))
 CLIENTS = 8
-# What the interpreter's and malloc's own caches may come to, per process, after the first share of the load.
-SLACK_BYTES = 40 * 2**20
+# How much a process may still grow after the first tenth of the images: malloc's and oneDNN's caches, which
+# fill with the shapes of batches that have come by. After 2,000 images they are full.
+FLAT_BYTES, FILLING_BYTES = 40 * 2**20, 250 * 2**20
 
 
 def memory(server: Server) -> dict[str, int]:
@@ -33,14 +34,14 @@ def memory(server: Server) -> dict[str, int]:
     return {f"{child.name()} {child.pid}": child.memory_info().rss for child in children}
 
 
-def assert_unharmed(server: Server, before: dict[str, int]) -> None:
-    """The same processes, no larger."""
+def assert_unharmed(server: Server, before: dict[str, int], growth_bytes: int) -> None:
+    """The same processes, hardly larger."""
     assert is_ready(server.url)
     for process in ("engine-0", "http-0"):
         assert server.metric("trimvit_restarts_total", process=process) == 0
     after = memory(server)
     assert after.keys() == before.keys(), "a process was replaced"
-    grown = {name: after[name] - before[name] for name in before if after[name] > before[name] + SLACK_BYTES}
+    grown = {name: after[name] - before[name] for name in before if after[name] > before[name] + growth_bytes}
     assert grown == {}
     assert "Traceback" not in server.log.read_text()
 
@@ -81,7 +82,7 @@ def test_damaged_images_harm_nobody(target: Server, count: int) -> None:
     assert sum(statuses.values()) == count
     assert statuses[200] > count / 50
     assert statuses[422] > count / 4
-    assert_unharmed(target, before)
+    assert_unharmed(target, before, FLAT_BYTES if count >= 20_000 else FILLING_BYTES)
 
 
 # What a schema cannot say is left out, as in tests/app/http/test_openapi.py.
@@ -114,7 +115,7 @@ def test_made_up_requests_harm_nobody(target: Server, count: int) -> None:
         before = before or memory(target)
         _run(strategy, check, examples)
     assert asked >= count * 0.9
-    assert_unharmed(target, before)
+    assert_unharmed(target, before, FILLING_BYTES)
 
 
 def _run(strategy: object, check: object, examples: int) -> None:
