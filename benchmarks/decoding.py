@@ -53,8 +53,9 @@ def main() -> None:
                 ratios.append(rates["processes"] / rates["threads"])
                 print(", ".join(f"{name} {rate:.0f}/s" for name, rate in rates.items()))
         children = [psutil.Process(child.pid).memory_full_info() for child in psutil.Process().children()]
+    kilobytes = sum(map(len, images)) / len(images) / 1000
     print(
-        f"{len(images)} images of {sum(map(len, images)) / len(images) / 1000:.0f} KB on {os.cpu_count()} cores: "
+        f"{len(images)} images of {kilobytes:.0f} KB on {os.cpu_count()} cores: "
         f"processes / threads {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); "
         f"a process: {children[0].rss / 2**20:.0f} MB resident, {children[0].uss / 2**20:.0f} MB its own"
     )
