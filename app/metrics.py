@@ -122,7 +122,8 @@ QUEUE_TOKENS = Gauge(
 )
 DEVICE_MEMORY = Gauge(
     "trimvit_device_memory_bytes",
-    "Memory in use: the GPU's as PyTorch allocated it, or the engine process's resident memory on a CPU.",
+    "Memory in use after the last batch: the GPU's as PyTorch allocated it, or the engine process's resident "
+    "memory on a CPU.",
     ["engine"],
     multiprocess_mode="mostrecent",
 )
@@ -132,6 +133,13 @@ ENGINE_UP = Gauge(
     "trimvit_engine_up", "1 while the engine process runs.", ["engine"], multiprocess_mode="mostrecent"
 )
 RESTARTS = Counter("trimvit_restarts", "Processes started again after they died.", ["process"])
+
+
+def engine_ended(engine: str) -> None:
+    """Say that an engine's process has ended, and with it what it held: its own last word would stand until
+    its successor has loaded."""
+    for gauge in (ENGINE_UP, QUEUE_IMAGES, QUEUE_TOKENS, DEVICE_MEMORY):
+        gauge.labels(engine).set(0)
 
 
 def registry() -> CollectorRegistry:

@@ -156,7 +156,7 @@ class Supervisor:
                 metrics.ENGINE_UP.labels(child.name).set(1)
             code = await child.process.wait()
             if is_engine:
-                metrics.ENGINE_UP.labels(child.name).set(0)
+                metrics.engine_ended(child.name)
             if self._stopping.is_set():
                 return
             if code == LOAD_FAILED:

@@ -328,6 +328,7 @@ class Engine:
                 self._scheduler = Scheduler(loaded.limits)
                 self._predict_from(self._scheduler, loaded)
                 metrics.QUEUE_LIMIT.labels(self.name).set(loaded.limits.queue_images)
+                metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
                 for index in range(loaded.limits.streams):
                     threading.Thread(target=self._stream, name=f"stream {index}", daemon=True).start()
                 log.info("%s is ready on %s in %s", loaded.info.name, loaded.info.device, loaded.info.dtype)

@@ -188,7 +188,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 return _resident_bytes()
             return torch.cuda.memory_allocated(device)
 
-    engine = Engine(name, args.address, TorchBackend())
+    engine = Engine(f"engine-{args.index}", args.address, TorchBackend())
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     try:
         engine.run()

@@ -1,11 +1,14 @@
 """What the system tests share."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.system.server import Server, running_server
+from tests.system.small_network import save_small_network
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -20,3 +23,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with the bundled model, for tests that do it no harm."""
     with running_server(tmp_path_factory.mktemp("server"), "--log-level", "debug") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network whose cascade is sure of half of the photographs."""
+    path = tmp_path_factory.mktemp("calibrated") / "small.safetensors"
+    save_small_network(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dashboard() -> dict[str, Any]:
+    """Grafana's dashboard."""
+    path = Path(__file__).parents[2] / "deploy/grafana/dashboards/trimvit.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

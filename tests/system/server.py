@@ -12,9 +12,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 TRIMVIT = Path(sys.executable).parent / "trimvit"
 READY_WITHIN_S = 120
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]  # (name, labels) -> value
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,18 @@ class Server:
         children = psutil.Process(self.supervisor.pid).children()
         return [child for child in children if " ".join(child.cmdline()).startswith(title)]
 
+    def samples(self) -> Samples:
+        """Every sample of /metrics."""
+        page = httpx.get(f"{self.url}/metrics", timeout=60).raise_for_status().text
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample of /metrics; 0 where there is none."""
-        wanted = {f'{key}="{value}"' for key, value in labels.items()}
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
-            sample, _, value = line.rpartition(" ")
-            sample_name, _, sample_labels = sample.partition("{")
-            if sample_name == name and wanted == set(filter(None, sample_labels.rstrip("}").split(","))):
-                return float(value)
-        return 0.0
+        return self.samples().get((name, frozenset(labels.items())), 0.0)
 
 
 def wait_until(condition: Callable[[], bool], what: str, within_s: float = READY_WITHIN_S) -> None:

@@ -2,33 +2,24 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import timm
 import torch
 
-from app.images import ImageLimits, decode
 from app.settings import BUNDLED_MODEL
-from models.cascade import Cascade
-from models.classifier import Classifier, ImageRequest, Prediction
+from models.classifier import Classifier, ImageRequest
 from models.device import choose_dtype
-from models.schedule import Pruning, Stages
-from models.transforms import InputSpec
-from models.zoo import Card, load, save
-from tests.system.photographs import SHIPPED
+from models.schedule import Pruning
+from models.zoo import load
 from tests.system.server import Server, running_server
+from tests.system.small_network import PHOTOGRAPHS, alone
 
-PHOTOGRAPHS = [path.read_bytes() for path in sorted(SHIPPED.glob("*.jpg"))]
 # bfloat16 keeps 8 bits: a probability moves by up to about a hundredth with the company in the batch, and
 # where an image's importance is summed up, a patch or two more or fewer hold the mass.
 SCORE_TOLERANCE, PATCH_TOLERANCE = 0.03, 2
-LABELS = ("one", "two", "three")
-FIRST = Pruning(0.3, "mad", "fuse")
 
 
 def ask(server: Server, image: bytes, **options: object) -> httpx.Response:
@@ -48,13 +39,6 @@ def assert_refused(response: httpx.Response, *words: str) -> None:
     assert response.json()["type"] == "urn:trimvit:problem:invalid-value"
     for word in words:
         assert word in response.json()["detail"]
-
-
-def alone(classifier: Classifier, image: bytes, request: ImageRequest) -> Prediction:
-    """What the classifier says of one photograph, without a server."""
-    pixels = decode(image, classifier.spec, ImageLimits(64_000_000))
-    (prediction,) = classifier.classify(torch.from_numpy(pixels.copy()).unsqueeze(0), [request])
-    return prediction
 
 
 METHODS: list[tuple[dict[str, Any], Pruning]] = [
@@ -102,34 +86,6 @@ def test_what_cannot_go_together_is_refused_in_words(server: Server) -> None:
     assert_refused(ask(server, image, reducer="pool"), "'drop', 'fuse' or 'merge'", "pool")
     assert_refused(ask(server, image, cascade=True, compute=0.5), "only one of", "cascade")
     assert_refused(ask(server, image, cascade=True, criterion="mad"), "calibrated", "leave out criterion")
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network whose cascade is sure of half of the photographs."""
-    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
-    torch.manual_seed(3)
-    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
-    with torch.no_grad():
-        vit.head.weight *= 50  # so that its answers differ by more than rounding
-    card = Card(
-        architecture="vit_tiny_patch16_224",
-        labels=LABELS,
-        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        stages=Stages((1, 2)),
-        model_args=arguments,
-    )
-    path = tmp_path_factory.mktemp("calibrated") / "small.safetensors"
-    save(path, vit, card)
-    loaded = load(str(path))
-    classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
-    scores = [alone(classifier, image, ImageRequest(FIRST)).scores for image in PHOTOGRAPHS]
-    margins = sorted(float(best - second) for best, second, _ in scores)
-    assert np.diff(margins).min() > 1e-4
-    margin = (margins[1] + margins[2]) / 2
-    cascade = Cascade(FIRST.keep_ratio, FIRST.criterion, FIRST.reducer, margin, 0.9, 50, 1.2)
-    save(path, vit, replace(card, cascade=cascade))
-    return path
 
 
 @pytest.fixture(scope="module")

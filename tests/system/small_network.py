@@ -1,0 +1,53 @@
+"""A small network with a cascade that is sure of half of the shipped photographs: quick to load, and what it
+answers does not matter."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+from app.images import ImageLimits, decode
+from models.cascade import Cascade
+from models.classifier import Classifier, ImageRequest, Prediction
+from models.schedule import Pruning, Stages
+from models.transforms import InputSpec
+from models.zoo import Card, load, save
+from tests.system.photographs import SHIPPED
+
+PHOTOGRAPHS = [path.read_bytes() for path in sorted(SHIPPED.glob("*.jpg"))]
+LABELS = ("one", "two", "three")
+FIRST = Pruning(0.3, "mad", "fuse")
+
+
+def alone(classifier: Classifier, image: bytes, request: ImageRequest) -> Prediction:
+    """What the classifier says of one photograph, without a server."""
+    pixels = decode(image, classifier.spec, ImageLimits(64_000_000))
+    (prediction,) = classifier.classify(torch.from_numpy(pixels.copy()).unsqueeze(0), [request])
+    return prediction
+
+
+def save_small_network(path: Path) -> None:
+    """Write it as a checkpoint."""
+    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
+    torch.manual_seed(3)
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
+    with torch.no_grad():
+        vit.head.weight *= 50  # so that its answers differ by more than rounding
+    card = Card(
+        architecture="vit_tiny_patch16_224",
+        labels=LABELS,
+        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        stages=Stages((1, 2)),
+        model_args=arguments,
+    )
+    save(path, vit, card)
+    loaded = load(str(path))
+    classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
+    scores = [alone(classifier, image, ImageRequest(FIRST)).scores for image in PHOTOGRAPHS]
+    margins = sorted(float(best - second) for best, second, _ in scores)
+    assert np.diff(margins).min() > 1e-4
+    margin = (margins[1] + margins[2]) / 2
+    cascade = Cascade(FIRST.keep_ratio, FIRST.criterion, FIRST.reducer, margin, 0.9, 50, 1.2)
+    save(path, vit, replace(card, cascade=cascade))

@@ -1,0 +1,503 @@
+"""What an operator sees: every metric moves by what clients were told, over all processes, and Prometheus has
+an answer to every query of the dashboard."""
+
+import io
+import math
+import re
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from prometheus_client.metrics import MetricWrapperBase
+
+from app import metrics
+from models.cascade import second_run_compute
+from models.schedule import Pruning, compute, keep_ratio_for, macs
+from models.zoo import LoadedModel, load
+from tests.deploy.promql import dashboard_queries
+from tests.system.prometheus import needs_prometheus, running_prometheus
+from tests.system.server import Samples, Server, running_server, wait_until
+from tests.system.small_network import FIRST, PHOTOGRAPHS
+
+PHASES = ("decode", "queue", "compute", "total")
+MAX_BATCH_TOKENS, MAX_QUEUE_IMAGES = 34, 777
+FLAGS = (
+    *("--dtype", "float32", "--http-workers", "2", "--log-level", "debug", "--max-body-bytes", "1000000"),
+    *("--max-batch-tokens", str(MAX_BATCH_TOKENS), "--max-queue-images", str(MAX_QUEUE_IMAGES)),
+)
+# What is asked, one image after the other: every way to choose, and each more than once.
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"keep_ratio": 1.0},
+    {"keep_ratio": 0.7},
+    {"keep_ratio": 0.7, "criterion": "mad", "reducer": "fuse"},
+    {"keep_ratio": 0.5, "reducer": "merge"},
+    {"keep_ratio": 0.25, "mask": "grid"},
+    {"compute": 0.6},
+    {"keep_mass": 0.8},
+    {"cascade": True},
+)
+# (what is sent, status, the problem's type)
+REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
+    ({"content": b"no image"}, 422, "undecodable-image"),
+    ({"content": PHOTOGRAPHS[0], "params": {"keep_ratio": 1.5}}, 422, "invalid-value"),
+    ({"content": PHOTOGRAPHS[0], "params": {"deadline_ms": 1}}, 504, "deadline-passed"),
+    ({"content": bytes(1_000_001)}, 413, "too-large"),
+    ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "unsupported-media-type"),
+    ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "unreadable-request"),
+)
+ROUTE = "/v1/classify"
+
+
+@dataclass
+class Driven:
+    """A server before and after requests of which everything that their clients saw is known."""
+
+    server: Server
+    network: LoadedModel
+    before: Samples
+    after: Samples = field(default_factory=dict)
+    answers: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)  # (options, body)
+    requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # (route, method, status)
+    seconds: Counter[str] = field(default_factory=Counter)  # as their clients measured them, by route
+
+    def rise(self, name: str, **labels: str) -> float:
+        """By how much a sample has risen; it may be new."""
+        key = (name, frozenset(labels.items()))
+        return self.after.get(key, 0.0) - self.before.get(key, 0.0)
+
+    def rises(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
+        """The same of all samples of that name that have risen, by their labels."""
+        risen = {key[1]: self.rise(name, **dict(key[1])) for key in self.after if key[0] == name}
+        return {labels: value for labels, value in risen.items() if value}
+
+    def histogram(self, name: str, values: Iterable[float], *, rel: float = 1e-6, **labels: str) -> None:
+        """Assert that a histogram has risen by these observations: count, sum and every bucket."""
+        seen = list(values)
+        assert self.rise(f"{name}_count", **labels) == len(seen)
+        assert self.rise(f"{name}_sum", **labels) == pytest.approx(sum(seen), rel=rel)
+        buckets = [
+            key for key in self.after if key[0] == f"{name}_bucket" and set(labels.items()) < set(key[1])
+        ]
+        assert buckets
+        for _, where in buckets:
+            edge = float(dict(where)["le"])
+            # An observation on an edge, told with rounding, may lie on either side of it.
+            least, most = (sum(value <= edge + slack for value in seen) for slack in (-5e-6, 5e-6))
+            assert least <= self.rise(f"{name}_bucket", **dict(where)) <= most, (name, edge)
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return [body["results"][0] for _, body in self.answers]
+
+    def seconds_told(self, phase: str) -> list[float]:
+        """What the answers said of a phase."""
+        return [body["timings_ms"][phase] / 1000 for _, body in self.answers]
+
+    def asked_ratios(self) -> list[float]:
+        """The ratios that images asked for, themselves or as a compute."""
+        arch, stages = self.network.model.arch, self.network.model.stages
+        asked = [options for options, _ in self.answers]
+        return [
+            options["keep_ratio"]
+            if "keep_ratio" in options
+            else keep_ratio_for(arch, stages, options["compute"], "drop")
+            for options in asked
+            if "keep_ratio" in options or "compute" in options
+        ] + [
+            Pruning().keep_ratio for _, _, slug in REFUSED if slug in ("undecodable-image", "deadline-passed")
+        ]
+
+    def weights(self) -> list[int]:
+        """What each image counted in its batch: the model's tokens times the compute that was foreseen."""
+        arch = self.network.model.arch
+        assert self.network.cascade is not None
+        share = {"cascade": self.network.cascade.compute, "keep_mass": 1.0}
+        return [
+            round(
+                (arch.patches + arch.prefix_tokens)
+                * next((share[key] for key in asked if key in share), told)
+            )
+            for (asked, _), told in zip(self.answers, (one["compute"] for one in self.results), strict=True)
+        ]
+
+    @property
+    def unpruned_macs(self) -> float:
+        arch, stages = self.network.model.arch, self.network.model.stages
+        return macs(arch, stages, (arch.patches,) * len(stages.blocks))
+
+    def send(self, method: str, path: str, route: str, **request: Any) -> httpx.Response:
+        response = httpx.request(method, self.server.url + path, timeout=60, **request)
+        self.requests[route, method, response.status_code] += 1
+        self.seconds[route] += response.elapsed.total_seconds()
+        return response
+
+    def ask_everything(self) -> None:
+        """Every way to choose and every way to be refused, one request after the other."""
+        for options in OPTIONS:
+            params = {key: str(value).lower() for key, value in options.items()}
+            for photograph in PHOTOGRAPHS:
+                response = self.send("POST", ROUTE, ROUTE, params=params, content=photograph)
+                assert response.status_code == 200, response.text
+                self.answers.append((options, response.json()))
+        for request, status, slug in REFUSED:
+            response = self.send("POST", ROUTE, ROUTE, **request)
+            assert (response.status_code, response.json()["type"]) == (status, f"urn:trimvit:problem:{slug}")
+
+
+@pytest.fixture(scope="module")
+def watched(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the small network in several processes."""
+    folder = tmp_path_factory.mktemp("watched")
+    with running_server(folder, "--model", str(calibrated), *FLAGS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def driven(watched: Server, calibrated: Path) -> Driven:
+    """The server, asked one thing after the other."""
+    driven = Driven(watched, load(str(calibrated)), settled(watched))
+    driven.ask_everything()
+    for path, route, status in (("/livez", "/livez", 200), ("/nowhere", "unmatched", 404)):
+        assert driven.send("GET", path, route).status_code == status
+    assert driven.send("GET", ROUTE, ROUTE).status_code == 405
+    driven.after = settled(watched)
+    return driven
+
+
+def settled(server: Server) -> Samples:
+    """The page once all is counted: a request's counters move after its answer is out."""
+    pages: list[Samples] = [server.samples()]
+
+    def still() -> bool:
+        pages.append(server.samples())
+        return counted(pages[-1]) == counted(pages[-2])
+
+    wait_until(still, "the metrics to settle")
+    return pages[-1]
+
+
+def counted(page: Samples) -> Samples:
+    """All but what reading the page itself moves, and gauges."""
+    return {
+        key: value
+        for key, value in page.items()
+        if ("route", "/metrics") not in key[1] and key[0].endswith(("_total", "_count", "_sum"))
+    }
+
+
+# One check per metric.
+
+CHECKS: dict[str, Callable[[Driven], None]] = {}
+
+
+def of(metric: MetricWrapperBase) -> Callable[[Callable[[Driven], None]], Callable[[Driven], None]]:
+    def keep(check: Callable[[Driven], None]) -> Callable[[Driven], None]:
+        CHECKS[metric._name] = check
+        return check
+
+    return keep
+
+
+@of(metrics.REQUESTS)
+def each_request_counts_by_route_method_and_status(driven: Driven) -> None:
+    risen = {
+        (found["route"], found["method"], int(found["status"])): value
+        for found, value in (
+            (dict(labels), value) for labels, value in driven.rises("trimvit_requests_total").items()
+        )
+        if found["route"] != "/metrics"
+    }
+    assert risen == driven.requests
+
+
+@of(metrics.REQUEST_SECONDS)
+def a_request_takes_no_longer_than_its_client_waits(driven: Driven) -> None:
+    for route in ("/livez", "unmatched", ROUTE):
+        sent = sum(count for (where, _, _), count in driven.requests.items() if where == route)
+        assert driven.rise("trimvit_request_seconds_count", route=route) == sent
+        assert 0 < driven.rise("trimvit_request_seconds_sum", route=route) < driven.seconds[route]
+    assert driven.rise("trimvit_request_seconds_sum", route=ROUTE) > sum(driven.seconds_told("total"))
+
+
+@of(metrics.PHASE_SECONDS)
+def phases_take_what_the_answers_say(driven: Driven) -> None:
+    for phase in PHASES:
+        driven.histogram("trimvit_phase_seconds", driven.seconds_told(phase), rel=1e-3, phase=phase)
+
+
+@of(metrics.IMAGES)
+def each_image_counts_by_how_it_ended(driven: Driven) -> None:
+    risen = {dict(labels)["outcome"]: value for labels, value in driven.rises("trimvit_images_total").items()}
+    # The others were refused before they were known to be images.
+    assert risen == {
+        "answered": len(driven.answers),
+        **{slug: 1 for _, _, slug in REFUSED if slug in ("undecodable-image", "deadline-passed")},
+    }
+
+
+@of(metrics.REQUESTED_KEEP_RATIO)
+def a_ratio_that_is_asked_for_counts_itself_or_as_compute(driven: Driven) -> None:
+    driven.histogram("trimvit_requested_keep_ratio", driven.asked_ratios())
+
+
+@of(metrics.REFUSALS)
+def each_refusal_counts_by_its_reason(driven: Driven) -> None:
+    risen = {
+        dict(labels)["reason"]: value for labels, value in driven.rises("trimvit_refusals_total").items()
+    }
+    assert risen == {**{slug: 1 for _, _, slug in REFUSED}, "not-found": 1, "method-not-allowed": 1}
+
+
+@of(metrics.APPLIED_KEEP_RATIO)
+def a_ratio_that_is_applied_is_the_answers(driven: Driven) -> None:
+    driven.histogram("trimvit_applied_keep_ratio", [result["keep_ratio"] for result in driven.results])
+
+
+@of(metrics.PATCHES_KEPT)
+def patches_kept_are_the_answers(driven: Driven) -> None:
+    assert driven.rise("trimvit_patches_kept_total") == sum(one["patches"]["kept"] for one in driven.results)
+
+
+@of(metrics.PATCHES_PRUNED)
+def patches_pruned_are_the_rest(driven: Driven) -> None:
+    assert driven.rise("trimvit_patches_pruned_total") == sum(
+        one["patches"]["total"] - one["patches"]["kept"] for one in driven.results
+    )
+
+
+@of(metrics.COMPUTE_UNPRUNED)
+def unpruned_compute_is_every_images(driven: Driven) -> None:
+    expected = len(driven.answers) * driven.unpruned_macs
+    assert driven.rise("trimvit_compute_unpruned_macs_total") == pytest.approx(expected)
+
+
+@of(metrics.COMPUTE_SAVED)
+def compute_saved_is_what_first_runs_cost_less(driven: Driven) -> None:
+    arch, stages = driven.network.model.arch, driven.network.model.stages
+    cheap = compute(arch, stages, FIRST.keep_ratio, FIRST.reducer)
+    first_runs = [cheap if one["runs"] == 2 else one["compute"] for one in driven.results]
+    saved = driven.unpruned_macs * sum(1 - share for share in first_runs)
+    assert driven.rise("trimvit_compute_saved_macs_total") == pytest.approx(saved, rel=1e-5)
+
+
+@of(metrics.COMPUTE_SECOND_RUNS)
+def compute_of_second_runs_is_counted_apart(driven: Driven) -> None:
+    share = second_run_compute(driven.network.model.arch, driven.network.model.stages)
+    expected = 2 * share * driven.unpruned_macs
+    assert driven.rise("trimvit_compute_second_runs_macs_total") == pytest.approx(expected)
+
+
+@of(metrics.SECOND_RUNS)
+def second_runs_are_the_answers(driven: Driven) -> None:
+    assert driven.rise("trimvit_second_runs_total") == sum(one["runs"] == 2 for one in driven.results) == 2
+
+
+@of(metrics.BATCHES)
+def images_one_after_the_other_are_dense_batches(driven: Driven) -> None:
+    assert driven.rises("trimvit_batches_total") == {frozenset({("form", "dense")}): len(driven.answers)}
+
+
+@of(metrics.BATCH_IMAGES)
+def images_one_after_the_other_are_batches_of_one(driven: Driven) -> None:
+    driven.histogram("trimvit_batch_images", [1] * len(driven.answers))
+
+
+@of(metrics.BATCH_TOKENS)
+def a_batch_weighs_what_its_image_was_foreseen_to_cost(driven: Driven) -> None:
+    driven.histogram("trimvit_batch_tokens", driven.weights())
+
+
+@of(metrics.BATCH_FILL)
+def fill_is_the_share_of_the_token_budget(driven: Driven) -> None:
+    driven.histogram("trimvit_batch_fill", [weight / MAX_BATCH_TOKENS for weight in driven.weights()])
+
+
+@of(metrics.BATCH_SECONDS)
+def a_batch_of_one_takes_its_images_compute(driven: Driven) -> None:
+    driven.histogram("trimvit_batch_seconds", driven.seconds_told("compute"), rel=1e-3)
+
+
+@of(metrics.QUEUE_LIMIT)
+def the_limit_is_the_setting(driven: Driven) -> None:
+    assert driven.server.metric("trimvit_queue_limit_images", engine="engine-0") == MAX_QUEUE_IMAGES
+
+
+@of(metrics.QUEUE_IMAGES)
+def images_wait_under_load_and_none_after_it(driven: Driven) -> None:
+    arch = driven.network.model.arch
+    weight = arch.patches + arch.prefix_tokens  # of an unpruned image
+
+    def waiting() -> tuple[float, float]:
+        page = driven.server.samples()
+        engine = frozenset({("engine", "engine-0")})
+        return page["trimvit_queue_images", engine], page["trimvit_queue_tokens", engine]
+
+    def some_wait() -> bool:
+        images, tokens = waiting()
+        return images > 1 and tokens == images * weight
+
+    with under_load(driven.server):
+        wait_until(some_wait, "images to wait")
+    wait_until(lambda: waiting() == (0, 0), "the queue to be empty")
+
+
+@of(metrics.QUEUE_TOKENS)
+def tokens_wait_under_load(driven: Driven) -> None:
+    images_wait_under_load_and_none_after_it(driven)
+
+
+@of(metrics.DEVICE_MEMORY)
+def memory_is_the_engines_own(driven: Driven) -> None:
+    (engine,) = driven.server.processes("trimvit: engine")
+    told = driven.server.metric("trimvit_device_memory_bytes", engine="engine-0")
+    assert told == pytest.approx(engine.memory_info().rss, rel=0.2)
+
+
+@of(metrics.ENGINE_UP)
+def an_engine_that_runs_is_up(driven: Driven) -> None:
+    assert [value for key, value in driven.after.items() if key[0] == "trimvit_engine_up"] == [1]
+
+
+@of(metrics.RESTARTS)
+def a_process_that_dies_is_counted_and_no_counter_falls(driven: Driven) -> None:
+    def restarts() -> dict[str, float]:
+        page = driven.server.samples()
+        return {dict(key[1])["process"]: value for key, value in page.items() if key[0] == name}
+
+    name = "trimvit_restarts_total"
+    assert restarts() == {"engine-0": 0, "http-0": 0, "http-1": 0}
+    before = settled(driven.server)
+    kill(driven.server, "trimvit: http 1")
+    wait_until(lambda: restarts() == {"engine-0": 0, "http-0": 0, "http-1": 1}, "the restart to be counted")
+    after = settled(driven.server)
+    assert {key for key, value in counted(before).items() if after.get(key, 0) < value} == set()
+
+
+@pytest.mark.parametrize(
+    "name", [metric._name for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
+)
+def test_a_metric_says_what_clients_saw(driven: Driven, name: str) -> None:
+    """Every metric has a check here, and its value is what the server's clients can vouch for."""
+    assert name in CHECKS, f"this file has no check of {name}"
+    CHECKS[name](driven)
+
+
+@contextmanager
+def under_load(server: Server) -> Iterator[None]:
+    """Requests of many images from several clients, until the block ends; all are answered."""
+    small = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(small, "PNG")  # quicker to decode than to compute
+    files = [("image", small.getvalue())] * 64
+    ended = threading.Event()
+
+    def client() -> int:
+        with httpx.Client(timeout=60) as link:
+            while not ended.is_set():
+                link.post(f"{server.url}{ROUTE}", files=files).raise_for_status()
+        return 0
+
+    with ThreadPoolExecutor(6) as pool:
+        clients = [pool.submit(client) for _ in range(6)]
+        try:
+            yield
+        finally:
+            ended.set()
+            for one in clients:
+                one.result()
+
+
+def test_all_images_of_a_request_are_counted(driven: Driven) -> None:
+    """A request with three images is one request, three images, and three of each phase."""
+    before = settled(driven.server)
+    files = [("image", photograph) for photograph in PHOTOGRAPHS[:3]]
+    httpx.post(driven.server.url + ROUTE, files=files, params={"keep_ratio": 0.5}).raise_for_status()
+    rise = Driven(driven.server, driven.network, before, settled(driven.server)).rise
+    assert rise("trimvit_requests_total", route=ROUTE, method="POST", status="200") == 1
+    assert rise("trimvit_images_total", outcome="answered") == 3
+    assert [rise("trimvit_phase_seconds_count", phase=phase) for phase in PHASES] == [3] * 4
+    assert rise("trimvit_requested_keep_ratio_sum") == rise("trimvit_applied_keep_ratio_sum") == 1.5
+    assert rise("trimvit_batch_images_sum") == 3
+
+
+def test_any_process_answers_for_all(driven: Driven) -> None:
+    """Both HTTP processes had a part in the counts above, and each tells the same."""
+    log = driven.server.log.read_text()
+    assert all(re.search(rf"http {index}: \w+ POST {ROUTE}", log) for index in (0, 1))
+    pages = [counted(driven.server.samples()) for _ in range(12)]
+    assert all(page == pages[0] for page in pages)
+
+
+@needs_prometheus
+def test_promtool_finds_nothing_to_mend_on_the_page(driven: Driven) -> None:
+    """`promtool check metrics` is silent about a live page."""
+    page = httpx.get(f"{driven.server.url}/metrics").content
+    check = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60)
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert check.stdout + check.stderr == b""
+
+
+@needs_prometheus
+def test_every_panel_of_the_dashboard_has_data(
+    driven: Driven, dashboard: dict[str, Any], tmp_path: Path
+) -> None:
+    """After load, Prometheus has an answer, and a number, to each of the dashboard's queries, with the labels
+    of its legend."""
+    queries = list(dashboard_queries(dashboard))
+    assert len(queries) > 40
+
+    def unanswered() -> list[str]:
+        return [f"{where}: {query}" for where, query, legend in queries if not answered(query, legend)]
+
+    def answered(query: str, legend: str) -> bool:
+        names = set(re.findall(r"{{(\w+)}}", legend))
+        return any(
+            names <= set(series["metric"]) and math.isfinite(float(series["value"][1]))
+            for series in prometheus.query(query)
+        )
+
+    def all_answered_under_load() -> bool:
+        driven.ask_everything()
+        return not unanswered()
+
+    with running_prometheus(tmp_path, driven.server.url) as prometheus:
+        wait_until(lambda: prometheus.query('up{job="trimvit"} == 1') != [], "a scrape")
+        kill(driven.server, "trimvit: http 0")
+        try:
+            wait_until(all_answered_under_load, "all panels to have data")
+        except pytest.fail.Exception:
+            pytest.fail("no data for:\n" + "\n".join(unanswered()))
+
+
+def test_an_engine_that_has_died_is_down_and_holds_nothing(driven: Driven) -> None:
+    """Until its successor has loaded, a dead engine's last queue and memory do not stand. The last test here:
+    it ends the server's service."""
+    gauges = ("engine_up", "queue_images", "queue_tokens", "device_memory_bytes")
+
+    def down() -> bool:
+        page = driven.server.samples()
+        return not any(page[f"trimvit_{name}", frozenset({("engine", "engine-0")})] for name in gauges)
+
+    # It is started again within a moment, which grows with every death.
+    for _ in range(5):
+        kill(driven.server, "trimvit: engine")
+        with suppress(pytest.fail.Exception):
+            wait_until(down, "the death to show", within_s=1)
+            return
+    pytest.fail("a dead engine was never seen to be down")
+
+
+def kill(server: Server, title: str) -> None:
+    """kill -9 of a process, once it is there; returns when it has ended."""
+    wait_until(lambda: len(server.processes(title)) == 1, f"{title} to run")
+    (process,) = server.processes(title)
+    process.kill()
+    process.wait(60)
