@@ -1,5 +1,6 @@
 """The ASGI application of one front end."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,14 +24,21 @@ from app.http.problems import install_problem_handlers
 from app.http.stats import stats_router
 from app.keys import key_ring
 from app.settings import Settings
+from app.tracing import Tracing
 
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
 the share of patches kept at each pruning stage, and so its own point between accuracy and cost."""
 
 
-def create_app(settings: Settings, engines: Engines, decoders: Executor | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    engines: Engines,
+    decoders: Executor | None = None,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The application on these engines, with images decoded by ``decoders``: by default, in threads of this
-    process. An EngineClient is started, and it and the decoders are closed, with the application.
+    process; its requests traced or not. An EngineClient is started, and it, the decoders and tracing are
+    closed, with the application.
 
     Raises KeysError where the API keys cannot be read.
     """
@@ -45,6 +53,8 @@ def create_app(settings: Settings, engines: Engines, decoders: Executor | None =
         if isinstance(engines, EngineClient):
             await engines.close()
         decoders.shutdown(wait=False)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     # /docs loads its page from this server, not from another host.
     app = FastAPIOffline(
@@ -68,7 +78,7 @@ def create_app(settings: Settings, engines: Engines, decoders: Executor | None =
             allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
             expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing"],
         )
-    app.add_middleware(Observe)
+    app.add_middleware(Observe, tracing=tracing)
     app.add_middleware(BrowserHeaders)
     install_problem_handlers(app)
     classification = Classification(settings, engines, decoders)

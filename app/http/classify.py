@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from jaxtyping import UInt8
 from starlette.requests import ClientDisconnect
 
-from app import metrics
+from app import metrics, tracing
 from app.engine.client import Classified, Expected, Question
 from app.engine.messages import ModelInfo
 from app.errors import DeadlinePassed, NotReady, Problem
@@ -151,6 +151,7 @@ class Classification:
             with self._engines.expecting(expected(image.options, asked, self._settings, model, caller)):
                 pixels = await image.pixels_for(model.input, self._image_limits, self._decoders)
             decode_s = time.perf_counter() - started
+            tracing.phase("decode", index, decode_s)
             if decode_s >= deadline_s:
                 raise DeadlinePassed("the deadline passed while the image was being decoded")
             question = Question(
@@ -167,6 +168,11 @@ class Classification:
                 priority=image.options.priority,
             )
             classified = await self._engines.classify(question)
+            found = classified.answer
+            tracing.phase("queue", index, found.queue_s, ended_s_ago=found.compute_s)
+            tracing.phase(
+                "compute", index, found.compute_s, keep_ratio=found.keep_ratio, compute=found.compute
+            )
         except Problem as problem:
             problem.image = index
             raise

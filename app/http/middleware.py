@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import metrics
 from app.errors import InternalFault
 from app.http.problems import problem_response
+from app.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,13 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Observe:
-    """Honours or makes a request id, sends it back, counts and times the request, and answers what nobody
-    else foresaw with a 500. (Starlette's own last resort lies outside all middleware, where neither id nor
-    count would see it.)"""
+    """Honours or makes a request id, sends it back, counts, times and traces the request, and answers what
+    nobody else foresaw with a 500. (Starlette's own last resort lies outside all middleware, where neither
+    id nor count would see it.)"""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tracing: Tracing | None = None) -> None:
         self._app = app
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its id in ``scope["state"]["request_id"]``."""
@@ -38,6 +40,7 @@ class Observe:
         request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
+        span = None if self._tracing is None else self._tracing.begin(scope, request_id)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -64,4 +67,6 @@ class Observe:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             metrics.REQUESTS.labels(route, method, str(status)).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+            if span is not None:
+                span.end(method, route, None if status == CLIENT_GONE else status)
             log.debug("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1000)

@@ -7,15 +7,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app import metrics
+from app import metrics, tracing
 from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
 
 MEDIA_TYPE = "application/problem+json"
 
 
 def problem_response(problem: Problem, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer for a problem of a request for ``path``, counted."""
+    """The answer for a problem of a request for ``path``, counted and traced."""
     metrics.REFUSALS.labels(problem.slug).inc()
+    tracing.refused(problem.slug)
     if path in ("/", "/v2") or path.startswith(("/v2/", "/models/")):
         place = "" if problem.image is None else f"image {problem.image}: "
         return JSONResponse(

@@ -6,6 +6,7 @@ import socket
 
 from setproctitle import setproctitle
 
+from app import tracing
 from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
 from app.http.listeners import main_config, operations_config, serve
@@ -26,7 +27,7 @@ async def run(
     decoders = DecodingProcesses(
         settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
     )
-    app = create_app(settings, engines, decoders)
+    app = create_app(settings, engines, decoders, tracing.from_environment())
     operations = operations_config(create_operations_app(engines)) if operations_listener else None
     await serve(main_config(app, settings), listener, operations, operations_listener)
 
