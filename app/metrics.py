@@ -105,6 +105,11 @@ QUEUE_SECONDS = Gauge(
     ["engine"],
     multiprocess_mode="mostrecent",
 )
+AGREEMENT_CHECKS = Counter(
+    "trimvit_agreement_checks",
+    "Answered images run again unpruned, by applied keep ratio and whether the first label stayed.",
+    ["ratio_bucket", "outcome"],
+)
 QUEUE_IMAGES = Gauge(
     "trimvit_queue_images", "Images waiting for a batch.", ["engine"], multiprocess_mode="mostrecent"
 )

@@ -123,6 +123,14 @@ class Settings(BaseSettings):
         description="Predicted wait beyond which an image without a deadline_ms is answered 429.",
     )
 
+    agreement_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the pruned images to run again unpruned while an engine is idle, to count how "
+        "often pruning changes the first label. 0: none.",
+    )
+
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     http_workers: int = Field(1, ge=1, le=64, description="HTTP processes.")

@@ -21,6 +21,7 @@ import msgspec
 import zmq
 
 from app import metrics
+from app.engine.agreement import Agreement, Check
 from app.engine.brown_out import CEILINGS, ratios
 from app.engine.cost import CostModel, Measured, Work
 from app.engine.fair_queue import WEIGHTS, Entry
@@ -41,7 +42,7 @@ from app.engine.messages import (
 )
 from app.engine.scheduler import Batch, Limits, Scheduler, Taken
 from app.engine.shares import shares, tokens
-from models.schedule import Pruning, compute, keep_counts, macs, tokens_after
+from models.schedule import UNPRUNED, Pruning, compute, keep_counts, macs, tokens_after
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +118,16 @@ class _Done:
     ended: float
 
 
+@dataclass(slots=True)
+class _Checked:
+    check: Check
+    label: int | None  # None: the run failed
+
+
 class Engine:
     """Answers front ends at ``address`` until `stop`; exits the process if the model cannot be loaded."""
 
-    def __init__(self, name: str, address: str, backend: Backend) -> None:
+    def __init__(self, name: str, address: str, backend: Backend, agreement: Agreement | None = None) -> None:
         self.name = name
         self._address = address
         self._backend = backend
@@ -132,8 +139,10 @@ class Engine:
         self._front_ends: dict[bytes, _FrontEnd] = {}
         self._load_changed = False
         self._load_told = 0.0
-        self._work: SimpleQueue[tuple[Batch, list[tuple[Key, Job]]] | None] = SimpleQueue()
-        self._news: SimpleQueue[Loaded | BaseException | _Done] = SimpleQueue()
+        self._agreement = agreement or Agreement(0.0)
+        self._checking = False
+        self._work: SimpleQueue[tuple[Batch, list[tuple[Key, Job]]] | Check | None] = SimpleQueue()
+        self._news: SimpleQueue[Loaded | BaseException | _Done | _Checked] = SimpleQueue()
         self._woken, self._waker = socketpair()
         self._stopping = False
 
@@ -154,7 +163,7 @@ class Engine:
         poller.register(socket, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
         try:
-            while not (self._stopping and (self._scheduler is None or self._scheduler.idle)):
+            while not (self._stopping and self._idle):
                 ready = dict(poller.poll(self._patience_ms()))
                 if self._woken.fileno() in ready:
                     self._woken.recv(4096)
@@ -171,6 +180,10 @@ class Engine:
                     self._work.put(None)
             socket.close()
             self._context.term()
+
+    @property
+    def _idle(self) -> bool:
+        return (self._scheduler is None or self._scheduler.idle) and not self._checking
 
     # --- front ends ---------------------------------------------------------------------------------
     def _receive_all(self, socket: zmq.Socket[bytes]) -> None:
@@ -307,6 +320,9 @@ class Engine:
         metrics.QUEUE_SECONDS.labels(self.name).set(self._scheduler.waiting_s)
         metrics.QUEUE_IMAGES.labels(self.name).set(self._scheduler.waiting_images)
         metrics.QUEUE_TOKENS.labels(self.name).set(self._scheduler.waiting_tokens)
+        if self._idle and not self._stopping and (check := self._agreement.take()) is not None:
+            self._checking = True
+            self._work.put(check)
 
     def _at_its_ratio(self, taken: Taken) -> tuple[Key, Job]:
         """The job, at the ratio that the scheduler's depth stands for."""
@@ -336,6 +352,10 @@ class Engine:
                 raise error
             case _Done() as done:
                 self._finish(socket, done)
+            case _Checked(check, label):
+                self._checking = False
+                if label is not None:
+                    self._agreement.found(check, label)
 
     def _finish(self, socket: zmq.Socket[bytes], done: _Done) -> None:
         assert self._scheduler is not None
@@ -363,6 +383,7 @@ class Engine:
             )
             logits = () if result.logits is None else (result.logits,)
             self._send(socket, key[0], answer, (*result.kept, *logits))
+            self._agreement.answered(job.pixels, result.classes[0], result.keep_ratio)
         self._learn(done, done.results)
         self._measure(done, done.results)
 
@@ -418,6 +439,9 @@ class Engine:
         """A compute thread. One that dies takes the process with it: health must not stay green."""
         try:
             while (work := self._work.get()) is not None:
+                if isinstance(work, Check):
+                    self._report(self._checked(work))
+                    continue
                 batch, jobs = work
                 started = time.monotonic()
                 results: Sequence[Result] | None
@@ -433,7 +457,17 @@ class Engine:
             traceback.print_exc()
             os._exit(1)
 
-    def _report(self, news: Loaded | BaseException | _Done) -> None:
+    def _checked(self, check: Check) -> _Checked:
+        """Run an answered image unpruned, on one thread: an image that comes meanwhile has the others."""
+        submit = Submit(id=0, pruning=UNPRUNED, margin=None, top_k=1, kept_patches=False, deadline_s=0)
+        try:
+            (result,) = self._backend.classify([Job(submit, check.pixels)], 1)
+        except Exception:
+            log.exception("an image that was to be run again unpruned failed")
+            return _Checked(check, None)
+        return _Checked(check, result.classes[0])
+
+    def _report(self, news: Loaded | BaseException | _Done | _Checked) -> None:
         self._news.put(news)
         self._waker.send(b"!")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from setproctitle import setproctitle
 
+from app.engine.agreement import Agreement
 from app.engine.loop import Engine, Job, Loaded, Result
 from app.engine.messages import MOST_PATCHES, ModelInfo
 from app.engine.scheduler import Limits
@@ -188,7 +189,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 return _resident_bytes()
             return torch.cuda.memory_allocated(device)
 
-    engine = Engine(f"engine-{args.index}", args.address, TorchBackend())
+    agreement = Agreement(settings.agreement_share)
+    engine = Engine(f"engine-{args.index}", args.address, TorchBackend(), agreement)
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     try:
         engine.run()

@@ -111,6 +111,7 @@ def test_every_metric_is_ours_described_and_named_once() -> None:
             "reason",
             "cause",
             "form",
+            "ratio_bucket",
             "engine",
             "process",
         }

@@ -58,6 +58,7 @@ def test_rows_order_the_panels(dashboard: dict[str, Any]) -> None:
         "Traffic",
         "Latency by phase",
         "Pruning",
+        "Live agreement",
         "Queue and batches",
         "Engines and processes",
     ]

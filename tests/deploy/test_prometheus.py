@@ -31,8 +31,9 @@ LABELS = {
     "method": ["POST"],
     "status": ["200", "503"],
     "phase": ["decode", "queue", "compute", "total"],
-    "outcome": ["answered", "queue-full"],
+    "outcome": ["answered", "queue-full", "agreed", "disagreed"],
     "reason": ["queue-full"],
+    "ratio_bucket": ["0.4-0.5", "0.6-0.7"],
     "form": ["dense", "ragged"],
     "engine": ["engine-0", "engine-1"],
     "process": ["http-0"],
@@ -56,12 +57,14 @@ def test_configuration_is_valid(promtool: str, repository: Path) -> None:
 
 def test_alerts_fire_when_they_should(promtool: str, repository: Path) -> None:
     """Each alert behaves as its own tests say."""
-    run(promtool, "test", "rules", "alerts_test.yml", cwd=repository / "deploy/prometheus")
+    folder = repository / "deploy/prometheus"
+    run(promtool, "test", "rules", *sorted(folder.glob("*_test.yml")), cwd=folder)
 
 
 def test_every_alert_is_tested(alerts: Alerts, repository: Path) -> None:
     """Each alert is shown firing, and not firing."""
-    tests = yaml.safe_load((repository / "deploy/prometheus/alerts_test.yml").read_text())["tests"]
+    files = (repository / "deploy/prometheus").glob("*_test.yml")
+    tests = [test for file in files for test in yaml.safe_load(file.read_text())["tests"]]
     cases = [case for test in tests for case in test["alert_rule_test"]]
     firing = {case["alertname"] for case in cases if case["exp_alerts"]}
     silent = {case["alertname"] for case in cases if not case["exp_alerts"]}

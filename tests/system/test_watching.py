@@ -20,6 +20,7 @@ from PIL import Image
 from prometheus_client.metrics import MetricWrapperBase
 
 from app import metrics
+from app.engine.agreement import bucket_of
 from models.cascade import second_run_compute
 from models.schedule import Pruning, compute, keep_ratio_for, macs
 from models.zoo import LoadedModel, load
@@ -32,6 +33,7 @@ PHASES = ("decode", "queue", "compute", "total")
 MAX_BATCH_TOKENS, MAX_QUEUE_IMAGES = 34, 777
 FLAGS = (
     *("--dtype", "float32", "--http-workers", "2", "--log-level", "debug", "--max-body-bytes", "1000000"),
+    *("--agreement-share", "1"),
     *("--max-batch-tokens", str(MAX_BATCH_TOKENS), "--max-queue-images", str(MAX_QUEUE_IMAGES)),
 )
 # What is asked, one image after the other: every way to choose, and each more than once.
@@ -324,6 +326,26 @@ def fill_is_the_share_of_the_token_budget(driven: Driven) -> None:
 @of(metrics.BATCH_SECONDS)
 def a_batch_of_one_takes_its_images_compute(driven: Driven) -> None:
     driven.histogram("trimvit_batch_seconds", driven.seconds_told("compute"), rel=1e-3)
+
+
+@of(metrics.AGREEMENT_CHECKS)
+def every_pruned_image_is_run_again_unpruned(driven: Driven) -> None:
+    labels = [result["labels"][0]["index"] for result in driven.results]
+    unpruned = labels[: len(PHOTOGRAPHS)] * len(OPTIONS)  # the first that are asked for are not pruned
+    expected = Counter(
+        (bucket_of(result["keep_ratio"]), "agreed" if label == plain else "disagreed")
+        for result, label, plain in zip(driven.results, labels, unpruned, strict=True)
+        if result["keep_ratio"] < 1
+    )
+    assert {outcome for _, outcome in expected} == {"agreed", "disagreed"}
+
+    def checks() -> dict[tuple[str, str], float]:
+        driven.after = settled(driven.server)
+        risen = {tuple(sorted(found)): value for found, value in driven.rises(name).items()}
+        return {(bucket, outcome): value for ((_, outcome), (_, bucket)), value in risen.items()}
+
+    name = "trimvit_agreement_checks_total"
+    wait_until(lambda: checks() == expected, "the engine to have run them all")
 
 
 @of(metrics.QUEUE_LIMIT)

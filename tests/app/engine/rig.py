@@ -18,6 +18,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from app.engine.agreement import Agreement
 from app.engine.client import Classified, EngineClient, Question
 from app.engine.cost import CostModel, Measured, Work
 from app.engine.loop import Engine, Job, Loaded, Result
@@ -92,14 +93,15 @@ def pixels(number: int = 1) -> bytes:
 class FakeBackend:
     """Answers by rule; waits, fails or miscounts where it is told to.
 
-    Pictures are known by the value of their pixels: its label comes first, ``poisoned`` ones fail, and a
-    cascade runs ``unsure`` ones again.
+    Pictures are known by the value of their pixels: its label comes first, ``poisoned`` ones fail, a cascade
+    runs ``unsure`` ones again, and unpruned, ``swayed`` ones get the next label.
     """
 
     limits: Limits = ONE_STREAM
     load_error: BaseException | None = None
     poisoned: set[int] = field(default_factory=set)
     unsure: set[int] = field(default_factory=set)
+    swayed: set[int] = field(default_factory=set)
     miscounts: bool = False
     image_s: float = 0.001  # what the warm-up measured
     together: threading.Barrier | None = None  # batches that begin must meet here
@@ -149,8 +151,9 @@ class FakeBackend:
         runs = 2 if job.submit.margin is not None and job.pixels[0] in self.unsure else 1
         ratio = applied_ratio(pruning if runs == 1 else UNPRUNED)
         stages = kept_patches(ratio)
+        first = job.pixels[0] + (job.pixels[0] in self.swayed and pruning == UNPRUNED)
         return Result(
-            classes=[(job.pixels[0] + place) % 11 for place in range(top_k)],
+            classes=[(first + place) % 11 for place in range(top_k)],
             scores=[0.5 ** (place + 1) for place in range(top_k)],
             kept_counts=tuple(len(stage) for stage in stages),
             kept=tuple(np.array(stage, "<u2").tobytes() for stage in stages)
@@ -177,9 +180,11 @@ class RunningEngine:
 
 
 @contextmanager
-def running_engine(backend: FakeBackend, address: str, name: str = "cpu:0") -> Iterator[RunningEngine]:
+def running_engine(
+    backend: FakeBackend, address: str, name: str = "engine-0", agreement: Agreement | None = None
+) -> Iterator[RunningEngine]:
     """Run an engine until the block ends. What `run` raised is in ``failure``."""
-    engine = Engine(name, address, backend)
+    engine = Engine(name, address, backend, agreement)
 
     def run() -> None:
         try:

@@ -430,14 +430,14 @@ async def test_a_batch_is_measured(address: str) -> None:
         "trimvit_applied_keep_ratio_sum",
     ]
     backend = FakeBackend(ONE_STREAM)
-    with running_engine(backend, address, "cpu:0"), Peer(address) as peer:
+    with running_engine(backend, address, "engine-0"), Peer(address) as peer:
         async with ready_client(address) as client:
             before = {name: metric(name) for name in names}
             forms = {form: metric("trimvit_batches_total", form=form) for form in ("dense", "ragged")}
             ratios = [1.0, 0.5, 0.8]
             asked = await ask_behind(client, backend, *(question(keep_ratio=ratio) for ratio in ratios))
             await until(lambda: peer.status().waiting_tokens > 17, "two images to wait")
-            assert metric("trimvit_queue_images", engine="cpu:0") == 2
+            await until(lambda: metric("trimvit_queue_images", engine="engine-0") == 2, "them to be shown")
             backend.may_answer.set()
             await asyncio.gather(*asked)
             await until(lambda: metric("trimvit_batch_images_count") - before[names[0]] == 2, "two batches")
@@ -464,9 +464,9 @@ async def test_a_batch_is_measured(address: str) -> None:
             "trimvit_applied_keep_ratio_sum": 2.3,
         }
     )
-    assert metric("trimvit_queue_images", engine="cpu:0") == 0
-    assert metric("trimvit_queue_tokens", engine="cpu:0") == 0
-    assert metric("trimvit_device_memory_bytes", engine="cpu:0") == 1234
+    assert metric("trimvit_queue_images", engine="engine-0") == 0
+    assert metric("trimvit_queue_tokens", engine="engine-0") == 0
+    assert metric("trimvit_device_memory_bytes", engine="engine-0") == 1234
 
 
 async def test_second_runs_are_measured_apart(address: str) -> None:
