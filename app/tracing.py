@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _EXPORTERS = ("otlp", "console", "none")
-_UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds, and never by a user
+# Asked every few seconds, by machines.
+_UNTRACED = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics", "/v1/stats"})
 _LAST_EXPORT_S = 2.0  # how long the end of the process waits for a collector that does not answer
 
 
@@ -71,7 +72,7 @@ class Tracing:
         self._tracer = provider.get_tracer("trimvit", version("trimvit"))
 
     def begin(self, scope: Scope, request_id: str) -> RequestSpan | None:
-        """Begin a request's span, a child of the one that its headers name; None for probes and metrics.
+        """Begin a request's span, a child of the one that its headers name; None for probes and counts.
 
         What calls `phase` or `refused` until the span's end, in this task or one that it starts, adds to it.
         """

@@ -178,10 +178,10 @@ def test_a_fault_of_ours_is_an_error(
     assert server.status.status_code is StatusCode.ERROR
 
 
-def test_probes_and_metrics_are_not_traced(client: TestClient, exporter: InMemorySpanExporter) -> None:
+def test_probes_and_counts_are_not_traced(client: TestClient, exporter: InMemorySpanExporter) -> None:
     """What is asked every few seconds would bury the users' requests; what nobody serves is traced as one."""
-    for path in ("/livez", "/readyz", "/metrics"):
-        client.get(path)
+    for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics", "/v1/stats"):
+        assert client.get(path).status_code == 200
     assert exporter.get_finished_spans() == ()
     client.get("/users/4711")
     server, _ = tree(exporter)
