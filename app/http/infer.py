@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pydantic import ValidationError
 
-from app.engine.messages import ModelInfo
+from app.engine.messages import ModelInfo, Priority
 from app.errors import InvalidValue, TooLarge
 from app.http.body import BodyLimits, EncodedImage, from_base64, options_of, said, short
 from app.http.classify import AnsweredImage, RequestedImage
@@ -38,6 +38,7 @@ _DATATYPES = {tensor.name: tensor.datatype for tensor in INPUTS}
 # Triton's names, which its clients set themselves and let nobody use for anything else.
 _OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 _MICROSECONDS_PER_MS = 1000
+_PRIORITIES: tuple[Priority, ...] = ("normal", "high", "normal", "batch")
 
 
 def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
@@ -104,7 +105,8 @@ def read_inference(document: Any, binary: memoryview, limits: BodyLimits, model:
     try:
         request = InferRequest.model_validate(document)
     except ValidationError as error:
-        raise InvalidValue("; ".join(said(fault) for fault in error.errors()[:3])) from error
+        faults = [{**fault, "loc": [".".join(map(str, fault["loc"]))]} for fault in error.errors()[:3]]
+        raise InvalidValue("; ".join(map(said, faults))) from error
     options = _options(request.parameters)
     outputs = _wanted(request, model)
     top_k = min(options.top_k, len(model.labels))
@@ -135,9 +137,19 @@ def _options(parameters: dict[str, Any]) -> ImageOptions:
         if "deadline_ms" in values:
             raise InvalidValue("give only one of timeout and deadline_ms; there are both")
         values["deadline_ms"] = -(-timeout // _MICROSECONDS_PER_MS)
-    if values.get("priority") == 0:  # Triton's word for none
-        del values["priority"]
+    if "priority" in values:
+        values["priority"] = _priority(values["priority"])
     return options_of(values, None)
+
+
+def _priority(given: Any) -> Any:
+    """Triton's number as a word: 1 goes before all others, and the greater the later; 0 is the default.
+    Words, which its clients cannot send, stay."""
+    if type(given) is not int:
+        return given
+    if given < 0:
+        raise InvalidValue(f"priority must be a number from 0, got {short.repr(given)}")
+    return _PRIORITIES[min(given, len(_PRIORITIES) - 1)]
 
 
 def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:

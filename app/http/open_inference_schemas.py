@@ -1,9 +1,10 @@
 """What goes over HTTP on /v2: the Open Inference Protocol's requests and answers, in its own words."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.engine.messages import Priority
 from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, option_schemas
 from app.http.tensors import Datatype
 
@@ -12,6 +13,12 @@ OutputName = Literal["label", "score", "index", "logits", "kept_patches", "keep_
 
 # Parameters that Triton's clients set by themselves, and that mean here what they mean there.
 _TRITONS: dict[str, Any] = {
+    "priority": {
+        "anyOf": [{"type": "integer", "minimum": 0}, {"enum": list(get_args(Priority))}],
+        "default": 0,
+        "description": "1 is `high`, 2 and 0 are `normal`, 3 and above are `batch`. While images of all "
+        "three wait, they get 16, 4 and 1 of 21 parts of the engine.",
+    },
     "timeout": {
         "type": "integer",
         "minimum": 0,

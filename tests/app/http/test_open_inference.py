@@ -370,6 +370,18 @@ def test_timeout_is_a_deadline_in_microseconds(
     assert deadline_s - 0.9 < question.deadline_s < deadline_s
 
 
+@pytest.mark.parametrize(
+    ("priority", "word"),
+    [(0, "normal"), (1, "high"), (2, "normal"), (3, "batch"), (2**31, "batch"), ("high", "high")],
+)
+def test_priority_is_tritons_number_or_a_word_of_v1(
+    client: TestClient, engines: FakeEngines, priority: int | str, word: str
+) -> None:
+    """1 goes before all others, the greater the later, 0 is the default."""
+    outputs_of(asked(client, parameters={"priority": priority}))
+    assert engines.questions[0].priority == word
+
+
 def test_tritons_words_for_nothing_are_taken(client: TestClient) -> None:
     """What its clients may send where nothing is asked for."""
     outputs_of(
@@ -389,6 +401,9 @@ def test_tritons_words_for_nothing_are_taken(client: TestClient) -> None:
         ({"timeout": 600_000_001}, ["deadline_ms", "600000"]),
         ({"timeout": 10**18}, ["deadline_ms", "600000"]),
         ({"timeout": 1000, "deadline_ms": 1}, ["only one of timeout and deadline_ms"]),
+        ({"priority": -1}, ["priority", "from 0", "-1"]),
+        ({"priority": 1.5}, ["priority", "'high', 'normal' or 'batch'"]),
+        ({"priority": True}, ["priority", "'high', 'normal' or 'batch'"]),
         ({"sequence_id": 7}, ["no sequences", "sequence_id"]),
         ({"sequence_id": "a"}, ["no sequences"]),
         ({"headers": "x"}, ["no option 'headers'"]),
