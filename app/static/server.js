@@ -5,6 +5,19 @@ import { Trouble, troubleOf, unreachable } from "./words.js";
 
 const TRIES = 6;
 
+const KEPT_KEY = "trimvit-key";
+
+/** The API key, where the page was opened as /#key=KEY. What follows # never leaves the browser; the tab keeps
+ *  it, out of sight. */
+function apiKey() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (given) {
+    sessionStorage.setItem(KEPT_KEY, given);
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+  return sessionStorage.getItem(KEPT_KEY);
+}
+
 /** The address of a route. */
 export function route(path, query) {
   const url = new URL(path, document.baseURI);
@@ -14,9 +27,11 @@ export function route(path, query) {
 
 /** The JSON of an answer. Throws a Trouble, or the signal's reason when it was aborted. */
 async function fetchJson(url, options) {
+  const key = apiKey();
+  const headers = { ...options?.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {
-    response = await fetch(url, { ...options, cache: "no-store" });
+    response = await fetch(url, { ...options, headers, cache: "no-store" });
     if (response.ok) return await response.json();
   } catch {
     options?.signal?.throwIfAborted();

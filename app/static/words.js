@@ -30,6 +30,7 @@ export function shortLabel(label) {
 }
 
 const TITLES = {
+  "unauthorized": "The server asks for an API key: open this page as /#key=KEY.",
   "too-large": "That photograph is too large.",
   "unsupported-media-type": "The server does not take that kind of picture.",
   "undecodable-image": "That is not a picture, or not a whole one.",

@@ -283,3 +283,37 @@ def test_the_ends_of_a_link_are_private() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert ours.getsockname() == ""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("mode", "file_format", "options"),
+    [
+        ("RGB", "JPEG", {"progressive": True}),
+        ("CMYK", "JPEG", {}),
+        ("RGBA", "PNG", {"compress_level": 1}),
+        ("LA", "PNG", {"compress_level": 1}),
+        ("I;16", "PNG", {"compress_level": 1}),
+        ("F", "TIFF", {"compression": "tiff_lzw"}),
+        ("I", "TIFF", {"compression": "tiff_lzw"}),
+        ("CMYK", "TIFF", {"compression": "tiff_lzw"}),
+        ("P", "GIF", {"transparency": 0}),
+        ("RGBA", "WEBP", {"lossless": True, "quality": 0, "method": 0}),
+        ("RGB", "BMP", {}),
+        ("RGBA", "AVIF", {"speed": 10}),
+    ],
+    ids=str,
+)
+def test_an_image_of_the_most_pixels_fits_into_the_memory(
+    mode: str, file_format: str, options: dict[str, object]
+) -> None:
+    """What the pixel limit allows, the memory limit does not refuse, whatever the format."""
+    if file_format not in FORMATS:
+        pytest.skip(f"this Pillow has no {file_format}")
+    side = 8000
+    data = encoded(Image.new(mode, (side, side)), file_format, **options)
+    limits = ImageLimits(side * side)
+    with DecodingProcesses(1, 600, memory_for(limits.pixels)) as processes:
+        pixels = processes.submit(decode, data, SPEC, limits).result(600)
+    assert pixels.shape == (*SPEC.size, 3)

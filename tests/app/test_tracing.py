@@ -39,7 +39,7 @@ def client(exporter: InMemorySpanExporter, engines: FakeEngines) -> Iterator[Tes
     """A client of the application, whose spans go to ``exporter``."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    app = create_app(Settings(), engines, Tracing(provider))
+    app = create_app(Settings(), engines, tracing=Tracing(provider))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

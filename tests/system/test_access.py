@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from tests.app.test_tls import self_signed
 from tests.system.photographs import SHIPPED
-from tests.system.server import TRIMVIT, running_server, wait_until
+from tests.system.server import TRIMVIT, Server, running_server, wait_until
 
 COFFEE = (SHIPPED / "coffee.jpg").read_bytes()
 ALICE, BOB, CAROL = "alices-secret-key-1", "bobs-secret-key-22", "carols-secret-key-3"
@@ -108,6 +109,29 @@ def test_tls_and_operations_on_a_port_of_their_own(tmp_path: Path) -> None:
             supervisor.kill()
             supervisor.wait()
         sys.stdout.write(log.read_text())  # shown with a failing test
+
+
+def test_the_docs_page_runs_under_its_policy(server: Server) -> None:
+    """In a browser, Swagger UI lists the routes, and nothing is blocked or asked of another host."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed (Debian package chromium)")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page()
+        said: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{server.url}/docs", timeout=60_000)
+        page.wait_for_selector("text=/v1/classify", timeout=60_000)
+        browser.close()
+    assert said == []
+    assert len(asked) > 3
+    assert all(url.startswith((server.url, "data:", "blob:")) for url in asked)
 
 
 @pytest.mark.parametrize(
