@@ -1,6 +1,6 @@
 """A decoding process: `python -m app.decoder`, started by an HTTP process. Untrusted bytes in, pixels out.
 
-It has no secrets, opens nothing, may use so much memory and no more, and is killed by its parent when an
+It has no secrets, may use so much memory and no more, and is killed by its parent when an
 image takes too long. It trusts nothing that it decodes, and its parent trusts nothing that it answers.
 """
 
@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 
 import msgspec
 from setproctitle import setproctitle
@@ -83,7 +84,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # its parent still needs it while it drains
         signal.signal(number, signal.SIG_IGN)
     memory_bytes = int(os.environ[MEMORY_VARIABLE])
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    if sys.platform.startswith("linux"):  # others count more, or refuse
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold somebody's photograph
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     # libtiff says on standard error what it thinks of an image; anyone could fill the log with it.
