@@ -1,7 +1,7 @@
 // What the server is doing now.
 
 import { say, whole } from "./dom.js";
-import { fetchStats } from "./server.js";
+import { currentKey, fetchStats } from "./server.js";
 import { rates, withSample } from "./stats.js";
 import { Trouble, percent } from "./words.js";
 
@@ -11,8 +11,9 @@ let samples = [];
 
 /** Ask every other second, while the page is looked at. */
 export async function watchServer() {
+  let refusedKey; // not asked with again
   for (;;) {
-    if (!document.hidden) {
+    if (!document.hidden && currentKey() !== refusedKey) {
       try {
         samples = withSample(samples, await fetchStats());
         showServer(samples.at(-1), rates(samples));
@@ -20,6 +21,7 @@ export async function watchServer() {
         if (!(trouble instanceof Trouble)) throw trouble;
         samples = [];
         say("now-state", trouble.title);
+        if (trouble.wantsKey) refusedKey = currentKey();
       }
     }
     await new Promise((wake) => setTimeout(wake, STATS_EVERY_MS));

@@ -8,7 +8,7 @@ import { Latest, debounced } from "./latest.js";
 import { watchServer } from "./now.js";
 import { MaskedPicture, cropped, movesAllowed } from "./picture.js";
 import { curlCommand, queryOf } from "./request.js";
-import { classify, classifyPatiently, fetchModel, route } from "./server.js";
+import { classify, classifyPatiently, currentKey, fetchModel, route, useKey } from "./server.js";
 import { Trouble, shortLabel, tooLarge, unreachable } from "./words.js";
 
 const FEW_LABELS = 20;
@@ -41,6 +41,10 @@ async function loadModel() {
     } catch (trouble) {
       if (!(trouble instanceof Trouble)) throw trouble;
       say("served", trouble.title);
+      if (trouble.wantsKey) {
+        showTrouble(trouble);
+        return; // and again once there is a key
+      }
       showTrouble(trouble, "Asking again until it answers.");
       await new Promise((wake) => setTimeout(wake, (trouble.retryAfterS ?? 0) * 1000 || MODEL_AGAIN_MS));
     }
@@ -197,7 +201,7 @@ function showAnswer(came, asked, query) {
   if (!asked.seen) seePhotograph();
   showResult(came, query);
   showCounts();
-  say("curl", curlCommand(route("v1/classify", query), asked));
+  say("curl", curlCommand(route("v1/classify", query), asked, currentKey() !== null));
   for (const id of ["answer", "command", "comparison", "through"]) byId(id).hidden = false;
   if (first && movesAllowed() && stage === model.stages.length) play();
   else showStage({ fade: true });
@@ -264,7 +268,8 @@ function showTrouble(trouble, next = "") {
   say("trouble-title", trouble.title);
   say("trouble-detail", trouble.detail);
   say("trouble-next", next);
-  byId("again").hidden = next !== "" || photograph === null;
+  byId("again").hidden = next !== "" || trouble.wantsKey || photograph === null;
+  byId("key-form").hidden = !trouble.wantsKey;
   byId("trouble").hidden = false;
   if (model) byId("trouble").scrollIntoView({ block: "nearest" });
 }
@@ -356,6 +361,12 @@ byId("compare").addEventListener("click", () => {
 byId("again").addEventListener("click", () => {
   hideTrouble();
   ask();
+});
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(byId("key").value.trim());
+  hideTrouble();
+  loadModel();
 });
 byId("copy").addEventListener("click", async () => {
   const command = byId("curl");

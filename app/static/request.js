@@ -35,9 +35,11 @@ export function shellWord(text) {
  * The command that asks what the page asked.
  * @param {URL} url with the query
  * @param {{name: string, url?: URL}} photograph a file of that name, or one that the server has at `url`
+ * @param {boolean} withKey whether the server asks for an API key, which the command takes from the shell
  */
-export function curlCommand(url, photograph) {
+export function curlCommand(url, photograph, withKey = false) {
   const from = photograph.url ? "@-" : `@${photograph.name}`;
-  const ask = `curl --data-binary ${shellWord(from)} ${shellWord(url.href)}`;
+  const key = withKey ? '-H "X-API-Key: $TRIMVIT_KEY" ' : "";
+  const ask = `curl ${key}--data-binary ${shellWord(from)} ${shellWord(url.href)}`;
   return photograph.url ? `curl -s ${shellWord(photograph.url.href)} | ${ask}` : ask;
 }

@@ -4,18 +4,27 @@ import { pause } from "./latest.js";
 import { Trouble, troubleOf, unreachable } from "./words.js";
 
 const TRIES = 6;
+const KEY_PLACE = "trimvit-key"; // in the tab's own storage, which goes with the tab
 
-const KEPT_KEY = "trimvit-key";
+let key = null;
+try {
+  key = sessionStorage.getItem(KEY_PLACE);
+} catch {
+  // A browser that keeps nothing asks again after a reload.
+}
 
-/** The API key, where the page was opened as /#key=KEY. What follows # never leaves the browser; the tab keeps
- *  it, out of sight. */
-function apiKey() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (given) {
-    sessionStorage.setItem(KEPT_KEY, given);
-    history.replaceState(null, "", location.pathname + location.search);
+/** The API key that goes with every question, or null. */
+export function currentKey() {
+  return key;
+}
+
+export function useKey(given) {
+  key = given;
+  try {
+    sessionStorage.setItem(KEY_PLACE, given);
+  } catch {
+    // It holds until the page is left.
   }
-  return sessionStorage.getItem(KEPT_KEY);
 }
 
 /** The address of a route. */
@@ -27,7 +36,6 @@ export function route(path, query) {
 
 /** The JSON of an answer. Throws a Trouble, or the signal's reason when it was aborted. */
 async function fetchJson(url, options) {
-  const key = apiKey();
   const headers = { ...options?.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {

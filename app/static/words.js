@@ -30,7 +30,7 @@ export function shortLabel(label) {
 }
 
 const TITLES = {
-  "unauthorized": "The server asks for an API key: open this page as /#key=KEY.",
+  unauthorized: "An API key is needed.",
   "too-large": "That photograph is too large.",
   "unsupported-media-type": "The server does not take that kind of picture.",
   "undecodable-image": "That is not a picture, or not a whole one.",
@@ -44,12 +44,13 @@ const TITLES = {
 
 /** What went wrong with a request, for a person. `retryAfterS` is null where trying again would not help. */
 export class Trouble extends Error {
-  constructor(title, detail, { retryAfterS = null, aboutPhotograph = false } = {}) {
+  constructor(title, detail, { retryAfterS = null, aboutPhotograph = false, wantsKey = false } = {}) {
     super(title);
     this.title = title;
     this.detail = detail;
     this.retryAfterS = retryAfterS;
     this.aboutPhotograph = aboutPhotograph;
+    this.wantsKey = wantsKey;
   }
 }
 
@@ -66,6 +67,7 @@ export function troubleOf(status, problem, retryAfter) {
   return new Trouble(title, sentence(problem?.detail ?? ""), {
     retryAfterS: Number.isFinite(seconds) ? Math.max(seconds, 0) : null,
     aboutPhotograph: ["too-large", "unsupported-media-type", "undecodable-image"].includes(slug),
+    wantsKey: status === 401,
   });
 }
 

@@ -139,12 +139,14 @@ def test_the_curl_command_sends_a_file_or_fetches_an_example() -> None:
         "request.js",
         """const url = new URL("http://host:1/v1/classify?keep_ratio=0.5&top_k=5");
            return [it.curlCommand(url, {name: "my cat's.jpg"}),
-                   it.curlCommand(url, {name: "china.jpg", url: new URL("http://host:1/static/x/china.jpg")})];""",
+                   it.curlCommand(url, {name: "china.jpg", url: new URL("http://host:1/static/x/china.jpg")}),
+                   it.curlCommand(url, {name: "cat.jpg"}, true)];""",
     )
     ask = "'http://host:1/v1/classify?keep_ratio=0.5&top_k=5'"
     assert commands == [
         f"curl --data-binary '@my cat'\\''s.jpg' {ask}",
         f"curl -s http://host:1/static/x/china.jpg | curl --data-binary @- {ask}",
+        f'curl -H "X-API-Key: $TRIMVIT_KEY" --data-binary @cat.jpg {ask}',
     ]
 
 

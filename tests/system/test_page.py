@@ -29,6 +29,7 @@ WAIT_MS = 60_000  # an upper bound on an event; the machine may be busy
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
 CLASSIFY = re.compile("/v1/classify")
+POLICY = "default-src 'self'; img-src 'self' data: blob:"
 
 
 @dataclass
@@ -107,6 +108,7 @@ def visit(browser: Any, server: Server) -> Iterator[Callable[..., Visit]]:
             # That a request failed, Chromium says by itself; all else would be ours.
             lambda line: line.text.startswith("Failed to load resource") or came.complaints.append(line.text),
         )
+        page.route(f"{server.url}/", _strictly)
         page.goto(f"{server.url}/")
         came.shows("#knows")
         visits.append(came)
@@ -118,6 +120,12 @@ def visit(browser: Any, server: Server) -> Iterator[Callable[..., Visit]]:
     for came in visits:
         assert came.complaints == []
         assert [url for url in came.asked if not url.startswith((f"{server.url}/", "blob:", "data:"))] == []
+
+
+def _strictly(route: Any) -> None:
+    """The page under the strictest policy that it is to work with."""
+    response = route.fetch()
+    route.fulfill(response=response, headers={**response.headers, "content-security-policy": POLICY})
 
 
 Open = Callable[..., Visit]
@@ -349,6 +357,37 @@ def test_a_server_that_is_gone_is_said_so_and_asked_again(visit: Open) -> None:
     page.see("#again").click()
     page.says("#curl", "keep_ratio=0.8")
     page.hides("#trouble")
+    page.says("#now-state", "One engine ready.")
+
+
+def test_a_server_that_asks_for_a_key_is_given_one(visit: Open) -> None:
+    """Nothing works without; a wrong key is refused; with the right one everything does, in this tab only."""
+    problem = {
+        "type": "urn:trimvit:problem:unauthorized",
+        "title": "A valid API key is needed",
+        "status": 401,
+        "detail": "this server asks for an API key",
+    }
+
+    def guarded(route: Any) -> None:
+        if route.request.headers.get("authorization") == "Bearer right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json=problem)
+
+    page = visit()
+    page.page.route(re.compile("/v1/"), guarded)
+    page.page.reload()
+    page.says("#trouble", "An API key is needed.")
+    page.see("[data-example='china.jpg']").click()
+    for key in ("wrong", "right"):
+        playwright.expect(page.see("#key")).to_be_visible()
+        page.see("#key").fill(key)
+        page.see("#key").press("Enter")
+    page.says("#label", "church")
+    page.hides("#trouble")
+    page.says("#curl", "$TRIMVIT_KEY")
+    assert "right" not in page.see("#curl").inner_text()
     page.says("#now-state", "One engine ready.")
 
 
