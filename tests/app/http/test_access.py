@@ -174,7 +174,9 @@ def test_the_document_declares_the_keys(locked: TestClient) -> None:
             assert (operation.get("security") == []) == opened, path
             assert ("401" in operation["responses"]) == (not opened), path
     assert "401" in document["paths"]["/"]["post"]["responses"]
-    (content,) = document["paths"]["/v2/models/{model_name}/infer"]["post"]["responses"]["401"]["content"].values()
+    (content,) = document["paths"]["/v2/models/{model_name}/infer"]["post"]["responses"]["401"][
+        "content"
+    ].values()
     assert "ErrorAnswer" in str(content), "in the shape that this route's clients know"
     assert "/added/later" in document["paths"], "whoever adds a route"
 
