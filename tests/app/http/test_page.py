@@ -46,10 +46,7 @@ def test_the_page_is_html_that_browsers_ask_for_again(client: TestClient) -> Non
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert response.headers["Cache-Control"] == "no-cache"
-<<<<<<< HEAD
     assert "default-src 'self';" in response.headers["Content-Security-Policy"]
-=======
->>>>>>> 7e02067 (Ask for the API key on the page where the server wants one)
     assert "{{" not in response.text
     again = client.get("/", headers={"If-None-Match": response.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
