@@ -3,9 +3,10 @@
 import os
 import re
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import cleandoc
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -14,14 +15,33 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsE
 from app.settings import Settings
 
 USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """What a command takes beside flags, as it is typed: names with commas or quotes, too.
+
+    ``number`` is argparse's nargs: "+" for one or more, "*" for any number, 1 for exactly one.
+    """
+
+    name: str
+    number: str | int
+    help: str
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A sub-command: what it is for, and how to get its settings and its action (imported when used)."""
+    """A sub-command: what it is for, and how to get its settings and its action (imported when used).
+
+    The action of a command with operands takes them as its second argument. ``epilog`` ends the help:
+    examples, exit codes.
+    """
 
     summary: str
-    load: Callable[[], tuple[type[BaseModel], Callable[[Any], int]]]
+    load: Callable[[], tuple[type[BaseModel], Callable[..., int]]]
+    operands: Operands | None = None
+    epilog: str = ""
 
 
 def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
@@ -74,8 +94,76 @@ def _calibrate() -> tuple[type[BaseModel], Callable[[Any], int]]:
     return CalibrateConfig, calibrate
 
 
+def _classify() -> tuple[type[BaseModel], Callable[..., int]]:
+    from app.commands.classify import ClassifyConfig, classify
+
+    return ClassifyConfig, classify
+
+
+def _models() -> tuple[type[BaseModel], Callable[..., int]]:
+    from app.commands.models import ModelsConfig, models
+
+    return ModelsConfig, models
+
+
+def _bench() -> tuple[type[BaseModel], Callable[..., int]]:
+    from app.commands.bench import BenchConfig, bench
+
+    return BenchConfig, bench
+
+
 COMMANDS = {
     "serve": Command("start the inference server", _serve),
+    "classify": Command(
+        "label photographs without a server",
+        _classify,
+        Operands(
+            "PHOTO", "+", "Image file, folder of images (with its sub-folders), or - for standard input."
+        ),
+        """examples:
+  trimvit classify holiday.jpg --keep-ratio 0.5
+  trimvit classify holiday.jpg --compute 0.6 --mask seen.png      the kept patches as a picture
+  trimvit classify photographs/ --top-k 1 --json > labels.jsonl   a line of JSON for each photograph
+  curl -s https://example.org/cat.jpg | trimvit classify -
+
+exit codes:
+  0  every photograph was answered
+  1  some were not (standard error says which and why), or the model cannot be loaded
+  2  wrong usage: nothing was done""",
+    ),
+    "models": Command(
+        "list the models that can be served here, and what an image costs with each",
+        _models,
+        Operands(
+            "PATTERN", "*", "Names of timm models (* and ? stand for any letters), or .safetensors files."
+        ),
+        """Without a PATTERN: the bundled model, and those whose weights are in the hub's local cache. Others
+are downloaded when they are first used. No weights are read to say what a model costs.
+
+examples:
+  trimvit models
+  trimvit models "deit*" "vit_small*"
+  trimvit models "*" --json                     every model of timm that can be pruned
+  trimvit models run/model.safetensors --keep-ratios 1,0.9,0.8""",
+    ),
+    "bench": Command(
+        "load a running server and measure its latency and throughput",
+        _bench,
+        Operands("URL", 1, "Address of the server, for example http://127.0.0.1:8000."),
+        """A closed loop (--concurrency) sends an image when one is answered: how much can the server do?
+An open loop (--rate) sends at random times, whatever the server does: what would its users see? Latency is
+then measured from the time at which an image was due, so a server that stalls cannot hide it.
+
+examples:
+  trimvit bench http://127.0.0.1:8000 --concurrency 16 --keep-ratios 0.5
+  trimvit bench http://127.0.0.1:8000 --rate 40 --keep-ratios 0.3,0.5,1 --duration-s 60 --plot latency.png
+  trimvit bench http://127.0.0.1:8000 --rate 40 --photographs folder --query "criterion=mad" --json
+
+exit codes:
+  0  every image was labelled
+  1  some were not (the report says why), or the server cannot be reached
+  2  wrong usage""",
+    ),
     "train": Command("fine-tune a pretrained ViT with pruning on a folder of images", _train),
     "average": Command("write the mean of several checkpoints' weights", _average),
     "evaluate": Command(
@@ -89,7 +177,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+    """The console script. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
@@ -100,11 +188,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # How long an idle OpenMP thread spins before it sleeps (docs/design/0003). Read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    settings_type, run = COMMANDS[name].load()
-    sys.exit(run(_parse(name, settings_type, rest)))
+    if not sys.stderr.isatty():  # a progress bar is for who watches
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    command = COMMANDS[name]
+    settings_type, run = command.load()
+    settings, operands = _parse(name, command, settings_type, rest)
+    try:
+        sys.exit(run(settings) if command.operands is None else run(settings, operands))
+    except KeyboardInterrupt:
+        print(f"trimvit {name}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # `| head` has read enough; what Python has still to write must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
-def _parse(name: str, settings_type: type[BaseModel], arguments: list[str]) -> BaseModel:
+def _parse(
+    name: str, command: Command, settings_type: type[BaseModel], arguments: list[str]
+) -> tuple[BaseModel, list[str]]:
     source: CliSettingsSource[Any] = CliSettingsSource(
         cast("type[BaseSettings]", settings_type),
         cli_prog_name=f"trimvit {name}",
@@ -113,9 +214,21 @@ def _parse(name: str, settings_type: type[BaseModel], arguments: list[str]) -> B
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    _make_readable(source.root_parser)
+    parser = source.root_parser
+    _make_readable(parser)
+    parser.epilog = command.epilog
+    operands: list[str] = []
+    parsed: list[str] | Namespace = arguments
+    if command.operands is not None:
+        # Not a field of the settings, whose lists are split at commas.
+        takes = command.operands
+        parser.add_argument("operands", nargs=takes.number, metavar=takes.name, help=takes.help)
+        found = parser.parse_intermixed_args(arguments)
+        operands = found.operands
+        del found.operands
+        parsed = found
     try:
-        return CliApp.run(settings_type, cli_args=arguments, cli_settings_source=source)
+        return CliApp.run(settings_type, cli_args=parsed, cli_settings_source=source), operands
     except ValidationError as error:
         for fault in error.errors():
             message = fault["msg"].removeprefix("Value error, ")
@@ -131,6 +244,7 @@ def _parse(name: str, settings_type: type[BaseModel], arguments: list[str]) -> B
 
 def _make_readable(parser: ArgumentParser) -> None:
     """In the help, lists as they are typed (4,7,10) and not as Python has them, and no default of None."""
+    parser.description = cleandoc(parser.description or "")
     for action in parser._actions:
         if isinstance(action.metavar, str):
             action.metavar = re.sub(r"tuple\[(.+),\.\.\.\]", r"\1,...", action.metavar)

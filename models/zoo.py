@@ -195,7 +195,7 @@ def input_spec_of(vit: VisionTransformer) -> InputSpec:
 def _from_file(
     path: Path, architecture: str | None, patch_stride: int | None
 ) -> tuple[VisionTransformer, Card | None]:
-    card = _read_card(path)
+    card = read_card(path)
     if card is None and architecture is None:
         raise ModelError(
             f"{path.name} does not say which timm architecture it is of; name it with --architecture, "
@@ -246,7 +246,9 @@ def _create(
     return model
 
 
-def _read_card(path: Path) -> Card | None:
+def read_card(path: Path) -> Card | None:
+    """The card in a safetensors file's header; None where there is none. Raises ModelError for a file or a
+    header that cannot be read."""
     if path.suffix != ".safetensors":
         return None
     try:

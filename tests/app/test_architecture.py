@@ -33,6 +33,8 @@ def loaded_after(statement: str) -> set[str]:
         "import app.engine.loop",
         "import app.engine.process",
         "import app.cli; app.cli.COMMANDS['serve'].load()",
+        "import app.cli; [app.cli.COMMANDS[name].load() for name in ('classify', 'models', 'bench')]",
+        "import app.commands.plot",
     ],
 )
 def test_a_front_end_and_a_supervisor_never_load_torch(statement: str) -> None:

@@ -1,12 +1,17 @@
 """The command line: flags, usage errors, help."""
 
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app import cli
-from app.cli import COMMANDS, Command, main
+from app.cli import COMMANDS, Command, Operands, main
+from app.commands.bench import BenchConfig
+from app.commands.classify import ClassifyConfig
+from app.commands.models import ModelsConfig
 from app.settings import Settings
 from app.supervisor import CannotStart
 from models.training.config import CalibrateConfig, EvaluateConfig, SweepConfig, TrainConfig
@@ -25,11 +30,11 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     def recording(command: Command) -> Command:
         settings_type, _ = command.load()
 
-        def act(settings: BaseModel) -> int:
+        def act(settings: BaseModel, _: list[str] | None = None) -> int:
             taken.append(settings)
             return 0
 
-        return Command(command.summary, lambda: (settings_type, act))
+        return replace(command, load=lambda: (settings_type, act))
 
     monkeypatch.setattr(cli, "COMMANDS", {name: recording(command) for name, command in COMMANDS.items()})
 
@@ -169,6 +174,9 @@ def test_help_lists_the_commands(run: Run, capsys: pytest.CaptureFixture[str], a
         ("evaluate", EvaluateConfig),
         ("sweep", SweepConfig),
         ("calibrate", CalibrateConfig),
+        ("classify", ClassifyConfig),
+        ("models", ModelsConfig),
+        ("bench", BenchConfig),
     ],
 )
 def test_help_of_a_command_lists_its_flags_readably(
@@ -180,7 +188,7 @@ def test_help_of_a_command_lists_its_flags_readably(
     flat = " ".join(told.split())
     assert told.startswith(f"usage: trimvit {command} ")
     for name, field in settings_type.model_fields.items():
-        assert flag(name) in told
+        assert flag(str(field.validation_alias or name)) in told
         if field.description:
             assert " ".join(field.description.split()).split("-")[0] in flat
     assert "tuple" not in told
@@ -242,3 +250,55 @@ def test_the_exit_code_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["serve"])
     assert exit_.value.code == 7
+
+
+def test_operands_are_taken_as_they_were_typed_and_flags_may_stand_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A flag's lists are split at commas; names are not."""
+    taken: list[object] = []
+
+    class Flags(BaseModel):
+        """Flags."""
+
+        several: tuple[int, ...] = Field(())
+
+    def act(settings: Flags, operands: list[str]) -> int:
+        taken.extend([settings.several, operands])
+        return 0
+
+    command = Command("try", lambda: (Flags, act), Operands("NAME", "*", "Any name."), "example: try it")
+    monkeypatch.setitem(COMMANDS, "try", command)
+    with pytest.raises(SystemExit) as exit_:
+        main(["try", "a,b", "--several", "1,2", '"c"', "--", "--several"])
+    assert exit_.value.code == 0
+    assert taken == [(1, 2), ["a,b", '"c"', "--several"]]
+
+
+@pytest.mark.parametrize("command", ["classify", "models", "bench"])
+def test_help_teaches_by_examples_that_parse(
+    run: Run, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Every example of the help is a command line that is understood."""
+    run(command, "--help")
+    lines = [line.split("      ")[0] for line in capsys.readouterr().out.splitlines()]
+    examples = [line.partition(f"trimvit {command}")[2] for line in lines if f"  trimvit {command}" in line]
+    assert len(examples) >= 3
+    for example in examples:
+        assert run(*shlex.split(f"{command} {example.partition(' > ')[0]}"))[0] == 0, example
+
+
+def test_an_interrupted_command_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As shells have it, and without a trace."""
+
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.supervisor.serve", interrupted)
+    monkeypatch.setattr("app.logs.configure_logging", lambda *_: None)
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve"])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "trimvit serve: interrupted\n"

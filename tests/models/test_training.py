@@ -149,7 +149,7 @@ def test_a_run_with_a_patch_stride_ends_in_a_model_with_it(
     settings = config(patch_stride=8)
     checkpoint = fine_tune(settings).checkpoint
     assert [line["step"] for line in log_of(settings)] == [0, 1, 2, 3, 4, 5]
-    card = zoo._read_card(checkpoint)
+    card = zoo.read_card(checkpoint)
     assert card is not None
     assert card.patch_stride == card.origin["patch_stride"] == 8
     model = zoo.load(str(checkpoint)).model
@@ -169,7 +169,7 @@ def test_a_run_with_a_patch_stride_ends_in_a_model_with_it(
 def test_the_card_says_how_it_was_trained_but_not_where(config: Callable[..., TrainConfig]) -> None:
     """The settings travel with the weights; folders of the machine do not."""
     settings = config(epochs=1, learning_rate=2e-3)
-    card = zoo._read_card(fine_tune(settings).checkpoint)
+    card = zoo.read_card(fine_tune(settings).checkpoint)
     assert card is not None
     assert card.origin["learning_rate"] == 2e-3
     assert card.origin["epochs"] == 1

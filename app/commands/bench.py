@@ -1,0 +1,263 @@
+"""`trimvit bench`: loads a running server over HTTP and measures what its users would see.
+
+It needs no torch: any machine with the package can load any server.
+"""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tqdm import tqdm
+
+from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
+from app.commands.load import ANSWERED, Mix, Outcome, Sample, closed_loop, open_loop, poisson_arrivals
+from app.commands.photographs import in_folder
+from app.commands.summary import Summary, summarise
+from app.http.schemas import Share
+
+KEY_VARIABLE = "TRIMVIT_API_KEY"
+EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
+
+_MOST_PHOTOGRAPHS = 256  # held in memory; more make no difference to a server that remembers none
+_PROBLEM = "urn:trimvit:problem:"
+
+
+class BenchConfig(BaseModel):
+    """Load a running server with photographs and measure latency, throughput and what was answered.
+
+    Without --rate it is a closed loop, with it an open one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    concurrency: int | None = Field(
+        None, ge=1, description="Closed loop: images under way at any time. Default: 8."
+    )
+    rate: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Open loop: images a second on average, at random (Poisson) times.",
+    )
+    most_under_way: int = Field(
+        512, ge=1, description="Open loop: unanswered images, beyond which the next ones wait to be sent."
+    )
+    duration_s: float = Field(10.0, gt=0, allow_inf_nan=False, description="Seconds that are measured.")
+    warmup_s: float = Field(
+        2.0, ge=0, allow_inf_nan=False, description="Seconds of the same load before, not measured."
+    )
+    timeout_s: float = Field(30.0, gt=0, allow_inf_nan=False, description="Wait for an answer so long.")
+    keep_ratios: tuple[Share, ...] = Field(
+        (), description="Ratios to draw from, one for each image, all alike often. Default: the server's own."
+    )
+    query: str = Field(
+        "", description="Further options of each image, as in a URL's query: criterion=mad&mask=grid."
+    )
+    photographs: Path | None = Field(
+        None, description="Folder of images to send, the first 256. Default: a few photographs of TrimViT's."
+    )
+    seed: int = Field(0, description="Of the times, the ratios and the order of the photographs.")
+    as_json: bool = Field(default=False, validation_alias="json", description="Print the result as JSON.")
+    plot: Path | None = Field(
+        None, description="Save latency over time and its distribution as a picture (.png, .svg or .pdf)."
+    )
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> "BenchConfig":
+        if self.rate is not None and self.concurrency is not None:
+            raise ValueError("give --concurrency (a closed loop) or --rate (an open one), not both")
+        if "keep_ratio" in self.options and self.keep_ratios:
+            raise ValueError("give --keep-ratios or keep_ratio in --query, not both")
+        return self
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The query, by option. Raises ValueError where it is none."""
+        try:
+            return dict(parse_qsl(self.query, strict_parsing=bool(self.query)))
+        except ValueError:
+            raise ValueError(f"--query must be name=value&name=value, got {self.query!r}") from None
+
+
+@tells_what_was_foreseen
+def bench(config: BenchConfig, operands: Sequence[str]) -> int:
+    """Load the server and print what it came to; exit code 1 where an image was not labelled."""
+    draw_plot = None if config.plot is None else _plotter(config.plot)
+    (url,) = operands
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url!r} is no address of a server; write http://HOST:PORT")
+    images = [each.read() for each in in_folder(config.photographs or EXAMPLES)[:_MOST_PHOTOGRAPHS]]
+    samples: list[Sample] = []
+    try:
+        model = asyncio.run(_load(config, url, images, samples))
+    except httpx.TransportError as error:
+        complain("bench", f"{url} cannot be reached: {str(error) or type(error).__name__}")
+        return FAILED
+    summary = summarise(samples, config.warmup_s, config.duration_s)
+    if config.as_json:
+        load = config.model_dump(mode="json", exclude={"as_json", "plot"})
+        print(json.dumps({"url": url, "model": model, "load": load, **asdict(summary)}, indent=1))
+    else:
+        print(_report(config, url, model, len(images), summary))
+    if draw_plot is not None and summary.answered:
+        draw_plot([sample for sample in samples if sample.due_s >= config.warmup_s])
+    return 0 if summary.answered == summary.images > 0 else FAILED
+
+
+def _plotter(path: Path) -> Callable[[Sequence[Sample]], None]:
+    """What draws the picture; asked for before the load, so that nothing is measured in vain."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {path} must end with .png, .svg or .pdf")
+    try:
+        from app.commands.plot import latency_plot
+    except ImportError as error:
+        raise ImportError("--plot needs matplotlib: pip install 'trimvit[train]'") from error
+    return lambda samples: latency_plot(samples, path)
+
+
+async def _load(
+    config: BenchConfig, url: str, images: Sequence[bytes], samples: list[Sample]
+) -> dict[str, str]:
+    """Fill ``samples``; gives back what the server says of its model. Raises httpx.TransportError where it
+    cannot be reached, ValueError where it is not ready or is none of ours."""
+    key = os.environ.get(KEY_VARIABLE)
+    client = httpx.AsyncClient(
+        base_url=url,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=config.timeout_s,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        trust_env=False,  # a proxy in between would be measured with it
+    )
+    async with client:
+        model = await _described(client, url)
+        draw = random.Random(config.seed)
+        send = _Sender(client, images, config.options, draw)
+        mix = Mix(config.keep_ratios, draw)
+        await _refuse_what_is_refused(client, send.request(mix()), url)
+        total_s = config.warmup_s + config.duration_s
+        with tqdm(
+            total=round(total_s), unit="s", bar_format="{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}",
+            disable=None, leave=False,
+        ) as progress:  # fmt: skip
+            ticking = asyncio.create_task(_tick(progress, samples))
+            if config.rate is None:
+                await closed_loop(send, mix, config.concurrency or 8, total_s, samples.append)
+            else:
+                arrivals = poisson_arrivals(config.rate, draw)
+                await open_loop(send, mix, arrivals, config.most_under_way, total_s, samples.append)
+            ticking.cancel()
+            with suppress(asyncio.CancelledError):
+                await ticking
+    return model
+
+
+async def _tick(progress: "tqdm[Any]", samples: Sequence[Sample]) -> None:
+    while True:
+        await asyncio.sleep(1)
+        progress.set_postfix_str(f"{len(samples)} images", refresh=False)
+        progress.update(1)
+
+
+async def _described(client: httpx.AsyncClient, url: str) -> dict[str, str]:
+    answer = await client.get("/v1/models")
+    try:
+        if answer.status_code != 200:
+            raise ValueError(f"{url} answers with {answer.status_code}: {answer.json()['detail']}")
+        (model,) = answer.json()["models"]
+        return {name: model[name] for name in ("name", "device", "dtype")}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{url} does not answer as a TrimViT server (/v1/models)") from error
+
+
+async def _refuse_what_is_refused(client: httpx.AsyncClient, request: httpx.Request, url: str) -> None:
+    """One image before all others: what the server will never answer need not be sent for a minute."""
+    answer = await client.send(request)
+    if answer.is_client_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
+        try:
+            detail = answer.json()["detail"]
+        except (ValueError, KeyError, TypeError):
+            detail = answer.text[:200]
+        raise ValueError(f"{url} refuses the image with {answer.status_code}: {detail}")
+
+
+class _Sender:
+    """Sends one of the images, drawn at random, over connections that are kept."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        images: Sequence[bytes],
+        options: dict[str, str],
+        draw: random.Random,
+    ) -> None:
+        self._client = client
+        self._images = images
+        self._options = options
+        self._draw = draw
+
+    def request(self, keep_ratio: float | None) -> httpx.Request:
+        """For one image; None is the server's default ratio."""
+        own = {} if keep_ratio is None else {"keep_ratio": repr(keep_ratio)}
+        image = self._draw.choice(self._images)
+        return self._client.build_request(
+            "POST", "/v1/classify", content=image, params={**self._options, **own}
+        )
+
+    async def __call__(self, keep_ratio: float | None) -> Outcome:
+        try:
+            answer = await self._client.send(self.request(keep_ratio))
+        except httpx.TimeoutException:
+            return Outcome("timeout")
+        except httpx.TransportError as error:
+            return Outcome(f"no answer ({type(error).__name__})")
+        status = str(answer.status_code)
+        try:
+            document = answer.json()
+            if status == ANSWERED:
+                return Outcome(status, compute=document["results"][0]["compute"])
+            return Outcome(status, document["type"].removeprefix(_PROBLEM))
+        except (ValueError, KeyError, TypeError, IndexError):
+            return Outcome(f"{status} (not TrimViT's)")
+
+
+def _report(config: BenchConfig, url: str, model: dict[str, str], photographs: int, summary: Summary) -> str:
+    if config.rate is None:
+        loop = f"closed loop, {config.concurrency or 8} images under way"
+    else:
+        loop = f"open loop, {config.rate:g} images/s"
+    lines = [
+        f"{url}: {model['name']} on {model['device']} in {model['dtype']}",
+        f"{loop}; {photographs} photographs; {config.duration_s:g} s after {config.warmup_s:g} s of warm-up",
+        "",
+        f"{summary.answered} of {summary.images} images answered, {summary.images_per_s:.1f} images/s"
+        + ("" if summary.mean_compute is None else f", mean compute {summary.mean_compute:.3f}"),
+        *(f"  {count} x {status}" for status, count in summary.by_status.items() if status != ANSWERED),
+        *(f"  {count} x {problem}" for problem, count in summary.by_problem.items()),
+    ]
+    if not summary.answered:
+        return "\n".join(lines)
+    rows = [("since it was sent", summary.latency_from_send_ms)]
+    if config.rate is not None:
+        rows = [("since it was due", summary.latency_ms), *rows, ("sent late by", summary.late_ms)]
+    head = "".join(f"{name:>9}" for name in summary.latency_ms)
+    lines += ["", f"{'latency, ms':<22}{head}", *(_row(name, values) for name, values in rows)]
+    if config.keep_ratios:
+        lines += ["", f"{'by keep ratio, ms':<22}{head}   images   compute"]
+        lines += [
+            f"{_row(f'{each.keep_ratio:g}', each.latency_ms)}{each.images:>9}{each.mean_compute:>10.3f}"
+            for each in summary.by_keep_ratio
+            if each.mean_compute is not None
+        ]
+    return "\n".join(lines)
+
+
+def _row(name: str, values_ms: dict[str, float]) -> str:
+    return f"{name:<22}" + "".join(f"{value:>9.1f}" for value in values_ms.values())

@@ -1,0 +1,81 @@
+"""What can be served here: the cache is read, not the network, and no weights."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import timm
+
+from models.catalogue import Candidate, candidates
+from models.zoo import BUNDLED
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The hub's local cache, empty."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def store(cache: Path, hub_id: str, **files: str) -> None:
+    """Put a repository into the cache as huggingface_hub lays it out."""
+    folder = cache / f"models--{hub_id.replace('/', '--')}"
+    snapshot = folder / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "blobs").mkdir()
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    for number, (name, content) in enumerate(files.items()):
+        blob = folder / "blobs" / str(number)
+        blob.write_text(content)
+        (snapshot / name.replace("_json", ".json").replace("_safetensors", ".safetensors")).symlink_to(blob)
+
+
+def test_cached_weights_are_found_under_the_name_that_serves_them(cache: Path) -> None:
+    """timm's by its own name, also where the hub has another; others as hf-hub:OWNER/NAME. What has no
+    weights, or is no model of timm's, is none."""
+    clip, on_hub = "vit_base_patch16_clip_quickgelu_224.openai", "timm/vit_base_patch16_clip_224.openai"
+    assert timm.get_pretrained_cfg(clip).hf_hub_id == on_hub
+    own = {"architecture": "vit_tiny_patch16_224", "num_classes": 7, "pretrained_cfg": {"num_classes": 7}}
+    store(cache, "timm/deit_tiny_patch16_224.fb_in1k", model_safetensors="", config_json="{}")
+    store(cache, on_hub, open_clip_model_safetensors="")
+    store(cache, "somebody/birds", model_safetensors="", config_json=json.dumps(own))
+    store(cache, "somebody/words", model_safetensors="", config_json='{"architectures": ["Bert"]}')
+    store(cache, "somebody/empty", config_json=json.dumps(own))
+    found = {candidate.reference: candidate for candidate in candidates()}
+    assert clip in found
+    assert "deit_tiny_patch16_224.fb_in1k" in found
+    assert {name for name in found if ":" in name} == {"hf-hub:somebody/birds"}
+    birds = found["hf-hub:somebody/birds"].entry()
+    assert birds is not None
+    assert (birds.classes, birds.arch.patches, birds.source) == (7, 196, "cached")
+
+
+def test_without_a_cache_the_bundled_model_is_all() -> None:
+    """And with patterns, timm's models are chosen from."""
+    (bundled,) = candidates()
+    assert (bundled.reference, bundled.source) == (BUNDLED, "bundled")
+    assert [each.reference for each in candidates(["trimvit*"])] == [BUNDLED]
+    tiny = candidates(["deit_tiny_patch16_224*", "deit_tiny_dist*"])
+    assert [each.reference for each in tiny] == [
+        "deit_tiny_distilled_patch16_224.fb_in1k",
+        "deit_tiny_patch16_224.fb_in1k",
+    ]
+    assert {each.source for each in tiny} == {"hub"}
+
+
+def test_what_cannot_be_served_has_no_entry() -> None:
+    """Blocks that cannot be pruned, and features without classes."""
+    parallel, features = candidates(["vit_pwee_*", "vit_small_patch14_dinov2.*"])
+    assert isinstance(parallel, Candidate)
+    assert parallel.entry() is None
+    assert features.entry() is None
+
+
+def test_a_distilled_models_second_head_is_counted_in_cost_only() -> None:
+    """It has a thousand classes and two heads."""
+    (distilled,) = candidates(["deit_tiny_distilled_*"])
+    entry = distilled.entry()
+    assert entry is not None
+    assert (entry.classes, entry.arch.classes, entry.image_size) == (1000, 2000, (224, 224))
