@@ -1,0 +1,77 @@
+"""Typed client of a TrimViT server: photographs in, labels out, each at its own keep ratio.
+
+from trimvit_client import Client, Options
+
+with Client("http://127.0.0.1:8000") as client:
+    answer = client.classify("china.jpg", Options(keep_ratio=0.5))
+    print(answer.best.label, answer.best.score, answer.compute)
+"""
+
+from trimvit_client.clients import AsyncClient, Client
+from trimvit_client.errors import (
+    ClientProblem,
+    ConnectionFailed,
+    DeadlinePassed,
+    DeadlineUnmeetable,
+    EngineLost,
+    InternalFault,
+    InvalidValue,
+    NotReady,
+    Problem,
+    QueueFull,
+    ServerProblem,
+    TimedOut,
+    TooLarge,
+    TrimViTError,
+    Unauthorized,
+    UndecodableImage,
+    UnexpectedAnswer,
+    UnreadableImage,
+    UnreadableRequest,
+    UnsupportedMediaType,
+)
+from trimvit_client.images import Image, ImageSource
+from trimvit_client.options import Criterion, MaskFormat, Options, Priority, Reducer
+from trimvit_client.results import Cascade, Classification, Input, Label, Model, Patches, StageMask, Timings
+from trimvit_client.retries import Retries
+
+__all__ = [
+    "AsyncClient",
+    "Cascade",
+    "Classification",
+    "Client",
+    "ClientProblem",
+    "ConnectionFailed",
+    "Criterion",
+    "DeadlinePassed",
+    "DeadlineUnmeetable",
+    "EngineLost",
+    "Image",
+    "ImageSource",
+    "Input",
+    "InternalFault",
+    "InvalidValue",
+    "Label",
+    "MaskFormat",
+    "Model",
+    "NotReady",
+    "Options",
+    "Patches",
+    "Priority",
+    "Problem",
+    "QueueFull",
+    "Reducer",
+    "Retries",
+    "ServerProblem",
+    "StageMask",
+    "TimedOut",
+    "Timings",
+    "TooLarge",
+    "TrimViTError",
+    "Unauthorized",
+    "UndecodableImage",
+    "UnexpectedAnswer",
+    "UnreadableImage",
+    "UnreadableRequest",
+    "UnsupportedMediaType",
+]

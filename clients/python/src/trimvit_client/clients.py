@@ -1,0 +1,350 @@
+"""The sync and the async client: they send, wait and run many at once as `trimvit_client.exchange` says."""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Literal, Self, TypeVar, overload
+
+import httpx
+
+from trimvit_client.errors import TrimViTError
+from trimvit_client.exchange import (
+    Attempt,
+    Call,
+    Exchange,
+    Reply,
+    Rules,
+    Wait,
+    classify_call,
+    exchange,
+    failure_of,
+    headers_of,
+    models_call,
+)
+from trimvit_client.images import Image, ImageSource, encoded
+from trimvit_client.options import Options
+from trimvit_client.results import Classification, Model
+from trimvit_client.retries import Retries
+
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+_AHEAD = 2  # times the concurrency: so many images are in hand, so that a slow one holds up no others
+
+Result = TypeVar("Result")
+
+
+class Client:
+    """A TrimViT server at ``url``. Threads may share it; close it, or use it as a context manager.
+
+    ``api_key`` is sent as a bearer token. ``timeout_s`` is how long one attempt may wait for the connection,
+    for sending and for the answer, each; see `Retries` for what is sent again. ``http`` is an httpx.Client of
+    your own (a proxy, certificates), which stays yours to close.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        retries: Retries | None = None,
+        http: httpx.Client | None = None,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._api_key = api_key
+        self._rules = Rules(timeout_s, retries or Retries(), time.monotonic, random.random)
+        self._own = http is None
+        self._http = http or httpx.Client(limits=_LIMITS)
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._own:
+            self._http.close()
+
+    def classify(
+        self, image: ImageSource, options: Options | None = None, *, deadline_s: float | None = None
+    ) -> Classification:
+        """Label one image. ``deadline_s`` is for everything, retries and waits included.
+
+        Raises TrimViTError: a `Problem` for what the server refuses, ConnectionFailed, TimedOut,
+        UnreadableImage or UnexpectedAnswer.
+        """
+        return self._run(
+            exchange(classify_call(encoded(image), options or Options()), self._rules, deadline_s)
+        )
+
+    @overload
+    def classify_many(
+        self,
+        images: Iterable[ImageSource | Image],
+        options: Options | None = ...,
+        *,
+        concurrency: int = ...,
+        deadline_s: float | None = ...,
+        errors: Literal["raise"] = ...,
+    ) -> Iterator[Classification]: ...
+    @overload
+    def classify_many(
+        self,
+        images: Iterable[ImageSource | Image],
+        options: Options | None = ...,
+        *,
+        concurrency: int = ...,
+        deadline_s: float | None = ...,
+        errors: Literal["return"],
+    ) -> Iterator[Classification | TrimViTError]: ...
+    def classify_many(
+        self,
+        images: Iterable[ImageSource | Image],
+        options: Options | None = None,
+        *,
+        concurrency: int = 8,
+        deadline_s: float | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Classification | TrimViTError]:
+        """Label many images, ``concurrency`` at a time, and give back the answers in their order as they
+        come. The images are taken as they are needed; an `Image` has options of its own in place of
+        ``options``. ``deadline_s`` is for each.
+
+        With ``errors="return"`` an image's error takes the place of its answer; else the first is raised.
+        """
+        _check(concurrency)
+
+        def one(image: ImageSource | Image) -> Classification:
+            source, own = _own_options(image, options)
+            return self.classify(source, own, deadline_s=deadline_s)
+
+        def answers() -> Iterator[Classification | TrimViTError]:
+            pool = ThreadPoolExecutor(concurrency, thread_name_prefix="classify")
+            window: deque[Future[Classification]] = deque()
+            try:
+                for image in images:
+                    window.append(pool.submit(one, image))
+                    if len(window) >= _AHEAD * concurrency:
+                        yield _outcome(window.popleft(), errors)
+                while window:
+                    yield _outcome(window.popleft(), errors)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+        return answers()
+
+    def models(self) -> tuple[Model, ...]:
+        """What is served. Raises TrimViTError."""
+        return self._run(exchange(models_call(), self._rules, None))
+
+    def is_ready(self) -> bool:
+        """Whether images are answered now."""
+        try:
+            return self._http.get(f"{self._url}/readyz", timeout=self._rules.timeout_s).is_success
+        except httpx.TransportError:
+            return False
+
+    def _run(self, steps: Exchange[Result]) -> Result:
+        reply: Reply = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            reply = None
+            if isinstance(step, Wait):
+                time.sleep(step.seconds)
+            else:
+                reply = self._attempt(step)
+
+    def _attempt(self, attempt: Attempt) -> Reply:
+        call: Call[object] = attempt.call
+        try:
+            return self._http.request(
+                call.method,
+                f"{self._url}{call.path}",
+                params=call.params,
+                content=call.content,
+                headers=headers_of(self._api_key, call.content),
+                timeout=attempt.timeout_s,
+            )
+        except httpx.TransportError as error:
+            return failure_of(error, attempt.timeout_s)
+
+
+class AsyncClient:
+    """A TrimViT server at ``url``, for asyncio; see `Client`, whose every method it has."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        retries: Retries | None = None,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._api_key = api_key
+        self._rules = Rules(timeout_s, retries or Retries(), time.monotonic, random.random)
+        self._own = http is None
+        self._http = http or httpx.AsyncClient(limits=_LIMITS)
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient of {self._url}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._own:
+            await self._http.aclose()
+
+    async def classify(
+        self, image: ImageSource, options: Options | None = None, *, deadline_s: float | None = None
+    ) -> Classification:
+        """Label one image; see `Client.classify`. A file is read in a thread."""
+        data = await asyncio.to_thread(encoded, image)
+        return await self._run(exchange(classify_call(data, options or Options()), self._rules, deadline_s))
+
+    @overload
+    def classify_many(
+        self,
+        images: Iterable[ImageSource | Image],
+        options: Options | None = ...,
+        *,
+        concurrency: int = ...,
+        deadline_s: float | None = ...,
+        errors: Literal["raise"] = ...,
+    ) -> AsyncIterator[Classification]: ...
+    @overload
+    def classify_many(
+        self,
+        images: Iterable[ImageSource | Image],
+        options: Options | None = ...,
+        *,
+        concurrency: int = ...,
+        deadline_s: float | None = ...,
+        errors: Literal["return"],
+    ) -> AsyncIterator[Classification | TrimViTError]: ...
+    def classify_many(
+        self,
+        images: Iterable[ImageSource | Image],
+        options: Options | None = None,
+        *,
+        concurrency: int = 8,
+        deadline_s: float | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> AsyncIterator[Classification | TrimViTError]:
+        """Label many images, ``concurrency`` at a time; see `Client.classify_many`."""
+        _check(concurrency)
+        places = asyncio.Semaphore(concurrency)
+
+        async def one(image: ImageSource | Image) -> Classification:
+            source, own = _own_options(image, options)
+            async with places:
+                return await self.classify(source, own, deadline_s=deadline_s)
+
+        async def answers() -> AsyncIterator[Classification | TrimViTError]:
+            window: deque[asyncio.Task[Classification]] = deque()
+            try:
+                for image in images:
+                    window.append(asyncio.create_task(one(image)))
+                    if len(window) >= _AHEAD * concurrency:
+                        yield await _awaited(window.popleft(), errors)
+                while window:
+                    yield await _awaited(window.popleft(), errors)
+            finally:
+                for task in window:
+                    task.cancel()
+                await asyncio.gather(*window, return_exceptions=True)
+
+        return answers()
+
+    async def models(self) -> tuple[Model, ...]:
+        """What is served. Raises TrimViTError."""
+        return await self._run(exchange(models_call(), self._rules, None))
+
+    async def is_ready(self) -> bool:
+        """Whether images are answered now."""
+        try:
+            answer = await self._http.get(f"{self._url}/readyz", timeout=self._rules.timeout_s)
+        except httpx.TransportError:
+            return False
+        return answer.is_success
+
+    async def _run(self, steps: Exchange[Result]) -> Result:
+        reply: Reply = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            reply = None
+            if isinstance(step, Wait):
+                await asyncio.sleep(step.seconds)
+            else:
+                reply = await self._attempt(step)
+
+    async def _attempt(self, attempt: Attempt) -> Reply:
+        call: Call[object] = attempt.call
+        try:
+            return await self._http.request(
+                call.method,
+                f"{self._url}{call.path}",
+                params=call.params,
+                content=call.content,
+                headers=headers_of(self._api_key, call.content),
+                timeout=attempt.timeout_s,
+            )
+        except httpx.TransportError as error:
+            return failure_of(error, attempt.timeout_s)
+
+
+def _check(concurrency: int) -> None:
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+
+
+def _own_options(image: ImageSource | Image, common: Options | None) -> tuple[ImageSource, Options | None]:
+    return (image.source, image.options) if isinstance(image, Image) else (image, common)
+
+
+def _outcome(
+    future: Future[Classification], errors: Literal["raise", "return"]
+) -> Classification | TrimViTError:
+    try:
+        return future.result()
+    except TrimViTError as error:
+        if errors == "raise":
+            raise
+        return error
+
+
+async def _awaited(
+    task: asyncio.Task[Classification], errors: Literal["raise", "return"]
+) -> Classification | TrimViTError:
+    try:
+        return await task
+    except TrimViTError as error:
+        if errors == "raise":
+            raise
+        return error

@@ -1,0 +1,159 @@
+"""One call of the server, from the first attempt to its result, without doing any of it.
+
+A call is a generator: it yields what is to be done next, an attempt or a wait, is sent what became of it, and
+returns the result or raises. The sync and the async client only carry out what it says, so there is one place
+that knows of retries, deadlines and answers.
+"""
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from trimvit_client.errors import ConnectionFailed, TimedOut, TrimViTError, UnexpectedAnswer, problem_of
+from trimvit_client.options import Options
+from trimvit_client.results import Classification, Model, classification_of, models_of
+from trimvit_client.retries import Retries, retry_after_s
+
+_PROBLEM = "application/problem+json"
+_LONGEST_DEADLINE_MS = 600_000  # of the server
+_SHOWN = 200  # characters of an answer that cannot be read
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Result]):
+    """What is asked of the server, and how its answer is read. With ``tells_deadline`` the server is told
+    what is left of it."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], Result]
+    params: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+    tells_deadline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Send the call once and give back the answer, or what kept it from coming."""
+
+    call: Call[Any]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Do nothing for so long."""
+
+    seconds: float
+
+
+Reply = httpx.Response | TrimViTError | None
+Exchange = Generator[Attempt | Wait, Reply, Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for all calls of a client. ``clock`` gives seconds, ``draw`` numbers from 0 to 1."""
+
+    timeout_s: float
+    retries: Retries
+    clock: Callable[[], float]
+    draw: Callable[[], float]
+
+
+def exchange(call: Call[Result], rules: Rules, deadline_s: float | None) -> Exchange[Result]:
+    """The steps of a call. ``deadline_s`` is for all its attempts and waits together.
+
+    Raises TrimViTError: TimedOut at the deadline, else what the last attempt failed with.
+    """
+    ends = math.inf if deadline_s is None else rules.clock() + deadline_s
+    for number in count(1):
+        left_s = ends - rules.clock()
+        if left_s <= 0:
+            raise TimedOut(f"the deadline of {deadline_s:g} s passed")
+        attempt = Attempt(_told(call, left_s), min(rules.timeout_s, left_s))
+        reply = yield attempt
+        try:
+            if isinstance(reply, TrimViTError):
+                raise reply
+            assert reply is not None
+            return result_of(call, reply)
+        except TrimViTError as error:
+            wait_s = rules.retries.wait_s(number, error, ends - rules.clock(), rules.draw())
+            if wait_s is None:
+                raise
+        yield Wait(wait_s)
+    raise AssertionError("unreachable")
+
+
+def _told(call: Call[Result], left_s: float) -> Call[Result]:
+    """The call with what is left as its `deadline_ms`, where that is less than it says itself."""
+    if not call.tells_deadline or left_s == math.inf:
+        return call
+    left_ms = max(1, min(math.floor(left_s * 1000), _LONGEST_DEADLINE_MS))
+    own_ms = int(call.params.get("deadline_ms", left_ms))
+    return replace(call, params={**call.params, "deadline_ms": str(min(left_ms, own_ms))})
+
+
+def result_of(call: Call[Result], answer: httpx.Response) -> Result:
+    """Raises the Problem of a refusal, and UnexpectedAnswer for what no TrimViT server says."""
+    try:
+        if answer.is_success:
+            return call.read(answer)
+        if answer.headers.get("Content-Type", "").partition(";")[0].strip() == _PROBLEM:
+            document = answer.json()
+            if not isinstance(document, dict):
+                raise TypeError("a problem is an object")
+            raise problem_of(
+                answer.status_code,
+                document,
+                answer.headers.get("X-Request-ID"),
+                retry_after_s(answer.headers.get("Retry-After"), datetime.now(UTC)),
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unexpected(answer) from error
+    raise _unexpected(answer)
+
+
+def _unexpected(answer: httpx.Response) -> UnexpectedAnswer:
+    begin = answer.text[:_SHOWN]
+    return UnexpectedAnswer(
+        answer.status_code,
+        f"{answer.url} answers with {answer.status_code}, not as a TrimViT server: {begin!r}",
+    )
+
+
+def failure_of(error: httpx.TransportError, timeout_s: float) -> TrimViTError:
+    """What kept an answer from coming."""
+    if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ConnectError):
+        return ConnectionFailed(f"the server cannot be reached: {str(error) or type(error).__name__}")
+    if isinstance(error, httpx.TimeoutException):
+        return TimedOut(f"no answer within {timeout_s:g} s")
+    return ConnectionFailed(f"the connection broke: {str(error) or type(error).__name__}")
+
+
+def classify_call(image: bytes, options: Options) -> Call[Classification]:
+    """Label one image."""
+
+    def read(answer: httpx.Response) -> Classification:
+        return classification_of(answer.json(), answer.headers.get("X-Request-ID"))
+
+    return Call("POST", "/v1/classify", read, options.query(), image, tells_deadline=True)
+
+
+def models_call() -> Call[tuple[Model, ...]]:
+    """What is served."""
+    return Call("GET", "/v1/models", lambda answer: models_of(answer.json()))
+
+
+def headers_of(api_key: str | None, content: bytes | None) -> dict[str, str]:
+    """Of every request."""
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    return headers if content is None else {**headers, "Content-Type": "application/octet-stream"}

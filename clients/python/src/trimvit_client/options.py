@@ -1,0 +1,50 @@
+"""What may be asked of an image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+Criterion = Literal["variance", "mad", "iqr", "mean", "mean_value_norm", "random"]
+Reducer = Literal["drop", "fuse", "merge"]
+MaskFormat = Literal["none", "indices", "grid", "png"]
+Priority = Literal["high", "normal", "batch"]
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of one image; None leaves the choice to the server, which also checks the values.
+
+    ``keep_ratio``: share of the remaining patches kept at each stage. In its place ``compute`` (share of the
+    unpruned cost to spend at most), ``keep_mass`` (share of the image's importance to keep) or ``cascade``
+    (a cheap run first, the unpruned model where it is unsure). ``deadline_ms`` is for the server's part;
+    a client's ``deadline_s`` also covers the way and the retries, and sets it. ``min_keep_ratio`` allows the
+    server to lower the ratio as far as this under load; `auto` leaves the ratio to it, by ``deadline_ms``.
+    ``more``: options that this client does not know yet.
+    """
+
+    keep_ratio: float | Literal["auto"] | None = None
+    compute: float | None = None
+    keep_mass: float | None = None
+    cascade: bool | None = None
+    criterion: Criterion | None = None
+    reducer: Reducer | None = None
+    top_k: int | None = None
+    mask: MaskFormat | None = None
+    mask_stages: bool | None = None
+    seed: int | None = None
+    min_keep_ratio: float | None = None
+    priority: Priority | None = None
+    deadline_ms: int | None = None
+    more: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def query(self) -> dict[str, str]:
+        """What is given, as the parameters of a URL."""
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "more"}
+        return {name: _text(value) for name, value in {**given, **self.more}.items() if value is not None}
+
+
+def _text(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

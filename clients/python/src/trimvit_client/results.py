@@ -1,0 +1,226 @@
+"""What the server answers, as frozen records.
+
+Members that a newer server adds are passed over; one that is missing is an UnexpectedAnswer.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image as Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A class and its softmax probability."""
+
+    index: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """How many patches there were and were kept: after the last stage, and after each. ``grid`` is rows and
+    columns."""
+
+    total: int
+    kept: int
+    per_stage: tuple[int, ...]
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class StageMask:
+    """The kept patches after the stage in ``block`` (from 1), in the format that was asked for."""
+
+    block: int
+    grid_size: tuple[int, int]
+    indices: tuple[int, ...] | None = None
+    grid: tuple[tuple[int, ...], ...] | None = None
+    png: bytes | None = None
+
+    def array(self) -> "NDArray[np.bool_]":
+        """[rows, columns], True where the patch was kept. Raises ValueError for the format `png`, which has
+        no numbers, and ImportError without numpy."""
+        try:
+            import numpy as np
+        except ImportError as error:
+            raise ImportError(_WITHOUT.format("numpy")) from error
+
+        if self.grid is not None:
+            return np.array(self.grid, bool)
+        if self.indices is None:
+            raise ValueError("a mask as png has no numbers; ask with mask='grid' or mask='indices'")
+        cells = np.zeros(self.grid_size, bool)
+        cells.flat[list(self.indices)] = True
+        return cells
+
+    def picture(self) -> "Pictures.Image":
+        """What the model saw, with the pruned patches dimmed. Raises ValueError for another format than
+        `png`, and ImportError without Pillow."""
+        if self.png is None:
+            raise ValueError("only a mask as png is a picture; ask with mask='png'")
+        try:
+            from PIL import Image as Pictures
+        except ImportError as error:
+            raise ImportError(_WITHOUT.format("Pillow")) from error
+        return Pictures.open(io.BytesIO(self.png))
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds in the server."""
+
+    decode: float
+    queue: float
+    compute: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer for one image: labels, best first, and what was applied.
+
+    ``compute`` is the share of the unpruned model's multiply-accumulates that it cost, of both runs where
+    ``runs`` is 2; ``criterion`` is None with the reducer `merge`, which reads none. ``lowered`` says why
+    ``keep_ratio`` is below ``requested_keep_ratio`` (None with `keep_mass` or a cascade), where it is.
+    ``mask`` is empty where none was asked for.
+    """
+
+    model: str
+    labels: tuple[Label, ...]
+    keep_ratio: float
+    requested_keep_ratio: float | Literal["auto"] | None
+    lowered: str | None
+    criterion: str | None
+    reducer: str
+    patches: Patches
+    compute: float
+    runs: int
+    mask: tuple[StageMask, ...]
+    timings_ms: Timings
+    request_id: str | None
+
+    @property
+    def best(self) -> Label:
+        """The label with the highest score."""
+        return self.labels[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What the model sees of a photograph, in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """What `cascade` does with a model: its first run, and the agreement with the unpruned model's labels and
+    the mean compute that it was calibrated for."""
+
+    keep_ratio: float
+    criterion: str | None
+    reducer: str
+    agreement: float
+    compute: float
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is served, and what images get that ask for nothing."""
+
+    name: str
+    labels: tuple[str, ...]
+    input: Input
+    patches: int
+    grid: tuple[int, int]
+    stages: tuple[int, ...]
+    default_keep_ratio: float
+    default_criterion: str
+    default_reducer: str
+    cascade: Cascade | None
+    device: str
+    dtype: str
+
+
+def classification_of(document: Mapping[str, Any], request_id: str | None) -> Classification:
+    """Of an answer with one result. Raises KeyError, TypeError or ValueError for what is none."""
+    (result,) = document["results"]
+    timings = document["timings_ms"]
+    patches = result["patches"]
+    grid = _pair(patches["grid"])
+    return Classification(
+        model=str(document["model"]),
+        labels=tuple(
+            Label(int(each["index"]), str(each["label"]), float(each["score"])) for each in result["labels"]
+        ),
+        keep_ratio=float(result["keep_ratio"]),
+        requested_keep_ratio=result["requested_keep_ratio"],
+        lowered=result["lowered"],
+        criterion=result["criterion"],
+        reducer=str(result["reducer"]),
+        patches=Patches(int(patches["total"]), int(patches["kept"]), tuple(patches["per_stage"]), grid),
+        compute=float(result["compute"]),
+        runs=int(result["runs"]),
+        mask=tuple(_mask_of(each, grid) for each in result.get("mask") or ()),
+        timings_ms=Timings(*(float(timings[name]) for name in ("decode", "queue", "compute", "total"))),
+        request_id=request_id,
+    )
+
+
+def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
+    """Of the answer of /v1/models. Raises KeyError, TypeError or ValueError for what is none."""
+    return tuple(
+        Model(
+            name=str(each["name"]),
+            labels=tuple(each["labels"]),
+            input=Input(int(each["input"]["height"]), int(each["input"]["width"])),
+            patches=int(each["patches"]),
+            grid=_pair(each["grid"]),
+            stages=tuple(each["stages"]),
+            default_keep_ratio=float(each["default_keep_ratio"]),
+            default_criterion=str(each["default_criterion"]),
+            default_reducer=str(each["default_reducer"]),
+            cascade=None if each["cascade"] is None else _cascade_of(each["cascade"]),
+            device=str(each["device"]),
+            dtype=str(each["dtype"]),
+        )
+        for each in document["models"]
+    )
+
+
+def _cascade_of(document: Mapping[str, Any]) -> Cascade:
+    return Cascade(
+        keep_ratio=float(document["keep_ratio"]),
+        criterion=document["criterion"],
+        reducer=str(document["reducer"]),
+        agreement=float(document["agreement"]),
+        compute=float(document["compute"]),
+    )
+
+
+def _mask_of(document: Mapping[str, Any], grid_size: tuple[int, int]) -> StageMask:
+    indices, grid, png = (document.get(name) for name in ("indices", "grid", "png"))
+    return StageMask(
+        block=int(document["block"]),
+        grid_size=grid_size,
+        indices=None if indices is None else tuple(indices),
+        grid=None if grid is None else tuple(map(tuple, grid)),
+        png=None if png is None else base64.b64decode(png, validate=True),
+    )
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    rows, columns = values
+    return int(rows), int(columns)
+
+
+_WITHOUT = "this needs {}: pip install 'trimvit-client[pictures]'"

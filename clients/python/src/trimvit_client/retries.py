@@ -1,0 +1,91 @@
+"""When a request is sent again, and after how long. Knows no clock and no network."""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from trimvit_client.errors import (
+    ConnectionFailed,
+    DeadlineUnmeetable,
+    EngineLost,
+    ServerProblem,
+    TrimViTError,
+    UnexpectedAnswer,
+)
+
+_TOO_MANY, _BAD_GATEWAY, _UNAVAILABLE = 429, 502, 503
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often and how patiently a request is sent again.
+
+    Only what may well succeed is: a full queue or a server that is not ready (429, 502, 503), and a
+    connection that could not be made or broke. To classify changes nothing in the server, so a request that
+    was cut off may be sent twice. A timeout is not retried (the server may still be at it, and more of the
+    same makes it worse), nor a deadline that has passed, nor an image that engines died with.
+
+    ``attempts`` counts the first one. The wait is what the server's Retry-After asks for, else
+    ``first_wait_s``, doubled each time up to ``longest_wait_s``; either is drawn out by up to a quarter at
+    random, so that clients that were refused together do not come back together. A Retry-After above
+    ``longest_wait_s`` is not waited for: the refusal is raised, with its ``retry_after_s``.
+    """
+
+    attempts: int = 4
+    first_wait_s: float = 0.25
+    longest_wait_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        if not 0 <= self.first_wait_s <= self.longest_wait_s < math.inf:
+            raise ValueError(
+                f"waits must ascend from 0, got first_wait_s={self.first_wait_s} and "
+                f"longest_wait_s={self.longest_wait_s}"
+            )
+
+    def wait_s(self, attempt: int, error: TrimViTError, left_s: float, jitter: float) -> float | None:
+        """Seconds until the next attempt after the failure of number ``attempt`` (from 1); None to give up.
+
+        ``left_s`` is what is left until the deadline, ``jitter`` a draw from 0 to 1.
+        """
+        if attempt >= self.attempts or not may_succeed_later(error):
+            return None
+        asked_s = error.retry_after_s if isinstance(error, ServerProblem) else None
+        if asked_s is not None and asked_s > self.longest_wait_s:
+            return None
+        backoff_s = min(self.first_wait_s * 2.0 ** min(attempt - 1, 64), self.longest_wait_s)
+        wait_s = (backoff_s if asked_s is None else asked_s) * (1 + jitter / 4)
+        return wait_s if wait_s < left_s else None
+
+
+def may_succeed_later(error: TrimViTError) -> bool:
+    """Whether the same request, sent again, is both safe and likely to fare better."""
+    match error:
+        case ConnectionFailed():
+            return True
+        case EngineLost():
+            return False
+        case DeadlineUnmeetable():
+            return error.retry_after_s is not None
+        case ServerProblem() | UnexpectedAnswer():
+            return error.status in (_TOO_MANY, _BAD_GATEWAY, _UNAVAILABLE)
+    return False
+
+
+def retry_after_s(header: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header (RFC 9110, section 10.2.3: seconds or a date) asks to wait; None
+    where there is none that can be read."""
+    if header is None:
+        return None
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - now).total_seconds())
