@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from setproctitle import setproctitle
 
 from app.engine.agreement import Agreement
 from app.engine.loop import Engine, Job, Loaded, Result
-from app.engine.messages import MOST_PATCHES, ModelInfo
+from app.engine.messages import MOST_PATCHES
 from app.engine.scheduler import Limits
 from app.engine.warm_up import learn_costs
 from app.lifeline import LOAD_FAILED, die_with_parent
@@ -44,11 +44,12 @@ def run(settings: Settings, args: EngineArgs) -> None:
     """Load the model and serve it at the address until SIGTERM."""
     import torch
 
+    from app.engine.loading import describe, load_model
     from models.classifier import Classifier, ImageRequest
     from models.device import choose_device, choose_dtype, cores
-    from models.pruned_vit import PrunedViT, UnsupportedModelError, check_against_timm
-    from models.schedule import REDUCERS, UNPRUNED, Pruning, Stages
-    from models.zoo import LoadedModel, ModelError, load
+    from models.pruned_vit import UnsupportedModelError, check_against_timm
+    from models.schedule import REDUCERS, UNPRUNED, Pruning
+    from models.zoo import ModelError
 
     try:
         device = choose_device(args.device)
@@ -81,7 +82,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
         def load(self) -> Loaded:
             torch.set_num_threads(threads)
             try:
-                loaded = self._loaded()
+                loaded = load_model(settings)
             except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
                 raise ModelError(str(error)) from error
             patches = loaded.model.arch.patches
@@ -97,39 +98,10 @@ def run(settings: Settings, args: EngineArgs) -> None:
             self._warm_up()
             costs = learn_costs(self._classify_blank, loaded.model.arch, loaded.model.stages, limits)
             return Loaded(
-                ModelInfo(
-                    name=loaded.name,
-                    labels=loaded.labels,
-                    input=loaded.input,
-                    architecture=loaded.model.arch,
-                    method=loaded.method,
-                    cascade=loaded.cascade,
-                    patch_size=loaded.model.vit.patch_embed.proj.kernel_size,
-                    patch_stride=loaded.model.vit.patch_embed.proj.stride,
-                    device=name,
-                    dtype=str(dtype).removeprefix("torch."),
-                ),
+                describe(loaded, name, dtype),
                 limits,
                 costs,
             )
-
-        def _loaded(self) -> LoadedModel:
-            """The model, with the settings' labels, stages, rows and stride in place of the checkpoint's."""
-            labels = None if settings.labels is None else tuple(settings.labels.read_text().splitlines())
-            loaded = load(
-                settings.model,
-                architecture=settings.architecture,
-                labels=labels,
-                patch_stride=settings.patch_stride,
-            )
-            own = loaded.model.stages
-            blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)
-            stages = Stages(blocks, settings.rows or own.rows)
-            if stages == own:
-                return loaded
-            if loaded.cascade is not None:
-                log.warning("%s is served without its cascade, fitted for stages of its own", loaded.name)
-            return replace(loaded, model=PrunedViT(loaded.model.vit, stages))
 
         def _warm_up(self) -> None:
             for prunings in (
