@@ -75,7 +75,7 @@ def test_labels_do_not_grow_with_what_clients_invent(client: TestClient) -> None
     ]
     assert labels
     assert not any("invented" in str(label) or "VERB" in str(label) for label in labels)
-    assert not any(re.search(r"\d", label["route"].replace("/v1/", "")) for label in labels)
+    assert not any(re.search(r"\d", re.sub(r"^/v\d", "", label["route"])) for label in labels)
 
 
 def test_an_unforeseen_fault_is_counted_as_a_500(
