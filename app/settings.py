@@ -66,13 +66,16 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$",
         description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one engine each.",
     )
+    engines: int = Field(
+        1, ge=1, le=64, description="Engine processes for each device named; on a CPU they share its cores."
+    )
     dtype: DtypeName = Field(
         "auto",
         description="auto: bfloat16 where the device computes in it, else float32 on a CPU and float16 on a "
         "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX-512 VNNI.",
     )
     threads: int = Field(
-        0, ge=0, description="Compute threads of an engine. 0: as many as cores; never more."
+        0, ge=0, description="Compute threads of an engine. 0: its share of the cores; never more than cores."
     )
     streams: int = Field(
         0,

@@ -60,9 +60,12 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
         try:
+            devices = [
+                device for device in self.settings.device.split(",") for _ in range(self.settings.engines)
+            ]
             engines = [
-                self._engine(index, device, folder)
-                for index, device in enumerate(self.settings.device.split(","))
+                self._engine(index, device, devices.count(device), folder)
+                for index, device in enumerate(devices)
             ]
             fronts = [self._front(index, listener, engines) for index in range(self.settings.http_workers)]
             self._children = [*engines, *fronts]
@@ -92,11 +95,12 @@ class Supervisor:
         log.info("stopping: finishing what was accepted")
         self._stopping.set()
 
-    def _engine(self, index: int, device: str, folder: Path) -> _Child:
+    def _engine(self, index: int, device: str, sharing: int, folder: Path) -> _Child:
         name = f"engine-{index}"
         environment = {
             "TRIMVIT_ENGINE_INDEX": str(index),
             "TRIMVIT_ENGINE_DEVICE": device,
+            "TRIMVIT_ENGINE_SHARING": str(sharing),
             "TRIMVIT_ENGINE_ADDRESS": f"ipc://{folder}/{name}",
         }
         return _Child(name, "app.engine.process", environment)

@@ -31,11 +31,12 @@ MOST_STREAMS = 8
 
 @dataclass(frozen=True, slots=True)
 class EngineArgs:
-    """What the supervisor tells an engine beside the settings."""
+    """What the supervisor tells an engine beside the settings. ``sharing``: engines on the same device."""
 
     index: int
     device: str
     address: str
+    sharing: int = 1
 
 
 def run(settings: Settings, args: EngineArgs) -> None:
@@ -55,7 +56,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
         log.error("%s", error)
         sys.exit(LOAD_FAILED)
     on_cpu = device == "cpu"
-    threads = min(settings.threads or cores(), cores())
+    threads = min(settings.threads or max(1, cores() // args.sharing), cores())
     # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.
     streams = min(settings.streams or MOST_STREAMS, threads) if on_cpu else settings.streams or 2
     limits = Limits(
@@ -198,6 +199,7 @@ def main() -> None:
         int(os.environ["TRIMVIT_ENGINE_INDEX"]),
         os.environ["TRIMVIT_ENGINE_DEVICE"],
         os.environ["TRIMVIT_ENGINE_ADDRESS"],
+        int(os.environ["TRIMVIT_ENGINE_SHARING"]),
     )
     die_with_parent()
     configure_logging(settings.log_level, f"engine {args.index}")

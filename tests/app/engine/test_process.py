@@ -98,6 +98,7 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(address: str, ch
         "TRIMVIT_ENGINE_INDEX": "0",
         "TRIMVIT_ENGINE_DEVICE": "cpu",
         "TRIMVIT_ENGINE_ADDRESS": address,
+        "TRIMVIT_ENGINE_SHARING": "1",
     }
     with subprocess.Popen([sys.executable, "-m", "app.engine.process"], env=environment) as process:
         try:
