@@ -103,9 +103,9 @@ class NotReady(ServerProblem):
 
 
 class EngineLost(ServerProblem):
-    """The engine died while it had the request, twice."""
+    """Two engines died while they computed the image. It must not be sent again: it may be why."""
 
-    status, slug, title = 503, "engine-lost", "The engine was lost while it worked on the request"
+    status, slug, title = 500, "engine-lost", "The engine was lost while it worked on the request"
 
 
 class DeadlinePassed(ServerProblem):

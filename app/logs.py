@@ -1,8 +1,12 @@
 """One log format for all processes: time, level, process, message; on standard error."""
 
 import logging
+from contextvars import ContextVar
 
 from app.settings import LogLevel
+
+# Of the request that is being answered; it goes into every log line that is written meanwhile.
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def configure_logging(level: LogLevel, process: str) -> None:

@@ -49,6 +49,9 @@ REQUESTED_KEEP_RATIO = Histogram(
     "Keep ratio an image asked for; with keep_mass or cascade it asks for none.",
     buckets=_SHARES,
 )
+IMAGES_SENT_AGAIN = Counter(
+    "trimvit_images_sent_again", "Images that an engine took with it when it died, sent to the next one."
+)
 REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])
 
 # --- the engine --------------------------------------------------------------------------------------

@@ -112,6 +112,14 @@ class Settings(BaseSettings):
         30_000, ge=1, description="Time after which a request without deadline_ms is given up, with 504."
     )
 
+    restart_wait_s: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Longest that a request waits, within its deadline, for an engine that is being started; "
+        "then 503.",
+    )
+
     shutdown_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Time for accepted requests to finish on SIGTERM."
     )

@@ -67,7 +67,9 @@ class Supervisor:
                 self._engine(index, device, devices.count(device), folder)
                 for index, device in enumerate(devices)
             ]
-            fronts = [self._front(index, listener, engines) for index in range(self.settings.http_workers)]
+            fronts = [
+                self._front(index, listener, engines, folder) for index in range(self.settings.http_workers)
+            ]
             self._children = [*engines, *fronts]
             self._metrics(folder)
             host, port = listener.getsockname()[:2]
@@ -105,9 +107,10 @@ class Supervisor:
         }
         return _Child(name, "app.engine.process", environment)
 
-    def _front(self, index: int, listener: socket.socket, engines: list[_Child]) -> _Child:
+    def _front(self, index: int, listener: socket.socket, engines: list[_Child], folder: Path) -> _Child:
         environment = {
             "TRIMVIT_HTTP_INDEX": str(index),
+            "TRIMVIT_HTTP_REPORTS": str(folder / "engines.json"),
             "TRIMVIT_HTTP_SOCKET": str(listener.fileno()),
             "TRIMVIT_HTTP_ENGINES": " ".join(
                 engine.environment["TRIMVIT_ENGINE_ADDRESS"] for engine in engines

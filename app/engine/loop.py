@@ -22,6 +22,7 @@ import zmq
 from app import metrics
 from app.engine.messages import (
     Answer,
+    Begun,
     Cancel,
     FromEngine,
     ModelInfo,
@@ -138,7 +139,7 @@ class Engine:
                 if socket in ready:
                     self._receive_all(socket)
                 self._expire(socket)
-                self._start_batches()
+                self._start_batches(socket)
         finally:
             if self._loaded is not None:
                 for _ in range(self._loaded.limits.streams):
@@ -218,11 +219,13 @@ class Engine:
         return max(0, round(wait * 1000))
 
     # --- compute ------------------------------------------------------------------------------------
-    def _start_batches(self) -> None:
+    def _start_batches(self, socket: zmq.Socket[bytes]) -> None:
         if self._scheduler is None:
             return
         while (batch := self._scheduler.next_batch()) is not None:
             keys: list[Key] = [entry.key for entry in batch.entries]  # type: ignore[misc]
+            for sender in {sender for sender, _ in keys}:
+                self._send(socket, sender, Begun([image for owner, image in keys if owner == sender]))
             self._work.put((batch, [(key, self._jobs[key]) for key in keys]))
         metrics.QUEUE_IMAGES.labels(self.name).set(self._scheduler.waiting_images)
         metrics.QUEUE_TOKENS.labels(self.name).set(self._scheduler.waiting_tokens)

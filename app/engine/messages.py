@@ -92,6 +92,12 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     compute_s: float
 
 
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """These images are being computed now: where the engine dies, one of them may be why."""
+
+    ids: list[int]
+
+
 class Refuse(msgspec.Struct, frozen=True, tag=True):
     """One image that will not be computed, and why."""
 
@@ -101,7 +107,7 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
 
 
 FromFrontEnd = Submit | Cancel | Ping
-FromEngine = Status | Answer | Refuse
+FromEngine = Status | Begun | Answer | Refuse
 
 _encoder = msgspec.msgpack.Encoder()
 _from_front_end = msgspec.msgpack.Decoder(FromFrontEnd)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -22,7 +22,8 @@ from app.http.schemas import ClassifyRequest, ClassifyResponse, ImageOptions, Js
 from app.images import ImageLimits, decode
 from app.settings import Settings
 
-_PATIENCE_S = 0.5  # two pings of the engine client
+T = TypeVar("T")
+
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -52,6 +53,13 @@ class Engines(Protocol):
     @property
     def engines(self) -> list[dict[str, object]]:
         """How each engine is."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no engine is ready, where none is expected soon."""
+
+    async def wait_until_ready(self, within_s: float) -> ModelInfo:
+        """The model, once an engine is ready; raises NotReady or QueueFull."""
 
     async def classify(self, question: Question) -> Classified:
         """Answer one image or raise a Problem."""
@@ -83,11 +91,14 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
         fields), or base64 in JSON. All images are answered, or the first problem is."""
         started = time.perf_counter()
         images = await read_images(request, body_limits)
-        model = await _ready(engines)
         try:
+            model = await _unless_gone(request, engines.wait_until_ready(min(map(deadline_s, images))))
+            waited_s = time.perf_counter() - started
             answered = await _unless_gone(
                 request,
-                _all_or_first_problem([answer(image, index, model) for index, image in enumerate(images)]),
+                _all_or_first_problem(
+                    [answer(image, index, model, waited_s) for index, image in enumerate(images)]
+                ),
             )
         except Problem as problem:
             metrics.IMAGES.labels(problem.slug).inc(len(images))
@@ -112,18 +123,21 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
             headers={"Server-Timing": server_timing(timings_ms)},
         )
 
-    async def answer(image: EncodedImage, index: int, model: ModelInfo) -> _Answered:
+    def deadline_s(image: EncodedImage) -> float:
+        return (image.options.deadline_ms or settings.default_deadline_ms) / 1000
+
+    async def answer(image: EncodedImage, index: int, model: ModelInfo, waited_s: float) -> _Answered:
         try:
             asked = asked_of(image.options, settings, model)
             if asked.keep_ratio is not None:
                 metrics.REQUESTED_KEEP_RATIO.observe(asked.keep_ratio)
-            deadline_s = (image.options.deadline_ms or settings.default_deadline_ms) / 1000
+            left_s = deadline_s(image) - waited_s
             started = time.perf_counter()
             pixels = await asyncio.get_running_loop().run_in_executor(
                 decoders, decode, image.data, model.input, image_limits
             )
             decode_s = time.perf_counter() - started
-            if decode_s >= deadline_s:
+            if decode_s >= left_s:
                 raise DeadlinePassed("the deadline passed while the image was being decoded")
             question = Question(
                 pixels=pixels,
@@ -131,7 +145,7 @@ def classify_router(settings: Settings, engines: Engines, decoders: Executor) ->
                 margin=asked.margin,
                 top_k=min(image.options.top_k, len(model.labels)),
                 kept_patches=image.options.mask != "none",
-                deadline_s=deadline_s - decode_s,
+                deadline_s=left_s - decode_s,
             )
             classified = await engines.classify(question)
         except Problem as problem:
@@ -155,18 +169,6 @@ def no_model_yet() -> NotReady:
     return NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
 
 
-async def _ready(engines: Engines) -> ModelInfo:
-    """The model, waited for a moment: front ends hear of a ready engine up to a ping apart, and a client
-    that was told so by one must not be sent away by the next."""
-    loop = asyncio.get_running_loop()
-    patient_until = loop.time() + _PATIENCE_S
-    while (model := engines.model) is None:
-        if loop.time() >= patient_until:
-            raise no_model_yet()
-        await asyncio.sleep(_PATIENCE_S / 50)
-    return model
-
-
 async def _all_or_first_problem(answers: list[Any]) -> list[_Answered]:
     """All answers, or the first problem, with what was still under way withdrawn."""
     try:
@@ -177,7 +179,7 @@ async def _all_or_first_problem(answers: list[Any]) -> list[_Answered]:
     return [task.result() for task in tasks]
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[_Answered]]) -> list[_Answered]:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
     raised: a queue must not keep what nobody waits for."""
     working, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(request))

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import metrics
 from app.errors import InternalFault
 from app.http.problems import problem_response
+from app.logs import request_id as current_request_id
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Observe:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        current_request_id.set(request_id)
         started = time.perf_counter()
         status = 0
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from pathlib import Path
 
 import uvicorn
 from setproctitle import setproctitle
@@ -14,9 +15,15 @@ from app.main import create_app
 from app.settings import Settings
 
 
-async def run(settings: Settings, listener: socket.socket, addresses: list[str]) -> None:
+async def run(settings: Settings, listener: socket.socket, addresses: list[str], reports: Path) -> None:
     """Serve HTTP on the inherited socket until SIGTERM; requests under way are finished."""
-    app = create_app(settings, EngineClient(addresses))
+    engines = EngineClient(
+        addresses,
+        reports=reports,
+        patience_s=settings.restart_wait_s,
+        most_waiting=settings.max_queue_images,
+    )
+    app = create_app(settings, engines)
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -35,7 +42,8 @@ def main() -> None:
     setproctitle(f"trimvit: http {index}")
     configure_logging(settings.log_level, f"http {index}")
     listener = socket.socket(fileno=int(os.environ["TRIMVIT_HTTP_SOCKET"]))
-    asyncio.run(run(settings, listener, os.environ["TRIMVIT_HTTP_ENGINES"].split()))
+    addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split()
+    asyncio.run(run(settings, listener, addresses, Path(os.environ["TRIMVIT_HTTP_REPORTS"])))
 
 
 if __name__ == "__main__":

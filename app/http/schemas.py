@@ -242,4 +242,5 @@ class Readiness(BaseModel):
     """Whether images are answered, and by which engines."""
 
     status: Literal["ready", "not ready"]
+    reason: str | None = Field(None, description="Where no engine comes up: why.")
     engines: list[EngineState]

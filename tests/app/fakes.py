@@ -10,6 +10,7 @@ from PIL import Image
 
 from app.engine.client import Classified, Question
 from app.engine.messages import Answer, ModelInfo
+from app.errors import NotReady
 from models.cascade import Cascade, second_run_compute
 from models.schedule import UNPRUNED, Architecture, Method, Pruning, Stages, compute, keep_count, keep_counts
 from models.transforms import InputSpec
@@ -82,11 +83,25 @@ class FakeEngines:
     unsure: bool = False
     questions: list[Question] = field(default_factory=list)
     cancelled: int = 0
+    reason: str | None = None
+    ready_after_s: float = 0.0
+    waits_s: list[float] = field(default_factory=list)
 
     @property
     def engines(self) -> list[dict[str, object]]:
         ready = self.model is not None
         return [{"ready": ready, "device": "cpu:0" if ready else None, "images_pending": 0}]
+
+    @property
+    def trouble(self) -> str | None:
+        return self.reason
+
+    async def wait_until_ready(self, within_s: float) -> ModelInfo:
+        self.waits_s.append(within_s)
+        await asyncio.sleep(self.ready_after_s)
+        if self.model is None:
+            raise NotReady("no engine became ready in time", retry_after_s=1.0)
+        return self.model
 
     async def classify(self, question: Question) -> Classified:
         number = len(self.questions)

@@ -35,6 +35,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "default_criterion": ("mad", "mad"),
     "default_reducer": ("fuse", "fuse"),
     "default_deadline_ms": ("1500", 1500),
+    "restart_wait_s": ("2.5", 2.5),
     "shutdown_grace_s": ("2.5", 2.5),
     "log_level": ("debug", "debug"),
 }

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ import zmq.asyncio
 from app.engine.client import Classified, EngineClient, Question
 from app.engine.loop import Engine, Job, Loaded, Result
 from app.engine.messages import (
+    Begun,
     FromEngine,
     FromFrontEnd,
     Ping,
@@ -195,6 +197,7 @@ class Peer:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(address)
+        self.begun: list[list[int]] = []
 
     def __enter__(self) -> "Peer":
         return self
@@ -210,9 +213,13 @@ class Peer:
         self.send(encode(message), *frames)
 
     def hear(self) -> FromEngine:
-        """The next message of the engine."""
-        assert self._socket.poll(PATIENCE_S * 1000), "the engine says nothing"
-        return decode_from_engine(self._socket.recv_multipart()[0])
+        """The next message of the engine; what it says of images that it has begun is kept in ``begun``."""
+        while True:
+            assert self._socket.poll(PATIENCE_S * 1000), "the engine says nothing"
+            message = decode_from_engine(self._socket.recv_multipart()[0])
+            if not isinstance(message, Begun):
+                return message
+            self.begun.append(message.ids)
 
     def status(self) -> Status:
         """The engine's status; no other message may come before it."""
@@ -230,9 +237,9 @@ class Peer:
 
 
 @asynccontextmanager
-async def connected(*addresses: str) -> AsyncIterator[EngineClient]:
+async def connected(*addresses: str, **options: Any) -> AsyncIterator[EngineClient]:
     """A client of these engines, started and closed."""
-    client = EngineClient(addresses)
+    client = EngineClient(addresses, **options)
     await client.start()
     try:
         yield client
@@ -241,9 +248,9 @@ async def connected(*addresses: str) -> AsyncIterator[EngineClient]:
 
 
 @asynccontextmanager
-async def ready_client(*addresses: str) -> AsyncIterator[EngineClient]:
+async def ready_client(*addresses: str, **options: Any) -> AsyncIterator[EngineClient]:
     """A client that has heard from all of these engines that they are ready."""
-    async with connected(*addresses) as client:
+    async with connected(*addresses, **options) as client:
         await until(lambda: all(engine["ready"] for engine in client.engines), "all engines to be ready")
         yield client
 
@@ -281,6 +288,7 @@ class ScriptedEngine:
     def __init__(self, socket: zmq.asyncio.Socket, status: Status) -> None:
         self._socket = socket
         self.status = status
+        self.mute = False
         self.submitted: asyncio.Queue[tuple[bytes, Submit, bytes]] = asyncio.Queue()
         self.heard: list[FromFrontEnd] = []
 
@@ -290,7 +298,8 @@ class ScriptedEngine:
             message = decode_from_front_end(head)
             self.heard.append(message)
             if isinstance(message, Ping):
-                await self.say(sender, self.status)
+                if not self.mute:
+                    await self.say(sender, self.status)
             elif isinstance(message, Submit):
                 self.submitted.put_nowait((sender, message, frames[0]))
 
@@ -299,6 +308,10 @@ class ScriptedEngine:
 
     async def send(self, to: bytes, *frames: bytes) -> None:
         await self._socket.send_multipart([to, *frames])
+
+    async def die(self) -> None:
+        """Be gone at once."""
+        self._socket.close(0)
 
     async def next_submit(self) -> tuple[bytes, Submit, bytes]:
         """Sender, message and pixels of the next image that is sent."""
