@@ -35,6 +35,7 @@ from app.engine.messages import (
     encode,
 )
 from app.engine.scheduler import Batch, Entry, Limits, Scheduler
+from app.pulse import Beat, Progress, Pulse
 from models.schedule import Pruning, compute, keep_counts, macs, tokens_after
 
 log = logging.getLogger(__name__)
@@ -99,10 +100,20 @@ class _Done:
 class Engine:
     """Answers front ends at ``address`` until `stop`; exits the process if the model cannot be loaded."""
 
-    def __init__(self, name: str, address: str, backend: Backend) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        backend: Backend,
+        pulse: Pulse | None = None,
+        hang_after_s: float = 10.0,
+    ) -> None:
         self.name = name
         self._address = address
         self._backend = backend
+        self._pulse = pulse
+        self._progress = Progress(hang_after_s)
+        self._turns = 0
         self._incarnation = uuid.uuid4().hex
         self._context = zmq.Context()
         self._loaded: Loaded | None = None
@@ -140,6 +151,7 @@ class Engine:
                     self._receive_all(socket)
                 self._expire(socket)
                 self._start_batches(socket)
+                self._beat()
         finally:
             if self._loaded is not None:
                 for _ in range(self._loaded.limits.streams):
@@ -212,6 +224,13 @@ class Engine:
             waiting_tokens=0 if self._scheduler is None else self._scheduler.waiting_tokens,
         )
 
+    def _beat(self) -> None:
+        """Tell the supervisor that this thread goes on, and which batch has run longest."""
+        self._turns += 1
+        if self._pulse is not None:
+            number, allowed_s = self._progress.oldest
+            self._pulse.write(Beat(self._turns, number, allowed_s, self._loaded is not None))
+
     def _patience_ms(self) -> int:
         """How long to sleep at most: until the next deadline, and short enough to see a signal's flag."""
         deadline = None if self._scheduler is None else self._scheduler.next_deadline()
@@ -226,6 +245,7 @@ class Engine:
             keys: list[Key] = [entry.key for entry in batch.entries]  # type: ignore[misc]
             for sender in {sender for sender, _ in keys}:
                 self._send(socket, sender, Begun([image for owner, image in keys if owner == sender]))
+            self._progress.began(id(batch), batch.tokens)
             self._work.put((batch, [(key, self._jobs[key]) for key in keys]))
         metrics.QUEUE_IMAGES.labels(self.name).set(self._scheduler.waiting_images)
         metrics.QUEUE_TOKENS.labels(self.name).set(self._scheduler.waiting_tokens)
@@ -248,6 +268,7 @@ class Engine:
         assert self._scheduler is not None
         assert self._loaded is not None
         self._scheduler.finished(done.batch)
+        self._progress.ended(id(done.batch), done.batch.tokens, done.ended - done.started)
         for key, _ in done.jobs:
             del self._jobs[key]
         if done.results is None:
@@ -296,8 +317,11 @@ class Engine:
         metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
 
     def _load(self) -> None:
+        started = time.monotonic()
         try:
-            self._report(self._backend.load())
+            loaded = self._backend.load()
+            self._progress.load_s = time.monotonic() - started
+            self._report(loaded)
         except BaseException as error:
             self._report(error)
 

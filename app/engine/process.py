@@ -21,6 +21,8 @@ from app.engine.messages import MOST_PATCHES, ModelInfo
 from app.engine.scheduler import Limits
 from app.lifeline import LOAD_FAILED, die_with_parent
 from app.logs import configure_logging
+from app.pulse import Pulse
+from app.reports import tell_reason
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,12 +33,14 @@ MOST_STREAMS = 8
 
 @dataclass(frozen=True, slots=True)
 class EngineArgs:
-    """What the supervisor tells an engine beside the settings. ``sharing``: engines on the same device."""
+    """What the supervisor tells an engine beside the settings. ``sharing``: engines on the same device;
+    ``pulse``: file for its beats."""
 
     index: int
     device: str
     address: str
     sharing: int = 1
+    pulse: Path | None = None
 
 
 def run(settings: Settings, args: EngineArgs) -> None:
@@ -179,12 +183,15 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 return _resident_bytes()
             return torch.cuda.memory_allocated(device)
 
-    engine = Engine(name, args.address, TorchBackend())
+    pulse = None if args.pulse is None else Pulse(args.pulse)
+    engine = Engine(name, args.address, TorchBackend(), pulse, settings.hang_after_s)
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     try:
         engine.run()
     except (ModelError, UnsupportedModelError, OSError) as error:
         log.error("cannot load the model %s: %s", settings.model, error)
+        if (reason := os.environ.get("TRIMVIT_ENGINE_REASON")) is not None:
+            tell_reason(Path(reason), error)
         sys.exit(LOAD_FAILED)
 
 
@@ -200,10 +207,15 @@ def main() -> None:
         os.environ["TRIMVIT_ENGINE_DEVICE"],
         os.environ["TRIMVIT_ENGINE_ADDRESS"],
         int(os.environ["TRIMVIT_ENGINE_SHARING"]),
+        Path(os.environ["TRIMVIT_ENGINE_PULSE"]),
     )
     die_with_parent()
     configure_logging(settings.log_level, f"engine {args.index}")
-    run(settings, args)
+    try:
+        run(settings, args)
+    except Exception as error:
+        tell_reason(Path(os.environ["TRIMVIT_ENGINE_REASON"]), error)
+        raise
 
 
 if __name__ == "__main__":

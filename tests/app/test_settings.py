@@ -36,6 +36,9 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "default_reducer": ("fuse", "fuse"),
     "default_deadline_ms": ("1500", 1500),
     "restart_wait_s": ("2.5", 2.5),
+    "hang_after_s": ("2.5", 2.5),
+    "load_limit_s": ("2.5", 2.5),
+    "slow_retry_s": ("2.5", 2.5),
     "shutdown_grace_s": ("2.5", 2.5),
     "log_level": ("debug", "debug"),
 }
