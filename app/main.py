@@ -14,14 +14,16 @@ from app.http.middleware import Observe
 from app.http.models import models_router
 from app.http.operations import operations_router
 from app.http.problems import install_problem_handlers
+from app.http.traffic import Bounded, Traffic
 from app.settings import Settings
 
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
 the share of patches kept at each pruning stage, and so its own point between accuracy and cost."""
 
 
-def create_app(settings: Settings, engines: Engines) -> FastAPI:
-    """The application on these engines. An EngineClient is started and closed with it."""
+def create_app(settings: Settings, engines: Engines, traffic: Traffic | None = None) -> FastAPI:
+    """The application on these engines. An EngineClient is started and closed with it. ``traffic``: where to
+    count what is under way."""
     decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
 
     @asynccontextmanager
@@ -40,6 +42,12 @@ def create_app(settings: Settings, engines: Engines) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+    )
+    app.add_middleware(
+        Bounded,
+        traffic=traffic or Traffic(),
+        body_timeout_s=settings.body_timeout_s,
+        most_body_bytes=settings.max_bodies_bytes,
     )
     app.add_middleware(Observe)
     install_problem_handlers(app)

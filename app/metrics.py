@@ -77,6 +77,9 @@ BATCHES = Counter(
     "Batches computed, by form: dense (images of one length at every stage) or ragged.",
     ["form"],
 )
+OUT_OF_MEMORY = Counter(
+    "trimvit_out_of_memory", "Batches that did not fit into memory and were computed in parts."
+)
 BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_COUNTS)
 BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)
 BATCH_FILL = Histogram("trimvit_batch_fill", "Share of the token budget that a batch used.", buckets=_SHARES)

@@ -10,6 +10,7 @@ from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer, Rows
 
 CudaGraphs = Literal["auto", "off"]
+LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 BUNDLED_MODEL = "trimvit-small-imagenette"
@@ -98,6 +99,27 @@ class Settings(BaseSettings):
     decode_threads: int = Field(2, ge=1, le=64, description="Threads that decode images, per HTTP process.")
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Pixels of an image, before it is resized.")
+    max_bodies_bytes: int = Field(
+        512 * 2**20, ge=1, description="Bytes of all bodies that an HTTP process holds; beyond them 503."
+    )
+    max_connections: int = Field(
+        10_000, ge=1, description="Connections that an HTTP process holds; beyond them 503."
+    )
+    head_timeout_s: float = Field(
+        20.0, gt=0, allow_inf_nan=False, description="Time for a request's head to arrive."
+    )
+    body_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time for a request's body to arrive, beside what it needs at 16 KiB a second.",
+    )
+    write_timeout_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="Time for a client to read on where its answer waits."
+    )
+    keep_alive_s: float = Field(
+        75.0, gt=0, allow_inf_nan=False, description="Time that a connection may be idle between requests."
+    )
     max_images_per_request: int = Field(64, ge=1, description="Images in one request.")
     default_keep_ratio: float = Field(
         1.0, gt=0, le=1, description="Ratio of images that ask for none. 1 prunes nothing."
@@ -142,5 +164,8 @@ class Settings(BaseSettings):
 
     shutdown_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Time for accepted requests to finish on SIGTERM."
+    )
+    log_format: LogFormat = Field(
+        "auto", description="text, or json: one object a line. auto: text on a terminal, else json."
     )
     log_level: LogLevel = Field("info", description="debug logs a line per request.")

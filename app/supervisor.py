@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -34,6 +35,7 @@ ENGINE = "app.engine.process"
 HTTP = "app.http.process"
 
 _BACKLOG = 2048
+_MOST_FILES = 2**20
 _SETTLED_S = 5.0  # an HTTP process that lives so long has started well
 _TICK_S = 0.5  # between two looks at an engine's pulse
 
@@ -74,6 +76,7 @@ class Supervisor:
     async def run(self) -> int:
         """Raises CannotStart if the port is taken."""
         setproctitle("trimvit: supervisor")
+        _raise_file_limit()
         listener = _listen(self.settings.host, self.settings.port)
         self._folder = folder = Path(tempfile.mkdtemp(prefix="trimvit-"))  # made with mode 0700
         loop = asyncio.get_running_loop()
@@ -293,6 +296,14 @@ def _listen(host: str, port: int) -> socket.socket:
         raise CannotStart(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     listener.setblocking(False)  # noqa: FBT003
     return listener
+
+
+def _raise_file_limit() -> None:
+    """Let this process and its children open as many files as they are allowed to: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _signal(child: _Child, number: signal.Signals) -> None:

@@ -34,7 +34,7 @@ from app.engine.messages import (
     decode_from_engine,
     encode,
 )
-from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, OutOfMemory, Problem, QueueFull
 from app.logs import request_id
 from app.reports import read_reports, trouble
 from models.schedule import Pruning
@@ -422,5 +422,10 @@ def _problem(refusal: Refuse) -> Problem:
             return QueueFull("the engine's queue is full", retry_after_s=refusal.retry_after_s)
         case "deadline-passed":
             return DeadlinePassed("the deadline passed while the image was waiting")
+        case "out-of-memory":
+            return OutOfMemory(
+                "the engine has not enough memory for this image, even alone",
+                retry_after_s=refusal.retry_after_s,
+            )
         case _:
             return InternalFault("the engine failed on the batch with this image; see its log")

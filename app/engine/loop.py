@@ -11,7 +11,8 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from queue import SimpleQueue
 from socket import socketpair
 from typing import Protocol
@@ -20,6 +21,7 @@ import msgspec
 import zmq
 
 from app import metrics
+from app.engine.memory import Budget, compute_in_parts
 from app.engine.messages import (
     Answer,
     Begun,
@@ -92,9 +94,10 @@ class Backend(Protocol):
 class _Done:
     batch: Batch
     jobs: list[tuple[Key, Job]]
-    results: Sequence[Result] | None
+    results: Sequence[Result | None] | None
     started: float
     ended: float
+    fitted: int = 0  # images that were computed at once
 
 
 class Engine:
@@ -118,6 +121,7 @@ class Engine:
         self._context = zmq.Context()
         self._loaded: Loaded | None = None
         self._scheduler: Scheduler | None = None
+        self._budget: Budget | None = None
         self._jobs: dict[Key, Job] = {}
         self._work: SimpleQueue[tuple[Batch, list[tuple[Key, Job]]] | None] = SimpleQueue()
         self._news: SimpleQueue[Loaded | BaseException | _Done] = SimpleQueue()
@@ -255,6 +259,7 @@ class Engine:
             case Loaded() as loaded:
                 self._loaded = loaded
                 self._scheduler = Scheduler(loaded.limits)
+                self._budget = Budget(loaded.limits)
                 metrics.QUEUE_LIMIT.labels(self.name).set(loaded.limits.queue_images)
                 for index in range(loaded.limits.streams):
                     threading.Thread(target=self._stream, name=f"stream {index}", daemon=True).start()
@@ -275,7 +280,11 @@ class Engine:
             for key, _ in done.jobs:
                 self._refuse(socket, key, "engine-fault")
             return
+        self._learn(done)
         for entry, (key, job), result in zip(done.batch.entries, done.jobs, done.results, strict=True):
+            if result is None:
+                self._refuse(socket, key, "out-of-memory")
+                continue
             answer = Answer(
                 id=job.submit.id,
                 classes=result.classes,
@@ -290,10 +299,32 @@ class Engine:
             self._send(socket, key[0], answer, result.kept)
         self._measure(done, done.results)
 
-    def _measure(self, done: _Done, results: Sequence[Result]) -> None:
+    def _learn(self, done: _Done) -> None:
+        """Form smaller batches where one did not fit into memory."""
+        assert self._scheduler is not None
+        assert self._budget is not None
+        if done.fitted == len(done.jobs):
+            self._budget.fitted()
+        else:
+            self._budget.did_not_fit(done.batch.tokens, done.fitted / len(done.jobs))
+            metrics.OUT_OF_MEMORY.inc()
+            log.warning(
+                "a batch of %d images did not fit into memory; of at most %d tokens from now on",
+                len(done.jobs),
+                self._budget.tokens,
+            )
+        if self._budget.tokens != self._scheduler.limits.batch_tokens:
+            self._scheduler.limits = replace(self._scheduler.limits, batch_tokens=self._budget.tokens)
+
+    def _measure(self, done: _Done, all_results: Sequence[Result | None]) -> None:
         assert self._loaded is not None
         info, limits = self._loaded.info, self._loaded.limits
-        prunings = [job.submit.pruning for _, job in done.jobs]
+        answered = [
+            (job.submit.pruning, result)
+            for (_, job), result in zip(done.jobs, all_results, strict=True)
+            if result is not None
+        ]
+        prunings, results = [pruning for pruning, _ in answered], [result for _, result in answered]
         lengths = {_lengths(info, pruning, result) for pruning, result in zip(prunings, results, strict=True)}
         metrics.BATCHES.labels("dense" if len(lengths) == 1 else "ragged").inc()
         metrics.BATCH_IMAGES.observe(len(results))
@@ -331,15 +362,18 @@ class Engine:
             while (work := self._work.get()) is not None:
                 batch, jobs = work
                 started = time.monotonic()
-                results: Sequence[Result] | None
+                results: Sequence[Result | None] | None
+                fitted = 0
                 try:
-                    results = self._backend.classify([job for _, job in jobs], batch.threads)
+                    results, fitted = compute_in_parts(
+                        partial(self._backend.classify, threads=batch.threads), [job for _, job in jobs]
+                    )
                     if len(results) != len(jobs):
                         raise RuntimeError(f"{len(jobs)} images went in, {len(results)} results came out")
                 except Exception:
                     log.exception("a batch of %d images failed", len(jobs))
                     results = None
-                self._report(_Done(batch, jobs, results, started, time.monotonic()))
+                self._report(_Done(batch, jobs, results, started, time.monotonic(), fitted))
         except BaseException:
             traceback.print_exc()
             os._exit(1)

@@ -13,7 +13,7 @@ from models.cascade import Cascade
 from models.schedule import Architecture, Method, Pruning
 from models.transforms import InputSpec
 
-RefusalReason = Literal["not-ready", "queue-full", "deadline-passed", "engine-fault"]
+RefusalReason = Literal["not-ready", "queue-full", "deadline-passed", "out-of-memory", "engine-fault"]
 
 
 # The numbers of kept patches are told as uint16.

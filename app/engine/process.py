@@ -210,7 +210,7 @@ def main() -> None:
         Path(os.environ["TRIMVIT_ENGINE_PULSE"]),
     )
     die_with_parent()
-    configure_logging(settings.log_level, f"engine {args.index}")
+    configure_logging(settings.log_level, f"engine {args.index}", settings.log_format)
     try:
         run(settings, args)
     except Exception as error:

@@ -33,11 +33,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }
     for status, meaning in {
         400: "The request cannot be read.",
+        408: "The body came too slowly.",
         413: "More bytes, pixels or images than allowed.",
         415: "Not an image type.",
         422: "A value is out of range, or an image cannot be decoded.",
         429: "The queue is full; see Retry-After.",
-        503: "Not ready, or shutting down; see Retry-After.",
+        500: "A bug, or two engines died while they computed the image.",
+        503: "Not ready, stopping, or holding too much; see Retry-After.",
         504: "The deadline passed.",
     }.items()
 }

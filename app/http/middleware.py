@@ -54,7 +54,7 @@ class Observe:
         except ClientDisconnect:
             status = CLIENT_GONE
         except Exception:
-            log.exception("request %s failed", request_id)
+            log.exception("a request failed")
             if status:  # half an answer is out; the server must cut the connection
                 raise
             fault = InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
@@ -66,4 +66,10 @@ class Observe:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             metrics.REQUESTS.labels(route, method, str(status)).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(seconds)
-            log.debug("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1000)
+            line = {
+                "method": method,
+                "route": route,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 1),
+            }
+            log.debug("%(method)s %(route)s %(status)d %(duration_ms).1f ms", line, extra=line)

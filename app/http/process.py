@@ -1,7 +1,9 @@
 """The HTTP process: `python -m app.http.process`, started by the supervisor. It never imports torch."""
 
 import asyncio
+import logging
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -9,10 +11,16 @@ import uvicorn
 from setproctitle import setproctitle
 
 from app.engine.client import EngineClient
+from app.http.connections import Server, bounded
+from app.http.traffic import Traffic
 from app.lifeline import die_with_parent
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_OTHER_FILES = 200
 
 
 async def run(settings: Settings, listener: socket.socket, addresses: list[str], reports: Path) -> None:
@@ -23,15 +31,28 @@ async def run(settings: Settings, listener: socket.socket, addresses: list[str],
         patience_s=settings.restart_wait_s,
         most_waiting=settings.max_queue_images,
     )
-    app = create_app(settings, engines)
+    traffic = Traffic()
     config = uvicorn.Config(
-        app,
+        create_app(settings, engines, traffic),
+        http=bounded(
+            _connections(settings.max_connections), settings.head_timeout_s, settings.write_timeout_s
+        ),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
         access_log=False,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=None,  # the supervisor keeps the grace time
     )
-    await uvicorn.Server(config).serve(sockets=[listener])
+    await Server(config, traffic).serve(sockets=[listener])
+
+
+def _connections(wanted: int) -> int:
+    """As many as there may be open files, some of which are needed for other things."""
+    may_be = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
+    if wanted > may_be:
+        log.warning("at most %d connections, not %d: the limit of open files is too low", may_be, wanted)
+    return max(1, min(wanted, may_be))
 
 
 def main() -> None:
@@ -40,7 +61,7 @@ def main() -> None:
     index = os.environ["TRIMVIT_HTTP_INDEX"]
     die_with_parent()
     setproctitle(f"trimvit: http {index}")
-    configure_logging(settings.log_level, f"http {index}")
+    configure_logging(settings.log_level, f"http {index}", settings.log_format)
     listener = socket.socket(fileno=int(os.environ["TRIMVIT_HTTP_SOCKET"]))
     addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split()
     asyncio.run(run(settings, listener, addresses, Path(os.environ["TRIMVIT_HTTP_REPORTS"])))

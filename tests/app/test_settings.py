@@ -30,6 +30,12 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "decode_threads": ("5", 5),
     "max_body_bytes": ("1000", 1000),
     "max_image_pixels": ("2000", 2000),
+    "max_bodies_bytes": ("1000", 1000),
+    "max_connections": ("9", 9),
+    "head_timeout_s": ("2.5", 2.5),
+    "body_timeout_s": ("2.5", 2.5),
+    "write_timeout_s": ("2.5", 2.5),
+    "keep_alive_s": ("2.5", 2.5),
     "max_images_per_request": ("7", 7),
     "default_keep_ratio": ("0.7", 0.7),
     "default_criterion": ("mad", "mad"),
@@ -40,6 +46,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "load_limit_s": ("2.5", 2.5),
     "slow_retry_s": ("2.5", 2.5),
     "shutdown_grace_s": ("2.5", 2.5),
+    "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
 }
 

@@ -95,7 +95,7 @@ def engine() -> None:
     settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
     index = os.environ["TRIMVIT_ENGINE_INDEX"]
     die_with_parent()
-    configure_logging(settings.log_level, f"engine {index}")
+    configure_logging(settings.log_level, f"engine {index}", settings.log_format)
     setproctitle(f"trimvit: engine cpu:{index}")
     running = Engine(
         f"cpu:{index}",

@@ -70,7 +70,7 @@ def running_server(
         supervisor = subprocess.Popen([*program, "serve", "--port", str(port), *flags], stderr=sink)
     try:
         wait_until(lambda: "listening on" in log.read_text(), "the server to listen")
-        found = re.search(r"listening on (http://\S+)", log.read_text())
+        found = re.search(r"listening on (https?://[^\s\"]+)", log.read_text())
         assert found is not None
         server = Server(supervisor, found[1], log)
         wait_until(lambda: is_ready(server.url), f"the server to be ready; its log:\n{log.read_text()}")

@@ -90,6 +90,7 @@ class FakeBackend:
     limits: Limits = ONE_STREAM
     load_error: BaseException | None = None
     poisoned: set[int] = field(default_factory=set)
+    most_at_once: int = 1_000_000  # images that fit into memory
     unsure: set[int] = field(default_factory=set)
     miscounts: bool = False
     together: threading.Barrier | None = None  # batches that begin must meet here
@@ -119,6 +120,11 @@ class FakeBackend:
         assert self.may_answer.wait(PATIENCE_S)
         if self.poisoned & set(numbers):
             raise RuntimeError("poisoned")
+        if len(jobs) > self.most_at_once:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: not enough memory: "
+                "you tried to allocate 4294967296 bytes."
+            )
         results = [self._result(job) for job in jobs]
         return results[1:] if self.miscounts else results
 

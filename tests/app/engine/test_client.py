@@ -13,7 +13,7 @@ import pytest
 from app.engine.client import EngineClient, Question
 from app.engine.messages import Answer, Begun, Cancel, Ping, RefusalReason, Refuse, Submit
 from app.engine.scheduler import Limits
-from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, OutOfMemory, Problem, QueueFull
 from app.reports import EngineReport, write_reports
 from models.schedule import Pruning
 from tests.app.engine.rig import (
@@ -271,6 +271,7 @@ async def test_nonsense_and_strays_from_an_engine_are_passed_over(
     [
         ("queue-full", QueueFull, 2.5),
         ("deadline-passed", DeadlinePassed, None),
+        ("out-of-memory", OutOfMemory, 2.5),
         ("engine-fault", InternalFault, None),
     ],
 )
