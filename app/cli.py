@@ -49,7 +49,7 @@ def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
     from app.supervisor import CannotStart, serve
 
     def run(settings: Settings) -> int:
-        configure_logging(settings.log_level, "supervisor")
+        configure_logging(settings.log_level, "supervisor", settings.log_format)
         try:
             return serve(settings)
         except CannotStart as error:

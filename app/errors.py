@@ -68,6 +68,12 @@ class MethodNotAllowed(ClientProblem):
     status, slug, title = 405, "method-not-allowed", "The path does not take this method"
 
 
+class TooSlow(ClientProblem):
+    """The request did not come in the time that it may take."""
+
+    status, slug, title = 408, "too-slow", "The request came too slowly"
+
+
 class TooLarge(ClientProblem):
     """More bytes, pixels or images than the limits allow."""
 
@@ -92,6 +98,12 @@ class UndecodableImage(ClientProblem):
     status, slug, title = 422, "undecodable-image", "The image cannot be decoded"
 
 
+class HeadersTooLarge(ClientProblem):
+    """The request line and the headers have more bytes than a head may have."""
+
+    status, slug, title = 431, "headers-too-large", "The request's head is too large"
+
+
 class ServerProblem(Problem):
     """The server cannot do it now; the same request may succeed later."""
 
@@ -114,10 +126,22 @@ class DeadlineUnmeetable(ServerProblem):
     status, slug, title = 503, "deadline-unmeetable", "The deadline cannot be met"
 
 
-class EngineLost(ServerProblem):
-    """The engine died while it had the request, twice."""
+class Overloaded(ServerProblem):
+    """More connections, or more bytes of requests, than one process may hold."""
 
-    status, slug, title = 503, "engine-lost", "The engine was lost while it worked on the request"
+    status, slug, title = 503, "overloaded", "The server holds as much as it can"
+
+
+class OutOfMemory(ServerProblem):
+    """The device's memory does not suffice for one image, for now."""
+
+    status, slug, title = 503, "out-of-memory", "There is not enough memory"
+
+
+class EngineLost(ServerProblem):
+    """Two engines died while they computed the image. It must not be sent again: it may be why."""
+
+    status, slug, title = 500, "engine-lost", "The engine was lost while it worked on the request"
 
 
 class DeadlinePassed(ServerProblem):

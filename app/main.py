@@ -22,6 +22,7 @@ from app.http.operations import operations_router
 from app.http.page import page_router
 from app.http.problems import install_problem_handlers
 from app.http.stats import stats_router
+from app.http.traffic import Bounded, Traffic
 from app.keys import key_ring
 from app.settings import Settings
 from app.tracing import Tracing
@@ -35,10 +36,11 @@ def create_app(
     engines: Engines,
     decoders: Executor | None = None,
     tracing: Tracing | None = None,
+    traffic: Traffic | None = None,
 ) -> FastAPI:
     """The application on these engines, with images decoded by ``decoders``: by default, in threads of this
     process; its requests traced or not. An EngineClient is started, and it, the decoders and tracing are
-    closed, with the application.
+    closed, with the application. ``traffic``: where to count what is under way.
 
     Raises KeysError where the API keys cannot be read.
     """
@@ -65,6 +67,12 @@ def create_app(
         redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         generate_unique_id_function=operation_id,
+    )
+    app.add_middleware(
+        Bounded,
+        traffic=traffic or Traffic(),
+        body_timeout_s=settings.body_timeout_s,
+        most_body_bytes=settings.max_bodies_bytes,
     )
     # The last one added is the outermost.
     keys = key_ring(settings)

@@ -49,6 +49,9 @@ REQUESTED_KEEP_RATIO = Histogram(
     "Keep ratio an image asked for; with auto, keep_mass or cascade it asks for none.",
     buckets=_SHARES,
 )
+IMAGES_SENT_AGAIN = Counter(
+    "trimvit_images_sent_again", "Images that an engine took with it when it died, sent to the next one."
+)
 REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])
 DECODERS_REPLACED = Counter(
     "trimvit_decoders_replaced",
@@ -78,6 +81,9 @@ BATCHES = Counter(
     "trimvit_batches",
     "Batches computed, by form: dense (images of one length at every stage) or ragged.",
     ["form"],
+)
+OUT_OF_MEMORY = Counter(
+    "trimvit_out_of_memory", "Batches that did not fit into memory and were computed in parts."
 )
 BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_COUNTS)
 BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)

@@ -12,6 +12,7 @@ from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer, Rows
 
 CudaGraphs = Literal["auto", "off"]
+LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 BUNDLED_MODEL = "trimvit-small-imagenette"
@@ -91,13 +92,16 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$",
         description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one engine each.",
     )
+    engines: int = Field(
+        1, ge=1, le=64, description="Engine processes for each device named; on a CPU they share its cores."
+    )
     dtype: DtypeName = Field(
         "auto",
         description="auto: bfloat16 where the device computes in it, else float32 on a CPU and float16 on a "
         "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX-512 VNNI.",
     )
     threads: int = Field(
-        0, ge=0, description="Compute threads of an engine. 0: as many as cores; never more."
+        0, ge=0, description="Compute threads of an engine. 0: its share of the cores; never more than cores."
     )
     streams: int = Field(
         0,
@@ -169,6 +173,27 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Pixels of an image, before it is resized.")
+    max_bodies_bytes: int = Field(
+        512 * 2**20, ge=1, description="Bytes of all bodies that an HTTP process holds; beyond them 503."
+    )
+    max_connections: int = Field(
+        10_000, ge=1, description="Connections that an HTTP process holds; beyond them 503."
+    )
+    head_timeout_s: float = Field(
+        20.0, gt=0, allow_inf_nan=False, description="Time for a request's head to arrive."
+    )
+    body_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time for a request's body to arrive, beside what it needs at 16 KiB a second.",
+    )
+    write_timeout_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="Time for a client to read on where its answer waits."
+    )
+    keep_alive_s: float = Field(
+        75.0, gt=0, allow_inf_nan=False, description="Time that a connection may be idle between requests."
+    )
     max_images_per_request: int = Field(64, ge=1, description="Images in one request.")
     default_keep_ratio: float = Field(
         1.0, gt=0, le=1, description="Ratio of images that ask for none. 1 prunes nothing."
@@ -183,7 +208,38 @@ class Settings(BaseSettings):
         30_000, ge=1, description="Time after which a request without deadline_ms is given up, with 504."
     )
 
+    restart_wait_s: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Longest that a request waits, within its deadline, for an engine that is being started; "
+        "then 503.",
+    )
+
+    hang_after_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Silence of an engine's main loop, or time of a batch beyond ten times the expected, "
+        "after which the engine is killed and replaced.",
+    )
+    load_limit_s: float = Field(
+        600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest that an engine may load before it counts as hung.",
+    )
+    slow_retry_s: float = Field(
+        60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time from one start of an engine to the next once five in a row have failed.",
+    )
+
     shutdown_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Time for accepted requests to finish on SIGTERM."
+    )
+    log_format: LogFormat = Field(
+        "auto", description="text, or json: one object a line. auto: text on a terminal, else json."
     )
     log_level: LogLevel = Field("info", description="debug logs a line per request.")

@@ -5,13 +5,16 @@ and a private folder with the engines' sockets and the metrics. It serves no req
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +23,23 @@ from setproctitle import setproctitle
 
 from app.keys import KEYS_VARIABLE, KeysError, key_ring
 from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
+from app.pulse import Pulse
+from app.reports import EngineReport, take_reason, write_reports
+from app.restarts import Restarts
 from app.settings import Settings
 from app.tls import TlsError, check_tls
+from app.watchdog import Hunger, Watch
 
 log = logging.getLogger(__name__)
 
-_RESTART_AFTER_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+# The programs of the two kinds of children.
+ENGINE = "app.engine.process"
+HTTP = "app.http.process"
+
 _BACKLOG = 2048
+_MOST_FILES = 2**20
+_SETTLED_S = 5.0  # an HTTP process that lives so long has started well
+_TICK_S = 0.5  # between two looks at an engine's pulse
 
 
 class CannotStart(Exception):
@@ -35,13 +48,20 @@ class CannotStart(Exception):
 
 @dataclass(slots=True)
 class _Child:
-    """A process to keep running. ``name`` is its slot, the same for every successor."""
+    """A process to keep running. ``name`` is its slot, the same for every successor; ``pulse``: where an
+    engine's beats are."""
 
     name: str
     module: str
     environment: Mapping[str, str]
+    restarts: Restarts
     inherited: tuple[int, ...] = ()
+    pulse: Path | None = None
     process: asyncio.subprocess.Process | None = None
+    ending: asyncio.Event = field(default_factory=asyncio.Event)  # it is not to be started again
+    came_up: bool = False  # in this life or an earlier one
+    hung: str | None = None
+    report: EngineReport | None = None
 
 
 @dataclass(slots=True)
@@ -51,42 +71,56 @@ class Supervisor:
     settings: Settings
     _children: list[_Child] = field(default_factory=list)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _folder: Path = field(default_factory=Path)
     _failed: str | None = None
+    _forced: bool = False
 
     async def run(self) -> int:
         """Raises CannotStart if the port is taken."""
         setproctitle("trimvit: supervisor")
         _check(self.settings)
+        _raise_file_limit()
         listeners = [_listen(self.settings.host, self.settings.port)]
         if self.settings.operations_port is not None:
             listeners.append(_listen(self.settings.operations_host, self.settings.operations_port))
-        folder = Path(tempfile.mkdtemp(prefix="trimvit-"))  # made with mode 0700
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="trimvit-"))  # made with mode 0700
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
         try:
-            engines = [
-                self._engine(index, device, folder)
-                for index, device in enumerate(self.settings.device.split(","))
+            devices = [
+                device for device in self.settings.device.split(",") for _ in range(self.settings.engines)
             ]
-            fronts = [self._front(index, listeners, engines) for index in range(self.settings.http_workers)]
+            engines = [
+                self._engine(index, device, devices.count(device), folder)
+                for index, device in enumerate(devices)
+            ]
+            fronts = [
+                self._front(index, listeners, engines, folder) for index in range(self.settings.http_workers)
+            ]
             self._children = [*engines, *fronts]
             self._metrics(folder)
             scheme = "http" if self.settings.tls_certificate is None else "https"
             log.info("listening on %s", _url(scheme, listeners[0]))
             for operations in listeners[1:]:
                 log.info("operations on %s", _url("http", operations))
+            self._report()
             keepers = [asyncio.create_task(self._keep_running(child)) for child in self._children]
             await self._stopping.wait()
-            for listener in listeners:
-                listener.close()  # with the front ends' copies gone too, the port refuses new connections
             drained = await self._drain(fronts, engines)
+            for listener in listeners:
+                listener.close()
             await asyncio.gather(*keepers)
             if self._failed is not None:
                 log.error("stopped: %s", self._failed)
                 return 1
+            if self._forced or not drained:
+                log.error(
+                    "stopped before everything was finished: the grace time ended, or a second signal came"
+                )
+                return 1
             log.info("stopped")
-            return 0 if drained else 1
+            return 0
         finally:
             for listener in listeners:
                 listener.close()
@@ -95,31 +129,48 @@ class Supervisor:
     def _signalled(self) -> None:
         if self._stopping.is_set():
             log.warning("told to stop again: ending at once")
+            self._forced = True
             for child in self._children:
+                child.ending.set()
                 _signal(child, signal.SIGKILL)
             return
         log.info("stopping: finishing what was accepted")
         self._stopping.set()
 
-    def _engine(self, index: int, device: str, folder: Path) -> _Child:
+    def _engine(self, index: int, device: str, sharing: int, folder: Path) -> _Child:
         name = f"engine-{index}"
         environment = {
             "TRIMVIT_ENGINE_INDEX": str(index),
             "TRIMVIT_ENGINE_DEVICE": device,
+            "TRIMVIT_ENGINE_SHARING": str(sharing),
             "TRIMVIT_ENGINE_ADDRESS": f"ipc://{folder}/{name}",
+            "TRIMVIT_ENGINE_PULSE": f"{folder}/{name}.pulse",
+            "TRIMVIT_ENGINE_REASON": f"{folder}/{name}.reason",
         }
-        return _Child(name, "app.engine.process", environment)
+        restarts = Restarts(self.settings.slow_retry_s)
+        return _Child(
+            name,
+            ENGINE,
+            environment,
+            restarts,
+            pulse=folder / f"{name}.pulse",
+            report=EngineReport(name),
+        )
 
-    def _front(self, index: int, listeners: list[socket.socket], engines: list[_Child]) -> _Child:
+    def _front(
+        self, index: int, listeners: list[socket.socket], engines: list[_Child], folder: Path
+    ) -> _Child:
         sockets = tuple(listener.fileno() for listener in listeners)
         environment = {
             "TRIMVIT_HTTP_INDEX": str(index),
+            "TRIMVIT_HTTP_REPORTS": str(folder / "engines.json"),
             "TRIMVIT_HTTP_SOCKETS": " ".join(map(str, sockets)),
             "TRIMVIT_HTTP_ENGINES": " ".join(
                 engine.environment["TRIMVIT_ENGINE_ADDRESS"] for engine in engines
             ),
         }
-        return _Child(f"http-{index}", "app.http.process", environment, sockets)
+        restarts = Restarts(self.settings.slow_retry_s)
+        return _Child(f"http-{index}", HTTP, environment, restarts, sockets)
 
     def _metrics(self, folder: Path) -> None:
         """Metrics files of all processes go into a new folder; this process writes there too."""
@@ -130,47 +181,103 @@ class Supervisor:
     async def _keep_running(self, child: _Child) -> None:
         from app import metrics  # only now does it know where to write
 
-        is_engine = child.name.startswith("engine")
-        # An engine has no use for the API keys.
-        hidden = KEYS_VARIABLE if is_engine else ""
-        deaths = 0
+        loop = asyncio.get_running_loop()
+        is_engine = child.pulse is not None
         metrics.RESTARTS.labels(child.name)  # there from the start, so that the first restart shows as a rise
-        while not self._stopping.is_set():
-            child.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                child.module,
-                env={
-                    **{name: value for name, value in os.environ.items() if name != hidden},
-                    **child.environment,
-                    SUPERVISOR_VARIABLE: str(os.getpid()),
-                    "TRIMVIT_METRICS_SLOT": child.name,
-                    "TRIMVIT_SETTINGS": self.settings.model_dump_json(),
-                },
-                pass_fds=child.inherited,
-                start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor only
-            )
-            if self._stopping.is_set():  # told to stop while it was being started
-                _signal(child, signal.SIGTERM)
+        while not child.ending.is_set():
+            pulse = Pulse.made_at(child.pulse) if child.pulse is not None else None
+            started = loop.time()
+            child.process = await self._start(child)
+            if child.ending.is_set():  # told to stop while it was being started
+                _signal(child, signal.SIGKILL)
             if is_engine:
                 metrics.ENGINE_UP.labels(child.name).set(1)
+            watching = asyncio.create_task(self._watch(child, pulse)) if pulse is not None else None
             code = await child.process.wait()
+            if watching is not None:
+                watching.cancel()
             if is_engine:
                 metrics.engine_ended(child.name)
-            if self._stopping.is_set():
+            if child.ending.is_set():
                 return
-            if code == LOAD_FAILED:
+            lived_s = loop.time() - started
+            was_ready = pulse.read().ready if pulse is not None else lived_s > _SETTLED_S
+            child.came_up = child.came_up or was_ready
+            if code == LOAD_FAILED and not child.came_up:
                 self._failed = f"{child.name} cannot load the model; its log line above says why"
                 self._stopping.set()
                 return
             metrics.RESTARTS.labels(child.name).inc()
-            pause = _RESTART_AFTER_S[min(deaths, len(_RESTART_AFTER_S) - 1)]
-            deaths += 1
-            log.error("%s ended with %s; starting it again in %g s", child.name, _ending(code), pause)
-            try:
-                await asyncio.wait_for(self._stopping.wait(), pause)
-            except TimeoutError:
-                continue
+            pause = child.restarts.ended(lived_s, was_ready=was_ready)
+            self._tell_of_end(child, code, pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.ending.wait(), pause)
+
+    async def _start(self, child: _Child) -> asyncio.subprocess.Process:
+        # An engine has no use for the API keys.
+        hidden = "" if child.pulse is None else KEYS_VARIABLE
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            child.module,
+            env={
+                **{name: value for name, value in os.environ.items() if name != hidden},
+                **child.environment,
+                SUPERVISOR_VARIABLE: str(os.getpid()),
+                "TRIMVIT_METRICS_SLOT": child.name,
+                "TRIMVIT_SETTINGS": self.settings.model_dump_json(),
+            },
+            pass_fds=child.inherited,
+            start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor only
+        )
+
+    async def _watch(self, child: _Child, pulse: Pulse) -> None:
+        """Kill the engine if it hangs; say so once it is ready again after failed starts.
+
+        A tick counts as no longer than it should have been: where this process got no CPU or was suspended,
+        the engine was, too.
+        """
+        assert child.process is not None
+        watch = Watch(self.settings.hang_after_s, self.settings.load_limit_s)
+        hunger = Hunger(child.process.pid)
+        while True:
+            await asyncio.sleep(_TICK_S)
+            beat = pulse.read()
+            if beat.ready and child.restarts.failed_starts:
+                log.info("%s is up after %d failed starts", child.name, child.restarts.failed_starts)
+                child.restarts.came_up()
+                child.report = EngineReport(child.name)
+                self._report()
+            child.hung = watch.tick(_TICK_S, beat, lambda: hunger.starved(_TICK_S))
+            if child.hung is not None:
+                log.warning("%s hangs and is killed: %s", child.name, child.hung)
+                _signal(child, signal.SIGKILL)
+                return
+
+    def _tell_of_end(self, child: _Child, code: int, pause_s: float) -> None:
+        """In the log, and for /readyz where an engine's starts fail."""
+        reason = child.hung or take_reason(self._folder / f"{child.name}.reason") or _ending(code)
+        child.hung = None
+        failed = child.restarts.failed_starts
+        if child.restarts.given_up:
+            log.error(
+                "%s has failed to start %d times in a row (%s); the next start is in %g s",
+                child.name,
+                failed,
+                reason,
+                pause_s,
+            )
+        else:
+            log.warning("%s ended (%s); starting it again in %.1f s", child.name, reason, pause_s)
+        if child.report is not None:
+            child.report = EngineReport(
+                child.name, failed, reason, time.time() + pause_s, child.restarts.given_up
+            )
+            self._report()
+
+    def _report(self) -> None:
+        reports = [child.report for child in self._children if child.report is not None]
+        write_reports(self._folder / "engines.json", reports)
 
     async def _drain(self, fronts: list[_Child], engines: list[_Child]) -> bool:
         """Front ends first: they finish what they accepted, for which they need the engines. False if the
@@ -179,6 +286,7 @@ class Supervisor:
         drained = True
         for group in (fronts, engines):
             for child in group:
+                child.ending.set()
                 _signal(child, signal.SIGTERM)
             rest = max(0.0, deadline - asyncio.get_running_loop().time())
             alive = [asyncio.create_task(child.process.wait()) for child in group if child.process]
@@ -218,13 +326,23 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _raise_file_limit() -> None:
+    """Let this process and its children open as many files as they are allowed to: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _signal(child: _Child, number: signal.Signals) -> None:
     if child.process is not None and child.process.returncode is None:
         child.process.send_signal(number)
 
 
 def _ending(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL, as by the kernel when memory runs out"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def serve(settings: Settings) -> int:

@@ -1,15 +1,19 @@
 """A front end's link to the engines.
 
-Pixels stay here until the answer is there, so what a dying engine had is sent again to its successor. An
-image that two engines died with is given up, lest it take down a third.
+Pixels stay here until the answer is there, so what a dying engine had is sent again: to another engine, or
+to its successor, for which everything waits as long as it may. Images that an engine died computing are
+suspects: they go first and one at a time, so that the one at fault is alone when it kills the next engine;
+then it is given up, lest it take down a third.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,8 +21,10 @@ import zmq
 import zmq.asyncio
 from jaxtyping import Float32, UInt8, UInt16
 
+from app import metrics
 from app.engine.messages import (
     Answer,
+    Begun,
     Cancel,
     FromFrontEnd,
     Load,
@@ -39,9 +45,12 @@ from app.errors import (
     EngineLost,
     InternalFault,
     NotReady,
+    OutOfMemory,
     Problem,
     QueueFull,
 )
+from app.logs import request_id
+from app.reports import read_reports, trouble
 from models.schedule import Pruning
 
 log = logging.getLogger(__name__)
@@ -50,6 +59,7 @@ _PING_EVERY_S = 0.25
 _SILENCE_S = 3.0  # an engine that says nothing for so long is not ready
 _ENGINES_AN_IMAGE_MAY_OUTLIVE = 2
 _RETRY_AFTER_S = 1.0
+_REPORTS_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +103,25 @@ class Classified:
 
 @dataclass(slots=True)
 class _Pending:
+    """An image on its way. ``link``: the engine that has it, if any; ``crashes``: engines that died while
+    they computed it."""
+
     submit: Submit
     pixels: bytes
     answered: asyncio.Future[Classified]
-    incarnation: str
     given_up_at: float
-    sent: int = 1
+    request_id: str | None
+    link: "_Link | None" = None
+    begun: bool = False
+    crashes: int = 0
 
 
 @dataclass(slots=True)
 class _Link:
     """One engine: its socket, its last word, and what it has of ours."""
 
-    socket: zmq.asyncio.Socket
+    address: str
+    socket: zmq.asyncio.Socket | None = None
     status: Status | None = None
     heard: float = float("-inf")
     outlook: Outlook = field(default_factory=Outlook)
@@ -119,46 +135,61 @@ class _Link:
             and time.monotonic() - self.heard < _SILENCE_S
         )
 
+    @property
+    def tries_a_suspect(self) -> bool:
+        return any(pending.crashes for pending in self.pending.values())
+
 
 class EngineClient:
-    """Asks the engines at ``addresses``; the one with the fewest of our images in hand gets the next."""
+    """Asks the engines at ``addresses``; the one with the fewest of our images in hand gets the next.
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._addresses = tuple(addresses)
+    While none is ready, up to ``most_waiting`` images wait up to ``patience_s`` for one, unless the
+    supervisor's ``reports`` say that none will come up soon.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        reports: Path | None = None,
+        patience_s: float = 30.0,
+        most_waiting: int = 1024,
+    ) -> None:
+        self._links = [_Link(address) for address in addresses]
+        self._reports = reports
+        self._patience_s = patience_s
+        self._most_waiting = most_waiting
         self._context = zmq.asyncio.Context()
-        self._links: list[_Link] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._waiting: dict[int, _Pending] = {}
+        self._callers = 0
+        self._news = asyncio.Event()
+        self._trouble: tuple[str, float] | None = None
         self._last_id = 0
 
     def __repr__(self) -> str:
         ready = sum(link.ready for link in self._links)
-        pending = sum(len(link.pending) for link in self._links)
-        return f"<EngineClient {ready} of {len(self._addresses)} engines ready, {pending} images pending>"
+        pending = len(self._waiting) + sum(len(link.pending) for link in self._links)
+        return f"<EngineClient {ready} of {len(self._links)} engines ready, {pending} images pending>"
 
     async def start(self) -> None:
         """Connect; engines may come up later."""
-        for address in self._addresses:
-            socket = self._context.socket(zmq.DEALER)
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.SNDHWM, 0)
-            socket.setsockopt(zmq.RCVHWM, 0)
-            socket.connect(address)
-            link = _Link(socket)
-            self._links.append(link)
-            self._tasks += [
-                asyncio.create_task(self._receive(link), name=f"receive from {address}"),
-                asyncio.create_task(self._ping(link), name=f"ping {address}"),
-            ]
+        self._tasks = [
+            asyncio.create_task(self._keep_linked(link), name=f"link to {link.address}")
+            for link in self._links
+        ]
+        self._tasks.append(asyncio.create_task(self._read_reports(), name="read reports"))
 
     async def close(self) -> None:
         """Disconnect. What is still pending fails as NotReady."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for link in self._links:
-            for pending in link.pending.values():
-                _fail(pending, NotReady("the server is shutting down", retry_after_s=_RETRY_AFTER_S))
-            link.socket.close()
+        for pending in [
+            *self._waiting.values(),
+            *(image for link in self._links for image in link.pending.values()),
+        ]:
+            _fail(pending, NotReady("the server is shutting down", retry_after_s=_RETRY_AFTER_S))
         self._context.term()
 
     @property
@@ -197,14 +228,38 @@ class EngineClient:
             for outlook in outlooks:
                 outlook.decoding(-expected.share / len(outlooks))
 
+    @property
+    def trouble(self) -> str | None:
+        """Why no engine is ready, where the supervisor has said that none will be soon."""
+        return None if self._trouble is None or self.model is not None else self._trouble[0]
+
+    async def wait_until_ready(self, within_s: float) -> ModelInfo:
+        """What the engines serve, as soon as one is ready. Raises NotReady where none is in time or none is
+        expected, QueueFull where too many wait already."""
+        if (model := self.model) is not None:
+            return model
+        if self._callers >= self._most_waiting:
+            raise QueueFull(
+                f"no engine is ready and {self._callers} requests wait for one already",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._callers += 1
+        try:
+            async with asyncio.timeout(min(within_s, self._patience_s)):
+                while (model := self.model) is None:
+                    if self._trouble is not None:
+                        raise self._not_ready()
+                    self._news.clear()
+                    await self._news.wait()
+                return model
+        except TimeoutError:
+            raise self._not_ready() from None
+        finally:
+            self._callers -= 1
+
     async def classify(self, question: Question) -> Classified:
-        """Raises NotReady, QueueFull, DeadlineUnmeetable, DeadlinePassed or EngineLost. Cancelling it
-        withdraws the image."""
-        ready = [link for link in self._links if link.ready]
-        if not ready:
-            raise NotReady("no engine is ready; see /readyz", retry_after_s=_RETRY_AFTER_S)
-        link = min(ready, key=lambda candidate: len(candidate.pending))
-        assert link.status is not None
+        """Raises NotReady, QueueFull, DeadlineUnmeetable, DeadlinePassed, OutOfMemory or EngineLost.
+        Cancelling it withdraws the image."""
         self._last_id += 1
         submit = Submit(
             id=self._last_id,
@@ -219,80 +274,210 @@ class EngineClient:
             caller=question.caller,
             priority=question.priority,
         )
-        assert link.status.model is not None
-        least = shares(link.status.model, submit.pruning, submit.margin, submit.min_keep_ratio)[-1]
-        link.outlook.sent(submit.id, least)
+        loop = asyncio.get_running_loop()
         pending = _Pending(
             submit,
             np.ascontiguousarray(question.pixels).tobytes(),
-            asyncio.get_running_loop().create_future(),
-            link.status.incarnation,
+            loop.create_future(),
             time.monotonic() + question.deadline_s,
+            request_id.get(),
         )
-        link.pending[submit.id] = pending
+        patience = loop.call_later(self._patience_s, self._lose_patience, pending)
         try:
             async with asyncio.timeout(question.deadline_s):
-                await self._send(link, submit, pending.pixels)
+                if (link := self._free_link()) is not None:
+                    await self._submit(link, pending, submit)
+                else:
+                    self._let_wait(pending)
                 return await pending.answered
         except TimeoutError:
             raise DeadlinePassed(
                 f"no answer within the deadline of {question.deadline_s * 1000:.0f} ms"
             ) from None
         finally:
-            del link.pending[submit.id]
-            if not pending.answered.done() or pending.answered.cancelled():
-                await self._send(link, Cancel(id=submit.id))
+            patience.cancel()
+            self._waiting.pop(submit.id, None)
+            if pending.link is not None:
+                del pending.link.pending[submit.id]
+                if not pending.answered.done() or pending.answered.cancelled():
+                    await self._send(pending.link, Cancel(id=submit.id))
+                if pending.crashes:
+                    await self._place_waiting()
+
+    # --- who gets which image -----------------------------------------------------------------------
+    def _free_link(self) -> _Link | None:
+        """The engine for the next image; None where it must wait for one."""
+        free = [link for link in self._links if link.ready and not link.tries_a_suspect]
+        return min(free, key=lambda link: len(link.pending)) if free else None
+
+    async def _submit(self, link: _Link, pending: _Pending, submit: Submit) -> None:
+        assert link.status is not None
+        assert link.status.model is not None
+        pending.link, pending.begun = link, False
+        link.pending[submit.id] = pending
+        least = shares(link.status.model, submit.pruning, submit.margin, submit.min_keep_ratio)[-1]
+        link.outlook.sent(submit.id, least)
+        await self._send(link, submit, pending.pixels)
+
+    def _let_wait(self, pending: _Pending) -> None:
+        if self._trouble is not None:
+            raise self._not_ready()
+        if len(self._waiting) >= self._most_waiting:
+            raise QueueFull(
+                f"no engine is ready and {len(self._waiting)} images wait for one already",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._waiting[pending.submit.id] = pending
+
+    async def _place_waiting(self) -> None:
+        """Send what waits to engines that are ready: suspects first, one at a time, then in order."""
+        waiting = [image for image in self._waiting.values() if not image.answered.done()]
+        suspects = [image for image in waiting if image.crashes]
+        others = [image for image in waiting if not image.crashes]
+        if any(link.tries_a_suspect for link in self._links):
+            suspects = []
+        for pending in [*suspects[:1], *others]:
+            if (link := self._free_link()) is None:
+                return
+            del self._waiting[pending.submit.id]
+            left_s = max(0.0, pending.given_up_at - time.monotonic())
+            rest = msgspec.structs.replace(pending.submit, deadline_s=left_s)
+            await self._submit(link, pending, rest)
+
+    async def _lost(self, link: _Link) -> None:
+        """The engine has gone: what it had waits for another, or for its successor."""
+        had, link.pending = link.pending, {}
+        link.outlook.lost()
+        was_ready, link.status = link.status is not None and link.status.model is not None, None
+        computed = 0
+        for pending in had.values():
+            pending.link = None
+            if pending.answered.done():
+                continue
+            if pending.begun:
+                computed += 1
+                pending.crashes += 1
+            if pending.crashes >= _ENGINES_AN_IMAGE_MAY_OUTLIVE:
+                log.error(
+                    "an image is refused: %d engines died while they computed it",
+                    pending.crashes,
+                    extra={"request_id": pending.request_id},
+                )
+                _fail(pending, EngineLost(f"{pending.crashes} engines died while they computed this image"))
+            else:
+                metrics.IMAGES_SENT_AGAIN.inc()
+                self._waiting[pending.submit.id] = pending
+        if was_ready:
+            log.warning(
+                "lost an engine that had %d of our images, %d of them being computed", len(had), computed
+            )
+        self._waiting = dict(sorted(self._waiting.items()))  # numbered in the order in which they came
+        await self._place_waiting()
+
+    def _lose_patience(self, pending: _Pending) -> None:
+        """Give up an image that no engine has had yet. What one had is worth waiting for until the
+        deadline."""
+        if pending.submit.id in self._waiting and not pending.crashes:
+            _fail(pending, self._not_ready())
+
+    def _not_ready(self) -> NotReady:
+        if self._trouble is not None:
+            detail, retry_after_s = self._trouble
+            return NotReady(detail, retry_after_s=retry_after_s)
+        return NotReady("no engine became ready in time; see /readyz", retry_after_s=_RETRY_AFTER_S)
+
+    async def _read_reports(self) -> None:
+        """While no engine is ready, hear from the supervisor whether one is to be expected."""
+        while self._reports is not None:
+            self._trouble = None if self.model is not None else trouble(read_reports(self._reports))
+            if self._trouble is not None:
+                self._news.set()
+                for pending in list(self._waiting.values()):
+                    _fail(pending, self._not_ready())
+            await asyncio.sleep(_REPORTS_EVERY_S)
+
+    # --- the engines --------------------------------------------------------------------------------
+    async def _keep_linked(self, link: _Link) -> None:
+        """A socket for each life of the engine: what an old one had not delivered must not reach the
+        successor, which is sent all of it anew."""
+        while True:
+            socket = self._context.socket(zmq.DEALER)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            socket.connect(link.address)
+            link.socket = socket
+            talk = (
+                asyncio.create_task(self._receive(link, socket), name=f"receive from {link.address}"),
+                asyncio.create_task(self._ping(link), name=f"ping {link.address}"),
+            )
+            try:
+                await monitor.recv_multipart()
+                await self._hear_out(link, socket)
+                await self._lost(link)
+            finally:
+                for task in talk:
+                    task.cancel()
+                await asyncio.gather(*talk, return_exceptions=True)
+                link.socket = None
+                socket.disable_monitor()
+                monitor.close(0)
+                socket.close(0)
+
+    async def _hear_out(self, link: _Link, socket: zmq.asyncio.Socket) -> None:
+        """What the engine had said before it went."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                await self._hear(link, *await socket.recv_multipart(zmq.NOBLOCK))
 
     async def _send(self, link: _Link, message: FromFrontEnd, *frames: bytes) -> None:
-        await link.socket.send_multipart([encode(message), *frames])
+        if link.socket is not None:
+            await link.socket.send_multipart([encode(message), *frames])
 
     async def _ping(self, link: _Link) -> None:
         while True:
             await self._send(link, Ping())
             await asyncio.sleep(_PING_EVERY_S)
 
-    async def _receive(self, link: _Link) -> None:
+    async def _receive(self, link: _Link, socket: zmq.asyncio.Socket) -> None:
         while True:
-            head, *frames = await link.socket.recv_multipart()
-            link.heard = time.monotonic()
-            try:
-                message = decode_from_engine(head)
-            except msgspec.DecodeError:
-                log.exception("an engine sent what is no message")
-                continue
-            match message:
-                case Status():
-                    if link.status is not None and link.status.incarnation != message.incarnation:
-                        link.outlook.lost()
-                    link.status = message
-                    await self._send_again(link, message)
-                case Load():
-                    link.outlook.tell(message, time.monotonic())
-                case Answer():
-                    pending = link.pending.get(message.id)
-                    if pending is not None and not pending.answered.done():
-                        logits = np.frombuffer(frames.pop(), "<f4") if pending.submit.logits else None
-                        kept = tuple(np.frombuffer(frame, "<u2") for frame in frames)
-                        pending.answered.set_result(Classified(message, kept, logits))
-                case Refuse():
-                    if (pending := link.pending.get(message.id)) is not None:
-                        _fail(pending, _problem(message))
+            await self._hear(link, *await socket.recv_multipart())
 
-    async def _send_again(self, link: _Link, status: Status) -> None:
-        """What an earlier incarnation of the engine took with it goes to this one."""
-        if status.model is None:
+    async def _hear(self, link: _Link, head: bytes, *frames: bytes) -> None:
+        link.heard = time.monotonic()
+        try:
+            message = decode_from_engine(head)
+        except msgspec.DecodeError:
+            log.exception("an engine sent what is no message")
             return
-        now = time.monotonic()
-        for pending in list(link.pending.values()):
-            if pending.incarnation == status.incarnation:
-                continue
-            if pending.sent >= _ENGINES_AN_IMAGE_MAY_OUTLIVE:
-                _fail(pending, EngineLost(f"{pending.sent} engines died while they had this image"))
-                continue
-            pending.incarnation = status.incarnation
-            pending.sent += 1
-            rest = msgspec.structs.replace(pending.submit, deadline_s=pending.given_up_at - now)
-            await self._send(link, rest, pending.pixels)
+        match message:
+            case Status():
+                link.status = message
+                if message.model is not None:
+                    self._news.set()
+                    await self._place_waiting()
+            case Load():
+                link.outlook.tell(message, time.monotonic())
+            case Begun():
+                for image in message.ids:
+                    if (pending := link.pending.get(image)) is not None:
+                        pending.begun = True
+            case Answer():
+                pending = link.pending.get(message.id)
+                if pending is not None and not pending.answered.done():
+                    *of_stages, last = frames or [b""]
+                    logits = np.frombuffer(last, "<f4") if pending.submit.logits else None
+                    kept_frames = of_stages if pending.submit.logits else frames
+                    kept = tuple(np.frombuffer(frame, "<u2") for frame in kept_frames)
+                    pending.answered.set_result(Classified(message, kept, logits))
+            case Refuse(reason="not-ready"):
+                if (pending := link.pending.pop(message.id, None)) is not None:
+                    pending.link, link.status = None, None
+                    self._waiting[message.id] = pending
+            case Refuse():
+                if (pending := link.pending.get(message.id)) is not None:
+                    _fail(pending, _problem(message))
 
 
 def _fail(pending: _Pending, problem: Problem) -> None:
@@ -308,9 +493,12 @@ def _problem(refusal: Refuse) -> Problem:
             return _unmeetable(refusal.retry_after_s)
         case "deadline-passed":
             return DeadlinePassed("the deadline passed while the image was waiting")
-        case "not-ready":
-            return NotReady("the engine is still loading", retry_after_s=refusal.retry_after_s)
-        case "engine-fault":
+        case "out-of-memory":
+            return OutOfMemory(
+                "the engine has not enough memory for this image, even alone",
+                retry_after_s=refusal.retry_after_s,
+            )
+        case _:
             return InternalFault("the engine failed on the batch with this image; see its log")
 
 

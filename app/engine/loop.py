@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import SimpleQueue
 from socket import socketpair
 from typing import Protocol
@@ -25,8 +26,10 @@ from app.engine.agreement import Agreement, Check
 from app.engine.brown_out import CEILINGS, ratios
 from app.engine.cost import CostModel, Measured, Work
 from app.engine.fair_queue import WEIGHTS, Entry
+from app.engine.memory import Budget, compute_in_parts
 from app.engine.messages import (
     Answer,
+    Begun,
     Cancel,
     FromEngine,
     Load,
@@ -42,6 +45,7 @@ from app.engine.messages import (
 )
 from app.engine.scheduler import Batch, Limits, Scheduler, Taken
 from app.engine.shares import shares, tokens
+from app.pulse import Beat, Progress, Pulse
 from models.schedule import UNPRUNED, Pruning, compute, keep_counts, macs, tokens_after
 
 log = logging.getLogger(__name__)
@@ -113,9 +117,10 @@ class _FrontEnd:
 class _Done:
     batch: Batch
     jobs: list[tuple[Key, Job]]
-    results: Sequence[Result] | None
+    results: Sequence[Result | None] | None
     started: float
     ended: float
+    fitted: int = 0  # images that were computed at once
 
 
 @dataclass(slots=True)
@@ -127,14 +132,26 @@ class _Checked:
 class Engine:
     """Answers front ends at ``address`` until `stop`; exits the process if the model cannot be loaded."""
 
-    def __init__(self, name: str, address: str, backend: Backend, agreement: Agreement | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        backend: Backend,
+        agreement: Agreement | None = None,
+        pulse: Pulse | None = None,
+        hang_after_s: float = 10.0,
+    ) -> None:
         self.name = name
         self._address = address
         self._backend = backend
+        self._pulse = pulse
+        self._progress = Progress(hang_after_s)
+        self._turns = 0
         self._incarnation = uuid.uuid4().hex
         self._context = zmq.Context()
         self._loaded: Loaded | None = None
         self._scheduler: Scheduler | None = None
+        self._budget: Budget | None = None
         self._jobs: dict[Key, Job] = {}
         self._front_ends: dict[bytes, _FrontEnd] = {}
         self._load_changed = False
@@ -172,8 +189,9 @@ class Engine:
                 if socket in ready:
                     self._receive_all(socket)
                 self._expire(socket)
-                self._start_batches()
+                self._start_batches(socket)
                 self._tell_load(socket)
+                self._beat()
         finally:
             if self._loaded is not None:
                 for _ in range(self._loaded.limits.streams):
@@ -296,6 +314,13 @@ class Engine:
             seen=0,
         )
 
+    def _beat(self) -> None:
+        """Tell the supervisor that this thread goes on, and which batch has run longest."""
+        self._turns += 1
+        if self._pulse is not None:
+            number, allowed_s = self._progress.oldest
+            self._pulse.write(Beat(self._turns, number, allowed_s, self._loaded is not None))
+
     def _patience_ms(self) -> int:
         """How long to sleep at most: until something is due, and short enough to see a signal's flag."""
         now = time.monotonic()
@@ -308,14 +333,18 @@ class Engine:
         return max(0, math.ceil((due - now) * 1000))
 
     # --- compute ------------------------------------------------------------------------------------
-    def _start_batches(self) -> None:
+    def _start_batches(self, socket: zmq.Socket[bytes]) -> None:
         if self._scheduler is None:
             return
         now = time.monotonic()
         self._scheduler.relax(now)
         while (batch := self._scheduler.next_batch(now)) is not None:
             self._load_changed = True
-            self._work.put((batch, [self._at_its_ratio(taken) for taken in batch.taken]))
+            jobs = [self._at_its_ratio(taken) for taken in batch.taken]
+            for sender in {sender for (sender, _), _ in jobs}:
+                self._send(socket, sender, Begun([image for (owner, image), _ in jobs if owner == sender]))
+            self._progress.began(id(batch), batch.tokens)
+            self._work.put((batch, jobs))
         metrics.BROWN_OUT.labels(self.name).set(CEILINGS[self._scheduler.depth])
         metrics.QUEUE_SECONDS.labels(self.name).set(self._scheduler.waiting_s)
         metrics.QUEUE_IMAGES.labels(self.name).set(self._scheduler.waiting_images)
@@ -343,6 +372,7 @@ class Engine:
                 self._loaded = loaded
                 self._scheduler = Scheduler(loaded.limits)
                 self._predict_from(self._scheduler, loaded)
+                self._budget = Budget(loaded.limits)
                 metrics.QUEUE_LIMIT.labels(self.name).set(loaded.limits.queue_images)
                 metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
                 for index in range(loaded.limits.streams):
@@ -362,6 +392,7 @@ class Engine:
         assert self._loaded is not None
         self._scheduler.finished(done.batch)
         self._load_changed = True
+        self._progress.ended(id(done.batch), done.batch.tokens, done.ended - done.started)
         for key, _ in done.jobs:
             del self._jobs[key]
         if done.results is None:
@@ -369,6 +400,9 @@ class Engine:
                 self._refuse(socket, key, "engine-fault")
             return
         for entry, (key, job), result in zip(done.batch.entries, done.jobs, done.results, strict=True):
+            if result is None:
+                self._refuse(socket, key, "out-of-memory")
+                continue
             answer = Answer(
                 id=job.submit.id,
                 classes=result.classes,
@@ -387,23 +421,42 @@ class Engine:
         self._learn(done, done.results)
         self._measure(done, done.results)
 
-    def _learn(self, done: _Done, results: Sequence[Result]) -> None:
-        """What the batch took goes into the predictions of those to come."""
-        assert self._loaded is not None
-        assert self._scheduler is not None
-        work = Work(len(results), sum(result.compute for result in results))
-        error = self._loaded.costs.observe(Measured(done.batch.threads, work, done.ended - done.started))
-        metrics.PREDICTION_ERROR.observe(abs(error))
-        self._predict_from(self._scheduler, self._loaded)
-
     def _predict_from(self, scheduler: Scheduler, loaded: Loaded) -> None:
         scheduler.overhead_s = loaded.costs.overhead_s(loaded.limits.stream_threads)
         scheduler.caution = loaded.costs.caution
 
-    def _measure(self, done: _Done, results: Sequence[Result]) -> None:
+    def _learn(self, done: _Done, results: Sequence[Result | None]) -> None:
+        """What the batch took goes into the predictions of those to come. Form smaller batches where it did
+        not fit into memory."""
+        assert self._loaded is not None
+        assert self._scheduler is not None
+        assert self._budget is not None
+        if done.fitted == len(done.jobs):
+            self._budget.fitted()
+            work = Work(len(results), sum(result.compute for result in results if result is not None))
+            measured = Measured(done.batch.threads, work, done.ended - done.started)
+            metrics.PREDICTION_ERROR.observe(abs(self._loaded.costs.observe(measured)))
+            self._predict_from(self._scheduler, self._loaded)
+        else:
+            self._budget.did_not_fit(done.batch.tokens, done.fitted / len(done.jobs))
+            metrics.OUT_OF_MEMORY.inc()
+            log.warning(
+                "a batch of %d images did not fit into memory; of at most %d tokens from now on",
+                len(done.jobs),
+                self._budget.tokens,
+            )
+        if self._budget.tokens != self._scheduler.limits.batch_tokens:
+            self._scheduler.limits = replace(self._scheduler.limits, batch_tokens=self._budget.tokens)
+
+    def _measure(self, done: _Done, all_results: Sequence[Result | None]) -> None:
         assert self._loaded is not None
         info, limits = self._loaded.info, self._loaded.limits
-        prunings = [job.submit.pruning for _, job in done.jobs]
+        answered = [
+            (job.submit.pruning, result)
+            for (_, job), result in zip(done.jobs, all_results, strict=True)
+            if result is not None
+        ]
+        prunings, results = [pruning for pruning, _ in answered], [result for _, result in answered]
         lengths = {_lengths(info, pruning, result) for pruning, result in zip(prunings, results, strict=True)}
         metrics.BATCHES.labels("dense" if len(lengths) == 1 else "ragged").inc()
         metrics.BATCH_IMAGES.observe(len(results))
@@ -430,8 +483,11 @@ class Engine:
         metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
 
     def _load(self) -> None:
+        started = time.monotonic()
         try:
-            self._report(self._backend.load())
+            loaded = self._backend.load()
+            self._progress.load_s = time.monotonic() - started
+            self._report(loaded)
         except BaseException as error:
             self._report(error)
 
@@ -444,15 +500,18 @@ class Engine:
                     continue
                 batch, jobs = work
                 started = time.monotonic()
-                results: Sequence[Result] | None
+                results: Sequence[Result | None] | None
+                fitted = 0
                 try:
-                    results = self._backend.classify([job for _, job in jobs], batch.threads)
+                    results, fitted = compute_in_parts(
+                        partial(self._backend.classify, threads=batch.threads), [job for _, job in jobs]
+                    )
                     if len(results) != len(jobs):
                         raise RuntimeError(f"{len(jobs)} images went in, {len(results)} results came out")
                 except Exception:
                     log.exception("a batch of %d images failed", len(jobs))
                     results = None
-                self._report(_Done(batch, jobs, results, started, time.monotonic()))
+                self._report(_Done(batch, jobs, results, started, time.monotonic(), fitted))
         except BaseException:
             traceback.print_exc()
             os._exit(1)

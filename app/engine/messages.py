@@ -14,7 +14,9 @@ from models.schedule import Architecture, Method, Pruning
 from models.transforms import InputSpec
 
 Priority = Literal["high", "normal", "batch"]
-RefusalReason = Literal["not-ready", "queue-full", "deadline-unmeetable", "deadline-passed", "engine-fault"]
+RefusalReason = Literal[
+    "not-ready", "queue-full", "deadline-unmeetable", "deadline-passed", "out-of-memory", "engine-fault"
+]
 # Why an image was computed at a lower ratio than it asked for.
 Lowered = Literal["brown-out", "deadline"]
 
@@ -125,6 +127,12 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     lowered: Lowered | None = None
 
 
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """These images are being computed now: where the engine dies, one of them may be why."""
+
+    ids: list[int]
+
+
 class Refuse(msgspec.Struct, frozen=True, tag=True):
     """One image that will not be computed, and why. ``retry_after_s`` is a prediction; None where waiting
     would not help."""
@@ -135,7 +143,7 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
 
 
 FromFrontEnd = Submit | Cancel | Ping
-FromEngine = Status | Load | Answer | Refuse
+FromEngine = Status | Load | Begun | Answer | Refuse
 
 _encoder = msgspec.msgpack.Encoder()
 _from_front_end = msgspec.msgpack.Decoder(FromFrontEnd)

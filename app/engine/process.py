@@ -23,6 +23,8 @@ from app.engine.scheduler import Limits
 from app.engine.warm_up import learn_costs
 from app.lifeline import LOAD_FAILED, die_with_parent
 from app.logs import configure_logging
+from app.pulse import Pulse
+from app.reports import tell_reason
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,11 +35,14 @@ MOST_STREAMS = 8
 
 @dataclass(frozen=True, slots=True)
 class EngineArgs:
-    """What the supervisor tells an engine beside the settings."""
+    """What the supervisor tells an engine beside the settings. ``sharing``: engines on the same device;
+    ``pulse``: file for its beats."""
 
     index: int
     device: str
     address: str
+    sharing: int = 1
+    pulse: Path | None = None
 
 
 def run(settings: Settings, args: EngineArgs) -> None:
@@ -58,7 +63,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
         log.error("%s", error)
         sys.exit(LOAD_FAILED)
     on_cpu = device == "cpu"
-    threads = min(settings.threads or cores(), cores())
+    threads = min(settings.threads or max(1, cores() // args.sharing), cores())
     # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.
     streams = min(settings.streams or MOST_STREAMS, threads) if on_cpu else settings.streams or 2
     limits = Limits(
@@ -162,12 +167,17 @@ def run(settings: Settings, args: EngineArgs) -> None:
             return torch.cuda.memory_allocated(device)
 
     agreement = Agreement(settings.agreement_share)
-    engine = Engine(f"engine-{args.index}", args.address, TorchBackend(), agreement)
+    pulse = None if args.pulse is None else Pulse(args.pulse)
+    engine = Engine(
+        f"engine-{args.index}", args.address, TorchBackend(), agreement, pulse, settings.hang_after_s
+    )
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     try:
         engine.run()
     except (ModelError, UnsupportedModelError, OSError) as error:
         log.error("cannot load the model %s: %s", settings.model, error)
+        if (reason := os.environ.get("TRIMVIT_ENGINE_REASON")) is not None:
+            tell_reason(Path(reason), error)
         sys.exit(LOAD_FAILED)
 
 
@@ -182,10 +192,16 @@ def main() -> None:
         int(os.environ["TRIMVIT_ENGINE_INDEX"]),
         os.environ["TRIMVIT_ENGINE_DEVICE"],
         os.environ["TRIMVIT_ENGINE_ADDRESS"],
+        int(os.environ["TRIMVIT_ENGINE_SHARING"]),
+        Path(os.environ["TRIMVIT_ENGINE_PULSE"]),
     )
     die_with_parent()
-    configure_logging(settings.log_level, f"engine {args.index}")
-    run(settings, args)
+    configure_logging(settings.log_level, f"engine {args.index}", settings.log_format)
+    try:
+        run(settings, args)
+    except Exception as error:
+        tell_reason(Path(os.environ["TRIMVIT_ENGINE_REASON"]), error)
+        raise
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -34,7 +34,8 @@ from app.images import ImageLimits
 from app.settings import Settings
 from models.transforms import InputSpec
 
-_PATIENCE_S = 0.5  # two pings of the engine client
+T = TypeVar("T")
+
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -48,11 +49,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }
     for status, meaning in {
         400: "The request cannot be read.",
+        408: "The body came too slowly.",
         413: "More bytes, pixels or images than allowed.",
         415: "Not an image type.",
         422: "A value is out of range, or an image cannot be decoded.",
         429: "Too much is waiting; see Retry-After.",
-        503: "Not ready, shutting down, or predicted to be too late; see Retry-After.",
+        500: "A bug, or two engines died while they computed the image.",
+        503: "Not ready, stopping, holding too much, or predicted to be too late; see Retry-After.",
         504: "The deadline passed.",
     }.items()
 }
@@ -68,6 +71,13 @@ class Engines(Protocol):
     @property
     def engines(self) -> list[dict[str, object]]:
         """How each engine is."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no engine is ready, where none is expected soon."""
+
+    async def wait_until_ready(self, within_s: float) -> ModelInfo:
+        """The model, once an engine is ready; raises NotReady or QueueFull."""
 
     def expecting(self, expected: Expected) -> AbstractContextManager[None]:
         """Around the decoding of an image; a Problem if it would be refused anyhow."""
@@ -110,49 +120,66 @@ class Classification:
         self._image_limits = ImageLimits(settings.max_image_pixels)
         self._settings, self._engines, self._decoders = settings, engines, decoders
 
-    async def model(self) -> ModelInfo:
-        """The model, waited for a moment: front ends hear of a ready engine up to a ping apart, and a client
-        that was told so by one must not be sent away by the next. Raises NotReady."""
-        loop = asyncio.get_running_loop()
-        patient_until = loop.time() + _PATIENCE_S
-        while (model := self._engines.model) is None:
-            if loop.time() >= patient_until:
-                raise no_model_yet()
-            await asyncio.sleep(_PATIENCE_S / 50)
-        return model
+    async def model(self, request: Request | None = None, images: Sequence[RequestedImage] = ()) -> ModelInfo:
+        """The model. While no engine is ready it is waited for, as long as the ``images`` allow and the
+        client of ``request``, whose body has been read, is there. Raises NotReady, QueueFull or
+        ClientDisconnect."""
+        within_s = min((self._deadline_s(image) for image in images), default=self._default_deadline_s)
+        waiting = self._engines.wait_until_ready(within_s)
+        with _outcomes(len(images)):
+            return await (waiting if request is None else _unless_gone(request, waiting))
 
     async def answers(
-        self, request: Request, images: Sequence[RequestedImage], model: ModelInfo, *, logits: bool = False
+        self,
+        request: Request,
+        images: Sequence[RequestedImage],
+        model: ModelInfo,
+        *,
+        logits: bool = False,
+        waited_s: float = 0.0,
     ) -> list[AnsweredImage]:
-        """All answers in order, with all classes' ``logits`` if asked for, or the first Problem. Raises
-        ClientDisconnect where the client, whose body has been read, goes away first."""
+        """All answers in order, with all classes' ``logits`` if asked for, or the first Problem. Of their
+        deadlines ``waited_s`` have gone. Raises ClientDisconnect where the client, whose body has been read,
+        goes away first."""
         caller = caller_of(request)
-        work = [self._answer(image, index, model, logits, caller) for index, image in enumerate(images)]
-        try:
+        work = [
+            self._answer(image, index, model, logits=logits, caller=caller, waited_s=waited_s)
+            for index, image in enumerate(images)
+        ]
+        with _outcomes(len(images)):
             answered = await _unless_gone(request, _all_or_first_problem(work))
-        except Problem as problem:
-            metrics.IMAGES.labels(problem.slug).inc(len(images))
-            raise
-        except ClientDisconnect:
-            metrics.IMAGES.labels("client-gone").inc(len(images))
-            raise
         metrics.IMAGES.labels("answered").inc(len(images))
         return answered
 
+    @property
+    def _default_deadline_s(self) -> float:
+        return self._settings.default_deadline_ms / 1000
+
+    def _deadline_s(self, image: RequestedImage) -> float:
+        deadline_ms = image.options.deadline_ms
+        return self._default_deadline_s if deadline_ms is None else deadline_ms / 1000
+
     async def _answer(
-        self, image: RequestedImage, index: int, model: ModelInfo, logits: bool, caller: str
+        self,
+        image: RequestedImage,
+        index: int,
+        model: ModelInfo,
+        *,
+        logits: bool,
+        caller: str,
+        waited_s: float,
     ) -> AnsweredImage:
         try:
             asked = asked_of(image.options, self._settings, model)
             if asked.keep_ratio is not None:
                 metrics.REQUESTED_KEEP_RATIO.observe(asked.keep_ratio)
-            deadline_s = (image.options.deadline_ms or self._settings.default_deadline_ms) / 1000
+            left_s = self._deadline_s(image) - waited_s
             started = time.perf_counter()
             with self._engines.expecting(expected(image.options, asked, self._settings, model, caller)):
                 pixels = await image.pixels_for(model.input, self._image_limits, self._decoders)
             decode_s = time.perf_counter() - started
             tracing.phase("decode", index, decode_s)
-            if decode_s >= deadline_s:
+            if decode_s >= left_s:
                 raise DeadlinePassed("the deadline passed while the image was being decoded")
             question = Question(
                 pixels=pixels,
@@ -160,7 +187,7 @@ class Classification:
                 margin=asked.margin,
                 top_k=min(image.options.top_k, len(model.labels)),
                 kept_patches=image.options.mask != "none",
-                deadline_s=deadline_s - decode_s,
+                deadline_s=left_s - decode_s,
                 logits=logits,
                 own_deadline=image.options.deadline_ms is not None,
                 min_keep_ratio=asked.min_keep_ratio,
@@ -212,8 +239,10 @@ def classify_router(classification: Classification) -> APIRouter:
         fields), or base64 in JSON. All images are answered, or the first problem is."""
         started = time.perf_counter()
         images = await read_images(request, classification.body_limits)
-        model = await classification.model()
-        answered = await classification.answers(request, images, model)
+        arrived = time.perf_counter()
+        model = await classification.model(request, images)
+        waited_s = time.perf_counter() - arrived
+        answered = await classification.answers(request, images, model, waited_s=waited_s)
         results = [
             image_result(
                 answer.classified,
@@ -239,6 +268,19 @@ def no_model_yet() -> NotReady:
     return NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
 
 
+@contextmanager
+def _outcomes(images: int) -> Iterator[None]:
+    """Counts the images that end within, in a problem or with their client."""
+    try:
+        yield
+    except Problem as problem:
+        metrics.IMAGES.labels(problem.slug).inc(images)
+        raise
+    except ClientDisconnect:
+        metrics.IMAGES.labels("client-gone").inc(images)
+        raise
+
+
 async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:
     """All answers, or the first problem, with what was still under way withdrawn."""
     try:
@@ -249,9 +291,7 @@ async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:
     return [task.result() for task in tasks]
 
 
-async def _unless_gone(
-    request: Request, work: Coroutine[Any, Any, list[AnsweredImage]]
-) -> list[AnsweredImage]:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
     raised: a queue must not keep what nobody waits for."""
     working, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(request))

@@ -109,7 +109,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
     async def answer(request: Request, model_name: str | None) -> JSONResponse:
         started = time.perf_counter()
         image, function = await _read(request, classification.body_limits)
-        model = await classification.model()
+        model = await classification.model(request, [image])
         if model_name is not None:
             check_name(model, model_name)
         try:

@@ -2,13 +2,22 @@
 
 import asyncio
 import contextlib
+import logging
+import resource
 import socket
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from app.http.connections import Server, bounded
+from app.http.traffic import Traffic
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Files that a process has open beside its clients' connections.
+_OTHER_FILES = 200
 
 
 def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -16,6 +25,11 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     the proxies that are named, and of no one else."""
     return uvicorn.Config(
         app,
+        http=bounded(
+            _connections(settings.max_connections), settings.head_timeout_s, settings.write_timeout_s
+        ),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
         access_log=False,
         log_config=None,
         server_header=False,
@@ -52,17 +66,27 @@ class _Companion(uvicorn.Server):
 async def serve(
     main: uvicorn.Config,
     listener: socket.socket,
+    traffic: Traffic,
     operations: uvicorn.Config | None = None,
     operations_listener: socket.socket | None = None,
 ) -> None:
-    """Serve until SIGTERM. Probes and metrics are answered until the last request is."""
+    """Serve until SIGTERM; ``traffic`` tells what is under way then. Probes and metrics are answered until
+    the last request is."""
     if operations is None or operations_listener is None:
-        await uvicorn.Server(main).serve(sockets=[listener])
+        await Server(main, traffic).serve(sockets=[listener])
         return
     companion = _Companion(operations)
     beside = asyncio.create_task(companion.serve(sockets=[operations_listener]))
     try:
-        await uvicorn.Server(main).serve(sockets=[listener])
+        await Server(main, traffic).serve(sockets=[listener])
     finally:
         companion.should_exit = True
         await beside
+
+
+def _connections(wanted: int) -> int:
+    """As many as there may be open files, some of which are needed for other things."""
+    may_be = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
+    if wanted > may_be:
+        log.warning("at most %d connections, not %d: the limit of open files is too low", may_be, wanted)
+    return max(1, min(wanted, may_be))

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import metrics
 from app.errors import InternalFault
 from app.http.problems import problem_response
+from app.logs import request_id as current_request_id
 from app.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Observe:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        current_request_id.set(request_id)
         started = time.perf_counter()
         span = None if self._tracing is None else self._tracing.begin(scope, request_id)
         status = 0
@@ -55,7 +57,7 @@ class Observe:
         except ClientDisconnect:
             status = CLIENT_GONE
         except Exception:
-            log.exception("request %s failed", request_id)
+            log.exception("a request failed")
             if status:  # half an answer is out; the server must cut the connection
                 raise
             fault = InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
@@ -69,4 +71,10 @@ class Observe:
             metrics.REQUEST_SECONDS.labels(route).observe(seconds)
             if span is not None:
                 span.end(method, route, None if status == CLIENT_GONE else status)
-            log.debug("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1000)
+            line = {
+                "method": method,
+                "route": route,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 1),
+            }
+            log.debug("%(method)s %(route)s %(status)d %(duration_ms).1f ms", line, extra=line)

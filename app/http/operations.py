@@ -25,7 +25,11 @@ def operations_router(engines: Engines, *, with_metrics: bool) -> APIRouter:
     async def readyz() -> JSONResponse:
         ready = engines.model is not None
         return JSONResponse(
-            {"status": "ready" if ready else "not ready", "engines": engines.engines},
+            {
+                "status": "ready" if ready else "not ready",
+                "reason": engines.trouble,
+                "engines": engines.engines,
+            },
             status_code=200 if ready else 503,
             headers={} if ready else {"Retry-After": "1"},
         )

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from pathlib import Path
 
 from setproctitle import setproctitle
 
@@ -10,6 +11,7 @@ from app import tracing
 from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
 from app.http.listeners import main_config, operations_config, serve
+from app.http.traffic import Traffic
 from app.lifeline import die_with_parent
 from app.logs import configure_logging
 from app.main import create_app, create_operations_app
@@ -20,16 +22,23 @@ async def run(
     settings: Settings,
     listener: socket.socket,
     addresses: list[str],
+    reports: Path,
     operations_listener: socket.socket | None = None,
 ) -> None:
     """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
-    engines = EngineClient(addresses)
+    engines = EngineClient(
+        addresses,
+        reports=reports,
+        patience_s=settings.restart_wait_s,
+        most_waiting=settings.max_queue_images,
+    )
     decoders = DecodingProcesses(
         settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
     )
-    app = create_app(settings, engines, decoders, tracing.from_environment())
+    traffic = Traffic()
+    app = create_app(settings, engines, decoders, tracing.from_environment(), traffic)
     operations = operations_config(create_operations_app(engines)) if operations_listener else None
-    await serve(main_config(app, settings), listener, operations, operations_listener)
+    await serve(main_config(app, settings), listener, traffic, operations, operations_listener)
 
 
 def main() -> None:
@@ -38,12 +47,13 @@ def main() -> None:
     index = os.environ["TRIMVIT_HTTP_INDEX"]
     die_with_parent()
     setproctitle(f"trimvit: http {index}")
-    configure_logging(settings.log_level, f"http {index}")
+    configure_logging(settings.log_level, f"http {index}", settings.log_format)
     listener, *others = (
         socket.socket(fileno=int(number)) for number in os.environ["TRIMVIT_HTTP_SOCKETS"].split()
     )
     addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split()
-    asyncio.run(run(settings, listener, addresses, others[0] if others else None))
+    reports = Path(os.environ["TRIMVIT_HTTP_REPORTS"])
+    asyncio.run(run(settings, listener, addresses, reports, others[0] if others else None))
 
 
 if __name__ == "__main__":

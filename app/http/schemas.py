@@ -352,4 +352,5 @@ class Readiness(BaseModel):
     """Whether images are answered, and by which engines."""
 
     status: Literal["ready", "not ready"] = Field(description="Whether any engine is ready.")
+    reason: str | None = Field(None, description="Where no engine comes up: why.")
     engines: list[EngineState] = Field(description="Each engine.")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.engine.client import Classified, Expected, Question
 from app.engine.messages import Answer, ModelInfo
-from app.errors import Problem
+from app.errors import NotReady, Problem
 from models.cascade import Cascade, second_run_compute
 from models.schedule import UNPRUNED, Architecture, Method, Pruning, Stages, compute, keep_count, keep_counts
 from models.transforms import InputSpec
@@ -91,11 +91,25 @@ class FakeEngines:
     questions: list[Question] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
     cancelled: int = 0
+    reason: str | None = None
+    ready_after_s: float = 0.0
+    waits_s: list[float] = field(default_factory=list)
 
     @property
     def engines(self) -> list[dict[str, object]]:
         ready = self.model is not None
         return [{"ready": ready, "device": "cpu:0" if ready else None, "images_pending": 0}]
+
+    @property
+    def trouble(self) -> str | None:
+        return self.reason
+
+    async def wait_until_ready(self, within_s: float) -> ModelInfo:
+        self.waits_s.append(within_s)
+        await asyncio.sleep(self.ready_after_s)
+        if self.model is None:
+            raise NotReady("no engine became ready in time; see /readyz", retry_after_s=1.0)
+        return self.model
 
     @contextmanager
     def expecting(self, expected: Expected) -> Iterator[None]:

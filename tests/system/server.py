@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+# A client for each request would read the certificates each time. Connections are not kept, for servers here
+# may not live long.
+CLIENT = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 TRIMVIT = Path(sys.executable).parent / "trimvit"
 READY_WITHIN_S = 120
 
@@ -58,20 +61,22 @@ def wait_until(condition: Callable[[], bool], what: str, within_s: float = READY
 
 def is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
+        return CLIENT.get(f"{url}/readyz").status_code == 200
     except httpx.TransportError:
         return False
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str) -> Iterator[Server]:
+def running_server(
+    folder: Path, *flags: str, program: Sequence[str | Path] = (TRIMVIT,), port: int = 0
+) -> Iterator[Server]:
     """A server on a free port, ready; stopped at the end however the test went."""
     log = folder / "server.log"
     with log.open("wb") as sink:
-        supervisor = subprocess.Popen([TRIMVIT, "serve", "--port", "0", *flags], stderr=sink)
+        supervisor = subprocess.Popen([*program, "serve", "--port", str(port), *flags], stderr=sink)
     try:
         wait_until(lambda: "listening on" in log.read_text(), "the server to listen")
-        found = re.search(r"listening on (http://\S+)", log.read_text())
+        found = re.search(r"listening on (https?://[^\s\"]+)", log.read_text())
         assert found is not None
         server = Server(supervisor, found[1], log)
         wait_until(lambda: is_ready(server.url), f"the server to be ready; its log:\n{log.read_text()}")

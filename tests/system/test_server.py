@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import random
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -138,7 +137,7 @@ def test_sigterm_under_load_answers_what_was_accepted(tmp_path: Path) -> None:
 
 
 def test_a_killed_engine_is_replaced_and_its_requests_are_answered(tmp_path: Path) -> None:
-    """kill -9 of the engine costs the requests in flight time, not their answers."""
+    """kill -9 of the engine costs time, not an answer; see test_faults.py for all else that may go wrong."""
     with running_server(tmp_path) as server, ThreadPoolExecutor(16) as pool:
         (engine,) = server.processes("trimvit: engine")
         answers = [pool.submit(classify, server, image) for image in photographs(32)]
@@ -146,51 +145,5 @@ def test_a_killed_engine_is_replaced_and_its_requests_are_answered(tmp_path: Pat
             lambda: server.metric("trimvit_requested_keep_ratio_count") >= 16, "requests to be accepted"
         )
         engine.kill()
-        statuses = [answer.result().status_code for answer in answers]
-        # Requests that come while no engine is there are told so; those in flight are computed by the next.
-        assert statuses.count(200) >= 16
-        assert set(statuses) <= {200, 503}
-        wait_until(lambda: is_ready(server.url), "the next engine to be ready")
+        assert [answer.result().status_code for answer in answers] == [200] * 32
         assert server.metric("trimvit_restarts_total", process="engine-0") == 1
-        assert classify(server, CHINA).status_code == 200
-
-
-def test_a_killed_front_end_is_replaced_and_counters_go_on(tmp_path: Path) -> None:
-    """With two HTTP processes, the death of one is mended, and /metrics counts over all of them."""
-    with running_server(tmp_path, "--http-workers", "2") as server:
-        for _ in range(6):
-            assert classify(server, CHINA, keep_ratio=0.3).status_code == 200
-        assert server.metric("trimvit_images_total", outcome="answered") == 6
-        server.processes("trimvit: http 1")[0].kill()
-        wait_until(
-            lambda: server.metric("trimvit_restarts_total", process="http-1") == 1,
-            "the restart to be counted",
-        )
-        wait_until(lambda: len(server.processes("trimvit: http")) == 2, "two HTTP processes")
-        wait_until(lambda: is_ready(server.url), "readiness")
-        assert classify(server, CHINA).status_code == 200
-        assert server.metric("trimvit_images_total", outcome="answered") == 7
-
-
-def test_no_orphans_when_the_supervisor_is_killed(tmp_path: Path) -> None:
-    """kill -9 of the supervisor ends all its processes."""
-    with running_server(tmp_path) as server:
-        children = psutil.Process(server.supervisor.pid).children()
-        assert len(children) == 2
-        os.kill(server.supervisor.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(children, timeout=30)
-        assert alive == []
-
-
-def test_a_slow_start_is_told(tmp_path: Path) -> None:
-    """Before the engine has loaded, requests and /readyz get 503 with Retry-After, and /livez is well."""
-    with running_server(tmp_path) as server:
-        (engine,) = server.processes("trimvit: engine")
-        engine.kill()
-        wait_until(lambda: not is_ready(server.url), "the loss to be seen")
-        response = classify(server, CHINA)
-        assert response.status_code == 503
-        assert int(response.headers["Retry-After"]) >= 1
-        assert response.json()["type"] == "urn:trimvit:problem:not-ready"
-        assert httpx.get(f"{server.url}/livez").status_code == 200
-        wait_until(lambda: is_ready(server.url), "readiness")

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,6 +24,7 @@ from app.engine.client import Classified, EngineClient, Question
 from app.engine.cost import CostModel, Measured, Work
 from app.engine.loop import Engine, Job, Loaded, Result
 from app.engine.messages import (
+    Begun,
     FromEngine,
     FromFrontEnd,
     Load,
@@ -100,6 +102,7 @@ class FakeBackend:
     limits: Limits = ONE_STREAM
     load_error: BaseException | None = None
     poisoned: set[int] = field(default_factory=set)
+    most_at_once: int = 1_000_000  # images that fit into memory
     unsure: set[int] = field(default_factory=set)
     swayed: set[int] = field(default_factory=set)
     miscounts: bool = False
@@ -131,6 +134,11 @@ class FakeBackend:
         assert self.may_answer.wait(PATIENCE_S)
         if self.poisoned & set(numbers):
             raise RuntimeError("poisoned")
+        if len(jobs) > self.most_at_once:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: not enough memory: "
+                "you tried to allocate 4294967296 bytes."
+            )
         results = [self._result(job) for job in jobs]
         return results[1:] if self.miscounts else results
 
@@ -213,6 +221,7 @@ class Peer:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(address)
+        self.begun: list[list[int]] = []
 
     def __enter__(self) -> "Peer":
         return self
@@ -228,10 +237,14 @@ class Peer:
         self.send(encode(message), *frames)
 
     def hear(self) -> FromEngine:
-        """The next message of the engine that is not about its load."""
-        while isinstance(message := self.hear_any(), Load):
-            pass
-        return message
+        """The next message of the engine that is not about its load; what it says of images that it has begun
+        is kept in ``begun``."""
+        while True:
+            message = self.hear_any()
+            if isinstance(message, Begun):
+                self.begun.append(message.ids)
+            elif not isinstance(message, Load):
+                return message
 
     def hear_any(self) -> FromEngine:
         """The next message of the engine."""
@@ -254,9 +267,9 @@ class Peer:
 
 
 @asynccontextmanager
-async def connected(*addresses: str) -> AsyncIterator[EngineClient]:
+async def connected(*addresses: str, **options: Any) -> AsyncIterator[EngineClient]:
     """A client of these engines, started and closed."""
-    client = EngineClient(addresses)
+    client = EngineClient(addresses, **options)
     await client.start()
     try:
         yield client
@@ -265,9 +278,9 @@ async def connected(*addresses: str) -> AsyncIterator[EngineClient]:
 
 
 @asynccontextmanager
-async def ready_client(*addresses: str) -> AsyncIterator[EngineClient]:
+async def ready_client(*addresses: str, **options: Any) -> AsyncIterator[EngineClient]:
     """A client that has heard from all of these engines that they are ready."""
-    async with connected(*addresses) as client:
+    async with connected(*addresses, **options) as client:
         await until(lambda: all(engine["ready"] for engine in client.engines), "all engines to be ready")
         yield client
 
@@ -305,6 +318,7 @@ class ScriptedEngine:
     def __init__(self, socket: zmq.asyncio.Socket, status: Status) -> None:
         self._socket = socket
         self.status = status
+        self.mute = False
         self.submitted: asyncio.Queue[tuple[bytes, Submit, bytes]] = asyncio.Queue()
         self.heard: list[FromFrontEnd] = []
 
@@ -314,7 +328,8 @@ class ScriptedEngine:
             message = decode_from_front_end(head)
             self.heard.append(message)
             if isinstance(message, Ping):
-                await self.say(sender, self.status)
+                if not self.mute:
+                    await self.say(sender, self.status)
             elif isinstance(message, Submit):
                 self.submitted.put_nowait((sender, message, frames[0]))
 
@@ -323,6 +338,10 @@ class ScriptedEngine:
 
     async def send(self, to: bytes, *frames: bytes) -> None:
         await self._socket.send_multipart([to, *frames])
+
+    async def die(self) -> None:
+        """Be gone at once."""
+        self._socket.close(0)
 
     async def next_submit(self) -> tuple[bytes, Submit, bytes]:
         """Sender, message and pixels of the next image that is sent."""

@@ -1,17 +1,20 @@
 """The front end's link to the engines: against real ones, and against scripted ones that die on cue."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 from app.engine.client import EngineClient, Question
-from app.engine.messages import Answer, Cancel, Ping, RefusalReason, Refuse, Submit
+from app.engine.messages import Answer, Begun, Cancel, Ping, RefusalReason, Refuse, Submit
 from app.engine.scheduler import Limits
-from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, OutOfMemory, Problem, QueueFull
+from app.reports import EngineReport, write_reports
 from models.schedule import Pruning
 from tests.app.engine.rig import (
     HEIGHT,
@@ -66,14 +69,70 @@ async def pings(engine: ScriptedEngine, number: int) -> None:
 
 
 async def test_without_an_engine_nothing_is_ready(address: str) -> None:
-    """Where no engine answers, images are refused at once with a time to come back."""
-    async with connected(address) as client:
+    """Where no engine answers in time, images are refused with a time to come back."""
+    async with connected(address, patience_s=0.05) as client:
         assert client.model is None
         assert client.engines == [{"ready": False, "device": None, "images_pending": 0}]
         assert repr(client) == "<EngineClient 0 of 1 engines ready, 0 images pending>"
         with pytest.raises(NotReady) as caught:
             await client.classify(question())
         assert caught.value.retry_after_s is not None
+        with pytest.raises(NotReady):
+            await client.wait_until_ready(PATIENCE_S)
+
+
+async def test_what_comes_before_an_engine_waits_for_it(address: str) -> None:
+    """Images and callers that come while no engine is ready are served as soon as one is."""
+    async with connected(address) as client:
+        model = asyncio.create_task(client.wait_until_ready(PATIENCE_S))
+        asked = [asking(client, question(number)) for number in (2, 3)]
+        await until(lambda: "2 images pending" in repr(client), "the images to wait")
+        backend = FakeBackend()
+        with running_engine(backend, address):
+            assert await model == MODEL
+            answers = await asyncio.gather(*asked)
+    assert [answer.answer.classes[0] for answer in answers] == [2, 3]
+
+
+async def test_no_more_wait_than_may(address: str) -> None:
+    """The waiting room is bounded: what is too much is told at once to come back later."""
+    async with connected(address, most_waiting=2) as client:
+        waiting = [asking(client, question(number)) for number in (1, 2)]
+        waiting += [asyncio.create_task(client.wait_until_ready(PATIENCE_S)) for _ in range(2)]
+        await until(lambda: "2 images pending" in repr(client), "the images to wait")
+        with pytest.raises(QueueFull, match="2 images wait"):
+            await client.classify(question(3))
+        with pytest.raises(QueueFull, match="2 requests wait"):
+            await client.wait_until_ready(PATIENCE_S)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert "0 images pending" in repr(client)
+
+
+async def test_waiting_ends_where_the_supervisor_expects_no_engine(address: str, tmp_path: Path) -> None:
+    """Engines that have failed to start again and again are not waited for; the answer says why."""
+    reports = tmp_path / "engines.json"
+    write_reports(reports, [EngineReport("engine-0")])
+    async with connected(address, reports=reports) as client:
+        asked = asking(client, question())
+        waiting = asyncio.create_task(client.wait_until_ready(PATIENCE_S))
+        await until(lambda: "1 images pending" in repr(client), "the image to wait")
+        assert client.trouble is None
+        write_reports(
+            reports, [EngineReport("engine-0", 5, "OSError: no disk", time.time() + 60, given_up=True)]
+        )
+        words = "engine-0 failed to start 5 times in a row, the last time with: OSError: no disk"
+        for task in (asked, waiting, asking(client, question())):
+            with pytest.raises(NotReady, match=words) as caught:
+                await task
+            assert caught.value.retry_after_s is not None
+            assert 30 < caught.value.retry_after_s <= 60
+        assert client.trouble is not None
+        with running_engine(FakeBackend(), address):
+            await until(lambda: client.model is not None, "the engine to be ready")
+            assert client.trouble is None
+            await client.classify(question())
 
 
 async def test_an_engine_that_comes_up_later_is_found(address: str) -> None:
@@ -87,7 +146,7 @@ async def test_an_engine_that_comes_up_later_is_found(address: str) -> None:
 
 async def test_an_engine_that_loads_is_not_ready(address: str) -> None:
     """An engine that answers, but has no model yet, is asked nothing."""
-    async with scripted_engine(address) as engine, connected(address) as client:
+    async with scripted_engine(address) as engine, connected(address, patience_s=0.05) as client:
         engine.status = msgspec.structs.replace(engine.status, model=None)
         await pings(engine, 2)
         assert client.model is None
@@ -96,14 +155,33 @@ async def test_an_engine_that_loads_is_not_ready(address: str) -> None:
         assert engine.submitted.empty()
 
 
-async def test_a_silent_engine_is_not_ready_any_more(address: str) -> None:
-    """An engine that has gone is not called ready because it once was."""
+async def test_an_engine_that_has_gone_is_not_ready_any_more(address: str) -> None:
+    """An engine is not called ready because it once was."""
     async with AsyncExitStack() as stack:
         async with scripted_engine(address):
-            client = await stack.enter_async_context(ready_client(address))
-        await until(lambda: client.model is None, "the silence to be noticed")
+            client = await stack.enter_async_context(ready_client(address, patience_s=0.05))
+        await until(lambda: client.model is None, "the loss to be noticed")
         with pytest.raises(NotReady):
             await client.classify(question())
+
+
+async def test_a_silent_engine_is_sent_nothing_until_it_speaks_again(address: str) -> None:
+    """An engine that lives but says nothing (stopped, or starved) is not ready; what came meanwhile is sent
+    to it once it is there again, and what it had stays with it."""
+    async with scripted_engine(address) as engine, ready_client(address) as client:
+        first = asking(client, question(1))
+        sender, submit, _ = await engine.next_submit()
+        engine.mute = True
+        await until(lambda: client.model is None, "the silence to be noticed")
+        second = asking(client, question(2))
+        await pings(engine, 2)
+        assert engine.submitted.empty()
+        engine.mute = False
+        _, later, frame = await engine.next_submit()
+        assert frame == pixels(2)
+        for one in (submit, later):
+            await engine.say(sender, answer_to(one))
+        await asyncio.gather(first, second)
 
 
 async def test_repr_is_a_status_line(address: str) -> None:
@@ -192,8 +270,8 @@ async def test_nonsense_and_strays_from_an_engine_are_passed_over(
     ("reason", "problem", "retry_after_s"),
     [
         ("queue-full", QueueFull, 2.5),
-        ("not-ready", NotReady, 2.5),
         ("deadline-passed", DeadlinePassed, None),
+        ("out-of-memory", OutOfMemory, 2.5),
         ("engine-fault", InternalFault, None),
     ],
 )
@@ -338,23 +416,92 @@ async def test_a_successor_that_still_loads_is_sent_nothing_yet(address: str) ->
         await asked
 
 
-async def test_an_image_that_two_engines_died_with_is_given_up(address: str) -> None:
+async def test_an_image_that_two_engines_died_computing_is_given_up(address: str) -> None:
     """An image that may be what kills engines is not given a third; others are asked on."""
     async with AsyncExitStack() as stack:
         async with scripted_engine(address, "one") as dying:
             client = await stack.enter_async_context(ready_client(address))
             asked = asking(client, question())
-            await dying.next_submit()
+            await begin(dying, 1)
         async with scripted_engine(address, "two") as dying:
-            await dying.next_submit()
+            await begin(dying, 1)
         third = await stack.enter_async_context(scripted_engine(address, "three"))
-        with pytest.raises(EngineLost, match="2 engines died"):
+        with pytest.raises(EngineLost, match="2 engines died") as caught:
             await asked
+        assert (caught.value.status, caught.value.retry_after_s) == (500, None)
         assert third.submitted.empty()
         asked = asking(client, question())
         sender, submit, _ = await third.next_submit()
         await third.say(sender, answer_to(submit))
         await asked
+
+
+async def test_waiting_in_an_engine_that_dies_is_no_ground_for_suspicion(address: str) -> None:
+    """Images that no engine had begun to compute are sent on, however many engines die."""
+    async with AsyncExitStack() as stack:
+        async with scripted_engine(address, "0") as dying:
+            client = await stack.enter_async_context(ready_client(address))
+            asked = asking(client, question())
+            await dying.next_submit()
+        for incarnation in ("1", "2", "3"):
+            async with scripted_engine(address, incarnation) as dying:
+                await dying.next_submit()
+        last = await stack.enter_async_context(scripted_engine(address, "last"))
+        sender, submit, _ = await last.next_submit()
+        await last.say(sender, answer_to(submit))
+        await asked
+
+
+async def test_only_the_image_at_fault_is_given_up(address: str) -> None:
+    """Of a batch that an engine died with, each image is tried alone, before any other: the one at fault
+    takes nobody with it."""
+    async with AsyncExitStack() as stack:
+        async with scripted_engine(address, "one") as dying:
+            client = await stack.enter_async_context(ready_client(address))
+            asked = [asking(client, question(number)) for number in (1, 2, 3, 4)]
+            await begin(dying, 3)  # the fourth waits in the engine
+        async with scripted_engine(address, "two") as dying:
+            sender, first, frame = await dying.next_submit()
+            assert frame == pixels(1)
+            await pings(dying, 2)
+            assert dying.submitted.empty(), "it is alone"
+            await dying.say(sender, Begun([first.id]))
+            await dying.say(sender, answer_to(first))
+            await asked[0]
+            assert (await begin(dying, 1)) == [pixels(2)]  # this one is at fault
+            await pings(dying, 2)
+            assert dying.submitted.empty()
+        last = await stack.enter_async_context(scripted_engine(address, "three"))
+        with pytest.raises(EngineLost):
+            await asked[1]
+        for number in (3, 4):
+            sender, submit, frame = await last.next_submit()
+            assert frame == pixels(number)
+            await last.say(sender, answer_to(submit))
+        await asyncio.gather(*asked[2:])
+
+
+async def begin(engine: ScriptedEngine, number: int) -> list[bytes]:
+    """Have the engine say that it computes the next images, and wait until that has been heard; their
+    pixels."""
+    submits = [await engine.next_submit() for _ in range(number)]
+    await engine.say(submits[0][0], Begun([submit.id for _, submit, _ in submits]))
+    await pings(engine, 2)  # the status that answers the first comes after
+    return [frame for _, _, frame in submits]
+
+
+async def test_what_one_engine_took_with_it_goes_to_another(
+    two: "tuple[EngineClient, ScriptedEngine, ScriptedEngine]", address: str
+) -> None:
+    """Where several engines serve, nobody waits for the successor of the one that died."""
+    client, one, other = two
+    asked = asking(client, question(5))
+    await one.next_submit()
+    await one.die()
+    sender, submit, frame = await other.next_submit()
+    assert frame == pixels(5)
+    await other.say(sender, answer_to(submit))
+    await asked
 
 
 # Several engines.

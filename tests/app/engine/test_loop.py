@@ -96,6 +96,27 @@ async def test_stop_finishes_what_was_accepted(address: str) -> None:
         assert await asyncio.to_thread(running.ended)
 
 
+def test_front_ends_hear_which_of_their_images_are_being_computed(address: str) -> None:
+    """Each hears of its own images, before their answers."""
+    backend = FakeBackend(ONE_STREAM)
+    with running_engine(backend, address), Peer(address) as peer, Peer(address) as other:
+        peer.wait_until_ready()
+        other.wait_until_ready()
+        backend.may_answer.clear()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        for number in (2, 3):
+            peer.say(submit(number), pixels(number))
+        peer.status()  # it has both
+        other.say(submit(4), pixels(4))
+        other.status()
+        backend.may_answer.set()
+        assert [peer.hear().id for _ in range(3)] == [1, 2, 3]  # type: ignore[union-attr]
+        assert other.hear().id == 4  # type: ignore[union-attr]
+        assert peer.begun == [[1], [2, 3]]
+        assert other.begun == [[4]]
+
+
 def test_every_start_is_another_incarnation(address: str) -> None:
     """Front ends can tell a restarted engine from the one before it."""
     incarnations = set()

@@ -15,6 +15,7 @@ from setproctitle import getproctitle, setproctitle
 from app.engine.messages import Answer, ModelInfo
 from app.engine.process import EngineArgs, run
 from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
+from app.pulse import Pulse
 from app.settings import Settings
 from models import device
 from models.cascade import Cascade
@@ -89,7 +90,9 @@ def model_served(settings: Settings, address: str) -> ModelInfo:
         return asked.result()
 
 
-def test_an_image_is_answered_by_the_real_network_until_sigterm(address: str, checkpoint: Path) -> None:
+def test_an_image_is_answered_by_the_real_network_until_sigterm(
+    address: str, checkpoint: Path, tmp_path: Path
+) -> None:
     """The process started as the supervisor does it loads, answers, and ends with 0 on SIGTERM."""
     environment = {
         **os.environ,
@@ -98,7 +101,11 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(address: str, ch
         "TRIMVIT_ENGINE_INDEX": "0",
         "TRIMVIT_ENGINE_DEVICE": "cpu",
         "TRIMVIT_ENGINE_ADDRESS": address,
+        "TRIMVIT_ENGINE_SHARING": "1",
+        "TRIMVIT_ENGINE_PULSE": str(tmp_path / "pulse"),
+        "TRIMVIT_ENGINE_REASON": str(tmp_path / "reason"),
     }
+    pulse = Pulse.made_at(tmp_path / "pulse")
     with subprocess.Popen([sys.executable, "-m", "app.engine.process"], env=environment) as process:
         try:
             with Peer(address) as peer:
@@ -117,6 +124,7 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(address: str, ch
             assert [answer.kept_counts for answer in sound] == [(3,), (3,), (3,), (6,), (1,)]
             assert [answer.runs for answer in sound] == [1, 1, 1, 2, 1]
             assert [answer.keep_ratio for answer in sound] == [0.5, 0.5, 0.5, 1.0, 1 / 6]
+            assert pulse.read().ready, "the supervisor sees that it is ready"
             drop, fuse, merge, twice, mass = (answer.compute for answer in sound)
             assert mass < drop == merge < fuse < 1 < twice
             process.send_signal(signal.SIGTERM)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from app import logs
 from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
 from app.http.schemas import ClassifyResponse
 from app.images import ImageLimits, decode
@@ -316,7 +317,7 @@ def test_each_image_has_the_mask_it_asked_for(classify: Classify) -> None:
     [
         (QueueFull("the engine's queue is full", retry_after_s=1.2), 429, "2"),
         (NotReady("no engine is ready", retry_after_s=0.1), 503, "1"),
-        (EngineLost("2 engines died while they had this image"), 503, None),
+        (EngineLost("2 engines died while they computed this image"), 500, None),
         (DeadlinePassed("no answer within the deadline of 50 ms"), 504, None),
         (InternalFault("the engine failed on the batch with this image"), 500, None),
     ],
@@ -336,27 +337,29 @@ def test_before_an_engine_is_ready_images_are_refused(classify: Classify, engine
     """503 with a time to come back, and nothing is decoded for nobody."""
     engines.model = None
     response = classify()
-    assert_problem(response, 503, "not-ready", "/readyz")
+    assert_problem(response, 503, "not-ready", "no engine became ready in time")
     assert response.headers["Retry-After"] == "1"
     assert engines.questions == []
 
 
-class HearsLater(FakeEngines):
-    """Engines of which this front end hears a few looks after another one did."""
+def test_a_request_waits_for_an_engine_as_long_as_its_shortest_deadline(
+    classify: Classify, engines: FakeEngines
+) -> None:
+    """Of several images the most urgent one says how long; without a deadline it is the default one."""
+    photograph = base64.b64encode(encoded()).decode()
+    images = [{"image": photograph, "deadline_ms": 9000}, {"image": photograph, "deadline_ms": 7000}]
+    assert classify(json={"images": images}).status_code == 200
+    assert classify().status_code == 200
+    assert engines.waits_s == [7.0, 30.0]
 
-    looks = 0
 
-    def __getattribute__(self, name: str) -> object:
-        if name != "model":
-            return super().__getattribute__(name)
-        self.looks += 1
-        return MODEL if self.looks > 3 else None
-
-
-def test_a_front_end_that_hears_of_the_engine_a_moment_later_waits_for_it() -> None:
-    """A client that one front end told of readiness is not sent away by the next."""
-    with TestClient(create_app(Settings(), HearsLater())) as client:
-        assert client.post("/v1/classify", content=encoded()).status_code == 200
+def test_the_time_waited_for_an_engine_counts_toward_the_deadline(
+    classify: Classify, engines: FakeEngines
+) -> None:
+    """The engines are told the time that is left."""
+    engines.ready_after_s = 0.05
+    assert classify(params={"deadline_ms": 9000}).status_code == 200
+    assert engines.questions[0].deadline_s < 9.0 - 0.05
 
 
 def test_a_deadline_that_decoding_takes_up_is_passed(classify: Classify, engines: FakeEngines) -> None:
@@ -389,12 +392,13 @@ def test_an_unforeseen_fault_is_a_500_with_the_request_id_and_a_traceback_in_the
 ) -> None:
     """A bug of ours is told with the id to look for, without its innards, which are in the log."""
     engines.fails = {None: KeyError("secret innards")}
+    caplog.handler.setFormatter(logs._Text("http 0"))
     with caplog.at_level(logging.ERROR):
         response = classify(headers={"X-Request-ID": "trace-4711"})
     document = assert_problem(response, 500, "internal-fault", "trace-4711")
     assert "secret" not in document.detail
     assert response.headers["X-Request-ID"] == "trace-4711"
-    assert "request trace-4711 failed" in caplog.text
+    assert "a request failed [trace-4711]" in caplog.text
     assert "Traceback" in caplog.text
     assert "secret innards" in caplog.text
 

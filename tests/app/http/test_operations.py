@@ -23,6 +23,7 @@ def test_readyz_is_200_once_an_engine_is_ready(client: TestClient) -> None:
     Readiness.model_validate_json(response.content, strict=True)
     assert response.json() == {
         "status": "ready",
+        "reason": None,
         "engines": [{"ready": True, "device": "cpu:0", "images_pending": 0}],
     }
 

@@ -1,0 +1,197 @@
+"""Connections within bounds: how many, how long one may be idle, send a head, or read its answer.
+
+uvicorn's protocol has a time limit between requests only, and its parser takes headers without end. This
+adds the rest, and stops without dropping what was accepted.
+"""
+
+import asyncio
+import json
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app import metrics
+from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
+from app.http.problems import MEDIA_TYPE
+from app.http.traffic import Traffic
+
+MOST_HEAD_BYTES = 64 * 1024
+# Chunks of one byte come with five bytes of framing; who sends more beside a body sends no body.
+_FRAMING = 8
+_LINGER_S = 5.0
+_STOPPED_AFTER_TICKS = 3  # without a request, a tenth of a second each
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, with bounds. The limits are set by `bounded`."""
+
+    max_connections = 10_000
+    head_timeout_s = 20.0
+    write_timeout_s = 30.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._in_head = False
+        self._in_message = False
+        self._beside_body = 0  # bytes of this request that were not its body
+        self._body = 0
+
+    # --- the transport ------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse it where there are too many; else it has a while to send a request."""
+        if hasattr(transport, "max_size"):  # what asyncio reads at once, 256 KiB: too much for a head
+            transport.max_size = MOST_HEAD_BYTES
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # whatever waits for the client to read has its time
+        if len(self.connections) > self.max_connections:
+            self._refuse(
+                Overloaded(f"there are more than {self.max_connections} connections", retry_after_s=1.0)
+            )
+        else:
+            self._arm(self.head_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget its timers."""
+        self._disarm()
+        self._stop_write_timer()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, unless the head has grown too large."""
+        if self.transport.is_closing():
+            return
+        self._beside_body += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
+            if self._idle():
+                self._refuse(HeadersTooLarge(f"a request's head may have at most {MOST_HEAD_BYTES} bytes"))
+            else:  # trailers without end, behind a body or behind a request that is being answered
+                self.transport.abort()
+        elif self._timer is None and self.timeout_keep_alive_task is None and self._idle():
+            self._arm(self.head_timeout_s)  # line ends between requests are no request
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than its answer is written: it has a while."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    # --- the parser ---------------------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        """A request's first byte: its head has a while to come."""
+        super().on_message_begin()
+        self._in_head = self._in_message = True
+        self._beside_body = self._body = 0
+        self._arm(self.head_timeout_s)
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._in_head = False
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Part of the body."""
+        self._body += len(body)
+        self._beside_body = max(0, self._beside_body - len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The whole request is there. Where it was answered before, the connection is idle now."""
+        self._in_message = False
+        if self._idle():
+            self._arm(self.timeout_keep_alive)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is out. Where its request is not all there, what still comes is read for a while and
+        thrown away: closed at once, the client might never see the answer."""
+        super().on_response_complete()
+        if self._in_message and not self._in_head and self._idle():
+            self._unset_keepalive_if_required()
+            self._arm(_LINGER_S)
+
+    # --- timers -------------------------------------------------------------------------------------
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, self._time_is_up)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if not self._idle():  # the head of a request that was sent behind one that is being answered
+            self._arm(self.head_timeout_s)
+        elif self._in_head:
+            self._refuse(TooSlow(f"the request's head did not come within {self.head_timeout_s:g} s"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer without a request, and close."""
+        metrics.REFUSALS.labels(problem.slug).inc()
+        body = json.dumps(problem.to_dict()).encode()
+        headers = {
+            "Content-Type": MEDIA_TYPE,
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **problem.headers(),
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        self.transport.write(STATUS_LINE[problem.status] + head + b"\r\n" + body)
+        self.transport.close()
+
+
+def bounded(max_connections: int, head_timeout_s: float, write_timeout_s: float) -> type[Connection]:
+    """The protocol class with these limits, for uvicorn.Config's ``http``."""
+    limits = {
+        "max_connections": max_connections,
+        "head_timeout_s": head_timeout_s,
+        "write_timeout_s": write_timeout_s,
+    }
+    return type("BoundedConnection", (Connection,), limits)
+
+
+class Server(uvicorn.Server):
+    """Stops in order: on a signal it refuses new requests, in words, and ends once the others are
+    answered."""
+
+    def __init__(self, config: uvicorn.Config, traffic: Traffic) -> None:
+        super().__init__(config)
+        self._traffic = traffic
+        self._quiet_ticks = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to stop. How long that may take is the supervisor's to say."""
+        self._traffic.stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: nothing has been under way for a moment."""
+        self._quiet_ticks = 0 if self._traffic.requests else self._quiet_ticks + 1
+        if self._traffic.stopping and self._quiet_ticks >= _STOPPED_AFTER_TICKS:
+            self.should_exit = True
+        return await super().on_tick(counter)

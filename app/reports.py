@@ -1,0 +1,70 @@
+"""What the supervisor tells the front ends of its engines: a small file in their private folder.
+
+Engines speak for themselves while they live. This is for those that do not come up.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+MOST_REASON_CHARACTERS = 500
+
+
+class EngineReport(msgspec.Struct, frozen=True):
+    """One engine's failed starts in a row. ``reason``: why the last one failed; ``next_try``: when the next
+    one is made, in seconds since 1970; ``given_up``: whether starts are made slowly now."""
+
+    name: str
+    failed_starts: int = 0
+    reason: str = ""
+    next_try: float = 0.0
+    given_up: bool = False
+
+
+_decoder = msgspec.json.Decoder(tuple[EngineReport, ...])
+
+
+def write_reports(path: Path, reports: Sequence[EngineReport]) -> None:
+    """Replace the file at once, so that nobody reads half of it."""
+    new = path.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(reports))
+    new.replace(path)
+
+
+def read_reports(path: Path) -> tuple[EngineReport, ...]:
+    """The engines' reports; none before the supervisor has written any."""
+    try:
+        return _decoder.decode(path.read_bytes())
+    except FileNotFoundError:
+        return ()
+
+
+def trouble(reports: Sequence[EngineReport]) -> tuple[str, float] | None:
+    """Where every engine has been given up: why, in words, and the seconds until one is tried again."""
+    if not reports or not all(report.given_up for report in reports):
+        return None
+    soonest = min(reports, key=lambda report: report.next_try)
+    wait_s = max(1.0, soonest.next_try - time.time())
+    return (
+        f"{soonest.name} failed to start {soonest.failed_starts} times in a row, the last time with: "
+        f"{soonest.reason}; it is tried again in {wait_s:.0f} s",
+        wait_s,
+    )
+
+
+def tell_reason(path: Path, error: BaseException) -> None:
+    """Leave word for the supervisor, in one line, of why this process cannot go on."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    path.write_text(text[:MOST_REASON_CHARACTERS])
+
+
+def take_reason(path: Path) -> str | None:
+    """The word that a process left, which is taken away; None where it left none."""
+    try:
+        text = path.read_text(errors="replace")
+        path.unlink()
+    except FileNotFoundError:
+        return None
+    return text or None

@@ -1,0 +1,33 @@
+"""When a process that ended is started again. Pure policy: no clock, no processes."""
+
+from dataclasses import dataclass
+
+# From start to start, by how many lives in a row were short: the first death costs no waiting.
+_SPACING_S = (0.0, 1.0, 2.0, 5.0, 10.0)
+_SHORT_S = 10.0
+STARTS_BEFORE_GIVING_UP = 5
+
+
+@dataclass(slots=True)
+class Restarts:
+    """One process's record. ``slow_s``: seconds between starts once several in a row have failed."""
+
+    slow_s: float
+    failed_starts: int = 0
+    _short_lives: int = 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether so many starts have failed in a row that it is started slowly now."""
+        return self.failed_starts >= STARTS_BEFORE_GIVING_UP
+
+    def came_up(self) -> None:
+        """It is ready."""
+        self.failed_starts = 0
+
+    def ended(self, lived_s: float, *, was_ready: bool) -> float:
+        """It has ended; the seconds to wait before the next start."""
+        self.failed_starts = 0 if was_ready else self.failed_starts + 1
+        pause_s = max(0.0, _SPACING_S[min(self._short_lives, len(_SPACING_S) - 1)] - lived_s)
+        self._short_lives = self._short_lives + 1 if lived_s < _SHORT_S else 0
+        return self.slow_s if self.given_up else pause_s

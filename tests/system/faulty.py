@@ -1,0 +1,122 @@
+"""`trimvit` with engines that do as the images and a folder say: die, hang, fail to load. They are real
+processes that compute nothing, so they are there in a moment. Run as `python -m tests.system.faulty`."""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from tests.system.server import Server, running_server
+
+FOLDER_VARIABLE = "TRIMVIT_TEST_FAULTS"
+FAIL_TO_LOAD = "fail-to-load"  # a file of this name in the folder
+SECONDS_PER_BATCH = "seconds-per-batch"  # a file that holds the number
+PROGRAM = (sys.executable, "-m", "tests.system.faulty")
+
+# Images are known by their colour.
+HARMLESS, KILLS, HANGS, HOLDS_THE_LOCK, TOO_LARGE = (
+    (9, 9, 9),
+    (250, 0, 0),
+    (0, 250, 0),
+    (0, 0, 250),
+    (250, 250, 0),
+)
+
+
+def picture(colour: tuple[int, int, int] = HARMLESS) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (35, 21), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def faulty_server(folder: Path, *flags: str, seconds_per_batch: float = 0.0) -> Iterator[Server]:
+    """A server whose engines look into ``folder`` for what they are to do."""
+    (folder / SECONDS_PER_BATCH).write_text(str(seconds_per_batch))
+    before = os.environ.get(FOLDER_VARIABLE)
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    try:
+        with running_server(folder, *flags, program=PROGRAM) as server:
+            yield server
+    finally:
+        if before is None:
+            del os.environ[FOLDER_VARIABLE]
+        else:
+            os.environ[FOLDER_VARIABLE] = before
+
+
+def engine() -> None:
+    """What the supervisor starts in place of app.engine.process."""
+    import ctypes
+    import signal
+
+    from setproctitle import setproctitle
+
+    from app.engine.loop import Engine, Job, Loaded, Result
+    from app.engine.scheduler import Limits
+    from app.lifeline import die_with_parent
+    from app.logs import configure_logging
+    from app.pulse import Pulse
+    from app.reports import tell_reason
+    from app.settings import Settings
+    from tests.app.engine.rig import FakeBackend
+    from tests.app.fakes import MODEL
+
+    folder = Path(os.environ[FOLDER_VARIABLE])
+
+    class OutOfMemoryError(RuntimeError):
+        """Named as torch's."""
+
+    class Faulty(FakeBackend):
+        def load(self) -> Loaded:
+            if (folder / FAIL_TO_LOAD).exists():
+                raise RuntimeError("told to fail")
+            limits = Limits(batch_tokens=100, queue_images=settings.max_queue_images, threads=2, streams=2)
+            return Loaded(MODEL, limits)
+
+        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Result]:
+            colours = [tuple(job.pixels[:3]) for job in jobs]
+            time.sleep(float((folder / SECONDS_PER_BATCH).read_text()))
+            if KILLS in colours:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if HANGS in colours:
+                time.sleep(100_000)
+            if HOLDS_THE_LOCK in colours:
+                ctypes.PyDLL(None).sleep(100_000)
+            if TOO_LARGE in colours and len(jobs) > 1:
+                raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return [self._result(job) for job in jobs]
+
+    settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
+    index = os.environ["TRIMVIT_ENGINE_INDEX"]
+    die_with_parent()
+    configure_logging(settings.log_level, f"engine {index}", settings.log_format)
+    setproctitle(f"trimvit: engine cpu:{index}")
+    running = Engine(
+        f"cpu:{index}",
+        os.environ["TRIMVIT_ENGINE_ADDRESS"],
+        Faulty(),
+        Pulse(Path(os.environ["TRIMVIT_ENGINE_PULSE"])),
+        settings.hang_after_s,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: running.stop())
+    try:
+        running.run()
+    except Exception as error:
+        tell_reason(Path(os.environ["TRIMVIT_ENGINE_REASON"]), error)
+        raise
+
+
+if __name__ == "__main__":
+    if "TRIMVIT_ENGINE_INDEX" in os.environ:
+        engine()
+    else:
+        from app import cli, supervisor
+
+        supervisor.ENGINE = "tests.system.faulty"
+        cli.main()

@@ -1,0 +1,224 @@
+"""Processes that die, hang or do not come up, with real processes: clients see latency only."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.system.faulty import (
+    FAIL_TO_LOAD,
+    HANGS,
+    HARMLESS,
+    HOLDS_THE_LOCK,
+    KILLS,
+    PROGRAM,
+    SECONDS_PER_BATCH,
+    faulty_server,
+    picture,
+)
+from tests.system.server import CLIENT, Server, is_ready, running_server, wait_until
+
+
+def classify(server: Server, colour: tuple[int, int, int] = HARMLESS, **options: object) -> httpx.Response:
+    params = {name: str(value) for name, value in options.items()}
+    return CLIENT.post(f"{server.url}/v1/classify", content=picture(colour), params=params, timeout=120)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as pool:
+        yield pool
+
+
+def engine_of(server: Server) -> psutil.Process:
+    wait_until(lambda: len(server.processes("trimvit: engine")) == 1, "an engine")
+    return server.processes("trimvit: engine")[0]
+
+
+def restarts(server: Server, process: str = "engine-0") -> float:
+    return server.metric("trimvit_restarts_total", process=process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_an_engine_that_is_killed_or_stopped_costs_time_and_no_answer(
+    tmp_path: Path, pool: ThreadPoolExecutor, number: signal.Signals
+) -> None:
+    """What was in flight and what came meanwhile is answered, once, by the next engine."""
+    with faulty_server(tmp_path, "--hang-after-s", "2", seconds_per_batch=0.05) as server:
+        before = [pool.submit(classify, server) for _ in range(32)]
+        wait_until(lambda: server.metric("trimvit_requested_keep_ratio_count") >= 16, "images in flight")
+        engine = engine_of(server)
+        engine.send_signal(number)
+        after = [pool.submit(classify, server) for _ in range(32)]
+        assert {answer.result().status_code for answer in before + after} == {200}
+        wait_until(lambda: restarts(server) == 1, "the restart to be counted")
+        assert engine_of(server).pid != engine.pid
+        assert server.metric("trimvit_images_total", outcome="answered") == 64
+        assert server.metric("trimvit_images_sent_again_total") > 0
+        if number == signal.SIGSTOP:
+            assert "engine-0 hangs and is killed: its main loop has not moved" in server.log.read_text()
+
+
+def test_only_the_image_that_kills_engines_is_refused(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    """One that kills its engine, never returns, or blocks the whole process: two engines are lost with it,
+    it is refused with a problem of its own, and its neighbours are answered."""
+    with faulty_server(tmp_path, "--hang-after-s", "1.5", seconds_per_batch=0.05) as server:
+        for number, colour in enumerate((KILLS, HANGS, HOLDS_THE_LOCK), 1):
+            neighbours = [pool.submit(classify, server) for _ in range(12)]
+            fatal = pool.submit(classify, server, colour)
+            neighbours += [pool.submit(classify, server) for _ in range(12)]
+            assert {answer.result().status_code for answer in neighbours} == {200}
+            refused = fatal.result()
+            assert refused.status_code == 500, refused.text
+            assert refused.json()["type"] == "urn:trimvit:problem:engine-lost"
+            assert "2 engines died" in refused.json()["detail"]
+            assert "Retry-After" not in refused.headers
+            wait_until(lambda: is_ready(server.url), "the next engine")
+            wait_until(lambda: restarts(server) == 2 * number, "two restarts each")  # noqa: B023
+        assert server.metric("trimvit_images_total", outcome="engine-lost") == 3
+        assert server.log.read_text().count("is killed: a batch has taken more than") == 2
+
+
+def test_while_an_engine_is_restarted_requests_wait_as_long_as_they_may(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Those with time are answered; those without are told in time, and so are probes."""
+    with faulty_server(tmp_path, "--restart-wait-s", "60") as server:
+        (tmp_path / FAIL_TO_LOAD).touch()
+        engine_of(server).kill()
+        wait_until(lambda: not is_ready(server.url), "the loss to be seen")
+        patient = [pool.submit(classify, server, deadline_ms=120_000) for _ in range(8)]
+        hurried = classify(server, deadline_ms=200)
+        assert hurried.status_code == 503
+        assert hurried.json()["type"] == "urn:trimvit:problem:not-ready"
+        assert int(hurried.headers["Retry-After"]) >= 1
+        assert CLIENT.get(f"{server.url}/livez").status_code == 200
+        assert CLIENT.get(f"{server.url}/readyz").status_code == 503
+        assert not any(answer.done() for answer in patient)
+        (tmp_path / FAIL_TO_LOAD).unlink()
+        assert {answer.result().status_code for answer in patient} == {200}
+
+
+def test_starts_that_fail_again_and_again_are_told_and_made_slowly(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    """After five in a row, /readyz, answers and the log say why, and nobody waits; an engine that comes up
+    after all serves again."""
+    with faulty_server(tmp_path, "--slow-retry-s", "3") as server:
+        (tmp_path / FAIL_TO_LOAD).touch()
+        engine_of(server).kill()
+        waiting = pool.submit(classify, server, deadline_ms=600_000)
+
+        def reason() -> str:
+            return CLIENT.get(f"{server.url}/readyz").json()["reason"] or ""
+
+        wait_until(lambda: "failed to start" in reason(), "the engine to be given up")
+        words = "times in a row, the last time with: RuntimeError: told to fail; it is tried again in"
+        assert words in reason()
+        for answer in (waiting.result(), classify(server)):
+            assert answer.status_code == 503
+            assert words in answer.json()["detail"]
+            assert int(answer.headers["Retry-After"]) >= 1
+        assert CLIENT.get(f"{server.url}/livez").status_code == 200
+        log = server.log.read_text()
+        assert "engine-0 has failed to start 5 times in a row (RuntimeError: told to fail)" in log
+        (tmp_path / FAIL_TO_LOAD).unlink()
+        wait_until(lambda: is_ready(server.url), "a slow retry to succeed")
+        assert classify(server).status_code == 200
+
+
+def test_an_http_process_that_is_killed_is_replaced_and_nothing_grows(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Its neighbour goes on, counters go on, and the metrics files stay the same ones."""
+    with faulty_server(tmp_path, "--http-workers", "2") as server:
+
+        def answered() -> int:
+            """Asks on a connection of its own until an answer comes: a killed process takes its clients'
+            connections with it."""
+            while True:
+                try:
+                    return classify(server).status_code
+                except httpx.TransportError:
+                    time.sleep(0.01)
+
+        def files() -> set[str]:
+            descriptors = Path(f"/proc/{server.supervisor.pid}/fd").iterdir()
+            (folder,) = {
+                target.parent for target in map(Path.readlink, descriptors) if target.parent.name == "metrics"
+            }
+            return {file.name for file in folder.iterdir()}
+
+        assert [answered() for _ in range(8)] == [200] * 8
+        wait_until(lambda: server.metric("trimvit_images_total", outcome="answered") == 8, "the count")
+        before = files()
+        for number in (1, 2, 3):
+            answers = [pool.submit(answered) for _ in range(8)]
+            server.processes("trimvit: http 1")[0].kill()
+            assert {answer.result() for answer in answers} == {200}
+            wait_until(lambda: restarts(server, "http-1") == number, "the restart")  # noqa: B023
+            wait_until(lambda: len(server.processes("trimvit: http")) == 2, "two HTTP processes")
+        count = server.metric("trimvit_images_total", outcome="answered")
+        assert 8 + 24 <= count <= 8 + 24 + 3 * 8  # of those whose answer was lost, some had been counted
+        assert files() == before
+
+
+def test_a_killed_supervisor_leaves_no_orphan_and_its_port_free(tmp_path: Path) -> None:
+    """kill -9 of the supervisor ends all its processes; the next start has the same port."""
+    with faulty_server(tmp_path, "--engines", "2", "--http-workers", "2") as server:
+        children = psutil.Process(server.supervisor.pid).children(recursive=True)
+        assert len(children) == 4
+        server.supervisor.kill()
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert alive == []
+        again = tmp_path / "again"
+        again.mkdir()
+        (again / SECONDS_PER_BATCH).write_text("0")
+        port = int(server.url.rpartition(":")[2])
+        with running_server(again, program=PROGRAM, port=port) as successor:
+            assert successor.url == server.url
+            assert classify(successor).status_code == 200
+
+
+@pytest.mark.parametrize("ending", ["a second SIGTERM", "the end of the grace time"])
+def test_what_does_not_finish_is_ended(tmp_path: Path, pool: ThreadPoolExecutor, ending: str) -> None:
+    """An engine that never answers does not keep the server from ending, which then says that it failed."""
+    grace = "1" if ending == "the end of the grace time" else "600"
+    with faulty_server(tmp_path, "--shutdown-grace-s", grace, "--hang-after-s", "600") as server:
+        children = psutil.Process(server.supervisor.pid).children(recursive=True)
+
+        def lost() -> bool:
+            try:
+                return classify(server, HANGS).status_code >= 500
+            except httpx.TransportError:
+                return True
+
+        asked = pool.submit(lost)
+        wait_until(lambda: server.metric("trimvit_requested_keep_ratio_count") == 1, "the request")
+        server.supervisor.terminate()
+        if ending == "a second SIGTERM":
+            wait_until(lambda: "finishing what was accepted" in server.log.read_text(), "the drain")
+            assert server.supervisor.poll() is None
+            server.supervisor.terminate()
+        assert server.supervisor.wait(60) == 1
+        assert asked.result()
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert alive == []
+
+
+def test_engines_are_replaced_while_the_server_drains(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    """An engine that dies after SIGTERM does not take with it what was accepted before."""
+    with faulty_server(tmp_path, seconds_per_batch=0.3) as server:
+        answers = [pool.submit(classify, server) for _ in range(24)]
+        wait_until(lambda: server.metric("trimvit_requested_keep_ratio_count") == 24, "the requests")
+        server.supervisor.terminate()
+        wait_until(lambda: "finishing what was accepted" in server.log.read_text(), "the drain")
+        os.kill(engine_of(server).pid, signal.SIGKILL)
+        assert {answer.result().status_code for answer in answers} == {200}
+        assert server.supervisor.wait(60) == 0
