@@ -1,0 +1,267 @@
+"""What clients notice of faults, and what a long run leaves behind. Real processes, over HTTP.
+
+    python -m benchmarks.faults kills --photographs FOLDER [--seconds 60] [--every 10] [--output FILE.json]
+    python -m benchmarks.faults soak --photographs FOLDER [--seconds 3600] [--every 10] [--output FILE.json]
+
+kills: the engine is killed (-9) every so many seconds under a load at half the capacity. Reported: requests
+by status, latencies, and whether the server answered each image once.
+soak: a mixed load (ratios, methods, several images at once, broken images, clients that go away, short
+deadlines), with memory, open files and metric files of every process sampled. Growth compares the medians of
+the first and the last fifth of the samples after a tenth for warming up.
+"""
+
+import argparse
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import psutil
+
+from app.settings import BUNDLED_MODEL
+from benchmarks import machine
+
+CLIENTS = 16
+MOST_WAITING = 512  # requests that the load generator has under way at most
+PATIENCE_S = 60.0
+
+
+class Target:
+    """A running server, asked by many threads."""
+
+    def __init__(self, supervisor: int, port: int) -> None:
+        self.supervisor = psutil.Process(supervisor)
+        self._port = port
+        self._of_thread = threading.local()
+
+    def post(self, query: str, body: bytes, *, leave_after_s: float | None = None) -> int:
+        """The status; 0 where no answer came. A client that leaves does so after that time."""
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=leave_after_s or PATIENCE_S)
+        try:
+            connection.request("POST", f"/v1/classify?{query}", body, {"Content-Type": "image/jpeg"})
+            response = connection.getresponse()
+            response.read()
+            return response.status
+        except (OSError, HTTPException):
+            return 0
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def metric(self, sample: str) -> float:
+        found = re.search(rf"^{re.escape(sample)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        return [child for child in self.supervisor.children() if " ".join(child.cmdline()).startswith(title)]
+
+    def capacity(self, photographs: list[bytes], query: str, seconds: float) -> float:
+        """Images/s with as many clients as keep it busy."""
+        until = time.perf_counter() + seconds
+
+        def ask(client: int) -> int:
+            done = 0
+            while time.perf_counter() < until:
+                done += self.post(query, photographs[(client + done) % len(photographs)]) == 200
+            return done
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            return sum(pool.map(ask, range(CLIENTS))) / seconds
+
+
+@contextmanager
+def server(model: str, *flags: str) -> Iterator[Target]:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as sink:
+            command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", model, *flags]
+            process = subprocess.Popen(command, stderr=sink)
+        try:
+            until = time.monotonic() + 300
+            while not (found := re.search(r"listening on http://[^:]+:(\d+)", log.read_text())):
+                if time.monotonic() > until or process.poll() is not None:
+                    raise RuntimeError(f"the server did not start: {log.read_text()}")
+                time.sleep(0.1)
+            target = Target(process.pid, int(found[1]))
+            while target.get("/readyz")[0] != 200:
+                if time.monotonic() > until:
+                    raise RuntimeError(f"the server did not become ready: {log.read_text()}")
+                time.sleep(0.1)
+            yield target
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, object]:
+    """Half the capacity, and kill -9 of the engine every so many seconds."""
+    with server(options.model) as target:
+        query = f"keep_ratio=0.5&deadline_ms={options.deadline_ms}"
+        capacity = target.capacity(photographs, query, options.capacity_s)
+        answered_before = target.metric('trimvit_images_total{outcome="answered"}')
+        started, killed = time.perf_counter(), 0
+        outcomes: list[tuple[int, float]] = []
+
+        def ask(number: int) -> None:
+            sent = time.perf_counter()
+            status = target.post(query, photographs[number % len(photographs)])
+            outcomes.append((status, time.perf_counter() - sent))
+
+        with ThreadPoolExecutor(MOST_WAITING) as pool:
+            number = 0
+            while (now := time.perf_counter() - started) < options.seconds:
+                if now > (killed + 1) * options.every:
+                    for engine in target.processes("trimvit: engine"):
+                        engine.kill()
+                    killed += 1
+                pool.submit(ask, number)
+                number += 1
+                time.sleep(max(0.0, started + number / (capacity / 2) - time.perf_counter()))
+        statuses = Counter(status for status, _ in outcomes)
+        latencies = sorted(seconds for status, seconds in outcomes if status == 200)
+        answered = target.metric('trimvit_images_total{outcome="answered"}') - answered_before
+        return {
+            "capacity_images_per_s": round(capacity, 1),
+            "requests": len(outcomes),
+            "kills": killed,
+            "restarts": target.metric('trimvit_restarts_total{process="engine-0"}'),
+            "deadline_ms": options.deadline_ms,
+            "by_status": {str(status): count for status, count in sorted(statuses.items())},
+            "images_sent_again": target.metric("trimvit_images_sent_again_total"),
+            "answered_by_the_server_less_received": answered - statuses[200],
+            "latency_s": {
+                name: round(latencies[min(len(latencies) - 1, int(share * len(latencies)))], 3)
+                for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
+            },
+        }
+
+
+def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, object]:
+    """A mixed load, and what every process holds meanwhile."""
+    with server(options.model, "--http-workers", "2") as target:
+        capacity = target.capacity(photographs, "keep_ratio=0.5", options.capacity_s)
+        started = time.perf_counter()
+        statuses: Counter[int] = Counter()
+        samples: dict[str, list[dict[str, float]]] = defaultdict(list)
+
+        def ask(number: int) -> None:
+            draw = random.Random(number)
+            photograph = photographs[number % len(photographs)]
+            match draw.choices(("usual", "broken", "hurried", "gone"), (90, 4, 3, 3))[0]:
+                case "broken":
+                    statuses[target.post("", photograph[: draw.randrange(len(photograph))])] += 1
+                case "hurried":
+                    statuses[target.post(f"deadline_ms={draw.randint(1, 50)}", photograph)] += 1
+                case "gone":
+                    target.post("", photograph, leave_after_s=draw.uniform(0.001, 0.05))
+                    statuses[-1] += 1
+                case _:
+                    method = draw.choice(
+                        ("", "&criterion=mad", "&reducer=fuse", "&reducer=merge", "&mask=png")
+                    )
+                    ratio = draw.choice((0.3, 0.5, 0.7, 0.9, 1.0))
+                    statuses[target.post(f"keep_ratio={ratio}{method}", photograph)] += 1
+
+        def sample() -> None:
+            target.metric("trimvit_engine_up")  # a scrape, as Prometheus makes them
+            for process in (target.supervisor, *target.supervisor.children()):
+                title = " ".join(process.cmdline()) or str(process.pid)
+                with process.oneshot():
+                    samples[title].append(
+                        {
+                            "mib": process.memory_info().rss / 2**20,
+                            "files": process.num_fds(),
+                            "threads": process.num_threads(),
+                        }
+                    )
+            samples["metric files"].append({"files": len(_metric_files(target.supervisor))})
+
+        with ThreadPoolExecutor(MOST_WAITING) as pool:
+            number, sampled = 0, 0
+            while (now := time.perf_counter() - started) < options.seconds:
+                if now > sampled * options.every:
+                    sample()
+                    sampled += 1
+                pool.submit(ask, number)
+                number += 1
+                time.sleep(max(0.0, started + number / (capacity / 2) - time.perf_counter()))
+        return {
+            "capacity_images_per_s": round(capacity, 1),
+            "requests": number,
+            "by_status": {str(status): count for status, count in sorted(statuses.items())},
+            "restarts": target.metric('trimvit_restarts_total{process="engine-0"}'),
+            "samples": sampled,
+            "growth": {name: _growth(rows) for name, rows in samples.items()},
+        }
+
+
+def _metric_files(supervisor: psutil.Process) -> list[Path]:
+    """What lies in the folder of the metrics, found by the file that the supervisor has open there."""
+    for file in supervisor.open_files():
+        if (folder := Path(file.path).parent).name == "metrics":
+            return list(folder.iterdir())
+    return []
+
+
+def _growth(rows: list[dict[str, float]]) -> dict[str, object]:
+    """Of each quantity: the medians of the first and the last fifth, and the change in percent."""
+    settled = rows[len(rows) // 10 :]
+    part = max(1, len(settled) // 5)
+    result: dict[str, object] = {}
+    for name in rows[0]:
+        first, last = (
+            statistics.median(row[name] for row in some) for some in (settled[:part], settled[-part:])
+        )
+        result[name] = {
+            "first": round(first, 1),
+            "last": round(last, 1),
+            "change_%": round(100 * (last / first - 1), 2) if first else None,
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("kills", "soak"))
+    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("--model", default=BUNDLED_MODEL)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--every", type=float, default=10.0)
+    parser.add_argument("--deadline-ms", type=int, default=30_000)
+    parser.add_argument("--capacity-s", type=float, default=10.0, help="time to find out the capacity")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if options.seconds is None:
+        options.seconds = 60.0 if options.what == "kills" else 3600.0
+    photographs = [path.read_bytes() for path in sorted(options.photographs.glob("*.[jJ][pP]*"))]
+    run = kills if options.what == "kills" else soak
+    result = {"machine": machine.describe(), options.what: run(options, photographs)}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
