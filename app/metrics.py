@@ -149,8 +149,9 @@ RESTARTS = Counter("trimvit_restarts", "Processes started again after they died.
 def engine_ended(engine: str) -> None:
     """Say that an engine's process has ended, and with it what it held: its own last word would stand until
     its successor has loaded."""
-    for gauge in (ENGINE_UP, QUEUE_IMAGES, QUEUE_TOKENS, DEVICE_MEMORY):
+    for gauge in (ENGINE_UP, QUEUE_IMAGES, QUEUE_TOKENS, QUEUE_SECONDS, DEVICE_MEMORY):
         gauge.labels(engine).set(0)
+    BROWN_OUT.labels(engine).set(1)
 
 
 def registry() -> CollectorRegistry:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from socket import socketpair
-from typing import Protocol
+from typing import Protocol, get_args
 
 import msgspec
 import zmq
@@ -374,6 +374,8 @@ class Engine:
                 self._predict_from(self._scheduler, loaded)
                 self._budget = Budget(loaded.limits)
                 metrics.QUEUE_LIMIT.labels(self.name).set(loaded.limits.queue_images)
+                for reason in get_args(Lowered):  # there from the start, so that the first shows as a rise
+                    metrics.LOWERED.labels(reason)
                 metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
                 for index in range(loaded.limits.streams):
                     threading.Thread(target=self._stream, name=f"stream {index}", daemon=True).start()

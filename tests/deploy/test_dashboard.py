@@ -59,6 +59,7 @@ def test_rows_order_the_panels(dashboard: dict[str, Any]) -> None:
         "Latency by phase",
         "Pruning",
         "Live agreement",
+        "Overload",
         "Queue and batches",
         "Engines and processes",
     ]

@@ -47,14 +47,18 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"keep_mass": 0.8},
     {"cascade": True},
 )
-# (what is sent, status, the problem's type)
-REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
-    ({"content": b"no image"}, 422, "undecodable-image"),
-    ({"content": PHOTOGRAPHS[0], "params": {"keep_ratio": 1.5}}, 422, "invalid-value"),
-    ({"content": PHOTOGRAPHS[0], "params": {"deadline_ms": 1}}, 504, "deadline-passed"),
-    ({"content": bytes(1_000_001)}, 413, "too-large"),
-    ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "unsupported-media-type"),
-    ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "unreadable-request"),
+# (what is sent, the problem's types that it may end in, whether it is known by then what its images ask for)
+REFUSED: tuple[tuple[dict[str, Any], set[str], bool], ...] = (
+    ({"content": b"no image"}, {"undecodable-image"}, True),
+    (
+        {"content": PHOTOGRAPHS[0], "params": {"deadline_ms": 1}},
+        {"deadline-unmeetable", "deadline-passed"},
+        True,
+    ),
+    ({"content": PHOTOGRAPHS[0], "params": {"keep_ratio": 1.5}}, {"invalid-value"}, False),
+    ({"content": bytes(1_000_001)}, {"too-large"}, False),
+    ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, {"unsupported-media-type"}, False),
+    ({"content": b"{", "headers": {"Content-Type": "application/json"}}, {"unreadable-request"}, False),
 )
 ROUTE = "/v1/classify"
 
@@ -68,6 +72,9 @@ class Driven:
     before: Samples
     after: Samples = field(default_factory=dict)
     answers: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)  # (options, body)
+    refusals: Counter[tuple[str, bool]] = field(
+        default_factory=Counter
+    )  # (the problem's type, known by then)
     requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # (route, method, status)
     seconds: Counter[str] = field(default_factory=Counter)  # as their clients measured them, by route
 
@@ -114,9 +121,7 @@ class Driven:
             else keep_ratio_for(arch, stages, options["compute"], "drop")
             for options in asked
             if "keep_ratio" in options or "compute" in options
-        ] + [
-            Pruning().keep_ratio for _, _, slug in REFUSED if slug in ("undecodable-image", "deadline-passed")
-        ]
+        ] + [Pruning().keep_ratio] * sum(known for _, known in self.refusals.elements())
 
     def weights(self) -> list[int]:
         """What each image counted in its batch: the model's tokens times the compute that was foreseen."""
@@ -150,9 +155,21 @@ class Driven:
                 response = self.send("POST", ROUTE, ROUTE, params=params, content=photograph)
                 assert response.status_code == 200, response.text
                 self.answers.append((options, response.json()))
-        for request, status, slug in REFUSED:
+        for request, slugs, known in REFUSED:
             response = self.send("POST", ROUTE, ROUTE, **request)
-            assert (response.status_code, response.json()["type"]) == (status, f"urn:trimvit:problem:{slug}")
+            slug = response.json()["type"].removeprefix("urn:trimvit:problem:")
+            assert slug in slugs
+            self.refusals[slug, known] += 1
+
+    def expected_checks(self) -> Counter[tuple[str, str]]:
+        """(ratio bucket, outcome) of every pruned image, run again unpruned."""
+        labels = [result["labels"][0]["index"] for result in self.results]
+        unpruned = labels[: len(PHOTOGRAPHS)] * len(OPTIONS)  # the first that are asked for are not pruned
+        return Counter(
+            (bucket_of(result["keep_ratio"]), "agreed" if label == plain else "disagreed")
+            for result, label, plain in zip(self.results, labels, unpruned, strict=True)
+            if result["keep_ratio"] < 1
+        )
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +188,8 @@ def driven(watched: Server, calibrated: Path) -> Driven:
     for path, route, status in (("/livez", "/livez", 200), ("/nowhere", "unmatched", 404)):
         assert driven.send("GET", path, route).status_code == status
     assert driven.send("GET", ROUTE, ROUTE).status_code == 405
+    checks = driven.expected_checks().total()
+    wait_until(lambda: total(watched.samples(), "trimvit_agreement_checks_total") == checks, "the checks")
     driven.after = settled(watched)
     return driven
 
@@ -185,6 +204,14 @@ def settled(server: Server) -> Samples:
 
     wait_until(still, "the metrics to settle")
     return pages[-1]
+
+
+def labelled(page: Samples, name: str) -> list[tuple[dict[str, str], float]]:
+    return [(dict(labels), value) for (found, labels), value in page.items() if found == name]
+
+
+def total(page: Samples, name: str) -> float:
+    return sum(value for _, value in labelled(page, name))
 
 
 def counted(page: Samples) -> Samples:
@@ -239,10 +266,10 @@ def phases_take_what_the_answers_say(driven: Driven) -> None:
 @of(metrics.IMAGES)
 def each_image_counts_by_how_it_ended(driven: Driven) -> None:
     risen = {dict(labels)["outcome"]: value for labels, value in driven.rises("trimvit_images_total").items()}
-    # The others were refused before they were known to be images.
+    # The others were refused before it was known what they are.
     assert risen == {
         "answered": len(driven.answers),
-        **{slug: 1 for _, _, slug in REFUSED if slug in ("undecodable-image", "deadline-passed")},
+        **{slug: count for (slug, known), count in driven.refusals.items() if known},
     }
 
 
@@ -256,7 +283,8 @@ def each_refusal_counts_by_its_reason(driven: Driven) -> None:
     risen = {
         dict(labels)["reason"]: value for labels, value in driven.rises("trimvit_refusals_total").items()
     }
-    assert risen == {**{slug: 1 for _, _, slug in REFUSED}, "not-found": 1, "method-not-allowed": 1}
+    refused = {slug: count for (slug, _), count in driven.refusals.items()}
+    assert risen == {**refused, "not-found": 1, "method-not-allowed": 1}
 
 
 @of(metrics.APPLIED_KEEP_RATIO)
@@ -330,22 +358,40 @@ def a_batch_of_one_takes_its_images_compute(driven: Driven) -> None:
 
 @of(metrics.AGREEMENT_CHECKS)
 def every_pruned_image_is_run_again_unpruned(driven: Driven) -> None:
-    labels = [result["labels"][0]["index"] for result in driven.results]
-    unpruned = labels[: len(PHOTOGRAPHS)] * len(OPTIONS)  # the first that are asked for are not pruned
-    expected = Counter(
-        (bucket_of(result["keep_ratio"]), "agreed" if label == plain else "disagreed")
-        for result, label, plain in zip(driven.results, labels, unpruned, strict=True)
-        if result["keep_ratio"] < 1
-    )
-    assert {outcome for _, outcome in expected} == {"agreed", "disagreed"}
+    risen = {
+        (dict(found)["ratio_bucket"], dict(found)["outcome"]): value
+        for found, value in driven.rises("trimvit_agreement_checks_total").items()
+    }
+    assert risen == driven.expected_checks()
+    assert {outcome for _, outcome in risen} == {"agreed", "disagreed"}, "or the check above could not fail"
 
-    def checks() -> dict[tuple[str, str], float]:
-        driven.after = settled(driven.server)
-        risen = {tuple(sorted(found)): value for found, value in driven.rises(name).items()}
-        return {(bucket, outcome): value for ((_, outcome), (_, bucket)), value in risen.items()}
 
-    name = "trimvit_agreement_checks_total"
-    wait_until(lambda: checks() == expected, "the engine to have run them all")
+@of(metrics.PREDICTION_ERROR)
+def every_batch_was_predicted(driven: Driven) -> None:
+    assert driven.rise("trimvit_batch_prediction_error_count") == len(driven.answers)
+    assert 0 < driven.rise("trimvit_batch_prediction_error_sum") < math.inf
+
+
+@of(metrics.LOWERED)
+def nobody_was_lowered_who_did_not_allow_it(driven: Driven) -> None:
+    reasons = {labels["reason"]: value for labels, value in labelled(driven.after, "trimvit_lowered_total")}
+    assert reasons == {"brown-out": 0, "deadline": 0}  # what raises them: tests/app/engine/test_loop.py
+    assert {result["lowered"] for result in driven.results} == {None}
+
+
+@of(metrics.BROWN_OUT)
+def without_load_there_is_no_brown_out(driven: Driven) -> None:
+    assert driven.server.metric("trimvit_brown_out_ratio", engine="engine-0") == 1
+
+
+@of(metrics.QUEUE_SECONDS)
+def what_waits_is_predicted_to_take_time(driven: Driven) -> None:
+    def waiting_s() -> float:
+        return driven.server.metric("trimvit_queue_seconds", engine="engine-0")
+
+    with under_load(driven.server):
+        wait_until(lambda: waiting_s() > 0, "work to wait")
+    wait_until(lambda: waiting_s() == 0, "the queue to be empty")
 
 
 @of(metrics.QUEUE_LIMIT)
@@ -413,12 +459,17 @@ def test_a_metric_says_what_clients_saw(driven: Driven, name: str) -> None:
     CHECKS[name](driven)
 
 
+def small_picture() -> bytes:
+    """An image that is quicker to decode than to compute."""
+    small = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(small, "PNG")
+    return small.getvalue()
+
+
 @contextmanager
 def under_load(server: Server) -> Iterator[None]:
     """Requests of many images from several clients, until the block ends; all are answered."""
-    small = io.BytesIO()
-    Image.new("RGB", (64, 64), (200, 100, 50)).save(small, "PNG")  # quicker to decode than to compute
-    files = [("image", small.getvalue())] * 64
+    files = [("image", small_picture())] * 64
     ended = threading.Event()
 
     def client() -> int:
@@ -502,7 +553,7 @@ def test_every_panel_of_the_dashboard_has_data(
 def test_an_engine_that_has_died_is_down_and_holds_nothing(driven: Driven) -> None:
     """Until its successor has loaded, a dead engine's last queue and memory do not stand. The last test here:
     it ends the server's service."""
-    gauges = ("engine_up", "queue_images", "queue_tokens", "device_memory_bytes")
+    gauges = ("engine_up", "queue_images", "queue_tokens", "queue_seconds", "device_memory_bytes")
 
     def down() -> bool:
         page = driven.server.samples()
