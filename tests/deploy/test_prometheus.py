@@ -37,6 +37,7 @@ LABELS = {
     "form": ["dense", "ragged"],
     "engine": ["engine-0", "engine-1"],
     "process": ["http-0"],
+    "cause": ["slow", "died"],
 }
 EVERY_S, UNTIL_S = 15, 600
 START = 1_700_000_000
