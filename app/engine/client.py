@@ -38,6 +38,7 @@ from app.engine.messages import (
     encode,
 )
 from app.engine.outlook import Outlook
+from app.engine.pool import Standing, choose
 from app.engine.shares import shares
 from app.errors import (
     DeadlinePassed,
@@ -125,6 +126,7 @@ class _Link:
     status: Status | None = None
     heard: float = float("-inf")
     outlook: Outlook = field(default_factory=Outlook)
+    standing: Standing = field(default_factory=Standing)
     pending: dict[int, _Pending] = field(default_factory=dict)
 
     @property
@@ -141,7 +143,7 @@ class _Link:
 
 
 class EngineClient:
-    """Asks the engines at ``addresses``; the one with the fewest of our images in hand gets the next.
+    """Asks the engines at ``addresses``; an image goes where it will be done first (app.engine.pool).
 
     While none is ready, up to ``most_waiting`` images wait up to ``patience_s`` for one, unless the
     supervisor's ``reports`` say that none will come up soon.
@@ -196,6 +198,11 @@ class EngineClient:
     def model(self) -> ModelInfo | None:
         """What the engines serve; None until one has loaded, warmed up and answers."""
         return next((link.status.model for link in self._links if link.ready and link.status), None)
+
+    @property
+    def work(self) -> float:
+        """Our images that engines have in hand, in unpruned images: each counts as its share of compute."""
+        return sum(link.standing.work for link in self._links)
 
     @property
     def engines(self) -> list[dict[str, object]]:
@@ -285,7 +292,7 @@ class EngineClient:
         patience = loop.call_later(self._patience_s, self._lose_patience, pending)
         try:
             async with asyncio.timeout(question.deadline_s):
-                if (link := self._free_link()) is not None:
+                if (link := self._free_link(submit)) is not None:
                     await self._submit(link, pending, submit)
                 else:
                     self._let_wait(pending)
@@ -299,23 +306,27 @@ class EngineClient:
             self._waiting.pop(submit.id, None)
             if pending.link is not None:
                 del pending.link.pending[submit.id]
+                pending.link.standing.ended(submit.id)
                 if not pending.answered.done() or pending.answered.cancelled():
                     await self._send(pending.link, Cancel(id=submit.id))
                 if pending.crashes:
                     await self._place_waiting()
 
     # --- who gets which image -----------------------------------------------------------------------
-    def _free_link(self) -> _Link | None:
-        """The engine for the next image; None where it must wait for one."""
+    def _free_link(self, submit: Submit) -> _Link | None:
+        """The engine for an image; None where it must wait for one."""
         free = [link for link in self._links if link.ready and not link.tries_a_suspect]
-        return min(free, key=lambda link: len(link.pending)) if free else None
+        if not free:
+            return None
+        engines = [(link.outlook, link.standing) for link in free]
+        share = _shares(free[0], submit)[0]
+        return free[choose(engines, share, submit.caller, submit.priority, time.monotonic())]
 
     async def _submit(self, link: _Link, pending: _Pending, submit: Submit) -> None:
-        assert link.status is not None
-        assert link.status.model is not None
         pending.link, pending.begun = link, False
         link.pending[submit.id] = pending
-        least = shares(link.status.model, submit.pruning, submit.margin, submit.min_keep_ratio)[-1]
+        most, *_, least = _shares(link, submit)
+        link.standing.sent(submit.id, most)
         link.outlook.sent(submit.id, least)
         await self._send(link, submit, pending.pixels)
 
@@ -337,7 +348,7 @@ class EngineClient:
         if any(link.tries_a_suspect for link in self._links):
             suspects = []
         for pending in [*suspects[:1], *others]:
-            if (link := self._free_link()) is None:
+            if (link := self._free_link(pending.submit)) is None:
                 return
             del self._waiting[pending.submit.id]
             left_s = max(0.0, pending.given_up_at - time.monotonic())
@@ -348,6 +359,7 @@ class EngineClient:
         """The engine has gone: what it had waits for another, or for its successor."""
         had, link.pending = link.pending, {}
         link.outlook.lost()
+        link.standing.lost()
         was_ready, link.status = link.status is not None and link.status.model is not None, None
         computed = 0
         for pending in had.values():
@@ -473,11 +485,18 @@ class EngineClient:
                     pending.answered.set_result(Classified(message, kept, logits))
             case Refuse(reason="not-ready"):
                 if (pending := link.pending.pop(message.id, None)) is not None:
+                    link.standing.ended(message.id)
                     pending.link, link.status = None, None
                     self._waiting[message.id] = pending
             case Refuse():
                 if (pending := link.pending.get(message.id)) is not None:
                     _fail(pending, _problem(message))
+
+
+def _shares(link: _Link, submit: Submit) -> tuple[float, ...]:
+    assert link.status is not None
+    assert link.status.model is not None
+    return shares(link.status.model, submit.pruning, submit.margin, submit.min_keep_ratio)
 
 
 def _fail(pending: _Pending, problem: Problem) -> None:
