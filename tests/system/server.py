@@ -38,16 +38,21 @@ class Server:
 
     def samples(self) -> Samples:
         """Every sample of /metrics."""
-        page = httpx.get(f"{self.url}/metrics", timeout=60).raise_for_status().text
-        return {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(page)
-            for sample in family.samples
-        }
+        return samples(self.url)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample of /metrics; 0 where there is none."""
         return self.samples().get((name, frozenset(labels.items())), 0.0)
+
+
+def samples(url: str) -> Samples:
+    """Every sample of a server's /metrics."""
+    page = httpx.get(f"{url}/metrics", timeout=60).raise_for_status().text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
 
 
 def wait_until(condition: Callable[[], bool], what: str, within_s: float = READY_WITHIN_S) -> None:

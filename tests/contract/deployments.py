@@ -1,0 +1,80 @@
+"""The ways to serve TrimViT, each as an address with the same promises behind it."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.system.ray_cluster import ray_cluster, running_on_ray
+from tests.system.server import running_server, samples
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A running service. Tests know its address and nothing of what is behind it."""
+
+    url: str
+
+    def classify(self, image: bytes, **options: object) -> httpx.Response:
+        """POST one photograph as the raw body, with options in the query."""
+        return httpx.post(
+            f"{self.url}/v1/classify",
+            params={name: str(value).lower() for name, value in options.items()},
+            content=image,
+            headers={"Content-Type": "image/jpeg"},
+            timeout=120,
+        )
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples with this name and these labels, whatever others they have."""
+        wanted = set(labels.items())
+        return sum(
+            value for (sample, has), value in samples(self.url).items() if sample == name and wanted <= has
+        )
+
+
+Start = Callable[[Path], AbstractContextManager[Deployment]]
+
+
+def _served(*flags: str) -> Start:
+    """`trimvit serve` with these flags."""
+
+    @contextmanager
+    def start(folder: Path) -> Iterator[Deployment]:
+        with running_server(folder, *flags) as server:
+            yield Deployment(server.url)
+
+    return start
+
+
+@contextmanager
+def _on_ray(folder: Path) -> Iterator[Deployment]:
+    """`trimvit ray` with two replicas, each on a node of its own."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed (extra ray)")
+    with (
+        ray_cluster(nodes=2) as cluster,
+        running_on_ray(cluster, folder, "--min-replicas", "2", "--max-replicas", "2") as url,
+    ):
+        yield Deployment(url)
+
+
+DEPLOYMENTS: dict[str, Start] = {
+    "one HTTP process": _served(),
+    "two HTTP processes": _served("--http-workers", "2"),
+    "two engines": _served("--device", "cpu,cpu", "--threads", "1"),
+    "Ray with two replicas": _on_ray,
+}
+
+
+def result_of(response: httpx.Response) -> dict[str, Any]:
+    """The one result of an answered request."""
+    assert response.status_code == 200, response.text
+    (result,) = response.json()["results"]
+    assert isinstance(result, dict)
+    return result

@@ -1,0 +1,223 @@
+"""What /v1/classify promises, however it is deployed."""
+
+import base64
+import io
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.settings import BUNDLED_MODEL
+from models.classifier import ImageRequest
+from models.schedule import Pruning
+from tests.contract.conftest import Alone
+from tests.contract.deployments import Deployment, result_of
+from tests.contract.hostile import hostile_requests
+from tests.system.photographs import SHIPPED, photographs
+from tests.system.small_network import PHOTOGRAPHS
+
+CHINA = (SHIPPED / "china.jpg").read_bytes()
+# bfloat16 keeps 8 bits: a probability moves by up to about a hundredth with the company in the batch, and
+# where an image's importance is summed up, a patch or two more or fewer hold the mass.
+SCORE_TOLERANCE, PATCH_TOLERANCE = 0.03, 2
+CONCURRENT = 64
+
+
+def test_a_photograph_comes_back_with_labels_ratio_times_and_mask(deployment: Deployment) -> None:
+    """A POSTed photograph is answered with labels, its keep ratio, its latency and its mask."""
+    response = deployment.classify(CHINA, keep_ratio=0.5, mask="png", mask_stages=True)
+    result = result_of(response)
+    body = response.json()
+    assert body["model"] == BUNDLED_MODEL
+    assert result["labels"][0]["label"] == "church"
+    assert result["keep_ratio"] == 0.5
+    assert result["patches"] == {"total": 256, "kept": 32, "per_stage": [128, 64, 32], "grid": [16, 16]}
+    assert 0.4 < result["compute"] < 0.6
+    assert len(result["labels"]) == 5
+    assert sum(label["score"] for label in result["labels"]) <= 1.001
+    assert [stage["block"] for stage in result["mask"]] == [4, 7, 10]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(stage["png"]))) for stage in result["mask"]]
+    brightness = [np.asarray(picture).mean() for picture in pictures]
+    assert brightness == sorted(brightness, reverse=True), "each stage dims more"
+
+
+def test_timings_are_told_twice_alike(deployment: Deployment) -> None:
+    """Server-Timing says what timings_ms says, for every phase."""
+    response = deployment.classify(CHINA, keep_ratio=0.3)
+    timings = response.json()["timings_ms"]
+    assert set(timings) == {"decode", "queue", "compute", "total"}
+    told = dict(entry.split(";dur=") for entry in response.headers["Server-Timing"].split(", "))
+    assert {phase: float(duration) for phase, duration in told.items()} == pytest.approx(timings)
+    assert 0 < timings["compute"] <= timings["total"]
+
+
+@pytest.mark.parametrize("form", ["indices", "grid"])
+def test_a_mask_shows_the_patches_that_are_counted(deployment: Deployment, form: str) -> None:
+    """As numbers or as a grid, the mask has as many patches as ``patches`` says."""
+    result = result_of(deployment.classify(CHINA, keep_ratio=0.4, mask=form, mask_stages=True))
+    for stage, kept in zip(result["mask"], result["patches"]["per_stage"], strict=True):
+        mask = stage[form]
+        if form == "grid":
+            assert np.shape(mask) == (16, 16)
+            mask = np.flatnonzero(mask).tolist()
+        assert len(set(mask)) == kept
+        assert mask == sorted(mask)
+
+
+def test_several_images_of_a_form_have_their_own_ratios(deployment: Deployment, alone: Alone) -> None:
+    """A form with several photographs is answered in its order, each at its own ratio."""
+    ratios = [0.9, 0.6, 0.45, 0.3]
+    response = httpx.post(
+        f"{deployment.url}/v1/classify",
+        files=[("image", (f"{index}.jpg", image)) for index, image in enumerate(PHOTOGRAPHS)],
+        data={"options": json.dumps([{"keep_ratio": ratio} for ratio in ratios])},
+        timeout=120,
+    )
+    assert response.status_code == 200, response.text
+    for image, ratio, result in zip(PHOTOGRAPHS, ratios, response.json()["results"], strict=True):
+        assert result["keep_ratio"] == ratio
+        assert_as_alone(alone, image, Pruning(ratio), result)
+
+
+def test_several_images_of_a_json_document_have_their_own_ratios(
+    deployment: Deployment, alone: Alone
+) -> None:
+    """JSON with base64 photographs likewise."""
+    ratios = [0.35, 1.0, 0.5, 0.8]
+    images = [
+        {"image": base64.b64encode(image).decode(), "keep_ratio": ratio}
+        for image, ratio in zip(PHOTOGRAPHS, ratios, strict=True)
+    ]
+    response = httpx.post(f"{deployment.url}/v1/classify", json={"images": images}, timeout=120)
+    assert response.status_code == 200, response.text
+    for image, ratio, result in zip(PHOTOGRAPHS, ratios, response.json()["results"], strict=True):
+        assert result["keep_ratio"] == ratio
+        assert_as_alone(alone, image, Pruning(ratio), result)
+
+
+def test_answers_under_concurrency_equal_each_image_alone(deployment: Deployment, alone: Alone) -> None:
+    """Photographs by 16 clients, each at its own ratio, are answered as each alone, in mixed batches."""
+    draw = random.Random(11)
+    images = photographs(CONCURRENT)
+    ratios = [round(draw.uniform(0.3, 1.0), 4) for _ in images]
+    ragged_before = deployment.metric("trimvit_batches_total", form="ragged")
+    with ThreadPoolExecutor(16) as pool:
+        asked = zip(images, ratios, strict=True)
+        responses = list(pool.map(lambda pair: deployment.classify(pair[0], keep_ratio=pair[1]), asked))
+    assert [response.status_code for response in responses] == [200] * CONCURRENT
+    assert deployment.metric("trimvit_batches_total", form="ragged") > ragged_before, "no mixed batch"
+    for image, ratio, response in zip(images, ratios, responses, strict=True):
+        result = result_of(response)
+        expected = alone(image, ImageRequest(Pruning(ratio), top_k=10))
+        assert result["patches"]["per_stage"] == list(expected.kept_counts)
+        assert_as_alone(alone, image, Pruning(ratio), result)
+
+
+METHODS: list[tuple[dict[str, Any], Pruning]] = [
+    ({"keep_ratio": 0.5}, Pruning(0.5)),
+    ({"keep_ratio": 0.5, "reducer": "fuse"}, Pruning(0.5, reducer="fuse")),
+    ({"keep_ratio": 0.5, "reducer": "merge"}, Pruning(0.5, reducer="merge")),
+    ({"keep_mass": 0.8}, Pruning(keep_mass=0.8)),
+    ({"keep_mass": 0.8, "reducer": "fuse", "criterion": "mad"}, Pruning(1.0, "mad", "fuse", keep_mass=0.8)),
+]
+
+
+def test_images_of_every_method_are_answered_together_as_each_alone(
+    deployment: Deployment, alone: Alone
+) -> None:
+    """Photographs that ask for reducers and for keep_mass at once get labels, ratio, patches and compute as
+    each gets them alone."""
+    asked = [(image, *method) for image in PHOTOGRAPHS for method in METHODS]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        results = list(
+            pool.map(lambda one: result_of(deployment.classify(one[0], top_k=10, **one[1])), asked)
+        )
+    ratios = set()
+    for (image, _, pruning), result in zip(asked, results, strict=True):
+        expected = alone(image, ImageRequest(pruning, top_k=10))
+        assert result["reducer"] == pruning.reducer
+        assert result["criterion"] == (None if pruning.reducer == "merge" else pruning.criterion)
+        assert result["runs"] == 1
+        tolerance = 0 if pruning.keep_mass is None else PATCH_TOLERANCE
+        assert result["patches"]["per_stage"] == pytest.approx(list(expected.kept_counts), abs=tolerance)
+        assert result["keep_ratio"] == pytest.approx(expected.keep_ratio, abs=tolerance / 256)
+        assert result["compute"] == pytest.approx(expected.compute, abs=1e-6 + tolerance / 256)
+        assert_as_alone(alone, image, pruning, result)
+        if pruning.keep_mass is not None:
+            ratios.add(result["keep_ratio"])
+    assert len(ratios) > len(PHOTOGRAPHS), "each image has a ratio of its own"
+    assert all(0 < ratio < 0.8 for ratio in ratios), "importance is not spread evenly"
+
+
+def assert_as_alone(alone: Alone, image: bytes, pruning: Pruning, result: dict[str, Any]) -> None:
+    """The labels have the scores, and the best is the best, that the image gets alone."""
+    expected = alone(image, ImageRequest(pruning, top_k=10))
+    scores = dict(zip(expected.classes.tolist(), expected.scores.tolist(), strict=True))
+    for label in result["labels"]:
+        assert label["score"] == pytest.approx(scores[label["index"]], abs=SCORE_TOLERANCE), pruning
+    assert scores[result["labels"][0]["index"]] >= max(scores.values()) - SCORE_TOLERANCE, "another label"
+
+
+def test_hostile_bodies_are_refused_and_harm_nobody(deployment: Deployment) -> None:
+    """A hundred broken or hostile requests each get the right 4xx, as problem+json or in the shape that the
+    route's clients know; good ones beside them are answered."""
+    hostile = hostile_requests()
+    assert len(hostile) >= 100
+    good = photographs(24)
+    with ThreadPoolExecutor(8) as pool:
+        beside = [pool.submit(deployment.classify, image, keep_ratio=0.5) for image in good]
+        answers = list(pool.map(lambda case: (case, case.send(deployment.url)), hostile))
+        assert [future.result().status_code for future in beside] == [200] * len(good)
+    for case, response in answers:
+        assert response.status_code == case.status, (
+            f"{case.name}: {response.status_code} {response.text[:300]}"
+        )
+        assert response.headers.get_list("X-Request-ID"), case.name
+        if case.path.startswith("/v2") or case.path == "/":
+            assert response.json()["error"], case.name
+            continue
+        assert response.headers["Content-Type"] == "application/problem+json", case.name
+        problem = response.json()
+        assert problem["status"] == case.status, case.name
+        assert problem["type"].startswith("urn:trimvit:problem:"), case.name
+        assert problem["detail"], case.name
+    assert httpx.get(f"{deployment.url}/readyz", timeout=60).status_code == 200
+
+
+def test_what_cannot_go_together_is_refused_in_words(deployment: Deployment) -> None:
+    """422 names what was given and what is allowed."""
+    for words, options in [
+        (("merge", "drop and fuse"), {"keep_mass": 0.8, "reducer": "merge"}),
+        (("only one of", "keep_mass"), {"keep_mass": 0.8, "keep_ratio": 0.5}),
+        (("keep_mass", "less than or equal to 1"), {"keep_mass": 1.5}),
+        (("'drop', 'fuse' or 'merge'", "pool"), {"reducer": "pool"}),
+        (("only one of", "cascade"), {"cascade": True, "compute": 0.5}),
+        (("calibrated", "leave out criterion"), {"cascade": True, "criterion": "mad"}),
+    ]:
+        response = deployment.classify(CHINA, **options)
+        assert response.status_code == 422, response.text
+        assert response.json()["type"] == "urn:trimvit:problem:invalid-value"
+        for word in words:
+            assert word in response.json()["detail"]
+
+
+def test_of_several_images_the_one_at_fault_is_named(deployment: Deployment) -> None:
+    """A form whose second file is no image is refused whole, and the problem says which it was."""
+    files = [("image", ("a.jpg", CHINA)), ("image", ("b.jpg", b"no image")), ("image", ("c.jpg", CHINA))]
+    response = httpx.post(f"{deployment.url}/v1/classify", files=files, timeout=120)
+    assert response.status_code == 422
+    assert response.json()["type"] == "urn:trimvit:problem:undecodable-image"
+    assert response.json()["image"] == 1
+
+
+def test_a_deadline_that_passes_is_told(deployment: Deployment) -> None:
+    """What cannot be answered within deadline_ms is answered with 504."""
+    response = deployment.classify(CHINA, deadline_ms=1)
+    assert response.status_code == 504, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert response.json()["type"] == "urn:trimvit:problem:deadline-passed"
