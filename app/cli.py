@@ -59,6 +59,24 @@ def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
     return Settings, run
 
 
+def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
+    from app.logs import configure_logging
+    from app.ray.settings import RaySettings
+
+    def run(settings: RaySettings) -> int:
+        configure_logging(settings.log_level, "ray")
+        try:
+            from app.ray.command import run
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            print("trimvit ray: Ray is not installed; pip install 'trimvit[ray]'", file=sys.stderr)
+            return 1
+        return run(settings)
+
+    return RaySettings, run
+
+
 def _train() -> tuple[type[BaseModel], Callable[[Any], int]]:
     from models.training.command import train
     from models.training.config import TrainConfig
@@ -114,6 +132,7 @@ def _bench() -> tuple[type[BaseModel], Callable[..., int]]:
 
 COMMANDS = {
     "serve": Command("start the inference server", _serve),
+    "ray": Command("serve as replicas on a Ray cluster (extra ray)", _ray),
     "classify": Command(
         "label photographs without a server",
         _classify,

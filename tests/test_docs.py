@@ -9,6 +9,7 @@ import pytest
 
 from app import errors, metrics
 from app.http.schemas import ImageOptions, MaskFormat
+from app.ray.settings import RaySettings
 from app.settings import Settings
 from models.schedule import CRITERIA, REDUCERS
 
@@ -40,6 +41,17 @@ def test_every_setting_is_listed_with_its_flag_variable_default_and_meaning() ->
             [f"`--{name.replace('_', '-')}`", f"`TRIMVIT_{name.upper()}`", default, field.description]
         )
     assert rows("flag") == expected
+
+
+def test_every_setting_of_ray_is_listed_with_its_flag_default_and_meaning() -> None:
+    """The table of `trimvit ray` has exactly what it has beyond `trimvit serve`."""
+    expected = []
+    for name, field in RaySettings.model_fields.items():
+        if name not in Settings.model_fields:
+            default = "" if field.default is None else f"`{str(field.default).lower()}`"
+            expected.append([f"`--{name.replace('_', '-')}`", default, field.description])
+    assert len(expected) > 5
+    assert rows("flag of `trimvit ray`") == expected
 
 
 def test_every_metric_is_listed_with_its_labels_and_meaning() -> None:

@@ -1,0 +1,48 @@
+"""The Ray Serve application, as `trimvit ray` and `serve deploy` run it."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import LoggingConfig
+
+from app.ray.autoscaling import replicas_for_work
+from app.ray.replica import Replica
+from app.ray.settings import RaySettings
+
+QUIET = LoggingConfig(enable_access_log=False)  # no line per request, as in `trimvit serve`
+_STARTS_TRIED = 3
+_LOOK_BACK_S = 15.0  # above the ten seconds at which replicas report
+
+
+def application(settings: RaySettings) -> Application:
+    """Replicas as the settings say."""
+    autoscaling = AutoscalingConfig(
+        min_replicas=settings.min_replicas,
+        max_replicas=settings.max_replicas,
+        target_ongoing_requests=settings.target_work,  # of work, which our policy puts in place of requests
+        upscale_delay_s=settings.scale_up_after_s,
+        downscale_delay_s=settings.scale_down_after_s,
+        look_back_period_s=max(_LOOK_BACK_S, settings.scale_up_after_s),
+        policy=AutoscalingPolicy(policy_function=replicas_for_work),
+    )
+    deployment = serve.deployment(
+        name="trimvit",
+        ray_actor_options={"num_cpus": settings.replica_cpus, "num_gpus": settings.replica_gpus},
+        # All that a replica would take is passed on to its engine, which knows deadlines, what clients have
+        # withdrawn, and when to answer 429; the proxy's queue knows none of it.
+        max_ongoing_requests=settings.max_queue_images,
+        graceful_shutdown_timeout_s=settings.shutdown_grace_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=5.0,
+        max_constructor_retry_count=_STARTS_TRIED,
+        autoscaling_config=autoscaling,
+        logging_config=QUIET,
+    )
+    return deployment(serve.ingress()(Replica)).bind(settings.of_replica())
+
+
+def build(args: dict[str, Any]) -> Application:
+    """For a Serve configuration file: its ``args`` are the flags of `trimvit ray`, with underscores."""
+    return application(RaySettings(**args))

@@ -1,0 +1,171 @@
+"""A replica: the HTTP application of one front end, and one engine as its child process.
+
+What the application and the metrics need is imported when a replica starts, for only then is it known where
+the metrics are written; Ray's controller and proxies import this module, too.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray import serve
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.lifeline import SUPERVISOR_VARIABLE
+from app.ray.autoscaling import WORK
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.engine.client import EngineClient
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.05
+_SCRAPE_S = 5.0  # a replica that does not give its metrics in time is left out
+_ENGINE_DIED = 1
+
+
+class Replica:
+    """Serves the application of app.main.create_app on an engine of its own.
+
+    A replica is ready when its engine has loaded and warmed up, and ends when its engine does: Ray then
+    starts another, and what was asked of this one is asked again (app.ray.ask_again).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._folder = Path(tempfile.mkdtemp(prefix="trimvit-"))  # made with mode 0700
+        self._address = f"ipc://{self._folder}/engine-0"
+        self._name = serve.get_replica_context().replica_tag
+        (self._folder / "metrics").mkdir()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder / "metrics")
+        os.environ["TRIMVIT_METRICS_SLOT"] = "http-0"
+        from app.logs import configure_logging
+
+        configure_logging(settings.log_level, f"replica {self._name}")
+        self._ending = False
+        self._engine = self._start_engine()
+        self._engines: EngineClient | None = None
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Ray Serve once, after the constructor. Raises RuntimeError if the engine cannot load."""
+        from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+        from app import metrics, tracing
+        from app.decoding import DecodingProcesses, memory_for
+        from app.engine.client import EngineClient
+        from app.main import create_app
+
+        settings = self._settings
+        await self._engine_ready(EngineClient([self._address]))
+        metrics.ENGINE_UP.labels("engine-0").set(1)
+        threading.Thread(target=self._end_with_engine, name="engine's end", daemon=True).start()
+        self._engines = EngineClient([self._address])
+        decoders = DecodingProcesses(
+            settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
+        )
+        app: ASGIApp = create_app(settings, self._engines, decoders, tracing.from_environment())
+        app = _MetricsOfAll(app)
+        if settings.trusted_proxies is None:
+            return app
+        return ProxyHeadersMiddleware(app, list(settings.trusted_proxies))  # type: ignore[arg-type, return-value]
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray Serve; read by app.ray.autoscaling.replicas_for_work."""
+        return {WORK: 0.0 if self._engines is None else self._engines.work}
+
+    def metrics_page(self) -> tuple[str, str]:
+        """This replica's name, and the metrics of its processes."""
+        from app import metrics
+
+        return self._name, metrics.exposition()[0].decode()
+
+    def __del__(self) -> None:
+        """Called by Ray Serve once all requests are answered."""
+        self._ending = True
+        self._engine.terminate()
+        try:
+            self._engine.wait(self._settings.shutdown_grace_s)
+        except subprocess.TimeoutExpired:
+            self._engine.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start_engine(self) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            SUPERVISOR_VARIABLE: str(os.getpid()),
+            "TRIMVIT_METRICS_SLOT": "engine-0",
+            "TRIMVIT_SETTINGS": self._settings.model_dump_json(),
+            "TRIMVIT_ENGINE_INDEX": "0",
+            "TRIMVIT_ENGINE_DEVICE": self._settings.device,
+            "TRIMVIT_ENGINE_ADDRESS": self._address,
+        }
+        environment.setdefault("GOMP_SPINCOUNT", "2000")  # as app.cli does
+        return subprocess.Popen([sys.executable, "-m", "app.engine.process"], env=environment)
+
+    async def _engine_ready(self, probe: "EngineClient") -> None:
+        await probe.start()
+        try:
+            while probe.model is None:
+                if (code := self._engine.poll()) is not None:
+                    raise RuntimeError(f"the engine ended with {code} while it loaded; its log says why")
+                await asyncio.sleep(_LOOK_EVERY_S)
+        finally:
+            await probe.close()
+
+    def _end_with_engine(self) -> None:
+        code = self._engine.wait()
+        if not self._ending:
+            log.error("the engine ended with %d, and this replica with it", code)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os._exit(_ENGINE_DIED)
+
+
+class _MetricsOfAll:
+    """The application, whose /metrics answers for all replicas: a proxy passes a scrape to any of them.
+
+    The application answers first, so whoever may not see its own page does not see the others' either.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Put the page of all in the place of the page of one, and pass on everything else."""
+        if scope["type"] != "http" or scope["path"] != "/metrics":
+            await self._app(scope, receive, send)
+            return
+        start: Message | None = None
+
+        async def send_all(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                start = message
+            elif start is None:
+                await send(message)
+            elif not message.get("more_body", False):
+                page = await _page_of_all()
+                MutableHeaders(scope=start)["Content-Length"] = str(len(page))
+                await send(start)
+                await send({"type": "http.response.body", "body": page})
+
+        await self._app(scope, receive, send_all)
+
+
+async def _page_of_all() -> bytes:
+    from app.ray.metrics_page import merged
+
+    here = serve.get_replica_context()
+    handle = serve.get_deployment_handle(here.deployment, here.app_name)
+    answers = await handle.broadcast("metrics_page").results_async(
+        timeout_s=_SCRAPE_S, return_exceptions=True
+    )
+    return merged(dict(answer for answer in answers if isinstance(answer, tuple)))

@@ -1,0 +1,38 @@
+"""The settings of `trimvit ray`."""
+
+import pytest
+from pydantic import ValidationError
+
+from app.ray.settings import RaySettings
+from app.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"min_replicas": 3, "max_replicas": 2}, "got 2 and 3"),
+        ({"http_workers": 2}, "add replicas"),
+        ({"operations_port": 9001}, "no port of its own"),
+        ({"device": "cuda:0,cuda:1"}, "add replicas"),
+        ({"port": 0}, "port must be named"),
+        ({"detach": True}, "ray-address"),
+        ({"replica_gpus": 2}, "less than or equal to 1"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_words(flags: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RaySettings(**flags)
+
+
+def test_a_replica_without_a_gpu_computes_on_the_cpus_it_reserves() -> None:
+    """Two and a half reserved CPUs are three threads; named ones stay."""
+    told = RaySettings(replica_cpus=2.5, default_keep_ratio=0.7).of_replica()
+    assert type(told) is Settings
+    assert (told.device, told.threads, told.default_keep_ratio) == ("cpu", 3, 0.7)
+    assert RaySettings(replica_cpus=2.5, threads=1).of_replica().threads == 1
+
+
+def test_a_replica_with_a_share_of_a_gpu_computes_there() -> None:
+    """Ray shows each replica its own GPU as the first."""
+    told = RaySettings(replica_gpus=0.25).of_replica()
+    assert (told.device, told.threads) == ("auto", 0)
