@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 _PING_EVERY_S = 0.25
 _SILENCE_S = 3.0  # an engine that says nothing for so long is not ready
 _ENGINES_AN_IMAGE_MAY_OUTLIVE = 2
+# Of those that had it, but did not say that they had begun it: they may have had no time to.
+_ENGINES_AN_IMAGE_MAY_SEE_DIE = 5
 _RETRY_AFTER_S = 1.0
 _REPORTS_EVERY_S = 0.25
 
@@ -104,8 +106,8 @@ class Classified:
 
 @dataclass(slots=True)
 class _Pending:
-    """An image on its way. ``link``: the engine that has it, if any; ``crashes``: engines that died while
-    they computed it."""
+    """An image on its way. ``link``: the engine that has it, if any; ``losses``: engines that died while
+    they had it; ``crashes``: those of them that computed it."""
 
     submit: Submit
     pixels: bytes
@@ -115,6 +117,7 @@ class _Pending:
     link: "_Link | None" = None
     begun: bool = False
     crashes: int = 0
+    losses: int = 0
 
 
 @dataclass(slots=True)
@@ -192,7 +195,7 @@ class EngineClient:
             *(image for link in self._links for image in link.pending.values()),
         ]:
             _fail(pending, NotReady("the server is shutting down", retry_after_s=_RETRY_AFTER_S))
-        self._context.term()
+        self._context.destroy(linger=0)  # whatever is still open; `term` would wait for it for ever
 
     @property
     def model(self) -> ModelInfo | None:
@@ -366,16 +369,20 @@ class EngineClient:
             pending.link = None
             if pending.answered.done():
                 continue
+            pending.losses += 1
             if pending.begun:
                 computed += 1
                 pending.crashes += 1
-            if pending.crashes >= _ENGINES_AN_IMAGE_MAY_OUTLIVE:
-                log.error(
-                    "an image is refused: %d engines died while they computed it",
-                    pending.crashes,
-                    extra={"request_id": pending.request_id},
+            if (
+                pending.crashes >= _ENGINES_AN_IMAGE_MAY_OUTLIVE
+                or pending.losses >= _ENGINES_AN_IMAGE_MAY_SEE_DIE
+            ):
+                detail = (
+                    f"{pending.losses} engines died while they had this image, {pending.crashes} of them "
+                    "while they computed it"
                 )
-                _fail(pending, EngineLost(f"{pending.crashes} engines died while they computed this image"))
+                log.error("an image is refused: %s", detail, extra={"request_id": pending.request_id})
+                _fail(pending, EngineLost(detail))
             else:
                 metrics.IMAGES_SENT_AGAIN.inc()
                 self._waiting[pending.submit.id] = pending
@@ -429,13 +436,14 @@ class EngineClient:
                 await self._hear_out(link, socket)
                 await self._lost(link)
             finally:
+                # All of this before anything is awaited: a second cancellation would leave the socket open.
                 for task in talk:
                     task.cancel()
-                await asyncio.gather(*talk, return_exceptions=True)
                 link.socket = None
                 socket.disable_monitor()
                 monitor.close(0)
                 socket.close(0)
+                await asyncio.gather(*talk, return_exceptions=True)
 
     async def _hear_out(self, link: _Link, socket: zmq.asyncio.Socket) -> None:
         """What the engine had said before it went."""

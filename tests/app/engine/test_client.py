@@ -452,6 +452,20 @@ async def test_waiting_in_an_engine_that_dies_is_no_ground_for_suspicion(address
         await asked
 
 
+async def test_an_image_that_many_engines_died_with_is_given_up(address: str) -> None:
+    """One that kills an engine faster than it can say what it has begun does not go round for ever."""
+    async with AsyncExitStack() as stack:
+        async with scripted_engine(address, "0") as dying:
+            client = await stack.enter_async_context(ready_client(address))
+            asked = asking(client, question())
+            await dying.next_submit()
+        for incarnation in ("1", "2", "3", "4"):
+            async with scripted_engine(address, incarnation) as dying:
+                await dying.next_submit()
+        with pytest.raises(EngineLost, match="5 engines died while they had this image, 0 of them"):
+            await asked
+
+
 async def test_only_the_image_at_fault_is_given_up(address: str) -> None:
     """Of a batch that an engine died with, each image is tried alone, before any other: the one at fault
     takes nobody with it."""
