@@ -11,20 +11,24 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS base
-# A user that the password file knows: libraries look the name up to place their caches.
+# A user that the password file knows: libraries look the name up to place their caches. And a folder of its own
+# for weights: a new Docker volume takes its owner from what it is mounted on.
 RUN groupadd --gid 10001 trimvit \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin trimvit \
+    && install --directory --owner trimvit --group trimvit /tmp/huggingface \
     && python3 -m venv /opt/trimvit
 ENV PATH=/opt/trimvit/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# The version ranges, read from pyproject.toml. In files of their own, so that the layers that install them
+# The version ranges, read from pyproject.toml, with those of the extra `otel`: in a container traces are asked
+# for by the environment alone. In files of their own, so that the layers that install them
 # change with the ranges only, and not with every other line of pyproject.toml.
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml ./
 RUN python -c "import tomllib; \
-    needs = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
+    project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    needs = project['dependencies'] + project['optional-dependencies']['otel']; \
     heavy = [need for need in needs if need.startswith('torch')]; \
     light = [need for need in needs if need not in heavy]; \
     print(*heavy, sep=chr(10), file=open('heavy.txt', 'w')); \
@@ -68,10 +72,15 @@ ENV HOME=/tmp \
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# http.client and not urllib, which would go through a proxy that the environment names.
+# Where the environment (not a flag) says that the server is to be asked. http.client and not urllib, which would
+# go through a proxy that the environment names. Whose certificate it is matters to clients, not to a probe.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; \
-    server = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('TRIMVIT_PORT', '8000')), timeout=4); \
+    CMD ["python", "-c", "import http.client, os, ssl, sys; \
+    operations = os.environ.get('TRIMVIT_OPERATIONS_PORT'); \
+    port = int(operations or os.environ.get('TRIMVIT_PORT') or 8000); \
+    plain = operations or not os.environ.get('TRIMVIT_TLS_CERTIFICATE'); \
+    server = http.client.HTTPConnection('127.0.0.1', port, timeout=4) if plain else \
+    http.client.HTTPSConnection('127.0.0.1', port, timeout=4, context=ssl._create_unverified_context()); \
     server.request('GET', '/readyz'); \
     sys.exit(server.getresponse().status != 200)"]
 ENTRYPOINT ["trimvit"]

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from app.settings import Settings
+from tests.app.test_tls import self_signed
 
 Instructions = list[tuple[str, str]]
 
@@ -95,7 +97,8 @@ def test_torch_has_a_layer_before_the_code(instructions: Instructions) -> None:
 def test_requirements_are_those_of_pyproject(
     repository: Path, instructions: Instructions, tmp_path: Path
 ) -> None:
-    """The Dockerfile's own command splits pyproject's dependencies into torch and all others."""
+    """The Dockerfile's own command splits pyproject's dependencies, and what traces need, into torch and all
+    others."""
     [command] = [rest for word, rest in instructions if word == "RUN" and "tomllib" in rest]
     shutil.copy(repository / "pyproject.toml", tmp_path)
     program, *arguments = shlex.split(command)
@@ -104,7 +107,8 @@ def test_requirements_are_those_of_pyproject(
     heavy = (tmp_path / "heavy.txt").read_text().splitlines()
     light = (tmp_path / "light.txt").read_text().splitlines()
     assert [re.split(r"\W", need)[0] for need in heavy] == ["torch", "torchvision"]
-    needed = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["otel"]
     assert sorted(heavy + light) == sorted(needed)
 
 
@@ -138,10 +142,12 @@ class Probed(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(status: int) -> Iterator[int]:
+def answering(status: int, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """A server whose /readyz answers with ``status``; gives its port."""
     with HTTPServer(("127.0.0.1", 0), Probed) as server:
         server.status = status  # type: ignore[attr-defined]
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server.server_port
@@ -149,24 +155,65 @@ def answering(status: int) -> Iterator[int]:
         thread.join()
 
 
-@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (404, False)])
-def test_health_follows_readiness(instructions: Instructions, status: int, healthy: bool) -> None:
-    """The health check succeeds where /readyz answers 200 and fails otherwise, proxies or not."""
+def is_healthy(instructions: Instructions, **environment: object) -> bool:
+    """What the health check says, with the server's settings in its environment, proxies or not."""
     check = last(instructions, "HEALTHCHECK")
     program, *arguments = json.loads(check[check.index("[") :])
     assert program == "python"
+    settings = {f"TRIMVIT_{name.upper()}": str(value) for name, value in environment.items()}
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        env={
+            **os.environ,
+            "http_proxy": "http://127.0.0.1:9",
+            "https_proxy": "http://127.0.0.1:9",
+            **settings,
+        },
+        capture_output=True,
+    )
+    return ended.returncode == 0
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (404, False)])
+def test_health_follows_readiness(instructions: Instructions, status: int, healthy: bool) -> None:
+    """The health check succeeds where /readyz answers 200 and fails otherwise."""
     with answering(status) as port:
-        environment = {**os.environ, "TRIMVIT_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
-        ended = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True)
-    assert (ended.returncode == 0) is healthy
+        assert is_healthy(instructions, port=port) is healthy
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_health_is_asked_of_the_operations_port(
+    instructions: Instructions, status: int, healthy: bool
+) -> None:
+    """A server with an operations port is asked there, in plain HTTP even where the main port speaks TLS."""
+    with answering(404) as port, answering(status) as operations:
+        settings = {"port": port, "operations_port": operations, "tls_certificate": "chain.pem"}
+        assert is_healthy(instructions, **settings) is healthy
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_health_is_asked_over_tls(
+    instructions: Instructions, tmp_path: Path, status: int, healthy: bool
+) -> None:
+    """A server with a certificate and no operations port is asked by HTTPS, whatever its certificate names."""
+    settings = self_signed(tmp_path)
+    assert settings.tls_certificate is not None
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    with answering(status, tls) as port:
+        assert is_healthy(instructions, port=port, tls_certificate=settings.tls_certificate) is healthy
 
 
 def test_health_fails_without_a_server(instructions: Instructions) -> None:
     """The health check fails where nothing listens."""
-    check = last(instructions, "HEALTHCHECK")
-    _, *arguments = json.loads(check[check.index("[") :])
     with answering(200) as port:
         pass
-    environment = {**os.environ, "TRIMVIT_PORT": str(port)}
-    ended = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True)
-    assert ended.returncode != 0
+    assert not is_healthy(instructions, port=port)
+
+
+def test_a_volume_for_weights_belongs_to_the_server(instructions: Instructions) -> None:
+    """The folder of the hub's weights is made for the server's user: a new volume on it takes its owner."""
+    cache = re.search(r"HF_HOME=(\S+)", last(instructions, "ENV"))
+    assert cache is not None
+    base = next(rest for word, rest in instructions if word == "RUN")
+    assert f"install --directory --owner trimvit --group trimvit {cache[1]}" in base
