@@ -195,7 +195,7 @@ def test_health_is_asked_of_the_operations_port(
 def test_health_is_asked_over_tls(
     instructions: Instructions, tmp_path: Path, status: int, healthy: bool
 ) -> None:
-    """A server with a certificate and no operations port is asked by HTTPS, whatever its certificate names."""
+    """A server with a certificate and no operations port is asked by HTTPS, whatever that names."""
     settings = self_signed(tmp_path)
     assert settings.tls_certificate is not None
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

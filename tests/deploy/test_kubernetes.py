@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ def read(path: Path) -> Objects:
     return [found for found in yaml.safe_load_all(path.read_text()) if found]
 
 
+@cache
 def rendered(folder: Path) -> Objects:
     """What is applied of a kustomization, as kustomize itself composes it."""
     for command in (["kustomize", "build"], ["kubectl", "kustomize"]):
@@ -43,8 +45,10 @@ def rendered(folder: Path) -> Objects:
     pytest.skip("neither kustomize nor kubectl is installed")
 
 
-def everything(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kustomization of one's own outside of the repository: the base with all components."""
+    folder = tmp_path_factory.mktemp("everything")
     (folder / "deploy").symlink_to(ROOT / "deploy")
     components = sorted(path.name for path in (FOLDER / "components").iterdir())
     mine = {
@@ -58,15 +62,20 @@ def everything(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["base", "overlays/cpu", "overlays/gpu", "everything"])
-def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Objects:
-    """All that is applied, of each kustomization."""
-    if request.param == "everything":
-        return rendered(everything(tmp_path_factory.mktemp("everything")))
-    if request.param == "base":  # plain files, which need no kustomize
+def composed(name: str, everything: Path) -> Objects:
+    """All that is applied of one of the kustomizations."""
+    if name == "everything":
+        return rendered(everything)
+    if name == "base":  # plain files, which need no kustomize
         names = read(FOLDER / "base/kustomization.yaml")[0]["resources"]
         return [found for name in names for found in read(FOLDER / "base" / name)]
-    return rendered(FOLDER / request.param)
+    return rendered(FOLDER / name)
+
+
+@pytest.fixture(scope="module", params=["base", "overlays/cpu", "overlays/gpu", "everything"])
+def objects(request: pytest.FixtureRequest, everything: Path) -> Objects:
+    """All that is applied, of each kustomization."""
+    return composed(request.param, everything)
 
 
 def only(objects: Objects, kind: str, name: str = "trimvit") -> Object:
@@ -109,9 +118,10 @@ def operations_paths() -> set[str]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_objects_are_valid(objects: Objects, version: str) -> None:
+@pytest.mark.parametrize("name", ["base", "everything"])
+def test_objects_are_valid(name: str, version: str, everything: Path) -> None:
     """Each object has the members that its schema knows, and no others."""
-    checked = [found for found in objects if found["kind"] not in OTHERS]
+    checked = [found for found in composed(name, everything) if found["kind"] not in OTHERS]
     assert checked
     for found in checked:
         kubernetes_validate.validate(found, version, strict=True)
@@ -212,7 +222,7 @@ def test_ports_are_those_that_the_server_listens_on(objects: Objects) -> None:
 
 
 def test_policies_let_users_and_monitoring_in_only(objects: Objects) -> None:
-    """Anyone reaches the http port, a named namespace the operations port; nothing goes out but to the hub."""
+    """Anyone reaches the http port, a named namespace the operations port; out goes only what `hub` lets."""
     let_in, let_out = {}, {}
     for policy in (found for found in objects if found["kind"] == "NetworkPolicy"):
         for rule in policy["spec"].get("ingress", []):
@@ -300,7 +310,7 @@ def test_grafana_is_given_the_dashboard(repository: Path) -> None:
 
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])
 def test_the_autoscaler_alone_says_how_many(overlay: str) -> None:
-    """Where there is an autoscaler, the Deployment has no number of its own that applying would bring back."""
+    """Where there is an autoscaler, the Deployment has no number that applying would bring back."""
     objects = rendered(FOLDER / "overlays" / overlay)
     autoscaler = only(objects, "HorizontalPodAutoscaler")["spec"]
     deployment = only(objects, "Deployment")
@@ -354,7 +364,7 @@ def test_the_adapters_queries_are_valid(promtool: str, tmp_path: Path) -> None:
 
 
 def test_alerts_become_a_rule_of_the_operator(repository: Path) -> None:
-    """The command of the page on deployment makes a PrometheusRule with exactly the alerts that are tested."""
+    """The command of the page on deployment makes a PrometheusRule with just the alerts that are tested."""
     page = (repository / "deploy/README.md").read_text()
     [command] = [line for line in page.splitlines() if "alerts-head.yaml" in line]
     made, _, apply = command.rpartition(" | ")
@@ -373,9 +383,9 @@ def test_gpu_overlay_gives_each_pod_a_gpu() -> None:
     assert only(objects, "Deployment")["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
 
 
-def test_keys_are_read_from_the_mounted_secret(tmp_path: Path) -> None:
+def test_keys_are_read_from_the_mounted_secret(everything: Path) -> None:
     """The keys' file lies in the Secret's folder, mounted whole so that changes reach it."""
-    objects = rendered(everything(tmp_path))
+    objects = rendered(everything)
     file = Path(environment(objects)["TRIMVIT_API_KEYS_FILE"])
     [volume] = [volume for volume in pod(objects)["spec"]["volumes"] if "secret" in volume]
     [mount] = [one for one in container(objects)["volumeMounts"] if one["name"] == volume["name"]]
