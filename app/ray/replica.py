@@ -8,10 +8,7 @@ import asyncio
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +16,8 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.lifeline import SUPERVISOR_VARIABLE
 from app.ray.autoscaling import WORK
+from app.ray.engine_keeper import EngineKeeper
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,50 +27,49 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.05
 _SCRAPE_S = 5.0  # a replica that does not give its metrics in time is left out
-_ENGINE_DIED = 1
+_ENGINE_FAILED = 1
 
 
 class Replica:
     """Serves the application of app.main.create_app on an engine of its own.
 
-    A replica is ready when its engine has loaded and warmed up, and ends when its engine does: Ray then
-    starts another, and what was asked of this one is asked again (app.ray.ask_again).
+    A replica is ready when its engine has loaded and warmed up. One whose engine does not come up ends: Ray
+    then starts another, and what was asked of this one is asked again (app.ray.ask_again).
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folder = Path(tempfile.mkdtemp(prefix="trimvit-"))  # made with mode 0700
-        self._address = f"ipc://{self._folder}/engine-0"
         self._name = serve.get_replica_context().replica_tag
         (self._folder / "metrics").mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder / "metrics")
         os.environ["TRIMVIT_METRICS_SLOT"] = "http-0"
         from app.logs import configure_logging
 
-        configure_logging(settings.log_level, f"replica {self._name}")
-        self._ending = False
-        self._engine = self._start_engine()
+        configure_logging(settings.log_level, f"replica {self._name}", settings.log_format)
+        self._ready = False
+        self._failed: str | None = None
         self._engines: EngineClient | None = None
+        self._keeper = EngineKeeper(settings, self._folder, self._engine_failed)
+        self._keeper.start()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray Serve once, after the constructor. Raises RuntimeError if the engine cannot load."""
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-        from app import metrics, tracing
+        from app import tracing
         from app.decoding import DecodingProcesses, memory_for
-        from app.engine.client import EngineClient
         from app.main import create_app
 
         settings = self._settings
-        await self._engine_ready(EngineClient([self._address]))
-        metrics.ENGINE_UP.labels("engine-0").set(1)
-        threading.Thread(target=self._end_with_engine, name="engine's end", daemon=True).start()
-        self._engines = EngineClient([self._address])
+        await self._wait_for_engine()
+        self._engines = self._client()
         decoders = DecodingProcesses(
             settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
         )
-        app: ASGIApp = create_app(settings, self._engines, decoders, tracing.from_environment())
-        app = _MetricsOfAll(app)
+        app: ASGIApp = _MetricsOfAll(
+            create_app(settings, self._engines, decoders, tracing.from_environment())
+        )
         if settings.trusted_proxies is None:
             return app
         return ProxyHeadersMiddleware(app, list(settings.trusted_proxies))  # type: ignore[arg-type, return-value]
@@ -90,43 +86,37 @@ class Replica:
 
     def __del__(self) -> None:
         """Called by Ray Serve once all requests are answered."""
-        self._ending = True
-        self._engine.terminate()
-        try:
-            self._engine.wait(self._settings.shutdown_grace_s)
-        except subprocess.TimeoutExpired:
-            self._engine.kill()
+        self._keeper.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start_engine(self) -> subprocess.Popen[bytes]:
-        environment = {
-            **os.environ,
-            SUPERVISOR_VARIABLE: str(os.getpid()),
-            "TRIMVIT_METRICS_SLOT": "engine-0",
-            "TRIMVIT_SETTINGS": self._settings.model_dump_json(),
-            "TRIMVIT_ENGINE_INDEX": "0",
-            "TRIMVIT_ENGINE_DEVICE": self._settings.device,
-            "TRIMVIT_ENGINE_ADDRESS": self._address,
-        }
-        environment.setdefault("GOMP_SPINCOUNT", "2000")  # as app.cli does
-        return subprocess.Popen([sys.executable, "-m", "app.engine.process"], env=environment)
+    def _client(self) -> "EngineClient":
+        from app.engine.client import EngineClient
 
-    async def _engine_ready(self, probe: "EngineClient") -> None:
+        return EngineClient(
+            [self._keeper.address],
+            patience_s=self._settings.restart_wait_s,
+            most_waiting=self._settings.max_queue_images,
+        )
+
+    async def _wait_for_engine(self) -> None:
+        probe = self._client()
         await probe.start()
         try:
             while probe.model is None:
-                if (code := self._engine.poll()) is not None:
-                    raise RuntimeError(f"the engine ended with {code} while it loaded; its log says why")
+                if self._failed is not None:
+                    raise RuntimeError(self._failed)
                 await asyncio.sleep(_LOOK_EVERY_S)
         finally:
             await probe.close()
+        self._ready = True
 
-    def _end_with_engine(self) -> None:
-        code = self._engine.wait()
-        if not self._ending:
-            log.error("the engine ended with %d, and this replica with it", code)
+    def _engine_failed(self, reason: str) -> None:
+        """Called from the keeper's thread. Before the replica is ready, its start fails; then, it ends."""
+        self._failed = reason
+        if self._ready:
+            log.error("this replica ends: %s", reason)
             shutil.rmtree(self._folder, ignore_errors=True)
-            os._exit(_ENGINE_DIED)
+            os._exit(_ENGINE_FAILED)
 
 
 class _MetricsOfAll:

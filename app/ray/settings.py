@@ -58,10 +58,10 @@ class RaySettings(Settings):
             raise ValueError(
                 f"max-replicas must be at least min-replicas, got {self.max_replicas} and {self.min_replicas}"
             )
-        if self.http_workers != 1 or "," in self.device:
+        if self.http_workers != 1 or self.engines != 1 or "," in self.device:
             raise ValueError(
-                "a replica has one HTTP process and one engine: leave out http-workers, name one device at "
-                "most, and add replicas"
+                "a replica has one HTTP process and one engine: leave out http-workers and engines, name one "
+                "device at most, and add replicas"
             )
         if self.operations_port is not None:
             raise ValueError("a replica has no port of its own: leave out operations-port")

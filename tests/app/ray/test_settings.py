@@ -13,6 +13,7 @@ from app.settings import Settings
         ({"min_replicas": 3, "max_replicas": 2}, "got 2 and 3"),
         ({"http_workers": 2}, "add replicas"),
         ({"operations_port": 9001}, "no port of its own"),
+        ({"engines": 2}, "add replicas"),
         ({"device": "cuda:0,cuda:1"}, "add replicas"),
         ({"port": 0}, "port must be named"),
         ({"detach": True}, "ray-address"),

@@ -1,0 +1,123 @@
+"""Runs a replica's engine, and starts it again when it dies or hangs: for one engine, and in a thread, what
+app.supervisor does for a server's processes, with its judgement and its timing."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from app.lifeline import SUPERVISOR_VARIABLE
+from app.pulse import Pulse
+from app.reports import take_reason
+from app.restarts import Restarts
+from app.settings import Settings
+from app.watchdog import Hunger, Watch
+
+log = logging.getLogger(__name__)
+
+NAME = "engine-0"
+_TICK_S = 0.5
+_COMMAND = (sys.executable, "-m", "app.engine.process")
+
+
+class EngineKeeper:
+    """Keeps an engine at ``address``, with its files in ``folder``.
+
+    ``give_up`` is called, with the reason in words, where it never came up or its starts fail in a row: then
+    another replica, perhaps on another node, is the better try.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        give_up: Callable[[str], None],
+        command: Sequence[str] = _COMMAND,
+    ) -> None:
+        self.address = f"ipc://{folder}/{NAME}"
+        self._settings = settings
+        self._folder = folder
+        self._give_up = give_up
+        self._command = command
+        self._ending = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        # The engine ends with the thread that started it (app.lifeline).
+        self._thread = threading.Thread(target=self._keep, name="engine keeper", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine; it may take its time to load."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the engine, once it has finished what it accepted or the grace time has passed."""
+        self._ending.set()
+        process = self._process
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(self._settings.shutdown_grace_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        from app import metrics  # only now is it known where to write
+
+        restarts = Restarts(self._settings.slow_retry_s)
+        metrics.RESTARTS.labels(NAME)
+        came_up = False
+        while not self._ending.is_set():
+            started = time.monotonic()
+            self._process, pulse = self._start()
+            metrics.ENGINE_UP.labels(NAME).set(1)
+            hung = self._watch(self._process, pulse)
+            metrics.ENGINE_UP.labels(NAME).set(0)
+            if self._ending.is_set():
+                return
+            was_ready = pulse.read().ready
+            came_up = came_up or was_ready
+            pause = restarts.ended(time.monotonic() - started, was_ready=was_ready)
+            reason = hung or take_reason(self._folder / f"{NAME}.reason") or f"{self._process.returncode}"
+            if not came_up or restarts.given_up:
+                self._give_up(f"the engine does not come up: {reason}")
+                return
+            metrics.RESTARTS.labels(NAME).inc()
+            log.warning("the engine ended (%s); starting it again in %.1f s", reason, pause)
+            self._ending.wait(pause)
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], Pulse]:
+        pulse = self._folder / f"{NAME}.pulse"
+        made = Pulse.made_at(pulse)
+        environment = {
+            **os.environ,
+            SUPERVISOR_VARIABLE: str(os.getpid()),
+            "TRIMVIT_METRICS_SLOT": NAME,
+            "TRIMVIT_SETTINGS": self._settings.model_dump_json(),
+            "TRIMVIT_ENGINE_INDEX": "0",
+            "TRIMVIT_ENGINE_DEVICE": self._settings.device,
+            "TRIMVIT_ENGINE_SHARING": "1",
+            "TRIMVIT_ENGINE_ADDRESS": self.address,
+            "TRIMVIT_ENGINE_PULSE": str(pulse),
+            "TRIMVIT_ENGINE_REASON": str(self._folder / f"{NAME}.reason"),
+        }
+        environment.setdefault("GOMP_SPINCOUNT", "2000")  # as app.cli does
+        return subprocess.Popen(self._command, env=environment), made  # noqa: S603
+
+    def _watch(self, process: subprocess.Popen[bytes], pulse: Pulse) -> str | None:
+        """Returns when the engine has ended; gives back why it was killed, if it was."""
+        watch = Watch(self._settings.hang_after_s, self._settings.load_limit_s)
+        hunger = Hunger(process.pid)
+        hung: str | None = None
+        while process.poll() is None:
+            try:
+                process.wait(_TICK_S)
+            except subprocess.TimeoutExpired:
+                hung = hung or watch.tick(_TICK_S, pulse.read(), lambda: hunger.starved(_TICK_S))
+                if hung is not None and not self._ending.is_set():
+                    log.warning("the engine hangs and is killed: %s", hung)
+                    process.kill()
+        return hung
