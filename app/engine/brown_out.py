@@ -1,10 +1,12 @@
 """Brown-out: lowering the ratio of images that allow it, before any is refused. Pure policy, no clock.
 
 A brown-out has a depth, from 0 (none). At depth d no image that allows lowering is pruned less than
-``CEILINGS[d]`` says, nor more than its own floor. It deepens at once, as far as an image that comes needs
-it, and is raised step by step: only while the load that was offered lately, at the costs of the next higher
-ratio, would leave some of the engine idle, and while little waits. So it stays where it is under steady load
-instead of swinging between a depth that drains the queue and one that fills it.
+``CEILINGS[d]`` says, nor more than its own floor. It deepens at once as far as an image that comes needs it
+to be in time, and step by step while images wait long and more work is offered than the engine can do. It is
+raised step by step, only while the work that was offered lately, at the next higher ratio, would leave some
+of the engine idle, and while little waits; if that soon proves to have been in vain, the next time later.
+What deepens it and what raises it lie apart, so it stays where it is under steady load instead of swinging
+between a depth that drains the queue and one that fills it.
 """
 
 import math
@@ -17,9 +19,13 @@ DEPTHS = len(CEILINGS)
 # Below this ratio `auto` does not go unless it is told to: accuracy falls fast there (see the README).
 AUTO_FLOOR = 0.3
 
-_MEMORY_S = 5.0  # offered load is averaged over about so long
-_HOLD_S = 1.0  # at least so long at a depth, before it is raised
-_ROOM = 0.85  # share of the engine that the load may take at the higher ratio
+_MEMORY_S = 10.0  # offered load is averaged over about so long
+_HOLD_S = 1.0  # at least so long at a depth, before the next step
+_LONGEST_HOLD_S = 15.0
+_TRIAL = 3.0  # a step up is in vain if within so many holds the depth is needed again
+_QUIET = 0.5  # share of the engine, at the ratios asked for, below which there is no need to hold long
+_FULL = 0.95  # share of the engine that the load must take for a step down
+_ROOM = 0.8  # share of the engine that the load may take at the higher ratio for a step up
 _CALM = 0.5  # of the wait at which it was deepened, what may be waited for at the higher ratio
 
 
@@ -39,6 +45,8 @@ class BrownOut:
     _offered: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)  # streams kept busy, at each depth
     _at: float = -math.inf
     _changed: float = -math.inf
+    _raised: float = -math.inf
+    _hold_s: float = _HOLD_S  # how long a depth is held before it is raised
     _wait_s: float = 0.0
 
     def offered(self, seconds: Sequence[float], now: float) -> None:
@@ -48,19 +56,30 @@ class BrownOut:
 
     def deepen(self, depth: int, wait_s: float, now: float) -> None:
         """Go to that depth, where the wait had come to ``wait_s``; never to a lesser one."""
-        if depth > self.depth:
-            self.depth, self._changed, self._wait_s = depth, now, max(wait_s, self._wait_s)
+        if depth <= self.depth:
+            return
+        in_vain = now < self._raised + _TRIAL * self._hold_s
+        self._hold_s = min(_LONGEST_HOLD_S, 2 * self._hold_s) if in_vain else max(_HOLD_S, self._hold_s / 2)
+        self.depth, self._changed, self._wait_s = depth, now, max(wait_s, self._wait_s)
+
+    def press(self, wait_s: float, now: float) -> None:
+        """An image came that will wait long: go a step deeper, if held so far and the engine is overloaded."""
+        self._forget(now)
+        overloaded = self._offered[self.depth] > _FULL * self.streams
+        if overloaded and now >= self._changed + _HOLD_S and self.depth < DEPTHS - 1:
+            self.deepen(self.depth + 1, wait_s, now)
 
     def relax(self, backlog: Sequence[float], now: float) -> None:
         """Raise the ratio by a step, if it was held and load and backlog (seconds at every depth) allow."""
         self._forget(now)
-        if not self.depth or now < self._changed + _HOLD_S:
+        quiet = self._offered[0] <= _QUIET * self.streams
+        if not self.depth or now < self._changed + (_HOLD_S if quiet else self._hold_s):
             return
         higher = self.depth - 1
         room = self._offered[higher] <= _ROOM * self.streams
         calm = backlog[higher] / self.streams <= _CALM * self._wait_s
         if room and calm:
-            self.depth, self._changed = higher, now
+            self.depth, self._changed, self._raised = higher, now, now
             if not higher:
                 self._wait_s = 0.0
 

@@ -21,8 +21,8 @@ _REWEIGHTINGS = 20
 _OUTLIER = 0.2  # a relative residual beyond this counts as if it were this large
 _GAIN = 0.1  # share of a residual that one batch takes away
 _FARTHEST = 100.0  # a coefficient stays within this factor of the warm-up's
-_CAUTION_SHARE = 0.95
-_CAUTION_STEP = 0.02
+_CAUTION_SHARE = 0.99
+_CAUTION_STEP = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class _Line:
 class CostModel:
     """Predicts the duration of batches; see the module.
 
-    ``caution`` is the factor, at least 1, by which 95 of 100 predictions were exceeded at most.
+    ``caution`` is the factor, at least 1, by which 99 of 100 predictions were exceeded at most.
     """
 
     caution: float = 1.0
@@ -169,7 +169,7 @@ class CostModel:
         line = self._line(batch.threads)
         ratio = batch.seconds / line.predict(batch.work)
         line.observe(batch.work, batch.seconds)
-        # Steps up and down whose sizes balance where 5 of 100 lie above (Robbins and Monro 1951).
+        # Steps up and down whose sizes balance where 1 of 100 lies above (Robbins and Monro 1951).
         up = _CAUTION_SHARE if ratio > self.caution else _CAUTION_SHARE - 1
         self.caution = min(2.0, max(1.0, self.caution + _CAUTION_STEP * up))
         return ratio - 1

@@ -7,9 +7,10 @@ an idle share goes to the others. What one caller sends in one priority stays in
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush, nlargest
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
@@ -17,6 +18,7 @@ Priority = Literal["high", "normal", "batch"]
 
 # Shares of the engine while all three have work waiting: 16, 4 and 1 of 21.
 WEIGHTS: dict[Priority, float] = {"high": 16.0, "normal": 4.0, "batch": 1.0}
+_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +205,18 @@ class FairQueue:
         self.remove(entry.key)
         self._line_up(class_, flow)
 
-    def work_before(self, caller: str | None, priority: Priority, seconds: float, depth: int) -> float:
-        """Seconds of work that would be served before a further entry of so many seconds has been, if none
-        comes after it: the caller's own, as much of every other caller's in the priority, and of the other
-        priorities what their shares give them meanwhile."""
+    def work_before(
+        self,
+        caller: str | None,
+        priority: Priority,
+        seconds: float,
+        depth: int,
+        coming: Mapping[Priority, float] = MappingProxyType({}),
+    ) -> float:
+        """Seconds of work that would be served before a further entry of so many seconds has been: the
+        caller's own, as much of every other caller's in the priority, and of the other priorities what their
+        shares give them meanwhile, of what they have waiting and of what is ``coming``: so much work of a
+        priority for every second of work that is served."""
         class_ = self._classes[priority]
         flow = None if caller is None else class_.flows.get(caller)
         own = 0.0 if flow is None else flow.work[depth]
@@ -214,11 +224,14 @@ class FairQueue:
             min(other.work[depth], own + seconds) for other in class_.flows.values() if other is not flow
         )
         served = (within + seconds) / class_.weight
-        return within + sum(
-            min(other.work[depth], served * other.weight)
-            for other in self._classes.values()
-            if other is not class_
-        )
+        before = within
+        for _ in range(_ROUNDS if coming else 1):  # what comes meanwhile makes the meanwhile longer
+            before = within + sum(
+                min(other.work[depth] + coming.get(name, 0.0) * before, served * other.weight)
+                for name, other in self._classes.items()
+                if other is not class_
+            )
+        return before
 
     def heaviest(self, number: int) -> list[tuple[str, Priority]]:
         """The callers with the most work waiting in a priority, at most so many of each priority."""

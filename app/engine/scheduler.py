@@ -8,13 +8,14 @@ cost less, come in larger batches of about the same duration; and a batch ends e
 would make an image in it late.
 """
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
 from app.engine.brown_out import DEPTHS, BrownOut
-from app.engine.fair_queue import Entry, FairQueue, Priority
+from app.engine.fair_queue import WEIGHTS, Entry, FairQueue, Priority
 
 Reason = Literal["queue-full", "deadline-unmeetable"]
 
@@ -24,8 +25,12 @@ _TIMES_FREE = 3
 # An idle engine takes one image in so many seconds whose deadline it is predicted to miss: a wrong
 # prediction can be put right only by computing something.
 _PROBE_EVERY_S = 1.0
-# While less than this share of what an image may wait is waited for, no ratio is lowered.
+# While less than this share of what an image may wait is waited for, there is no haste to lower ratios.
 _COMFORT = 0.25
+
+# Of the time until its deadline, what an image leaves at most to those behind it in its batch.
+_BATCH_SHARE = 0.25
+_RATE_MEMORY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,9 @@ class Scheduler:
     _leaving: list[tuple[float, int, Entry]] = field(default_factory=list)
     _accepted: int = 0
     _probed: float = float("-inf")
+    # Seconds of work a second that were accepted lately in each priority: what one may expect to come.
+    _rates: dict[Priority, float] = field(default_factory=lambda: dict.fromkeys(WEIGHTS, 0.0))
+    _rates_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self._brown_out = BrownOut(self.limits.streams)
@@ -158,6 +166,9 @@ class Scheduler:
         if entry.key in self._queue:
             raise ValueError(f"{entry.key!r} is already waiting")
         self._brown_out.offered(entry.seconds, now)
+        passed = math.exp(min(0.0, self._rates_at - now) / _RATE_MEMORY_S)
+        self._rates = {name: rate * passed for name, rate in self._rates.items()}
+        self._rates_at = max(now, self._rates_at)
         self.relax(now)
         free = self.limits.queue_images - len(self._queue)
         if self._queue.held_by(entry.caller) >= _TIMES_FREE * free:
@@ -165,7 +176,12 @@ class Scheduler:
         found = self._place(entry, now)
         if found is not None:
             brown_out, own = found
-            self._brown_out.deepen(brown_out, self._wait(entry, self.depth, now), now)
+            before = self._before(entry, brown_out)
+            wait = self._start(before, now) - now
+            at_ease = wait <= _COMFORT * self._spare(entry, own, before, now)
+            self._brown_out.deepen(brown_out, wait, now)
+            if not at_ease:
+                self._brown_out.press(wait, now)
             entry = entry.at_least(own if own > brown_out else 0)
             # Where it can no longer be computed in time it is given up, and costs nobody else theirs.
             self._accept(entry, entry.deadline - min(entry.alone_s[-1], self.overhead_s + entry.seconds[-1]))
@@ -225,7 +241,7 @@ class Scheduler:
     def wait_s(self, caller: str | None, priority: Priority, seconds: float, now: float) -> float:
         """How long a further image of that caller (None: of one who has nothing waiting) that takes so many
         seconds is predicted to wait, with all lowered that allow it."""
-        return self._start(self._queue.work_before(caller, priority, seconds, DEPTHS - 1), now) - now
+        return self._start(self._work_before(caller, priority, seconds, DEPTHS - 1), now) - now
 
     def heaviest(self, number: int) -> list[tuple[str, Priority]]:
         """The callers with the most work waiting in each priority."""
@@ -249,54 +265,64 @@ class Scheduler:
             start, used = ends, used + 1
         return start + work / used
 
+    def _before(self, entry: Entry, depth: int) -> float:
+        """Seconds of work that are served before it, in full batches."""
+        before = self._work_before(entry.caller, entry.priority, entry.seconds[depth], depth)
+        return before * (1 + self.overhead_s / self._full_batch_s(entry, depth))
+
+    def _work_before(self, caller: str | None, priority: Priority, seconds: float, depth: int) -> float:
+        coming = {name: rate / self.limits.streams for name, rate in self._rates.items()}
+        return self._queue.work_before(caller, priority, seconds, depth, coming)
+
+    def _full_batch_s(self, entry: Entry, depth: int) -> float:
+        """What a full batch of images like it takes, beside the overhead."""
+        return entry.seconds[depth] / entry.tokens[depth] * self.limits.batch_tokens
+
     def _wait(self, entry: Entry, depth: int, now: float) -> float:
-        before = self._queue.work_before(entry.caller, entry.priority, entry.seconds[depth], depth)
-        return self._start(before, now) - now
+        return self._start(self._before(entry, depth), now) - now
 
     def _own_s(self, entry: Entry, depth: int) -> float:
-        """How long its own batch takes, to be promised by."""
-        if self.idle:
-            return self.caution * entry.alone_s[depth]
-        return self.caution * (self.overhead_s + entry.seconds[depth])
+        """How long its own batch takes at least."""
+        return entry.alone_s[depth] if self.idle else self.overhead_s + entry.seconds[depth]
 
-    def _spare(self, entry: Entry, depth: int, now: float) -> float:
-        """How long it may wait, at that depth of its own."""
-        return min(entry.deadline - now - self._own_s(entry, depth), entry.wait_limit_s)
+    def _spare(self, entry: Entry, own: int, before: float, now: float) -> float:
+        """How long it may wait, at that depth of its own, behind ``before`` seconds of work.
+
+        Where there is a queue its batch will have others behind it, and shall not be cut short for it: a
+        device may do ten times the work in full batches.
+        """
+        allowed = entry.deadline - now
+        others = min(self._full_batch_s(entry, own), before / self.limits.streams, _BATCH_SHARE * allowed)
+        return min((allowed - others) / self.caution - self._own_s(entry, own), entry.wait_limit_s)
 
     def _place(self, entry: Entry, now: float) -> tuple[int, int] | None:
-        """The depth of brown-out under which the entry can be accepted, and its own depth.
-
-        Both are the least that do: those under which it waits at ease, or if there are none, just in time.
-        None if it would be late under the deepest.
-        """
-        just: tuple[int, int] | None = None
+        """The least depth of brown-out under which the entry is in time, and under that the least of its own.
+        None if it would be late under the deepest."""
         for depth in range(self.depth, DEPTHS):
-            wait = self._wait(entry, depth, now)
+            before = self._before(entry, depth)
+            wait = self._start(before, now) - now
             for own in range(depth, DEPTHS):
-                spare = self._spare(entry, own, now)
-                if wait <= _COMFORT * spare:
+                if wait <= self._spare(entry, own, before, now):
                     return depth, own
-                if wait <= spare:
-                    just = just or (depth, own)
-                    break
             if self._queue.work[depth] <= self._queue.work[-1]:  # a deeper one changes nothing
                 break
-        return just
+        return None
 
     def _refusal(self, entry: Entry, now: float) -> Refusal:
         """Why it cannot be accepted, and when it could be."""
         deepest = DEPTHS - 1
-        own = self.caution * min(entry.alone_s[deepest], self.overhead_s + entry.seconds[deepest])
-        left = entry.deadline - now - own
-        if left <= 0:
+        least = min(entry.alone_s[deepest], self.overhead_s + entry.seconds[deepest])
+        if self.caution * least > entry.deadline - now:
             return Refusal("deadline-unmeetable", None)
-        wait = self._wait(entry, deepest, now)
-        if left < entry.wait_limit_s:
-            return Refusal("deadline-unmeetable", max(0.0, wait - left))
-        return Refusal("queue-full", max(0.0, wait - entry.wait_limit_s))
+        before = self._before(entry, deepest)
+        spare = self._spare(entry, deepest, before, now)
+        wait = self._start(before, now) - now
+        reason: Reason = "deadline-unmeetable" if spare < entry.wait_limit_s else "queue-full"
+        return Refusal(reason, max(0.0, wait - max(0.0, spare)))
 
     def _accept(self, entry: Entry, leaves: float) -> None:
         self._queue.add(entry)
+        self._rates[entry.priority] += entry.seconds[self.depth] / _RATE_MEMORY_S
         self._tokens += entry.tokens[0]
         if leaves < float("inf"):
             self._accepted += 1

@@ -58,9 +58,8 @@ def test_it_stays_while_the_load_would_not_fit_the_higher_ratio() -> None:
         brown_out.deepen(1, wait_s=1.0, now=0.0)
         for tick in range(400):
             brown_out.offered([load / 10] * DEPTHS, tick / 10)
-            brown_out.relax(NOTHING, tick / 10)
-            if tick < 300:  # the average is not there yet
-                brown_out.deepen(1, wait_s=1.0, now=tick / 10)
+            if tick > 300:  # before, the average is not there yet
+                brown_out.relax(NOTHING, tick / 10)
         assert brown_out.depth == (0 if relaxes else 1)
 
 
