@@ -63,7 +63,7 @@ class BrownOut:
         self.depth, self._changed, self._wait_s = depth, now, max(wait_s, self._wait_s)
 
     def press(self, wait_s: float, now: float) -> None:
-        """An image came that will wait long: go a step deeper, if held so far and the engine is overloaded."""
+        """An image came that will wait long: go a step deeper, if held and the engine is overloaded."""
         self._forget(now)
         overloaded = self._offered[self.depth] > _FULL * self.streams
         if overloaded and now >= self._changed + _HOLD_S and self.depth < DEPTHS - 1:

@@ -22,6 +22,8 @@ from tests.app.engine.simulation import (
     poisson,
 )
 
+pytestmark = pytest.mark.long  # some minutes altogether
+
 SCALE = 10.0
 CAPACITY = capacity(1.0, SCALE)
 DEADLINE_S = 10.0
