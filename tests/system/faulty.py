@@ -16,6 +16,7 @@ from tests.system.server import Server, running_server
 FOLDER_VARIABLE = "TRIMVIT_TEST_FAULTS"
 FAIL_TO_LOAD = "fail-to-load"  # a file of this name in the folder
 SECONDS_PER_BATCH = "seconds-per-batch"  # a file that holds the number
+PATIENT = {"--default-deadline-ms": "300000", "--restart-wait-s": "300", "--shutdown-grace-s": "300"}
 PROGRAM = (sys.executable, "-m", "tests.system.faulty")
 
 # Images are known by their colour.
@@ -36,7 +37,11 @@ def picture(colour: tuple[int, int, int] = HARMLESS) -> bytes:
 
 @contextmanager
 def faulty_server(folder: Path, *flags: str, seconds_per_batch: float = 0.0) -> Iterator[Server]:
-    """A server whose engines look into ``folder`` for what they are to do."""
+    """A server whose engines look into ``folder`` for what they are to do. It is patient unless the flags
+    say otherwise: on a crowded machine an engine's start alone takes many seconds."""
+    for flag, value in PATIENT.items():
+        if flag not in flags:
+            flags = (*flags, flag, value)
     (folder / SECONDS_PER_BATCH).write_text(str(seconds_per_batch))
     before = os.environ.get(FOLDER_VARIABLE)
     os.environ[FOLDER_VARIABLE] = str(folder)

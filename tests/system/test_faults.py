@@ -221,4 +221,4 @@ def test_engines_are_replaced_while_the_server_drains(tmp_path: Path, pool: Thre
         wait_until(lambda: "finishing what was accepted" in server.log.read_text(), "the drain")
         os.kill(engine_of(server).pid, signal.SIGKILL)
         assert {answer.result().status_code for answer in answers} == {200}
-        assert server.supervisor.wait(60) == 0
+        assert server.supervisor.wait(200) == 0
