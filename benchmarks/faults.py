@@ -15,9 +15,6 @@ import json
 import random
 import re
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -31,6 +28,7 @@ import psutil
 
 from app.settings import BUNDLED_MODEL
 from benchmarks import machine
+from benchmarks.server import running
 
 CLIENTS = 16
 MOST_WAITING = 512  # requests that the load generator has under way at most
@@ -90,26 +88,8 @@ class Target:
 
 @contextmanager
 def server(model: str, *flags: str) -> Iterator[Target]:
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as sink:
-            command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", model, *flags]
-            process = subprocess.Popen(command, stderr=sink)
-        try:
-            until = time.monotonic() + 300
-            while not (found := re.search(r"listening on http://[^:]+:(\d+)", log.read_text())):
-                if time.monotonic() > until or process.poll() is not None:
-                    raise RuntimeError(f"the server did not start: {log.read_text()}")
-                time.sleep(0.1)
-            target = Target(process.pid, int(found[1]))
-            while target.get("/readyz")[0] != 200:
-                if time.monotonic() > until:
-                    raise RuntimeError(f"the server did not become ready: {log.read_text()}")
-                time.sleep(0.1)
-            yield target
-        finally:
-            process.terminate()
-            process.wait(60)
+    with running("--model", model, *flags) as started:
+        yield Target(started.pid, started.port)
 
 
 def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, object]:

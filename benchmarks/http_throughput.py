@@ -11,11 +11,7 @@ Reported are the medians, and http as a share of each other way, round by round.
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +27,7 @@ from app.images import ImageLimits, decode
 from app.settings import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.report import spread
+from benchmarks.server import running
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_dtype, cores
 from models.schedule import Pruning
@@ -92,27 +89,18 @@ def main() -> None:
     def predict(batch: list[np.ndarray], ratio: float) -> None:
         classifier.classify(torch.from_numpy(np.stack(batch)), [ImageRequest(Pruning(ratio))] * len(batch))
 
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as sink:
-            command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--model", options.model]
-            server = subprocess.Popen(command, stderr=sink)
-        try:
-            port = _port_when_ready(log)
-            results = {}
-            for ratio in options.ratios:
-                ways = {"engine": engine, "offline": offline, "http": lambda r: over_http(port, files, r)}
-                seconds: dict[str, list[float]] = {way: [] for way in ways}
-                for round_ in range(options.rounds + 1):  # the first warms up
-                    for way, run in ways.items():
-                        taken = run(ratio)
-                        if round_ > 0:
-                            seconds[way].append(taken)
-                results[str(ratio)] = _summary(seconds, len(files))
-                print(json.dumps({str(ratio): results[str(ratio)]}, indent=1), flush=True)
-        finally:
-            server.terminate()
-            server.wait(60)
+    with running("--model", options.model) as server:
+        results = {}
+        for ratio in options.ratios:
+            ways = {"engine": engine, "offline": offline, "http": lambda r: over_http(server.port, files, r)}
+            seconds: dict[str, list[float]] = {way: [] for way in ways}
+            for round_ in range(options.rounds + 1):  # the first warms up
+                for way, run in ways.items():
+                    taken = run(ratio)
+                    if round_ > 0:
+                        seconds[way].append(taken)
+            results[str(ratio)] = _summary(seconds, len(files))
+            print(json.dumps({str(ratio): results[str(ratio)]}, indent=1), flush=True)
     report = {
         "command": "python -m benchmarks.http_throughput",
         "machine": machine.describe(),
@@ -155,16 +143,6 @@ def _summary(seconds: dict[str, list[float]], images: int) -> dict[str, object]:
         shares = [other / http for other, http in zip(seconds[way], seconds["http"], strict=True)]
         summary[f"http_share_of_{way}"] = asdict(spread(shares))
     return summary
-
-
-def _port_when_ready(log: Path) -> int:
-    for _ in range(600):
-        found = re.search(r"listening on http://[^:]+:(\d+)", log.read_text())
-        if found and " is ready on " in log.read_text():
-            time.sleep(1)
-            return int(found[1])
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not start: {log.read_text()}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""A server of its own for a benchmark: started, ready, and stopped at the end."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+PATIENCE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """The supervisor's process, and the port."""
+
+    pid: int
+    port: int
+
+
+@contextmanager
+def running(*flags: str) -> Iterator[Server]:
+    """`trimvit serve` with these flags on a free port, once /readyz says 200. Raises RuntimeError with its log
+    where it does not come up."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as sink:
+            command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", *flags]
+            process = subprocess.Popen(command, stderr=sink)
+        try:
+            until = time.monotonic() + PATIENCE_S
+            while (port := _port(log)) is None or not _ready(port):
+                if time.monotonic() > until or process.poll() is not None:
+                    raise RuntimeError(f"the server did not become ready: {log.read_text()}")
+                time.sleep(0.1)
+            yield Server(process.pid, port)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _port(log: Path) -> int | None:
+    found = re.search(r"listening on http://[^:]+:(\d+)", log.read_text())
+    return None if found is None else int(found[1])
+
+
+def _ready(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
