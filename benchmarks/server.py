@@ -24,8 +24,8 @@ class Server:
 
 @contextmanager
 def running(*flags: str) -> Iterator[Server]:
-    """`trimvit serve` with these flags on a free port, once /readyz says 200. Raises RuntimeError with its log
-    where it does not come up."""
+    """`trimvit serve` with these flags on a free port, once /readyz says 200. Raises RuntimeError with its
+    log where it does not come up."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as sink:
