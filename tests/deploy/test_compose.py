@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from app.keys import KEYS_VARIABLE
 from app.settings import Settings
 
 PORT = Settings.model_fields["port"].default
@@ -82,6 +83,27 @@ def test_stopping_waits_for_the_server(compose: dict[str, Any]) -> None:
     server = compose["services"]["trimvit"]
     assert "TRIMVIT_SHUTDOWN_GRACE_S" not in server["environment"]
     assert seconds(server["stop_grace_period"]) > SHUTDOWN_GRACE_S
+
+
+def test_settings_can_be_given_from_outside(compose: dict[str, Any]) -> None:
+    """Each setting can be set in the shell, but those of an address or a file, which the container decides,
+    and the grace time, which has to fit the file's own."""
+    inside = {"host", "port", "operations_host", "operations_port", "shutdown_grace_s"}
+    inside |= {"labels", "api_keys_file", "tls_certificate", "tls_key"}
+    given = compose["services"]["trimvit"]["environment"]
+    settings = [f"TRIMVIT_{name.upper()}" for name in Settings.model_fields if name not in inside]
+    assert set(given) == {*settings, KEYS_VARIABLE, "OTEL_EXPORTER_OTLP_ENDPOINT"}
+    assert set(given.values()) == {None}
+    assert inside <= set(Settings.model_fields)
+
+
+def test_weights_are_kept(compose: dict[str, Any], instructions: list[tuple[str, str]]) -> None:
+    """What the hub's cache, as the image names it, lies on outlives the container."""
+    environment = [rest for word, rest in instructions if word == "ENV"][-1]
+    [mount] = compose["services"]["trimvit"]["volumes"]
+    volume, _, path = mount.partition(":")
+    assert f"HF_HOME={path}" in environment.split()
+    assert volume in compose["volumes"]
 
 
 def test_mounts_exist(compose: dict[str, Any], repository: Path) -> None:

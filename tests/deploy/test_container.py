@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from app.keys import KEYS_VARIABLE
 from app.settings import Settings
 from tests.app.test_tls import self_signed
 
@@ -59,13 +60,20 @@ def test_exposes_the_port_it_listens_on(instructions: Instructions) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["Dockerfile", "docker-compose.yml", "deploy/compose.gpu.yml", "deploy/prometheus/alerts.yml"]
+    "file",
+    [
+        "Dockerfile",
+        "docker-compose.yml",
+        "deploy/compose.gpu.yml",
+        "deploy/prometheus/alerts.yml",
+        "deploy/README.md",
+    ],
 )
 def test_settings_exist(repository: Path, file: str) -> None:
     """Every TRIMVIT_ variable that is named is a setting."""
-    named = set(re.findall(r"TRIMVIT_([A-Z_]+)", (repository / file).read_text()))
+    named = set(re.findall(r"TRIMVIT_[A-Z_]+", (repository / file).read_text()))
     assert named
-    assert {name.lower() for name in named} <= set(Settings.model_fields)
+    assert named <= {KEYS_VARIABLE, *(f"TRIMVIT_{name.upper()}" for name in Settings.model_fields)}
 
 
 def test_names_no_package_index(repository: Path) -> None:
