@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can unshare what a container has of its own"),
 ]
 
+UNSHARE = ("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child")
 # What an engine gives a container by --read-only --tmpfs /tmp --network none --cap-drop ALL and
 # no-new-privileges: namespaces of its own, the image read-only, the few devices, and no other user to become.
 START = """
@@ -106,8 +107,7 @@ def container(instructions: Instructions, tmp_path_factory: pytest.TempPathFacto
     pairs = [f"{name}={value}" for name, value in given.items()]
     with log.open("wb") as sink:
         outside = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-            + ["sh", "-c", START, "sh", *pairs, *command],
+            [*UNSHARE, "sh", "-c", START, "sh", *pairs, *command],
             env={**os.environ, "ROOT": os.environ["TRIMVIT_TEST_IMAGE"], "USER_ID": user, "GROUP_ID": group},
             stderr=sink,
         )
