@@ -204,6 +204,14 @@ def test_probes_ask_what_the_server_answers(objects: Objects) -> None:
     assert asked == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
 
 
+def test_loading_may_take_as_long_as_the_server_lets_it(objects: Objects) -> None:
+    """The startup probe is more patient than the server itself."""
+    probe = container(objects)["startupProbe"]
+    assert "TRIMVIT_LOAD_LIMIT_S" not in environment(objects)
+    limit: float = Settings.model_fields["load_limit_s"].default
+    assert probe["periodSeconds"] * probe["failureThreshold"] > limit
+
+
 def test_ports_are_those_that_the_server_listens_on(objects: Objects) -> None:
     """The container's ports, their settings, and the Services' targets agree."""
     settings = environment(objects)
