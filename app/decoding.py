@@ -149,6 +149,8 @@ class DecodingProcesses(Executor):
         self._memory_bytes = memory_bytes
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decode")
         self._closing = False
+        for cause in ("slow", "died"):  # there from the start, so that the first shows as a rise
+            metrics.DECODERS_REPLACED.labels(cause)
         self._children: set[_Child] = set()
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
         for _ in range(processes):
