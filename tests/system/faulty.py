@@ -69,7 +69,7 @@ def engine() -> None:
     from app.pulse import Pulse
     from app.reports import tell_reason
     from app.settings import Settings
-    from tests.app.engine.rig import FakeBackend
+    from tests.app.engine.rig import FakeBackend, costs
     from tests.app.fakes import MODEL
 
     folder = Path(os.environ[FOLDER_VARIABLE])
@@ -82,7 +82,7 @@ def engine() -> None:
             if (folder / FAIL_TO_LOAD).exists():
                 raise RuntimeError("told to fail")
             limits = Limits(batch_tokens=100, queue_images=settings.max_queue_images, threads=2, streams=2)
-            return Loaded(MODEL, limits)
+            return Loaded(MODEL, limits, costs(limits))
 
         def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Result]:
             colours = [tuple(job.pixels[:3]) for job in jobs]
@@ -103,11 +103,11 @@ def engine() -> None:
     configure_logging(settings.log_level, f"engine {index}", settings.log_format)
     setproctitle(f"trimvit: engine cpu:{index}")
     running = Engine(
-        f"cpu:{index}",
+        f"engine-{index}",
         os.environ["TRIMVIT_ENGINE_ADDRESS"],
         Faulty(),
-        Pulse(Path(os.environ["TRIMVIT_ENGINE_PULSE"])),
-        settings.hang_after_s,
+        pulse=Pulse(Path(os.environ["TRIMVIT_ENGINE_PULSE"])),
+        hang_after_s=settings.hang_after_s,
     )
     signal.signal(signal.SIGTERM, lambda *_: running.stop())
     try:

@@ -66,8 +66,8 @@ def test_tls_and_operations_on_a_port_of_their_own(tmp_path: Path) -> None:
         )
     try:
         wait_until(lambda: "operations on" in log.read_text(), "both listeners")
-        main = re.search(r"listening on (https://\S+)", log.read_text())
-        beside = re.search(r"operations on (http://\S+)", log.read_text())
+        main = re.search(r"listening on (https://[^\s\"]+)", log.read_text())
+        beside = re.search(r"operations on (http://[^\s\"]+)", log.read_text())
         assert main is not None
         assert beside is not None
         url, operations = main[1], beside[1]
@@ -127,7 +127,7 @@ def test_the_docs_page_runs_under_its_policy(server: Server) -> None:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"{server.url}/docs", timeout=60_000)
-        page.wait_for_selector("text=/v1/classify", timeout=60_000)
+        page.locator("[data-path='/v1/classify']").first.wait_for(timeout=60_000)
         browser.close()
     assert said == []
     assert len(asked) > 3

@@ -21,7 +21,11 @@ ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = sorted((ROOT / "tests" / "photographs").glob("*.jpg"))
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^\.venv/bin/trimvit ((?:classify|models|bench) .*)$", README, re.MULTILINE)
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPETS = [
+    snippet
+    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if "trimvit_client" in snippet  # of the others: see test_clients.py
+]
 CLIENTS_SNIPPETS = re.findall(
     r"```python\n(.*?)```", (ROOT / "clients" / "python" / "README.md").read_text(), re.DOTALL
 )
