@@ -46,7 +46,8 @@ class Connection(HttpToolsProtocol):
         if hasattr(transport, "max_size"):  # what asyncio reads at once, 256 KiB: too much for a head
             transport.max_size = MOST_HEAD_BYTES
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # whatever waits for the client to read has its time
+        # Whatever waits for the client to read has its time. (With a limit of 0, TLS would never go on.)
+        transport.set_write_buffer_limits(high=1)
         if len(self.connections) > self.max_connections:
             self._refuse(
                 Overloaded(f"there are more than {self.max_connections} connections", retry_after_s=1.0)
