@@ -23,6 +23,8 @@ _GAIN = 0.1  # share of a residual that one batch takes away
 _FARTHEST = 100.0  # a coefficient stays within this factor of the warm-up's
 _CAUTION_SHARE = 0.99
 _CAUTION_STEP = 0.05
+_MOST_CAUTION = 2.0
+_DEVIATIONS = 1.4826  # standard deviations in a median of absolute errors, if they are normal
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,12 @@ class _Line:
         self.now = (max(_TINY_S, constant), image, compute)
 
 
+def _first_caution(line: _Line, measured: Sequence[Measured]) -> float:
+    """What the warm-up says of its own predictions: three deviations, by the median of the errors."""
+    errors = [abs(batch.seconds / line.predict(batch.work) - 1) for batch in measured]
+    return min(_MOST_CAUTION, 1 + 3 * _DEVIATIONS * float(np.median(errors)))
+
+
 @dataclass(slots=True)
 class CostModel:
     """Predicts the duration of batches; see the module.
@@ -148,7 +156,8 @@ class CostModel:
             by_threads.setdefault(batch.threads, []).append(batch)
         if not by_threads:
             raise ValueError("no batch was measured")
-        return cls(_lines={threads: _Line(fit(some)) for threads, some in by_threads.items()})
+        lines = {threads: _Line(fit(some)) for threads, some in by_threads.items()}
+        return cls(max(_first_caution(lines[threads], some) for threads, some in by_threads.items()), lines)
 
     def predict(self, work: Work, threads: int) -> float:
         """Seconds, above 0. Without measurements on so many threads, those on the next number to it count."""
@@ -171,7 +180,7 @@ class CostModel:
         line.observe(batch.work, batch.seconds)
         # Steps up and down whose sizes balance where 1 of 100 lies above (Robbins and Monro 1951).
         up = _CAUTION_SHARE if ratio > self.caution else _CAUTION_SHARE - 1
-        self.caution = min(2.0, max(1.0, self.caution + _CAUTION_STEP * up))
+        self.caution = min(_MOST_CAUTION, max(1.0, self.caution + _CAUTION_STEP * up))
         return ratio - 1
 
     def _line(self, threads: int) -> _Line:

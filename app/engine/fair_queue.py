@@ -29,7 +29,8 @@ class Entry:
     0 (as asked) to the deepest: they never rise, and are all alike where the image may not be lowered.
     ``tokens`` are the model's, times the share of compute. ``alone_s`` is how long it takes on an idle engine
     with all threads, at every depth. ``deadline`` may be infinite. ``wait_limit_s`` bounds the predicted wait
-    of an image without a deadline of its own.
+    of an image without a deadline of its own. ``mates_s`` is what it left to those behind it in its batch when
+    it was accepted.
     """
 
     key: Hashable
@@ -42,6 +43,7 @@ class Entry:
     caller: str = ""
     priority: Priority = "normal"
     least_depth: int = 0
+    mates_s: float = 0.0
 
     def at_least(self, depth: int) -> "Entry":
         """The entry, lowered to that depth whatever the brown-out's."""

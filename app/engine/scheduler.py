@@ -10,7 +10,7 @@ would make an image in it late.
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
@@ -30,6 +30,8 @@ _COMFORT = 0.25
 
 # Of the time until its deadline, what an image leaves at most to those behind it in its batch.
 _BATCH_SHARE = 0.25
+# A batch with so many times its overhead in work is large enough: larger ones would save little more.
+_ENOUGH = 10.0
 _RATE_MEMORY_S = 10.0
 
 
@@ -176,13 +178,14 @@ class Scheduler:
         found = self._place(entry, now)
         if found is not None:
             brown_out, own = found
-            before = self._before(entry, brown_out)
+            before = self._before(entry, brown_out, now)
             wait = self._start(before, now) - now
             at_ease = wait <= _COMFORT * self._spare(entry, own, before, now)
             self._brown_out.deepen(brown_out, wait, now)
             if not at_ease:
                 self._brown_out.press(wait, now)
-            entry = entry.at_least(own if own > brown_out else 0)
+            mates_s = self._mates_s(entry, own, before, now)
+            entry = replace(entry.at_least(own if own > brown_out else 0), mates_s=mates_s)
             # Where it can no longer be computed in time it is given up, and costs nobody else theirs.
             self._accept(entry, entry.deadline - min(entry.alone_s[-1], self.overhead_s + entry.seconds[-1]))
             return None
@@ -265,21 +268,27 @@ class Scheduler:
             start, used = ends, used + 1
         return start + work / used
 
-    def _before(self, entry: Entry, depth: int) -> float:
-        """Seconds of work that are served before it, in full batches."""
+    def _before(self, entry: Entry, depth: int, now: float) -> float:
+        """Seconds of work that are served before it, in batches as large as `_take` makes them at least."""
         before = self._work_before(entry.caller, entry.priority, entry.seconds[depth], depth)
-        return before * (1 + self.overhead_s / self._full_batch_s(entry, depth))
+        return before * (1 + self.overhead_s / self._batch_s(entry, depth, now))
 
     def _work_before(self, caller: str | None, priority: Priority, seconds: float, depth: int) -> float:
         coming = {name: rate / self.limits.streams for name, rate in self._rates.items()}
         return self._queue.work_before(caller, priority, seconds, depth, coming)
 
-    def _full_batch_s(self, entry: Entry, depth: int) -> float:
-        """What a full batch of images like it takes, beside the overhead."""
-        return entry.seconds[depth] / entry.tokens[depth] * self.limits.batch_tokens
+    def _batch_s(self, entry: Entry, depth: int, now: float) -> float:
+        """What a batch of images like it takes, beside the overhead: a full one, or what deadlines allow."""
+        images = max(1, self.limits.batch_tokens // entry.tokens[depth])
+        allowed = _BATCH_SHARE * (entry.deadline - now)
+        return max(entry.seconds[depth], min(images * entry.seconds[depth], allowed))
+
+    def _mates_s(self, entry: Entry, own: int, before: float, now: float) -> float:
+        """What it leaves to those behind it in its batch."""
+        return min(self._batch_s(entry, own, now) - entry.seconds[own], before / self.limits.streams)
 
     def _wait(self, entry: Entry, depth: int, now: float) -> float:
-        return self._start(self._before(entry, depth), now) - now
+        return self._start(self._before(entry, depth, now), now) - now
 
     def _own_s(self, entry: Entry, depth: int) -> float:
         """How long its own batch takes at least."""
@@ -291,15 +300,14 @@ class Scheduler:
         Where there is a queue its batch will have others behind it, and shall not be cut short for it: a
         device may do ten times the work in full batches.
         """
-        allowed = entry.deadline - now
-        others = min(self._full_batch_s(entry, own), before / self.limits.streams, _BATCH_SHARE * allowed)
-        return min((allowed - others) / self.caution - self._own_s(entry, own), entry.wait_limit_s)
+        taken = self._mates_s(entry, own, before, now) + self._own_s(entry, own)
+        return min((entry.deadline - now) / self.caution - taken, entry.wait_limit_s)
 
     def _place(self, entry: Entry, now: float) -> tuple[int, int] | None:
         """The least depth of brown-out under which the entry is in time, and under that the least of its own.
         None if it would be late under the deepest."""
         for depth in range(self.depth, DEPTHS):
-            before = self._before(entry, depth)
+            before = self._before(entry, depth, now)
             wait = self._start(before, now) - now
             for own in range(depth, DEPTHS):
                 if wait <= self._spare(entry, own, before, now):
@@ -314,7 +322,7 @@ class Scheduler:
         least = min(entry.alone_s[deepest], self.overhead_s + entry.seconds[deepest])
         if self.caution * least > entry.deadline - now:
             return Refusal("deadline-unmeetable", None)
-        before = self._before(entry, deepest)
+        before = self._before(entry, deepest, now)
         spare = self._spare(entry, deepest, before, now)
         wait = self._start(before, now) - now
         reason: Reason = "deadline-unmeetable" if spare < entry.wait_limit_s else "queue-full"
@@ -343,29 +351,36 @@ class Scheduler:
         return entry
 
     def _take(self, threads: int, share_s: float, now: float, *, alone: bool) -> Batch:
-        """Entries in turn, at least one, within the token budget and the share of what waits."""
+        """Entries in turn, at least one, within the token budget and the share of what waits.
+
+        A batch ends early where one image more would make one in it late, but not before it is as large as
+        its images left room for when they were accepted: those behind were accepted on that. Where every
+        image that is in haste got a batch of its own, its overhead would make all the others late.
+        """
         taken: list[Taken] = []
-        tokens, work = 0, 0.0
+        tokens, work, room = 0, 0.0, float("inf")
         ends = now if alone else now + self.overhead_s
         soonest = float("inf")
         while (entry := self._queue.first()) is not None:
             seconds = entry.alone_s if alone else entry.seconds
             least = max(self.depth, entry.least_depth)
-            depth = self._in_time(entry.deadline, seconds, least, ends - now, now)
+            found = self._in_time(entry.deadline, seconds, least, ends - now, now)
+            depth = DEPTHS - 1 if found is None else found
+            spent = work + seconds[depth]
+            haste = found is None or self._late(soonest, ends - now + seconds[depth], now)
             if taken and (
-                depth is None
-                or tokens + entry.tokens[depth] > self.limits.batch_tokens
-                or work + seconds[depth] > share_s * (1 + 1e-9)
-                or self._late(soonest, ends - now + seconds[depth], now)
+                tokens + entry.tokens[depth] > self.limits.batch_tokens
+                or spent > share_s * (1 + 1e-9)
+                or (haste and spent > room)
             ):
                 break
-            if depth is None:
-                depth = DEPTHS - 1
             taken.append(Taken(entry, depth, by_deadline=depth > self.depth))
             tokens += entry.tokens[depth]
-            work += seconds[depth]
+            work = spent
             ends += seconds[depth]
-            soonest = min(soonest, entry.deadline)
+            room = min(room, spent + min(entry.mates_s, _ENOUGH * self.overhead_s))
+            if found is not None:  # nothing is to be won by haste for an image that is late all the same
+                soonest = min(soonest, entry.deadline)
             self._queue.serve(entry, entry.seconds[depth])
             self._tokens -= entry.tokens[0]
         return Batch(tuple(taken), threads, ends)

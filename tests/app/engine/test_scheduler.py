@@ -223,9 +223,8 @@ def test_a_deadline_that_what_waits_lets_pass_is_refused_at_once() -> None:
     one_each = Limits(batch_tokens=10, queue_images=1000, threads=2, streams=2)
     scheduler = loaded(one_each, 4)
     assert scheduler.submit(entry("late", 10, 0.5, deadline=2.2), 0.0) == Refusal(
-        "deadline-unmeetable", pytest.approx(0.8)
+        "deadline-unmeetable", pytest.approx(0.3)
     )
-    # Half a second is left to one more in its batch, behind it.
     assert scheduler.submit(entry("in time", 10, 0.5, deadline=3.0), 0.0) is None
     assert scheduler.submit(entry("patient", 10, 0.5), 0.0) is None
 
@@ -307,6 +306,20 @@ def test_a_batch_ends_before_the_image_that_would_make_another_late() -> None:
     assert keys(batch) == "abc"
     assert batch is not None
     assert batch.ends == pytest.approx(0.3)
+
+
+def test_a_batch_is_as_large_as_its_images_left_room_for() -> None:
+    """On a device with a second of overhead the last ten are taken so late that only four would be in time in
+    one batch. They stay together: else those behind them were late, each in a batch of its own."""
+    limits = Limits(batch_tokens=100, queue_images=100, threads=1, streams=1)
+    scheduler = Scheduler(limits, overhead_s=1.0)
+    for number in range(30):
+        assert scheduler.submit(entry(number, 10, 0.1, deadline=12.0), 0.0) is None
+    for now in (0.0, 2.0, 10.6):
+        batch = scheduler.next_batch(now)
+        assert batch is not None
+        assert len(batch.taken) == 10
+        scheduler.finished(batch)
 
 
 def test_what_a_batch_costs_beside_its_images_counts_once() -> None:
@@ -615,7 +628,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             if len(batch.taken) > 1:
                 promised = self.now + self.scheduler.caution * (batch.ends - self.now)
                 first = batch.taken[0].entry
-                assert promised <= taken.entry.deadline + 1e-9 or first.deadline < promised
+                work = sum(taken.entry.seconds[taken.depth] for taken in batch.taken)
+                reserved = first.seconds[batch.taken[0].depth] + first.mates_s
+                assert (
+                    promised <= taken.entry.deadline + 1e-9
+                    or first.deadline < promised
+                    or work <= reserved + 1e-9
+                )
             self._leaves(taken.entry.key)
         self.started.append(batch)
         return batch
