@@ -6,7 +6,8 @@ to be in time, and step by step while images wait long and more work is offered 
 raised step by step, only while the work that was offered lately, at the next higher ratio, would leave some
 of the engine idle, and while little waits; if that soon proves to have been in vain, the next time later.
 What deepens it and what raises it lie apart, so it stays where it is under steady load instead of swinging
-between a depth that drains the queue and one that fills it.
+between a depth that drains the queue and one that fills it. All its times grow with what an image takes: of
+a slow device's few images a short average would say little but chance.
 """
 
 import math
@@ -19,9 +20,11 @@ DEPTHS = len(CEILINGS)
 # Below this ratio `auto` does not go unless it is told to: accuracy falls fast there (see the README).
 AUTO_FLOOR = 0.3
 
-_MEMORY_S = 10.0  # offered load is averaged over about so long
 _HOLD_S = 1.0  # at least so long at a depth, before the next step
-_LONGEST_HOLD_S = 15.0
+_HOLD_IMAGES = 40  # nor shorter than so many images, as asked, keep the engine busy
+_MEMORY = 10.0  # offered load is averaged over about so many of those
+_LONGEST_HOLD = 15.0
+_IMAGE_SHARE = 0.01  # of each image in the average of what images take
 _TRIAL = 3.0  # a step up is in vain if within so many holds the depth is needed again
 _QUIET = 0.5  # share of the engine, at the ratios asked for, below which there is no need to hold long
 _FULL = 0.95  # share of the engine that the load must take for a step down
@@ -44,36 +47,42 @@ class BrownOut:
     depth: int = 0
     _offered: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)  # streams kept busy, at each depth
     _at: float = -math.inf
+    _began: float = math.inf
+    _image_s: float = 0.0
     _changed: float = -math.inf
     _raised: float = -math.inf
-    _hold_s: float = _HOLD_S  # how long a depth is held before it is raised
+    _holds: float = 1.0  # how many of the least holds a depth is held before it is raised
     _wait_s: float = 0.0
 
     def offered(self, seconds: Sequence[float], now: float) -> None:
         """An image came, accepted or not, that costs so much at every depth."""
+        if self._began == math.inf:
+            self._began, self._image_s = now, seconds[0]
+        self._image_s += _IMAGE_SHARE * (seconds[0] - self._image_s)
         self._forget(now)
-        self._offered = [load + cost / _MEMORY_S for load, cost in zip(self._offered, seconds, strict=True)]
+        memory_s = self._memory_s(now)
+        self._offered = [load + cost / memory_s for load, cost in zip(self._offered, seconds, strict=True)]
 
     def deepen(self, depth: int, wait_s: float, now: float) -> None:
         """Go to that depth, where the wait had come to ``wait_s``; never to a lesser one."""
         if depth <= self.depth:
             return
-        in_vain = now < self._raised + _TRIAL * self._hold_s
-        self._hold_s = min(_LONGEST_HOLD_S, 2 * self._hold_s) if in_vain else max(_HOLD_S, self._hold_s / 2)
+        in_vain = now < self._raised + _TRIAL * self._holds * self._hold_s
+        self._holds = min(_LONGEST_HOLD, 2 * self._holds) if in_vain else max(1.0, self._holds / 2)
         self.depth, self._changed, self._wait_s = depth, now, max(wait_s, self._wait_s)
 
     def press(self, wait_s: float, now: float) -> None:
         """An image came that will wait long: go a step deeper, if held and the engine is overloaded."""
         self._forget(now)
         overloaded = self._offered[self.depth] > _FULL * self.streams
-        if overloaded and now >= self._changed + _HOLD_S and self.depth < DEPTHS - 1:
+        if overloaded and now >= self._changed + self._hold_s and self.depth < DEPTHS - 1:
             self.deepen(self.depth + 1, wait_s, now)
 
     def relax(self, backlog: Sequence[float], now: float) -> None:
         """Raise the ratio by a step, if it was held and load and backlog (seconds at every depth) allow."""
         self._forget(now)
         quiet = self._offered[0] <= _QUIET * self.streams
-        if not self.depth or now < self._changed + (_HOLD_S if quiet else self._hold_s):
+        if not self.depth or now < self._changed + (_HOLD_S if quiet else self._holds * self._hold_s):
             return
         higher = self.depth - 1
         room = self._offered[higher] <= _ROOM * self.streams
@@ -83,7 +92,15 @@ class BrownOut:
             if not higher:
                 self._wait_s = 0.0
 
+    @property
+    def _hold_s(self) -> float:
+        return max(_HOLD_S, _HOLD_IMAGES * self._image_s / self.streams)
+
+    def _memory_s(self, now: float) -> float:
+        """Over how long the load is averaged; at first over no more than there has been."""
+        return min(_MEMORY * self._hold_s, max(self._hold_s, now - self._began))
+
     def _forget(self, now: float) -> None:
-        share = math.exp((self._at - now) / _MEMORY_S) if now > self._at else 1.0
+        share = math.exp((self._at - now) / self._memory_s(now)) if now > self._at else 1.0
         self._offered = [load * share for load in self._offered]
         self._at = max(now, self._at)

@@ -29,8 +29,8 @@ class Entry:
     0 (as asked) to the deepest: they never rise, and are all alike where the image may not be lowered.
     ``tokens`` are the model's, times the share of compute. ``alone_s`` is how long it takes on an idle engine
     with all threads, at every depth. ``deadline`` may be infinite. ``wait_limit_s`` bounds the predicted wait
-    of an image without a deadline of its own. ``mates_s`` is what it left to those behind it in its batch when
-    it was accepted.
+    of an image without a deadline of its own. ``mates_s`` is what it left to those behind it in its batch
+    when it was accepted.
     """
 
     key: Hashable

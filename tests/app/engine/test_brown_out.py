@@ -73,6 +73,23 @@ def test_it_stays_while_much_waits() -> None:
     assert brown_out.depth == 0
 
 
+def test_on_a_slow_device_all_takes_longer() -> None:
+    """At 0.7 of a second an image, two streams are busy for 14 seconds with forty of them: so long between
+    steps, where the load is not far below what the engine can do."""
+    for image_s, hold_s in ((0.01, 1.0), (0.5, 1.4 * 0.5 * 40 / 2)):
+        brown_out = BrownOut(streams=2)
+        raised = []
+        for step in range(round(400 / image_s)):
+            now = step * image_s
+            brown_out.offered([1.4 * image_s] * DEPTHS, now)
+            if step == round(300 / image_s):
+                brown_out.deepen(2, wait_s=1.0, now=now)
+            depth = brown_out.depth
+            brown_out.relax(NOTHING, now)
+            raised += [now] if brown_out.depth < depth else []
+        assert raised[1] - raised[0] == pytest.approx(hold_s, rel=0.1)
+
+
 @pytest.mark.parametrize("load", [0.5, 1.2, 1.6, 2.2, 2.6])
 def test_under_steady_load_it_comes_to_rest(load: float) -> None:
     """A fluid queue with one stream, whose work a depth lowers by a tenth each: after a while the depth

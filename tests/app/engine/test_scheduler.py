@@ -380,17 +380,17 @@ def test_all_that_may_be_is_lowered_before_one_is_refused() -> None:
 def test_a_brown_out_begins_before_an_image_would_be_refused() -> None:
     """A quarter of what an image may wait is waited for at ease; beyond that the others are lowered."""
     one_each = Limits(batch_tokens=10, queue_images=1000, threads=1, streams=1)
-    scheduler = loaded(one_each, 11, falls=0.05)
-    assert scheduler.submit(entry("patient", 10, 1.0, deadline=100.0), 0.0) is None
+    scheduler = loaded(one_each, 45, falls=0.05)
+    assert scheduler.submit(entry("patient", 10, 1.0, deadline=300.0), 0.0) is None
     assert scheduler.depth == 0
-    assert scheduler.submit(entry("less", 10, 1.0, deadline=30.0), 0.0) is None
+    assert scheduler.submit(entry("less", 10, 1.0, deadline=100.0), 0.0) is None
     assert scheduler.depth == 1
 
 
 def test_a_brown_out_passes_when_load_has_fallen() -> None:
     """Step by step, and only after a while without much work on offer."""
     one_each = Limits(batch_tokens=10, queue_images=1000, threads=1, streams=1)
-    scheduler = loaded(one_each, 10, falls=0.1, deadline=12.0)
+    scheduler = loaded(one_each, 60, 0.1, falls=0.1, deadline=5.0)
     deep = scheduler.depth
     assert deep > 0
     while scheduler.expire(100.0):
