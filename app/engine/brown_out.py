@@ -23,6 +23,7 @@ AUTO_FLOOR = 0.3
 _HOLD_S = 1.0  # at least so long at a depth, before the next step
 _HOLD_IMAGES = 40  # nor shorter than so many images, as asked, keep the engine busy
 _MEMORY = 10.0  # offered load is averaged over about so many of those
+_QUIET_MEMORY_S = 10.0  # and over about so long, to see soon that hardly any is left
 _LONGEST_HOLD = 15.0
 _IMAGE_SHARE = 0.01  # of each image in the average of what images take
 _TRIAL = 3.0  # a step up is in vain if within so many holds the depth is needed again
@@ -46,6 +47,7 @@ class BrownOut:
     streams: int
     depth: int = 0
     _offered: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)  # streams kept busy, at each depth
+    _asked: float = 0.0  # streams kept busy at the ratios asked for, by the shorter average
     _at: float = -math.inf
     _began: float = math.inf
     _image_s: float = 0.0
@@ -60,8 +62,9 @@ class BrownOut:
             self._began, self._image_s = now, seconds[0]
         self._image_s += _IMAGE_SHARE * (seconds[0] - self._image_s)
         self._forget(now)
-        memory_s = self._memory_s(now)
+        memory_s, shorter_s = self._memories_s(now)
         self._offered = [load + cost / memory_s for load, cost in zip(self._offered, seconds, strict=True)]
+        self._asked += seconds[0] / shorter_s
 
     def deepen(self, depth: int, wait_s: float, now: float) -> None:
         """Go to that depth, where the wait had come to ``wait_s``; never to a lesser one."""
@@ -81,11 +84,11 @@ class BrownOut:
     def relax(self, backlog: Sequence[float], now: float) -> None:
         """Raise the ratio by a step, if it was held and load and backlog (seconds at every depth) allow."""
         self._forget(now)
-        quiet = self._offered[0] <= _QUIET * self.streams
+        quiet = self._asked <= _QUIET * self.streams
         if not self.depth or now < self._changed + (_HOLD_S if quiet else self._holds * self._hold_s):
             return
         higher = self.depth - 1
-        room = self._offered[higher] <= _ROOM * self.streams
+        room = quiet or self._offered[higher] <= _ROOM * self.streams
         calm = backlog[higher] / self.streams <= _CALM * self._wait_s
         if room and calm:
             self.depth, self._changed, self._raised = higher, now, now
@@ -96,11 +99,15 @@ class BrownOut:
     def _hold_s(self) -> float:
         return max(_HOLD_S, _HOLD_IMAGES * self._image_s / self.streams)
 
-    def _memory_s(self, now: float) -> float:
+    def _memories_s(self, now: float) -> tuple[float, float]:
         """Over how long the load is averaged; at first over no more than there has been."""
-        return min(_MEMORY * self._hold_s, max(self._hold_s, now - self._began))
+        there_was = max(self._hold_s, now - self._began)
+        return min(_MEMORY * self._hold_s, there_was), min(max(_QUIET_MEMORY_S, self._hold_s), there_was)
 
     def _forget(self, now: float) -> None:
-        share = math.exp((self._at - now) / self._memory_s(now)) if now > self._at else 1.0
+        if now <= self._at:
+            return
+        share, shorter = (math.exp((self._at - now) / memory_s) for memory_s in self._memories_s(now))
         self._offered = [load * share for load in self._offered]
-        self._at = max(now, self._at)
+        self._asked *= shorter
+        self._at = now
