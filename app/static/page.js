@@ -91,7 +91,7 @@ function open(blob, name, url) {
   byId("answer").hidden = true;
   byId("command").hidden = true;
   stopPlaying();
-  hideTrouble();
+  if (model) hideTrouble(); // else it says why there is none yet, and may be asking for the key
   const limit = Number(document.body.dataset.maxBodyBytes);
   if (blob.size > limit) {
     forgetPhotograph();
