@@ -21,8 +21,9 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-from app.keys import KEYS_VARIABLE, KeysError, key_ring
-from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
+from app.environment import EngineFiles, engine_variables, environment_of
+from app.keys import KeysError, key_ring
+from app.lifeline import LOAD_FAILED
 from app.pulse import Pulse
 from app.reports import EngineReport, take_reason, write_reports
 from app.restarts import Restarts
@@ -138,23 +139,16 @@ class Supervisor:
         self._stopping.set()
 
     def _engine(self, index: int, device: str, sharing: int, folder: Path) -> _Child:
-        name = f"engine-{index}"
-        environment = {
-            "TRIMVIT_ENGINE_INDEX": str(index),
-            "TRIMVIT_ENGINE_DEVICE": device,
-            "TRIMVIT_ENGINE_SHARING": str(sharing),
-            "TRIMVIT_ENGINE_ADDRESS": f"ipc://{folder}/{name}",
-            "TRIMVIT_ENGINE_PULSE": f"{folder}/{name}.pulse",
-            "TRIMVIT_ENGINE_REASON": f"{folder}/{name}.reason",
-        }
+        files = EngineFiles(folder, f"engine-{index}")
+        environment = engine_variables(files, index, device, sharing)
         restarts = Restarts(self.settings.slow_retry_s)
         return _Child(
-            name,
+            files.name,
             ENGINE,
             environment,
             restarts,
-            pulse=folder / f"{name}.pulse",
-            report=EngineReport(name),
+            pulse=files.pulse,
+            report=EngineReport(files.name),
         )
 
     def _front(
@@ -214,19 +208,11 @@ class Supervisor:
                 await asyncio.wait_for(child.ending.wait(), pause)
 
     async def _start(self, child: _Child) -> asyncio.subprocess.Process:
-        # An engine has no use for the API keys.
-        hidden = "" if child.pulse is None else KEYS_VARIABLE
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             child.module,
-            env={
-                **{name: value for name, value in os.environ.items() if name != hidden},
-                **child.environment,
-                SUPERVISOR_VARIABLE: str(os.getpid()),
-                "TRIMVIT_METRICS_SLOT": child.name,
-                "TRIMVIT_SETTINGS": self.settings.model_dump_json(),
-            },
+            env=environment_of(self.settings, child.name, child.environment, keys=child.module == HTTP),
             pass_fds=child.inherited,
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor only
         )
@@ -256,7 +242,7 @@ class Supervisor:
 
     def _tell_of_end(self, child: _Child, code: int, pause_s: float) -> None:
         """In the log, and for /readyz where an engine's starts fail."""
-        reason = child.hung or take_reason(self._folder / f"{child.name}.reason") or _ending(code)
+        reason = child.hung or take_reason(EngineFiles(self._folder, child.name).reason) or _ending(code)
         child.hung = None
         failed = child.restarts.failed_starts
         if child.restarts.given_up:

@@ -2,7 +2,6 @@
 app.supervisor does for a server's processes, with its judgement and its timing."""
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app.lifeline import SUPERVISOR_VARIABLE
+from app.environment import EngineFiles, engine_variables, environment_of
 from app.pulse import Pulse
 from app.reports import take_reason
 from app.restarts import Restarts
@@ -38,9 +37,9 @@ class EngineKeeper:
         give_up: Callable[[str], None],
         command: Sequence[str] = _COMMAND,
     ) -> None:
-        self.address = f"ipc://{folder}/{NAME}"
+        self._files = EngineFiles(folder, NAME)
+        self.address = self._files.address
         self._settings = settings
-        self._folder = folder
         self._give_up = give_up
         self._command = command
         self._ending = threading.Event()
@@ -75,13 +74,13 @@ class EngineKeeper:
             self._process, pulse = self._start()
             metrics.ENGINE_UP.labels(NAME).set(1)
             hung = self._watch(self._process, pulse)
-            metrics.ENGINE_UP.labels(NAME).set(0)
+            metrics.engine_ended(NAME)
             if self._ending.is_set():
                 return
             was_ready = pulse.read().ready
             came_up = came_up or was_ready
             pause = restarts.ended(time.monotonic() - started, was_ready=was_ready)
-            reason = hung or take_reason(self._folder / f"{NAME}.reason") or f"{self._process.returncode}"
+            reason = hung or take_reason(self._files.reason) or f"{self._process.returncode}"
             if not came_up or restarts.given_up:
                 self._give_up(f"the engine does not come up: {reason}")
                 return
@@ -90,20 +89,9 @@ class EngineKeeper:
             self._ending.wait(pause)
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Pulse]:
-        pulse = self._folder / f"{NAME}.pulse"
-        made = Pulse.made_at(pulse)
-        environment = {
-            **os.environ,
-            SUPERVISOR_VARIABLE: str(os.getpid()),
-            "TRIMVIT_METRICS_SLOT": NAME,
-            "TRIMVIT_SETTINGS": self._settings.model_dump_json(),
-            "TRIMVIT_ENGINE_INDEX": "0",
-            "TRIMVIT_ENGINE_DEVICE": self._settings.device,
-            "TRIMVIT_ENGINE_SHARING": "1",
-            "TRIMVIT_ENGINE_ADDRESS": self.address,
-            "TRIMVIT_ENGINE_PULSE": str(pulse),
-            "TRIMVIT_ENGINE_REASON": str(self._folder / f"{NAME}.reason"),
-        }
+        made = Pulse.made_at(self._files.pulse)
+        variables = engine_variables(self._files, 0, self._settings.device, sharing=1)
+        environment = environment_of(self._settings, NAME, variables, keys=False)
         environment.setdefault("GOMP_SPINCOUNT", "2000")  # as app.cli does
         return subprocess.Popen(self._command, env=environment), made  # noqa: S603
 

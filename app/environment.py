@@ -1,0 +1,59 @@
+"""What a process of ours is told in its environment. The supervisor and a Ray replica start engines alike."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.keys import KEYS_VARIABLE
+from app.lifeline import SUPERVISOR_VARIABLE
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFiles:
+    """Where an engine of that name listens and writes, in a private folder."""
+
+    folder: Path
+    name: str
+
+    @property
+    def address(self) -> str:
+        """Of its socket, for ZeroMQ."""
+        return f"ipc://{self.folder}/{self.name}"
+
+    @property
+    def pulse(self) -> Path:
+        """Its beats (app.pulse)."""
+        return self.folder / f"{self.name}.pulse"
+
+    @property
+    def reason(self) -> Path:
+        """Why it could not start (app.reports)."""
+        return self.folder / f"{self.name}.reason"
+
+
+def engine_variables(files: EngineFiles, index: int, device: str, sharing: int) -> dict[str, str]:
+    """What an engine reads beside the settings. ``sharing``: engines on its device."""
+    return {
+        "TRIMVIT_ENGINE_INDEX": str(index),
+        "TRIMVIT_ENGINE_DEVICE": device,
+        "TRIMVIT_ENGINE_SHARING": str(sharing),
+        "TRIMVIT_ENGINE_ADDRESS": files.address,
+        "TRIMVIT_ENGINE_PULSE": str(files.pulse),
+        "TRIMVIT_ENGINE_REASON": str(files.reason),
+    }
+
+
+def environment_of(
+    settings: Settings, slot: str, variables: Mapping[str, str], *, keys: bool
+) -> dict[str, str]:
+    """The whole environment of a child whose metrics go into that slot; with the API keys only if it checks
+    them."""
+    return {
+        **{name: value for name, value in os.environ.items() if keys or name != KEYS_VARIABLE},
+        **variables,
+        SUPERVISOR_VARIABLE: str(os.getpid()),
+        "TRIMVIT_METRICS_SLOT": slot,
+        "TRIMVIT_SETTINGS": settings.model_dump_json(),
+    }
