@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -77,13 +77,14 @@ def encoded(image: Image.Image | None = None, file_format: str = "PNG", **option
 class FakeEngines:
     """Engines that answer at once, unless told to wait or to fail.
 
-    ``fails`` maps the number of a question, from 0, to what it raises; ``None`` stands for every question.
+    ``fails``: what is raised for every question that ``fails_for`` holds for.
     ``refuses``: what is raised before an image is decoded. ``lowers_to``: the ratio that all are lowered to.
     ``unsure``: whether a cascade runs images again.
     """
 
     model: ModelInfo | None = MODEL
-    fails: Mapping[int | None, BaseException] = field(default_factory=dict)
+    fails: BaseException | None = None
+    fails_for: Callable[[Question], bool] = lambda question: True
     wait_for: asyncio.Event | None = None
     unsure: bool = False
     refuses: Problem | None = None
@@ -127,9 +128,8 @@ class FakeEngines:
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        failure = self.fails.get(number, self.fails.get(None))
-        if failure is not None:
-            raise failure
+        if self.fails is not None and self.fails_for(question):
+            raise self.fails
         runs = 2 if self.unsure and question.margin is not None else 1
         ratio = applied_ratio(question.pruning if runs == 1 else UNPRUNED)
         ratio = ratio if self.lowers_to is None else self.lowers_to

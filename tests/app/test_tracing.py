@@ -158,7 +158,7 @@ def test_a_refused_request_says_why(
     assert server.status.status_code is StatusCode.UNSET
     assert children == []
     exporter.clear()
-    engines.fails = {None: QueueFull("full", retry_after_s=1)}
+    engines.fails = QueueFull("full", retry_after_s=1)
     client.post("/v1/classify", content=encoded())
     server, children = tree(exporter)
     assert server.attributes is not None
@@ -170,7 +170,7 @@ def test_a_fault_of_ours_is_an_error(
     client: TestClient, exporter: InMemorySpanExporter, engines: FakeEngines
 ) -> None:
     """A 500 stands out in the traces."""
-    engines.fails = {None: ZeroDivisionError()}
+    engines.fails = ZeroDivisionError()
     client.post("/v1/classify", content=encoded())
     server, _ = tree(exporter)
     assert server.attributes is not None

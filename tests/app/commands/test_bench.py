@@ -97,7 +97,7 @@ def test_refused_images_are_counted_and_fail_the_command(
     trimvit: Trimvit, url: str, engines: FakeEngines
 ) -> None:
     """By status and problem type; the bundled photographs are sent where no folder is named."""
-    engines.fails = {None: QueueFull("the engine's queue is full", retry_after_s=1)}
+    engines.fails = QueueFull("the engine's queue is full", retry_after_s=1)
     code, out, _ = trimvit("bench", url, "--concurrency", 1, *SHORT, "--json")
     report = json.loads(out)
     assert code == 1

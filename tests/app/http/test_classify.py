@@ -327,7 +327,7 @@ def test_what_the_engines_raise_is_the_answer(
     classify: Classify, engines: FakeEngines, problem: Problem, status: int, retry_after: str | None
 ) -> None:
     """Problems of the engines have their status, their words, and a time to come back where there is one."""
-    engines.fails = {None: problem}
+    engines.fails = problem
     response = classify()
     assert_problem(response, status, problem.slug, problem.detail, image=0)
     assert response.headers.get("Retry-After") == retry_after
@@ -391,7 +391,7 @@ def test_an_unforeseen_fault_is_a_500_with_the_request_id_and_a_traceback_in_the
     classify: Classify, engines: FakeEngines, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bug of ours is told with the id to look for, without its innards, which are in the log."""
-    engines.fails = {None: KeyError("secret innards")}
+    engines.fails = KeyError("secret innards")
     caplog.handler.setFormatter(logs._Text("http 0"))
     with caplog.at_level(logging.ERROR):
         response = classify(headers={"X-Request-ID": "trace-4711"})

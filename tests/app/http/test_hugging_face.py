@@ -157,7 +157,7 @@ def test_limits_are_those_of_v1(make_client: Callable[..., TestClient]) -> None:
 
 def test_a_full_queue_says_when_to_come_back(client: TestClient, engines: FakeEngines) -> None:
     """Status and headers are those of /v1."""
-    engines.fails = {None: QueueFull("full", retry_after_s=2)}
+    engines.fails = QueueFull("full", retry_after_s=2)
     response = client.post("/", content=IMAGE)
     assert error_of(response, 429) == "full"  # type: ignore[arg-type]
     assert response.headers["Retry-After"] == "2"

@@ -87,7 +87,7 @@ def test_an_unforeseen_fault_is_counted_as_a_500(
         metric("trimvit_requests_total", **labels),
         metric("trimvit_refusals_total", reason="internal-fault"),
     )
-    engines.fails = {None: ZeroDivisionError()}
+    engines.fails = ZeroDivisionError()
     classify()
     after = (
         metric("trimvit_requests_total", **labels),
@@ -121,7 +121,7 @@ def test_refused_images_are_counted_by_the_problem(
     classify: Classify, engines: FakeEngines, metric: Metric
 ) -> None:
     """All images of a refused request count under the problem's type; the request counts one refusal."""
-    engines.fails = {None: QueueFull("full", retry_after_s=1.0)}
+    engines.fails = QueueFull("full", retry_after_s=1.0)
     images = metric("trimvit_images_total", outcome="queue-full")
     refusals = metric("trimvit_refusals_total", reason="queue-full")
     answered = metric("trimvit_images_total", outcome="answered")
