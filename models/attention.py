@@ -62,8 +62,7 @@ def self_attention(
         q, k, v = _heads_of_rows(attn, qkv)
         return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, packing), normed)
     if packing.rounded:
-        q, k, v = _heads_of_rows(attn, qkv)
-        return _project(attn, _windowed(attn, q, k, v, packing, packing, sizes), normed)
+        return _project(attn, _windowed(attn, qkv, None, packing, packing, sizes), normed)
     mixed = []
     for run in packing.runs:
         q, k, v = heads(attn, qkv, run)
@@ -88,9 +87,7 @@ def cross_attention(
         k, v = _heads_of_rows(attn, source)
         return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, source_packing), normed)
     if takes_windows(q_rows):
-        (q,) = _heads_of_rows(attn, q_rows)
-        k, v = _heads_of_rows(attn, source)
-        return _project(attn, _windowed(attn, q, k, v, packing, source_packing, sizes), normed)
+        return _project(attn, _windowed(attn, q_rows, source, packing, source_packing, sizes), normed)
     mixed = []
     for run, source_run in packing.runs_beside(source_packing):
         (q,) = heads(attn, q_rows, run)
@@ -101,11 +98,18 @@ def cross_attention(
 
 
 def _windowed(
-    attn: Attention, q: Tensor, k: Tensor, v: Tensor, packing: Packing, source: Packing, sizes: Tensor | None
+    attn: Attention,
+    q_rows: Tensor,
+    kv_rows: Tensor | None,
+    packing: Packing,
+    source: Packing,
+    sizes: Tensor | None,
 ) -> Tensor:
-    """`windowed`, shaped for ``packing``."""
-    bias = None if sizes is None else sizes.log().to(q.dtype)
-    return packing.shaped(windowed(attn, attn.q_norm(q), attn.k_norm(k), v, packing, source, bias))
+    """`windowed`, of and for rows that may be dense."""
+    flat = q_rows.view(-1, q_rows.shape[-1])
+    flat_kv = None if kv_rows is None else kv_rows.view(-1, kv_rows.shape[-1])
+    bias = None if sizes is None else sizes.log().to(q_rows.dtype)
+    return packing.shaped(windowed(attn, flat, flat_kv, packing, source, bias))
 
 
 def _mix(attn: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, exact: bool) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from timm.layers import Attention
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 
 from models.attention import (
@@ -19,6 +19,7 @@ from models.attention import (
     self_attention,
 )
 from models.criteria import attention_rows, importance, most_important, most_important_of_each
+from models.mlp import mlp
 from models.ragged import Packing, Run, Tokens, on_device, runs_of, starts_of
 from models.reducers import fuse, merge
 from models.schedule import Pruning, Rows, keep_count
@@ -28,7 +29,7 @@ from models.windows import takes_windows
 def plain_block(block: Block, tokens: Tokens, exact: bool) -> Tokens:
     """A block that prunes nothing; ``exact`` with timm's own kernels."""
     update = self_attention(block.attn, block.norm1(tokens.rows), tokens.packing, tokens.sizes, exact)
-    return _mlp(block, _add_attention(block, tokens, update))
+    return _mlp(block, _add(tokens, update, block.ls1, block.drop_path1, exact), exact)
 
 
 def stage_block(
@@ -70,7 +71,7 @@ def stage_block(
     else:
         q_rows = tokens.packing.select(all_queries, index, selected.packing)
     update = cross_attention(attn, q_rows, normed, selected.packing, source, tokens.packing, tokens.sizes)
-    attended = _add_attention(block, selected, update)
+    attended = _add(selected, update, block.ls1, block.drop_path1, exact=False)
     if counts != selected_counts:
 
         def keys(run: Run) -> Tensor:
@@ -79,7 +80,7 @@ def stage_block(
             return attn.k_norm(k).mean(dim=1)
 
         attended = _reduce(attended, keys, attention.mean(dim=1), values, counts, prunings, prefix)
-    return _mlp(block, attended)
+    return _mlp(block, attended, exact=False)
 
 
 @torch.no_grad()
@@ -106,14 +107,17 @@ def _project(
         return None, source, queries(attn, _first_rows(normed, packing))
 
 
-def _add_attention(block: Block, tokens: Tokens, update: Tensor) -> Tokens:
-    update = _drop_path(block.drop_path1, block.ls1(update), tokens.packing)
-    return replace(tokens, rows=tokens.rows + update)
+def _mlp(block: Block, tokens: Tokens, exact: bool) -> Tokens:
+    update = mlp(block.mlp, block.norm2(tokens.rows), exact)
+    return _add(tokens, update, block.ls2, block.drop_path2, exact)
 
 
-def _mlp(block: Block, tokens: Tokens) -> Tokens:
-    update = block.ls2(block.mlp(block.norm2(tokens.rows)))
-    return replace(tokens, rows=tokens.rows + _drop_path(block.drop_path2, update, tokens.packing))
+def _add(tokens: Tokens, update: Tensor, scale: nn.Module, drop_path: nn.Module, exact: bool) -> Tokens:
+    """The tokens with their rows' update, scaled and, in training, now and then dropped."""
+    if isinstance(scale, LayerScale) and not (exact or scale.training or torch.is_grad_enabled()):
+        # One operation, which rounds once.
+        return replace(tokens, rows=torch.addcmul(tokens.rows, update, scale.gamma))
+    return replace(tokens, rows=tokens.rows + _drop_path(drop_path, scale(update), tokens.packing))
 
 
 def _drop_path(drop_path: nn.Module, update: Tensor, packing: Packing) -> Tensor:

@@ -33,6 +33,10 @@ class PackedLinear(nn.Module):
         """All outputs."""
         return _linear(x, *self._whole)
 
+    def with_gelu(self, x: Float[Tensor, "*rows inputs"], approximate: str) -> Float[Tensor, "*rows outputs"]:
+        """GELU of all outputs, before they are rounded; ``approximate`` as `nn.GELU` has it."""
+        return _linear(x, *self._whole, "gelu", approximate)
+
     def part(self, x: Float[Tensor, "*rows inputs"], outputs: slice) -> Float[Tensor, "*rows some_outputs"]:
         """These outputs alone. KeyError for a range that was not among ``parts``."""
         return _linear(x, *self._parts[outputs.start, outputs.stop])
@@ -59,5 +63,7 @@ def _pack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none", algorithm: str = ""
+) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], algorithm)

@@ -2,14 +2,13 @@
 
 oneDNN makes a kernel for every shape that it has not seen, which takes longer than the attention of one
 image (docs/design/0023). So a packed batch has one of few numbers of rows, and attention is computed in
-windows of rows whose number is a multiple of `STEP`: an image's own, and some of the next one's, which are
-masked as keys and left out as queries. An image's windows, and so its answer, are the same in any batch.
+windows whose number of rows is a multiple of `STEP`: an image's own, and zeros, which are masked as keys and
+left out as queries. An image's window, and so its answer, is the same in any batch.
 """
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import Attention
 from torch import Tensor
@@ -28,31 +27,55 @@ def takes_windows(rows: Tensor) -> bool:
 
 def windowed(
     attn: Attention,
-    q: Float[Tensor, "rows H D"],
-    k: Float[Tensor, "source_rows H D"],
-    v: Float[Tensor, "source_rows H D"],
+    q_rows: Float[Tensor, "rows _"],
+    kv_rows: Float[Tensor, "source_rows _"] | None,
     packing: Packing,
     source: Packing,
     bias: Float[Tensor, " unpadded"] | None,
 ) -> Float[Tensor, "rows HD"]:
     """Attention of the queries of each image in ``packing`` to the keys of the same one in ``source``, with
-    ``bias`` for each key. Rows behind the last image become 0."""
-    mixed = q.new_empty(q.shape)
+    ``bias`` for each key. Rows behind the last image become 0.
+
+    ``kv_rows`` hold keys and values side by side; where they are None, ``q_rows`` hold all three."""
+    mixed = q_rows.new_empty((len(q_rows), attn.num_heads, attn.head_dim))
     mixed[sum(packing.lengths) :] = 0
     for run, source_run in packing.runs_beside(source):
         size, source_size = (-(-some.tokens // STEP) * STEP for some in (run, source_run))
-        most = max(1, MOST_LOGITS // (q.shape[1] * size * source_size))
+        most = max(1, MOST_LOGITS // (attn.num_heads * size * source_size))
         for first, images in _groups(run.images, most):
             group, source_group = (_part(some, first, images) for some in (run, source_run))
-            keys = _windows(k, source_group, source_size).permute(0, 2, 3, 1)
-            logits = (_windows(q, group, size).transpose(1, 2) * attn.scale) @ keys
+            if kv_rows is None:
+                q, k, v = _windows(attn, q_rows, group, size)
+            else:
+                (q,), (k, v) = (
+                    _windows(attn, q_rows, group, size),
+                    _windows(attn, kv_rows, source_group, source_size),
+                )
+            logits = q.new_empty((len(q), size, source_size))
+            torch.baddbmm(logits, attn.q_norm(q), attn.k_norm(k).mT, beta=0, alpha=attn.scale, out=logits)
             if bias is not None:
-                logits += _windows(bias, source_group, source_size).view(images, 1, 1, source_size)
-            logits[..., source_run.tokens :] = -torch.inf
-            answers = logits.softmax(dim=-1) @ _windows(v, source_group, source_size).transpose(1, 2)
-            own = mixed[group.start :][: images * run.tokens].view(images, run.tokens, *q.shape[1:])
+                own_bias = bias[source_group.start :][: images * source_run.tokens].view(images, 1, 1, -1)
+                logits.view(images, -1, size, source_size)[..., : source_run.tokens] += own_bias
+            if source_run.tokens < source_size:
+                logits[..., source_run.tokens :] = -torch.inf
+            answers = torch.bmm(logits.softmax(dim=-1), v).view(images, -1, size, attn.head_dim)
+            own = mixed[group.start :][: images * run.tokens].view(images, run.tokens, *mixed.shape[1:])
             own.copy_(answers[:, :, : run.tokens].transpose(1, 2))
     return mixed.flatten(1)
+
+
+def _windows(
+    attn: Attention, rows: Float[Tensor, "rows _"], run: Run, size: int
+) -> Float[Tensor, "parts images_heads {size} D"]:
+    """Queries, keys, values, or several of these that lie side by side in the rows of a run, of each head
+    the tokens of an image and zeros behind them. This is the copy that a product of matrices makes of its
+    operands, if they do not lie like this."""
+    own = rows[run.start : run.start + run.images * run.tokens]
+    own = own.view(run.images, run.tokens, -1, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    shape = (*own.shape[:3], size, attn.head_dim)
+    windows = own.new_empty(shape) if size == run.tokens else own.new_zeros(shape)
+    windows[..., : run.tokens, :].copy_(own)
+    return windows.flatten(1, 2)
 
 
 def _groups(images: int, most: int) -> Iterator[tuple[int, int]]:
@@ -66,20 +89,3 @@ def _groups(images: int, most: int) -> Iterator[tuple[int, int]]:
 
 def _part(run: Run, first: int, images: int) -> Run:
     return Run(run.first_image + first, images, run.start + first * run.tokens, run.tokens)
-
-
-def _windows(
-    rows: Float[Tensor, "rows *width"], run: Run, size: int
-) -> Float[Tensor, "images {size} *width"]:
-    """Of each image in the run the ``size`` rows from its first one, as a view that overlaps itself; where
-    the rows end before, with zeros."""
-    start, end = run.start, run.start + (run.images - 1) * run.tokens + size
-    if end > len(rows):
-        rows = F.pad(rows[start:], (*[0] * (2 * rows.ndim - 1), end - len(rows)))
-        start = 0
-    row, *within = rows.stride()
-    return rows.as_strided(
-        (run.images, size, *rows.shape[1:]),
-        (run.tokens * row, row, *within),
-        rows.storage_offset() + start * row,
-    )

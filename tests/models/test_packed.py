@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
@@ -51,10 +52,26 @@ def test_only_bfloat16_is_packed() -> None:
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_follows_the_product(approximate: str) -> None:
+    """As one operation after the other, but for one rounding; in each form of GELU that there is."""
+    packed = PackedLinear(linear(384, 1536, bias=True))
+    with torch.inference_mode():
+        x = torch.randn(33, 384).bfloat16()
+        wanted = F.gelu(F.linear(x.double(), *double(linear(384, 1536, bias=True))), approximate=approximate)
+        torch.testing.assert_close(packed.with_gelu(x, approximate).double(), wanted, rtol=2**-8, atol=2**-9)
+
+
+def double(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight.detach().double(), layer.bias.detach().double()
+
+
+@needs_bfloat16
 def test_a_classifier_packs_and_stays_timms_to_the_last_bit(
-    make_vit: Callable[..., VisionTransformer], make_pixels: Callable[..., Tensor]
+    make_vit: Callable[..., VisionTransformer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At ratio 1 its logits are still the bits of timm's in bfloat16, and pruned they are as unpacked."""
+    """At ratio 1 its logits are still the bits of timm's in bfloat16, and pruned they are as unpacked, where
+    GELU rounds as there."""
     vit = make_vit().bfloat16()
     plain = PrunedViT(copy.deepcopy(vit))
     classifier = Classifier(PrunedViT(vit), SPEC, "cpu", torch.bfloat16)
@@ -64,7 +81,12 @@ def test_a_classifier_packs_and_stays_timms_to_the_last_bit(
     with torch.inference_mode():
         assert torch.equal(classifier.model(inputs, [UNPRUNED] * 4).logits, plain.vit(inputs))
         prunings = [Pruning(0.5), Pruning(0.7, "mad", "fuse"), Pruning(0.5, reducer="merge"), UNPRUNED]
+        served = classifier.model(inputs, prunings)
+        monkeypatch.setattr(
+            PackedLinear, "with_gelu", lambda self, x, approximate: F.gelu(self(x), approximate=approximate)
+        )
         packed, unpacked = classifier.model(inputs, prunings), plain(inputs, prunings)
+        torch.testing.assert_close(served.logits, unpacked.logits, rtol=0, atol=0.25)
         torch.testing.assert_close(packed.logits, unpacked.logits, rtol=0, atol=0.25)
         for stage_packed, stage_plain in zip(packed.kept, unpacked.kept, strict=True):
             assert [kept.tolist() for kept in stage_packed] == [kept.tolist() for kept in stage_plain]

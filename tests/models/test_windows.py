@@ -34,6 +34,9 @@ def rows(packing: Packing, seed: int) -> Tensor:
 
 @given(images=images, seed=st.integers(0, 9), weighted=st.booleans())
 @example(images=[(1, 1)], seed=0, weighted=False)  # fewer rows than a window
+@example(
+    images=[(17, 17), (32, 32), (5, 5)], seed=1, weighted=True
+)  # queries, keys and values of the same rows
 @example(images=[(20, 20)] * 11, seed=0, weighted=True)  # groups of eight, two and one
 def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, weighted: bool) -> None:
     """As softmax(q k / sqrt(d) + bias) v in float64 of each image by itself, and with the same bits as in a
@@ -44,7 +47,11 @@ def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, 
     q, k, v = rows(packing, seed), rows(source, seed + 1), rows(source, seed + 2)
     bias = rows(source, seed + 3)[: sum(lengths), 0, 0] if weighted else None
     with torch.inference_mode():
-        mixed = windowed(attn, q, k, v, packing, source, bias)
+        kv = torch.cat((k, v), dim=1).flatten(1)
+        mixed = windowed(attn, q.flatten(1), kv, packing, source, bias)
+        if packing == source:
+            together = torch.cat((q.flatten(1), kv), dim=1)
+            assert windowed(attn, together, None, packing, packing, bias).equal(mixed)
         for image in range(len(images)):
             own = slice(packing.starts[image], packing.starts[image] + kept[image])
             keys = slice(source.starts[image], source.starts[image] + lengths[image])
@@ -54,7 +61,8 @@ def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, 
             wanted = torch.einsum("hqk,khd->qhd", logits.softmax(dim=-1), v[keys].double())
             torch.testing.assert_close(mixed[own].double(), wanted.flatten(1), atol=0.03, rtol=0.02)
             one, its_source = Packing(kept[image : image + 1]), Packing(lengths[image : image + 1])
-            assert windowed(attn, q[own], k[keys], v[keys], one, its_source, own_bias).equal(mixed[own])
+            alone = windowed(attn, q[own].flatten(1), kv[keys], one, its_source, own_bias)
+            assert alone.equal(mixed[own])
     assert not mixed[sum(kept) :].any()
 
 
