@@ -116,8 +116,8 @@ def _add(tokens: Tokens, update: Tensor, scale: nn.Module, drop_path: nn.Module,
     """The tokens with their rows' update, scaled and, in training, now and then dropped."""
     if isinstance(scale, LayerScale) and not (exact or scale.training or torch.is_grad_enabled()):
         # One operation, which rounds once.
-        return replace(tokens, rows=torch.addcmul(tokens.rows, update, scale.gamma))
-    return replace(tokens, rows=tokens.rows + _drop_path(drop_path, scale(update), tokens.packing))
+        return tokens.with_rows(torch.addcmul(tokens.rows, update, scale.gamma))
+    return tokens.with_rows(tokens.rows + _drop_path(drop_path, scale(update), tokens.packing))
 
 
 def _drop_path(drop_path: nn.Module, update: Tensor, packing: Packing) -> Tensor:
@@ -249,10 +249,8 @@ def _select(
         columns.append(on_device(prefix + patches, device) + torch.arange(int(fused.max()), device=device))
     place = np.arange(sum(column.shape[1] for column in columns))
     there = (place < prefix + kept) | ((place >= prefix + most) & (place < prefix + most + fused))
-    starts = starts_of(tokens.packing.lengths, device).unsqueeze(1)
-    index = _entries(starts + torch.cat(columns, dim=1), there)
-    first_patches = starts_of(tokens.patches, device).unsqueeze(1)
-    patch_index = _entries(first_patches + positions, np.arange(most) < kept)
+    index = _entries(_counted_on(torch.cat(columns, dim=1), tokens.packing.lengths), there)
+    patch_index = _entries(_counted_on(positions, tokens.patches), np.arange(most) < kept)
     lengths = tuple((prefix + kept + fused)[:, 0].tolist())
     packing = Packing(lengths, rounded=takes_windows(tokens.rows))
     selected = Tokens(
@@ -263,6 +261,11 @@ def _select(
         None if tokens.sizes is None else tokens.sizes.index_select(0, index),
     )
     return selected, index
+
+
+def _counted_on(table: Int[Tensor, "B width"], lengths: Sequence[int]) -> Int[Tensor, "B width"]:
+    """Places in each image as places in a batch of images of these lengths."""
+    return table if len(lengths) == 1 else table + starts_of(lengths, table.device).unsqueeze(1)
 
 
 def _entries(table: Int[Tensor, "B width"], there: np.ndarray) -> Int[Tensor, " entries"]:

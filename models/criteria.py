@@ -26,7 +26,8 @@ def attention_rows(
     if rows == "cls":
         q = q[:, :, :1]
     logits = (q.float() * scale) @ k.float().transpose(-2, -1)
-    return logits.softmax(dim=-1).mean(dim=2)
+    weights = logits.softmax(dim=-1)
+    return weights.squeeze(2) if weights.shape[2] == 1 else weights.mean(dim=2)
 
 
 def variance(attention: Float[Tensor, "B H N"]) -> Float[Tensor, "B N"]:

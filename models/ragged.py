@@ -125,6 +125,10 @@ class Tokens:
     patch_ids: Tensor
     sizes: Tensor | None = None
 
+    def with_rows(self, rows: Tensor) -> "Tokens":
+        """The same tokens with other values. (`dataclasses.replace` takes as long as some operations.)"""
+        return Tokens(rows, self.packing, self.patches, self.patch_ids, self.sizes)
+
     def of_images(self, images: Sequence[int]) -> "Tokens":
         """Only these images, in this order. For tokens that nothing was pruned of."""
         assert len(self.packing.runs) == 1

@@ -38,7 +38,8 @@ def windowed(
 
     ``kv_rows`` hold keys and values side by side; where they are None, ``q_rows`` hold all three."""
     mixed = q_rows.new_empty((len(q_rows), attn.num_heads, attn.head_dim))
-    mixed[sum(packing.lengths) :] = 0
+    if packing.padding:
+        mixed[-packing.padding :] = 0
     for run, source_run in packing.runs_beside(source):
         size, source_size = (-(-some.tokens // STEP) * STEP for some in (run, source_run))
         most = max(1, MOST_LOGITS // (attn.num_heads * size * source_size))
@@ -47,10 +48,8 @@ def windowed(
             if kv_rows is None:
                 q, k, v = _windows(attn, q_rows, group, size)
             else:
-                (q,), (k, v) = (
-                    _windows(attn, q_rows, group, size),
-                    _windows(attn, kv_rows, source_group, source_size),
-                )
+                (q,) = _windows(attn, q_rows, group, size)
+                k, v = _windows(attn, kv_rows, source_group, source_size)
             logits = q.new_empty((len(q), size, source_size))
             torch.baddbmm(logits, attn.q_norm(q), attn.k_norm(k).mT, beta=0, alpha=attn.scale, out=logits)
             if bias is not None:
