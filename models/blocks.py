@@ -242,16 +242,7 @@ def _select(
         positions = most_important(values, most)
     else:
         positions = most_important_of_each(values, on_device(counts, device), most)
-    kept, patches = np.array(counts)[:, None], np.array(tokens.patches)[:, None]
-    fused = np.array(tokens.packing.lengths)[:, None] - prefix - patches
-    columns = [torch.arange(prefix, device=device).expand(len(counts), -1), prefix + positions]
-    if fused.any():
-        columns.append(on_device(prefix + patches, device) + torch.arange(int(fused.max()), device=device))
-    place = np.arange(sum(column.shape[1] for column in columns))
-    there = (place < prefix + kept) | ((place >= prefix + most) & (place < prefix + most + fused))
-    index = _entries(_counted_on(torch.cat(columns, dim=1), tokens.packing.lengths), there)
-    patch_index = _entries(_counted_on(positions, tokens.patches), np.arange(most) < kept)
-    lengths = tuple((prefix + kept + fused)[:, 0].tolist())
+    index, patch_index, lengths = _rows_that_stay(tokens, positions, counts, prefix)
     packing = Packing(lengths, rounded=takes_windows(tokens.rows))
     selected = Tokens(
         tokens.packing.select(tokens.rows, index, packing),
@@ -263,9 +254,31 @@ def _select(
     return selected, index
 
 
+def _rows_that_stay(
+    tokens: Tokens, positions: Int[Tensor, "B most"], counts: tuple[int, ...], prefix: int
+) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept_patches"], tuple[int, ...]]:
+    """The flat numbers of the tokens and of the patches that stay, and how many tokens each image has then,
+    if the first ``counts[b]`` patches of ``positions`` stay."""
+    device, most = positions.device, positions.shape[1]
+    if len(counts) == 1 and tokens.packing.lengths[0] == prefix + tokens.patches[0]:
+        # What follows comes to the same for an image alone without a fused token, in three times the time.
+        own = positions[0]
+        return torch.cat((torch.arange(prefix, device=device), own + prefix)), own, (prefix + most,)
+    kept, patches = np.array(counts)[:, None], np.array(tokens.patches)[:, None]
+    fused = np.array(tokens.packing.lengths)[:, None] - prefix - patches
+    columns = [torch.arange(prefix, device=device).expand(len(counts), -1), prefix + positions]
+    if fused.any():
+        columns.append(on_device(prefix + patches, device) + torch.arange(int(fused.max()), device=device))
+    place = np.arange(sum(column.shape[1] for column in columns))
+    there = (place < prefix + kept) | ((place >= prefix + most) & (place < prefix + most + fused))
+    index = _entries(_counted_on(torch.cat(columns, dim=1), tokens.packing.lengths), there)
+    patch_index = _entries(_counted_on(positions, tokens.patches), np.arange(most) < kept)
+    return index, patch_index, tuple((prefix + kept + fused)[:, 0].tolist())
+
+
 def _counted_on(table: Int[Tensor, "B width"], lengths: Sequence[int]) -> Int[Tensor, "B width"]:
     """Places in each image as places in a batch of images of these lengths."""
-    return table if len(lengths) == 1 else table + starts_of(lengths, table.device).unsqueeze(1)
+    return table + starts_of(lengths, table.device).unsqueeze(1)
 
 
 def _entries(table: Int[Tensor, "B width"], there: np.ndarray) -> Int[Tensor, " entries"]:
