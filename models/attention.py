@@ -61,7 +61,7 @@ def self_attention(
     if len(packing.runs) > 1 and sizes is None and takes_varlen(attn, qkv):
         q, k, v = _heads_of_rows(attn, qkv)
         return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, packing), normed)
-    if packing.rounded:
+    if takes_windows(qkv) and not exact:
         return _project(attn, _windowed(attn, qkv, None, packing, packing, sizes), normed)
     mixed = []
     for run in packing.runs:
