@@ -13,7 +13,7 @@ from models.cascade import margins, second_run_compute
 from models.device import input_dtype
 from models.graphs import GraphedModel
 from models.int8 import quantise_linears
-from models.packed import can_pack, pack_linears
+from models.packed import PackedPatches, can_pack, pack_linears, packs_patches
 from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
 from models.schedule import UNPRUNED, Pruning, compute_of_counts
@@ -78,6 +78,8 @@ class Classifier:
             # Stages compute queries apart from keys and values.
             parts = {f"{stage}.attn.qkv": parts_of_qkv(blocks[stage].attn) for stage in model.stages.blocks}
             pack_linears(blocks, parts)
+            if packs_patches(model.vit.patch_embed):
+                model.packed_patches = PackedPatches(model.vit.patch_embed.proj)
         self.spec = spec
         self.device = device
         self.dtype = dtype

@@ -1,4 +1,4 @@
-"""Linear layers whose bfloat16 weights lie as oneDNN computes with them.
+"""Layers whose bfloat16 weights lie as oneDNN computes with them.
 
 PyTorch's own `linear` lays a bfloat16 weight out anew at every call; laid out once, the same oneDNN product
 takes 0.5 to 0.9 of the time and gives the same bits. These are the operations that TorchInductor makes of
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 
@@ -40,6 +41,38 @@ class PackedLinear(nn.Module):
     def part(self, x: Float[Tensor, "*rows inputs"], outputs: slice) -> Float[Tensor, "*rows some_outputs"]:
         """These outputs alone. KeyError for a range that was not among ``parts``."""
         return _linear(x, *self._parts[outputs.start, outputs.stop])
+
+
+class PackedPatches(nn.Module):
+    """A patch embedding whose patches do not overlap, as a product of matrices on a CPU in bfloat16: in 0.6
+    to 0.9 of the convolution's time, with its values but for rounding."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self._sides: tuple[int, int] = convolution.kernel_size  # type: ignore[assignment]
+        self._weight = _pack(convolution.weight.detach().permute(0, 2, 3, 1).flatten(1))
+        self._bias = None if convolution.bias is None else convolution.bias.detach()
+
+    def forward(self, pixels: Float[Tensor, "B C height width"]) -> Float[Tensor, "B patches dim"]:
+        """What is left over at the right and at the bottom is not seen, as with the convolution."""
+        images, channels, height, width = pixels.shape
+        (down, across), rows, columns = self._sides, height // self._sides[0], width // self._sides[1]
+        whole = pixels[:, :, : rows * down, : columns * across].permute(0, 2, 3, 1)  # as they came
+        patches = whole.reshape(images, rows, down, columns, across, channels).transpose(2, 3)
+        return _linear(patches.reshape(images, rows * columns, -1), self._weight, self._bias)
+
+
+def packs_patches(embed: PatchEmbed) -> bool:
+    """Whether `PackedPatches` can take the place of all that ``embed`` does."""
+    convolution = embed.proj
+    return (
+        embed.flatten
+        and type(embed.norm) is nn.Identity
+        and convolution.stride == convolution.kernel_size
+        and convolution.padding == (0, 0)
+        and convolution.dilation == (1, 1)
+        and convolution.groups == 1
+    )
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -60,6 +60,8 @@ class PrunedViT(nn.Module):
         self.vit = vit
         self.stages = stages
         self.arch = architecture_of(vit)
+        # Takes the place of the patch embedding where something is pruned (models.packed).
+        self.packed_patches: nn.Module | None = None
         self._first_stage = stages.blocks[0] if stages.blocks else len(vit.blocks)
         self.train(vit.training)
 
@@ -77,7 +79,8 @@ class PrunedViT(nn.Module):
         ``exact`` takes timm's own kernels.
         """
         vit = self.vit
-        rows = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
+        embed = vit.patch_embed if exact or self.packed_patches is None else self.packed_patches
+        rows = vit.norm_pre(vit._pos_embed(embed(pixels)))
         images, length, _ = rows.shape
         tokens = Tokens(
             rows,

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.classifier import Classifier, normalise
-from models.packed import PackedLinear, can_pack
+from models.packed import PackedLinear, PackedPatches, can_pack, packs_patches
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning
 from models.transforms import InputSpec
@@ -43,6 +44,23 @@ def test_a_packed_layer_gives_the_same_bits(bias: bool, rows: int, inputs: int, 
         assert torch.equal(packed(x), plain(x))
         assert torch.equal(packed(x[None]), plain(x[None]))
         torch.testing.assert_close(packed.part(x, part), plain(x)[:, part])
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_patches_are_embedded_as_by_the_convolution(bias: bool, memory_format: torch.memory_format) -> None:
+    """Whatever the layout of the pixels, also where some are left over at the right and at the bottom."""
+    torch.manual_seed(0)
+    embed = PatchEmbed(img_size=(18, 28), patch_size=(6, 4), embed_dim=8, bias=bias).bfloat16()
+    pixels = torch.randn(3, 3, 20, 28).bfloat16().contiguous(memory_format=memory_format)
+    assert packs_patches(embed)
+    with torch.inference_mode():
+        given = PackedPatches(embed.proj)(pixels)
+        wanted = embed.proj(pixels).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(given, wanted, rtol=2**-7, atol=2**-7)
+    embed.proj.stride = (3, 3)
+    assert not packs_patches(embed)
 
 
 def test_only_bfloat16_is_packed() -> None:
