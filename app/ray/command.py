@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 NAME = "trimvit"
 _LONGEST_DEADLINE_S = 600.0
+_CONNECT_S = 10.0
 _PROXIES = {"every-node": ProxyLocation.EveryNode, "head-node": ProxyLocation.HeadOnly}
 _FOR_ALL_PROCESSES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.ray.ask_again:middlewares",
@@ -29,6 +31,7 @@ def run(settings: RaySettings) -> int:
     os.environ.update(_FOR_ALL_PROCESSES)  # for a cluster that is started here
     starts_cluster = settings.ray_address is None
     try:
+        _somebody_listens(settings.ray_address)
         ray.init(
             address=settings.ray_address or "local",
             runtime_env={"env_vars": _FOR_ALL_PROCESSES},
@@ -71,6 +74,17 @@ def run(settings: RaySettings) -> int:
     ray.shutdown()
     log.info("stopped")
     return 0
+
+
+def _somebody_listens(address: str | None) -> None:
+    """Raises ConnectionError where nobody does: Ray would go on trying for a quarter of an hour."""
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def _text(path: Path | None) -> str | None:

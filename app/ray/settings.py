@@ -1,9 +1,10 @@
 """The settings of `trimvit ray`: those of `trimvit serve`, and how many replicas with which resources."""
 
 import math
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from app.settings import Settings
 
@@ -51,6 +52,15 @@ class RaySettings(Settings):
         False,  # noqa: FBT003
         description="Return once the replicas answer and leave them running; serve shutdown ends them.",
     )
+
+    @field_validator("ray_address")
+    @classmethod
+    def _is_an_address(cls, given: str | None) -> str | None:
+        if given is not None and given != "auto":
+            port = re.fullmatch(r"[^/\s]+:(\d{1,5})", given)
+            if port is None or not 0 < int(port[1]) < 2**16:
+                raise ValueError("must be auto or HOST:PORT")
+        return given
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -17,6 +17,9 @@ from app.settings import Settings
         ({"device": "cuda:0,cuda:1"}, "add replicas"),
         ({"port": 0}, "port must be named"),
         ({"detach": True}, "ray-address"),
+        ({"ray_address": "head"}, "auto or HOST:PORT"),
+        ({"ray_address": "head:70000"}, "auto or HOST:PORT"),
+        ({"ray_address": "http://head:6379"}, "auto or HOST:PORT"),
         ({"replica_gpus": 2}, "less than or equal to 1"),
     ],
 )
