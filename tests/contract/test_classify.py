@@ -69,6 +69,22 @@ def test_a_mask_shows_the_patches_that_are_counted(deployment: Deployment, form:
         assert mask == sorted(mask)
 
 
+@pytest.mark.parametrize("options", [{}, {"criterion": "mad"}, {"reducer": "fuse"}])
+def test_a_mask_shows_the_patches_that_the_network_keeps_alone(
+    deployment: Deployment, alone: Alone, options: dict[str, Any]
+) -> None:
+    """After every stage, the patches of the mask are those that the photograph keeps without a server."""
+    for image, ratio in zip(PHOTOGRAPHS, (0.7, 0.55, 0.4, 0.3), strict=True):
+        asked = {"keep_ratio": ratio, "mask": "indices", "mask_stages": True, **options}
+        result = result_of(deployment.classify(image, **asked))
+        expected = alone(image, ImageRequest(Pruning(ratio, **options), kept_patches=True)).kept
+        assert expected is not None
+        for stage, kept in zip(result["mask"], expected, strict=True):
+            assert len(stage["indices"]) == len(kept)
+            # In bfloat16 the last of them may be a matter of how many threads compute.
+            assert len(set(kept.tolist()) - set(stage["indices"])) <= PATCH_TOLERANCE
+
+
 def test_several_images_of_a_form_have_their_own_ratios(deployment: Deployment, alone: Alone) -> None:
     """A form with several photographs is answered in its order, each at its own ratio."""
     ratios = [0.9, 0.6, 0.45, 0.3]

@@ -1,13 +1,16 @@
 """What a deployment promises beside classifying: probes, request ids, metrics, the model's description."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from app.settings import BUNDLED_MODEL
-from tests.contract.deployments import Deployment
-from tests.system.photographs import SHIPPED
+from tests.contract.deployments import Deployment, result_of
+from tests.deploy.promql import TARGET_LABELS, exposed
+from tests.system.photographs import SHIPPED, photographs
+from tests.system.server import samples, wait_until
 
 CHINA = (SHIPPED / "china.jpg").read_bytes()
 
@@ -69,6 +72,51 @@ def test_metrics_count_what_was_done(deployment: Deployment) -> None:
     rose = {key: after[key] - before[key] for key in names}
     assert rose == {"requests": 6, "images": 6, "phases": 6, "applied": 6, "refused": 1}
     assert deployment.metric("trimvit_queue_limit_images") > 0
+
+
+def test_metrics_add_up_to_what_the_answers_say(deployment: Deployment) -> None:
+    """Ratios, patches and compute of images that were answered at once, at whichever engine, are counted as
+    their answers tell them."""
+    ratios = [0.3, 0.45, 0.5, 0.7, 0.9, 1.0] * 4
+    names = (
+        *("trimvit_images_total", "trimvit_patches_kept_total", "trimvit_patches_pruned_total"),
+        *("trimvit_batch_images_sum", "trimvit_requested_keep_ratio_sum", "trimvit_applied_keep_ratio_sum"),
+        *("trimvit_compute_unpruned_macs_total", "trimvit_compute_saved_macs_total"),
+    )
+    before = {name: deployment.metric(name) for name in names}
+
+    def rise(name: str) -> float:
+        return deployment.metric(name) - before[name]
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = zip(photographs(len(ratios)), ratios, strict=True)
+        responses = list(pool.map(lambda pair: deployment.classify(pair[0], keep_ratio=pair[1]), asked))
+    results = [result_of(response) for response in responses]
+    wait_until(lambda: rise("trimvit_images_total") == len(ratios), "all images to be counted")
+    kept = sum(result["patches"]["kept"] for result in results)
+    assert rise("trimvit_patches_kept_total") == kept
+    assert rise("trimvit_patches_pruned_total") == 256 * len(ratios) - kept
+    assert rise("trimvit_batch_images_sum") == len(ratios)
+    assert rise("trimvit_requested_keep_ratio_sum") == pytest.approx(sum(ratios))
+    assert rise("trimvit_applied_keep_ratio_sum") == pytest.approx(sum(ratios))
+    saved = rise("trimvit_compute_saved_macs_total") / rise("trimvit_compute_unpruned_macs_total")
+    assert saved == pytest.approx(1 - sum(result["compute"] for result in results) / len(ratios), rel=1e-5)
+
+
+# What never happened here has no sample.
+RARE = {"trimvit_agreement_checks_total", "trimvit_decoders_replaced_total"}
+
+
+def test_metrics_have_the_same_names_and_labels_everywhere(deployment: Deployment) -> None:
+    """Every metric is on the page, with its own labels; beside them only Ray's replica may be named."""
+    deployment.classify(CHINA, keep_ratio=0.3)
+    deployment.classify(b"no image")
+    page = {(name, frozenset(dict(labels))) for name, labels in samples(deployment.url) if "trimvit_" in name}
+    ours = {(name, labels - TARGET_LABELS) for name, labels in exposed().items()}
+    beside = {"replica"} if any("replica" in labels for _, labels in page) else set[str]()
+    assert {(name, labels - beside) for name, labels in page} <= ours
+    assert all(beside <= labels for _, labels in page)
+    assert {name for name, _ in ours} - {name for name, _ in page} <= RARE
 
 
 def test_the_interface_describes_itself(deployment: Deployment) -> None:
