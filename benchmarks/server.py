@@ -33,14 +33,23 @@ def running(*flags: str) -> Iterator[Server]:
             process = subprocess.Popen(command, stderr=sink)
         try:
             until = time.monotonic() + PATIENCE_S
-            while (port := _port(log)) is None or not _ready(port):
+            while (port := _port(log)) is None or not is_ready(port):
                 if time.monotonic() > until or process.poll() is not None:
                     raise RuntimeError(f"the server did not become ready: {log.read_text()}")
                 time.sleep(0.1)
             yield Server(process.pid, port)
         finally:
-            process.terminate()
-            process.wait(60)
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL where that does not end it in a minute."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _port(log: Path) -> int | None:
@@ -48,7 +57,8 @@ def _port(log: Path) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _ready(port: int) -> bool:
+def is_ready(port: int) -> bool:
+    """Whether /readyz of the server at that port says 200."""
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/readyz")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.system.ray_cluster import ray_cluster, running_on_ray
+from benchmarks.ray_cluster import ray_cluster, running_on_ray
 from tests.system.server import running_server, samples
 
 
@@ -59,7 +59,7 @@ def _on_ray(folder: Path) -> Iterator[Deployment]:
         pytest.skip("Ray is not installed (extra ray)")
     with (
         ray_cluster(nodes=2) as cluster,
-        running_on_ray(cluster, folder, "--min-replicas", "2", "--max-replicas", "2") as url,
+        running_on_ray(cluster, "--min-replicas", "2", "--max-replicas", "2") as url,
     ):
         yield Deployment(url)
 

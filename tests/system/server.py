@@ -14,6 +14,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.server import end
+
 # A client for each request would read the certificates each time. Connections are not kept, for servers here
 # may not live long.
 CLIENT = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
@@ -87,10 +89,5 @@ def running_server(
         wait_until(lambda: is_ready(server.url), f"the server to be ready; its log:\n{log.read_text()}")
         yield server
     finally:
-        supervisor.terminate()
-        try:
-            supervisor.wait(60)
-        except subprocess.TimeoutExpired:
-            supervisor.kill()
-            supervisor.wait()
+        end(supervisor)
         sys.stdout.write(log.read_text())  # shown with a failing test

@@ -2,113 +2,56 @@
 
 import importlib.util
 import subprocess
-import threading
-import time
 from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 
+from benchmarks.ray_cluster import READY_WITHIN_S, ray_cluster, running_on_ray
+from benchmarks.ray_nodes import CLIENTS, ENDS, Load, images_by_replica, node_ends
 from tests.system.photographs import photographs
-from tests.system.ray_cluster import READY_WITHIN_S, ray_cluster, running_on_ray
 from tests.system.server import TRIMVIT, samples, wait_until
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)"),
     pytest.mark.timeout(READY_WITHIN_S + 600),
 ]
-CLIENTS = 8
 
 
-@dataclass
-class Load:
-    """Clients that ask again as soon as they are answered."""
-
-    url: str
-    ended: list[tuple[float, int | str]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __enter__(self) -> "Load":
-        self._threads = [threading.Thread(target=self._client, args=(index,)) for index in range(CLIENTS)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _client(self, index: int) -> None:
-        images = photographs(CLIENTS)
-        with httpx.Client(timeout=300) as client:
-            while not self._stop.is_set():
-                status: int | str
-                try:
-                    content = images[index]
-                    status = client.post(
-                        f"{self.url}/v1/classify?keep_ratio=0.5&deadline_ms=300000", content=content
-                    ).status_code
-                except httpx.TransportError as error:
-                    status = repr(error)
-                self.ended.append((time.monotonic(), status))
-
-    def more(self, answers: int) -> None:
-        """Wait until so many more requests have ended."""
-        before = len(self.ended)
-        wait_until(lambda: len(self.ended) >= before + answers, f"{answers} more answers", within_s=240)
-
-
-def replicas(url: str) -> set[str]:
-    """The replicas on the metrics page."""
-    return {dict(labels)["replica"] for name, labels in samples(url) if name == "trimvit_queue_limit_images"}
+def more(load: Load, answers: int) -> None:
+    """Wait until so many more requests have ended."""
+    before = len(load.ended)
+    wait_until(lambda: len(load.ended) >= before + answers, f"{answers} more answers", within_s=240)
 
 
 @pytest.mark.long
-def test_a_node_killed_under_load_costs_no_request(tmp_path: Path) -> None:
-    """kill -9 of a node with one of two replicas: every request is answered, by the other one and by a new
-    one on the node that was spare."""
+@pytest.mark.parametrize("how", ENDS)
+def test_a_node_that_ends_under_load_costs_no_request(how: str) -> None:
+    """A node with one of two replicas is killed, or falls silent: every request is answered, by the other
+    replica and by a new one on the node that was spare."""
     with (
         ray_cluster(nodes=3) as cluster,
-        running_on_ray(cluster, tmp_path, "--min-replicas", "2", "--max-replicas", "2") as url,
+        running_on_ray(cluster, "--min-replicas", "2", "--max-replicas", "2") as url,
     ):
-        before = replicas(url)
-        assert len(before) == 2
-        with Load(url) as load:
-            load.more(5 * CLIENTS)
-            engines = {process.pid: process for process in cluster.engines()}
-            # Whichever node has a replica: the engine's end shows that one went.
-            while len(engines_alive(engines)) == 2:
-                cluster.kill_node()
-                time.sleep(5)
-            assert len(cluster.nodes) >= 1
-            load.more(5 * CLIENTS)
-            cluster.add_node()
-            wait_until(lambda: len(replicas(url) - before) >= 1, "a new replica", within_s=240)
-            load.more(5 * CLIENTS)
-        assert Counter(status for _, status in load.ended) == {200: len(load.ended)}
-
-
-def engines_alive(engines: dict[int, psutil.Process]) -> list[psutil.Process]:
-    return [engine for engine in engines.values() if engine.is_running()]
+        with Load(url, photographs(CLIENTS)) as load:
+            more(load, 5 * CLIENTS)
+            seen = node_ends(cluster, url, load, how, steady_s=5)
+        assert Counter(one.status for one in load.ended) == {"200": len(load.ended)}
+        assert set(seen["answered_by_each_replica_afterwards"]) == {"old", "new"}
+        assert seen["images_per_s"]["after"] > 0
 
 
 @pytest.mark.long
-def test_an_engine_killed_under_load_costs_no_request(tmp_path: Path) -> None:
+def test_an_engine_killed_under_load_costs_no_request() -> None:
     """kill -9 of the only replica's engine: the replica starts another, and every request is answered."""
-    with ray_cluster(nodes=1) as cluster, running_on_ray(cluster, tmp_path) as url:
-        before = replicas(url)
-        with Load(url) as load:
-            load.more(2 * CLIENTS)
+    with ray_cluster(nodes=1) as cluster, running_on_ray(cluster) as url:
+        before = set(images_by_replica(url))
+        with Load(url, photographs(CLIENTS)) as load:
+            more(load, 2 * CLIENTS)
             (engine,) = cluster.engines()
             engine.kill()
-            load.more(3 * CLIENTS)
-        assert Counter(status for _, status in load.ended) == {200: len(load.ended)}
-        assert replicas(url) == before
+            more(load, 3 * CLIENTS)
+        assert Counter(one.status for one in load.ended) == {"200": len(load.ended)}
+        assert set(images_by_replica(url)) == before
         restarts = [value for (name, _), value in samples(url).items() if name == "trimvit_restarts_total"]
         assert restarts == [1]
 
