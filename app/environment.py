@@ -32,6 +32,11 @@ class EngineFiles:
         """Why it could not start (app.reports)."""
         return self.folder / f"{self.name}.reason"
 
+    @property
+    def learned(self) -> Path:
+        """What it leaves to its successor (app.engine.learned)."""
+        return self.folder / f"{self.name}.learned"
+
 
 def engine_variables(files: EngineFiles, index: int, device: str, sharing: int) -> dict[str, str]:
     """What an engine reads beside the settings. ``sharing``: engines on its device."""
@@ -42,6 +47,7 @@ def engine_variables(files: EngineFiles, index: int, device: str, sharing: int) 
         "TRIMVIT_ENGINE_ADDRESS": files.address,
         "TRIMVIT_ENGINE_PULSE": str(files.pulse),
         "TRIMVIT_ENGINE_REASON": str(files.reason),
+        "TRIMVIT_ENGINE_LEARNED": str(files.learned),
     }
 
 

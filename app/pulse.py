@@ -57,18 +57,18 @@ class Progress:
     """Which batches run, and how long each may. Pure: the caller says what happens.
 
     What a batch will take is foretold from the slowest tokens seen, which are forgotten slowly; before the
-    first batch, from the time that loading took, a quarter of which is more than a batch of the warm-up.
+    first batch has ended, it is ``first_s``.
     """
 
     floor_s: float
-    load_s: float = 0.0
+    first_s: float = 0.0
     _slowest: float | None = None
     _number: int = 0
     _running: dict[Hashable, tuple[int, float]] = field(default_factory=dict)
 
     def began(self, batch: Hashable, tokens: int) -> None:
         """A batch of this weight has been started."""
-        expected_s = self.load_s / 4 if self._slowest is None else self._slowest * tokens
+        expected_s = self.first_s if self._slowest is None else self._slowest * tokens
         self._number += 1
         self._running[batch] = (self._number, self.floor_s + PATIENCE * expected_s)
 

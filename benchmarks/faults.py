@@ -4,7 +4,8 @@
     python -m benchmarks.faults soak --photographs FOLDER [--seconds 3600] [--every 10] [--output FILE.json]
 
 kills: the engine is killed (-9) every so many seconds under a load at half the capacity. Reported: requests
-by status, latencies, and whether the server answered each image once.
+by outcome, latencies, the longest time without an answer after each kill, and whether the server answered
+each image once.
 soak: a mixed load (ratios, methods, several images at once, broken images, clients that go away, short
 deadlines), with memory, open files and metric files of every process sampled. Growth compares the medians of
 the first and the last fifth of the samples after a tenth for warming up.
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -45,14 +47,20 @@ class Target:
 
     def post(self, query: str, body: bytes, *, leave_after_s: float | None = None) -> int:
         """The status; 0 where no answer came. A client that leaves does so after that time."""
+        return self.ask(query, body, leave_after_s=leave_after_s)[0]
+
+    def ask(self, query: str, body: bytes, *, leave_after_s: float | None = None) -> tuple[int, str]:
+        """The status as above, and the kind of problem that a refusal names."""
         connection = HTTPConnection("127.0.0.1", self._port, timeout=leave_after_s or PATIENCE_S)
         try:
             connection.request("POST", f"/v1/classify?{query}", body, {"Content-Type": "image/jpeg"})
             response = connection.getresponse()
-            response.read()
-            return response.status
+            answer = response.read()
+            if response.status == 200:
+                return 200, ""
+            return response.status, json.loads(answer)["type"].rpartition(":")[2]
         except (OSError, HTTPException):
-            return 0
+            return 0, "no answer"
         finally:
             connection.close()
 
@@ -98,41 +106,55 @@ def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, ob
         query = f"keep_ratio=0.5&deadline_ms={options.deadline_ms}"
         capacity = target.capacity(photographs, query, options.capacity_s)
         answered_before = target.metric('trimvit_images_total{outcome="answered"}')
-        started, killed = time.perf_counter(), 0
-        outcomes: list[tuple[int, float]] = []
+        started = time.perf_counter()
+        killed: list[float] = []
+        outcomes: list[tuple[int, str, float, float]] = []  # status, problem, sent, done
 
         def ask(number: int) -> None:
             sent = time.perf_counter()
-            status = target.post(query, photographs[number % len(photographs)])
-            outcomes.append((status, time.perf_counter() - sent))
+            status, problem = target.ask(query, photographs[number % len(photographs)])
+            outcomes.append((status, problem, sent, time.perf_counter()))
 
         with ThreadPoolExecutor(MOST_WAITING) as pool:
             number = 0
             while (now := time.perf_counter() - started) < options.seconds:
-                if now > (killed + 1) * options.every:
+                if now > (len(killed) + 1) * options.every:
                     for engine in target.processes("trimvit: engine"):
                         engine.kill()
-                    killed += 1
+                    killed.append(time.perf_counter())
                 pool.submit(ask, number)
                 number += 1
                 time.sleep(max(0.0, started + number / (capacity / 2) - time.perf_counter()))
-        statuses = Counter(status for status, _ in outcomes)
-        latencies = sorted(seconds for status, seconds in outcomes if status == 200)
+        by_outcome = Counter(f"{status} {problem}".strip() for status, problem, _, _ in outcomes)
+        latencies = sorted(done - sent for status, _, sent, done in outcomes if status == 200)
+        answers = [done for status, _, _, done in outcomes if status == 200]
         answered = target.metric('trimvit_images_total{outcome="answered"}') - answered_before
         return {
             "capacity_images_per_s": round(capacity, 1),
             "requests": len(outcomes),
-            "kills": killed,
+            "kills": len(killed),
             "restarts": target.metric('trimvit_restarts_total{process="engine-0"}'),
             "deadline_ms": options.deadline_ms,
-            "by_status": {str(status): count for status, count in sorted(statuses.items())},
+            "by_outcome": dict(sorted(by_outcome.items())),
             "images_sent_again": target.metric("trimvit_images_sent_again_total"),
-            "answered_by_the_server_less_received": answered - statuses[200],
+            "answered_by_the_server_less_received": answered - len(answers),
+            "without_an_answer_s": [
+                round(silence, 2) for silence in _silences(killed, answers, time.perf_counter())
+            ],
             "latency_s": {
                 name: round(latencies[min(len(latencies) - 1, int(share * len(latencies)))], 3)
                 for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
             },
         }
+
+
+def _silences(kills: list[float], answers: list[float], end: float) -> list[float]:
+    """The longest time without an answer between each kill and the next one (of the last, the end)."""
+    longest = []
+    for begin, until in zip(kills, [*kills[1:], end], strict=True):
+        times = [begin, *sorted(done for done in answers if begin < done < until)]
+        longest.append(max((later - earlier for earlier, later in pairwise(times)), default=until - begin))
+    return longest
 
 
 def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, object]:

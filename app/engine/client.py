@@ -57,6 +57,7 @@ from models.schedule import Pruning
 log = logging.getLogger(__name__)
 
 _PING_EVERY_S = 0.25
+_PING_LOADING_EVERY_S = 0.05  # so that it is known at once when it has loaded
 _SILENCE_S = 3.0  # an engine that says nothing for so long is not ready
 _ENGINES_AN_IMAGE_MAY_OUTLIVE = 2
 # Of those that had it, but did not say that they had begun it: they may have had no time to.
@@ -458,7 +459,8 @@ class EngineClient:
     async def _ping(self, link: _Link) -> None:
         while True:
             await self._send(link, Ping())
-            await asyncio.sleep(_PING_EVERY_S)
+            loading = link.status is not None and link.status.model is None
+            await asyncio.sleep(_PING_LOADING_EVERY_S if loading else _PING_EVERY_S)
 
     async def _receive(self, link: _Link, socket: zmq.asyncio.Socket) -> None:
         while True:

@@ -488,7 +488,7 @@ class Engine:
         started = time.monotonic()
         try:
             loaded = self._backend.load()
-            self._progress.load_s = time.monotonic() - started
+            self._progress.first_s = _first_batch_s(loaded, time.monotonic() - started)
             self._report(loaded)
         except BaseException as error:
             self._report(error)
@@ -531,6 +531,14 @@ class Engine:
     def _report(self, news: Loaded | BaseException | _Done | _Checked) -> None:
         self._news.put(news)
         self._waker.send(b"!")
+
+
+def _first_batch_s(loaded: Loaded, load_s: float) -> float:
+    """What the first batch may be expected to take: a full one of unpruned images, or a quarter of the load,
+    in which a few were computed."""
+    info, limits = loaded.info, loaded.limits
+    images = max(1, limits.batch_tokens // tokens(info, 1.0))
+    return max(load_s / 4, loaded.costs.predict(Work(images, images), limits.stream_threads))
 
 
 def entry_of(key: Key, submit: Submit, loaded: Loaded, now: float) -> Entry:

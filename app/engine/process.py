@@ -17,10 +17,12 @@ import numpy as np
 from setproctitle import setproctitle
 
 from app.engine.agreement import Agreement
+from app.engine.cost import CostModel
+from app.engine.learned import Learned, recall, remember
 from app.engine.loop import Engine, Job, Loaded, Result
 from app.engine.messages import MOST_PATCHES
 from app.engine.scheduler import Limits
-from app.engine.warm_up import learn_costs
+from app.engine.warm_up import time_batches
 from app.lifeline import LOAD_FAILED, die_with_parent
 from app.logs import configure_logging
 from app.pulse import Pulse
@@ -36,13 +38,14 @@ MOST_STREAMS = 8
 @dataclass(frozen=True, slots=True)
 class EngineArgs:
     """What the supervisor tells an engine beside the settings. ``sharing``: engines on the same device;
-    ``pulse``: file for its beats."""
+    ``pulse``: file for its beats; ``learned``: file for what it leaves to its successor."""
 
     index: int
     device: str
     address: str
     sharing: int = 1
     pulse: Path | None = None
+    learned: Path | None = None
 
 
 def run(settings: Settings, args: EngineArgs) -> None:
@@ -96,17 +99,22 @@ def run(settings: Settings, args: EngineArgs) -> None:
                     f"it has {patches} patches, and at most {MOST_PATCHES} can be numbered; "
                     "choose a larger patch stride or a smaller input"
                 )
-            height, width = loaded.input.size
-            check_against_timm(loaded.model, torch.rand(1, 3, height, width))
+            info = describe(loaded, name, dtype)
+            learned = None if args.learned is None else recall(args.learned, info, limits)
+            if learned is None:
+                height, width = loaded.input.size
+                check_against_timm(loaded.model, torch.rand(1, 3, height, width))
             graphs = not on_cpu and settings.cuda_graphs == "auto"
             self.classifier = Classifier(loaded.model, loaded.input, device, dtype, graphs=graphs)
-            self._warm_up()
-            costs = learn_costs(self._classify_blank, loaded.model.arch, loaded.model.stages, limits)
-            return Loaded(
-                describe(loaded, name, dtype),
-                limits,
-                costs,
-            )
+            if learned is None:
+                self._warm_up()
+                measured = time_batches(self._classify_blank, info.architecture, info.method.stages, limits)
+                learned = Learned(info, limits, measured)
+            else:
+                self._classify_blank([UNPRUNED, Pruning(0.5)], threads)
+            if args.learned is not None:
+                remember(args.learned, learned)
+            return Loaded(info, limits, CostModel.learned(learned.measured))
 
         def _warm_up(self) -> None:
             for prunings in (
@@ -194,6 +202,7 @@ def main() -> None:
         os.environ["TRIMVIT_ENGINE_ADDRESS"],
         int(os.environ["TRIMVIT_ENGINE_SHARING"]),
         Path(os.environ["TRIMVIT_ENGINE_PULSE"]),
+        Path(os.environ["TRIMVIT_ENGINE_LEARNED"]),
     )
     die_with_parent()
     configure_logging(settings.log_level, f"engine {args.index}", settings.log_format)

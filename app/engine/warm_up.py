@@ -1,4 +1,4 @@
-"""Batches computed and timed before the engine is ready: what the cost model is learned from."""
+"""Batches computed and timed before the first engine is ready: what the cost model is learned from."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from threading import Barrier
 
-from app.engine.cost import CostModel, Measured, Work
+from app.engine.cost import Measured, Work
 from app.engine.scheduler import Limits
 from models.schedule import Architecture, Pruning, Stages, compute
 
@@ -16,8 +16,10 @@ _ENOUGH_S = 4.0
 Classify = Callable[[Sequence[Pruning], int], object]
 
 
-def learn_costs(classify: Classify, arch: Architecture, stages: Stages, limits: Limits) -> CostModel:
-    """Time ``classify(prunings, threads)`` as the engine will call it, and fit the cost model to that.
+def time_batches(
+    classify: Classify, arch: Architecture, stages: Stages, limits: Limits
+) -> tuple[Measured, ...]:
+    """Time ``classify(prunings, threads)`` as the engine will call it: what the cost model is fitted to.
 
     Lone images run on all threads, batches up to the token budget in all streams at once. Batches of the
     smallest size are always measured, larger ones until some seconds are over.
@@ -39,7 +41,7 @@ def learn_costs(classify: Classify, arch: Architecture, stages: Stages, limits: 
             if size > 1 and time.perf_counter() > began + _ENOUGH_S:
                 break
             measured += _at_once(pool, limits, [Pruning(ratio)] * size, timed)
-    return CostModel.learned(measured)
+    return tuple(measured)
 
 
 def _at_once(

@@ -26,4 +26,5 @@ def test_an_engines_files_lie_in_the_private_folder(tmp_path: Path) -> None:
     assert variables["TRIMVIT_ENGINE_ADDRESS"] == f"ipc://{tmp_path}/engine-1"
     assert variables["TRIMVIT_ENGINE_PULSE"] == f"{tmp_path}/engine-1.pulse"
     assert variables["TRIMVIT_ENGINE_REASON"] == f"{tmp_path}/engine-1.reason"
+    assert variables["TRIMVIT_ENGINE_LEARNED"] == f"{tmp_path}/engine-1.learned"
     assert (variables["TRIMVIT_ENGINE_INDEX"], variables["TRIMVIT_ENGINE_SHARING"]) == ("1", "2")

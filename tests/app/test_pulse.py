@@ -40,11 +40,11 @@ def test_without_a_supervisor_there_is_no_pulse(tmp_path: Path) -> None:
         Pulse(tmp_path / "pulse")
 
 
-def test_the_first_batch_may_take_what_loading_lets_expect() -> None:
-    """Before anything was measured, a quarter of the load is the expectation."""
+def test_the_first_batch_may_take_what_is_expected_of_it() -> None:
+    """Before any has ended, what they took is not known."""
     progress = Progress(floor_s=7.0)
     assert progress.oldest == (0, 0.0)
-    progress.load_s = 8.0
+    progress.first_s = 2.0
     progress.began("a", 100)
     assert progress.oldest == (1, 7.0 + PATIENCE * 2.0)
 

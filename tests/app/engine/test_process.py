@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from setproctitle import getproctitle, setproctitle
 
+from app.engine import process
 from app.engine.messages import Answer, ModelInfo
 from app.engine.process import EngineArgs, run
 from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
 from app.pulse import Pulse
 from app.settings import Settings
-from models import device
+from models import device, pruned_vit
 from models.cascade import Cascade
 from models.schedule import Method, Stages
 from models.transforms import InputSpec
@@ -70,7 +71,7 @@ def settings_for(checkpoint: Path, **settings: Any) -> Settings:
     return Settings(**{"model": str(checkpoint), "threads": 1, "dtype": "float32", **settings})
 
 
-def model_served(settings: Settings, address: str) -> ModelInfo:
+def model_served(settings: Settings, address: str, learned: Path | None = None) -> ModelInfo:
     """What an engine with these settings says of its model. It runs here, since only a main thread may
     handle signals, and is asked, then told to stop, from another thread."""
 
@@ -86,7 +87,7 @@ def model_served(settings: Settings, address: str) -> ModelInfo:
 
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask)
-        run(settings, EngineArgs(0, "cpu", address))
+        run(settings, EngineArgs(0, "cpu", address, learned=learned))
         return asked.result()
 
 
@@ -104,6 +105,7 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(
         "TRIMVIT_ENGINE_SHARING": "1",
         "TRIMVIT_ENGINE_PULSE": str(tmp_path / "pulse"),
         "TRIMVIT_ENGINE_REASON": str(tmp_path / "reason"),
+        "TRIMVIT_ENGINE_LEARNED": str(tmp_path / "learned"),
     }
     pulse = Pulse.made_at(tmp_path / "pulse")
     with subprocess.Popen([sys.executable, "-m", "app.engine.process"], env=environment) as process:
@@ -142,6 +144,31 @@ def test_a_model_is_served_as_its_checkpoint_says(address: str, checkpoint: Path
     assert info.method == Method(Stages((1,), "all"), "iqr", "fuse")
     assert info.cascade == CASCADE
     assert (info.device, info.dtype) == ("cpu:0", "float32")
+
+
+def test_a_restart_checks_and_times_nothing_again(
+    address: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first engine found out holds for its successors, unless they serve otherwise."""
+    done: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: object) -> Any:
+            done.append(name)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(pruned_vit, "check_against_timm", counted("check", pruned_vit.check_against_timm))
+    monkeypatch.setattr(process, "time_batches", counted("time", process.time_batches))
+    learned = tmp_path / "engine-0.learned"
+    first = model_served(settings_for(checkpoint), address, learned)
+    assert done == ["check", "time"]
+    for _ in range(2):
+        assert model_served(settings_for(checkpoint), address, learned) == first
+        assert done == ["check", "time"]
+    model_served(settings_for(checkpoint, rows="cls"), address, learned)
+    assert done == ["check", "time"] * 2
 
 
 @pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")

@@ -8,7 +8,7 @@ import pytest
 
 from app.engine import warm_up
 from app.engine.scheduler import Limits
-from app.engine.warm_up import learn_costs
+from app.engine.warm_up import time_batches
 from models.schedule import Pruning
 from tests.app.fakes import MODEL
 
@@ -28,21 +28,23 @@ def test_lone_images_and_full_batches_are_measured_as_they_will_run() -> None:
         if threads == LIMITS.stream_threads:
             together.wait(30)  # breaks if the streams are not at work at once
 
-    model = learn_costs(classify, ARCH, STAGES, LIMITS)
+    measured = time_batches(classify, ARCH, STAGES, LIMITS)
     assert {(size, ratio) for threads, size, ratio in seen if threads == 4} == {
         (1, ratio) for ratio in (1.0, 0.7, 0.5, 0.3)
     }
     assert {(size, ratio) for threads, size, ratio in seen if threads == 2} == {
         (size, ratio) for size in (1, 4, 6) for ratio in (1.0, 0.7, 0.5, 0.3)
     }
-    assert model.overhead_s(2) > 0
+    assert sorted((batch.threads, batch.work.images) for batch in measured) == sorted(
+        (threads, size) for threads, size, _ in seen
+    )
 
 
 def test_a_slow_device_is_not_kept_from_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once enough time is over only the smallest batches are measured."""
     monkeypatch.setattr(warm_up, "_ENOUGH_S", -1.0)
     sizes = set()
-    learn_costs(lambda prunings, _: sizes.add(len(prunings)), ARCH, STAGES, LIMITS)
+    time_batches(lambda prunings, _: sizes.add(len(prunings)), ARCH, STAGES, LIMITS)
     assert sizes == {1}
 
 
@@ -55,4 +57,4 @@ def test_a_failing_network_fails_the_start() -> None:
         time.sleep(0)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        learn_costs(fail, ARCH, STAGES, LIMITS)
+        time_batches(fail, ARCH, STAGES, LIMITS)

@@ -1,0 +1,47 @@
+"""What an engine that became ready leaves to its successor, which need not find it out again: that the model
+passed its check against timm, and what batches took at the warm-up.
+
+The file is taken when it is read and written again when the successor is as good as ready: a start that
+fails leaves none, and the next one trusts nothing.
+"""
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from app.engine.cost import Measured
+from app.engine.messages import ModelInfo
+from app.engine.scheduler import Limits
+
+log = logging.getLogger(__name__)
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """``measured`` holds for this model, dtype and device (``info``), and for these threads and streams."""
+
+    info: ModelInfo
+    limits: Limits
+    measured: tuple[Measured, ...]
+
+
+def remember(path: Path, learned: Learned) -> None:
+    """Leave it for the next engine, all of it or nothing."""
+    new = path.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(learned))
+    new.replace(path)
+
+
+def recall(path: Path, info: ModelInfo, limits: Limits) -> Learned | None:
+    """Take what the last engine left; None where it left nothing, or served otherwise."""
+    try:
+        text = path.read_bytes()
+        path.unlink()
+    except FileNotFoundError:
+        return None
+    try:
+        learned = msgspec.json.decode(text, type=Learned)
+    except msgspec.DecodeError as error:
+        log.warning("what the last engine learned cannot be read: %s", error)
+        return None
+    return learned if (learned.info, learned.limits) == (info, limits) else None
