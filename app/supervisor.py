@@ -22,6 +22,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from app.environment import EngineFiles, engine_variables, environment_of
+from app.fork_server import Forked, ForkServer
 from app.keys import KeysError, key_ring
 from app.lifeline import LOAD_FAILED
 from app.pulse import Pulse
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 # The programs of the two kinds of children.
 ENGINE = "app.engine.process"
 HTTP = "app.http.process"
+# What an engine needs and no other of our processes: imported once, by the fork server. What counts metrics
+# is not among it: each engine has files of its own for them.
+PRELOADED = ("models.classifier", "models.zoo", "zmq")
+FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # the BLAS beneath numpy would start threads when it is imported
 
 _BACKLOG = 2048
 _MOST_FILES = 2**20
@@ -58,7 +63,7 @@ class _Child:
     restarts: Restarts
     inherited: tuple[int, ...] = ()
     pulse: Path | None = None
-    process: asyncio.subprocess.Process | None = None
+    process: asyncio.subprocess.Process | Forked | None = None
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # it is not to be started again
     came_up: bool = False  # in this life or an earlier one
     hung: str | None = None
@@ -73,6 +78,7 @@ class Supervisor:
     _children: list[_Child] = field(default_factory=list)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _folder: Path = field(default_factory=Path)
+    _fork_server: ForkServer | None = None
     _failed: str | None = None
     _forced: bool = False
 
@@ -101,6 +107,8 @@ class Supervisor:
             ]
             self._children = [*engines, *fronts]
             self._metrics(folder)
+            environment = environment_of(self.settings, "fork-server", FORKABLE, keys=False)
+            self._fork_server = ForkServer(environment, PRELOADED, self.settings.load_limit_s)
             scheme = "http" if self.settings.tls_certificate is None else "https"
             log.info("listening on %s", _url(scheme, listeners[0]))
             for operations in listeners[1:]:
@@ -111,6 +119,7 @@ class Supervisor:
             drained = await self._drain(fronts, engines)
             for listener in listeners:
                 listener.close()
+            await self._fork_server.close()  # nobody waits for an engine that it would start
             await asyncio.gather(*keepers)
             if self._failed is not None:
                 log.error("stopped: %s", self._failed)
@@ -125,6 +134,8 @@ class Supervisor:
         finally:
             for listener in listeners:
                 listener.close()
+            if self._fork_server is not None:
+                await self._fork_server.close()
             shutil.rmtree(folder, ignore_errors=True)
 
     def _signalled(self) -> None:
@@ -207,12 +218,17 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.ending.wait(), pause)
 
-    async def _start(self, child: _Child) -> asyncio.subprocess.Process:
+    async def _start(self, child: _Child) -> asyncio.subprocess.Process | Forked:
+        is_engine = child.module == ENGINE
+        environment = environment_of(self.settings, child.name, child.environment, keys=not is_engine)
+        if is_engine:
+            assert self._fork_server is not None
+            return await self._fork_server.start(child.module, environment)
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             child.module,
-            env=environment_of(self.settings, child.name, child.environment, keys=child.module == HTTP),
+            env=environment,
             pass_fds=child.inherited,
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor only
         )

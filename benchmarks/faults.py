@@ -78,7 +78,8 @@ class Target:
         return float(found[1]) if found else 0.0
 
     def processes(self, title: str) -> list[psutil.Process]:
-        return [child for child in self.supervisor.children() if " ".join(child.cmdline()).startswith(title)]
+        children = self.supervisor.children(recursive=True)
+        return [child for child in children if " ".join(child.cmdline()).startswith(title)]
 
     def capacity(self, photographs: list[bytes], query: str, seconds: float) -> float:
         """Images/s with as many clients as keep it busy."""
@@ -185,7 +186,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
 
         def sample() -> None:
             target.metric("trimvit_engine_up")  # a scrape, as Prometheus makes them
-            for process in (target.supervisor, *target.supervisor.children()):
+            for process in (target.supervisor, *target.supervisor.children(recursive=True)):
                 title = " ".join(process.cmdline()) or str(process.pid)
                 with process.oneshot():
                     samples[title].append(

@@ -1,10 +1,13 @@
 """Who imports whom: the contracts of pyproject.toml, and what a process has loaded in the end."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from app.supervisor import FORKABLE, PRELOADED
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "timm", "torchvision")
@@ -42,6 +45,29 @@ def test_a_front_end_and_a_supervisor_never_load_torch(statement: str) -> None:
     loaded = loaded_after(statement)
     assert "app" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="engines are forked on Linux only")
+def test_what_engines_share_can_be_forked() -> None:
+    """No thread is started by importing it, no GPU is touched, and no metrics file is opened: each engine has
+    its own."""
+    shared = "\n".join(f"import {module}" for module in PRELOADED)
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{shared}\nimport os, sys, torch\n"
+            "print(len(os.listdir('/proc/self/task')), torch.cuda.is_initialized())\n"
+            "print('torch' in sys.modules, 'prometheus_client' in sys.modules)",
+        ],
+        cwd=ROOT,
+        env={**os.environ, **FORKABLE},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.stdout.split() == ["1", "False", "True", "False"]
 
 
 def test_models_do_not_load_the_service() -> None:

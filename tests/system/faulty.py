@@ -123,5 +123,5 @@ if __name__ == "__main__":
     else:
         from app import cli, supervisor
 
-        supervisor.ENGINE = "tests.system.faulty"
+        supervisor.ENGINE, supervisor.PRELOADED = "tests.system.faulty", ()
         cli.main()

@@ -34,8 +34,8 @@ class Server:
     log: Path
 
     def processes(self, title: str) -> list[psutil.Process]:
-        """Its child processes whose title begins so."""
-        children = psutil.Process(self.supervisor.pid).children()
+        """Its processes whose title begins so."""
+        children = psutil.Process(self.supervisor.pid).children(recursive=True)
         return [child for child in children if " ".join(child.cmdline()).startswith(title)]
 
     def samples(self) -> Samples:
