@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app.engine.client import EngineClient
 from app.http.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
 from app.http.classify import Classification, Engines, classify_router
+from app.http.early import RefuseEarly
 from app.http.hugging_face import hugging_face_router
 from app.http.middleware import REQUEST_ID, Observe
 from app.http.models import models_router
@@ -68,6 +69,8 @@ def create_app(
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         generate_unique_id_function=operation_id,
     )
+    classification = Classification(settings, engines, decoders)
+    app.add_middleware(RefuseEarly, classification=classification)
     app.add_middleware(
         Bounded,
         traffic=traffic or Traffic(),
@@ -89,7 +92,6 @@ def create_app(
     app.add_middleware(Observe, tracing=tracing)
     app.add_middleware(BrowserHeaders)
     install_problem_handlers(app)
-    classification = Classification(settings, engines, decoders)
     app.include_router(classify_router(classification))
     app.include_router(open_inference_router(classification, engines))
     app.include_router(hugging_face_router(classification))

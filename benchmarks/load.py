@@ -10,99 +10,55 @@ The load generator runs on the same cores, and what it takes the server lacks: i
 """
 
 import argparse
+import gc
 import json
 import random
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
+import psutil
 
 from app.commands.load import poisson_arrivals
 from app.settings import BUNDLED_MODEL
 from benchmarks import machine
+from benchmarks.sender import Ended, Sender, requests
 from benchmarks.server import running
 
 CLIENTS = 16
 PATIENCE_S = 30.0
+SOON_S = 0.05  # how soon the others are promised to be refused
 
 
-@dataclass(frozen=True)
-class Ended:
-    """An image's status (0: no answer), when it was due and when it ended, from the start of the load."""
-
-    status: int
-    due_s: float
-    done_s: float
-
-
-class Clients:
-    """Connections with keep-alive, one a thread."""
-
-    def __init__(self, port: int, query: str, photographs: list[bytes]) -> None:
-        self._port = port
-        self._path = f"/v1/classify?{query}"
-        self._photographs = photographs
-        self._own = threading.local()
-
-    def post(self, number: int) -> int:
-        """The status; 0 where no answer came."""
-        connection = getattr(self._own, "connection", None)
-        if connection is None:
-            connection = self._own.connection = HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
-        body = self._photographs[number % len(self._photographs)]
+def cpu_seconds(pid: int) -> dict[str, float]:
+    """What the server's processes, this one and all of the machine have taken so far, user and system."""
+    taken: Counter[str] = Counter()
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
-            connection.request("POST", self._path, body, {"Content-Type": "image/jpeg"})
-            response = connection.getresponse()
-            response.read()
-            return response.status
-        except (OSError, HTTPException):
-            connection.close()
-            return 0
+            words = " ".join(process.cmdline())
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        kind = next((kind for kind in ("engine", "http", "decode") if kind in words), "supervisor")
+        taken[kind] += times.user + times.system
+    taken["generator"] = time.process_time()
+    whole = psutil.cpu_times()
+    taken["machine"] = sum(whole) - whole.idle - whole.iowait - whole.guest - whole.guest_nice
+    return dict(taken)
 
 
-def peak(clients: Clients, seconds: float) -> float:
-    """Answers a second."""
-    until = time.perf_counter() + seconds
-
-    def ask(client: int) -> int:
-        answered = 0
-        while time.perf_counter() < until:
-            answered += clients.post(client + answered) == 200
-        return answered
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        return sum(pool.map(ask, range(CLIENTS))) / seconds
-
-
-def flood(clients: Clients, rate: float, seconds: float, at_once: int, seed: int) -> list[Ended]:
-    """Send ``rate`` images a second at random times from ``at_once`` threads."""
-    due: SimpleQueue[tuple[int, float] | None] = SimpleQueue()
-    started = time.perf_counter()
-
-    def work() -> list[Ended]:
-        ended = []
-        while (image := due.get()) is not None:
-            number, due_s = image
-            status = clients.post(number)
-            ended.append(Ended(status, due_s, time.perf_counter() - started))
-        return ended
-
-    with ThreadPoolExecutor(at_once) as pool:
-        workers = [pool.submit(work) for _ in range(at_once)]
-        for number, due_s in enumerate(poisson_arrivals(rate, random.Random(seed))):
-            if due_s >= seconds:
-                break
-            time.sleep(max(0.0, started + due_s - time.perf_counter()))
-            due.put((number, due_s))
-        for _ in workers:
-            due.put(None)
-        return [each for worker in workers for each in worker.result()]
+def with_cores(
+    pid: int, seconds: float, work: Callable[[], list[Ended]]
+) -> tuple[list[Ended], dict[str, float]]:
+    """What the work comes to, and how many cores each kind of process took; ``others``: no part of this."""
+    before = cpu_seconds(pid)
+    ended = work()
+    after = cpu_seconds(pid)
+    cores = {kind: (after[kind] - before.get(kind, 0.0)) / seconds for kind in after}
+    others = 2 * cores["machine"] - sum(cores.values())
+    return ended, {kind: round(taken, 3) for kind, taken in {**cores, "others": others}.items()}
 
 
 def figures(ended: list[Ended], seconds: float, deadline_s: float, peak_rate: float) -> dict[str, object]:
@@ -120,6 +76,8 @@ def figures(ended: list[Ended], seconds: float, deadline_s: float, peak_rate: fl
         if which.any():
             p50, p95, p99 = np.quantile(latency[which], (0.5, 0.95, 0.99)) * 1000
             rows[f"{name}_ms"] = {"p50": round(p50, 1), "p95": round(p95, 1), "p99": round(p99, 1)}
+    if not answered.all():
+        rows["refused_soon"] = round(float((latency[~answered] <= SOON_S).mean()), 4)
     return rows
 
 
@@ -133,7 +91,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=10.0, help="the peak, sent")
     parser.add_argument("--deadline-ms", type=int, default=1000, help="of each image")
     parser.add_argument("--floor", type=float, default=0.3, help="min_keep_ratio of the second flood")
-    parser.add_argument("--at-once", type=int, default=256, help="threads that send")
+    parser.add_argument("--at-once", type=int, default=256, help="connections")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     photographs = [path.read_bytes() for path in sorted(options.photographs.iterdir())]
@@ -143,24 +101,31 @@ def main() -> None:
         "machine": machine.describe(),
         "options": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
     }
+    gc.disable()  # nothing here is cyclic
     with running("--model", options.model) as server:
-        calm = Clients(server.port, deadline, photographs)
-        peak(calm, 5.0)  # the predictions settle
-        peak_rate = peak(calm, 20.0)
-        report["peak_per_s"] = round(peak_rate, 2)
+        # Without a deadline nobody is refused and asks again at once, at the cost of those who are answered.
+        calm = Sender(server.port, requests("/v1/classify", photographs))
+        calm.closed_loop(CLIENTS, 5.0)  # the predictions settle
+        ended, cores = with_cores(server.pid, 20.0, lambda: calm.closed_loop(CLIENTS, 20.0))
+        peak_rate = sum(each.status == 200 for each in ended) / 20.0
+        report["peak"] = {"per_s": round(peak_rate, 2), "cores": cores}
+        print(json.dumps(report["peak"]), flush=True)
         for name, query in (
             ("as they are", deadline),
             ("with brown-out", f"{deadline}&min_keep_ratio={options.floor}"),
         ):
-            cpu = time.process_time()
-            flooded = Clients(server.port, query, photographs)
-            ended = flood(flooded, options.times * peak_rate, options.seconds, options.at_once, seed=0)
+            due = poisson_arrivals(options.times * peak_rate, random.Random(0))
+            sender = Sender(server.port, requests(f"/v1/classify?{query}", photographs))
+            ended, cores = with_cores(
+                server.pid,
+                options.seconds,
+                lambda: sender.open_loop(due, options.seconds, options.at_once, PATIENCE_S),  # noqa: B023
+            )
             rows = figures(ended, options.seconds, options.deadline_ms / 1000, peak_rate)
-            rows["generator_cores"] = round((time.process_time() - cpu) / options.seconds, 2)
+            rows["cores"] = cores
             report[name] = rows
             print(json.dumps({name: rows}, indent=1), flush=True)
             time.sleep(5)
-    print(json.dumps({"peak_per_s": report["peak_per_s"]}))
     if options.output:
         options.output.write_text(json.dumps(report, indent=1) + "\n")
 

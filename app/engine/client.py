@@ -9,6 +9,7 @@ then it is given up, lest it take down a third.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from app.engine.messages import (
 from app.engine.outlook import Outlook
 from app.engine.pool import Standing, choose
 from app.engine.shares import shares
+from app.engine.smoothed import Smoothed
 from app.errors import (
     DeadlinePassed,
     DeadlineUnmeetable,
@@ -64,6 +66,9 @@ _ENGINES_AN_IMAGE_MAY_OUTLIVE = 2
 _ENGINES_AN_IMAGE_MAY_SEE_DIE = 5
 _RETRY_AFTER_S = 1.0
 _REPORTS_EVERY_S = 0.25
+# Of a deadline, what the way to the engine and back is predicted to take at most: a prediction must not shut
+# out all images, for only answers can put it right.
+_MOST_WAY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +90,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is known of a question before its image is decoded: how long it may wait, and the share of the
-    unpruned model's compute that it will cost at least."""
+    """What is known of a question before its image is decoded: the share of the unpruned model's compute that
+    it will cost at least, what is left until its deadline, and how long it may wait if that is the server's
+    (infinite if it is its own)."""
 
     share: float
-    allowed_s: float
-    own_deadline: bool
+    deadline_s: float
+    wait_limit_s: float
     caller: str
     priority: Priority
 
@@ -172,6 +178,7 @@ class EngineClient:
         self._news = asyncio.Event()
         self._trouble: tuple[str, float] | None = None
         self._last_id = 0
+        self._way = Smoothed()
 
     def __repr__(self) -> str:
         ready = sum(link.ready for link in self._links)
@@ -220,17 +227,39 @@ class EngineClient:
             for link in self._links
         ]
 
+    def refusal(self, expected: Expected) -> Problem | None:
+        """What the engines are known to answer to such an image; None where one may accept it."""
+        now = time.monotonic()
+        deadline_s = self._for_engine(expected.deadline_s)
+        waits = []
+        for link in self._links:
+            if not link.ready:
+                continue
+            wait = link.outlook.refuses(
+                expected.caller,
+                expected.priority,
+                expected.share,
+                deadline_s,
+                expected.wait_limit_s,
+                now,
+            )
+            if wait is None:
+                return None
+            waits.append(wait)
+        if not waits:
+            return None
+        soonest = min(waits)
+        if expected.wait_limit_s < math.inf:
+            return _queue_full(soonest)
+        return _unmeetable(None if soonest == math.inf else soonest)
+
     @contextmanager
     def expecting(self, expected: Expected) -> Iterator[None]:
         """Around the decoding of an image. Raises QueueFull or DeadlineUnmeetable where the engines are known
         to refuse it, so that it need not be decoded."""
+        if (refusal := self.refusal(expected)) is not None:
+            raise refusal
         outlooks = [link.outlook for link in self._links if link.ready]
-        now = time.monotonic()
-        allowed = expected.allowed_s
-        refused = [outlook.refuses(expected.caller, expected.priority, allowed, now) for outlook in outlooks]
-        waits = [wait for wait in refused if wait is not None]
-        if outlooks and len(waits) == len(outlooks):
-            raise _unmeetable(min(waits)) if expected.own_deadline else _queue_full(min(waits))
         for outlook in outlooks:
             outlook.decoding(expected.share / len(outlooks))
         try:
@@ -278,7 +307,7 @@ class EngineClient:
             margin=question.margin,
             top_k=question.top_k,
             kept_patches=question.kept_patches,
-            deadline_s=question.deadline_s,
+            deadline_s=self._for_engine(question.deadline_s),
             logits=question.logits,
             own_deadline=question.own_deadline,
             min_keep_ratio=question.min_keep_ratio,
@@ -286,6 +315,7 @@ class EngineClient:
             priority=question.priority,
         )
         loop = asyncio.get_running_loop()
+        began = time.monotonic()
         pending = _Pending(
             submit,
             np.ascontiguousarray(question.pixels).tobytes(),
@@ -300,7 +330,9 @@ class EngineClient:
                     await self._submit(link, pending, submit)
                 else:
                     self._let_wait(pending)
-                return await pending.answered
+                classified = await pending.answered
+                self._way.observe(_way_s(classified.answer, time.monotonic() - began))
+                return classified
         except TimeoutError:
             raise DeadlinePassed(
                 f"no answer within the deadline of {question.deadline_s * 1000:.0f} ms"
@@ -315,6 +347,10 @@ class EngineClient:
                     await self._send(pending.link, Cancel(id=submit.id))
                 if pending.crashes:
                     await self._place_waiting()
+
+    def _for_engine(self, deadline_s: float) -> float:
+        """What is left of a deadline for the engine, by how long the way there and back took lately."""
+        return deadline_s - min(self._way.most, _MOST_WAY * deadline_s)
 
     # --- who gets which image -----------------------------------------------------------------------
     def _free_link(self, submit: Submit) -> _Link | None:
@@ -355,7 +391,7 @@ class EngineClient:
             if (link := self._free_link(pending.submit)) is None:
                 return
             del self._waiting[pending.submit.id]
-            left_s = max(0.0, pending.given_up_at - time.monotonic())
+            left_s = self._for_engine(max(0.0, pending.given_up_at - time.monotonic()))
             rest = msgspec.structs.replace(pending.submit, deadline_s=left_s)
             await self._submit(link, pending, rest)
 
@@ -501,6 +537,12 @@ class EngineClient:
             case Refuse():
                 if (pending := link.pending.get(message.id)) is not None:
                     _fail(pending, _problem(message))
+
+
+def _way_s(answer: Answer, whole_s: float) -> float:
+    """What of the time until an answer was neither spent in the engine's queue nor in computing: on the way,
+    and until either side came to it."""
+    return max(0.0, whole_s - answer.queue_s - answer.compute_s)
 
 
 def _shares(link: _Link, submit: Submit) -> tuple[float, ...]:

@@ -25,14 +25,14 @@ from app import metrics
 from app.engine.agreement import Agreement, Check
 from app.engine.brown_out import CEILINGS, ratios
 from app.engine.cost import CostModel, Measured, Work
-from app.engine.fair_queue import WEIGHTS, Entry
+from app.engine.fair_queue import Entry
+from app.engine.load import load_of
 from app.engine.memory import Budget, compute_in_parts
 from app.engine.messages import (
     Answer,
     Begun,
     Cancel,
     FromEngine,
-    Load,
     Lowered,
     ModelInfo,
     Ping,
@@ -54,7 +54,6 @@ _POLL_LIMIT_S = 0.5
 _RETRY_AFTER_S = 1.0
 _LOAD_EVERY_S = 0.02  # at most so often front ends are told of the load
 _FRONT_END_SILENCE_S = 5.0  # one that pings no more is gone
-_CALLERS_TOLD = 16
 
 Key = tuple[bytes, int]
 
@@ -286,33 +285,19 @@ class Engine:
     def _tell_load(self, socket: zmq.Socket[bytes]) -> None:
         """Tell all front ends how long images would wait, if that has changed."""
         now = time.monotonic()
-        if self._scheduler is None or not self._load_changed or now < self._load_told + _LOAD_EVERY_S:
+        if self._loaded is None or self._scheduler is None:
+            return
+        if not self._load_changed or now < self._load_told + _LOAD_EVERY_S:
             return
         self._load_changed, self._load_told = False, now
-        load = self._load_now(self._scheduler, now)
+        info = self._loaded.info
+        cheapest = compute(info.architecture, info.method.stages, CEILINGS[-1])
+        load = load_of(self._scheduler, self._loaded.costs, cheapest, tokens(info, 1.0), now)
         for sender, front_end in list(self._front_ends.items()):
             if front_end.heard < now - _FRONT_END_SILENCE_S:
                 del self._front_ends[sender]
             else:
                 self._send(socket, sender, msgspec.structs.replace(load, seen=front_end.seen))
-
-    def _load_now(self, scheduler: Scheduler, now: float) -> Load:
-        assert self._loaded is not None
-        limits = self._loaded.limits
-        costs, info = self._loaded.costs, self._loaded.info
-        image_s = costs.image_s(1.0, limits.stream_threads)
-        # The wait of a cheap image: of one that costs more the engine itself will tell.
-        cheap = compute(info.architecture, info.method.stages, CEILINGS[-1])
-        cheap_s = costs.image_s(cheap, limits.stream_threads)
-        return Load(
-            wait_s={priority: scheduler.wait_s(None, priority, cheap_s, now) for priority in WEIGHTS},
-            callers=tuple(
-                (caller, priority, scheduler.wait_s(caller, priority, cheap_s, now))
-                for caller, priority in scheduler.heaviest(_CALLERS_TOLD)
-            ),
-            image_s=image_s / limits.streams,
-            seen=0,
-        )
 
     def _beat(self) -> None:
         """Tell the supervisor that this thread goes on, and which batch has run longest."""

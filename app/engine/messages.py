@@ -95,19 +95,38 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     waiting_tokens: int
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """What an image must leave of its deadline, beside its wait (app.engine.spare): a batch takes
+    ``overhead_s``, and for each image in it ``image_s`` and, times its share of compute, ``compute_s``; a
+    lone image on an idle engine in the same way ``alone_s`` and ``alone_compute_s``. A full batch holds
+    ``batch_compute`` unpruned images; predictions hold with ``caution``."""
+
+    overhead_s: float = 0.0
+    image_s: float = 0.0
+    compute_s: float = 0.0
+    alone_s: float = 0.0
+    alone_compute_s: float = 0.0
+    batch_compute: float = 1.0
+    caution: float = 1.0
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
     """How long an image would wait, as predicted, with all lowered that allow it; so that a front end need
     not decode what has no chance.
 
     ``wait_s`` holds for callers who have little waiting, by priority; ``callers`` are those with the most, a
     caller's wait in one priority each. ``image_s`` is by how much one unpruned image prolongs the wait.
-    ``seen`` is the last Submit of the front end that all this counts.
+    ``seen`` is the last Submit of the front end that all this counts. ``idle``: nothing waits and nothing
+    runs; ``running_s`` is the part of every wait that what is being computed takes. ``terms``: see there.
     """
 
     wait_s: dict[Priority, float]
     callers: tuple[tuple[str, Priority, float], ...]
     image_s: float
     seen: int
+    idle: bool = False
+    running_s: float = 0.0
+    terms: Terms = Terms()
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

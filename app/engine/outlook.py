@@ -1,15 +1,15 @@
 """A front end's view of an engine's load: stale by some milliseconds, and put right by what the front end
 itself has let through since. Pure: times are passed in.
 
-It answers one question before an image is decoded: has it any chance? It errs towards letting images through,
-for the engine decides.
+It answers one question before an image is received and decoded: will the engine accept it? It reckons as the
+engine does: what it let through in vain would be decoded with the time that the engine computes with.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from app.engine.messages import Load, Priority
-
-_SLACK = 0.9  # of the predicted wait, what an image must be able to wait: what is told here is not quite new
+from app.engine.spare import batch_s, mates_s, spare_s
 
 
 @dataclass(slots=True)
@@ -47,10 +47,36 @@ class Outlook:
             (wait for name, kind, wait in self.load.callers if (name, kind) == (caller, priority)),
             self.load.wait_s.get(priority, 0.0),
         )
-        under_way = self._decoding + sum(self._sent.values())
-        return max(0.0, told - (now - self.told)) + under_way * self.load.image_s
+        return max(0.0, told - (now - self.told)) + self._under_way * self.load.image_s
 
-    def refuses(self, caller: str, priority: Priority, allowed_s: float, now: float) -> float | None:
-        """None where an image that may wait so long has a chance; otherwise the seconds until it has."""
-        missing = _SLACK * self.wait_s(caller, priority, now) - allowed_s
-        return missing if missing > 0 else None
+    @property
+    def _under_way(self) -> float:
+        return self._decoding + sum(self._sent.values())
+
+    def refuses(
+        self,
+        caller: str,
+        priority: Priority,
+        share: float,
+        deadline_s: float,
+        wait_limit_s: float,
+        now: float,
+    ) -> float | None:
+        """None where an image of that share of compute has a chance; otherwise the seconds until it has,
+        infinite where it has none even when nothing waits. An idle engine decides for itself."""
+        if self.load is None or (self.load.idle and not self._under_way):
+            return None
+        wait = self.wait_s(caller, priority, now)
+        terms = self.load.terms
+        image = terms.image_s + terms.compute_s * share
+        own = terms.overhead_s + image
+        if terms.caution * min(own, terms.alone_s + terms.alone_compute_s * share) > deadline_s:
+            return math.inf
+        batch = batch_s(image, max(1.0, terms.batch_compute // share), deadline_s)
+        running = min(wait, max(0.0, self.load.running_s - (now - self.told)))
+        queued = wait - running
+        if batch > 0:  # every batch before it has its overhead
+            queued += queued * terms.overhead_s / batch
+            wait = running + queued
+        spare = spare_s(deadline_s, own + mates_s(image, batch, queued), terms.caution, wait_limit_s)
+        return wait - max(0.0, spare) if wait > spare else None

@@ -16,6 +16,7 @@ from typing import Literal
 
 from app.engine.brown_out import DEPTHS, BrownOut
 from app.engine.fair_queue import WEIGHTS, Entry, FairQueue, Priority
+from app.engine.spare import batch_s, mates_s, spare_s
 
 Reason = Literal["queue-full", "deadline-unmeetable"]
 
@@ -28,8 +29,6 @@ _PROBE_EVERY_S = 1.0
 # While less than this share of what an image may wait is waited for, there is no haste to lower ratios.
 _COMFORT = 0.25
 
-# Of the time until its deadline, what an image leaves at most to those behind it in its batch.
-_BATCH_SHARE = 0.25
 # A batch with so many times its overhead in work is large enough: larger ones would save little more.
 _ENOUGH = 10.0
 _RATE_MEMORY_S = 10.0
@@ -246,6 +245,10 @@ class Scheduler:
         seconds is predicted to wait, with all lowered that allow it."""
         return self._start(self._work_before(caller, priority, seconds, DEPTHS - 1), now) - now
 
+    def running_s(self, now: float) -> float:
+        """How long until a stream is free."""
+        return self._start(0.0, now) - now
+
     def heaviest(self, number: int) -> list[tuple[str, Priority]]:
         """The callers with the most work waiting in each priority."""
         return self._queue.heaviest(number)
@@ -280,12 +283,11 @@ class Scheduler:
     def _batch_s(self, entry: Entry, depth: int, now: float) -> float:
         """What a batch of images like it takes, beside the overhead: a full one, or what deadlines allow."""
         images = max(1, self.limits.batch_tokens // entry.tokens[depth])
-        allowed = _BATCH_SHARE * (entry.deadline - now)
-        return max(entry.seconds[depth], min(images * entry.seconds[depth], allowed))
+        return batch_s(entry.seconds[depth], images, entry.deadline - now)
 
     def _mates_s(self, entry: Entry, own: int, before: float, now: float) -> float:
         """What it leaves to those behind it in its batch."""
-        return min(self._batch_s(entry, own, now) - entry.seconds[own], before / self.limits.streams)
+        return mates_s(entry.seconds[own], self._batch_s(entry, own, now), before / self.limits.streams)
 
     def _wait(self, entry: Entry, depth: int, now: float) -> float:
         return self._start(self._before(entry, depth, now), now) - now
@@ -301,7 +303,7 @@ class Scheduler:
         device may do ten times the work in full batches.
         """
         taken = self._mates_s(entry, own, before, now) + self._own_s(entry, own)
-        return min((entry.deadline - now) / self.caution - taken, entry.wait_limit_s)
+        return spare_s(entry.deadline - now, taken, self.caution, entry.wait_limit_s)
 
     def _place(self, entry: Entry, now: float) -> tuple[int, int] | None:
         """The least depth of brown-out under which the entry is in time, and under that the least of its own.

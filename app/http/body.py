@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from jaxtyping import UInt8
 from pydantic import TypeAdapter, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -68,7 +68,7 @@ async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage
     Options come from the query, for all images; a form's fields or JSON's top level go before them, and an
     image's own before those. Raises UnreadableRequest, TooLarge, UnsupportedMediaType or InvalidValue.
     """
-    kind = kind_of_body(request)
+    kind = kind_of_body(request.headers)
     common: dict[str, Any] = single_values(request.query_params.multi_items())
     if kind == MULTIPART:
         pairs = await _from_form(request, limits, common)
@@ -87,9 +87,9 @@ async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage
     return [EncodedImage(data, options_of(values, index)) for index, (data, values) in enumerate(pairs)]
 
 
-def kind_of_body(request: Request) -> str:
-    """The request's Content-Type without its parameters; raw bytes where it names none."""
-    return request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
+def kind_of_body(headers: Headers) -> str:
+    """The body's Content-Type without its parameters; raw bytes where there is none."""
+    return headers.get("content-type", RAW).partition(";")[0].strip().lower()
 
 
 def is_raw_image(kind: str) -> bool:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -13,15 +13,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from jaxtyping import UInt8
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from app import metrics, tracing
 from app.engine.client import Classified, Expected, Question
 from app.engine.messages import ModelInfo
+from app.engine.smoothed import Smoothed
 from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.answers import image_result, longest, server_timing
+from app.http.arrival import seconds_since
 from app.http.body import JSON, MULTIPART, RAW, BodyLimits, read_images
 from app.http.pruning import Asked, asked_of
-from app.http.scheduling import caller_of, expected
+from app.http.scheduling import caller_of, deadline_s_of, expected
 from app.http.schemas import (
     ClassifyRequest,
     ClassifyResponse,
@@ -35,6 +38,10 @@ from app.settings import Settings
 from models.transforms import InputSpec
 
 T = TypeVar("T")
+
+# Of a deadline, what decoding is predicted to take at most: a prediction must not shut out all images, for
+# only images that are decoded can put it right.
+_MOST_DECODE = 0.25
 
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -79,6 +86,9 @@ class Engines(Protocol):
     async def wait_until_ready(self, within_s: float) -> ModelInfo:
         """The model, once an engine is ready; raises NotReady or QueueFull."""
 
+    def refusal(self, expected: Expected) -> Problem | None:
+        """What the engines are known to answer to such an image; None where one may accept it."""
+
     def expecting(self, expected: Expected) -> AbstractContextManager[None]:
         """Around the decoding of an image; a Problem if it would be refused anyhow."""
 
@@ -119,12 +129,28 @@ class Classification:
         self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images_per_request)
         self._image_limits = ImageLimits(settings.max_image_pixels)
         self._settings, self._engines, self._decoders = settings, engines, decoders
+        self._decode = Smoothed()
+
+    @property
+    def model_now(self) -> ModelInfo | None:
+        """The model; None while no engine is ready."""
+        return self._engines.model
+
+    def expected(self, options: ImageOptions, model: ModelInfo) -> Expected:
+        """What is known of an image before it has come, but for its caller. Raises InvalidValue."""
+        return expected(options, asked_of(options, self._settings, model), self._settings, model)
+
+    def refusal(self, expected: Expected, gone_s: float) -> Problem | None:
+        """What the engines are known to answer to such an image, whose request came so long ago; None where
+        one may accept it."""
+        return self._engines.refusal(self._left_of(expected, gone_s))
 
     async def model(self, request: Request | None = None, images: Sequence[RequestedImage] = ()) -> ModelInfo:
         """The model. While no engine is ready it is waited for, as long as the ``images`` allow and the
         client of ``request``, whose body has been read, is there. Raises NotReady, QueueFull or
         ClientDisconnect."""
-        within_s = min((self._deadline_s(image) for image in images), default=self._default_deadline_s)
+        deadlines = [deadline_s_of(image.options, self._settings) for image in images]
+        within_s = min(deadlines, default=self._settings.default_deadline_ms / 1000)
         waiting = self._engines.wait_until_ready(within_s)
         with _outcomes(len(images)):
             return await (waiting if request is None else _unless_gone(request, waiting))
@@ -136,14 +162,12 @@ class Classification:
         model: ModelInfo,
         *,
         logits: bool = False,
-        waited_s: float = 0.0,
     ) -> list[AnsweredImage]:
-        """All answers in order, with all classes' ``logits`` if asked for, or the first Problem. Of their
-        deadlines ``waited_s`` have gone. Raises ClientDisconnect where the client, whose body has been read,
+        """All answers in order, with all classes' ``logits`` if asked for, or the first Problem. Deadlines
+        count from when the request came. Raises ClientDisconnect where the client, whose body has been read,
         goes away first."""
-        caller = caller_of(request)
         work = [
-            self._answer(image, index, model, logits=logits, caller=caller, waited_s=waited_s)
+            self._answer(image, index, model, request.scope, logits=logits)
             for index, image in enumerate(images)
         ]
         with _outcomes(len(images)):
@@ -151,35 +175,27 @@ class Classification:
         metrics.IMAGES.labels("answered").inc(len(images))
         return answered
 
-    @property
-    def _default_deadline_s(self) -> float:
-        return self._settings.default_deadline_ms / 1000
-
-    def _deadline_s(self, image: RequestedImage) -> float:
-        deadline_ms = image.options.deadline_ms
-        return self._default_deadline_s if deadline_ms is None else deadline_ms / 1000
+    def _left_of(self, expected: Expected, gone_s: float) -> Expected:
+        """With the time that will be left once the image has been decoded, by what others took lately."""
+        decode_s = min(self._decode.most, _MOST_DECODE * expected.deadline_s)
+        return replace(expected, deadline_s=expected.deadline_s - gone_s - decode_s)
 
     async def _answer(
-        self,
-        image: RequestedImage,
-        index: int,
-        model: ModelInfo,
-        *,
-        logits: bool,
-        caller: str,
-        waited_s: float,
+        self, image: RequestedImage, index: int, model: ModelInfo, scope: Scope, *, logits: bool
     ) -> AnsweredImage:
         try:
             asked = asked_of(image.options, self._settings, model)
             if asked.keep_ratio is not None:
                 metrics.REQUESTED_KEEP_RATIO.observe(asked.keep_ratio)
-            left_s = self._deadline_s(image) - waited_s
+            known = replace(expected(image.options, asked, self._settings, model), caller=caller_of(scope))
             started = time.perf_counter()
-            with self._engines.expecting(expected(image.options, asked, self._settings, model, caller)):
+            with self._engines.expecting(self._left_of(known, seconds_since(scope))):
                 pixels = await image.pixels_for(model.input, self._image_limits, self._decoders)
             decode_s = time.perf_counter() - started
+            self._decode.observe(decode_s)
             tracing.phase("decode", index, decode_s)
-            if decode_s >= left_s:
+            left_s = known.deadline_s - seconds_since(scope)
+            if left_s <= 0:
                 raise DeadlinePassed("the deadline passed while the image was being decoded")
             question = Question(
                 pixels=pixels,
@@ -187,11 +203,11 @@ class Classification:
                 margin=asked.margin,
                 top_k=min(image.options.top_k, len(model.labels)),
                 kept_patches=image.options.mask != "none",
-                deadline_s=left_s - decode_s,
+                deadline_s=left_s,
                 logits=logits,
                 own_deadline=image.options.deadline_ms is not None,
                 min_keep_ratio=asked.min_keep_ratio,
-                caller=caller,
+                caller=known.caller,
                 priority=image.options.priority,
             )
             classified = await self._engines.classify(question)
@@ -206,14 +222,14 @@ class Classification:
         return AnsweredImage(asked, pixels, classified, decode_s)
 
 
-def timings_ms(answered: Sequence[AnsweredImage], started: float) -> dict[str, float]:
+def timings_ms(answered: Sequence[AnsweredImage], total_s: float) -> dict[str, float]:
     """Milliseconds of each phase, of several images the longest; counted in the metrics image by image.
-    ``started``: when the request came, by time.perf_counter."""
+    ``total_s``: how long ago the request came."""
     timings = {
         "decode": longest([image.decode_s for image in answered]),
         "queue": longest([image.classified.answer.queue_s for image in answered]),
         "compute": longest([image.classified.answer.compute_s for image in answered]),
-        "total": longest([time.perf_counter() - started]),
+        "total": longest([total_s]),
     }
     for image in answered:
         metrics.PHASE_SECONDS.labels("decode").observe(image.decode_s)
@@ -237,12 +253,9 @@ def classify_router(classification: Classification) -> APIRouter:
     async def classify(request: Request) -> JSONResponse:
         """Send an image as the raw body (options in the query), one or many files in a form (options as
         fields), or base64 in JSON. All images are answered, or the first problem is."""
-        started = time.perf_counter()
         images = await read_images(request, classification.body_limits)
-        arrived = time.perf_counter()
         model = await classification.model(request, images)
-        waited_s = time.perf_counter() - arrived
-        answered = await classification.answers(request, images, model, waited_s=waited_s)
+        answered = await classification.answers(request, images, model)
         results = [
             image_result(
                 answer.classified,
@@ -254,7 +267,7 @@ def classify_router(classification: Classification) -> APIRouter:
             )
             for image, answer in zip(images, answered, strict=True)
         ]
-        timings = timings_ms(answered, started)
+        timings = timings_ms(answered, seconds_since(request.scope))
         return JSONResponse(
             {"model": model.name, "results": results, "timings_ms": timings},
             headers={"Server-Timing": server_timing(timings)},

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app import metrics
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
+from app.http.arrival import arrives
 from app.http.problems import MEDIA_TYPE
 from app.http.traffic import Traffic
 
@@ -100,6 +101,7 @@ class Connection(HttpToolsProtocol):
         """The head is there."""
         self._in_head = False
         self._disarm()
+        arrives(self.scope)  # type: ignore[arg-type]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

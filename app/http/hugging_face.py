@@ -5,7 +5,6 @@ Choices: docs/design/0018.
 """
 
 import math
-import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, Field
 from app.engine.messages import ModelInfo
 from app.errors import InvalidValue, Problem, UnreadableRequest, UnsupportedMediaType
 from app.http.answers import server_timing
+from app.http.arrival import seconds_since
 from app.http.body import (
     JSON,
     RAW,
@@ -107,7 +107,6 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         return await answer(request, model_name)
 
     async def answer(request: Request, model_name: str | None) -> JSONResponse:
-        started = time.perf_counter()
         image, function = await _read(request, classification.body_limits)
         model = await classification.model(request, [image])
         if model_name is not None:
@@ -118,14 +117,15 @@ def hugging_face_router(classification: Classification) -> APIRouter:
             problem.image = None  # there is but one
             raise
         labels = _labels(answered[0], model, function)
-        return JSONResponse(labels, headers={"Server-Timing": server_timing(timings_ms(answered, started))})
+        timings = timings_ms(answered, seconds_since(request.scope))
+        return JSONResponse(labels, headers={"Server-Timing": server_timing(timings)})
 
     return router
 
 
 async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Function]:
     """The image with its options, of which the JSON's go before the query's."""
-    kind = kind_of_body(request)
+    kind = kind_of_body(request.headers)
     values = single_values(request.query_params.multi_items())
     if kind == JSON:
         document = parse_json(await read_body(request, limits), "the body", limits)

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
 from app.errors import InternalFault
+from app.http.arrival import arrives, seconds_since
 from app.http.problems import problem_response
 from app.logs import request_id as current_request_id
 from app.tracing import Tracing
@@ -41,7 +41,7 @@ class Observe:
         request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         current_request_id.set(request_id)
-        started = time.perf_counter()
+        arrives(scope)
         span = None if self._tracing is None else self._tracing.begin(scope, request_id)
         status = 0
 
@@ -63,7 +63,7 @@ class Observe:
             fault = InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
             await problem_response(fault, scope["path"])(scope, receive, send_with_id)
         finally:
-            seconds = time.perf_counter() - started
+            seconds = seconds_since(scope)
             # The route's pattern, never the raw path: a label must not grow with what clients invent.
             route = getattr(scope.get("route"), "path_format", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"

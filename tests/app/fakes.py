@@ -88,9 +88,11 @@ class FakeEngines:
     wait_for: asyncio.Event | None = None
     unsure: bool = False
     refuses: Problem | None = None
+    refuses_early: Problem | None = None
     lowers_to: float | None = None
     questions: list[Question] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
+    asked_early: list[Expected] = field(default_factory=list)
     cancelled: int = 0
     reason: str | None = None
     ready_after_s: float = 0.0
@@ -111,6 +113,10 @@ class FakeEngines:
         if self.model is None:
             raise NotReady("no engine became ready in time; see /readyz", retry_after_s=1.0)
         return self.model
+
+    def refusal(self, expected: Expected) -> Problem | None:
+        self.asked_early.append(expected)
+        return self.refuses_early
 
     @contextmanager
     def expecting(self, expected: Expected) -> Iterator[None]:

@@ -1,9 +1,18 @@
 """A front end's view of an engine's load."""
 
-import pytest
+import math
 
-from app.engine.messages import Load
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engine.brown_out import DEPTHS
+from app.engine.cost import CostModel, Measured, Work
+from app.engine.fair_queue import Entry
+from app.engine.load import load_of
+from app.engine.messages import Load, Priority, Terms
 from app.engine.outlook import Outlook
+from app.engine.scheduler import Limits, Refusal, Scheduler
 
 LOAD = Load(
     wait_s={"high": 0.5, "normal": 2.0, "batch": 8.0},
@@ -24,7 +33,7 @@ def test_where_nothing_is_known_nothing_is_refused() -> None:
     outlook = Outlook()
     outlook.sent(1, 1.0)
     assert outlook.wait_s("any", "normal", 0.0) == 0
-    assert outlook.refuses("any", "normal", 0.001, 0.0) is None
+    assert outlook.refuses("any", "normal", 1.0, 0.001, math.inf, 0.0) is None
 
 
 def test_each_caller_waits_for_what_is_before_that_caller() -> None:
@@ -57,10 +66,107 @@ def test_what_is_under_way_counts_until_the_engine_has_counted_it() -> None:
 
 
 def test_an_image_without_a_chance_is_refused_until_it_has_one() -> None:
-    """A tenth of the prediction is left to doubt."""
+    """By its deadline, or by the server's limit."""
     outlook = told()
-    assert outlook.refuses("heavy", "normal", 5.5, 100.0) is None
-    assert outlook.refuses("heavy", "normal", 3.0, 100.0) == pytest.approx(0.9 * 6.0 - 3.0)
+    assert outlook.refuses("heavy", "normal", 1.0, 6.5, math.inf, 100.0) is None
+    assert outlook.refuses("heavy", "normal", 1.0, 3.0, math.inf, 100.0) == pytest.approx(6.0 - 3.0)
+    assert outlook.refuses("heavy", "normal", 1.0, 30.0, 5.0, 100.0) == pytest.approx(6.0 - 5.0)
+
+
+def test_what_an_image_takes_itself_is_no_time_to_wait() -> None:
+    """Its own batch, with as many behind it as its deadline leaves room for, and the doubt about it all."""
+    outlook = told()
+    terms = Terms(overhead_s=0.5, image_s=0.25, compute_s=1.5, batch_compute=2.0, caution=2.0)
+    outlook.tell(Load(LOAD.wait_s, (), LOAD.image_s, seen=7, terms=terms), 100.0)
+    # 2.0 s are waited for, and half a second more for the overhead of one batch of 2 s, a quarter of the 8 s.
+    # It takes 1.5 s itself, with its batch's overhead, and leaves 1.0 s to another image.
+    missing = outlook.refuses("light", "normal", 0.5, 8.0, math.inf, 100.0)
+    assert missing == pytest.approx(2.5 - (8.0 / 2.0 - 1.5 - 1.0))
+
+
+def test_where_even_an_idle_engine_would_be_late_there_is_no_time_to_wait_for() -> None:
+    """An idle one is asked all the same, for only computing puts a prediction right."""
+    outlook = Outlook()
+    terms = Terms(overhead_s=1.0, compute_s=1.0, alone_s=2.0)
+    outlook.tell(Load({"normal": 1.0}, (), 0.5, seen=0, terms=terms), 0.0)
+    assert outlook.refuses("any", "normal", 1.0, 1.9, math.inf, 0.0) == math.inf
+    outlook.tell(Load({"normal": 0.0}, (), 0.5, seen=0, idle=True, terms=terms), 1.0)
+    assert outlook.refuses("any", "normal", 1.0, 1.9, math.inf, 1.0) is None
+    outlook.decoding(1.0)
+    assert outlook.refuses("any", "normal", 1.0, 1.9, math.inf, 1.0) == math.inf, "one at a time"
+
+
+COSTS = CostModel.learned(
+    [Measured(threads, Work(n, n), 0.01 + n * 0.1 / threads) for threads in (1, 2) for n in (1, 4)]
+)
+Image = tuple[str, Priority, float, float, float]  # caller, priority, share, deadline_s, wait_limit_s
+IMAGES = st.tuples(
+    st.sampled_from(("a", "b")),
+    st.sampled_from(("high", "normal", "batch")),
+    st.floats(0.05, 1.0),
+    st.floats(0.1, 5.0),
+    st.sampled_from((0.5, math.inf)),
+)
+
+
+def entry(key: object, image: Image, now: float) -> Entry:
+    caller, priority, share, deadline_s, wait_limit_s = image
+    return Entry(
+        key,
+        (max(1, round(200 * share)),) * DEPTHS,
+        (COSTS.image_s(share, 1),) * DEPTHS,
+        (COSTS.predict(Work(1, share), 2),) * DEPTHS,
+        now,
+        now + deadline_s,
+        wait_limit_s,
+        caller,
+        priority,
+    )
+
+
+def both(
+    waiting: list[Image], asked: Image, overhead_s: float, caution: float, now: float, *, running: bool
+) -> tuple[float | None, Refusal | None]:
+    """What a front end says of an image, and then the engine: with these images waiting since the start, or
+    some of them running."""
+    scheduler = Scheduler(Limits(4096, 1024, 2, 2), overhead_s, caution)
+    for number, image in enumerate(waiting):
+        scheduler.submit(entry(number, image, 0.0), 0.0)
+        while running and scheduler.next_batch(0.0):
+            pass
+    scheduler.expire(now)
+    outlook = Outlook()
+    outlook.tell(load_of(scheduler, COSTS, asked[2], 200, now), now)
+    missing = outlook.refuses(*asked, now)
+    return missing, scheduler.submit(entry("asked", asked, now), now)
+
+
+DUST = 1e-9  # what floats that are added up in another order may differ by
+STATES = {
+    "overhead_s": st.sampled_from((0.0, 0.01, 0.5)),
+    "caution": st.sampled_from((1.0, 1.3)),
+    "now": st.floats(0.0, 0.5),
+    "running": st.booleans(),
+}
+
+
+@given(waiting=st.lists(IMAGES, max_size=30), asked=IMAGES, **STATES)
+def test_nothing_is_refused_that_the_engine_would_accept(
+    waiting: list[Image], asked: Image, overhead_s: float, caution: float, now: float, *, running: bool
+) -> None:
+    """Whatever waits or runs, of whomever."""
+    missing, refusal = both(waiting, asked, overhead_s, caution, now, running=running)
+    assert missing is None or missing < DUST or refusal is not None
+
+
+@given(number=st.integers(0, 60), image=IMAGES, **STATES)
+def test_nothing_is_let_through_that_the_engine_would_refuse(
+    number: int, image: Image, overhead_s: float, caution: float, now: float, *, running: bool
+) -> None:
+    """Of images alike from one caller, where something is waited for: they would be decoded in vain."""
+    missing, refusal = both([image] * number, image, overhead_s, caution, now, running=running)
+    if refusal is not None and refusal.retry_after_s is not None and refusal.retry_after_s > DUST:
+        assert missing == pytest.approx(refusal.retry_after_s)
 
 
 def test_an_engine_that_is_gone_has_said_nothing() -> None:

@@ -1,0 +1,179 @@
+"""Images sent over HTTP by as little work as possible: one thread, sockets that do not block, requests that
+are built beforehand. What the generator of a load takes of the cores, the server that it measures lacks.
+"""
+
+import re
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+# So much of a request is handed to the kernel at once; most photographs as a whole.
+_SEND_BUFFER = 2**18
+_READ = 2**16
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An image's status (0: no answer), when it was due and when it ended, from the start of the load."""
+
+    status: int
+    due_s: float
+    done_s: float
+
+
+def requests(path: str, photographs: Sequence[bytes]) -> list[bytes]:
+    """A POST of each photograph, head and body in one."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: "
+    return [head.encode() + str(len(each)).encode() + b"\r\n\r\n" + each for each in photographs]
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """A connection with keep-alive and what is under way on it. ``due_s``: None while nothing is."""
+
+    socket: socket.socket
+    due_s: float | None = None
+    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
+    received: bytes = b""
+
+
+class Sender:
+    """Sends prebuilt ``requests`` to a port of this machine, one at a time on each connection."""
+
+    def __init__(self, port: int, requests: Sequence[bytes]) -> None:
+        self._port = port
+        self._requests = requests
+        self._numbers = count()
+        self._poll = select.epoll()
+        self._connections: dict[int, _Connection] = {}
+        self._idle: list[_Connection] = []
+        self._started = 0.0
+        self._ended: list[Ended] = []
+
+    def closed_loop(self, clients: int, seconds: float) -> list[Ended]:
+        """So many clients that always ask again: what ended within the time."""
+        self._begin()
+        for _ in range(clients):
+            self._send(self._connection(), 0.0)
+        while (now := self._now()) < seconds:
+            self._turn(seconds - now)
+            while self._idle:
+                self._send(self._idle.pop(), self._now())
+        ended = self._ended
+        self._close()
+        return ended
+
+    def open_loop(self, due: Iterator[float], seconds: float, at_once: int, patience_s: float) -> list[Ended]:
+        """Images at these times, as many as ``at_once`` under way; those beyond wait here, and their latency
+        counts from when they were due. Answers are waited for, as long as the patience lasts."""
+        self._begin()
+        waiting: deque[float] = deque()
+        next_s = next(due)
+        while (now := self._now()) < seconds + patience_s:
+            while next_s <= min(now, seconds):
+                waiting.append(next_s)
+                next_s = next(due)
+            while waiting and (self._idle or len(self._connections) < at_once):
+                connection = self._idle.pop() if self._idle else self._connection()
+                self._send(connection, waiting.popleft())
+            if next_s > seconds and not waiting and len(self._idle) == len(self._connections):
+                break
+            until = next_s if next_s <= seconds else seconds + patience_s
+            self._turn(max(0.0, until - self._now()))
+        unanswered = [each.due_s for each in self._connections.values() if each.due_s is not None]
+        ended = self._ended + [Ended(0, due_s, self._now()) for due_s in (*unanswered, *waiting)]
+        self._close()
+        return ended
+
+    def _begin(self) -> None:
+        self._started, self._ended = time.perf_counter(), []
+
+    def _close(self) -> None:
+        for connection in self._connections.values():
+            connection.socket.close()
+        self._connections, self._idle = {}, []
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._started
+
+    def _connection(self) -> _Connection:
+        connected = socket.create_connection(("127.0.0.1", self._port))
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        connected.setblocking(False)  # noqa: FBT003
+        connection = self._connections[connected.fileno()] = _Connection(connected)
+        self._poll.register(connected, select.EPOLLIN)
+        return connection
+
+    def _send(self, connection: _Connection, due_s: float) -> None:
+        request = self._requests[next(self._numbers) % len(self._requests)]
+        connection.due_s, connection.received = due_s, b""
+        connection.unsent = memoryview(request)
+        self._send_on(connection)
+        if connection.unsent:
+            self._poll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
+
+    def _send_on(self, connection: _Connection) -> None:
+        try:
+            connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # the server has hung up; what it said before is read next
+            connection.unsent = memoryview(b"")
+
+    def _turn(self, timeout_s: float) -> None:
+        """Wait until something can go on, and go on with it."""
+        for number, events in self._poll.poll(timeout_s):
+            connection = self._connections[number]
+            if events & select.EPOLLOUT:
+                self._send_on(connection)
+                if not connection.unsent:
+                    self._poll.modify(number, select.EPOLLIN)
+                    self._idle_if_done(connection)
+            if events & ~select.EPOLLOUT:
+                self._receive(connection)
+
+    def _receive(self, connection: _Connection) -> None:
+        try:
+            data = connection.socket.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost(connection)
+            return
+        connection.received += data
+        if connection.due_s is not None and (status := _status(connection.received)) is not None:
+            self._ended.append(Ended(status, connection.due_s, self._now()))
+            connection.due_s = None
+            self._idle_if_done(connection)
+
+    def _idle_if_done(self, connection: _Connection) -> None:
+        """An answer may come before the request is all sent."""
+        if connection.due_s is None and not connection.unsent:
+            self._idle.append(connection)
+
+    def _lost(self, connection: _Connection) -> None:
+        if connection.due_s is not None:
+            self._ended.append(Ended(0, connection.due_s, self._now()))
+        elif connection in self._idle:
+            self._idle.remove(connection)
+        del self._connections[connection.socket.fileno()]
+        connection.socket.close()
+
+
+def _status(received: bytes) -> int | None:
+    """The status of the answer, if it is all there."""
+    head, end, body = received.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    length = _LENGTH.search(head)
+    if length is None:
+        raise ValueError(f"an answer without Content-Length: {head!r}")
+    return int(head[9:12]) if len(body) >= int(length[1]) else None
