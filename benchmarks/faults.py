@@ -162,6 +162,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
     """A mixed load, and what every process holds meanwhile."""
     with server(options.model, "--http-workers", "2") as target:
         capacity = target.capacity(photographs, "keep_ratio=0.5", options.capacity_s)
+        rate = options.rate or capacity / 2
         started = time.perf_counter()
         statuses: Counter[int] = Counter()
         samples: dict[str, list[dict[str, float]]] = defaultdict(list)
@@ -206,9 +207,10 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
                     sampled += 1
                 pool.submit(ask, number)
                 number += 1
-                time.sleep(max(0.0, started + number / (capacity / 2) - time.perf_counter()))
+                time.sleep(max(0.0, started + number / rate - time.perf_counter()))
         return {
             "capacity_images_per_s": round(capacity, 1),
+            "seconds": round(now, 1),
             "requests": number,
             "by_status": {str(status): count for status, count in sorted(statuses.items())},
             "restarts": target.metric('trimvit_restarts_total{process="engine-0"}'),
@@ -253,6 +255,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=10.0)
     parser.add_argument("--deadline-ms", type=int, default=30_000)
     parser.add_argument("--capacity-s", type=float, default=10.0, help="time to find out the capacity")
+    parser.add_argument("--rate", type=float, help="requests a second of the soak (half the capacity)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.seconds is None:
