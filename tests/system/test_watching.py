@@ -396,7 +396,7 @@ def memory_sufficed(driven: Driven) -> None:
 @of(metrics.LOWERED)
 def nobody_was_lowered_who_did_not_allow_it(driven: Driven) -> None:
     reasons = {labels["reason"]: value for labels, value in labelled(driven.after, "trimvit_lowered_total")}
-    assert reasons == {"brown-out": 0, "deadline": 0}  # what raises them: tests/app/engine/test_loop.py
+    assert reasons == {"brown-out": 0, "deadline": 0}  # what raises them: test_brown_out.py
     assert {result["lowered"] for result in driven.results} == {None}
 
 
