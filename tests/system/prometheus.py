@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,13 @@ class Prometheus:
         assert answer.status_code == 200, answer.text
         result: list[dict[str, Any]] = answer.json()["data"]["result"]
         return result
+
+    def values_since(self, expression: str, since: float, step_s: float = 5.0) -> list[float]:
+        """What an expression gave from that time (seconds of the epoch) until now, as a panel draws it."""
+        window = {"query": expression, "start": since, "end": time.time(), "step": step_s}
+        answer = self._client.get("/api/v1/query_range", params=window)
+        assert answer.status_code == 200, answer.text
+        return [float(value) for series in answer.json()["data"]["result"] for _, value in series["values"]]
 
 
 @contextmanager
