@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 # From start to start, by how many lives in a row were short: the first death costs no waiting.
 _SPACING_S = (0.0, 1.0, 2.0, 5.0, 10.0)
+_READY_SPACING_S = 2.0  # at most, where the start succeeded: a restart costs a second
 _SHORT_S = 10.0
 STARTS_BEFORE_GIVING_UP = 5
 
@@ -28,6 +29,7 @@ class Restarts:
     def ended(self, lived_s: float, *, was_ready: bool) -> float:
         """It has ended; the seconds to wait before the next start."""
         self.failed_starts = 0 if was_ready else self.failed_starts + 1
-        pause_s = max(0.0, _SPACING_S[min(self._short_lives, len(_SPACING_S) - 1)] - lived_s)
+        spacing_s = _SPACING_S[min(self._short_lives, len(_SPACING_S) - 1)]
+        pause_s = max(0.0, (min(spacing_s, _READY_SPACING_S) if was_ready else spacing_s) - lived_s)
         self._short_lives = self._short_lives + 1 if lived_s < _SHORT_S else 0
         return self.slow_s if self.given_up else pause_s

@@ -79,7 +79,7 @@ class Target:
 
     def processes(self, title: str) -> list[psutil.Process]:
         children = self.supervisor.children(recursive=True)
-        return [child for child in children if " ".join(child.cmdline()).startswith(title)]
+        return [child for child in children if _title(child).startswith(title)]
 
     def capacity(self, photographs: list[bytes], query: str, seconds: float) -> float:
         """Images/s with as many clients as keep it busy."""
@@ -93,6 +93,14 @@ class Target:
 
         with ThreadPoolExecutor(CLIENTS) as pool:
             return sum(pool.map(ask, range(CLIENTS))) / seconds
+
+
+def _title(process: psutil.Process) -> str:
+    """Empty where it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @contextmanager
@@ -188,7 +196,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
         def sample() -> None:
             target.metric("trimvit_engine_up")  # a scrape, as Prometheus makes them
             for process in (target.supervisor, *target.supervisor.children(recursive=True)):
-                title = " ".join(process.cmdline()) or str(process.pid)
+                title = _title(process) or str(process.pid)
                 with process.oneshot():
                     samples[title].append(
                         {

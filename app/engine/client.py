@@ -2,8 +2,8 @@
 
 Pixels stay here until the answer is there, so what a dying engine had is sent again: to another engine, or
 to its successor, for which everything waits as long as it may. Images that an engine died computing are
-suspects: they go first and one at a time, so that the one at fault is alone when it kills the next engine;
-then it is given up, lest it take down a third.
+suspects: they go first and one at a time, and the engine computes nothing beside them, so that the one at
+fault is alone when it kills the next engine; then it is given up, lest it take down a third.
 """
 
 import asyncio
@@ -392,7 +392,8 @@ class EngineClient:
                 return
             del self._waiting[pending.submit.id]
             left_s = self._for_engine(max(0.0, pending.given_up_at - time.monotonic()))
-            rest = msgspec.structs.replace(pending.submit, deadline_s=left_s)
+            suspect = pending.crashes > 0
+            rest = msgspec.structs.replace(pending.submit, deadline_s=left_s, suspect=suspect)
             await self._submit(link, pending, rest)
 
     async def _lost(self, link: _Link) -> None:

@@ -152,6 +152,8 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._budget: Budget | None = None
         self._jobs: dict[Key, Job] = {}
+        self._suspects: dict[Key, Entry] = {}  # in the order in which they came
+        self._trial: Batch | None = None  # of a suspect
         self._front_ends: dict[bytes, _FrontEnd] = {}
         self._load_changed = False
         self._load_told = 0.0
@@ -200,7 +202,8 @@ class Engine:
 
     @property
     def _idle(self) -> bool:
-        return (self._scheduler is None or self._scheduler.idle) and not self._checking
+        tried = not self._suspects and self._trial is None
+        return (self._scheduler is None or self._scheduler.idle) and tried and not self._checking
 
     # --- front ends ---------------------------------------------------------------------------------
     def _receive_all(self, socket: zmq.Socket[bytes]) -> None:
@@ -222,8 +225,11 @@ class Engine:
                     self._send(socket, sender, self._status())
                     self._load_changed = True
                 case Cancel(id=image):
-                    if self._scheduler is not None and self._scheduler.cancel((sender, image)):
-                        del self._jobs[sender, image]
+                    key = (sender, image)
+                    if self._suspects.pop(key, None) is not None or (
+                        self._scheduler is not None and self._scheduler.cancel(key)
+                    ):
+                        del self._jobs[key]
                 case Submit():
                     self._submit(socket, sender, Job(message, pixels))
 
@@ -247,6 +253,9 @@ class Engine:
             return
         now = time.monotonic()
         entry = entry_of(key, job.submit, self._loaded, now)
+        if job.submit.suspect:  # an engine accepted it before
+            self._jobs[key], self._suspects[key] = job, entry
+            return
         refusal = self._scheduler.submit(entry, now)
         if refusal is None:
             self._jobs[key] = job
@@ -323,7 +332,7 @@ class Engine:
             return
         now = time.monotonic()
         self._scheduler.relax(now)
-        while (batch := self._scheduler.next_batch(now)) is not None:
+        while (batch := self._next_batch(self._scheduler, now)) is not None:
             self._load_changed = True
             jobs = [self._at_its_ratio(taken) for taken in batch.taken]
             for sender in {sender for (sender, _), _ in jobs}:
@@ -337,6 +346,17 @@ class Engine:
         if self._idle and not self._stopping and (check := self._agreement.take()) is not None:
             self._checking = True
             self._work.put(check)
+
+    def _next_batch(self, scheduler: Scheduler, now: float) -> Batch | None:
+        """A suspect has the engine to itself: whoever sent what beside it, nobody else dies with it."""
+        if self._trial is None and not self._suspects:
+            return scheduler.next_batch(now)
+        if self._trial is not None or scheduler.running:
+            return None
+        entry = self._suspects.pop(next(iter(self._suspects)))
+        taken = Taken(entry, scheduler.depth, by_deadline=False)
+        self._trial = Batch((taken,), scheduler.limits.threads, now + entry.alone_s[scheduler.depth])
+        return self._trial
 
     def _at_its_ratio(self, taken: Taken) -> tuple[Key, Job]:
         """The job, at the ratio that the scheduler's depth stands for."""
@@ -377,7 +397,10 @@ class Engine:
     def _finish(self, socket: zmq.Socket[bytes], done: _Done) -> None:
         assert self._scheduler is not None
         assert self._loaded is not None
-        self._scheduler.finished(done.batch)
+        if done.batch is self._trial:
+            self._trial = None
+        else:
+            self._scheduler.finished(done.batch)
         self._load_changed = True
         self._progress.ended(id(done.batch), done.batch.tokens, done.ended - done.started)
         for key, _ in done.jobs:

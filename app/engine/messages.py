@@ -49,7 +49,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
     With a ``margin`` it is run again unpruned where it is unsure: see models.classifier.ImageRequest.
     With a ``min_keep_ratio`` the engine may lower the ratio to it. ``caller`` is whose share of the engine it
-    takes. ``own_deadline``: the deadline was asked for, and is not the server's default.
+    takes. ``own_deadline``: the deadline was asked for, and is not the server's default. ``suspect``: an
+    engine died computing it, so that it is to be computed alone.
     """
 
     id: int
@@ -63,6 +64,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     min_keep_ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
     caller: str = ""
     priority: Priority = "normal"
+    suspect: bool = False
 
     def __post_init__(self) -> None:
         if self.margin is not None and self.pruning.keep_mass is not None:

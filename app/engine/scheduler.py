@@ -157,6 +157,11 @@ class Scheduler:
         return self._brown_out.depth
 
     @property
+    def running(self) -> bool:
+        """Whether a batch is under way."""
+        return bool(self._running)
+
+    @property
     def idle(self) -> bool:
         """Nothing waits and nothing runs."""
         return not self._queue and not self._running

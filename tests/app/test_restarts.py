@@ -32,9 +32,13 @@ def test_a_process_that_lived_long_is_started_again_at_once(
 
 
 def test_one_that_dies_at_once_is_started_less_and_less_often() -> None:
-    """The first death costs nothing; a loop of crashes does not become a loop of starts."""
+    """The first death costs nothing; a loop of crashes does not become a loop of starts. Starts that fail are
+    spaced further than those that succeed."""
     restarts = Restarts(slow_s=60.0)
-    assert [restarts.ended(0.5, was_ready=True) for _ in range(7)] == [0.0, 0.5, 1.5, 4.5, 9.5, 9.5, 9.5]
+    assert [restarts.ended(0.5, was_ready=True) for _ in range(6)] == [0.0, 0.5, 1.5, 1.5, 1.5, 1.5]
+    assert restarts.ended(0.5, was_ready=False) == 9.5
+    restarts = Restarts(slow_s=60.0)
+    assert [restarts.ended(0.5, was_ready=False) for _ in range(4)] == [0.0, 0.5, 1.5, 4.5]
 
 
 def test_five_failed_starts_in_a_row_are_enough() -> None:

@@ -36,7 +36,7 @@ class Server:
     def processes(self, title: str) -> list[psutil.Process]:
         """Its processes whose title begins so."""
         children = psutil.Process(self.supervisor.pid).children(recursive=True)
-        return [child for child in children if " ".join(child.cmdline()).startswith(title)]
+        return [child for child in children if _title(child).startswith(title)]
 
     def samples(self) -> Samples:
         """Every sample of /metrics."""
@@ -45,6 +45,14 @@ class Server:
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample of /metrics; 0 where there is none."""
         return self.samples().get((name, frozenset(labels.items())), 0.0)
+
+
+def _title(process: psutil.Process) -> str:
+    """Empty where it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def samples(url: str) -> Samples:

@@ -476,7 +476,7 @@ async def test_only_the_image_at_fault_is_given_up(address: str) -> None:
             await begin(dying, 3)  # the fourth waits in the engine
         async with scripted_engine(address, "two") as dying:
             sender, first, frame = await dying.next_submit()
-            assert frame == pixels(1)
+            assert (frame, first.suspect) == (pixels(1), True)
             await pings(dying, 2)
             assert dying.submitted.empty(), "it is alone"
             await dying.say(sender, Begun([first.id]))
@@ -490,7 +490,7 @@ async def test_only_the_image_at_fault_is_given_up(address: str) -> None:
             await asked[1]
         for number in (3, 4):
             sender, submit, frame = await last.next_submit()
-            assert frame == pixels(number)
+            assert (frame, submit.suspect) == (pixels(number), number == 3)
             await last.say(sender, answer_to(submit))
         await asyncio.gather(*asked[2:])
 

@@ -263,6 +263,28 @@ async def test_front_ends_with_the_same_ids_get_each_its_own_answer(address: str
     assert [answer.answer.id for answer in answers] == [1, 1]
 
 
+def test_a_suspect_is_computed_alone_whoever_else_asks(address: str) -> None:
+    """It waits for what runs, goes before what waits, and nothing of any front end runs beside it."""
+    backend = FakeBackend(Limits(batch_tokens=1000, queue_images=100, threads=2, streams=2))
+    backend.may_answer.clear()
+    with running_engine(backend, address), Peer(address) as peer, Peer(address) as other:
+        peer.wait_until_ready()
+        other.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        for sender, number, suspect in ((other, 2, 1), (peer, 3, 1), (peer, 4, 1), (other, 5, 0)):
+            sender.say(submit(number, suspect=bool(suspect)), pixels(number))
+            sender.status()  # it has come
+        peer.say(Cancel(id=3))
+        peer.status()
+        assert other.begun == [], "one stream is free, but what runs might take a suspect with it"
+        backend.may_answer.set()
+        assert [other.hear().id for _ in range(2)] == [2, 5]  # type: ignore[union-attr]
+        assert [peer.hear().id for _ in range(2)] == [1, 4]  # type: ignore[union-attr]
+        assert (other.begun, peer.begun) == ([[2], [5]], [[1], [4]])
+    assert backend.numbers == [1, 2, 4, 5]
+
+
 def test_an_image_sent_twice_is_computed_and_answered_once(address: str) -> None:
     """A front end that saw a restart may send again what had arrived after all, running or waiting."""
     backend = FakeBackend(ONE_AT_A_TIME)
