@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app import metrics
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
 from app.http.arrival import arrives
+from app.http.joined import JoinedWrites
 from app.http.problems import MEDIA_TYPE
 from app.http.traffic import Traffic
 
@@ -47,6 +48,7 @@ class Connection(HttpToolsProtocol):
         if hasattr(transport, "max_size"):  # what asyncio reads at once, 256 KiB: too much for a head
             transport.max_size = MOST_HEAD_BYTES
         super().connection_made(transport)
+        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
         # Whatever waits for the client to read has its time. (With a limit of 0, TLS would never go on.)
         transport.set_write_buffer_limits(high=1)
         if len(self.connections) > self.max_connections:
@@ -121,6 +123,8 @@ class Connection(HttpToolsProtocol):
         """An answer is out. Where its request is not all there, what still comes is read for a while and
         thrown away: closed at once, the client might never see the answer."""
         super().on_response_complete()
+        if self.pipeline:  # uvicorn reads on with every answer, and remembers all requests that come
+            self.flow.pause_reading()
         if self._in_message and not self._in_head and self._idle():
             self._unset_keepalive_if_required()
             self._arm(_LINGER_S)
