@@ -32,7 +32,8 @@ class Cascade:
     image is run again unpruned.
 
     ``agreement`` (wanted) and ``images`` say how it was fitted; ``compute`` is what an image cost on average
-    then, as a share of the unpruned model's MACs.
+    then, as a share of the unpruned model's MACs. ``dtype``: the dtype that it was fitted in, whose rounding
+    the margin knows; None where that was not kept.
     """
 
     keep_ratio: float
@@ -42,6 +43,7 @@ class Cascade:
     agreement: float
     images: int
     compute: float
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1:

@@ -37,7 +37,13 @@ def load_model(settings: Settings) -> LoadedModel:
 
 
 def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
-    """What a front end must know of it."""
+    """What a front end must know of it. The log warns of a cascade that was fitted in another dtype."""
+    served = str(dtype).removeprefix("torch.")
+    if loaded.cascade is not None and loaded.cascade.dtype not in (None, served):
+        log.warning(
+            "the cascade of %s was fitted in %s and is served in %s: its agreement of %g is not vouched for",
+            *(loaded.name, loaded.cascade.dtype, served, loaded.cascade.agreement),
+        )
     return ModelInfo(
         name=loaded.name,
         labels=loaded.labels,
@@ -48,5 +54,5 @@ def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
         patch_size=loaded.model.vit.patch_embed.proj.kernel_size,
         patch_stride=loaded.model.vit.patch_embed.proj.stride,
         device=device,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=served,
     )

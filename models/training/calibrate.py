@@ -40,7 +40,8 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
             config.criteria or (loaded.method.criterion,), config.reducers or (loaded.method.reducer,)
         )
     ]
-    classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
+    dtype = choose_dtype(device, config.dtype)
+    classifier = Classifier(loaded.model, loaded.input, device, dtype)
     margin: dict[Pruning, list[np.ndarray]] = {first: [] for first in firsts}
     agrees: dict[Pruning, list[np.ndarray]] = {first: [] for first in firsts}
     batches = unlabelled_batches(config.data, loaded.input, config.batch_size, config.workers, config.limit)
@@ -56,7 +57,8 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
     candidates.sort(key=lambda candidate: candidate.cascade.compute)
     # Loaded anew: the classifier has its weights in its own precision.
     loaded = zoo.load(config.model, architecture=config.architecture)
-    card = replace(loaded.card, cascade=candidates[0].cascade)
+    fitted = replace(candidates[0].cascade, dtype=str(dtype).removeprefix("torch."))
+    card = replace(loaded.card, cascade=fitted)
     zoo.save(config.output, loaded.model.vit, card)
     return candidates
 

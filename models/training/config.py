@@ -130,6 +130,12 @@ class SweepConfig(BaseModel):
     architecture: str | None = Field(
         None, description="timm architecture of files that do not name their own."
     )
+    patch_stride: int | None = Field(
+        None,
+        ge=1,
+        description="Pixels from one patch to the next, at most the patch size, for every model. Default: "
+        "each checkpoint's, else the patch size.",
+    )
     keep_ratios: tuple[Ratio, ...] = Field((0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(
         ("variance", "mad", "iqr", "mean", "mean_value_norm", "random"), min_length=1

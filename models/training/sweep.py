@@ -72,7 +72,7 @@ def sweep(config: SweepConfig) -> list[Row]:
     correlations: list[tuple[str, RankCorrelation]] = []
     pictures: dict[str, list[_Picture]] = {}
     for label, model in config.labelled_models.items():
-        loaded = zoo.load(model, architecture=config.architecture)
+        loaded = zoo.load(model, architecture=config.architecture, patch_stride=config.patch_stride)
         classifier = Classifier(loaded.model, loaded.input, device, dtype)
         answers = _answers(config, label, classifier, settings)
         speeds = _speeds(config, label, classifier, settings) if config.speed else None
@@ -108,7 +108,7 @@ def _fingerprint(config: SweepConfig, computing: str) -> dict[str, object]:
     left_out |= {"correlation_images", "picture_images"}
     weights = {}
     for label, model in config.labelled_models.items():
-        loaded = zoo.load(model, architecture=config.architecture)
+        loaded = zoo.load(model, architecture=config.architecture, patch_stride=config.patch_stride)
         check_classes(config.data, loaded)
         weights[label] = _weights_digest(loaded.model.vit)
     names = "\n".join(

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from models import zoo
 from models.classifier import Classifier
-from models.schedule import Pruning, default_stages
+from models.schedule import Pruning, compute, default_stages
 from models.training import command
 from models.training import sweep as module
 from models.training.config import EvaluateConfig, SweepConfig
@@ -89,6 +89,21 @@ def config(model: Path, folder: Path, tmp_path: Path) -> Callable[..., SweepConf
         return SweepConfig(**{**settings, **changes})
 
     return make
+
+
+def test_a_patch_stride_gives_every_model_more_patches(config: Callable[..., SweepConfig]) -> None:
+    """The sweep is of the model with that stride; one of the plain model does not go on from it."""
+    quick = {"keep_ratios": (0.5,), "criteria": ("variance",), "reducers": ("drop",), "keep_masses": ()}
+    quick |= {"speed": False, "patch_stride": 8}
+    overlapping = sweep(config(**quick))
+    with_stride, without = (
+        compute(loaded.model.arch, loaded.model.stages, 0.5, "drop")
+        for loaded in (zoo.load(config().models[0], patch_stride=stride) for stride in (8, None))
+    )
+    assert overlapping[1].compute == pytest.approx(with_stride, abs=1e-4)
+    assert with_stride != pytest.approx(without, abs=1e-3)
+    with pytest.raises(ResumeError, match="patch_stride 8, not None"):
+        sweep(config(**{**quick, "patch_stride": None}))
 
 
 def test_a_sweep_from_end_to_end(config: Callable[..., SweepConfig]) -> None:
