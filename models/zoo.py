@@ -5,13 +5,16 @@ A reference is the bundled model's name, a timm name (weights from the hub or it
 they need in their safetensors header; other files need the name of their timm architecture.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import constants, get_session
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,11 +29,14 @@ from models.pruned_vit import PrunedViT, UnsupportedModelError
 from models.schedule import Criterion, Method, Reducer, Stages
 from models.transforms import InputSpec
 
+log = logging.getLogger(__name__)
+
 BUNDLED = "trimvit-small-imagenette"
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 _HEADER_KEY = "trimvit"
 _FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+_HUB_ANSWERS_S = 10.0
 HEADS = ("head.", "head_dist.")
 
 
@@ -228,14 +234,14 @@ def _create(
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise ModelError(f"timm knows no model {architecture!r}.{hint}")
     try:
-        model = timm.create_model(architecture, pretrained=pretrained, **model_args)
+        with _offline_unless_the_hub_answers() if pretrained else nullcontext():
+            model = timm.create_model(architecture, pretrained=pretrained, **model_args)
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
         if not pretrained:
             raise ModelError(f"timm cannot build {architecture}: {_first_line(error)}") from error
         raise ModelError(
             f"the weights of {architecture} could not be loaded: {_first_line(error)} "
-            "Where the hub cannot be reached, copy the checkpoint here and pass its path (and set "
-            "HF_HUB_OFFLINE=1 for a quick answer from the local cache): "
+            "Where the hub cannot be reached, copy the checkpoint here and pass its path: "
             "--model /path/to/model.safetensors "
             f"--architecture {'NAME_OF_ITS_TIMM_ARCHITECTURE' if on_hub else architecture}"
         ) from error
@@ -244,6 +250,25 @@ def _create(
     if patch_stride is not None:
         set_patch_stride(model, patch_stride)
     return model
+
+
+@contextmanager
+def _offline_unless_the_hub_answers() -> Iterator[None]:
+    """The local cache alone where the hub does not answer: its own client would try for a minute, and even
+    where all that is wanted is in the cache."""
+    if constants.HF_HUB_OFFLINE:
+        yield
+        return
+    try:
+        # Its session knows the endpoint and the proxies. Any answer will do; errors differ between versions.
+        get_session().head(constants.ENDPOINT, timeout=_HUB_ANSWERS_S)
+    except Exception as error:
+        log.warning("%s does not answer (%s); looking in the local cache alone", constants.ENDPOINT, error)
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
 
 
 def read_card(path: Path) -> Card | None:

@@ -561,6 +561,28 @@ def put_in_cache(hub: Path, repository: str, files: dict[str, bytes]) -> None:
         (folder / "snapshots" / commit / name).symlink_to(Path("../../blobs") / blob)
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(
+    no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without waiting for more tries, what the cache has is loaded and what it has not is refused; the next
+    model may ask the hub again."""
+
+    def no_more_tries(seconds: float) -> None:
+        pytest.fail(f"waited {seconds} s for another try")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", no_more_tries)
+    weights = tmp_path / "weights.safetensors"
+    save_file(full_size(1, "test_vit3", classes=1000), weights)
+    put_in_cache(no_hub, "timm/test_vit3.r160_in1k", {"model.safetensors": weights.read_bytes()})
+    assert zoo.load("test_vit3").name == "test_vit3"
+    with pytest.raises(ModelError, match="could not be loaded"):
+        zoo.load("deit_tiny_patch16_224")
+    assert len([record for record in caplog.records if "does not answer" in record.getMessage()]) == 2
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
 @pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE"])
 def test_a_local_hub_cache_is_used_without_network(tmp_path: Path, variable: str) -> None:
     """A copied cache serves timm names and hf-hub: references alike, offline; the environment says where."""
