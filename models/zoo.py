@@ -289,6 +289,8 @@ def read_card(path: Path) -> Card | None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The file's tensors in float32; pickled files are read with weights_only, which runs no code."""
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}")
     try:
         tensors = load_state_dict(str(path), use_ema=True, weights_only=True)
     except Exception as error:

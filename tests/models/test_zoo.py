@@ -561,6 +561,12 @@ def put_in_cache(hub: Path, repository: str, files: dict[str, bytes]) -> None:
         (folder / "snapshots" / commit / name).symlink_to(Path("../../blobs") / blob)
 
 
+def test_weights_to_start_from_that_are_not_there_are_named(tmp_path: Path) -> None:
+    """As a model's file is."""
+    with pytest.raises(ModelError, match=r"there is no file '.*nowhere\.safetensors'"):
+        zoo.create("test_vit3", tmp_path / "nowhere.safetensors")
+
+
 def test_a_hub_that_does_not_answer_is_asked_once(
     no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

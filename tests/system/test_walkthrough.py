@@ -206,17 +206,22 @@ class TestBundledModel:
             assert 0 < float(answer["value"][1]) < 1
 
 
-def test_a_file_of_weights_is_served(walk: Walk) -> None:
+@pytest.fixture(scope="module")
+def own_weights(walk: Walk) -> None:
+    """Step 4: the file."""
+    walk.run(steps()[4][0])
+
+
+def test_a_file_of_weights_is_served(walk: Walk, own_weights: None) -> None:
     """Step 4: a timm model from a file answers, pruned."""
-    make, serve, ask = steps()[4]
-    walk.run(make)
+    _, serve, ask = steps()[4]
     with walk.running(serve):
         (result,) = json.loads(walk.run(ask))["results"]
     assert result["patches"]["per_stage"] == [98, 49, 25]
 
 
 @pytest.mark.long
-def test_it_is_fine_tuned_and_what_came_of_it_is_served(walk: Walk) -> None:
+def test_it_is_fine_tuned_and_what_came_of_it_is_served(walk: Walk, own_weights: None) -> None:
     """Steps 5 and 6: it learns the four photographs, at the ratios that are evaluated and swept, and the
     server names one."""
     cut, train, evaluate = steps()[5]
