@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from app.engine.messages import Answer, Cancel, Refuse, Submit, encode
+from app.engine import loop
+from app.engine.messages import Answer, Cancel, Ping, Refuse, Submit, encode
 from app.engine.scheduler import Limits
 from app.engine.shares import shares, tokens
 from app.errors import InternalFault
@@ -345,6 +346,25 @@ def test_an_image_whose_deadline_passes_while_it_waits_is_refused_and_never_comp
         assert answer.id == 1
         assert peer.status().waiting_tokens == 0
     assert backend.numbers == [1]
+
+
+def test_an_image_is_refused_when_its_time_is_over_and_not_when_somebody_comes(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that hears nothing and finishes nothing wakes for it."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    backend.may_answer.clear()
+    with running_engine(backend, address), Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        monkeypatch.setattr(loop, "_POLL_LIMIT_S", 1000.0)
+        peer.say(submit(2, deadline_s=1.0), pixels(2))
+        try:
+            assert peer.hear() == Refuse(id=2, reason="deadline-passed", retry_after_s=1.0)
+        finally:
+            monkeypatch.undo()
+            peer.say(Ping())  # it looks up, and waits no longer than before
 
 
 def test_a_cancelled_image_leaves_the_queue_and_is_never_computed(address: str) -> None:
