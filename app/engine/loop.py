@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 _POLL_LIMIT_S = 0.5
 _RETRY_AFTER_S = 1.0
-_LOAD_EVERY_S = 0.02  # at most so often front ends are told of the load
+_LOAD_EVERY_S = 0.05  # at most so often front ends are told of the load
 _FRONT_END_SILENCE_S = 5.0  # one that pings no more is gone
 
 Key = tuple[bytes, int]

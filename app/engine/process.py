@@ -3,6 +3,7 @@
 torch and the network are imported inside `run` only.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -114,6 +115,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 self._classify_blank([UNPRUNED, Pruning(0.5)], threads)
             if args.learned is not None:
                 remember(args.learned, learned)
+            gc.freeze()  # what is there now stays: no looking for garbage in it while batches wait
             return Loaded(info, limits, CostModel.learned(learned.measured))
 
         def _warm_up(self) -> None:

@@ -5,6 +5,7 @@ The device is ten times slower than the one its costs were measured on, so that 
 
 import math
 import statistics
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -284,3 +285,24 @@ def test_a_device_that_changes_its_pace_is_followed(pace: float) -> None:
     later = [outcome for outcome in outcomes if outcome.request.at > 2 * MINUTES]
     assert late_share(later) <= 0.01
     assert goodput(later) >= 0.9 * CAPACITY / pace * 4 * MINUTES
+
+
+def test_where_others_take_half_of_the_engine_promises_hold_again_within_two_seconds() -> None:
+    """HTTP and decoding run on the engine's cores. Not kept is what was promised when nobody could know: in
+    the second before, which is as long as the deadlines, and in the two seconds after."""
+    device = Device(1)
+    halved = [(start, start + MINUTES / 3) for start in (MINUTES / 3, MINUTES, 5 * MINUTES / 3)]
+
+    def requests() -> Iterator[Request]:
+        for request in poisson(5 * capacity(1.0), 0.0, 2 * MINUTES, 3, Request(0.0, deadline_s=1.0)):
+            device.scale = 2.0 if any(start <= request.at < end for start, end in halved) else 1.0
+            yield request
+
+    outcomes = Simulation(device).run(requests())
+    settled = [
+        outcome
+        for outcome in outcomes
+        if outcome.request.at > 2 and all(not -1 <= outcome.request.at - start < 2 for start, _ in halved)
+    ]
+    assert late_share(settled) <= 0.01
+    assert goodput(outcomes) >= 0.9 * capacity(1.0) * 1.5 * MINUTES
