@@ -231,9 +231,10 @@ def test_of_several_images_the_one_at_fault_is_named(deployment: Deployment) -> 
     assert response.json()["image"] == 1
 
 
-def test_a_deadline_that_passes_is_told(deployment: Deployment) -> None:
-    """What cannot be answered within deadline_ms is answered with 504."""
+def test_a_deadline_that_cannot_be_met_is_told(deployment: Deployment) -> None:
+    """A millisecond is over when the image is decoded (504), which an engine that is idle waits for; of one
+    that is not, it is known at once that it takes longer (503)."""
     response = deployment.classify(CHINA, deadline_ms=1)
-    assert response.status_code == 504, response.text
     assert response.headers["Content-Type"] == "application/problem+json"
-    assert response.json()["type"] == "urn:trimvit:problem:deadline-passed"
+    told = response.status_code, response.json()["type"].removeprefix("urn:trimvit:problem:")
+    assert told in {(504, "deadline-passed"), (503, "deadline-unmeetable")}
