@@ -35,8 +35,8 @@ from app.lifeline import die_with_parent
 die_with_parent()
 said = {"environment": dict(os.environ), "heavy": "heavy" in sys.modules}
 said |= {"name": __name__, "pid": os.getpid()}
-Path(os.environ["SAY"] + ".new").write_text(json.dumps(said))
-Path(os.environ["SAY"] + ".new").replace(os.environ["SAY"])
+Path(f"{os.environ['SAY']}.{os.getpid()}").write_text(json.dumps(said))
+Path(f"{os.environ['SAY']}.{os.getpid()}").replace(os.environ["SAY"])
 if "CODE" in os.environ:
     sys.exit(int(os.environ["CODE"]))
 time.sleep(600)
