@@ -66,9 +66,6 @@ _ENGINES_AN_IMAGE_MAY_OUTLIVE = 2
 _ENGINES_AN_IMAGE_MAY_SEE_DIE = 5
 _RETRY_AFTER_S = 1.0
 _REPORTS_EVERY_S = 0.25
-# Of a deadline, what the way to the engine and back is predicted to take at most: a prediction must not shut
-# out all images, for only answers can put it right.
-_MOST_WAY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +347,7 @@ class EngineClient:
 
     def _for_engine(self, deadline_s: float) -> float:
         """What is left of a deadline for the engine, by how long the way there and back took lately."""
-        return deadline_s - min(self._way.most, _MOST_WAY * deadline_s)
+        return deadline_s - self._way.allowance_s(deadline_s)
 
     # --- who gets which image -----------------------------------------------------------------------
     def _free_link(self, submit: Submit) -> _Link | None:

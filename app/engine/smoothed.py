@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _OF_MEAN = 1 / 8
 _OF_DEVIATION = 1 / 4
 _DEVIATIONS = 4.0
+_MOST_OF_DEADLINE = 0.25
 
 
 @dataclass(slots=True)
@@ -30,3 +31,8 @@ class Smoothed:
     def most(self) -> float:
         """What hardly any of the next ones will exceed."""
         return self.mean + _DEVIATIONS * self.deviation
+
+    def allowance_s(self, deadline_s: float) -> float:
+        """What to leave for the next one of that time until a deadline: a quarter at most, for a prediction
+        must not shut out all images. Only images that are let through can put it right."""
+        return min(self.most, _MOST_OF_DEADLINE * deadline_s)

@@ -39,10 +39,6 @@ from models.transforms import InputSpec
 
 T = TypeVar("T")
 
-# Of a deadline, what decoding is predicted to take at most: a prediction must not shut out all images, for
-# only images that are decoded can put it right.
-_MOST_DECODE = 0.25
-
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -177,7 +173,7 @@ class Classification:
 
     def _left_of(self, expected: Expected, gone_s: float) -> Expected:
         """With the time that will be left once the image has been decoded, by what others took lately."""
-        decode_s = min(self._decode.most, _MOST_DECODE * expected.deadline_s)
+        decode_s = self._decode.allowance_s(expected.deadline_s)
         return replace(expected, deadline_s=expected.deadline_s - gone_s - decode_s)
 
     async def _answer(
