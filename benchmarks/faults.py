@@ -30,7 +30,7 @@ import psutil
 
 from app.settings import BUNDLED_MODEL
 from benchmarks import machine
-from benchmarks.server import running
+from benchmarks.server import processes, running, title_of
 
 CLIENTS = 16
 MOST_WAITING = 512  # requests that the load generator has under way at most
@@ -77,10 +77,6 @@ class Target:
         found = re.search(rf"^{re.escape(sample)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    def processes(self, title: str) -> list[psutil.Process]:
-        children = self.supervisor.children(recursive=True)
-        return [child for child in children if _title(child).startswith(title)]
-
     def capacity(self, photographs: list[bytes], query: str, seconds: float) -> float:
         """Images/s with as many clients as keep it busy."""
         until = time.perf_counter() + seconds
@@ -93,14 +89,6 @@ class Target:
 
         with ThreadPoolExecutor(CLIENTS) as pool:
             return sum(pool.map(ask, range(CLIENTS))) / seconds
-
-
-def _title(process: psutil.Process) -> str:
-    """Empty where it has just ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
 
 
 @contextmanager
@@ -128,7 +116,7 @@ def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, ob
             number = 0
             while (now := time.perf_counter() - started) < options.seconds:
                 if now > (len(killed) + 1) * options.every:
-                    for engine in target.processes("trimvit: engine"):
+                    for engine in processes(target.supervisor, "trimvit: engine"):
                         engine.kill()
                     killed.append(time.perf_counter())
                 pool.submit(ask, number)
@@ -196,7 +184,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
         def sample() -> None:
             target.metric("trimvit_engine_up")  # a scrape, as Prometheus makes them
             for process in (target.supervisor, *target.supervisor.children(recursive=True)):
-                title = _title(process) or str(process.pid)
+                title = title_of(process) or str(process.pid)
                 with process.oneshot():
                     samples[title].append(
                         {

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+import psutil
+
 PATIENCE_S = 300.0
 
 
@@ -50,6 +52,20 @@ def end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def processes(supervisor: psutil.Process, title: str) -> list[psutil.Process]:
+    """The supervisor's processes whose title begins so."""
+    children = supervisor.children(recursive=True)
+    return [child for child in children if title_of(child).startswith(title)]
+
+
+def title_of(process: psutil.Process) -> str:
+    """Empty where it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _port(log: Path) -> int | None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.server import end
+from benchmarks.server import end, processes
 
 # A client for each request would read the certificates each time. Connections are not kept, for servers here
 # may not live long.
@@ -35,8 +35,7 @@ class Server:
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Its processes whose title begins so."""
-        children = psutil.Process(self.supervisor.pid).children(recursive=True)
-        return [child for child in children if _title(child).startswith(title)]
+        return processes(psutil.Process(self.supervisor.pid), title)
 
     def samples(self) -> Samples:
         """Every sample of /metrics."""
@@ -45,14 +44,6 @@ class Server:
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample of /metrics; 0 where there is none."""
         return self.samples().get((name, frozenset(labels.items())), 0.0)
-
-
-def _title(process: psutil.Process) -> str:
-    """Empty where it has just ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def samples(url: str) -> Samples:

@@ -266,6 +266,17 @@ class Peer:
             time.sleep(0.005)
 
 
+@contextmanager
+def busy_engine(backend: FakeBackend, address: str) -> Iterator[Peer]:
+    """A peer of an engine that computes the peer's image 1 until ``backend.may_answer`` is set."""
+    backend.may_answer.clear()
+    with running_engine(backend, address), Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        yield peer
+
+
 @asynccontextmanager
 async def connected(*addresses: str, **options: Any) -> AsyncIterator[EngineClient]:
     """A client of these engines, started and closed."""

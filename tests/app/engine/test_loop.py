@@ -25,6 +25,7 @@ from tests.app.engine.rig import (
     Peer,
     ask_behind,
     begun,
+    busy_engine,
     noise,
     pixels,
     question,
@@ -239,11 +240,7 @@ async def test_images_that_wait_are_computed_together_and_each_gets_its_own(addr
 def test_streams_compute_at_the_same_time_and_a_lone_image_has_all_threads(address: str) -> None:
     """Two streams hold a batch each at once; what runs alone is given every thread."""
     backend = FakeBackend(Limits(batch_tokens=1, queue_images=100, threads=3, streams=2))
-    backend.may_answer.clear()
-    with running_engine(backend, address), Peer(address) as peer:
-        peer.wait_until_ready()
-        peer.say(submit(1), pixels(1))
-        assert backend.next_batch() == [1]
+    with busy_engine(backend, address) as peer:
         for number in (2, 3):
             peer.say(submit(number), pixels(number))
         assert peer.status().waiting_tokens == 2 * 17, "a stream is free, but no thread is"
@@ -289,11 +286,7 @@ def test_a_suspect_is_computed_alone_whoever_else_asks(address: str) -> None:
 def test_an_image_sent_twice_is_computed_and_answered_once(address: str) -> None:
     """A front end that saw a restart may send again what had arrived after all, running or waiting."""
     backend = FakeBackend(ONE_AT_A_TIME)
-    backend.may_answer.clear()
-    with running_engine(backend, address), Peer(address) as peer:
-        peer.wait_until_ready()
-        peer.say(submit(1), pixels(1))
-        assert backend.next_batch() == [1]
+    with busy_engine(backend, address) as peer:
         for number in (1, 2, 1, 2):
             peer.say(submit(number), pixels(number))
         assert peer.status().waiting_tokens == 17
@@ -310,11 +303,7 @@ def test_an_image_sent_twice_is_computed_and_answered_once(address: str) -> None
 def test_a_full_queue_refuses_and_what_waits_is_still_answered(address: str) -> None:
     """An image too many is refused at once, and costs nobody else their answer."""
     backend = FakeBackend(Limits(batch_tokens=1, queue_images=2, threads=1, streams=1))
-    backend.may_answer.clear()
-    with running_engine(backend, address), Peer(address) as peer:
-        peer.wait_until_ready()
-        peer.say(submit(1), pixels(1))
-        assert backend.next_batch() == [1]
+    with busy_engine(backend, address) as peer:
         for number in (2, 3, 4):
             peer.say(submit(number), pixels(number))
         refused = peer.hear()
@@ -330,11 +319,7 @@ def test_a_full_queue_refuses_and_what_waits_is_still_answered(address: str) -> 
 def test_an_image_whose_deadline_passes_while_it_waits_is_refused_and_never_computed(address: str) -> None:
     """Nobody computes what comes too late, and whoever waits for it is told."""
     backend = FakeBackend(ONE_AT_A_TIME)
-    backend.may_answer.clear()
-    with running_engine(backend, address), Peer(address) as peer:
-        peer.wait_until_ready()
-        peer.say(submit(1), pixels(1))
-        assert backend.next_batch() == [1]
+    with busy_engine(backend, address) as peer:
         peer.say(submit(2, deadline_s=0.05), pixels(2))
         peer.say(submit(3, deadline_s=-1.0), pixels(3))
         refused = [peer.hear(), peer.hear()]
@@ -353,11 +338,7 @@ def test_an_image_is_refused_when_its_time_is_over_and_not_when_somebody_comes(
 ) -> None:
     """An engine that hears nothing and finishes nothing wakes for it."""
     backend = FakeBackend(ONE_AT_A_TIME)
-    backend.may_answer.clear()
-    with running_engine(backend, address), Peer(address) as peer:
-        peer.wait_until_ready()
-        peer.say(submit(1), pixels(1))
-        assert backend.next_batch() == [1]
+    with busy_engine(backend, address) as peer:
         monkeypatch.setattr(loop, "_POLL_LIMIT_S", 1000.0)
         peer.say(submit(2, deadline_s=1.0), pixels(2))
         try:
@@ -370,11 +351,7 @@ def test_an_image_is_refused_when_its_time_is_over_and_not_when_somebody_comes(
 def test_a_cancelled_image_leaves_the_queue_and_is_never_computed(address: str) -> None:
     """Cancelling what waits frees its place; cancelling what runs, or is unknown, does no harm."""
     backend = FakeBackend(ONE_AT_A_TIME)
-    backend.may_answer.clear()
-    with running_engine(backend, address), Peer(address) as peer:
-        peer.wait_until_ready()
-        peer.say(submit(1), pixels(1))
-        assert backend.next_batch() == [1]
+    with busy_engine(backend, address) as peer:
         for number in (2, 3):
             peer.say(submit(number), pixels(number))
         for number in (2, 1, 99):
