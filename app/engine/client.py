@@ -263,7 +263,7 @@ class EngineClient:
             yield
         finally:
             for outlook in outlooks:
-                outlook.decoding(-expected.share / len(outlooks))
+                outlook.decoded(expected.share / len(outlooks))
 
     @property
     def trouble(self) -> str | None:

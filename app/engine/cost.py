@@ -129,7 +129,7 @@ class _Line:
 
     def _settle(self) -> None:
         constant, image, compute = (float(value) for value in self.learned * self.scale)
-        self.now = (max(_TINY_S, constant), image, compute)
+        self.now = (max(_TINY_S, constant), max(_TINY_S, image), compute)
 
 
 def _first_caution(line: _Line, measured: Sequence[Measured]) -> float:
@@ -168,7 +168,7 @@ class CostModel:
         return self._line(threads).now[0]
 
     def image_s(self, compute: float, threads: int) -> float:
-        """Seconds that one image more costs in a batch."""
+        """Seconds that one image more costs in a batch, above 0."""
         _, image, unpruned = self._line(threads).now
         return image + unpruned * compute
 

@@ -1,8 +1,8 @@
-"""What an engine that became ready leaves to its successor, which need not find it out again: that the model
+"""What an engine that has served leaves to its successor, which need not find it out again: that the model
 passed its check against timm, and what batches took at the warm-up.
 
-The file is taken when it is read and written again when the successor is as good as ready: a start that
-fails leaves none, and the next one trusts nothing.
+The file is taken when it is read and written again when the successor has computed a batch: an engine that
+does not come so far leaves none, and the next one trusts nothing.
 """
 
 import logging

@@ -18,7 +18,8 @@ class Outlook:
 
     load: Load | None = None
     told: float = 0.0
-    _decoding: float = 0.0
+    _decoding: int = 0
+    _decoding_share: float = 0.0
     _sent: dict[int, float] = field(default_factory=dict)
 
     def tell(self, load: Load, now: float) -> None:
@@ -32,8 +33,15 @@ class Outlook:
         self._sent.clear()
 
     def decoding(self, share: float) -> None:
-        """An image that costs that share of an unpruned one is decoded, or (negative) no longer."""
-        self._decoding += share
+        """An image that costs that share of an unpruned one is decoded from now on."""
+        self._decoding += 1
+        self._decoding_share += share
+
+    def decoded(self, share: float) -> None:
+        """It no longer is. The last one leaves exactly nothing: sums of floats that came and went would not
+        be 0, and the engine never idle again."""
+        self._decoding -= 1
+        self._decoding_share = self._decoding_share - share if self._decoding else 0.0
 
     def sent(self, number: int, share: float) -> None:
         """It has gone to the engine as that Submit."""
@@ -51,7 +59,7 @@ class Outlook:
 
     @property
     def _under_way(self) -> float:
-        return self._decoding + sum(self._sent.values())
+        return self._decoding_share + sum(self._sent.values())
 
     def refuses(
         self,

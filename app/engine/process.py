@@ -87,6 +87,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
 
         def __init__(self) -> None:
             self._of_thread = threading.local()
+            self._learned: Learned | None = None
 
         def load(self) -> Loaded:
             torch.set_num_threads(threads)
@@ -113,8 +114,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 learned = Learned(info, limits, measured)
             else:
                 self._classify_blank([UNPRUNED, Pruning(0.5)], threads)
-            if args.learned is not None:
-                remember(args.learned, learned)
+            self._learned = learned
             gc.freeze()  # what is there now stays: no looking for garbage in it while batches wait
             return Loaded(info, limits, CostModel.learned(learned.measured))
 
@@ -157,6 +157,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 pixels = torch.empty((len(jobs), height, width, 3), dtype=torch.uint8, pin_memory=not on_cpu)
                 np.stack(images, out=pixels.numpy())
                 predictions = self.classifier.classify(pixels, requests)
+            self._hand_on()
             return [
                 Result(
                     classes=prediction.classes.tolist(),
@@ -170,6 +171,13 @@ def run(settings: Settings, args: EngineArgs) -> None:
                 )
                 for prediction in predictions
             ]
+
+        def _hand_on(self) -> None:
+            """Only an engine that has computed something leaves what it learned: one that dies of that, as
+            soon as images come, shall have a successor that finds out for itself."""
+            learned, self._learned = self._learned, None
+            if learned is not None and args.learned is not None:
+                remember(args.learned, learned)
 
         def memory_bytes(self) -> int:
             if on_cpu:

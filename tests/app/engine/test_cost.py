@@ -164,3 +164,4 @@ def test_predictions_are_positive_and_rise_with_the_work(
         assert predicted > 0
         previous = predicted
     assert np.isfinite(model.overhead_s(1))
+    assert model.image_s(0.01, 1) > 0  # the scheduler divides by it

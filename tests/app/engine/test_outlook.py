@@ -1,7 +1,9 @@
 """A front end's view of an engine's load."""
 
 import math
+import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,9 +62,26 @@ def test_what_is_under_way_counts_until_the_engine_has_counted_it() -> None:
     outlook.sent(8, 1.0)
     outlook.sent(9, 0.5)
     assert outlook.wait_s("light", "normal", 100.0) == 2.0 + 2.0 * 0.25
-    outlook.decoding(-0.5)
+    outlook.decoded(0.5)
     outlook.tell(Load(LOAD.wait_s, LOAD.callers, LOAD.image_s, seen=8), 100.0)
     assert outlook.wait_s("light", "normal", 100.0) == 2.0 + 0.5 * 0.25
+
+
+@given(st.lists(st.floats(0.01, 2), min_size=1), st.randoms())
+def test_an_idle_engine_decides_for_itself_once_all_is_decoded(
+    shares: list[float], draw: random.Random
+) -> None:
+    """However many images were decoded at once, and in whatever order they were done: rounding leaves
+    nothing behind."""
+    outlook = Outlook()
+    outlook.tell(msgspec.structs.replace(LOAD, idle=True, terms=Terms(overhead_s=0.5)), 100.0)
+    for share in shares:
+        outlook.decoding(share)
+    assert outlook.refuses("any", "normal", 1.0, 0.001, math.inf, 100.0) is not None
+    draw.shuffle(shares)
+    for share in shares:
+        outlook.decoded(share)
+    assert outlook.refuses("any", "normal", 1.0, 0.001, math.inf, 100.0) is None
 
 
 def test_an_image_without_a_chance_is_refused_until_it_has_one() -> None:

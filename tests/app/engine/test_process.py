@@ -71,9 +71,10 @@ def settings_for(checkpoint: Path, **settings: Any) -> Settings:
     return Settings(**{"model": str(checkpoint), "threads": 1, "dtype": "float32", **settings})
 
 
-def model_served(settings: Settings, address: str, learned: Path | None = None) -> ModelInfo:
-    """What an engine with these settings says of its model. It runs here, since only a main thread may
-    handle signals, and is asked, then told to stop, from another thread."""
+def model_served(settings: Settings, address: str, learned: Path | None = None, images: int = 0) -> ModelInfo:
+    """What an engine with these settings says of its model, when it has answered so many images. It runs
+    here, since only a main thread may handle signals, and is asked, then told to stop, from another thread.
+    """
 
     def ask() -> ModelInfo:
         try:
@@ -81,6 +82,9 @@ def model_served(settings: Settings, address: str, learned: Path | None = None) 
                 peer.wait_until_ready()
                 model = peer.status().model
                 assert model is not None
+                for image in range(images):
+                    peer.say(submit(image), bytes(SIZE[0] * SIZE[1] * 3))
+                    assert isinstance(peer.hear(), Answer)
                 return model
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -162,13 +166,14 @@ def test_a_restart_checks_and_times_nothing_again(
     monkeypatch.setattr(pruned_vit, "check_against_timm", counted("check", pruned_vit.check_against_timm))
     monkeypatch.setattr(process, "time_batches", counted("time", process.time_batches))
     learned = tmp_path / "engine-0.learned"
-    first = model_served(settings_for(checkpoint), address, learned)
+    first = model_served(settings_for(checkpoint), address, learned, images=1)
     assert done == ["check", "time"]
     for _ in range(2):
-        assert model_served(settings_for(checkpoint), address, learned) == first
+        assert model_served(settings_for(checkpoint), address, learned, images=1) == first
         assert done == ["check", "time"]
     model_served(settings_for(checkpoint, rows="cls"), address, learned)
     assert done == ["check", "time"] * 2
+    assert not learned.exists(), "an engine that has computed nothing is no example"
 
 
 @pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
