@@ -8,7 +8,8 @@ by outcome, latencies, the longest time without an answer after each kill, and w
 each image once.
 soak: a mixed load (ratios, methods, several images at once, broken images, clients that go away, short
 deadlines), with memory, open files and metric files of every process sampled. Growth compares the medians of
-the first and the last fifth of the samples after a tenth for warming up.
+the first and the last fifth of the samples after a tenth for warming up; the median of every tenth shows when
+it was.
 """
 
 import argparse
@@ -50,7 +51,8 @@ class Target:
         return self.ask(query, body, leave_after_s=leave_after_s)[0]
 
     def ask(self, query: str, body: bytes, *, leave_after_s: float | None = None) -> tuple[int, str]:
-        """The status as above, and the kind of problem that a refusal names."""
+        """The status as above, and the kind of problem that a refusal names, or what came in place of an
+        answer."""
         connection = HTTPConnection("127.0.0.1", self._port, timeout=leave_after_s or PATIENCE_S)
         try:
             connection.request("POST", f"/v1/classify?{query}", body, {"Content-Type": "image/jpeg"})
@@ -59,8 +61,8 @@ class Target:
             if response.status == 200:
                 return 200, ""
             return response.status, json.loads(answer)["type"].rpartition(":")[2]
-        except (OSError, HTTPException):
-            return 0, "no answer"
+        except (OSError, HTTPException) as error:
+            return 0, type(error).__name__
         finally:
             connection.close()
 
@@ -160,26 +162,29 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
         capacity = target.capacity(photographs, "keep_ratio=0.5", options.capacity_s)
         rate = options.rate or capacity / 2
         started = time.perf_counter()
-        statuses: Counter[int] = Counter()
+        outcomes: Counter[str] = Counter()
         samples: dict[str, list[dict[str, float]]] = defaultdict(list)
+
+        def count(outcome: tuple[int, str]) -> None:
+            outcomes[" ".join(map(str, outcome)).strip()] += 1
 
         def ask(number: int) -> None:
             draw = random.Random(number)
             photograph = photographs[number % len(photographs)]
             match draw.choices(("usual", "broken", "hurried", "gone"), (90, 4, 3, 3))[0]:
                 case "broken":
-                    statuses[target.post("", photograph[: draw.randrange(len(photograph))])] += 1
+                    count(target.ask("", photograph[: draw.randrange(len(photograph))]))
                 case "hurried":
-                    statuses[target.post(f"deadline_ms={draw.randint(1, 50)}", photograph)] += 1
+                    count(target.ask(f"deadline_ms={draw.randint(1, 50)}", photograph))
                 case "gone":
                     target.post("", photograph, leave_after_s=draw.uniform(0.001, 0.05))
-                    statuses[-1] += 1
+                    outcomes["the client left"] += 1
                 case _:
                     method = draw.choice(
                         ("", "&criterion=mad", "&reducer=fuse", "&reducer=merge", "&mask=png")
                     )
                     ratio = draw.choice((0.3, 0.5, 0.7, 0.9, 1.0))
-                    statuses[target.post(f"keep_ratio={ratio}{method}", photograph)] += 1
+                    count(target.ask(f"keep_ratio={ratio}{method}", photograph))
 
         def sample() -> None:
             target.metric("trimvit_engine_up")  # a scrape, as Prometheus makes them
@@ -208,10 +213,15 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
             "capacity_images_per_s": round(capacity, 1),
             "seconds": round(now, 1),
             "requests": number,
-            "by_status": {str(status): count for status, count in sorted(statuses.items())},
+            "by_outcome": dict(sorted(outcomes.items())),
             "restarts": target.metric('trimvit_restarts_total{process="engine-0"}'),
             "samples": sampled,
-            "growth": {name: _growth(rows) for name, rows in samples.items()},
+            "growth": {name.strip(): _growth(rows) for name, rows in samples.items()},
+            "mib_by_tenth": {
+                name.strip(): _tenths([row["mib"] for row in rows])
+                for name, rows in samples.items()
+                if "mib" in rows[0]
+            },
         }
 
 
@@ -238,6 +248,14 @@ def _growth(rows: list[dict[str, float]]) -> dict[str, object]:
             "change_%": round(100 * (last / first - 1), 2) if first else None,
         }
     return result
+
+
+def _tenths(values: list[float]) -> list[float]:
+    """The median of each tenth of the time."""
+    edges = [len(values) * tenth // 10 for tenth in range(11)]
+    return [
+        round(statistics.median(values[first:last]), 1) for first, last in pairwise(edges) if last > first
+    ]
 
 
 def main() -> None:

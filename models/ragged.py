@@ -38,7 +38,7 @@ class Packing:
     """Token counts of the images in packed order.
 
     ``rounded``: always packed, also if there is one length only, and with rows behind the images that nobody
-    reads, at most a 32nd, so that batches have few different numbers of rows.
+    reads, at most three or a 16th, so that batches have few different numbers of rows.
     """
 
     lengths: tuple[int, ...]
@@ -62,7 +62,8 @@ class Packing:
     def padding(self) -> int:
         """Rows behind the images."""
         rows = sum(self.lengths)
-        return -rows % (1 << max(0, rows.bit_length() - 6)) if self.rounded else 0
+        step = 4 if rows <= 256 else 1 << rows.bit_length() - 5
+        return -rows % step if self.rounded else 0
 
     def shaped(self, flat: Float[Tensor, "rows D"]) -> Float[Tensor, "*rows D"]:
         """The rows of the whole batch, dense if there is one run only."""
