@@ -22,6 +22,8 @@ from models.transforms import InputSpec
 SOCKET_VARIABLE = "TRIMVIT_DECODER_SOCKET"
 MEMORY_VARIABLE = "TRIMVIT_DECODER_MEMORY_BYTES"
 
+# Sent once, as soon as images are taken.
+STARTED = b"!"
 # Before each message: the bytes of its head (MessagePack) and of its body (an encoded image, or pixels).
 SIZES = struct.Struct("<IQ")
 
@@ -41,8 +43,9 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 def serve(connection: socket.socket, memory_bytes: int) -> None:
-    """Decode one image after the other until the parent hangs up."""
+    """Say that it has started, and decode one image after the other until the parent hangs up."""
     tasks = msgspec.msgpack.Decoder(Task)
+    connection.sendall(STARTED)
     while sizes := _receive(connection, SIZES.size):
         head, body = SIZES.unpack(sizes)
         task = tasks.decode(_receive(connection, head))

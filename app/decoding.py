@@ -3,6 +3,7 @@
 For its users it is an executor that runs `app.images.decode` in such a process (docs/design/0016).
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -20,8 +22,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from app import metrics
-from app.decoder import MEMORY_VARIABLE, SIZES, SOCKET_VARIABLE, Outcome, Task
-from app.errors import TooLarge, UndecodableImage, UnsupportedMediaType
+from app.decoder import MEMORY_VARIABLE, SIZES, SOCKET_VARIABLE, STARTED, Outcome, Task
+from app.errors import NotReady, Problem, TooLarge, UndecodableImage, UnsupportedMediaType
 from app.images import ImageLimits, decode
 from app.lifeline import SUPERVISOR_VARIABLE
 from models.transforms import InputSpec
@@ -37,6 +39,8 @@ _OWN_BYTES, _BYTES_PER_PIXEL = 640 * 2**20, 24
 
 _LONGEST_HEAD = 65_536
 _DEATH_S = 1.0  # from a process's hanging up to its end
+_START_S = 30.0
+_RETRY_AFTER_S = 5.0
 _PROBLEMS = {problem.slug: problem for problem in (TooLarge, UndecodableImage, UnsupportedMediaType)}
 # What a decoding process may see of the environment: where Python is, and no secrets.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "VIRTUAL_ENV")
@@ -71,6 +75,20 @@ class _Child:
                 stdout=subprocess.DEVNULL,
             )
         self._connection = ours
+        self._started = False
+
+    def wait_until_started(self, within_s: float) -> None:
+        """Nothing where it has said so before. Raises TimeoutError or _Died."""
+        if not self._started:
+            try:
+                said = self._receive(len(STARTED), time.monotonic() + within_s)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise _Died(str(error)) from error
+            if said != STARTED:
+                raise _Died("it said something else")
+            self._started = True
 
     def decode(
         self, data: bytes, spec: InputSpec, limits: ImageLimits, timeout_s: float
@@ -137,11 +155,18 @@ class _Child:
         return f"ended by {signal.Signals(-ended).name}" if ended < 0 else f"ended with exit code {ended}"
 
 
+@dataclass(slots=True)
+class _Place:
+    """For one process after the other."""
+
+    child: _Child
+
+
 class DecodingProcesses(Executor):
     """So many processes that decode, each replaced when an image takes longer than ``timeout_s`` or kills it.
 
     The sender of such an image gets UndecodableImage. An image whose process died is tried once more in
-    another, for it may not have been the image.
+    another, for it may not have been the image. It is not where a process dies before it takes any: NotReady.
     """
 
     def __init__(self, processes: int, timeout_s: float, memory_bytes: int) -> None:
@@ -149,12 +174,23 @@ class DecodingProcesses(Executor):
         self._memory_bytes = memory_bytes
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decode")
         self._closing = False
+        self._trouble: str | None = None
         for cause in ("slow", "died"):  # there from the start, so that the first shows as a rise
             metrics.DECODERS_REPLACED.labels(cause)
         self._children: set[_Child] = set()
-        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[_Place] = queue.LifoQueue()
         for _ in range(processes):
-            self._idle.put(self._started())
+            self._idle.put(_Place(self._new()))
+        self._trial = self._threads.submit(self._try)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why images cannot be decoded, where the last process that was started did not come up. Asking has
+        another one tried."""
+        if self._trouble is not None and self._trial.done() and not self._closing:
+            with contextlib.suppress(RuntimeError):  # it is being closed at this moment
+                self._trial = self._threads.submit(self._try)
+        return self._trouble
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Decode in one of the processes. Raises TypeError for another function than `app.images.decode`."""
@@ -174,34 +210,62 @@ class DecodingProcesses(Executor):
     def _decode(
         self, data: bytes, spec: InputSpec, limits: ImageLimits
     ) -> UInt8[np.ndarray, "height width 3"]:
-        child = self._idle.get()
+        place = self._idle.get()
         try:
             for _ in range(2):
-                if not child.alive:
-                    child = self._replaced(child, "died")
+                self._start(place)
                 try:
-                    return child.decode(data, spec, limits, self._timeout_s)
+                    return place.child.decode(data, spec, limits, self._timeout_s)
                 except TimeoutError:
-                    child = self._replaced(child, "slow")
+                    self._replace(place, "slow")
                     raise UndecodableImage(
                         f"decoding the image took longer than the {self._timeout_s:g} s allowed"
                     ) from None
                 except _Died:
-                    child = self._replaced(child, "died")
+                    self._replace(place, "died")
             raise UndecodableImage("the image broke its decoder, twice")
         finally:
-            self._idle.put(child)
+            self._idle.put(place)
 
-    def _replaced(self, child: _Child, cause: str) -> _Child:
-        ending = child.end(_DEATH_S if cause == "died" else 0)
-        self._children.discard(child)
+    def _try(self) -> None:
+        """See whether a process comes up. Where it does not, the log has it."""
+        place = self._idle.get()
+        try:
+            with contextlib.suppress(Problem):
+                self._start(place)
+        finally:
+            self._idle.put(place)
+
+    def _start(self, place: _Place) -> None:
+        """See to it that the process there has started. Raises NotReady where not even a second one does."""
+        for _ in range(2):
+            cause = "died"
+            try:
+                if place.child.alive:
+                    place.child.wait_until_started(_START_S)
+                    self._trouble = None
+                    return
+            except TimeoutError:
+                cause = "slow"
+            except _Died:
+                pass
+            ending = self._replace(place, cause)
+        self._trouble = f"no decoding process starts; the last one {ending}"
+        log.error("%s", self._trouble)
+        raise NotReady(self._trouble, retry_after_s=_RETRY_AFTER_S)
+
+    def _replace(self, place: _Place, cause: str) -> str:
+        """Gives back how the old one ended."""
+        ending = place.child.end(_DEATH_S if cause == "died" else 0)
+        self._children.discard(place.child)
         if self._closing:
             raise UndecodableImage("the server is shutting down")
         log.warning("a decoding process %s (%s) and is replaced", ending, cause)
         metrics.DECODERS_REPLACED.labels(cause).inc()
-        return self._started()
+        place.child = self._new()
+        return ending
 
-    def _started(self) -> _Child:
+    def _new(self) -> _Child:
         child = _Child(self._memory_bytes)
         self._children.add(child)
         return child

@@ -115,7 +115,7 @@ class QueueFull(ServerProblem):
 
 
 class NotReady(ServerProblem):
-    """No engine has a model loaded and answers."""
+    """No engine has a model loaded and answers, or images cannot be decoded."""
 
     status, slug, title = 503, "not-ready", "The server is not ready"
 

@@ -14,6 +14,7 @@ from app.engine.client import EngineClient
 from app.http.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
 from app.http.classify import Classification, Engines, classify_router
 from app.http.early import RefuseEarly
+from app.http.health import Health
 from app.http.hugging_face import hugging_face_router
 from app.http.middleware import REQUEST_ID, Observe
 from app.http.models import models_router
@@ -70,6 +71,7 @@ def create_app(
         generate_unique_id_function=operation_id,
     )
     classification = Classification(settings, engines, decoders)
+    health = Health(engines, decoders)
     app.add_middleware(RefuseEarly, classification=classification)
     app.add_middleware(
         Bounded,
@@ -93,10 +95,10 @@ def create_app(
     app.add_middleware(BrowserHeaders)
     install_problem_handlers(app)
     app.include_router(classify_router(classification))
-    app.include_router(open_inference_router(classification, engines))
+    app.include_router(open_inference_router(classification, health))
     app.include_router(hugging_face_router(classification))
     app.include_router(models_router(settings, engines))
-    app.include_router(operations_router(engines, with_metrics=settings.operations_port is None))
+    app.include_router(operations_router(health, with_metrics=settings.operations_port is None))
     app.include_router(stats_router(engines))
     app.include_router(page_router(settings))
     install_openapi(app)
@@ -105,12 +107,12 @@ def create_app(
     return app
 
 
-def create_operations_app(engines: Engines) -> FastAPI:
-    """Probes and metrics alone, for a listener of their own. The engines are those of the other application,
-    which starts and closes them."""
+def create_operations_app(health: Health) -> FastAPI:
+    """Probes and metrics alone, for a listener of their own. The health is that of the other application,
+    which starts and closes what it is of."""
     app = FastAPI(title="TrimViT operations", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Observe)
     app.add_middleware(BrowserHeaders)
     install_problem_handlers(app)
-    app.include_router(operations_router(engines, with_metrics=True))
+    app.include_router(operations_router(health, with_metrics=True))
     return app

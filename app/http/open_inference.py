@@ -17,7 +17,8 @@ from app.engine.messages import ModelInfo
 from app.errors import NotFound
 from app.http.answers import server_timing
 from app.http.body import JSON, RAW, BodyLimits, read_body, short
-from app.http.classify import PROBLEMS, Classification, Engines, timings_ms
+from app.http.classify import PROBLEMS, Classification, timings_ms
+from app.http.health import Health
 from app.http.infer import INPUTS, output_tensors, outputs_of, read_inference
 from app.http.open_inference_schemas import (
     ErrorAnswer,
@@ -108,8 +109,8 @@ _INFER_BODY: dict[str, Any] = {
 }
 
 
-def open_inference_router(classification: Classification, engines: Engines) -> APIRouter:
-    """The routes on these engines, with images answered by ``classification``."""
+def open_inference_router(classification: Classification, health: Health) -> APIRouter:
+    """The routes, with images answered by ``classification``."""
     router = APIRouter(tags=["open inference protocol"])
     limits = classification.body_limits
 
@@ -134,14 +135,14 @@ def open_inference_router(classification: Classification, engines: Engines) -> A
     @router.get(
         "/v2/health/ready",
         operation_id="v2_server_ready",
-        summary="An engine has loaded, warmed up and answers",
+        summary="An engine has loaded, warmed up and answers, and images can be decoded",
         response_model=ServerReady,
         responses={
             503: {"model": ServerReady, "description": "Not ready.", "headers": PROBLEMS[503]["headers"]}
         },
     )
     async def ready() -> JSONResponse:
-        is_ready = engines.model is not None
+        is_ready = health.ready
         return JSONResponse(
             {"ready": is_ready},
             status_code=200 if is_ready else 503,

@@ -4,12 +4,12 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from app import metrics
-from app.http.classify import Engines
+from app.http.health import Health
 from app.http.schemas import Readiness
 
 
-def operations_router(engines: Engines, *, with_metrics: bool) -> APIRouter:
-    """Probes and, unless they have a listener of their own, metrics for a front end of these engines."""
+def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
+    """Probes and, unless they have a listener of their own, metrics for a front end."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/livez", summary="The HTTP process runs")
@@ -18,17 +18,17 @@ def operations_router(engines: Engines, *, with_metrics: bool) -> APIRouter:
 
     @router.get(
         "/readyz",
-        summary="An engine has loaded, warmed up and answers",
+        summary="An engine has loaded, warmed up and answers, and images can be decoded",
         response_model=Readiness,
         responses={503: {"model": Readiness, "description": "Not ready."}},
     )
     async def readyz() -> JSONResponse:
-        ready = engines.model is not None
+        ready = health.ready
         return JSONResponse(
             {
                 "status": "ready" if ready else "not ready",
-                "reason": engines.trouble,
-                "engines": engines.engines,
+                "reason": health.trouble,
+                "engines": health.engines.engines,
             },
             status_code=200 if ready else 503,
             headers={} if ready else {"Retry-After": "1"},

@@ -11,6 +11,7 @@ from setproctitle import setproctitle
 from app import tracing
 from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
+from app.http.health import Health
 from app.http.listeners import main_config, operations_config, serve
 from app.http.traffic import Traffic
 from app.lifeline import die_with_parent
@@ -42,7 +43,9 @@ async def run(
     # 44 % of what a profile saw of this process under overload, in pauses that all requests wait for.
     gc.collect()
     gc.freeze()
-    operations = operations_config(create_operations_app(engines)) if operations_listener else None
+    operations = (
+        operations_config(create_operations_app(Health(engines, decoders))) if operations_listener else None
+    )
     await serve(main_config(app, settings), listener, traffic, operations, operations_listener)
 
 

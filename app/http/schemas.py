@@ -351,6 +351,8 @@ class EngineState(BaseModel):
 class Readiness(BaseModel):
     """Whether images are answered, and by which engines."""
 
-    status: Literal["ready", "not ready"] = Field(description="Whether any engine is ready.")
-    reason: str | None = Field(None, description="Where no engine comes up: why.")
+    status: Literal["ready", "not ready"] = Field(description="Whether images are answered.")
+    reason: str | None = Field(
+        None, description="Where no engine, or nothing that decodes images, comes up: why."
+    )
     engines: list[EngineState] = Field(description="Each engine.")

@@ -18,9 +18,9 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from app import decoding
-from app.decoder import SIZES
+from app.decoder import SIZES, STARTED
 from app.decoding import DecodingProcesses, memory_for
-from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
+from app.errors import NotReady, Problem, TooLarge, UndecodableImage, UnsupportedMediaType
 from app.images import FORMATS, ImageLimits, decode
 from tests.app.fakes import MODEL, encoded, picture
 
@@ -113,7 +113,8 @@ def test_a_decoding_process_has_no_secrets_and_little_to_lose(
 
 
 class StandIn:
-    """`python -m app.decoder` replaced by a program that misbehaves as told; ``started`` counts them."""
+    """`python -m app.decoder` replaced by programs that misbehave as told, once they have started, if they
+    do; ``started`` counts them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *programs: str) -> None:
         self.started = 0
@@ -123,8 +124,11 @@ class StandIn:
             assert command[1:] == ["-m", "app.decoder"]
             program = programs[min(self.started, len(programs) - 1)]
             self.started += 1
-            if program:
+            if program == NEVER_STARTS:
+                command = [sys.executable, "-c", "raise SystemExit(3)"]
+            elif program:
                 link = "link = socket.socket(fileno=int(os.environ['TRIMVIT_DECODER_SOCKET']))"
+                link += f"\nlink.sendall({STARTED!r})"
                 command = [sys.executable, "-c", f"import os, socket\n{link}\n{program}"]
             return start(command, **options)  # type: ignore[call-overload]
 
@@ -136,6 +140,7 @@ HANGS = "link.recv(1)\nimport time\ntime.sleep(600)"
 HOLDS_THE_LOCK = "link.recv(1)\nimport re\nre.match('(a*)*b', 'a' * 100)"  # never comes back, nor lets go
 CRASHES = "link.recv(1)\nos.kill(os.getpid(), 11)"
 DIES_IDLE = "pass"
+NEVER_STARTS = "never"
 
 
 @pytest.mark.parametrize("program", [HANGS, HOLDS_THE_LOCK])
@@ -213,6 +218,25 @@ def test_what_a_process_answers_is_not_trusted(monkeypatch: pytest.MonkeyPatch, 
     StandIn(monkeypatch, f"link.recv(10**6)\nlink.sendall({answer!r})")
     with DecodingProcesses(1, WAIT_S, memory_for(1000)) as processes, pytest.raises(UndecodableImage):
         processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S)
+
+
+def test_where_no_process_starts_no_image_is_blamed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sender is told to come again, the operator why; who asks about it has another start tried."""
+    stand_in = StandIn(monkeypatch, *[NEVER_STARTS] * 5, SOUND)
+    with DecodingProcesses(1, WAIT_S, memory_for(1000)) as processes:
+        processes._trial.result(WAIT_S)
+        assert processes._trouble == "no decoding process starts; the last one ended with exit code 3"
+        with pytest.raises(NotReady, match="no decoding process starts"):
+            processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S)
+        assert stand_in.started == 5
+        assert "no decoding process starts" in caplog.text
+        assert processes.trouble is not None
+        processes._trial.result(WAIT_S)
+        assert processes.trouble is None
+        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
+        assert len(processes._children) == 1
 
 
 def test_an_image_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

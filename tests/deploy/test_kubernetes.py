@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.http.classify import Engines
+from app.http.health import Health
 from app.http.operations import operations_router
 from app.settings import Settings
 from tests.deploy.promql import exposed
@@ -113,7 +113,7 @@ def ports(objects: Objects) -> dict[str, int]:
 
 def operations_paths() -> set[str]:
     """What the operations port answers."""
-    router = operations_router(cast("Engines", None), with_metrics=True)
+    router = operations_router(cast("Health", None), with_metrics=True)
     return {route.path for route in router.routes}  # type: ignore[attr-defined]
 
 

@@ -1,8 +1,12 @@
 """Probes and metrics."""
 
+import pytest
 from starlette.testclient import TestClient
 
+from app.decoding import DecodingProcesses, memory_for
 from app.http.schemas import Readiness
+from app.main import create_app
+from app.settings import Settings
 from tests.app.fakes import FakeEngines, encoded
 
 
@@ -47,3 +51,20 @@ def test_metrics_are_a_prometheus_page(client: TestClient) -> None:
     assert response.headers["Content-Type"].startswith("text/plain; version=")
     assert 'trimvit_requests_total{method="POST",route="/v1/classify",status="200"}' in response.text
     assert "# HELP trimvit_phase_seconds Time one image spent in a phase" in response.text
+
+
+def test_where_images_cannot_be_decoded_nothing_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes go red and say why; once a decoding process starts they are green again."""
+    with DecodingProcesses(1, 10, memory_for(1000)) as decoders:
+        monkeypatch.setattr(decoders, "_trouble", "no decoding process starts; the last one was killed")
+        monkeypatch.setattr(decoders, "_try", lambda: None)
+        client = TestClient(create_app(Settings(), FakeEngines(), decoders))
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "1"
+        assert response.json()["status"] == "not ready"
+        assert response.json()["reason"] == "no decoding process starts; the last one was killed"
+        assert client.get("/v2/health/ready").status_code == 503
+        monkeypatch.setattr(decoders, "_trouble", None)
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/v2/health/ready").status_code == 200

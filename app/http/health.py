@@ -1,0 +1,29 @@
+"""Whether images are answered: what probes are told."""
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from app.decoding import DecodingProcesses
+from app.http.classify import Engines
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Of a front end: its engines', and that of what makes images ready for them."""
+
+    engines: Engines
+    decoders: Executor
+
+    @property
+    def ready(self) -> bool:
+        """Whether images are answered."""
+        return self.engines.model is not None and self._decoders_trouble is None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why none are, where that is not expected to pass soon."""
+        return self.engines.trouble or self._decoders_trouble
+
+    @property
+    def _decoders_trouble(self) -> str | None:
+        return self.decoders.trouble if isinstance(self.decoders, DecodingProcesses) else None
