@@ -1,5 +1,6 @@
 """Which device and dtype are chosen, on machines of every kind."""
 
+import math
 import os
 import subprocess
 import sys
@@ -109,8 +110,62 @@ def test_native_dtypes_are_what_the_processor_says() -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_cores_are_those_this_process_may_use() -> None:
     """A process that is bound to one core of many counts one."""
-    assert cores() == len(os.sched_getaffinity(0))
+    assert cores() == max(1, math.ceil(min(len(os.sched_getaffinity(0)), device._cores_of_time())))
     code = "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); "
     code += "from models.device import cores; print(cores())"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True)
     assert result.stdout == b"1\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores_of_time"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3.0),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
+        ("0::/of/the/host\n", {"cpu.max": "200000 100000\n"}, 2.0),
+        (
+            "5:memory:/other\n4:cpu,cpuacct:/a\n",
+            {"cpu/a/cpu.cfs_quota_us": "250000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+            2.5,
+        ),
+        ("4:cpu:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ("4:cpuset:/\n", {"cpu.max": "100000 100000\n"}, math.inf),
+        ("0::/\n", {}, math.inf),
+    ],
+    ids=[
+        "v2",
+        "no limit",
+        "above",
+        "below",
+        "not in a namespace",
+        "v1",
+        "v1, no limit",
+        "other group",
+        "none",
+    ],
+)
+def test_a_container_s_limit_counts(
+    tmp_path: Path, membership: str, files: dict[str, str], cores_of_time: float
+) -> None:
+    """Both versions of control groups, in a namespace of their own or not."""
+    (tmp_path / "membership").write_text(membership)
+    for name, text in files.items():
+        file = tmp_path / "groups" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert device._cores_of_time(tmp_path / "membership", tmp_path / "groups") == cores_of_time
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
+    """On a system that has none."""
+    assert device._cores_of_time(tmp_path / "none", tmp_path) == math.inf
+
+
+@pytest.mark.parametrize(("time", "number"), [(0.2, 1), (1.0, 1), (1.5, 2), (math.inf, 64)])
+def test_a_part_of_a_core_is_one(monkeypatch: pytest.MonkeyPatch, time: float, number: int) -> None:
+    """Rounded up, on a machine of 64 cores."""
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(device, "_cores_of_time", lambda: time)
+    assert cores() == number
