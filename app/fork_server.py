@@ -213,7 +213,8 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
             if can_fork:
                 pid = os.fork()
             else:
-                pid = os.posix_spawn(sys.executable, [sys.executable, "-m", order.module], environment)
+                command = [sys.executable, "-m", order.module]
+                pid = os.posix_spawn(sys.executable, command, environment, setsigmask=())
             if pid == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.environ.clear()

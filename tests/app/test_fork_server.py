@@ -29,12 +29,12 @@ threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
     "endless": "import time\ntime.sleep(600)",
     # Tells of itself in a file, replaced at once; then ends as it is told, or waits to be ended.
     "program": """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from app.lifeline import die_with_parent
 die_with_parent()
 said = {"environment": dict(os.environ), "heavy": "heavy" in sys.modules}
-said |= {"name": __name__, "pid": os.getpid()}
+said |= {"name": __name__, "pid": os.getpid(), "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))}
 Path(f"{os.environ['SAY']}.{os.getpid()}").write_text(json.dumps(said))
 Path(f"{os.environ['SAY']}.{os.getpid()}").replace(os.environ["SAY"])
 if "CODE" in os.environ:
@@ -98,6 +98,7 @@ async def test_a_fork_has_what_was_imported_and_its_own_environment(modules: Pat
         assert isinstance(told["environment"], dict)
         assert told["environment"]["NUMBER"] == "7"
         assert "ONLY_ITS_OWN" not in told["environment"]
+        assert told["blocked"] == []
         assert process.returncode is None
 
 
@@ -124,6 +125,7 @@ async def test_what_cannot_be_preloaded_costs_time_only(modules: Path, preloaded
         process = await server.start("program", order(modules))
         told = await said(modules)
         assert (told["heavy"], told["pid"]) == (preloaded == "broken", process.pid)
+        assert told["blocked"] == [], "signals are the program's own"
         process.send_signal(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
 
