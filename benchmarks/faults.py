@@ -6,8 +6,8 @@
 kills: the engine is killed (-9) every so many seconds under a load at half the capacity. Reported: requests
 by outcome, latencies, the longest time without an answer after each kill, and whether the server answered
 each image once.
-soak: a mixed load (ratios, methods, several images at once, broken images, clients that go away, short
-deadlines), with memory, open files and metric files of every process sampled. Growth compares the medians of
+soak: a mixed load (ratios, methods, broken images, clients that go away, short deadlines; half the capacity
+and, ten seconds of every minute, three times as much, so that batches of all sizes come), with memory, open files and metric files of every process sampled. Growth compares the medians of
 the first and the last fifth of the samples after a tenth for warming up; the median of every tenth shows when
 it was.
 """
@@ -36,6 +36,7 @@ from benchmarks.server import processes, running, title_of
 CLIENTS = 16
 MOST_WAITING = 512  # requests that the load generator has under way at most
 PATIENCE_S = 60.0
+BURST, BURST_S, BURST_EVERY_S = 3.0, 10.0, 60.0  # in a soak, times the rate
 
 
 class Target:
@@ -201,16 +202,18 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
             samples["metric files"].append({"files": len(_metric_files(target.supervisor))})
 
         with ThreadPoolExecutor(MOST_WAITING) as pool:
-            number, sampled = 0, 0
+            number, sampled, due = 0, 0, 0.0
             while (now := time.perf_counter() - started) < options.seconds:
                 if now > sampled * options.every:
                     sample()
                     sampled += 1
                 pool.submit(ask, number)
                 number += 1
-                time.sleep(max(0.0, started + number / rate - time.perf_counter()))
+                due += 1 / (rate * BURST if due % BURST_EVERY_S < BURST_S else rate)
+                time.sleep(max(0.0, started + due - time.perf_counter()))
         return {
             "capacity_images_per_s": round(capacity, 1),
+            "rate_between_bursts": round(rate, 1),
             "seconds": round(now, 1),
             "requests": number,
             "by_outcome": dict(sorted(outcomes.items())),
@@ -269,7 +272,9 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=10.0)
     parser.add_argument("--deadline-ms", type=int, default=30_000)
     parser.add_argument("--capacity-s", type=float, default=10.0, help="time to find out the capacity")
-    parser.add_argument("--rate", type=float, help="requests a second of the soak (half the capacity)")
+    parser.add_argument(
+        "--rate", type=float, help="requests a second of the soak between bursts (half the capacity)"
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.seconds is None:
