@@ -7,9 +7,9 @@ kills: the engine is killed (-9) every so many seconds under a load at half the 
 by outcome, latencies, the longest time without an answer after each kill, and whether the server answered
 each image once.
 soak: a mixed load (ratios, methods, broken images, clients that go away, short deadlines; half the capacity
-and, ten seconds of every minute, three times as much, so that batches of all sizes come), with memory, open files and metric files of every process sampled. Growth compares the medians of
-the first and the last fifth of the samples after a tenth for warming up; the median of every tenth shows when
-it was.
+and, ten seconds of every minute, three times as much, so that batches of all sizes come), with memory, open
+files and metric files of every process sampled. Growth compares the medians of the first and the last fifth
+of the samples after a tenth for warming up; the median of every tenth shows when it was.
 """
 
 import argparse
