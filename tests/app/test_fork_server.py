@@ -34,7 +34,8 @@ from pathlib import Path
 from app.lifeline import die_with_parent
 die_with_parent()
 said = {"environment": dict(os.environ), "heavy": "heavy" in sys.modules}
-said |= {"name": __name__, "pid": os.getpid(), "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))}
+said |= {"name": __name__, "pid": os.getpid()}
+said["blocked"] = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 Path(f"{os.environ['SAY']}.{os.getpid()}").write_text(json.dumps(said))
 Path(f"{os.environ['SAY']}.{os.getpid()}").replace(os.environ["SAY"])
 if "CODE" in os.environ:
