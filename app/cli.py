@@ -12,6 +12,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsError
 
+from app.environment import tune_libraries
 from app.settings import Settings
 
 USAGE_ERROR = 2
@@ -204,9 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"trimvit: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
-    # How long an idle OpenMP thread spins before it sleeps (docs/design/0003). Read when torch is imported.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    tune_libraries(os.environ)
     if not sys.stderr.isatty():  # a progress bar is for who watches
         os.environ.setdefault("TQDM_DISABLE", "1")
     command = COMMANDS[name]

@@ -1,7 +1,7 @@
 """What a process of ours is told in its environment. The supervisor and a Ray replica start engines alike."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,3 +63,15 @@ def environment_of(
         "TRIMVIT_METRICS_SLOT": slot,
         "TRIMVIT_SETTINGS": settings.model_dump_json(),
     }
+
+
+def tune_libraries(environment: MutableMapping[str, str]) -> None:
+    """Defaults for what libraries read when a process starts or torch is imported; what is there stays.
+
+    How long an idle OpenMP thread spins before it sleeps (docs/design/0003); and one arena for all threads,
+    not up to eight for each core, in which what oneDNN keeps lies scattered among what comes and goes with
+    every batch (docs/design/0023).
+    """
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", "2000")
+    environment.setdefault("MALLOC_ARENA_MAX", "1")

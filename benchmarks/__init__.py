@@ -2,6 +2,7 @@
 
 import os
 
+from app.environment import tune_libraries
+
 # As the command line does for the server; before torch is imported.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+tune_libraries(os.environ)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app.environment import EngineFiles, engine_variables, environment_of
+from app.environment import EngineFiles, engine_variables, environment_of, tune_libraries
 from app.pulse import Pulse
 from app.reports import take_reason
 from app.restarts import Restarts
@@ -92,7 +92,7 @@ class EngineKeeper:
         made = Pulse.made_at(self._files.pulse)
         variables = engine_variables(self._files, 0, self._settings.device, sharing=1)
         environment = environment_of(self._settings, NAME, variables, keys=False)
-        environment.setdefault("GOMP_SPINCOUNT", "2000")  # as app.cli does
+        tune_libraries(environment)
         return subprocess.Popen(self._command, env=environment), made  # noqa: S603
 
     def _watch(self, process: subprocess.Popen[bytes], pulse: Pulse) -> str | None:
