@@ -1,8 +1,33 @@
-"""What processes are told in their environment."""
+"""What children are told, and what they are not."""
+
+from pathlib import Path
 
 import pytest
 
-from app.environment import tune_libraries
+from app.environment import EngineFiles, engine_variables, environment_of, tune_libraries
+from app.keys import KEYS_VARIABLE
+from app.settings import Settings
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_the_keys_go_to_who_checks_them(monkeypatch: pytest.MonkeyPatch, keys: bool) -> None:
+    """An engine has no use for them."""
+    monkeypatch.setenv(KEYS_VARIABLE, "alice:secret")
+    environment = environment_of(Settings(port=8123), "engine-3", {"OWN": "1"}, keys=keys)
+    assert (KEYS_VARIABLE in environment) == keys
+    assert ("secret" in str(environment)) == keys
+    assert (environment["OWN"], environment["TRIMVIT_METRICS_SLOT"]) == ("1", "engine-3")
+    assert Settings.model_validate_json(environment["TRIMVIT_SETTINGS"]).port == 8123
+
+
+def test_an_engines_files_lie_in_the_private_folder(tmp_path: Path) -> None:
+    """Each by the engine's name, so that engines do not meet."""
+    variables = engine_variables(EngineFiles(tmp_path, "engine-1"), 1, "cpu", 2)
+    assert variables["TRIMVIT_ENGINE_ADDRESS"] == f"ipc://{tmp_path}/engine-1"
+    assert variables["TRIMVIT_ENGINE_PULSE"] == f"{tmp_path}/engine-1.pulse"
+    assert variables["TRIMVIT_ENGINE_REASON"] == f"{tmp_path}/engine-1.reason"
+    assert variables["TRIMVIT_ENGINE_LEARNED"] == f"{tmp_path}/engine-1.learned"
+    assert (variables["TRIMVIT_ENGINE_INDEX"], variables["TRIMVIT_ENGINE_SHARING"]) == ("1", "2")
 
 
 @pytest.mark.parametrize(

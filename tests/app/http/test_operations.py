@@ -56,6 +56,7 @@ def test_metrics_are_a_prometheus_page(client: TestClient) -> None:
 def test_where_images_cannot_be_decoded_nothing_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes go red and say why; once a decoding process starts they are green again."""
     with DecodingProcesses(1, 10, memory_for(1000)) as decoders:
+        decoders._trial.result(60)  # it starts, and would say so after the next line
         monkeypatch.setattr(decoders, "_trouble", "no decoding process starts; the last one was killed")
         monkeypatch.setattr(decoders, "_try", lambda: None)
         client = TestClient(create_app(Settings(), FakeEngines(), decoders))
