@@ -59,8 +59,10 @@ class _Child:
     """One decoding process, asked by one thread at a time."""
 
     def __init__(self, memory_bytes: int) -> None:
+        """Raises OSError where the system has no room for another process or its socket."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as on_failure, theirs:
+            on_failure.callback(ours.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "app.decoder"],
                 env={
@@ -74,6 +76,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
+            on_failure.pop_all()
         self._connection = ours
         self._started = False
 
@@ -157,9 +160,9 @@ class _Child:
 
 @dataclass(slots=True)
 class _Place:
-    """For one process after the other."""
+    """For one process after the other; none where the system had no room for one."""
 
-    child: _Child
+    child: _Child | None
 
 
 class DecodingProcesses(Executor):
@@ -183,10 +186,9 @@ class DecodingProcesses(Executor):
             self._idle.put(_Place(self._new()))
         self._trial = self._threads.submit(self._try)
 
-    @property
-    def trouble(self) -> str | None:
-        """Why images cannot be decoded, where the last process that was started did not come up. Asking has
-        another one tried."""
+    def look_for_trouble(self) -> str | None:
+        """Why images cannot be decoded, where the last process that was started did not come up; another one
+        is tried meanwhile."""
         if self._trouble is not None and self._trial.done() and not self._closing:
             with contextlib.suppress(RuntimeError):  # it is being closed at this moment
                 self._trial = self._threads.submit(self._try)
@@ -213,9 +215,9 @@ class DecodingProcesses(Executor):
         place = self._idle.get()
         try:
             for _ in range(2):
-                self._start(place)
+                child = self._started(place)
                 try:
-                    return place.child.decode(data, spec, limits, self._timeout_s)
+                    return child.decode(data, spec, limits, self._timeout_s)
                 except TimeoutError:
                     self._replace(place, "slow")
                     raise UndecodableImage(
@@ -232,19 +234,24 @@ class DecodingProcesses(Executor):
         place = self._idle.get()
         try:
             with contextlib.suppress(Problem):
-                self._start(place)
+                self._started(place)
         finally:
             self._idle.put(place)
 
-    def _start(self, place: _Place) -> None:
-        """See to it that the process there has started. Raises NotReady where not even a second one does."""
+    def _started(self, place: _Place) -> _Child:
+        """The process there, once it has started. Raises NotReady where not even a second one does."""
         for _ in range(2):
+            if place.child is None:
+                place.child = self._new()
+            if place.child is None:
+                ending = "could not be made"
+                continue
             cause = "died"
             try:
                 if place.child.alive:
                     place.child.wait_until_started(_START_S)
                     self._trouble = None
-                    return
+                    return place.child
             except TimeoutError:
                 cause = "slow"
             except _Died:
@@ -256,6 +263,7 @@ class DecodingProcesses(Executor):
 
     def _replace(self, place: _Place, cause: str) -> str:
         """Gives back how the old one ended."""
+        assert place.child is not None
         ending = place.child.end(_DEATH_S if cause == "died" else 0)
         self._children.discard(place.child)
         if self._closing:
@@ -265,7 +273,12 @@ class DecodingProcesses(Executor):
         place.child = self._new()
         return ending
 
-    def _new(self) -> _Child:
-        child = _Child(self._memory_bytes)
+    def _new(self) -> _Child | None:
+        """None where the system has no room for it; the log has why."""
+        try:
+            child = _Child(self._memory_bytes)
+        except OSError as error:
+            log.warning("a decoding process cannot be made: %s", error)
+            return None
         self._children.add(child)
         return child

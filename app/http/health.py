@@ -14,16 +14,13 @@ class Health:
     engines: Engines
     decoders: Executor
 
-    @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether images are answered."""
-        return self.engines.model is not None and self._decoders_trouble is None
+        return self.engines.model is not None and self._decoders_trouble() is None
 
-    @property
-    def trouble(self) -> str | None:
+    def look_for_trouble(self) -> str | None:
         """Why none are, where that is not expected to pass soon."""
-        return self.engines.trouble or self._decoders_trouble
+        return self.engines.trouble or self._decoders_trouble()
 
-    @property
     def _decoders_trouble(self) -> str | None:
-        return self.decoders.trouble if isinstance(self.decoders, DecodingProcesses) else None
+        return self.decoders.look_for_trouble() if isinstance(self.decoders, DecodingProcesses) else None

@@ -142,7 +142,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         },
     )
     async def ready() -> JSONResponse:
-        is_ready = health.ready
+        is_ready = health.is_ready()
         return JSONResponse(
             {"ready": is_ready},
             status_code=200 if is_ready else 503,

@@ -23,11 +23,11 @@ def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
         responses={503: {"model": Readiness, "description": "Not ready."}},
     )
     async def readyz() -> JSONResponse:
-        ready = health.ready
+        ready = health.is_ready()
         return JSONResponse(
             {
                 "status": "ready" if ready else "not ready",
-                "reason": health.trouble,
+                "reason": health.look_for_trouble(),
                 "engines": health.engines.engines,
             },
             status_code=200 if ready else 503,

@@ -1,5 +1,6 @@
 """Decoding in processes: pixels and problems as in this one, whatever an image does to its process."""
 
+import errno
 import os
 import resource
 import signal
@@ -232,11 +233,45 @@ def test_where_no_process_starts_no_image_is_blamed(
             processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S)
         assert stand_in.started == 5
         assert "no decoding process starts" in caplog.text
-        assert processes.trouble is not None
+        assert processes.look_for_trouble() is not None
         processes._trial.result(WAIT_S)
-        assert processes.trouble is None
+        assert processes.look_for_trouble() is None
         assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
         assert len(processes._children) == 1
+
+
+def test_a_system_without_room_for_a_process_is_no_images_fault(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start and in place of one that died: the sender is told to come again, and the next one finds
+    a process as soon as there is room."""
+    start = subprocess.Popen
+    room = False
+
+    def popen(command: list[str], **options: object) -> object:
+        if not room:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return start(command, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with DecodingProcesses(1, WAIT_S, memory_for(1000)) as processes:
+        processes._trial.result(WAIT_S)
+        refused = processes.submit(decode, encoded(), SPEC, ROOMY)
+        with pytest.raises(NotReady, match="the last one could not be made"):
+            refused.result(WAIT_S)
+        assert os.strerror(errno.EAGAIN) in caplog.text
+        room = True
+        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
+        assert processes.look_for_trouble() is None
+
+        room = False
+        (child,) = processes._children
+        child.kill()
+        with pytest.raises(NotReady):
+            processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S)
+        assert not processes._children
+        room = True
+        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
 
 
 def test_an_image_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
