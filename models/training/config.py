@@ -11,6 +11,19 @@ from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
+# What several commands ask for alike.
+BatchSize = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=0, description="Processes that read images.")]
+Dtype = Annotated[DtypeName, Field(description="As for trimvit serve.")]
+Model = Annotated[str, Field(description="Model reference, as for trimvit serve.")]
+Architecture = Annotated[
+    str | None, Field(description="timm architecture of a file that does not name its own.")
+]
+Reducers = Annotated[
+    tuple[Reducer, ...],
+    Field(min_length=1, description="Each with each criterion; merge once, since it reads none."),
+]
+Limit = Annotated[int | None, Field(ge=1, description="Use so many images only, spread over the folder.")]
 
 
 class TrainConfig(BaseModel):
@@ -72,7 +85,7 @@ class TrainConfig(BaseModel):
     )
     seed: int = 0
     bf16: bool = Field(default=True, description="Mixed precision: bfloat16 with float32 master weights.")
-    workers: int = Field(1, ge=0, description="Processes that read images.")
+    workers: Workers = 1
     save_every: int = Field(50, ge=1, description="Steps between two resume states.")
 
     @model_validator(mode="after")
@@ -90,10 +103,8 @@ class EvaluateConfig(BaseModel):
     data: Path = Field(
         description="Folder with one sub-folder of images per class, in the model's class order."
     )
-    model: str = Field("trimvit-small-imagenette", description="Model reference, as for trimvit serve.")
-    architecture: str | None = Field(
-        None, description="timm architecture of a file that does not name its own."
-    )
+    model: Model = "trimvit-small-imagenette"
+    architecture: Architecture = None
     patch_stride: int | None = Field(
         None,
         ge=1,
@@ -102,14 +113,12 @@ class EvaluateConfig(BaseModel):
     )
     keep_ratios: tuple[Ratio, ...] = Field((1.0, 0.9, 0.7, 0.5, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(("variance", "mad", "mean", "random"), min_length=1)
-    reducers: tuple[Reducer, ...] = Field(
-        ("drop",), min_length=1, description="Each with each criterion; merge once, since it reads none."
-    )
-    batch_size: int = Field(32, ge=1)
-    limit: int | None = Field(None, ge=1, description="Evaluate so many images only, spread over the folder.")
+    reducers: Reducers = ("drop",)
+    batch_size: BatchSize = 32
+    limit: Limit = None
     device: str = "auto"
-    dtype: DtypeName = Field("auto", description="As for trimvit serve.")
-    workers: int = Field(1, ge=0, description="Processes that read images.")
+    dtype: Dtype = "auto"
+    workers: Workers = 1
     output: Path | None = Field(None, description="Also write the table as JSON to this file.")
 
 
@@ -140,9 +149,7 @@ class SweepConfig(BaseModel):
     criteria: tuple[Criterion, ...] = Field(
         ("variance", "mad", "iqr", "mean", "mean_value_norm", "random"), min_length=1
     )
-    reducers: tuple[Reducer, ...] = Field(
-        ("drop",), min_length=1, description="Each with each criterion; merge once, since it reads none."
-    )
+    reducers: Reducers = ("drop",)
     keep_masses: tuple[Ratio, ...] = Field(
         (), description="Shares of the importance to keep, beside the ratios; not with merge."
     )
@@ -150,11 +157,11 @@ class SweepConfig(BaseModel):
         None,
         description="Method that the others are compared with. Default: variance, else the first.",
     )
-    batch_size: int = Field(32, ge=1)
-    limit: int | None = Field(None, ge=1, description="Use so many images only, spread over the folder.")
+    batch_size: BatchSize = 32
+    limit: Limit = None
     device: str = "auto"
-    dtype: DtypeName = Field("auto", description="As for trimvit serve.")
-    workers: int = Field(1, ge=0, description="Processes that read images.")
+    dtype: Dtype = "auto"
+    workers: Workers = 1
     speed: bool = Field(default=True, description="Also measure images/s, of ratios and not of masses.")
     speed_rounds: int = Field(5, ge=1, description="Rounds of measuring, every setting once in each.")
     speed_batches: int = Field(2, ge=1, description="Batches of a round.")
@@ -194,10 +201,8 @@ class CalibrateConfig(BaseModel):
 
     data: Path = Field(description="Folder of images, in sub-folders or not; none of them trained on.")
     output: Path = Field(description="Safetensors file to write: the model with its cascade.")
-    model: str = Field("trimvit-small-imagenette", description="Model reference, as for trimvit serve.")
-    architecture: str | None = Field(
-        None, description="timm architecture of a file that does not name its own."
-    )
+    model: Model = "trimvit-small-imagenette"
+    architecture: Architecture = None
     agreement: float = Field(
         0.995, gt=0, lt=1, description="Share of further images that are to be answered as unpruned."
     )
@@ -210,11 +215,11 @@ class CalibrateConfig(BaseModel):
     reducers: tuple[Reducer, ...] | None = Field(
         None, min_length=1, description="Likewise. Default: the checkpoint's."
     )
-    batch_size: int = Field(32, ge=1)
-    limit: int | None = Field(None, ge=1, description="Use so many images only, spread over the folder.")
+    batch_size: BatchSize = 32
+    limit: Limit = None
     device: str = "auto"
-    dtype: DtypeName = Field("auto", description="As for trimvit serve.")
-    workers: int = Field(1, ge=0, description="Processes that read images.")
+    dtype: Dtype = "auto"
+    workers: Workers = 1
 
 
 class AverageConfig(BaseModel):
