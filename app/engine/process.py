@@ -24,6 +24,7 @@ from app.engine.loop import Engine, Job, Loaded, Result
 from app.engine.messages import MOST_PATCHES
 from app.engine.scheduler import Limits
 from app.engine.warm_up import time_batches
+from app.heap import give_back_freed_memory
 from app.lifeline import LOAD_FAILED, die_with_parent
 from app.logs import configure_logging
 from app.pulse import Pulse
@@ -216,6 +217,7 @@ def main() -> None:
     )
     die_with_parent()
     configure_logging(settings.log_level, f"engine {args.index}", settings.log_format)
+    give_back_freed_memory()
     try:
         run(settings, args)
     except Exception as error:

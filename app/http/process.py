@@ -11,6 +11,7 @@ from setproctitle import setproctitle
 from app import tracing
 from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
+from app.heap import give_back_freed_memory
 from app.http.health import Health
 from app.http.listeners import main_config, operations_config, serve
 from app.http.traffic import Traffic
@@ -56,6 +57,7 @@ def main() -> None:
     die_with_parent()
     setproctitle(f"trimvit: http {index}")
     configure_logging(settings.log_level, f"http {index}", settings.log_format)
+    give_back_freed_memory()
     listener, *others = (
         socket.socket(fileno=int(number)) for number in os.environ["TRIMVIT_HTTP_SOCKETS"].split()
     )
