@@ -9,11 +9,9 @@ import contextlib
 import logging
 import os
 import resource
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from app.environment import EngineFiles, engine_variables, environment_of
 from app.fork_server import Forked, ForkServer
 from app.keys import KeysError, key_ring
 from app.lifeline import LOAD_FAILED
+from app.private_folder import PrivateFolder
 from app.pulse import Pulse
 from app.reports import EngineReport, take_reason, write_reports
 from app.restarts import Restarts
@@ -90,7 +89,8 @@ class Supervisor:
         listeners = [_listen(self.settings.host, self.settings.port)]
         if self.settings.operations_port is not None:
             listeners.append(_listen(self.settings.operations_host, self.settings.operations_port))
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="trimvit-"))  # made with mode 0700
+        private = PrivateFolder()
+        self._folder = folder = private.path
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
@@ -136,7 +136,7 @@ class Supervisor:
                 listener.close()
             if self._fork_server is not None:
                 await self._fork_server.close()
-            shutil.rmtree(folder, ignore_errors=True)
+            private.remove()
 
     def _signalled(self) -> None:
         if self._stopping.is_set():

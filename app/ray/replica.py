@@ -7,15 +7,13 @@ the metrics are written; Ray's controller and proxies import this module, too.
 import asyncio
 import logging
 import os
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.private_folder import PrivateFolder
 from app.ray.autoscaling import WORK
 from app.ray.engine_keeper import EngineKeeper
 from app.settings import Settings
@@ -39,10 +37,11 @@ class Replica:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._folder = Path(tempfile.mkdtemp(prefix="trimvit-"))  # made with mode 0700
+        self._private = PrivateFolder()
+        folder = self._private.path
         self._name = serve.get_replica_context().replica_tag
-        (self._folder / "metrics").mkdir()
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder / "metrics")
+        (folder / "metrics").mkdir()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder / "metrics")
         os.environ["TRIMVIT_METRICS_SLOT"] = "http-0"
         from app.logs import configure_logging
 
@@ -50,7 +49,7 @@ class Replica:
         self._ready = False
         self._failed: str | None = None
         self._engines: EngineClient | None = None
-        self._keeper = EngineKeeper(settings, self._folder, self._engine_failed)
+        self._keeper = EngineKeeper(settings, folder, self._engine_failed)
         self._keeper.start()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -87,7 +86,7 @@ class Replica:
     def __del__(self) -> None:
         """Called by Ray Serve once all requests are answered."""
         self._keeper.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._private.remove()
 
     def _client(self) -> "EngineClient":
         from app.engine.client import EngineClient
@@ -115,7 +114,7 @@ class Replica:
         self._failed = reason
         if self._ready:
             log.error("this replica ends: %s", reason)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._private.remove()
             os._exit(_ENGINE_FAILED)
 
 
