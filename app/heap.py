@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 
-_EVERY_S = 60.0
-_SOMETHING_S = 0.5  # of CPU time: who did less has freed little
+_EVERY_S = 10.0
+_SOMETHING_S = 0.1  # of CPU time: who did less has freed little
 
 
 def give_back_freed_memory(every_s: float = _EVERY_S) -> None:
