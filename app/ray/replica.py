@@ -13,6 +13,7 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.heap import give_back_freed_memory
 from app.private_folder import PrivateFolder
 from app.ray.autoscaling import WORK
 from app.ray.engine_keeper import EngineKeeper
@@ -45,6 +46,7 @@ class Replica:
         os.environ["TRIMVIT_METRICS_SLOT"] = "http-0"
         from app.logs import configure_logging
 
+        give_back_freed_memory()
         configure_logging(settings.log_level, f"replica {self._name}", settings.log_format)
         self._ready = False
         self._failed: str | None = None
