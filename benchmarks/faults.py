@@ -1,7 +1,7 @@
 """What clients notice of faults, and what a long run leaves behind. Real processes, over HTTP.
 
     python -m benchmarks.faults kills --photographs FOLDER [--seconds 60] [--every 10] [--output FILE.json]
-    python -m benchmarks.faults soak --photographs FOLDER [--seconds 3600] [--every 10] [--output FILE.json]
+    python -m benchmarks.faults soak --photographs FOLDER [--seconds 3600] [--every 1.7] [--output FILE.json]
 
 kills: the engine is killed (-9) every so many seconds under a load at half the capacity. Reported: requests
 by outcome, latencies, the longest time without an answer after each kill, and whether the server answered
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--model", default=BUNDLED_MODEL)
     parser.add_argument("--seconds", type=float)
-    parser.add_argument("--every", type=float, default=10.0)
+    parser.add_argument("--every", type=float, help="seconds between two kills (10) or samples (1.7)")
     parser.add_argument("--deadline-ms", type=int, default=30_000)
     parser.add_argument("--capacity-s", type=float, default=10.0, help="time to find out the capacity")
     parser.add_argument(
@@ -279,6 +279,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.seconds is None:
         options.seconds = 60.0 if options.what == "kills" else 3600.0
+    if options.every is None:
+        # Samples in step with the ten seconds after which memory is given back (app/heap.py) would always see
+        # the same part of them.
+        options.every = 10.0 if options.what == "kills" else 1.7
     photographs = [path.read_bytes() for path in sorted(options.photographs.glob("*.[jJ][pP]*"))]
     run = kills if options.what == "kills" else soak
     result = {"machine": machine.describe(), options.what: run(options, photographs)}
