@@ -6,7 +6,6 @@ has been read, for what has come meanwhile and for all other forms of body.
 """
 
 from dataclasses import dataclass, replace
-from typing import get_args
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,10 +17,9 @@ from app.errors import Problem
 from app.http.arrival import seconds_since
 from app.http.body import is_raw_image, kind_of_body, options_of, single_values
 from app.http.classify import Classification
-from app.http.hugging_face import Function
+from app.http.hugging_face import asked_of
 from app.http.problems import problem_response
 from app.http.scheduling import caller_of
-from app.http.schemas import MASK_OPTIONS
 
 # What the queries that came lately ask for is remembered: a client sends the same again and again.
 _MOST_QUERIES, _LONGEST_QUERY = 1024, 512
@@ -97,11 +95,8 @@ class RefuseEarly:
         """What the query asks for; None where it cannot be answered, for which the route has the words."""
         try:
             values = single_values(QueryParams(query.decode("latin-1")).multi_items())
-            if route.hugging_face:
-                apply = values.pop("function_to_apply", "softmax")
-                if apply not in get_args(Function) or any(name in values for name in MASK_OPTIONS):
-                    return None
-            return self._classification.expected(options_of(values, None), model)
+            options = asked_of(values)[0] if route.hugging_face else options_of(values, None)
+            return self._classification.expected(options, model)
         except Problem:
             return None
 

@@ -5,7 +5,7 @@ Choices: docs/design/0018.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Path, Request
@@ -33,7 +33,7 @@ from app.http.body import (
 )
 from app.http.classify import PROBLEMS, AnsweredImage, Classification, timings_ms
 from app.http.open_inference import check_name, errors
-from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, option_schemas
+from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, ImageOptions, option_schemas
 
 Function = Literal["softmax", "sigmoid", "none"]
 
@@ -140,16 +140,22 @@ async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Fun
         data = await read_body(request, limits)
     else:
         raise UnsupportedMediaType(f"the Content-Type is {kind!r}; allowed are image/*, {RAW} and {JSON}")
-    values = {name: value for name, value in values.items() if value is not None}
-    function = values.pop("function_to_apply", "softmax")
+    options, function = asked_of(values)
+    return EncodedImage(data, options), function
+
+
+def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function]:
+    """What is asked of an image in this shape; null is as if not there. Raises InvalidValue."""
+    given = {name: value for name, value in values.items() if value is not None}
+    function = given.pop("function_to_apply", "softmax")
     if function not in get_args(Function):
         raise InvalidValue(
             f"function_to_apply: allowed are {', '.join(get_args(Function))}, got {short.repr(function)}"
         )
     for name in MASK_OPTIONS:
-        if name in values:
+        if name in given:
             raise InvalidValue(f"{name}: this shape has no place for a mask; ask /v1/classify")
-    return EncodedImage(data, options_of(values, None)), function
+    return options_of(given, None), function
 
 
 def _labels(image: AnsweredImage, model: ModelInfo, function: Function) -> list[dict[str, Any]]:
