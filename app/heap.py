@@ -2,7 +2,7 @@
 
 glibc gives back by itself what is free at the end of its heap only. Here what stays (kernels that oneDNN
 made, an image that still waits) lies behind and between what went, and a busy process would hold most of what
-it ever had at once, and slowly more (docs/design/0015).
+it ever had at once, and slowly more (docs/design/0023).
 """
 
 import ctypes
