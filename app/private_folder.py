@@ -4,6 +4,7 @@ Whoever is killed cannot clear up. So the folder's owner holds a lock on a file 
 go when the owner ends, and who starts next removes the folders whose lock nobody holds.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -34,12 +35,9 @@ class PrivateFolder:
 
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
-        try:
+        with contextlib.suppress(OSError):  # held, without a lock (not ours), or somebody has just removed it
             status = folder.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                continue
-            with (folder / _LOCK).open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # held, without a lock (not ours), or somebody else has just removed it
-            continue
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                with (folder / _LOCK).open("r+") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -75,8 +75,8 @@ def test_it_is_as_accurate_as_asked_on_all_unseen_images() -> None:
     """At least 97 % unpruned; with variance and mad at most 0.5 points less at 0.7 and 1.5 at 0.5; random is
     clearly below at 0.3.
 
-    In float32, which rounds least. bfloat16 moves a row by an image or two, and mad's
-    at 0.5 is within by one: its card says 1.53 in bfloat16."""
+    In float32, which rounds least. bfloat16 moves a row by an image or two, and mad's at 0.5 is within by
+    one: its card says 1.53 in bfloat16."""
     rows = rows_on_imagenette(None, [1.0, 0.7, 0.5, 0.3], ["variance", "mad", "random"], "float32")
     table = {(row.keep_ratio, row.criterion): row for row in rows}
     assert table[1.0, "variance"].images == 1966
