@@ -1,8 +1,7 @@
 """Resident memory through many mixed batches, computed as the server computes them. Linux only.
 
-Not all growth is a leak: oneDNN keeps what it prepared for each shape that it met, up to 1,024 of them
-(ONEDNN_PRIMITIVE_CACHE_CAPACITY), and mixed batches bring new shapes until those are full. What is left of
-the trend by then is one.
+Not all growth is a leak: oneDNN keeps what it prepared for each shape that it met (docs/design/0023), and
+mixed batches bring new ones ever more seldom. What is left of the trend by then is one.
 """
 
 import re

@@ -62,8 +62,7 @@ class Packing:
     def padding(self) -> int:
         """Rows behind the images."""
         rows = sum(self.lengths)
-        step = 4 if rows <= 256 else 1 << rows.bit_length() - 5
-        return -rows % step if self.rounded else 0
+        return rounded(rows) - rows if self.rounded else 0
 
     def shaped(self, flat: Float[Tensor, "rows D"]) -> Float[Tensor, "*rows D"]:
         """The rows of the whole batch, dense if there is one run only."""
@@ -140,6 +139,13 @@ class Tokens:
             tuple(self.patches[image] for image in images),
             self.patch_ids.view(len(self.patches), -1).index_select(0, index).flatten(),
         )
+
+
+def rounded(rows: int) -> int:
+    """The next of the few numbers of rows that packed batches have: 16 from each power of two to the next, up
+    to 256 the multiples of 4."""
+    step = 4 if rows <= 256 else 1 << rows.bit_length() - 5
+    return rows + -rows % step
 
 
 def runs_of(lengths: Sequence[int], keys: Sequence[object]) -> Iterator[Run]:

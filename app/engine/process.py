@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # On a machine of many cores each stream gets several: one image on one core of 96 would take its time.
 MOST_STREAMS = 8
+_KERNELS_S = 4.0  # in which kernels are made ahead at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ def run(settings: Settings, args: EngineArgs) -> None:
     from app.engine.loading import describe, load_model
     from models.classifier import Classifier, ImageRequest
     from models.device import choose_device, choose_dtype, cores
+    from models.kernels import make_kernels
     from models.pruned_vit import UnsupportedModelError, check_against_timm
     from models.schedule import REDUCERS, UNPRUNED, Pruning
     from models.zoo import ModelError
@@ -110,6 +112,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
             graphs = not on_cpu and settings.cuda_graphs == "auto"
             self.classifier = Classifier(loaded.model, loaded.input, device, dtype, graphs=graphs)
             if learned is None:
+                # Before the first stage a pruned batch has up to twice its mean tokens, which are limited.
+                make_kernels(self.classifier.model, 2 * limits.batch_tokens, _KERNELS_S)
                 self._warm_up()
                 measured = time_batches(self._classify_blank, info.architecture, info.method.stages, limits)
                 learned = Learned(info, limits, measured)

@@ -30,23 +30,25 @@ def test_an_engines_files_lie_in_the_private_folder(tmp_path: Path) -> None:
     assert (variables["TRIMVIT_ENGINE_INDEX"], variables["TRIMVIT_ENGINE_SHARING"]) == ("1", "2")
 
 
-MALLOC = {
+MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4194304",
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
+    "LRU_CACHE_CAPACITY": "64",
 }
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({}, {"GOMP_SPINCOUNT": "2000", **MALLOC}),
+        ({}, {"GOMP_SPINCOUNT": "2000", **MEMORY}),
         (
             {"GOMP_SPINCOUNT": "7", "MALLOC_ARENA_MAX": "8"},
-            {**MALLOC, "GOMP_SPINCOUNT": "7", "MALLOC_ARENA_MAX": "8"},
+            {**MEMORY, "GOMP_SPINCOUNT": "7", "MALLOC_ARENA_MAX": "8"},
         ),
-        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE", **MALLOC}),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE", **MEMORY}),
     ],
     ids=["nothing said", "some said", "threads are to sleep"],
 )

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.pruned_vit import PrunedViT
-from models.ragged import Packing, Run, runs_of
+from models.ragged import Packing, Run, rounded, runs_of
 from models.schedule import CRITERIA, REDUCERS, Pruning, keep_counts
 
 MakeViT = Callable[..., VisionTransformer]
@@ -98,6 +98,15 @@ def test_rounding_adds_at_most_three_rows_or_a_16th(lengths: list[int]) -> None:
     assert (rows + packing.padding) % 4 == 0
     assert (rows + packing.padding) % (1 << max(0, rows.bit_length() - 5)) == 0 or rows <= 256
     assert Packing(tuple(lengths)).padding == 0
+
+
+@given(rows=st.integers(1, 5000))
+def test_the_numbers_of_rows_one_after_the_other(rows: int) -> None:
+    """The next one after each is found from it; none is left out."""
+    number = rounded(rows)
+    assert rounded(number) == number
+    assert all(rounded(more) == number for more in range(rows, number))
+    assert rounded(number + 1) > number
 
 
 def test_map_runs_gives_each_length_on_its_own() -> None:
