@@ -7,9 +7,11 @@ kills: the engine is killed (-9) every so many seconds under a load at half the 
 by outcome, latencies, the longest time without an answer after each kill, and whether the server answered
 each image once.
 soak: a mixed load (ratios, methods, broken images, clients that go away, short deadlines; half the capacity
-and, ten seconds of every minute, three times as much, so that batches of all sizes come), with memory, open
-files and metric files of every process sampled. Growth compares the medians of the first and the last fifth
-of the samples after a tenth for warming up; the median of every tenth shows when it was.
+for it and, ten seconds of every minute, three times as much, so that batches of all sizes come), with memory,
+open files and metric files of every process sampled. Growth compares the medians of the first and the last
+fifth of the samples after a tenth for warming up, and for memory those of each minute's lowest and highest
+sample: the median of all moves with the time that bursts take to be worked off. The median of every tenth
+shows when it was.
 """
 
 import argparse
@@ -20,11 +22,11 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import psutil
@@ -36,6 +38,12 @@ from benchmarks.server import processes, running, title_of
 CLIENTS = 16
 MOST_WAITING = 512  # requests that the load generator has under way at most
 PATIENCE_S = 60.0
+MIXED = [
+    f"keep_ratio={ratio}{method}"
+    for ratio, method in product(
+        (0.3, 0.5, 0.7, 0.9, 1.0), ("", "&criterion=mad", "&reducer=fuse", "&reducer=merge", "&mask=png")
+    )
+]
 BURST, BURST_S, BURST_EVERY_S = 3.0, 10.0, 60.0  # in a soak, times the rate
 
 
@@ -80,14 +88,14 @@ class Target:
         found = re.search(rf"^{re.escape(sample)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    def capacity(self, photographs: list[bytes], query: str, seconds: float) -> float:
-        """Images/s with as many clients as keep it busy."""
+    def capacity(self, photographs: list[bytes], queries: list[str], seconds: float) -> float:
+        """Images/s with as many clients as keep it busy, of photographs and queries drawn from these."""
         until = time.perf_counter() + seconds
 
         def ask(client: int) -> int:
-            done = 0
+            draw, done = random.Random(client), 0
             while time.perf_counter() < until:
-                done += self.post(query, photographs[(client + done) % len(photographs)]) == 200
+                done += self.post(draw.choice(queries), draw.choice(photographs)) == 200
             return done
 
         with ThreadPoolExecutor(CLIENTS) as pool:
@@ -104,7 +112,7 @@ def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, ob
     """Half the capacity, and kill -9 of the engine every so many seconds."""
     with server(options.model) as target:
         query = f"keep_ratio=0.5&deadline_ms={options.deadline_ms}"
-        capacity = target.capacity(photographs, query, options.capacity_s)
+        capacity = target.capacity(photographs, [query], options.capacity_s)
         answered_before = target.metric('trimvit_images_total{outcome="answered"}')
         started = time.perf_counter()
         killed: list[float] = []
@@ -160,7 +168,7 @@ def _silences(kills: list[float], answers: list[float], end: float) -> list[floa
 def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, object]:
     """A mixed load, and what every process holds meanwhile."""
     with server(options.model, "--http-workers", "2") as target:
-        capacity = target.capacity(photographs, "keep_ratio=0.5", options.capacity_s)
+        capacity = target.capacity(photographs, MIXED, options.capacity_s)
         rate = options.rate or capacity / 2
         started = time.perf_counter()
         outcomes: Counter[str] = Counter()
@@ -181,11 +189,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
                     target.post("", photograph, leave_after_s=draw.uniform(0.001, 0.05))
                     outcomes["the client left"] += 1
                 case _:
-                    method = draw.choice(
-                        ("", "&criterion=mad", "&reducer=fuse", "&reducer=merge", "&mask=png")
-                    )
-                    ratio = draw.choice((0.3, 0.5, 0.7, 0.9, 1.0))
-                    count(target.ask(f"keep_ratio={ratio}{method}", photograph))
+                    count(target.ask(draw.choice(MIXED), photograph))
 
         def sample() -> None:
             target.metric("trimvit_engine_up")  # a scrape, as Prometheus makes them
@@ -220,6 +224,15 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
             "restarts": target.metric('trimvit_restarts_total{process="engine-0"}'),
             "samples": sampled,
             "growth": {name.strip(): _growth(rows) for name, rows in samples.items()},
+            "growth_of_mib_by_minute": {
+                name.strip(): {
+                    what: _growth(extremes)["mib"]
+                    for what, of_minute in (("lowest", min), ("highest", max))
+                    if (extremes := _of_minutes([row["mib"] for row in rows], of_minute, options.every))
+                }
+                for name, rows in samples.items()
+                if "mib" in rows[0]
+            },
             "mib_by_tenth": {
                 name.strip(): _tenths([row["mib"] for row in rows])
                 for name, rows in samples.items()
@@ -251,6 +264,17 @@ def _growth(rows: list[dict[str, float]]) -> dict[str, object]:
             "change_%": round(100 * (last / first - 1), 2) if first else None,
         }
     return result
+
+
+def _of_minutes(
+    values: list[float], extreme: Callable[[list[float]], float], every_s: float
+) -> list[dict[str, float]]:
+    """The lowest or highest value of each whole minute, as rows for `_growth`."""
+    minute = round(60 / every_s)
+    return [
+        {"mib": extreme(values[first : first + minute])}
+        for first in range(0, len(values) - minute + 1, minute)
+    ]
 
 
 def _tenths(values: list[float]) -> list[float]:
