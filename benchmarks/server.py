@@ -1,6 +1,7 @@
 """A server of its own for a benchmark: started, ready, and stopped at the end."""
 
 import re
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -8,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 
 import psutil
@@ -18,10 +19,11 @@ PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class Server:
-    """The supervisor's process, and the port."""
+    """The supervisor's process, the port, and whether it speaks HTTPS."""
 
     pid: int
     port: int
+    tls: bool = False
 
 
 @contextmanager
@@ -35,11 +37,11 @@ def running(*flags: str) -> Iterator[Server]:
             process = subprocess.Popen(command, stderr=sink)
         try:
             until = time.monotonic() + PATIENCE_S
-            while (port := _port(log)) is None or not is_ready(port):
+            while (found := _address(log)) is None or not is_ready(*found):
                 if time.monotonic() > until or process.poll() is not None:
                     raise RuntimeError(f"the server did not become ready: {log.read_text()}")
                 time.sleep(0.1)
-            yield Server(process.pid, port)
+            yield Server(process.pid, *found)
         finally:
             end(process)
 
@@ -68,14 +70,24 @@ def title_of(process: psutil.Process) -> str:
         return ""
 
 
-def _port(log: Path) -> int | None:
-    found = re.search(r"listening on http://[^:]+:(\d+)", log.read_text())
-    return None if found is None else int(found[1])
+def _address(log: Path) -> tuple[int, bool] | None:
+    """The port, and whether it speaks HTTPS; None until the log says so."""
+    found = re.search(r"listening on (https?)://[^:]+:(\d+)", log.read_text())
+    return None if found is None else (int(found[2]), found[1] == "https")
 
 
-def is_ready(port: int) -> bool:
+def connect(port: int, *, tls: bool, timeout: float, source: str = "127.0.0.1") -> HTTPConnection:
+    """A connection to the server at that port, whose certificate is not looked at, from this address."""
+    if not tls:
+        return HTTPConnection("127.0.0.1", port, timeout=timeout, source_address=(source, 0))
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return HTTPSConnection("127.0.0.1", port, timeout=timeout, source_address=(source, 0), context=context)
+
+
+def is_ready(port: int, tls: bool = False) -> bool:
     """Whether /readyz of the server at that port says 200."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = connect(port, tls=tls, timeout=10)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

@@ -1,0 +1,398 @@
+"""What unlucky or hostile clients cost everybody else. A real server, one load after the other.
+
+    python -m benchmarks.harm [LOAD ...] --photographs FOLDER [--model MODEL] [--output FILE.json]
+
+Each load gets a server of its own that rests first. While the load runs, another process asks /livez without
+a pause, and a client at another address posts one photograph after the other. Reported are: how the load was
+answered, how long /livez and the polite client waited, and by how much the memory of each process rose above
+its resting level at its highest (the kernel's VmHWM, so nothing between two samples is missed). The limit for
+memory is --max-bodies-bytes, for the slowest /livez 100 ms.
+
+LOAD is one or several of these, by default all:
+
+inflating    100 requests at once, each 32 KB of gzip that inflate to 33 MB of pixels
+forms        16 forms of 31 MB at once
+documents    16 JSON documents of 31 MB of base64 at once
+slow-forms   4 forms of 64 photographs over lines of 300 KB/s, beyond the deadline
+masks        2 requests for 64 photographs with a picture of every stage
+text-chunks  4 PNGs of 30 MB with two million text chunks each
+silent-tls   4,000 connections to the TLS port that say nothing
+"""
+
+import argparse
+import gzip
+import io
+import json
+import multiprocessing
+import resource
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import psutil
+from PIL import Image
+
+from app.settings import BUNDLED_MODEL, Settings
+from benchmarks import machine
+from benchmarks.report import write
+from benchmarks.server import Server, connect, running, title_of
+
+LIVEZ_LIMIT_S = 0.1
+POLITE_ADDRESS = "127.0.0.2"  # without keys an address is a caller, and callers share alike
+POLITE_PAUSE_S = 0.1
+PATIENCE_S = 120.0
+RESTING_S = 3.0
+FILES = 10_000
+MIB = 2**20
+
+Outcome = str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running server."""
+
+    server: Server
+    photographs: list[bytes]
+    model: str
+
+    def connection(self, address: str = "127.0.0.1") -> HTTPConnection:
+        """A new connection, from this address."""
+        return connect(self.server.port, tls=self.server.tls, timeout=PATIENCE_S, source=address)
+
+    def post(self, path: str, body: bytes, headers: dict[str, str]) -> Outcome:
+        """The status, or the name of what came in its place."""
+        connection = self.connection()
+        try:
+            connection.request("POST", path, body, headers)
+            response = connection.getresponse()
+            response.read()
+            return str(response.status)
+        except (OSError, HTTPException) as error:
+            return type(error).__name__
+        finally:
+            connection.close()
+
+
+Load = Callable[[Target], list[Outcome]]
+
+
+def at_once(number: int, ask: Callable[[], Outcome]) -> list[Outcome]:
+    """So many threads that begin together."""
+    ready = threading.Barrier(number)
+
+    def one(_: int) -> Outcome:
+        ready.wait()
+        return ask()
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(one, range(number)))
+
+
+def inflating(target: Target) -> list[Outcome]:
+    side = 3344
+    size = side * side * 3
+    tensor = {
+        "name": "pixels",
+        "shape": [1, side, side, 3],
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": size},
+    }
+    head = json.dumps({"inputs": [tensor]}).encode()
+    body = gzip.compress(head + bytes(size))
+    headers = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": str(len(head))}
+    return at_once(100, lambda: target.post(f"/v2/models/{target.model}/infer", body, headers))
+
+
+BOUNDARY = "a-boundary-that-no-photograph-has"
+
+
+def form(images: list[bytes]) -> bytes:
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'.encode()
+    return b"".join(head + image + b"\r\n" for image in images) + f"--{BOUNDARY}--\r\n".encode()
+
+
+FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
+def large_images(photographs: list[bytes], most_bytes: int) -> list[bytes]:
+    """At most 60 photographs that have about so many bytes together, padded behind their ends."""
+    each = most_bytes // 60
+    return [photographs[place % len(photographs)].ljust(each, b"\0")[:each] for place in range(60)]
+
+
+def forms(target: Target) -> list[Outcome]:
+    body = form(large_images(target.photographs, 31 * 1000 * 1000))
+    return at_once(16, lambda: target.post("/v1/classify?keep_ratio=0.3", body, FORM))
+
+
+def documents(target: Target) -> list[Outcome]:
+    images = large_images(target.photographs, 23 * 1000 * 1000)
+    body = json.dumps({"images": [{"image": b64encode(image).decode()} for image in images]}).encode()
+    headers = {"Content-Type": "application/json"}
+    return at_once(16, lambda: target.post("/v1/classify?keep_ratio=0.3", body, headers))
+
+
+def slow_forms(target: Target) -> list[Outcome]:
+    photographs = [target.photographs[place % len(target.photographs)] for place in range(64)]
+    body = form(photographs)
+    rate, piece = 300_000, 30_000
+
+    def ask() -> Outcome:
+        connection = target.connection()
+        try:
+            connection.putrequest("POST", "/v1/classify")
+            connection.putheader("Content-Type", FORM["Content-Type"])
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders()
+            assert connection.sock is not None
+            started = time.perf_counter()
+            for place in range(0, len(body), piece):
+                connection.sock.sendall(body[place : place + piece])
+                time.sleep(max(0.0, started + (place + piece) / rate - time.perf_counter()))
+                if _has_answered(connection.sock):
+                    break
+            response = connection.getresponse()
+            response.read()
+            return f"{response.status} after {time.perf_counter() - started:.0f} s"
+        except (OSError, HTTPException) as error:
+            return type(error).__name__
+        finally:
+            connection.close()
+
+    return at_once(4, ask)
+
+
+def _has_answered(connection: socket.socket) -> bool:
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
+
+
+def masks(target: Target) -> list[Outcome]:
+    photographs = [target.photographs[place % len(target.photographs)] for place in range(64)]
+    body = form(photographs)
+    path = "/v1/classify?keep_ratio=0.3&mask=png&mask_stages=true"
+    return at_once(2, lambda: target.post(path, body, FORM))
+
+
+def text_chunks(target: Target) -> list[Outcome]:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (90, 60, 30)).save(buffer, "PNG")
+    picture = buffer.getvalue()
+    head = 8 + 25  # the signature and IHDR
+    body = picture[:head] + chunk(b"tEXt", b"k\0v") * 2_000_000 + picture[head:]
+    return at_once(4, lambda: target.post("/v1/classify", body, {"Content-Type": "image/png"}))
+
+
+def silent_tls(target: Target) -> list[Outcome]:
+    connections = []
+    outcomes: list[Outcome] = []
+    for _ in range(4000):
+        try:
+            connections.append(socket.create_connection(("127.0.0.1", target.server.port), timeout=5))
+        except OSError as error:
+            outcomes.append(type(error).__name__)
+    until = time.monotonic() + 40
+    still = connections
+    while still and time.monotonic() < until:
+        time.sleep(1)
+        still = [connection for connection in still if not _closed(connection)]
+    outcomes += ["closed by the server"] * (len(connections) - len(still)) + ["open after 40 s"] * len(still)
+    for connection in connections:
+        connection.close()
+    return outcomes
+
+
+def _closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1, socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+LOADS: dict[str, Load] = {
+    "inflating": inflating,
+    "forms": forms,
+    "documents": documents,
+    "slow-forms": slow_forms,
+    "masks": masks,
+    "text-chunks": text_chunks,
+    "silent-tls": silent_tls,
+}
+
+
+# --- watching ----------------------------------------------------------------------------------------
+def _watch(target: Target, path: str, body: bytes | None, pause_s: float, over: Event, results: str) -> None:
+    """Ask again and again from an address of its own, and write down how long each answer took. Runs in a
+    process of its own, so that the load generator's work is not taken for the server's."""
+    seconds: list[float] = []
+    outcomes: Counter[str] = Counter()
+    while not over.is_set():
+        started = time.perf_counter()
+        connection = target.connection(POLITE_ADDRESS)
+        try:
+            connection.request("GET" if body is None else "POST", path, body)
+            response = connection.getresponse()
+            response.read()
+            outcomes[str(response.status)] += 1
+        except (OSError, HTTPException) as error:
+            outcomes[type(error).__name__] += 1
+        finally:
+            connection.close()
+        seconds.append(time.perf_counter() - started)
+        over.wait(pause_s)
+    Path(results).write_text(json.dumps({"seconds": seconds, "outcomes": outcomes}))
+
+
+@contextmanager
+def watching(target: Target, path: str, body: bytes | None, pause_s: float) -> Iterator[dict[str, object]]:
+    """What the watcher saw, once the block has ended."""
+    spawn = multiprocessing.get_context("spawn")
+    over = spawn.Event()
+    seen: dict[str, object] = {}
+    with tempfile.NamedTemporaryFile() as results:
+        watcher = spawn.Process(target=_watch, args=(target, path, body, pause_s, over, results.name))
+        watcher.start()
+        try:
+            yield seen
+        finally:
+            over.set()
+            watcher.join()
+        found = json.loads(Path(results.name).read_text())
+    seconds = sorted(found["seconds"])
+    seen.update(
+        outcomes=found["outcomes"],
+        median_ms=round(1000 * statistics.median(seconds), 1),
+        p99_ms=round(1000 * seconds[int(0.99 * (len(seconds) - 1))], 1),
+        highest_ms=round(1000 * seconds[-1], 1),
+    )
+
+
+def server_processes(target: Target) -> dict[str, int]:
+    """The process ids of the server by what the processes call themselves."""
+    children = psutil.Process(target.server.pid).children(recursive=True)
+    return {f"{title_of(child).strip()} [{number}]": child.pid for number, child in enumerate(children)}
+
+
+def memory_bytes(pid: int, field: str) -> int:
+    """A field of the process's status: VmRSS, or VmHWM for its highest level since `reset_highest`. 0 where
+    the process has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return 0
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+
+
+def reset_highest(pid: int) -> None:
+    """Let VmHWM begin anew (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def run(name: str, target: Target) -> dict[str, object]:
+    """One load on a server that has answered and rested."""
+    for photograph in target.photographs[:8]:
+        assert target.post("/v1/classify?keep_ratio=0.5", photograph, {}) == "200"
+    time.sleep(RESTING_S)
+    pids = server_processes(target)
+    resting = {title: memory_bytes(pid, "VmRSS") for title, pid in pids.items()}
+    for pid in pids.values():
+        reset_highest(pid)
+    polite_path = "/v1/classify?keep_ratio=0.5"
+    with (
+        watching(target, "/livez", None, 0.005) as livez,
+        watching(target, polite_path, target.photographs[0], POLITE_PAUSE_S) as polite,
+    ):
+        time.sleep(2.0)  # for the watchers to start
+        started = time.perf_counter()
+        outcomes = LOADS[name](target)
+        seconds = time.perf_counter() - started
+    rise = {
+        title: round((memory_bytes(pid, "VmHWM") - resting[title]) / MIB)
+        for title, pid in pids.items()
+        if psutil.pid_exists(pid)
+    }
+    limit = Settings.model_fields["max_bodies_bytes"].default / MIB
+    highest = livez["highest_ms"]
+    assert isinstance(highest, float)
+    return {
+        "load": name,
+        "outcomes": dict(sorted(Counter(outcomes).items())),
+        "seconds": round(seconds, 1),
+        "livez": livez,
+        "polite_client": polite,
+        "memory_rise_mib": rise,
+        "processes_replaced": len(pids.keys() - rise.keys()),
+        "memory_met": max(rise.values()) <= limit,
+        "livez_met": highest <= 1000 * LIVEZ_LIMIT_S,
+    }
+
+
+@contextmanager
+def certificate() -> Iterator[list[str]]:
+    """Flags for a server with a certificate of its own making."""
+    with tempfile.TemporaryDirectory() as folder:
+        chain, key = Path(folder) / "chain.pem", Path(folder) / "key.pem"
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+                *("-subj", "/CN=localhost", "-keyout", str(key), "-out", str(chain)),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        yield ["--tls-certificate", str(chain), "--tls-key", str(key)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("loads", nargs="*", metavar="LOAD", default=list(LOADS))
+    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("--model", default=BUNDLED_MODEL)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if unknown := set(options.loads) - set(LOADS):
+        parser.error(f"there is no load {', '.join(sorted(unknown))}; choose from {', '.join(LOADS)}")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
+    photographs = [path.read_bytes() for path in sorted(options.photographs.glob("*.[jJ][pP]*"))]
+    name = Path(options.model).stem if Path(options.model).suffix else options.model
+    results = []
+    for load in options.loads:
+        with certificate() as flags:
+            own = flags if load == "silent-tls" else []
+            with running("--model", options.model, *own) as server:
+                result = run(load, Target(server, photographs, name))
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        sys.stdout.flush()
+        results.append(result)
+    if options.output is not None:
+        write(options.output, {"machine": machine.describe(), "results": results})
+
+
+if __name__ == "__main__":
+    main()
