@@ -1,0 +1,172 @@
+"""What is wrong with a value, in a sentence for people: what is allowed, an example, and what was given.
+
+pydantic says "Input should be a valid number, unable to parse string as a number". Whoever typed a flag, a
+variable or an option is told "keep_ratio must be a number above 0 and at most 1, such as 0.5; got '50%'".
+What is allowed is read from the JSON schema of the field, so it cannot differ from what is checked.
+"""
+
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from app.nearest import did_you_mean, nearest
+
+Schema = Mapping[str, Any]
+
+# What was given is said back in short: it may be megabytes long, or lists in lists in lists.
+_short = reprlib.Repr()
+_short.maxstring = _short.maxlong = _short.maxother = 80
+
+# A unit that people type behind a number, by the unit that the field's name ends with.
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "bytes": {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+              "k": 2**10, "m": 2**20, "g": 2**30, "ki": 2**10, "mi": 2**20, "gi": 2**30},
+    "pixels": {"px": 1, "mp": 1e6, "mpx": 1e6, "m": 1e6},
+    "s": {"ms": 1e-3, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600},
+    "ms": {"ms": 1, "s": 1000, "sec": 1000, "m": 60_000, "min": 60_000},
+}  # fmt: skip
+
+
+def wrong_values(
+    error: ValidationError, model: type[BaseModel], named: Callable[[str], str] = str
+) -> tuple[str, ...]:
+    """One sentence for each field of ``model`` that is wrong, and for each rule between fields. ``named``
+    turns a field's name into the name under which its value was given: a flag, a variable."""
+    properties = model.model_json_schema()["properties"]
+    told: dict[str, str] = {}  # a union makes several faults of one wrong value
+    for fault in error.errors(include_url=False):
+        message = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            told[message] = message
+            continue
+        name = str(fault["loc"][0])
+        if fault["type"] == "extra_forbidden":
+            told[name] = f"there is no {named(name)}{did_you_mean(name, map(named, properties))}"
+        elif fault["type"] == "missing":
+            told[name] = f"{named(name)} is missing"
+        elif fault["type"] in ("value_error", "assertion_error"):  # it says itself what is allowed
+            told[name] = f"{named(name)}: {message}; got {_short.repr(fault['input'])}"
+        else:
+            told.setdefault(name, said_of(named(name), name, properties.get(name, {}), fault["input"]))
+    return tuple(told.values())
+
+
+def said_of(shown: str, name: str, schema: Schema, given: object) -> str:
+    """What is wrong with the value ``given`` for the field ``name``, which is called ``shown``."""
+    sample = _example(schema)
+    such_as = "" if sample is None else f", such as {sample}"
+    meant = _meant(name, schema, given)
+    end = "" if meant is None else f"; did you mean {meant}?"
+    return f"{shown} must be {allowed(schema)}{such_as}; got {_short.repr(given)}{end}"
+
+
+def allowed(schema: Schema) -> str:
+    """The values that a field's schema allows, in words."""
+    return ", or ".join(map(_allowed_of, _choices(schema)))
+
+
+def _choices(schema: Schema) -> list[Schema]:
+    """The schemas of a union, without null: nobody can type that."""
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return [choice for each in schema[union] for choice in _choices(each)]
+    return [] if schema.get("type") == "null" else [schema]
+
+
+def _allowed_of(schema: Schema) -> str:
+    if "const" in schema:
+        return repr(schema["const"])
+    if "enum" in schema:
+        *others, last = map(repr, schema["enum"])
+        return f"{', '.join(others)} or {last}" if others else last
+    match schema.get("type"):
+        case "integer":
+            return f"a whole number{_range(schema)}"
+        case "number":
+            return f"a number{_range(schema)}"
+        case "boolean":
+            return "true or false"
+        case "array":
+            return _allowed_list(schema.get("items", {}))
+        case _:
+            return "a path" if schema.get("format") == "path" else "text"
+
+
+def _allowed_list(items: Schema) -> str:
+    if "enum" in items:
+        return f"a list of {_allowed_of(items)}, separated by commas"
+    kind = {"integer": "whole numbers", "number": "numbers"}.get(items.get("type", ""), "values")
+    return f"a list of {kind}{_range(items)}, separated by commas"
+
+
+def _range(schema: Schema) -> str:
+    least, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    most, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if below is not None and schema["type"] == "integer":
+        most, below = below - 1, None
+    if least is not None and most is not None:
+        return f" from {least} to {most}"
+    lower = f"above {above}" if above is not None else f"of at least {least}" if least is not None else None
+    upper = f"below {below}" if below is not None else f"at most {most}" if most is not None else None
+    limits = " and ".join(limit for limit in (lower, upper) if limit is not None)
+    return f" {limits}" if limits else ""
+
+
+def _example(schema: Schema) -> str | None:
+    """A value to copy; None where all that is allowed has been said."""
+    for choice in _choices(schema):
+        given = [each for each in schema.get("examples", ()) if each is not None]
+        if "enum" in choice or "const" in choice or choice.get("type") == "boolean":
+            continue
+        if given:
+            return str(given[0])
+        if choice.get("type") == "number" and choice.get("maximum") == 1:
+            return "0.5"
+        if (default := schema.get("default")) not in (None, "", 0):
+            return ",".join(map(str, default)) if isinstance(default, list | tuple) else _number(default)
+        if choice.get("type") in ("integer", "number"):
+            return str(choice.get("minimum") or 1)
+    return None
+
+
+def _meant(name: str, schema: Schema, given: object) -> str | None:
+    """What was probably meant, where it is allowed."""
+    if not isinstance(given, str):
+        return None
+    for choice in _choices(schema):
+        names = choice.get("enum") or choice.get("items", {}).get("enum") or [choice.get("const")]
+        if (found := nearest(given, filter(None, names))) is not None:
+            return repr(found)
+        if choice.get("type") in ("integer", "number"):
+            number = _number_meant(name.rpartition("_")[2], given)
+            if number is not None and _fits(number, choice):
+                return _number(number)
+    return None
+
+
+def _number_meant(unit: str, text: str) -> float | None:
+    """The number in a text like 50%, 0,5 or 32MB, in the unit of the field."""
+    found = re.fullmatch(r"\s*([+-]?\d+(?:[.,]\d+)?)\s*(%|[a-zA-Z]*)\s*", text)
+    if found is None:
+        return None
+    number = float(found[1].replace(",", "."))
+    if found[2] == "%":
+        return number / 100
+    factor = 1 if not found[2] else _UNITS.get(unit, {}).get(found[2].lower())
+    return None if factor is None else number * factor
+
+
+def _fits(number: float, schema: Schema) -> bool:
+    return (
+        schema.get("minimum", number) <= number <= schema.get("maximum", number)
+        and schema.get("exclusiveMinimum", number - 1) < number < schema.get("exclusiveMaximum", number + 1)
+        and (schema["type"] == "number" or number.is_integer())
+    )
+
+
+def _number(value: object) -> str:
+    """As people type it: 30, not 30.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
