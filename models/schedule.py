@@ -20,6 +20,9 @@ REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
 
 # keep_ratio is solved on this grid, so that a ratio found for a `compute` prints shortly and exactly.
 _RATIO_STEPS = 10_000
+# Answers kept for ratios and shares that come again. Clients choose them: what is kept must stay small
+# whatever they ask for.
+_MOST_REMEMBERED = 4096
 
 
 def _share(name: str, value: float) -> None:
@@ -161,7 +164,7 @@ def keep_count(patches: int, keep_ratio: float) -> int:
     return max(1, math.ceil(round(keep_ratio * patches, 9)))
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=_MOST_REMEMBERED)
 def keep_counts(patches: int, keep_ratio: float, stages: int) -> tuple[int, ...]:
     """Patches left after each of ``stages`` stages, starting from ``patches``."""
     _share("keep_ratio", keep_ratio)
@@ -213,7 +216,7 @@ def macs(
     return total
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=_MOST_REMEMBERED)
 def compute(arch: Architecture, stages: Stages, keep_ratio: float, reducer: Reducer = "drop") -> float:
     """Share of the unpruned model's MACs that one image costs at ``keep_ratio``; 1.0 at ratio 1."""
     counts = keep_counts(arch.patches, keep_ratio, len(stages.blocks))
@@ -232,7 +235,7 @@ def compute_of_counts(
     return macs(arch, stages, counts, reducer, first_block) / macs(arch, stages, unpruned)
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=_MOST_REMEMBERED)
 def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Reducer = "drop") -> float:
     """The largest keep ratio (in steps of 0.0001) whose ``compute`` is at most ``share``.
 

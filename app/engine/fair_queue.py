@@ -9,7 +9,7 @@ an idle share goes to the others. What one caller sends in one priority stays in
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from heapq import heappop, heappush, nlargest
+from heapq import heapify, heappop, heappush, nlargest
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
@@ -19,6 +19,9 @@ Priority = Literal["high", "normal", "batch"]
 # Shares of the engine while all three have work waiting: 16, 4 and 1 of 21.
 WEIGHTS: dict[Priority, float] = {"high": 16.0, "normal": 4.0, "batch": 1.0}
 _ROUNDS = 3
+# Callers whose lead is remembered although they have nothing waiting, for each priority. There are more only
+# where so many callers come at once that a share of the engine is next to nothing.
+MOST_LEADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,11 @@ class _Flow:
 
 @dataclass(slots=True, eq=False)
 class _Class:
-    """One priority: its flows, in a heap by when they are served next.
+    """One priority: the flows that have entries, in a heap by when they are served next.
 
-    A flow that ran empty stays in the heap until its turn comes: whoever comes back before keeps the place.
+    ``leads`` keeps the virtual start of callers with nothing waiting that were served ahead of now: whoever
+    comes back before then goes on from there. A lead that now has reached means nothing and is forgotten.
+    When nothing waits, nobody was held up by a lead, and all of them are.
     """
 
     weight: float
@@ -99,16 +104,40 @@ class _Class:
     entries: int = 0
     flows: dict[str, _Flow] = field(default_factory=dict)
     heap: list[tuple[float, int, _Flow]] = field(default_factory=list)
+    leads: dict[str, float] = field(default_factory=dict)
 
     def first(self) -> _Flow | None:
-        """The flow whose turn it is; flows that ran empty are forgotten on the way."""
+        """The flow whose turn it is."""
         while self.heap:
             flow = self.heap[0][2]
             if flow.entries:
                 return flow
             heappop(self.heap)
-            del self.flows[flow.caller]
         return None
+
+    def start_of(self, caller: str) -> float:
+        """Where a flow of that caller begins, which has none now."""
+        return max(self.now, self.leads.pop(caller, self.now))
+
+    def line_up(self, flow: _Flow, turn: int) -> None:
+        """Put it into the heap. Withdrawn flows stay there until their turn, but not many of them."""
+        heappush(self.heap, (flow.start, turn, flow))
+        if len(self.heap) > 2 * len(self.flows) + 64:
+            self.heap = [item for item in self.heap if item[2].entries]
+            heapify(self.heap)
+
+    def forget(self, flow: _Flow) -> None:
+        """The flow has run empty."""
+        del self.flows[flow.caller]
+        if not self.flows:
+            self.heap.clear()
+            self.leads.clear()
+            return
+        if flow.start > self.now:
+            self.leads[flow.caller] = flow.start
+        if len(self.leads) > MOST_LEADS:
+            ahead = [(start, caller) for caller, start in self.leads.items() if start > self.now]
+            self.leads = {caller: start for start, caller in nlargest(MOST_LEADS // 2, ahead)}
 
 
 class FairQueue:
@@ -146,6 +175,13 @@ class FairQueue:
         """Callers who have entries waiting."""
         return len(self._by_caller)
 
+    @property
+    def remembered(self) -> int:
+        """Everything that is kept of callers: flows, places in the heaps and leads."""
+        return sum(
+            len(class_.flows) + len(class_.heap) + len(class_.leads) for class_ in self._classes.values()
+        )
+
     def add(self, entry: Entry) -> None:
         """Queue an entry behind its caller's others. Raises ValueError for a key that is waiting already."""
         if entry.key in self._entries:
@@ -155,7 +191,9 @@ class FairQueue:
             class_.start = max(class_.start, self._now)
         flow = class_.flows.get(entry.caller)
         if flow is None:
-            flow = class_.flows[entry.caller] = _Flow(entry.caller, Totals([0.0] * self._depths), class_.now)
+            start = class_.start_of(entry.caller)
+            flow = class_.flows[entry.caller] = _Flow(entry.caller, Totals([0.0] * self._depths), start)
+            flow.entries[entry.key] = entry
             self._line_up(class_, flow)
         flow.entries[entry.key] = entry
         self._entries[entry.key] = entry
@@ -185,6 +223,8 @@ class FairQueue:
                 totals.add(entry.seconds, -1)
             else:
                 totals.clear_dust()
+        if not flow.entries:
+            class_.forget(flow)
         return entry
 
     def first(self) -> Entry | None:
@@ -205,7 +245,8 @@ class FairQueue:
         class_.start += seconds / class_.weight
         flow.start += seconds
         self.remove(entry.key)
-        self._line_up(class_, flow)
+        if flow.entries:
+            self._line_up(class_, flow)
 
     def work_before(
         self,
@@ -239,10 +280,8 @@ class FairQueue:
         """The callers with the most work waiting in a priority, at most so many of each priority."""
         found: list[tuple[str, Priority]] = []
         for name, class_ in self._classes.items():
-            waiting = [flow for flow in class_.flows.values() if flow.entries]
-            found += [
-                (flow.caller, name) for flow in nlargest(number, waiting, key=lambda flow: flow.work[0])
-            ]
+            heaviest = nlargest(number, class_.flows.values(), key=lambda flow: flow.work[0])
+            found += [(flow.caller, name) for flow in heaviest]
         return found
 
     def _next_class(self) -> _Class | None:
@@ -251,4 +290,4 @@ class FairQueue:
 
     def _line_up(self, class_: _Class, flow: _Flow) -> None:
         self._turns += 1
-        heappush(class_.heap, (flow.start, self._turns, flow))
+        class_.line_up(flow, self._turns)

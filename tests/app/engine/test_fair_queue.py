@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.brown_out import DEPTHS
-from app.engine.fair_queue import WEIGHTS, Entry, FairQueue, Priority
+from app.engine.fair_queue import MOST_LEADS, WEIGHTS, Entry, FairQueue, Priority
 from tests.app.engine.entries import entry
 
 
@@ -149,3 +149,93 @@ def test_every_entry_leaves_once_and_the_totals_are_what_waits(
     assert {one.key for one in rest} == set(waiting)
     assert queue.work == [0.0] * DEPTHS
     assert queue.callers == 0
+
+
+class ByDefinition:
+    """Start-time fair queueing of one priority as its authors define it, with nothing forgotten while
+    anything waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.starts: dict[str, float] = {}
+        self.waiting: dict[str, list[int]] = {}
+
+    def add(self, caller: str, key: int) -> None:
+        if not self.waiting.get(caller):
+            self.starts[caller] = max(self.now, self.starts.get(caller, self.now))
+        self.waiting.setdefault(caller, []).append(key)
+
+    def turns(self) -> set[int]:
+        """The keys that may be served next: of callers with the least start."""
+        least = min(self.starts[caller] for caller, keys in self.waiting.items() if keys)
+        return {keys[0] for caller, keys in self.waiting.items() if keys and self.starts[caller] == least}
+
+    def take(self, caller: str, key: int, served_s: float | None) -> None:
+        self.waiting[caller].remove(key)
+        if served_s is not None:
+            self.now = self.starts[caller]
+            self.starts[caller] += served_s
+        if not any(self.waiting.values()):
+            self.starts.clear()
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.sampled_from("abcde"), st.integers(1, 9)),
+        st.tuples(st.just("remove"), st.integers(0, 99), st.just(0)),
+        st.just(("serve", 0, 0)),
+    ),
+    max_size=120,
+)
+
+
+@given(steps)
+def test_what_is_forgotten_of_callers_changes_no_turn(steps: list[tuple[str, object, int]]) -> None:
+    """Whoever comes, goes and comes back, the next turn is the definition's."""
+    queue, definition = FairQueue(DEPTHS), ByDefinition()
+    callers: dict[int, str] = {}
+    for number, (what, who, seconds) in enumerate(steps):
+        if what == "add":
+            callers[number] = str(who)
+            queue.add(entry(number, seconds=float(seconds), caller=str(who)))
+            definition.add(str(who), number)
+        elif what == "remove" and callers:
+            key = list(callers)[int(str(who)) % len(callers)]
+            queue.remove(key)
+            definition.take(callers.pop(key), key, None)
+        elif what == "serve" and (first := queue.first()) is not None:
+            assert first.key in definition.turns()
+            key = int(str(first.key))
+            queue.serve(first, first.seconds[0])
+            definition.take(callers.pop(key), key, first.seconds[0])
+
+
+def test_callers_who_have_gone_are_forgotten() -> None:
+    """Twenty thousand callers who come once each leave nothing behind."""
+    queue = FairQueue(DEPTHS)
+    for number in range(20_000):
+        queue.add(entry(number, caller=f"caller {number}"))
+        served(queue, 1)
+    assert queue.remembered == 0
+
+
+@pytest.mark.parametrize("leave", ["served", "withdrawn"])
+def test_callers_who_have_gone_are_forgotten_while_others_wait(leave: str) -> None:
+    """What is kept is bounded even where the queue never runs empty and virtual time stands still."""
+    queue = queue_of(entry("waits", caller="always here"))
+    for number in range(20_000):
+        queue.add(entry(number, seconds=0.0 if leave == "withdrawn" else 1.0, caller=f"caller {number}"))
+        if leave == "served":
+            # Two wait at a time; whoever is served, one of them is left.
+            served(queue, 1)
+        else:
+            queue.remove(number)
+    assert queue.remembered <= MOST_LEADS + 2 * (3 * len(queue) + 64)
+
+
+def test_a_lead_is_remembered_while_others_wait() -> None:
+    """A caller who was served, went and comes back does not go before those who waited meanwhile."""
+    queue = queue_of(entry("a1", caller="a"), entry("b1", caller="b"), entry("b2", caller="b"))
+    assert [one.key for one in served(queue, 1)] == ["a1"]
+    queue.add(entry("a2", caller="a"))
+    assert [one.key for one in served(queue, 1)] == ["b1"]
