@@ -175,6 +175,7 @@ class EngineClient:
         self._news = asyncio.Event()
         self._trouble: tuple[str, float] | None = None
         self._last_id = 0
+        self._last_model: ModelInfo | None = None
         self._way = Smoothed()
 
     def __repr__(self) -> str:
@@ -206,6 +207,11 @@ class EngineClient:
     def model(self) -> ModelInfo | None:
         """What the engines serve; None until one has loaded, warmed up and answers."""
         return next((link.status.model for link in self._links if link.ready and link.status), None)
+
+    @property
+    def last_model(self) -> ModelInfo | None:
+        """What an engine was ready to serve last, whether or not it still is; None before one was."""
+        return self._last_model
 
     @property
     def work(self) -> float:
@@ -332,7 +338,8 @@ class EngineClient:
                 return classified
         except TimeoutError:
             raise DeadlinePassed(
-                f"no answer within the deadline of {question.deadline_s * 1000:.0f} ms"
+                f"no answer within the {question.deadline_s * 1000:.0f} ms that were left until the deadline "
+                "when the image went to an engine"
             ) from None
         finally:
             patience.cancel()
@@ -511,6 +518,7 @@ class EngineClient:
             case Status():
                 link.status = message
                 if message.model is not None:
+                    self._last_model = message.model
                     self._news.set()
                     await self._place_waiting()
             case Load():

@@ -72,6 +72,10 @@ class Engines(Protocol):
         """None until an engine is ready."""
 
     @property
+    def last_model(self) -> ModelInfo | None:
+        """What was ready last, whether or not it still is; None before anything was."""
+
+    @property
     def engines(self) -> list[dict[str, object]]:
         """How each engine is."""
 
@@ -128,6 +132,11 @@ class Classification:
         self._decode = Smoothed()
 
     @property
+    def last_model(self) -> ModelInfo | None:
+        """The model, as far as it is known: also while no engine is ready, if one was."""
+        return self._engines.last_model
+
+    @property
     def model_now(self) -> ModelInfo | None:
         """The model; None while no engine is ready."""
         return self._engines.model
@@ -141,15 +150,20 @@ class Classification:
         one may accept it."""
         return self._engines.refusal(self._left_of(expected, gone_s))
 
-    async def model(self, request: Request | None = None, images: Sequence[RequestedImage] = ()) -> ModelInfo:
-        """The model. While no engine is ready it is waited for, as long as the ``images`` allow and the
-        client of ``request``, whose body has been read, is there. Raises NotReady, QueueFull or
+    async def model(self, request: Request, options: Sequence[ImageOptions]) -> ModelInfo:
+        """The model that answers images with these ``options``. While no engine is ready it is waited for,
+        until the first of their deadlines, which count from when the request came, and while the client of
+        ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed or
         ClientDisconnect."""
-        deadlines = [deadline_s_of(image.options, self._settings) for image in images]
-        within_s = min(deadlines, default=self._settings.default_deadline_ms / 1000)
-        waiting = self._engines.wait_until_ready(within_s)
-        with _outcomes(len(images)):
-            return await (waiting if request is None else _unless_gone(request, waiting))
+        with _outcomes(len(options)):
+            deadline_s = min(deadline_s_of(asked, self._settings) for asked in options)
+            left_s = deadline_s - seconds_since(request.scope)
+            if left_s <= 0:
+                raise DeadlinePassed(
+                    f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
+                    "it counts from when the request's head is there"
+                )
+            return await _unless_gone(request, self._engines.wait_until_ready(left_s))
 
     async def answers(
         self,
@@ -218,9 +232,10 @@ class Classification:
         return AnsweredImage(asked, pixels, classified, decode_s)
 
 
-def timings_ms(answered: Sequence[AnsweredImage], total_s: float) -> dict[str, float]:
-    """Milliseconds of each phase, of several images the longest; counted in the metrics image by image.
-    ``total_s``: how long ago the request came."""
+def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, float]:
+    """Milliseconds of each phase, of several images the longest, and since the request of this ``scope``
+    came; counted in the metrics image by image."""
+    total_s = seconds_since(scope)
     timings = {
         "decode": longest([image.decode_s for image in answered]),
         "queue": longest([image.classified.answer.queue_s for image in answered]),
@@ -231,7 +246,7 @@ def timings_ms(answered: Sequence[AnsweredImage], total_s: float) -> dict[str, f
         metrics.PHASE_SECONDS.labels("decode").observe(image.decode_s)
         metrics.PHASE_SECONDS.labels("queue").observe(image.classified.answer.queue_s)
         metrics.PHASE_SECONDS.labels("compute").observe(image.classified.answer.compute_s)
-        metrics.PHASE_SECONDS.labels("total").observe(timings["total"] / 1000)
+        metrics.PHASE_SECONDS.labels("total").observe(total_s)
     return timings
 
 
@@ -250,7 +265,7 @@ def classify_router(classification: Classification) -> APIRouter:
         """Send an image as the raw body (options in the query), one or many files in a form (options as
         fields), or base64 in JSON. All images are answered, or the first problem is."""
         images = await read_images(request, classification.body_limits)
-        model = await classification.model(request, images)
+        model = await classification.model(request, [image.options for image in images])
         answered = await classification.answers(request, images, model)
         results = [
             image_result(
@@ -263,7 +278,7 @@ def classify_router(classification: Classification) -> APIRouter:
             )
             for image, answer in zip(images, answered, strict=True)
         ]
-        timings = timings_ms(answered, seconds_since(request.scope))
+        timings = timings_ms(answered, request.scope)
         return JSONResponse(
             {"model": model.name, "results": results, "timings_ms": timings},
             headers={"Server-Timing": server_timing(timings)},

@@ -15,7 +15,6 @@ from pydantic import BaseModel, Field
 from app.engine.messages import ModelInfo
 from app.errors import InvalidValue, Problem, UnreadableRequest, UnsupportedMediaType
 from app.http.answers import server_timing
-from app.http.arrival import seconds_since
 from app.http.body import (
     JSON,
     RAW,
@@ -108,7 +107,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
 
     async def answer(request: Request, model_name: str | None) -> JSONResponse:
         image, function = await _read(request, classification.body_limits)
-        model = await classification.model(request, [image])
+        model = await classification.model(request, [image.options])
         if model_name is not None:
             check_name(model, model_name)
         try:
@@ -117,7 +116,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
             problem.image = None  # there is but one
             raise
         labels = _labels(answered[0], model, function)
-        timings = timings_ms(answered, seconds_since(request.scope))
+        timings = timings_ms(answered, request.scope)
         return JSONResponse(labels, headers={"Server-Timing": server_timing(timings)})
 
     return router

@@ -97,17 +97,36 @@ class Inference:
         return any(output.name == "logits" for output in self.outputs)
 
 
-def read_inference(document: Any, binary: memoryview, limits: BodyLimits, model: ModelInfo) -> Inference:
-    """What a request's JSON and the binary data behind it ask for.
+@dataclass(frozen=True, slots=True)
+class AskedInference:
+    """What a request's JSON asks for, as far as it can be read without knowing the model."""
 
-    Raises InvalidValue, TooLarge, or UnreadableRequest for what is no base64.
-    """
+    request: InferRequest
+    options: ImageOptions
+
+    def options_of_each(self, limits: BodyLimits) -> list[ImageOptions]:
+        """Once for each image that the JSON announces, as far as so many are allowed."""
+        return [self.options] * max(1, min(self.request.inputs[0].shape[0], limits.images))
+
+
+def asked_inference(document: Any) -> AskedInference:
+    """The request's JSON, checked. Raises InvalidValue."""
     try:
         request = InferRequest.model_validate(document)
     except ValidationError as error:
         faults = [{**fault, "loc": [".".join(map(str, fault["loc"]))]} for fault in error.errors()[:3]]
         raise InvalidValue("; ".join(map(said, faults))) from error
-    options = _options(request.parameters)
+    return AskedInference(request, _options(request.parameters))
+
+
+def read_inference(
+    asked: AskedInference, binary: memoryview, limits: BodyLimits, model: ModelInfo
+) -> Inference:
+    """The images and outputs of a request to this model, with the binary data behind its JSON.
+
+    Raises InvalidValue, TooLarge, or UnreadableRequest for what is no base64.
+    """
+    request, options = asked.request, asked.options
     outputs = _wanted(request, model)
     top_k = min(options.top_k, len(model.labels))
     most = max([top_k, *(output.classes for output in outputs if output.name == "score")])

@@ -24,7 +24,7 @@ def models_router(settings: Settings, engines: Engines) -> APIRouter:
         summary="Models, their labels and their defaults",
     )
     async def models() -> ModelList:
-        model = engines.model
+        model = engines.last_model  # also while an engine is replaced
         if model is None:
             raise no_model_yet()
         height, width = model.input.size

@@ -5,7 +5,6 @@ With Triton's extensions for binary tensor data, classification and model config
 docs/design/0018.
 """
 
-import time
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -14,12 +13,12 @@ from fastapi.responses import JSONResponse
 from starlette.convertors import Convertor, register_url_convertor
 
 from app.engine.messages import ModelInfo
-from app.errors import NotFound
+from app.errors import NotFound, NotReady
 from app.http.answers import server_timing
 from app.http.body import JSON, RAW, BodyLimits, read_body, short
-from app.http.classify import PROBLEMS, Classification, timings_ms
+from app.http.classify import PROBLEMS, Classification, no_model_yet, timings_ms
 from app.http.health import Health
-from app.http.infer import INPUTS, output_tensors, outputs_of, read_inference
+from app.http.infer import INPUTS, asked_inference, output_tensors, outputs_of, read_inference
 from app.http.open_inference_schemas import (
     ErrorAnswer,
     InferRequest,
@@ -114,15 +113,19 @@ def open_inference_router(classification: Classification, health: Health) -> API
     router = APIRouter(tags=["open inference protocol"])
     limits = classification.body_limits
 
-    async def model_named(name: str, model_version: str = VERSION) -> ModelInfo:
-        model = await classification.model()
-        check_name(model, name)
-        if model_version != VERSION:
-            raise NotFound(
-                f"there is no version {short.repr(model_version)} of the model {model.name!r}; "
-                f"allowed is {VERSION!r}"
-            )
+    def described(name: str, model_version: str = VERSION) -> ModelInfo:
+        """What is known of the model, without waiting for an engine."""
+        model = classification.last_model
+        if model is None:
+            raise no_model_yet()
+        check_named(model, name, model_version)
         return model
+
+    def ready_model(name: str, model_version: str = VERSION) -> ModelReady:
+        model = described(name, model_version)
+        if not health.is_ready():
+            raise NotReady("images are not answered now; see /readyz", retry_after_s=1.0)
+        return ModelReady(name=model.name, ready=True)
 
     @router.get("/v2", operation_id="v2_server_metadata", summary="What answers, and its extensions")
     async def server_metadata() -> ServerMetadata:
@@ -182,7 +185,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         responses=_NO_MODEL,
     )
     async def version_ready(model_name: ModelName, model_version: ModelVersion) -> ModelReady:
-        return ModelReady(name=(await model_named(model_name, model_version)).name, ready=True)
+        return ready_model(model_name, model_version)
 
     @router.get(
         "/v2/models/{model_name:model}/ready",
@@ -191,7 +194,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         responses=_NO_MODEL,
     )
     async def model_ready(model_name: ModelName) -> ModelReady:
-        return ModelReady(name=(await model_named(model_name)).name, ready=True)
+        return ready_model(model_name)
 
     @router.get(
         "/v2/models/{model_name:model}/versions/{model_version}/config",
@@ -200,7 +203,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         responses=_NO_MODEL,
     )
     async def version_config(model_name: ModelName, model_version: ModelVersion) -> ModelConfig:
-        return _config(await model_named(model_name, model_version), limits)
+        return _config(described(model_name, model_version), limits)
 
     @router.get(
         "/v2/models/{model_name:model}/config",
@@ -209,7 +212,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         responses=_NO_MODEL,
     )
     async def model_config(model_name: ModelName) -> ModelConfig:
-        return _config(await model_named(model_name), limits)
+        return _config(described(model_name), limits)
 
     @router.get(
         "/v2/models/{model_name:model}/versions/{model_version}",
@@ -218,7 +221,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         responses=_NO_MODEL,
     )
     async def version_metadata(model_name: ModelName, model_version: ModelVersion) -> ModelMetadata:
-        return _metadata(await model_named(model_name, model_version))
+        return _metadata(described(model_name, model_version))
 
     @router.get(
         "/v2/models/{model_name:model}",
@@ -227,26 +230,39 @@ def open_inference_router(classification: Classification, health: Health) -> API
         responses=_NO_MODEL,
     )
     async def model_metadata(model_name: ModelName) -> ModelMetadata:
-        return _metadata(await model_named(model_name))
+        return _metadata(described(model_name))
 
     async def answer(request: Request, model_name: str, model_version: str) -> Response:
-        started = time.perf_counter()
+        if classification.last_model is not None:
+            check_named(classification.last_model, model_name, model_version)
         body = await read_body(request, limits)
-        model = await model_named(model_name, model_version)
         body = decompressed(body, request.headers.get("content-encoding", ""), limits.bytes)
         document, binary = split(body, request.headers.get(HEADER_LENGTH))
-        inference = read_inference(document, binary, limits, model)
+        asked = asked_inference(document)
+        model = await classification.model(request, asked.options_of_each(limits))
+        check_named(model, model_name, model_version)
+        inference = read_inference(asked, binary, limits, model)
         answered = await classification.answers(request, inference.images, model, logits=inference.logits)
         head = {"model_name": model.name, "model_version": VERSION}
         if inference.id is not None:
             head["id"] = inference.id
         content, json_bytes = joined(head, output_tensors(inference, answered, model))
-        headers = {"Server-Timing": server_timing(timings_ms(answered, started))}
+        headers = {"Server-Timing": server_timing(timings_ms(answered, request.scope))}
         if json_bytes is None:
             return Response(content, media_type=JSON, headers=headers)
         return Response(content, media_type=RAW, headers={**headers, HEADER_LENGTH: str(json_bytes)})
 
     return router
+
+
+def check_named(model: ModelInfo, name: str, model_version: str) -> None:
+    """Raises NotFound for another model's name, and for another version."""
+    check_name(model, name)
+    if model_version != VERSION:
+        raise NotFound(
+            f"there is no version {short.repr(model_version)} of the model {model.name!r}; "
+            f"allowed is {VERSION!r}"
+        )
 
 
 def check_name(model: ModelInfo, name: str) -> None:

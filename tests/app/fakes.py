@@ -37,6 +37,10 @@ MODEL = ModelInfo(
 LOGITS = tuple(2.5 - 0.75 * index for index in range(11))
 
 
+# The time that every image is said to take.
+QUEUE_S, COMPUTE_S = 0.003, 0.007
+
+
 def applied_ratio(pruning: Pruning) -> float:
     """The keep ratio that the stand-ins prune with: importance is spread evenly over the patches."""
     patches = MODEL.architecture.patches
@@ -78,11 +82,15 @@ class FakeEngines:
     """Engines that answer at once, unless told to wait or to fail.
 
     ``fails``: what is raised for every question that ``fails_for`` holds for.
+    ``was_ready``: whether they were ready before they lost their ``model``.
+    ``takes_its_time``: whether the time that answers name has really passed.
     ``refuses``: what is raised before an image is decoded. ``lowers_to``: the ratio that all are lowered to.
     ``unsure``: whether a cascade runs images again.
     """
 
     model: ModelInfo | None = MODEL
+    was_ready: bool = False
+    takes_its_time: bool = False
     fails: BaseException | None = None
     fails_for: Callable[[Question], bool] = lambda question: True
     wait_for: asyncio.Event | None = None
@@ -97,6 +105,10 @@ class FakeEngines:
     reason: str | None = None
     ready_after_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
+
+    @property
+    def last_model(self) -> ModelInfo | None:
+        return MODEL if self.model is None and self.was_ready else self.model
 
     @property
     def engines(self) -> list[dict[str, object]]:
@@ -136,6 +148,8 @@ class FakeEngines:
                 raise
         if self.fails is not None and self.fails_for(question):
             raise self.fails
+        if self.takes_its_time:
+            await asyncio.sleep(QUEUE_S + COMPUTE_S)
         runs = 2 if self.unsure and question.margin is not None else 1
         ratio = applied_ratio(question.pruning if runs == 1 else UNPRUNED)
         ratio = ratio if self.lowers_to is None else self.lowers_to
@@ -149,8 +163,8 @@ class FakeEngines:
             keep_ratio=ratio,
             compute=cost(question.pruning, runs),
             runs=runs,
-            queue_s=0.003,
-            compute_s=0.007,
+            queue_s=QUEUE_S,
+            compute_s=COMPUTE_S,
             lowered=None if self.lowers_to is None else "brown-out",
         )
         stages = tuple(np.array(stage, np.uint16) for stage in kept) if question.kept_patches else ()

@@ -81,6 +81,16 @@ async def test_without_an_engine_nothing_is_ready(address: str) -> None:
             await client.wait_until_ready(PATIENCE_S)
 
 
+async def test_what_an_engine_served_is_known_while_it_is_away(address: str) -> None:
+    """The last model stays known when its engine has gone; before there was one, none is."""
+    async with connected(address) as client:
+        assert client.last_model is None
+        with running_engine(FakeBackend(), address):
+            await client.wait_until_ready(PATIENCE_S)
+        await until(lambda: client.model is None, "the engine to be missed")
+        assert client.last_model == MODEL
+
+
 async def test_what_comes_before_an_engine_waits_for_it(address: str) -> None:
     """Images and callers that come while no engine is ready are served as soon as one is."""
     async with connected(address) as client:
@@ -326,7 +336,7 @@ async def test_a_deadline_does_not_need_the_engine(address: str) -> None:
     async with scripted_engine(address) as engine, ready_client(address) as client:
         asked = asking(client, question(deadline_s=0.05))
         _, submit, _ = await engine.next_submit()
-        with pytest.raises(DeadlinePassed, match="no answer within the deadline of 50 ms"):
+        with pytest.raises(DeadlinePassed, match="no answer within the 50 ms that were left"):
             await asked
         await until(lambda: Cancel(id=submit.id) in engine.heard, "the cancel")
         assert "0 images pending" in repr(client)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
+from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import Classified, Question
 from app.errors import DeadlinePassed, QueueFull
 from app.http.open_inference_schemas import InferResponse, ModelConfig, ModelMetadata
@@ -88,6 +89,40 @@ def test_readiness_follows_the_engines(client: TestClient, engines: FakeEngines)
         response = client.get(path)
         assert "/readyz" in error_of(response, 503)  # type: ignore[arg-type]
         assert response.headers["Retry-After"] == "1"
+
+
+def test_while_an_engine_is_replaced_the_model_is_still_described(
+    client: TestClient, engines: FakeEngines
+) -> None:
+    """From what is known, at once: nothing waits for an engine. Only readiness says that it is away."""
+    engines.model, engines.was_ready = None, True
+    for path in ("/v2/models/toy", "/v2/models/toy/config", "/v2/models/toy/versions/1", "/v1/models"):
+        assert client.get(path).status_code == 200, path
+    for path in ("/v2/models/toy/ready", "/v2/models/toy/versions/1/ready"):
+        assert "/readyz" in error_of(client.get(path), 503)  # type: ignore[arg-type]
+    assert "there is no model 'vit'" in error_of(client.get("/v2/models/vit/ready"), 404)  # type: ignore[arg-type]
+    assert engines.waits_s == []
+
+
+def test_a_model_is_ready_where_the_server_is() -> None:
+    """One health decides for /readyz, /v2/health/ready and the model: also where images cannot be decoded."""
+
+    class Decoders(DecodingProcesses):
+        trouble: str | None = None
+
+        def look_for_trouble(self) -> str | None:
+            return self.trouble
+
+    engines = FakeEngines(was_ready=True)
+    with Decoders(1, 10, memory_for(1000)) as decoders:
+        client = TestClient(create_app(Settings(), engines, decoders))
+        for model, trouble in ((MODEL, None), (None, None), (MODEL, "none starts")):
+            engines.model, decoders.trouble = model, trouble
+            statuses = {
+                client.get(path).status_code
+                for path in ("/readyz", "/v2/health/ready", "/v2/models/toy/ready")
+            }
+            assert statuses == {200 if model and not trouble else 503}
 
 
 @pytest.mark.parametrize("path", ["/v2/models/toy", "/v2/models/toy/versions/1"])
