@@ -73,11 +73,14 @@ USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Where the environment (not a flag) says that the server is to be asked. http.client and not urllib, which would
-# go through a proxy that the environment names. Whose certificate it is matters to clients, not to a probe.
+# go through a proxy that the environment names. Whose certificate it is matters to clients, not to a probe. What
+# is no number counts as not set, as in the server: Kubernetes describes a Service called trimvit in TRIMVIT_PORT.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, ssl, sys; \
-    operations = os.environ.get('TRIMVIT_OPERATIONS_PORT'); \
-    port = int(operations or os.environ.get('TRIMVIT_PORT') or 8000); \
+    CMD ["python", "-c", "import http.client, os, re, ssl, sys; \
+    given = lambda name: re.fullmatch(r'\\W*(\\d+)\\W*', os.environ.get('TRIMVIT_' + name, '')); \
+    operations = given('OPERATIONS_PORT'); \
+    port = operations or given('PORT'); \
+    port = int(port[1]) if port else 8000; \
     plain = operations or not os.environ.get('TRIMVIT_TLS_CERTIFICATE'); \
     server = http.client.HTTPConnection('127.0.0.1', port, timeout=4) if plain else \
     http.client.HTTPSConnection('127.0.0.1', port, timeout=4, context=ssl._create_unverified_context()); \

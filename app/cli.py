@@ -1,34 +1,27 @@
 """`trimvit COMMAND ...`: each command's flags are the fields of its settings."""
 
+import errno
+import logging
 import os
-import re
 import sys
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import cleandoc
-from typing import Any, cast
+from importlib.metadata import version
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsError
+from pydantic import BaseModel
 
 from app.environment import tune_libraries
+from app.flags import Operands, WrongUsage, parse
+from app.nearest import did_you_mean
 from app.settings import Settings
+from app.streams import forget_output, open_standard_streams, use_utf8
+from app.variables import remarks
 
+FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-
-@dataclass(frozen=True, slots=True)
-class Operands:
-    """What a command takes beside flags, as it is typed: names with commas or quotes, too.
-
-    ``number`` is argparse's nargs: "+" for one or more, "*" for any number, 1 for exactly one.
-    """
-
-    name: str
-    number: str | int
-    help: str
+_OUTPUT_FAILS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)  # of standard output, if of no file
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +38,21 @@ class Command:
     epilog: str = ""
 
 
+def _tell_of_variables(settings_type: type[Settings]) -> None:
+    from app.ray.settings import RaySettings
+
+    others = {} if settings_type is RaySettings else {"trimvit ray": frozenset(RaySettings.model_fields)}
+    for remark in remarks(os.environ, frozenset(settings_type.model_fields), others):
+        logging.getLogger("app").warning("%s", remark)
+
+
 def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
     from app.logs import configure_logging
     from app.supervisor import CannotStart, serve
 
     def run(settings: Settings) -> int:
         configure_logging(settings.log_level, "supervisor", settings.log_format)
+        _tell_of_variables(Settings)
         try:
             return serve(settings)
         except CannotStart as error:
@@ -65,7 +67,8 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
     from app.ray.settings import RaySettings
 
     def run(settings: RaySettings) -> int:
-        configure_logging(settings.log_level, "ray")
+        configure_logging(settings.log_level, "ray", settings.log_format)
+        _tell_of_variables(RaySettings)
         try:
             from app.ray.command import run
         except ModuleNotFoundError as error:
@@ -198,81 +201,58 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    if arguments is None:
+        use_utf8()
+    open_standard_streams()
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    program = f"trimvit {name}" if name in COMMANDS else "trimvit"
+    try:
+        code = _run(program, name, rest)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _complain(program, "interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `| head` has read enough
+        forget_output()
+        code = FAILED
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAILS or error.filename is not None:
+            raise
+        forget_output()
+        code = _complain(program, f"the output cannot be written: {error.strerror}", FAILED)
+    sys.exit(code)
+
+
+def _run(program: str, name: str, arguments: list[str]) -> int:
     if name in ("-h", "--help"):
         print(_usage())
-        sys.exit(0)
+        return 0
+    if name in ("-V", "--version"):
+        print(f"trimvit {version('trimvit')}")
+        return 0
     if name not in COMMANDS:
-        print(f"trimvit: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        wrong = f"there is no command {name!r}{did_you_mean(name, COMMANDS)}"
+        if name.startswith("-"):
+            wrong = f"{name} comes after a command, as in trimvit serve --port 8000"
+        return _complain(program, f"{wrong}\n'trimvit --help' lists the commands", USAGE_ERROR)
     tune_libraries(os.environ)
     if not sys.stderr.isatty():  # a progress bar is for who watches
         os.environ.setdefault("TQDM_DISABLE", "1")
     command = COMMANDS[name]
     settings_type, run = command.load()
-    settings, operands = _parse(name, command, settings_type, rest)
     try:
-        sys.exit(run(settings) if command.operands is None else run(settings, operands))
-    except KeyboardInterrupt:
-        print(f"trimvit {name}: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # `| head` has read enough; what Python has still to write must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        settings, operands = parse(program, settings_type, command.operands, command.epilog, arguments)
+    except WrongUsage as error:
+        for line in str(error).splitlines():
+            _complain(program, line, USAGE_ERROR)
+        return USAGE_ERROR
+    except SystemExit as end:  # the help was asked for
+        return int(end.code or 0)
+    return run(settings) if command.operands is None else run(settings, operands)
 
 
-def _parse(
-    name: str, command: Command, settings_type: type[BaseModel], arguments: list[str]
-) -> tuple[BaseModel, list[str]]:
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        cast("type[BaseSettings]", settings_type),
-        cli_prog_name=f"trimvit {name}",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-    )
-    parser = source.root_parser
-    _make_readable(parser)
-    parser.epilog = command.epilog
-    operands: list[str] = []
-    parsed: list[str] | Namespace = arguments
-    if command.operands is not None:
-        # Not a field of the settings, whose lists are split at commas.
-        takes = command.operands
-        parser.add_argument("operands", nargs=takes.number, metavar=takes.name, help=takes.help)
-        found = parser.parse_intermixed_args(arguments)
-        operands = found.operands
-        del found.operands
-        parsed = found
-    try:
-        return CliApp.run(settings_type, cli_args=parsed, cli_settings_source=source), operands
-    except ValidationError as error:
-        for fault in error.errors():
-            message = fault["msg"].removeprefix("Value error, ")
-            if fault["loc"]:  # of a list, the flag rather than the place
-                flag = str(fault["loc"][0]).replace("_", "-")
-                given = "" if fault["type"] == "missing" else f" (got {fault['input']!r})"
-                message = f"--{flag}: {message}{given}"
-            print(f"trimvit {name}: {message}", file=sys.stderr)
-    except SettingsError as error:
-        print(f"trimvit {name}: {error}", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
-
-
-def _make_readable(parser: ArgumentParser) -> None:
-    """In the help, lists as they are typed (4,7,10) and not as Python has them, and no default of None."""
-    parser.description = cleandoc(parser.description or "")
-    for action in parser._actions:
-        if isinstance(action.metavar, str):
-            action.metavar = re.sub(r"tuple\[(.+),\.\.\.\]", r"\1,...", action.metavar)
-        if action.help:
-            action.help = action.help.replace(" (default: None)", "")
-            action.help = re.sub(
-                r"\(default: \((.+?),?\)\)",
-                lambda found: "(default: " + found[1].replace("'", "").replace(" ", "") + ")",
-                action.help,
-            )
+def _complain(program: str, message: str, code: int) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
+    return code
 
 
 def _usage() -> str:

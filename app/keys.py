@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import Settings
+from app.variables import plain
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,10 @@ def key_ring(settings: Settings, environment: Mapping[str, str] = os.environ) ->
 
     Raises KeysError where they cannot be read.
     """
-    listed = environment.get(KEYS_VARIABLE, "")
-    if settings.api_keys_file is None and not listed.strip():
+    listed = plain(environment.get(KEYS_VARIABLE, ""))
+    if settings.api_keys_file is None and not listed:
         return None
-    fixed = parse_keys(listed, KEYS_VARIABLE) if listed.strip() else ()
+    fixed = parse_keys(listed, KEYS_VARIABLE) if listed else ()
     return KeyRing(fixed, settings.api_keys_file)
 
 

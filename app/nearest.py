@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_LEAST_LIKENESS = 0.7  # of difflib's ratio; below it the suggestion is more often wrong than right
+_LEAST_LIKENESS = 0.65  # of difflib's ratio; below it the suggestion is more often wrong than right
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

@@ -2,12 +2,18 @@
 
 import re
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from app.setting_types import Devices, File, Host
+from app.variables import PREFIX, settings_in
 from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer, Rows
 
@@ -62,7 +68,21 @@ Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, 
 class Settings(BaseSettings):
     """Serve a vision transformer that prunes its patches; each request chooses its keep ratio."""
 
-    model_config = SettingsConfigDict(env_prefix="TRIMVIT_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given, then the environment as app.variables reads it."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = settings_in(env_settings.env_vars)
+        return init_settings, env_settings
 
     model: str = Field(
         BUNDLED_MODEL,
@@ -78,7 +98,7 @@ class Settings(BaseSettings):
         description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
         "else the patch size.",
     )
-    labels: Path | None = Field(None, description="Text file with one label a line, in class order.")
+    labels: File | None = Field(None, description="Text file with one label a line, in class order.")
     stages: Blocks = Field(
         None, description="Blocks that prune, counted from 1. Default: the checkpoint's, else 4, 7, 10 of 12."
     )
@@ -87,9 +107,8 @@ class Settings(BaseSettings):
         description="Attention rows that decide. Default: the checkpoint's, else CLS where there is one.",
     )
 
-    device: str = Field(
+    device: Devices = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$",
         description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one engine each.",
     )
     engines: int = Field(
@@ -135,10 +154,10 @@ class Settings(BaseSettings):
         "often pruning changes the first label. 0: none.",
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: Host = Field("127.0.0.1", description="Address to listen on, or a name: then all its addresses.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     http_workers: int = Field(1, ge=1, le=64, description="HTTP processes.")
-    operations_host: str = Field("127.0.0.1", description="Address of the operations port.")
+    operations_host: Host = Field("127.0.0.1", description="Address of the operations port.")
     operations_port: int | None = Field(
         None,
         ge=0,
@@ -146,15 +165,15 @@ class Settings(BaseSettings):
         description="A port of its own for /metrics, which the main port then does not serve, /livez and "
         "/readyz, without TLS and without API keys; 0 takes a free one.",
     )
-    api_keys_file: Path | None = Field(
+    api_keys_file: File | None = Field(
         None,
         description="File with one API key a line, as name:key or name:sha256:HEX; read again when it "
         "changes. Without it, and without TRIMVIT_API_KEYS, no key is asked for.",
     )
-    tls_certificate: Path | None = Field(
+    tls_certificate: File | None = Field(
         None, description="PEM file with the certificate chain. With it, the port speaks HTTPS only."
     )
-    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")
+    tls_key: File | None = Field(None, description="PEM file with the certificate's private key.")
     trusted_proxies: Addresses = Field(
         None,
         description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are "

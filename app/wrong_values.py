@@ -90,16 +90,17 @@ def _allowed_of(schema: Schema) -> str:
         case "boolean":
             return "true or false"
         case "array":
-            return _allowed_list(schema.get("items", {}))
+            least = schema.get("minItems", 0)
+            return _allowed_list(schema.get("items", {}), f"at least {least} " if least > 1 else "")
         case _:
             return "a path" if schema.get("format") == "path" else "text"
 
 
-def _allowed_list(items: Schema) -> str:
+def _allowed_list(items: Schema, number: str) -> str:
     if "enum" in items:
         return f"a list of {_allowed_of(items)}, separated by commas"
     kind = {"integer": "whole numbers", "number": "numbers"}.get(items.get("type", ""), "values")
-    return f"a list of {kind}{_range(items)}, separated by commas"
+    return f"a list of {number}{kind}{_range(items)}, separated by commas"
 
 
 def _range(schema: Schema) -> str:

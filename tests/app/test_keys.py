@@ -183,6 +183,9 @@ def test_keys_come_from_the_file_and_the_environment(tmp_path: Path) -> None:
     listed = {KEYS_VARIABLE: f"bob:{BOB},carol:{CAROL}"}
     assert key_ring(Settings(), {}) is None
     assert key_ring(Settings(), {KEYS_VARIABLE: " "}) is None
+    quoted = key_ring(Settings(), {KEYS_VARIABLE: f'"bob:{BOB}"\n'})  # as a file of variables has it
+    assert quoted is not None
+    assert quoted.name_of(BOB) == "bob"
     for settings, environment, known in (
         (Settings(api_keys_file=path), {}, {ALICE}),
         (Settings(), listed, {BOB, CAROL}),

@@ -69,7 +69,7 @@ def told(**values: object) -> tuple[str, ...]:
         ("colour", "Gren", "colour must be 'red', 'green' or 'blue'; got 'Gren'; did you mean 'green'?"),
         ("loud", "perhaps", "loud must be true or false; got 'perhaps'"),
         ("blocks", ["four"], "blocks must be a list of whole numbers of at least 1, separated by commas, such as 4,7,10; got 'four'"),
-        ("colours", ["rde"], "colours must be a list of 'red' or 'green', separated by commas, such as red; got 'rde'"),
+        ("colours", ["rde"], "colours must be a list of 'red' or 'green', separated by commas, such as red; got 'rde'; did you mean 'red'?"),
         ("even", 3, "even: it is odd, and must be even, as in 4; got 3"),
         ("file", 3, "file must be a path; got 3"),
         ("zebra", 3, "there is no zebra"),

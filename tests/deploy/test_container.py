@@ -212,6 +212,12 @@ def test_health_is_asked_over_tls(
         assert is_healthy(instructions, port=port, tls_certificate=settings.tls_certificate) is healthy
 
 
+def test_health_reads_the_port_as_the_server_does(instructions: Instructions) -> None:
+    """Quotes and line ends are no part of it, and what Kubernetes says of a Service is no port."""
+    with answering(200) as port:
+        assert is_healthy(instructions, port=f'"{port}"\n', operations_port="tcp://10.0.0.1:9000")
+
+
 def test_health_fails_without_a_server(instructions: Instructions) -> None:
     """The health check fails where nothing listens."""
     with answering(200) as port:

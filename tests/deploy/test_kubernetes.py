@@ -246,6 +246,11 @@ def test_policies_let_users_and_monitoring_in_only(objects: Objects) -> None:
     assert set(let_out) <= {"trimvit-hub"}
 
 
+def test_services_are_not_described_in_the_environment(objects: Objects) -> None:
+    """A Service called trimvit would be, in variables that begin as our settings do."""
+    assert pod(objects)["spec"]["enableServiceLinks"] is False
+
+
 def test_the_pod_is_locked_in(objects: Objects, instructions: list[tuple[str, str]]) -> None:
     """The image's user, nothing writable but volumes, no capability, no way to gain one, no token."""
     spec, locked = pod(objects)["spec"], container(objects)["securityContext"]

@@ -1,0 +1,48 @@
+"""Types of settings that people write in several forms: the forms taken, and words for the others."""
+
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+_AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\s/]*):(?P<port>\d+)")
+
+
+def _file(value: object) -> object:
+    if value == "":
+        raise ValueError("it is empty; name a file, or leave it out")
+    return value
+
+
+def _devices(text: str) -> str:
+    devices = text.replace(" ", "").lower()
+    if not re.fullmatch(r"auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*", devices):
+        raise ValueError("must be auto, cpu or cuda:N, or several of cpu and cuda:N, such as cuda:0,cuda:1")
+    return devices
+
+
+def _host(text: str) -> str:
+    """An address or a name, without the brackets that an IPv6 address has in a URL."""
+    if "://" in text:
+        raise ValueError("it is a URL; give the address alone, such as 127.0.0.1, and the port with --port")
+    if found := _AUTHORITY.fullmatch(text):
+        alone = found["host"].strip("[]") or "0.0.0.0"  # noqa: S104
+        raise ValueError(f"it has a port in it; write {alone}, and the port with --port {found['port']}")
+    host = text.strip("[]") if text.startswith("[") and text.endswith("]") else text
+    if ":" in host:
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ValueError("it is no IPv6 address, such as ::1") from None
+    elif host in ("", "*"):
+        raise ValueError("give an address: 0.0.0.0 is all of IPv4, :: all there are, 127.0.0.1 this machine")
+    elif not re.fullmatch(r"[\w.-]+", host):
+        raise ValueError("it is no address and no name of a machine, such as 127.0.0.1, ::1 or localhost")
+    return host
+
+
+File = Annotated[Path, BeforeValidator(_file)]
+Devices = Annotated[str, AfterValidator(_devices)]
+Host = Annotated[str, AfterValidator(_host)]

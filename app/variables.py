@@ -1,0 +1,96 @@
+"""The settings that the environment holds, as people and orchestrators write them there.
+
+A file of variables keeps quotes and blanks around a value, a compose file sets variables to nothing, and
+Kubernetes describes a Service called trimvit in variables that begin as our settings do. All of it is
+understood or told of; nothing is a reason not to start.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from app.nearest import nearest
+
+PREFIX = "TRIMVIT_"
+
+# An empty value of these must not turn keys or TLS off without a word.
+_NEVER_EMPTY = frozenset({"api_keys_file", "tls_certificate", "tls_key"})
+# What is read beside the settings: API keys, and the tests' data.
+_NO_SETTINGS = re.compile(r"TRIMVIT_(API_KEYS?|TEST_\w+)")
+# What Kubernetes says of a Service in the namespace, and Docker of a link: trimvit, or one that begins so.
+_OF_A_SERVICE = re.compile(
+    r"TRIMVIT_((\w+_)?SERVICE_(HOST|PORT(_\w+)?)|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_ADDRESS_OF_A_SERVICE = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+
+
+def plain(value: str) -> str:
+    """The value without blanks and line ends around it, and without the quotes of a file of variables."""
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1].strip()
+    return value
+
+
+def settings_in(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Of the environment, what are values of settings, by the variables' names in lower case."""
+    found = {}
+    for name, value in variables.items():
+        setting = _setting(name)
+        if setting is not None and not _describes_a_service(name, value or ""):
+            text = plain(value or "")
+            if text or setting in _NEVER_EMPTY:
+                found[name.lower()] = text
+    return found
+
+
+def variable_of(setting: str, variables: Mapping[str, str]) -> str | None:
+    """The name of the variable that gives this setting a value; None where none does."""
+    given = settings_in(variables)
+    return next((name for name in variables if _setting(name) == setting and name.lower() in given), None)
+
+
+def remarks(
+    variables: Mapping[str, str], settings: frozenset[str], elsewhere: Mapping[str, frozenset[str]]
+) -> Iterator[str]:
+    """What the log should say of variables that begin as ours and have no effect. ``elsewhere``: settings of
+    other commands, by the command."""
+    seen: set[str] = set()
+    services = sorted(name for name, value in variables.items() if _describes_a_service(name, value))
+    if services:
+        yield (
+            f"ignored {', '.join(services)}: they describe a Service of the cluster and are no settings "
+            "(enableServiceLinks: false in the pod keeps them out)"
+        )
+    for name, value in variables.items():
+        setting = _setting(name)
+        if setting == "api_keys" and not plain(value):
+            yield f"{name} is empty: it asks callers for no key"
+        if setting is None or name in services or _NO_SETTINGS.fullmatch(name.upper()):
+            continue
+        if setting in seen:
+            yield f"{name} is given twice, in capitals and in small letters: keep one"
+        seen.add(setting)
+        command = next((command for command, names in elsewhere.items() if setting in names), None)
+        if setting in settings:
+            if not plain(value) and setting not in _NEVER_EMPTY:
+                yield f"{name} is empty and counts as not set"
+        elif command is not None:
+            yield f"{name} is a setting of {command} and has no effect here"
+        else:
+            found = nearest(setting, settings)
+            meant = "" if found is None else f"; did you mean {PREFIX}{found.upper()}?"
+            yield f"{name} is no setting and has no effect{meant}"
+
+
+def _setting(name: str) -> str | None:
+    """The name of the setting that a variable of this name would be; None where it does not begin so."""
+    return name[len(PREFIX) :].lower() if name.upper().startswith(PREFIX) else None
+
+
+def _describes_a_service(name: str, value: str) -> bool:
+    upper = name.upper()
+    if _OF_A_SERVICE.fullmatch(upper):
+        return True
+    return bool(
+        re.fullmatch(r"TRIMVIT_(\w+_)?PORT", upper) and _ADDRESS_OF_A_SERVICE.fullmatch(value.strip())
+    )
