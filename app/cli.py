@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.environment import tune_libraries
+from app.environment import import_own_packages, tune_libraries
 from app.flags import Operands, WrongUsage, parse
 from app.nearest import did_you_mean
 from app.settings import Settings
@@ -235,6 +235,7 @@ def _run(program: str, name: str, arguments: list[str]) -> int:
             wrong = f"{name} comes after a command, as in trimvit serve --port 8000"
         return _complain(program, f"{wrong}\n'trimvit --help' lists the commands", USAGE_ERROR)
     tune_libraries(os.environ)
+    import_own_packages(os.environ, sys.path)
     if not sys.stderr.isatty():  # a progress bar is for who watches
         os.environ.setdefault("TQDM_DISABLE", "1")
     command = COMMANDS[name]

@@ -43,7 +43,16 @@ _START_S = 30.0
 _RETRY_AFTER_S = 5.0
 _PROBLEMS = {problem.slug: problem for problem in (TooLarge, UndecodableImage, UnsupportedMediaType)}
 # What a decoding process may see of the environment: where Python is, and no secrets.
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "VIRTUAL_ENV")
+_ENVIRONMENT = (
+    "PATH",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSAFEPATH",
+    "LD_LIBRARY_PATH",
+    "LANG",
+    "LC_ALL",
+    "VIRTUAL_ENV",
+)
 
 
 def memory_for(pixels: int) -> int:

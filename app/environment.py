@@ -1,7 +1,7 @@
 """What a process of ours is told in its environment. The supervisor and a Ray replica start engines alike."""
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,3 +89,21 @@ def tune_libraries(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("GOMP_SPINCOUNT", "2000")
     for name, value in (_MALLOC | _ONEDNN).items():
         environment.setdefault(name, value)
+
+
+PACKAGES_FOLDER = str(Path(__file__).parents[1])
+
+
+def import_own_packages(environment: MutableMapping[str, str], import_path: Sequence[str]) -> None:
+    """Let Python processes that are started later import what this one does, whatever lies in the folder
+    that the server is started from.
+
+    Python started with ``-m`` looks for modules in the current folder first, and there may be another
+    ``app``, as in most projects that use FastAPI, or a ``queue.py``. ``import_path`` is this process's
+    sys.path: where it begins with the folder of these packages (a checkout that is not installed), they
+    would not be found without it.
+    """
+    environment["PYTHONSAFEPATH"] = "1"
+    if import_path and import_path[0] == PACKAGES_FOLDER:
+        others = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([PACKAGES_FOLDER, *others]))

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from app.environment import EngineFiles, engine_variables, environment_of, tune_libraries
+from app.environment import (
+    PACKAGES_FOLDER,
+    EngineFiles,
+    engine_variables,
+    environment_of,
+    import_own_packages,
+    tune_libraries,
+)
 from app.keys import KEYS_VARIABLE
 from app.settings import Settings
 
@@ -56,3 +63,23 @@ def test_what_was_said_stays(given: dict[str, str], told: dict[str, str]) -> Non
     """Defaults go where nobody has chosen."""
     tune_libraries(given)
     assert given == told
+
+
+@pytest.mark.parametrize(
+    ("import_path", "given", "told"),
+    [
+        (["/usr/lib/python", PACKAGES_FOLDER], {}, None),
+        ([PACKAGES_FOLDER, "/usr/lib/python"], {}, PACKAGES_FOLDER),
+        ([PACKAGES_FOLDER], {"PYTHONPATH": "/one:/two"}, f"{PACKAGES_FOLDER}:/one:/two"),
+        ([PACKAGES_FOLDER], {"PYTHONPATH": f"/one:{PACKAGES_FOLDER}"}, f"{PACKAGES_FOLDER}:/one"),
+        (["/usr/lib/python"], {"PYTHONPATH": "/one"}, "/one"),
+    ],
+    ids=["installed", "a checkout", "a checkout and more", "named already", "installed, and more"],
+)
+def test_children_import_what_this_process_does(
+    import_path: list[str], given: dict[str, str], told: str | None
+) -> None:
+    """Never from the current folder, and from a checkout's where that is what this process runs from."""
+    import_own_packages(given, import_path)
+    assert given["PYTHONSAFEPATH"] == "1"
+    assert given.get("PYTHONPATH") == told

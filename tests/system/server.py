@@ -74,12 +74,17 @@ def is_ready(url: str) -> bool:
 
 @contextmanager
 def running_server(
-    folder: Path, *flags: str, program: Sequence[str | Path] = (TRIMVIT,), port: int = 0
+    folder: Path,
+    *flags: str,
+    program: Sequence[str | Path] = (TRIMVIT,),
+    port: int = 0,
+    started_in: Path | None = None,
 ) -> Iterator[Server]:
     """A server on a free port, ready; stopped at the end however the test went."""
     log = folder / "server.log"
     with log.open("wb") as sink:
-        supervisor = subprocess.Popen([*program, "serve", "--port", str(port), *flags], stderr=sink)
+        command = [*program, "serve", "--port", str(port), *flags]
+        supervisor = subprocess.Popen(command, stderr=sink, cwd=started_in)
     try:
         wait_until(lambda: "listening on" in log.read_text(), "the server to listen")
         found = re.search(r"listening on (https?://[^\s\"]+)", log.read_text())

@@ -10,6 +10,7 @@ import pytest
 
 from tests.system.photographs import SHIPPED, photographs
 from tests.system.server import Server, running_server, wait_until
+from tests.system.small_network import PHOTOGRAPHS, save_small_network
 
 CHINA = (SHIPPED / "china.jpg").read_bytes()
 
@@ -60,3 +61,16 @@ def test_a_killed_engine_is_replaced_and_its_requests_are_answered(tmp_path: Pat
         engine.kill()
         assert [answer.result().status_code for answer in answers] == [200] * 32
         assert server.metric("trimvit_restarts_total", process="engine-0") == 1
+
+
+def test_the_folder_that_it_is_started_in_may_hold_any_modules(tmp_path: Path) -> None:
+    """Another `app`, as a FastAPI project has, and names of the standard library are not imported."""
+    here = tmp_path / "project"
+    (here / "app").mkdir(parents=True)
+    for module in ("app/__init__.py", "queue.py", "torch.py"):
+        (here / module).write_text("raise SystemExit('a module of the folder was imported')\n")
+    model = tmp_path / "small.safetensors"
+    save_small_network(model)
+    with running_server(tmp_path, "--model", str(model), started_in=here) as server:
+        answer = httpx.post(f"{server.url}/v1/classify", content=PHOTOGRAPHS[0], timeout=60)
+        assert answer.status_code == 200, answer.text
