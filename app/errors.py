@@ -56,6 +56,12 @@ class Unauthorized(ClientProblem):
     status, slug, title = 401, "unauthorized", "A valid API key is needed"
 
 
+class PriorityNotAllowed(ClientProblem):
+    """The priority is above what the operator allows this caller."""
+
+    status, slug, title = 403, "priority-not-allowed", "The priority is not allowed"
+
+
 class NotFound(ClientProblem):
     """No such path."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.priority import PRIORITIES, Priority
 from app.settings import Settings
 from app.variables import plain
 
@@ -21,6 +22,7 @@ _CHECK_EVERY_S = 1.0
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"[!-+\--~]+")  # printable ASCII without space and comma
+_ATTRIBUTES: dict[str, Priority] = {f"priority={priority}": priority for priority in PRIORITIES}
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
@@ -30,10 +32,14 @@ class KeysError(ValueError):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ApiKey:
-    """A caller's name and the SHA-256 of the key. A name may have several keys, as while one is rotated."""
+    """A caller's name and the SHA-256 of the key. A name may have several keys, as while one is rotated.
+
+    ``max_priority``: the highest that the key may ask for; None where the setting of that name decides.
+    """
 
     name: str
     digest: bytes
+    max_priority: Priority | None = None
 
     def __repr__(self) -> str:
         return f"ApiKey({self.name!r})"
@@ -41,19 +47,27 @@ class ApiKey:
 
 def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
     """One `name:key` or `name:sha256:HEX` a line or between commas; from # on, a line is a comment.
+    Behind a key may stand the highest priority that it may ask for: `name:key priority=high`.
 
     Raises KeysError, which names the source and the line.
     """
     keys = []
     for number, line in enumerate(text.splitlines(), start=1):
         for entry in filter(None, (part.strip() for part in line.partition("#")[0].split(","))):
-            name, colon, secret = entry.partition(":")
+            name, colon, rest = entry.partition(":")
+            secret, space, attribute = rest.partition(" ")
             # Nothing of the line itself: what was mistaken for a name may be a key.
             where = f"line {number} of {source}"
             if not colon or not _NAME.fullmatch(name):
                 raise KeysError(f"{where} is not name:key or name:sha256:HEX; names are of A-Z a-z 0-9 . _ -")
+            if space and attribute.strip() not in _ATTRIBUTES:
+                raise KeysError(
+                    f"{where}: the key must have no space; after it may stand only one of "
+                    f"{', '.join(_ATTRIBUTES)}"
+                )
+            max_priority = _ATTRIBUTES[attribute.strip()] if space else None
             if hashed := _HASHED.fullmatch(secret):
-                keys.append(ApiKey(name, bytes.fromhex(hashed[1])))
+                keys.append(ApiKey(name, bytes.fromhex(hashed[1]), max_priority))
                 continue
             if secret.startswith("sha256:"):
                 raise KeysError(f"{where}: the hash is not 64 hexadecimal digits")
@@ -62,7 +76,7 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
                     f"{where}: the key must have at least {SHORTEST_KEY} printable ASCII "
                     "characters, and no space, comma or #"
                 )
-            keys.append(ApiKey(name, hashlib.sha256(secret.encode()).digest()))
+            keys.append(ApiKey(name, hashlib.sha256(secret.encode()).digest(), max_priority))
     if not keys:
         raise KeysError(f"{source} has no keys; one is written as name:key")
     return tuple(keys)
@@ -93,13 +107,18 @@ class KeyRing:
         return f"KeyRing({len(self._fixed)} fixed, {len(self._from_file)} from {self._path})"
 
     def name_of(self, presented: str) -> str | None:
-        """Whose key this is; None where it is nobody's. Takes as long whichever key it is, and if none."""
+        """Whose key this is; None where it is nobody's."""
+        key = self.key_of(presented)
+        return None if key is None else key.name
+
+    def key_of(self, presented: str) -> ApiKey | None:
+        """The key; None where it is nobody's. Takes as long whichever key it is, and if none."""
         self._read_again_if_changed()
         digest = hashlib.sha256(presented.encode()).digest()
         found = None
         for key in (*self._fixed, *self._from_file):
             if hmac.compare_digest(key.digest, digest):
-                found = key.name
+                found = key
         return found
 
     def _read_again_if_changed(self) -> None:

@@ -12,6 +12,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from app.priority import Priority
 from app.setting_types import Devices, File, Host
 from app.variables import PREFIX, settings_in
 from models.dtypes import DtypeName
@@ -169,6 +170,11 @@ class Settings(BaseSettings):
         None,
         description="File with one API key a line, as name:key or name:sha256:HEX; read again when it "
         "changes. Without it, and without TRIMVIT_API_KEYS, no key is asked for.",
+    )
+    max_priority: Priority = Field(
+        "normal",
+        description="Highest priority that a request may ask for, unless the line of its API key says "
+        "otherwise: high, normal or batch.",
     )
     tls_certificate: File | None = Field(
         None, description="PEM file with the certificate chain. With it, the port speaks HTTPS only."

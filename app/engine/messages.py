@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from app.priority import Priority as Priority
 from models.cascade import Cascade
 from models.schedule import Architecture, Method, Pruning
 from models.transforms import InputSpec
 
-Priority = Literal["high", "normal", "batch"]
 RefusalReason = Literal[
     "not-ready", "queue-full", "deadline-unmeetable", "deadline-passed", "out-of-memory", "engine-fault"
 ]

@@ -56,8 +56,9 @@ def is_open(method: str, path: str) -> bool:
 
 
 class RequireKey:
-    """Lets requests with a valid key through, with the caller's name in ``scope["state"]["caller"]``, and
-    requests for open paths; answers the rest with 401."""
+    """Lets requests with a valid key through, with the caller's name in ``scope["state"]["caller"]`` and the
+    key's highest priority in ``scope["state"]["max_priority"]``, and requests for open paths; answers the
+    rest with 401."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
@@ -69,9 +70,9 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         presented = _presented(Headers(scope=scope))
-        caller = None if presented is None else self._keys.name_of(presented)
-        if caller is not None:
-            scope.setdefault("state", {})["caller"] = caller
+        key = None if presented is None else self._keys.key_of(presented)
+        if key is not None:
+            scope.setdefault("state", {}).update(caller=key.name, max_priority=key.max_priority)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # RFC 6455: policy violation
             return

@@ -24,7 +24,7 @@ from app.http.answers import image_result, longest, server_timing
 from app.http.arrival import seconds_since
 from app.http.body import JSON, MULTIPART, RAW, BodyLimits, read_images
 from app.http.pruning import Asked, asked_of
-from app.http.scheduling import caller_of, deadline_s_of, expected
+from app.http.scheduling import caller_of, deadline_s_of, expected, max_priority_of
 from app.http.schemas import (
     ClassifyRequest,
     ClassifyResponse,
@@ -34,6 +34,7 @@ from app.http.schemas import (
     option_schemas,
 )
 from app.images import ImageLimits
+from app.priority import Priority
 from app.settings import Settings
 from models.transforms import InputSpec
 
@@ -52,6 +53,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }
     for status, meaning in {
         400: "The request cannot be read.",
+        403: "The priority is above what this caller may ask for.",
         408: "The body came too slowly.",
         413: "More bytes, pixels or images than allowed.",
         415: "Not an image type.",
@@ -141,9 +143,14 @@ class Classification:
         """The model; None while no engine is ready."""
         return self._engines.model
 
-    def expected(self, options: ImageOptions, model: ModelInfo) -> Expected:
-        """What is known of an image before it has come, but for its caller. Raises InvalidValue."""
-        return expected(options, asked_of(options, self._settings, model), self._settings, model)
+    def max_priority_of(self, scope: Scope) -> Priority:
+        """The highest priority that the request's caller may ask for."""
+        return max_priority_of(scope, self._settings)
+
+    def expected(self, options: ImageOptions, model: ModelInfo, highest: Priority) -> Expected:
+        """What is known of an image before it has come, but for its caller, who may ask for no priority
+        above ``highest``. Raises InvalidValue or PriorityNotAllowed."""
+        return expected(options, asked_of(options, self._settings, model), self._settings, model, highest)
 
     def refusal(self, expected: Expected, gone_s: float) -> Problem | None:
         """What the engines are known to answer to such an image, whose request came so long ago; None where
@@ -197,7 +204,10 @@ class Classification:
             asked = asked_of(image.options, self._settings, model)
             if asked.keep_ratio is not None:
                 metrics.REQUESTED_KEEP_RATIO.observe(asked.keep_ratio)
-            known = replace(expected(image.options, asked, self._settings, model), caller=caller_of(scope))
+            highest = max_priority_of(scope, self._settings)
+            known = replace(
+                expected(image.options, asked, self._settings, model, highest), caller=caller_of(scope)
+            )
             started = time.perf_counter()
             with self._engines.expecting(self._left_of(known, seconds_since(scope))):
                 pixels = await image.pixels_for(model.input, self._image_limits, self._decoders)
@@ -218,7 +228,7 @@ class Classification:
                 own_deadline=image.options.deadline_ms is not None,
                 min_keep_ratio=asked.min_keep_ratio,
                 caller=known.caller,
-                priority=image.options.priority,
+                priority=known.priority,
             )
             classified = await self._engines.classify(question)
             found = classified.answer

@@ -20,6 +20,7 @@ from app.http.classify import Classification
 from app.http.hugging_face import asked_of
 from app.http.problems import problem_response
 from app.http.scheduling import caller_of
+from app.priority import Priority
 
 # What the queries that came lately ask for is remembered: a client sends the same again and again.
 _MOST_QUERIES, _LONGEST_QUERY = 1024, 512
@@ -50,7 +51,7 @@ class RefuseEarly:
         self._app = app
         self._classification = classification
         self._model: ModelInfo | None = None
-        self._asked: dict[tuple[bool, bytes], Expected | None] = {}
+        self._asked: dict[tuple[bool, Priority, bytes], Expected | None] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
@@ -78,11 +79,12 @@ class RefuseEarly:
             self._model = model
             self._asked.clear()
         query: bytes = scope["query_string"]
-        key = (route.hugging_face, query)
+        highest = self._classification.max_priority_of(scope)
+        key = (route.hugging_face, highest, query)
         if key in self._asked:
             expected = self._asked[key]
         else:
-            expected = self._expected(query, route, model)
+            expected = self._expected(query, route, model, highest)
             if len(query) <= _LONGEST_QUERY:
                 if len(self._asked) >= _MOST_QUERIES:
                     self._asked.clear()
@@ -91,12 +93,14 @@ class RefuseEarly:
             return None
         return self._classification.refusal(replace(expected, caller=caller_of(scope)), seconds_since(scope))
 
-    def _expected(self, query: bytes, route: ImageRoute, model: ModelInfo) -> Expected | None:
+    def _expected(
+        self, query: bytes, route: ImageRoute, model: ModelInfo, highest: Priority
+    ) -> Expected | None:
         """What the query asks for; None where it cannot be answered, for which the route has the words."""
         try:
             values = single_values(QueryParams(query.decode("latin-1")).multi_items())
             options = asked_of(values)[0] if route.hugging_face else options_of(values, None)
-            return self._classification.expected(options, model)
+            return self._classification.expected(options, model, highest)
         except Problem:
             return None
 

@@ -156,6 +156,8 @@ def _options(parameters: dict[str, Any]) -> ImageOptions:
         if "deadline_ms" in values:
             raise InvalidValue("give only one of timeout and deadline_ms; there are both")
         values["deadline_ms"] = -(-timeout // _MICROSECONDS_PER_MS)
+    if values.get("priority") == 0 and type(values["priority"]) is int:  # Triton's default: none of its own
+        del values["priority"]
     if "priority" in values:
         values["priority"] = _priority(values["priority"])
     return options_of(values, None)

@@ -17,7 +17,8 @@ _TRITONS: dict[str, Any] = {
         "anyOf": [{"type": "integer", "minimum": 0}, {"enum": list(get_args(Priority))}],
         "default": 0,
         "description": "1 is `high`, 2 and 0 are `normal`, 3 and above are `batch`. While images of all "
-        "three wait, they get 16, 4 and 1 of 21 parts of the engine.",
+        "three wait, they get 16, 4 and 1 of 21 parts of the engine. What the caller may not ask for is "
+        "refused with 403.",
     },
     "timeout": {
         "type": "integer",

@@ -99,7 +99,7 @@ class ImageOptions(BaseModel):
     priority: Priority = Field(
         "normal",
         description="While images of all three wait, `high` gets 16, `normal` 4 and `batch` 1 of 21 parts of "
-        "the engine.",
+        "the engine. A priority above what the server allows the caller is refused with 403.",
     )
 
     @model_validator(mode="after")

@@ -47,9 +47,24 @@ def test_keys_are_written_plain_or_hashed() -> None:
     )
 
 
+def test_the_highest_priority_of_a_key_stands_behind_it() -> None:
+    """Of plain and hashed keys, between commas too; without it the server's setting decides."""
+    text = (
+        f"alice:{ALICE} priority=high, alice:{CAROL}\nbob:sha256:{digest(BOB).hex()}   priority=batch # late"
+    )
+    assert parse_keys(text, "here") == (
+        ApiKey("alice", digest(ALICE), "high"),
+        ApiKey("alice", digest(CAROL), None),
+        ApiKey("bob", digest(BOB), "batch"),
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (f"alice:{ALICE} priority=highest", "only one of priority=high, priority=normal, priority=batch"),
+        (f"alice:{ALICE} high", "only one of priority=high"),
+        (f"alice: {ALICE}", "must have no space|at least 16"),
         ("", "here has no keys"),
         ("# none\n", "here has no keys"),
         (f"\nalice {ALICE}", "line 2 of here is not name:key"),

@@ -33,6 +33,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "operations_host": ("0.0.0.0", "0.0.0.0"),
     "operations_port": ("9000", 9000),
     "api_keys_file": ("keys", Path("keys")),
+    "max_priority": ("high", "high"),
     "tls_certificate": ("chain.pem", Path("chain.pem")),
     "tls_key": ("key.pem", Path("key.pem")),
     "trusted_proxies": ("10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),

@@ -57,6 +57,18 @@ def test_timings_are_told_twice_alike(deployment: Deployment) -> None:
     assert 0 < timings["compute"] <= timings["total"]
 
 
+def test_the_total_time_of_an_infer_request_is_its_own(deployment: Deployment) -> None:
+    """On /v2 as on /v1: no phase is longer than the total, and the client waited at least so long."""
+    image = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(CHINA).decode()]}
+    response = httpx.post(
+        f"{deployment.url}/v2/models/{BUNDLED_MODEL}/infer", json={"inputs": [image]}, timeout=120
+    )
+    assert response.status_code == 200, response.text
+    entries = (entry.split(";dur=") for entry in response.headers["Server-Timing"].split(", "))
+    told = {phase: float(duration) for phase, duration in entries}
+    assert max(told.values()) == told["total"] <= response.elapsed.total_seconds() * 1000
+
+
 @pytest.mark.parametrize("form", ["indices", "grid"])
 def test_a_mask_shows_the_patches_that_are_counted(deployment: Deployment, form: str) -> None:
     """As numbers or as a grid, the mask has as many patches as ``patches`` says."""
@@ -221,6 +233,18 @@ def test_what_cannot_go_together_is_refused_in_words(deployment: Deployment) -> 
         assert response.json()["type"] == "urn:trimvit:problem:invalid-value"
         for word in words:
             assert word in response.json()["detail"]
+
+
+def test_high_priority_is_for_those_whom_the_operator_allows_it(deployment: Deployment) -> None:
+    """By default nobody's: it is refused in words, and the other priorities are answered."""
+    response = deployment.classify(CHINA, priority="high")
+    assert (response.status_code, response.json()["type"]) == (
+        403,
+        "urn:trimvit:problem:priority-not-allowed",
+    )
+    assert "--max-priority" in response.json()["detail"]
+    for priority in ("normal", "batch"):
+        result_of(deployment.classify(CHINA, priority=priority))
 
 
 def test_of_several_images_the_one_at_fault_is_named(deployment: Deployment) -> None:

@@ -45,7 +45,7 @@ def serving(engines: FakeEngines, **settings: object) -> Iterator[int]:
 def shared() -> Iterator[tuple[FakeEngines, int]]:
     """Engines and the port of a server on them."""
     engines = FakeEngines()
-    with serving(engines) as port:
+    with serving(engines, max_priority="high") as port:
         yield engines, port
 
 

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -12,6 +13,8 @@ from app.main import create_app
 from app.settings import Settings
 from tests.app.fakes import COMPUTE_S, QUEUE_S, FakeEngines
 from tests.app.http.image_routes import IMAGE_ROUTES, Ask
+
+KEY = "alice-0123456789"
 
 each_route = pytest.mark.parametrize("ask", IMAGE_ROUTES.values(), ids=map(" ".join, IMAGE_ROUTES))
 
@@ -91,3 +94,62 @@ def test_a_deadline_that_has_passed_when_the_request_is_there_is_told_at_once(
     assert response.status_code == 504
     assert "the deadline of 9000 ms passed while the request came" in response.text
     assert engines.waits_s == engines.questions == engines.expected == []
+
+
+# The highest priority of the setting, and of the caller's key: what may be asked for.
+PRIORITIES = [
+    ("normal", None, ("normal", "batch")),
+    ("high", None, ("high", "normal", "batch")),
+    ("batch", None, ("batch",)),
+    ("normal", "high", ("high", "normal", "batch")),
+    ("high", "batch", ("batch",)),
+]
+
+
+@each_route
+@pytest.mark.parametrize(("highest", "of_the_key", "allowed"), PRIORITIES, ids=str)
+def test_a_caller_gets_the_priorities_that_the_operator_allows(
+    make_client: Callable[..., TestClient],
+    engines: FakeEngines,
+    tmp_path: Path,
+    ask: Ask,
+    highest: str,
+    of_the_key: str | None,
+    allowed: tuple[str, ...],
+) -> None:
+    """By the line of its key, else by the setting; what is above is refused with 403 that says what is
+    allowed and who can allow more, and is never lowered silently."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice:{KEY}" + (f" priority={of_the_key}" if of_the_key else ""))
+    client = make_client(max_priority=highest, api_keys_file=keys)
+    client.headers["X-API-Key"] = KEY
+    for priority in ("high", "normal", "batch"):
+        engines.questions.clear()
+        response = ask(client, {"priority": priority})
+        if priority in allowed:
+            assert response.status_code == 200, response.text
+            assert [question.priority for question in engines.questions] == [priority]
+        else:
+            assert response.status_code == 403
+            assert engines.questions == []
+            assert f"ask for {' or '.join(allowed)}" in response.text
+            assert "--max-priority" in response.text
+
+
+@each_route
+@pytest.mark.parametrize(("highest", "given"), [("high", "normal"), ("normal", "normal"), ("batch", "batch")])
+def test_who_asks_for_no_priority_is_never_refused_for_it(
+    make_client: Callable[..., TestClient], engines: FakeEngines, ask: Ask, highest: str, given: str
+) -> None:
+    """They get normal, or the highest that they may ask for."""
+    assert ask(make_client(max_priority=highest), {}).status_code == 200
+    assert [question.priority for question in engines.questions] == [given]
+
+
+def test_tritons_default_priority_is_none(
+    make_client: Callable[..., TestClient], engines: FakeEngines
+) -> None:
+    """Its clients send 0 where nobody chose a priority."""
+    ask = IMAGE_ROUTES["/v2/models/{model_name}/infer", "POST"]
+    assert ask(make_client(max_priority="batch"), {"priority": 0}).status_code == 200
+    assert [question.priority for question in engines.questions] == ["batch"]

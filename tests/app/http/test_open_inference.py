@@ -410,10 +410,10 @@ def test_timeout_is_a_deadline_in_microseconds(
     [(0, "normal"), (1, "high"), (2, "normal"), (3, "batch"), (2**31, "batch"), ("high", "high")],
 )
 def test_priority_is_tritons_number_or_a_word_of_v1(
-    client: TestClient, engines: FakeEngines, priority: int | str, word: str
+    make_client: Callable[..., TestClient], engines: FakeEngines, priority: int | str, word: str
 ) -> None:
     """1 goes before all others, the greater the later, 0 is the default."""
-    outputs_of(asked(client, parameters={"priority": priority}))
+    outputs_of(asked(make_client(max_priority="high"), parameters={"priority": priority}))
     assert engines.questions[0].priority == word
 
 

@@ -107,10 +107,11 @@ def test_a_floor_above_the_servers_default_ratio_is_refused(
 
 @pytest.mark.parametrize("priority", ["high", "normal", "batch"])
 def test_priority_and_caller_reach_the_engines(
-    classify: Classify, engines: FakeEngines, priority: str
+    make_client: Callable[..., TestClient], engines: FakeEngines, priority: str
 ) -> None:
     """The caller is the client's address, unless somebody knows better."""
-    classify(params={"priority": priority})
+    client = make_client(max_priority="high")
+    client.post("/v1/classify", content=encoded(), params={"priority": priority})
     (question,) = engines.questions
     assert (question.priority, question.caller) == (priority, "testclient")
 

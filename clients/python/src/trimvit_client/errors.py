@@ -85,6 +85,12 @@ class Unauthorized(ClientProblem):
     slug = "unauthorized"
 
 
+class PriorityNotAllowed(ClientProblem):
+    """The priority is above what the server's operator allows this caller."""
+
+    slug = "priority-not-allowed"
+
+
 class TooLarge(ClientProblem):
     """More bytes or pixels than the server allows."""
 

@@ -1,0 +1,12 @@
+"""Priorities of images, and which of them a caller may ask for."""
+
+from typing import Literal, get_args
+
+Priority = Literal["high", "normal", "batch"]
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # the highest first
+
+
+def up_to(highest: Priority) -> tuple[Priority, ...]:
+    """The priorities that a caller may ask for who may ask for this one, the highest first."""
+    return PRIORITIES[PRIORITIES.index(highest) :]
