@@ -1,5 +1,6 @@
 """The name that a misspelt one was meant to be."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -8,10 +9,13 @@ _LEAST_LIKENESS = 0.65  # of difflib's ratio; below it the suggestion is more of
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """The one of ``names`` that ``word`` is most like, whatever its capitals, hyphens and underscores; None
-    where it is like none of them."""
+    where it is like none of them. One of a name's own words stands for the shortest name that has it."""
     plain = {_plain(name): name for name in names}
-    found = get_close_matches(_plain(word), plain, n=1, cutoff=_LEAST_LIKENESS)
-    return plain[found[0]] if found else None
+    found = get_close_matches(_plain(word[:100]), plain, n=1, cutoff=_LEAST_LIKENESS)
+    if found:
+        return plain[found[0]]
+    parts = [name for name in plain.values() if _plain(word) in map(_plain, re.split("[-_ ]", name))]
+    return min(parts, key=len, default=None)
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
@@ -21,4 +25,4 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.casefold().replace("-", "").replace("_", "")
+    return re.sub(r"[-_\[\]\s]", "", name.casefold())

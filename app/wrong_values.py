@@ -5,9 +5,11 @@ variable or an option is told "keep_ratio must be a number above 0 and at most 1
 What is allowed is read from the JSON schema of the field, so it cannot differ from what is checked.
 """
 
+import json
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,8 +19,8 @@ from app.nearest import did_you_mean, nearest
 Schema = Mapping[str, Any]
 
 # What was given is said back in short: it may be megabytes long, or lists in lists in lists.
-_short = reprlib.Repr()
-_short.maxstring = _short.maxlong = _short.maxother = 80
+short = reprlib.Repr()
+short.maxstring = short.maxlong = short.maxother = 80
 
 # A unit that people type behind a number, by the unit that the field's name ends with.
 _UNITS: Mapping[str, Mapping[str, float]] = {
@@ -35,23 +37,65 @@ def wrong_values(
 ) -> tuple[str, ...]:
     """One sentence for each field of ``model`` that is wrong, and for each rule between fields. ``named``
     turns a field's name into the name under which its value was given: a flag, a variable."""
-    properties = model.model_json_schema()["properties"]
+    root = _schema_of(model)
+    properties = root["properties"]
     told: dict[str, str] = {}  # a union makes several faults of one wrong value
     for fault in error.errors(include_url=False):
         message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] in ("model_type", "model_attributes_type", "dict_type") and not fault["loc"]:
+            message = f"an object with {' and '.join(root.get('required', properties))} is needed; "
+            message += f"got {said_back(fault['input'])}"
         if not fault["loc"]:
             told[message] = message
             continue
-        name = str(fault["loc"][0])
+        parts, schema = _place(root, fault["loc"])
+        name, shown = ".".join(parts), ".".join((named(parts[0]), *parts[1:]))
         if fault["type"] == "extra_forbidden":
-            told[name] = f"there is no {named(name)}{did_you_mean(name, map(named, properties))}"
+            told[name] = f"there is no {shown}{did_you_mean(name, map(named, properties))}"
         elif fault["type"] == "missing":
-            told[name] = f"{named(name)} is missing"
+            told[name] = f"{shown} is missing"
         elif fault["type"] in ("value_error", "assertion_error"):  # it says itself what is allowed
-            told[name] = f"{named(name)}: {message}; got {_short.repr(fault['input'])}"
+            told[name] = f"{shown}: {message}; got {said_back(fault['input'])}"
         else:
-            told.setdefault(name, said_of(named(name), name, properties.get(name, {}), fault["input"]))
+            told.setdefault(name, said_of(shown, parts[-1], schema, fault["input"]))
     return tuple(told.values())
+
+
+def no_such(kind: str, name: str, allowed_names: Collection[str]) -> str:
+    """That there is no ``kind`` of this name, with the nearest and all."""
+    meant = did_you_mean(name, allowed_names)
+    return f"there is no {kind} {short.repr(name)}{meant or ';'} {kind}s are {', '.join(allowed_names)}"
+
+
+def said_back(given: object) -> str:
+    """What was given, in short, and as JSON has it."""
+    return json.dumps(given) if given is None or isinstance(given, bool) else short.repr(given)
+
+
+@lru_cache
+def _schema_of(model: type[BaseModel]) -> Schema:
+    return model.model_json_schema()
+
+
+def _place(root: Schema, loc: Sequence[str | int]) -> tuple[list[str], Schema]:
+    """Which field a fault is in, through the models and lists of models that it lies in, and its schema. What
+    follows (a place in a list of values, the member of a union that was tried) is no field."""
+    parts, here = [str(loc[0])], root["properties"].get(loc[0], {})
+    for part in loc[1:]:
+        here = _resolved(root, here)
+        if isinstance(part, int) and "$ref" in here.get("items", {}):
+            here = here["items"]
+        elif part in here.get("properties", {}):
+            here = here["properties"][part]
+        else:
+            break
+        parts.append(str(part))
+    return parts, _resolved(root, here)
+
+
+def _resolved(root: Schema, schema: Schema) -> Schema:
+    reference: str | None = schema.get("$ref")
+    return schema if reference is None else root["$defs"][reference.rpartition("/")[2]]
 
 
 def said_of(shown: str, name: str, schema: Schema, given: object) -> str:
@@ -60,7 +104,7 @@ def said_of(shown: str, name: str, schema: Schema, given: object) -> str:
     such_as = "" if sample is None else f", such as {sample}"
     meant = _meant(name, schema, given)
     end = "" if meant is None else f"; did you mean {meant}?"
-    return f"{shown} must be {allowed(schema)}{such_as}; got {_short.repr(given)}{end}"
+    return f"{shown} must be {allowed(schema)}{such_as}; got {said_back(given)}{end}"
 
 
 def allowed(schema: Schema) -> str:
@@ -91,16 +135,30 @@ def _allowed_of(schema: Schema) -> str:
             return "true or false"
         case "array":
             least = schema.get("minItems", 0)
-            return _allowed_list(schema.get("items", {}), f"at least {least} " if least > 1 else "")
+            return _allowed_list(
+                schema.get("items", {}), f"at least {least} " if least > 1 else ""
+            ) + _length(schema)
+        case "object":
+            return "an object"
         case _:
-            return "a path" if schema.get("format") == "path" else "text"
+            kind = "a path" if schema.get("format") == "path" else "text"
+            return f"{kind} of at most {schema['maxLength']} characters" if "maxLength" in schema else kind
 
 
 def _allowed_list(items: Schema, number: str) -> str:
     if "enum" in items:
         return f"a list of {_allowed_of(items)}, separated by commas"
+    if "$ref" in items:
+        return "a list of objects"
     kind = {"integer": "whole numbers", "number": "numbers"}.get(items.get("type", ""), "values")
     return f"a list of {number}{kind}{_range(items)}, separated by commas"
+
+
+def _length(schema: Schema) -> str:
+    least, most = schema.get("minItems", 0), schema.get("maxItems")
+    if "prefixItems" in schema or most is None:
+        return ""
+    return f", exactly {most}" if least == most else f", {least} to {most} of them"
 
 
 def _range(schema: Schema) -> str:

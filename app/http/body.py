@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import reprlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -20,23 +19,20 @@ from starlette.requests import Request
 from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
 from app.http.schemas import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
 from app.images import ImageLimits, decode
+from app.wrong_values import no_such, wrong_values
 from models.transforms import InputSpec
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 RAW = "application/octet-stream"
 CURLS_DEFAULT = "application/x-www-form-urlencoded"  # what curl --data-binary says of any bytes
-_OPTIONS = ", ".join(ImageOptions.model_fields)
 _FLAGS = TypeAdapter(bool)
+_MOST_FAULTS = 3
 
 # Other requests go on after so many bytes of a form or of base64, which take about a millisecond.
 _PIECE = 2**18  # divisible by 4, as pieces of base64 must be
 # A JSON of many small values takes seconds to parse and gigabytes to hold; an image takes a dozen values.
 _VALUES_PER_IMAGE = 64
-
-# What was given is said back in short: it may be megabytes long, or lists in lists in lists.
-short = reprlib.Repr()
-short.maxstring = short.maxlong = short.maxother = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,21 +251,23 @@ def _is_true(flag: object) -> bool:
         return False
 
 
-def options_of(values: Mapping[str, Any], index: int | None) -> ImageOptions:
-    """The options of the image at this place (None: of all). Raises InvalidValue."""
+def options_of(
+    values: Mapping[str, Any], index: int | None, besides: Sequence[str] = (), kind: str = "option"
+) -> ImageOptions:
+    """The options of the image at this place (None: of all). Raises InvalidValue.
+
+    ``besides``: names that the route takes too, and has read already; ``kind``: what it calls an option.
+    """
     unknown = next((name for name in values if name not in ImageOptions.model_fields), None)
     if unknown is not None:
-        raise InvalidValue(f"there is no option {short.repr(unknown)}; options are {_OPTIONS}", image=index)
+        allowed = [*ImageOptions.model_fields, *besides]
+        raise InvalidValue(no_such(kind, unknown, allowed), image=index)
     try:
         return ImageOptions.model_validate(values)
     except ValidationError as error:
-        # Options are flat: what follows a name says which kind of value was tried.
-        faults = [{**fault, "loc": fault["loc"][:1]} for fault in error.errors()]
-        raise InvalidValue("; ".join(map(said, faults)), image=index) from error
+        raise InvalidValue(said(error, ImageOptions), image=index) from error
 
 
-def said(fault: Mapping[str, Any]) -> str:
-    """One validation error in words, with what was given."""
-    name = ".".join(str(part) for part in fault["loc"])
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}, got {short.repr(fault['input'])}" if name else message
+def said(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong, in words; of many faults, the first few."""
+    return ". ".join(wrong_values(error, model)[:_MOST_FAULTS])

@@ -27,12 +27,12 @@ from app.http.body import (
     options_of,
     parse_json,
     read_body,
-    short,
     single_values,
 )
 from app.http.classify import PROBLEMS, AnsweredImage, Classification, timings_ms
 from app.http.open_inference import check_name, errors
 from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, ImageOptions, option_schemas
+from app.wrong_values import said_of
 
 Function = Literal["softmax", "sigmoid", "none"]
 
@@ -148,13 +148,11 @@ def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function]:
     given = {name: value for name, value in values.items() if value is not None}
     function = given.pop("function_to_apply", "softmax")
     if function not in get_args(Function):
-        raise InvalidValue(
-            f"function_to_apply: allowed are {', '.join(get_args(Function))}, got {short.repr(function)}"
-        )
+        raise InvalidValue(said_of("function_to_apply", "function_to_apply", _FUNCTION, function))
     for name in MASK_OPTIONS:
         if name in given:
             raise InvalidValue(f"{name}: this shape has no place for a mask; ask /v1/classify")
-    return options_of(given, None), function
+    return options_of(given, None, ("function_to_apply",)), function
 
 
 def _labels(image: AnsweredImage, model: ModelInfo, function: Function) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from app.engine.messages import ModelInfo, Priority
 from app.errors import InvalidValue, TooLarge
-from app.http.body import BodyLimits, EncodedImage, from_base64, options_of, said, short
+from app.http.body import BodyLimits, EncodedImage, from_base64, options_of, said
 from app.http.classify import AnsweredImage, RequestedImage
 from app.http.open_inference_schemas import (
+    TRITONS,
     InferInput,
     InferRequest,
     InputParameters,
@@ -26,6 +27,7 @@ from app.http.open_inference_schemas import (
 from app.http.schemas import MASK_OPTIONS, ImageOptions
 from app.http.tensors import OutputTensor, allot, image_bytes, image_pixels
 from app.images import ImageLimits, resized
+from app.wrong_values import no_such, said_of, short
 from models.pictures import cells_of
 from models.transforms import InputSpec
 
@@ -38,6 +40,7 @@ _DATATYPES = {tensor.name: tensor.datatype for tensor in INPUTS}
 # Triton's names, which its clients set themselves and let nobody use for anything else.
 _OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 _MICROSECONDS_PER_MS = 1000
+_LONGEST_TIMEOUT = 600_000_000
 _PRIORITIES: tuple[Priority, ...] = ("normal", "high", "normal", "batch")
 
 
@@ -114,8 +117,7 @@ def asked_inference(document: Any) -> AskedInference:
     try:
         request = InferRequest.model_validate(document)
     except ValidationError as error:
-        faults = [{**fault, "loc": [".".join(map(str, fault["loc"]))]} for fault in error.errors()[:3]]
-        raise InvalidValue("; ".join(map(said, faults))) from error
+        raise InvalidValue(said(error, InferRequest)) from error
     return AskedInference(request, _options(request.parameters))
 
 
@@ -148,10 +150,10 @@ def _options(parameters: dict[str, Any]) -> ImageOptions:
             )
     for name in MASK_OPTIONS:
         if name in values:
-            raise InvalidValue(f"there is no parameter {name!r}; ask for the output 'kept_patches'")
+            raise InvalidValue(f"there is no parameter {name!r} here; ask for the output 'kept_patches'")
     timeout = values.pop("timeout", 0)
-    if type(timeout) is not int or timeout < 0:
-        raise InvalidValue(f"timeout must be a whole number of microseconds, got {short.repr(timeout)}")
+    if type(timeout) is not int or not 0 <= timeout <= _LONGEST_TIMEOUT:
+        raise _wrong("timeout", timeout)
     if timeout:
         if "deadline_ms" in values:
             raise InvalidValue("give only one of timeout and deadline_ms; there are both")
@@ -160,7 +162,12 @@ def _options(parameters: dict[str, Any]) -> ImageOptions:
         del values["priority"]
     if "priority" in values:
         values["priority"] = _priority(values["priority"])
-    return options_of(values, None)
+    return options_of(values, None, ("timeout", "binary_data_output"), "parameter")
+
+
+def _wrong(name: str, given: object) -> InvalidValue:
+    """What is wrong with a parameter that is Triton's own."""
+    return InvalidValue(said_of(name, name, TRITONS[name], given))
 
 
 def _priority(given: Any) -> Any:
@@ -169,14 +176,14 @@ def _priority(given: Any) -> Any:
     if type(given) is not int:
         return given
     if given < 0:
-        raise InvalidValue(f"priority must be a number from 0, got {short.repr(given)}")
+        raise _wrong("priority", given)
     return _PRIORITIES[min(given, len(_PRIORITIES) - 1)]
 
 
 def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:
     by_default = request.parameters.get("binary_data_output", False)
     if type(by_default) is not bool:
-        raise InvalidValue(f"binary_data_output must be true or false, got {short.repr(by_default)}")
+        raise _wrong("binary_data_output", by_default)
     asked = request.outputs or [RequestedOutput.model_validate({"name": o.name}) for o in outputs_of(model)]
     wanted: list[WantedOutput] = []
     for output in asked:
@@ -200,8 +207,7 @@ def _only_known(parameters: InputParameters | OutputParameters, of: str) -> None
             raise InvalidValue(
                 f"{of} names shared memory, which is not offered: data comes and goes with the request"
             )
-        allowed = ", ".join(type(parameters).model_fields)
-        raise InvalidValue(f"{of} has a parameter {short.repr(name)}; allowed: {allowed}")
+        raise InvalidValue(f"{of}: " + no_such("parameter", name, type(parameters).model_fields))
 
 
 def _images(

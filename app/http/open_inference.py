@@ -15,7 +15,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from app.engine.messages import ModelInfo
 from app.errors import NotFound, NotReady
 from app.http.answers import server_timing
-from app.http.body import JSON, RAW, BodyLimits, read_body, short
+from app.http.body import JSON, RAW, BodyLimits, read_body
 from app.http.classify import PROBLEMS, Classification, no_model_yet, timings_ms
 from app.http.health import Health
 from app.http.infer import INPUTS, asked_inference, output_tensors, outputs_of, read_inference
@@ -33,6 +33,7 @@ from app.http.open_inference_schemas import (
     TensorMetadata,
 )
 from app.http.tensors import HEADER_LENGTH, Datatype, decompressed, joined, split
+from app.wrong_values import short
 
 SERVER = "trimvit"
 VERSION = "1"  # a server has one model, and that one version

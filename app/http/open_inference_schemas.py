@@ -12,7 +12,7 @@ InputName = Literal["image", "pixels"]
 OutputName = Literal["label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute"]
 
 # Parameters that Triton's clients set by themselves, and that mean here what they mean there.
-_TRITONS: dict[str, Any] = {
+TRITONS: dict[str, Any] = {
     "priority": {
         "anyOf": [{"type": "integer", "minimum": 0}, {"enum": list(get_args(Priority))}],
         "default": 0,
@@ -186,7 +186,7 @@ class InferRequest(BaseModel):
         description="What is asked of all images: options of /v1/classify but for the masks, and Triton's "
         "own.",
         examples=[{"keep_ratio": 0.7, "top_k": 2, "timeout": 2_000_000}],
-        json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS), **_TRITONS}},
+        json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS), **TRITONS}},
     )
     inputs: list[InferInput] = Field(min_length=1, max_length=1, description="One: `image` or `pixels`.")
     outputs: list[RequestedOutput] = Field(

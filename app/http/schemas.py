@@ -3,13 +3,24 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.engine.messages import Lowered, Priority
 from models.schedule import Criterion, Reducer
 
 MaskFormat = Literal["none", "indices", "grid", "png"]
-Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+def _no_flag(value: object) -> object:
+    """JSON's true and false are no numbers, though Python counts with them."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_number", "must be a number")
+    return value
+
+
+NoFlag = BeforeValidator(_no_flag)
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NoFlag]
 
 KeepRatio = Annotated[
     Annotated[Share, Tag("share")] | Annotated[Literal["auto"], Tag("auto")],
@@ -38,7 +49,7 @@ class ImageOptions(BaseModel):
         "largest with which the answer is predicted to come by `deadline_ms`, but not below "
         "`min_keep_ratio` (0.3 if not given). Only one of `keep_ratio`, `compute`, `keep_mass` and "
         "`cascade`. Default: the server's (see /v1/models).",
-        examples=[0.7],
+        examples=[0.5],
     )
     compute: Share | None = Field(
         None,
@@ -79,7 +90,7 @@ class ImageOptions(BaseModel):
         "server's (see /v1/models).",
         examples=[None],
     )
-    top_k: int = Field(5, ge=1, le=1000, description="Labels to answer with, best first.")
+    top_k: Annotated[int, NoFlag] = Field(5, ge=1, le=1000, description="Labels to answer with, best first.")
     mask: MaskFormat = Field(
         "none",
         description="Which patches were kept: as `indices` (row by row from the top left), as a `grid` of 0 "
@@ -88,11 +99,9 @@ class ImageOptions(BaseModel):
     mask_stages: bool = Field(
         default=False, description="The mask after every stage, not only after the last."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the `random` criterion.")
-    deadline_ms: int | None = Field(
+    seed: Annotated[int, NoFlag] = Field(0, ge=0, lt=2**31, description="Seed of the `random` criterion.")
+    deadline_ms: Annotated[int, Field(ge=1, le=600_000), NoFlag] | None = Field(
         None,
-        ge=1,
-        le=600_000,
         description="The answer is wanted within so many milliseconds: refused at once with 503 if that is "
         "predicted to fail, given up with 504 if it does.",
     )
@@ -269,7 +278,7 @@ class ProblemDocument(BaseModel):
     status: int = Field(description="The HTTP status.", examples=[422])
     detail: str = Field(
         description="What was wrong and what is allowed.",
-        examples=["keep_ratio: Input should be less than or equal to 1, got 1.5"],
+        examples=["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5; got 1.5"],
     )
     image: int | None = Field(
         None, ge=0, description="Place in the request of the image at fault, from 0.", examples=[0]

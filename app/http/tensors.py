@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from app.errors import InvalidValue, TooLarge, UnreadableRequest, UnsupportedMediaType
-from app.http.body import parse_json, short
+from app.http.body import parse_json
+from app.wrong_values import short
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 Datatype = Literal["BOOL", "UINT8", "INT32", "FP32", "BYTES"]

@@ -17,12 +17,16 @@ NAMES = ("keep_ratio", "compute", "top_k", "criterion")
         ("KEEP_RATIO", "keep_ratio"),
         ("kep_ratio", "keep_ratio"),
         ("criterium", "criterion"),
+        ("keep_ratio[]", "keep_ratio"),
+        ("ratio", "keep_ratio"),
+        ("k", "top_k"),
         ("zebra", None),
         ("", None),
     ],
 )
 def test_a_misspelt_name_is_found(word: str, name: str | None) -> None:
-    """Other capitals, hyphens and single letters are seen through; what is like nothing finds nothing."""
+    """Other capitals, hyphens, brackets and single letters are seen through, and a part stands for the
+    whole; what is like nothing finds nothing."""
     assert nearest(word, NAMES) == name
 
 

@@ -222,7 +222,7 @@ def test_tritonclient_shows_what_was_wrong(client: triton.InferenceServerClient)
     """The server's words and status reach its user."""
     good = [image_input(PHOTOGRAPHS[:1])]
     for model, inputs, options, status, words in (
-        (MODEL, good, {"parameters": {"keep_ratio": 1.5}}, "422", "less than or equal to 1, got 1.5"),
+        (MODEL, good, {"parameters": {"keep_ratio": 1.5}}, "422", "got 1.5"),
         (MODEL, good, {"sequence_id": 3, "sequence_start": True}, "422", "no sequences"),
         (MODEL, good, {"timeout": 10**15}, "422", "deadline_ms"),
         ("another", good, {}, "404", f"allowed is '{MODEL}'"),
@@ -288,7 +288,7 @@ def test_huggingface_hub_shows_what_was_wrong(server: Server) -> None:
     with pytest.raises(HfHubHTTPError, match="not an image in a known format") as caught:
         InferenceClient(model=server.url).image_classification(b"no photograph")
     assert caught.value.response.status_code == 422
-    with pytest.raises(HfHubHTTPError, match="top_k: Input should be less than or equal to 1000"):
+    with pytest.raises(HfHubHTTPError, match="top_k must be a whole number from 1 to 1000"):
         InferenceClient(model=server.url).image_classification(PHOTOGRAPHS[0], top_k=1001)
     with pytest.raises(HfHubHTTPError, match=f"allowed is '{MODEL}'"):
         InferenceClient(model=f"{server.url}/models/another").image_classification(PHOTOGRAPHS[0])

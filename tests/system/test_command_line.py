@@ -117,7 +117,9 @@ def test_the_client_labels_photographs(server: Server, capsys: pytest.CaptureFix
         seen = client.classify(whole, Options(keep_ratio=0.5, mask="png"), deadline_s=60)
         assert seen.mask[0].picture().size == (224, 224)
         many = list(client.classify_many(PHOTOGRAPHS * 3, Options(keep_ratio=0.5), concurrency=4))
-        with pytest.raises(InvalidValue, match=r"keep_ratio.*: .* less than or equal to 1, got '2"):
+        with pytest.raises(
+            InvalidValue, match=r"keep_ratio must be a number above 0 and at most 1.*; got '2"
+        ):
             client.classify(PHOTOGRAPHS[0], Options(keep_ratio=2))
 
     async def ask() -> list[str]:

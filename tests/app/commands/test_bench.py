@@ -154,7 +154,7 @@ def test_without_matplotlib_a_plot_is_refused_at_once(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--query", "top_k=x"], 1, "refuses the image with 422: top_k: Input should be a valid integer"),
+        (["--query", "top_k=x"], 1, "refuses the image with 422: top_k must be a whole number"),
         (["--query", "top_k"], 2, "--query must be name=value&name=value, got 'top_k'"),
         (["--rate", "5", "--concurrency", "2"], 2, "give --concurrency (a closed loop) or --rate"),
         (["--query", "keep_ratio=1", "--keep-ratios", "1"], 2, "give --keep-ratios or keep_ratio in --query"),

@@ -243,16 +243,37 @@ def test_options_as_one_object_hold_for_all_images_of_a_form(
 # 422: options.
 
 BAD_OPTIONS: list[tuple[str, list[str]]] = [
-    ("keep_ratio=0", ["keep_ratio", "greater than 0", "'0'"]),
-    ("keep_ratio=-0.5", ["keep_ratio", "greater than 0", "-0.5"]),
-    ("keep_ratio=1.5", ["keep_ratio", "less than or equal to 1", "1.5"]),
-    ("keep_ratio=nan", ["keep_ratio", "finite number", "nan"]),
-    ("keep_ratio=inf", ["keep_ratio", "finite number", "inf"]),
-    ("keep_ratio=-inf", ["keep_ratio", "finite number", "-inf"]),
-    ("keep_ratio=half", ["keep_ratio", "valid number", "half"]),
-    ("keep_ratio=", ["keep_ratio", "valid number", "''"]),
-    ("compute=0", ["compute", "greater than 0"]),
-    ("compute=1.01", ["compute", "less than or equal to 1", "1.01"]),
+    (
+        "keep_ratio=0",
+        ["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5", "got '0'"],
+    ),
+    (
+        "keep_ratio=-0.5",
+        ["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5", "got '-0.5'"],
+    ),
+    (
+        "keep_ratio=1.5",
+        ["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5", "got '1.5'"],
+    ),
+    (
+        "keep_ratio=nan",
+        ["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5", "got 'nan'"],
+    ),
+    (
+        "keep_ratio=inf",
+        ["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5", "got 'inf'"],
+    ),
+    (
+        "keep_ratio=-inf",
+        ["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5", "got '-inf'"],
+    ),
+    (
+        "keep_ratio=half",
+        ["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5", "got 'half'"],
+    ),
+    ("keep_ratio=", ["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5", "got ''"]),
+    ("compute=0", ["compute must be a number above 0 and at most 1, such as 0.5", "got '0'"]),
+    ("compute=1.01", ["compute must be a number above 0 and at most 1, such as 0.5", "got '1.01'"]),
     ("keep_ratio=0.5&compute=0.5", ["only one of", "keep_mass, cascade", "keep_ratio and compute"]),
     ("keep_ratio=0.5&keep_mass=0.5", ["only one of", "there are keep_ratio and keep_mass"]),
     ("compute=0.5&keep_mass=0.5", ["only one of", "there are compute and keep_mass"]),
@@ -261,24 +282,45 @@ BAD_OPTIONS: list[tuple[str, list[str]]] = [
     ("cascade=true&keep_mass=0.5", ["only one of", "there are keep_mass and cascade"]),
     ("cascade=true&criterion=mad", ["it was calibrated with", "leave out criterion, or cascade"]),
     ("cascade=true&reducer=drop&criterion=mad", ["leave out criterion and reducer, or cascade"]),
-    ("cascade=perhaps", ["cascade", "valid boolean", "perhaps"]),
-    ("keep_mass=0", ["keep_mass", "greater than 0"]),
-    ("keep_mass=1.01", ["keep_mass", "less than or equal to 1", "1.01"]),
-    ("keep_mass=nan", ["keep_mass", "finite number", "nan"]),
+    ("cascade=perhaps", ["cascade must be true or false; got 'perhaps'"]),
+    ("keep_mass=0", ["keep_mass must be a number above 0 and at most 1, such as 0.5", "got '0'"]),
+    ("keep_mass=1.01", ["keep_mass must be a number above 0 and at most 1, such as 0.5", "got '1.01'"]),
+    ("keep_mass=nan", ["keep_mass must be a number above 0 and at most 1, such as 0.5", "got 'nan'"]),
     ("keep_mass=0.5&reducer=merge", ["keep_mass", "merge", "drop and fuse"]),
-    ("reducer=pool", ["reducer", "'drop', 'fuse' or 'merge'", "pool"]),
-    ("criterion=entropy", ["criterion", "'variance'", "'mad'", "'random'", "entropy"]),
-    ("top_k=0", ["top_k", "greater than or equal to 1"]),
-    ("top_k=1001", ["top_k", "less than or equal to 1000", "1001"]),
-    ("top_k=2.5", ["top_k", "valid integer", "2.5"]),
-    ("mask=jpeg", ["mask", "'indices'", "'grid'", "'png'", "jpeg"]),
-    ("mask_stages=perhaps", ["mask_stages", "valid boolean", "perhaps"]),
-    ("deadline_ms=0", ["deadline_ms", "greater than or equal to 1"]),
-    ("deadline_ms=600001", ["deadline_ms", "less than or equal to 600000"]),
-    ("seed=-1", ["seed", "greater than or equal to 0"]),
-    ("seed=2147483648", ["seed", "less than 2147483648"]),
-    ("ratio=0.5", ["there is no option 'ratio'", *ImageOptions.model_fields]),
-    ("Keep_Ratio=0.5", ["there is no option 'Keep_Ratio'"]),
+    ("reducer=pool", ["reducer must be 'drop', 'fuse' or 'merge'; got 'pool'"]),
+    ("criterion=entropy", ["criterion must be 'variance', 'mad',", "or 'random'; got 'entropy'"]),
+    ("top_k=0", ["top_k must be a whole number from 1 to 1000, such as 5; got '0'"]),
+    ("top_k=1001", ["top_k must be a whole number from 1 to 1000", "got '1001'"]),
+    ("top_k=2.5", ["top_k must be a whole number from 1 to 1000", "got '2.5'"]),
+    ("mask=jpeg", ["mask must be 'none', 'indices', 'grid' or 'png'; got 'jpeg'"]),
+    ("mask_stages=perhaps", ["mask_stages must be true or false; got 'perhaps'"]),
+    ("deadline_ms=0", ["deadline_ms must be a whole number from 1 to 600000, such as 1; got '0'"]),
+    ("deadline_ms=600001", ["deadline_ms must be a whole number from 1 to 600000"]),
+    ("seed=-1", ["seed must be a whole number from 0 to 2147483647, such as 1; got '-1'"]),
+    ("seed=2147483648", ["seed must be a whole number from 0 to 2147483647"]),
+    ("ratio=0.5", ["there is no option 'ratio'; did you mean keep_ratio?", *ImageOptions.model_fields]),
+    ("Keep_Ratio=0.5", ["there is no option 'Keep_Ratio'; did you mean keep_ratio?"]),
+    ("keepRatio=0.5", ["there is no option 'keepRatio'; did you mean keep_ratio?"]),
+    ("keep-ratio=0.5", ["there is no option 'keep-ratio'; did you mean keep_ratio?"]),
+    ("keep_ratio[]=0.5", ["there is no option 'keep_ratio[]'; did you mean keep_ratio?"]),
+    ("topk=1", ["there is no option 'topk'; did you mean top_k?"]),
+    ("k=1", ["there is no option 'k'; did you mean top_k?"]),
+    ("criterion=varience", ["criterion must be 'variance'", "got 'varience'; did you mean 'variance'?"]),
+    (
+        "keep_ratio=50%25",
+        [
+            "keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5",
+            "got '50%'; did you mean 0.5?",
+        ],
+    ),
+    (
+        "keep_ratio=0,5",
+        [
+            "keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5",
+            "got '0,5'; did you mean 0.5?",
+        ],
+    ),
+    ("keep_ratio=true", ["keep_ratio must be a number above 0 and at most 1", "got 'true'"]),
     ("top_k=1&top_k=2", ["'top_k' is given more than once"]),
 ]
 
@@ -302,6 +344,37 @@ def test_a_form_and_json_refuse_the_same_options(classify: Classify, query: str,
     assert_problem(response, 422, "invalid-value", *words, image=1)
     response = classify(json={"images": [{"image": BASE64}, {"image": BASE64, **options}]})
     assert_problem(response, 422, "invalid-value", *words, image=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("keep_ratio", True, "keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5"),
+        ("compute", True, "compute must be a number above 0 and at most 1, such as 0.5"),
+        ("min_keep_ratio", False, "min_keep_ratio must be a number above 0"),
+        ("top_k", True, "top_k must be a whole number from 1 to 1000, such as 5"),
+        ("seed", True, "seed must be a whole number from 0 to 2147483647"),
+        ("deadline_ms", True, "deadline_ms must be a whole number from 1 to 600000"),
+    ],
+)
+def test_true_and_false_are_no_numbers(classify: Classify, option: str, value: bool, words: str) -> None:
+    """JSON's true is not read as 1, as Python does."""
+    response = classify(json={"image": BASE64, option: value})
+    assert_problem(response, 422, "invalid-value", words, f"got {str(value).lower()}", image=0)
+
+
+@pytest.mark.parametrize("value", ["0.5", ".5", "5e-1", "0.5 ", "+0.5", "0.50000"])
+def test_a_number_may_be_written_in_any_usual_way(
+    classify: Classify, engines: FakeEngines, value: str
+) -> None:
+    """In the query, in a form and as a string in JSON; + is a blank in a query."""
+    for response in (
+        classify(params=f"keep_ratio={value}"),
+        classify(files={"image": IMAGE}, data={"keep_ratio": value}),
+        classify(json={"image": BASE64, "keep_ratio": value}),
+    ):
+        assert response.status_code == 200, response.text
+    assert {question.pruning.keep_ratio for question in engines.questions} == {0.5}
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

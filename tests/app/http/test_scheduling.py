@@ -75,15 +75,19 @@ def test_with_several_ways_to_choose_null_was_requested(classify: Classify) -> N
 @pytest.mark.parametrize(
     ("params", "words", "image"),
     [
-        ({"min_keep_ratio": 0}, ["min_keep_ratio", "greater than 0"], 0),
-        ({"min_keep_ratio": 1.5}, ["min_keep_ratio", "less than or equal to 1"], 0),
+        ({"min_keep_ratio": 0}, ["min_keep_ratio must be a number above 0 and at most 1, such as 0.5"], 0),
+        ({"min_keep_ratio": 1.5}, ["min_keep_ratio must be a number above 0 and at most 1, such as 0.5"], 0),
         ({"min_keep_ratio": 0.8, "keep_ratio": 0.5}, ["min_keep_ratio is 0.8", "the keep ratio of 0.5"], 0),
         ({"min_keep_ratio": 0.5, "keep_mass": 0.5}, ["min_keep_ratio", "keep_mass", "leave out one"], 0),
         ({"min_keep_ratio": 0.5, "cascade": "true"}, ["min_keep_ratio", "cascade", "leave out one"], 0),
         ({"keep_ratio": "auto"}, ["keep_ratio auto", "deadline_ms"], 0),
-        ({"keep_ratio": "Auto", "deadline_ms": 9}, ["keep_ratio: ", "valid number", "Auto"], 0),
+        (
+            {"keep_ratio": "Auto", "deadline_ms": 9},
+            ["keep_ratio must be a number", "or 'auto'", "got 'Auto'; did you mean 'auto'?"],
+            0,
+        ),
         ({"keep_ratio": "auto", "deadline_ms": 9, "compute": 0.5}, ["keep_ratio and compute"], 0),
-        ({"priority": "urgent"}, ["priority", "'high', 'normal' or 'batch'", "urgent"], 0),
+        ({"priority": "urgent"}, ["priority must be 'high', 'normal' or 'batch'; got 'urgent'"], 0),
     ],
     ids=str,
 )
