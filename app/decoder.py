@@ -36,10 +36,11 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What came of it: pixels in the body, or a problem's slug and detail."""
+    """What came of it: pixels in the body, with warnings, or a problem's slug and detail."""
 
     slug: str | None = None
     detail: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def serve(connection: socket.socket, memory_bytes: int) -> None:
@@ -51,7 +52,7 @@ def serve(connection: socket.socket, memory_bytes: int) -> None:
         task = tasks.decode(_receive(connection, head))
         data = bytes(_receive(connection, body))
         try:
-            pixels = decode(data, task.spec, task.limits)
+            seen = decode(data, task.spec, task.limits)
         except MemoryError:
             problem: Problem = TooLarge(
                 f"decoding the image takes more than the {memory_bytes // 2**20} MB of memory allowed"
@@ -60,7 +61,7 @@ def serve(connection: socket.socket, memory_bytes: int) -> None:
         except Problem as problem:
             _send(connection, Outcome(problem.slug, problem.detail))
         else:
-            _send(connection, Outcome(), pixels.tobytes())
+            _send(connection, Outcome(warnings=seen.warnings), seen.pixels.tobytes())
 
 
 def _receive(connection: socket.socket, size: int) -> bytearray:

@@ -19,12 +19,11 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 import numpy as np
-from jaxtyping import UInt8
 
 from app import metrics
 from app.decoder import MEMORY_VARIABLE, SIZES, SOCKET_VARIABLE, STARTED, Outcome, Task
 from app.errors import NotReady, Problem, TooLarge, UndecodableImage, UnsupportedMediaType
-from app.images import ImageLimits, decode
+from app.images import ImageLimits, ModelInput, decode
 from app.lifeline import SUPERVISOR_VARIABLE
 from models.transforms import InputSpec
 
@@ -102,9 +101,7 @@ class _Child:
                 raise _Died("it said something else")
             self._started = True
 
-    def decode(
-        self, data: bytes, spec: InputSpec, limits: ImageLimits, timeout_s: float
-    ) -> UInt8[np.ndarray, "height width 3"]:
+    def decode(self, data: bytes, spec: InputSpec, limits: ImageLimits, timeout_s: float) -> ModelInput:
         """Raises the Problem that the process found, TimeoutError, or _Died."""
         deadline = time.monotonic() + timeout_s
         head = msgspec.msgpack.encode(Task(spec, limits))
@@ -125,7 +122,7 @@ class _Child:
         except (OSError, msgspec.DecodeError) as error:
             raise _Died(str(error)) from error
         if outcome.slug is None:
-            return np.frombuffer(body, np.uint8).reshape(shape)
+            return ModelInput(np.frombuffer(body, np.uint8).reshape(shape), outcome.warnings)
         raise _PROBLEMS.get(outcome.slug, UndecodableImage)(outcome.detail)
 
     def _wait_until(self, deadline: float) -> None:
@@ -218,9 +215,7 @@ class DecodingProcesses(Executor):
         for child in list(self._children):
             child.end()
 
-    def _decode(
-        self, data: bytes, spec: InputSpec, limits: ImageLimits
-    ) -> UInt8[np.ndarray, "height width 3"]:
+    def _decode(self, data: bytes, spec: InputSpec, limits: ImageLimits) -> ModelInput:
         place = self._idle.get()
         try:
             for _ in range(2):

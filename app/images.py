@@ -56,7 +56,15 @@ class ImageLimits:
     pixels: int
 
 
-def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarray, "height width 3"]:
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """What a model sees of an image. ``warnings``: what its sender should know of how it was read."""
+
+    pixels: UInt8[np.ndarray, "height width 3"]
+    warnings: tuple[str, ...] = ()
+
+
+def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> ModelInput:
     """Decode, crop and resize one encoded image. Of an animation, the first frame.
 
     Raises UnsupportedMediaType for a format that is not taken, TooLarge for too many pixels, and
@@ -69,7 +77,7 @@ def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarra
         check_size(*image.size, limits)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiles(image, limits)
-        return to_pixels(image, spec)
+        return ModelInput(to_pixels(image, spec))
     except Problem:
         raise
     except UnidentifiedImageError as error:
@@ -81,13 +89,11 @@ def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> UInt8[np.ndarra
         raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from error
 
 
-def resized(
-    pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits: ImageLimits
-) -> UInt8[np.ndarray, "height width 3"]:
+def resized(pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits: ImageLimits) -> ModelInput:
     """Crop and resize an image that came decoded, as `decode` does those it decodes. Raises TooLarge."""
     rows, columns, _ = pixels.shape
     check_size(columns, rows, limits)
-    return to_pixels(Image.fromarray(pixels), spec)
+    return ModelInput(to_pixels(Image.fromarray(pixels), spec))
 
 
 def check_size(width: int, height: int, limits: ImageLimits) -> None:

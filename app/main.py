@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.engine.client import EngineClient
 from app.http.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
+from app.http.answers import WARNINGS_HEADER
 from app.http.classify import Classification, Engines, classify_router
 from app.http.early import RefuseEarly
 from app.http.health import Health
@@ -25,6 +26,8 @@ from app.http.page import page_router
 from app.http.problems import install_problem_handlers
 from app.http.stats import stats_router
 from app.http.traffic import Bounded, Traffic
+from app.image_work import ImageWork
+from app.images import ImageLimits
 from app.keys import key_ring
 from app.settings import Settings
 from app.tracing import Tracing
@@ -39,10 +42,12 @@ def create_app(
     decoders: Executor | None = None,
     tracing: Tracing | None = None,
     traffic: Traffic | None = None,
+    threads: Executor | None = None,
 ) -> FastAPI:
     """The application on these engines, with images decoded by ``decoders``: by default, in threads of this
     process; its requests traced or not. An EngineClient is started, and it, the decoders and tracing are
-    closed, with the application. ``traffic``: where to count what is under way.
+    closed, with the application. ``traffic``: where to count what is under way. ``threads``: where
+    images that came decoded are resized, and large answers written.
 
     Raises KeysError where the API keys cannot be read.
     """
@@ -56,6 +61,7 @@ def create_app(
         yield
         if isinstance(engines, EngineClient):
             await engines.close()
+        work.close()
         decoders.shutdown(wait=False)
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
@@ -70,7 +76,8 @@ def create_app(
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         generate_unique_id_function=operation_id,
     )
-    classification = Classification(settings, engines, decoders)
+    work = ImageWork(decoders, settings.decode_processes, ImageLimits(settings.max_image_pixels), threads)
+    classification = Classification(settings, engines, work)
     health = Health(engines, decoders)
     app.add_middleware(RefuseEarly, classification=classification)
     app.add_middleware(
@@ -89,7 +96,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
-            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing"],
+            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing", WARNINGS_HEADER],
         )
     app.add_middleware(Observe, tracing=tracing)
     app.add_middleware(BrowserHeaders)

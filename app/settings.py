@@ -191,7 +191,11 @@ class Settings(BaseSettings):
         "none but the server's own.",
     )
     decode_processes: int = Field(
-        2, ge=1, le=64, description="Processes that decode images, per HTTP process."
+        3,
+        ge=1,
+        le=64,
+        description="Processes that decode images, per HTTP process. One caller gets all but one of them, so "
+        "that its slow images never hold up others; with 1 they do.",
     )
     decode_timeout_s: float = Field(
         10.0, gt=0, allow_inf_nan=False, description="Time to decode one image; its process is then replaced."

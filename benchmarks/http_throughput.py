@@ -52,7 +52,7 @@ def main() -> None:
     loaded = load(options.model)
     classifier = Classifier(loaded.model, loaded.input, "cpu", choose_dtype("cpu"))
     limits = ImageLimits(64_000_000)
-    pixels = [decode(file, loaded.input, limits) for file in files]
+    pixels = [decode(file, loaded.input, limits).pixels for file in files]
 
     def streams(work: Callable[[int, int], None]) -> float:
         """Seconds for all batches in as many threads as cores, one intra-op thread each."""
@@ -82,7 +82,7 @@ def main() -> None:
     def offline(ratio: float) -> float:
         return streams(
             lambda start, end: predict(
-                [decode(file, loaded.input, limits) for file in files[start:end]], ratio
+                [decode(file, loaded.input, limits).pixels for file in files[start:end]], ratio
             )
         )
 

@@ -28,7 +28,7 @@ from app.errors import InvalidValue, Problem, UnreadableRequest
 from app.http.answers import image_result
 from app.http.pruning import Asked, asked_of
 from app.http.schemas import ImageOptions, MaskFormat, Share
-from app.images import ImageLimits, decode
+from app.images import ImageLimits, ModelInput, decode
 from app.settings import Blocks, Settings
 from models.dtypes import DtypeName
 from models.pictures import cells_of, dimmed
@@ -140,7 +140,7 @@ class ClassifyConfig(BaseModel):
 @dataclass(frozen=True, slots=True)
 class _Decoded:
     photograph: Photograph
-    pixels: UInt8[np.ndarray, "height width 3"]
+    seen: ModelInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +182,17 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
                 classified = next(answers)
                 picture = None if pictures is None else pictures.path_for(image.photograph)
                 if picture is not None:
-                    Image.fromarray(_picture(classified, image.pixels, model, config)).save(picture)
+                    Image.fromarray(_picture(classified, image.seen.pixels, model, config)).save(picture)
                 result = image_result(
                     classified,
                     model,
                     asked=asked,
                     mask=config.mask_format,
                     every_stage=config.mask_stages,
-                    pixels=image.pixels,
+                    seen=image.seen,
                 )
+                for warning in image.seen.warnings:
+                    complain("classify", f"{image.photograph}: {warning}")
                 report.answered(image.photograph, result, picture)
             progress.update(len(batch))
     if failed and len(photographs) > 1:
@@ -243,7 +245,7 @@ def _computed(
 
     from models.classifier import ImageRequest
 
-    pixels = [image.pixels for image in batch if isinstance(image, _Decoded)]
+    pixels = [image.seen.pixels for image in batch if isinstance(image, _Decoded)]
     if not pixels:
         return []
     wants_kept = config.mask is not None or config.mask_format != "none"

@@ -2,8 +2,9 @@
 
 import base64
 import io
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -13,7 +14,20 @@ from app.engine.client import Classified
 from app.engine.messages import ModelInfo
 from app.http.pruning import Asked
 from app.http.schemas import MaskFormat
+from app.images import ModelInput
 from models.pictures import cells_of, dimmed
+
+WARNINGS_HEADER = "Image-Warnings"
+WARNINGS_HEADER_SCHEMA: dict[str, Any] = {
+    WARNINGS_HEADER: {
+        "description": "What the sender should know of how an image was read, each warning with the image's "
+        "place in the request; only where there is something to say.",
+        "schema": {"type": "string"},
+        "required": False,
+    }
+}
+# Proxies refuse headers of several kilobytes.
+_LONGEST_HEADER = 1000
 
 
 def image_result(
@@ -23,7 +37,7 @@ def image_result(
     asked: Asked,
     mask: MaskFormat,
     every_stage: bool,
-    pixels: UInt8[np.ndarray, "height width 3"],
+    seen: ModelInput,
 ) -> dict[str, Any]:
     """One ImageResult of the schemas, as plain data."""
     answer, pruning = classified.answer, asked.pruning
@@ -50,10 +64,45 @@ def image_result(
     if mask != "none":
         stages = list(zip(model.method.stages.blocks, classified.kept, strict=True))
         result["mask"] = [
-            {"block": block + 1, mask: _render(mask, kept, model, pixels)}
+            {"block": block + 1, mask: _render(mask, kept, model, seen.pixels)}
             for block, kept in (stages if every_stage else stages[-1:])
         ]
+    if seen.warnings:
+        result["warnings"] = list(seen.warnings)
     return result
+
+
+def result_json(
+    classified: Classified,
+    model: ModelInfo,
+    *,
+    asked: Asked,
+    mask: MaskFormat,
+    every_stage: bool,
+    seen: ModelInput,
+) -> bytes:
+    """The same as JSON. Raises ValueError for a number that JSON does not have."""
+    result = image_result(classified, model, asked=asked, mask=mask, every_stage=every_stage, seen=seen)
+    return _json(result)
+
+
+def joined_results(model: str, results: Sequence[bytes], timings_ms: dict[str, float]) -> bytes:
+    """A ClassifyResponse of the schemas as JSON, of results that are JSON already."""
+    return b"".join(
+        (
+            b'{"model":',
+            _json(model),
+            b',"results":[',
+            b",".join(results),
+            b'],"timings_ms":',
+            _json(timings_ms),
+            b"}",
+        )
+    )
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _render(
@@ -81,6 +130,26 @@ def mask_picture(
     buffer = io.BytesIO()
     Image.fromarray(dimmed(cells, pixels, patch_size, patch_stride)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+class Answered(Protocol):
+    """An image that was answered."""
+
+    @property
+    def seen(self) -> ModelInput:
+        """What the model saw of it."""
+
+
+def warning_headers(answered: Sequence[Answered]) -> dict[str, str]:
+    """The header that says what the results' ``warnings`` say, for answers that have no place for them."""
+    told = "; ".join(
+        f"image {index}: {warning}" for index, image in enumerate(answered) for warning in image.seen.warnings
+    )
+    if not told:
+        return {}
+    plain = told.encode("ascii", "replace").decode()
+    cut = plain if len(plain) <= _LONGEST_HEADER else f"{plain[: _LONGEST_HEADER - 3]}..."
+    return {WARNINGS_HEADER: cut}
 
 
 def server_timing(timings_ms: dict[str, float]) -> str:

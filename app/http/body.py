@@ -4,13 +4,10 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
-from jaxtyping import UInt8
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -18,7 +15,8 @@ from starlette.requests import Request
 
 from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
 from app.http.schemas import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
-from app.images import ImageLimits, decode
+from app.image_work import ImageWork
+from app.images import ModelInput
 from app.wrong_values import no_such, wrong_values
 from models.transforms import InputSpec
 
@@ -42,12 +40,9 @@ class EncodedImage:
     data: bytes
     options: ImageOptions
 
-    async def pixels_for(
-        self, spec: InputSpec, limits: ImageLimits, decoders: Executor, /
-    ) -> UInt8[np.ndarray, "height width 3"]:
+    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
         """What the model sees of it. Raises what `app.images.decode` raises."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(decoders, decode, self.data, spec, limits)
+        return await work.decode(self.data, spec, caller)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,13 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
-from jaxtyping import UInt8
+from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
@@ -20,7 +18,14 @@ from app.engine.client import Classified, Expected, Question
 from app.engine.messages import ModelInfo
 from app.engine.smoothed import Smoothed
 from app.errors import DeadlinePassed, NotReady, Problem
-from app.http.answers import image_result, longest, server_timing
+from app.http.answers import (
+    WARNINGS_HEADER_SCHEMA,
+    joined_results,
+    longest,
+    result_json,
+    server_timing,
+    warning_headers,
+)
 from app.http.arrival import seconds_since
 from app.http.body import JSON, MULTIPART, RAW, BodyLimits, read_images
 from app.http.pruning import Asked, asked_of
@@ -33,12 +38,16 @@ from app.http.schemas import (
     ProblemDocument,
     option_schemas,
 )
-from app.images import ImageLimits
+from app.image_work import ImageWork
+from app.images import ModelInput
 from app.priority import Priority
 from app.settings import Settings
 from models.transforms import InputSpec
 
 T = TypeVar("T")
+
+# More of them take longer to write than the event loop should stand still.
+_MOST_LABELS_AT_ONCE = 500
 
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -105,9 +114,7 @@ class RequestedImage(Protocol):
     def options(self) -> ImageOptions:
         """What is asked."""
 
-    async def pixels_for(
-        self, spec: InputSpec, limits: ImageLimits, decoders: Executor, /
-    ) -> UInt8[np.ndarray, "height width 3"]:
+    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
         """What the model sees of it; raises a Problem."""
 
 
@@ -116,7 +123,7 @@ class AnsweredImage:
     """What was asked of one image, what the model saw of it, and what it found."""
 
     asked: Asked
-    pixels: UInt8[np.ndarray, "height width 3"]
+    seen: ModelInput
     classified: Classified
     decode_s: float
 
@@ -124,13 +131,13 @@ class AnsweredImage:
 class Classification:
     """The way of images from a request to their answers, the same for every route that takes images.
 
-    Images are made ready by ``decoders``, within the limits of the settings.
+    Images are made ready, and large answers rendered, by ``work``.
     """
 
-    def __init__(self, settings: Settings, engines: Engines, decoders: Executor) -> None:
+    def __init__(self, settings: Settings, engines: Engines, work: ImageWork) -> None:
         self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images_per_request)
-        self._image_limits = ImageLimits(settings.max_image_pixels)
-        self._settings, self._engines, self._decoders = settings, engines, decoders
+        self.work = work
+        self._settings, self._engines = settings, engines
         self._decode = Smoothed()
 
     @property
@@ -210,7 +217,7 @@ class Classification:
             )
             started = time.perf_counter()
             with self._engines.expecting(self._left_of(known, seconds_since(scope))):
-                pixels = await image.pixels_for(model.input, self._image_limits, self._decoders)
+                seen = await self._input_for(image, model, known, seconds_since(scope))
             decode_s = time.perf_counter() - started
             self._decode.observe(decode_s)
             tracing.phase("decode", index, decode_s)
@@ -218,7 +225,7 @@ class Classification:
             if left_s <= 0:
                 raise DeadlinePassed("the deadline passed while the image was being decoded")
             question = Question(
-                pixels=pixels,
+                pixels=seen.pixels,
                 pruning=asked.pruning,
                 margin=asked.margin,
                 top_k=min(image.options.top_k, len(model.labels)),
@@ -239,7 +246,17 @@ class Classification:
         except Problem as problem:
             problem.image = index
             raise
-        return AnsweredImage(asked, pixels, classified, decode_s)
+        return AnsweredImage(asked, seen, classified, decode_s)
+
+    async def _input_for(
+        self, image: RequestedImage, model: ModelInfo, known: Expected, gone_s: float
+    ) -> ModelInput:
+        """Raises DeadlinePassed as soon as it has passed, whatever the image is waiting for."""
+        try:
+            async with asyncio.timeout(known.deadline_s - gone_s):
+                return await image.input_for(model.input, self.work, known.caller)
+        except TimeoutError:
+            raise DeadlinePassed("the deadline passed while the image was being decoded") from None
 
 
 def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, float]:
@@ -267,34 +284,53 @@ def classify_router(classification: Classification) -> APIRouter:
     @router.post(
         "/v1/classify",
         response_model=ClassifyResponse,
-        responses=PROBLEMS,
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **PROBLEMS},
         openapi_extra=_BODY,
         summary="Classify photographs, each at its own keep ratio",
     )
-    async def classify(request: Request) -> JSONResponse:
+    async def classify(request: Request) -> Response:
         """Send an image as the raw body (options in the query), one or many files in a form (options as
         fields), or base64 in JSON. All images are answered, or the first problem is."""
         images = await read_images(request, classification.body_limits)
         model = await classification.model(request, [image.options for image in images])
         answered = await classification.answers(request, images, model)
-        results = [
-            image_result(
-                answer.classified,
-                model,
-                asked=answer.asked,
-                mask=image.options.mask,
-                every_stage=image.options.mask_stages,
-                pixels=answer.pixels,
-            )
-            for image, answer in zip(images, answered, strict=True)
-        ]
+        results = await _results(request.scope, images, answered, model, classification.work)
         timings = timings_ms(answered, request.scope)
-        return JSONResponse(
-            {"model": model.name, "results": results, "timings_ms": timings},
-            headers={"Server-Timing": server_timing(timings)},
+        return Response(
+            joined_results(model.name, results, timings),
+            media_type=JSON,
+            headers={"Server-Timing": server_timing(timings), **warning_headers(answered)},
         )
 
     return router
+
+
+async def _results(
+    scope: Scope,
+    images: Sequence[RequestedImage],
+    answered: Sequence[AnsweredImage],
+    model: ModelInfo,
+    work: ImageWork,
+) -> list[bytes]:
+    """Each image's result as JSON. Large ones are rendered image by image off the event loop, where other
+    callers' work has its turn between them."""
+    tasks = [
+        partial(
+            result_json,
+            answer.classified,
+            model,
+            asked=answer.asked,
+            mask=image.options.mask,
+            every_stage=image.options.mask_stages,
+            seen=answer.seen,
+        )
+        for image, answer in zip(images, answered, strict=True)
+    ]
+    labels = sum(len(answer.classified.answer.classes) for answer in answered)
+    if labels <= _MOST_LABELS_AT_ONCE and all(image.options.mask == "none" for image in images):
+        return [task() for task in tasks]
+    caller = caller_of(scope)
+    return await asyncio.gather(*(work.render(caller, task) for task in tasks))
 
 
 def no_model_yet() -> NotReady:

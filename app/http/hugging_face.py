@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from app.engine.messages import ModelInfo
 from app.errors import InvalidValue, Problem, UnreadableRequest, UnsupportedMediaType
-from app.http.answers import server_timing
+from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
 from app.http.body import (
     JSON,
     RAW,
@@ -78,7 +78,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         operation_id="hf_image_classification",
         summary="Classify a photograph, in Hugging Face's shape",
         response_model=list[HuggingFaceLabel],
-        responses=errors(*PROBLEMS),
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **errors(*PROBLEMS)},
         openapi_extra=_BODY,
     )
     async def classify(request: Request) -> JSONResponse:
@@ -90,7 +90,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         operation_id="hf_model_image_classification",
         summary="Classify a photograph with the model of this name, in Hugging Face's shape",
         response_model=list[HuggingFaceLabel],
-        responses=errors(*PROBLEMS, 404),
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **errors(*PROBLEMS, 404)},
         openapi_extra=_BODY,
     )
     async def classify_with(
@@ -117,7 +117,8 @@ def hugging_face_router(classification: Classification) -> APIRouter:
             raise
         labels = _labels(answered[0], model, function)
         timings = timings_ms(answered, request.scope)
-        return JSONResponse(labels, headers={"Server-Timing": server_timing(timings)})
+        headers = {"Server-Timing": server_timing(timings), **warning_headers(answered)}
+        return JSONResponse(labels, headers=headers)
 
     return router
 

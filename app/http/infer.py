@@ -1,8 +1,6 @@
 """What an infer request of the Open Inference Protocol asks for, and the tensors that answer it."""
 
-import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +24,8 @@ from app.http.open_inference_schemas import (
 )
 from app.http.schemas import MASK_OPTIONS, ImageOptions
 from app.http.tensors import OutputTensor, allot, image_bytes, image_pixels
-from app.images import ImageLimits, resized
+from app.image_work import ImageWork
+from app.images import ModelInput
 from app.wrong_values import no_such, said_of, short
 from models.pictures import cells_of
 from models.transforms import InputSpec
@@ -65,12 +64,9 @@ class DecodedImage:
     pixels: UInt8[np.ndarray, "rows columns 3"]
     options: ImageOptions
 
-    async def pixels_for(
-        self, spec: InputSpec, limits: ImageLimits, _: Executor, /
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """What the model sees of it. Raises what `app.images.resized` raises. Nothing is decoded here, so the
-        executor that decodes is not asked."""
-        return await asyncio.to_thread(resized, self.pixels, spec, limits)
+    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
+        """What the model sees of it. Raises what `app.images.resized` raises."""
+        return await work.resize(self.pixels, spec, caller)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ With Triton's extensions for binary tensor data, classification and model config
 docs/design/0018.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -14,11 +16,11 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from app.engine.messages import ModelInfo
 from app.errors import NotFound, NotReady
-from app.http.answers import server_timing
+from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
 from app.http.body import JSON, RAW, BodyLimits, read_body
-from app.http.classify import PROBLEMS, Classification, no_model_yet, timings_ms
+from app.http.classify import PROBLEMS, AnsweredImage, Classification, no_model_yet, timings_ms
 from app.http.health import Health
-from app.http.infer import INPUTS, asked_inference, output_tensors, outputs_of, read_inference
+from app.http.infer import INPUTS, Inference, asked_inference, output_tensors, outputs_of, read_inference
 from app.http.open_inference_schemas import (
     ErrorAnswer,
     InferRequest,
@@ -32,6 +34,7 @@ from app.http.open_inference_schemas import (
     ServerReady,
     TensorMetadata,
 )
+from app.http.scheduling import caller_of
 from app.http.tensors import HEADER_LENGTH, Datatype, decompressed, joined, split
 from app.wrong_values import short
 
@@ -93,7 +96,7 @@ _INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The outputs; as octet-stream where some come as binary data behind the JSON.",
         "content": {RAW: {"schema": _BINARY}},
-        "headers": {HEADER_LENGTH: _HEADER_LENGTH},
+        "headers": {HEADER_LENGTH: _HEADER_LENGTH, **WARNINGS_HEADER_SCHEMA},
     },
     **errors(*PROBLEMS, 404),
 }
@@ -247,13 +250,26 @@ def open_inference_router(classification: Classification, health: Health) -> API
         head = {"model_name": model.name, "model_version": VERSION}
         if inference.id is not None:
             head["id"] = inference.id
-        content, json_bytes = joined(head, output_tensors(inference, answered, model))
-        headers = {"Server-Timing": server_timing(timings_ms(answered, request.scope))}
+        write = partial(_written, head, inference, answered, model)
+        # The outputs of many images take long to write.
+        content, json_bytes = (
+            write()
+            if len(answered) == 1
+            else await classification.work.render(caller_of(request.scope), write)
+        )
+        timings = timings_ms(answered, request.scope)
+        headers = {"Server-Timing": server_timing(timings), **warning_headers(answered)}
         if json_bytes is None:
             return Response(content, media_type=JSON, headers=headers)
         return Response(content, media_type=RAW, headers={**headers, HEADER_LENGTH: str(json_bytes)})
 
     return router
+
+
+def _written(
+    head: dict[str, Any], inference: Inference, answered: Sequence[AnsweredImage], model: ModelInfo
+) -> tuple[bytes, int | None]:
+    return joined(head, output_tensors(inference, answered, model))
 
 
 def check_named(model: ModelInfo, name: str, model_version: str) -> None:

@@ -248,6 +248,11 @@ class ImageResult(BaseModel):
     mask: list[StageMask] | None = Field(
         None, description="Where one was asked for: after the last stage, or after each with `mask_stages`."
     )
+    warnings: list[str] | None = Field(
+        None,
+        description="What the sender should know of how the image was read; only where there is something "
+        "to say. The header Image-Warnings says the same.",
+    )
 
 
 class Timings(BaseModel):

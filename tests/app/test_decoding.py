@@ -54,8 +54,8 @@ def running() -> list[psutil.Process]:
 def test_pixels_are_those_of_this_process(decoders: DecodingProcesses, file_format: str) -> None:
     """Every format, bit for bit, within the process's limits."""
     data = encoded(picture(60, 44), file_format)
-    pixels = decoders.submit(decode, data, SPEC, ROOMY).result(WAIT_S)
-    assert np.array_equal(pixels, decode(data, SPEC, ROOMY))
+    pixels = decoders.submit(decode, data, SPEC, ROOMY).result(WAIT_S).pixels
+    assert np.array_equal(pixels, decode(data, SPEC, ROOMY).pixels)
     assert pixels.dtype == np.uint8
 
 
@@ -86,7 +86,7 @@ def test_many_images_at_once_do_not_mix(decoders: DecodingProcesses) -> None:
     images = [encoded(picture(40 + number, 24, (number, 2 * number, 100))) for number in range(40)]
     futures = [decoders.submit(decode, data, SPEC, ROOMY) for data in images]
     for data, future in zip(images, futures, strict=True):
-        assert np.array_equal(future.result(WAIT_S), decode(data, SPEC, ROOMY))
+        assert np.array_equal(future.result(WAIT_S).pixels, decode(data, SPEC, ROOMY).pixels)
 
 
 def test_it_runs_decode_and_nothing_else(decoders: DecodingProcesses) -> None:
@@ -157,7 +157,7 @@ def test_an_image_that_takes_too_long_is_refused_and_its_process_replaced(
             processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S)
         assert first.returncode == -signal.SIGKILL
         processes._timeout_s = WAIT_S
-        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
+        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).pixels.shape == (*SPEC.size, 3)
     assert stand_in.started == 2
     assert replaced("slow") == slow + 1
 
@@ -172,7 +172,7 @@ def test_all_processes_may_hang_and_others_are_answered_after(monkeypatch: pytes
                 future.result(WAIT_S)
         processes._timeout_s = WAIT_S
         for future in [processes.submit(decode, encoded(), SPEC, ROOMY) for _ in range(9)]:
-            assert future.result(WAIT_S).shape == (*SPEC.size, 3)
+            assert future.result(WAIT_S).pixels.shape == (*SPEC.size, 3)
 
 
 def test_an_image_that_kills_its_process_twice_is_refused(
@@ -197,7 +197,7 @@ def test_an_innocent_image_survives_the_death_of_its_process(
     """Killed by the system or by hand, before or with the image: the image is decoded by another."""
     StandIn(monkeypatch, program, SOUND)
     with DecodingProcesses(1, WAIT_S, memory_for(1000)) as processes:
-        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
+        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).pixels.shape == (*SPEC.size, 3)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_where_no_process_starts_no_image_is_blamed(
         assert processes.look_for_trouble() is not None
         processes._trial.result(WAIT_S)
         assert processes.look_for_trouble() is None
-        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
+        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).pixels.shape == (*SPEC.size, 3)
         assert len(processes._children) == 1
 
 
@@ -261,7 +261,7 @@ def test_a_system_without_room_for_a_process_is_no_images_fault(
             refused.result(WAIT_S)
         assert os.strerror(errno.EAGAIN) in caplog.text
         room = True
-        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
+        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).pixels.shape == (*SPEC.size, 3)
         assert processes.look_for_trouble() is None
 
         room = False
@@ -271,7 +271,7 @@ def test_a_system_without_room_for_a_process_is_no_images_fault(
             processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S)
         assert not processes._children
         room = True
-        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).shape == (*SPEC.size, 3)
+        assert processes.submit(decode, encoded(), SPEC, ROOMY).result(WAIT_S).pixels.shape == (*SPEC.size, 3)
 
 
 def test_an_image_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ LOSSY = 12  # how far a lossy format may be off in one value
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    return decode(data, SPEC, ROOMY)
+    return decode(data, SPEC, ROOMY).pixels
 
 
 def problem_with(data: bytes, limits: ImageLimits = ROOMY) -> Problem:
@@ -205,7 +205,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
 def test_pixels_are_allowed_up_to_the_limit() -> None:
     """An image of exactly so many pixels passes; with one fewer allowed it does not."""
     data = encoded(picture(40, 25))
-    assert decode(data, SPEC, ImageLimits(1000)).shape == (HEIGHT, WIDTH, 3)
+    assert decode(data, SPEC, ImageLimits(1000)).pixels.shape == (HEIGHT, WIDTH, 3)
     problem = problem_with(data, ImageLimits(999))
     assert isinstance(problem, TooLarge)
     assert problem.detail == "the image is 40 x 25 = 1000 pixels; at most 999 are allowed"
@@ -370,7 +370,7 @@ def test_any_bytes_behind_a_signature_give_pixels_or_a_problem(signature: bytes,
 
 def _pixels_or_problem(data: bytes) -> None:
     try:
-        pixels = decode(data, SPEC, ROOMY)
+        pixels = decode(data, SPEC, ROOMY).pixels
     except (TooLarge, UndecodableImage, UnsupportedMediaType):
         return
     assert pixels.shape == (HEIGHT, WIDTH, 3)

@@ -23,7 +23,7 @@ FIRST = Pruning(0.3, "mad", "fuse")
 
 def alone(classifier: Classifier, image: bytes, request: ImageRequest) -> Prediction:
     """What the classifier says of one photograph, without a server."""
-    pixels = decode(image, classifier.spec, ImageLimits(64_000_000))
+    pixels = decode(image, classifier.spec, ImageLimits(64_000_000)).pixels
     (prediction,) = classifier.classify(torch.from_numpy(pixels.copy()).unsqueeze(0), [request])
     return prediction
 

@@ -42,7 +42,7 @@ def test_a_line_of_json_has_the_form_of_a_servers_result(
     assert (code, err) == (0, "")
     assert (line.pop("photograph"), line.pop("model")) == (str(photographs / "a.jpg"), "pond")
     result = ImageResult.model_validate(line)
-    assert line.keys() == ImageResult.model_fields.keys() - {"mask"}
+    assert line.keys() == ImageResult.model_fields.keys() - {"mask", "warnings"}
     assert result.patches.model_dump() == {"total": 6, "kept": 2, "per_stage": [3, 2], "grid": (2, 3)}
     assert (result.keep_ratio, result.criterion, result.reducer, result.runs) == (0.5, "mad", "drop", 1)
     assert [label.label for label in result.labels] == [LABELS[label.index] for label in result.labels]

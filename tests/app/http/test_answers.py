@@ -12,6 +12,7 @@ from app.engine.client import Classified
 from app.engine.messages import Answer
 from app.http.answers import image_result, longest, mask_picture, server_timing
 from app.http.pruning import Asked
+from app.images import ModelInput
 from models.schedule import Pruning
 from tests.app.fakes import MODEL
 
@@ -90,7 +91,7 @@ def test_stages_and_kept_patches_must_agree() -> None:
             asked=Asked(Pruning(0.5)),
             mask="indices",
             every_stage=False,
-            pixels=np.zeros((21, 35, 3), np.uint8),
+            seen=ModelInput(np.zeros((21, 35, 3), np.uint8)),
         )
 
 

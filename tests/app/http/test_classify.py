@@ -92,7 +92,7 @@ def test_the_engines_get_the_pixels_that_the_model_sees(classify: Classify, engi
     """What is asked of the engines is the decoded, cropped and resized image."""
     classify()
     (question,) = engines.questions
-    assert np.array_equal(question.pixels, decode(encoded(), MODEL.input, ImageLimits(10**6)))
+    assert np.array_equal(question.pixels, decode(encoded(), MODEL.input, ImageLimits(10**6)).pixels)
 
 
 # Options.
@@ -288,7 +288,7 @@ def test_a_mask_as_grid_has_the_patches_rows_and_columns(classify: Classify) -> 
 def test_a_mask_as_png_dims_what_was_pruned(classify: Classify) -> None:
     """Kept patches are the pixels the model saw, to the bit; pruned ones have a quarter of the brightness."""
     masks = masks_of(classify(params={"mask": "png", "mask_stages": "true", "keep_ratio": 0.5}))
-    seen = decode(encoded(), MODEL.input, ImageLimits(10**6))
+    seen = decode(encoded(), MODEL.input, ImageLimits(10**6)).pixels
     assert [mask["block"] for mask in masks] == [2, 4]
     for mask, kept in zip(masks, kept_patches(0.5), strict=True):
         png = base64.b64decode(str(mask["png"]), validate=True)

@@ -1,0 +1,70 @@
+"""Whose work goes next, where callers share a few places. Pure policy: no clock, no threads."""
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Turns(Generic[Key]):
+    """Gives so many ``places`` to waiting work: first to callers who hold the fewest, in turn among those.
+
+    One caller never holds all places, even while nobody else waits: what runs in a place cannot be
+    interrupted, so the last place stays free for whoever comes. With one place there is nothing to keep free.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._most = max(1, places - 1)
+        self._held: Counter[str] = Counter()
+        # The caller who was served last stands last.
+        self._waiting: dict[str, dict[Key, None]] = {}
+
+    def __repr__(self) -> str:
+        waiting = sum(map(len, self._waiting.values()))
+        return f"<Turns: {self._free} free, {self._held.total()} held, {waiting} waiting>"
+
+    def add(self, caller: str, key: Key) -> None:
+        """Let work wait, behind its caller's other work."""
+        self._waiting.setdefault(caller, {})[key] = None
+
+    def withdraw(self, caller: str, key: Key) -> None:
+        """Forget work that waits. Nothing where it does not wait."""
+        own = self._waiting.get(caller)
+        if own is not None:
+            own.pop(key, None)
+            if not own:
+                del self._waiting[caller]
+
+    def take(self) -> tuple[str, Key] | None:
+        """The caller whose turn it is and its work, which holds a place from now on. None while there is no
+        place or nobody who may have it."""
+        caller = self._next_caller() if self._free else None
+        if caller is None:
+            return None
+        own = self._waiting.pop(caller)
+        key = next(iter(own))
+        del own[key]
+        if own:
+            self._waiting[caller] = own
+        self._free -= 1
+        self._held[caller] += 1
+        return caller, key
+
+    def give_back(self, caller: str) -> None:
+        """Work of that caller no longer holds its place."""
+        self._free += 1
+        self._held[caller] -= 1
+        if not self._held[caller]:
+            del self._held[caller]
+
+    def _next_caller(self) -> str | None:
+        best, fewest = None, self._most
+        for caller in self._waiting:
+            held = self._held[caller]
+            if held < fewest:
+                best, fewest = caller, held
+            if not fewest:
+                break
+        return best
