@@ -45,7 +45,7 @@ class ClientProblem(Problem):
 
 
 class UnreadableRequest(ClientProblem):
-    """The body is not what its Content-Type says."""
+    """The request is not HTTP/1.1, or its body is not what its Content-Type says."""
 
     status, slug, title = 400, "unreadable-request", "The request cannot be read"
 
@@ -90,6 +90,12 @@ class UnsupportedMediaType(ClientProblem):
     """The Content-Type, or the image's own format, is not one that is taken."""
 
     status, slug, title = 415, "unsupported-media-type", "The content type is not supported"
+
+
+class ExpectationFailed(ClientProblem):
+    """The Expect header asks for something other than 100-continue."""
+
+    status, slug, title = 417, "expectation-failed", "What the request expects cannot be done"
 
 
 class InvalidValue(ClientProblem):

@@ -17,6 +17,7 @@ from app.http.classify import Classification, Engines, classify_router
 from app.http.early import RefuseEarly
 from app.http.health import Health
 from app.http.hugging_face import hugging_face_router
+from app.http.methods import HeadAsGet
 from app.http.middleware import REQUEST_ID, Observe
 from app.http.models import models_router
 from app.http.open_inference import open_inference_router
@@ -79,6 +80,7 @@ def create_app(
     work = ImageWork(decoders, settings.decode_processes, ImageLimits(settings.max_image_pixels), threads)
     classification = Classification(settings, engines, work)
     health = Health(engines, decoders)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RefuseEarly, classification=classification)
     app.add_middleware(
         Bounded,
@@ -118,6 +120,7 @@ def create_operations_app(health: Health) -> FastAPI:
     """Probes and metrics alone, for a listener of their own. The health is that of the other application,
     which starts and closes what it is of."""
     app = FastAPI(title="TrimViT operations", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Observe)
     app.add_middleware(BrowserHeaders)
     install_problem_handlers(app)

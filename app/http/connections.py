@@ -1,7 +1,8 @@
 """Connections within bounds: how many, how long one may be idle, send a head, or read its answer.
 
-uvicorn's protocol has a time limit between requests only, and its parser takes headers without end. This
-adds the rest, and stops without dropping what was accepted.
+uvicorn's protocol has a time limit between requests only, its parser takes headers without end, and a
+request that offers another protocol (Upgrade) loses its body. This adds the rest: what cannot be read is
+refused in words, offers are ignored, and the server stops without dropping what was accepted.
 """
 
 import asyncio
@@ -9,15 +10,18 @@ import json
 from types import FrameType
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app import metrics
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
 from app.http.arrival import arrives
+from app.http.heads import checked_head, without_offers
 from app.http.joined import JoinedWrites
 from app.http.problems import MEDIA_TYPE
 from app.http.traffic import Traffic
+from app.http.unreadable import OPENING, is_simple_request, unreadable
 
 MOST_HEAD_BYTES = 64 * 1024
 # Chunks of one byte come with five bytes of framing; who sends more beside a body sends no body.
@@ -41,6 +45,10 @@ class Connection(HttpToolsProtocol):
         self._in_message = False
         self._beside_body = 0  # bytes of this request that were not its body
         self._body = 0
+        self._opening = b""  # the first bytes of this request
+        self._offer = False  # the head that was just read offers another protocol
+        self._refusal: Problem | None = None  # what follows cannot be read; said behind the answers before it
+        self._refused = False  # it has been said
 
     # --- the transport ------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -53,7 +61,8 @@ class Connection(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=1)
         if len(self.connections) > self.max_connections:
             self._refuse(
-                Overloaded(f"there are more than {self.max_connections} connections", retry_after_s=1.0)
+                Overloaded(f"there are more than {self.max_connections} connections", retry_after_s=1.0),
+                linger=False,
             )
         else:
             self._arm(self.head_timeout_s)
@@ -66,20 +75,49 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, unless the head has grown too large."""
-        if self.transport.is_closing():
+        """Parse, unless the head has grown too large or what came before was refused."""
+        if self._refused or self._refusal is not None or self.transport.is_closing():
             return
         self._beside_body += len(data)
-        super().data_received(data)
+        if not self._in_message:
+            self._opening = (self._opening + data)[:OPENING]
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._cannot_read(
+                cause if isinstance(cause, Problem) else unreadable(str(cause or error), self._opening)
+            )
+            return
         if self.transport.is_closing():
             return
-        if self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
+        if self._in_head and is_simple_request(data):
+            self._cannot_read(unreadable("version", b""))
+        elif self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
             if self._idle():
                 self._refuse(HeadersTooLarge(f"a request's head may have at most {MOST_HEAD_BYTES} bytes"))
             else:  # trailers without end, behind a body or behind a request that is being answered
                 self.transport.abort()
         elif self._timer is None and self.timeout_keep_alive_task is None and self._idle():
             self._arm(self.head_timeout_s)  # line ends between requests are no request
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. Where a request offers another protocol, the parser takes what follows the head
+        for that protocol: then the request is read again without the offer (RFC 9110, section 7.8)."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as paused:
+                head = without_offers(
+                    self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
+                )
+                data = head + data[paused.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self._offer = False
+            else:
+                return
 
     def pause_writing(self) -> None:
         """The client reads more slowly than its answer is written: it has a while."""
@@ -100,7 +138,13 @@ class Connection(HttpToolsProtocol):
         self._arm(self.head_timeout_s)
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is there, and read again if it offers another protocol. Raises a Problem."""
+        method = self.parser.get_method().decode("ascii")
+        self.url, headers = checked_head(method, self.parser.get_http_version(), self.url, self.headers)
+        if self.parser.should_upgrade():
+            self._offer = True
+            return
+        self.headers[:] = headers
         self._in_head = False
         self._disarm()
         arrives(self.scope)  # type: ignore[arg-type]
@@ -114,7 +158,10 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The whole request is there. Where it was answered before, the connection is idle now."""
+        if self._offer:
+            return
         self._in_message = False
+        self._opening = b""
         if self._idle():
             self._arm(self.timeout_keep_alive)
         super().on_message_complete()
@@ -122,7 +169,11 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is out. Where its request is not all there, what still comes is read for a while and
         thrown away: closed at once, the client might never see the answer."""
+        is_last = not self.pipeline
         super().on_response_complete()
+        if self._refusal is not None and is_last and not self.transport.is_closing():
+            self._refuse(self._refusal)
+            return
         if self.pipeline:  # uvicorn reads on with every answer, and remembers all requests that come
             self.flow.pause_reading()
         if self._in_message and not self._in_head and self._idle():
@@ -149,17 +200,42 @@ class Connection(HttpToolsProtocol):
 
     def _time_is_up(self) -> None:
         self._timer = None
-        if self.transport.is_closing():
+        if self._refused:
+            self.transport.close()
+        elif self.transport.is_closing():
             return
-        if not self._idle():  # the head of a request that was sent behind one that is being answered
+        elif not self._idle():  # the head of a request that was sent behind one that is being answered
             self._arm(self.head_timeout_s)
         elif self._in_head:
             self._refuse(TooSlow(f"the request's head did not come within {self.head_timeout_s:g} s"))
         else:
             self.transport.close()
 
-    def _refuse(self, problem: Problem) -> None:
-        """Answer without a request, and close."""
+    # --- refusals -----------------------------------------------------------------------------------
+    def _cannot_read(self, problem: Problem) -> None:
+        """Refuse a request whose head or body cannot be read, and read no further. The answers to the
+        requests before it come first."""
+        in_body = self._in_message and not self._in_head
+        if (
+            in_body and self.cycle.response_started
+        ):  # a second answer would be taken for that of another request
+            self.transport.close()
+            return
+        if in_body:
+            if any(cycle is self.cycle for cycle, _ in self.pipeline):
+                self.pipeline.popleft()
+                self._refusal = problem
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        elif not self._idle():
+            self._refusal = problem
+            return
+        self._refuse(problem)
+
+    def _refuse(self, problem: Problem, *, linger: bool = True) -> None:
+        """Answer without a request, and close. ``linger``: what still comes is thrown away for a while;
+        closed at once, the client might never see the answer."""
         metrics.REFUSALS.labels(problem.slug).inc()
         body = json.dumps(problem.to_dict()).encode()
         headers = {
@@ -168,9 +244,17 @@ class Connection(HttpToolsProtocol):
             "Connection": "close",
             **problem.headers(),
         }
+        if problem.status == 405:
+            headers["Allow"] = "GET, HEAD, OPTIONS, POST"
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
         self.transport.write(STATUS_LINE[problem.status] + head + b"\r\n" + body)
-        self.transport.close()
+        self._refused = True
+        self._unset_keepalive_if_required()
+        if linger and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._arm(_LINGER_S)
+        else:
+            self.transport.close()
 
 
 def bounded(max_connections: int, head_timeout_s: float, write_timeout_s: float) -> type[Connection]:

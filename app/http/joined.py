@@ -29,6 +29,11 @@ class JoinedWrites:
             self._held = data
             self._loop.call_soon(self._flush)
 
+    def write_eof(self) -> None:
+        """Close the sending side once all is written."""
+        self._flush()
+        self._transport.write_eof()
+
     def close(self) -> None:
         """Close once all is written."""
         self._flush()

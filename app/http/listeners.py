@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 # Files that a process has open beside its clients' connections.
 _OTHER_FILES = 200
+_OPERATORS = 100  # connections to probes and metrics, which are among those files
 
 
 def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -41,10 +42,13 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     )
 
 
-def operations_config(app: ASGIApp) -> uvicorn.Config:
+def operations_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """uvicorn for probes and metrics: plain HTTP, for a network that only operators reach."""
     return uvicorn.Config(
         app,
+        http=bounded(_OPERATORS, settings.head_timeout_s, settings.write_timeout_s),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
         access_log=False,
         log_config=None,
         server_header=False,

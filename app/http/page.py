@@ -64,12 +64,11 @@ def page_router(settings: Settings) -> APIRouter:
     page = _file(PAGE, filled)
 
     @router.get("/", operation_id="page", response_class=HTMLResponse)
-    @router.head("/", include_in_schema=False)
     async def index(request: Request) -> Response:
         """The page for people."""
         return page.answer(request, _ASK_AGAIN)
 
-    @router.api_route("/static/{asked_version}/{name:path}", methods=["GET", "HEAD"], include_in_schema=False)
+    @router.get("/static/{asked_version}/{name:path}", include_in_schema=False)
     async def static(request: Request, asked_version: str, name: str) -> Response:
         file = files.get(name)
         if file is None:

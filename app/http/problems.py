@@ -3,14 +3,16 @@
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app import metrics, tracing
 from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
+from app.http.methods import METHODS, allow
 
 MEDIA_TYPE = "application/problem+json"
+_PREFLIGHT = "Access-Control-Request-Method"  # a browser asks for a page, which may not call; see access.py
 
 
 def problem_response(problem: Problem, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -44,25 +46,31 @@ def install_problem_handlers(app: FastAPI) -> None:
         return problem_response(InvalidValue(str(error.errors()[0]["msg"])), request.scope["path"])
 
     @app.exception_handler(HTTPException)
-    async def frameworks(request: Request, error: HTTPException) -> JSONResponse:
+    async def frameworks(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         problem: Problem
+        asks_what_is_allowed = request.method == "OPTIONS" and _PREFLIGHT not in request.headers
+        if asks_what_is_allowed and request.scope["path"] == "*":
+            return Response(status_code=204, headers={"Allow": allow({"GET", "POST"})})
         if error.status_code == 404:
             problem = NotFound(f"there is no {request.url.path}; see /docs")
         elif error.status_code == 405:
-            headers["Allow"] = allowed = _allowed_methods(request)
-            problem = MethodNotAllowed(f"{request.url.path} takes {allowed}, not {request.method}")
+            methods = _methods(request)
+            headers["Allow"] = allow(methods)
+            if asks_what_is_allowed:
+                return Response(status_code=204, headers=headers)
+            taken = ", ".join(method for method in METHODS if method in methods)
+            problem = MethodNotAllowed(f"{request.url.path} takes {taken}, not {request.method}")
         else:
             problem = UnreadableRequest(str(error.detail))
         return problem_response(problem, request.scope["path"], headers)
 
 
-def _allowed_methods(request: Request) -> str:
+def _methods(request: Request) -> set[str]:
     """Those of all routes of the path; the framework names those of the first one."""
-    methods = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
     routes = request.app.routes
-    return ", ".join(
+    return {
         method
-        for method in methods
+        for method in METHODS
         if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in routes)
-    )
+    }

@@ -45,7 +45,9 @@ async def run(
     gc.collect()
     gc.freeze()
     operations = (
-        operations_config(create_operations_app(Health(engines, decoders))) if operations_listener else None
+        operations_config(create_operations_app(Health(engines, decoders)), settings)
+        if operations_listener
+        else None
     )
     await serve(main_config(app, settings), listener, traffic, operations, operations_listener)
 

@@ -61,7 +61,7 @@ def test_operations_are_plain_and_believe_nobody() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
-    config = operations_config(app)
+    config = operations_config(app, Settings())
     config.load()
     assert config.ssl is None
     assert config.loaded_app is app

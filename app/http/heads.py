@@ -1,0 +1,84 @@
+"""What a request's head must be beyond what the parser asks of it: pure functions, which raise a Problem."""
+
+import re
+from collections.abc import Sequence
+
+from app.errors import ExpectationFailed, HeadersTooLarge, MethodNotAllowed, UnreadableRequest
+
+Headers = list[tuple[bytes, bytes]]
+
+_LONGEST_TARGET = 65_535  # the parser's limit
+_VERSIONS = ("1.0", "1.1")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)(.*)", re.DOTALL)
+# A name, an IPv4 address or an IPv6 address in brackets, and perhaps a port.
+_HOST = re.compile(rb"([A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.%A-Za-z]+\])(:[0-9]{0,5})?")
+# What offers another protocol on this connection. The offer is not taken up.
+_OFFERS = frozenset({b"upgrade", b"http2-settings"})
+
+
+def checked_head(method: str, version: str, target: bytes, headers: Headers) -> tuple[bytes, Headers]:
+    """The target in origin form, and the headers with the host that it names, if it names one.
+
+    Raises a Problem for a head that cannot be answered, or that servers might understand differently.
+    """
+    if version not in _VERSIONS:
+        raise UnreadableRequest(f"this server speaks HTTP/1.1 and HTTP/1.0, not HTTP/{version}")
+    if method == "CONNECT":
+        raise MethodNotAllowed(
+            "this server is no proxy: CONNECT is not taken; ask it directly, with GET or POST"
+        )
+    if len(target) > _LONGEST_TARGET:
+        raise HeadersTooLarge(f"the request's target may have at most {_LONGEST_TARGET} bytes")
+    if found := _ABSOLUTE.fullmatch(target):  # as proxies send it; its host counts (RFC 9112, section 3.2.2)
+        host, target = found.groups()
+        target = target if target.startswith(b"/") else b"/" + target
+        headers = [*((name, value) for name, value in headers if name != b"host"), (b"host", host)]
+    if not target.startswith(b"/") and (method, target) != ("OPTIONS", b"*"):
+        raise UnreadableRequest(
+            f"the request's target must begin with /, as in /livez; it is {_shown(target)}"
+        )
+    _check_host(version, _values(headers, b"host"))
+    _check_transfer_encoding(version, _values(headers, b"transfer-encoding"))
+    for value in _values(headers, b"expect"):
+        if value.lower() != b"100-continue":
+            raise ExpectationFailed(f"Expect may be 100-continue only, not {_shown(value)}")
+    return target, headers
+
+
+def without_offers(method: bytes, target: bytes, version: str, headers: Headers) -> bytes:
+    """The head as it is sent by a client that offers no other protocol."""
+    kept = [name + b": " + value for name, value in headers if name not in _OFFERS]
+    line = b"%s %s HTTP/%s" % (method, target, version.encode())
+    return b"\r\n".join([line, *kept]) + b"\r\n\r\n"
+
+
+def _check_host(version: str, hosts: Sequence[bytes]) -> None:
+    """RFC 9112, section 3.2."""
+    if len(hosts) > 1:
+        raise UnreadableRequest("the request has more than one Host header; give one")
+    if not hosts and version == "1.1":
+        raise UnreadableRequest("an HTTP/1.1 request needs a Host header, such as 'Host: localhost:8000'")
+    if hosts and not _HOST.fullmatch(hosts[0].strip()):
+        raise UnreadableRequest(
+            f"Host is a name or an address, such as localhost:8000, not {_shown(hosts[0])}"
+        )
+
+
+def _check_transfer_encoding(version: str, codings: Sequence[bytes]) -> None:
+    """RFC 9112, section 6.1. What the parser lets through, and a proxy in front may understand otherwise."""
+    if codings and version == "1.0":
+        raise UnreadableRequest("HTTP/1.0 has no Transfer-Encoding; use Content-Length, or HTTP/1.1")
+    if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
+        raise UnreadableRequest(
+            f"Transfer-Encoding may be 'chunked' only, not {_shown(b', '.join(codings))}; a compressed "
+            "body is announced by Content-Encoding"
+        )
+
+
+def _values(headers: Headers, wanted: bytes) -> list[bytes]:
+    return [value for name, value in headers if name == wanted]
+
+
+def _shown(value: bytes) -> str:
+    text = value[:100].decode("ascii", "backslashreplace")
+    return repr(text) + ("..." if len(value) > len(text) else "")

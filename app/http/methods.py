@@ -1,0 +1,31 @@
+"""HEAD on every route that answers GET, and what OPTIONS is answered."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+
+
+class HeadAsGet:
+    """Has HEAD answered as GET, so that no route needs to think of it (RFC 9110, section 9.3.2). The server
+    leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; whoever surrounds this sees the method that was asked, and the route that answered."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send)
+        finally:
+            if "route" in as_get:
+                scope["route"] = as_get["route"]
+
+
+def allow(methods: set[str]) -> str:
+    """The Allow header of a path that takes these methods."""
+    also = {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
+    return ", ".join(method for method in METHODS if method in methods | also)

@@ -1,0 +1,85 @@
+"""What is wrong with bytes that are no HTTP request, in words. Pure functions."""
+
+import re
+
+from app.errors import Problem, UnreadableRequest
+
+# The first bytes of what else clients send to a port that speaks HTTP.
+OPENING = 24
+_TLS_HANDSHAKE = re.compile(rb"\x16\x03[\x00-\x04]|\x80.\x01\x03", re.DOTALL)
+_PROXY_PROTOCOL = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")
+_SIMPLE = re.compile(rb"[A-Z]+ [^ \r\n]+\r?\n")
+_METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH")
+_METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
+
+# By what the parser says, the first that fits.
+_WORDS = (
+    ("PRI", "this server speaks HTTP/1.1; HTTP/2 without TLS is not spoken (with curl: --http1.1)"),
+    ("Duplicate Content-Length", "Content-Length is given more than once; give it once"),
+    (
+        "present with",
+        "Content-Length and Transfer-Encoding exclude each other, as servers may disagree which counts; "
+        "give one",
+    ),
+    ("Content-Length overflow", "Content-Length is larger than any body can be"),
+    ("Content-Length", "Content-Length must be the body's number of bytes in decimal digits, such as 1024"),
+    ("Transfer-Encoding", "Transfer-Encoding may be 'chunked' only, given once"),
+    ("chunk data", "a chunk of the body is longer or shorter than the size before it says"),
+    (
+        "hunk",
+        "a chunk of the body must begin with its size in hexadecimal digits, such as 1f40, on a line that "
+        "ends with CR LF",
+    ),
+    ("after header value", "a header must be on one line that ends with CR LF"),
+    ("header value", "a header's value has a control character; NUL, CR and LF are not allowed in it"),
+    ("header", "a header must be 'Name: value', without blanks in or after its name"),
+    ("CRLF", "the lines of a head end with CR LF, not with LF alone"),
+    ("Missing expected", "the lines of a head end with CR LF"),
+    ("version", "the request line must end with HTTP/1.1 or HTTP/1.0"),
+    ("dot", "the request line must end with HTTP/1.1 or HTTP/1.0"),
+    (
+        "HTTP/",
+        "the request line must be 'METHOD /path HTTP/1.1'; a blank in the path or the query is written %20",
+    ),
+    (
+        "url",
+        "the request's target must begin with / and be ASCII; other characters are percent-encoded as UTF-8, "
+        "such as %C3%BC",
+    ),
+)
+
+
+def is_simple_request(data: bytes) -> bool:
+    """Whether this is a request of HTTP/0.9, which has no headers to wait for."""
+    return _SIMPLE.fullmatch(data) is not None
+
+
+def unreadable(reason: str, opening: bytes) -> Problem:
+    """The problem for what the parser refuses for ``reason``; ``opening``: the first bytes of the request."""
+    return UnreadableRequest(_foreign(opening) or _of_parser(reason))
+
+
+def _foreign(opening: bytes) -> str | None:
+    """Words for another protocol, or for a method that there is not."""
+    if _TLS_HANDSHAKE.match(opening):
+        return "this port speaks plain HTTP, and the client began with TLS; use http:// in place of https://"
+    if opening.startswith(_PROXY_PROTOCOL):
+        return (
+            "the PROXY protocol is not spoken here; let the proxy send X-Forwarded-For, and name it in "
+            "--trusted-proxies"
+        )
+    found = _METHOD.match(opening)
+    if found is None or found[1] in (*_METHODS, b"PRI"):
+        return None
+    if found[1].upper() in _METHODS:
+        return f"methods are written in capitals: {found[1].decode().upper()}, not {found[1].decode()}"
+    return f"{found[1].decode()} is no method that is known here; the API takes GET, HEAD, POST and OPTIONS"
+
+
+def _of_parser(reason: str) -> str:
+    for part, words in _WORDS:
+        if part in reason:
+            return words
+    if "method" in reason:
+        return "this port speaks HTTP/1.1; a request begins with its method, as in 'GET /livez HTTP/1.1'"
+    return f"the request is not HTTP/1.1 ({reason})"

@@ -1,0 +1,106 @@
+"""The application on fake engines behind real sockets, in a thread of the test's own process: quick to start,
+and what goes over the line is what clients see."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from app.http.connections import Server
+from app.http.listeners import main_config
+from app.http.traffic import Traffic
+from app.main import create_app
+from app.settings import Settings
+from tests.app.fakes import FakeEngines
+
+WITHIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A server that listens, and ways to talk to it in bytes."""
+
+    port: int
+    engines: FakeEngines
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=WITHIN_S)
+
+    def say(self, *parts: bytes) -> bytes:
+        """What the server sends, until it closes, to these parts, each in a segment of its own."""
+        with self.connect() as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                for part in parts:
+                    connection.sendall(part)
+            return everything(connection)
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer as it came."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def detail(self) -> str:
+        """The words of a problem document."""
+        assert self.headers["content-type"] == "application/problem+json", self
+        document = json.loads(self.body)
+        assert document["status"] == self.status
+        text: str = document["detail"]
+        return text
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    parts = []
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def answers(said: bytes) -> list[Said]:
+    """The answers in what was said, each with a Content-Length."""
+    found = []
+    while said:
+        head, _, rest = said.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        status = int(first.split()[1])
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        length = int(headers.get("content-length", 0))
+        found.append(Said(status, headers, rest[:length]))
+        said = rest[length:]
+    return found
+
+
+def answer(said: bytes) -> Said:
+    """The only answer in what was said."""
+    (found,) = answers(said)
+    return found
+
+
+@contextmanager
+def wire(settings: Settings | None = None) -> Iterator[Wire]:
+    """A server with these settings on a free port, stopped at the end."""
+    settings = settings or Settings()
+    engines = FakeEngines()
+    traffic = Traffic()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)  # noqa: FBT003
+        port = listener.getsockname()[1]
+        server = Server(main_config(create_app(settings, engines, traffic=traffic), settings), traffic)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+        thread.start()
+        try:
+            yield Wire(port, engines)
+        finally:
+            server.should_exit = True
+            thread.join(WITHIN_S)
+            assert not thread.is_alive()
