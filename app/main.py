@@ -14,7 +14,9 @@ from app.engine.client import EngineClient
 from app.http.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
 from app.http.answers import WARNINGS_HEADER
 from app.http.classify import Classification, Engines, classify_router
+from app.http.documentation import documentation_router
 from app.http.early import RefuseEarly
+from app.http.elsewhere import paths_of
 from app.http.health import Health
 from app.http.hugging_face import hugging_face_router
 from app.http.methods import HeadAsGet
@@ -24,6 +26,7 @@ from app.http.open_inference import open_inference_router
 from app.http.openapi import install_openapi, operation_id
 from app.http.operations import operations_router
 from app.http.page import page_router
+from app.http.prefix import UnderPrefix
 from app.http.problems import install_problem_handlers
 from app.http.stats import stats_router
 from app.http.traffic import Bounded, Traffic
@@ -73,7 +76,10 @@ def create_app(
         version=version("trimvit"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # see problems.py, which needs no host for it
+        servers=[{"url": ".", "description": "Where this document is."}],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         generate_unique_id_function=operation_id,
     )
@@ -102,14 +108,21 @@ def create_app(
         )
     app.add_middleware(Observe, tracing=tracing)
     app.add_middleware(BrowserHeaders)
-    install_problem_handlers(app)
-    app.include_router(classify_router(classification))
-    app.include_router(open_inference_router(classification, health))
-    app.include_router(hugging_face_router(classification))
-    app.include_router(models_router(settings, engines))
-    app.include_router(operations_router(health, with_metrics=settings.operations_port is None))
-    app.include_router(stats_router(engines))
-    app.include_router(page_router(settings))
+    if settings.root_path is not None:
+        app.add_middleware(UnderPrefix, prefix=settings.root_path)
+    routers = (
+        classify_router(classification),
+        open_inference_router(classification, health),
+        hugging_face_router(classification),
+        models_router(settings, engines),
+        operations_router(health, with_metrics=settings.operations_port is None),
+        stats_router(engines),
+        page_router(settings),
+        documentation_router(),
+    )
+    for router in routers:
+        app.include_router(router)
+    install_problem_handlers(app, paths_of(routers))
     install_openapi(app)
     if keys is not None:
         declare_keys(app)
@@ -119,10 +132,13 @@ def create_app(
 def create_operations_app(health: Health) -> FastAPI:
     """Probes and metrics alone, for a listener of their own. The health is that of the other application,
     which starts and closes what it is of."""
-    app = FastAPI(title="TrimViT operations", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="TrimViT operations", redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url=None
+    )
     app.add_middleware(HeadAsGet)
     app.add_middleware(Observe)
     app.add_middleware(BrowserHeaders)
-    install_problem_handlers(app)
-    app.include_router(operations_router(health, with_metrics=True))
+    router = operations_router(health, with_metrics=True)
+    app.include_router(router)
+    install_problem_handlers(app, paths_of([router]))
     return app

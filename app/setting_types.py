@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
+_OWN_FOLDERS = frozenset({"v1", "v2", "models", "static", "docs"})
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\s/]*):(?P<port>\d+)")
 
 
@@ -43,6 +44,21 @@ def _host(text: str) -> str:
     return host
 
 
+def _root_path(text: str) -> str:
+    """A path from the root, without a slash at its end."""
+    if "://" in text:
+        raise ValueError("it is a URL; give its path alone, such as /vit")
+    path = "/" + text.strip("/")
+    if path == "/":
+        raise ValueError("the root needs no setting: leave it out, or give a path such as /vit")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", path):
+        raise ValueError("it is no path of letters, digits and . _ ~ -, such as /vit")
+    if path.split("/")[1] in _OWN_FOLDERS:
+        raise ValueError(f"the server has routes of its own under {path}; take another path, such as /vit")
+    return path
+
+
+RootPath = Annotated[str, AfterValidator(_root_path)]
 File = Annotated[Path, BeforeValidator(_file)]
 Devices = Annotated[str, AfterValidator(_devices)]
 Host = Annotated[str, AfterValidator(_host)]

@@ -13,7 +13,7 @@ from pydantic_settings import (
 )
 
 from app.priority import Priority
-from app.setting_types import Devices, File, Host
+from app.setting_types import Devices, File, Host, RootPath
 from app.variables import PREFIX, settings_in
 from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer, Rows
@@ -184,6 +184,11 @@ class Settings(BaseSettings):
         None,
         description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are "
         "believed, separated by commas. Default: none.",
+    )
+    root_path: RootPath | None = Field(
+        None,
+        description="Path under which a proxy publishes the server, such as /vit, where the proxy passes it "
+        "on; requests without it are answered as well. A proxy that takes it off needs no setting.",
     )
     cors_origins: Origins = Field(
         None,

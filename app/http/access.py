@@ -30,7 +30,6 @@ OPEN_PATHS = frozenset(
         "/readyz",
         "/metrics",
         "/docs",
-        "/docs/oauth2-redirect",
         "/openapi.json",
         "/v2/health/live",
         "/v2/health/ready",

@@ -86,7 +86,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         return await answer(request, None)
 
     @router.post(
-        "/models/{model_name:path}",
+        "/models/{model_name:model}",
         operation_id="hf_model_image_classification",
         summary="Classify a photograph with the model of this name, in Hugging Face's shape",
         response_model=list[HuggingFaceLabel],
@@ -109,7 +109,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         image, function = await _read(request, classification.body_limits)
         model = await classification.model(request, [image.options])
         if model_name is not None:
-            check_name(model, model_name)
+            check_name(model, model_name, "/models")
         try:
             answered = await classification.answers(request, [image], model, logits=function != "softmax")
         except Problem as problem:

@@ -19,6 +19,7 @@ from app.errors import NotFound, NotReady
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
 from app.http.body import JSON, RAW, BodyLimits, read_body
 from app.http.classify import PROBLEMS, AnsweredImage, Classification, no_model_yet, timings_ms
+from app.http.elsewhere import of_another_server
 from app.http.health import Health
 from app.http.infer import INPUTS, Inference, asked_inference, output_tensors, outputs_of, read_inference
 from app.http.open_inference_schemas import (
@@ -36,9 +37,11 @@ from app.http.open_inference_schemas import (
 )
 from app.http.scheduling import caller_of
 from app.http.tensors import HEADER_LENGTH, Datatype, decompressed, joined, split
+from app.nearest import did_you_mean
 from app.wrong_values import short
 
 SERVER = "trimvit"
+_PARTS = ("infer", "ready", "config", "versions/1")  # what a path may go on with after a model's name
 VERSION = "1"  # a server has one model, and that one version
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "schedule_policy"]
 _TRITON_TYPES: dict[Datatype, str] = {
@@ -282,9 +285,15 @@ def check_named(model: ModelInfo, name: str, model_version: str) -> None:
         )
 
 
-def check_name(model: ModelInfo, name: str) -> None:
-    """Raises NotFound for another model's name."""
+def check_name(model: ModelInfo, name: str, folder: str = "/v2/models") -> None:
+    """Raises NotFound for another model's name; ``folder`` is the path of which the name is the rest."""
     if name != model.name:
+        path = f"{folder}/{name}"
+        if (words := of_another_server(path)) is not None:
+            raise NotFound(f"there is no {path}; {words}")
+        if name.startswith(f"{model.name}/"):
+            tail = name.removeprefix(f"{model.name}/")
+            raise NotFound(f"the model {model.name!r} has no {short.repr(tail)}{did_you_mean(tail, _PARTS)}")
         raise NotFound(f"there is no model {short.repr(name)}; allowed is {model.name!r}")
 
 

@@ -1,18 +1,23 @@
 """Every error answer: application/problem+json (RFC 9457), or on the routes for clients that others wrote the
 `{"error": "..."}` that those show to their users."""
 
+from collections.abc import Collection
+from urllib.parse import quote
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app import metrics, tracing
 from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
+from app.http.elsewhere import for_method, of_another_server, what_was_meant, without_slash
 from app.http.methods import METHODS, allow
 
 MEDIA_TYPE = "application/problem+json"
 _PREFLIGHT = "Access-Control-Request-Method"  # a browser asks for a page, which may not call; see access.py
+_LONGEST_SHOWN = 120
 
 
 def problem_response(problem: Problem, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -34,8 +39,9 @@ def problem_response(problem: Problem, path: str, headers: dict[str, str] | None
     )
 
 
-def install_problem_handlers(app: FastAPI) -> None:
-    """Answer our own problems and the framework's errors alike. (Unforeseen ones: see middleware.py.)"""
+def install_problem_handlers(app: FastAPI, routes: Collection[str] = ()) -> None:
+    """Answer our own problems and the framework's errors alike. (Unforeseen ones: see middleware.py.)
+    ``routes``: the paths that may be suggested in the place of an unknown one."""
 
     @app.exception_handler(Problem)
     async def ours(request: Request, problem: Problem) -> JSONResponse:
@@ -49,21 +55,53 @@ def install_problem_handlers(app: FastAPI) -> None:
     async def frameworks(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         problem: Problem
+        path: str = request.scope["path"]
         asks_what_is_allowed = request.method == "OPTIONS" and _PREFLIGHT not in request.headers
-        if asks_what_is_allowed and request.scope["path"] == "*":
+        if asks_what_is_allowed and path == "*":
             return Response(status_code=204, headers={"Allow": allow({"GET", "POST"})})
         if error.status_code == 404:
-            problem = NotFound(f"there is no {request.url.path}; see /docs")
+            bare = without_slash(path)
+            if bare is not None and _has_route(request, path.rstrip("/")):
+                return _redirected(bare, request)
+            problem = NotFound(f"there is no {_shown(path)}{what_was_meant(path, routes)}")
+        elif (
+            error.status_code == 405 and path not in routes and (words := of_another_server(path)) is not None
+        ):
+            problem = NotFound(f"there is no {request.method} {_shown(path)}; {words}")
         elif error.status_code == 405:
             methods = _methods(request)
             headers["Allow"] = allow(methods)
             if asks_what_is_allowed:
                 return Response(status_code=204, headers=headers)
             taken = ", ".join(method for method in METHODS if method in methods)
-            problem = MethodNotAllowed(f"{request.url.path} takes {taken}, not {request.method}")
+            problem = MethodNotAllowed(
+                f"{_shown(path)} takes {taken}, not {request.method}{for_method(request.method, path)}"
+            )
         else:
             problem = UnreadableRequest(str(error.detail))
         return problem_response(problem, request.scope["path"], headers)
+
+
+def _shown(path: str) -> str:
+    """The path as it is typed, in short."""
+    typed = quote(path, safe="/:@~+,;=!$&'()*")
+    return typed if len(typed) <= _LONGEST_SHOWN else typed[: _LONGEST_SHOWN - 3] + "..."
+
+
+def _has_route(request: Request, path: str) -> bool:
+    """Whether a route has this path, whatever its methods."""
+    scope = {**request.scope, "path": path}
+    return any(route.matches(scope)[0] != Match.NONE for route in request.app.routes)
+
+
+def _redirected(location: str, request: Request) -> Response:
+    """To the path without the slash at its end, by a relative address, which is right behind any proxy."""
+    query = request.scope["query_string"].decode("latin-1")
+    return PlainTextResponse(
+        "the path has no slash at its end: leave it out, or follow the redirect (curl -L)\n",
+        status_code=307,
+        headers={"Location": f"{location}?{query}" if query else location},
+    )
 
 
 def _methods(request: Request) -> set[str]:

@@ -128,7 +128,7 @@ def test_the_scripts_of_the_pages_ask_for_no_key(locked: TestClient) -> None:
 def test_what_is_open_is_listed_here() -> None:
     """Opening one more path is a decision: write it here too, and in the README."""
     assert {
-        "/", "/favicon.ico", "/livez", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect",
+        "/", "/favicon.ico", "/livez", "/readyz", "/metrics", "/docs",
         "/openapi.json", "/v2/health/live", "/v2/health/ready",
     } == OPEN_PATHS  # fmt: skip
     assert OPEN_FOLDERS == ("/static/", "/static-offline-docs/")

@@ -1,0 +1,114 @@
+"""What was meant by a path that is not here: a slip in one that is, or a route that another server has."""
+
+import re
+from collections.abc import Collection, Iterable
+from urllib.parse import quote
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+
+from app.nearest import nearest
+
+_CLASSIFY = (
+    "photographs are classified by POST /v1/classify, as in curl --data-binary @photo.jpg URL/v1/classify"
+)
+_HEALTH = "GET /readyz says whether images are answered, GET /livez whether the process runs"
+_METRICS = "GET /metrics has the metrics for Prometheus, GET /v1/stats a few of them as JSON"
+_DOCS = "GET /docs is the documentation, GET /openapi.json the OpenAPI document"
+_MODELS = "GET /v1/models describes the model, GET /v2/models/NAME its tensors"
+_ONE_MODEL = (
+    "a server has one model, which is chosen when it is started (--model), so none is loaded, unloaded or "
+    "listed; GET /v1/models describes it"
+)
+_INFER = "POST /v2/models/NAME/infer classifies images"
+
+# The whole path of a route that other servers have, and what stands in its place here. The first one holds.
+_OF_OTHERS: tuple[tuple[str, str], ...] = (
+    # Triton and KServe.
+    (r"/v2/models(/.+)?/stats", f"Triton's statistics are not offered; {_METRICS}"),
+    (
+        r"/v2/repository(/.*)?|/v2/models/.+/(un)?load",
+        f"Triton's model repository is not offered: {_ONE_MODEL}",
+    ),
+    (
+        r"/v2/(system|cuda)sharedmemory(/.*)?",
+        "Triton's shared memory is not offered: data comes and goes with the request, as JSON or binary "
+        f"tensors; {_INFER}",
+    ),
+    (r"/v2(/models/.+)?/(trace/setting|logging)", "trace and log settings cannot be changed while it runs"),
+    (r"/v2/models/.+/(generate|generate_stream|explain)", f"only infer is offered: {_INFER}"),
+    (r"/v2/models/.+/versions", "a model has one version, '1': GET /v2/models/NAME/versions/1"),
+    (r"/v2/models", _MODELS),
+    (
+        r"/v1/models/.+:\w+",
+        "of KServe's and TensorFlow Serving's verbs there is POST /v1/models/NAME:predict",
+    ),
+    (r"/v1/models/.+/(metadata|versions/.*|labels/.*)", f"a model has one version; {_MODELS}"),
+    # TorchServe, Cog, LitServe, BentoML, Gradio, Seldon, and what people try.
+    (r"/predictions(/.*)?|/api/v[\d.]+/predictions", _CLASSIFY),
+    (r"/explanations/.+", f"explanations are not offered; {_CLASSIFY}"),
+    (r"(/\w+)*/(predict|classify|infer|inference|classification|image-classification)", _CLASSIFY),
+    (r"/(invoke|run|score|upload|images?|classes|gradio_api/.*)|/pipeline/.*", _CLASSIFY),
+    # OpenAI's routes, and those of servers of language models.
+    (
+        r"(/v1)?/(embeddings|chat/completions|completions|responses|images/.+|moderations|audio/.+|rerank|"
+        r"messages|generate|generate_stream|embed|score|tokenize)",
+        f"this server classifies images and does nothing else; {_CLASSIFY}",
+    ),
+    # What operators look for.
+    (
+        r"((/api|/v1|/v2|/-|/actuator)*/(health|healthz|healthcheck|health-check|health_check|status|alive|live|"
+        r"liveness|ready|readiness|healthy)(/.*)?)|/-/routes|/health/.+",
+        _HEALTH,
+    ),
+    (r"/(api/)?(v1/)?(prometheus|metrics)(/.*)?", _METRICS),
+    (r"/models|/(api|v1)/models/.+|/(api/)?(labels|tags|version|info)|/v1/(labels|info|version)", _MODELS),
+    (r"/(redoc|swagger.*|apidocs?|api|(api|v1|v2)/docs|docs/.+|(v1/)?openapi\.ya?ml|v1/openapi.json)", _DOCS),
+)
+_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words in _OF_OTHERS)
+_LONGEST = 200  # beyond it a path is no slip
+
+
+def of_another_server(path: str) -> str | None:
+    """What stands here in the place of another server's route; None for any other path."""
+    plain = _plain(path)
+    return next((words for pattern, words in _COMPILED if pattern.fullmatch(plain)), None)
+
+
+def what_was_meant(path: str, routes: Collection[str]) -> str:
+    """The end of a sentence that refuses the path: the nearest of our routes, or what another server's route
+    is called here, or where all are listed."""
+    plain = _plain(path)
+    routes = [route for route in routes if route != "/"]
+    listed = "GET /docs lists the routes" if "/docs" in routes else f"there are {', '.join(routes)}"
+    if len(path) > _LONGEST:
+        return f"; {listed}"
+    found = next((route for route in routes if plain.lower().endswith(route)), None)
+    if found is None and "/docs" in routes and (words := of_another_server(path)) is not None:
+        return f"; {words}"
+    found = found or nearest(plain, routes)
+    return f"; {listed}" if found is None else f"; did you mean {found}?"
+
+
+def for_method(method: str, path: str) -> str:
+    """The end of a sentence that refuses a method of a path that takes others."""
+    return f"; {_INFER}" if method != "GET" and path.startswith("/v2/models/") else ""
+
+
+def without_slash(path: str) -> str | None:
+    """Where a path with slashes at its end is without them, as a relative URL; None for a path without."""
+    bare = path.rstrip("/")
+    if bare in ("", path):
+        return None
+    return "../" * (len(path) - len(bare)) + quote(bare.rpartition("/")[2])
+
+
+def paths_of(routers: Iterable[APIRouter]) -> tuple[str, ...]:
+    """The paths of the routers' routes that name no model."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return tuple(dict.fromkeys(route.path for route in routes if "{" not in route.path))
+
+
+def _plain(path: str) -> str:
+    """Without slashes that stand twice or at the end."""
+    return re.sub(r"/+", "/", path[: _LONGEST + 1]).rstrip("/") or "/"
