@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from app.variables import remarks
 FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+TERMINATED = 143  # 128 + SIGTERM
 _OUTPUT_FAILS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)  # of standard output, if of no file
 
 
@@ -44,6 +46,15 @@ def _tell_of_variables(settings_type: type[Settings]) -> None:
     others = {} if settings_type is RaySettings else {"trimvit ray": frozenset(RaySettings.model_fields)}
     for remark in remarks(os.environ, frozenset(settings_type.model_fields), others):
         logging.getLogger("app").warning("%s", remark)
+
+
+def _end_on_sigterm() -> None:
+    """Until the supervisor takes the signal: as process 1 of a container, this one would ignore it."""
+
+    def end(*_: object) -> None:
+        sys.exit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
@@ -238,6 +249,8 @@ def _run(program: str, name: str, arguments: list[str]) -> int:
     import_own_packages(os.environ, sys.path)
     if not sys.stderr.isatty():  # a progress bar is for who watches
         os.environ.setdefault("TQDM_DISABLE", "1")
+    if name == "serve":
+        _end_on_sigterm()
     command = COMMANDS[name]
     settings_type, run = command.load()
     try:

@@ -6,26 +6,68 @@ go when the owner ends, and who starts next removes the folders whose lock nobod
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
+import socket
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "trimvit-"
 _LOCK = "lock"
+_LONGEST_SOCKET = "engine-9999"  # of a name in the folder on which somebody listens
+_SOCKET_BYTES = 107  # of a socket's path, at most: sun_path of unix(7)
+_ROOM_BYTES = 2**20  # metrics files are mapped into memory: where there is no room, writing them kills
+
+
+class NoFolder(OSError):
+    """There is no folder for the server's sockets; the text says what was tried."""
 
 
 class PrivateFolder:
-    """A new one at ``path``, which only this user can read, until `remove` or this process's end."""
+    """A new one at ``path``, which only this user can read, until `remove` or this process's end.
 
-    def __init__(self) -> None:
-        _remove_abandoned(Path(tempfile.gettempdir()))
+    It is made in the first of ``parents`` that will do. Raises NoFolder.
+    """
+
+    def __init__(self, parents: Sequence[Path] | None = None) -> None:
+        tried = []
+        for parent in parents or folders_for_temporary_files():
+            _remove_abandoned(parent)
+            try:
+                self.path = self._made_in(parent)
+            except OSError as error:
+                tried.append(f"{parent}: {error.strerror or error}")
+                continue
+            if tried:
+                log.warning("sockets and metrics are in %s (%s)", parent, "; ".join(tried))
+            return
+        raise NoFolder(f"no folder for sockets and metrics; name one with TMPDIR ({'; '.join(tried)})")
+
+    def _made_in(self, parent: Path) -> Path:
         # Under this name nobody looks at it before its lock is held.
-        made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))  # with mode 0700
-        self._lock = (made / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.path = made.rename(made.with_name(made.name[1:]))
+        made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))  # with mode 0700
+        try:
+            _check_paths(made)
+            lock = (made / _LOCK).open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                os.posix_fallocate(lock.fileno(), 0, _ROOM_BYTES)
+                lock.truncate(0)
+                _check_sockets(made)
+                path = made.rename(made.with_name(made.name[1:]))
+            except BaseException:
+                lock.close()
+                raise
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        self._lock = lock
+        return path
 
     def remove(self) -> None:
         """With all that is in it. Does nothing the second time."""
@@ -33,11 +75,34 @@ class PrivateFolder:
         self._lock.close()
 
 
+def folders_for_temporary_files() -> list[Path]:
+    """TMPDIR and its like, then those that most systems have."""
+    named = (os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP", "XDG_RUNTIME_DIR"))
+    found = [*filter(None, named), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108
+    return list(dict.fromkeys(Path(name).absolute() for name in found))
+
+
+def _check_paths(folder: Path) -> None:
+    """Raises OSError where a socket in the folder, without the dot before its name, has too long a path."""
+    spare = _SOCKET_BYTES - len(os.fsencode(folder)) + 1 - len(f"/{_LONGEST_SOCKET}")
+    if spare < 0:
+        most = len(os.fsencode(folder.parent)) + spare
+        raise OSError(f"its path is too long for a socket's: at most {most} bytes")
+
+
+def _check_sockets(folder: Path) -> None:
+    """Raises OSError where nobody can listen there, as on some network and container file systems."""
+    place = folder / "socket"
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.bind(str(place))
+    place.unlink()
+
+
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # held, without a lock (not ours), or somebody has just removed it
             status = folder.lstat()
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
-                with (folder / _LOCK).open("r+") as lock:
+                with (folder / _LOCK).open("r+b") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,9 @@ from app.environment import EngineFiles, engine_variables, environment_of
 from app.fork_server import Forked, ForkServer
 from app.keys import KeysError, key_ring
 from app.lifeline import LOAD_FAILED
-from app.private_folder import PrivateFolder
+from app.listening import CannotListen, listen, url
+from app.orphans import reap_orphans
+from app.private_folder import NoFolder, PrivateFolder
 from app.pulse import Pulse
 from app.reports import EngineReport, take_reason, write_reports
 from app.restarts import Restarts
@@ -41,7 +43,6 @@ HTTP = "app.http.process"
 PRELOADED = ("models.classifier", "models.zoo", "zmq")
 FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # the BLAS beneath numpy would start threads when it is imported
 
-_BACKLOG = 2048
 _MOST_FILES = 2**20
 _SETTLED_S = 5.0  # an HTTP process that lives so long has started well
 _TICK_S = 0.5  # between two looks at an engine's pulse
@@ -86,14 +87,17 @@ class Supervisor:
         setproctitle("trimvit: supervisor")
         _check(self.settings)
         _raise_file_limit()
-        listeners = [_listen(self.settings.host, self.settings.port)]
-        if self.settings.operations_port is not None:
-            listeners.append(_listen(self.settings.operations_host, self.settings.operations_port))
-        private = PrivateFolder()
+        listeners, operations = _listeners(self.settings)
+        try:
+            private = PrivateFolder()
+        except NoFolder as error:
+            raise CannotStart(str(error)) from error
         self._folder = folder = private.path
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         try:
             devices = [
                 device for device in self.settings.device.split(",") for _ in range(self.settings.engines)
@@ -103,24 +107,28 @@ class Supervisor:
                 for index, device in enumerate(devices)
             ]
             fronts = [
-                self._front(index, listeners, engines, folder) for index in range(self.settings.http_workers)
+                self._front(index, listeners, operations, engines, folder)
+                for index in range(self.settings.http_workers)
             ]
             self._children = [*engines, *fronts]
             self._metrics(folder)
             environment = environment_of(self.settings, "fork-server", FORKABLE, keys=False)
             self._fork_server = ForkServer(environment, PRELOADED, self.settings.load_limit_s)
             scheme = "http" if self.settings.tls_certificate is None else "https"
-            log.info("listening on %s", _url(scheme, listeners[0]))
-            for operations in listeners[1:]:
-                log.info("operations on %s", _url("http", operations))
+            for listener in listeners:
+                log.info("listening on %s", url(scheme, listener))
+            for listener in operations:
+                log.info("operations on %s", url("http", listener))
             self._report()
             keepers = [asyncio.create_task(self._keep_running(child)) for child in self._children]
+            reaping = asyncio.create_task(reap_orphans())
             await self._stopping.wait()
             drained = await self._drain(fronts, engines)
-            for listener in listeners:
+            for listener in (*listeners, *operations):
                 listener.close()
             await self._fork_server.close()  # nobody waits for an engine that it would start
             await asyncio.gather(*keepers)
+            reaping.cancel()
             if self._failed is not None:
                 log.error("stopped: %s", self._failed)
                 return 1
@@ -132,11 +140,16 @@ class Supervisor:
             log.info("stopped")
             return 0
         finally:
-            for listener in listeners:
+            for listener in (*listeners, *operations):
                 listener.close()
             if self._fork_server is not None:
                 await self._fork_server.close()
             private.remove()
+
+    def _hung_up(self) -> None:
+        """The terminal was closed, which may send the signal more than once."""
+        if not self._stopping.is_set():
+            self._signalled()
 
     def _signalled(self) -> None:
         if self._stopping.is_set():
@@ -163,14 +176,20 @@ class Supervisor:
         )
 
     def _front(
-        self, index: int, listeners: list[socket.socket], engines: list[_Child], folder: Path
+        self,
+        index: int,
+        listeners: list[socket.socket],
+        operations: list[socket.socket],
+        engines: list[_Child],
+        folder: Path,
     ) -> _Child:
-        sockets = tuple(listener.fileno() for listener in listeners)
+        sockets = tuple(listener.fileno() for listener in (*listeners, *operations))
         environment = {
             "TRIMVIT_HTTP_INDEX": str(index),
             "TRIMVIT_HTTP_REPORTS": str(folder / "engines.json"),
-            "TRIMVIT_HTTP_SOCKETS": " ".join(map(str, sockets)),
-            "TRIMVIT_HTTP_ENGINES": " ".join(
+            "TRIMVIT_HTTP_SOCKETS": " ".join(map(str, sockets[: len(listeners)])),
+            "TRIMVIT_HTTP_OPERATIONS_SOCKETS": " ".join(map(str, sockets[len(listeners) :])),
+            "TRIMVIT_HTTP_ENGINES": "\n".join(  # a path may have blanks in it
                 engine.environment["TRIMVIT_ENGINE_ADDRESS"] for engine in engines
             ),
         }
@@ -309,23 +328,18 @@ def _check(settings: Settings) -> None:
         raise CannotStart(str(error)) from error
 
 
-def _url(scheme: str, listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+def _listeners(settings: Settings) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Of the main port and of the operations port. Raises CannotStart."""
+    listeners: list[socket.socket] = []
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise CannotStart(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-    listener.setblocking(False)  # noqa: FBT003
-    return listener
+        listeners = listen(settings.host, settings.port)
+        if settings.operations_port is None:
+            return listeners, []
+        return listeners, listen(settings.operations_host, settings.operations_port, "--operations-port")
+    except CannotListen as error:
+        for listener in listeners:
+            listener.close()
+        raise CannotStart(str(error)) from error
 
 
 def _raise_file_limit() -> None:

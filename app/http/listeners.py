@@ -69,20 +69,20 @@ class _Companion(uvicorn.Server):
 
 async def serve(
     main: uvicorn.Config,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     traffic: Traffic,
-    operations: uvicorn.Config | None = None,
-    operations_listener: socket.socket | None = None,
+    operations: uvicorn.Config | None,
+    operations_listeners: list[socket.socket],
 ) -> None:
     """Serve until SIGTERM; ``traffic`` tells what is under way then. Probes and metrics are answered until
     the last request is."""
-    if operations is None or operations_listener is None:
-        await Server(main, traffic).serve(sockets=[listener])
+    if operations is None:
+        await Server(main, traffic).serve(sockets=listeners)
         return
     companion = _Companion(operations)
-    beside = asyncio.create_task(companion.serve(sockets=[operations_listener]))
+    beside = asyncio.create_task(companion.serve(sockets=operations_listeners))
     try:
-        await Server(main, traffic).serve(sockets=[listener])
+        await Server(main, traffic).serve(sockets=listeners)
     finally:
         companion.should_exit = True
         await beside

@@ -23,10 +23,10 @@ from app.settings import Settings
 
 async def run(
     settings: Settings,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     addresses: list[str],
     reports: Path,
-    operations_listener: socket.socket | None = None,
+    operations_listeners: list[socket.socket],
 ) -> None:
     """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
     engines = EngineClient(
@@ -46,10 +46,10 @@ async def run(
     gc.freeze()
     operations = (
         operations_config(create_operations_app(Health(engines, decoders)), settings)
-        if operations_listener
+        if operations_listeners
         else None
     )
-    await serve(main_config(app, settings), listener, traffic, operations, operations_listener)
+    await serve(main_config(app, settings), listeners, traffic, operations, operations_listeners)
 
 
 def main() -> None:
@@ -60,12 +60,13 @@ def main() -> None:
     setproctitle(f"trimvit: http {index}")
     configure_logging(settings.log_level, f"http {index}", settings.log_format)
     give_back_freed_memory()
-    listener, *others = (
-        socket.socket(fileno=int(number)) for number in os.environ["TRIMVIT_HTTP_SOCKETS"].split()
+    listeners, operations = (
+        [socket.socket(fileno=int(number)) for number in os.environ[variable].split()]
+        for variable in ("TRIMVIT_HTTP_SOCKETS", "TRIMVIT_HTTP_OPERATIONS_SOCKETS")
     )
-    addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split()
+    addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split("\n")
     reports = Path(os.environ["TRIMVIT_HTTP_REPORTS"])
-    asyncio.run(run(settings, listener, addresses, reports, others[0] if others else None))
+    asyncio.run(run(settings, listeners, addresses, reports, operations))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """What a killed server leaves is cleared up by the next one, and nothing else is."""
 
+import shutil
+import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from app.private_folder import PrivateFolder
+from app.private_folder import NoFolder, PrivateFolder, folders_for_temporary_files
 
 ROOT = Path(__file__).parents[2]
 OWNER = """
@@ -26,7 +27,6 @@ sys.stdin.read()
 def own_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where folders of temporary files are made."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
@@ -77,3 +77,76 @@ def test_what_is_somebody_elses_stays(own_parent: Path) -> None:
     assert link.is_symlink()
     private.remove()
     assert not list(own_parent.glob(".trimvit-*"))
+
+
+@pytest.mark.parametrize("unfit", ["too long", "missing", "a file"], ids=lambda text: text.replace(" ", "-"))
+def test_another_folder_is_found_where_one_will_not_do(
+    unfit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A path too long for a socket's, one that does not exist; the log says which was passed over and why."""
+    (tmp_path / "file").touch()
+    first, why = {
+        "too long": (tmp_path / ("x" * 100), "its path is too long for a socket's: at most 78 bytes"),
+        "missing": (tmp_path / "none", "No such file or directory"),
+        "a file": (tmp_path / "file", "Not a directory"),
+    }[unfit]
+    if unfit == "too long":
+        first.mkdir()
+    fit = tmp_path / "fit"
+    fit.mkdir()
+    private = PrivateFolder([first, fit])
+    assert private.path.parent == fit
+    assert f"sockets and metrics are in {fit} ({first}: {why})" in caplog.text
+    assert list(tmp_path.glob(".trimvit*")) + list(first.glob(".*") if first.is_dir() else []) == []
+    private.remove()
+
+
+def test_the_longest_path_that_is_taken_has_room_for_a_socket(tmp_path: Path) -> None:
+    """And one byte more is refused."""
+    most = 78
+    for length in (most, most + 1):
+        parent = Path("/tmp") / ("trimvit-test-" + "x" * (length - len("/tmp/trimvit-test-")))
+        parent.mkdir()
+        try:
+            if length > most:
+                with pytest.raises(NoFolder, match="too long"):
+                    PrivateFolder([parent])
+            else:
+                private = PrivateFolder([parent])
+                with socket.socket(socket.AF_UNIX) as listener:
+                    listener.bind(str(private.path / "engine-9999"))
+                private.remove()
+        finally:
+            shutil.rmtree(parent)
+
+
+def test_a_full_disk_is_found_out_at_the_start(tmp_path: Path) -> None:
+    """Written metrics would end the process later, by a signal and without a word."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True
+    ).returncode:
+        pytest.skip("this user may mount nothing")
+    try:
+        with pytest.raises(NoFolder, match="No space left on device"):
+            PrivateFolder([small])
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_no_folder_at_all_is_told_with_what_was_tried(tmp_path: Path) -> None:
+    """And with the variable that names another."""
+    with pytest.raises(NoFolder, match=r"name one with TMPDIR .*none: No such file or directory.*nor this"):
+        PrivateFolder([tmp_path / "none", tmp_path / "nor this"])
+
+
+def test_tmpdir_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what most systems have; one that is relative is taken from here."""
+    monkeypatch.setenv("TMPDIR", "here")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
+    for name in ("TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    there = ["/run/user/1", "/tmp", "/var/tmp", "/dev/shm"]
+    assert folders_for_temporary_files() == [Path.cwd() / "here", *map(Path, there)]

@@ -1,0 +1,91 @@
+"""The sockets that the server listens on, opened before anything is started."""
+
+import errno
+import socket
+from collections.abc import Sequence
+
+_BACKLOG = 2048
+_TRIES = 8  # to find one free port on all addresses of a name
+
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_ADVICE = {
+    errno.EADDRINUSE: "; another program listens there: stop it, or choose another port with {flag}",
+    errno.EACCES: "; ports below 1024 are kept for root: choose a higher one, such as {flag} 8000",
+    errno.EADDRNOTAVAIL: "; it is no address of this machine, whose every address is 0.0.0.0",
+    errno.EAFNOSUPPORT: "; this machine has no IPv6, whose every IPv4 address is 0.0.0.0",
+}
+
+Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+
+
+class CannotListen(Exception):
+    """Nobody can listen there; the text says why, and what to do."""
+
+
+def listen(host: str, port: int, flag: str = "--port") -> list[socket.socket]:
+    """Listening sockets on all addresses of ``host``, with one port: of 0, a free one. ``flag`` is where the
+    port was given. Raises CannotListen."""
+    addresses = _addresses(host, port)
+    for _ in range(_TRIES):
+        try:
+            return _on_all(addresses, port)
+        except OSError as error:
+            failure = error
+            if port != 0 or error.errno != errno.EADDRINUSE:
+                break
+    advice = _ADVICE.get(failure.errno or 0, "").format(flag=flag)
+    raise CannotListen(
+        f"cannot listen on {host} port {port}: {failure.strerror or failure}{advice}"
+    ) from failure
+
+
+def _on_all(addresses: Sequence[Address], port: int) -> list[socket.socket]:
+    """Raises OSError where one cannot be listened on, but for addresses of a name that the machine has not:
+    localhost is ::1, too, where there is no IPv6."""
+    listeners: list[socket.socket] = []
+    for number, (family, address) in enumerate(addresses, start=1):
+        try:
+            listeners.append(_listener(family, (address[0], port, *address[2:])))
+        except OSError as error:
+            if error.errno in _NO_SUCH_ADDRESS and (listeners or number < len(addresses)):
+                continue
+            for listener in listeners:
+                listener.close()
+            raise
+        port = listeners[0].getsockname()[1]
+    return listeners
+
+
+def _addresses(host: str, port: int) -> Sequence[Address]:
+    """Raises CannotListen where the name is nobody's."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotListen(
+            f"cannot listen on {host}: {error.strerror or error}; give an address, such as 127.0.0.1, or a "
+            "name that this machine knows"
+        ) from error
+    # IPv4 first: what the log names is then what most people expect.
+    unique = dict.fromkeys((each[0], each[4]) for each in found)
+    return sorted(unique, key=lambda each: each[0] != socket.AF_INET)  # type: ignore[arg-type]
+
+
+def _listener(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # :: is all addresses, of IPv4 too; others are of IPv6 alone
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)  # noqa: FBT003
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def url(scheme: str, listener: socket.socket) -> str:
+    """Where a client finds it."""
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

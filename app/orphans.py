@@ -1,0 +1,42 @@
+"""What the first process of a container does beside its own work: wait for processes that nobody else does.
+
+A process whose parent has died becomes a child of process 1 and, when it ends, a zombie until that waits for
+it. A decoder of an HTTP process that was killed is one.
+"""
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+_EVERY_S = 5.0
+
+
+async def reap_orphans(every_s: float = _EVERY_S) -> None:
+    """Where this is process 1: for ever, wait for its children that have ended. Who started a child itself
+    waits for it at once, so what has ended at two looks is somebody else's."""
+    if os.getpid() != 1:
+        return
+    before: set[int] = set()
+    while True:
+        now = set(_ended_children())
+        _wait_for(before & now)
+        before = now
+        await asyncio.sleep(every_s)
+
+
+def _wait_for(ended: set[int]) -> None:
+    for pid in ended:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _ended_children() -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has just gone
+            # After the name, which is in brackets and may have any letters: state, parent.
+            state, parent, *_ = status.read_bytes().rpartition(b") ")[2].split()
+            if state == b"Z" and int(parent) == 1:
+                found.append(int(status.parent.name))
+    return found
