@@ -62,6 +62,12 @@ class PriorityNotAllowed(ClientProblem):
     status, slug, title = 403, "priority-not-allowed", "The priority is not allowed"
 
 
+class CrossSiteRequest(ClientProblem):
+    """A page of another site, which may not call, sent the request."""
+
+    status, slug, title = 403, "cross-site-request", "Pages of other sites may not send this"
+
+
 class NotFound(ClientProblem):
     """No such path."""
 
@@ -96,6 +102,12 @@ class ExpectationFailed(ClientProblem):
     """The Expect header asks for something other than 100-continue."""
 
     status, slug, title = 417, "expectation-failed", "What the request expects cannot be done"
+
+
+class MisdirectedRequest(ClientProblem):
+    """The request is for a host that this server does not answer for."""
+
+    status, slug, title = 421, "misdirected-request", "The server does not answer to this name"
 
 
 class InvalidValue(ClientProblem):

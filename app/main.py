@@ -18,6 +18,7 @@ from app.http.documentation import documentation_router
 from app.http.early import RefuseEarly
 from app.http.elsewhere import paths_of
 from app.http.health import Health
+from app.http.hosts import AnswerHosts, Hosts, answered_hosts
 from app.http.hugging_face import hugging_face_router
 from app.http.methods import HeadAsGet
 from app.http.middleware import REQUEST_ID, Observe
@@ -28,6 +29,7 @@ from app.http.operations import operations_router
 from app.http.page import page_router
 from app.http.prefix import UnderPrefix
 from app.http.problems import install_problem_handlers
+from app.http.sites import RefuseOtherSites
 from app.http.stats import stats_router
 from app.http.traffic import Bounded, Traffic
 from app.image_work import ImageWork
@@ -47,11 +49,13 @@ def create_app(
     tracing: Tracing | None = None,
     traffic: Traffic | None = None,
     threads: Executor | None = None,
+    listening_on: str | None = None,
 ) -> FastAPI:
     """The application on these engines, with images decoded by ``decoders``: by default, in threads of this
     process; its requests traced or not. An EngineClient is started, and it, the decoders and tracing are
     closed, with the application. ``traffic``: where to count what is under way. ``threads``: where
-    images that came decoded are resized, and large answers written.
+    images that came decoded are resized, and large answers written. ``listening_on``: the address that
+    decides about the hosts that are answered; without it, all are.
 
     Raises KeysError where the API keys cannot be read.
     """
@@ -95,6 +99,7 @@ def create_app(
         most_body_bytes=settings.max_bodies_bytes,
     )
     # The last one added is the outermost.
+    app.add_middleware(RefuseOtherSites, origins=settings.cors_origins or ())
     keys = key_ring(settings)
     if keys is not None:
         app.add_middleware(RequireKey, keys=keys)
@@ -105,7 +110,11 @@ def create_app(
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
             expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing", WARNINGS_HEADER],
+            allow_private_network=True,  # a page of a public site may be one of the origins
         )
+    if listening_on is not None:
+        hosts = answered_hosts(listening_on, settings.allowed_hosts, with_keys=keys is not None)
+        app.add_middleware(AnswerHosts, hosts=hosts)
     app.add_middleware(Observe, tracing=tracing)
     app.add_middleware(BrowserHeaders)
     if settings.root_path is not None:
@@ -129,13 +138,15 @@ def create_app(
     return app
 
 
-def create_operations_app(health: Health) -> FastAPI:
+def create_operations_app(health: Health, hosts: Hosts | None = None) -> FastAPI:
     """Probes and metrics alone, for a listener of their own. The health is that of the other application,
-    which starts and closes what it is of."""
+    which starts and closes what it is of. ``hosts``: those that are answered, by default all."""
     app = FastAPI(
         title="TrimViT operations", redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url=None
     )
     app.add_middleware(HeadAsGet)
+    if hosts is not None:
+        app.add_middleware(AnswerHosts, hosts=hosts)
     app.add_middleware(Observe)
     app.add_middleware(BrowserHeaders)
     router = operations_router(health, with_metrics=True)

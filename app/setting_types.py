@@ -59,6 +59,24 @@ def _root_path(text: str) -> str:
 
 
 RootPath = Annotated[str, AfterValidator(_root_path)]
+
+
+def _host_name(text: str) -> str:
+    """A name to be asked by, or all names below one, or all."""
+    if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", text):
+        raise ValueError(
+            "give names alone, without scheme, port and path, such as vit.example.org or *.example.org; * is "
+            "every name"
+        )
+    return text
+
+
+def _names(value: object) -> object:
+    """Names as they are typed in a flag or an environment variable: with commas between them."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 File = Annotated[Path, BeforeValidator(_file)]
 Devices = Annotated[str, AfterValidator(_devices)]
 Host = Annotated[str, AfterValidator(_host)]
+HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...] | None, BeforeValidator(_names)]

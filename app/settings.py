@@ -13,7 +13,7 @@ from pydantic_settings import (
 )
 
 from app.priority import Priority
-from app.setting_types import Devices, File, Host, RootPath
+from app.setting_types import Devices, File, Host, HostNames, RootPath
 from app.variables import PREFIX, settings_in
 from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer, Rows
@@ -194,6 +194,12 @@ class Settings(BaseSettings):
         None,
         description="Origins whose pages may call the API from a browser, separated by commas. Default: "
         "none but the server's own.",
+    )
+    allowed_hosts: HostNames = Field(
+        None,
+        description="Names of this server that a request's Host header may have beside those of this machine "
+        "(localhost, 127.0.0.1), separated by commas; *.example.org: all names below it; *: every name. "
+        "Default: every name where API keys are asked for or --host is not a loopback address, else none.",
     )
     decode_processes: int = Field(
         3,

@@ -13,6 +13,7 @@ from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
 from app.heap import give_back_freed_memory
 from app.http.health import Health
+from app.http.hosts import answered_hosts
 from app.http.listeners import main_config, operations_config, serve
 from app.http.traffic import Traffic
 from app.lifeline import die_with_parent
@@ -39,16 +40,17 @@ async def run(
         settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
     )
     traffic = Traffic()
-    app = create_app(settings, engines, decoders, tracing.from_environment(), traffic)
+    app = create_app(
+        settings, engines, decoders, tracing.from_environment(), traffic, listening_on=settings.host
+    )
     # The application is a great many objects that stay. Looking for garbage in them all, again and again, was
     # 44 % of what a profile saw of this process under overload, in pauses that all requests wait for.
     gc.collect()
     gc.freeze()
-    operations = (
-        operations_config(create_operations_app(Health(engines, decoders)), settings)
-        if operations_listeners
-        else None
-    )
+    operations = None
+    if operations_listeners:
+        hosts = answered_hosts(settings.operations_host, settings.allowed_hosts, with_keys=False)
+        operations = operations_config(create_operations_app(Health(engines, decoders), hosts), settings)
     await serve(main_config(app, settings), listeners, traffic, operations, operations_listeners)
 
 

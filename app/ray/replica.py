@@ -69,7 +69,13 @@ class Replica:
             settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
         )
         app: ASGIApp = _MetricsOfAll(
-            create_app(settings, self._engines, decoders, tracing.from_environment())
+            create_app(
+                settings,
+                self._engines,
+                decoders,
+                tracing.from_environment(),
+                listening_on=settings.host,
+            )
         )
         if settings.trusted_proxies is None:
             return app

@@ -6,7 +6,7 @@ from app import errors
 from app.errors import ClientProblem, Problem, QueueFull, ServerProblem, TooLarge
 
 # What DESIGN allows on /v1, what every HTTP server needs, and a fault of our own.
-STATUSES = {400, 408, 413, 415, 417, 422, 429, 431, 503, 504} | {401, 404, 405} | {500}
+STATUSES = {400, 408, 413, 415, 417, 421, 422, 429, 431, 503, 504} | {401, 403, 404, 405} | {500}
 
 PROBLEMS = [
     cls

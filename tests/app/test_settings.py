@@ -39,6 +39,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "trusted_proxies": ("10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
     "root_path": ("vit/b/", "/vit/b"),
     "cors_origins": ("https://example.org,http://[::1]:3000", ("https://example.org", "http://[::1]:3000")),
+    "allowed_hosts": ("vit.example.org, *.test", ("vit.example.org", "*.test")),
     "decode_processes": ("5", 5),
     "decode_timeout_s": ("2.5", 2.5),
     "max_body_bytes": ("1000", 1000),

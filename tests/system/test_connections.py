@@ -47,7 +47,7 @@ def connect(server: Server) -> socket.socket:
 def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
     lines = [
         "POST /v1/classify HTTP/1.1",
-        "Host: here",
+        "Host: localhost",
         f"Content-Length: {len(body) if length is None else length}",
         *headers,
     ]
@@ -101,7 +101,7 @@ def test_a_head_that_trickles_is_given_up(hasty: Server) -> None:
         first.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")
         assert_refused(trickle(first, lambda: b"x"), 408, "too-slow")
     with connect(hasty) as second:
-        second.sendall(b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n")
+        second.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         said = b""
         while not said.endswith(b'{"status":"alive"}'):  # head and body may come one after the other
             said += second.recv(65536)
@@ -140,7 +140,9 @@ def test_headers_without_end_are_cut_off(hasty: Server, flood: bytes) -> None:
 
 def test_trailers_without_end_are_cut_off(hasty: Server) -> None:
     """What comes behind a chunked body counts as well."""
-    head = b"POST /v1/classify HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    head = (
+        b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    )
     with connect(hasty) as connection:
         connection.sendall(head)
         sent = 0
@@ -162,7 +164,7 @@ def test_a_client_that_does_not_read_is_given_up(hasty: Server) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         local = connection.getsockname()
         connection.settimeout(1)
-        request = b"GET /openapi.json HTTP/1.1\r\nHost: here\r\n\r\n"
+        request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
         with suppress(TimeoutError, ConnectionError):
             for _ in range(2000):
                 connection.sendall(request * 10)

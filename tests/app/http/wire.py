@@ -95,7 +95,10 @@ def wire(settings: Settings | None = None) -> Iterator[Wire]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)  # noqa: FBT003
         port = listener.getsockname()[1]
-        server = Server(main_config(create_app(settings, engines, traffic=traffic), settings), traffic)
+        server = Server(
+            main_config(create_app(settings, engines, traffic=traffic, listening_on=settings.host), settings),
+            traffic,
+        )
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         thread.start()
         try:

@@ -1,0 +1,95 @@
+"""By which names the server is asked: what keeps other sites' pages away by their host's name.
+
+A page of evil.example whose name is made to mean 127.0.0.1 (DNS rebinding) is, to a browser, of one origin
+with the server, so neither CORS nor a firewall keeps it out. Its requests still say `Host: evil.example`.
+"""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import MisdirectedRequest
+from app.http.problems import problem_response
+
+_ANY = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The hosts that are answered: those of this machine, and ``also``, of which `*.example.org` are all
+    names below example.org, and `*` is every host. ``addresses``: also every address, as for a server that
+    listens on a network; a page cannot be of an address that is not its own."""
+
+    also: Sequence[str] = ()
+    addresses: bool = False
+
+    def answers(self, host: str) -> bool:
+        """Whether requests for this host, as the Host header has it, are answered."""
+        name = _name(host)
+        # Without a name it is no browser that asks.
+        if name == "" or _ANY in self.also or name == "localhost" or name.endswith(".localhost"):
+            return True
+        address = _address(name)
+        if address is not None and (self.addresses or address.is_loopback):
+            return True
+        return any(
+            name.endswith(given[1:]) if given.startswith("*.") else name == given
+            for given in map(str.lower, self.also)
+        )
+
+
+def answered_hosts(listening_on: str, also: Sequence[str] | None, *, with_keys: bool) -> Hosts:
+    """The hosts for a server that listens there. Where no host is named, every one is answered, but for a
+    server that only this machine reaches and that asks for no keys."""
+    loopback = _is_loopback(listening_on)
+    if also is None:
+        return Hosts() if loopback and not with_keys else Hosts((_ANY,))
+    return Hosts(tuple(also), addresses=not loopback)
+
+
+class AnswerHosts:
+    """Refuses requests for other hosts with 421."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or refuse."""
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        if self._hosts.answers(host):
+            await self._app(scope, receive, send)
+            return
+        name = _name(host)[:100]
+        problem = MisdirectedRequest(
+            f"this server does not answer to the name {name!r}; ask for localhost or, if it is one of "
+            f"its names, start it with --allowed-hosts {name}"
+        )
+        await problem_response(problem, scope["path"])(scope, receive, send)
+
+
+def _is_loopback(listening_on: str) -> bool:
+    name = _name(f"[{listening_on}]" if ":" in listening_on else listening_on)
+    address = _address(name)
+    return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)
+
+
+def _name(host: str) -> str:
+    """The host without its port, without brackets, a zone or the root's dot, in small letters."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0].partition("%")[0]
+    return host.partition(":")[0].removesuffix(".")
+
+
+def _address(name: str) -> IPv4Address | IPv6Address | None:
+    """The address, also in the short forms that clients take, such as 127.1."""
+    try:
+        address = ip_address(name if ":" in name else socket.inet_ntoa(socket.inet_aton(name)))
+    except (OSError, ValueError):
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

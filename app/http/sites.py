@@ -1,0 +1,57 @@
+"""Which sites' pages may send something: what keeps a form on another site's page from being answered.
+
+Browsers ask for leave (CORS) before most requests that a page sends elsewhere, but not before a form, or
+what looks like one. They say where each request comes from: in Sec-Fetch-Site or, without TLS, in Origin.
+"""
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import CrossSiteRequest
+from app.http.problems import problem_response
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_OWN = frozenset({"same-origin", "none"})  # none: the user typed it
+_PORTS = {"http": "80", "https": "443"}
+
+
+class RefuseOtherSites:
+    """Refuses what pages of other sites send, with 403, unless their origin may call. Links are followed."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str] = ()) -> None:
+        self._app = app
+        self._origins = frozenset(origin.lower() for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or refuse."""
+        if scope["type"] != "http" or scope["method"] in _READING or self._may_send(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        origin = Headers(scope=scope).get("origin", "another site")[:100]
+        problem = CrossSiteRequest(
+            f"a page of {origin} may not send requests to this server; --cors-origins names those that may"
+        )
+        await problem_response(problem, scope["path"])(scope, receive, send)
+
+    def _may_send(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() in self._origins:
+            return True
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site.strip().lower() in _OWN
+        return origin is None or is_own(
+            origin, [*headers.getlist("host"), *headers.getlist("x-forwarded-host")]
+        )
+
+
+def is_own(origin: str, hosts: Sequence[str]) -> bool:
+    """Whether a page of this origin was loaded from one of these hosts. The scheme is not compared, as a
+    proxy may speak TLS for the server; a port that a scheme implies may be left out."""
+    scheme, _, authority = origin.strip().lower().partition("://")
+    implied = ":" + _PORTS.get(scheme, "")
+    return authority != "" and any(
+        host.strip().lower().removesuffix(implied) == authority.removesuffix(implied) for host in hosts
+    )
