@@ -182,7 +182,9 @@ def _preload(modules: Sequence[str]) -> bool:
     except Exception:
         # Whoever needs it will fail, too, and say why.
         log.exception("a module that engines need cannot be imported")
-    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    threads = [
+        (task / "comm").read_text(encoding="utf-8").strip() for task in Path("/proc/self/task").iterdir()
+    ]
     if len(threads) > 1:
         log.warning("engines start slowly: a process with threads cannot be forked (%s)", ", ".join(threads))
     # What is there already is never garbage; a collection in a fork would copy the pages that it lies on.

@@ -48,7 +48,8 @@ class _Json(logging.Formatter):
         line.update({name: getattr(record, name) for name in _FIELDS if hasattr(record, name)})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        # What standard error cannot show would be escaped there in a way that is no JSON.
+        return json.dumps(line, ensure_ascii=sys.stderr.encoding.lower() != "utf-8")
 
 
 def _request_id(record: logging.LogRecord) -> str | None:

@@ -57,13 +57,13 @@ def trouble(reports: Sequence[EngineReport]) -> tuple[str, float] | None:
 def tell_reason(path: Path, error: BaseException) -> None:
     """Leave word for the supervisor, in one line, of why this process cannot go on."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    path.write_text(text[:MOST_REASON_CHARACTERS])
+    path.write_text(text[:MOST_REASON_CHARACTERS], encoding="utf-8", errors="backslashreplace")
 
 
 def take_reason(path: Path) -> str | None:
     """The word that a process left, which is taken away; None where it left none."""
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
         path.unlink()
     except FileNotFoundError:
         return None

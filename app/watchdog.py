@@ -59,9 +59,10 @@ class Hunger:
     def starved(self, seconds: float) -> bool:
         """Of the ``seconds`` since the last call: a thread waits for a CPU, and hardly got one."""
         try:
-            used_s = _cpu_seconds((self._process / "stat").read_text())
+            used_s = _cpu_seconds((self._process / "stat").read_text(encoding="utf-8"))
             wants = any(
-                _state((task / "stat").read_text()) == "R" for task in (self._process / "task").iterdir()
+                _state((task / "stat").read_text(encoding="utf-8")) == "R"
+                for task in (self._process / "task").iterdir()
             )
         except OSError:  # it has just ended, or there is no /proc
             return False

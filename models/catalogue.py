@@ -148,7 +148,7 @@ def _cached() -> list[Candidate]:
 def _is_timms(config: Path) -> bool:
     """Whether it is what timm writes beside weights on the hub, and not another library's."""
     try:
-        content = json.loads(config.read_text())
+        content = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and timm.is_model(str(content.get("architecture")))

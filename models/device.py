@@ -66,7 +66,7 @@ def _cores_of_time(
     if not membership.exists():
         return math.inf
     least = math.inf
-    for line in membership.read_text().splitlines():
+    for line in membership.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -81,9 +81,12 @@ def _cores_of_time(
 def _limit_of(group: Path) -> float:
     """Quota over period, in whatever version's files."""
     if (both := group / "cpu.max").exists():
-        quota, period = both.read_text().split()
+        quota, period = both.read_text(encoding="utf-8").split()
     elif (one := group / "cpu.cfs_quota_us").exists():
-        quota, period = one.read_text().strip(), (group / "cpu.cfs_period_us").read_text()
+        quota, period = (
+            one.read_text(encoding="utf-8").strip(),
+            (group / "cpu.cfs_period_us").read_text(encoding="utf-8"),
+        )
     else:
         return math.inf
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)

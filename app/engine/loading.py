@@ -19,7 +19,9 @@ def load_model(settings: Settings) -> LoadedModel:
 
     Raises as `models.zoo.load` does, and OSError for a file of labels that cannot be read.
     """
-    labels = None if settings.labels is None else tuple(settings.labels.read_text().splitlines())
+    labels = (
+        None if settings.labels is None else tuple(settings.labels.read_text(encoding="utf-8").splitlines())
+    )
     loaded = load(
         settings.model,
         architecture=settings.architecture,

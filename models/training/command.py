@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> int:
     rows = run_evaluation(config)
     print(f"{config.model} on {rows[0].images} images of {config.data}\n\n{table(rows)}")
     if config.output is not None:
-        config.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        config.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -90,7 +90,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
 
     started = time.monotonic()
     progress = tqdm(loader, initial=first_step, total=steps, unit="step", dynamic_ncols=True)
-    with _log_up_to(config.output / LOG, first_step).open("a") as log:
+    with _log_up_to(config.output / LOG, first_step).open("a", encoding="utf-8") as log:
         for step, (pixels, labels) in enumerate(progress, start=first_step):
             schedule.step_update(step)
             torch.manual_seed(hash((config.seed, step)))
@@ -208,7 +208,9 @@ def _resume(config: TrainConfig, vit: torch.nn.Module, optimizer: torch.optim.Op
 def _log_up_to(path: Path, step: int) -> Path:
     """The log without the steps that were logged after the resume state: they are done, and logged, again."""
     if path.exists():
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:step]))
+        path.write_text(
+            "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]), encoding="utf-8"
+        )
     return path
 
 
@@ -230,7 +232,7 @@ def _save_resume_state(
 
 
 def _card(config: TrainConfig, model: PrunedViT, classes: list[str]) -> zoo.Card:
-    names = json.loads(config.labels.read_text()) if config.labels else {}
+    names = json.loads(config.labels.read_text(encoding="utf-8")) if config.labels else {}
     return zoo.Card(
         architecture=config.architecture,
         labels=tuple(names.get(name, name) for name in classes),

@@ -136,7 +136,7 @@ def _resume(path: Path, fingerprint: Mapping[str, object]) -> None:
     if not path.exists():
         _replace(path, json.dumps(fingerprint, indent=1) + "\n")
         return
-    there = json.loads(path.read_text())
+    there = json.loads(path.read_text(encoding="utf-8"))
     if there != fingerprint:
         other = [
             f"{name} {there.get(name)}, not {fingerprint.get(name)}"
@@ -152,7 +152,7 @@ def _resume(path: Path, fingerprint: Mapping[str, object]) -> None:
 def _replace(path: Path, text: str) -> None:
     """Write a file in one step: it is there whole or not at all."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 
@@ -210,7 +210,7 @@ def _speeds(
         for path in tqdm(open_, desc=f"{label}: speed", unit="round", dynamic_ncols=True):
             _replace(path, json.dumps([round(speed, 3) for speed in speed_round(classifier, batches, own)]))
     speeds = np.full((len(paths), len(settings)), np.nan)
-    speeds[:, timed] = [json.loads(path.read_text()) for path in paths]
+    speeds[:, timed] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return speeds
 
 
@@ -252,7 +252,7 @@ def _write(
     figures = [{**asdict(row), "method": row.method} for row in rows]
     _replace(config.output / "sweep.md", table(rows) + "\n")
     unfinished = config.output / "sweep.unfinished"
-    with unfinished.open("w", newline="") as file:
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(figures[0]))
         writer.writeheader()
         writer.writerows(figures)
@@ -286,7 +286,7 @@ def _write(
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.exists() else []
     return names[0] if names else platform.processor()
 
 
