@@ -23,7 +23,7 @@ import numpy as np
 from app import metrics
 from app.decoder import MEMORY_VARIABLE, SIZES, SOCKET_VARIABLE, STARTED, Outcome, Task
 from app.errors import NotReady, Problem, TooLarge, UndecodableImage, UnsupportedMediaType
-from app.images import ImageLimits, ModelInput, decode
+from app.images import Data, ImageLimits, ModelInput, decode
 from app.lifeline import SUPERVISOR_VARIABLE
 from models.transforms import InputSpec
 
@@ -101,7 +101,7 @@ class _Child:
                 raise _Died("it said something else")
             self._started = True
 
-    def decode(self, data: bytes, spec: InputSpec, limits: ImageLimits, timeout_s: float) -> ModelInput:
+    def decode(self, data: Data, spec: InputSpec, limits: ImageLimits, timeout_s: float) -> ModelInput:
         """Raises the Problem that the process found, TimeoutError, or _Died."""
         deadline = time.monotonic() + timeout_s
         head = msgspec.msgpack.encode(Task(spec, limits))
@@ -215,7 +215,7 @@ class DecodingProcesses(Executor):
         for child in list(self._children):
             child.end()
 
-    def _decode(self, data: bytes, spec: InputSpec, limits: ImageLimits) -> ModelInput:
+    def _decode(self, data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
         place = self._idle.get()
         try:
             for _ in range(2):

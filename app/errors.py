@@ -7,6 +7,8 @@ for people and says what was wrong and what is allowed.
 import math
 from typing import ClassVar
 
+_LONGEST_RETRY_AFTER_S = 3600.0
+
 
 class Problem(Exception):
     """A request that ends in an error answer. Subclasses say which."""
@@ -35,9 +37,10 @@ class Problem(Exception):
 
     def headers(self) -> dict[str, str]:
         """Headers that go with the answer."""
-        if self.retry_after_s is None:
+        seconds = self.retry_after_s
+        if seconds is None or not math.isfinite(seconds):  # nobody knows when
             return {}
-        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+        return {"Retry-After": str(math.ceil(min(max(seconds, 1), _LONGEST_RETRY_AFTER_S)))}
 
 
 class ClientProblem(Problem):

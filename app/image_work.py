@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from app.fair_executor import FairExecutor
-from app.images import ImageLimits, ModelInput, decode, resized
+from app.images import Data, ImageLimits, ModelInput, decode, resized
 from models.transforms import InputSpec
 
 _P = ParamSpec("_P")
@@ -16,6 +17,7 @@ _T = TypeVar("_T")
 
 # They compete with the engine for the cores; one caller gets at most two (app.turns).
 _THREADS = 3
+_PILLOWS_BYTES_PER_PIXEL = 4
 
 
 class ImageWork:
@@ -33,15 +35,25 @@ class ImageWork:
         self._threads = threads or ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
         self._others = FairExecutor(self._threads, _THREADS)
 
-    async def decode(self, data: bytes, spec: InputSpec, caller: str) -> ModelInput:
+    async def decode(self, data: Data, spec: InputSpec, caller: str) -> ModelInput:
         """Raises what `app.images.decode` raises."""
         return await self._decoding.run(caller, decode, data, spec, self._limits)
 
     async def resize(
-        self, pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, caller: str
+        self,
+        pixels: UInt8[np.ndarray, "rows columns 3"],
+        spec: InputSpec,
+        caller: str,
+        holding: Callable[[int], AbstractContextManager[None]],
     ) -> ModelInput:
-        """Raises what `app.images.resized` raises."""
-        return await self._others.run(caller, resized, pixels, spec, self._limits)
+        """Raises what `app.images.resized` raises. Around it, ``holding`` counts the bytes of a copy."""
+        rows, columns, _ = pixels.shape
+
+        def counted() -> ModelInput:
+            with holding(_PILLOWS_BYTES_PER_PIXEL * rows * columns):
+                return resized(pixels, spec, self._limits)
+
+        return await self._others.run(caller, counted)
 
     async def render(
         self, caller: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs

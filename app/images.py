@@ -12,6 +12,8 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError,
 from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
 from models.transforms import InputSpec, to_pixels
 
+Data = bytes | bytearray | memoryview  # of an encoded image, as it came, without a copy
+
 # An allow-list: Pillow knows some forty formats, and the rest have no business in a photograph's way.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 
@@ -64,7 +66,7 @@ class ModelInput:
     warnings: tuple[str, ...] = ()
 
 
-def decode(data: bytes, spec: InputSpec, limits: ImageLimits) -> ModelInput:
+def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
     """Decode, crop and resize one encoded image. Of an animation, the first frame.
 
     Raises UnsupportedMediaType for a format that is not taken, TooLarge for too many pixels, and
@@ -117,7 +119,7 @@ def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> N
         )
 
 
-def _unidentified(data: bytes) -> Problem:
+def _unidentified(data: Data) -> Problem:
     """An image of a format that is not taken, as its first bytes say, or no image at all. No other decoder
     gets to see it: those off the list are off it for their bugs, too."""
     allowed = ", ".join(FORMATS)

@@ -20,6 +20,7 @@ from app.http.elsewhere import paths_of
 from app.http.health import Health
 from app.http.hosts import AnswerHosts, Hosts, answered_hosts
 from app.http.hugging_face import hugging_face_router
+from app.http.inflate import Inflated
 from app.http.methods import HeadAsGet
 from app.http.middleware import REQUEST_ID, Observe
 from app.http.models import models_router
@@ -92,6 +93,7 @@ def create_app(
     health = Health(engines, decoders)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RefuseEarly, classification=classification)
+    app.add_middleware(Inflated, most_bytes=settings.max_body_bytes)
     app.add_middleware(
         Bounded,
         traffic=traffic or Traffic(),

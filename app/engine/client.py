@@ -252,7 +252,7 @@ class EngineClient:
         if not waits:
             return None
         soonest = min(waits)
-        if expected.wait_limit_s < math.inf:
+        if expected.wait_limit_s < math.inf and soonest < math.inf:
             return _queue_full(soonest)
         return _unmeetable(None if soonest == math.inf else soonest)
 

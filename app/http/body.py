@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,18 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
+from app.errors import (
+    DeadlinePassed,
+    InvalidValue,
+    Problem,
+    TooLarge,
+    UnreadableRequest,
+    UnsupportedMediaType,
+)
+from app.http.arrival import seconds_since
 from app.http.schemas import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
 from app.image_work import ImageWork
-from app.images import ModelInput
+from app.images import Data, ModelInput
 from app.wrong_values import no_such, wrong_values
 from models.transforms import InputSpec
 
@@ -26,6 +35,7 @@ RAW = "application/octet-stream"
 CURLS_DEFAULT = "application/x-www-form-urlencoded"  # what curl --data-binary says of any bytes
 _FLAGS = TypeAdapter(bool)
 _MOST_FAULTS = 3
+_DEADLINES = (b"deadline_ms", b"timeout")  # what says it in a form or in JSON
 
 # Other requests go on after so many bytes of a form or of base64, which take about a millisecond.
 _PIECE = 2**18  # divisible by 4, as pieces of base64 must be
@@ -37,7 +47,7 @@ _VALUES_PER_IMAGE = 64
 class EncodedImage:
     """One image as it came, and what is asked of it."""
 
-    data: bytes
+    data: Data
     options: ImageOptions
 
     async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
@@ -51,6 +61,7 @@ class BodyLimits:
 
     bytes: int
     images: int
+    deadline_s: float = math.inf  # of requests that say none
 
 
 async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage]:
@@ -88,21 +99,44 @@ def is_raw_image(kind: str) -> bool:
     return kind in (RAW, CURLS_DEFAULT) or kind.startswith("image/")
 
 
-Pairs = list[tuple[bytes, dict[str, Any]]]
+Pairs = list[tuple[Data, dict[str, Any]]]
 
 
-async def read_body(request: Request, limits: BodyLimits) -> bytes:
-    """The whole body, unless it is larger than allowed. Raises ClientDisconnect where it does not come."""
+async def read_body(request: Request, limits: BodyLimits) -> bytearray:
+    """The whole body. Raises TooLarge, ClientDisconnect where it does not come, and DeadlinePassed as soon as
+    the deadline passes."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.bytes:
         raise _body_too_large(int(declared), limits)
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limits.bytes:
-            raise _body_too_large(size, limits)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    deadline_s = _deadline_s(request, limits)
+    in_body = not is_raw_image(kind_of_body(request.headers))  # it may still be said there; then it counts
+    left_s = None if math.isinf(deadline_s) else deadline_s - seconds_since(request.scope)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(left_s) as timeout:
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limits.bytes:
+                    raise _body_too_large(len(body) + len(chunk), limits)
+                body += chunk
+                if in_body and any(
+                    body.find(name, max(0, len(body) - len(chunk) - len(name))) >= 0 for name in _DEADLINES
+                ):
+                    in_body = False
+                    timeout.reschedule(None)
+    except TimeoutError:
+        raise DeadlinePassed(
+            f"the deadline of {deadline_s:g} s passed while the body came, of which {len(body)} bytes are "
+            "here; where more time is wanted, say so by deadline_ms in the query"
+        ) from None
+    return body
+
+
+def _deadline_s(request: Request, limits: BodyLimits) -> float:
+    """What the query says of it, or the server's. What is wrong in the query is told when all is there."""
+    given = request.query_params.get("deadline_ms", "").strip()
+    if given.isascii() and given.isdecimal() and len(given) < 10:
+        return int(given) / 1000
+    return limits.deadline_s
 
 
 def _body_too_large(size: int, limits: BodyLimits) -> Problem:
@@ -114,7 +148,7 @@ async def _from_form(request: Request, limits: BodyLimits, common: dict[str, Any
 
     async def stream() -> AsyncIterator[bytes]:
         for start in range(0, len(body), _PIECE):
-            yield body[start : start + _PIECE]
+            yield bytes(body[start : start + _PIECE])
             await asyncio.sleep(0)
 
     parser = MultiPartParser(
@@ -156,7 +190,7 @@ def _options_of_each(text: str | None, limits: BodyLimits, images: int) -> Seque
     raise InvalidValue("the form field 'options' must be a JSON object or a list of objects, one per image")
 
 
-async def _from_json(body: bytes, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
+async def _from_json(body: bytes | bytearray, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
     document = parse_json(body, "the body", limits)
     if not isinstance(document, dict):
         raise UnreadableRequest("the JSON body must be an object with 'image' or 'images'")
@@ -201,7 +235,7 @@ def _base64_pieces(text: object, index: int | None, name: str) -> Iterator[bytes
         raise UnreadableRequest(f"'{name}' is not base64: {error}", image=index) from error
 
 
-def parse_json(text: bytes, what: str, limits: BodyLimits | None = None) -> Any:
+def parse_json(text: bytes | bytearray, what: str, limits: BodyLimits | None = None) -> Any:
     """The value. Raises UnreadableRequest, and TooLarge for more values than the images allowed can need
     (without ``limits``, any number: tensors may come as numbers)."""
     most = None if limits is None else _VALUES_PER_IMAGE * (limits.images + 1)

@@ -135,7 +135,9 @@ class Classification:
     """
 
     def __init__(self, settings: Settings, engines: Engines, work: ImageWork) -> None:
-        self.body_limits = BodyLimits(settings.max_body_bytes, settings.max_images_per_request)
+        self.body_limits = BodyLimits(
+            settings.max_body_bytes, settings.max_images_per_request, settings.default_deadline_ms / 1000
+        )
         self.work = work
         self._settings, self._engines = settings, engines
         self._decode = Smoothed()

@@ -32,6 +32,7 @@ from app.http.body import (
 from app.http.classify import PROBLEMS, AnsweredImage, Classification, timings_ms
 from app.http.open_inference import check_name, errors
 from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, ImageOptions, option_schemas
+from app.images import Data
 from app.wrong_values import said_of
 
 Function = Literal["softmax", "sigmoid", "none"]
@@ -131,7 +132,7 @@ async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Fun
         document = parse_json(await read_body(request, limits), "the body", limits)
         if not isinstance(document, dict):
             raise UnreadableRequest("the JSON body must be an object with 'inputs'")
-        data = await from_base64_in_pieces(document.get("inputs"), None, "inputs")
+        data: Data = await from_base64_in_pieces(document.get("inputs"), None, "inputs")
         parameters = document.get("parameters")
         if not isinstance(parameters, dict | None):
             raise InvalidValue("'parameters' must be an object")

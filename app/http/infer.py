@@ -12,6 +12,7 @@ from app.engine.messages import ModelInfo, Priority
 from app.errors import InvalidValue, TooLarge
 from app.http.body import BodyLimits, EncodedImage, from_base64, options_of, said
 from app.http.classify import AnsweredImage, RequestedImage
+from app.http.memory import Share
 from app.http.open_inference_schemas import (
     TRITONS,
     InferInput,
@@ -63,10 +64,11 @@ class DecodedImage:
 
     pixels: UInt8[np.ndarray, "rows columns 3"]
     options: ImageOptions
+    share: Share
 
     async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
         """What the model sees of it. Raises what `app.images.resized` raises."""
-        return await work.resize(self.pixels, spec, caller)
+        return await work.resize(self.pixels, spec, caller, self.share.holding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,10 @@ def asked_inference(document: Any) -> AskedInference:
 
 
 def read_inference(
-    asked: AskedInference, binary: memoryview, limits: BodyLimits, model: ModelInfo
+    asked: AskedInference, binary: memoryview, limits: BodyLimits, model: ModelInfo, share: Share
 ) -> Inference:
-    """The images and outputs of a request to this model, with the binary data behind its JSON.
+    """The images and outputs of a request to this model, with the binary data behind its JSON. Copies of its
+    pixels are counted in ``share``.
 
     Raises InvalidValue, TooLarge, or UnreadableRequest for what is no base64.
     """
@@ -132,8 +135,8 @@ def read_inference(
     options = options.model_copy(update={"top_k": most, "mask": "indices" if kept_patches else "none"})
     (given,) = request.inputs
     _only_known(given.parameters, f"the input {given.name}")
-    (share,) = allot([given.parameters.binary_data_size], binary)
-    return Inference(request.id, _images(given, share, options, limits), outputs, top_k)
+    (data,) = allot([given.parameters.binary_data_size], binary)
+    return Inference(request.id, _images(given, data, options, limits, share), outputs, top_k)
 
 
 def _options(parameters: dict[str, Any]) -> ImageOptions:
@@ -207,7 +210,7 @@ def _only_known(parameters: InputParameters | OutputParameters, of: str) -> None
 
 
 def _images(
-    given: InferInput, binary: memoryview | None, options: ImageOptions, limits: BodyLimits
+    given: InferInput, binary: memoryview | None, options: ImageOptions, limits: BodyLimits, share: Share
 ) -> list[RequestedImage]:
     if given.datatype != _DATATYPES[given.name]:
         raise InvalidValue(
@@ -222,7 +225,7 @@ def _images(
     if given.name == "image":
         encoded = image_bytes(given.shape, given.data, binary, _from_base64)
         return [EncodedImage(data, options) for data in encoded]
-    return [DecodedImage(pixels, options) for pixels in image_pixels(given.shape, given.data, binary)]
+    return [DecodedImage(pixels, options, share) for pixels in image_pixels(given.shape, given.data, binary)]
 
 
 def _from_base64(text: object, index: int) -> bytes:

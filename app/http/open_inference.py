@@ -22,6 +22,7 @@ from app.http.classify import PROBLEMS, AnsweredImage, Classification, no_model_
 from app.http.elsewhere import of_another_server
 from app.http.health import Health
 from app.http.infer import INPUTS, Inference, asked_inference, output_tensors, outputs_of, read_inference
+from app.http.memory import share_of
 from app.http.open_inference_schemas import (
     ErrorAnswer,
     InferRequest,
@@ -36,7 +37,7 @@ from app.http.open_inference_schemas import (
     TensorMetadata,
 )
 from app.http.scheduling import caller_of
-from app.http.tensors import HEADER_LENGTH, Datatype, decompressed, joined, split
+from app.http.tensors import HEADER_LENGTH, Datatype, joined, split
 from app.nearest import did_you_mean
 from app.wrong_values import short
 
@@ -239,16 +240,19 @@ def open_inference_router(classification: Classification, health: Health) -> API
     async def model_metadata(model_name: ModelName) -> ModelMetadata:
         return _metadata(described(model_name))
 
-    async def answer(request: Request, model_name: str, model_version: str) -> Response:
-        if classification.last_model is not None:
-            check_named(classification.last_model, model_name, model_version)
+    async def read(request: Request, model_name: str, model_version: str) -> tuple[Inference, ModelInfo]:
+        # Of the body, no more is kept than what the inference refers to.
         body = await read_body(request, limits)
-        body = decompressed(body, request.headers.get("content-encoding", ""), limits.bytes)
         document, binary = split(body, request.headers.get(HEADER_LENGTH))
         asked = asked_inference(document)
         model = await classification.model(request, asked.options_of_each(limits))
         check_named(model, model_name, model_version)
-        inference = read_inference(asked, binary, limits, model)
+        return read_inference(asked, binary, limits, model, share_of(request.scope)), model
+
+    async def answer(request: Request, model_name: str, model_version: str) -> Response:
+        if classification.last_model is not None:
+            check_named(classification.last_model, model_name, model_version)
+        inference, model = await read(request, model_name, model_version)
         answered = await classification.answers(request, inference.images, model, logits=inference.logits)
         head = {"model_name": model.name, "model_version": VERSION}
         if inference.id is not None:

@@ -11,7 +11,6 @@ What is claimed (a shape, a size, a length) is compared with what is there befor
 import json
 import math
 import struct
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from app.errors import InvalidValue, TooLarge, UnreadableRequest, UnsupportedMediaType
+from app.errors import InvalidValue, TooLarge, UnreadableRequest
 from app.http.body import parse_json
 from app.wrong_values import short
 
@@ -31,7 +30,6 @@ MOST_JSON_VALUES = 2**20  # parsed in about a tenth of a second; 590 x 590 pixel
 
 _NUMBERS = {"BOOL": "?", "UINT8": "u1", "INT32": "<i4", "FP32": "<f4"}
 _LENGTH = struct.Struct("<I")
-_GZIP_OR_ZLIB = zlib.MAX_WBITS + 32  # zlib finds out which of the two it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +58,7 @@ class OutputTensor:
 
 
 # --- requests ----------------------------------------------------------------------------------------
-def decompressed(body: bytes, encoding: str, most_bytes: int) -> bytes:
-    """The body without its Content-Encoding: none, gzip or deflate.
-
-    Raises UnsupportedMediaType for another, UnreadableRequest for broken data, and TooLarge as soon as more
-    than ``most_bytes`` come out.
-    """
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise UnsupportedMediaType(
-            f"the Content-Encoding is {short.repr(encoding)}; allowed are gzip and deflate"
-        )
-    inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        data = inflater.decompress(body, most_bytes + 1)
-    except zlib.error as error:
-        raise UnreadableRequest(f"the body is not {encoding}: {error}") from error
-    if len(data) > most_bytes:
-        raise TooLarge(
-            f"the body has more than {most_bytes} bytes, decompressed; at most so many are allowed"
-        )
-    if not inflater.eof or inflater.unused_data:
-        raise UnreadableRequest(f"the body is not {encoding}: it ends before its data, or after")
-    return data
-
-
-def split(body: bytes, header_length: str | None) -> tuple[Any, memoryview]:
+def split(body: bytes | bytearray, header_length: str | None) -> tuple[Any, memoryview]:
     """The JSON value of a request, and the binary data after it.
 
     ``header_length`` is the value of the header, None where there is none. Raises UnreadableRequest, and
@@ -108,7 +79,7 @@ def split(body: bytes, header_length: str | None) -> tuple[Any, memoryview]:
     return _parsed(head, f"the body's first {length} bytes (see {HEADER_LENGTH})"), memoryview(body)[length:]
 
 
-def _parsed(text: bytes, what: str) -> Any:
+def _parsed(text: bytes | bytearray, what: str) -> Any:
     # Also commas in strings count, but neither base64 nor a parameter has many.
     if text.count(b",") > MOST_JSON_VALUES:
         raise TooLarge(

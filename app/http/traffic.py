@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import NotReady, Overloaded, TooSlow
+from app.errors import NotReady, TooSlow
+from app.http.memory import Memory, Share, set_share
 from app.http.problems import problem_response
 
 # A body is given its time and, beyond that, what this many bytes a second need: a phone on a bad line is
@@ -22,10 +23,9 @@ _WHILE_STOPPING = frozenset({"/livez", "/metrics"})
 
 @dataclass(slots=True)
 class Traffic:
-    """Requests under way, the bytes of their bodies, and whether the process is stopping."""
+    """Requests under way, and whether the process is stopping."""
 
     requests: int = 0
-    body_bytes: int = 0
     stopping: bool = False
 
 
@@ -37,7 +37,7 @@ class Bounded:
         self._app = app
         self._traffic = traffic
         self._body_timeout_s = body_timeout_s
-        self._most_body_bytes = most_body_bytes
+        self._memory = Memory(most_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, unless the process is stopping."""
@@ -48,24 +48,25 @@ class Bounded:
             refusal = NotReady("the server is stopping", retry_after_s=_RETRY_AFTER_S)
             await problem_response(refusal, scope["path"], {"Connection": "close"})(scope, receive, send)
             return
-        body = _Body(self._traffic, receive, self._body_timeout_s, self._most_body_bytes)
+        share = Share(self._memory)
+        set_share(scope, share)
+        body = _Body(share, receive, self._body_timeout_s)
         self._traffic.requests += 1
         try:
             await self._app(scope, body.receive if _has_body(scope) else receive, send)
         finally:
             self._traffic.requests -= 1
-            self._traffic.body_bytes -= body.received
+            share.keep(0)
 
 
 class _Body:
     """One request's body on its way in."""
 
-    def __init__(self, traffic: Traffic, receive: Receive, timeout_s: float, most_bytes: int) -> None:
-        self.received = 0
-        self._traffic = traffic
+    def __init__(self, share: Share, receive: Receive, timeout_s: float) -> None:
+        self._received = 0
+        self._share = share
         self._receive = receive
         self._timeout_s = timeout_s
-        self._most_bytes = most_bytes
         self._started = asyncio.get_running_loop().time()
         self._whole = False
 
@@ -75,24 +76,19 @@ class _Body:
             return await self._receive()
         try:
             async with asyncio.timeout_at(
-                self._started + self._timeout_s + self.received / SLOWEST_BYTES_PER_S
+                self._started + self._timeout_s + self._received / SLOWEST_BYTES_PER_S
             ):
                 message = await self._receive()
         except TimeoutError:
             raise TooSlow(
-                f"{self.received} bytes of the body came in time; allowed are {self._timeout_s:g} s and what "
-                f"{SLOWEST_BYTES_PER_S} bytes a second need"
+                f"{self._received} bytes of the body came in time; allowed are {self._timeout_s:g} s and "
+                f"what {SLOWEST_BYTES_PER_S} bytes a second need"
             ) from None
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
-            self.received += size
-            self._traffic.body_bytes += size
+            self._received += size
             self._whole = not message.get("more_body", False)
-            if self._traffic.body_bytes > self._most_bytes:
-                raise Overloaded(
-                    f"the bodies of all requests together have more than {self._most_bytes} bytes",
-                    retry_after_s=_RETRY_AFTER_S,
-                )
+            self._share.take(size)
         return message
 
 

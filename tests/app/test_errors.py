@@ -1,9 +1,11 @@
 """The error tree: who is to blame, which status, what is said."""
 
+import math
+
 import pytest
 
 from app import errors
-from app.errors import ClientProblem, Problem, QueueFull, ServerProblem, TooLarge
+from app.errors import ClientProblem, NotReady, Problem, QueueFull, ServerProblem, TooLarge
 
 # What DESIGN allows on /v1, what every HTTP server needs, and a fault of our own.
 STATUSES = {400, 408, 413, 415, 417, 421, 422, 429, 431, 503, 504} | {401, 403, 404, 405} | {500}
@@ -63,3 +65,13 @@ def test_the_image_at_fault_is_a_member_of_its_own(image: int) -> None:
 def test_retry_after_is_in_whole_seconds_rounded_up(seconds: float | None, header: str | None) -> None:
     """A client that waits as long as it was told does not come too early, nor hammers at 0."""
     assert QueueFull("full", retry_after_s=seconds).headers().get("Retry-After") == header
+
+
+@pytest.mark.parametrize("seconds", [math.inf, -math.inf, math.nan, 1e300, -5.0, 0.0, 0.1, 7.2, 10**9, None])
+def test_no_number_of_seconds_breaks_an_answer(seconds: float | None) -> None:
+    """Retry-After is a whole number from 1 to an hour's seconds, or not there where nobody knows."""
+    headers = NotReady("not yet", retry_after_s=seconds).headers()
+    if seconds is None or not math.isfinite(seconds):
+        assert headers == {}
+    else:
+        assert 1 <= int(headers["Retry-After"]) <= 3600

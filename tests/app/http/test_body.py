@@ -540,6 +540,54 @@ def test_an_odd_charset_of_a_form_does_no_harm(classify: Classify) -> None:
         assert response.status_code in (200, 400, 422), charset
 
 
+# 504: too late.
+
+
+async def slowly(pieces: list[bytes], sent: list[int]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        sent.append(len(piece))
+        yield piece
+    await asyncio.sleep(30)
+    raise AssertionError("it was waited for the rest")
+
+
+def option_part(name: str, value: str) -> bytes:
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("headers", [{}, JSON, FORM], ids=["raw", "json", "form"])
+@pytest.mark.parametrize(("query", "said"), [("", "0.2 s"), ("?deadline_ms=100", "0.1 s")])
+async def test_a_deadline_that_passes_while_the_body_comes_is_told_at_once(
+    engines: FakeEngines, headers: dict[str, str], query: str, said: str
+) -> None:
+    """504, and not when all has come."""
+    sent: list[int] = []
+    async with asgi_client(engines, default_deadline_ms=200) as client:
+        body = slowly([b"--b\r\n", b"x" * 1000], sent)
+        response = await client.post(f"/v1/classify{query}", content=body, headers=headers)
+    assert_problem(response, 504, "deadline-passed", said, "while the body came", "deadline_ms in the query")
+    assert sent == [5, 1000]
+
+
+@pytest.mark.anyio
+async def test_a_longer_deadline_counts_where_it_is_said(engines: FakeEngines) -> None:
+    """In the query, or in what has come of a form: the server's default does not end the upload."""
+
+    async def late(before: bytes, after: bytes) -> AsyncIterator[bytes]:
+        yield before
+        await asyncio.sleep(0.3)
+        yield after
+
+    said = form(IMAGE_PART)
+    async with asgi_client(engines, default_deadline_ms=100) as client:
+        for query, first in (("?deadline_ms=20000", b""), ("", option_part("deadline_ms", "20000"))):
+            response = await client.post(
+                f"/v1/classify{query}", content=late(first + said[:50], said[50:]), headers=FORM
+            )
+            assert response.status_code == 200, response.text
+
+
 # 413: too much.
 
 

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app.errors import TooLarge
 from app.fair_executor import FairExecutor
 from app.http.answers import WARNINGS_HEADER
+from app.http.memory import Memory, Share
 from app.image_work import ImageWork
 from app.images import ImageLimits, ModelInput
 from app.main import create_app
@@ -153,7 +154,7 @@ def test_pixels_have_the_limits_of_images() -> None:
         work = ImageWork(Held(), 1, ImageLimits(10))
         assert isinstance(work._others, FairExecutor)
         with pytest.raises(TooLarge, match="at most 10 are allowed"):
-            await work.resize(np.zeros((3, 4, 3), np.uint8), MODEL.input, "a")
+            await work.resize(np.zeros((3, 4, 3), np.uint8), MODEL.input, "a", Share(Memory()).holding)
         work.close()
 
     asyncio.run(main())

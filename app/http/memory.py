@@ -1,0 +1,115 @@
+"""Memory that the bodies of requests take in one HTTP process, with all that is made of them.
+
+Every request counts what it holds, whoever made it: bytes that came, bytes that were inflated, images decoded
+from base64, copies that resizing needs. What all of them hold together is bounded, so a request that would
+go beyond it is refused, and its memory is free for the others.
+"""
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from starlette.types import Scope
+
+from app.errors import Overloaded
+
+_T = TypeVar("_T")
+
+_RETRY_AFTER_S = 1.0
+_SHARE = "memory"
+
+
+class Memory:
+    """What one HTTP process may hold of bodies, and its one thread for work on them that takes long: one
+    request's at a time, so that what such work needs for itself is there only once."""
+
+    def __init__(self, most_bytes: float = math.inf) -> None:
+        self.most_bytes = most_bytes
+        self.taken = 0
+        self.lock = threading.Lock()
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="bodies")
+
+    def __repr__(self) -> str:
+        return f"<Memory {self.taken} of {self.most_bytes} bytes taken>"
+
+
+class Share:
+    """What one request holds of it. Every method may be called from any thread."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        """Hold more. Where there is not so much left, raises Overloaded, and the request holds nothing any
+        more: it is lost, and what it held may save the next one."""
+        memory = self._memory
+        with memory.lock:
+            if memory.taken + size > memory.most_bytes:
+                self._change(-self._taken)
+                raise Overloaded(
+                    f"the bodies of all requests together have more than {memory.most_bytes} bytes, with "
+                    "what is made of them; send the request again later",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+            self._change(size)
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Hold so much more within the block. Raises Overloaded."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give_back(size)
+
+    def give_back(self, size: int) -> None:
+        """Hold less."""
+        with self._memory.lock:
+            self._change(-min(size, self._taken))
+
+    def keep(self, size: int) -> None:
+        """Hold no more than this: the rest is no longer needed."""
+        with self._memory.lock:
+            self._change(min(0, size - self._taken))
+
+    def _change(self, by: int) -> None:
+        self._taken += by
+        self._memory.taken += by
+
+    async def run(
+        self, needs: int, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None
+    ) -> _T:
+        """Call the function off the event loop, when it is this request's turn. It may take so many bytes;
+        afterwards the request holds what it held before, or what ``keeps`` says of the result. Raises
+        Overloaded, and what the function raises."""
+
+        def counted() -> _T:
+            self.take(needs)
+            try:
+                result = function()
+                if keeps is not None:
+                    self.keep(needs + keeps(result))
+                return result
+            finally:
+                self.give_back(needs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._memory.worker, counted)
+
+
+def share_of(scope: Scope) -> Share:
+    """The request's share; without limits where nobody set any."""
+    state = scope.setdefault("state", {})
+    if _SHARE not in state:
+        state[_SHARE] = Share(Memory())
+    share: Share = state[_SHARE]
+    return share
+
+
+def set_share(scope: Scope, share: Share) -> None:
+    """Count what is made of this request's body there."""
+    scope.setdefault("state", {})[_SHARE] = share
