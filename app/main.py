@@ -21,6 +21,7 @@ from app.http.health import Health
 from app.http.hosts import AnswerHosts, Hosts, answered_hosts
 from app.http.hugging_face import hugging_face_router
 from app.http.inflate import Inflated
+from app.http.kserve_v1 import kserve_v1_router
 from app.http.methods import HeadAsGet
 from app.http.middleware import REQUEST_ID, Observe
 from app.http.models import models_router
@@ -30,6 +31,7 @@ from app.http.operations import operations_router
 from app.http.page import page_router
 from app.http.prefix import UnderPrefix
 from app.http.problems import install_problem_handlers
+from app.http.sagemaker import sagemaker_router
 from app.http.sites import RefuseOtherSites
 from app.http.stats import stats_router
 from app.http.traffic import Bounded, Traffic
@@ -125,6 +127,8 @@ def create_app(
         classify_router(classification),
         open_inference_router(classification, health),
         hugging_face_router(classification),
+        kserve_v1_router(classification, health),
+        sagemaker_router(classification),
         models_router(settings, engines),
         operations_router(health, with_metrics=settings.operations_port is None),
         stats_router(engines),

@@ -29,7 +29,9 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _EXPORTERS = ("otlp", "console", "none")
 # Asked every few seconds, by machines.
-_UNTRACED = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics", "/v1/stats"})
+_UNTRACED = frozenset(
+    {"/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/metrics", "/v1/stats"}
+)
 _LAST_EXPORT_S = 2.0  # how long the end of the process waits for a collector that does not answer
 
 

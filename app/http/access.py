@@ -28,6 +28,7 @@ OPEN_PATHS = frozenset(
         "/favicon.ico",
         "/livez",
         "/readyz",
+        "/ping",
         "/metrics",
         "/docs",
         "/openapi.json",

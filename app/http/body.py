@@ -32,6 +32,7 @@ from models.transforms import InputSpec
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 RAW = "application/octet-stream"
+SAGEMAKERS = "application/x-image"  # of its own image classifiers
 CURLS_DEFAULT = "application/x-www-form-urlencoded"  # what curl --data-binary says of any bytes
 _FLAGS = TypeAdapter(bool)
 _MOST_FAULTS = 3
@@ -96,7 +97,7 @@ def kind_of_body(headers: Headers) -> str:
 
 def is_raw_image(kind: str) -> bool:
     """Whether a body of this Content-Type is one encoded image as it stands."""
-    return kind in (RAW, CURLS_DEFAULT) or kind.startswith("image/")
+    return kind in (RAW, CURLS_DEFAULT, SAGEMAKERS) or kind.startswith("image/")
 
 
 Pairs = list[tuple[Data, dict[str, Any]]]

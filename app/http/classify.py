@@ -287,27 +287,32 @@ def classify_router(classification: Classification) -> APIRouter:
         "/v1/classify",
         response_model=ClassifyResponse,
         responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **PROBLEMS},
-        openapi_extra=_BODY,
+        openapi_extra=BODY,
         summary="Classify photographs, each at its own keep ratio",
     )
     async def classify(request: Request) -> Response:
         """Send an image as the raw body (options in the query), one or many files in a form (options as
         fields), or base64 in JSON. All images are answered, or the first problem is."""
-        images = await read_images(request, classification.body_limits)
-        model = await classification.model(request, [image.options for image in images])
-        answered = await classification.answers(request, images, model)
-        results = await _results(request.scope, images, answered, model, classification.work)
-        timings = timings_ms(answered, request.scope)
-        return Response(
-            joined_results(model.name, results, timings),
-            media_type=JSON,
-            headers={"Server-Timing": server_timing(timings), **warning_headers(answered)},
-        )
+        return await classified(request, classification)
 
     return router
 
 
-async def _results(
+async def classified(request: Request, classification: Classification) -> Response:
+    """The answer to a request with the body and the options of /v1/classify."""
+    images = await read_images(request, classification.body_limits)
+    model = await classification.model(request, [image.options for image in images])
+    answered = await classification.answers(request, images, model)
+    results = await results_of(request.scope, images, answered, model, classification.work)
+    timings = timings_ms(answered, request.scope)
+    return Response(
+        joined_results(model.name, results, timings),
+        media_type=JSON,
+        headers={"Server-Timing": server_timing(timings), **warning_headers(answered)},
+    )
+
+
+async def results_of(
     scope: Scope,
     images: Sequence[RequestedImage],
     answered: Sequence[AnsweredImage],
@@ -433,4 +438,4 @@ def _openapi() -> dict[str, Any]:
     }
 
 
-_BODY = _openapi()
+BODY = _openapi()

@@ -19,6 +19,8 @@ from app.http.body import is_raw_image, kind_of_body, options_of, single_values
 from app.http.classify import Classification
 from app.http.hugging_face import asked_of
 from app.http.problems import problem_response
+from app.http.sagemaker import PATH as INVOCATIONS
+from app.http.sagemaker import query_of
 from app.http.scheduling import caller_of
 from app.priority import Priority
 
@@ -37,7 +39,11 @@ class ImageRoute:
 
 _NAMED = "/models/"
 _NAMED_ROUTE = ImageRoute("/models/{model_name}", hugging_face=True)
-_ROUTES = {"/v1/classify": ImageRoute("/v1/classify"), "/": ImageRoute("/", hugging_face=True)}
+_ROUTES = {
+    "/v1/classify": ImageRoute("/v1/classify"),
+    INVOCATIONS: ImageRoute(INVOCATIONS),
+    "/": ImageRoute("/", hugging_face=True),
+}
 
 
 class RefuseEarly:
@@ -78,7 +84,7 @@ class RefuseEarly:
         if model is not self._model:
             self._model = model
             self._asked.clear()
-        query: bytes = scope["query_string"]
+        query = query_of(scope)
         highest = self._classification.max_priority_of(scope)
         key = (route.hugging_face, highest, query)
         if key in self._asked:

@@ -40,7 +40,7 @@ _OF_OTHERS: tuple[tuple[str, str], ...] = (
     (r"/v2/models/.+/versions", "a model has one version, '1': GET /v2/models/NAME/versions/1"),
     (r"/v2/models", _MODELS),
     (
-        r"/v1/models/.+:\w+",
+        r"/v1/models/.+:(predict|explain|classify|regress|transform|infer|generate)",
         "of KServe's and TensorFlow Serving's verbs there is POST /v1/models/NAME:predict",
     ),
     (r"/v1/models/.+/(metadata|versions/.*|labels/.*)", f"a model has one version; {_MODELS}"),
@@ -62,7 +62,7 @@ _OF_OTHERS: tuple[tuple[str, str], ...] = (
         _HEALTH,
     ),
     (r"/(api/)?(v1/)?(prometheus|metrics)(/.*)?", _METRICS),
-    (r"/models|/(api|v1)/models/.+|/(api/)?(labels|tags|version|info)|/v1/(labels|info|version)", _MODELS),
+    (r"/models|/api/models/.+|/(api/)?(labels|tags|version|info)|/v1/(labels|info|version)", _MODELS),
     (r"/(redoc|swagger.*|apidocs?|api|(api|v1|v2)/docs|docs/.+|(v1/)?openapi\.ya?ml|v1/openapi.json)", _DOCS),
 )
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words in _OF_OTHERS)

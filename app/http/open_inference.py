@@ -123,17 +123,9 @@ def open_inference_router(classification: Classification, health: Health) -> API
 
     def described(name: str, model_version: str = VERSION) -> ModelInfo:
         """What is known of the model, without waiting for an engine."""
-        model = classification.last_model
-        if model is None:
-            raise no_model_yet()
-        check_named(model, name, model_version)
+        model = known_model(classification, name)
+        check_version(model, model_version)
         return model
-
-    def ready_model(name: str, model_version: str = VERSION) -> ModelReady:
-        model = described(name, model_version)
-        if not health.is_ready():
-            raise NotReady("images are not answered now; see /readyz", retry_after_s=1.0)
-        return ModelReady(name=model.name, ready=True)
 
     @router.get("/v2", operation_id="v2_server_metadata", summary="What answers, and its extensions")
     async def server_metadata() -> ServerMetadata:
@@ -193,7 +185,8 @@ def open_inference_router(classification: Classification, health: Health) -> API
         responses=_NO_MODEL,
     )
     async def version_ready(model_name: ModelName, model_version: ModelVersion) -> ModelReady:
-        return ready_model(model_name, model_version)
+        check_version(known_model(classification, model_name), model_version)
+        return ready_model(classification, health, model_name)
 
     @router.get(
         "/v2/models/{model_name:model}/ready",
@@ -202,7 +195,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         responses=_NO_MODEL,
     )
     async def model_ready(model_name: ModelName) -> ModelReady:
-        return ready_model(model_name)
+        return ready_model(classification, health, model_name)
 
     @router.get(
         "/v2/models/{model_name:model}/versions/{model_version}/config",
@@ -246,12 +239,14 @@ def open_inference_router(classification: Classification, health: Health) -> API
         document, binary = split(body, request.headers.get(HEADER_LENGTH))
         asked = asked_inference(document)
         model = await classification.model(request, asked.options_of_each(limits))
-        check_named(model, model_name, model_version)
+        check_name(model, model_name)
+        check_version(model, model_version)
         return read_inference(asked, binary, limits, model, share_of(request.scope)), model
 
     async def answer(request: Request, model_name: str, model_version: str) -> Response:
         if classification.last_model is not None:
-            check_named(classification.last_model, model_name, model_version)
+            check_name(classification.last_model, model_name)
+            check_version(classification.last_model, model_version)
         inference, model = await read(request, model_name, model_version)
         answered = await classification.answers(request, inference.images, model, logits=inference.logits)
         head = {"model_name": model.name, "model_version": VERSION}
@@ -279,9 +274,27 @@ def _written(
     return joined(head, output_tensors(inference, answered, model))
 
 
-def check_named(model: ModelInfo, name: str, model_version: str) -> None:
-    """Raises NotFound for another model's name, and for another version."""
-    check_name(model, name)
+def known_model(classification: Classification, name: str, folder: str = "/v2/models") -> ModelInfo:
+    """The model of this name, without waiting for an engine. Raises NotFound or NotReady."""
+    model = classification.last_model
+    if model is None:
+        raise no_model_yet()
+    check_name(model, name, folder)
+    return model
+
+
+def ready_model(
+    classification: Classification, health: Health, name: str, folder: str = "/v2/models"
+) -> ModelReady:
+    """That the model of this name answers. Raises NotFound or NotReady."""
+    model = known_model(classification, name, folder)
+    if not health.is_ready():
+        raise NotReady("images are not answered now; see /readyz", retry_after_s=1.0)
+    return ModelReady(name=model.name, ready=True)
+
+
+def check_version(model: ModelInfo, model_version: str) -> None:
+    """Raises NotFound for another version than the model has."""
     if model_version != VERSION:
         raise NotFound(
             f"there is no version {short.repr(model_version)} of the model {model.name!r}; "

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from app.http.hugging_face import HuggingFaceRequest
+from app.http.kserve_v1 import PredictRequest
 from app.http.open_inference_schemas import ErrorAnswer, InferRequest
 from app.http.schemas import ClassifyRequest, JsonImage, ProblemDocument
 
@@ -22,6 +23,7 @@ _BY_HAND: Sequence[type[BaseModel]] = (
     ErrorAnswer,
     InferRequest,
     HuggingFaceRequest,
+    PredictRequest,
 )
 _TEMPLATE = "#/components/schemas/{model}"
 _NEVER_SENT = ("HTTPValidationError", "ValidationError")  # what FastAPI declares by itself; see problems.py

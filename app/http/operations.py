@@ -17,6 +17,13 @@ def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
         return {"status": "alive"}
 
     @router.get(
+        "/ping",
+        operation_id="ping",
+        summary="As /readyz, for Amazon SageMaker and clients of TorchServe",
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "Not ready."}},
+    )
+    @router.get(
         "/readyz",
         summary="An engine has loaded, warmed up and answers, and images can be decoded",
         response_model=Readiness,

@@ -24,7 +24,7 @@ def problem_response(problem: Problem, path: str, headers: dict[str, str] | None
     """The answer for a problem of a request for ``path``, counted and traced."""
     metrics.REFUSALS.labels(problem.slug).inc()
     tracing.refused(problem.slug)
-    if path in ("/", "/v2") or path.startswith(("/v2/", "/models/")):
+    if path in ("/", "/v2") or path.startswith(("/v2/", "/models/", "/v1/models/")):
         place = "" if problem.image is None else f"image {problem.image}: "
         return JSONResponse(
             {"error": place + problem.detail},
@@ -65,7 +65,10 @@ def install_problem_handlers(app: FastAPI, routes: Collection[str] = ()) -> None
                 return _redirected(bare, request)
             problem = NotFound(f"there is no {_shown(path)}{what_was_meant(path, routes)}")
         elif (
-            error.status_code == 405 and path not in routes and (words := of_another_server(path)) is not None
+            error.status_code == 405
+            and "POST" not in _methods(request)  # as where it is read as GET of a model of this name
+            and path not in routes
+            and (words := of_another_server(path)) is not None
         ):
             problem = NotFound(f"there is no {request.method} {_shown(path)}; {words}")
         elif error.status_code == 405:

@@ -43,4 +43,8 @@ IMAGE_ROUTES: dict[tuple[str, str], Ask] = {
     ),
     ("/", "POST"): _raw("/"),
     ("/models/{model_name}", "POST"): _raw(f"/models/{MODEL.name}"),
+    ("/invocations", "POST"): _raw("/invocations"),
+    ("/v1/models/{model_name}:predict", "POST"): _json(
+        f"/v1/models/{MODEL.name}:predict", {"instances": [{"image": {"b64": BASE64}}]}
+    ),
 }

@@ -108,7 +108,17 @@ def test_without_a_valid_key_all_that_is_not_open_is_401(
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"],
+    [
+        "/",
+        "/livez",
+        "/readyz",
+        "/ping",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/v2/health/live",
+        "/v2/health/ready",
+    ],
 )
 @pytest.mark.parametrize("headers", [{}, {"X-API-Key": "wrong"}], ids=str)
 def test_probes_metrics_and_pages_ask_for_no_key(
@@ -128,7 +138,7 @@ def test_the_scripts_of_the_pages_ask_for_no_key(locked: TestClient) -> None:
 def test_what_is_open_is_listed_here() -> None:
     """Opening one more path is a decision: write it here too, and in the README."""
     assert {
-        "/", "/favicon.ico", "/livez", "/readyz", "/metrics", "/docs",
+        "/", "/favicon.ico", "/livez", "/readyz", "/ping", "/metrics", "/docs",
         "/openapi.json", "/v2/health/live", "/v2/health/ready",
     } == OPEN_PATHS  # fmt: skip
     assert OPEN_FOLDERS == ("/static/", "/static-offline-docs/")

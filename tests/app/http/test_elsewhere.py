@@ -126,7 +126,7 @@ def test_the_operations_port_suggests_only_what_it_has() -> None:
     operations = TestClient(create_operations_app(health))
     assert told(operations, "GET", "/readyzz").endswith("did you mean /readyz?")
     for path in ("/v1/clasify", "/predict"):
-        assert told(operations, "GET", path).endswith("; there are /livez, /readyz, /metrics")
+        assert told(operations, "GET", path).endswith("; there are /livez, /readyz, /ping, /metrics")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,8 @@ def _with_sound_images(case: schemathesis.Case) -> bool:
         for place in places:
             if isinstance(place, dict) and isinstance(place.get("image"), str):
                 place["image"] = BASE64
+        if isinstance(body.get("instances"), list):
+            body["instances"] = [{"b64": BASE64} for _ in body["instances"]]
         if isinstance(body.get("inputs"), str):
             body["inputs"] = BASE64
         if isinstance(body.get("inputs"), list):
@@ -95,7 +97,10 @@ def test_every_route_is_in_the_document() -> None:
     """What clients and operators call is published, and nothing else is."""
     assert {(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods} == {
         ("/v1/classify", "post"),
+        ("/invocations", "post"),
         ("/v1/models", "get"),
+        ("/v1/models/{model_name}", "get"),
+        ("/v1/models/{model_name}:predict", "post"),
         ("/v1/stats", "get"),
         ("/v2", "get"),
         ("/v2/health/live", "get"),
@@ -113,6 +118,7 @@ def test_every_route_is_in_the_document() -> None:
         ("/models/{model_name}", "post"),
         ("/livez", "get"),
         ("/readyz", "get"),
+        ("/ping", "get"),
         ("/metrics", "get"),
     }
 
@@ -167,7 +173,15 @@ def test_probes_and_metrics_have_their_content_types() -> None:
     assert "text/plain" in paths["/metrics"]["get"]["responses"]["200"]["content"]
 
 
-@pytest.mark.parametrize("path", ["/", "/models/{model_name}", "/v2/models/{model_name}/infer"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/models/{model_name}",
+        "/v1/models/{model_name}:predict",
+        "/v2/models/{model_name}/infer",
+    ],
+)
 def test_errors_of_clients_that_others_wrote_are_declared_in_their_shape(path: str) -> None:
     """Every status of /v1/classify, and 404 where the path names a model."""
     responses = DOCUMENT["paths"][path]["post"]["responses"]
@@ -270,12 +284,16 @@ def test_every_example_of_a_body_works(path: str, example: dict[str, Any]) -> No
 
 
 def test_every_body_in_json_has_an_example() -> None:
-    """Two of /v1/classify, and one of each other route that takes images."""
+    """Two where there are two forms, and one of each other route that takes images."""
     assert sorted(path for path, _ in EXAMPLES) == [
         "/",
+        "/invocations",
+        "/invocations",
         "/models/{model_name}",
         "/v1/classify",
         "/v1/classify",
+        "/v1/models/{model_name}:predict",
+        "/v1/models/{model_name}:predict",
         "/v2/models/{model_name}/infer",
         "/v2/models/{model_name}/versions/{model_version}/infer",
     ]
