@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.file_version import version_of
 from app.priority import PRIORITIES, Priority
 from app.settings import Settings
 from app.variables import plain
@@ -100,7 +101,7 @@ class KeyRing:
         self._version: tuple[int, ...] | None = None
         self._check_at = clock() + _CHECK_EVERY_S
         if path is not None:
-            self._version = _version_of(path)
+            self._version = version_of(path)
             self._from_file = _read(path)
 
     def __repr__(self) -> str:
@@ -126,7 +127,7 @@ class KeyRing:
         if self._path is None or now < self._check_at:
             return
         self._check_at = now + _CHECK_EVERY_S
-        version = _version_of(self._path)
+        version = version_of(self._path)
         if version == self._version:
             return
         self._version = version
@@ -148,15 +149,6 @@ def key_ring(settings: Settings, environment: Mapping[str, str] = os.environ) ->
         return None
     fixed = parse_keys(listed, KEYS_VARIABLE) if listed else ()
     return KeyRing(fixed, settings.api_keys_file)
-
-
-def _version_of(path: Path) -> tuple[int, ...] | None:
-    """Differs after any change of the file, also after it was replaced by another; None without one."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read(path: Path) -> tuple[ApiKey, ...]:

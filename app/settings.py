@@ -219,8 +219,17 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         10_000, ge=1, description="Connections that an HTTP process holds; beyond them 503."
     )
+    max_connections_per_client: int | None = Field(
+        None,
+        ge=1,
+        description="Connections of one address (IPv6: one /64 network) that an HTTP process holds; no limit "
+        "for --trusted-proxies. Default: three quarters of --max-connections, but for this machine's own.",
+    )
     head_timeout_s: float = Field(
-        20.0, gt=0, allow_inf_nan=False, description="Time for a request's head to arrive."
+        20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time for a TLS handshake and a request's head to arrive.",
     )
     body_timeout_s: float = Field(
         20.0,
@@ -229,7 +238,11 @@ class Settings(BaseSettings):
         description="Time for a request's body to arrive, beside what it needs at 16 KiB a second.",
     )
     write_timeout_s: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="Time for a client to read on where its answer waits."
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time that a client may stand still, or read at less than 16 KiB a second, while its "
+        "answer waits.",
     )
     keep_alive_s: float = Field(
         75.0, gt=0, allow_inf_nan=False, description="Time that a connection may be idle between requests."

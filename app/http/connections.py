@@ -2,45 +2,43 @@
 
 uvicorn's protocol has a time limit between requests only, its parser takes headers without end, and a
 request that offers another protocol (Upgrade) loses its body. This adds the rest: what cannot be read is
-refused in words, offers are ignored, and the server stops without dropping what was accepted.
+refused in words, and offers are ignored.
 """
 
 import asyncio
 import json
-from types import FrameType
 from typing import Any
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.utils import get_remote_addr
 
 from app import metrics
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
 from app.http.arrival import arrives
 from app.http.heads import checked_head, without_offers
 from app.http.joined import JoinedWrites
+from app.http.patience import UnreadAnswer
+from app.http.places import Places
 from app.http.problems import MEDIA_TYPE
-from app.http.traffic import Traffic
 from app.http.unreadable import OPENING, is_simple_request, unreadable
 
 MOST_HEAD_BYTES = 64 * 1024
 # Chunks of one byte come with five bytes of framing; who sends more beside a body sends no body.
 _FRAMING = 8
 _LINGER_S = 5.0
-_STOPPED_AFTER_TICKS = 3  # without a request, a tenth of a second each
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, with bounds. The limits are set by `bounded`."""
 
-    max_connections = 10_000
+    places = Places(10_000)
     head_timeout_s = 20.0
     write_timeout_s = 30.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._in_message = False
         self._beside_body = 0  # bytes of this request that were not its body
@@ -49,29 +47,53 @@ class Connection(HttpToolsProtocol):
         self._offer = False  # the head that was just read offers another protocol
         self._refusal: Problem | None = None  # what follows cannot be read; said behind the answers before it
         self._refused = False  # it has been said
+        self._socket: asyncio.Transport | None = None  # beneath TLS, if there is TLS
+        self._address = ""
+        self._began = 0.0
 
     # --- the transport ------------------------------------------------------------------------------
+    def accepted(self, transport: asyncio.Transport) -> None:
+        """There is a connection, with or without TLS to be agreed on: count it."""
+        self._socket = self.transport = transport
+        self._began = self.loop.time()
+        self._unread = UnreadAnswer(transport, self.loop, self.write_timeout_s)
+        # Whatever waits for the client to read has its time. (With a limit of 0, TLS would never go on.)
+        transport.set_write_buffer_limits(high=1)
+        self._address = (get_remote_addr(transport) or ("",))[0]
+        self.connections.add(self)
+        self.places.take(self._address)
+
+    def forgotten(self) -> None:
+        """The connection is gone."""
+        if self._socket is not None:
+            self._socket = None
+            self._unread.end()
+            self.connections.discard(self)
+            self.places.leave(self._address)
+
+    def one_too_many(self, beyond: int = 0) -> str | None:
+        """Whether there are too many connections, by more than ``beyond``: in words."""
+        return self.places.trouble(self._address, beyond)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse it where there are too many; else it has a while to send a request."""
         if hasattr(transport, "max_size"):  # what asyncio reads at once, 256 KiB: too much for a head
             transport.max_size = MOST_HEAD_BYTES
+        if self._socket is None:
+            self.accepted(transport)
         super().connection_made(transport)
-        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
-        # Whatever waits for the client to read has its time. (With a limit of 0, TLS would never go on.)
         transport.set_write_buffer_limits(high=1)
-        if len(self.connections) > self.max_connections:
-            self._refuse(
-                Overloaded(f"there are more than {self.max_connections} connections", retry_after_s=1.0),
-                linger=False,
-            )
+        self.transport = JoinedWrites(transport, self.loop, lambda: self._unread.waits)  # type: ignore[assignment]
+        if trouble := self.one_too_many():
+            self.refuse(Overloaded(trouble, retry_after_s=1.0), linger=False)
         else:
-            self._arm(self.head_timeout_s)
+            self._arm(self.head_timeout_s - (self.loop.time() - self._began))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget its timers."""
         self._disarm()
-        self._stop_write_timer()
         self._unset_keepalive_if_required()
+        self.forgotten()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -96,7 +118,7 @@ class Connection(HttpToolsProtocol):
             self._cannot_read(unreadable("version", b""))
         elif self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
             if self._idle():
-                self._refuse(HeadersTooLarge(f"a request's head may have at most {MOST_HEAD_BYTES} bytes"))
+                self.refuse(HeadersTooLarge(f"a request's head may have at most {MOST_HEAD_BYTES} bytes"))
             else:  # trailers without end, behind a body or behind a request that is being answered
                 self.transport.abort()
         elif self._timer is None and self.timeout_keep_alive_task is None and self._idle():
@@ -122,12 +144,37 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads more slowly than its answer is written: it has a while."""
         super().pause_writing()
-        self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+        if self._is_the_socket():
+            self.unread()
 
     def resume_writing(self) -> None:
         """It has read."""
-        self._stop_write_timer()
         super().resume_writing()
+        if self._is_the_socket():
+            self.read()
+
+    def unread(self) -> None:
+        """Bytes wait in the socket's transport."""
+        self._unread.begin()
+
+    def read(self) -> None:
+        """None do any more."""
+        if self._socket is not None and self._socket.get_write_buffer_size() == 0:
+            self._unread.end()
+            self.transport.drained()  # type: ignore[attr-defined]
+
+    def _is_the_socket(self) -> bool:
+        return self._socket is not None and self._socket.get_protocol() is self
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The time between requests begins once the answer before it is read."""
+        if self._unread.waits:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()
 
     # --- the parser ---------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
@@ -172,7 +219,7 @@ class Connection(HttpToolsProtocol):
         is_last = not self.pipeline
         super().on_response_complete()
         if self._refusal is not None and is_last and not self.transport.is_closing():
-            self._refuse(self._refusal)
+            self.refuse(self._refusal)
             return
         if self.pipeline:  # uvicorn reads on with every answer, and remembers all requests that come
             self.flow.pause_reading()
@@ -193,11 +240,6 @@ class Connection(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
     def _time_is_up(self) -> None:
         self._timer = None
         if self._refused:
@@ -207,7 +249,7 @@ class Connection(HttpToolsProtocol):
         elif not self._idle():  # the head of a request that was sent behind one that is being answered
             self._arm(self.head_timeout_s)
         elif self._in_head:
-            self._refuse(TooSlow(f"the request's head did not come within {self.head_timeout_s:g} s"))
+            self.refuse(TooSlow(f"the request's head did not come within {self.head_timeout_s:g} s"))
         else:
             self.transport.close()
 
@@ -231,9 +273,9 @@ class Connection(HttpToolsProtocol):
         elif not self._idle():
             self._refusal = problem
             return
-        self._refuse(problem)
+        self.refuse(problem)
 
-    def _refuse(self, problem: Problem, *, linger: bool = True) -> None:
+    def refuse(self, problem: Problem, *, linger: bool = True) -> None:
         """Answer without a request, and close. ``linger``: what still comes is thrown away for a while;
         closed at once, the client might never see the answer."""
         metrics.REFUSALS.labels(problem.slug).inc()
@@ -257,32 +299,11 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
 
-def bounded(max_connections: int, head_timeout_s: float, write_timeout_s: float) -> type[Connection]:
+def bounded(places: Places, head_timeout_s: float, write_timeout_s: float) -> type[Connection]:
     """The protocol class with these limits, for uvicorn.Config's ``http``."""
     limits = {
-        "max_connections": max_connections,
+        "places": places,
         "head_timeout_s": head_timeout_s,
         "write_timeout_s": write_timeout_s,
     }
     return type("BoundedConnection", (Connection,), limits)
-
-
-class Server(uvicorn.Server):
-    """Stops in order: on a signal it refuses new requests, in words, and ends once the others are
-    answered."""
-
-    def __init__(self, config: uvicorn.Config, traffic: Traffic) -> None:
-        super().__init__(config)
-        self._traffic = traffic
-        self._quiet_ticks = 0
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to stop. How long that may take is the supervisor's to say."""
-        self._traffic.stopping = True
-
-    async def on_tick(self, counter: int) -> bool:
-        """Whether to end: nothing has been under way for a moment."""
-        self._quiet_ticks = 0 if self._traffic.requests else self._quiet_ticks + 1
-        if self._traffic.stopping and self._quiet_ticks >= _STOPPED_AFTER_TICKS:
-            self.should_exit = True
-        return await super().on_tick(counter)

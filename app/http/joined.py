@@ -5,17 +5,26 @@ client that is woken twice. Where little else is done, as for a refusal, that is
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 
 class JoinedWrites:
     """A transport that holds back what is written until more comes, but no longer than until the loop's next
-    turn. All else goes to the transport behind it."""
+    turn. All else goes to the transport behind it. ``unread``: whether bytes still wait for the client; then
+    closing waits as well, for TLS cuts off after a while what is not read by then."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        unread: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._unread = unread
         self._held = b""
+        self._closing = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -35,9 +44,20 @@ class JoinedWrites:
         self._transport.write_eof()
 
     def close(self) -> None:
-        """Close once all is written."""
+        """Close once all is written, and read."""
         self._flush()
-        self._transport.close()
+        self._closing = True
+        if not self._unread():
+            self._transport.close()
+
+    def drained(self) -> None:
+        """Nothing is unread any more. (The transport that says so is in the middle of its work.)"""
+        if self._closing:
+            self._loop.call_soon(self._transport.close)
+
+    def is_closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._closing or self._transport.is_closing()
 
     def abort(self) -> None:
         """Close at once."""

@@ -6,29 +6,42 @@ import logging
 import resource
 import socket
 from collections.abc import Iterator
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from app.http.connections import Server, bounded
+from app.http.connections import bounded
+from app.http.handshakes import tls_protocol
+from app.http.places import Places
 from app.http.traffic import Traffic
 from app.settings import Settings
+from app.tls import certificates
 
 log = logging.getLogger(__name__)
 
 # Files that a process has open beside its clients' connections.
 _OTHER_FILES = 200
+_STOPPED_AFTER_TICKS = 3  # without a request, a tenth of a second each
 _OPERATORS = 100  # connections to probes and metrics, which are among those files
 
 
 def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """uvicorn for the application: with TLS where there is a certificate, and believing forwarded headers of
-    the proxies that are named, and of no one else."""
+    the proxies that are named, and of no one else.
+
+    Raises TlsError where the certificate cannot be used.
+    """
+    places = Places(
+        _connections(settings.max_connections),
+        settings.max_connections_per_client,
+        settings.trusted_proxies or (),
+    )
+    connection = bounded(places, settings.head_timeout_s, settings.write_timeout_s)
+    valid = certificates(settings)
     return uvicorn.Config(
         app,
-        http=bounded(
-            _connections(settings.max_connections), settings.head_timeout_s, settings.write_timeout_s
-        ),
+        http=connection if valid is None else tls_protocol(connection, valid),  # type: ignore[arg-type]
         ws="none",
         timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
         access_log=False,
@@ -37,8 +50,6 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=None,  # the supervisor keeps the grace time
         proxy_headers=settings.trusted_proxies is not None,
         forwarded_allow_ips=list(settings.trusted_proxies or ()),
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
     )
 
 
@@ -46,7 +57,7 @@ def operations_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """uvicorn for probes and metrics: plain HTTP, for a network that only operators reach."""
     return uvicorn.Config(
         app,
-        http=bounded(_OPERATORS, settings.head_timeout_s, settings.write_timeout_s),
+        http=bounded(Places(_OPERATORS), settings.head_timeout_s, settings.write_timeout_s),
         ws="none",
         timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
         access_log=False,
@@ -56,6 +67,27 @@ def operations_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         lifespan="off",
     )
+
+
+class Server(uvicorn.Server):
+    """Stops in order: on a signal it refuses new requests, in words, and ends once the others are
+    answered."""
+
+    def __init__(self, config: uvicorn.Config, traffic: Traffic) -> None:
+        super().__init__(config)
+        self._traffic = traffic
+        self._quiet_ticks = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to stop. How long that may take is the supervisor's to say."""
+        self._traffic.stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: nothing has been under way for a moment."""
+        self._quiet_ticks = 0 if self._traffic.requests else self._quiet_ticks + 1
+        if self._traffic.stopping and self._quiet_ticks >= _STOPPED_AFTER_TICKS:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 class _Companion(uvicorn.Server):

@@ -46,6 +46,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "max_image_pixels": ("2000", 2000),
     "max_bodies_bytes": ("1000", 1000),
     "max_connections": ("9", 9),
+    "max_connections_per_client": ("3", 3),
     "head_timeout_s": ("2.5", 2.5),
     "body_timeout_s": ("2.5", 2.5),
     "write_timeout_s": ("2.5", 2.5),

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from app.http.connections import Server
-from app.http.listeners import main_config
+from starlette.types import ASGIApp
+
+from app.http.listeners import Server, main_config
 from app.http.traffic import Traffic
 from app.main import create_app
 from app.settings import Settings
@@ -87,18 +88,16 @@ def answer(said: bytes) -> Said:
 
 
 @contextmanager
-def wire(settings: Settings | None = None) -> Iterator[Wire]:
-    """A server with these settings on a free port, stopped at the end."""
+def wire(settings: Settings | None = None, app: ASGIApp | None = None) -> Iterator[Wire]:
+    """A server with these settings on a free port, stopped at the end; of another application, if given."""
     settings = settings or Settings()
     engines = FakeEngines()
     traffic = Traffic()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)  # noqa: FBT003
         port = listener.getsockname()[1]
-        server = Server(
-            main_config(create_app(settings, engines, traffic=traffic, listening_on=settings.host), settings),
-            traffic,
-        )
+        app = app or create_app(settings, engines, traffic=traffic, listening_on=settings.host)
+        server = Server(main_config(app, settings), traffic)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         thread.start()
         try:
