@@ -178,6 +178,6 @@ class DeadlinePassed(ServerProblem):
 
 
 class InternalFault(ServerProblem):
-    """A bug of ours; the log has the traceback under the request id."""
+    """A bug of ours, which the log has under the request id, or an image that the network cannot compute."""
 
     status, slug, title = 500, "internal-fault", "Something went wrong in the server"

@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 from setproctitle import setproctitle
 
+from app import background
 from app.lifeline import SUPERVISOR_VARIABLE, die_with_parent
 from app.logs import configure_logging
 from app.settings import Settings
@@ -44,6 +45,12 @@ class Started(msgspec.Struct, frozen=True, tag=True):
     pid: int
 
 
+class NotStarted(msgspec.Struct, frozen=True, tag=True):
+    """The last order cannot be carried out now."""
+
+    reason: str
+
+
 class Ended(msgspec.Struct, frozen=True, tag=True):
     """``code`` as that of a subprocess: minus the signal that killed it."""
 
@@ -51,7 +58,8 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     code: int
 
 
-_news = msgspec.json.Decoder(Started | Ended)
+_News = Started | NotStarted | Ended
+_news = msgspec.json.Decoder(_News)
 
 
 # --- the supervisor's end ----------------------------------------------------------------------------
@@ -99,7 +107,7 @@ class ForkServer:
 
     async def start(self, module: str, environment: Mapping[str, str]) -> Forked:
         """Start ``module`` with that environment. Where the fork server dies, takes too long or was closed,
-        what is given back has ended already."""
+        what is given back has ended already. Raises OSError where the system has no room for it."""
         async with self._one_at_a_time:
             if self._closed:
                 return _ended(-signal.SIGKILL)
@@ -109,7 +117,7 @@ class ForkServer:
             self._started = asyncio.get_running_loop().create_future()
             self._writer.write(msgspec.json.encode(Order(module, dict(environment))) + b"\n")
             _, late = await asyncio.wait([self._started], timeout=self._patience_s)
-            if late:
+            if late and not self._started.done():
                 log.warning("the fork server has not answered for %g s and is killed", self._patience_s)
                 assert self._process is not None
                 self._process.kill()
@@ -125,7 +133,8 @@ class ForkServer:
 
     async def _launch(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as on_failure, theirs:
+            on_failure.callback(ours.close)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -136,8 +145,12 @@ class ForkServer:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._listening = asyncio.create_task(self._listen(self._process, reader, self._writer))
+            on_failure.callback(self._process.kill)
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+            on_failure.pop_all()
+        self._listening = background.awaited(
+            self._listen(self._process, reader, self._writer), "talk with the fork server"
+        )
 
     async def _listen(
         self,
@@ -145,16 +158,17 @@ class ForkServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Until it ends, and with it, by the kernel, what it had forked."""
-        with contextlib.suppress(ConnectionError):
+        """Until it ends, and with it, by the kernel, what it had forked. It is ended where it cannot be
+        understood."""
+        try:
             async for line in reader:
-                match _news.decode(line):
-                    case Started(pid):
-                        assert self._started is not None
-                        self._forked[pid] = Forked(pid)
-                        self._started.set_result(self._forked[pid])
-                    case Ended(pid, code):
-                        self._forked.pop(pid).end(code)
+                self._hear(_news.decode(line))
+        except ConnectionError:
+            pass
+        except Exception as error:
+            background.incident("talk with the fork server", error)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         code = await process.wait()
         writer.close()
         for forked in self._forked.values():
@@ -162,6 +176,19 @@ class ForkServer:
         self._forked.clear()
         if self._started is not None and not self._started.done():
             self._started.set_result(_ended(code))
+
+    def _hear(self, news: _News) -> None:
+        asked = self._started
+        match news:
+            case Started(pid):
+                self._forked[pid] = Forked(pid)
+                if asked is not None and not asked.done():
+                    asked.set_result(self._forked[pid])
+            case NotStarted(reason):
+                if asked is not None and not asked.done():
+                    asked.set_exception(OSError(f"no process can be started: {reason}"))
+            case Ended(pid, code):
+                self._forked.pop(pid).end(code)
 
 
 def _ended(code: int) -> Forked:
@@ -197,7 +224,7 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
     """Start what is ordered and tell how it ends, until the supervisor is gone. In a fork: the module to
     run."""
 
-    def tell(news: Started | Ended) -> None:
+    def tell(news: _News) -> None:
         channel.sendall(msgspec.json.encode(news) + b"\n")
 
     def reap(*_: object) -> None:
@@ -212,11 +239,12 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
             # It is this process that an engine must not outlive.
             environment = {**order.environment, SUPERVISOR_VARIABLE: str(os.getpid())}
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it has started before it has ended
-            if can_fork:
-                pid = os.fork()
-            else:
-                command = [sys.executable, "-m", order.module]
-                pid = os.posix_spawn(sys.executable, command, environment, setsigmask=())
+            try:
+                pid = os.fork() if can_fork else _spawn(order.module, environment)
+            except OSError as error:  # too many processes, or too little memory: what runs goes on
+                tell(NotStarted(str(error)))
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+                continue
             if pid == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.environ.clear()
@@ -227,6 +255,11 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
             if pid == 0:
                 return order.module
     return None
+
+
+def _spawn(module: str, environment: Mapping[str, str]) -> int:
+    command = [sys.executable, "-m", module]
+    return os.posix_spawn(sys.executable, command, environment, setsigmask=())
 
 
 def main() -> None:

@@ -6,9 +6,11 @@ it ever had at once, and slowly more (docs/design/0023).
 """
 
 import ctypes
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
+
+from app.background import kept_thread
 
 _EVERY_S = 10.0
 _SOMETHING_S = 0.1  # of CPU time: who did less has freed little
@@ -24,7 +26,7 @@ def give_back_freed_memory(every_s: float = _EVERY_S) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim.argtypes = [ctypes.c_size_t]
-        threading.Thread(target=_keep_giving, args=(trim, every_s), name="heap", daemon=True).start()
+        kept_thread(partial(_keep_giving, trim, every_s), "heap")
 
 
 def _keep_giving(trim: Callable[[int], int], every_s: float) -> None:

@@ -32,6 +32,11 @@ _SHARES = tuple(step / 10 for step in range(1, 11))
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = tuple(2**power for power in range(6, 18))
 
+# --- every process -----------------------------------------------------------------------------------
+INCIDENTS = Counter(
+    "trimvit_incidents", "Background tasks and threads that failed, by name; the log has why.", ["task"]
+)
+
 # --- the front end -----------------------------------------------------------------------------------
 REQUESTS = Counter("trimvit_requests", "HTTP requests answered.", ["route", "method", "status"])
 REQUEST_SECONDS = Histogram(
@@ -84,6 +89,12 @@ BATCHES = Counter(
 )
 OUT_OF_MEMORY = Counter(
     "trimvit_out_of_memory", "Batches that did not fit into memory and were computed in parts."
+)
+IMAGES_FAILED = Counter(
+    "trimvit_images_failed",
+    "Images refused as the only ones of their batch, by reason: engine-fault (computing them raises) or "
+    "no-number (their scores are not finite).",
+    ["reason"],
 )
 BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_COUNTS)
 BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)

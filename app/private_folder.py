@@ -2,6 +2,9 @@
 
 Whoever is killed cannot clear up. So the folder's owner holds a lock on a file in it, which the system lets
 go when the owner ends, and who starts next removes the folders whose lock nobody holds.
+
+Temporary folders are cleaned of what is old. systemd-tmpfiles leaves a folder alone on which somebody holds a
+lock, so there is one on the folder itself, too; other cleaners go by times, which `refresh` keeps new.
 """
 
 import contextlib
@@ -51,28 +54,39 @@ class PrivateFolder:
     def _made_in(self, parent: Path) -> Path:
         # Under this name nobody looks at it before its lock is held.
         made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))  # with mode 0700
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(shutil.rmtree, made, ignore_errors=True)
             _check_paths(made)
-            lock = (made / _LOCK).open("wb")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                os.posix_fallocate(lock.fileno(), 0, _ROOM_BYTES)
-                lock.truncate(0)
-                _check_sockets(made)
-                path = made.rename(made.with_name(made.name[1:]))
-            except BaseException:
-                lock.close()
-                raise
-        except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
-            raise
-        self._lock = lock
+            lock = on_failure.enter_context((made / _LOCK).open("wb"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.posix_fallocate(lock.fileno(), 0, _ROOM_BYTES)
+            lock.truncate(0)
+            _check_sockets(made)
+            folder = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+            on_failure.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            path = made.rename(made.with_name(made.name[1:]))
+            on_failure.pop_all()
+        self._lock, self._folder = lock, folder
         return path
+
+    def refresh(self) -> bool:
+        """Make all in it look new; False where it is there no more, or not all of it."""
+        if not (self.path / _LOCK).exists():
+            return False
+        with contextlib.suppress(OSError):  # the next time, then
+            for path in (self.path, *self.path.rglob("*")):
+                with contextlib.suppress(FileNotFoundError):  # written anew at this moment
+                    os.utime(path)
+        return True
 
     def remove(self) -> None:
         """With all that is in it. Does nothing the second time."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
 
 
 def folders_for_temporary_files() -> list[Path]:

@@ -1,4 +1,4 @@
-"""An engine's pulse: a few bytes that it shares with the supervisor, which sees from them that it goes on.
+"""A process's pulse: a few bytes that it shares with the supervisor, which sees from them that it goes on.
 
 A file mapped into both processes: writing costs nothing, and a reader need not wait for anybody.
 """
@@ -19,8 +19,9 @@ _FORGET = 0.98
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What an engine says of itself. ``turns`` of its main loop so far; ``batch``: the number of the one that
-    has run longest, 0 for none, and the seconds that it may take; ``ready``: the model is loaded."""
+    """What a process says of itself. ``turns`` of its main loop so far; ``batch``: the number of the one that
+    has run longest, 0 for none, and the seconds that it may take; ``ready``: an engine's model is loaded, an
+    HTTP process's loop runs."""
 
     turns: int = 0
     batch: int = 0
@@ -29,7 +30,7 @@ class Beat:
 
 
 class Pulse:
-    """One engine's beats, written by the engine and read by the supervisor."""
+    """One process's beats, written by it and read by the supervisor."""
 
     def __init__(self, path: Path) -> None:
         """Raises FileNotFoundError where nobody made it."""
@@ -38,7 +39,7 @@ class Pulse:
 
     @classmethod
     def made_at(cls, path: Path) -> "Pulse":
-        """A new one, at rest; an engine that still has the old one cannot touch it."""
+        """A new one, at rest; a process that still has the old one cannot touch it."""
         path.unlink(missing_ok=True)
         path.write_bytes(bytes(_LAYOUT.size))
         return cls(path)

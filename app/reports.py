@@ -3,6 +3,7 @@
 Engines speak for themselves while they live. This is for those that do not come up.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ MOST_REASON_CHARACTERS = 500
 
 class EngineReport(msgspec.Struct, frozen=True):
     """One engine's failed starts in a row. ``reason``: why the last one failed; ``next_try``: when the next
-    one is made, in seconds since 1970; ``given_up``: whether starts are made slowly now."""
+    one is made, by the system's monotonic clock, which nobody sets; ``given_up``: whether starts are made
+    slowly now."""
 
     name: str
     failed_starts: int = 0
@@ -46,7 +48,7 @@ def trouble(reports: Sequence[EngineReport]) -> tuple[str, float] | None:
     if not reports or not all(report.given_up for report in reports):
         return None
     soonest = min(reports, key=lambda report: report.next_try)
-    wait_s = max(1.0, soonest.next_try - time.time())
+    wait_s = max(1.0, soonest.next_try - time.monotonic())
     return (
         f"{soonest.name} failed to start {soonest.failed_starts} times in a row, the last time with: "
         f"{soonest.reason}; it is tried again in {wait_s:.0f} s",
@@ -55,16 +57,18 @@ def trouble(reports: Sequence[EngineReport]) -> tuple[str, float] | None:
 
 
 def tell_reason(path: Path, error: BaseException) -> None:
-    """Leave word for the supervisor, in one line, of why this process cannot go on."""
+    """Leave word for the supervisor, in one line, of why this process cannot go on; where that cannot be
+    written, the log alone has it."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    path.write_text(text[:MOST_REASON_CHARACTERS], encoding="utf-8", errors="backslashreplace")
+    with contextlib.suppress(OSError):
+        path.write_text(text[:MOST_REASON_CHARACTERS], encoding="utf-8", errors="backslashreplace")
 
 
 def take_reason(path: Path) -> str | None:
-    """The word that a process left, which is taken away; None where it left none."""
+    """The word that a process left, which is taken away; None where it left none that can be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         path.unlink()
-    except FileNotFoundError:
+    except OSError:
         return None
     return text or None

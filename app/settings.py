@@ -273,8 +273,8 @@ class Settings(BaseSettings):
         10.0,
         gt=0,
         allow_inf_nan=False,
-        description="Silence of an engine's main loop, or time of a batch beyond ten times the expected, "
-        "after which the engine is killed and replaced.",
+        description="Silence of a process's main loop, or time of a batch beyond ten times the expected, "
+        "after which the process is killed and replaced.",
     )
     load_limit_s: float = Field(
         600.0,

@@ -15,10 +15,12 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from setproctitle import setproctitle
 
+from app import background
 from app.environment import EngineFiles, engine_variables, environment_of
 from app.fork_server import Forked, ForkServer
 from app.keys import KeysError, key_ring
@@ -45,7 +47,8 @@ FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # the BLAS beneath numpy would start t
 
 _MOST_FILES = 2**20
 _SETTLED_S = 5.0  # an HTTP process that lives so long has started well
-_TICK_S = 0.5  # between two looks at an engine's pulse
+_TICK_S = 0.5  # between two looks at a process's pulse
+_LOOK_AFTER_S = 10.0  # between two looks at the private folder
 
 
 class CannotStart(Exception):
@@ -54,15 +57,15 @@ class CannotStart(Exception):
 
 @dataclass(slots=True)
 class _Child:
-    """A process to keep running. ``name`` is its slot, the same for every successor; ``pulse``: where an
-    engine's beats are."""
+    """A process to keep running. ``name`` is its slot, the same for every successor; ``pulse``: where its
+    beats are; ``hung``: why it was killed, or could not be started."""
 
     name: str
     module: str
     environment: Mapping[str, str]
     restarts: Restarts
+    pulse: Path
     inherited: tuple[int, ...] = ()
-    pulse: Path | None = None
     process: asyncio.subprocess.Process | Forked | None = None
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # it is not to be started again
     came_up: bool = False  # in this life or an earlier one
@@ -93,6 +96,7 @@ class Supervisor:
         except NoFolder as error:
             raise CannotStart(str(error)) from error
         self._folder = folder = private.path
+        background.tell_of_stray_failures()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
@@ -120,9 +124,16 @@ class Supervisor:
             for listener in operations:
                 log.info("operations on %s", url("http", listener))
             self._report()
-            keepers = [asyncio.create_task(self._keep_running(child)) for child in self._children]
-            reaping = asyncio.create_task(reap_orphans())
+            keepers = [
+                background.needed(partial(self._keep_running, child), "keeper of a process", self._fail)
+                for child in self._children
+            ]
+            looking_after = background.needed(
+                partial(self._look_after, private), "keeper of the private folder", self._fail
+            )
+            reaping = background.kept(reap_orphans, "reaper of orphans")
             await self._stopping.wait()
+            looking_after.cancel()
             drained = await self._drain(fronts, engines)
             for listener in (*listeners, *operations):
                 listener.close()
@@ -162,6 +173,21 @@ class Supervisor:
         log.info("stopping: finishing what was accepted")
         self._stopping.set()
 
+    def _fail(self, reason: str) -> None:
+        """Stop, with an error: whoever started this process starts a sound one."""
+        if self._failed is None:
+            self._failed = reason
+        self._stopping.set()
+
+    async def _look_after(self, private: PrivateFolder) -> None:
+        """Keep cleaners of old files off the folder, and stop where it is removed: nothing could be started
+        again without it."""
+        while True:
+            if not private.refresh():
+                break
+            await asyncio.sleep(_LOOK_AFTER_S)
+        self._fail(f"the folder {private.path} was removed while the server ran; exclude it from cleaning")
+
     def _engine(self, index: int, device: str, sharing: int, folder: Path) -> _Child:
         files = EngineFiles(folder, f"engine-{index}")
         environment = engine_variables(files, index, device, sharing)
@@ -171,7 +197,7 @@ class Supervisor:
             ENGINE,
             environment,
             restarts,
-            pulse=files.pulse,
+            files.pulse,
             report=EngineReport(files.name),
         )
 
@@ -183,8 +209,11 @@ class Supervisor:
         engines: list[_Child],
         folder: Path,
     ) -> _Child:
+        name = f"http-{index}"
+        pulse = folder / f"{name}.pulse"
         sockets = tuple(listener.fileno() for listener in (*listeners, *operations))
         environment = {
+            "TRIMVIT_HTTP_PULSE": str(pulse),
             "TRIMVIT_HTTP_INDEX": str(index),
             "TRIMVIT_HTTP_REPORTS": str(folder / "engines.json"),
             "TRIMVIT_HTTP_SOCKETS": " ".join(map(str, sockets[: len(listeners)])),
@@ -194,7 +223,7 @@ class Supervisor:
             ),
         }
         restarts = Restarts(self.settings.slow_retry_s)
-        return _Child(f"http-{index}", HTTP, environment, restarts, sockets)
+        return _Child(name, HTTP, environment, restarts, pulse, sockets)
 
     def _metrics(self, folder: Path) -> None:
         """Metrics files of all processes go into a new folder; this process writes there too."""
@@ -206,36 +235,50 @@ class Supervisor:
         from app import metrics  # only now does it know where to write
 
         loop = asyncio.get_running_loop()
-        is_engine = child.pulse is not None
         metrics.RESTARTS.labels(child.name)  # there from the start, so that the first restart shows as a rise
         while not child.ending.is_set():
-            pulse = Pulse.made_at(child.pulse) if child.pulse is not None else None
             started = loop.time()
-            child.process = await self._start(child)
-            if child.ending.is_set():  # told to stop while it was being started
-                _signal(child, signal.SIGKILL)
-            if is_engine:
-                metrics.ENGINE_UP.labels(child.name).set(1)
-            watching = asyncio.create_task(self._watch(child, pulse)) if pulse is not None else None
-            code = await child.process.wait()
-            if watching is not None:
-                watching.cancel()
-            if is_engine:
-                metrics.engine_ended(child.name)
+            try:
+                code, was_ready = await self._life(child)
+            except Exception as error:  # it cannot be started now, or watched: the next try may succeed
+                background.incident("start of a process", error)
+                child.hung = f"{type(error).__name__}: {error}"
+                await _end(child)
+                code, was_ready = 1, False
             if child.ending.is_set():
                 return
-            lived_s = loop.time() - started
-            was_ready = pulse.read().ready if pulse is not None else lived_s > _SETTLED_S
             child.came_up = child.came_up or was_ready
             if code == LOAD_FAILED and not child.came_up:
-                self._failed = f"{child.name} cannot load the model; its log line above says why"
-                self._stopping.set()
+                self._fail(f"{child.name} cannot load the model; its log line above says why")
                 return
             metrics.RESTARTS.labels(child.name).inc()
-            pause = child.restarts.ended(lived_s, was_ready=was_ready)
+            pause = child.restarts.ended(loop.time() - started, was_ready=was_ready)
             self._tell_of_end(child, code, pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.ending.wait(), pause)
+
+    async def _life(self, child: _Child) -> tuple[int, bool]:
+        """Start it and wait until it ends: its exit code, and whether it came up. Raises OSError where the
+        system lacks something for a start."""
+        from app import metrics
+
+        started = time.monotonic()
+        pulse = Pulse.made_at(child.pulse)
+        is_engine = child.module == ENGINE
+        child.process = None
+        child.process = await self._start(child)
+        if child.ending.is_set():  # told to stop while it was being started
+            _signal(child, signal.SIGKILL)
+        watching = background.kept(partial(self._watch, child, pulse), "watch over a process")
+        try:
+            if is_engine:
+                metrics.ENGINE_UP.labels(child.name).set(1)
+            code = await child.process.wait()
+        finally:
+            watching.cancel()
+            if is_engine:
+                metrics.engine_ended(child.name)
+        return code, pulse.read().ready and (is_engine or time.monotonic() - started > _SETTLED_S)
 
     async def _start(self, child: _Child) -> asyncio.subprocess.Process | Forked:
         is_engine = child.module == ENGINE
@@ -253,10 +296,10 @@ class Supervisor:
         )
 
     async def _watch(self, child: _Child, pulse: Pulse) -> None:
-        """Kill the engine if it hangs; say so once it is ready again after failed starts.
+        """Kill the process if it hangs; say so once it is ready again after failed starts.
 
         A tick counts as no longer than it should have been: where this process got no CPU or was suspended,
-        the engine was, too.
+        its children were, too.
         """
         assert child.process is not None
         watch = Watch(self.settings.hang_after_s, self.settings.load_limit_s)
@@ -267,8 +310,9 @@ class Supervisor:
             if beat.ready and child.restarts.failed_starts:
                 log.info("%s is up after %d failed starts", child.name, child.restarts.failed_starts)
                 child.restarts.came_up()
-                child.report = EngineReport(child.name)
-                self._report()
+                if child.report is not None:
+                    child.report = EngineReport(child.name)
+                    self._report()
             child.hung = watch.tick(_TICK_S, beat, lambda: hunger.starved(_TICK_S))
             if child.hung is not None:
                 log.warning("%s hangs and is killed: %s", child.name, child.hung)
@@ -292,13 +336,16 @@ class Supervisor:
             log.warning("%s ended (%s); starting it again in %.1f s", child.name, reason, pause_s)
         if child.report is not None:
             child.report = EngineReport(
-                child.name, failed, reason, time.time() + pause_s, child.restarts.given_up
+                child.name, failed, reason, time.monotonic() + pause_s, child.restarts.given_up
             )
             self._report()
 
     def _report(self) -> None:
         reports = [child.report for child in self._children if child.report is not None]
-        write_reports(self._folder / "engines.json", reports)
+        try:
+            write_reports(self._folder / "engines.json", reports)
+        except OSError as error:  # front ends wait longer for an engine than they need to
+            background.incident("reports of engines", error)
 
     async def _drain(self, fronts: list[_Child], engines: list[_Child]) -> bool:
         """Front ends first: they finish what they accepted, for which they need the engines. False if the
@@ -310,7 +357,7 @@ class Supervisor:
                 child.ending.set()
                 _signal(child, signal.SIGTERM)
             rest = max(0.0, deadline - asyncio.get_running_loop().time())
-            alive = [asyncio.create_task(child.process.wait()) for child in group if child.process]
+            alive = [background.awaited(child.process.wait(), "end") for child in group if child.process]
             if alive:
                 _, late = await asyncio.wait(alive, timeout=rest)
                 drained = drained and not late
@@ -353,6 +400,12 @@ def _raise_file_limit() -> None:
 def _signal(child: _Child, number: signal.Signals) -> None:
     if child.process is not None and child.process.returncode is None:
         child.process.send_signal(number)
+
+
+async def _end(child: _Child) -> None:
+    if child.process is not None:
+        _signal(child, signal.SIGKILL)
+        await child.process.wait()
 
 
 def _ending(code: int) -> str:

@@ -7,7 +7,6 @@ and the spans are made from them here, so that they cross the process border wit
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
+
+from app import background
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -102,8 +103,7 @@ class Tracing:
 
     def close(self) -> None:
         """Send what has not been sent; a collector that does not answer holds nobody up."""
-        closing = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
-        closing.start()
+        closing = background.thread(self._provider.shutdown, "last spans", lambda _: None)
         closing.join(_LAST_EXPORT_S)
 
 

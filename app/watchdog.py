@@ -1,4 +1,4 @@
-"""Whether an engine hangs. A busy engine and one that gets no CPU must not be taken for one that hangs."""
+"""Whether a process hangs. A busy one and one that gets no CPU must not be taken for one that hangs."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _STARVED_BELOW = 0.25  # of one CPU, while it wants to run
 
 @dataclass(slots=True)
 class Watch:
-    """Judges one life of an engine by its beats. Pure: no clock, no files.
+    """Judges one life of an engine or an HTTP process by its beats. Pure: no clock, no files.
 
     ``silence_s``: how long its main loop may say nothing, ``load_s``: how long it may load.
     """

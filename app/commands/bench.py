@@ -18,6 +18,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
+from app import background
 from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
 from app.commands.load import ANSWERED, Mix, Outcome, Sample, closed_loop, open_loop, poisson_arrivals
 from app.commands.photographs import in_folder
@@ -147,7 +148,7 @@ async def _load(
             total=round(total_s), unit="s", bar_format="{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}",
             disable=None, leave=False,
         ) as progress:  # fmt: skip
-            ticking = asyncio.create_task(_tick(progress, samples))
+            ticking = background.awaited(_tick(progress, samples), "progress")
             if config.rate is None:
                 await closed_loop(send, mix, config.concurrency or 8, total_s, samples.append)
             else:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ import zmq
 import zmq.asyncio
 from jaxtyping import Float32, UInt8, UInt16
 
-from app import metrics
+from app import background, metrics
 from app.engine.messages import (
     Answer,
     Begun,
@@ -186,10 +187,9 @@ class EngineClient:
     async def start(self) -> None:
         """Connect; engines may come up later."""
         self._tasks = [
-            asyncio.create_task(self._keep_linked(link), name=f"link to {link.address}")
-            for link in self._links
+            background.kept(partial(self._keep_linked, link), "link to an engine") for link in self._links
         ]
-        self._tasks.append(asyncio.create_task(self._read_reports(), name="read reports"))
+        self._tasks.append(background.kept(self._read_reports, "reports of engines"))
 
     async def close(self) -> None:
         """Disconnect. What is still pending fails as NotReady."""
@@ -400,8 +400,8 @@ class EngineClient:
             rest = msgspec.structs.replace(pending.submit, deadline_s=left_s, suspect=suspect)
             await self._submit(link, pending, rest)
 
-    async def _lost(self, link: _Link) -> None:
-        """The engine has gone: what it had waits for another, or for its successor."""
+    async def _lost(self, link: _Link, *, died: bool) -> None:
+        """The engine has gone, or the link to it: what it had waits for another, or for its successor."""
         had, link.pending = link.pending, {}
         link.outlook.lost()
         link.standing.lost()
@@ -411,8 +411,8 @@ class EngineClient:
             pending.link = None
             if pending.answered.done():
                 continue
-            pending.losses += 1
-            if pending.begun:
+            pending.losses += died
+            if pending.begun and died:
                 computed += 1
                 pending.crashes += 1
             if (
@@ -462,30 +462,43 @@ class EngineClient:
         """A socket for each life of the engine: what an old one had not delivered must not reach the
         successor, which is sent all of it anew."""
         while True:
+            try:
+                await self._talk(link)
+            except Exception:
+                await self._lost(link, died=False)
+                raise
+            await self._lost(link, died=True)
+
+    async def _talk(self, link: _Link) -> None:
+        """Until the engine has gone. Raises what went wrong in any part of it."""
+        with contextlib.ExitStack() as stack:
             socket = self._context.socket(zmq.DEALER)
+            stack.callback(socket.close, 0)
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.SNDHWM, 0)
             socket.setsockopt(zmq.RCVHWM, 0)
             monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            stack.callback(monitor.close, 0)
+            stack.callback(socket.disable_monitor)
             socket.connect(link.address)
             link.socket = socket
-            talk = (
-                asyncio.create_task(self._receive(link, socket), name=f"receive from {link.address}"),
-                asyncio.create_task(self._ping(link), name=f"ping {link.address}"),
-            )
+            parts = {
+                background.awaited(_next_event(monitor), "end of an engine"),
+                background.awaited(self._receive(link, socket), "receive from an engine"),
+                background.awaited(self._ping(link), "ping an engine"),
+            }
             try:
-                await monitor.recv_multipart()
+                ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                for part in ended:
+                    part.result()
                 await self._hear_out(link, socket)
-                await self._lost(link)
             finally:
                 # All of this before anything is awaited: a second cancellation would leave the socket open.
-                for task in talk:
-                    task.cancel()
+                for part in parts:
+                    part.cancel()
                 link.socket = None
-                socket.disable_monitor()
-                monitor.close(0)
-                socket.close(0)
-                await asyncio.gather(*talk, return_exceptions=True)
+                stack.close()
+                await asyncio.gather(*parts, return_exceptions=True)
 
     async def _hear_out(self, link: _Link, socket: zmq.asyncio.Socket) -> None:
         """What the engine had said before it went."""
@@ -545,6 +558,10 @@ class EngineClient:
                     _fail(pending, _problem(message))
 
 
+async def _next_event(monitor: zmq.asyncio.Socket) -> None:
+    await monitor.recv_multipart()
+
+
 def _way_s(answer: Answer, whole_s: float) -> float:
     """What of the time until an answer was neither spent in the engine's queue nor in computing: on the way,
     and until either side came to it."""
@@ -575,8 +592,13 @@ def _problem(refusal: Refuse) -> Problem:
                 "the engine has not enough memory for this image, even alone",
                 retry_after_s=refusal.retry_after_s,
             )
+        case "no-number":
+            return InternalFault(
+                "the network's scores for this image are not finite numbers, so there is no answer; a wider "
+                "--dtype may help"
+            )
         case _:
-            return InternalFault("the engine failed on the batch with this image; see its log")
+            return InternalFault("the engine failed on this image, and on no other of its batch; see its log")
 
 
 def _queue_full(retry_after_s: float | None) -> Problem:

@@ -26,10 +26,14 @@ class Learned(msgspec.Struct, frozen=True):
 
 
 def remember(path: Path, learned: Learned) -> None:
-    """Leave it for the next engine, all of it or nothing."""
+    """Leave it for the next engine, all of it or nothing. Without room for it, the next one finds out for
+    itself."""
     new = path.with_suffix(".new")
-    new.write_bytes(msgspec.json.encode(learned))
-    new.replace(path)
+    try:
+        new.write_bytes(msgspec.json.encode(learned))
+        new.replace(path)
+    except OSError as error:
+        log.warning("what this engine learned cannot be left to the next: %s", error)
 
 
 def recall(path: Path, info: ModelInfo, limits: Limits) -> Learned | None:
@@ -38,6 +42,9 @@ def recall(path: Path, info: ModelInfo, limits: Limits) -> Learned | None:
         text = path.read_bytes()
         path.unlink()
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("what the last engine learned cannot be read: %s", error)
         return None
     try:
         learned = msgspec.json.decode(text, type=Learned)

@@ -6,10 +6,7 @@ is shared but two queues. What computes is behind `Backend`, so this module know
 
 import logging
 import math
-import os
-import threading
 import time
-import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +18,13 @@ from typing import Protocol, get_args
 import msgspec
 import zmq
 
-from app import metrics
+from app import background, metrics
 from app.engine.agreement import Agreement, Check
 from app.engine.brown_out import CEILINGS, ratios
 from app.engine.cost import CostModel, Measured, Work
 from app.engine.fair_queue import Entry
 from app.engine.load import load_of
-from app.engine.memory import Budget, compute_in_parts
+from app.engine.memory import Budget
 from app.engine.messages import (
     Answer,
     Begun,
@@ -43,6 +40,7 @@ from app.engine.messages import (
     decode_from_front_end,
     encode,
 )
+from app.engine.parts import BackendBroken, Computed, compute_in_parts
 from app.engine.scheduler import Batch, Limits, Scheduler, Taken
 from app.engine.shares import shares, tokens
 from app.pulse import Beat, Progress, Pulse
@@ -53,7 +51,18 @@ log = logging.getLogger(__name__)
 _POLL_LIMIT_S = 0.5
 _RETRY_AFTER_S = 1.0
 _LOAD_EVERY_S = 0.05  # at most so often front ends are told of the load
-_FRONT_END_SILENCE_S = 5.0  # one that pings no more is gone
+_FRONT_END_SILENCE_S = 5.0  # one that pings no more is told nothing more
+# Once a connection has ended, the engine looks for its front end: so long, for the socket may hear of the end
+# later than its monitor, and so often.
+_LOOK_FOR_GONE_S = 1.0
+_LOOK_EVERY_S = 0.05
+
+# What is asked of an image that is run for ourselves.
+_CHECKED = Submit(id=0, pruning=UNPRUNED, margin=None, top_k=1, kept_patches=False, deadline_s=0)
+_WORDS = {
+    "engine-fault": "computing it alone failed, though a blank image can be computed",
+    "no-number": "its scores are no finite numbers",
+}
 
 Key = tuple[bytes, int]
 
@@ -116,10 +125,9 @@ class _FrontEnd:
 class _Done:
     batch: Batch
     jobs: list[tuple[Key, Job]]
-    results: Sequence[Result | None] | None
+    computed: Computed[Result]
     started: float
     ended: float
-    fitted: int = 0  # images that were computed at once
 
 
 @dataclass(slots=True)
@@ -155,6 +163,8 @@ class Engine:
         self._suspects: dict[Key, Entry] = {}  # in the order in which they came
         self._trial: Batch | None = None  # of a suspect
         self._front_ends: dict[bytes, _FrontEnd] = {}
+        self._gone: set[bytes] = set()  # front ends that a message did not reach
+        self._look_until = float("-inf")
         self._load_changed = False
         self._load_told = 0.0
         self._agreement = agreement or Agreement(0.0)
@@ -163,6 +173,12 @@ class Engine:
         self._news: SimpleQueue[Loaded | BaseException | _Done | _Checked] = SimpleQueue()
         self._woken, self._waker = socketpair()
         self._stopping = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<Engine {self.name}: {len(self._front_ends)} front ends, {len(self._jobs)} images, "
+            f"{len(self._suspects)} suspects, {self._scheduler}>"
+        )
 
     def stop(self) -> None:
         """Finish what was accepted, then return from `run`. Safe in a signal handler."""
@@ -175,11 +191,14 @@ class Engine:
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.LINGER, 2000)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # what is sent to a front end that has gone says so
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         socket.bind(self._address)
-        threading.Thread(target=self._load, name="load", daemon=True).start()
+        background.thread(self._load, "load", background.end_process)
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
+        poller.register(monitor, zmq.POLLIN)
         try:
             while not (self._stopping and self._idle):
                 ready = dict(poller.poll(self._patience_ms()))
@@ -189,6 +208,10 @@ class Engine:
                     self._handle_news(socket)
                 if socket in ready:
                     self._receive_all(socket)
+                if monitor in ready:
+                    monitor.recv_multipart()
+                    self._look_until = time.monotonic() + _LOOK_FOR_GONE_S
+                self._forget_gone(socket)
                 self._expire(socket)
                 self._start_batches(socket)
                 self._tell_load(socket)
@@ -197,8 +220,15 @@ class Engine:
             if self._loaded is not None:
                 for _ in range(self._loaded.limits.streams):
                     self._work.put(None)
+            socket.disable_monitor()
+            monitor.close(0)
             socket.close()
             self._context.term()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it has had a model that works."""
+        return self._loaded is not None
 
     @property
     def _idle(self) -> bool:
@@ -226,9 +256,7 @@ class Engine:
                     self._load_changed = True
                 case Cancel(id=image):
                     key = (sender, image)
-                    if self._suspects.pop(key, None) is not None or (
-                        self._scheduler is not None and self._scheduler.cancel(key)
-                    ):
+                    if self._withdraw(key):
                         del self._jobs[key]
                 case Submit():
                     self._submit(socket, sender, Job(message, pixels))
@@ -282,7 +310,33 @@ class Engine:
     def _send(
         self, socket: zmq.Socket[bytes], to: bytes, message: FromEngine, frames: Sequence[bytes] = ()
     ) -> None:
-        socket.send_multipart([to, encode(message), *frames])
+        try:
+            socket.send_multipart([to, encode(message), *frames])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._gone.add(to)
+
+    def _forget_gone(self, socket: zmq.Socket[bytes]) -> None:
+        """Compute nothing more for front ends that have gone. What is being computed is finished, for
+        nobody."""
+        if time.monotonic() < self._look_until:
+            for sender in {*self._front_ends, *(owner for owner, _ in self._jobs)}:
+                self._send(socket, sender, Begun([]))  # which says nothing, to whoever is there
+        for sender in self._gone:
+            dropped = [key for key in self._jobs if key[0] == sender and self._withdraw(key)]
+            if self._front_ends.pop(sender, None) is not None or dropped:
+                self._load_changed = True
+                log.info("a front end has gone; %d of its images that waited are forgotten", len(dropped))
+            for key in dropped:
+                del self._jobs[key]
+        self._gone.clear()
+
+    def _withdraw(self, key: Key) -> bool:
+        """Whether the image still waited, and does no more."""
+        if self._suspects.pop(key, None) is not None:
+            return True
+        return self._scheduler is not None and self._scheduler.cancel(key)
 
     def _status(self) -> Status:
         return Status(
@@ -324,6 +378,8 @@ class Engine:
             due = min(due, expiry)
         if self._load_changed and self._scheduler is not None:
             due = min(due, self._load_told + _LOAD_EVERY_S)
+        if now < self._look_until:
+            due = min(due, now + _LOOK_EVERY_S)
         return max(0, math.ceil((due - now) * 1000))
 
     # --- compute ------------------------------------------------------------------------------------
@@ -382,8 +438,8 @@ class Engine:
                 for reason in get_args(Lowered):  # there from the start, so that the first shows as a rise
                     metrics.LOWERED.labels(reason)
                 metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
-                for index in range(loaded.limits.streams):
-                    threading.Thread(target=self._stream, name=f"stream {index}", daemon=True).start()
+                for _ in range(loaded.limits.streams):
+                    background.thread(self._stream, "stream", background.end_process)
                 log.info("%s is ready on %s in %s", loaded.info.name, loaded.info.device, loaded.info.dtype)
             case BaseException() as error:
                 raise error
@@ -405,13 +461,10 @@ class Engine:
         self._progress.ended(id(done.batch), done.batch.tokens, done.ended - done.started)
         for key, _ in done.jobs:
             del self._jobs[key]
-        if done.results is None:
-            for key, _ in done.jobs:
-                self._refuse(socket, key, "engine-fault")
-            return
-        for entry, (key, job), result in zip(done.batch.entries, done.jobs, done.results, strict=True):
-            if result is None:
-                self._refuse(socket, key, "out-of-memory")
+        results = done.computed.results
+        for entry, (key, job), result in zip(done.batch.entries, done.jobs, results, strict=True):
+            if isinstance(result, str):
+                self._refuse(socket, key, result)
                 continue
             answer = Answer(
                 id=job.submit.id,
@@ -428,27 +481,45 @@ class Engine:
             logits = () if result.logits is None else (result.logits,)
             self._send(socket, key[0], answer, (*result.kept, *logits))
             self._agreement.answered(job.pixels, result.classes[0], result.keep_ratio)
-        self._learn(done, done.results)
-        self._measure(done, done.results)
+        self._tell_of_faults(done)
+        self._learn(done)
+        self._measure(done)
+
+    def _tell_of_faults(self, done: _Done) -> None:
+        """In the log: which images were refused, and what was raised."""
+        computed = done.computed
+        for error in computed.errors:
+            log.error("computing a batch of %d images failed:\n%s", len(done.jobs), error.rstrip())
+        for (_, job), result in zip(done.jobs, computed.results, strict=True):
+            if result in ("engine-fault", "no-number"):
+                metrics.IMAGES_FAILED.labels(result).inc()
+                log.error(
+                    "one image of a batch of %d is refused (%s), the others are answered; it asked for %s",
+                    *(len(done.jobs), _WORDS[result], job.submit.pruning),
+                )
 
     def _predict_from(self, scheduler: Scheduler, loaded: Loaded) -> None:
         scheduler.overhead_s = loaded.costs.overhead_s(loaded.limits.stream_threads)
         scheduler.caution = loaded.costs.caution
 
-    def _learn(self, done: _Done, results: Sequence[Result | None]) -> None:
+    def _learn(self, done: _Done) -> None:
         """What the batch took goes into the predictions of those to come. Form smaller batches where it did
         not fit into memory."""
         assert self._loaded is not None
         assert self._scheduler is not None
         assert self._budget is not None
-        if done.fitted == len(done.jobs):
+        computed = done.computed
+        if computed.at_once == len(done.jobs):
             self._budget.fitted()
-            work = Work(len(results), sum(result.compute for result in results if result is not None))
+            results = [result for result in computed.results if not isinstance(result, str)]
+            if len(results) < len(done.jobs):  # what they cost is not known of all
+                return
+            work = Work(len(results), sum(result.compute for result in results))
             measured = Measured(done.batch.threads, work, done.ended - done.started)
             metrics.PREDICTION_ERROR.observe(abs(self._loaded.costs.observe(measured)))
             self._predict_from(self._scheduler, self._loaded)
-        else:
-            self._budget.did_not_fit(done.batch.tokens, done.fitted / len(done.jobs))
+        elif computed.memory_was_short:
+            self._budget.did_not_fit(done.batch.tokens, computed.at_once / len(done.jobs))
             metrics.OUT_OF_MEMORY.inc()
             log.warning(
                 "a batch of %d images did not fit into memory; of at most %d tokens from now on",
@@ -458,14 +529,16 @@ class Engine:
         if self._budget.tokens != self._scheduler.limits.batch_tokens:
             self._scheduler.limits = replace(self._scheduler.limits, batch_tokens=self._budget.tokens)
 
-    def _measure(self, done: _Done, all_results: Sequence[Result | None]) -> None:
+    def _measure(self, done: _Done) -> None:
         assert self._loaded is not None
         info, limits = self._loaded.info, self._loaded.limits
         answered = [
             (job.submit.pruning, result)
-            for (_, job), result in zip(done.jobs, all_results, strict=True)
-            if result is not None
+            for (_, job), result in zip(done.jobs, done.computed.results, strict=True)
+            if not isinstance(result, str)
         ]
+        if not answered:
+            return
         prunings, results = [pruning for pruning, _ in answered], [result for _, result in answered]
         lengths = {_lengths(info, pruning, result) for pruning, result in zip(prunings, results, strict=True)}
         metrics.BATCHES.labels("dense" if len(lengths) == 1 else "ragged").inc()
@@ -502,39 +575,35 @@ class Engine:
             self._report(error)
 
     def _stream(self) -> None:
-        """A compute thread. One that dies takes the process with it: health must not stay green."""
-        try:
-            while (work := self._work.get()) is not None:
-                if isinstance(work, Check):
-                    self._report(self._checked(work))
-                    continue
-                batch, jobs = work
-                started = time.monotonic()
-                results: Sequence[Result | None] | None
-                fitted = 0
-                try:
-                    results, fitted = compute_in_parts(
-                        partial(self._backend.classify, threads=batch.threads), [job for _, job in jobs]
-                    )
-                    if len(results) != len(jobs):
-                        raise RuntimeError(f"{len(jobs)} images went in, {len(results)} results came out")
-                except Exception:
-                    log.exception("a batch of %d images failed", len(jobs))
-                    results = None
-                self._report(_Done(batch, jobs, results, started, time.monotonic(), fitted))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
+        """A compute thread. One that dies takes the process with it."""
+        while (work := self._work.get()) is not None:
+            if isinstance(work, Check):
+                self._report(self._checked(work))
+                continue
+            batch, jobs = work
+            began = time.monotonic()
+            try:
+                compute = partial(self._backend.classify, threads=batch.threads)
+                computed = compute_in_parts(compute, [job for _, job in jobs], self._blank())
+            except BackendBroken as error:  # it ends the process: health must not stay green
+                self._report(error)
+                continue
+            self._report(_Done(batch, jobs, computed, began, time.monotonic()))
 
     def _checked(self, check: Check) -> _Checked:
         """Run an answered image unpruned, on one thread: an image that comes meanwhile has the others."""
-        submit = Submit(id=0, pruning=UNPRUNED, margin=None, top_k=1, kept_patches=False, deadline_s=0)
         try:
-            (result,) = self._backend.classify([Job(submit, check.pixels)], 1)
+            (result,) = self._backend.classify([Job(_CHECKED, check.pixels)], 1)
         except Exception:
             log.exception("an image that was to be run again unpruned failed")
             return _Checked(check, None)
         return _Checked(check, result.classes[0])
+
+    def _blank(self) -> Job:
+        """An image that every sound backend can compute."""
+        assert self._loaded is not None
+        height, width = self._loaded.info.input.size
+        return Job(_CHECKED, bytes(height * width * 3))
 
     def _report(self, news: Loaded | BaseException | _Done | _Checked) -> None:
         self._news.put(news)

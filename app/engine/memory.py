@@ -1,13 +1,9 @@
-"""What to do when a batch does not fit into memory: split it, and form smaller ones for a while."""
+"""What is done when a batch does not fit into memory: smaller ones are formed for a while. (The batch itself
+is computed in parts: app.engine.parts.)"""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from app.engine.scheduler import Limits
-
-J = TypeVar("J")
-R = TypeVar("R")
 
 _RAISE_AFTER = 100  # batches that fitted
 _RAISE_BY = 1.25
@@ -22,28 +18,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
-
-def compute_in_parts(
-    compute: Callable[[Sequence[J]], Sequence[R]], jobs: Sequence[J]
-) -> tuple[list[R | None], int]:
-    """Results in order, and the size of the largest part that was computed at once.
-
-    A batch that does not fit is halved until it does; None stands for an image that does not fit alone.
-    Raises what ``compute`` raises otherwise.
-    """
-    try:
-        return list(compute(jobs)), len(jobs)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Outside of the handler: its traceback would keep the failed batch's tensors alive.
-    if len(jobs) == 1:
-        return [None], 0
-    half = len(jobs) // 2
-    first, fitted_first = compute_in_parts(compute, jobs[:half])
-    second, fitted_second = compute_in_parts(compute, jobs[half:])
-    return first + second, max(fitted_first, fitted_second)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,13 @@ from models.schedule import Architecture, Method, Pruning
 from models.transforms import InputSpec
 
 RefusalReason = Literal[
-    "not-ready", "queue-full", "deadline-unmeetable", "deadline-passed", "out-of-memory", "engine-fault"
+    "not-ready",
+    "queue-full",
+    "deadline-unmeetable",
+    "deadline-passed",
+    "out-of-memory",
+    "engine-fault",
+    "no-number",
 ]
 # Why an image was computed at a lower ratio than it asked for.
 Lowered = Literal["brown-out", "deadline"]

@@ -137,7 +137,12 @@ def run(settings: Settings, args: EngineArgs) -> None:
             height, width = self.classifier.spec.size
             with self._stream():
                 pixels = torch.zeros((len(prunings), height, width, 3), dtype=torch.uint8)
-                self.classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
+                found = self.classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
+            if not all(np.isfinite(prediction.scores).all() for prediction in found):
+                served = str(dtype).removeprefix("torch.")
+                raise ModelError(
+                    f"its scores for a black image are not finite numbers in {served}; a wider dtype may help"
+                )
 
         def _stream(self) -> AbstractContextManager[object]:
             """On a GPU each thread computes on a stream of its own: one copies while the other computes, and
@@ -198,6 +203,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
     try:
         engine.run()
     except (ModelError, UnsupportedModelError, OSError) as error:
+        if engine.loaded:  # it served: another start may help
+            raise
         log.error("cannot load the model %s: %s", settings.model, error)
         if (reason := os.environ.get("TRIMVIT_ENGINE_REASON")) is not None:
             tell_reason(Path(reason), error)

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
-from app import metrics, tracing
+from app import background, metrics, tracing
 from app.engine.client import Classified, Expected, Question
 from app.engine.messages import ModelInfo
 from app.engine.smoothed import Smoothed
@@ -371,7 +371,7 @@ async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
     raised: a queue must not keep what nobody waits for."""
-    working, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(request))
+    working, gone = background.awaited(work, "answer"), background.awaited(_disconnect(request), "client")
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():

@@ -1,6 +1,5 @@
 """The HTTP process's listeners: how uvicorn runs the application on its sockets."""
 
-import asyncio
 import contextlib
 import logging
 import resource
@@ -11,6 +10,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from app import background
 from app.http.connections import bounded
 from app.http.handshakes import tls_protocol
 from app.http.places import Places
@@ -112,9 +112,12 @@ async def serve(
         await Server(main, traffic).serve(sockets=listeners)
         return
     companion = _Companion(operations)
-    beside = asyncio.create_task(companion.serve(sockets=operations_listeners))
+    server = Server(main, traffic)
+    beside = background.awaited(companion.serve(sockets=operations_listeners), "operations listener")
+    # Where it ends first, the process ends, and another takes its place.
+    beside.add_done_callback(lambda _: setattr(server, "should_exit", True))
     try:
-        await Server(main, traffic).serve(sockets=listeners)
+        await server.serve(sockets=listeners)
     finally:
         companion.should_exit = True
         await beside

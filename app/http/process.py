@@ -4,11 +4,12 @@ import asyncio
 import gc
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 from setproctitle import setproctitle
 
-from app import tracing
+from app import background, tracing
 from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
 from app.heap import give_back_freed_memory
@@ -19,7 +20,10 @@ from app.http.traffic import Traffic
 from app.lifeline import die_with_parent
 from app.logs import configure_logging
 from app.main import create_app, create_operations_app
+from app.pulse import Beat, Pulse
 from app.settings import Settings
+
+_BEAT_S = 0.25
 
 
 async def run(
@@ -28,8 +32,11 @@ async def run(
     addresses: list[str],
     reports: Path,
     operations_listeners: list[socket.socket],
+    pulse: Pulse,
 ) -> None:
     """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
+    background.tell_of_stray_failures()
+    beating = background.kept(partial(_beat, pulse), "pulse")
     engines = EngineClient(
         addresses,
         reports=reports,
@@ -51,7 +58,19 @@ async def run(
     if operations_listeners:
         hosts = answered_hosts(settings.operations_host, settings.allowed_hosts, with_keys=False)
         operations = operations_config(create_operations_app(Health(engines, decoders), hosts), settings)
-    await serve(main_config(app, settings), listeners, traffic, operations, operations_listeners)
+    try:
+        await serve(main_config(app, settings), listeners, traffic, operations, operations_listeners)
+    finally:
+        beating.cancel()
+
+
+async def _beat(pulse: Pulse) -> None:
+    """Tell the supervisor that this loop goes on."""
+    turns = 0
+    while True:
+        turns += 1
+        pulse.write(Beat(turns, ready=True))
+        await asyncio.sleep(_BEAT_S)
 
 
 def main() -> None:
@@ -68,7 +87,8 @@ def main() -> None:
     )
     addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split("\n")
     reports = Path(os.environ["TRIMVIT_HTTP_REPORTS"])
-    asyncio.run(run(settings, listeners, addresses, reports, operations))
+    pulse = Pulse(Path(os.environ["TRIMVIT_HTTP_PULSE"]))
+    asyncio.run(run(settings, listeners, addresses, reports, operations, pulse))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from app import background
 from app.environment import EngineFiles, engine_variables, environment_of, tune_libraries
 from app.pulse import Pulse
 from app.reports import take_reason
@@ -45,11 +46,11 @@ class EngineKeeper:
         self._ending = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         # The engine ends with the thread that started it (app.lifeline).
-        self._thread = threading.Thread(target=self._keep, name="engine keeper", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the engine; it may take its time to load."""
-        self._thread.start()
+        self._thread = background.thread(self._keep, "engine keeper", self._failed)
 
     def stop(self) -> None:
         """End the engine, once it has finished what it accepted or the grace time has passed."""
@@ -61,7 +62,13 @@ class EngineKeeper:
                 process.wait(self._settings.shutdown_grace_s)
             except subprocess.TimeoutExpired:
                 process.kill()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _failed(self, error: BaseException) -> None:
+        """Nobody keeps the engine any more, which ends with the thread; another replica is the better try."""
+        if not self._ending.is_set():
+            self._give_up(f"the engine cannot be kept running: {type(error).__name__}: {error}")
 
     def _keep(self) -> None:
         from app import metrics  # only now is it known where to write

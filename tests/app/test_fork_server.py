@@ -26,6 +26,16 @@ import threading, time
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
 """,
     "broken": "raise RuntimeError('no such library')",
+    # A system without room for another process, for now.
+    "no_room": """
+import os
+fork = os.fork
+def full():
+    os.fork = fork
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+os.fork = full
+""",
+    "talks_nonsense": "import os, sys\nos.write(int(sys.argv[1]), b'nonsense\\n')",
     "endless": "import time\ntime.sleep(600)",
     # Tells of itself in a file, replaced at once; then ends as it is told, or waits to be ended.
     "program": """
@@ -149,6 +159,25 @@ async def test_an_import_that_never_ends_is_ended(modules: Path) -> None:
     async with fork_server(modules, ("endless",), patience_s=1.0) as server:
         process = await server.start("program", order(modules))
         assert process.returncode == -signal.SIGKILL
+
+
+async def test_a_fork_that_fails_ends_nothing_that_runs(modules: Path) -> None:
+    """The start fails with the system's word; the fork server, and so what it forked, goes on."""
+    async with fork_server(modules, ("no_room",)) as server:
+        with pytest.raises(OSError, match=r"no process can be started: .* Resource temporarily unavailable"):
+            await server.start("program", order(modules))
+        process = await server.start("program", order(modules, CODE="3"))
+        assert await process.wait() == 3
+
+
+async def test_a_fork_server_that_cannot_be_understood_is_ended(
+    modules: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for ever for its word, and the log says what happened."""
+    async with fork_server(modules, ("talks_nonsense",)) as server:
+        process = await server.start("program", order(modules))
+        assert await process.wait() == -signal.SIGKILL
+        assert "talk with the fork server failed" in caplog.text
 
 
 async def test_nothing_is_started_after_the_end(modules: Path) -> None:

@@ -1,10 +1,13 @@
 """What a killed server leaves is cleared up by the next one, and nothing else is."""
 
+import fcntl
+import os
 import shutil
 import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,13 @@ def own_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where folders of temporary files are made."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def private() -> Iterator[PrivateFolder]:
+    folder = PrivateFolder()
+    yield folder
+    folder.remove()
 
 
 def test_it_is_private_and_goes() -> None:
@@ -150,3 +160,35 @@ def test_tmpdir_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     there = ["/run/user/1", "/tmp", "/var/tmp", "/dev/shm"]
     assert folders_for_temporary_files() == [Path.cwd() / "here", *map(Path, there)]
+
+
+def test_systemd_tmpfiles_leaves_it_alone(private: PrivateFolder) -> None:
+    """It passes over a folder on which somebody else holds a lock (tmpfiles.d(5))."""
+    cleaner = os.open(private.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        private.remove()
+        fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(cleaner)
+
+
+def test_what_is_in_it_is_made_to_look_new(private: PrivateFolder) -> None:
+    """Cleaners that go by times find nothing old, however long the server runs."""
+    (private.path / "metrics").mkdir()
+    (private.path / "metrics/counter.db").write_bytes(b"x")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(private.path / "engine-0"))
+        everything = [private.path, *private.path.rglob("*")]
+        assert len(everything) == 5
+        for path in everything:
+            os.utime(path, (0, 0))
+        assert private.refresh()
+        assert min(path.stat().st_mtime for path in everything) > 1e9
+
+
+def test_its_removal_is_seen(private: PrivateFolder) -> None:
+    """So that the server need not wait for its next crash to find out."""
+    shutil.rmtree(private.path)
+    assert not private.refresh()

@@ -96,7 +96,8 @@ class FakeBackend:
     """Answers by rule; waits, fails or miscounts where it is told to.
 
     Pictures are known by the value of their pixels: its label comes first, ``poisoned`` ones fail, a cascade
-    runs ``unsure`` ones again, and unpruned, ``swayed`` ones get the next label.
+    runs ``unsure`` ones again, and unpruned, ``swayed`` ones get the next label; ``speechless`` ones get
+    scores that are no numbers. A ``broken`` one fails for every image.
     """
 
     limits: Limits = ONE_STREAM
@@ -105,7 +106,9 @@ class FakeBackend:
     most_at_once: int = 1_000_000  # images that fit into memory
     unsure: set[int] = field(default_factory=set)
     swayed: set[int] = field(default_factory=set)
-    miscounts: bool = False
+    speechless: set[int] = field(default_factory=set)
+    broken: bool = False
+    miscounts: int = 1_000_000  # batches of so many images or more get a result too few
     image_s: float = 0.001  # what the warm-up measured
     together: threading.Barrier | None = None  # batches that begin must meet here
     may_load: threading.Event = field(default_factory=threading.Event)
@@ -132,6 +135,8 @@ class FakeBackend:
         self.threads.append(threads)
         self.begun.put(numbers)
         assert self.may_answer.wait(PATIENCE_S)
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if self.poisoned & set(numbers):
             raise RuntimeError("poisoned")
         if len(jobs) > self.most_at_once:
@@ -140,7 +145,7 @@ class FakeBackend:
                 "you tried to allocate 4294967296 bytes."
             )
         results = [self._result(job) for job in jobs]
-        return results[1:] if self.miscounts else results
+        return results[1:] if len(jobs) >= self.miscounts else results
 
     def memory_bytes(self) -> int:
         return 1234
@@ -162,7 +167,10 @@ class FakeBackend:
         first = job.pixels[0] + (job.pixels[0] in self.swayed and pruning == UNPRUNED)
         return Result(
             classes=[(first + place) % 11 for place in range(top_k)],
-            scores=[0.5 ** (place + 1) for place in range(top_k)],
+            scores=[
+                float("nan") if job.pixels[0] in self.speechless else 0.5 ** (place + 1)
+                for place in range(top_k)
+            ],
             kept_counts=tuple(len(stage) for stage in stages),
             kept=tuple(np.array(stage, "<u2").tobytes() for stage in stages)
             if job.submit.kept_patches
@@ -304,6 +312,14 @@ async def until(condition: Callable[[], object], what: str) -> None:
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"waited in vain for {what}") from None
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """`until`, without an event loop."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.005)
 
 
 async def ask_behind(

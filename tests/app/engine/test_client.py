@@ -130,7 +130,7 @@ async def test_waiting_ends_where_the_supervisor_expects_no_engine(address: str,
         await until(lambda: "1 images pending" in repr(client), "the image to wait")
         assert client.trouble is None
         write_reports(
-            reports, [EngineReport("engine-0", 5, "OSError: no disk", time.time() + 60, given_up=True)]
+            reports, [EngineReport("engine-0", 5, "OSError: no disk", time.monotonic() + 60, given_up=True)]
         )
         words = "engine-0 failed to start 5 times in a row, the last time with: OSError: no disk"
         for task in (asked, waiting, asking(client, question())):

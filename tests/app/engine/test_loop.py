@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from prometheus_client import REGISTRY
 
 from app.engine import loop
 from app.engine.messages import Answer, Cancel, Ping, Refuse, Submit, encode
+from app.engine.parts import BackendBroken
 from app.engine.scheduler import Limits
 from app.engine.shares import shares, tokens
 from app.errors import InternalFault
@@ -26,6 +28,7 @@ from tests.app.engine.rig import (
     ask_behind,
     begun,
     busy_engine,
+    connected,
     noise,
     pixels,
     question,
@@ -33,6 +36,7 @@ from tests.app.engine.rig import (
     running_engine,
     submit,
     until,
+    wait_for,
 )
 from tests.app.fakes import LOGITS, MODEL
 
@@ -369,35 +373,85 @@ def test_a_cancelled_image_leaves_the_queue_and_is_never_computed(address: str) 
 # Faults.
 
 
-async def test_a_failing_batch_fails_its_images_only(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Images computed with the one that fails are told so; those before and after are answered."""
-    backend = FakeBackend(poisoned={2})
+@pytest.mark.parametrize(
+    ("fault", "words", "logged"),
+    [
+        ({"poisoned": {2}}, "failed on this image", "computing it alone failed"),
+        ({"speechless": {2}}, "not finite numbers", "its scores are no finite numbers"),
+    ],
+    ids=["raises", "NaN"],
+)
+async def test_only_the_image_at_fault_is_refused(
+    address: str, fault: dict[str, Any], words: str, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The images of its batch are answered; it is told why, the log has it once, and it is counted."""
+    backend = FakeBackend(**fault)
+    reason = "engine-fault" if "poisoned" in fault else "no-number"
+    before = metric("trimvit_images_failed_total", reason=reason)
+    with running_engine(backend, address), Peer(address) as peer:
+        async with ready_client(address) as client:
+            asked = await ask_behind(client, backend, *(question(number) for number in (1, 2, 3, 4, 5)))
+            await until(lambda: peer.status().waiting_tokens == 4 * 17, "four images to wait")
+            backend.may_answer.set()
+            first, second, *others = await asyncio.gather(*asked, return_exceptions=True)
+            assert isinstance(second, InternalFault)
+            assert words in second.detail
+            for number, other in zip((1, 3, 4, 5), (first, *others), strict=True):
+                assert not isinstance(other, BaseException)
+                assert other.answer.classes[0] == number
+            assert (await client.classify(question(6))).answer.classes[0] == 6
+    assert caplog.text.count(logged) == 1
+    assert ("RuntimeError: poisoned" in caplog.text) == ("poisoned" in fault), "the traceback is in the log"
+    assert metric("trimvit_images_failed_total", reason=reason) == before + 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"broken": True}, {"miscounts": 1}, {"speechless": set(range(11))}],
+    ids=["raises", "miscounts", "NaN"],
+)
+def test_a_backend_that_can_compute_nothing_ends_the_engine(address: str, fault: dict[str, Any]) -> None:
+    """A broken device must not answer 500s under green health: its process ends, to be replaced."""
+
+    def ask() -> None:
+        with running_engine(FakeBackend(**fault), address) as running, Peer(address) as peer:
+            peer.wait_until_ready()
+            peer.say(submit(1), pixels(1))
+            assert running.ended()
+
+    with pytest.raises(BackendBroken, match="blank image"):
+        ask()
+
+
+async def test_what_a_broken_engine_had_is_answered_by_its_successor(address: str) -> None:
+    """Nobody pays for a broken device: its batch is computed again, one image at a time."""
+    async with connected(address) as client:
+        asked = [asyncio.create_task(client.classify(question(number))) for number in (1, 2, 3)]
+
+        async def break_down() -> None:
+            with running_engine(FakeBackend(broken=True), address) as running:
+                assert await asyncio.to_thread(running.ended)
+
+        with pytest.raises(BackendBroken):
+            await break_down()
+        with running_engine(FakeBackend(), address):
+            answers = await asyncio.gather(*asked)
+    assert [answer.answer.classes[0] for answer in answers] == [1, 2, 3]
+
+
+async def test_a_wrong_number_of_results_goes_to_nobody(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One result too few must not be dealt out to the wrong images: the batch is computed in parts."""
+    backend = FakeBackend(miscounts=2)
     with running_engine(backend, address), Peer(address) as peer:
         async with ready_client(address) as client:
             asked = await ask_behind(client, backend, *(question(number) for number in (1, 2, 3)))
             await until(lambda: peer.status().waiting_tokens == 2 * 17, "two images to wait")
             backend.may_answer.set()
-            first, second, third = await asyncio.gather(*asked, return_exceptions=True)
-            assert not isinstance(first, BaseException)
-            assert isinstance(second, InternalFault)
-            assert isinstance(third, InternalFault)
-            assert (await client.classify(question(4))).answer.classes[0] == 4
-    assert "a batch of 2 images failed" in caplog.text
-    assert "poisoned" in caplog.text, "the traceback is in the log"
-
-
-async def test_a_wrong_number_of_results_fails_the_batch(
-    address: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One result too few must not be dealt out to the wrong images."""
-    backend = FakeBackend(miscounts=True)
-    with running_engine(backend, address):
-        async with ready_client(address) as client:
-            with pytest.raises(InternalFault):
-                await client.classify(question(1))
-            backend.miscounts = False
-            assert (await client.classify(question(2))).answer.classes[0] == 2
-    assert "1 images went in, 0 results came out" in caplog.text
+            answers = await asyncio.gather(*asked)
+    assert [answer.answer.classes[0] for answer in answers] == [1, 2, 3]
+    assert "2 images went in, 1 results came out" in caplog.text
 
 
 def _spoilt(**pruning: object) -> bytes:
@@ -449,6 +503,99 @@ def test_pixels_of_another_size_are_refused_before_they_reach_a_batch(
         assert isinstance(peer.hear(), Answer)
     assert backend.numbers == [2]
     assert "2204 bytes of pixels, not 2205" in caplog.text
+
+
+# Front ends that go.
+
+
+_FRONT_END = """
+import sys, time
+from tests.app.engine.rig import Peer, pixels, submit
+
+with Peer(sys.argv[1]) as peer:
+    peer.wait_until_ready()
+    for number in range(2, 42):
+        peer.say(submit(number), pixels(number))
+    for number in range(42, 44):
+        peer.say(submit(number, suspect=True), pixels(number))
+    peer.status()
+    print("sent", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_front_end_had_waiting_is_computed_for_nobody(address: str) -> None:
+    """kill -9 of a process with a full queue frees its places at once, its suspects' too; another front end's
+    images stay, and a new one with the same ids hears nothing of the old one's."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    backend.may_answer.clear()
+    with running_engine(backend, address) as running, Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1), pixels(1))
+        assert backend.next_batch() == [1]
+        peer.say(submit(2), pixels(99))
+        front_end = subprocess.Popen(
+            [sys.executable, "-c", _FRONT_END, address], stdout=subprocess.PIPE, text=True
+        )
+        with front_end:
+            assert front_end.stdout is not None
+            assert front_end.stdout.readline() == "sent\n"
+            assert "2 front ends, 44 images, 2 suspects" in repr(running.engine)
+            front_end.kill()
+        # Nothing else wakes the engine, nor tells it that somebody is silent: it hears of the end itself.
+        wait_for(
+            lambda: "1 front ends, 2 images, 0 suspects" in repr(running.engine), "the places to be free"
+        )
+        assert peer.status().waiting_tokens == 17
+        with Peer(address) as successor:
+            successor.wait_until_ready()
+            successor.say(submit(2), pixels(5))
+            backend.may_answer.set()
+            answer = successor.hear()
+            assert isinstance(answer, Answer)
+            assert (answer.id, answer.classes[0]) == (2, 5)
+            assert [peer.hear().id for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
+    assert sorted(backend.numbers) == [1, 5, 99]
+
+
+def test_the_answers_of_a_front_end_that_has_gone_are_dropped(address: str) -> None:
+    """What was being computed for it ends, goes to nobody, and the engine goes on."""
+    backend = FakeBackend(ONE_AT_A_TIME)
+    backend.may_answer.clear()
+    with running_engine(backend, address) as running, Peer(address) as peer:
+        peer.wait_until_ready()
+        with Peer(address) as other:
+            other.wait_until_ready()
+            other.say(submit(1), pixels(1))
+            assert backend.next_batch() == [1]
+        wait_for(lambda: "1 front ends, 1 images" in repr(running.engine), "the end to be heard of")
+        backend.may_answer.set()
+        wait_for(lambda: "1 front ends, 0 images" in repr(running.engine), "the batch to end")
+        peer.say(submit(1), pixels(7))
+        answer = peer.hear()
+        assert isinstance(answer, Answer)
+        assert answer.classes[0] == 7
+
+
+def test_a_storm_of_cancelled_images_leaves_nothing_behind(address: str) -> None:
+    """Five thousand images that are withdrawn right after they came leave no job, no token and no place."""
+    limits = Limits(batch_tokens=1, queue_images=10_000, threads=1, streams=1, queue_s=1e6)
+    backend = FakeBackend(limits)
+    backend.may_answer.clear()
+    with running_engine(backend, address) as running, Peer(address) as peer:
+        peer.wait_until_ready()
+        peer.say(submit(1, deadline_s=1e6), pixels(1))
+        assert backend.next_batch() == [1]
+        for number in range(2, 5002):
+            peer.say(submit(number, caller=f"caller {number}", deadline_s=1e6), pixels(2))
+            peer.say(Cancel(id=number))
+        assert peer.status().waiting_tokens == 0
+        assert "1 images, 0 suspects, <Scheduler 0 waiting (0 tokens)" in repr(running.engine)
+        backend.may_answer.set()
+        assert peer.hear().id == 1  # type: ignore[union-attr]
+        peer.status()
+        assert "0 images, 0 suspects" in repr(running.engine)
+    assert backend.numbers == [1]
 
 
 # Metrics.

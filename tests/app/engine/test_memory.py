@@ -1,13 +1,11 @@
-"""What does not fit into memory is computed in parts."""
-
-from collections.abc import Sequence
+"""What does not fit into memory is computed in parts, and smaller batches follow."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.memory import Budget, compute_in_parts, is_out_of_memory
+from app.engine.memory import Budget, is_out_of_memory
 from app.engine.messages import Answer, Refuse
 from app.engine.scheduler import Limits
 from tests.app.engine.rig import ONE_STREAM, FakeBackend, Peer, pixels, running_engine, submit
@@ -27,7 +25,7 @@ LIMITS = Limits(batch_tokens=1000, queue_images=10, threads=1, streams=1)
     ids=str,
 )
 def test_only_a_lack_of_memory_is_taken_for_one(error: Exception, is_so: bool) -> None:
-    """Anything else fails the batch: computing it again would not help."""
+    """Anything else is a fault of an image or of the device."""
     assert is_out_of_memory(error) == is_so
 
 
@@ -36,37 +34,6 @@ def test_pytorch_says_so_in_these_words() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
-
-
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 200))
-def test_every_image_that_fits_alone_is_computed_once_and_in_order(sizes: list[int], memory: int) -> None:
-    """However memory and images are: only those that are too large by themselves are given up."""
-    computed: list[int] = []
-
-    def compute(jobs: Sequence[int]) -> list[int]:
-        if sum(jobs) > memory:
-            raise MemoryError
-        computed.extend(jobs)
-        return [-job for job in jobs]
-
-    results, fitted = compute_in_parts(compute, sizes)
-    assert results == [-size if size <= memory else None for size in sizes]
-    assert computed == [size for size in sizes if size <= memory]
-    assert (fitted == len(sizes)) == (sum(sizes) <= memory)
-    assert (fitted == 0) == (min(sizes) > memory)
-
-
-def test_other_faults_are_not_tried_again() -> None:
-    """They come out as they are."""
-    calls = []
-
-    def compute(jobs: Sequence[int]) -> list[int]:
-        calls.append(jobs)
-        raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        compute_in_parts(compute, [1, 2, 3])
-    assert len(calls) == 1
 
 
 @given(st.lists(st.one_of(st.just(None), st.tuples(st.integers(1, 2000), st.floats(0, 1))), max_size=300))

@@ -247,6 +247,25 @@ def test_labels_of_a_file_replace_the_checkpoints(address: str, checkpoint: Path
     assert model_served(settings_for(checkpoint, labels=labels), address).labels == ("eins", "zwei", "drei")
 
 
+def test_a_network_whose_scores_overflow_is_refused_at_the_start(
+    address: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """float16 ends at 65,504: a network that needs more would answer NaN."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "loud.safetensors"
+    with safe_open(checkpoint, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors["norm.bias"] = tensors["norm.bias"].float() + 60_000
+        tensors["head.weight"] = tensors["head.weight"].float() * 0 + 1
+        save_file(tensors, path, file.metadata())
+    with pytest.raises(SystemExit) as ended:
+        run(settings_for(path, dtype="float16"), EngineArgs(0, "cpu", address))
+    assert ended.value.code == LOAD_FAILED
+    assert "its scores for a black image are not finite numbers in float16" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("device", "settings", "words"),
     [

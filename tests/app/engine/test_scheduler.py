@@ -564,6 +564,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         if key in self.waiting:
             self._leaves(key)
 
+    @precondition(lambda self: self.waiting)
+    @rule(owner=st.integers(0, 2))
+    def a_front_end_goes(self, owner: int) -> None:
+        """With all that it had waiting, whatever the callers."""
+        for key in [key for key in self.waiting if isinstance(key, int) and key % 3 == owner]:
+            assert self.scheduler.cancel(key)
+            self._leaves(key)
+
     @rule(passed=st.floats(0, 40))
     def expire(self, passed: float) -> None:
         self.now += passed
