@@ -22,6 +22,7 @@ SHORTEST_KEY = 16
 _CHECK_EVERY_S = 1.0
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_COMMENT = re.compile(r"(^|\s)#.*")
 _KEY = re.compile(r"[!-+\--~]+")  # printable ASCII without space and comma
 _ATTRIBUTES: dict[str, Priority] = {f"priority={priority}": priority for priority in PRIORITIES}
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
@@ -47,14 +48,14 @@ class ApiKey:
 
 
 def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
-    """One `name:key` or `name:sha256:HEX` a line or between commas; from # on, a line is a comment.
+    """One `name:key` or `name:sha256:HEX` a line or between commas; # begins a comment.
     Behind a key may stand the highest priority that it may ask for: `name:key priority=high`.
 
     Raises KeysError, which names the source and the line.
     """
-    keys = []
+    keys: list[ApiKey] = []
     for number, line in enumerate(text.splitlines(), start=1):
-        for entry in filter(None, (part.strip() for part in line.partition("#")[0].split(","))):
+        for entry in filter(None, (part.strip() for part in _COMMENT.sub("", line).split(","))):
             name, colon, rest = entry.partition(":")
             secret, space, attribute = rest.partition(" ")
             # Nothing of the line itself: what was mistaken for a name may be a key.
@@ -72,12 +73,20 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
                 continue
             if secret.startswith("sha256:"):
                 raise KeysError(f"{where}: the hash is not 64 hexadecimal digits")
-            if len(secret) < SHORTEST_KEY or not _KEY.fullmatch(secret):
+            if len(secret) < SHORTEST_KEY or not _KEY.fullmatch(secret) or "#" in secret:
                 raise KeysError(
                     f"{where}: the key must have at least {SHORTEST_KEY} printable ASCII "
                     "characters, and no space, comma or #"
                 )
             keys.append(ApiKey(name, hashlib.sha256(secret.encode()).digest(), max_priority))
+    owners: dict[bytes, ApiKey] = {}
+    for key in keys:
+        if owners.setdefault(key.digest, key) != key:
+            other = owners[key.digest].name
+            raise KeysError(
+                f"{source}: {other} and {key.name} have the same key, or it is there with two priorities; "
+                "give each caller one of its own"
+            )
     if not keys:
         raise KeysError(f"{source} has no keys; one is written as name:key")
     return tuple(keys)
@@ -153,7 +162,7 @@ def key_ring(settings: Settings, environment: Mapping[str, str] = os.environ) ->
 
 def _read(path: Path) -> tuple[ApiKey, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise KeysError(f"the API keys in {path} cannot be read: {reason}") from error

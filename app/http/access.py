@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Unauthorized
@@ -19,6 +19,9 @@ from app.http.problems import problem_response
 from app.keys import KeyRing
 
 KEY_HEADER = "X-API-Key"
+# Where clients put a key that is not read, which they are told.
+_OTHER_SCHEMES = frozenset({"apikey", "api-key", "basic", "digest", "key", "negotiate", "token"})
+_KEYS_IN_QUERIES = frozenset({"access_token", "api-key", "api_key", "apikey", "key", "token", "x-api-key"})
 
 # What anyone may read, key or not: probes and metrics, and the pages, which hold nothing of anyone's. All
 # else is closed, so that a new route is closed until it is named here.
@@ -77,11 +80,7 @@ class RequireKey:
             await send({"type": "websocket.close", "code": 1008})  # RFC 6455: policy violation
             return
         elif not is_open(scope["method"], scope["path"]):
-            problem = Unauthorized(
-                f"this server asks for an API key, as 'Authorization: Bearer KEY' or '{KEY_HEADER}: KEY'"
-                if presented is None
-                else "the API key is not valid (any more)"
-            )
+            problem = Unauthorized(_advice(Headers(scope=scope), scope["query_string"], presented))
             challenge = 'Bearer realm="trimvit"' + ("" if presented is None else ', error="invalid_token"')
             answer = problem_response(problem, scope["path"], {"WWW-Authenticate": challenge})
             await answer(scope, receive, send)
@@ -95,6 +94,24 @@ def _presented(headers: Headers) -> str | None:
     if scheme.lower() == "bearer":
         return credentials.strip()
     return headers.get(KEY_HEADER)
+
+
+def _advice(headers: Headers, query: bytes, presented: str | None) -> str:
+    """What is wrong with the key of a request, or with the place where it has one. No key is repeated."""
+    if presented is not None:
+        if presented.strip("\"'") != presented:
+            return "the API key is not valid: it is sent without quotation marks"
+        if presented == "" or presented.lower().startswith("bearer"):
+            return f"the API key is not valid: send 'Authorization: Bearer KEY' or '{KEY_HEADER}: KEY'"
+        return "the API key is not valid (any more)"
+    asked = f"this server asks for an API key, as 'Authorization: Bearer KEY' or '{KEY_HEADER}: KEY'"
+    if "authorization" in headers:
+        scheme = headers["Authorization"].partition(" ")[0].lower()
+        given = f"not {scheme!r}" if scheme in _OTHER_SCHEMES else "with the word Bearer before the key"
+        return f"{asked}; {given}"
+    if any(name.lower() in _KEYS_IN_QUERIES for name in QueryParams(query.decode("latin-1"))):
+        return f"{asked}; a key in the query is not read, as addresses end up in logs"
+    return asked
 
 
 class BrowserHeaders:

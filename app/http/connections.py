@@ -16,6 +16,7 @@ from uvicorn.protocols.utils import get_remote_addr
 from app import metrics
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
 from app.http.arrival import arrives
+from app.http.half_closed import HalfClosed
 from app.http.heads import checked_head, without_offers
 from app.http.joined import JoinedWrites
 from app.http.patience import UnreadAnswer
@@ -48,6 +49,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: Problem | None = None  # what follows cannot be read; said behind the answers before it
         self._refused = False  # it has been said
         self._socket: asyncio.Transport | None = None  # beneath TLS, if there is TLS
+        self._half_closed: HalfClosed | None = None
         self._address = ""
         self._began = 0.0
 
@@ -68,6 +70,8 @@ class Connection(HttpToolsProtocol):
         if self._socket is not None:
             self._socket = None
             self._unread.end()
+            if self._half_closed is not None:
+                self._half_closed.end()
             self.connections.discard(self)
             self.places.leave(self._address)
 
@@ -95,6 +99,20 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.forgotten()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more. Where it may wait for answers, the connection stays until they are sent.
+        (TLS has no such state.)"""
+        if self._socket is None or self._in_message or self._idle() or not self._is_the_socket():
+            return False
+        self._half_closed = HalfClosed(self._socket, self.loop, self._ask)
+        return True
+
+    def _ask(self) -> None:
+        """Send an interim answer (RFC 9110, section 15.2), for which HTTP/1.0 has none."""
+        is_running = not self.pipeline and not self.cycle.response_started
+        if is_running and self.cycle.scope["http_version"] == "1.1":
+            self.transport.write(STATUS_LINE[100] + b"\r\n")
 
     def data_received(self, data: bytes) -> None:
         """Parse, unless the head has grown too large or what came before was refused."""
@@ -221,6 +239,8 @@ class Connection(HttpToolsProtocol):
         if self._refusal is not None and is_last and not self.transport.is_closing():
             self.refuse(self._refusal)
             return
+        if self._half_closed is not None and is_last:
+            self.transport.close()
         if self.pipeline:  # uvicorn reads on with every answer, and remembers all requests that come
             self.flow.pause_reading()
         if self._in_message and not self._in_head and self._idle():

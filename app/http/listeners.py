@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from app import background
 from app.http.connections import bounded
+from app.http.forwarded import SoundClient
 from app.http.handshakes import tls_protocol
 from app.http.places import Places
 from app.http.traffic import Traffic
@@ -40,7 +41,7 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     connection = bounded(places, settings.head_timeout_s, settings.write_timeout_s)
     valid = certificates(settings)
     return uvicorn.Config(
-        app,
+        SoundClient(app) if settings.trusted_proxies else app,
         http=connection if valid is None else tls_protocol(connection, valid),  # type: ignore[arg-type]
         ws="none",
         timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]

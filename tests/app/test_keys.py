@@ -221,3 +221,51 @@ def test_a_server_with_unreadable_keys_does_not_start(tmp_path: Path) -> None:
         key_ring(Settings(api_keys_file=tmp_path / "latin"), {})
     with pytest.raises(KeysError, match=f"line 1 of {KEYS_VARIABLE}"):
         key_ring(Settings(), {KEYS_VARIABLE: "x"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfalice:" + ALICE.encode(),
+        b"# keys\r\nalice:" + ALICE.encode() + b"\r\n\r\n",
+        b"alice:" + ALICE.encode() + b"\t# late\n",
+        b"  alice:" + ALICE.encode() + b"  ,\n",
+        b"alice:" + ALICE.encode() + b"\nalice:" + ALICE.encode() + b"\n",
+    ],
+    ids=["mark", "CR LF", "comment behind a tab", "blanks", "twice"],
+)
+def test_files_as_editors_write_them_are_read(tmp_path: Path, content: bytes) -> None:
+    """Those of Windows begin with a mark and end lines with CR LF."""
+    (tmp_path / "keys").write_bytes(content)
+    ring = KeyRing((), tmp_path / "keys")
+    assert ring.name_of(ALICE) == "alice"
+
+
+def test_a_key_has_no_number_sign() -> None:
+    """It would begin a comment for some readers and none for others."""
+    with pytest.raises(KeysError, match="no space, comma or #"):
+        parse_keys(f"alice:{ALICE}#more-of-the-key", "here")
+
+
+@pytest.mark.parametrize("other", [f"bob:{ALICE}", f"alice:{ALICE} priority=high"])
+def test_one_key_of_two_callers_is_refused(other: str) -> None:
+    """Whose share would it take? The key is not shown."""
+    with pytest.raises(KeysError, match="have the same key") as caught:
+        parse_keys(f"alice:{ALICE}\n{other}", "here")
+    assert ALICE not in str(caught.value)
+
+
+def test_a_file_that_becomes_readable_again_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though only its mode changed."""
+    path, clock = tmp_path / "keys", Clock()
+    path.write_text(f"alice:{ALICE}")
+    ring = KeyRing((), path, clock)
+    path.unlink()
+    path.mkdir()  # whoever runs the tests may read every file
+    clock.now += 2
+    assert ring.name_of(ALICE) == "alice"
+    assert "the API keys stay as they were" in caplog.text
+    path.rmdir()
+    path.write_text(f"bob:{BOB}")
+    clock.now += 2
+    assert ring.name_of(BOB) == "bob"

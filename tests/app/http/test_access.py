@@ -198,6 +198,34 @@ def test_without_keys_the_document_declares_none(client: TestClient) -> None:
     assert "securitySchemes" not in document["components"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "query", "words"),
+    [
+        ({}, "", "'Authorization: Bearer KEY' or 'X-API-Key: KEY'"),
+        ({}, f"?api_key={ALICE}", "a key in the query is not read"),
+        ({}, f"?keep_ratio=0.5&Key={ALICE}", "a key in the query is not read"),
+        ({"Authorization": "Basic YTpi"}, "", "not 'basic'"),
+        ({"Authorization": f"ApiKey {ALICE}"}, "", "not 'apikey'"),
+        ({"Authorization": f"Token {ALICE}"}, "", "not 'token'"),
+        ({"Authorization": ALICE}, "", "with the word Bearer before the key"),
+        ({"Authorization": "Bearer"}, "", "send 'Authorization: Bearer KEY'"),
+        ({"Authorization": "Bearer   "}, "", "send 'Authorization: Bearer KEY'"),
+        ({"Authorization": f"Bearer Bearer {ALICE}"}, "", "send 'Authorization: Bearer KEY'"),
+        ({"Authorization": f'Bearer "{ALICE}"'}, "", "without quotation marks"),
+        ({"X-API-Key": f"'{ALICE}'"}, "", "without quotation marks"),
+        ({"X-API-Key": f"{ALICE}x"}, "", "not valid (any more)"),
+    ],
+    ids=str,
+)
+def test_a_refusal_says_what_is_wrong_with_the_key(
+    locked: TestClient, headers: dict[str, str], query: str, words: str
+) -> None:
+    """Or with its place; and repeats no key."""
+    response = locked.post(f"/v1/classify{query}", content=encoded(), headers=headers)
+    assert_problem(response, 401, "unauthorized", words)  # type: ignore[arg-type]
+    assert ALICE not in response.text
+
+
 # Another listener for operations.
 
 

@@ -1,5 +1,6 @@
 """What clients send, byte by byte, and what they are answered."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
@@ -199,3 +200,41 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(server: Wire) -> None:
             connection.sendall(bytes(1000))
         connection.shutdown(socket.SHUT_WR)
         assert answer(everything(connection)).status == 400
+
+
+def test_a_client_that_only_stops_sending_is_answered(server: Wire) -> None:
+    """Every request that it sent before."""
+    with server.connect() as connection:
+        connection.sendall(PLAIN.replace(b"Connection: close\r\n", b"") * 3)
+        connection.shutdown(socket.SHUT_WR)
+        assert [one.status for one in answers(everything(connection))] == [200, 200, 200]
+
+
+def test_a_client_that_stops_sending_in_the_middle_is_not_waited_for(server: Wire) -> None:
+    """Its request can never be whole."""
+    with server.connect() as connection:
+        connection.sendall(PLAIN[:-10])
+        connection.shutdown(socket.SHUT_WR)
+        assert everything(connection) == b""
+
+
+def test_a_client_that_waits_is_told_from_one_that_has_gone() -> None:
+    """The first gets its answer, after interim ones; the other's image is given up."""
+    never = asyncio.Event()
+    with wire(Settings()) as server:
+        server.engines.wait_for = never
+        with server.connect() as gone, server.connect() as waiting:
+            gone.sendall(PLAIN)
+            waiting.sendall(PLAIN)
+            waiting.shutdown(socket.SHUT_WR)
+            until = time.monotonic() + 20
+            while len(server.engines.questions) < 2:
+                assert time.monotonic() < until
+            gone.close()
+            while server.engines.cancelled == 0:
+                assert time.monotonic() < until
+            assert waiting.recv(65536).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+            server.do(never.set)
+            said = everything(waiting)
+        assert answers(said)[-1].status == 200
+        assert server.engines.cancelled == 1

@@ -5,7 +5,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -26,6 +26,11 @@ class Wire:
 
     port: int
     engines: FakeEngines
+    loop: asyncio.AbstractEventLoop
+
+    def do(self, what: Callable[[], object]) -> None:
+        """Have it done where the server runs."""
+        self.loop.call_soon_threadsafe(what)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=WITHIN_S)
@@ -98,11 +103,13 @@ def wire(settings: Settings | None = None, app: ASGIApp | None = None) -> Iterat
         port = listener.getsockname()[1]
         app = app or create_app(settings, engines, traffic=traffic, listening_on=settings.host)
         server = Server(main_config(app, settings), traffic)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve(sockets=[listener])))
         thread.start()
         try:
-            yield Wire(port, engines)
+            yield Wire(port, engines, loop)
         finally:
             server.should_exit = True
             thread.join(WITHIN_S)
             assert not thread.is_alive()
+            loop.close()

@@ -1,0 +1,34 @@
+"""Who a request is from where a proxy stands between: what uvicorn takes from X-Forwarded-For, made sound.
+
+The address decides whose share of the engines a request takes, so what is no address must not be one more
+caller.
+"""
+
+from ipaddress import ip_address
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+UNKNOWN = "unknown"  # as RFC 7239 has it
+
+
+class SoundClient:
+    """Puts the client's address into its one form, and UNKNOWN where a proxy named none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        if scope.get("client") is not None:
+            address, port = scope["client"]
+            scope["client"] = (sound_address(address), port)
+        await self._app(scope, receive, send)
+
+
+def sound_address(text: str) -> str:
+    """An address without a zone, and an IPv4 one in IPv6's form as the IPv4 address that it is."""
+    try:
+        address = ip_address(text.strip().strip("[]").partition("%")[0])
+    except ValueError:
+        return UNKNOWN
+    return str(getattr(address, "ipv4_mapped", None) or address)

@@ -1,0 +1,41 @@
+"""A client that sends no more: has it gone, or does it wait for its answer? The same packet says either."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+_FIRST_QUESTION_S, _NEXT_QUESTION_S = 0.5, 1.0
+_CLOSED = 7  # of the kernel's states of a TCP connection, that after a reset
+
+
+class HalfClosed:
+    """Asks again and again, until `end`; a connection whose client has gone is aborted. ``ask`` sends
+    something: where nobody is there to take it, the client's machine resets the connection."""
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, ask: Callable[[], None]
+    ) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._ask = ask
+        self._timer = loop.call_later(_FIRST_QUESTION_S, self._question)
+
+    def end(self) -> None:
+        """Ask no more."""
+        self._timer.cancel()
+
+    def _question(self) -> None:
+        if was_reset(self._transport):
+            self._transport.abort()
+            return
+        self._ask()
+        self._timer = self._loop.call_later(_NEXT_QUESTION_S, self._question)
+
+
+def was_reset(transport: asyncio.Transport) -> bool:
+    """Whether the other machine has reset the connection."""
+    try:
+        told = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    except (AttributeError, OSError):  # another system than Linux, or no TCP
+        return False
+    return bool(told[0] == _CLOSED)
