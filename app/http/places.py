@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
+
+from app.http.clients import client_of
 
 _SHARE = 0.75
-_NETWORK_BITS = 64  # of IPv6, of which one client has as many addresses as it likes
 
 
 class Places:
@@ -19,18 +20,18 @@ class Places:
         self._most_each = max(1, int(most * _SHARE)) if most_each is None else most_each
         self._spares_loopback = most_each is None
         self._proxies = tuple(map(ip_network, proxies))
-        self._held: Counter[object] = Counter()
+        self._held: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"{self._held.total()} of {self.most} connections, by {len(self._held)} clients"
 
     def take(self, address: str) -> None:
         """One more connection of this client."""
-        self._held[_client(address)] += 1
+        self._held[client_of(address)] += 1
 
     def leave(self, address: str) -> None:
         """One less."""
-        client = _client(address)
+        client = client_of(address)
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
@@ -40,7 +41,7 @@ class Places:
         than so many."""
         if self._held.total() > self.most + beyond:
             return f"there are more than {self.most} connections"
-        client = _client(address)
+        client = client_of(address)
         if self._held[client] > self._most_each + beyond and not self._spared(address):
             return f"there are more than {self._most_each} connections from {client}"
         return None
@@ -51,13 +52,3 @@ class Places:
         except ValueError:
             return True
         return (self._spares_loopback and ip.is_loopback) or any(ip in network for network in self._proxies)
-
-
-def _client(address: str) -> IPv4Address | IPv6Network | IPv6Address | str:
-    try:
-        ip = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(ip, IPv4Address):
-        return ip
-    return ip.ipv4_mapped or IPv6Network((int(ip), _NETWORK_BITS), strict=False)

@@ -8,6 +8,7 @@ from app.engine.client import Expected
 from app.engine.messages import ModelInfo
 from app.engine.shares import shares
 from app.errors import PriorityNotAllowed
+from app.http.clients import client_of
 from app.http.pruning import Asked
 from app.http.schemas import ImageOptions
 from app.priority import Priority, up_to
@@ -16,12 +17,12 @@ from app.settings import Settings
 
 def caller_of(scope: Scope) -> str:
     """Whose share of the engines a request takes: the name that its API key stands for, where it has one, or
-    the client's address."""
+    the client's address (of IPv6, its network)."""
     named: str | None = scope.get("state", {}).get("caller")
     if named is not None:
         return named
     client: tuple[str, int] | None = scope.get("client")
-    return "" if client is None else client[0]
+    return "" if client is None else client_of(client[0])
 
 
 def max_priority_of(scope: Scope, settings: Settings) -> Priority:

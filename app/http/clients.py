@@ -1,0 +1,16 @@
+"""Which addresses are one client, for limits and fair shares."""
+
+from ipaddress import IPv4Address, IPv6Network, ip_address
+
+_NETWORK_BITS = 64  # of IPv6, of which one client has as many addresses as it likes
+
+
+def client_of(address: str) -> str:
+    """The IPv4 address, or the network of the IPv6 one; what is no address is itself."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, IPv4Address) or ip.is_loopback:
+        return str(ip)
+    return str(ip.ipv4_mapped or IPv6Network((int(ip), _NETWORK_BITS), strict=False))
