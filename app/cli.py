@@ -58,26 +58,30 @@ def _end_on_sigterm() -> None:
 
 
 def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
-    from app.logs import configure_logging
-    from app.supervisor import CannotStart, serve
-
     def run(settings: Settings) -> int:
+        if not _is_linux("serve"):
+            return FAILED
+        from app.logs import configure_logging
+        from app.supervisor import CannotStart, serve
+
         configure_logging(settings.log_level, "supervisor", settings.log_format)
         _tell_of_variables(Settings)
         try:
             return serve(settings)
         except CannotStart as error:
-            print(f"trimvit serve: {error}", file=sys.stderr)
-            return 1
+            return _complain("trimvit serve", str(error), FAILED)
 
     return Settings, run
 
 
 def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
-    from app.logs import configure_logging
     from app.ray.settings import RaySettings
 
     def run(settings: RaySettings) -> int:
+        if not _is_linux("ray"):
+            return FAILED
+        from app.logs import configure_logging
+
         configure_logging(settings.log_level, "ray", settings.log_format)
         _tell_of_variables(RaySettings)
         try:
@@ -85,11 +89,20 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
-            print("trimvit ray: Ray is not installed; pip install 'trimvit[ray]'", file=sys.stderr)
-            return 1
+            return _complain("trimvit ray", "Ray is not installed; pip install 'trimvit[ray]'", FAILED)
         return run(settings)
 
     return RaySettings, run
+
+
+def _is_linux(command: str) -> bool:
+    """Whether a server can run here; says what to do where it cannot."""
+    system = str(sys.platform)  # of this machine, where mypy takes it for the developer's
+    if system.startswith("linux"):
+        return True
+    advice = "run it in Docker or, on Windows, in WSL; trimvit classify needs no server"
+    _complain(f"trimvit {command}", f"the server needs Linux, and this is {system}: {advice}", FAILED)
+    return False
 
 
 def _train() -> tuple[type[BaseModel], Callable[[Any], int]]:

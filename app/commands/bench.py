@@ -19,11 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
 from app import background
+from app.commands.address import connecting, server_url, why
 from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
 from app.commands.load import ANSWERED, Mix, Outcome, Sample, closed_loop, open_loop, poisson_arrivals
 from app.commands.photographs import in_folder
 from app.commands.summary import Summary, summarise
 from app.http.schemas import Share
+from app.variables import plain
 
 KEY_VARIABLE = "TRIMVIT_API_KEY"
 EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
@@ -92,15 +94,16 @@ class BenchConfig(BaseModel):
 def bench(config: BenchConfig, operands: Sequence[str]) -> int:
     """Load the server and print what it came to; exit code 1 where an image was not labelled."""
     draw_plot = None if config.plot is None else _plotter(config.plot)
-    (url,) = operands
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{url!r} is no address of a server; write http://HOST:PORT")
+    try:
+        url = server_url(operands[0])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     images = [each.read() for each in in_folder(config.photographs or EXAMPLES)[:_MOST_PHOTOGRAPHS]]
     samples: list[Sample] = []
     try:
         model = asyncio.run(_load(config, url, images, samples))
-    except httpx.TransportError as error:
-        complain("bench", f"{url} cannot be reached: {str(error) or type(error).__name__}")
+    except httpx.RequestError as error:
+        complain("bench", f"{url} cannot be reached: {why(error)}")
         return FAILED
     summary = summarise(samples, config.warmup_s, config.duration_s)
     if config.as_json:
@@ -127,15 +130,15 @@ def _plotter(path: Path) -> Callable[[Sequence[Sample]], None]:
 async def _load(
     config: BenchConfig, url: str, images: Sequence[bytes], samples: list[Sample]
 ) -> dict[str, str]:
-    """Fill ``samples``; gives back what the server says of its model. Raises httpx.TransportError where it
+    """Fill ``samples``; gives back what the server says of its model. Raises httpx.RequestError where it
     cannot be reached, ValueError where it is not ready or is none of ours."""
-    key = os.environ.get(KEY_VARIABLE)
+    key = plain(os.environ.get(KEY_VARIABLE, ""))
     client = httpx.AsyncClient(
         base_url=url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=config.timeout_s,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        trust_env=False,  # a proxy in between would be measured with it
+        **connecting(url),
     )
     async with client:
         model = await _described(client, url)
@@ -170,12 +173,17 @@ async def _tick(progress: "tqdm[Any]", samples: Sequence[Sample]) -> None:
 async def _described(client: httpx.AsyncClient, url: str) -> dict[str, str]:
     answer = await client.get("/v1/models")
     try:
-        if answer.status_code != 200:
-            raise ValueError(f"{url} answers with {answer.status_code}: {answer.json()['detail']}")
-        (model,) = answer.json()["models"]
-        return {name: model[name] for name in ("name", "device", "dtype")}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{url} does not answer as a TrimViT server (/v1/models)") from error
+        document = answer.json()
+        if answer.status_code == 200:
+            (model,) = document["models"]
+            return {name: model[name] for name in ("name", "device", "dtype")}
+        refusal = f"{url} answers with {answer.status_code}: {document['detail']}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{url} does not answer as a TrimViT server (/v1/models: {answer.status_code}); is it another "
+            "server's address?"
+        ) from error
+    raise ValueError(refusal)
 
 
 async def _refuse_what_is_refused(client: httpx.AsyncClient, request: httpx.Request, url: str) -> None:

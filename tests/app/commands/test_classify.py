@@ -156,9 +156,9 @@ def test_a_cascade_and_its_absence_are_told(trimvit: Trimvit, tiny_model: Path, 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--keep-ratio", "2"], "--keep-ratio: Input should be less than or equal to 1 (got '2')"),
-        (["--top-k", "0"], "--top-k: Input should be greater than or equal to 1 (got '0')"),
-        (["--criterion", "max"], "--criterion: Input should be 'variance', 'mad', "),
+        (["--keep-ratio", "2"], "--keep-ratio must be a number above 0 and at most 1, such as 0.5; got '2'"),
+        (["--top-k", "0"], "--top-k must be a whole number from 1 to 1000, such as 5; got '0'"),
+        (["--criterion", "max"], "--criterion must be 'variance', 'mad', "),
         (
             ["--keep-ratio", "0.5", "--compute", "0.5"],
             "give only one of keep_ratio, compute, keep_mass, cascade; there are keep_ratio and compute",

@@ -11,6 +11,7 @@ from typing import Literal, Self, TypeVar, overload
 
 import httpx
 
+from trimvit_client.address import connecting, server_url
 from trimvit_client.errors import TrimViTError
 from trimvit_client.exchange import (
     Attempt,
@@ -41,7 +42,8 @@ class Client:
 
     ``api_key`` is sent as a bearer token. ``timeout_s`` is how long one attempt may wait for the connection,
     for sending and for the answer, each; see `Retries` for what is sent again. ``http`` is an httpx.Client of
-    your own (a proxy, certificates), which stays yours to close.
+    your own (a proxy, certificates), which stays yours to close. Without it, a proxy that the environment
+    names is used for servers on other machines. Raises ValueError for a ``url`` that is none.
     """
 
     def __init__(
@@ -53,11 +55,11 @@ class Client:
         retries: Retries | None = None,
         http: httpx.Client | None = None,
     ) -> None:
-        self._url = url.rstrip("/")
+        self._url = server_url(url)
         self._api_key = api_key
         self._rules = Rules(timeout_s, retries or Retries(), time.monotonic, random.random)
         self._own = http is None
-        self._http = http or httpx.Client(limits=_LIMITS)
+        self._http = http or httpx.Client(limits=_LIMITS, **connecting(self._url))
 
     def __repr__(self) -> str:
         return f"<Client of {self._url}>"
@@ -195,11 +197,11 @@ class AsyncClient:
         retries: Retries | None = None,
         http: httpx.AsyncClient | None = None,
     ) -> None:
-        self._url = url.rstrip("/")
+        self._url = server_url(url)
         self._api_key = api_key
         self._rules = Rules(timeout_s, retries or Retries(), time.monotonic, random.random)
         self._own = http is None
-        self._http = http or httpx.AsyncClient(limits=_LIMITS)
+        self._http = http or httpx.AsyncClient(limits=_LIMITS, **connecting(self._url))
 
     def __repr__(self) -> str:
         return f"<AsyncClient of {self._url}>"

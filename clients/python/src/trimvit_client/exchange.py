@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 
+from trimvit_client.address import why
 from trimvit_client.errors import ConnectionFailed, TimedOut, TrimViTError, UnexpectedAnswer, problem_of
 from trimvit_client.options import Options
 from trimvit_client.results import Classification, Model, classification_of, models_of
@@ -133,7 +134,7 @@ def _unexpected(answer: httpx.Response) -> UnexpectedAnswer:
 def failure_of(error: httpx.TransportError, timeout_s: float) -> TrimViTError:
     """What kept an answer from coming."""
     if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ConnectError):
-        return ConnectionFailed(f"the server cannot be reached: {str(error) or type(error).__name__}")
+        return ConnectionFailed(f"the server cannot be reached: {why(error)}")
     if isinstance(error, httpx.TimeoutException):
         return TimedOut(f"no answer within {timeout_s:g} s")
     return ConnectionFailed(f"the connection broke: {str(error) or type(error).__name__}")
