@@ -92,13 +92,14 @@ def create_app(
     )
     work = ImageWork(decoders, settings.decode_processes, ImageLimits(settings.max_image_pixels), threads)
     classification = Classification(settings, engines, work)
-    health = Health(engines, decoders)
+    traffic = traffic or Traffic()
+    health = Health(engines, decoders, traffic)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RefuseEarly, classification=classification)
     app.add_middleware(Inflated, most_bytes=settings.max_body_bytes)
     app.add_middleware(
         Bounded,
-        traffic=traffic or Traffic(),
+        traffic=traffic,
         body_timeout_s=settings.body_timeout_s,
         most_body_bytes=settings.max_bodies_bytes,
     )

@@ -1,25 +1,32 @@
 """Whether images are answered: what probes are told."""
 
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.decoding import DecodingProcesses
 from app.http.classify import Engines
+from app.http.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Of a front end: its engines', and that of what makes images ready for them."""
+    """Of a front end: its engines', and that of what makes images ready for them. ``traffic`` says whether
+    it is stopping."""
 
     engines: Engines
     decoders: Executor
+    traffic: Traffic = field(default_factory=Traffic)
 
     def is_ready(self) -> bool:
         """Whether images are answered."""
+        if self.traffic.stopping:
+            return False
         return self.engines.model is not None and self._decoders_trouble() is None
 
     def look_for_trouble(self) -> str | None:
         """Why none are, where that is not expected to pass soon."""
+        if self.traffic.stopping:
+            return "the server is stopping"
         return self.engines.trouble or self._decoders_trouble()
 
     def _decoders_trouble(self) -> str | None:

@@ -35,7 +35,8 @@ class StaticFile:
     def answer(self, request: Request, caching: str) -> Response:
         """The file, or 304 where the client has it already."""
         headers = {"Cache-Control": caching, "ETag": self.etag, "X-Content-Type-Options": "nosniff"}
-        if self.etag in request.headers.get("if-none-match", ""):
+        known = request.headers.get("if-none-match", "")
+        if known.strip() == "*" or self.etag in known:
             return Response(status_code=304, headers=headers)
         return Response(self.content, media_type=self.media_type, headers=headers)
 

@@ -57,7 +57,9 @@ async def run(
     operations = None
     if operations_listeners:
         hosts = answered_hosts(settings.operations_host, settings.allowed_hosts, with_keys=False)
-        operations = operations_config(create_operations_app(Health(engines, decoders), hosts), settings)
+        operations = operations_config(
+            create_operations_app(Health(engines, decoders, traffic), hosts), settings
+        )
     try:
         await serve(main_config(app, settings), listeners, traffic, operations, operations_listeners)
     finally:

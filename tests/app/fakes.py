@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class FakeEngines:
     ``fails``: what is raised for every question that ``fails_for`` holds for.
     ``was_ready``: whether they were ready before they lost their ``model``.
     ``takes_its_time``: whether the time that answers name has really passed.
+    ``overflows``: whether scores and logits are NaN.
     ``refuses``: what is raised before an image is decoded. ``lowers_to``: the ratio that all are lowered to.
     ``unsure``: whether a cascade runs images again.
     """
@@ -91,6 +93,7 @@ class FakeEngines:
     model: ModelInfo | None = MODEL
     was_ready: bool = False
     takes_its_time: bool = False
+    overflows: bool = False
     fails: BaseException | None = None
     fails_for: Callable[[Question], bool] = lambda question: True
     wait_for: asyncio.Event | None = None
@@ -155,6 +158,8 @@ class FakeEngines:
         ratio = ratio if self.lowers_to is None else self.lowers_to
         kept = kept_patches(ratio)
         scores = [0.5 ** (place + 1) for place in range(question.top_k)]
+        if self.overflows:
+            scores = [math.nan] * question.top_k
         answer = Answer(
             id=number,
             classes=list(range(question.top_k)),

@@ -67,6 +67,16 @@ def test_images_are_counted_by_how_they_ended(
 
 
 @each_route
+def test_what_is_no_number_is_never_answered(client: TestClient, engines: FakeEngines, ask: Ask) -> None:
+    """Scores that overflowed are a fault that is told, on every route; JSON has no NaN."""
+    engines.overflows = True
+    response = ask(client, {})
+    assert response.status_code == 500
+    assert "are not numbers: toy overflows in float32" in response.text
+    assert "NaN" not in response.text
+
+
+@each_route
 @pytest.mark.parametrize("was_ready", [True, False])
 def test_an_engine_is_waited_for_until_the_deadline(
     client: TestClient, engines: FakeEngines, ask: Ask, was_ready: bool

@@ -93,6 +93,15 @@ def _with_sound_images(case: schemathesis.Case) -> bool:
     return False
 
 
+def test_the_document_is_made_once() -> None:
+    """Asking for it again costs the other requests nothing."""
+    app = create_app(Settings(), FakeEngines())
+    first = app.openapi()
+    schemas = dict(first["components"]["schemas"])
+    assert app.openapi() is first
+    assert all(app.openapi()["components"]["schemas"][name] is schema for name, schema in schemas.items())
+
+
 def test_every_route_is_in_the_document() -> None:
     """What clients and operators call is published, and nothing else is."""
     assert {(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods} == {

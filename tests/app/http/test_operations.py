@@ -1,11 +1,15 @@
 """Probes and metrics."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from starlette.testclient import TestClient
 
 from app.decoding import DecodingProcesses, memory_for
+from app.http.health import Health
 from app.http.schemas import Readiness
-from app.main import create_app
+from app.http.traffic import Traffic
+from app.main import create_app, create_operations_app
 from app.settings import Settings
 from tests.app.fakes import FakeEngines, encoded
 
@@ -41,6 +45,20 @@ def test_readyz_is_503_with_retry_after_before(client: TestClient, engines: Fake
     Readiness.model_validate_json(response.content, strict=True)
     assert response.json()["status"] == "not ready"
     assert response.json()["engines"] == [{"ready": False, "device": None, "images_pending": 0}]
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/ping"])
+def test_while_stopping_no_port_is_ready(path: str) -> None:
+    """Also the operations port, which answers to the end: a balancer must send nothing more."""
+    traffic = Traffic()
+    operations = TestClient(create_operations_app(Health(FakeEngines(), ThreadPoolExecutor(1), traffic)))
+    assert operations.get(path).status_code == 200
+    traffic.stopping = True
+    response = operations.get(path)
+    assert response.status_code == 503
+    Readiness.model_validate_json(response.content, strict=True)
+    assert response.json()["reason"] == "the server is stopping"
+    assert operations.get("/livez").status_code == 200
 
 
 def test_metrics_are_a_prometheus_page(client: TestClient) -> None:

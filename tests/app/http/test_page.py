@@ -50,6 +50,7 @@ def test_the_page_is_html_that_browsers_ask_for_again(client: TestClient) -> Non
     assert "{{" not in response.text
     again = client.get("/", headers={"If-None-Match": response.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/", headers={"If-None-Match": "*"}).status_code == 304, "RFC 9110, 13.1.2"
     assert client.get("/", headers={"If-None-Match": '"another"'}).status_code == 200
     assert client.head("/").status_code == 200
 
