@@ -26,6 +26,7 @@ from app.fork_server import Forked, ForkServer
 from app.keys import KeysError, key_ring
 from app.lifeline import LOAD_FAILED
 from app.listening import CannotListen, listen, url
+from app.metrics_files import reserve
 from app.orphans import reap_orphans
 from app.private_folder import NoFolder, PrivateFolder
 from app.pulse import Pulse
@@ -230,6 +231,10 @@ class Supervisor:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder / "metrics")
         os.environ["TRIMVIT_METRICS_SLOT"] = "supervisor"
         (folder / "metrics").mkdir()
+        try:
+            reserve(folder / "metrics", ("supervisor", *(child.name for child in self._children)))
+        except OSError as error:
+            raise CannotStart(f"no room for metrics files in {folder}: {error.strerror or error}") from error
 
     async def _keep_running(self, child: _Child) -> None:
         from app import metrics  # only now does it know where to write

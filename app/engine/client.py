@@ -21,9 +21,11 @@ import msgspec
 import numpy as np
 import zmq
 import zmq.asyncio
-from jaxtyping import Float32, UInt8, UInt16
+from jaxtyping import UInt8
 
 from app import background, metrics
+from app.engine.answers import Classified as Classified
+from app.engine.answers import read_answer
 from app.engine.messages import (
     Answer,
     Begun,
@@ -54,6 +56,7 @@ from app.errors import (
     QueueFull,
 )
 from app.logs import request_id
+from app.rarely import Rarely
 from app.reports import read_reports, trouble
 from models.schedule import Pruning
 
@@ -97,16 +100,6 @@ class Expected:
     wait_limit_s: float
     caller: str
     priority: Priority
-
-
-@dataclass(frozen=True, slots=True)
-class Classified:
-    """An answer with its kept patches and, if asked for, its logits; see models.classifier.Prediction for
-    their meaning."""
-
-    answer: Answer
-    kept: tuple[UInt16[np.ndarray, " kept"], ...]
-    logits: Float32[np.ndarray, " classes"] | None = None
 
 
 @dataclass(slots=True)
@@ -178,6 +171,7 @@ class EngineClient:
         self._last_id = 0
         self._last_model: ModelInfo | None = None
         self._way = Smoothed()
+        self._nonsense = Rarely()
 
     def __repr__(self) -> str:
         ready = sum(link.ready for link in self._links)
@@ -500,11 +494,20 @@ class EngineClient:
                 stack.close()
                 await asyncio.gather(*parts, return_exceptions=True)
 
+    def _tell_of_nonsense(self, what: str, error: Exception) -> None:
+        if (left_out := self._nonsense.due(time.monotonic())) is not None:
+            log.error("%s: %s; %d like it before were not told", what, error, left_out)
+
     async def _hear_out(self, link: _Link, socket: zmq.asyncio.Socket) -> None:
         """What the engine had said before it went."""
         with contextlib.suppress(zmq.Again):
             while True:
                 await self._hear(link, *await socket.recv_multipart(zmq.NOBLOCK))
+
+    def _classes(self, link: _Link) -> int:
+        model = link.status.model if link.status is not None else None
+        model = model or self._last_model
+        return 0 if model is None else len(model.labels)
 
     async def _send(self, link: _Link, message: FromFrontEnd, *frames: bytes) -> None:
         if link.socket is not None:
@@ -524,8 +527,8 @@ class EngineClient:
         link.heard = time.monotonic()
         try:
             message = decode_from_engine(head)
-        except msgspec.DecodeError:
-            log.exception("an engine sent what is no message")
+        except msgspec.DecodeError as error:
+            self._tell_of_nonsense("an engine sent what is no message", error)
             return
         match message:
             case Status():
@@ -543,11 +546,13 @@ class EngineClient:
             case Answer():
                 pending = link.pending.get(message.id)
                 if pending is not None and not pending.answered.done():
-                    *of_stages, last = frames or [b""]
-                    logits = np.frombuffer(last, "<f4") if pending.submit.logits else None
-                    kept_frames = of_stages if pending.submit.logits else frames
-                    kept = tuple(np.frombuffer(frame, "<u2") for frame in kept_frames)
-                    pending.answered.set_result(Classified(message, kept, logits))
+                    try:
+                        classified = read_answer(message, frames, pending.submit, self._classes(link))
+                    except ValueError as error:
+                        self._tell_of_nonsense("an engine sent what is no answer to its image", error)
+                        _fail(pending, InternalFault("the engine's answer to this image cannot be used"))
+                    else:
+                        pending.answered.set_result(classified)
             case Refuse(reason="not-ready"):
                 if (pending := link.pending.pop(message.id, None)) is not None:
                     link.standing.ended(message.id)

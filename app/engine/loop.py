@@ -44,6 +44,7 @@ from app.engine.parts import BackendBroken, Computed, compute_in_parts
 from app.engine.scheduler import Batch, Limits, Scheduler, Taken
 from app.engine.shares import shares, tokens
 from app.pulse import Beat, Progress, Pulse
+from app.rarely import Rarely
 from models.schedule import UNPRUNED, Pruning, compute, keep_counts, macs, tokens_after
 
 log = logging.getLogger(__name__)
@@ -165,6 +166,7 @@ class Engine:
         self._front_ends: dict[bytes, _FrontEnd] = {}
         self._gone: set[bytes] = set()  # front ends that a message did not reach
         self._look_until = float("-inf")
+        self._nonsense = Rarely()
         self._load_changed = False
         self._load_told = 0.0
         self._agreement = agreement or Agreement(0.0)
@@ -245,8 +247,10 @@ class Engine:
             try:
                 message = decode_from_front_end(frames[0])
                 pixels = frames[1] if isinstance(message, Submit) else b""
-            except (msgspec.DecodeError, IndexError):
-                log.exception("a front end sent what is no message")
+            except (msgspec.DecodeError, IndexError) as error:
+                if (left_out := self._nonsense.due(time.monotonic())) is not None:
+                    words = "a front end sent what is no message: %s; %d like it before were not told"
+                    log.error(words, error, left_out)
                 continue
             front_end = self._front_ends.setdefault(sender, _FrontEnd(0.0))
             front_end.heard = time.monotonic()

@@ -4,6 +4,7 @@ A message is one encoded structure, followed by raw frames where it says so. Tim
 neither side trusts the other's clock.
 """
 
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -73,6 +74,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     suspect: bool = False
 
     def __post_init__(self) -> None:
+        if math.isnan(self.deadline_s):
+            raise ValueError("a deadline must be a number")
         if self.margin is not None and self.pruning.keep_mass is not None:
             raise ValueError("a cascade's first run goes by keep_ratio, not by keep_mass")
         if self.min_keep_ratio is None:

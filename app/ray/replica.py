@@ -14,8 +14,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.heap import give_back_freed_memory
+from app.metrics_files import reserve
 from app.private_folder import PrivateFolder
 from app.ray.autoscaling import WORK
+from app.ray.engine_keeper import NAME as ENGINE_NAME
 from app.ray.engine_keeper import EngineKeeper
 from app.settings import Settings
 
@@ -42,6 +44,7 @@ class Replica:
         folder = self._private.path
         self._name = serve.get_replica_context().replica_tag
         (folder / "metrics").mkdir()
+        reserve(folder / "metrics", ("http-0", ENGINE_NAME))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder / "metrics")
         os.environ["TRIMVIT_METRICS_SLOT"] = "http-0"
         from app.logs import configure_logging

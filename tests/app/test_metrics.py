@@ -114,5 +114,6 @@ def test_every_metric_is_ours_described_and_named_once() -> None:
             "ratio_bucket",
             "engine",
             "process",
+            "task",
         }
     assert len(seen) > 15

@@ -236,7 +236,7 @@ async def test_a_question_and_its_answer_travel_whole(address: str) -> None:
         assert np.array_equal(
             np.frombuffer(frame, np.uint8).reshape(HEIGHT, WIDTH, 3), noisy.transpose(2, 1, 0)
         )
-        answer = answer_to(submit)
+        answer = answer_to(submit, kept_counts=(2, 1))
         await engine.say(sender, answer, b"\x01\x02\x03\x04", b"\x05\x00")
         classified = await asked
     assert classified.answer == answer
@@ -273,7 +273,29 @@ async def test_nonsense_and_strays_from_an_engine_are_passed_over(
         assert (await asked).answer.classes == [7]
         await pings(engine, 2)
         assert client.model == MODEL
-    assert caplog.text.count("an engine sent what is no message") == 3
+    assert caplog.text.count("an engine sent what is no message") == 1, "the same again is not told"
+
+
+async def test_an_answer_that_cannot_be_used_fails_its_image_only(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Frames of an odd size, a label that the model has not, scores that are no numbers: the link goes on."""
+    async with scripted_engine(address) as engine, ready_client(address) as client:
+        for changes, frames in (
+            ({}, [b"odd"]),
+            ({"classes": [11]}, []),
+            ({"scores": [float("nan")]}, []),
+        ):
+            asked, other = asking(client, question(1)), asking(client, question(2))
+            for found, (sender, submit, _) in [
+                ((changes, frames), await engine.next_submit()),
+                (({}, []), await engine.next_submit()),
+            ]:
+                await engine.say(sender, answer_to(submit, **found[0]), *found[1])
+            with pytest.raises(InternalFault, match="cannot be used"):
+                await asked
+            assert (await other).answer.classes == [7]
+    assert caplog.text.count("an engine sent what is no answer to its image") == 1
 
 
 @pytest.mark.parametrize(
@@ -404,7 +426,7 @@ async def test_a_successor_gets_the_same_image_with_the_time_that_is_left(addres
         assert msgspec.structs.replace(again, deadline_s=PATIENCE_S) == first
         await pings(successor, 3)
         assert successor.submitted.empty()
-        await successor.say(sender, answer_to(again))
+        await successor.say(sender, answer_to(again, kept_counts=()))
         await asked
 
 

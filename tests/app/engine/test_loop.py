@@ -490,6 +490,19 @@ def test_nonsense_does_not_stop_the_engine(
     assert "a front end sent what is no message" in caplog.text
 
 
+def test_a_flood_of_nonsense_is_told_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A peer that sends thousands of frames that are no message cannot fill the log, and delays nobody."""
+    with running_engine(FakeBackend(), address), Peer(address) as peer, Peer(address) as other:
+        peer.wait_until_ready()
+        for _ in range(5000):
+            peer.send(b"\xc1\xc1")
+        other.say(submit(3), pixels(3))
+        assert isinstance(other.hear(), Answer)
+        peer.status()
+    assert caplog.text.count("a front end sent what is no message") == 1
+    assert "Traceback" not in caplog.text
+
+
 def test_pixels_of_another_size_are_refused_before_they_reach_a_batch(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:

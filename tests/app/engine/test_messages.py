@@ -257,3 +257,9 @@ def test_a_sound_pruning_is_read(pruning: dict[str, Any]) -> None:
     message = decode_from_front_end(msgspec.msgpack.encode({**SUBMIT, "pruning": pruning, "margin": None}))
     assert isinstance(message, Submit)
     assert message.pruning == Pruning(**pruning)
+
+
+def test_a_deadline_that_is_no_number_is_no_message() -> None:
+    """It would be neither above nor below any other, and spoil the order of all."""
+    with pytest.raises(msgspec.ValidationError, match="a deadline must be a number"):
+        decode_from_front_end(msgspec.msgpack.encode({**SUBMIT, "deadline_s": float("nan")}))
