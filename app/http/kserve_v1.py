@@ -33,6 +33,7 @@ from app.wrong_values import no_such
 # The names under which clients of the several servers send an image.
 _IMAGE_NAMES = ("image", "image_bytes", "b64", "data", "content")
 _MEMBERS = ("instances", "parameters")
+_TENSORFLOWS_DEFAULT = ("signature_name", "serving_default")  # which asks for what is done anyway
 _PIXELS = (
     "an image is sent encoded (JPEG, PNG, ...), in base64; "
     "pixels as numbers are taken by /v2/models/NAME/infer"
@@ -158,7 +159,7 @@ async def _read(request: Request, limits: BodyLimits) -> list[EncodedImage]:
             'the body must be JSON with a list of instances, such as {"instances": [{"b64": "..."}]}'
         )
     for name in document:
-        if name not in _MEMBERS:
+        if name not in _MEMBERS and (name, document[name]) != _TENSORFLOWS_DEFAULT:
             raise InvalidValue(no_such("member", name, _MEMBERS))
     instances, parameters = document["instances"], document.get("parameters")
     if not isinstance(parameters, dict | None):
@@ -186,16 +187,22 @@ def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
         return instance, {}
     if not isinstance(instance, dict):
         raise InvalidValue(f"an instance must be an object or a text in base64: {_PIXELS}", image=index)
-    names = [name for name in _IMAGE_NAMES if name in instance]
+    # TensorFlow's models name their inputs as they like, so bytes under any name are the image.
+    names = [name for name in instance if name in _IMAGE_NAMES or _has_bytes(instance[name])]
     if len(names) != 1:
-        found = f"has {' and '.join(names)}" if names else "has no image"
+        found = "has more than one image" if names else "has no image"
         raise InvalidValue(
             f"the instance {found}: give one, as {', '.join(_IMAGE_NAMES[:-1])} or {_IMAGE_NAMES[-1]}",
             image=index,
         )
     given = instance[names[0]]
-    if isinstance(given, dict) and set(given) == {"b64"}:
+    if _has_bytes(given):
         given = given["b64"]
     if not isinstance(given, str):
         raise InvalidValue(f'{names[0]} must be base64, bare or as {{"b64": "..."}}: {_PIXELS}', image=index)
     return given, {name: value for name, value in instance.items() if name != names[0]}
+
+
+def _has_bytes(value: object) -> bool:
+    """Whether it is JSON's form of bytes."""
+    return isinstance(value, dict) and set(value) == {"b64"}

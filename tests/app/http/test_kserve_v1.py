@@ -1,6 +1,7 @@
 """KServe's protocol v1: what is predicted, and what is refused in words."""
 
 import base64
+import json
 from typing import Any
 
 import httpx
@@ -32,6 +33,7 @@ def error_of(response: httpx.Response, status: int) -> str:
     [
         {"image": {"b64": BASE64}},
         {"image_bytes": {"b64": BASE64}},
+        {"input_1": {"b64": BASE64}},
         {"b64": BASE64},
         {"data": BASE64},
         {"content": BASE64},
@@ -49,6 +51,14 @@ def test_an_instance_has_its_image_in_the_form_of_any_of_the_servers(
     assert response.status_code == 200, response.text
     PredictResponse.model_validate_json(response.content)
     assert response.json() == {"predictions": client.post("/v1/classify", content=SOUND).json()["results"]}
+
+
+def test_requests_of_other_servers_clients_are_understood(client: TestClient) -> None:
+    """TensorFlow's default signature, and a curl that says nothing of JSON; another signature is refused."""
+    document = {"signature_name": "serving_default", "instances": [BASE64]}
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.post(PREDICT, content=json.dumps(document), headers=headers).status_code == 200
+    assert "'signature_name'" in error_of(predicted(client, {**document, "signature_name": "features"}), 422)
 
 
 def test_predictions_come_in_the_order_of_the_instances_each_with_its_options(
@@ -78,7 +88,7 @@ def test_predictions_come_in_the_order_of_the_instances_each_with_its_options(
         ({"instances": [BASE64], "parameters": [1]}, 422, 'an object, such as {"keep_ratio": 0.5}'),
         ({"instances": [BASE64], "parameters": {"keep_ratoi": 1}}, 422, "did you mean keep_ratio"),
         ({"instances": [BASE64, {}]}, 422, "image 1: the instance has no image: give one, as image"),
-        ({"instances": [{"b64": BASE64, "image": BASE64}]}, 422, "the instance has image and b64"),
+        ({"instances": [{"b64": BASE64, "image": BASE64}]}, 422, "the instance has more than one image"),
         ({"instances": [{"image": [[0, 1]]}]}, 422, "pixels as numbers are taken by /v2/models/NAME/infer"),
         ({"instances": [[[0.5, 0.5]]]}, 422, "pixels as numbers are taken by /v2/models/NAME/infer"),
         ({"instances": [[0] * 9000]}, 413, "pixels as numbers are taken by /v2/models/NAME/infer"),
