@@ -40,7 +40,10 @@ INCIDENTS = Counter(
 # --- the front end -----------------------------------------------------------------------------------
 REQUESTS = Counter("trimvit_requests", "HTTP requests answered.", ["route", "method", "status"])
 REQUEST_SECONDS = Histogram(
-    "trimvit_request_seconds", "From the request's first byte to its answer.", ["route"], buckets=_SECONDS
+    "trimvit_request_seconds",
+    "From the request's head to the end of its answer.",
+    ["route"],
+    buckets=_SECONDS,
 )
 PHASE_SECONDS = Histogram(
     "trimvit_phase_seconds",
