@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from app.combinations import contradictions
 from app.environment import import_own_packages, tune_libraries
 from app.flags import Operands, WrongUsage, parse
 from app.nearest import did_you_mean
@@ -64,6 +65,8 @@ def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
         from app.logs import configure_logging
         from app.supervisor import CannotStart, serve
 
+        if wrong := list(contradictions(settings)):
+            return _complain("trimvit serve", "\ntrimvit serve: ".join(wrong), USAGE_ERROR)
         configure_logging(settings.log_level, "supervisor", settings.log_format)
         _tell_of_variables(Settings)
         try:

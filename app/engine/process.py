@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from setproctitle import setproctitle
 
+from app.combinations import without_effect
 from app.engine.agreement import Agreement
 from app.engine.cost import CostModel
 from app.engine.learned import Learned, recall, remember
@@ -70,6 +71,9 @@ def run(settings: Settings, args: EngineArgs) -> None:
         log.error("%s", error)
         sys.exit(LOAD_FAILED)
     on_cpu = device == "cpu"
+    if settings.device == "auto":  # of a device that is named, the server's start has told
+        for remark in without_effect(settings, on_cpu=on_cpu):
+            log.warning("%s", remark)
     threads = min(settings.threads or max(1, cores() // args.sharing), cores())
     # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.
     streams = min(settings.streams or MOST_STREAMS, threads) if on_cpu else settings.streams or 2

@@ -13,6 +13,7 @@ from app.ray.settings import RaySettings
 
 QUIET = LoggingConfig(enable_access_log=False)  # no line per request, as in `trimvit serve`
 _STARTS_TRIED = 3
+_EVERYWHERE = "0.0.0.0"  # noqa: S104
 _LOOK_BACK_S = 15.0  # above the ten seconds at which replicas report
 
 
@@ -44,5 +45,6 @@ def application(settings: RaySettings) -> Application:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """For a Serve configuration file: its ``args`` are the flags of `trimvit ray`, with underscores."""
-    return application(RaySettings(**args))
+    """For a Serve configuration file: its ``args`` are the flags of `trimvit ray`, with underscores. The file
+    says elsewhere where Ray listens."""
+    return application(RaySettings(**{"host": _EVERYWHERE, **args}))

@@ -1,6 +1,7 @@
 """`trimvit ray`."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -11,8 +12,10 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
+from app.keys import KEYS_VARIABLE
 from app.ray.application import QUIET, application
 from app.ray.settings import RaySettings
+from app.variables import plain
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,13 @@ _FOR_ALL_PROCESSES = {
 
 def run(settings: RaySettings) -> int:
     """Deploy, and stay until SIGTERM or SIGINT unless detached; gives back the exit code."""
+    if settings.ray_address is not None and plain(os.environ.get(KEYS_VARIABLE, "")):
+        log.error(
+            "%s does not reach the replicas of a cluster that is there already, and without keys they would "
+            "answer everybody: name a file that every node has with --api-keys-file",
+            KEYS_VARIABLE,
+        )
+        return 1
     os.environ.update(_FOR_ALL_PROCESSES)  # for a cluster that is started here
     starts_cluster = settings.ray_address is None
     try:
@@ -51,6 +61,7 @@ def run(settings: RaySettings) -> int:
             http_options=HTTPOptions(
                 host=settings.host,
                 port=settings.port,
+                keep_alive_timeout_s=math.ceil(settings.keep_alive_s),
                 request_timeout_s=_LONGEST_DEADLINE_S,
                 ssl_certfile=_text(settings.tls_certificate),
                 ssl_keyfile=_text(settings.tls_key),

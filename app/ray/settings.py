@@ -6,9 +6,35 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from app.flags import flag
 from app.settings import Settings
 
 Proxies = Literal["every-node", "head-node"]
+
+
+# Settings of `trimvit serve` that have no effect under Ray, and why: who gives one is told so. All others are
+# those of the replicas, of Ray's proxies, or of both.
+_OF_RAYS_PROXIES = "Ray's proxies hold the connections, without such a limit: set it in the load balancer"
+REFUSED = {
+    "operations_host": "a replica has no port of its own",
+    "operations_port": "a replica has no port of its own: /metrics of the main one answers for all",
+    "max_connections": _OF_RAYS_PROXIES,
+    "max_connections_per_client": _OF_RAYS_PROXIES,
+    "head_timeout_s": _OF_RAYS_PROXIES,
+    "write_timeout_s": _OF_RAYS_PROXIES,
+    "slow_retry_s": "a replica whose engine does not come up is replaced by Ray",
+}
+HONOURED = frozenset({
+    "model", "architecture", "patch_stride", "labels", "stages", "rows",
+    "device", "engines", "dtype", "threads", "streams", "cuda_graphs", "max_batch_tokens",
+    "max_queue_images", "max_queue_s", "agreement_share",
+    "host", "port", "http_workers", "api_keys_file", "max_priority", "tls_certificate", "tls_key",
+    "trusted_proxies", "root_path", "cors_origins", "allowed_hosts",
+    "decode_processes", "decode_timeout_s", "max_body_bytes", "max_image_pixels", "max_bodies_bytes",
+    "body_timeout_s", "keep_alive_s", "max_images_per_request",
+    "default_keep_ratio", "default_criterion", "default_reducer", "default_deadline_ms",
+    "restart_wait_s", "hang_after_s", "load_limit_s", "shutdown_grace_s", "log_format", "log_level",
+})  # fmt: skip
 
 
 class RaySettings(Settings):
@@ -66,19 +92,22 @@ class RaySettings(Settings):
     def _fit_together(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError(
-                f"max-replicas must be at least min-replicas, got {self.max_replicas} and {self.min_replicas}"
+                f"--max-replicas must be at least --min-replicas; got {self.max_replicas} and "
+                f"{self.min_replicas}"
             )
         if self.http_workers != 1 or self.engines != 1 or "," in self.device:
             raise ValueError(
-                "a replica has one HTTP process and one engine: leave out http-workers and engines, name one "
-                "device at most, and add replicas"
+                "a replica has one HTTP process and one engine: leave out --http-workers and --engines, name "
+                "one device at most, and add replicas"
             )
-        if self.operations_port is not None:
-            raise ValueError("a replica has no port of its own: leave out operations-port")
+        for name in sorted(REFUSED.keys() & self.model_fields_set):
+            raise ValueError(f"leave out {flag(name)}, which has no effect here: {REFUSED[name]}")
         if self.port == 0:
-            raise ValueError("port must be named: it is the same on every node")
+            raise ValueError("--port must be named and not 0: it is the same on every node")
         if self.detach and self.ray_address is None:
-            raise ValueError("detach needs a cluster that goes on without this process: name its ray-address")
+            raise ValueError(
+                "--detach needs a cluster that goes on without this process: name its --ray-address"
+            )
         return self
 
     def of_replica(self) -> Settings:

@@ -26,6 +26,7 @@ def test_the_application_it_names_is_built_with_them() -> None:
     (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
     assert application["import_path"] == f"{build.__module__}:{build.__name__}"
     deployment = build(application["args"])._bound_deployment
+    assert deployment.init_args[0].host == "0.0.0.0", "public names of the nodes are answered"
     assert deployment.ray_actor_options["num_gpus"] == 1
     assert deployment.ray_actor_options["num_cpus"] == 4
     autoscaling = deployment._deployment_config.autoscaling_config

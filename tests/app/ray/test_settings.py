@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from app.ray.settings import RaySettings
+from app.ray.settings import HONOURED, REFUSED, RaySettings
 from app.settings import Settings
+from tests.app.test_settings import SAMPLES
 
 
 @pytest.mark.parametrize(
@@ -12,10 +13,14 @@ from app.settings import Settings
     [
         ({"min_replicas": 3, "max_replicas": 2}, "got 2 and 3"),
         ({"http_workers": 2}, "add replicas"),
-        ({"operations_port": 9001}, "no port of its own"),
+        ({"operations_port": 9001}, "leave out --operations-port, .*: a replica has no port of its own"),
+        (
+            {"max_connections": 10_000},
+            "leave out --max-connections, .*: Ray's proxies hold",
+        ),
         ({"engines": 2}, "add replicas"),
         ({"device": "cuda:0,cuda:1"}, "add replicas"),
-        ({"port": 0}, "port must be named"),
+        ({"port": 0}, "--port must be named"),
         ({"detach": True}, "ray-address"),
         ({"ray_address": "head"}, "auto or HOST:PORT"),
         ({"ray_address": "head:70000"}, "auto or HOST:PORT"),
@@ -40,3 +45,25 @@ def test_a_replica_with_a_share_of_a_gpu_computes_there() -> None:
     """Ray shows each replica its own GPU as the first."""
     told = RaySettings(replica_gpus=0.25).of_replica()
     assert (told.device, told.threads) == ("auto", 0)
+
+
+def test_every_setting_of_serve_is_honoured_or_refused() -> None:
+    """A new one must be placed: none is accepted and ignored."""
+    assert HONOURED | REFUSED.keys() == set(Settings.model_fields)
+    assert HONOURED.isdisjoint(REFUSED)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_effect_is_refused_with_the_reason(name: str) -> None:
+    """By flag or variable, as long as it was given."""
+    with pytest.raises(
+        ValidationError, match=f"leave out --{name.replace('_', '-')}, which has no effect here"
+    ):
+        RaySettings(**{name: SAMPLES[name][1]})
+
+
+@pytest.mark.parametrize("name", sorted(HONOURED - {"http_workers", "engines", "port", "device"}))
+def test_what_is_honoured_reaches_the_replica(name: str) -> None:
+    """As it was given."""
+    value = SAMPLES[name][1]
+    assert getattr(RaySettings(**{name: value}).of_replica(), name) == value
