@@ -50,7 +50,7 @@ class Connection(HttpToolsProtocol):
         self._refused = False  # it has been said
         self._socket: asyncio.Transport | None = None  # beneath TLS, if there is TLS
         self._half_closed: HalfClosed | None = None
-        self._address = ""
+        self.address = ""
         self._began = 0.0
 
     # --- the transport ------------------------------------------------------------------------------
@@ -61,9 +61,9 @@ class Connection(HttpToolsProtocol):
         self._unread = UnreadAnswer(transport, self.loop, self.write_timeout_s)
         # Whatever waits for the client to read has its time. (With a limit of 0, TLS would never go on.)
         transport.set_write_buffer_limits(high=1)
-        self._address = (get_remote_addr(transport) or ("",))[0]
+        self.address = (get_remote_addr(transport) or ("",))[0]
         self.connections.add(self)
-        self.places.take(self._address)
+        self.places.take(self.address)
 
     def forgotten(self) -> None:
         """The connection is gone."""
@@ -73,11 +73,11 @@ class Connection(HttpToolsProtocol):
             if self._half_closed is not None:
                 self._half_closed.end()
             self.connections.discard(self)
-            self.places.leave(self._address)
+            self.places.leave(self.address)
 
     def one_too_many(self, beyond: int = 0) -> str | None:
         """Whether there are too many connections, by more than ``beyond``: in words."""
-        return self.places.trouble(self._address, beyond)
+        return self.places.trouble(self.address, beyond)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse it where there are too many; else it has a while to send a request."""

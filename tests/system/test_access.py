@@ -54,7 +54,7 @@ def test_keys_are_asked_for_rotated_and_never_shown(tmp_path: Path, monkeypatch:
 
 
 def test_tls_and_operations_on_a_port_of_their_own(tmp_path: Path) -> None:
-    """HTTPS by certificate and key; plain HTTP is not answered there. Probes and metrics have their own
+    """HTTPS by certificate and key; plain HTTP is refused in words there. Probes and metrics have their own
     listener, and the main port serves no metrics."""
     settings = self_signed(tmp_path)
     assert settings.tls_certificate is not None
@@ -86,16 +86,17 @@ def test_tls_and_operations_on_a_port_of_their_own(tmp_path: Path) -> None:
             assert client.get(f"{url}/metrics").status_code == 404
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             httpx.get(f"{url}/livez")
-        with pytest.raises(httpx.TransportError):
-            httpx.get(url.replace("https://", "http://") + "/livez")
+        plain = httpx.get(url.replace("https://", "http://") + "/livez")
+        assert plain.status_code == 400
+        assert "use https://" in plain.json()["detail"]
         host, port = url.removeprefix("https://").split(":")
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
         old.minimum_version = ssl.TLSVersion.TLSv1_1
         old.maximum_version = ssl.TLSVersion.TLSv1_1
         old.set_ciphers("ALL:@SECLEVEL=0")
-        with socket.create_connection((host, int(port))) as plain, pytest.raises((ssl.SSLError, OSError)):
-            old.wrap_socket(plain)
+        with socket.create_connection((host, int(port))) as given, pytest.raises((ssl.SSLError, OSError)):
+            old.wrap_socket(given)
 
         page = httpx.get(f"{operations}/metrics")
         assert 'trimvit_images_total{outcome="answered"} 1.0' in page.text

@@ -1,5 +1,6 @@
 """The HTTPS port: handshakes are counted and timed, and a renewed certificate is used."""
 
+import select
 import shutil
 import ssl
 import time
@@ -169,6 +170,27 @@ def test_a_renewed_certificate_is_used_without_a_restart(
             assert "read the certificate in" in caplog.text
             kept.sendall(GET)
             assert answer(everything(kept)).status == 200
+
+
+def test_others_are_answered_while_many_shake_hands(folder: Path) -> None:
+    """Handshakes are begun a few at a time, and one client's wait for each other."""
+    settings = Settings(
+        tls_certificate=folder / "certificate.pem", tls_key=folder / "key.pem", head_timeout_s=60
+    )
+    asked = GET.replace(b"Connection: close\r\n", b"")
+    with wire(settings) as server, ExitStack() as stack, secured(server, folder) as other:
+        crowd = [stack.enter_context(server.connect()) for _ in range(500)]
+        greeting = hello()
+        for connection in crowd:
+            connection.sendall(greeting)
+        answered = 0
+        while not select.select(crowd[-1:], [], [], 0)[0]:  # until the last one's turn has come
+            other.sendall(asked)
+            said = b""
+            while not said.endswith(b'{"status":"alive"}'):
+                said += other.recv(65536)
+            answered += 1
+        assert answered > 10
 
 
 def test_many_connections_that_only_said_hello_are_small(folder: Path) -> None:
