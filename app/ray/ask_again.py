@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import background
 from app.errors import DeadlinePassed, EngineLost, NotReady, Problem
 from app.http.problems import problem_response
 
@@ -47,8 +48,13 @@ class AskAgain:
         kept: list[Message] = []
         for replica in range(1, REPLICAS_A_REQUEST_MAY_OUTLIVE + 1):
             attempt = _Attempt(scope["path"], kept, receive, send)
-            # The proxy writes into scope and headers.
-            await self._app({**scope, "headers": [*headers]}, attempt.receive, attempt.send)
+            try:
+                # The proxy writes into scope and headers.
+                await self._app({**scope, "headers": [*headers]}, attempt.receive, attempt.send)
+            except Exception as error:
+                if attempt.answered:  # half an answer is out; the connection must be cut
+                    raise
+                background.incident("Ray's proxy", error)
             if attempt.answered or any(message["type"] == "http.disconnect" for message in kept):
                 return
             log.warning("request %s: replica %d that had it is lost", request_id, replica)

@@ -7,12 +7,14 @@ the metrics are written; Ray's controller and proxies import this module, too.
 import asyncio
 import logging
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import background
 from app.heap import give_back_freed_memory
 from app.metrics_files import reserve
 from app.private_folder import PrivateFolder
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.05
+_LOOK_AFTER_S = 10.0  # between two looks at the private folder
 _SCRAPE_S = 5.0  # a replica that does not give its metrics in time is left out
 _ENGINE_FAILED = 1
 
@@ -56,6 +59,8 @@ class Replica:
         self._engines: EngineClient | None = None
         self._keeper = EngineKeeper(settings, folder, self._engine_failed)
         self._keeper.start()
+        self._ended = threading.Event()
+        background.kept_thread(self._look_after_folder, "keeper of the private folder")
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray Serve once, after the constructor. Raises RuntimeError if the engine cannot load."""
@@ -96,6 +101,7 @@ class Replica:
 
     def __del__(self) -> None:
         """Called by Ray Serve once all requests are answered."""
+        self._ended.set()
         self._keeper.stop()
         self._private.remove()
 
@@ -119,6 +125,14 @@ class Replica:
         finally:
             await probe.close()
         self._ready = True
+
+    def _look_after_folder(self) -> None:
+        """Keep cleaners of old files off the folder; without it no engine could be started again."""
+        while self._private.refresh():
+            if self._ended.wait(_LOOK_AFTER_S):
+                return
+        if not self._ended.is_set():
+            self._engine_failed(f"the folder {self._private.path} was removed")
 
     def _engine_failed(self, reason: str) -> None:
         """Called from the keeper's thread. Before the replica is ready, its start fails; then, it ends."""
@@ -144,15 +158,23 @@ class _MetricsOfAll:
             await self._app(scope, receive, send)
             return
         start: Message | None = None
+        own = b""
 
         async def send_all(message: Message) -> None:
-            nonlocal start
+            nonlocal start, own
             if message["type"] == "http.response.start" and message["status"] == 200:
                 start = message
-            elif start is None:
+                return
+            if start is None:
                 await send(message)
-            elif not message.get("more_body", False):
-                page = await _page_of_all()
+                return
+            own += message.get("body", b"")
+            if not message.get("more_body", False):
+                try:
+                    page = await _page_of_all()
+                except Exception as error:  # the application's own page is better than none
+                    background.incident("metrics of all replicas", error)
+                    page = own
                 MutableHeaders(scope=start)["Content-Length"] = str(len(page))
                 await send(start)
                 await send({"type": "http.response.body", "body": page})

@@ -65,6 +65,16 @@ async def dies_after_its_head(scope: Scope, receive: Receive, send: Send) -> Non
     await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
+async def raises(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("a bug in the proxy")
+
+
+async def raises_halfway(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+    raise RuntimeError("a bug in the proxy")
+
+
 async def ask(proxy: Proxy, body: Sequence[bytes] = (b"photo", b"graph"), **headers: str) -> httpx.Response:
     async def content():  # type: ignore[no-untyped-def]
         for part in body:
@@ -154,3 +164,18 @@ async def test_what_is_not_http_is_passed_on() -> None:
     (middleware,) = middlewares()
     await middleware.cls(app)({"type": "lifespan"}, None, None)  # type: ignore[arg-type, call-arg]
     assert seen == ["lifespan"]
+
+
+async def test_a_proxy_that_raises_before_it_answers_is_asked_again() -> None:
+    """Its exception is an incident, and the client hears of it only where the next replica raises, too."""
+    assert (await ask(Proxy(raises, answering()))).status_code == 200
+    lost = await ask(Proxy(raises, raises))
+    assert (lost.status_code, lost.headers["Content-Type"]) == (500, PROBLEM)
+
+
+async def test_half_an_answer_is_not_begun_again() -> None:
+    """A second answer behind the first half of one would be read as one."""
+    proxy = Proxy(raises_halfway, answering())
+    with pytest.raises(RuntimeError, match="a bug in the proxy"):
+        await ask(proxy)
+    assert len(proxy.replicas) == 1

@@ -1,5 +1,6 @@
 """A replica's engine is kept running. Small scripts stand for the engine."""
 
+import shutil
 import sys
 import tempfile
 import threading
@@ -106,6 +107,19 @@ def test_an_engine_that_never_comes_up_is_given_up_with_its_reason() -> None:
     """Starting again would not help: another replica must."""
     with kept(CANNOT_LOAD) as running:
         assert "ValueError: no such model" in running.given_up.get(timeout=PATIENCE_S)
+
+
+def test_a_keeper_that_cannot_go_on_gives_up() -> None:
+    """Its folder is gone, or too many files are open: nobody is left without an engine and without a word."""
+    seen: set[int] = set()
+    with kept(LIVES) as running:
+        first = running.next_engine(seen)
+        wait_ready(running)
+        shutil.rmtree(running.folder)
+        first.kill()
+        assert "the engine cannot be kept running: FileNotFoundError" in running.given_up.get(
+            timeout=PATIENCE_S
+        )
 
 
 def test_starts_that_fail_in_a_row_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
