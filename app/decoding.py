@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -182,6 +183,10 @@ class DecodingProcesses(Executor):
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decode")
+        # All from the start: one that the system has no room for later would be the fault of an image.
+        meeting = threading.Barrier(processes)
+        for _ in range(processes):
+            self._threads.submit(meeting.wait, _START_S)
         self._closing = False
         self._trouble: str | None = None
         for cause in ("slow", "died"):  # there from the start, so that the first shows as a rise

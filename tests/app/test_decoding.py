@@ -240,6 +240,13 @@ def test_where_no_process_starts_no_image_is_blamed(
         assert len(processes._children) == 1
 
 
+def test_all_threads_are_there_from_the_start() -> None:
+    """A system without room for another thread, later, fails no image."""
+    with DecodingProcesses(3, 10.0, memory_for(1000)):
+        names = [thread.name for thread in threading.enumerate()]
+        assert len([name for name in names if name.startswith("decode")]) >= 3
+
+
 def test_a_system_without_room_for_a_process_is_no_images_fault(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
