@@ -29,7 +29,8 @@ from app.http.answers import (
     warning_headers,
 )
 from app.http.arrival import seconds_since
-from app.http.body import JSON, MULTIPART, RAW, BodyLimits, read_images
+from app.http.body import read_images
+from app.http.content import JSON, MULTIPART, RAW, BodyLimits
 from app.http.pruning import Asked, asked_of
 from app.http.scheduling import caller_of, deadline_s_of, expected, max_priority_of
 from app.http.schemas import (
@@ -115,6 +116,10 @@ class RequestedImage(Protocol):
     @property
     def options(self) -> ImageOptions:
         """What is asked."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
 
     async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
         """What the model sees of it; raises a Problem."""

@@ -15,9 +15,11 @@ from app.engine.client import Expected
 from app.engine.messages import ModelInfo
 from app.errors import Problem
 from app.http.arrival import seconds_since
-from app.http.body import is_raw_image, kind_of_body, options_of, single_values
+from app.http.body import kind_of_body
 from app.http.classify import Classification
+from app.http.content import is_raw_image
 from app.http.hugging_face import asked_of
+from app.http.options import options_of, single_values
 from app.http.problems import problem_response
 from app.http.sagemaker import PATH as INVOCATIONS
 from app.http.sagemaker import query_of

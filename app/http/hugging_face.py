@@ -15,22 +15,11 @@ from pydantic import BaseModel, Field
 from app.engine.messages import ModelInfo
 from app.errors import InvalidValue, Problem, UnreadableRequest, UnsupportedMediaType
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
-from app.http.body import (
-    JSON,
-    RAW,
-    BodyLimits,
-    EncodedImage,
-    from_base64_in_pieces,
-    is_raw_image,
-    kind_of_body,
-    merged,
-    options_of,
-    parse_json,
-    read_body,
-    single_values,
-)
+from app.http.body import EncodedImage, read_content
 from app.http.classify import PROBLEMS, AnsweredImage, Classification, timings_ms
+from app.http.content import JSON, RAW, BodyLimits, form_of, image_in_base64, kind_of, parse_json, raw_image
 from app.http.open_inference import check_name, errors
+from app.http.options import merged, options_of, single_values
 from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, ImageOptions, option_schemas
 from app.images import Data
 from app.wrong_values import said_of
@@ -126,21 +115,28 @@ def hugging_face_router(classification: Classification) -> APIRouter:
 
 async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Function]:
     """The image with its options, of which the JSON's go before the query's."""
-    kind = kind_of_body(request.headers)
-    values = single_values(request.query_params.multi_items())
-    if kind == JSON:
-        document = parse_json(await read_body(request, limits), "the body", limits)
+    kind = kind_of(request.headers.get("content-type", ""))
+    query = single_values(request.query_params.multi_items())
+    allowed = f"image/*, {RAW} and {JSON}"
+
+    def read(body: bytearray, hold: Callable[[int], None]) -> tuple[Data, dict[str, Any]]:
+        form = form_of(body, kind, allowed)
+        if form == "form":
+            raise UnsupportedMediaType(
+                f"the Content-Type is {kind!r}; allowed are {allowed} (/v1/classify takes forms)"
+            )
+        if form != "json":
+            return raw_image(body, kind, allowed, hold), query
+        document = parse_json(body, "the body", limits)
         if not isinstance(document, dict):
             raise UnreadableRequest("the JSON body must be an object with 'inputs'")
-        data: Data = await from_base64_in_pieces(document.get("inputs"), None, "inputs")
+        data = image_in_base64(document.get("inputs"), None, "inputs", hold)
         parameters = document.get("parameters")
         if not isinstance(parameters, dict | None):
             raise InvalidValue("'parameters' must be an object")
-        values = merged(values, parameters or {})
-    elif is_raw_image(kind):
-        data = await read_body(request, limits)
-    else:
-        raise UnsupportedMediaType(f"the Content-Type is {kind!r}; allowed are image/*, {RAW} and {JSON}")
+        return data, merged(query, parameters or {})
+
+    data, values = await read_content(request, limits, read, lambda content: [content[0]])
     options, function = asked_of(values)
     return EncodedImage(data, options), function
 

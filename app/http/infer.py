@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from app.engine.messages import ModelInfo, Priority
 from app.errors import InvalidValue, TooLarge
-from app.http.body import BodyLimits, EncodedImage, from_base64, options_of, said
+from app.http.base64_images import from_base64
+from app.http.body import EncodedImage
 from app.http.classify import AnsweredImage, RequestedImage
+from app.http.content import BodyLimits
 from app.http.memory import Share
 from app.http.open_inference_schemas import (
     TRITONS,
@@ -23,8 +25,9 @@ from app.http.open_inference_schemas import (
     RequestedOutput,
     TensorMetadata,
 )
+from app.http.options import options_of, said
 from app.http.schemas import MASK_OPTIONS, ImageOptions
-from app.http.tensors import OutputTensor, allot, image_bytes, image_pixels
+from app.http.tensors import OutputTensor, allot, check_shape, image_bytes, image_pixels
 from app.image_work import ImageWork
 from app.images import ModelInput
 from app.wrong_values import no_such, said_of, short
@@ -65,6 +68,11 @@ class DecodedImage:
     pixels: UInt8[np.ndarray, "rows columns 3"]
     options: ImageOptions
     share: Share
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        return self.pixels.nbytes
 
     async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
         """What the model sees of it. Raises what `app.images.resized` raises."""
@@ -218,6 +226,8 @@ def _images(
         )
     if binary is not None and given.data is not None:
         raise InvalidValue(f"the input {given.name} has both data and binary_data_size; allowed is one")
+    if given.name == "pixels":
+        check_shape(given.shape)
     if given.shape[0] > limits.images:
         raise TooLarge(
             f"the request has {short.repr(given.shape[0])} images; at most {limits.images} are allowed"
@@ -228,7 +238,7 @@ def _images(
     return [DecodedImage(pixels, options, share) for pixels in image_pixels(given.shape, given.data, binary)]
 
 
-def _from_base64(text: object, index: int) -> bytes:
+def _from_base64(text: object, index: int) -> bytearray:
     return from_base64(text, index, "data of the input image")
 
 

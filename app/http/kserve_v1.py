@@ -12,21 +12,14 @@ from starlette.convertors import register_url_convertor
 
 from app.errors import InvalidValue, TooLarge, UnreadableRequest
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
-from app.http.body import (
-    JSON,
-    BodyLimits,
-    EncodedImage,
-    from_base64_in_pieces,
-    merged,
-    options_of,
-    parse_json,
-    read_body,
-    single_values,
-)
+from app.http.body import EncodedImage, read_content
 from app.http.classify import PROBLEMS, Classification, results_of, timings_ms
+from app.http.content import JSON, BodyLimits, Hold, image_in_base64, parse_json
+from app.http.documents import LongText
 from app.http.health import Health
 from app.http.open_inference import ModelNameConvertor, check_name, errors, ready_model
 from app.http.open_inference_schemas import ModelReady
+from app.http.options import merged, options_of, single_values
 from app.http.schemas import EXAMPLE_IMAGE, ImageResult, option_schemas
 from app.wrong_values import no_such
 
@@ -150,8 +143,19 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
 
 async def _read(request: Request, limits: BodyLimits) -> list[EncodedImage]:
     """The images, each with its options: its own go before the parameters, and those before the query's."""
+    query = single_values(request.query_params.multi_items())
+
+    def read(body: bytearray, hold: Hold) -> list[EncodedImage]:
+        return _images_in(body, limits, query, hold)
+
+    return await read_content(request, limits, read, lambda images: [image.data for image in images])
+
+
+def _images_in(
+    body: bytearray, limits: BodyLimits, query: Mapping[str, Any], hold: Hold
+) -> list[EncodedImage]:
     try:
-        document = parse_json(await read_body(request, limits), "the body", limits)
+        document = parse_json(body, "the body", limits)
     except TooLarge as error:
         raise TooLarge(f"{error.detail}: {_PIXELS}") from error
     if not isinstance(document, dict) or not isinstance(document.get("instances"), list):
@@ -168,22 +172,21 @@ async def _read(request: Request, limits: BodyLimits) -> list[EncodedImage]:
         raise UnreadableRequest("the list of instances is empty: send an image in each")
     if len(instances) > limits.images:
         raise TooLarge(f"the request has {len(instances)} images; at most {limits.images} are allowed")
-    query = single_values(request.query_params.multi_items())
     return [
-        await _image(instance, index, merged(query, parameters or {}))
+        _image(instance, index, merged(query, parameters or {}), hold)
         for index, instance in enumerate(instances)
     ]
 
 
-async def _image(instance: object, index: int, common: Mapping[str, Any]) -> EncodedImage:
+def _image(instance: object, index: int, common: Mapping[str, Any], hold: Hold) -> EncodedImage:
     given, own = _parted(instance, index)
-    data = await from_base64_in_pieces(given, index, "the image of the instance")
+    data = image_in_base64(given, index, "the image of the instance", hold)
     return EncodedImage(data, options_of(merged(common, own), index))
 
 
 def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
     """The image of an instance, in base64, and the instance's own options."""
-    if isinstance(instance, str):
+    if isinstance(instance, str | LongText):
         return instance, {}
     if not isinstance(instance, dict):
         raise InvalidValue(f"an instance must be an object or a text in base64: {_PIXELS}", image=index)
@@ -198,7 +201,7 @@ def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
     given = instance[names[0]]
     if _has_bytes(given):
         given = given["b64"]
-    if not isinstance(given, str):
+    if not isinstance(given, str | LongText):
         raise InvalidValue(f'{names[0]} must be base64, bare or as {{"b64": "..."}}: {_PIXELS}', image=index)
     return given, {name: value for name, value in instance.items() if name != names[0]}
 

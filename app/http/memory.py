@@ -21,6 +21,7 @@ _T = TypeVar("_T")
 
 _RETRY_AFTER_S = 1.0
 _SHARE = "memory"
+_SMALL = 2**16  # bytes
 
 
 class Memory:
@@ -99,6 +100,12 @@ class Share:
                 self.give_back(needs)
 
         return await asyncio.get_running_loop().run_in_executor(self._memory.worker, counted)
+
+    async def run_if_large(
+        self, size: int, needs: int, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None
+    ) -> _T:
+        """As `run`; work on so few bytes that it takes no longer than another thread's turn is done here."""
+        return function() if size <= _SMALL else await self.run(needs, function, keeps)
 
 
 def share_of(scope: Scope) -> Share:

@@ -17,11 +17,20 @@ from starlette.convertors import Convertor, register_url_convertor
 from app.engine.messages import ModelInfo
 from app.errors import NotFound, NotReady
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
-from app.http.body import JSON, RAW, BodyLimits, read_body
+from app.http.body import read_body
 from app.http.classify import PROBLEMS, AnsweredImage, Classification, no_model_yet, timings_ms
+from app.http.content import JSON, RAW, BodyLimits
 from app.http.elsewhere import of_another_server
 from app.http.health import Health
-from app.http.infer import INPUTS, Inference, asked_inference, output_tensors, outputs_of, read_inference
+from app.http.infer import (
+    INPUTS,
+    AskedInference,
+    Inference,
+    asked_inference,
+    output_tensors,
+    outputs_of,
+    read_inference,
+)
 from app.http.memory import share_of
 from app.http.open_inference_schemas import (
     ErrorAnswer,
@@ -236,12 +245,25 @@ def open_inference_router(classification: Classification, health: Health) -> API
     async def read(request: Request, model_name: str, model_version: str) -> tuple[Inference, ModelInfo]:
         # Of the body, no more is kept than what the inference refers to.
         body = await read_body(request, limits)
-        document, binary = split(body, request.headers.get(HEADER_LENGTH))
-        asked = asked_inference(document)
+        share = share_of(request.scope)
+
+        def first() -> tuple[AskedInference, memoryview]:
+            document, binary = split(body, request.headers.get(HEADER_LENGTH))
+            return asked_inference(document), binary
+
+        asked, binary = await share.run_if_large(len(body), 0, first)
         model = await classification.model(request, asked.options_of_each(limits))
         check_name(model, model_name)
         check_version(model, model_version)
-        return read_inference(asked, binary, limits, model, share_of(request.scope)), model
+        if binary:  # its images are where they came
+            return read_inference(asked, binary, limits, model, share), model
+        inference = await share.run_if_large(
+            len(body),
+            len(body),
+            partial(read_inference, asked, binary, limits, model, share),
+            lambda inference: sum(image.size for image in inference.images),
+        )
+        return inference, model
 
     async def answer(request: Request, model_name: str, model_version: str) -> Response:
         if classification.last_model is not None:

@@ -19,16 +19,19 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from app.errors import InvalidValue, TooLarge, UnreadableRequest
-from app.http.body import parse_json
+from app.errors import InvalidValue, UnreadableRequest
+from app.http.documents import read_document
+from app.images import Data
 from app.wrong_values import short
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 Datatype = Literal["BOOL", "UINT8", "INT32", "FP32", "BYTES"]
 
+_MOST_JSON_BYTES = 8 * 2**20  # beside images in base64
 MOST_JSON_VALUES = 2**20  # parsed in about a tenth of a second; 590 x 590 pixels
 
 _NUMBERS = {"BOOL": "?", "UINT8": "u1", "INT32": "<i4", "FP32": "<f4"}
+_PIECE = 2**15
 _LENGTH = struct.Struct("<I")
 
 
@@ -80,12 +83,9 @@ def split(body: bytes | bytearray, header_length: str | None) -> tuple[Any, memo
 
 
 def _parsed(text: bytes | bytearray, what: str) -> Any:
-    # Also commas in strings count, but neither base64 nor a parameter has many.
-    if text.count(b",") > MOST_JSON_VALUES:
-        raise TooLarge(
-            f"{what} has more than {MOST_JSON_VALUES} values in JSON; send tensors of more as binary data"
-        )
-    return parse_json(text, what)
+    return read_document(
+        text, what, _MOST_JSON_BYTES, MOST_JSON_VALUES, "send tensors of more as binary data behind the JSON"
+    )
 
 
 def allot(sizes: Sequence[int | None], data: memoryview) -> list[memoryview | None]:
@@ -107,9 +107,9 @@ def allot(sizes: Sequence[int | None], data: memoryview) -> list[memoryview | No
     return shares
 
 
-def read_elements(data: memoryview, count: int) -> list[bytes]:
+def read_elements(data: memoryview, count: int) -> list[memoryview]:
     """The elements of a BYTES tensor. Raises InvalidValue unless they are ``count`` and fill the data."""
-    elements: list[bytes] = []
+    elements: list[memoryview] = []
     start = 0
     while start < len(data) and len(elements) < count:
         if len(data) - start < _LENGTH.size:
@@ -123,7 +123,7 @@ def read_elements(data: memoryview, count: int) -> list[bytes]:
                 f"element {len(elements)} claims {length} bytes, but {len(data) - start} are left "
                 "(before each element stands its length, 4 bytes little-endian)"
             )
-        elements.append(bytes(data[start : start + length]))
+        elements.append(data[start : start + length])
         start += length
     if len(elements) != count or start != len(data):
         raise InvalidValue(
@@ -160,8 +160,8 @@ def flat(data: object, shape: Sequence[int]) -> list[Any]:
 
 
 def image_bytes(
-    shape: Sequence[int], data: object, binary: memoryview | None, decoded: Callable[[object, int], bytes]
-) -> list[bytes]:
+    shape: Sequence[int], data: object, binary: memoryview | None, decoded: Callable[[object, int], Data]
+) -> Sequence[Data]:
     """The encoded images of a BYTES tensor of shape [n] or [n, 1]; in JSON each is read by ``decoded``."""
     if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)) or shape[0] < 1:
         raise InvalidValue(
@@ -172,28 +172,51 @@ def image_bytes(
     return [decoded(text, index) for index, text in enumerate(flat(data, shape))]
 
 
-def image_pixels(
-    shape: Sequence[int], data: object, binary: memoryview | None
-) -> UInt8[np.ndarray, "n height width 3"]:
-    """The images of a UINT8 tensor of shape [n, height, width, 3]."""
+def check_shape(shape: Sequence[int]) -> None:
+    """Raises InvalidValue unless it is that of the input pixels."""
+    if len(shape) == 3 and shape[2] == 3:
+        raise InvalidValue(
+            f"the input pixels has the shape {_said(shape)}, without an axis for the images: one image of "
+            f"this size is {_said([1, *shape])}"
+        )
+    if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
+        raise InvalidValue(
+            f"the input pixels has the shape {_said(shape)}, with the channels first; allowed is "
+            f"[n, height, width, 3], for example by numpy's transpose(0, 2, 3, 1)"
+        )
     if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
         raise InvalidValue(
             f"the input pixels has the shape {_said(shape)}; allowed is [n, height, width, 3], each from 1"
         )
+
+
+def image_pixels(
+    shape: Sequence[int], data: object, binary: memoryview | None
+) -> UInt8[np.ndarray, "n height width 3"]:
+    """The images of a UINT8 tensor of shape [n, height, width, 3]."""
+    check_shape(shape)
     if binary is None:
-        values = flat(data, shape)
-        if set(map(type, values)) != {int}:
-            raise InvalidValue("data of the input pixels must be integers from 0 to 255")
-        try:
-            binary = memoryview(bytes(values))
-        except (OverflowError, ValueError) as error:
-            raise InvalidValue("data of the input pixels must be integers from 0 to 255") from error
+        binary = memoryview(_as_bytes(flat(data, shape)))
     elif len(binary) != math.prod(shape):
         raise InvalidValue(
             f"the input pixels has the shape {_said(shape)}, which is {short.repr(math.prod(shape))} bytes, "
             f"but its binary data has {len(binary)}"
         )
     return np.frombuffer(binary, np.uint8).reshape(shape)
+
+
+def _as_bytes(values: list[Any]) -> bytearray:
+    """Integers from 0 to 255. A piece at a time: no other thread runs meanwhile."""
+    data = bytearray()
+    for start in range(0, len(values), _PIECE):
+        piece = values[start : start + _PIECE]
+        try:
+            if set(map(type, piece)) != {int}:
+                raise ValueError
+            data += bytes(piece)
+        except (OverflowError, ValueError) as error:
+            raise InvalidValue("data of the input pixels must be integers from 0 to 255") from error
+    return data
 
 
 def _said(shape: Sequence[int]) -> str:

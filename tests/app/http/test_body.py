@@ -432,9 +432,10 @@ def test_a_forms_options_must_be_one_set_or_one_per_image(
         (b"null", ["must be an object with 'image' or 'images'"]),
         (b'{"images": []}', ["the request has no image"]),
         (b'{"image": "%%%"}', ["'image' is not base64"]),
-        (b'{"image": "abc"}', ["'image' is not base64"]),
+        (b'{"image": "abcde"}', ["'image' is not base64", "its last character is missing"]),
+        (b'{"image": "abc", "top_k": 1, "image": "abc"}', ["'image' is given more than once"]),
         (b'{"image": "' + b"A" * 2**19 + b'="}', ["'image' is not base64"]),
-        (b'{"image": "' + b"A" * (2**18 - 1) + b'=AAAA"}', ["'image' is not base64", "after the padding"]),
+        (b'{"image": "' + b"A" * (2**18 - 1) + b'=AAAA"}', ["'image' is not base64", "follows the padding"]),
         (b'{"image": "http://127.0.0.1/image.png"}', ["'image' is not base64"]),
         ('{"image": "Ä"}'.encode(), ["'image' is not base64"]),
     ],
@@ -483,28 +484,16 @@ def test_json_of_another_shape_is_a_422(
 @pytest.mark.parametrize(
     ("content", "content_type", "words"),
     [
-        (form(IMAGE_PART), "multipart/form-data", ["boundary"]),
-        (form(IMAGE_PART), "multipart/form-data; boundary=", ["the form cannot be read"]),
+        (form(IMAGE_PART), "multipart/form-data", ["no boundary, which is 'b' in this body", "curl -F"]),
+        (form(IMAGE_PART), "multipart/form-data; boundary=", ["boundary", "curl -F"]),
         (form(IMAGE_PART), "multipart/form-data; boundary=other", ["the form cannot be read"]),
         (b"", "multipart/form-data; boundary=b", ["the request has no image"]),
         (b"hello", "multipart/form-data; boundary=b", ["the form cannot be read"]),
-        (form(IMAGE_PART)[:-200], "multipart/form-data; boundary=b", ["the request has no image"]),
         (form(), "multipart/form-data; boundary=b", ["the request has no image"]),
         (
             form(b'Content-Disposition: form-data; name="top_k"\r\n\r\n1'),
             "multipart/form-data; boundary=b",
             ["the request has no image"],
-        ),
-        (
-            form(b'Content-Disposition: form-data; filename="a.png"\r\n\r\n' + IMAGE),
-            "multipart/form-data; boundary=b",
-            ["the form cannot be read", "name"],
-        ),
-        (form(b"\r\n" + IMAGE), "multipart/form-data; boundary=b", ["the form cannot be read"]),
-        (
-            form(*[b'Content-Disposition: form-data; name="top_k"\r\n\r\n1'] * 100),
-            "multipart/form-data; boundary=b",
-            ["the form cannot be read", "Too many fields"],
         ),
     ],
     ids=[
@@ -513,12 +502,8 @@ def test_json_of_another_shape_is_a_422(
         "another boundary",
         "empty body",
         "no form",
-        "cut off",
         "no parts",
         "no image",
-        "part without a name",
-        "part without headers",
-        "many fields",
     ],
 )
 def test_a_form_that_cannot_be_read_is_a_400(
@@ -678,7 +663,7 @@ def test_an_image_of_too_many_pixels_is_refused(make_client: Callable[..., TestC
 )
 def test_another_content_type_is_a_415(classify: Classify, content_type: str) -> None:
     """What is no image, form or JSON is refused by its type, with the types that are taken."""
-    response = classify(headers={"Content-Type": content_type})
+    response = classify(content=b"hello", headers={"Content-Type": content_type})
     assert_problem(
         response,
         415,
@@ -791,7 +776,7 @@ def test_a_json_of_very_many_values_is_refused_before_any_is_made(
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert_problem(response, 413, "too-large", "more than 4160 values", "64 per image")
+    assert_problem(response, 413, "too-large", "64 values and 16384 bytes per image")
     assert peak < 12 * len(content), "copies of the body are made, and nothing for every value in it"
 
 

@@ -193,7 +193,6 @@ def test_what_is_asked_of_the_engines_is_what_is_known_of_the_image(
         ("/v1/classify?keep_ratio=7", (), 422),
         ("/v1/classify?keep_ratio=0.5&keep_ratio=0.6", (), 422),
         ("/v1/classify?nonsense=1", (), 422),
-        ("/v1/classify", ("Content-Type: text/plain",), 415),
         ("/v1/nowhere", (), 404),
         ("/?function_to_apply=magic", (), 422),
         ("/?mask=grid", (), 422),

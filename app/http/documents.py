@@ -1,0 +1,153 @@
+"""A JSON body -> its value, without copies of the images in it.
+
+A string of megabytes is an image in base64. It stays where it is, in the body, and the value has a LongText
+in its place. So no parser goes through it, and nothing holds the interpreter for longer than a small document
+takes, however large the body is.
+"""
+
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from app.errors import TooLarge, UnreadableRequest
+from app.wrong_values import short
+
+_CHECKED = 2**20  # bytes of JSON in which no name may come twice
+_LONG = 8192  # bytes of a string; an id may have 1,024 characters
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Encodings of JSON by RFC 4627 and their marks; those of four bytes begin like those of two.
+_WIDE = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"{\0\0\0": "utf-32-le",
+    b"\0\0\0{": "utf-32-be",
+    b"{\0": "utf-16-le",
+    b"\0{": "utf-16-be",
+}
+
+
+class LongText:
+    """A long string of a document, as it stands there: in UTF-8, with JSON's escapes."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+
+    def __repr__(self) -> str:
+        return short.repr(str(self))
+
+    def __str__(self) -> str:
+        """Its beginning and its end."""
+        begin, end = (bytes(part).decode("utf-8", "replace") for part in (self.view[:100], self.view[-100:]))
+        return f"{begin}...{end}"
+
+
+def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_values: int, hint: str) -> Any:
+    """The value of a document that has at most so many bytes beside its long strings, and so many values.
+
+    Raises UnreadableRequest, and TooLarge with the ``hint``.
+    """
+    try:
+        text = _as_utf8(body)
+        rest, views = _without_long_texts(memoryview(text), most_bytes)
+    except UnicodeDecodeError as error:
+        raise UnreadableRequest(f"{what} is not JSON: {error}") from error
+    if rest is None:
+        raise TooLarge(f"{what} has more than {most_bytes} bytes of JSON beside images; {hint}")
+    # Commas in strings count, too, but neither base64 nor an option has any.
+    if rest.count(b",") > most_values:
+        raise TooLarge(f"{what} has more than {most_values} values; {hint}")
+    try:
+        value = msgspec.json.decode(rest)
+        if len(rest) <= _CHECKED:
+            json.loads(rest, object_pairs_hook=_only_once)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableRequest(f"{what} is not JSON: {error}{_advice(text)}") from error
+    return _filled_in(value, views) if views else value
+
+
+def _as_utf8(body: bytes | bytearray) -> bytes | bytearray | memoryview:
+    """JSON is UTF-8, but Windows' tools write UTF-16, and marks of the byte order before either."""
+    if body.startswith(_BYTE_ORDER_MARK):
+        return memoryview(body)[len(_BYTE_ORDER_MARK) :]
+    for mark, encoding in _WIDE.items():
+        if body.startswith(mark):
+            return body.decode(encoding).encode()
+    return body
+
+
+def _without_long_texts(text: memoryview, most_bytes: int) -> tuple[bytes | None, dict[str, LongText]]:
+    """The document with a name in the place of each long string; None where the rest is too long."""
+    if len(text) <= _LONG:
+        return bytes(text), {}
+    whole = text.obj
+    assert isinstance(whole, bytes | bytearray)
+    offset = len(whole) - len(text)
+    nonce = secrets.token_hex(8)
+    views: dict[str, LongText] = {}
+    rest, copied, place = bytearray(), offset, offset
+    while (start := whole.find(b'"', place)) >= 0:
+        end = _closing(whole, start + 1)
+        if end - start > _LONG:
+            name = f"{nonce}:{len(views)}"
+            views[name] = LongText(memoryview(whole)[start + 1 : end])
+            rest += memoryview(whole)[copied : start + 1]
+            rest += name.encode()
+            copied = end
+        if len(rest) + start - copied > most_bytes:
+            return None, views
+        place = end + 1
+    if len(rest) + len(whole) - copied > most_bytes:
+        return None, views
+    rest += memoryview(whole)[copied:]
+    return bytes(rest), views
+
+
+def _closing(text: bytes | bytearray, place: int) -> int:
+    """Where the string that begins here ends: a quote with no backslash before it, or an even number."""
+    while (quote := text.find(b'"', place)) >= 0:
+        backslashes = 0
+        while text[quote - 1 - backslashes] == 0x5C and backslashes < quote - place:
+            backslashes += 1
+        if backslashes % 2 == 0:
+            return quote
+        place = quote + 1
+    return len(text)
+
+
+def _filled_in(value: Any, views: dict[str, LongText]) -> Any:
+    """The value with its long strings; names of members that long are cut."""
+    get: Callable[[str], LongText | None] = views.get
+    if isinstance(value, str):
+        return get(value) or value
+    if isinstance(value, list):
+        return [_filled_in(item, views) for item in value]
+    if isinstance(value, dict):
+        return {str(get(name) or name): _filled_in(item, views) for name, item in value.items()}
+    return value
+
+
+def _only_once(members: list[tuple[str, Any]]) -> None:
+    """Of two values under one name a parser takes the last, and the sender may mean the first. Raises
+    UnreadableRequest."""
+    names = set()
+    for name, _ in members:
+        if name in names:
+            raise UnreadableRequest(f"{short.repr(name)} is given more than once in one object")
+        names.add(name)
+
+
+def _advice(text: bytes | bytearray | memoryview) -> str:
+    """What people send in place of JSON."""
+    begin = bytes(text[:200]).lstrip()
+    if not begin:
+        return " (the body is empty)"
+    if begin.startswith((b"'", b"{'")):
+        return " (names and strings stand in double quotes: in Python json.dumps(...) makes them)"
+    if begin.startswith(b"@"):
+        return " (curl reads a file after @ with --data or --data-binary only)"
+    return ""

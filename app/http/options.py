@@ -1,0 +1,66 @@
+"""What is asked of an image: layers of options put together and checked."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from app.errors import InvalidValue
+from app.http.schemas import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
+from app.wrong_values import no_such, short, wrong_values
+
+_FLAGS = TypeAdapter(bool)
+_MOST_FAULTS = 3
+
+
+def single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Names and values of a query or a form. Raises InvalidValue for a name that comes twice."""
+    values: dict[str, Any] = {}
+    for name, value in items:
+        if name in values:
+            raise InvalidValue(f"{short.repr(name)} is given more than once")
+        values[name] = value
+    return values
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers go before earlier ones; a way to choose replaces any other, a cascade also criterion and
+    reducer, which it chooses itself."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        cascade = _is_true(layer.get("cascade"))
+        if cascade or any(layer.get(name) is not None for name in WAYS_TO_CHOOSE if name != "cascade"):
+            for name in WAYS_TO_CHOOSE + (CHOSEN_BY_A_CASCADE if cascade else ()):
+                values.pop(name, None)
+        values.update(layer)
+    return values
+
+
+def _is_true(flag: object) -> bool:
+    """Whether a flag is set, as JSON's or as a word; what is no flag is refused later."""
+    try:
+        return _FLAGS.validate_python(flag)
+    except ValidationError:
+        return False
+
+
+def options_of(
+    values: Mapping[str, Any], index: int | None, besides: Sequence[str] = (), kind: str = "option"
+) -> ImageOptions:
+    """The options of the image at this place (None: of all). Raises InvalidValue.
+
+    ``besides``: names that the route takes too, and has read already; ``kind``: what it calls an option.
+    """
+    unknown = next((name for name in values if name not in ImageOptions.model_fields), None)
+    if unknown is not None:
+        allowed = [*ImageOptions.model_fields, *besides]
+        raise InvalidValue(no_such(kind, unknown, allowed), image=index)
+    try:
+        return ImageOptions.model_validate(values)
+    except ValidationError as error:
+        raise InvalidValue(said(error, ImageOptions), image=index) from error
+
+
+def said(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong, in words; of many faults, the first few."""
+    return ". ".join(wrong_values(error, model)[:_MOST_FAULTS])
