@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
 
 from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
+from models.formats import FORMATS
 from models.transforms import InputSpec, to_pixels
 
 Data = bytes | bytearray | memoryview  # of an encoded image, as it came, without a copy
-
-# An allow-list: Pillow knows some forty formats, and the rest have no business in a photograph's way.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 
 # What a JPEG can have. Resizing a line of millions of pixels would cost gigabytes, however few they are.
 LONGEST_SIDE = 65_535

@@ -28,7 +28,8 @@ from benchmarks.report import Row, spread, table, write
 from models.classifier import Classifier, ImageRequest, normalise
 from models.device import choose_dtype, cores, input_dtype
 from models.schedule import UNPRUNED
-from models.training.data import unlabelled_batches
+from models.training.data import unlabelled
+from models.training.loading import BrokenImages, evaluation_batches
 from models.zoo import LoadedModel, load
 
 UNPRUNED_NAME = "unpruned"
@@ -85,10 +86,13 @@ def main() -> None:
     timm_loaded, loaded = load(options.model), load(options.model)
     classifier = Classifier(loaded.model, loaded.input, "cpu", choose_dtype("cpu", options.dtype))
     runs = contestants(timm_loaded, classifier, options.dtype)
+    samples, _ = unlabelled(options.images)
     batches = [
-        batch
-        for batch in unlabelled_batches(options.images, loaded.input, options.batch_size, 0, None)
-        if len(batch) == options.batch_size
+        torch.from_numpy(batch.pixels)
+        for batch in evaluation_batches(
+            samples, loaded.input, BrokenImages("skip"), batch_size=options.batch_size, workers=0
+        )
+        if len(batch.pixels) == options.batch_size
     ]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     answers: dict[str, list[int]] = {name: [] for name in runs}

@@ -17,13 +17,14 @@ import torch
 from huggingface_hub import constants, get_session
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from models.cascade import Cascade
+from models.files import write_whole
 from models.patch_embed import set_patch_stride
 from models.pruned_vit import PrunedViT, UnsupportedModelError
 from models.schedule import Criterion, Method, Reducer, Stages
@@ -49,7 +50,8 @@ class Card:
     """What travels with the weights: how to build the network, what it sees, what it answers, how it is meant
     to be pruned, its origin.
 
-    ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap.
+    ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap. ``folders``:
+    names of the folders of its training images, in class order like the labels, where they are known.
     """
 
     architecture: str
@@ -62,6 +64,7 @@ class Card:
     model_args: Mapping[str, object] = field(default_factory=dict)
     origin: Mapping[str, object] = field(default_factory=dict)
     patch_stride: int | None = None
+    folders: tuple[str, ...] | None = None
 
 
 _CARDS = TypeAdapter(Card)
@@ -154,9 +157,8 @@ def load(
 def save(path: Path, vit: VisionTransformer, card: Card) -> None:
     """Write half-precision weights and the card as one safetensors file, replaced in one step."""
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in vit.state_dict().items()}
-    unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished, metadata={_HEADER_KEY: _CARDS.dump_json(card).decode()})
-    unfinished.replace(path)
+    content = serialise(tensors, metadata={_HEADER_KEY: _CARDS.dump_json(card).decode()})
+    write_whole(path, lambda file: file.write(content))
 
 
 def create(

@@ -26,6 +26,8 @@ from app.commands.photographs import in_folder
 from app.commands.summary import Summary, summarise
 from app.http.schemas import Share
 from app.variables import plain
+from models.image_files import decoded_endings
+from models.names import shown
 
 KEY_VARIABLE = "TRIMVIT_API_KEY"
 EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
@@ -98,7 +100,7 @@ def bench(config: BenchConfig, operands: Sequence[str]) -> int:
         url = server_url(operands[0])
     except ValueError as error:
         raise UsageError(str(error)) from error
-    images = [each.read() for each in in_folder(config.photographs or EXAMPLES)[:_MOST_PHOTOGRAPHS]]
+    images = _images(config.photographs or EXAMPLES)
     samples: list[Sample] = []
     try:
         model = asyncio.run(_load(config, url, images, samples))
@@ -114,6 +116,24 @@ def bench(config: BenchConfig, operands: Sequence[str]) -> int:
     if draw_plot is not None and summary.answered:
         draw_plot([sample for sample in samples if sample.due_s >= config.warmup_s])
     return 0 if summary.answered == summary.images > 0 else FAILED
+
+
+def _images(folder: Path) -> list[bytes]:
+    """The images of the folder that are of a format that servers take. Raises FileNotFoundError."""
+    found = in_folder(folder)
+    for line in found.remarks:
+        complain("bench", line)
+    taken = [each for each in found.photographs if each.within.suffix.lower() in decoded_endings()]
+    if not taken:
+        raise FileNotFoundError("; ".join(found.failures) or f"there are no images in {shown(folder)}")
+    if len(taken) < len(found.photographs):
+        left_out = len(found.photographs) - len(taken)
+        complain(
+            "bench",
+            f"{left_out} images in {shown(folder)} are not sent, since they do not end with "
+            f"{', '.join(sorted(decoded_endings()))}",
+        )
+    return [each.read() for each in taken[:_MOST_PHOTOGRAPHS]]
 
 
 def _plotter(path: Path) -> Callable[[Sequence[Sample]], None]:

@@ -4,7 +4,9 @@ Decoding, limits, options and the form of a result are the server's own, so both
 words.
 """
 
+import base64
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tqdm import tqdm
 
 from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
 from app.commands.fields import same_as
-from app.commands.photographs import STANDARD_INPUT, Photograph, find
+from app.commands.photographs import Photograph, find
 from app.commands.pictures import PictureFiles
 from app.engine.client import Classified
 from app.engine.messages import Answer, ModelInfo
@@ -31,6 +32,7 @@ from app.http.schemas import ImageOptions, MaskFormat, Share
 from app.images import ImageLimits, ModelInput, decode
 from app.settings import Blocks, Settings
 from models.dtypes import DtypeName
+from models.names import in_words, shown
 from models.pictures import cells_of, dimmed
 from models.schedule import Criterion, Reducer, Rows
 
@@ -153,10 +155,13 @@ class _Failed:
 def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
     """Print the answers as they come. Exit code 0 where every photograph was answered, 1 where some were not
     (standard error says which), 2 for what cannot be meant."""
-    if list(operands).count(STANDARD_INPUT) > 1:
-        raise UsageError("standard input (-) can be read once")
-    photographs = find(operands)
-    pictures = None if config.mask is None else PictureFiles(config.mask, len(photographs))
+    found = find(operands)
+    photographs = found.photographs
+    pictures = None if config.mask is None else PictureFiles(config.mask, photographs)
+    for line in (*found.remarks, *found.failures):
+        complain("classify", line)
+    if not photographs:
+        return FAILED
 
     classifier, model = _load(config)
     try:
@@ -176,13 +181,18 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
             for image in batch:
                 if isinstance(image, _Failed):
                     failed += 1
-                    complain("classify", f"{image.photograph}: {image.problem.detail}")
+                    complain("classify", f"{shown(str(image.photograph))}: {image.problem.detail}")
                     report.failed(image)
                     continue
                 classified = next(answers)
-                picture = None if pictures is None else pictures.path_for(image.photograph)
-                if picture is not None:
-                    Image.fromarray(_picture(classified, image.seen.pixels, model, config)).save(picture)
+                picture = None
+                if pictures is not None:
+                    drawn = _picture(classified, image.seen.pixels, model, config)
+                    try:
+                        picture = pictures.save(image.photograph, drawn)
+                    except OSError as error:
+                        failed += 1
+                        complain("classify", f"{shown(str(image.photograph))}: no mask: {in_words(error)}")
                 result = image_result(
                     classified,
                     model,
@@ -197,7 +207,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
             progress.update(len(batch))
     if failed and len(photographs) > 1:
         complain("classify", f"{failed} of {len(photographs)} photographs were not answered")
-    return FAILED if failed else 0
+    return FAILED if failed or found.failures else 0
 
 
 def _load(config: ClassifyConfig) -> "tuple[Classifier, ModelInfo]":
@@ -293,21 +303,33 @@ class _Lines:
         self._model = model.name
 
     def answered(self, photograph: Photograph, result: dict[str, Any], picture: Path | None) -> None:
-        own = {} if picture is None else {"mask_picture": str(picture)}
-        self._print({"photograph": str(photograph), "model": self._model, **result, **own})
+        own = {} if picture is None else _named("mask_picture", str(picture))
+        self._print({**_named("photograph", str(photograph)), "model": self._model, **result, **own})
 
     def failed(self, failed: _Failed) -> None:
-        self._print({"photograph": str(failed.photograph), "problem": failed.problem.to_dict()})
+        name = _named("photograph", str(failed.photograph))
+        self._print({**name, "problem": failed.problem.to_dict()})
 
     def _print(self, line: dict[str, Any]) -> None:
         print(json.dumps(line), flush=True)
+
+
+def _named(member: str, path: str) -> dict[str, str]:
+    """A path as a member of a JSON object. One that is not UTF-8 is no text: its bytes stand beside it."""
+    encoded = os.fsencode(path)
+    text = encoded.decode(errors="replace")
+    if text == path:
+        return {member: path}
+    return {member: text, f"{member}_base64": base64.b64encode(encoded).decode()}
 
 
 class _Table:
     """For people: a row for each photograph's best label, with the further ones below it."""
 
     def __init__(self, photographs: Sequence[Photograph]) -> None:
-        self._width = min(max(len("photograph"), *(len(str(each)) for each in photographs)), _WIDEST_NAME)
+        self._width = min(
+            max(len("photograph"), *(len(shown(str(each))) for each in photographs)), _WIDEST_NAME
+        )
         self._head: str | None = (
             f"{'photograph':<{self._width}}  keep_ratio  patches kept  compute   score  label"
         )
@@ -316,7 +338,7 @@ class _Table:
         if self._head is not None:
             print(self._head)
             self._head = None
-        name = str(photograph)
+        name = shown(str(photograph))
         if len(name) > self._width:  # the end of a path says more than its beginning
             name = "…" + name[-self._width + 1 :]
         patches = f"{result['patches']['kept']} of {result['patches']['total']}"

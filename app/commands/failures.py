@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from models.names import in_words
+
 FAILED = 1
 WRONG_USAGE = 2
 
@@ -34,7 +36,7 @@ def tells_what_was_foreseen(action: Action) -> Action:
             complain(action.__name__, error)
             return WRONG_USAGE
         except (ImportError, OSError, ValueError) as error:
-            complain(action.__name__, error)
+            complain(action.__name__, in_words(error))
             return FAILED
 
     return cast("Action", run)

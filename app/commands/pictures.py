@@ -1,45 +1,72 @@
 """Where the pictures of several photographs go: one file, or a folder with a file for each."""
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from app.commands.failures import UsageError
 from app.commands.photographs import Photograph
+from models.files import write_whole
+from models.names import shown
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class PictureFiles:
-    """A file for each photograph, none of them twice.
+    """A file for each of the photographs, none of them twice, and none of them a photograph.
 
-    ``target`` with one of the endings is the file for the only photograph; without any, it is a folder.
-    Raises UsageError where it can be neither.
+    ``target`` with one of the endings is the file for the only photograph; without any, it is a folder,
+    which is made. Raises UsageError where it can be neither or nothing can be written there.
     """
 
-    def __init__(self, target: Path, photographs: int) -> None:
+    def __init__(self, target: Path, photographs: Sequence[Photograph]) -> None:
         self._target = target
         self._is_file = target.suffix != "" and not target.is_dir()
         self._taken: set[Path] = set()
-        if self._is_file and photographs > 1:
+        self._photographs = {each.path.resolve() for each in photographs if each.path is not None}
+        if self._is_file and len(photographs) > 1:
             raise UsageError(
-                f"--mask {target} is one picture, and there are {photographs} photographs; name a folder"
+                f"--mask {shown(target)} is one picture, and there are {len(photographs)} photographs; "
+                "name a folder"
             )
         if self._is_file and target.suffix.lower() not in ENDINGS:
-            raise UsageError(f"--mask {target} must end with {', '.join(ENDINGS)}, or be a folder")
+            raise UsageError(f"--mask {shown(target)} must end with {', '.join(ENDINGS)}, or be a folder")
         if not self._is_file and target.is_file():
-            raise UsageError(f"--mask {target} is a file without an ending, and not a folder")
+            raise UsageError(f"--mask {shown(target)} is a file without an ending, and not a folder")
+        if self._is_file and target.resolve() in self._photographs:
+            raise UsageError(f"--mask {shown(target)} is the photograph itself; name another file")
+        _check_can_write(target.parent if self._is_file else target, target)
 
-    def path_for(self, photograph: Photograph) -> Path:
-        """The file for its picture, its folder made. In a folder, the photograph's own name as a .png."""
+    def save(self, photograph: Photograph, picture: UInt8[np.ndarray, "height width 3"]) -> Path:
+        """Write its picture and say where: in a folder, under the photograph's own name as a .png. Raises
+        OSError."""
         path = self._target if self._is_file else self._free(self._target / photograph.within)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._taken.add(path)
+        kind = Image.registered_extensions()[path.suffix.lower()]
+        write_whole(path, lambda file: Image.fromarray(picture).save(file, kind))
         return path
 
     def _free(self, wanted: Path) -> Path:
-        """Photographs of one name from two folders, or of two formats, do not overwrite each other."""
+        """Photographs of one name from two folders, or of two formats, do not overwrite each other, and no
+        picture overwrites a photograph."""
         path = wanted.with_suffix(".png")
         number = 1
-        while path in self._taken:
+        while path in self._taken or path.resolve() in self._photographs:
             number += 1
             path = wanted.with_name(f"{wanted.stem}-{number}.png")
         return path
+
+
+def _check_can_write(folder: Path, target: Path) -> None:
+    """Before anything is computed. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--mask {shown(target)} cannot be written: {error.strerror or error}") from error

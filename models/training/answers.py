@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from models.classifier import Classifier
 from models.pruned_vit import Output, PrunedViT
 from models.schedule import Criterion, Pruning, Reducer, compute, compute_of_counts, method_name
+from models.training.data import Batch
 
 Method = tuple[Criterion, Reducer]
 
@@ -108,22 +108,24 @@ def settings_of(
     return [Pruning(1.0, criterion, reducer), *by_ratio, *by_mass]
 
 
-def answers_to(
-    classifier: Classifier, pixels: Tensor, truth: Tensor, settings: Sequence[Pruning], first_image: int
-) -> Answers:
-    """The answers to one batch of images, the first of which has the number ``first_image``.
+def answers_to(classifier: Classifier, batch: Batch, settings: Sequence[Pruning]) -> Answers:
+    """The answers to one batch of images.
 
     Their numbers are the seeds of the random criterion: it prunes every image by a pattern of its own.
     """
-    seeds = range(first_image, first_image + len(pixels))
+    if len(batch.numbers) == 0:
+        nothing = np.empty((len(settings), 0))
+        return Answers(batch.truth, nothing.astype(np.int64), nothing, nothing)
+    seeds = batch.numbers.tolist()
     outputs = classifier.compare(
-        pixels, [[replace(setting, seed=seed) for seed in seeds] for setting in settings]
+        torch.from_numpy(batch.pixels),
+        [[replace(setting, seed=seed) for seed in seeds] for setting in settings],
     )
     costs = [
         _costs(classifier.model, setting, output) for setting, output in zip(settings, outputs, strict=True)
     ]
     return Answers(
-        truth.numpy(),
+        batch.truth,
         torch.stack([output.logits.argmax(dim=1) for output in outputs]).cpu().numpy(),
         np.array([ratios for ratios, _ in costs]),
         np.array([shares for _, shares in costs]),

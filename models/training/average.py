@@ -10,10 +10,12 @@ import torch
 
 from models import zoo
 from models.training.config import AverageConfig
+from models.training.outputs import check_output_file
 
 
 def average(config: AverageConfig) -> None:
-    """Write the uniform mean. Raises ModelError where the checkpoints are not of one kind."""
+    """Write the uniform mean. Raises OutputError, and ModelError for checkpoints that are not of one kind."""
+    check_output_file(config.output)
     loaded = [zoo.load(str(path)) for path in config.models]
     cards = [model.card for model in loaded]
     for path, card in zip(config.models, cards, strict=True):

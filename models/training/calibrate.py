@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,8 +15,11 @@ from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, method_name
 from models.training.answers import methods
 from models.training.config import CalibrateConfig
-from models.training.data import unlabelled_batches
+from models.training.data import spread_samples, unlabelled
 from models.training.evaluate import markdown
+from models.training.labelled import tell
+from models.training.loading import BrokenImages, evaluation_batches
+from models.training.outputs import check_output_file
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,13 @@ class Candidate:
 def calibrate(config: CalibrateConfig) -> list[Candidate]:
     """Fit every candidate, write the model with the cheapest one, and give back all, the cheapest first.
 
-    Raises ModelError, FileNotFoundError without images, UnreachableAgreementError with too few.
+    Raises ModelError, FileNotFoundError without images, BrokenImageError, and UnreachableAgreementError with
+    too few.
     """
+    check_output_file(config.output)
+    samples, remarks = unlabelled(config.data)
+    tell(*remarks)
+    samples = spread_samples(samples, config.limit)
     device = choose_device(config.device)
     loaded = zoo.load(config.model, architecture=config.architecture)
     firsts = [
@@ -44,12 +53,18 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
     classifier = Classifier(loaded.model, loaded.input, device, dtype)
     margin: dict[Pruning, list[np.ndarray]] = {first: [] for first in firsts}
     agrees: dict[Pruning, list[np.ndarray]] = {first: [] for first in firsts}
-    batches = unlabelled_batches(config.data, loaded.input, config.batch_size, config.workers, config.limit)
-    for pixels in tqdm(batches, unit="batch", dynamic_ncols=True):
-        scores = _scores(classifier, pixels, [UNPRUNED, *firsts])
+    broken = BrokenImages(config.broken_images)
+    batches = evaluation_batches(
+        samples, loaded.input, broken, batch_size=config.batch_size, workers=config.workers
+    )
+    for batch in tqdm(batches, unit="batch", dynamic_ncols=True):
+        if len(batch.numbers) == 0:
+            continue
+        scores = _scores(classifier, torch.from_numpy(batch.pixels), [UNPRUNED, *firsts])
         for first in firsts:
             margin[first].append(margins(scores[first]))
             agrees[first].append(scores[first].argmax(axis=1) == scores[UNPRUNED].argmax(axis=1))
+    broken.tell(of=len(samples))
     candidates = [
         _fit(loaded.model, first, np.concatenate(margin[first]), np.concatenate(agrees[first]), config)
         for first in firsts

@@ -8,6 +8,8 @@ from functools import wraps
 from typing import TypeVar
 
 from models.device import choose_device
+from models.files import write_whole
+from models.names import in_words
 from models.pruned_vit import UnsupportedModelError
 from models.training.average import average as run_average
 from models.training.calibrate import calibrate as run_calibration
@@ -15,12 +17,13 @@ from models.training.calibrate import table as calibration_table
 from models.training.config import AverageConfig, CalibrateConfig, EvaluateConfig, SweepConfig, TrainConfig
 from models.training.evaluate import evaluate as run_evaluation
 from models.training.evaluate import table
-from models.training.fine_tune import ResumeError, fine_tune
+from models.training.fine_tune import fine_tune
+from models.training.loading import is_reader_death
 from models.training.sweep import MissingPackageError
 from models.training.sweep import sweep as run_sweep
 from models.zoo import ModelError
 
-_FORESEEN = (ModelError, UnsupportedModelError, ResumeError, MissingPackageError, OSError, ValueError)
+_FORESEEN = (ModelError, UnsupportedModelError, MissingPackageError, OSError, ValueError)
 
 Config = TypeVar("Config")
 
@@ -33,8 +36,16 @@ def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Conf
         try:
             return command(config)
         except _FORESEEN as error:
-            print(f"trimvit {command.__name__}: {error}", file=sys.stderr)
-            return 1
+            reason = in_words(error)
+        except RuntimeError as error:
+            if not is_reader_death(error):
+                raise
+            reason = (
+                "a process that reads images was ended from outside, perhaps for lack of memory; run the "
+                "command again, or with --workers 0 to read without such processes"
+            )
+        print(f"trimvit {command.__name__}: {reason}", file=sys.stderr)
+        return 1
 
     return run
 
@@ -65,7 +76,8 @@ def evaluate(config: EvaluateConfig) -> int:
     rows = run_evaluation(config)
     print(f"{config.model} on {rows[0].images} images of {config.data}\n\n{table(rows)}")
     if config.output is not None:
-        config.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+        text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+        write_whole(config.output, lambda file: file.write(text.encode()))
     return 0
 
 

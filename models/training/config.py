@@ -23,6 +23,14 @@ Reducers = Annotated[
     tuple[Reducer, ...],
     Field(min_length=1, description="Each with each criterion; merge once, since it reads none."),
 ]
+BrokenPolicy = Annotated[
+    Literal["skip", "stop"],
+    Field(description="An image that cannot be read: skip (it is counted and named), or stop there."),
+]
+Labels = Annotated[
+    Path | None,
+    Field(description="Labels of a checkpoint that has none, in class order, as for trimvit serve."),
+]
 Limit = Annotated[int | None, Field(ge=1, description="Use so many images only, spread over the folder.")]
 
 
@@ -86,6 +94,7 @@ class TrainConfig(BaseModel):
     seed: int = 0
     bf16: bool = Field(default=True, description="Mixed precision: bfloat16 with float32 master weights.")
     workers: Workers = 1
+    broken_images: BrokenPolicy = "skip"
     save_every: int = Field(50, ge=1, description="Steps between two resume states.")
 
     @model_validator(mode="after")
@@ -101,10 +110,11 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Path = Field(
-        description="Folder with one sub-folder of images per class, in the model's class order."
+        description="Folder with one sub-folder of images per class, named by the model's labels."
     )
     model: Model = "trimvit-small-imagenette"
     architecture: Architecture = None
+    labels: Labels = None
     patch_stride: int | None = Field(
         None,
         ge=1,
@@ -119,6 +129,7 @@ class EvaluateConfig(BaseModel):
     device: str = "auto"
     dtype: Dtype = "auto"
     workers: Workers = 1
+    broken_images: BrokenPolicy = "skip"
     output: Path | None = Field(None, description="Also write the table as JSON to this file.")
 
 
@@ -128,7 +139,7 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Path = Field(
-        description="Folder with one sub-folder of images per class, in the models' class order."
+        description="Folder with one sub-folder of images per class, named by the models' labels."
     )
     output: Path = Field(description="Folder for the results; the same command goes on from what it holds.")
     models: tuple[str, ...] = Field(
@@ -139,6 +150,7 @@ class SweepConfig(BaseModel):
     architecture: str | None = Field(
         None, description="timm architecture of files that do not name their own."
     )
+    labels: Labels = None
     patch_stride: int | None = Field(
         None,
         ge=1,
@@ -162,6 +174,7 @@ class SweepConfig(BaseModel):
     device: str = "auto"
     dtype: Dtype = "auto"
     workers: Workers = 1
+    broken_images: BrokenPolicy = "skip"
     speed: bool = Field(default=True, description="Also measure images/s, of ratios and not of masses.")
     speed_rounds: int = Field(5, ge=1, description="Rounds of measuring, every setting once in each.")
     speed_batches: int = Field(2, ge=1, description="Batches of a round.")
@@ -220,6 +233,7 @@ class CalibrateConfig(BaseModel):
     device: str = "auto"
     dtype: Dtype = "auto"
     workers: Workers = 1
+    broken_images: BrokenPolicy = "skip"
 
 
 class AverageConfig(BaseModel):

@@ -1,61 +1,86 @@
-"""Image folders as training and evaluation data."""
+"""Images as training and evaluation data: in which order, with which randomness, and as which class."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from jaxtyping import Int, UInt8
+from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
-from models.transforms import InputSpec, photograph, to_pixels
+from models.image_files import contents, decoded_endings, told
+from models.training.folders import check_is_a_folder
+from models.training.reading import Broken, Pixels, pixels, whole
+from models.transforms import InputSpec
+
+# An image and the number of its class.
+Sample = tuple[Path, int]
 
 
-class Photographs(Dataset[tuple[Tensor, int]]):
-    """uint8 pixels [height, width, 3] and the class index, preprocessed as in serving."""
+@dataclass(frozen=True)
+class Item:
+    """One place of a batch: its number, its class, and the pixels, or None where no image could be read.
+    ``broken``: the images that were tried in vain."""
 
-    def __init__(self, folder: Path, spec: InputSpec) -> None:
-        self.samples = ImageFolder(str(folder)).samples
+    number: int
+    truth: int
+    pixels: Pixels | None
+    broken: tuple[Broken, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of a batch that could be read, with their numbers and classes, and those that could not."""
+
+    numbers: Int[np.ndarray, " images"]
+    truth: Int[np.ndarray, " images"]
+    pixels: UInt8[np.ndarray, "images height width 3"]
+    broken: tuple[Broken, ...]
+
+
+def joined(items: Sequence[Item]) -> Batch:
+    """The items as one batch."""
+    read = [item for item in items if item.pixels is not None]
+    arrays = [item.pixels for item in read if item.pixels is not None]
+    return Batch(
+        np.array([item.number for item in read], np.int64),
+        np.array([item.truth for item in read], np.int64),
+        np.stack(arrays) if arrays else np.empty((0, 0, 0, 3), np.uint8),
+        tuple(broken for item in items for broken in item.broken),
+    )
+
+
+class Photographs(Dataset[Item]):
+    """Images preprocessed as in serving."""
+
+    def __init__(self, samples: Sequence[Sample], spec: InputSpec) -> None:
+        self.samples = samples
         self.spec = spec
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(to_pixels(image, self.spec))), label
+    def __getitem__(self, number: int) -> Item:
+        path, truth = self.samples[number]
+        read = pixels(path, self.spec)
+        if isinstance(read, Broken):
+            return Item(number, truth, None, (read,))
+        return Item(number, truth, read)
 
 
-class UnlabelledPhotographs(Dataset[Tensor]):
-    """uint8 pixels [height, width, 3] of every image file in a folder and its sub-folders, by path."""
+class AugmentedPhotographs(Dataset[Item]):
+    """Random crops, flips and colours. An item's key is (epoch, number): its randomness follows from the key
+    and the seed alone, so a resumed run sees what an uninterrupted one would, with any number of workers.
 
-    def __init__(self, folder: Path, spec: InputSpec) -> None:
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-        if not self.paths:
-            raise FileNotFoundError(
-                f"there are no images in {folder} (looked for {', '.join(IMG_EXTENSIONS)})"
-            )
-        self.spec = spec
+    In place of an image that cannot be read stands the next of its class that can: batches stay whole,
+    classes keep their weight, and which image it is follows from the files alone. ``samples`` are in the
+    order of their classes.
+    """
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.paths[index]) as image:
-            return torch.from_numpy(np.array(to_pixels(image, self.spec)))
-
-
-class AugmentedPhotographs(Dataset[tuple[Tensor, int]]):
-    """Random crops, flips and colours. An item's key is (epoch, index): its randomness follows from the key
-    and the seed alone, so a resumed run sees what an uninterrupted one would, with any number of workers."""
-
-    def __init__(self, folder: Path, size: int, min_crop: float, seed: int) -> None:
-        self.samples = ImageFolder(str(folder)).samples
+    def __init__(self, samples: Sequence[Sample], size: int, min_crop: float, seed: int) -> None:
+        self.samples = samples
         self.seed = seed
         self.augment = v2.Compose(
             [
@@ -64,25 +89,38 @@ class AugmentedPhotographs(Dataset[tuple[Tensor, int]]):
                 v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
             ]
         )
+        self._of_class: dict[int, list[int]] = {}
+        for number, (_, truth) in enumerate(samples):
+            self._of_class.setdefault(truth, []).append(number)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        path, label = self.samples[index]
-        with Image.open(path) as image, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, epoch, index)))
-            return torch.from_numpy(np.array(self.augment(photograph(image)))), label
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, number = key
+        truth = self.samples[number][1]
+        alike = self._of_class[truth]
+        first = alike.index(number)
+        broken: list[Broken] = []
+        with torch.random.fork_rng(devices=[]):
+            for other in alike[first:] + alike[:first]:
+                torch.manual_seed(hash((self.seed, epoch, number)))
+                read = whole(self.samples[other][0], self.augment)
+                if not isinstance(read, Broken):
+                    return Item(number, truth, read, tuple(broken))
+                broken.append(read)
+        return Item(number, truth, None, tuple(broken))
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) keys of each step from ``first_step`` on: every epoch a new seeded shuffle, the
+    """The (epoch, number) keys of each step from ``first_step`` on: every epoch a new seeded shuffle, the
     last incomplete batch of an epoch left out."""
 
     def __init__(self, images: int, batch_size: int, epochs: int, seed: int, first_step: int) -> None:
         if images < batch_size:
-            raise ValueError(f"{images} training images, but a batch has {batch_size}; lower the batch size")
+            raise ValueError(
+                f"{images} training images, but a batch has {batch_size}; give --batch-size {images} or less"
+            )
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
@@ -101,26 +139,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
                 generator = torch.Generator().manual_seed(hash((self.seed, epoch)))
                 shuffled_epoch, order = epoch, torch.randperm(self.images, generator=generator).tolist()
             chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [(epoch, index) for index in chosen]
-
-
-def evaluation_batches(
-    folder: Path, spec: InputSpec, batch_size: int, workers: int, limit: int | None, first_image: int = 0
-) -> DataLoader[tuple[Tensor, int]]:
-    """The images of a folder and their classes in a fixed order; with a limit, so many at even distances.
-    Of these, all from number ``first_image`` on."""
-    photographs = Photographs(folder, spec)
-    places = spread(len(photographs), limit)[first_image:]
-    return DataLoader(Subset(photographs, places), batch_size, num_workers=workers)
-
-
-def unlabelled_batches(
-    folder: Path, spec: InputSpec, batch_size: int, workers: int, limit: int | None
-) -> DataLoader[Tensor]:
-    """Likewise, without classes. Raises FileNotFoundError where there is no image."""
-    photographs = UnlabelledPhotographs(folder, spec)
-    places = spread(len(photographs), limit)
-    return DataLoader(Subset(photographs, places), batch_size, num_workers=workers)
+            yield [(epoch, number) for number in chosen]
 
 
 def spread(total: int, limit: int | None) -> list[int]:
@@ -129,6 +148,21 @@ def spread(total: int, limit: int | None) -> list[int]:
     return [place * total // images for place in range(images)]
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders, in class-index order."""
-    return ImageFolder(str(folder)).classes
+def spread_samples(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """All images, or as many as the limit allows, at even distances."""
+    return [samples[place] for place in spread(len(samples), limit)]
+
+
+def unlabelled(folder: Path) -> tuple[list[Sample], tuple[str, ...]]:
+    """The images of a folder and its sub-folders by path, all of class 0, and what a person should know of
+    the rest. Raises FileNotFoundError where there is no image, FolderError and OSError."""
+    check_is_a_folder(folder)
+    found = contents(folder)
+    if not found.images:
+        raise FileNotFoundError(f"there are no images in {folder} (looked for {_looked_for()})")
+    remarks = (told(found.passed_over, folder),) if found.passed_over else ()
+    return [(path, 0) for path in found.images], remarks
+
+
+def _looked_for() -> str:
+    return ", ".join(sorted(decoded_endings()))

@@ -1,9 +1,9 @@
 """`trimvit evaluate`: what each criterion costs and keeps at each ratio, paired image by image."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -12,7 +12,10 @@ from models.classifier import Classifier
 from models.device import choose_device, choose_dtype
 from models.training.answers import Answers, Row, answers_to, methods, rows_of, settings_of
 from models.training.config import EvaluateConfig
-from models.training.data import class_folders, evaluation_batches
+from models.training.data import spread_samples
+from models.training.labelled import labels_in, samples_for
+from models.training.loading import BrokenImages, evaluation_batches
+from models.training.outputs import check_output_file
 from models.training.speed import speed_round
 
 _TIMED_BATCHES = 2
@@ -20,35 +23,35 @@ _ROUNDS = 3
 
 
 def evaluate(config: EvaluateConfig) -> list[Row]:
-    """One row per ratio and criterion; ratio 1 comes once. Raises ModelError, or ValueError where the
-    folder's classes are not as many as the model's."""
+    """One row per ratio and criterion; ratio 1 comes once. Raises ModelError, FolderError and ClassesError
+    where the folder does not fit the model, and BrokenImageError."""
+    if config.output is not None:
+        check_output_file(config.output)
     device = choose_device(config.device)
-    loaded = zoo.load(config.model, architecture=config.architecture, patch_stride=config.patch_stride)
-    check_classes(config.data, loaded)
+    loaded = zoo.load(
+        config.model,
+        architecture=config.architecture,
+        labels=labels_in(config.labels),
+        patch_stride=config.patch_stride,
+    )
+    samples = spread_samples(samples_for(loaded.card, config.data), config.limit)
     classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
     settings = settings_of(config.keep_ratios, methods(config.criteria, config.reducers))
+    broken = BrokenImages(config.broken_images)
     parts: list[Answers] = []
     timed: list[Tensor] = []
-    images = 0
-    batches = evaluation_batches(config.data, loaded.input, config.batch_size, config.workers, config.limit)
-    for pixels, truth in tqdm(batches, unit="batch", dynamic_ncols=True):
-        parts.append(answers_to(classifier, pixels, truth, settings, images))
-        images += len(pixels)
-        if len(timed) < _TIMED_BATCHES:
-            timed.append(pixels)
+    batches = evaluation_batches(
+        samples, loaded.input, broken, batch_size=config.batch_size, workers=config.workers
+    )
+    for batch in tqdm(batches, unit="batch", dynamic_ncols=True):
+        parts.append(answers_to(classifier, batch, settings))
+        if len(batch.numbers) and len(timed) < _TIMED_BATCHES:
+            timed.append(torch.from_numpy(batch.pixels))
+    broken.tell(of=len(samples))
     speed_round(classifier, timed[:1], settings)
     speeds = np.array([speed_round(classifier, timed, settings) for _ in range(_ROUNDS)])
     rows = rows_of(settings, Answers.joined(parts), speeds=speeds, model=loaded.name)
     return rows if 1.0 in config.keep_ratios else rows[1:]
-
-
-def check_classes(data: Path, loaded: zoo.LoadedModel) -> None:
-    """Raises ValueError where a folder's classes are not as many as a model's."""
-    folders = class_folders(data)
-    if len(folders) != len(loaded.labels):
-        raise ValueError(
-            f"{data} has {len(folders)} class folders, the model has {len(loaded.labels)} classes"
-        )
 
 
 _Column = tuple[str, Callable[[Row], str]]

@@ -17,23 +17,19 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import zoo
 from models.classifier import normalise
+from models.names import shown
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning
 from models.training.config import TrainConfig
-from models.training.data import AugmentedPhotographs, StepBatches, class_folders
-
-CHECKPOINT = "model.safetensors"
-RESUME_STATE = "resume.pt"
-LOG = "log.jsonl"
-
-
-class ResumeError(ValueError):
-    """The output folder holds a run with other settings."""
+from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatches
+from models.training.folders import class_folders
+from models.training.labelled import label_names, tell, training_order
+from models.training.loading import Batches, BrokenImageError, BrokenImages
+from models.training.resuming import CHECKPOINT, Run, digest_of_names
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,13 @@ class TrainReport:
 def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
     """Train from the start or from the output folder's resume state.
 
-    Raises ResumeError where that state is of other settings, ModelError for weights that do not fit.
+    Raises ResumeError where that state is of other settings or images, ModelError for weights that do not
+    fit, FolderError and ClassesError for a folder that is none of classes, OutputError, and BrokenImageError.
     """
-    config.output.mkdir(parents=True, exist_ok=True)
-    classes = class_folders(config.data)
+    classes, samples, labels = _training_images(config)
+    run = Run(config.output, _fingerprint(config, classes, labels, samples))
+    run.prepare(config.data)
+    broken = BrokenImages(config.broken_images)
     torch.manual_seed(config.seed)  # of the new head
     vit = zoo.create(
         config.architecture,
@@ -65,7 +64,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
         parameter.requires_grad_(config.trained == "all" or name.startswith(zoo.HEADS))
     model = PrunedViT(vit).train()
     spec = zoo.input_spec_of(vit)
-    dataset = AugmentedPhotographs(config.data, config.image_size, config.min_crop, config.seed)
+    dataset = AugmentedPhotographs(samples, config.image_size, config.min_crop, config.seed)
     steps = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step=0).steps
     optimizer = create_optimizer_v2(
         vit,
@@ -84,20 +83,22 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
         t_in_epochs=False,
     )
     teacher = _load_teacher(config, model, device)
-    first_step = _resume(config, vit, optimizer)
-    batches = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step)
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
+    first_step = run.resume(vit, optimizer, broken)
+    keys = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step)
+    loader = Batches(dataset, broken, config.workers, batch_sampler=keys)
 
     started = time.monotonic()
     progress = tqdm(loader, initial=first_step, total=steps, unit="step", dynamic_ncols=True)
-    with _log_up_to(config.output / LOG, first_step).open("a", encoding="utf-8") as log:
-        for step, (pixels, labels) in enumerate(progress, start=first_step):
+    with run.log_up_to(first_step).open("a", encoding="utf-8") as log:
+        for step, batch in enumerate(progress, start=first_step):
+            _refuse_a_lost_class(batch, config.batch_size)
             schedule.step_update(step)
             torch.manual_seed(hash((config.seed, step)))
             pruning = _draw(config, step)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=config.bf16):
-                inputs = normalise(pixels.to(device), spec, torch.float32)
-                loss, correct = _loss(model, teacher, inputs, labels.to(device), pruning, config)
+                inputs = normalise(torch.from_numpy(batch.pixels).to(device), spec, torch.float32)
+                truth = torch.from_numpy(batch.truth).to(device)
+                loss, correct = _loss(model, teacher, inputs, truth, pruning, config)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vit.parameters(), 1.0)
@@ -112,9 +113,10 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
             log.flush()
             progress.set_postfix(loss=f"{figures['loss']:.3f}", top1=f"{correct:.2f}")
             if (step + 1) % config.save_every == 0 or step + 1 == steps:
-                _save_resume_state(config, vit, optimizer, step + 1)
+                run.save(vit, optimizer, broken, step + 1)
+    broken.tell(of=len(dataset))
     checkpoint = config.output / CHECKPOINT
-    zoo.save(checkpoint, vit, _card(config, model, classes))
+    zoo.save(checkpoint, vit, _card(config, model, classes, labels))
     return TrainReport(checkpoint, steps - first_step, time.monotonic() - started)
 
 
@@ -185,62 +187,52 @@ def _load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedV
     return teacher.to(device).requires_grad_(requires_grad=False)
 
 
-def _fingerprint(config: TrainConfig) -> str:
-    """What must not change between the parts of one run; where it runs and how it reads may."""
-    return config.model_dump_json(exclude={"workers", "save_every", "output"})
-
-
-def _resume(config: TrainConfig, vit: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    path = config.output / RESUME_STATE
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    if state["config"] != _fingerprint(config):
-        raise ResumeError(
-            f"{config.output} holds a run with other settings; resume it with those "
-            f"({state['config']}) or choose another output folder"
-        )
-    vit.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
-
-
-def _log_up_to(path: Path, step: int) -> Path:
-    """The log without the steps that were logged after the resume state: they are done, and logged, again."""
-    if path.exists():
-        path.write_text(
-            "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]), encoding="utf-8"
-        )
-    return path
-
-
-def _save_resume_state(
-    config: TrainConfig, vit: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    path = config.output / RESUME_STATE
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(
-        {
-            "config": _fingerprint(config),
-            "model": vit.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-        },
-        unfinished,
+def _training_images(config: TrainConfig) -> tuple[tuple[str, ...], list[Sample], tuple[str, ...]]:
+    """The class folders in the order in which they are learned, their images likewise, and their labels."""
+    folders = class_folders(config.data)
+    tell(*folders.remarks)
+    names = label_names(config.labels, folders) if config.labels else {}
+    start, teacher = (
+        None if path is None else zoo.read_card(path) for path in (config.weights, config.teacher)
     )
-    unfinished.replace(path)
+    classes = training_order(folders, names, start, teacher)
+    samples = [(path, truth) for truth, name in enumerate(classes) for path in folders.images[name]]
+    return classes, samples, tuple(names.get(name, name) for name in classes)
 
 
-def _card(config: TrainConfig, model: PrunedViT, classes: list[str]) -> zoo.Card:
-    names = json.loads(config.labels.read_text(encoding="utf-8")) if config.labels else {}
+def _refuse_a_lost_class(batch: Batch, batch_size: int) -> None:
+    """Another image of its class stands in for a broken one; a class without any is not passed over."""
+    if len(batch.numbers) < batch_size:
+        folder = batch.broken[-1].path.parent
+        raise BrokenImageError(f"none of the images of {shown(folder)} can be read: {batch.broken[-1]}")
+
+
+def _fingerprint(
+    config: TrainConfig, classes: tuple[str, ...], labels: tuple[str, ...], samples: list[Sample]
+) -> dict[str, object]:
+    """What must not change between the parts of one run; where it runs and lies and how it reads may."""
+    left_out = {"data", "labels", "workers", "broken_images", "save_every", "output"}
+    return {
+        **config.model_dump(mode="json", exclude=left_out),
+        "classes": list(classes),
+        "labels": list(labels),
+        "images": digest_of_names((path for path, _ in samples), config.data),
+    }
+
+
+def _card(
+    config: TrainConfig, model: PrunedViT, classes: tuple[str, ...], labels: tuple[str, ...]
+) -> zoo.Card:
+    left_out = {"data", "output", "weights", "labels", "teacher", "broken_images"}
     return zoo.Card(
         architecture=config.architecture,
-        labels=tuple(names.get(name, name) for name in classes),
+        labels=labels,
         input=zoo.input_spec_of(model.vit),
         stages=model.stages,
         criterion=config.criteria[0],
         reducer=config.reducers[0],
         model_args={"num_classes": len(classes), "img_size": config.image_size},
         patch_stride=config.patch_stride,
-        origin=config.model_dump(mode="json", exclude={"data", "output", "weights", "labels", "teacher"}),
+        origin=config.model_dump(mode="json", exclude=left_out),
+        folders=classes,
     )

@@ -7,31 +7,37 @@ stopped; the figures are made of these files at the end.
 import csv
 import hashlib
 import importlib.util
+import io
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from models import zoo
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_device, choose_dtype, cores
+from models.files import write_whole
 from models.pictures import cells_of, dimmed
 from models.schedule import Pruning, method_name
 from models.training.answers import Answers, Method, Row, answers_to, methods, rows_of, settings_of
 from models.training.config import SweepConfig
 from models.training.correlation import RankCorrelation, rank_correlation
-from models.training.data import evaluation_batches
-from models.training.evaluate import check_classes, table
-from models.training.fine_tune import ResumeError
+from models.training.data import Sample, spread_samples
+from models.training.evaluate import table
+from models.training.labelled import labels_in, samples_for
+from models.training.loading import BrokenImages, evaluation_batches
+from models.training.outputs import make_output_folder
+from models.training.resuming import ResumeError, check_same_run, digest_of_names
 from models.training.speed import speed_round
 
 STATE = "state.json"
@@ -54,41 +60,80 @@ def sweep(config: SweepConfig) -> list[Row]:
     """Measure what the output folder does not hold yet, and write table, figures and plots.
 
     Raises ResumeError where the folder holds a sweep of other settings, MissingPackageError without
-    matplotlib, ModelError, and ValueError where the folder's classes are not as many as a model's.
+    matplotlib, ModelError, FolderError and ClassesError where the images do not fit a model, OutputError and
+    BrokenImageError.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingPackageError("the plots need matplotlib: pip install 'trimvit[train]'")
     device = choose_device(config.device)
     dtype = choose_dtype(device, config.dtype)
+    broken = BrokenImages(config.broken_images)
     pairs = methods(config.criteria, config.reducers)
     reference = _reference(config.reference, pairs)
     settings = settings_of(config.keep_ratios, pairs, config.keep_masses)
-    config.output.mkdir(parents=True, exist_ok=True)
     # All models before the first hour of work: a mistake in the last one is told now.
     computing = f"{device.partition(':')[0]} {str(dtype).removeprefix('torch.')}"
-    _resume(config.output / STATE, _fingerprint(config, computing))
+    fingerprint = _fingerprint(config, computing)
+    make_output_folder(config.output, config.data)
+    _resume(config.output / STATE, fingerprint)
 
     rows: list[Row] = []
     correlations: list[tuple[str, RankCorrelation]] = []
     pictures: dict[str, list[_Picture]] = {}
     for label, model in config.labelled_models.items():
-        loaded = zoo.load(model, architecture=config.architecture, patch_stride=config.patch_stride)
+        loaded = _load(config, model)
+        # What a folder's names mean was told when the fingerprint was taken.
+        samples = samples_for(loaded.card, config.data, tells=False)
         classifier = Classifier(loaded.model, loaded.input, device, dtype)
-        answers = _answers(config, label, classifier, settings)
-        speeds = _speeds(config, label, classifier, settings) if config.speed else None
+        answers = _answers(config, label, classifier, settings, spread_samples(samples, config.limit), broken)
+        few = _Few(config, samples, classifier, broken)
+        speeds = _speeds(config, label, classifier, settings, few) if config.speed else None
         rows += rows_of(settings, answers, reference=reference, speeds=speeds, model=label)
         if loaded.model.stages.blocks:
-            few = evaluation_batches(
-                config.data, loaded.input, config.batch_size, 0, config.correlation_images
-            )
-            batches = (pixels for pixels, _ in few)
+            batches = (pixels for pixels, _ in few(config.correlation_images))
             correlations.append(
                 (label, rank_correlation(classifier, batches, list(dict.fromkeys(config.criteria))))
             )
-            pictures[label] = _pictures(config, classifier, loaded.labels, pairs)
+            pictures[label] = _pictures(config, classifier, loaded.labels, pairs, few)
     _write(config, computing, rows, correlations)
     _plot(config, rows, correlations, pictures, [method_name(*pair) for pair in pairs])
     return rows
+
+
+def _load(config: SweepConfig, model: str) -> zoo.LoadedModel:
+    return zoo.load(
+        model,
+        architecture=config.architecture,
+        labels=labels_in(config.labels),
+        patch_stride=config.patch_stride,
+    )
+
+
+class _Few:
+    """A few images spread over the folder, in this process; what is broken is left out."""
+
+    def __init__(
+        self, config: SweepConfig, samples: Sequence[Sample], classifier: Classifier, broken: BrokenImages
+    ) -> None:
+        self._config = config
+        self._samples = samples
+        self._classifier = classifier
+        self._broken = broken
+
+    def __call__(
+        self, images: int, batch_size: int | None = None
+    ) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """Pixels and classes, a batch at a time."""
+        batches = evaluation_batches(
+            spread_samples(self._samples, images),
+            self._classifier.spec,
+            self._broken,
+            batch_size=batch_size or self._config.batch_size,
+            workers=0,
+        )
+        for batch in batches:
+            if len(batch.numbers):
+                yield torch.from_numpy(batch.pixels), batch.truth.tolist()
 
 
 def _reference(wanted: str | None, pairs: Sequence[Method]) -> Method:
@@ -103,21 +148,21 @@ def _reference(wanted: str | None, pairs: Sequence[Method]) -> Method:
 
 def _fingerprint(config: SweepConfig, computing: str) -> dict[str, object]:
     """What must not change between the parts of one sweep: settings, weights and images. How many processes
-    read and how often is measured may. Raises ModelError or ValueError for a model that does not fit."""
-    left_out = {"output", "workers", "device", "dtype", "reference", "models", "speed", "speed_rounds"}
+    read and how often is measured may. Raises ModelError, FolderError and ClassesError for a model that does
+    not fit the folder."""
+    left_out = {"data", "labels", "broken_images"}
+    left_out |= {"output", "workers", "device", "dtype", "reference", "models", "speed", "speed_rounds"}
     left_out |= {"correlation_images", "picture_images"}
-    weights = {}
+    weights, images = {}, {}
     for label, model in config.labelled_models.items():
-        loaded = zoo.load(model, architecture=config.architecture, patch_stride=config.patch_stride)
-        check_classes(config.data, loaded)
+        loaded = _load(config, model)
+        samples = samples_for(loaded.card, config.data)
         weights[label] = _weights_digest(loaded.model.vit)
-    names = "\n".join(
-        Path(path).relative_to(config.data).as_posix() for path, _ in ImageFolder(str(config.data)).samples
-    )
+        images[label] = digest_of_names((path for path, _ in samples), config.data)
     return {
         **config.model_dump(mode="json", exclude=left_out),
         "models": weights,
-        "images": hashlib.sha256(names.encode()).hexdigest(),
+        "images": images,
         "computing": computing,
     }
 
@@ -136,38 +181,41 @@ def _resume(path: Path, fingerprint: Mapping[str, object]) -> None:
     if not path.exists():
         _replace(path, json.dumps(fingerprint, indent=1) + "\n")
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    if there != fingerprint:
-        other = [
-            f"{name} {there.get(name)}, not {fingerprint.get(name)}"
-            for name in {**there, **fingerprint}
-            if there.get(name) != fingerprint.get(name)
-        ]
-        raise ResumeError(
-            f"{path.parent} holds a sweep with other settings ({'; '.join(other)}); "
-            "go on with those or choose another output folder"
-        )
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ResumeError(f"{path} cannot be read ({error}); choose another output folder") from error
+    check_same_run(path.parent, there, fingerprint)
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file in one step: it is there whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
-def _answers(config: SweepConfig, label: str, classifier: Classifier, settings: Sequence[Pruning]) -> Answers:
+def _answers(
+    config: SweepConfig,
+    label: str,
+    classifier: Classifier,
+    settings: Sequence[Pruning],
+    samples: Sequence[Sample],
+    broken: BrokenImages,
+) -> Answers:
     """The answers to all images: those that are there, and the rest computed and written batch by batch."""
     folder = config.output / "answers" / label
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
-    images = 0
-    while (path := folder / f"{images:08}.npz").exists():
+    first = 0  # number of the next batch's first image, broken or not
+    while (path := folder / f"{first:08}.npz").exists():
         with np.load(path) as arrays:
             parts.append(Answers(**arrays))
-        images += len(parts[-1].truth)
+        first += config.batch_size
     batches = evaluation_batches(
-        config.data, classifier.spec, config.batch_size, config.workers, config.limit, images
+        samples,
+        classifier.spec,
+        broken,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        first=min(first, len(samples)),
     )
     progress = tqdm(
         batches,
@@ -177,20 +225,21 @@ def _answers(config: SweepConfig, label: str, classifier: Classifier, settings: 
         unit="batch",
         dynamic_ncols=True,
     )
-    for pixels, truth in progress:
-        part = answers_to(classifier, pixels, truth, settings, images)
-        path = folder / f"{images:08}.npz"
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
-            np.savez(file, **asdict(part))
-        unfinished.replace(path)
+    for batch in progress:
+        part = answers_to(classifier, batch, settings)
+        write_whole(folder / f"{first:08}.npz", partial(_save_answers, part))
         parts.append(part)
-        images += len(pixels)
+        first += config.batch_size
+    broken.tell(of=len(samples))
     return Answers.joined(parts)
 
 
+def _save_answers(answers: Answers, file: BinaryIO) -> None:
+    np.savez(file, **asdict(answers))
+
+
 def _speeds(
-    config: SweepConfig, label: str, classifier: Classifier, settings: Sequence[Pruning]
+    config: SweepConfig, label: str, classifier: Classifier, settings: Sequence[Pruning], few: _Few
 ) -> np.ndarray:
     """Images/s [rounds, settings] of what goes by ratio, nan for the rest; each round is written when it is
     over. Rounds that are there are not measured again."""
@@ -202,10 +251,7 @@ def _speeds(
     own = [setting for setting, is_timed in zip(settings, timed, strict=True) if is_timed]
     if open_:
         images = config.batch_size * config.speed_batches
-        batches = [
-            pixels
-            for pixels, _ in evaluation_batches(config.data, classifier.spec, config.batch_size, 0, images)
-        ]
+        batches = [pixels for pixels, _ in few(images)]
         speed_round(classifier, batches[:1], own)
         for path in tqdm(open_, desc=f"{label}: speed", unit="round", dynamic_ncols=True):
             _replace(path, json.dumps([round(speed, 3) for speed in speed_round(classifier, batches, own)]))
@@ -215,14 +261,18 @@ def _speeds(
 
 
 def _pictures(
-    config: SweepConfig, classifier: Classifier, labels: Sequence[str], pairs: Sequence[Method]
+    config: SweepConfig,
+    classifier: Classifier,
+    labels: Sequence[str],
+    pairs: Sequence[Method],
+    few: _Few,
 ) -> list[_Picture]:
     """A few images spread over the folder, with what every method leaves of them at every ratio."""
     pictures: list[_Picture] = []
     if config.picture_images == 0:
         return pictures
     grid, patch = classifier.model.arch.grid, classifier.model.vit.patch_embed.proj
-    for pixels, truth in evaluation_batches(config.data, classifier.spec, 1, 0, config.picture_images):
+    for pixels, truth in few(config.picture_images, batch_size=1):
         seen = pixels[0].numpy()
         kept = []
         for criterion, reducer in pairs:
@@ -233,7 +283,7 @@ def _pictures(
             predictions = classifier.classify(pixels.expand(len(requests), -1, -1, -1), requests)
             left = [prediction.kept[-1] for prediction in predictions if prediction.kept]
             kept.append([dimmed(cells_of(own, grid), seen, patch.kernel_size, patch.stride) for own in left])
-        pictures.append(_Picture(labels[int(truth[0])], seen, kept))
+        pictures.append(_Picture(labels[truth[0]], seen, kept))
     return pictures
 
 
@@ -251,12 +301,11 @@ def _write(
     """Table and figures, as Markdown, CSV and JSON. Where files lie on this machine is not in them."""
     figures = [{**asdict(row), "method": row.method} for row in rows]
     _replace(config.output / "sweep.md", table(rows) + "\n")
-    unfinished = config.output / "sweep.unfinished"
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(figures[0]))
-        writer.writeheader()
-        writer.writerows(figures)
-    unfinished.replace(config.output / "sweep.csv")
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, list(figures[0]))
+    writer.writeheader()
+    writer.writerows(figures)
+    _replace(config.output / "sweep.csv", lines.getvalue())
     record = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -267,7 +316,9 @@ def _write(
         },
         "versions": {name: version(name) for name in ("torch", "timm", "numpy")}
         | {"python": platform.python_version()},
-        "settings": config.model_dump(mode="json", exclude={"data", "output", "models", "architecture"})
+        "settings": config.model_dump(
+            mode="json", exclude={"data", "output", "models", "architecture", "labels"}
+        )
         | {"data": config.data.name, "models": list(config.labelled_models)},
         "images": rows[0].images,
         "rows": figures,

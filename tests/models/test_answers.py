@@ -13,6 +13,7 @@ from models.classifier import Classifier, ImageRequest
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
 from models.training.answers import Answers, answers_to, methods, rows_of, settings_of
+from models.training.data import Batch
 from models.training.evaluate import table
 from models.transforms import InputSpec
 
@@ -58,13 +59,30 @@ def test_settings_by_hand() -> None:
 # Answers.
 
 
+def batch_of(pixels: Tensor, truth: list[int], first: int) -> Batch:
+    numbers = np.arange(first, first + len(truth))
+    return Batch(numbers, np.array(truth, np.int64), pixels.contiguous().numpy(), broken=())
+
+
+def test_a_batch_without_readable_images_has_no_answers(make_vit: MakeViT) -> None:
+    """It joins the others and changes nothing."""
+    classifier = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.float32)
+    settings = [Pruning(1.0), Pruning(0.5)]
+    full = answers_to(classifier, batch_of(photographs(2), [1, 0], first=0), settings)
+    empty = answers_to(classifier, batch_of(photographs(2)[:0], [], first=2), settings)
+    joined = Answers.joined([empty, full, empty])
+    assert joined.truth.tolist() == [1, 0]
+    assert joined.classes.tolist() == full.classes.tolist()
+    assert joined.classes.dtype == full.classes.dtype
+
+
 def test_answers_are_those_of_every_image_alone(make_vit: MakeViT) -> None:
     """Class, applied ratio and cost of each image under each setting are what the classifier says of it
     by itself; random goes by the image's number."""
     classifier = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.float32)
     settings = settings_of([0.6], methods(["random", "mean"], ["drop", "fuse", "merge"]), [0.7])
     pixels = photographs(3)
-    got = answers_to(classifier, pixels, torch.tensor([4, 0, 12]), settings, first_image=40)
+    got = answers_to(classifier, batch_of(pixels, [4, 0, 12], first=40), settings)
     assert got.truth.tolist() == [4, 0, 12]
     assert got.classes.shape == got.keep_ratio.shape == got.compute.shape == (len(settings), 3)
     for index, setting in enumerate(settings):
@@ -81,10 +99,10 @@ def test_answers_are_those_of_every_image_alone(make_vit: MakeViT) -> None:
 def test_random_goes_by_the_number_of_the_image(make_vit: MakeViT) -> None:
     """One image under forty numbers loses other patches each time, and the numbers alone say which."""
     classifier = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.float32)
-    pixels, truth = photographs(1).expand(40, -1, -1, -1), torch.zeros(40, dtype=torch.int64)
-    got = answers_to(classifier, pixels, truth, [Pruning(0.1, "random")], first_image=0)
+    pixels = photographs(1).expand(40, -1, -1, -1)
+    got = answers_to(classifier, batch_of(pixels, [0] * 40, first=0), [Pruning(0.1, "random")])
     assert len(set(got.classes[0].tolist())) > 1
-    again = answers_to(classifier, pixels[:20], truth[:20], [Pruning(0.1, "random")], first_image=20)
+    again = answers_to(classifier, batch_of(pixels[:20], [0] * 20, first=20), [Pruning(0.1, "random")])
     assert again.classes[0].tolist() == got.classes[0, 20:].tolist()
 
 

@@ -18,7 +18,8 @@ from models.schedule import UNPRUNED, Pruning, default_stages
 from models.training import command
 from models.training.calibrate import Candidate, calibrate, table
 from models.training.config import CalibrateConfig
-from models.training.data import UnlabelledPhotographs, unlabelled_batches
+from models.training.data import Photographs, spread_samples, unlabelled
+from models.training.loading import Batches, BrokenImages, evaluation_batches
 from models.transforms import InputSpec, to_pixels
 
 SPEC = InputSpec((16, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -86,42 +87,45 @@ def config(pictures: Path, model: Path, tmp_path: Path) -> Callable[..., Calibra
 # The photographs.
 
 
+def batches_of(folder: Path, limit: int | None) -> Batches:
+    samples = spread_samples(unlabelled(folder)[0], limit)
+    return evaluation_batches(samples, SPEC, BrokenImages("stop"), batch_size=16, workers=0)
+
+
 def test_images_are_found_in_all_sub_folders_by_path(tmp_path: Path) -> None:
-    """By their endings, whatever their case, in the order of their paths; other files are passed over."""
+    """By their endings, whatever their case, in the order of their paths; other files are named."""
     for name in ("b.png", "a/z.JPG", "a/b/c.jpeg", "c.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (30, 20), "red").save(tmp_path / name)
     for name in ("notes.txt", "a/png", "a/thumbs.db"):
         (tmp_path / name).write_text("no image")
-    found = UnlabelledPhotographs(tmp_path, SPEC)
-    assert len(found) == 4
-    names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
+    samples, (remark,) = unlabelled(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path, _ in samples]
     assert names == ["a/b/c.jpeg", "a/z.JPG", "b.png", "c.webp"]
+    assert remark == f"2 passed over in {tmp_path}: a/png (no image), notes.txt (no image)"
 
 
 def test_they_are_seen_as_in_serving(pictures: Path) -> None:
     """Every image once, preprocessed by the one preprocessing there is."""
-    batches = list(unlabelled_batches(pictures, SPEC, batch_size=16, workers=0, limit=None))
+    batches = [batch.pixels for batch in batches_of(pictures, limit=None)]
     assert [len(batch) for batch in batches] == [16, 16, 8]
     files = sorted(pictures.rglob("*.png"))
-    for pixels, file in zip(torch.cat(batches), files, strict=True):
-        assert np.array_equal(pixels.numpy(), to_pixels(Image.open(file), SPEC))
+    for pixels, file in zip(np.concatenate(batches), files, strict=True):
+        assert np.array_equal(pixels, to_pixels(Image.open(file), SPEC))
 
 
 def test_a_limit_spreads_over_them(pictures: Path) -> None:
     """Four of forty are every tenth."""
-    (batch,) = unlabelled_batches(pictures, SPEC, batch_size=16, workers=0, limit=4)
-    whole = UnlabelledPhotographs(pictures, SPEC)
-    assert torch.equal(batch, torch.stack([whole[place] for place in (0, 10, 20, 30)]))
+    (batch,) = batches_of(pictures, limit=4)
+    whole = Photographs(unlabelled(pictures)[0], SPEC)
+    assert np.array_equal(batch.pixels, np.stack([whole[place].pixels for place in (0, 10, 20, 30)]))
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     """With the endings that are looked for."""
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(
-        FileNotFoundError, match=r"there are no images in .* \(looked for \.jpg, \.jpeg, \.png"
-    ):
-        UnlabelledPhotographs(tmp_path, SPEC)
+    with pytest.raises(FileNotFoundError, match=r"there are no images in .* \(looked for .*\.jpg, "):
+        unlabelled(tmp_path)
 
 
 # Calibrating.
@@ -265,7 +269,5 @@ def test_the_command_wants_images(
     """An empty folder, or a misspelt one, has none."""
     assert command.calibrate(config(data=tmp_path / "nowhere")) == 1
     told = capsys.readouterr().err
-    assert told.startswith(
-        f"trimvit calibrate: there are no images in {tmp_path / 'nowhere'} (looked for .jpg"
-    )
+    assert told == f"trimvit calibrate: there is no folder {tmp_path / 'nowhere'}\n"
     assert not config().output.exists()

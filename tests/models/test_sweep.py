@@ -21,7 +21,9 @@ from models.training import command
 from models.training import sweep as module
 from models.training.config import EvaluateConfig, SweepConfig
 from models.training.evaluate import evaluate, table
-from models.training.fine_tune import ResumeError
+from models.training.labelled import samples_for
+from models.training.loading import BrokenImages
+from models.training.resuming import ResumeError
 from models.training.sweep import MissingPackageError, sweep
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
@@ -175,12 +177,13 @@ def test_a_sweep_says_what_evaluate_says(config: Callable[..., SweepConfig], mod
         assert other.images_per_s is not None
 
 
-def test_pictures_show_what_is_kept(config: Callable[..., SweepConfig], model: Path) -> None:
+def test_pictures_show_what_is_kept(config: Callable[..., SweepConfig], model: Path, folder: Path) -> None:
     """Patches that are left after the last stage have their own brightness, the others a quarter of it."""
     settings = config(keep_ratios=(0.5,), criteria=("mean",), reducers=("drop",))
     loaded = zoo.load(str(model))
     classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
-    one, other = module._pictures(settings, classifier, loaded.labels, [("mean", "drop")])
+    few = module._Few(settings, samples_for(loaded.card, folder), classifier, BrokenImages("stop"))
+    one, other = module._pictures(settings, classifier, loaded.labels, [("mean", "drop")], few)
     assert [one.caption, other.caption] == ["astronaut", "china"]
     output = classifier.compare(torch.from_numpy(one.pixels)[None], [[Pruning(0.5, "mean")]])[0]
     left = output.kept[-1][0].tolist()
@@ -347,7 +350,7 @@ def test_other_settings_in_the_same_folder_are_refused(
     settings.output.mkdir()
     module._resume(settings.output / "state.json", module._fingerprint(settings, "cpu float32"))
     before = (settings.output / "state.json").read_bytes()
-    with pytest.raises(ResumeError, match="holds a sweep with other settings") as caught:
+    with pytest.raises(ResumeError, match="holds a run with other settings") as caught:
         sweep(config(speed=False, **changes))
     assert words in str(caught.value)
     assert (settings.output / "state.json").read_bytes() == before
@@ -447,4 +450,4 @@ def test_the_command_says_how_to_go_on(
     assert command.sweep(settings) == 130
     assert f"the same command goes on from {settings.output}" in capsys.readouterr().err
     assert command.sweep(config(speed=False, batch_size=2)) == 1
-    assert f"trimvit sweep: {settings.output} holds a sweep with other settings" in capsys.readouterr().err
+    assert f"trimvit sweep: {settings.output} holds a run with other settings" in capsys.readouterr().err

@@ -2,8 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from PIL import ExifTags, Image
 from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from models import device, zoo
 from models.classifier import normalise
@@ -24,16 +24,20 @@ from models.schedule import UNPRUNED, Pruning, Stages, compute
 from models.training import command
 from models.training import fine_tune as module
 from models.training.answers import Row
+from models.training.classes import ClassesError
 from models.training.config import EvaluateConfig, TrainConfig
 from models.training.data import (
     AugmentedPhotographs,
     Photographs,
+    Sample,
     StepBatches,
-    class_folders,
-    evaluation_batches,
+    spread_samples,
 )
 from models.training.evaluate import evaluate, table
-from models.training.fine_tune import ResumeError, fine_tune
+from models.training.fine_tune import fine_tune
+from models.training.folders import FolderError, class_folders
+from models.training.loading import Batches, BrokenImageError, BrokenImages, evaluation_batches
+from models.training.resuming import ResumeError
 from models.transforms import InputSpec, to_pixels
 
 MakeViT = Callable[..., VisionTransformer]
@@ -229,7 +233,8 @@ def test_drawn_ratios_are_logged(config: Callable[..., TrainConfig]) -> None:
 
 def test_too_few_pictures_for_a_batch_are_refused(config: Callable[..., TrainConfig]) -> None:
     """A batch larger than the folder is an error that says what to lower."""
-    with pytest.raises(ValueError, match="15 training images, but a batch has 16; lower the batch size"):
+    words = "15 training images, but a batch has 16; give --batch-size 15 or less"
+    with pytest.raises(ValueError, match=words):
         fine_tune(config(batch_size=16))
 
 
@@ -337,7 +342,9 @@ def test_other_settings_in_the_same_folder_are_refused(
     with pytest.raises(ResumeError) as caught:
         fine_tune(config(**{"epochs": 1, **changes}))
     assert "holds a run with other settings" in str(caught.value)
-    assert '"learning_rate":0.001' in str(caught.value)  # the settings of the run that is there
+    ((name, value),) = changes.items()
+    assert f"{name} " in str(caught.value)
+    assert str(value).strip("(),") in str(caught.value)
     assert {file.name: file.read_bytes() for file in settings.output.iterdir()} == before
 
 
@@ -351,6 +358,203 @@ def test_where_and_how_it_runs_may_change(config: Callable[..., TrainConfig], tm
     settings.output.rename(tmp_path / "moved")
     report = fine_tune(config(output=tmp_path / "moved", save_every=5, workers=1))
     assert report.steps == 2
+
+
+# Folders as people have them.
+
+
+def copy_of(pictures: Path, folder: Path) -> Path:
+    """A folder of one's own to spoil."""
+    shutil.copytree(pictures, folder)
+    return folder
+
+
+def test_broken_images_are_skipped_and_the_run_can_be_resumed(
+    config: Callable[..., TrainConfig], pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counted and named at the end; interrupted or not, the weights are the same."""
+    data = copy_of(pictures, tmp_path / "data")
+    (data / "blue" / "3.png").write_bytes((data / "blue" / "3.png").read_bytes()[:500])
+    (data / "coral" / "0.png").write_bytes(b"")
+    whole, parts = config(data=data), config(data=data, output=tmp_path / "parts", workers=1)
+    fine_tune(whole)
+    assert "2 of 15 images are broken and were skipped: " in caplog.text
+    assert f"{data}/coral/0.png: it is empty (0 bytes)" in caplog.text
+    caplog.clear()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_at(monkeypatch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(parts)
+    fine_tune(parts)
+    assert "2 of 15 images are broken and were skipped: " in caplog.text
+    for name, tensor in tensors_of(whole).items():
+        assert torch.equal(tensors_of(parts)[name], tensor), name
+
+
+def test_a_run_that_a_broken_image_stopped_goes_on_without_it(
+    config: Callable[..., TrainConfig], pictures: Path, tmp_path: Path
+) -> None:
+    """What to do about broken images may change between the parts of a run."""
+    data = copy_of(pictures, tmp_path / "data")
+    (data / "blue" / "3.png").write_bytes(b"")
+    with pytest.raises(BrokenImageError, match=r"blue/3\.png: it is empty"):
+        fine_tune(config(data=data, broken_images="stop", save_every=1))
+    assert fine_tune(config(data=data, broken_images="skip", save_every=1)).steps <= 6
+
+
+def test_a_class_without_a_readable_image_stops_the_run(
+    config: Callable[..., TrainConfig], pictures: Path, tmp_path: Path
+) -> None:
+    """It would be a class that nobody learned."""
+    data = copy_of(pictures, tmp_path / "data")
+    for path in (data / "coral").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(BrokenImageError, match=r"none of the images of .*coral can be read"):
+        fine_tune(config(data=data))
+
+
+def test_labels_are_written_in_the_order_of_the_classes(
+    config: Callable[..., TrainConfig], pictures: Path, tmp_path: Path
+) -> None:
+    """Numbered folders stand in timm's order, and the checkpoint is evaluated in it, by its labels."""
+    data = tmp_path / "numbered"
+    for name, colour in (("0", "amber"), ("2", "blue"), ("10", "coral")):
+        shutil.copytree(pictures / colour, data / name)
+    checkpoint = fine_tune(config(data=data, epochs=12, label_smoothing=0.0, min_keep_ratio=0.6)).checkpoint
+    card = zoo.read_card(checkpoint)
+    assert card is not None
+    assert card.labels == card.folders == ("0", "2", "10")
+    seen = {"model": str(checkpoint), "device": "cpu", "dtype": "float32", "workers": 0}
+    (row,) = evaluate(EvaluateConfig(data=data, keep_ratios=(1.0,), **seen))
+    assert row.top1 > 80
+
+
+def test_a_checkpoint_with_other_labels_is_evaluated_on_its_folders(
+    config: Callable[..., TrainConfig], pictures: Path, tmp_path: Path
+) -> None:
+    """It remembers the folders' names beside its labels."""
+    (tmp_path / "labels.json").write_text(json.dumps({"amber": "yellow", "blue": "red", "coral": "blue"}))
+    checkpoint = fine_tune(config(labels=tmp_path / "labels.json", epochs=12, min_keep_ratio=0.6)).checkpoint
+    assert zoo.load(str(checkpoint)).labels == ("yellow", "red", "blue")
+    seen = {"model": str(checkpoint), "device": "cpu", "dtype": "float32", "workers": 0}
+    (row,) = evaluate(EvaluateConfig(data=pictures, keep_ratios=(1.0,), **seen))
+    assert row.top1 > 80
+
+
+@pytest.mark.parametrize("change", ["a class", "an image", "a label"])
+def test_other_images_in_the_same_run_are_refused(
+    config: Callable[..., TrainConfig], pictures: Path, tmp_path: Path, change: str
+) -> None:
+    """The run would be neither the one nor the other."""
+    data = copy_of(pictures, tmp_path / "data")
+    settings = config(data=data, epochs=1)
+    fine_tune(settings)
+    if change == "a class":
+        (data / "blue").rename(data / "green")
+        words = r"classes \['amber', 'blue', 'coral'\], not \['amber', 'coral', 'green'\]"
+    elif change == "an image":
+        (data / "blue" / "3.png").unlink()
+        words = "the images are others"
+    else:
+        (tmp_path / "labels.json").write_text(json.dumps({"amber": "yellow"}))
+        settings = config(data=data, epochs=1, labels=tmp_path / "labels.json")
+        words = "labels .*yellow"
+    with pytest.raises(ResumeError, match=words):
+        fine_tune(settings)
+
+
+def test_the_images_may_be_moved(config: Callable[..., TrainConfig], pictures: Path, tmp_path: Path) -> None:
+    """Where they lie is no part of the run."""
+    data = copy_of(pictures, tmp_path / "data")
+    fine_tune(config(data=data))
+    data.rename(tmp_path / "moved")
+    assert fine_tune(config(data=tmp_path / "moved")).steps == 0
+
+
+def test_a_model_without_its_state_is_not_overwritten(config: Callable[..., TrainConfig]) -> None:
+    """It is of a run that nobody can go on with."""
+    settings = config(epochs=1)
+    checkpoint = fine_tune(settings).checkpoint
+    (settings.output / "resume.pt").unlink()
+    before = checkpoint.read_bytes()
+    with pytest.raises(ResumeError, match=r"holds a model\.safetensors and no resume\.pt"):
+        fine_tune(settings)
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04half"])
+def test_a_state_that_cannot_be_read_is_told(config: Callable[..., TrainConfig], content: bytes) -> None:
+    """In a line that says what to do."""
+    settings = config(epochs=1)
+    settings.output.mkdir()
+    (settings.output / "resume.pt").write_bytes(content)
+    with pytest.raises(ResumeError, match=r"resume\.pt cannot be read as the state of a run; remove it"):
+        fine_tune(settings)
+
+
+def test_a_teacher_decides_the_order_of_classes(
+    config: Callable[..., TrainConfig], trained: Path, tmp_path: Path
+) -> None:
+    """Its answers must mean what the labels mean; one of other classes is refused."""
+    loaded = zoo.load(str(trained))
+    other = tmp_path / "other.safetensors"
+    zoo.save(other, loaded.model.vit, replace(loaded.card, labels=("coral", "amber", "blue"), folders=None))
+    settings = config(teacher=other, epochs=1)
+    fine_tune(settings)
+    assert zoo.load(str(settings.output / "model.safetensors")).labels == ("coral", "amber", "blue")
+    zoo.save(other, loaded.model.vit, replace(loaded.card, labels=("cat", "amber", "blue"), folders=None))
+    with pytest.raises(ClassesError, match=r"the teacher learned other classes: .* coral"):
+        fine_tune(config(teacher=other, epochs=1, output=tmp_path / "new"))
+
+
+def test_going_on_from_a_checkpoint_keeps_its_order_of_classes(
+    config: Callable[..., TrainConfig], trained: Path, tmp_path: Path
+) -> None:
+    """So that its head means what it meant; with other classes, the order is timm's."""
+    loaded = zoo.load(str(trained))
+    start = tmp_path / "start.safetensors"
+    for labels, expected in (
+        (("coral", "blue", "amber"), ("coral", "blue", "amber")),
+        (("x", "y", "z"), ("amber", "blue", "coral")),
+    ):
+        zoo.save(start, loaded.model.vit, replace(loaded.card, labels=labels, folders=None))
+        settings = config(weights=start, epochs=1, output=tmp_path / "-".join(labels))
+        assert zoo.load(str(fine_tune(settings).checkpoint)).labels == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('["yellow", "blue", "red"]', "has another form; it must be a JSON object of folder names"),
+        ('{"amber": 1}', "has another form"),
+        ('{"0": "yellow", "1": "blue"}', r"names none of the class folders \(amber, blue, coral"),
+        ("amber = yellow", "is not JSON"),
+        ("", "is not JSON"),
+    ],
+)
+def test_labels_of_another_form_are_refused(
+    config: Callable[..., TrainConfig], tmp_path: Path, text: str, words: str
+) -> None:
+    """With an example of the right one."""
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        fine_tune(config(labels=tmp_path / "labels.json"))
+    assert '{"n01440764": "tench"}' in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_single_class_is_refused(
+    config: Callable[..., TrainConfig], pictures: Path, tmp_path: Path
+) -> None:
+    """As is a class without images: there is nothing to learn."""
+    data = tmp_path / "data"
+    shutil.copytree(pictures / "amber", data / "amber")
+    with pytest.raises(FolderError, match=r"has one class folder \(amber\), and there is nothing"):
+        fine_tune(config(data=data))
+    (data / "blue").mkdir()
+    (data / "blue" / "notes.txt").write_text("")
+    with pytest.raises(FolderError, match=r"no images in 1 of the class folders of .*: blue; fill or remove"):
+        fine_tune(config(data=data))
 
 
 # The loss.
@@ -452,28 +656,35 @@ def test_settings_are_checked(config: Callable[..., TrainConfig]) -> None:
 # The pictures.
 
 
-def test_classes_are_the_folders_in_order(pictures: Path) -> None:
-    """A class's index is its folder's place in the alphabet."""
-    assert class_folders(pictures) == ["amber", "blue", "coral"]
+def samples_of(folder: Path) -> list[Sample]:
+    """With classes by the names of their folders."""
+    images = class_folders(folder).images
+    return [(path, truth) for truth, paths in enumerate(images.values()) for path in paths]
 
 
 def augmented(folder: Path, seed: int = 0) -> AugmentedPhotographs:
-    return AugmentedPhotographs(folder, size=24, min_crop=0.3, seed=seed)
+    return AugmentedPhotographs(samples_of(folder), size=24, min_crop=0.3, seed=seed)
+
+
+def batches_of(folder: Path, spec: InputSpec, batch_size: int, limit: int | None = None) -> Batches:
+    samples = spread_samples(samples_of(folder), limit)
+    return evaluation_batches(samples, spec, BrokenImages("stop"), batch_size=batch_size, workers=0)
 
 
 def test_an_items_randomness_follows_from_its_key(pictures: Path) -> None:
     """Whatever came before, an item of one key is the same; of another epoch, index or seed it is not."""
     dataset = augmented(pictures)
     torch.manual_seed(1)
-    first, label = dataset[3, 6]
+    first = dataset[3, 6]
     torch.manual_seed(2)
     dataset[0, 1]
-    assert torch.equal(dataset[3, 6][0], first)
-    assert first.shape == (24, 24, 3)
-    assert first.dtype == torch.uint8
-    assert label == 1  # the second of the blue ones
-    assert not torch.equal(dataset[4, 6][0], first)
-    assert not torch.equal(augmented(pictures, seed=1)[3, 6][0], first)
+    assert first.pixels is not None
+    assert np.array_equal(dataset[3, 6].pixels, first.pixels)
+    assert first.pixels.shape == (24, 24, 3)
+    assert first.pixels.dtype == np.uint8
+    assert first.truth == 1  # the second of the blue ones
+    assert not np.array_equal(dataset[4, 6].pixels, first.pixels)
+    assert not np.array_equal(augmented(pictures, seed=1)[3, 6].pixels, first.pixels)
 
 
 def test_an_item_leaves_the_random_state_alone(pictures: Path) -> None:
@@ -489,14 +700,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(pictures: Path) -> None:
     """Read in this process or by one or two others, the batches of a run are the same."""
     runs = []
     for workers in (0, 1, 2):
-        batches = StepBatches(images=15, batch_size=4, epochs=2, seed=3, first_step=1)
+        keys = StepBatches(images=15, batch_size=4, epochs=2, seed=3, first_step=1)
         torch.manual_seed(workers)
-        runs.append(list(DataLoader(augmented(pictures), batch_sampler=batches, num_workers=workers)))
+        batches = Batches(augmented(pictures), BrokenImages("stop"), workers, batch_sampler=keys)
+        runs.append(list(batches))
     assert len(runs[0]) == 5
     for run in runs[1:]:
-        for (pixels, labels), (others, other_labels) in zip(runs[0], run, strict=True):
-            assert torch.equal(pixels, others)
-            assert torch.equal(labels, other_labels)
+        for one, other in zip(runs[0], run, strict=True):
+            assert np.array_equal(one.pixels, other.pixels)
+            assert np.array_equal(one.truth, other.truth)
+            assert np.array_equal(one.numbers, other.numbers)
 
 
 def test_training_pictures_are_turned_upright(tmp_path: Path) -> None:
@@ -508,10 +721,12 @@ def test_training_pictures_are_turned_upright(tmp_path: Path) -> None:
     for name, picture, kind in [("a", upright, None), ("b", upright.swapaxes(0, 1)[::-1].copy(), exif)]:
         (tmp_path / name).mkdir()
         Image.fromarray(picture).save(tmp_path / name / "0.png", exif=kind)
-    dataset = AugmentedPhotographs(tmp_path, size=16, min_crop=1.0, seed=0)
+    dataset = AugmentedPhotographs(samples_of(tmp_path), size=16, min_crop=1.0, seed=0)
     # The two have the same seed but not the same key: their crops differ, their halves do not.
     for index in (0, 1):
-        pixels = dataset[0, index][0].float().mean(dim=(1, 2))
+        read = dataset[0, index].pixels
+        assert read is not None
+        pixels = read.astype(float).mean(axis=(1, 2))
         assert pixels[:4].min() > pixels[-4:].max() + 50
 
 
@@ -543,14 +758,15 @@ def test_step_batches_go_on_where_they_stopped(first_step: int) -> None:
 def test_evaluation_sees_what_serving_sees(pictures: Path) -> None:
     """Every picture of the folder, in order, preprocessed by the one preprocessing there is."""
     spec = InputSpec((16, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop_share=0.9)
-    batches = list(evaluation_batches(pictures, spec, batch_size=4, workers=0, limit=None))
-    assert [len(labels) for _, labels in batches] == [4, 4, 4, 3]
-    pixels = torch.cat([pixels for pixels, _ in batches])
-    labels = torch.cat([labels for _, labels in batches]).tolist()
+    batches = list(batches_of(pictures, spec, batch_size=4))
+    assert [len(batch.truth) for batch in batches] == [4, 4, 4, 3]
+    pixels = np.concatenate([batch.pixels for batch in batches])
+    labels = np.concatenate([batch.truth for batch in batches]).tolist()
+    assert np.concatenate([batch.numbers for batch in batches]).tolist() == list(range(15))
     assert labels == [0] * 5 + [1] * 7 + [2] * 3
     files = [pictures / name / f"{index}.png" for name in IMAGES for index in range(IMAGES[name])]
     for image, file in zip(pixels, files, strict=True):
-        assert np.array_equal(image.numpy(), to_pixels(Image.open(file), spec))
+        assert np.array_equal(image, to_pixels(Image.open(file), spec))
 
 
 @pytest.mark.parametrize(
@@ -560,10 +776,9 @@ def test_evaluation_sees_what_serving_sees(pictures: Path) -> None:
 def test_a_limit_spreads_over_the_folder(pictures: Path, limit: int, places: list[int]) -> None:
     """So many pictures at even distances, from all classes, not the first so many."""
     spec = InputSpec((16, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    whole = Photographs(pictures, spec)
-    batches = list(evaluation_batches(pictures, spec, batch_size=2, workers=0, limit=limit))
-    pixels = torch.cat([pixels for pixels, _ in batches])
-    assert torch.equal(pixels, torch.stack([whole[place][0] for place in places]))
+    whole = Photographs(samples_of(pictures), spec)
+    pixels = np.concatenate([batch.pixels for batch in batches_of(pictures, spec, 2, limit)])
+    assert np.array_equal(pixels, np.stack([whole[place].pixels for place in places]))
 
 
 # Evaluation.
@@ -615,10 +830,12 @@ def test_evaluation_agrees_with_answers_counted_one_by_one(
     (row,) = evaluate(evaluation(keep_ratios=(0.2,), criteria=("mean",)))
     loaded = zoo.load(str(trained))
     right, before, same = [], [], []
-    photographs = Photographs(pictures, loaded.input)
+    photographs = Photographs(samples_of(pictures), loaded.input)
     for index in range(len(photographs)):
-        image, label = photographs[index]
-        inputs = normalise(image[None], loaded.input, torch.float32)
+        item = photographs[index]
+        assert item.pixels is not None
+        label = item.truth
+        inputs = normalise(torch.from_numpy(item.pixels[None]), loaded.input, torch.float32)
         with torch.inference_mode():
             pruned = loaded.model(inputs, [Pruning(0.2, "mean")]).logits.argmax().item()
             whole = loaded.model(inputs, [UNPRUNED]).logits.argmax().item()
@@ -644,13 +861,29 @@ def test_evaluation_in_int8(evaluation: Callable[..., EvaluateConfig]) -> None:
     assert row.top1 > 80
 
 
-def test_evaluation_wants_a_folder_per_class(
+def test_a_subset_of_the_classes_is_evaluated_as_such(
+    evaluation: Callable[..., EvaluateConfig],
+    pictures: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Labels without a folder are no fault; the folders that are there keep their classes, and it is said."""
+    for name in ("blue", "coral"):
+        (tmp_path / name).symlink_to(pictures / name)
+    (row,) = evaluate(evaluation(data=tmp_path, keep_ratios=(1.0,)))
+    assert row.images == IMAGES["blue"] + IMAGES["coral"]
+    assert row.top1 > 80
+    assert "2 of the model's 3 classes are there; missing: amber" in caplog.text
+
+
+def test_folders_that_are_no_class_are_refused(
     evaluation: Callable[..., EvaluateConfig], pictures: Path, tmp_path: Path
 ) -> None:
-    """Classes that cannot be matched are refused, not compared by chance."""
+    """Their images could never be right."""
     for name in ("amber", "blue"):
         (tmp_path / name).symlink_to(pictures / name)
-    with pytest.raises(ValueError, match="has 2 class folders, the model has 3 classes"):
+    (tmp_path / "corale").symlink_to(pictures / "coral")
+    with pytest.raises(ClassesError, match=r"1 of 3 class folders .*: corale .* did you mean 'coral'\?"):
         evaluate(evaluation(data=tmp_path))
 
 
@@ -694,7 +927,7 @@ def test_the_train_command_reports_what_is_wrong(
     """A foreseen error is a line and exit code 1, not a traceback."""
     assert command.train(config(batch_size=16)) == 1
     assert capsys.readouterr().err.endswith(
-        "trimvit train: 15 training images, but a batch has 16; lower the batch size\n"
+        "trimvit train: 15 training images, but a batch has 16; give --batch-size 15 or less\n"
     )
 
 

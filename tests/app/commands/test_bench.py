@@ -164,7 +164,7 @@ def test_without_matplotlib_a_plot_is_refused_at_once(
             2,
             "--keep-ratios must be a list of numbers above 0 and at most 1, separated",
         ),
-        (["--photographs", "gone"], 1, "there are no images in gone"),
+        (["--photographs", "gone"], 1, "gone cannot be read: No such file or directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,7 +1,10 @@
 """`trimvit classify`: the answers of the server without one, for people and for programs."""
 
+import base64
 import io
 import json
+import os
+import pty
 import sys
 from pathlib import Path
 
@@ -53,10 +56,11 @@ def test_a_line_of_json_has_the_form_of_a_servers_result(
 def test_a_folder_stands_for_its_images_by_path(
     trimvit: Trimvit, tiny_model: Path, photographs: Path
 ) -> None:
-    """With those in sub-folders, in order, over several batches; other files are passed over."""
-    code, out, _ = trimvit("classify", photographs, "--model", tiny_model, "--json", "--batch-size", 2)
+    """With those in sub-folders, in order, over several batches; other files are named and change nothing."""
+    code, out, err = trimvit("classify", photographs, "--model", tiny_model, "--json", "--batch-size", 2)
     expected = [photographs / name for name in ("a.jpg", "c, d.webp", "deep/b.png")]
     assert code == 0
+    assert err == f"trimvit classify: 1 passed over in {photographs}: notes.txt (no image)\n"
     assert [line["photograph"] for line in lines(out)] == [str(path) for path in expected]
 
 
@@ -198,7 +202,7 @@ def test_a_picture_needs_an_ending_that_is_one(
     [
         (["--model", "no_such_model"], "timm knows no model 'no_such_model'"),
         (["--model", "gone.safetensors"], "there is no file 'gone.safetensors'"),
-        (["--labels", "gone.txt"], "No such file or directory: 'gone.txt'"),
+        (["--labels", "gone.txt"], "gone.txt: No such file or directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -216,7 +220,7 @@ def test_an_empty_folder_is_told(trimvit: Trimvit, tmp_path: Path) -> None:
     """Before the model is loaded."""
     code, _, err = trimvit("classify", tmp_path)
     assert code == 1
-    assert f"there are no images in {tmp_path} (looked for " in err
+    assert err == f"trimvit classify: there are no images in {tmp_path}\n"
 
 
 def test_settings_of_a_server_in_the_environment_change_nothing(
@@ -245,3 +249,169 @@ def test_any_file_can_be_named(trimvit: Trimvit, tiny_model: Path, tmp_path: Pat
     code, out, _ = trimvit("classify", *(tmp_path / name for name in names), "--model", tiny_model, "--json")
     assert code == 0
     assert [line["photograph"] for line in lines(out)] == [str(tmp_path / name) for name in names]
+
+
+# Folders as people have them.
+
+
+def test_every_image_of_a_folder_is_tried(trimvit: Trimvit, tiny_model: Path, tmp_path: Path) -> None:
+    """Whatever its ending; what is of another format is refused by name, and hidden files are not there."""
+    (tmp_path / "a.jpg").write_bytes(encoded(picture(), "JPEG"))
+    (tmp_path / "b.MPO").write_bytes(encoded(picture(), "JPEG"))
+    (tmp_path / "c.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (tmp_path / "d.jpf").write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40))
+    (tmp_path / "IMG_5").write_bytes(encoded())
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(40))
+    for hidden in (".DS_Store", "._a.jpg", "Thumbs.db"):
+        (tmp_path / hidden).write_bytes(b"junk")
+    code, out, err = trimvit("classify", tmp_path, "--model", tiny_model, "--json")
+    assert code == 1
+    assert [(Path(str(line["photograph"])).name, "labels" in line) for line in lines(out)] == [
+        ("IMG_5", True), ("a.jpg", True), ("b.MPO", True), ("c.HEIC", False), ("d.jpf", False),
+    ]  # fmt: skip
+    told = err.splitlines()
+    assert told[0] == f"trimvit classify: 1 passed over in {tmp_path}: film.mp4 (no image)"
+    assert f"{tmp_path}/c.HEIC: the image is HEIC; allowed are" in told[1]
+    assert f"{tmp_path}/d.jpf: the image is JPEG2000" in told[2]
+    assert told[3] == "trimvit classify: 2 of 5 photographs were not answered"
+
+
+def test_a_folder_without_images_costs_the_others_nothing(
+    trimvit: Trimvit, tiny_model: Path, photographs: Path, tmp_path: Path
+) -> None:
+    """They are answered, and the exit code tells."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "film.mp4").write_bytes(b"")
+    arguments = [tmp_path / "empty", photographs / "a.jpg"]
+    code, out, err = trimvit("classify", *arguments, "--model", tiny_model, "--json")
+    assert code == 1
+    assert len(lines(out)) == 1
+    assert f"there are no images in {tmp_path}/empty" in err
+    assert "film.mp4 (no image)" in err
+
+
+def test_names_of_any_bytes_are_printed(trimvit: Trimvit, tiny_model: Path, tmp_path: Path) -> None:
+    """In the table, in JSON that every parser takes, and in the names of masks."""
+    names = [b"caf\xe9.png", b"two\nlines.png", b"\x1b[2J.png", "naïve.png".encode()]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(encoded())
+    code, out, _ = trimvit("classify", tmp_path, "--model", tiny_model, "--top-k", 1)
+    assert code == 0
+    assert len(out.splitlines()) == 1 + len(names)
+    assert "caf\\xe9.png" in out
+    assert "\x1b" not in out
+    masks = tmp_path / "masks"
+    code, out, _ = trimvit("classify", tmp_path, "--model", tiny_model, "--json", "--mask", masks)
+    assert code == 0
+    found = {os.fsencode(str(line["photograph"])): line for line in lines(out)}
+    out.encode()
+    assert len(found) == len(names)
+    odd = found[os.fsencode(tmp_path) + "/caf\ufffd.png".encode()]
+    assert base64.b64decode(str(odd["photograph_base64"])) == os.fsencode(tmp_path) + b"/caf\xe9.png"
+    assert sum("photograph_base64" in line for line in found.values()) == 1
+    assert (masks / os.fsdecode(b"caf\xe9.png")).is_file()
+
+
+def test_a_broken_name_in_an_error_is_spelt_out(trimvit: Trimvit, tiny_model: Path, tmp_path: Path) -> None:
+    """One line stays one line."""
+    path = tmp_path / "two\nlines.png"
+    path.write_bytes(b"junk")
+    code, _, err = trimvit("classify", path, "--model", tiny_model)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "two\\nlines.png: the bytes are not an image" in err
+
+
+@pytest.mark.parametrize(
+    ("operand", "words"),
+    [
+        ("https://example.org/cat.jpg", "it is a URL, and nothing is downloaded; write curl -s URL |"),
+        ("file:///tmp/cat.jpg", "it is a URL; give the path of the file"),
+        ("data:image/png;base64,AAAA", "it is a data URL"),
+        ("*.nothing", "no file has a name like *.nothing"),
+        ("x" * 5000, "it cannot be read: File name too long"),
+    ],
+    ids=["https", "file", "data", "pattern", "long"],
+)
+def test_what_is_no_path_is_told(
+    trimvit: Trimvit, tiny_model: Path, photographs: Path, operand: str, words: str
+) -> None:
+    """And the others are answered."""
+    code, out, err = trimvit("classify", operand, photographs / "a.jpg", "--model", tiny_model, "--json")
+    assert code == 1
+    assert ["labels" in line for line in lines(out)] == [False, True]
+    assert words in err
+
+
+def test_patterns_are_understood_where_the_shell_does_not(
+    trimvit: Trimvit, tiny_model: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In quotes, and with folders of any depth."""
+    monkeypatch.chdir(photographs)
+    code, out, _ = trimvit("classify", "*.jpg", "**/*.png", "--model", tiny_model, "--json")
+    assert code == 0
+    assert [line["photograph"] for line in lines(out)] == ["a.jpg", "deep/b.png"]
+
+
+def test_a_file_that_is_named_twice_is_answered_twice(
+    trimvit: Trimvit, tiny_model: Path, photographs: Path
+) -> None:
+    """A line for each name that was typed."""
+    code, out, _ = trimvit("classify", *[photographs / "a.jpg"] * 2, "--model", tiny_model, "--json")
+    assert code == 0
+    assert len(lines(out)) == 2
+
+
+def test_an_empty_name_is_wrong_usage(trimvit: Trimvit, tiny_model: Path) -> None:
+    """As a path it would be the folder one is in."""
+    code, out, err = trimvit("classify", "", "--model", tiny_model)
+    assert (code, out) == (2, "")
+    assert "a PHOTO has an empty name; is a variable of the shell not set?" in err
+
+
+def test_standard_input_without_an_image_is_told(
+    trimvit: Trimvit, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty, or a terminal, which would be waited for."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    code, _, err = trimvit("classify", "-", "--model", tiny_model)
+    assert code == 1
+    assert "-: the image is empty (0 bytes)" in err
+    _, terminal = pty.openpty()
+    with os.fdopen(terminal) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, _, err = trimvit("classify", "-", "--model", tiny_model)
+    assert code == 2
+    assert "standard input (-) is the terminal" in err
+
+
+def test_a_mask_never_replaces_a_photograph(trimvit: Trimvit, tiny_model: Path, tmp_path: Path) -> None:
+    """Neither as the file that is named, nor in the photographs' own folder."""
+    photograph = tmp_path / "a.png"
+    photograph.write_bytes(encoded())
+    before = photograph.read_bytes()
+    code, _, err = trimvit("classify", photograph, "--model", tiny_model, "--mask", photograph)
+    assert code == 2
+    assert "is the photograph itself; name another file" in err
+    assert trimvit("classify", tmp_path, "--model", tiny_model, "--mask", tmp_path)[0] == 0
+    assert photograph.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a-2.png"}
+
+
+def test_a_mask_that_cannot_be_written_is_told_before_anything_is_computed(
+    trimvit: Trimvit, photographs: Path
+) -> None:
+    """Below a file, and where the system has no room for files; a folder that is not there is made."""
+    for target in (photographs / "a.jpg" / "masks", Path("/proc/masks")):
+        code, out, err = trimvit("classify", photographs, "--model", "gone.safetensors", "--mask", target)
+        assert (code, out) == (2, "")
+        assert f"--mask {target} cannot be written: " in err
+
+
+def test_a_film_is_not_read_whole(trimvit: Trimvit, tiny_model: Path, tmp_path: Path) -> None:
+    """A file of many gigabytes is refused by its size."""
+    with (tmp_path / "film.mp4").open("wb") as file:
+        file.truncate(50 * 2**30)
+    code, _, err = trimvit("classify", tmp_path / "film.mp4", "--model", tiny_model)
+    assert code == 1
+    assert "film.mp4: the file has 53687091200 bytes; at most 536870912 are read" in err

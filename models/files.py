@@ -1,0 +1,28 @@
+"""Files that are there whole or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+_MOST_CHARACTERS = 40
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a file that takes the place of ``path`` in one step.
+
+    Where that fails, say for lack of room, what was there stays, and nothing half-written is left. Raises
+    OSError, which names the path.
+    """
+    # Hidden, so that nobody takes it for an image, and short, since the name itself may be as long as can be.
+    unfinished = path.with_name(f".{path.name[:_MOST_CHARACTERS]}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+        unfinished.replace(path)
+    except BaseException as error:
+        unfinished.unlink(missing_ok=True)
+        # torch.save raises a RuntimeError of its own while it handles that of the file.
+        for cause in (error, error.__context__):
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise

@@ -1,0 +1,124 @@
+"""A folder of labelled images and a checkpoint -> images with the numbers of their classes."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from models.names import shown
+from models.training.classes import ClassesError, match, natural_order
+from models.training.data import Sample
+from models.training.folders import ClassFolders, FolderError, class_folders
+from models.zoo import Card
+
+log = logging.getLogger(__name__)
+
+
+def samples_for(card: Card, root: Path, *, tells: bool = True) -> list[Sample]:
+    """The images of a folder with a sub-folder for each class, in class order, by the labels of the card.
+
+    The log ``tells`` what was passed over and assumed. Raises FolderError and ClassesError.
+    """
+    folders = class_folders(root)
+    matched = match(folders.images, card.labels, card.folders, empty=folders.empty)
+    if tells:
+        tell(*folders.remarks, *matched.remarks, *_of_empty(folders))
+    by_class = sorted(matched.index, key=matched.index.__getitem__)
+    samples = [(path, matched.index[name]) for name in by_class for path in folders.images[name]]
+    if not samples:
+        raise FolderError(f"there are no images in the class folders of {shown(root)}")
+    return samples
+
+
+def training_order(
+    folders: ClassFolders, labels: Mapping[str, str], start: Card | None, teacher: Card | None
+) -> tuple[str, ...]:
+    """The class folders in the order in which a network is to learn them.
+
+    That is the order of the teacher, so that its answers mean what the labels mean; else that of the
+    checkpoint to ``start`` from, where its classes are the same, so that its head does; else timm's natural
+    order. ``labels`` are other names of the folders. Raises FolderError for less than two classes or one
+    without images, and ClassesError for a teacher of other classes.
+    """
+    names = natural_order(folders.images)
+    if len(names) < 2:
+        raise FolderError(
+            f"{shown(folders.root)} has one class folder ({shown(names[0])}), and there is nothing to tell "
+            "apart; give the folder whose sub-folders are the classes"
+        )
+    if folders.empty:
+        raise FolderError(
+            f"there are no images in {len(folders.empty)} of the class folders of {shown(folders.root)}: "
+            f"{', '.join(map(shown, folders.empty[:3]))}; fill or remove them"
+        )
+    if teacher is not None:
+        try:
+            return _order_of(teacher, names, labels)
+        except ClassesError as error:
+            raise ClassesError(f"the teacher learned other classes: {error}") from error
+    if start is not None:
+        try:
+            return _order_of(start, names, labels)
+        except ClassesError as error:
+            log.info("the head starts from other classes: %s", error)
+    return tuple(names)
+
+
+def _order_of(card: Card, names: list[str], labels: Mapping[str, str]) -> tuple[str, ...]:
+    """The folders in the order of a checkpoint's classes. Raises ClassesError where these are others."""
+    if len(card.labels) != len(names):
+        raise ClassesError(f"it has {len(card.labels)} classes, and there are {len(names)} class folders")
+    try:
+        matched = match(names, card.labels, card.folders)
+        order = matched.index
+    except ClassesError:
+        by_label = {labels.get(name, name): name for name in names}
+        if len(by_label) < len(names) or not labels:
+            raise
+        matched = match(by_label, card.labels)
+        order = {by_label[label]: place for label, place in matched.index.items()}
+    tell(*matched.remarks)
+    return tuple(sorted(names, key=order.__getitem__))
+
+
+def labels_in(path: Path | None) -> tuple[str, ...] | None:
+    """The labels of a file, a line each, in class order."""
+    return None if path is None else tuple(path.read_text(encoding="utf-8-sig").splitlines())
+
+
+def label_names(path: Path, folders: ClassFolders) -> dict[str, str]:
+    """Folder names and their labels, as a JSON file has them. Raises ValueError for another form, and
+    OSError."""
+    example = 'it must be a JSON object of folder names and labels, as in {"n01440764": "tench"}'
+    try:
+        names = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError(f"--labels {shown(path)} is not UTF-8; {example}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--labels {shown(path)} is not JSON ({error}); {example}") from None
+    if not isinstance(names, dict) or not all(isinstance(label, str) and label for label in names.values()):
+        raise ValueError(f"--labels {shown(path)} has another form; {example}")
+    strange = [name for name in names if name not in folders.images]
+    if len(strange) == len(names):
+        raise ValueError(
+            f"--labels {shown(path)} names none of the class folders "
+            f"({', '.join(map(shown, list(folders.images)[:3]))}, ...); {example}"
+        )
+    if strange:
+        tell(
+            f"{len(strange)} names of {shown(path)} are of no class folder: "
+            f"{', '.join(map(shown, strange[:3]))}{', ...' if len(strange) > 3 else ''}"
+        )
+    return names
+
+
+def _of_empty(folders: ClassFolders) -> list[str]:
+    if not folders.empty:
+        return []
+    return [f"class folders without images: {', '.join(map(shown, folders.empty[:5]))}"]
+
+
+def tell(*remarks: str) -> None:
+    """What a person should know, a line each."""
+    for remark in remarks:
+        log.warning("%s", remark)

@@ -1,0 +1,39 @@
+"""Where a command may write, looked at before hours of work end in a folder that is not there."""
+
+import os
+from pathlib import Path
+
+from models.names import shown
+
+
+class OutputError(ValueError):
+    """The output cannot be written where it is to be; the text says what to do."""
+
+
+def check_output_file(path: Path) -> None:
+    """Raises OutputError where no such file can be written."""
+    if path.is_dir():
+        raise OutputError(f"--output {shown(path)} is a folder; name a file in it")
+    parent = path.parent
+    if not parent.is_dir():
+        raise OutputError(f"--output {shown(path)}: there is no folder {shown(parent)}; make it first")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"--output {shown(path)}: nothing can be written in {shown(parent)}")
+
+
+def make_output_folder(path: Path, data: Path) -> None:
+    """Make the folder where there is none. Raises OutputError where it cannot be one, or where it would
+    become a class of the images in ``data``."""
+    if path.resolve().is_relative_to(data.resolve()):
+        raise OutputError(
+            f"--output {shown(path)} lies in --data {shown(data)} and would be taken for images the next "
+            "time; name a folder elsewhere"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputError(f"--output {shown(path)} is a file; name a folder") from None
+    except OSError as error:
+        raise OutputError(f"--output {shown(path)} cannot be made: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"--output {shown(path)}: nothing can be written there")

@@ -1,0 +1,65 @@
+"""Image files as training and evaluation read them: as serving does, in its formats."""
+
+import errno
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from models.formats import FORMATS
+from models.names import shown
+from models.transforms import InputSpec, photograph, to_pixels
+
+# Training images are the user's own; whoever serves them decides what is too large there.
+Image.MAX_IMAGE_PIXELS = None
+# What says nothing about the file: no image could be read now.
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An image that cannot be read, and why."""
+
+    path: Path
+    why: str
+
+    def __str__(self) -> str:
+        return f"{shown(self.path)}: {self.why}"
+
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+
+def pixels(path: Path, spec: InputSpec) -> Pixels | Broken:
+    """What a model with this input sees of the image."""
+    return _read(path, lambda image: np.array(to_pixels(image, spec)))
+
+
+def whole(path: Path, augment: Callable[[Image.Image], Image.Image]) -> Pixels | Broken:
+    """The whole image, upright, as ``augment`` leaves it."""
+    return _read(path, lambda image: np.array(augment(photograph(image))))
+
+
+def _read(path: Path, use: Callable[[Image.Image], Pixels]) -> Pixels | Broken:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        return Broken(path, error.strerror or str(error))
+    if not data:
+        return Broken(path, "it is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return use(image)
+    except UnidentifiedImageError:
+        return Broken(path, f"it is not an image in a known format ({', '.join(FORMATS)})")
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise many types on broken data (OSError, SyntaxError, struct.error, ...).
+        return Broken(path, shown(str(error) or type(error).__name__))
