@@ -18,13 +18,16 @@ GET = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 
 def settings_of(folder: Path, **others: object) -> Settings:
-    files = self_signed(folder)
-    return Settings(tls_certificate=files.tls_certificate, tls_key=files.tls_key, **others)  # type: ignore[arg-type]
+    """Of a server with what is in the folder."""
+    return Settings(tls_certificate=folder / "certificate.pem", tls_key=folder / "key.pem", **others)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tls")
+    """A folder with a certificate and its key."""
+    made = tmp_path_factory.mktemp("tls")
+    self_signed(made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +106,10 @@ def test_what_is_no_handshake_is_cut_off(server: Wire, said: bytes) -> None:
         everything(connection)
 
 
-def test_handshakes_are_connections(folder: Path, tmp_path: Path) -> None:
+def test_handshakes_are_connections(folder: Path) -> None:
     """Silent ones take places: one too many is told so after its handshake, many too many are cut off; and
     their places are free again."""
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    settings = Settings(
-        tls_certificate=tmp_path / "certificate.pem",
-        tls_key=tmp_path / "key.pem",
-        head_timeout_s=5,
-        max_connections=20,
-    )
+    settings = settings_of(folder, head_timeout_s=5, max_connections=20)
     with wire(settings) as server, ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(server.connect())
@@ -156,6 +153,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(
     changes nothing, and the log says why."""
     caplog.set_level("INFO", logger="app.tls")
     (tmp_path / "other").mkdir()
+    self_signed(tmp_path)
     with wire(settings_of(tmp_path, max_connections=20)) as server:
         first = serial(server)
         with secured(server, tmp_path) as kept:
@@ -174,9 +172,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(
 
 def test_others_are_answered_while_many_shake_hands(folder: Path) -> None:
     """Handshakes are begun a few at a time, and one client's wait for each other."""
-    settings = Settings(
-        tls_certificate=folder / "certificate.pem", tls_key=folder / "key.pem", head_timeout_s=60
-    )
+    settings = settings_of(folder, head_timeout_s=60)
     asked = GET.replace(b"Connection: close\r\n", b"")
     with wire(settings) as server, ExitStack() as stack, secured(server, folder) as other:
         crowd = [stack.enter_context(server.connect()) for _ in range(500)]
@@ -197,9 +193,7 @@ def test_many_connections_that_only_said_hello_are_small(folder: Path) -> None:
     """A TLS object is made for those that spoke, and no more."""
     import psutil
 
-    settings = Settings(
-        tls_certificate=folder / "certificate.pem", tls_key=folder / "key.pem", head_timeout_s=60
-    )
+    settings = settings_of(folder, head_timeout_s=60)
     with wire(settings) as server, ExitStack() as stack:
         secured(server, folder).close()
         before = psutil.Process().memory_info().rss
