@@ -214,7 +214,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Pixels of an image, before it is resized.")
     max_bodies_bytes: int = Field(
-        512 * 2**20, ge=1, description="Bytes of all bodies that an HTTP process holds; beyond them 503."
+        512 * 2**20,
+        ge=1,
+        description="Memory of all bodies in an HTTP process, inflated and with what is made of them; beyond "
+        "it 503.",
     )
     max_connections: int = Field(
         10_000, ge=1, description="Connections that an HTTP process holds; beyond them 503."

@@ -138,6 +138,12 @@ class Inflater:
 
     def inflate(self) -> bytes:
         """The next piece; empty where it takes more. Raises UnreadableRequest and TooLarge."""
+        piece = b""
+        while not piece and self.has_more:
+            piece = self._step()
+        return piece
+
+    def _step(self) -> bytes:
         if self._inflater is None:
             self._inflater = zlib.decompressobj(_ZLIB if _is_zlib(self._left) else _RAW)
         elif self._inflater.eof:

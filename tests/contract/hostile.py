@@ -1,6 +1,7 @@
 """A hundred requests that no client should send, each with the status it must get."""
 
 import base64
+import gzip
 import io
 import json
 import random
@@ -66,6 +67,7 @@ def hostile_requests() -> list[Hostile]:
         *_bad_forms(),
         *_bad_json(),
         *_bad_tensors(),
+        *_bad_encodings(),
         *_other(),
     ]
 
@@ -188,6 +190,9 @@ def _bad_json() -> list[Hostile]:
         ("ratio as object", 422, {"image": photo, "keep_ratio": {}}),
         ("top_k as string", 422, {"image": photo, "top_k": "many"}),
         ("one bad of two", 422, {"images": [{"image": photo}, {"image": photo, "keep_ratio": 9}]}),
+        ("image as URL", 400, {"image": "https://example.org/a.jpg"}), ("image as path", 400, {"image": "/home/me/a.jpg"}),
+        ("image as hex", 400, {"image": (SHIPPED / "chelsea.jpg").read_bytes().hex()}), ("undefined", 400, {"image": "undefined"}),
+        ("ratio as true", 422, {"image": photo, "keep_ratio": True}),
         ("65 images", 413, {"images": [{"image": "aGk="}] * 65}),
     ]  # fmt: skip
     kind = "application/json"
@@ -232,6 +237,31 @@ def _bad_tensors() -> list[Hostile]:
         case("JSON beyond the body", 400, tensor("image", [1], "BYTES", len(one)), one, "99999999"),
         case("no length of the JSON", 400, tensor("image", [1], "BYTES", len(one)), one, "many"),
         case("an element that is no image", 422, tensor("image", [1], "BYTES", 6), b"\x02\x00\x00\x00hi"),
+    ]
+
+
+def _bad_encodings() -> list[Hostile]:
+    photo = (SHIPPED / "chelsea.jpg").read_bytes()
+    bomb = gzip.compress(bytes(40 * 2**20))
+    routes = ("/v1/classify", "/", "/v2/models/trimvit-small-imagenette/infer")
+
+    def case(name: str, status: int, coding: str, content: bytes, path: str) -> Hostile:
+        headers = {"Content-Encoding": coding}
+        return Hostile(f"{name} to {path}", status, content, None, path=path, headers=headers)
+
+    return [
+        case(name, status, coding, content, path)
+        for path in routes
+        for name, status, coding, content in (
+            ("brotli", 415, "br", photo),
+            ("three codings", 415, "gzip, gzip, gzip", photo),
+            ("no gzip", 400, "gzip", photo),
+            ("gzip cut short", 400, "gzip", gzip.compress(photo)[:-100]),
+            ("raw deflate cut short", 400, "deflate", zlib.compress(photo)[2:-100]),
+            ("gzip of 40 MiB", 413, "gzip", bomb),
+            ("gzip of gzip of 40 MiB", 413, "gzip, gzip", gzip.compress(bomb)),
+            ("ten thousand empty members", 400, "gzip", gzip.compress(b"") * 10_000),
+        )
     ]
 
 
