@@ -151,6 +151,6 @@ def test_keys_and_certificates_that_cannot_be_read_are_told_at_once(flags: list[
     ended = subprocess.run(
         [TRIMVIT, "serve", "--port", "0", *flags], capture_output=True, text=True, timeout=60, check=False
     )
-    assert ended.returncode == 1
+    assert ended.returncode in (1, 2)
     assert words in ended.stderr
     assert "listening" not in ended.stderr

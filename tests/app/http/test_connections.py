@@ -238,3 +238,43 @@ def test_a_client_that_waits_is_told_from_one_that_has_gone() -> None:
             said = everything(waiting)
         assert answers(said)[-1].status == 200
         assert server.engines.cancelled == 1
+
+
+SOUND = [
+    *ANSWERED.values(),
+    PLAIN,
+    GET + OFFERS["WebSocket"] + b"\r\n",
+    PATH + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(IMAGE),
+]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Requests, one behind the other, of which some bytes were changed, left out or said twice."""
+    data = b"".join(draw(st.lists(st.sampled_from(SOUND), min_size=1, max_size=3)))
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(data)))
+        length = draw(st.integers(0, 20))
+        put = draw(
+            st.sampled_from([b"", b"\r", b"\n", b"\r\n\r\n", b"\0", b" ", b":", b"\xff", b"0", data[:40]])
+        )
+        data = data[:place] + put + data[place + length :]
+    return data
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=damaged())
+def test_whatever_comes_is_answered_in_http(
+    server: Wire, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    """Soundly or with a problem document, and nothing breaks."""
+    with server.connect() as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        said = everything(connection)
+    for one in answers(said.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")):
+        assert one.status < 500, one
+        if one.status >= 400 and one.body:
+            assert one.headers["content-type"] in ("application/problem+json", "application/json"), one
+    assert answer(server.say(GET + CLOSE)).status == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
