@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -25,6 +24,7 @@ from app.environment import EngineFiles, engine_variables, environment_of
 from app.fork_server import Forked, ForkServer
 from app.keys import KeysError, key_ring
 from app.lifeline import LOAD_FAILED
+from app.limits import TooLow, raise_limits
 from app.listening import CannotListen, listen, url
 from app.metrics_files import reserve
 from app.orphans import reap_orphans
@@ -46,7 +46,6 @@ HTTP = "app.http.process"
 PRELOADED = ("models.classifier", "models.zoo", "zmq")
 FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # the BLAS beneath numpy would start threads when it is imported
 
-_MOST_FILES = 2**20
 _SETTLED_S = 5.0  # an HTTP process that lives so long has started well
 _TICK_S = 0.5  # between two looks at a process's pulse
 _LOOK_AFTER_S = 10.0  # between two looks at the private folder
@@ -90,7 +89,10 @@ class Supervisor:
         """Raises CannotStart if the port is taken."""
         setproctitle("trimvit: supervisor")
         _check(self.settings)
-        _raise_file_limit()
+        try:
+            raise_limits()
+        except TooLow as error:
+            raise CannotStart(str(error)) from error
         listeners, operations = _listeners(self.settings)
         try:
             private = PrivateFolder()
@@ -392,14 +394,6 @@ def _listeners(settings: Settings) -> tuple[list[socket.socket], list[socket.soc
         for listener in listeners:
             listener.close()
         raise CannotStart(str(error)) from error
-
-
-def _raise_file_limit() -> None:
-    """Let this process and its children open as many files as they are allowed to: each connection is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _signal(child: _Child, number: signal.Signals) -> None:

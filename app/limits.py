@@ -1,0 +1,34 @@
+"""What the system lets the server's processes have, looked at before they are started."""
+
+import resource
+
+_MOST_FILES = 2**20
+_FEWEST_FILES = 256  # of an HTTP process with some connections; an engine has about as many
+_LEAST_MEMORY = 4 * 2**30  # that torch's libraries, a model and its threads' stacks reserve
+
+
+class TooLow(Exception):
+    """A limit that no server can run under; the text names it and says how it is raised."""
+
+
+def raise_limits() -> None:
+    """Let this process and its children open as many files as they are allowed to: each connection is one.
+
+    Raises TooLow where that is too few, or the memory that they may reserve is.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if most < _FEWEST_FILES:
+        raise TooLow(
+            f"the limit of open files is {most}, and a server needs {_FEWEST_FILES} and one for each "
+            "connection; raise it, as with ulimit -n 4096"
+        )
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    memory, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if memory != resource.RLIM_INFINITY and memory < _LEAST_MEMORY:
+        raise TooLow(
+            f"the limit of address space is {memory // 2**20} MiB, and a server's processes reserve up to "
+            f"{_LEAST_MEMORY // 2**20} MiB each; lift it with ulimit -v unlimited, and limit memory by a "
+            "container or cgroup instead"
+        )
