@@ -17,6 +17,7 @@ from app.http.classify import Classification, Engines, classify_router
 from app.http.documentation import documentation_router
 from app.http.early import RefuseEarly
 from app.http.elsewhere import paths_of
+from app.http.expectation import CloseUnasked
 from app.http.health import Health
 from app.http.hosts import AnswerHosts, Hosts, answered_hosts
 from app.http.hugging_face import hugging_face_router
@@ -120,6 +121,7 @@ def create_app(
     if listening_on is not None:
         hosts = answered_hosts(listening_on, settings.allowed_hosts, with_keys=keys is not None)
         app.add_middleware(AnswerHosts, hosts=hosts)
+    app.add_middleware(CloseUnasked)
     app.add_middleware(Observe, tracing=tracing)
     app.add_middleware(BrowserHeaders)
     if settings.root_path is not None:

@@ -240,6 +240,28 @@ def test_a_client_that_waits_is_told_from_one_that_has_gone() -> None:
         assert server.engines.cancelled == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "host", "status"),
+    [(b"/livez", b"localhost", 405), (b"/v1/classify", b"evil.test", 421), (b"/nowhere", b"localhost", 404)],
+)
+def test_a_refusal_instead_of_leave_to_send_closes_the_connection(
+    server: Wire, path: bytes, host: bytes, status: int
+) -> None:
+    """The client may send its next request in place of the body, which would be taken for that."""
+    head = b"POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+    refused = answer(server.say(head % (path, host)))
+    assert refused.status == status
+    assert refused.headers["connection"] == "close"
+
+
+def test_a_request_with_leave_to_send_keeps_the_connection(server: Wire) -> None:
+    """Its body is asked for, and the next request answered."""
+    first = PLAIN.replace(b"Connection: close\r\n", b"Expect: 100-continue\r\n")
+    said = server.say(first, PLAIN)
+    assert said.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert [one.status for one in answers(said)] == [100, 200, 200]
+
+
 SOUND = [
     *ANSWERED.values(),
     PLAIN,

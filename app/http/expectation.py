@@ -1,0 +1,31 @@
+"""Requests whose body waits for leave (Expect: 100-continue, RFC 9110, section 10.1.1)."""
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class CloseUnasked:
+    """Closes the connection after an answer for which the body was never asked: the client may not send it at
+    all now, and what it sends next would be taken for it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; the answer says so."""
+        if scope["type"] != "http" or "100-continue" not in Headers(scope=scope).get("expect", "").lower():
+            await self._app(scope, receive, send)
+            return
+        asked = False
+
+        async def ask() -> Message:
+            nonlocal asked
+            asked = True
+            return await receive()
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start" and not asked:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, ask, tell)
