@@ -57,17 +57,17 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
     for number, line in enumerate(text.splitlines(), start=1):
         for entry in filter(None, (part.strip() for part in _COMMENT.sub("", line).split(","))):
             name, colon, rest = entry.partition(":")
-            secret, space, attribute = rest.partition(" ")
+            secret, *attributes = re.split(r"\s+", rest, maxsplit=1)
             # Nothing of the line itself: what was mistaken for a name may be a key.
             where = f"line {number} of {source}"
             if not colon or not _NAME.fullmatch(name):
                 raise KeysError(f"{where} is not name:key or name:sha256:HEX; names are of A-Z a-z 0-9 . _ -")
-            if space and attribute.strip() not in _ATTRIBUTES:
+            if any(attribute not in _ATTRIBUTES for attribute in attributes):
                 raise KeysError(
                     f"{where}: the key must have no space; after it may stand only one of "
                     f"{', '.join(_ATTRIBUTES)}"
                 )
-            max_priority = _ATTRIBUTES[attribute.strip()] if space else None
+            max_priority = _ATTRIBUTES[attributes[0]] if attributes else None
             if hashed := _HASHED.fullmatch(secret):
                 keys.append(ApiKey(name, bytes.fromhex(hashed[1]), max_priority))
                 continue

@@ -50,7 +50,7 @@ def test_keys_are_written_plain_or_hashed() -> None:
 def test_the_highest_priority_of_a_key_stands_behind_it() -> None:
     """Of plain and hashed keys, between commas too; without it the server's setting decides."""
     text = (
-        f"alice:{ALICE} priority=high, alice:{CAROL}\nbob:sha256:{digest(BOB).hex()}   priority=batch # late"
+        f"alice:{ALICE} priority=high, alice:{CAROL}\nbob:sha256:{digest(BOB).hex()} \t priority=batch # late"
     )
     assert parse_keys(text, "here") == (
         ApiKey("alice", digest(ALICE), "high"),

@@ -223,6 +223,7 @@ def test_tritonclient_shows_what_was_wrong(client: triton.InferenceServerClient)
     good = [image_input(PHOTOGRAPHS[:1])]
     for model, inputs, options, status, words in (
         (MODEL, good, {"parameters": {"keep_ratio": 1.5}}, "422", "got 1.5"),
+        (MODEL, good, {"priority": 1}, "403", "--max-priority high"),
         (MODEL, good, {"sequence_id": 3, "sequence_start": True}, "422", "no sequences"),
         (MODEL, good, {"timeout": 10**15}, "422", "deadline_ms"),
         ("another", good, {}, "404", f"allowed is '{MODEL}'"),
@@ -234,6 +235,24 @@ def test_tritonclient_shows_what_was_wrong(client: triton.InferenceServerClient)
             client.infer(model, inputs, **options)  # type: ignore[arg-type]
         assert caught.value.status() == status
         assert words in caught.value.message()
+
+
+def test_what_triton_has_beside_is_told_by_what_stands_here(client: triton.InferenceServerClient) -> None:
+    """Its clients show why there are no statistics, no repository and no shared memory."""
+    for call, words in (
+        (lambda: client.get_inference_statistics(MODEL), "statistics are not offered; GET /metrics"),
+        (client.get_inference_statistics, "statistics are not offered; GET /metrics"),
+        (client.get_model_repository_index, "one model, which is chosen when it is started"),
+        (lambda: client.load_model(MODEL), "one model, which is chosen when it is started"),
+        (client.get_system_shared_memory_status, "shared memory is not offered"),
+    ):
+        with pytest.raises(InferenceServerException) as caught:
+            call()
+        assert caught.value.status() == "404"
+        assert words in caught.value.message()
+    assert not client.is_model_ready("another")
+    assert client.is_model_ready(MODEL, "1")
+    assert not client.is_model_ready(MODEL, "2")
 
 
 # huggingface_hub
