@@ -132,6 +132,20 @@ def test_so_it_is_on_the_routes_in_hugging_faces_shape(
     assert json.loads(body) == {"error": "it would be late"}
 
 
+def test_so_it_is_on_sagemakers_route_by_its_header(engines: FakeEngines, connection: socket.socket) -> None:
+    """The options that its header holds are known before the body, too, and are those that come later."""
+    engines.refuses_early = LATE
+    attributes = "X-Amzn-SageMaker-Custom-Attributes: keep_ratio=0.5,deadline_ms=20000"
+    connection.sendall(head("/invocations", attributes))
+    assert answer(connection)[0] == 503
+    engines.refuses_early = None
+    connection.sendall(BODY + head("/invocations", attributes) + BODY)
+    assert answer(connection)[0] == 200
+    early, later = engines.asked_early[0], engines.expected[0]
+    assert early.share == later.share == compute(ARCH, STAGES, 0.5)
+    assert (early.wait_limit_s, early.deadline_s <= 20.0) == (later.wait_limit_s, True)
+
+
 def test_the_connection_goes_on_while_the_body_comes(engines: FakeEngines, connection: socket.socket) -> None:
     """What still comes of it is dropped; the next request is answered."""
     engines.refuses_early = LATE
