@@ -11,9 +11,14 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
 
 from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
 from models.formats import FORMATS
-from models.transforms import InputSpec, to_pixels
+from models.samples import UnclearPixels
+from models.transforms import InputSpec, TooManyPixels, to_pixels
 
 Data = bytes | bytearray | memoryview  # of an encoded image, as it came, without a copy
+
+# A JPEG is decoded at the scale that is needed, so that what counts is known only then. MPO: a JPEG of several
+# pictures, of which the first is read.
+_DECODED_SMALLER = ("JPEG", "MPO")
 
 # What a JPEG can have. Resizing a line of millions of pixels would cost gigabytes, however few they are.
 LONGEST_SIDE = 65_535
@@ -74,14 +79,25 @@ def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
         raise UndecodableImage("the image is empty (0 bytes)")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        check_size(*image.size, limits)
+        if image.format not in _DECODED_SMALLER:
+            check_size(*image.size, limits)
+        check_sides(*image.size)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiles(image, limits)
-        return ModelInput(to_pixels(image, spec))
+        warnings_: list[str] = []
+        pixels = to_pixels(image, spec, most_pixels=limits.pixels, say=warnings_.append)
+        return ModelInput(pixels, tuple(warnings_))
     except Problem:
         raise
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
+    except TooManyPixels as error:
+        raise TooLarge(
+            f"the image would be decoded to {error.width} x {error.height} = {error.width * error.height} "
+            f"pixels; at most {limits.pixels} are allowed"
+        ) from error
+    except UnclearPixels as error:
+        raise UndecodableImage(str(error)) from error
     except MemoryError:
         raise
     except Exception as error:
@@ -102,6 +118,11 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
         raise TooLarge(
             f"the image is {width} x {height} = {width * height} pixels; at most {limits.pixels} are allowed"
         )
+    check_sides(width, height)
+
+
+def check_sides(width: int, height: int) -> None:
+    """Raises TooLarge for a side that is too long and UndecodableImage for none."""
     if max(width, height) > LONGEST_SIDE:
         raise TooLarge(f"the image is {width} x {height} pixels; a side may have at most {LONGEST_SIDE}")
     if min(width, height) < 1:

@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
+from models.colour import ToSrgb, to_srgb
+from models.samples import Say, in_8_bits, is_wide, refuse_signed_bytes
+
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Crop = Literal["center", "squash"]
 
@@ -31,7 +34,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAP_SIDES = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
-_ROWS_AT_A_TIME = 64
+_PIXELS_AT_A_TIME = 2**22
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _TRANSPARENCY_BACKGROUND = (255, 255, 255, 255)
 
 
@@ -64,10 +68,26 @@ def crop_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, fl
     return (left, top, left + crop_width, top + crop_height)
 
 
-def to_pixels(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height width 3"]:
+class TooManyPixels(ValueError):
+    """More would have to be decoded than is allowed."""
+
+    def __init__(self, width: int, height: int) -> None:
+        super().__init__(f"{width} x {height} pixels would have to be decoded")
+        self.width, self.height = width, height
+
+
+def _nothing(_: str) -> None:
+    """Nobody wants to hear it."""
+
+
+def to_pixels(
+    image: Image.Image, spec: InputSpec, *, most_pixels: int | None = None, say: Say = _nothing
+) -> UInt8[np.ndarray, "height width 3"]:
     """Crop, resize and turn upright; any colour mode. Decodes lazily opened JPEGs at a reduced scale.
 
-    Raises what Pillow raises for data it cannot decode (OSError, SyntaxError, ValueError).
+    ``say`` hears what is uncertain about the colours. Raises what Pillow raises for data it cannot decode
+    (OSError, SyntaxError, ValueError), UnclearPixels, and TooManyPixels where more than ``most_pixels`` would
+    be decoded.
     """
     rows, columns = spec.size
     upright = _what_turns_upright(image)
@@ -85,7 +105,9 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height 
             # The decoded size is rounded up; this is what the whole image exactly comes to.
             scale = drafted[1][2] / width
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-    small = as_rgb(image).resize((columns, rows), _RESAMPLING[spec.interpolation], box=box)
+    if most_pixels is not None and image.width * image.height > most_pixels:
+        raise TooManyPixels(*image.size)
+    small = as_rgb(image, say).resize((columns, rows), _RESAMPLING[spec.interpolation], box=box)
     return np.asarray(small if upright is None else small.transpose(upright))
 
 
@@ -96,17 +118,39 @@ def photograph(image: Image.Image) -> Image.Image:
     return image if upright is None else image.transpose(upright)
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB, transparency on white, 16 bits scaled to 8; as it lies, not turned upright."""
-    if image.mode == "RGB" and "transparency" not in image.info:
+def as_rgb(image: Image.Image, say: Say = _nothing) -> Image.Image:
+    """The image in sRGB, transparency on white, 16 bits scaled to 8; as it lies, not turned upright.
+
+    Raises as `to_pixels` does.
+    """
+    refuse_signed_bytes(image)
+    colours = to_srgb(image, say)
+    if image.mode == "RGB" and "transparency" not in image.info and colours is None:
         return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, _TRANSPARENCY_BACKGROUND)
-        return Image.alpha_composite(background, layer).convert("RGB")
-    return image.convert("RGB")
+    if is_wide(image):
+        image = in_8_bits(image, say)
+    elif image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
+    image.load()
+    # A part at a time: what lies between would take many times the memory of the image.
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _PIXELS_AT_A_TIME // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgb.paste(_part_as_rgb(part, colours), (0, top))
+    return rgb
+
+
+def _part_as_rgb(part: Image.Image, colours: ToSrgb | None) -> Image.Image:
+    if not part.has_transparency_data:
+        return part.convert("RGB") if colours is None else colours.apply(part.convert(colours.mode))
+    layer = part.convert("RGBA")
+    if colours is not None:
+        alpha = layer.getchannel("A")
+        layer = colours.apply(layer.convert(colours.mode))
+        layer.putalpha(alpha)
+    background = Image.new("RGBA", part.size, _TRANSPARENCY_BACKGROUND)
+    return Image.alpha_composite(background, layer).convert("RGB")
 
 
 def _what_turns_upright(image: Image.Image) -> Image.Transpose | None:
@@ -119,14 +163,3 @@ def _what_turns_upright(image: Image.Image) -> Image.Transpose | None:
     except Exception:
         # Anyone may have written the EXIF, and Pillow fails on it in many ways; the pixels are still good.
         return None
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Integers are 16-bit samples (what PNG and TIFF hold beyond 8 bits); floats run from 0 to 1."""
-    scale = 255.0 if values.dtype.kind == "f" else 255.0 / 65535.0
-    scaled = np.empty(values.shape, np.uint8)
-    # Some rows at a time: the floats between would take many times the memory of the image.
-    for top in range(0, len(values), _ROWS_AT_A_TIME):
-        rows = slice(top, top + _ROWS_AT_A_TIME)
-        scaled[rows] = np.clip(np.nan_to_num(values[rows]) * scale + 0.5, 0, 255)
-    return scaled

@@ -1,0 +1,115 @@
+"""Colours of other spaces -> sRGB, by ICC profile, LAB or PNG's gamma. No torch.
+
+As Pillow's ImageCms does it by default: littleCMS, perceptual intent, into its sRGB.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from models.samples import Say
+
+LONGEST_PROFILE = 4 * 2**20
+
+_GREY_MODES = ("1", "L", "LA", "La")
+# What an ICC profile calls the colour spaces, by the mode that an image is in when it is converted.
+_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+_NO_CHANGE = 1  # levels: an image in sRGB with its profile stays as it is
+_STEPS = 9  # of each channel, to see what a profile changes
+_USUAL_GAMMA, _NEARLY_USUAL = 1 / 2.2, 0.025
+_GAMMAS = (0.1, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ToSrgb:
+    """Converts an image without transparency, once it is in ``mode``, to RGB."""
+
+    mode: str
+    apply: Callable[[Image.Image], Image.Image]
+
+
+def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
+    """How the image's colours become sRGB; None where they are. A profile that cannot be used is passed over,
+    and ``say`` hears of it."""
+    if image.mode == "LAB":
+        return ToSrgb("LAB", _from_lab)
+    mode = "CMYK" if image.mode == "CMYK" else "L" if _is_grey(image) else "RGB"
+    profile = image.info.get("icc_profile")
+    if profile:
+        return _by_profile(profile, mode, say)
+    if "srgb" not in image.info and isinstance(gamma := image.info.get("gamma"), float):
+        return _by_gamma(gamma, mode)
+    return None
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in _GREY_MODES or image.mode.startswith("I") or image.mode == "F"
+
+
+def _by_profile(profile: bytes, mode: str, say: Say) -> ToSrgb | None:
+    if len(profile) > LONGEST_PROFILE:
+        say(
+            f"the image's colour profile has {len(profile)} bytes, more than {LONGEST_PROFILE}, and was "
+            "passed over: colours are read without it"
+        )
+        return None
+    try:
+        convert = _transform(profile, mode)
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        reason = str(error) if isinstance(error, _AnotherSpace) else "is broken"
+        say(f"the image's colour profile {reason}, and was passed over: colours are read without it")
+        return None
+    return None if convert is None else ToSrgb(mode, convert)
+
+
+class _AnotherSpace(ValueError):
+    """The profile is for other colours than the image has."""
+
+
+@lru_cache(maxsize=8)
+def _transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """None where the profile changes nothing. Raises what ImageCms raises, or _AnotherSpace."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    if space != _SPACES[mode]:
+        raise _AnotherSpace(f"is for {space}, not for {_SPACES[mode]}")
+    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode == "RGB":
+        colours = _colours()
+        changed = np.asarray(transform.apply(colours)).astype(int) - np.asarray(colours)
+        if np.abs(changed).max() <= _NO_CHANGE:
+            return None
+    return transform.apply
+
+
+@lru_cache(maxsize=1)
+def _colours() -> Image.Image:
+    """Colours from all over RGB."""
+    steps = np.linspace(0, 255, _STEPS).astype(np.uint8)
+    cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1)
+    return Image.fromarray(cube.reshape(_STEPS**2, _STEPS, 3))
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    return _lab_transform().apply(image)
+
+
+@lru_cache(maxsize=1)
+def _lab_transform() -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
+    )
+
+
+def _by_gamma(gamma: float, mode: str) -> ToSrgb | None:
+    """PNG's gAMA: a sample is light to that power. What is near the usual 1 / 2.2 is meant as sRGB."""
+    if abs(gamma - _USUAL_GAMMA) <= _NEARLY_USUAL or not _GAMMAS[0] <= gamma <= _GAMMAS[1] or mode == "CMYK":
+        return None
+    light = (np.arange(256) / 255) ** (1 / gamma)
+    shown = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    table = [round(255 * value) for value in shown.tolist()]
+    return ToSrgb("RGB", lambda image: image.point(table * 3))
