@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# What the interpreter and its libraries reserve, and what decoding takes of a pixel at most: an RGBA image,
-# its copy, the background it is laid on, the two together, and the RGB of it (measured in docs/design/0016).
-_OWN_BYTES, _BYTES_PER_PIXEL = 640 * 2**20, 24
+# What the interpreter and its libraries reserve, and what decoding takes of a pixel at most: a WebP with
+# transparency, of which its decoder holds four copies, and the RGB of it (measured in docs/design/0016).
+_OWN_BYTES, _BYTES_PER_PIXEL = 640 * 2**20, 20
 
 _LONGEST_HEAD = 65_536
 _DEATH_S = 1.0  # from a process's hanging up to its end

@@ -1,24 +1,34 @@
 """Untrusted bytes -> the pixels a model sees, within limits."""
 
 import io
-import re
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
-from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
+from app.encoded import TruncatedImages, bmp, gif, jpeg, png, tiff, truncated
+from app.encoded.kinds import raw_file, unidentified
+from app.errors import Problem, TooLarge, UndecodableImage
+from models.colour import LONGEST_PROFILE
 from models.formats import FORMATS
-from models.samples import UnclearPixels
+from models.samples import Say, UnclearPixels
 from models.transforms import InputSpec, TooManyPixels, to_pixels
 
 Data = bytes | bytearray | memoryview  # of an encoded image, as it came, without a copy
 
-# A JPEG is decoded at the scale that is needed, so that what counts is known only then. MPO: a JPEG of several
-# pictures, of which the first is read.
+# A JPEG is decoded at the scale that is needed, so that what counts is known only then. MPO: a JPEG with
+# more pictures behind it.
 _DECODED_SMALLER = ("JPEG", "MPO")
+
+_ENDS_TOO_SOON = "truncated"  # in Pillow's words
 
 # What a JPEG can have. Resizing a line of millions of pixels would cost gigabytes, however few they are.
 LONGEST_SIDE = 65_535
@@ -27,38 +37,21 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
 # Our own limit holds, whatever it is, and is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+# Of the compressed chunks of a PNG, only a colour profile is left in (app.encoded.png).
+PngImagePlugin.MAX_TEXT_CHUNK = LONGEST_PROFILE
 # One image is decoded by one thread; libavif would take as many as there are cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # What is wrong with an image goes into its answer; anyone could fill the log with it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# How images begin that people may well send, so that they are told which format it is that is not taken.
-_OTHER_SIGNATURES = [
-    (name, re.compile(signature, re.DOTALL))
-    for name, signature in {
-        "HEIC": rb"....ftyp(heic|heix|heim|heis|hevc)",
-        "AVIF": rb"....ftypavi[fs]",
-        "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
-        "JPEG XL": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
-        "PPM": rb"P[1-7fF]\s",
-        "ICO": rb"\0\0\x01\0",
-        "ICNS": rb"icns",
-        "DDS": rb"DDS ",
-        "PSD": rb"8BPS",
-        "SGI": rb"\x01\xda[\0\x01][\x01\x02]",
-        "PCX": rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]",
-        "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
-        "QOI": rb"qoif",
-        "OpenEXR": rb"\x76\x2f\x31\x01",
-    }.items()
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What an image may be before it is resized."""
+    """What an image may be: so many ``pixels`` decoded. ``truncated``: what becomes of a JPEG that ends too
+    soon."""
 
     pixels: int
+    truncated: TruncatedImages = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +70,16 @@ def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
     """
     if not data:
         raise UndecodableImage("the image is empty (0 bytes)")
+    data = bytes(data)  # a copy only where decoding has no process of its own
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.format not in _DECODED_SMALLER:
-            check_size(*image.size, limits)
-        check_sides(*image.size)
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            _check_tiles(image, limits)
-        warnings_: list[str] = []
-        pixels = to_pixels(image, spec, most_pixels=limits.pixels, say=warnings_.append)
-        return ModelInput(pixels, tuple(warnings_))
+        told: list[str] = []
+        if data.startswith(jpeg.SIGNATURE):
+            pixels = _pixels_of_jpeg(data, spec, limits, told.append)
+        else:
+            pixels = _pixels(_looked_through(data, told.append), spec, limits, told.append)
+        return ModelInput(pixels, tuple(dict.fromkeys(told)))
     except Problem:
         raise
-    except UnidentifiedImageError as error:
-        raise _unidentified(data) from error
     except TooManyPixels as error:
         raise TooLarge(
             f"the image would be decoded to {error.width} x {error.height} = {error.width * error.height} "
@@ -98,11 +87,53 @@ def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
         ) from error
     except UnclearPixels as error:
         raise UndecodableImage(str(error)) from error
+    except UnidentifiedImageError as error:
+        raise unidentified(data, ", ".join(FORMATS)) from error
     except MemoryError:
         raise
     except Exception as error:
         # Pillow's decoders raise many types on broken data (OSError, SyntaxError, struct.error, ...).
         raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from error
+
+
+def _pixels_of_jpeg(
+    data: bytes, spec: InputSpec, limits: ImageLimits, say: Say
+) -> UInt8[np.ndarray, "height width 3"]:
+    found = jpeg.read(data, limits.pixels)
+    try:
+        return _pixels(found.data, spec, limits, say)
+    except OSError as error:
+        if _ENDS_TOO_SOON not in str(error) or found.frame is None:
+            raise
+    return _pixels(truncated.completed(found, limits.truncated, say), spec, limits, say)
+
+
+def _looked_through(data: bytes, say: Say) -> bytes:
+    """The bytes that a decoder may see: what asks for work beyond the picture's is left out or refused."""
+    if data.startswith(png.SIGNATURE):
+        return png.without_extras(data, say)
+    if data.startswith(gif.SIGNATURES):
+        return gif.without_extensions(data)
+    if data.startswith(bmp.SIGNATURE):
+        bmp.check_run_lengths(data)
+    if data.startswith(tiff.SIGNATURES):
+        if problem := raw_file(data):
+            raise problem
+        tiff.check_directory(data)
+    return data
+
+
+def _pixels(
+    data: bytes, spec: InputSpec, limits: ImageLimits, say: Say
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Raises what Pillow raises, too."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.format not in _DECODED_SMALLER:
+        check_size(*image.size, limits)
+    check_sides(*image.size)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiles(image, limits)
+    return to_pixels(image, spec, most_pixels=limits.pixels, say=say)
 
 
 def resized(pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits: ImageLimits) -> ModelInput:
@@ -136,13 +167,3 @@ def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> N
         raise TooLarge(
             f"the image has tiles of {tile_width} x {tile_height} pixels; at most {limits.pixels} are allowed"
         )
-
-
-def _unidentified(data: Data) -> Problem:
-    """An image of a format that is not taken, as its first bytes say, or no image at all. No other decoder
-    gets to see it: those off the list are off it for their bugs, too."""
-    allowed = ", ".join(FORMATS)
-    for name, signature in _OTHER_SIGNATURES:
-        if name not in FORMATS and signature.match(data):
-            return UnsupportedMediaType(f"the image is {name}; allowed are {allowed}")
-    return UndecodableImage(f"the bytes are not an image in a known format ({allowed})")

@@ -91,7 +91,8 @@ def create_app(
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         generate_unique_id_function=operation_id,
     )
-    work = ImageWork(decoders, settings.decode_processes, ImageLimits(settings.max_image_pixels), threads)
+    limits = ImageLimits(settings.max_image_pixels, settings.truncated_images)
+    work = ImageWork(decoders, settings.decode_processes, limits, threads)
     classification = Classification(settings, engines, work)
     traffic = traffic or Traffic()
     health = Health(engines, decoders, traffic)

@@ -12,6 +12,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from app.encoded import TruncatedImages
 from app.priority import Priority
 from app.setting_types import Devices, File, Host, HostNames, RootPath
 from app.variables import PREFIX, settings_in
@@ -212,7 +213,17 @@ class Settings(BaseSettings):
         10.0, gt=0, allow_inf_nan=False, description="Time to decode one image; its process is then replaced."
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
-    max_image_pixels: int = Field(64_000_000, ge=1, description="Pixels of an image, before it is resized.")
+    max_image_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="Pixels of an image as it is decoded, before it is resized. A large JPEG is decoded at a "
+        "half, a quarter or an eighth of its sides, and may have as many more.",
+    )
+    truncated_images: TruncatedImages = Field(
+        "refuse",
+        description="What becomes of a JPEG that ends too soon: refuse it, or answer it, with a warning, if "
+        "at least half of its rows are there.",
+    )
     max_bodies_bytes: int = Field(
         512 * 2**20,
         ge=1,

@@ -23,6 +23,7 @@ from app.commands.failures import FAILED, UsageError, complain, tells_what_was_f
 from app.commands.fields import same_as
 from app.commands.photographs import Photograph, find
 from app.commands.pictures import PictureFiles
+from app.encoded import TruncatedImages
 from app.engine.client import Classified
 from app.engine.messages import Answer, ModelInfo
 from app.errors import InvalidValue, Problem, UnreadableRequest
@@ -110,6 +111,7 @@ class ClassifyConfig(BaseModel):
     dtype: DtypeName = same_as(Settings, "dtype")
     batch_size: int = Field(16, ge=1, description="Images computed together.")
     max_image_pixels: int = same_as(Settings, "max_image_pixels")
+    truncated_images: TruncatedImages = same_as(Settings, "truncated_images")
 
     @model_validator(mode="after")
     def _go_together(self) -> "ClassifyConfig":
@@ -226,7 +228,7 @@ def _decoded_batches(
     photographs: Sequence[Photograph], model: ModelInfo, config: ClassifyConfig
 ) -> Iterator[list[_Decoded | _Failed]]:
     """The photographs in batches; while one is computed, the next is read and decoded."""
-    limits = ImageLimits(config.max_image_pixels)
+    limits = ImageLimits(config.max_image_pixels, config.truncated_images)
 
     def decoded(photograph: Photograph) -> _Decoded | _Failed:
         try:

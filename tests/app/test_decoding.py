@@ -381,5 +381,5 @@ def test_an_image_of_the_most_pixels_fits_into_the_memory(
     data = encoded(Image.new(mode, (side, side)), file_format, **options)
     limits = ImageLimits(side * side)
     with DecodingProcesses(1, 600, memory_for(limits.pixels)) as processes:
-        pixels = processes.submit(decode, data, SPEC, limits).result(600)
+        pixels = processes.submit(decode, data, SPEC, limits).result(600).pixels
     assert pixels.shape == (*SPEC.size, 3)

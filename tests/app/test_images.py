@@ -272,35 +272,6 @@ def test_a_tile_larger_than_an_image_may_be_is_refused() -> None:
         assert isinstance(problem, TooLarge | UndecodableImage)
 
 
-@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-def test_a_compressed_chunk_is_not_inflated_beyond_its_limit(kind: bytes) -> None:
-    """A PNG's text and profile chunks of kilobytes can hold gigabytes; Pillow stops at a megabyte."""
-    packed = zlib.compress(bytes(50_000_000))
-    lead = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[kind]
-    plain = encoded(FLAT)
-    chunk = kind + lead + packed
-    bomb = (
-        plain[:33]
-        + struct.pack(">I", len(chunk) - 4)
-        + chunk
-        + struct.pack(">I", zlib.crc32(chunk))
-        + plain[33:]
-    )
-    problem = problem_with(bomb)
-    assert isinstance(problem, UndecodableImage)
-    assert "too large" in problem.detail
-
-
-def test_many_text_chunks_together_have_a_limit() -> None:
-    """As above, in many pieces that are each allowed."""
-    chunk = b"zTXta\0\0" + zlib.compress(bytes(1_000_000))
-    framed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    plain = encoded(FLAT)
-    problem = problem_with(plain[:33] + framed * 100 + plain[33:])
-    assert isinstance(problem, UndecodableImage)
-    assert "text chunks" in problem.detail
-
-
 @pytest.mark.parametrize("size", [(0, 7), (7, 0), (0, 0)])
 def test_an_image_without_pixels_is_undecodable(size: tuple[int, int]) -> None:
     """Width or height 0 is 422."""

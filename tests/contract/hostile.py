@@ -108,7 +108,7 @@ def _broken_images() -> list[Hostile]:
         Hostile("PNG of no width", 422, png_of(0, 64)),
         Hostile("bomb of 30000 x 30000", 413, png_of(30_000, 30_000)),
         Hostile("bomb of 2 thousand million rows", 413, png_of(2, 2**31 - 1)),
-        Hostile("bomb just above the limit", 413, png_of(8001, 8000)),
+        Hostile("bomb just above the limit", 413, png_of(10_001, 10_000)),
     ]
     return cases
 

@@ -1,0 +1,176 @@
+"""JPEG: what its markers say before anything is decoded (ITU-T T.81, annex B)."""
+
+import re
+import struct
+from dataclasses import dataclass, replace
+
+from app.errors import TooLarge, UndecodableImage
+
+SIGNATURE = b"\xff\xd8\xff"
+
+MOST_SEGMENTS = 10_000
+# Encoders write about ten. Each is a pass over the whole image, however few bytes it has.
+MOST_SCANS = 500
+_SCANS_OF_THE_MOST_PIXELS = 20
+# A progressive image is held whole, as coefficients of two bytes; half of the memory for the most pixels.
+_COEFFICIENT_BYTES, _COEFFICIENT_BYTES_PER_PIXEL = 2, 12
+_MOST_EXIF_SEGMENTS = 16
+
+_SOI, _EOI, _SOS = b"\xff\xd8", 0xD9, 0xDA
+_TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDD))  # Huffman, arithmetic, quantisation, restart interval
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_DECODABLE_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
+_PROGRESSIVE = {0xC2, 0xCA}
+_LOSSLESS = {0xC3, 0xCB, 0xF7}
+_FILL = re.compile(rb"\xff+")
+# Within the pixels' data: FF 00 is a byte, D0 to D7 are restarts.
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_LENGTH = struct.Struct(">H")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a JPEG's frame header says. ``sampling``: of each component, across and down."""
+
+    marker: int
+    bits: int
+    width: int
+    height: int
+    sampling: tuple[tuple[int, int], ...]
+
+    @property
+    def coefficients(self) -> int:
+        """Of all components, about."""
+        across = max((across for across, _ in self.sampling), default=1)
+        down = max((down for _, down in self.sampling), default=1)
+        parts = sum(one * other for one, other in self.sampling)
+        return self.width * self.height * parts // max(1, across * down)
+
+
+@dataclass(frozen=True, slots=True)
+class Jpeg:
+    """``data``: the same picture without comments and the like. ``frame``: None where the markers are broken
+    before it. ``several_scans``: the first one has but a part of what makes a pixel."""
+
+    data: bytes
+    frame: Frame | None = None
+    several_scans: bool = False
+    scans: int = 1
+
+
+def read(data: bytes, most_pixels: int) -> Jpeg:
+    """The JPEG; what is cut or broken stays for the decoder to judge.
+
+    Raises UndecodableImage for a kind that cannot be decoded, and TooLarge for more work than ``most_pixels``
+    can need.
+    """
+    jpeg, start = _head(data)
+    if jpeg.frame is not None:
+        _check_kind(jpeg.frame)
+        if jpeg.several_scans:
+            scans = _count_scans(data, start)
+            _check_work(jpeg.frame, scans, most_pixels)
+            return replace(jpeg, scans=scans)
+    return jpeg
+
+
+def _head(data: bytes) -> tuple[Jpeg, int]:
+    """What comes before the pixels, and where they start."""
+    view, kept, place, left_out = memoryview(data), [memoryview(_SOI)], 2, False
+    frame, exifs, xmps = None, 0, 0
+    for _ in range(MOST_SEGMENTS):
+        fill = _FILL.match(data, place)
+        if fill is None or fill.end() + 3 > len(data):
+            return Jpeg(data, frame), len(data)
+        left_out |= fill.end() - place > 1
+        place = fill.end()
+        marker, end = data[place], place + 1 + _LENGTH.unpack_from(data, place + 1)[0]
+        if marker in (_EOI, *range(0xD0, 0xD9)) or end > len(data):
+            return Jpeg(data, frame), len(data)
+        segment = view[place - 1 : end]
+        if marker == _SOS:
+            several = frame is not None and (
+                frame.marker in _PROGRESSIVE or data[place + 3] < len(frame.sampling)
+            )
+            picture = b"".join((*kept, view[place - 1 :])) if left_out else data
+            return Jpeg(picture, frame, several), end
+        if marker in _FRAMES or marker in _LOSSLESS:
+            frame = _frame(marker, bytes(segment[4:]))
+        content = bytes(segment[4:40])
+        exifs += content.startswith(b"Exif\0")
+        xmps += content.startswith(b"http://ns.adobe.com/xap/1.0/")
+        if _is_needed(marker, content) and exifs <= _MOST_EXIF_SEGMENTS and xmps <= 1:
+            kept.append(segment)
+        else:
+            left_out = True
+        place = end
+    raise UndecodableImage(
+        f"the JPEG has more than {MOST_SEGMENTS} segments before its pixels; save it again"
+    )
+
+
+def _is_needed(marker: int, content: bytes) -> bool:
+    """Whether the segment decides what the picture looks like: no comment, no editor's notes."""
+    match marker:
+        case 0xE0:
+            return content.startswith(b"JFIF")
+        case 0xE1:
+            return content.startswith((b"Exif\0", b"http://ns.adobe.com/xap/1.0/"))
+        case 0xE2:
+            return content.startswith(b"ICC_PROFILE\0")
+        case 0xEE:
+            return content.startswith(b"Adobe")
+    return marker in _TABLES or marker in _FRAMES
+
+
+def _frame(marker: int, header: bytes) -> Frame | None:
+    if len(header) < 6 or len(header) < 6 + 3 * header[5]:
+        return None
+    bits, height, width, components = struct.unpack_from(">BHHB", header)
+    sampling = tuple((header[7 + 3 * index] >> 4, header[7 + 3 * index] & 15) for index in range(components))
+    return Frame(marker, bits, width, height, sampling)
+
+
+def _check_kind(frame: Frame) -> None:
+    kind = ""
+    if frame.marker in _LOSSLESS:
+        kind = "is lossless"
+    elif frame.marker not in _DECODABLE_FRAMES:
+        kind = "is hierarchical"
+    elif frame.bits != 8:
+        kind = f"has {frame.bits} bits per sample"
+    if kind:
+        raise UndecodableImage(
+            f"the JPEG {kind}, which is not decoded here; save it as an ordinary JPEG of 8 bits, or as PNG"
+        )
+
+
+def _count_scans(data: bytes, start: int) -> int:
+    """Scans of the image, the first of whose data starts there; one too many stops the count."""
+    scans, place = 1, start
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, place)
+        if found is None or found[1][0] == _EOI or found.end() + 2 > len(data):
+            return scans
+        scans += found[1][0] == _SOS
+        place = found.end() + _LENGTH.unpack_from(data, found.end())[0]
+        if scans > MOST_SCANS:
+            return scans
+    raise UndecodableImage(f"the JPEG has more than {MOST_SEGMENTS} segments; save it again")
+
+
+def _check_work(frame: Frame, scans: int, most_pixels: int) -> None:
+    needed, allowed = frame.coefficients * _COEFFICIENT_BYTES, _COEFFICIENT_BYTES_PER_PIXEL * most_pixels
+    if needed > allowed:
+        raise TooLarge(
+            f"the progressive JPEG of {frame.width} x {frame.height} pixels takes {needed // 10**6} MB "
+            f"to decode; at most {allowed // 10**6} MB are allowed: save it "
+            "as a baseline JPEG"
+        )
+    pixels = max(1, frame.width * frame.height)
+    most = min(MOST_SCANS, max(1, _SCANS_OF_THE_MOST_PIXELS * most_pixels // pixels))
+    if scans > most:
+        raise TooLarge(
+            f"the progressive JPEG of {frame.width} x {frame.height} pixels has {scans} scans or more; at "
+            f"most {most} are allowed: save it as a baseline JPEG"
+        )
