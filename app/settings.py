@@ -88,11 +88,12 @@ class Settings(BaseSettings):
 
     model: str = Field(
         BUNDLED_MODEL,
-        description="Bundled name, timm name (weights from the hub), hf-hub:OWNER/NAME, or a .safetensors "
-        "or .pth file. The bundled model knows ten classes; deit_small_patch16_224.fb_in1k knows a thousand.",
+        description="Bundled name, timm name (weights from the hub), hf-hub:OWNER/NAME, or the path of a "
+        "file or folder of weights. The bundled model knows ten classes; deit_small_patch16_224.fb_in1k knows "
+        "a thousand.",
     )
     architecture: str | None = Field(
-        None, description="timm architecture of a checkpoint file that does not name its own."
+        None, description="timm architecture of weights that do not name their own."
     )
     patch_stride: int | None = Field(
         None,
@@ -100,7 +101,9 @@ class Settings(BaseSettings):
         description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
         "else the patch size.",
     )
-    labels: File | None = Field(None, description="Text file with one label a line, in class order.")
+    labels: File | None = Field(
+        None, description="File of labels in class order: one a line, or JSON (a list or a map)."
+    )
     stages: Blocks = Field(
         None, description="Blocks that prune, counted from 1. Default: the checkpoint's, else 4, 7, 10 of 12."
     )

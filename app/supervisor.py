@@ -43,7 +43,7 @@ ENGINE = "app.engine.process"
 HTTP = "app.http.process"
 # What an engine needs and no other of our processes: imported once, by the fork server. What counts metrics
 # is not among it: each engine has files of its own for them.
-PRELOADED = ("models.classifier", "models.zoo", "zmq")
+PRELOADED = ("models.classifier", "models.load", "zmq")
 FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # the BLAS beneath numpy would start threads when it is imported
 
 _SETTLED_S = 5.0  # an HTTP process that lives so long has started well

@@ -27,10 +27,10 @@ from benchmarks.contestants import plain_vit
 from benchmarks.report import Row, spread, table, write
 from models.classifier import Classifier, ImageRequest, normalise
 from models.device import choose_dtype, cores, input_dtype
+from models.load import LoadedModel, load
 from models.schedule import UNPRUNED
 from models.training.data import unlabelled
 from models.training.loading import BrokenImages, evaluation_batches
-from models.zoo import LoadedModel, load
 
 UNPRUNED_NAME = "unpruned"
 CASCADE_NAME = "cascade"

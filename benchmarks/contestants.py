@@ -14,8 +14,8 @@ from benchmarks.rounds import Contestant
 from models.classifier import Classifier
 from models.device import choose_dtype, input_dtype
 from models.dtypes import DtypeName
+from models.load import Card, LoadedModel, input_spec_of, load
 from models.pruned_vit import PrunedViT, Pruning
-from models.zoo import Card, LoadedModel, input_spec_of, load
 
 Ratios = Sequence[float]
 
@@ -25,7 +25,7 @@ _RANDOM = "random:"
 def load_model(reference: str) -> LoadedModel:
     """What `trimvit serve` takes, or `random:NAME`: a timm architecture with random weights, from nowhere.
 
-    Raises what models.zoo.load raises.
+    Raises what models.load.load raises.
     """
     if not reference.startswith(_RANDOM):
         return load(reference)

@@ -30,8 +30,8 @@ from benchmarks.report import Row, table, write
 from models.classifier import Classifier
 from models.device import choose_dtype, cores
 from models.dtypes import DtypeName
+from models.load import LoadedModel, ModelError
 from models.pruned_vit import UnsupportedModelError
-from models.zoo import LoadedModel, ModelError
 
 Measure = Callable[[argparse.Namespace, LoadedModel], Iterator[Row]]
 

@@ -30,8 +30,8 @@ from benchmarks.report import spread
 from benchmarks.server import running
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_dtype, cores
+from models.load import load
 from models.schedule import Pruning
-from models.zoo import load
 
 BATCH = 8
 CLIENTS = 16

@@ -28,8 +28,8 @@ from benchmarks.report import Row, spread
 from benchmarks.rounds import Contestant, Plan, measure
 from models.classifier import normalise
 from models.device import choose_dtype, cores, input_dtype
+from models.load import LoadedModel
 from models.schedule import compute
-from models.zoo import LoadedModel
 
 # What the project asks of itself: least share of the MACs ratio (of the ideal, for mixed batches).
 ASKED_OF_HOMOGENEOUS = {

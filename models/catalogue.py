@@ -1,6 +1,7 @@
-"""Which models can be served here, and what an image costs with each; no weights are read.
+"""Which models can be served here, and what an image costs with each.
 
-Networks are built on PyTorch's meta device, where tensors have shapes and no values.
+Networks are built on PyTorch's meta device, where tensors have shapes and no values. Weights are read only of
+files and folders without a header of TrimViT's.
 """
 
 import json
@@ -16,10 +17,12 @@ from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from timm.models.vision_transformer import VisionTransformer
 
+from models.load import BUNDLED, WEIGHTS_FOLDER, Card, ModelError, load, read_card
+from models.load.reference import WEIGHT_ENDINGS, located
+from models.load.timm_models import is_projection
 from models.patch_embed import set_patch_stride
 from models.pruned_vit import PrunedViT, UnsupportedModelError
 from models.schedule import Architecture, Stages
-from models.zoo import BUNDLED, WEIGHTS_FOLDER, Card, ModelError, read_card
 
 Source = Literal["bundled", "cached", "hub", "file"]
 
@@ -43,12 +46,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A reference that may be servable; ``build`` makes its network, without weights, to see."""
+    """A reference that may be servable; ``build`` makes its network, without weights, to see. ``name`` is
+    timm's of it, with the tag of its weights, where there is one."""
 
     reference: str
     source: Source
     build: Callable[[], VisionTransformer]
     stages: Stages | None = None
+    name: str = ""
 
     def entry(self) -> Entry | None:
         """None for a model whose patches cannot be pruned, or that gives features and no classes."""
@@ -58,25 +63,25 @@ class Candidate:
                 model = PrunedViT(vit, self.stages)
         except (UnsupportedModelError, ModelError, RuntimeError, TypeError):
             return None
-        if vit.num_classes == 0:
+        if vit.num_classes == 0 or is_projection(self.name, vit.num_classes):
             return None
         size = tuple(vit.patch_embed.img_size)
         return Entry(self.reference, self.source, size, vit.num_classes, model.arch, model.stages)
 
 
-def candidates(patterns: Sequence[str] = ()) -> list[Candidate]:
+def candidates(patterns: Sequence[str] = (), architecture: str | None = None) -> list[Candidate]:
     """What may be servable: the bundled model and what the hub's local cache has; with patterns (as file
     names have them: * and ?), those of these and of all timm models with weights whose reference fits one.
-    A pattern that ends in .safetensors is a file.
+    A pattern may also be the path of a file or folder, ``architecture`` what it is of where it does not say.
 
-    Raises ModelError for a file that is none of ours.
+    Raises ModelError and UnsupportedModelError for a file or folder that cannot be served.
     """
-    files = [pattern for pattern in patterns if pattern.endswith(".safetensors")]
+    files = [pattern for pattern in patterns if _is_path(pattern)]
     wanted = [pattern for pattern in patterns if pattern not in files]
-    found = [_of_file(Path(file), file, "file") for file in files]
+    found = [_of_path(file, architecture) for file in files]
     if files and not wanted:
         return found
-    here = [_of_file(WEIGHTS_FOLDER / f"{BUNDLED}.safetensors", BUNDLED, "bundled"), *_cached()]
+    here = [_of_bundled(), *_cached()]
     if not wanted:
         return here
     known = {candidate.reference for candidate in here}
@@ -93,11 +98,35 @@ def _timm_names() -> Iterator[str]:
         yield from timm.list_models(module=module, pretrained=True)
 
 
-def _of_file(path: Path, reference: str, source: Source) -> Candidate:
-    card = read_card(path)
-    if card is None:
-        raise ModelError(f"{path} does not say which timm architecture it is of")
-    return Candidate(reference, source, lambda: _build_card(card), card.stages)
+def _is_path(pattern: str) -> bool:
+    if any(sign in pattern for sign in "*?"):
+        return False
+    return pattern.endswith(WEIGHT_ENDINGS) or isinstance(_located(pattern), Path)
+
+
+def _located(pattern: str) -> Path | str:
+    """Patterns are parts of names at times, which are no references."""
+    try:
+        return located(pattern)
+    except ModelError:
+        if "/" in pattern or pattern.startswith(("~", "local-dir:", "file:")):
+            raise
+        return pattern
+
+
+def _of_path(reference: str, architecture: str | None) -> Candidate:
+    path = located(reference)
+    card = read_card(path) if isinstance(path, Path) else None
+    if card is not None:
+        return Candidate(reference, "file", lambda: _build_card(card), card.stages)
+    loaded = load(reference, architecture=architecture)
+    return Candidate(reference, "file", lambda: loaded.model.vit, loaded.model.stages)
+
+
+def _of_bundled() -> Candidate:
+    card = read_card(WEIGHTS_FOLDER / f"{BUNDLED}.safetensors")
+    assert card is not None
+    return Candidate(BUNDLED, "bundled", lambda: _build_card(card), card.stages)
 
 
 def _build_card(card: Card) -> VisionTransformer:
@@ -108,7 +137,7 @@ def _build_card(card: Card) -> VisionTransformer:
 
 
 def _of_timm(name: str, source: Source) -> Candidate:
-    return Candidate(name, source, lambda: _build(name))
+    return Candidate(name, source, lambda: _build(name), name=name)
 
 
 def _build(architecture: str, **model_args: Any) -> VisionTransformer:

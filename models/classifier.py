@@ -13,6 +13,7 @@ from models.cascade import margins, second_run_compute
 from models.device import input_dtype
 from models.graphs import GraphedModel
 from models.int8 import quantise_linears
+from models.load.errors import ModelError
 from models.packed import PackedPatches, can_pack, pack_linears, packs_patches
 from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
@@ -73,6 +74,7 @@ class Classifier:
             quantise_linears(model.vit.blocks)
         self._between = input_dtype(device, dtype)
         self.model = model.to(device=device, dtype=self._between).eval()
+        _refuse_overflow(self.model, self._between)
         if device == "cpu" and can_pack(self._between):
             blocks = model.vit.blocks
             # Stages compute queries apart from keys and values.
@@ -157,7 +159,7 @@ class Classifier:
         """The tokens that come to the first stage (see `PrunedViT.begin`)."""
         return self.model.begin(self._inputs(pixels))
 
-    def _inputs(self, pixels: UInt8[Tensor, "B height width 3"]) -> Float[Tensor, "B 3 height width"]:
+    def _inputs(self, pixels: UInt8[Tensor, "B height width 3"]) -> Float[Tensor, "B channels height width"]:
         return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between)
 
     def _cascade(
@@ -186,6 +188,16 @@ class Classifier:
         return first, Output(logits, kept), frozenset(again)
 
 
+def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:
+    """Raises ModelError for weights that are finite in float32 and not in the dtype that is computed in."""
+    for name, tensor in model.vit.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"{name} has values beyond the range of {str(dtype).removeprefix('torch.')} "
+                f"({torch.finfo(dtype).max:g}); choose --dtype bfloat16 or float32"
+            )
+
+
 def _to_host(output: Output, images: Sequence[int]) -> dict[int, tuple[np.ndarray, ...]]:
     """The patches that these images keep at each stage, in one copy for all."""
     parts = [stage[image] for image in images for stage in output.kept]
@@ -199,8 +211,13 @@ def _to_host(output: Output, images: Sequence[int]) -> dict[int, tuple[np.ndarra
 
 def normalise(
     pixels: UInt8[Tensor, "B height width 3"], spec: InputSpec, dtype: torch.dtype
-) -> Float[Tensor, "B 3 height width"]:
-    """uint8 RGB to the model's input: (value / 255 - mean) / std per channel, on the pixels' device."""
+) -> Float[Tensor, "B channels height width"]:
+    """uint8 RGB to the model's input: (value / 255 - mean) / std per channel, on the pixels' device. For a
+    model that sees grey, one channel, weighted as Pillow does it."""
+    if spec.channels == 1:
+        red, green, blue = pixels.permute(3, 0, 1, 2).int()
+        grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+        return grey.unsqueeze(1).float().sub(255 * spec.mean[0]).div(255 * spec.std[0]).to(dtype)
     mean = on_device(np.array(spec.mean, np.float32), pixels.device).view(3, 1, 1) * 255
     std = on_device(np.array(spec.std, np.float32), pixels.device).view(3, 1, 1) * 255
     return pixels.permute(0, 3, 1, 2).float().sub(mean).div(std).to(dtype)

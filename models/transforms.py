@@ -43,6 +43,8 @@ _TRANSPARENCY_BACKGROUND = (255, 255, 255, 255)
 class InputSpec:
     """What a checkpoint was trained to see. ``mean`` and ``std`` are per RGB channel, of values in 0..1.
 
+    With one of ``channels`` the image is made grey, which then is in all three channels of the pixels.
+
     ``crop`` is "center" (the largest box of the input's proportions, in the middle) or "squash" (the whole
     image, whatever its proportions); of either, the middle ``crop_share`` of each side is seen.
     """
@@ -53,6 +55,7 @@ class InputSpec:
     interpolation: Interpolation = "bicubic"
     crop: Crop = "center"
     crop_share: float = 1.0
+    channels: Literal[1, 3] = 3
 
 
 def crop_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
@@ -107,7 +110,10 @@ def to_pixels(
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
     if most_pixels is not None and image.width * image.height > most_pixels:
         raise TooManyPixels(*image.size)
-    small = as_rgb(image, say).resize((columns, rows), _RESAMPLING[spec.interpolation], box=box)
+    seen = as_rgb(image, say)
+    if spec.channels == 1:
+        seen = seen.convert("L").convert("RGB")
+    small = seen.resize((columns, rows), _RESAMPLING[spec.interpolation], box=box)
     return np.asarray(small if upright is None else small.transpose(upright))
 
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from models.classifier import Classifier, ImageRequest
 from models.dtypes import DtypeName
+from models.load import BUNDLED, load
 from models.schedule import Criterion, Pruning, default_stages
 from models.training.answers import Row
 from models.training.config import EvaluateConfig
 from models.training.evaluate import evaluate
 from models.transforms import to_pixels
-from models.zoo import BUNDLED, load
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 IMAGENETTE = os.environ.get("TRIMVIT_TEST_IMAGENETTE")

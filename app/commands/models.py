@@ -22,6 +22,9 @@ class ModelsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     keep_ratios: tuple[Share, ...] = Field((1.0, 0.7, 0.5, 0.3), min_length=1)
+    architecture: str | None = Field(
+        None, description="timm architecture of a file or folder that does not name its own."
+    )
     as_json: bool = Field(
         default=False, validation_alias="json", description="A line of JSON for each model."
     )
@@ -32,14 +35,15 @@ def models(config: ModelsConfig, patterns: Sequence[str]) -> int:
     """Print a row for each model; exit code 1 where there is none."""
     from models.catalogue import candidates
 
-    possible = candidates(patterns)
+    possible = candidates(patterns, config.architecture)
     entries = []
     for candidate in tqdm(possible, unit="model", dynamic_ncols=True, disable=None, leave=False):
         entry = candidate.entry()
         if entry is not None:
             entries.append(entry)
     if not entries:
-        complain("models", f"no model that can be pruned is called {' or '.join(patterns)}")
+        why = " (features without classes, and other networks, are not served)" if possible else ""
+        complain("models", f"no model that can be pruned is called {' or '.join(patterns)}{why}")
         return FAILED
     if config.as_json:
         for entry in entries:

@@ -7,9 +7,9 @@ import torch
 
 from app.engine.messages import ModelInfo
 from app.settings import Settings
+from models.load import LoadedModel, load, read_labels
 from models.pruned_vit import PrunedViT
 from models.schedule import Stages
-from models.zoo import LoadedModel, load
 
 log = logging.getLogger(__name__)
 
@@ -17,11 +17,9 @@ log = logging.getLogger(__name__)
 def load_model(settings: Settings) -> LoadedModel:
     """The model, with the settings' labels, stages, rows and stride in place of the checkpoint's.
 
-    Raises as `models.zoo.load` does, and OSError for a file of labels that cannot be read.
+    Raises as `models.load.load` does, and ModelError for a file of labels that cannot be read.
     """
-    labels = (
-        None if settings.labels is None else tuple(settings.labels.read_text(encoding="utf-8").splitlines())
-    )
+    labels = None if settings.labels is None else read_labels(settings.labels)
     loaded = load(
         settings.model,
         architecture=settings.architecture,

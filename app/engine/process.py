@@ -60,9 +60,9 @@ def run(settings: Settings, args: EngineArgs) -> None:
     from models.classifier import Classifier, ImageRequest
     from models.device import choose_device, choose_dtype, cores
     from models.kernels import make_kernels
+    from models.load import ModelError
     from models.pruned_vit import UnsupportedModelError, check_against_timm
     from models.schedule import REDUCERS, UNPRUNED, Pruning
-    from models.zoo import ModelError
 
     try:
         device = choose_device(args.device)
@@ -112,7 +112,8 @@ def run(settings: Settings, args: EngineArgs) -> None:
             learned = None if args.learned is None else recall(args.learned, info, limits)
             if learned is None:
                 height, width = loaded.input.size
-                check_against_timm(loaded.model, torch.rand(1, 3, height, width))
+                channels = loaded.input.channels
+                check_against_timm(loaded.model, torch.rand(1, channels, height, width))
             graphs = not on_cpu and settings.cuda_graphs == "auto"
             self.classifier = Classifier(loaded.model, loaded.input, device, dtype, graphs=graphs)
             if learned is None:

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from app.settings import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
+from models.load import load
 from models.pictures import cells_of, dimmed
 from models.schedule import Pruning
 from models.transforms import to_pixels
-from models.zoo import load
 
 KEEP_RATIO = 0.5
 GAP, CAPTION = 12, 30

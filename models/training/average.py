@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from models import zoo
+from models.load import ModelError, load, save
 from models.training.config import AverageConfig
 from models.training.outputs import check_output_file
 
@@ -16,12 +16,12 @@ from models.training.outputs import check_output_file
 def average(config: AverageConfig) -> None:
     """Write the uniform mean. Raises OutputError, and ModelError for checkpoints that are not of one kind."""
     check_output_file(config.output)
-    loaded = [zoo.load(str(path)) for path in config.models]
+    loaded = [load(str(path)) for path in config.models]
     cards = [model.card for model in loaded]
     for path, card in zip(config.models, cards, strict=True):
         for what in ("architecture", "model_args", "labels", "input", "stages", "patch_stride"):
             if getattr(card, what) != getattr(cards[0], what):
-                raise zoo.ModelError(f"{path} has other {what} than {config.models[0]}")
+                raise ModelError(f"{path} has other {what} than {config.models[0]}")
     states = [model.model.vit.state_dict() for model in loaded]
     vit = loaded[0].model.vit
     with torch.no_grad():
@@ -34,4 +34,4 @@ def average(config: AverageConfig) -> None:
         )
     # A cascade was fitted for other weights.
     card = replace(cards[0], cascade=None, origin={"mean_of": [dict(card.origin) for card in cards]})
-    zoo.save(config.output, vit, card)
+    save(config.output, vit, card)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models import zoo
 from models.cascade import Cascade, expected_compute, fit_margin, margins
 from models.classifier import Classifier
 from models.device import choose_device, choose_dtype
+from models.load import load, save
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, method_name
 from models.training.answers import methods
@@ -41,7 +41,7 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
     tell(*remarks)
     samples = spread_samples(samples, config.limit)
     device = choose_device(config.device)
-    loaded = zoo.load(config.model, architecture=config.architecture)
+    loaded = load(config.model, architecture=config.architecture)
     firsts = [
         Pruning(ratio, criterion, reducer)
         for ratio in config.keep_ratios
@@ -71,10 +71,10 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
     ]
     candidates.sort(key=lambda candidate: candidate.cascade.compute)
     # Loaded anew: the classifier has its weights in its own precision.
-    loaded = zoo.load(config.model, architecture=config.architecture)
+    loaded = load(config.model, architecture=config.architecture)
     fitted = replace(candidates[0].cascade, dtype=str(dtype).removeprefix("torch."))
     card = replace(loaded.card, cascade=fitted)
-    zoo.save(config.output, loaded.model.vit, card)
+    save(config.output, loaded.model.vit, card)
     return candidates
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from models.device import choose_device
 from models.files import write_whole
+from models.load import ModelError
 from models.names import in_words
 from models.pruned_vit import UnsupportedModelError
 from models.training.average import average as run_average
@@ -21,7 +22,6 @@ from models.training.fine_tune import fine_tune
 from models.training.loading import is_reader_death
 from models.training.sweep import MissingPackageError
 from models.training.sweep import sweep as run_sweep
-from models.zoo import ModelError
 
 _FORESEEN = (ModelError, UnsupportedModelError, MissingPackageError, OSError, ValueError)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models import zoo
 from models.classifier import Classifier
 from models.device import choose_device, choose_dtype
+from models.load import load
 from models.training.answers import Answers, Row, answers_to, methods, rows_of, settings_of
 from models.training.config import EvaluateConfig
 from models.training.data import spread_samples
@@ -28,7 +28,7 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
     if config.output is not None:
         check_output_file(config.output)
     device = choose_device(config.device)
-    loaded = zoo.load(
+    loaded = load(
         config.model,
         architecture=config.architecture,
         labels=labels_in(config.labels),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 from tqdm import tqdm
 
-from models import zoo
 from models.classifier import normalise
+from models.load import HEADS, Card, ModelError, create, input_spec_of, load, read_card, save
 from models.names import shown
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning
@@ -52,18 +53,19 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
     run.prepare(config.data)
     broken = BrokenImages(config.broken_images)
     torch.manual_seed(config.seed)  # of the new head
-    vit = zoo.create(
+    start = create(
         config.architecture,
         config.weights,
         patch_stride=config.patch_stride,
         num_classes=len(classes),
         img_size=config.image_size,
         drop_path_rate=config.drop_path,
-    ).to(device)
+    )
+    vit = start.vit.to(device)
     for name, parameter in vit.named_parameters():
-        parameter.requires_grad_(config.trained == "all" or name.startswith(zoo.HEADS))
+        parameter.requires_grad_(config.trained == "all" or name.startswith(HEADS))
     model = PrunedViT(vit).train()
-    spec = zoo.input_spec_of(vit)
+    spec = input_spec_of(vit)
     dataset = AugmentedPhotographs(samples, config.image_size, config.min_crop, config.seed)
     steps = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step=0).steps
     optimizer = create_optimizer_v2(
@@ -116,7 +118,7 @@ def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
                 run.save(vit, optimizer, broken, step + 1)
     broken.tell(of=len(dataset))
     checkpoint = config.output / CHECKPOINT
-    zoo.save(checkpoint, vit, _card(config, model, classes, labels))
+    save(checkpoint, vit, _card(config, model, classes, labels, start.model_args))
     return TrainReport(checkpoint, steps - first_step, time.monotonic() - started)
 
 
@@ -177,10 +179,10 @@ def _load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedV
     """
     if config.teacher is None:
         return None
-    teacher = zoo.load(str(config.teacher), architecture=config.architecture).model
+    teacher = load(str(config.teacher), architecture=config.architecture).model
     sizes = [some.vit.patch_embed.img_size for some in (teacher, model)]
     if replace(teacher.arch, grid=model.arch.grid) != model.arch or sizes[0] != sizes[1]:
-        raise zoo.ModelError(
+        raise ModelError(
             f"the teacher is {teacher.arch} for {sizes[0]} pixels, "
             f"but the student is {model.arch} for {sizes[1]}"
         )
@@ -192,9 +194,7 @@ def _training_images(config: TrainConfig) -> tuple[tuple[str, ...], list[Sample]
     folders = class_folders(config.data)
     tell(*folders.remarks)
     names = label_names(config.labels, folders) if config.labels else {}
-    start, teacher = (
-        None if path is None else zoo.read_card(path) for path in (config.weights, config.teacher)
-    )
+    start, teacher = (None if path is None else read_card(path) for path in (config.weights, config.teacher))
     classes = training_order(folders, names, start, teacher)
     samples = [(path, truth) for truth, name in enumerate(classes) for path in folders.images[name]]
     return classes, samples, tuple(names.get(name, name) for name in classes)
@@ -221,17 +221,21 @@ def _fingerprint(
 
 
 def _card(
-    config: TrainConfig, model: PrunedViT, classes: tuple[str, ...], labels: tuple[str, ...]
-) -> zoo.Card:
+    config: TrainConfig,
+    model: PrunedViT,
+    classes: tuple[str, ...],
+    labels: tuple[str, ...],
+    model_args: dict[str, Any],
+) -> Card:
     left_out = {"data", "output", "weights", "labels", "teacher", "broken_images"}
-    return zoo.Card(
+    return Card(
         architecture=config.architecture,
         labels=labels,
-        input=zoo.input_spec_of(model.vit),
+        input=input_spec_of(model.vit),
         stages=model.stages,
         criterion=config.criteria[0],
         reducer=config.reducers[0],
-        model_args={"num_classes": len(classes), "img_size": config.image_size},
+        model_args={**model_args, "num_classes": len(classes), "img_size": config.image_size},
         patch_stride=config.patch_stride,
         origin=config.model_dump(mode="json", exclude=left_out),
         folders=classes,

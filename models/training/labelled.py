@@ -5,11 +5,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from models.load import Card, read_labels
 from models.names import shown
 from models.training.classes import ClassesError, match, natural_order
 from models.training.data import Sample
 from models.training.folders import ClassFolders, FolderError, class_folders
-from models.zoo import Card
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def _order_of(card: Card, names: list[str], labels: Mapping[str, str]) -> tuple[
 
 
 def labels_in(path: Path | None) -> tuple[str, ...] | None:
-    """The labels of a file, a line each, in class order."""
-    return None if path is None else tuple(path.read_text(encoding="utf-8-sig").splitlines())
+    """The labels of a file, in class order. Raises ModelError for one that cannot be read."""
+    return None if path is None else read_labels(path)
 
 
 def label_names(path: Path, folders: ClassFolders) -> dict[str, str]:

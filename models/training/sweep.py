@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import zoo
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_device, choose_dtype, cores
 from models.files import write_whole
+from models.load import LoadedModel, load
 from models.pictures import cells_of, dimmed
 from models.schedule import Pruning, method_name
 from models.training.answers import Answers, Method, Row, answers_to, methods, rows_of, settings_of
@@ -100,8 +100,8 @@ def sweep(config: SweepConfig) -> list[Row]:
     return rows
 
 
-def _load(config: SweepConfig, model: str) -> zoo.LoadedModel:
-    return zoo.load(
+def _load(config: SweepConfig, model: str) -> LoadedModel:
+    return load(
         model,
         architecture=config.architecture,
         labels=labels_in(config.labels),

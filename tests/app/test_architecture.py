@@ -72,7 +72,7 @@ def test_what_engines_share_can_be_forked() -> None:
 
 def test_models_do_not_load_the_service() -> None:
     """The network can be used without a server; and the check above would find out what loads torch."""
-    loaded = loaded_after("import models.zoo, models.classifier, models.training.evaluate")
+    loaded = loaded_after("import models.load, models.classifier, models.training.evaluate")
     assert set(HEAVY) <= loaded
     assert not {name for name in loaded if name == "app" or name.startswith(("app.", "fastapi", "zmq"))}
 

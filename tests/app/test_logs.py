@@ -9,7 +9,7 @@ _LOG = """
 import logging, sys
 from app.logs import configure_logging, request_id
 configure_logging(sys.argv[1], "http 3", sys.argv[2])
-for name in ("app.http", "models.zoo", "PIL", "uvicorn.error"):
+for name in ("app.http", "models.load", "PIL", "uvicorn.error"):
     logging.getLogger(name).info("an info of %s", name)
     logging.getLogger(name).warning("a warning of %s", name)
 log = logging.getLogger("app")
@@ -50,8 +50,8 @@ def test_the_level_is_ours_and_other_libraries_are_quiet() -> None:
     assert told[:5] == [
         "an info of app.http",
         "a warning of app.http",
-        "an info of models.zoo",
-        "a warning of models.zoo",
+        "an info of models.load",
+        "a warning of models.load",
         "a warning of PIL",
     ]
     assert logged("error")[0].endswith("http 3: a warning of PIL")

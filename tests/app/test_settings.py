@@ -193,9 +193,9 @@ def test_settings_reach_a_child_process_unchanged(
     assert Settings.model_validate_json(passed) == settings
 
 
-def test_the_bundled_model_is_the_zoos() -> None:
+def test_the_bundled_model_is_that_of_models_load() -> None:
     """The name is written twice, so that the service need not import torch to know it."""
-    from models.zoo import BUNDLED
+    from models.load import BUNDLED
 
     assert BUNDLED_MODEL == BUNDLED
 

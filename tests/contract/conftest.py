@@ -10,7 +10,7 @@ from app.settings import BUNDLED_MODEL
 from benchmarks.ray_cluster import READY_WITHIN_S
 from models.classifier import Classifier, ImageRequest, Prediction
 from models.device import choose_dtype
-from models.zoo import load
+from models.load import load
 from tests.contract.deployments import DEPLOYMENTS, Deployment
 from tests.system.small_network import alone as alone_on
 

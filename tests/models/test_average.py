@@ -7,15 +7,15 @@ import pytest
 import timm
 import torch
 
-from models import zoo
 from models.cascade import Cascade
+from models.load import Card, load, save
 from models.schedule import Stages
 from models.training import command
 from models.training.config import AverageConfig
 from models.transforms import InputSpec
 
 ARGS = {"num_classes": 2, "img_size": 32, "depth": 2}
-CARD = zoo.Card(
+CARD = Card(
     "vit_tiny_patch16_224",
     ("cat", "dog"),
     InputSpec((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", "center", 1.0),
@@ -27,19 +27,19 @@ CARD = zoo.Card(
 )
 
 
-def save(path: Path, seed: int, card: zoo.Card = CARD) -> Path:
+def saved(path: Path, seed: int, card: Card = CARD) -> Path:
     torch.manual_seed(seed)
-    zoo.save(path, timm.create_model(card.architecture, **card.model_args), card)
+    save(path, timm.create_model(card.architecture, **card.model_args), card)
     return path
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return zoo.load(str(path)).model.vit.state_dict()
+    return load(str(path)).model.vit.state_dict()
 
 
 def test_every_weight_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of three checkpoints, to half precision; the card stays, but for the cascade, and names all origins."""
-    paths = tuple(save(tmp_path / f"{seed}.safetensors", seed) for seed in range(3))
+    paths = tuple(saved(tmp_path / f"{seed}.safetensors", seed) for seed in range(3))
     output = tmp_path / "mean.safetensors"
     assert command.average(AverageConfig(models=paths, output=output)) == 0
     assert capsys.readouterr().out == f"the mean of 3 checkpoints is {output}\n"
@@ -47,7 +47,7 @@ def test_every_weight_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[
     for name, tensor in got.items():
         mean = sum(part[name] for part in parts) / 3
         torch.testing.assert_close(tensor, mean, rtol=1e-3, atol=1e-6)
-    loaded = zoo.load(str(output))
+    loaded = load(str(output))
     assert loaded.cascade is None
     assert loaded.card.criterion == "mad"
     assert loaded.card.origin == {"mean_of": [{"seed": 1}] * 3}
@@ -56,8 +56,8 @@ def test_every_weight_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_other_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The mean of a cat and a car is nothing."""
     paths = (
-        save(tmp_path / "a.safetensors", 0),
-        save(tmp_path / "b.safetensors", 1, replace(CARD, labels=("car", "dog"))),
+        saved(tmp_path / "a.safetensors", 0),
+        saved(tmp_path / "b.safetensors", 1, replace(CARD, labels=("car", "dog"))),
     )
     assert command.average(AverageConfig(models=paths, output=tmp_path / "mean.safetensors")) == 1
     assert f"{paths[1]} has other labels than {paths[0]}" in capsys.readouterr().err

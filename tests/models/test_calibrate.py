@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from models import zoo
 from models.cascade import Cascade, fit_margin
+from models.load import Card, input_spec_of, load, save
 from models.schedule import UNPRUNED, Pruning, default_stages
 from models.training import command
 from models.training.calibrate import Candidate, calibrate, table
@@ -48,10 +48,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    card = zoo.Card(
+    card = Card(
         architecture="test_vit3",
         labels=LABELS,
-        input=zoo.input_spec_of(vit),
+        input=input_spec_of(vit),
         stages=default_stages(len(vit.blocks), "all"),
         criterion="mean",
         reducer="fuse",
@@ -59,7 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         origin={"epochs": 3},
     )
     path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    zoo.save(path, vit, card)
+    save(path, vit, card)
     return path
 
 
@@ -137,7 +137,7 @@ def test_the_model_is_written_with_the_cheapest_cascade(
     """It loads with that cascade, and all else is as it was, to the last bit of the weights."""
     settings = config()
     candidates = calibrate(settings)
-    before, after = zoo.load(str(model)), zoo.load(str(settings.output))
+    before, after = load(str(model)), load(str(settings.output))
     assert before.cascade is None
     assert after.cascade == replace(candidates[0].cascade, dtype="float32")
     assert (after.labels, after.input, after.card.origin) == (before.labels, before.input, before.card.origin)
@@ -173,7 +173,7 @@ def test_the_margin_is_fitted_on_answers_taken_one_by_one(
 ) -> None:
     """The margin and the share run again are those of images that are classified by themselves."""
     (candidate,) = calibrate(config(keep_ratios=(0.3,), criteria=("mad",), reducers=("drop",)))
-    loaded = zoo.load(str(model))
+    loaded = load(str(model))
     mean, std = np.array(loaded.input.mean), np.array(loaded.input.std)
     margins, agrees = [], []
     for file in sorted(pictures.rglob("*.png")):
@@ -222,7 +222,7 @@ def test_the_command_tells_what_there_was_and_what_was_chosen(
     settings = config()
     assert command.calibrate(settings) == 0
     out = capsys.readouterr().out
-    cascade = zoo.load(str(settings.output)).cascade
+    cascade = load(str(settings.output)).cascade
     assert cascade is not None
     assert out.startswith("| keep_ratio | method    | margin | run again % | compute |\n")
     first = out.splitlines()[2].split("|")[1:-1]

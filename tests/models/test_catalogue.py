@@ -8,7 +8,7 @@ import pytest
 import timm
 
 from models.catalogue import Candidate, candidates
-from models.zoo import BUNDLED
+from models.load import BUNDLED
 
 
 @pytest.fixture(autouse=True)

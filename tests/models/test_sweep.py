@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from models import zoo
 from models.classifier import Classifier
+from models.load import Card, ModelError, input_spec_of, load, save
 from models.schedule import Pruning, compute, default_stages
 from models.training import command
 from models.training import sweep as module
@@ -38,14 +38,14 @@ def save_random_model(path: Path, seed: int) -> None:
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    card = zoo.Card(
+    card = Card(
         architecture="test_vit3",
         labels=CLASSES,
-        input=zoo.input_spec_of(vit),
+        input=input_spec_of(vit),
         stages=default_stages(len(vit.blocks), "all"),
         model_args={"num_classes": 4, "img_size": 48},
     )
-    zoo.save(path, vit, card)
+    save(path, vit, card)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_patch_stride_gives_every_model_more_patches(config: Callable[..., Swe
     overlapping = sweep(config(**quick))
     with_stride, without = (
         compute(loaded.model.arch, loaded.model.stages, 0.5, "drop")
-        for loaded in (zoo.load(config().models[0], patch_stride=stride) for stride in (8, None))
+        for loaded in (load(config().models[0], patch_stride=stride) for stride in (8, None))
     )
     assert overlapping[1].compute == pytest.approx(with_stride, abs=1e-4)
     assert with_stride != pytest.approx(without, abs=1e-3)
@@ -180,7 +180,7 @@ def test_a_sweep_says_what_evaluate_says(config: Callable[..., SweepConfig], mod
 def test_pictures_show_what_is_kept(config: Callable[..., SweepConfig], model: Path, folder: Path) -> None:
     """Patches that are left after the last stage have their own brightness, the others a quarter of it."""
     settings = config(keep_ratios=(0.5,), criteria=("mean",), reducers=("drop",))
-    loaded = zoo.load(str(model))
+    loaded = load(str(model))
     classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
     few = module._Few(settings, samples_for(loaded.card, folder), classifier, BrokenImages("stop"))
     one, other = module._pictures(settings, classifier, loaded.labels, [("mean", "drop")], few)
@@ -399,7 +399,7 @@ def test_the_last_model_is_checked_before_the_first_works(
 ) -> None:
     """A misspelt reference does not cost an hour."""
     interrupt(monkeypatch, "answers_to", 0)
-    with pytest.raises(zoo.ModelError, match=r"there is no file 'nowhere\.pth'"):
+    with pytest.raises(ModelError, match=r"there is no file 'nowhere\.pth'"):
         sweep(config(models=(str(model), "nowhere.pth")))
 
 

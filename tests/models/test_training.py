@@ -14,11 +14,13 @@ import timm
 import torch
 from PIL import ExifTags, Image
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models import device, zoo
+from models import device
 from models.classifier import normalise
+from models.load import ModelError, create, input_spec_of, load, read_card
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, Stages, compute
 from models.training import command
@@ -135,10 +137,10 @@ def test_a_run_ends_in_a_model_that_can_be_served(
     log = log_of(settings)
     assert [line["step"] for line in log] == [0, 1, 2, 3, 4, 5]
     assert all(math.isfinite(line["loss"]) and 0 <= line["top1"] <= 1 for line in log)
-    loaded = zoo.load(str(report.checkpoint))
+    loaded = load(str(report.checkpoint))
     assert loaded.labels == ("amber", "blue", "coral")
     assert loaded.input.size == (48, 48)
-    assert loaded.input == zoo.input_spec_of(loaded.model.vit)
+    assert loaded.input == input_spec_of(loaded.model.vit)
     assert loaded.model.stages == Stages((2, 4, 6), "all")
     assert loaded.model.arch.grid == (3, 3)
     before = torch.load(start, weights_only=True)
@@ -153,10 +155,10 @@ def test_a_run_with_a_patch_stride_ends_in_a_model_with_it(
     settings = config(patch_stride=8)
     checkpoint = fine_tune(settings).checkpoint
     assert [line["step"] for line in log_of(settings)] == [0, 1, 2, 3, 4, 5]
-    card = zoo.read_card(checkpoint)
+    card = read_card(checkpoint)
     assert card is not None
     assert card.patch_stride == card.origin["patch_stride"] == 8
-    model = zoo.load(str(checkpoint)).model
+    model = load(str(checkpoint)).model
     assert model.arch.grid == (5, 5)
     assert model.vit.patch_embed.proj.stride == (8, 8)
     seen = {"data": pictures, "model": str(checkpoint), "device": "cpu", "dtype": "float32", "workers": 0}
@@ -164,7 +166,7 @@ def test_a_run_with_a_patch_stride_ends_in_a_model_with_it(
     (row,) = evaluate(EvaluateConfig(**wanted))
     assert (row.images, row.compute) == (15, round(compute(model.arch, model.stages, 0.5), 4))
     (other,) = evaluate(EvaluateConfig(**wanted, patch_stride=6))
-    wider = zoo.load(str(checkpoint), patch_stride=6).model
+    wider = load(str(checkpoint), patch_stride=6).model
     assert wider.arch.grid == (6, 6)
     assert other.compute == round(compute(wider.arch, wider.stages, 0.5), 4)
     assert other.compute != row.compute
@@ -173,7 +175,7 @@ def test_a_run_with_a_patch_stride_ends_in_a_model_with_it(
 def test_the_card_says_how_it_was_trained_but_not_where(config: Callable[..., TrainConfig]) -> None:
     """The settings travel with the weights; folders of the machine do not."""
     settings = config(epochs=1, learning_rate=2e-3)
-    card = zoo.read_card(fine_tune(settings).checkpoint)
+    card = read_card(fine_tune(settings).checkpoint)
     assert card is not None
     assert card.origin["learning_rate"] == 2e-3
     assert card.origin["epochs"] == 1
@@ -185,7 +187,7 @@ def test_labels_may_be_given_in_a_file(config: Callable[..., TrainConfig], tmp_p
     """Folder names are replaced by the labels that a JSON file has for them, and stay where it has none."""
     (tmp_path / "labels.json").write_text(json.dumps({"amber": "yellow", "coral": "red"}))
     report = fine_tune(config(epochs=1, labels=tmp_path / "labels.json"))
-    assert zoo.load(str(report.checkpoint)).labels == ("yellow", "blue", "red")
+    assert load(str(report.checkpoint)).labels == ("yellow", "blue", "red")
 
 
 def test_training_learns(config: Callable[..., TrainConfig]) -> None:
@@ -241,7 +243,7 @@ def test_too_few_pictures_for_a_batch_are_refused(config: Callable[..., TrainCon
 def test_weights_that_do_not_fit_are_refused(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """Starting from another network's weights is a ModelError."""
     torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}, tmp_path / "odd.pth")
-    with pytest.raises(zoo.ModelError, match=r"odd\.pth does not fit the architecture"):
+    with pytest.raises(ModelError, match=r"odd\.pth does not fit the architecture"):
         fine_tune(config(weights=tmp_path / "odd.pth"))
 
 
@@ -295,7 +297,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
 
 
 def tensors_of(config: TrainConfig) -> dict[str, Tensor]:
-    return zoo._read_tensors(config.output / "model.safetensors")
+    return load_file(config.output / "model.safetensors")
 
 
 def test_runs_of_different_seeds_differ(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
@@ -421,7 +423,7 @@ def test_labels_are_written_in_the_order_of_the_classes(
     for name, colour in (("0", "amber"), ("2", "blue"), ("10", "coral")):
         shutil.copytree(pictures / colour, data / name)
     checkpoint = fine_tune(config(data=data, epochs=12, label_smoothing=0.0, min_keep_ratio=0.6)).checkpoint
-    card = zoo.read_card(checkpoint)
+    card = read_card(checkpoint)
     assert card is not None
     assert card.labels == card.folders == ("0", "2", "10")
     seen = {"model": str(checkpoint), "device": "cpu", "dtype": "float32", "workers": 0}
@@ -435,7 +437,7 @@ def test_a_checkpoint_with_other_labels_is_evaluated_on_its_folders(
     """It remembers the folders' names beside its labels."""
     (tmp_path / "labels.json").write_text(json.dumps({"amber": "yellow", "blue": "red", "coral": "blue"}))
     checkpoint = fine_tune(config(labels=tmp_path / "labels.json", epochs=12, min_keep_ratio=0.6)).checkpoint
-    assert zoo.load(str(checkpoint)).labels == ("yellow", "red", "blue")
+    assert load(str(checkpoint)).labels == ("yellow", "red", "blue")
     seen = {"model": str(checkpoint), "device": "cpu", "dtype": "float32", "workers": 0}
     (row,) = evaluate(EvaluateConfig(data=pictures, keep_ratios=(1.0,), **seen))
     assert row.top1 > 80
@@ -496,13 +498,13 @@ def test_a_teacher_decides_the_order_of_classes(
     config: Callable[..., TrainConfig], trained: Path, tmp_path: Path
 ) -> None:
     """Its answers must mean what the labels mean; one of other classes is refused."""
-    loaded = zoo.load(str(trained))
+    loaded = load(str(trained))
     other = tmp_path / "other.safetensors"
-    zoo.save(other, loaded.model.vit, replace(loaded.card, labels=("coral", "amber", "blue"), folders=None))
+    save(other, loaded.model.vit, replace(loaded.card, labels=("coral", "amber", "blue"), folders=None))
     settings = config(teacher=other, epochs=1)
     fine_tune(settings)
-    assert zoo.load(str(settings.output / "model.safetensors")).labels == ("coral", "amber", "blue")
-    zoo.save(other, loaded.model.vit, replace(loaded.card, labels=("cat", "amber", "blue"), folders=None))
+    assert load(str(settings.output / "model.safetensors")).labels == ("coral", "amber", "blue")
+    save(other, loaded.model.vit, replace(loaded.card, labels=("cat", "amber", "blue"), folders=None))
     with pytest.raises(ClassesError, match=r"the teacher learned other classes: .* coral"):
         fine_tune(config(teacher=other, epochs=1, output=tmp_path / "new"))
 
@@ -511,15 +513,15 @@ def test_going_on_from_a_checkpoint_keeps_its_order_of_classes(
     config: Callable[..., TrainConfig], trained: Path, tmp_path: Path
 ) -> None:
     """So that its head means what it meant; with other classes, the order is timm's."""
-    loaded = zoo.load(str(trained))
+    loaded = load(str(trained))
     start = tmp_path / "start.safetensors"
     for labels, expected in (
         (("coral", "blue", "amber"), ("coral", "blue", "amber")),
         (("x", "y", "z"), ("amber", "blue", "coral")),
     ):
-        zoo.save(start, loaded.model.vit, replace(loaded.card, labels=labels, folders=None))
+        save(start, loaded.model.vit, replace(loaded.card, labels=labels, folders=None))
         settings = config(weights=start, epochs=1, output=tmp_path / "-".join(labels))
-        assert zoo.load(str(fine_tune(settings).checkpoint)).labels == expected
+        assert load(str(fine_tune(settings).checkpoint)).labels == expected
 
 
 @pytest.mark.parametrize(
@@ -610,7 +612,7 @@ def test_a_student_comes_closer_to_its_teacher(config: Callable[..., TrainConfig
 
 def test_a_teacher_of_another_kind_is_refused(config: Callable[..., TrainConfig], trained: Path) -> None:
     """A teacher whose grid or classes are not the student's is refused before anything is trained."""
-    with pytest.raises(zoo.ModelError, match="the teacher is"):
+    with pytest.raises(ModelError, match="the teacher is"):
         fine_tune(config(teacher=trained, image_size=64))
 
 
@@ -618,7 +620,7 @@ def test_a_teacher_may_have_other_patches(config: Callable[..., TrainConfig], tr
     """A student with overlapping patches learns from a teacher without them."""
     settings = config(teacher=trained, patch_stride=8, epochs=1)
     fine_tune(settings)
-    assert zoo.load(str(settings.output / "model.safetensors")).model.arch.grid == (5, 5)
+    assert load(str(settings.output / "model.safetensors")).model.arch.grid == (5, 5)
 
 
 def test_the_head_alone_is_trained(config: Callable[..., TrainConfig], start: Path) -> None:
@@ -626,7 +628,7 @@ def test_the_head_alone_is_trained(config: Callable[..., TrainConfig], start: Pa
     settings = config(trained="head")
     fine_tune(settings)
     torch.manual_seed(settings.seed)
-    untrained = zoo.create(ARCHITECTURE, start, num_classes=3, img_size=48).state_dict()
+    untrained = create(ARCHITECTURE, start, num_classes=3, img_size=48).vit.state_dict()
     changed = {
         name for name, tensor in tensors_of(settings).items() if not tensor.equal(untrained[name].half())
     }
@@ -812,7 +814,7 @@ def test_evaluation_gives_a_row_per_setting(evaluation: Callable[..., EvaluateCo
         (0.2, "variance"),
         (0.2, "random"),
     ]
-    model = zoo.load(str(trained)).model
+    model = load(str(trained)).model
     for row in rows:
         assert row.images == 15
         assert row.compute == round(compute(model.arch, model.stages, row.keep_ratio), 4)
@@ -828,7 +830,7 @@ def test_evaluation_agrees_with_answers_counted_one_by_one(
 ) -> None:
     """Top-1, its change and the agreement are those of counting image by image."""
     (row,) = evaluate(evaluation(keep_ratios=(0.2,), criteria=("mean",)))
-    loaded = zoo.load(str(trained))
+    loaded = load(str(trained))
     right, before, same = [], [], []
     photographs = Photographs(samples_of(pictures), loaded.input)
     for index in range(len(photographs)):

@@ -11,9 +11,9 @@ import torch
 from app.images import ImageLimits, decode
 from models.cascade import Cascade
 from models.classifier import Classifier, ImageRequest, Prediction
+from models.load import Card, load, save
 from models.schedule import Pruning, Stages
 from models.transforms import InputSpec
-from models.zoo import Card, load, save
 from tests.system.photographs import SHIPPED
 
 PHOTOGRAPHS = [path.read_bytes() for path in sorted(SHIPPED.glob("*.jpg"))]

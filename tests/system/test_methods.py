@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.classifier import Classifier, ImageRequest
-from models.zoo import load
+from models.load import load
 from tests.system.server import Server, running_server
 from tests.system.small_network import PHOTOGRAPHS, alone
 

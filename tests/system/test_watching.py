@@ -23,8 +23,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from app import metrics
 from app.engine.agreement import bucket_of
 from models.cascade import second_run_compute
+from models.load import LoadedModel, load
 from models.schedule import Pruning, compute, keep_ratio_for, macs
-from models.zoo import LoadedModel, load
 from tests.deploy.promql import dashboard_queries
 from tests.system.prometheus import needs_prometheus, running_prometheus
 from tests.system.server import Samples, Server, running_server, wait_until

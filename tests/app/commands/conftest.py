@@ -9,10 +9,9 @@ import timm
 import torch
 
 from app.cli import main
-from models import zoo
+from models.load import Card, save
 from models.schedule import Stages
 from models.transforms import InputSpec
-from models.zoo import Card
 
 LABELS = ("tench", "chain saw", "church", "golf ball", "parachute")
 # 2 x 3 patches, 5 classes, 3 blocks; the first and the third prune.
@@ -40,7 +39,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny network with random weights."""
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("tiny") / "pond.safetensors"
-    zoo.save(path, timm.create_model(CARD.architecture, **ARGUMENTS), CARD)
+    save(path, timm.create_model(CARD.architecture, **ARGUMENTS), CARD)
     return path
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from models.load import load
 from models.schedule import keep_counts, macs
-from models.zoo import load
 from tests.app.commands.conftest import Trimvit
 
 

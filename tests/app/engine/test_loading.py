@@ -8,7 +8,7 @@ import torch
 
 from app.engine.loading import describe, load_model
 from app.settings import Settings
-from models.zoo import LoadedModel
+from models.load import LoadedModel
 from tests.system.small_network import save_small_network
 
 

@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     all rows, and has a cascade that is never sure."""
     import timm
 
-    from models.zoo import Card, save
+    from models.load import Card, save
 
     arguments = {"img_size": SIZE, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)

@@ -1,0 +1,24 @@
+"""A model reference -> weights, labels and input spec, as a checked PrunedViT."""
+
+from models.load.card import Card, read_card, save
+from models.load.errors import ModelError
+from models.load.input_spec import input_spec_of
+from models.load.labels import read_labels
+from models.load.model import HEADS, LoadedModel, Start, create, load
+from models.load.reference import BUNDLED, WEIGHTS_FOLDER
+
+__all__ = [
+    "BUNDLED",
+    "HEADS",
+    "WEIGHTS_FOLDER",
+    "Card",
+    "LoadedModel",
+    "ModelError",
+    "Start",
+    "create",
+    "input_spec_of",
+    "load",
+    "read_card",
+    "read_labels",
+    "save",
+]

@@ -1,0 +1,97 @@
+"""The header of a checkpoint that TrimViT writes, and the checkpoint itself.
+
+A card says all that a safetensors file of weights does not: how to build the network, what it sees, what it
+answers, how it is pruned.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from models.cascade import Cascade
+from models.files import write_whole
+from models.load.errors import ModelError
+from models.load.files import is_safetensors, of_safetensors
+from models.load.folder import weights_in
+from models.schedule import Criterion, Reducer, Stages
+from models.transforms import InputSpec
+
+_HEADER_KEY = "trimvit"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What travels with the weights: how to build the network, what it sees, what it answers, how it is meant
+    to be pruned, its origin.
+
+    ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap. ``folders``:
+    names of the folders of its training images, in class order like the labels, where they are known.
+    """
+
+    architecture: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    stages: Stages
+    criterion: Criterion = "variance"
+    reducer: Reducer = "drop"
+    cascade: Cascade | None = None
+    model_args: Mapping[str, object] = field(default_factory=dict)
+    origin: Mapping[str, object] = field(default_factory=dict)
+    patch_stride: int | None = None
+    folders: tuple[str, ...] | None = None
+
+
+_CARDS = TypeAdapter(Card)
+
+
+def read_card(path: Path) -> Card | None:
+    """The card in the header of a safetensors file, or of the one in a folder; None where there is none, and
+    for other files. Raises ModelError for a file or a header that cannot be read."""
+    if path.is_dir():
+        path = weights_in(path)
+    if path.name.endswith(".json") or not is_safetensors(path):
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+    except (OSError, SafetensorError) as error:
+        raise of_safetensors(path, error) from error
+    try:
+        return None if header is None else _CARDS.validate_json(header)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ModelError(
+            f"the TrimViT header of {path.name} is not valid: {f'{where}: ' if where else ''}{first['msg']}; "
+            "write the checkpoint again with this version's `trimvit train`, `average` or `calibrate`"
+        ) from error
+
+
+def save(path: Path, vit: VisionTransformer, card: Card) -> None:
+    """Write half-precision weights and the card as one safetensors file, replaced in one step.
+
+    A tensor with values beyond half precision's range stays in float32. Raises ModelError for weights that
+    are not numbers, as a training that has diverged leaves them.
+    """
+    tensors = {name: _halved(name, tensor.detach()) for name, tensor in vit.state_dict().items()}
+    content = serialise(tensors, metadata={_HEADER_KEY: _CARDS.dump_json(card).decode()})
+    write_whole(path, lambda file: file.write(content))
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    if torch.isfinite(half).all():
+        return half.contiguous()
+    if not torch.isfinite(tensor).all():
+        raise ModelError(
+            f"the weights are not written: {name} has values that are NaN or infinite, so the training has "
+            "diverged; start again with a lower learning rate"
+        )
+    return tensor.float().contiguous()

@@ -1,0 +1,121 @@
+"""timm's config.json beside weights, in its present and its older form -> what it says of the network."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg
+
+from models.load.errors import ModelError
+from models.load.files import read_json
+from models.load.labels import of_collection
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+# What says from where to get weights, or how to change them: never taken from a file.
+_NOT_TAKEN = (
+    "url",
+    "file",
+    "state_dict",
+    "hf_hub_id",
+    "hf_hub_filename",
+    "source",
+    "custom_load",
+    "label_offset",
+)
+_NOT_ARGUMENTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+_TAKEN = frozenset(each.name for each in fields(PretrainedCfg)) - frozenset(_NOT_TAKEN)
+_OF_DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+@dataclass(frozen=True)
+class TimmConfig:
+    """What is known of a network beside its weights: ``pretrained_cfg`` is timm's card of the weights (None
+    for the architecture's own), ``model_args`` what `timm.create_model` takes. ``path``: where it stands."""
+
+    path: Path | None = None
+    architecture: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    pretrained_cfg: Mapping[str, Any] | None = None
+    labels: tuple[str, ...] | None = None
+    num_classes: int | None = None
+
+
+def config_in(folder: Path) -> TimmConfig | None:
+    """The config.json of a folder; None where there is none, or another library's. Raises ModelError for one
+    that cannot be read."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not timm's config.json: it is no JSON object; mend or remove it")
+    if not isinstance(content.get("architecture"), str) and "pretrained_cfg" not in content:
+        log.warning("%s is not timm's (it names no architecture) and is not read", path)
+        return None
+    return parse(content, path)
+
+
+def parse(content: Mapping[str, Any], path: Path) -> TimmConfig:
+    """The content of timm's config.json. Before timm 0.9 all its entries stood side by side."""
+    own = content.get("pretrained_cfg", content)
+    args = content.get("model_args") or {}
+    if not isinstance(own, Mapping) or not isinstance(args, Mapping):
+        raise ModelError(f"{path}: pretrained_cfg and model_args must be JSON objects; mend or remove it")
+    architecture = content.get("architecture") or own.get("architecture")
+    if not isinstance(architecture, str) or not timm.is_model(architecture.split(".")[0]):
+        raise ModelError(f"{path}: timm knows no architecture {architecture!r}; mend it or remove the file")
+    labels = next(
+        (
+            of_collection(where[key], f"{path}: {key}")
+            for where in (content, own)
+            for key in ("label_names", "labels", "id2label")
+            if where.get(key)
+        ),
+        None,
+    )
+    classes = args.get("num_classes", content.get("num_classes", own.get("num_classes")))
+    if classes is not None and (type(classes) is not int or classes < 0):
+        raise ModelError(f"{path}: num_classes must be a whole number such as 1000; got {classes!r}")
+    args = {name: value for name, value in args.items() if name not in _NOT_ARGUMENTS}
+    pool = content.get("global_pool")
+    if isinstance(pool, str) and pool:
+        args.setdefault("global_pool", pool)
+    return TimmConfig(
+        path=path,
+        architecture=architecture,
+        model_args=args,
+        pretrained_cfg={
+            **{name: value for name, value in own.items() if name in _TAKEN and name != "label_names"},
+            "architecture": architecture,
+        },
+        labels=labels,
+        num_classes=classes,
+    )
+
+
+def of_training(architecture: str, arguments: Mapping[str, object]) -> TimmConfig:
+    """What the arguments of timm's training script say, which it writes into its checkpoints."""
+    args: dict[str, Any] = {}
+    size = arguments.get("input_size")
+    if isinstance(size, list | tuple) and len(size) == 3:
+        args["img_size"] = tuple(size[1:])
+    elif isinstance(arguments.get("img_size"), int):
+        args["img_size"] = (arguments["img_size"],) * 2
+    if isinstance(arguments.get("gp"), str):
+        args["global_pool"] = arguments["gp"]
+    more = arguments.get("model_kwargs")
+    if isinstance(more, Mapping):
+        args |= {name: value for name, value in more.items() if name not in _NOT_ARGUMENTS}
+    card = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    changed = {name: arguments[name] for name in _OF_DATA if arguments.get(name)}
+    own = {} if card is None else {name: getattr(card, name) for name in _TAKEN}
+    return TimmConfig(
+        architecture=architecture,
+        model_args=args,
+        pretrained_cfg={**own, **changed, "architecture": architecture.split(".")[0]},
+    )

@@ -1,0 +1,11 @@
+"""What cannot be loaded, in words for the person who asked for it."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be served; the text says what is wrong and what to do, in one or two lines."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error from elsewhere, short enough for a terminal."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 300 else f"{line[:297]}..."

@@ -1,0 +1,281 @@
+"""Weights of a timm ViT -> the network that they fit: image size, channels, classes, pooling, registers."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from models.load.errors import ModelError, first_line
+from models.load.timm_models import blank, create_timm, similar_name
+from models.patch_embed import patch_grid
+
+log = logging.getLogger(__name__)
+
+HEADS = ("head.", "head_dist.")
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How to build a network for weights: timm's arguments, and the weights under timm's names. ``grid`` is
+    the position embedding's, in rows and columns of patches; None where there is none. ``size`` is the image
+    size in pixels that these weights were trained for, ``usual`` the one that is known beside them."""
+
+    architecture: str
+    model_args: dict[str, Any]
+    pretrained_cfg: Mapping[str, Any] | None
+    tensors: dict[str, Tensor]
+    grid: Size | None
+    size: Size
+    usual: Size
+    source: str
+
+    def build(
+        self, *, patch_stride: int | None = None, head_may_differ: bool = False, **changes: Any
+    ) -> VisionTransformer:
+        """The network with these weights in it, its position embedding resampled where ``changes`` (timm's
+        arguments) or the stride ask for another grid. Raises ModelError where weights are missing or left
+        over; with ``head_may_differ`` a head of another size is left as timm initialises it."""
+        args = {**_card(self.pretrained_cfg), **self.model_args, "img_size": self.size, **changes}
+        vit = create_timm(self.architecture, pretrained=False, patch_stride=patch_stride, **args)
+        load_into(vit, self._at_grid_of(vit), self.source, head_may_differ=head_may_differ)
+        return vit
+
+    def _at_grid_of(self, vit: VisionTransformer) -> dict[str, Tensor]:
+        positions = self.tensors.get("pos_embed")
+        grid = tuple(vit.patch_embed.grid_size)
+        if positions is None or self.grid is None or self.grid == grid:
+            return self.tensors
+        prefix = positions.shape[1] - self.grid[0] * self.grid[1]
+        moved = resample_abs_pos_embed(
+            positions, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=prefix
+        )
+        return {**self.tensors, "pos_embed": moved}
+
+
+def fit(
+    architecture: str,
+    tensors: dict[str, Tensor],
+    source: str,
+    *,
+    model_args: Mapping[str, Any],
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    grid: Size | None = None,
+    patch_stride: int | None = None,
+    pooling_matters: bool = True,
+) -> Fit:
+    """The network of an architecture that weights fit. ``model_args`` and ``pretrained_cfg`` are what is
+    known of it; ``grid`` is the position embedding's where that is known; ``patch_stride`` is the stride
+    that the weights may have been trained with.
+
+    Raises ModelError where the weights are of another architecture, or where their grid cannot be known.
+    """
+    args = dict(model_args)
+    plain = blank(architecture, **_card(pretrained_cfg), **args)
+    _refuse_another_network(tensors, plain, architecture, source)
+    tensors = _under_timms_names(tensors, plain, source)
+    args |= _channels_and_classes(tensors)
+    args |= _parts(tensors, plain, source, pooling_matters=pooling_matters)
+    args.pop("dynamic_img_size", None)  # what is served has one size
+    try:
+        shaped = blank(architecture, **_card(pretrained_cfg), **args)
+    except ModelError as error:
+        raise ModelError(f"{source} does not fit the architecture: {error}") from error
+    size, grid = _size_and_grid(tensors, shaped, source, grid, patch_stride)
+    usual = tuple(shaped.patch_embed.img_size)
+    return Fit(architecture, args, pretrained_cfg, tensors, grid, size, usual, source)
+
+
+def load_into(
+    vit: VisionTransformer, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool
+) -> None:
+    """Put weights into a network. Raises ModelError where one is missing, left over or of another shape."""
+    own = vit.state_dict()
+    if head_may_differ:
+        tensors = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not name.startswith(HEADS) or own.get(name, torch.empty(0)).shape == tensor.shape
+        }
+    for name, tensor in tensors.items():
+        if name in own and own[name].shape != tensor.shape:
+            raise ModelError(
+                f"{source} does not fit the architecture: {name} has the shape {list(tensor.shape)}, and "
+                f"{list(own[name].shape)} is wanted"
+            )
+    missing, left_over = vit.load_state_dict(tensors, strict=False)
+    if head_may_differ:
+        missing = [name for name in missing if not name.startswith(HEADS)]
+    if missing or left_over:
+        raise ModelError(
+            f"{source} does not fit the architecture: missing {missing[:3] or 'none'}, "
+            f"left over {left_over[:3] or 'none'}"
+        )
+
+
+def _card(pretrained_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {} if pretrained_cfg is None else {"pretrained_cfg": dict(pretrained_cfg)}
+
+
+def _refuse_another_network(
+    tensors: Mapping[str, Tensor], plain: VisionTransformer, architecture: str, source: str
+) -> None:
+    """What differs, in words, before anything is converted: timm would resample other patches without a
+    word."""
+    patches = tensors.get("patch_embed.proj.weight", tensors.get("visual.conv1.weight"))
+    if patches is None:
+        return
+    rows, columns = plain.patch_embed.patch_size
+    width, size = patches.shape[0] if patches.ndim else 0, (rows, columns)
+    if patches.ndim == 4:
+        size = (patches.shape[2], patches.shape[3])
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}) or len(plain.blocks)
+    differ = [
+        f"{what} {theirs} and not {ours}"
+        for what, theirs, ours in (
+            ("patches of", "{} x {}".format(*size), f"{rows} x {columns}"),
+            ("a width of", width, plain.embed_dim),
+            ("blocks:", depth, len(plain.blocks)),
+        )
+        if theirs != ours
+    ]
+    if len(differ) == 1 and differ[0].startswith("blocks:") and abs(depth - len(plain.blocks)) == 1:
+        return  # a block that is missing or left over is named by its tensors
+    if "dist_token" in tensors and not isinstance(plain, VisionTransformerDistilled):
+        differ.append("a distillation token (name an architecture such as deit_tiny_distilled_patch16_224)")
+    if not differ:
+        return
+    name = similar_name(architecture, width, size[0])
+    hint = f"; --architecture {name} may be the right one" if name else ""
+    raise ModelError(
+        f"{source} does not fit the architecture: its weights have {', '.join(differ)} "
+        f"as {architecture}{hint}"
+    )
+
+
+def _under_timms_names(
+    tensors: dict[str, Tensor], plain: VisionTransformer, source: str
+) -> dict[str, Tensor]:
+    """timm's own conversion, without its resampling of positions, which guesses the grid."""
+    positions, plain.pos_embed = plain.pos_embed, None
+    try:
+        converted: dict[str, Tensor] = checkpoint_filter_fn(dict(tensors), plain, adapt_layer_scale=True)
+    except Exception as error:
+        # timm converts before it compares, and stumbles over foreign shapes in ways of its own.
+        raise ModelError(f"{source} does not fit the architecture: {first_line(error)}") from error
+    finally:
+        plain.pos_embed = positions
+    return converted
+
+
+def _channels_and_classes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    args: dict[str, Any] = {}
+    patches, head = tensors.get("patch_embed.proj.weight"), tensors.get("head.weight")
+    if patches is not None and patches.ndim == 4:
+        args["in_chans"] = patches.shape[1]
+    if head is None:
+        args["num_classes"] = 0
+    elif head.ndim == 2:
+        args["num_classes"] = len(head)
+    return args
+
+
+def _parts(
+    tensors: Mapping[str, Tensor], plain: VisionTransformer, source: str, *, pooling_matters: bool
+) -> dict[str, Any]:
+    """What is there or not beside the blocks: the norm before or after the pooling, class and register
+    tokens, layer scale."""
+    args: dict[str, Any] = {}
+    own = plain.state_dict()
+    norms = {name for name in ("norm", "fc_norm") if f"{name}.weight" in tensors}
+    if norms == {"fc_norm"} and "fc_norm.weight" not in own:
+        args["global_pool"] = "avg"
+        log.warning(
+            "%s: its norm follows the pooling (fc_norm), so patches are averaged (global_pool=avg)", source
+        )
+    elif norms == {"norm"} and "norm.weight" not in own and pooling_matters:
+        raise ModelError(
+            f"{source} has norm.weight where the architecture has fc_norm.weight, so how it pools is not "
+            'known; say it in a config.json beside the file: {"architecture": ..., "global_pool": "token"}'
+        )
+    elif norms == {"norm"} and "norm.weight" not in own:
+        args["global_pool"] = "token" if "cls_token" in tensors else "avg"
+        args["fc_norm"] = False
+    registers = tensors.get("reg_token")
+    if registers is not None and registers.ndim == 3 and registers.shape[1] != plain.num_reg_tokens:
+        args["reg_tokens"] = registers.shape[1]
+        # Since there are registers, positions are of patches alone in timm's and DINOv2's networks.
+        args["no_embed_class"] = _positions(tensors) in _squares()
+    if "cls_token" not in tensors and "cls_token" in own and "blocks.0.norm1.weight" in tensors and norms:
+        args["class_token"] = False
+        args.setdefault("global_pool", "avg")
+        args["fc_norm"] = "fc_norm" in norms
+    if "blocks.0.ls1.gamma" in tensors and "blocks.0.ls1.gamma" not in own:
+        args["init_values"] = 1e-5
+    return args
+
+
+def _positions(tensors: Mapping[str, Tensor]) -> int:
+    positions = tensors.get("pos_embed")
+    return positions.shape[1] if positions is not None and positions.ndim == 3 else 0
+
+
+def _squares() -> frozenset[int]:
+    return frozenset(side * side for side in range(1, 200))
+
+
+def _size_and_grid(
+    tensors: Mapping[str, Tensor],
+    vit: VisionTransformer,
+    source: str,
+    grid: Size | None,
+    patch_stride: int | None,
+) -> tuple[Size, Size | None]:
+    """The image size that the position embedding was trained for, and its grid."""
+    usual: Size = tuple(vit.patch_embed.img_size)
+    positions = tensors.get("pos_embed")
+    if positions is None or vit.pos_embed is None:
+        return usual, None
+    if positions.ndim != 3:
+        raise ModelError(
+            f"{source} does not fit the architecture: pos_embed has the shape {list(positions.shape)}, and "
+            "[1, tokens, width] is wanted"
+        )
+    prefix = vit.pos_embed.shape[1] - math.prod(vit.patch_embed.grid_size)
+    patches = positions.shape[1] - prefix
+    rows, columns = vit.patch_embed.patch_size
+    if grid is not None and math.prod(grid) == patches:
+        return usual, grid
+    if patch_stride is not None and 1 <= patch_stride <= min(rows, columns):
+        strided = patch_grid(usual, (rows, columns), (patch_stride, patch_stride))
+        if math.prod(strided) == patches:
+            return usual, strided
+    own: Size = tuple(vit.patch_embed.grid_size)
+    if math.prod(own) == patches:
+        return usual, own
+    side = math.isqrt(max(patches, 0))
+    if patches < 1 or side * side != patches:
+        raise ModelError(_unknown_grid(source, patches, rows, columns))
+    return (side * rows, side * columns), (side, side)
+
+
+def _unknown_grid(source: str, patches: int, rows: int, columns: int) -> str:
+    pairs = [
+        (height, patches // height)
+        for height in range(max(1, math.isqrt(max(patches, 0)) // 3), math.isqrt(max(patches, 0)) + 1)
+        if patches % height == 0
+    ]
+    height, width = pairs[-1] if pairs else (14, 28)
+    may = ", ".join(f"{rows * a} x {columns * b}" for a, b in reversed(pairs)) or "none near"
+    return (
+        f"{source} does not fit the architecture: its position embedding has {patches} patches, which is no "
+        f"square; it may be of {may} pixels or turned. Say it in a config.json beside the file: "
+        f'{{"architecture": ..., "model_args": {{"img_size": [{rows * height}, {columns * width}]}}}}'
+    )

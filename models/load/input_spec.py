@@ -1,0 +1,84 @@
+"""What a network sees of a photograph, from timm's card of its weights, checked value by value."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from timm.data import resolve_model_data_config
+from timm.models.vision_transformer import VisionTransformer
+
+from models.load.errors import ModelError
+from models.transforms import Crop, InputSpec, Interpolation
+
+log = logging.getLogger(__name__)
+
+
+def input_spec_of(vit: VisionTransformer) -> InputSpec:
+    """timm's own preprocessing of a model. Raises ModelError for values that no preprocessing can have, and
+    for those that TrimViT does not know."""
+    try:
+        config = resolve_model_data_config(vit)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ModelError(f"timm cannot read the model's input configuration: {error}") from error
+    if config["crop_mode"] not in get_args(Crop):
+        raise ModelError(f"unknown crop mode {config['crop_mode']!r}; supported: center, squash")
+    if config["interpolation"] not in get_args(Interpolation):
+        raise ModelError(
+            f"unknown interpolation {config['interpolation']!r}; "
+            f"supported: {', '.join(get_args(Interpolation))}"
+        )
+    share = config["crop_pct"]
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ModelError(f"crop_pct must be above 0 and at most 1, for example 0.9; got {share!r}")
+    channels = channels_of(vit)
+    return InputSpec(
+        size=tuple(vit.patch_embed.img_size),
+        mean=_per_channel(config["mean"], "mean", channels),
+        std=_per_channel(config["std"], "std", channels),
+        interpolation=config["interpolation"],
+        crop=config["crop_mode"],
+        crop_share=float(share),
+        channels=channels,
+    )
+
+
+def channels_of(vit: VisionTransformer) -> Literal[1, 3]:
+    """Raises ModelError for a network that sees something else than colour or grey."""
+    channels = vit.patch_embed.proj.in_channels
+    if channels == 1:
+        return 1
+    if channels == 3:
+        return 3
+    raise ModelError(
+        f"the network reads {channels} channels; TrimViT reads photographs, of 3 channels (RGB) or 1 (grey)"
+    )
+
+
+def _per_channel(values: Any, what: str, channels: int) -> tuple[float, float, float]:
+    example = "[0.485, 0.456, 0.406]" if what == "mean" else "[0.229, 0.224, 0.225]"
+    if isinstance(values, int | float):
+        values = (values,)
+    if not (
+        isinstance(values, Sequence)
+        and len(values) in (1, 3)
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    ):
+        raise ModelError(f"{what} must be one number or three, for example {example}; got {values!r}")
+    numbers = [float(value) for value in values]
+    if any(number > 1 for number in numbers):
+        raise ModelError(
+            f"{what} is of pixel values from 0 to 1, for example {example}; got {values!r} (divide by 255)"
+        )
+    if what == "std" and min(numbers) <= 0:
+        raise ModelError(f"std must be above 0, for example {example}; got {values!r}")
+    if channels == 1 and len(set(numbers)) > 1:
+        grey = sum(numbers) / len(numbers)
+        log.warning(
+            "the network sees grey, but its %s is of three channels, %s; the average, %.4g, is used: "
+            'write the right one into a config.json beside the weights ("pretrained_cfg": {"%s": [0.5]})',
+            *(what, values, grey, what),
+        )
+        numbers = [grey]
+    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    return red, green, blue

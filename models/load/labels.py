@@ -1,0 +1,176 @@
+"""A file of labels -> the labels in class order: text with a label a line, or JSON as people have it."""
+
+import ast
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.load.errors import ModelError, first_line
+
+log = logging.getLogger(__name__)
+
+_MOST_BYTES = 32 << 20
+# Keys under which JSON files of other tools have labels: transformers, timm, data sets' descriptions.
+_KEYS = ("id2label", "label2id", "label_names", "labels", "class_names", "classes", "names", "class_to_idx")
+_BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The labels of a file, in class order.
+
+    Text has a label a line; blank lines at its end are ignored. JSON is a list, or a map from index to name
+    or from name to index. Labels that are not unique are logged. Raises ModelError for a file that cannot be
+    read as either, with what is wrong and where.
+    """
+    path = path.expanduser()
+    text = _decoded(path, read_bytes(path)).strip("\ufeff")
+    if text.lstrip().startswith(("[", "{")) or path.suffix.lower() == ".json":
+        labels = _of_json(text, path)
+    else:
+        labels = _of_lines(text, path)
+    if not labels:
+        raise ModelError(f"{path} has no labels; write one a line, in class order")
+    twice = [label for label, times in Counter(labels).items() if times > 1]
+    if twice:
+        log.warning("%s has labels more than once: %s", path, ", ".join(map(repr, twice[:5])))
+    return labels
+
+
+def of_collection(content: object, where: str) -> tuple[str, ...]:
+    """The labels in a list, or in a map from index to name or from name to index. Raises ModelError for
+    anything else; ``where`` names it."""
+    if isinstance(content, Mapping):
+        return _of_map(content, where)
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        for place, label in enumerate(content):
+            if not isinstance(label, str) or not label.strip():
+                raise ModelError(f"{where}: label {place} is {label!r}, and must be text that is not blank")
+        return tuple(label.strip() for label in content)
+    raise ModelError(
+        f'{where} is neither a list of labels nor a map, for example ["cat", "dog"], '
+        '{"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}'
+    )
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file. Raises ModelError where it cannot be read or is longer than any file of labels."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ModelError(f"{path} is {path.stat().st_size} bytes long, which no file of labels is")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no file of labels {str(path)!r}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise ModelError(f"the file of labels {path} cannot be read: {reason}") from error
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
+    if encoding is None and b"\0" in content:
+        # UTF-16 without a mark: of Latin text every other byte is 0.
+        zeros = [content[start::2].count(0) for start in (0, 1)]
+        if max(zeros) < len(content) / 5:
+            raise ModelError(f"{path} is not a text file of labels; write one a line, in UTF-8")
+        encoding = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+    try:
+        text = content.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        if encoding is not None:
+            raise ModelError(f"{path} is not readable as {encoding}: {first_line(error)}") from error
+        text = content.decode("cp1252", errors="replace")
+        log.warning(
+            "%s is not in UTF-8 and is read as Latin-1 (Windows-1252); if labels look wrong, convert it: "
+            "iconv -f ENCODING -t UTF-8",
+            path,
+        )
+    odd = next((sign for sign in text if ord(sign) < 32 and sign not in "\t\n\r\f"), None)
+    if odd is not None or "\ufffd" in text:
+        raise ModelError(f"{path} is not a text file of labels; write one a line, in UTF-8")
+    return text
+
+
+def _of_lines(text: str, path: Path) -> tuple[str, ...]:
+    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
+    while lines and not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise ModelError(
+                f"line {number} of {path} is blank, and a label is on each line in class order; "
+                "remove it or fill it in"
+            )
+    numbered = [re.fullmatch(r"(\d{1,9})\s*[:,;\t]\s*(.+)", line) for line in lines]
+    if len(lines) > 1 and all(numbered):
+        pairs = [(match[1], match[2]) for match in numbered if match]
+        if {int(number) for number, _ in pairs} == set(range(len(lines))):
+            return _of_map(dict(pairs), str(path))
+    return tuple(lines)
+
+
+def _of_json(text: str, path: Path) -> tuple[str, ...]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            # Python's own notation, as the often copied file of ImageNet's labels is in.
+            content = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            if path.suffix.lower() != ".json":
+                return _of_lines(text, path)
+            raise ModelError(f"{path} is not readable JSON: {first_line(error)}") from error
+    if isinstance(content, Mapping):
+        for key in _KEYS:
+            if isinstance(content.get(key), Mapping | Sequence) and not isinstance(content[key], str):
+                content = content[key]
+                break
+    return of_collection(content, str(path))
+
+
+def _of_map(content: Mapping[Any, Any], where: str) -> tuple[str, ...]:
+    if content and all(type(index) is int for index in content.values()):
+        pairs = [(index, name) for name, index in content.items()]
+    else:
+        pairs = [(_index(key, where), _name(value)) for key, value in content.items()]
+    names: dict[int, str] = {}
+    for index, name in pairs:
+        if not isinstance(name, str) or not name.strip():
+            raise ModelError(f"{where}: the label of index {index} is {name!r}, and must be text")
+        if index in names:
+            raise ModelError(f"{where} has two labels for index {index}: {names[index]!r} and {name!r}")
+        names[index] = name.strip()
+    missing = next((index for index in range(len(names)) if index not in names), None)
+    if missing is not None:
+        raise ModelError(
+            f"{where} has {len(names)} labels and none for index {missing}; indices run from 0 to "
+            f"{len(names) - 1}"
+        )
+    return tuple(names[index] for index in range(len(names)))
+
+
+def _index(key: object, where: str) -> int:
+    if isinstance(key, int):
+        return key
+    if isinstance(key, str) and re.fullmatch(r"\s*\d{1,9}\s*", key):
+        return int(key)
+    raise ModelError(
+        f"{where} has the key {key!r}, which is no index; map indices to names or names to indices, "
+        'for example {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}'
+    )
+
+
+def _name(value: object) -> object:
+    """The last of ["n01440764", "tench"], as ImageNet's class index has it."""
+    if isinstance(value, list | tuple) and value and all(isinstance(part, str) for part in value):
+        return value[-1]
+    return value

@@ -1,0 +1,51 @@
+"""State dicts of other libraries and of other forms of weights: known by their names, refused in words."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from models.load.errors import ModelError
+
+_NOT_YET = "is not read yet; TrimViT loads timm's layout, as timm.create_model(...).state_dict() has it"
+
+# A pattern that a name of the state dict contains -> what is said of it.
+_LAYOUTS: tuple[tuple[str, str], ...] = (
+    (
+        r"lora_[AB]\b|lora_embedding|\.base_layer\.|^base_model\.model\.|\.hada_|\.lokr_",
+        "holds a LoRA or PEFT adapter, not a network's weights; merge it first: "
+        "model = model.merge_and_unload(); torch.save(model.state_dict(), 'merged.pth')",
+    ),
+    (
+        r"_packed_params|\.SCB$|\.absmax$|\.quant_state|\.qweight$|\.weight_scale(_inv)?$|\.zero_points?$",
+        "holds quantised weights; save them in float32, float16 or bfloat16 from before quantisation "
+        "(--dtype int8 quantises here)",
+    ),
+    (
+        r"\.(weight|bias)_orig$|\.weight_mask$|\.parametrizations\.|\.weight_[gv]$",
+        "holds weights with torch's pruning or parametrisation around them; take it off before saving "
+        "(torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)",
+    ),
+    (
+        r"embeddings\.patch_embeddings?\.(projection\.)?weight$|embeddings\.patch_embedding\.weight$"
+        r"|encoder\.layers?\.\d+\.(attention\.attention|self_attn)\.",
+        f"is in the layout of Hugging Face transformers, which {_NOT_YET}",
+    ),
+    (
+        r"^(.+\.)?conv_proj\.weight$|encoder\.layers\.encoder_layer_\d+\.",
+        f"is in torchvision's layout, which {_NOT_YET}",
+    ),
+    (r"patch_embed\.projection\.weight$", f"is in the layout of MMPretrain, which {_NOT_YET}"),
+    (
+        r"^(optimizer|param_groups)\b|\.exp_avg(_sq)?$",
+        "holds the state of an optimizer, not a network's weights",
+    ),
+)
+
+
+def refuse_other_layouts(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ModelError for a layout that is known and not timm's; says nothing of unknown ones."""
+    for pattern, what in _LAYOUTS:
+        if any(re.search(pattern, name) for name in tensors):
+            raise ModelError(f"{path.name} {what}")

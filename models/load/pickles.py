@@ -1,0 +1,132 @@
+"""A file that `torch.save` wrote -> its content, without running code from it.
+
+Weights are read with torch's ``weights_only``. What else training scripts put beside them (configurations,
+paths, numpy's numbers, classes of their own) becomes a stand-in that holds nothing. Files that name functions
+which attacks use are refused.
+"""
+
+import argparse
+import collections
+import pickle
+import re
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+_MOST_CLASSES = 200
+
+# Of Python's own modules and builtins, those whose classes may be replaced by a stand-in.
+_HARMLESS_MODULES = frozenset(
+    {"abc", "argparse", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions"}
+    | {"functools", "logging", "numbers", "pathlib", "random", "re", "string", "time", "types", "typing"}
+    | {"uuid", "zoneinfo", "__main__"}
+)
+_HARMLESS_BUILTINS = frozenset(
+    {"bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "range", "slice", "str", "tuple"}
+)
+_OF_TORCH_REFUSED = ("torch.hub", "torch.load", "torch.jit", "torch.package", "torch.ops", "torch.classes")
+
+
+class UnsafePickleError(ValueError):
+    """A file that names something which no checkpoint needs."""
+
+
+class StandIn:
+    """In place of an object of a class that is not known here; it holds nothing and does nothing."""
+
+    def __new__(cls, *_arguments: object, **_named: object) -> Any:
+        """Take whatever the pickled class takes."""
+        return object.__new__(cls)
+
+    def __init__(self, *_arguments: object, **_named: object) -> None:
+        """Keep nothing of it."""
+
+    def __setstate__(self, state: object) -> None:
+        """Nor of its state."""
+
+
+class _MappingStandIn(StandIn):
+    """In place of a dictionary of some class."""
+
+    def __new__(cls, *_arguments: object, **_named: object) -> Any:
+        return collections.OrderedDict()
+
+
+class _ListStandIn(list[Any], StandIn):
+    """In place of a list of some class."""
+
+    def __new__(cls, *_arguments: object, **_named: object) -> Any:
+        return list.__new__(cls)
+
+
+# Known by their own names: what `state_dict.py` reads arguments of training scripts from.
+_KNOWN: dict[str, Any] = {
+    "argparse.Namespace": argparse.Namespace,
+    "types.SimpleNamespace": types.SimpleNamespace,
+    "collections.defaultdict": _MappingStandIn,
+}
+
+
+def load_pickle(path: Path) -> object:
+    """What the file holds. Raises UnsafePickleError for a file with calls that no checkpoint needs, and what
+    torch raises for one that it cannot read (pickle.UnpicklingError, EOFError, RuntimeError and others)."""
+    classes = dict(_KNOWN)
+    for name in _names_in(path):
+        _add_stand_in(classes, name)
+    for _ in range(_MOST_CLASSES):
+        try:
+            with safe_globals([(kind, name) for name, kind in classes.items()]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols: a refusal has better words
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if not _can_go_on(classes, str(error)):
+                raise
+    raise UnsafePickleError(f"it names more than {_MOST_CLASSES} classes")
+
+
+def _names_in(path: Path) -> list[str]:
+    """The names that torch does not know, where the format lists them all at once."""
+    try:
+        return get_unsafe_globals_in_checkpoint(path)
+    except Exception:
+        return []  # they are told one by one, then
+
+
+def _can_go_on(classes: dict[str, Any], error: str) -> bool:
+    """Whether another try can go further, with one stand-in more or one of a better kind."""
+    if found := re.search(r"Unsupported global: GLOBAL (\S+) was not an allowed", error):
+        name = found[1] if "." in found[1] else f"builtins.{found[1]}"  # torch leaves `builtins` out
+        if name in classes:
+            return False
+        _add_stand_in(classes, name)
+        return True
+    for pattern, kind in (
+        (r"Can only SETITEM.*got <class '(.+)'>", _MappingStandIn),
+        (r"Can only append.*got <class '(.+)'>", _ListStandIn),
+    ):
+        found = re.search(pattern, error)
+        if found and found[1] in classes:
+            classes[found[1]] = type("Kind", (kind,), {})
+            return True
+    return False
+
+
+def _add_stand_in(classes: dict[str, Any], name: str) -> None:
+    if name in classes:
+        return
+    module, _, rest = name.partition(".")
+    if module == "builtins":
+        harmless = rest in _HARMLESS_BUILTINS
+    elif module == "torch":
+        harmless = not name.startswith(_OF_TORCH_REFUSED)
+    else:
+        harmless = module in _HARMLESS_MODULES or module not in sys.stdlib_module_names
+    if not harmless:
+        raise UnsafePickleError(f"it calls {name}, which no checkpoint needs and which could run code")
+    qualified, _, last = name.rpartition(".")
+    classes[name] = type(last, (StandIn,), {"__module__": qualified})

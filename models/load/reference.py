@@ -1,0 +1,183 @@
+"""A model reference as people write it -> the path of a file or folder, or a name that timm knows.
+
+What exists as a path is a path. Otherwise it is a timm name, or a repository of the Hugging Face hub in any
+of the spellings that its pages show.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import timm
+from huggingface_hub import constants
+
+from models.load.errors import ModelError, first_line
+
+log = logging.getLogger(__name__)
+
+BUNDLED = "trimvit-small-imagenette"
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
+
+WEIGHT_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".pt", ".bin", ".ckpt")
+_OTHER_FILE_ENDINGS = (".json", ".npz", ".onnx", ".h5", ".tar", ".gz", ".zip", ".mar")
+_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def located(reference: str) -> Path | str:
+    """A path that exists, or a name for timm's `create_model`: timm's own, or ``hf-hub:owner/name``.
+
+    Raises ModelError for a path that does not exist, a name that timm does not know, and a URL of no hub.
+    """
+    text = reference.strip()
+    if not text:
+        raise ModelError(f"no model is named; pass a name or a path, for example {BUNDLED}")
+    if text == BUNDLED:
+        return WEIGHTS_FOLDER / f"{BUNDLED}.safetensors"
+    if text.startswith("file://"):
+        return existing(unquote(urlsplit(text).path))
+    if text.lower().startswith("local-dir:"):
+        return existing(text.partition(":")[2])
+    path = _path(text)
+    if _is_there(path):
+        return path if path.is_file() or not _means_timms(text, path) else text
+    if re.match(r"https?://", text) or text.split("/")[0] in _HUB_HOSTS:
+        return _of_url(text)
+    if text.startswith("hf://"):
+        return _of_hub(text.removeprefix("hf://"), reference)
+    if re.match(r"hf[-_]hub:", text, re.IGNORECASE):
+        return _of_hub(text.partition(":")[2], reference)
+    if _looks_like_a_path(text):
+        return existing(text)
+    if text.startswith("timm/") and timm.is_model(text.removeprefix("timm/").split(".")[0]):
+        return known(text.removeprefix("timm/"))
+    if _REPOSITORY.fullmatch(text):
+        return f"hf-hub:{text}"
+    return known(text)
+
+
+def existing(text: str) -> Path:
+    """The path of a file or folder. Raises ModelError where there is none, naming what is there."""
+    path = _path(text)
+    if _is_there(path):
+        return path
+    target = _link(path)
+    if target is not None:
+        raise ModelError(f"{text} is a link to {target}, which does not exist")
+    kind = "file" if text.endswith((*WEIGHT_ENDINGS, *_OTHER_FILE_ENDINGS)) else "file or folder"
+    near, hint = _near(path.name, _names_in(path.parent)), ""
+    if near:
+        hint = f" There is {', '.join(str(path.parent / name) for name in near)}."
+    elif not _is_there(path.parent):
+        hint = f" There is no folder {str(path.parent)!r} either."
+    shown = text if len(text) <= 200 else f"{text[:197]}..."
+    raise ModelError(f"there is no {kind} {shown!r}.{hint}")
+
+
+def known(name: str) -> str:
+    """A name that timm knows, with its tag. Raises ModelError for another, naming similar ones."""
+    stem, _, tag = name.partition(".")
+    if not timm.is_model(stem):
+        near = get_close_matches(stem.lower(), timm.list_models(), n=5) or timm.list_models(f"*{stem}*")[:5]
+        hint = f" Similar names: {', '.join(near)}." if near else ""
+        raise ModelError(f"timm knows no model {name!r}.{hint}")
+    if tag:
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            tags = [each.partition(".")[2] for each in timm.list_models(f"{stem}.*", pretrained=True)]
+            near = get_close_matches(tag, tags, n=3, cutoff=0.4) or tags[:3]
+            hint = f" Weights of it: {', '.join(f'{stem}.{each}' for each in near)}." if near else ""
+            raise ModelError(
+                f"the weights of {name} could not be loaded: timm knows no weights {tag!r} of {stem}.{hint}"
+            ) from error
+    return name
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~somebody who has no home here
+        return Path(text)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise ModelError(f"{path} cannot be read: permission denied") from error
+        return False  # longer than a path can be, or with a character that none has
+
+
+def _link(path: Path) -> Path | None:
+    try:
+        return path.readlink()
+    except (OSError, ValueError):
+        return None
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(each.name for each in folder.iterdir())
+    except (OSError, ValueError):
+        return []
+
+
+def _near(name: str, names: Iterable[str]) -> list[str]:
+    return get_close_matches(name, list(names), n=3)
+
+
+def _means_timms(text: str, folder: Path) -> bool:
+    """Whether a folder is only called as a model of timm's is: the model is meant then."""
+    if "/" in text or not timm.is_model(text.split(".")[0]):
+        return False
+    names = _names_in(folder)
+    if any(name.endswith(WEIGHT_ENDINGS) or name == "config.json" for name in names):
+        log.warning("the folder %s is loaded, not timm's model of this name, since it holds a model", text)
+        return False
+    log.warning("timm's model %s is loaded; the folder of this name (./%s) holds none", text, text)
+    return True
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return (
+        text.startswith(("/", "./", "../", "~", ".\\", "\\"))
+        or bool(re.match(r"[A-Za-z]:[\\/]", text))
+        or text.endswith((*WEIGHT_ENDINGS, *_OTHER_FILE_ENDINGS, "/"))
+        or text.count("/") > 1
+    )
+
+
+def _of_hub(repository: str, reference: str) -> str:
+    if re.match(r"https?://", repository):
+        return _of_url(repository)
+    if not _REPOSITORY.fullmatch(repository):
+        raise ModelError(
+            f"the weights of {reference} could not be loaded: a repository of the hub is OWNER/NAME, "
+            "for example hf-hub:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+        )
+    return f"hf-hub:{repository}"
+
+
+def _of_url(url: str) -> str:
+    """The hub's repository in a URL as its pages have them: of a model, a folder or a file."""
+    if "://" not in url:
+        url = f"https://{url}"
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ModelError(f"{url!r} is no URL: {first_line(error)}") from error
+    hosts = (*_HUB_HOSTS, urlsplit(constants.ENDPOINT).hostname)
+    match = re.match(r"/([\w.-]+)/([\w.-]+)(?:/(?:tree|blob|resolve)/([\w.-]+))?(?:/|$)", parts.path)
+    if parts.hostname not in hosts or match is None:
+        raise ModelError(
+            f"{url} is not a model's page on {constants.ENDPOINT}; download the file "
+            "(curl -fLO URL) and pass its path"
+        )
+    owner, name, revision = match.groups()
+    at = f"@{revision}" if revision not in (None, "main") else ""
+    return f"hf-hub:{owner}/{name}{at}"

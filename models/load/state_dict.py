@@ -1,0 +1,213 @@
+"""What a file holds -> the one state dict of a timm ViT in it, its wrappings and prefixes taken off.
+
+Training scripts nest the weights (under "state_dict", "model", "ema" and others) and wrap the network
+(DataParallel, torch.compile, Lightning, a class of their own), which puts prefixes before each name.
+"""
+
+import argparse
+import logging
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from models.load.errors import ModelError
+from models.load.files import whole_model
+from models.load.layouts import refuse_other_layouts
+from models.load.pickles import StandIn
+
+log = logging.getLogger(__name__)
+
+_ANCHOR = "patch_embed.proj.weight"
+_CLIP_ANCHOR = "class_embedding"  # of OpenAI's layout, which timm converts
+# Wrappers that stand anywhere in a name: torch.compile, FSDP, activation checkpointing.
+_INNER = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_AVERAGED = re.compile(r"(^|[._])(ema|averaged?)($|[._])", re.IGNORECASE)
+# Where the weights lie in files that hold several networks, the first of these that there is.
+_USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", "model_state", "weights", "")
+_DEEPEST = 5
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors in float32 under the names of a timm ViT (or of OpenAI's CLIP, from ``visual.`` on), and what
+    the file says of itself: a timm architecture and the arguments of timm's training script."""
+
+    tensors: dict[str, Tensor]
+    architecture: str | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def clips(self) -> bool:
+        """Whether it is in CLIP's own layout, whose last matrix is a projection and no classifier."""
+        return f"visual.{_CLIP_ANCHOR}" in self.tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A network's tensors in a file: under which keys (``place``) and which prefix, and what lies beside."""
+
+    place: str
+    prefix: str
+    tensors: dict[str, Tensor]
+    beside: dict[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        return ".".join(part for part in (self.place, self.prefix.rstrip(".")) if part) or "the top level"
+
+
+def find_weights(content: object, path: Path) -> Weights:
+    """The weights in what `read_file` gave. Raises ModelError where there are none, where there are several
+    and nothing says which, and for layouts and number formats that are not timm's."""
+    places = list(_state_dicts(content))
+    found = [each for place, tensors in places for each in _networks(place, tensors)]
+    if not found:
+        for _, tensors in places:
+            refuse_other_layouts(tensors, path)
+        raise _no_weights(content, places, path)
+    chosen = _chosen(found, path)
+    refuse_other_layouts(chosen.tensors, path)
+    tensors = {name: _in_float32(name, tensor, path) for name, tensor in _with_head(chosen, path).items()}
+    architecture, arguments = _said(content)
+    return Weights(tensors, architecture, arguments)
+
+
+def _state_dicts(content: object, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping from names to tensors, at any depth."""
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return
+    tensors = {
+        _INNER.sub("", name): value.detach()
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if tensors:
+        yield place, tensors
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping):
+            yield from _state_dicts(value, f"{place}.{key}" if place else key, depth + 1)
+
+
+def _networks(place: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
+    for anchor, layout in ((_ANCHOR, ""), (_CLIP_ANCHOR, "visual.")):
+        prefixes = {
+            name.removesuffix(anchor) for name in tensors if name == anchor or name.endswith(f".{anchor}")
+        }
+        for prefix in sorted(prefixes):
+            if layout and f"{prefix}conv1.weight" not in tensors:
+                continue
+            inside = {name: each for name, each in tensors.items() if name.startswith(prefix)}
+            yield _Found(
+                place,
+                prefix,
+                {layout + name.removeprefix(prefix): each for name, each in inside.items()},
+                {name: each for name, each in tensors.items() if name not in inside},
+            )
+
+
+def _chosen(found: list[_Found], path: Path) -> _Found:
+    """The averaged network (EMA) where there is one, as timm takes it; else the usual one."""
+    averaged = [each for each in found if _AVERAGED.search(each.name)]
+    candidates = averaged or found
+    if len(candidates) > 1:
+        usual = next(
+            (place for place in _USUAL if any(each.place == place for each in candidates)),
+            candidates[0].place,
+        )
+        candidates = [each for each in candidates if each.place == usual]
+    if len(candidates) != 1:
+        names = ", ".join(each.name for each in found)
+        raise ModelError(
+            f"{path.name} holds several networks ({names}) and TrimViT serves one: save it alone, "
+            "for example torch.save(model.backbone.state_dict(), 'weights.pth')"
+        )
+    (chosen,) = candidates
+    if len(found) > 1:
+        others = ", ".join(each.name for each in found if each is not chosen)
+        log.warning("%s: the weights of %s are loaded; it also holds %s", path.name, chosen.name, others)
+    return chosen
+
+
+def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
+    """With the classifier beside a backbone that has none, where it is all that there is beside it."""
+    tensors = found.tensors
+    if "head.weight" in tensors or _ANCHOR not in tensors or not found.beside:
+        return tensors
+    width = len(tensors[_ANCHOR])
+    linears = [
+        name.removesuffix(".weight")
+        for name, weight in found.beside.items()
+        if name.endswith(".weight") and weight.ndim == 2 and weight.shape[1] == width
+    ]
+    names = {f"{linears[0]}.weight", f"{linears[0]}.bias"} if len(linears) == 1 else set()
+    if not names or names != set(found.beside):
+        log.warning("%s: passed over beside the network: %s", path.name, ", ".join(list(found.beside)[:5]))
+        return tensors
+    log.warning("%s: %s, beside the backbone %s, is taken for its head", path.name, linears[0], found.name)
+    head = {f"head.{name.rpartition('.')[2]}": found.beside[name] for name in names}
+    return tensors | head
+
+
+def _in_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
+    if tensor.is_meta or tensor.is_sparse:
+        raise ModelError(f"{path.name} holds no values for {name}; save the weights from a loaded model")
+    if tensor.dtype not in _FLOATS or tensor.is_quantized:
+        raise ModelError(
+            f"{path.name} holds quantised weights ({name} is {str(tensor.dtype).removeprefix('torch.')}); "
+            "save them in float32, float16 or bfloat16 from before quantisation (--dtype int8 quantises here)"
+        )
+    if tensor.numel() == 0:
+        raise ModelError(
+            f"{path.name} holds empty tensors, as a shard of DeepSpeed ZeRO-3 does; gather them first: "
+            "python zero_to_fp32.py CHECKPOINT_FOLDER weights.pth"
+        )
+    numbers = tensor.float()
+    finite = torch.isfinite(numbers)
+    if not finite.all():
+        what = "NaN" if numbers.isnan().any() else "infinite"
+        raise ModelError(
+            f"{path.name} is not served: {name} has {int((~finite).sum())} of {numbers.numel()} values that "
+            f"are {what}; the training has diverged or the file is damaged, so take an earlier checkpoint"
+        )
+    return numbers
+
+
+def _said(content: object) -> tuple[str | None, Mapping[str, object]]:
+    """What timm's training script writes beside the weights."""
+    architecture = content.get("arch") if isinstance(content, Mapping) else None
+    if not isinstance(architecture, str) or not timm.is_model(architecture.split(".")[0]):
+        return None, {}
+    assert isinstance(content, Mapping)
+    arguments = content.get("args")
+    if isinstance(arguments, argparse.Namespace | types.SimpleNamespace):
+        arguments = vars(arguments)
+    return architecture, arguments if isinstance(arguments, Mapping) else {}
+
+
+def _no_weights(content: object, places: list[tuple[str, dict[str, Tensor]]], path: Path) -> ModelError:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if isinstance(value, StandIn) and key in (*_USUAL, "ema", "model_ema"):
+                return whole_model(path, value, key)
+    if places:
+        names = [name for _, tensors in places for name in tensors][:3]
+        return ModelError(
+            f"{path.name} does not fit the architecture: it holds no timm ViT, missing "
+            f"['patch_embed.proj.weight'] among tensors such as {', '.join(names)}"
+        )
+    if isinstance(content, Mapping) and content and all(isinstance(key, str) for key in content):
+        what = f"it holds {', '.join(list(content)[:5])} and no tensors"
+    elif isinstance(content, Mapping) and not content:
+        what = "it holds nothing, so cls_token, pos_embed and patch_embed.proj.weight are missing"
+    else:
+        what = f"it holds a {type(content).__name__}, not tensors by name"
+    return ModelError(
+        f"{path} is not a readable checkpoint: {what}; write torch.save(model.state_dict(), 'weights.pth')"
+    )

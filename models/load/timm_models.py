@@ -1,0 +1,119 @@
+"""timm's models by name, with weights from the Hugging Face hub or its local cache, and without weights."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import constants, get_session
+from timm.models import get_arch_pretrained_cfgs
+from timm.models.vision_transformer import VisionTransformer
+
+from models.load.errors import ModelError, first_line
+from models.load.reference import known
+from models.patch_embed import set_patch_stride
+from models.pruned_vit import UnsupportedModelError
+
+log = logging.getLogger(__name__)
+
+_HUB_ANSWERS_S = 10.0
+FEATURES_ONLY = (
+    "answers with features, not with classes: {why}; features are not served yet, so fine-tune it first "
+    "(trimvit train)"
+)
+
+
+def create_timm(
+    name: str, *, pretrained: bool, patch_stride: int | None = None, **model_args: Any
+) -> VisionTransformer:
+    """A network by timm's name, or ``hf-hub:owner/name``. Raises ModelError where timm cannot build it or
+    its weights cannot be had, UnsupportedModelError for a class that cannot be pruned."""
+    on_hub = name.startswith("hf-hub:")
+    if not on_hub:
+        known(name)
+    try:
+        with _offline_unless_the_hub_answers() if pretrained else nullcontext():
+            model = timm.create_model(name, pretrained=pretrained, **model_args)
+    except Exception as error:
+        # Of files on the hub, and of arguments in a file, anything can be wrong.
+        if not pretrained:
+            raise ModelError(f"timm cannot build {name}: {first_line(error)}") from error
+        if isinstance(error, KeyError) and "architecture" in str(error):
+            raise ModelError(
+                f"the weights of {name} could not be loaded: its config.json names no timm architecture, so "
+                "it is of another library (transformers, for example), which is not read yet"
+            ) from error
+        raise ModelError(
+            f"the weights of {name} could not be loaded: {first_line(error)} "
+            "Where the hub cannot be reached, copy the checkpoint here and pass its path: "
+            "--model /path/to/model.safetensors "
+            f"--architecture {'NAME_OF_ITS_TIMM_ARCHITECTURE' if on_hub else name}"
+        ) from error
+    if not isinstance(model, VisionTransformer):
+        raise UnsupportedModelError(f"its class is {type(model).__name__}")
+    if model.dynamic_img_size and not model.patch_embed.dynamic_img_pad:
+        # Of images of its own size it computes the same with a fixed one, and that can be pruned.
+        fixed = {**model_args, "dynamic_img_size": False}
+        return create_timm(name, pretrained=pretrained, patch_stride=patch_stride, **fixed)
+    if patch_stride is not None:
+        set_patch_stride(model, patch_stride)
+    return model
+
+
+def blank(name: str, **model_args: Any) -> VisionTransformer:
+    """A network without values (on PyTorch's meta device), to see its shapes. Raises as `create_timm`."""
+    with torch.device("meta"):
+        return create_timm(name, pretrained=False, **model_args)
+
+
+def is_projection(architecture: str, classes: int) -> bool:
+    """Whether a head of this width is what timm's CLIP towers of an architecture have for one: a projection
+    into the space that image and text share, which is no classifier."""
+    if "_clip_" not in architecture:
+        return False
+    if "." in architecture:
+        return "_ft_" not in architecture and _width(architecture) == classes
+    cards = get_arch_pretrained_cfgs(architecture)
+    return any("_ft_" not in name and card.num_classes == classes for name, card in cards.items())
+
+
+def _width(name: str) -> int | None:
+    card = timm.get_pretrained_cfg(name)
+    return None if card is None else int(card.num_classes)
+
+
+def similar_name(architecture: str, width: int, patch: int) -> str | None:
+    """The name as it would be with this width and patch size, where timm has such a model."""
+    stem = architecture.partition(".")[0]
+    sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+    if width in sizes:
+        stem = re.sub("tiny|small|base|large|huge", sizes[width], stem)
+    stem = re.sub(r"patch\d+", f"patch{patch}", stem)
+    if stem == architecture.partition(".")[0]:
+        return None
+    if timm.is_model(stem):
+        return stem
+    near = [name for name in timm.list_models(f"{stem.rpartition('_')[0]}_*") if "clip" not in name]
+    return near[0] if near else None
+
+
+@contextmanager
+def _offline_unless_the_hub_answers() -> Iterator[None]:
+    """The local cache alone where the hub does not answer: its own client would try for a minute, and even
+    where all that is wanted is in the cache."""
+    if constants.HF_HUB_OFFLINE:
+        yield
+        return
+    try:
+        # Its session knows the endpoint and the proxies. Any answer will do; errors differ between versions.
+        get_session().head(constants.ENDPOINT, timeout=_HUB_ANSWERS_S)
+    except Exception as error:
+        log.warning("%s does not answer (%s); looking in the local cache alone", constants.ENDPOINT, error)
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
