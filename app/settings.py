@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     model: str = Field(
         BUNDLED_MODEL,
         description="Bundled name, timm name (weights from the hub), hf-hub:OWNER/NAME, or the path of a "
-        "file or folder of weights. The bundled model knows ten classes; deit_small_patch16_224.fb_in1k knows "
-        "a thousand.",
+        "file or folder of weights. The bundled model knows ten classes; deit_small_patch16_224.fb_in1k "
+        "knows a thousand.",
     )
     architecture: str | None = Field(
         None, description="timm architecture of weights that do not name their own."

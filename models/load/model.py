@@ -123,7 +123,7 @@ def _loaded(
     named = labels or network.labels or (card.labels if card else None)
     sure = "." in network.architecture  # timm's own weights, by their tag
     if card is None and (sure or not named) and is_projection(network.architecture, vit.num_classes):
-        why = f"its head of {vit.num_classes} is CLIP's projection"
+        why = f"its head of {vit.num_classes} is a projection of CLIP"
         hint = "" if sure else " (if they are classes, name them with --labels)"
         raise ModelError(f"{name} {FEATURES_ONLY.format(why=why)}{hint}")
     _refuse_no_numbers(vit, name)

@@ -29,7 +29,14 @@ _HARMLESS_MODULES = frozenset(
 _HARMLESS_BUILTINS = frozenset(
     {"bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "range", "slice", "str", "tuple"}
 )
-_OF_TORCH_REFUSED = ("torch.hub", "torch.load", "torch.jit", "torch.package", "torch.ops", "torch.classes")
+# Pickles of protocol 2 name modules as Python 2 did.
+_OF_PYTHON_2 = frozenset(
+    {"commands", "popen2", "imp", "thread", "cPickle", "httplib", "urllib2", "SocketServer"}
+)
+_OF_TORCH_REFUSED = (
+    *("torch.hub", "torch.load", "torch.serialization", "torch.jit", "torch.package"),
+    *("torch.ops", "torch.classes", "torch.utils.cpp_extension", "torch.multiprocessing"),
+)
 
 
 class UnsafePickleError(ValueError):
@@ -125,7 +132,8 @@ def _add_stand_in(classes: dict[str, Any], name: str) -> None:
     elif module == "torch":
         harmless = not name.startswith(_OF_TORCH_REFUSED)
     else:
-        harmless = module in _HARMLESS_MODULES or module not in sys.stdlib_module_names
+        of_python = module in sys.stdlib_module_names or module in _OF_PYTHON_2
+        harmless = module in _HARMLESS_MODULES or not of_python
     if not harmless:
         raise UnsafePickleError(f"it calls {name}, which no checkpoint needs and which could run code")
     qualified, _, last = name.rpartition(".")

@@ -202,7 +202,7 @@ def test_a_picture_needs_an_ending_that_is_one(
     [
         (["--model", "no_such_model"], "timm knows no model 'no_such_model'"),
         (["--model", "gone.safetensors"], "there is no file 'gone.safetensors'"),
-        (["--labels", "gone.txt"], "gone.txt: No such file or directory"),
+        (["--labels", "gone.txt"], "there is no file of labels 'gone.txt'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

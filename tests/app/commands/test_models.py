@@ -79,4 +79,4 @@ def test_no_model_and_no_file_exit_with_1(trimvit: Trimvit, tmp_path: Path) -> N
     )
     code, out, err = trimvit("models", tmp_path / "gone.safetensors")
     assert (code, out) == (1, "")
-    assert "is not a readable checkpoint" in err
+    assert "there is no file" in err
