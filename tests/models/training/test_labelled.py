@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from models.load import Card
 from models.schedule import Stages
 from models.training.classes import ClassesError
 from models.training.folders import FolderError
 from models.training.labelled import samples_for
 from models.transforms import InputSpec
-from models.zoo import Card
 
 
 def card(*labels: str, folders: tuple[str, ...] | None = None) -> Card:
