@@ -19,6 +19,12 @@ _LEFT_BEHIND = {
     *("__macosx", "icon\r"),  # macOS
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@__thumb", "@recently-snapshot"),  # network storage
 }
+# Cameras' raw files. Many are TIFFs whose first picture is a small preview.
+RAW_ENDINGS = frozenset(
+    f".{ending}"
+    for family in ("dng cr2 cr3 nef nrw arw srf sr2 orf rw2 raf", "pef srw x3f 3fr iiq rwl")
+    for ending in family.split()
+)
 # Images of formats that are not decoded: they are tried, so that the answer names their format.
 _OTHER_ENDINGS = frozenset(
     f".{ending}"
@@ -26,7 +32,6 @@ _OTHER_ENDINGS = frozenset(
         "heic heif hif avif avifs",
         "jp2 jpf jpx j2k j2c jpc jxl jxr wdp hdp",
         "psd psb tga pcx ico cur icns svg ppm pgm pbm pnm xbm xpm exr hdr dds qoi eps",
-        "dng cr2 cr3 nef nrw arw srf sr2 orf rw2 raf pef srw x3f 3fr iiq rwl",  # cameras' raw files
     )
     for ending in family.split()
 )
@@ -76,7 +81,7 @@ def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = T
     circle; a link to one of the folders ``within`` which this one lies is passed over as well. An image is
     what ends or begins as one does. Raises OSError where the folder itself cannot be read.
     """
-    endings = decoded_endings() | _OTHER_ENDINGS
+    endings = decoded_endings() | _OTHER_ENDINGS | RAW_ENDINGS
     seen = {_identity(parent) for parent in within}
     images: list[Path] = []
     passed_over: list[PassedOver] = []

@@ -2,20 +2,23 @@
 
 import errno
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from models.formats import FORMATS
+from models.image_files import RAW_ENDINGS
 from models.names import shown
 from models.transforms import InputSpec, photograph, to_pixels
 
 # Training images are the user's own; whoever serves them decides what is too large there.
 Image.MAX_IMAGE_PIXELS = None
+_LONGEST_TEXT = 2**28  # bytes
 # What says nothing about the file: no image could be read now.
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -29,6 +32,17 @@ class Broken:
 
     def __str__(self) -> str:
         return f"{shown(self.path)}: {self.why}"
+
+
+@contextmanager
+def _text_of_any_length() -> Iterator[None]:
+    """A PNG that was edited may have long notes in it; they are no reason to leave it out."""
+    before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = _LONGEST_TEXT, _LONGEST_TEXT
+    try:
+        yield
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
 
 
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -51,10 +65,12 @@ def _read(path: Path, use: Callable[[Image.Image], Pixels]) -> Pixels | Broken:
         if error.errno in _OF_THE_MACHINE:
             raise
         return Broken(path, error.strerror or str(error))
+    if path.suffix.lower() in RAW_ENDINGS:
+        return Broken(path, "it is a camera's raw file; convert it to JPEG or PNG")
     if not data:
         return Broken(path, "it is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _text_of_any_length(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return use(image)
     except UnidentifiedImageError:
         return Broken(path, f"it is not an image in a known format ({', '.join(FORMATS)})")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from app.errors import Problem
 from app.images import ImageLimits, decode
@@ -104,3 +104,19 @@ def test_an_error_of_the_machine_is_no_broken_image(tmp_path: Path) -> None:
             pixels(tmp_path / "a.png", SPEC)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_long_notes_in_a_png_are_no_reason_to_leave_it_out(tmp_path: Path) -> None:
+    """Edited photographs have megabytes of them."""
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "edited.png", pnginfo=notes)
+    assert not isinstance(pixels(tmp_path / "edited.png", SPEC), Broken)
+
+
+def test_a_raw_file_is_not_trained_on_by_its_preview(tmp_path: Path) -> None:
+    """Many are TIFFs, of which Pillow would read a picture of 160 pixels."""
+    Image.new("RGB", (160, 120)).save(tmp_path / "a.NEF", "TIFF")
+    read = pixels(tmp_path / "a.NEF", SPEC)
+    assert isinstance(read, Broken)
+    assert read.why == "it is a camera's raw file; convert it to JPEG or PNG"
