@@ -12,6 +12,7 @@ from functools import partial
 
 from app.background import kept_thread
 
+_M_MMAP_THRESHOLD, _MAPPED_FROM = -3, 2**20  # malloc.h
 _EVERY_S = 10.0
 _SOMETHING_S = 0.1  # of CPU time: who did less has freed little
 
@@ -27,6 +28,14 @@ def give_back_freed_memory(every_s: float = _EVERY_S) -> None:
     if trim is not None:
         trim.argtypes = [ctypes.c_size_t]
         kept_thread(partial(_keep_giving, trim, every_s), "heap")
+
+
+def map_large_memory() -> None:
+    """Let memory from a mebibyte on be mapped by itself, so that a body grows without a copy and is given
+    back when it is freed. glibc would raise the bound with every large piece that is freed, to 32 MiB."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
 
 
 def _keep_giving(trim: Callable[[int], int], every_s: float) -> None:

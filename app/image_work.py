@@ -17,7 +17,6 @@ _T = TypeVar("_T")
 
 # They compete with the engine for the cores; one caller gets at most two (app.turns).
 _THREADS = 3
-_PILLOWS_BYTES_PER_PIXEL = 4
 
 
 class ImageWork:
@@ -44,13 +43,13 @@ class ImageWork:
         pixels: UInt8[np.ndarray, "rows columns 3"],
         spec: InputSpec,
         caller: str,
-        holding: Callable[[int], AbstractContextManager[None]],
+        alone: Callable[[], AbstractContextManager[None]],
     ) -> ModelInput:
-        """Raises what `app.images.resized` raises. Around it, ``holding`` counts the bytes of a copy."""
-        rows, columns, _ = pixels.shape
+        """Raises what `app.images.resized` raises. It is done within ``alone``, for it takes a copy of
+        the pixels."""
 
         def counted() -> ModelInput:
-            with holding(_PILLOWS_BYTES_PER_PIXEL * rows * columns):
+            with alone():
                 return resized(pixels, spec, self._limits)
 
         return await self._others.run(caller, counted)

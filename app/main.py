@@ -23,6 +23,7 @@ from app.http.hosts import AnswerHosts, Hosts, answered_hosts
 from app.http.hugging_face import hugging_face_router
 from app.http.inflate import Inflated
 from app.http.kserve_v1 import kserve_v1_router
+from app.http.memory import most_held
 from app.http.methods import HeadAsGet
 from app.http.middleware import REQUEST_ID, Observe
 from app.http.models import models_router
@@ -103,7 +104,7 @@ def create_app(
         Bounded,
         traffic=traffic,
         body_timeout_s=settings.body_timeout_s,
-        most_body_bytes=settings.max_bodies_bytes,
+        most_body_bytes=most_held(settings.max_bodies_bytes, settings.max_body_bytes),
     )
     # The last one added is the outermost.
     app.add_middleware(RefuseOtherSites, origins=settings.cors_origins or ())

@@ -77,7 +77,7 @@ async def read_content(
         views = len(own) < len(data_of(content))
         return sum(map(len, own)) + (len(body) if views else 0)
 
-    return await share.run_if_large(len(body), 0, lambda: read(body, share.take), kept)
+    return await share.run_if_large(len(body), lambda: read(body, share.take), kept)
 
 
 async def read_body(request: Request, limits: BodyLimits) -> bytearray:
@@ -108,6 +108,10 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
             f"the deadline of {deadline_s:g} s passed while the body came, of which {len(body)} bytes are "
             "here; where more time is wanted, say so by deadline_ms in the query"
         ) from None
+    except BaseException:
+        body.clear()  # now, and not when nothing refers to this frame any more
+        share_of(request.scope).keep(0)
+        raise
     return body
 
 

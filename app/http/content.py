@@ -20,7 +20,7 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.http.base64_images import from_base64, look_of
-from app.http.documents import LongText, read_document
+from app.http.documents import read_document
 from app.http.forms import Part, read_form
 from app.http.options import merged
 from app.http.schemas import ImageOptions
@@ -101,15 +101,15 @@ def form_of(body: Body, kind: str, allowed: str) -> Form:
 
 def images_in(body: Body, content_type: str, limits: BodyLimits, common: dict[str, Any], hold: Hold) -> Pairs:
     """The images of a body with what is asked of each, ``common`` options below all others. ``hold`` is told
-    of memory before it is taken. Raises UnreadableRequest, TooLarge, UnsupportedMediaType, InvalidValue or
-    UndecodableImage."""
+    of memory that is taken beside the body's, and stays. Raises UnreadableRequest, TooLarge,
+    UnsupportedMediaType, InvalidValue or UndecodableImage."""
     kind = kind_of(content_type)
     allowed = f"image/*, {RAW}, {MULTIPART} and {JSON}"
     match form_of(body, kind, allowed):
         case "image":
-            return [(raw_image(body, kind, allowed, hold), common)]
+            return [(raw_image(body, kind, allowed), common)]
         case "json":
-            return _from_json(body, limits, common, hold)
+            return _from_json(body, limits, common)
         case "form":
             parts = read_form(body, content_type, limits.images + _PARTS_BESIDE_IMAGES, hold)
             return _from_parts(parts, limits, common, hold)
@@ -117,7 +117,7 @@ def images_in(body: Body, content_type: str, limits: BodyLimits, common: dict[st
             return _from_parts(_fields(body, limits), limits, common, hold)
 
 
-def raw_image(body: Body, kind: str, allowed: str, hold: Hold) -> Data:
+def raw_image(body: Body, kind: str, allowed: str) -> Data:
     """The one image of a body that is nothing else: its bytes, or what they are in base64. What is neither is
     left to the decoder, unless it is seen what it is."""
     if begins_as_image(body):
@@ -129,7 +129,6 @@ def raw_image(body: Body, kind: str, allowed: str, hold: Hold) -> Data:
         and beginning.isascii()
         and beginning.replace(b"\n", b"").replace(b"\r", b"").decode().isprintable()
     ):
-        hold(len(body) * 3 // 4)
         try:
             data = from_base64(memoryview(body), None, "the body")
         except Problem:
@@ -167,14 +166,7 @@ def parse_json(text: Body, what: str, limits: BodyLimits) -> Any:
     return read_document(text, what, _JSON_BYTES_PER_IMAGE * images, _VALUES_PER_IMAGE * images, hint)
 
 
-def image_in_base64(text: object, index: int | None, name: str, hold: Hold) -> bytearray:
-    """As `from_base64`; ``hold`` is told before memory is taken."""
-    if isinstance(text, LongText):
-        hold(len(text.view) * 3 // 4)
-    return from_base64(text, index, name)
-
-
-def _from_json(body: Body, limits: BodyLimits, common: dict[str, Any], hold: Hold) -> Pairs:
+def _from_json(body: Body, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
     document = parse_json(body, "the body", limits)
     if not isinstance(document, dict):
         raise UnreadableRequest("the JSON body must be an object with 'image' or 'images'")
@@ -190,7 +182,7 @@ def _from_json(body: Body, limits: BodyLimits, common: dict[str, Any], hold: Hol
     pairs: Pairs = []
     for index, item in enumerate(images):
         own = dict(item)
-        data = image_in_base64(own.pop("image", None), index, "image", hold)
+        data = from_base64(own.pop("image", None), index)
         pairs.append((data, merged(common, document, own)))
     return pairs
 

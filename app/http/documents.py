@@ -16,6 +16,7 @@ from app.errors import TooLarge, UnreadableRequest
 from app.wrong_values import short
 
 _CHECKED = 2**20  # bytes of JSON in which no name may come twice
+_MOST_ESCAPES = 4096  # quotes with a backslash in one string, and backslashes before a quote
 _LONG = 8192  # bytes of a string; an id may have 1,024 characters
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Encodings of JSON by RFC 4627 and their marks; those of four bytes begin like those of two.
@@ -108,15 +109,20 @@ def _without_long_texts(text: memoryview, most_bytes: int) -> tuple[bytes | None
 
 
 def _closing(text: bytes | bytearray, place: int) -> int:
-    """Where the string that begins here ends: a quote with no backslash before it, or an even number."""
-    while (quote := text.find(b'"', place)) >= 0:
-        backslashes = 0
-        while text[quote - 1 - backslashes] == 0x5C and backslashes < quote - place:
-            backslashes += 1
+    """Where the string that begins here ends: a quote with no backslash before it, or an even number.
+    Raises UnreadableRequest where that would take long to find out."""
+    for _ in range(_MOST_ESCAPES):
+        quote = text.find(b'"', place)
+        if quote < 0:
+            return len(text)
+        begin = max(place, quote - _MOST_ESCAPES)
+        backslashes = quote - begin - len(text[begin:quote].rstrip(b"\\"))
+        if backslashes == _MOST_ESCAPES:
+            break
         if backslashes % 2 == 0:
             return quote
         place = quote + 1
-    return len(text)
+    raise UnreadableRequest("a string of the JSON has too many backslashes to be base64 or an option")
 
 
 def _filled_in(value: Any, views: dict[str, LongText]) -> Any:

@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field
 from app.engine.messages import ModelInfo
 from app.errors import InvalidValue, Problem, UnreadableRequest, UnsupportedMediaType
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
+from app.http.base64_images import from_base64
 from app.http.body import EncodedImage, read_content
 from app.http.classify import PROBLEMS, AnsweredImage, Classification, timings_ms
-from app.http.content import JSON, RAW, BodyLimits, form_of, image_in_base64, kind_of, parse_json, raw_image
+from app.http.content import JSON, RAW, BodyLimits, form_of, kind_of, parse_json, raw_image
 from app.http.open_inference import check_name, errors
 from app.http.options import merged, options_of, single_values
 from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, ImageOptions, option_schemas
@@ -119,18 +120,18 @@ async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Fun
     query = single_values(request.query_params.multi_items())
     allowed = f"image/*, {RAW} and {JSON}"
 
-    def read(body: bytearray, hold: Callable[[int], None]) -> tuple[Data, dict[str, Any]]:
+    def read(body: bytearray, _: Callable[[int], None]) -> tuple[Data, dict[str, Any]]:
         form = form_of(body, kind, allowed)
         if form == "form":
             raise UnsupportedMediaType(
                 f"the Content-Type is {kind!r}; allowed are {allowed} (/v1/classify takes forms)"
             )
         if form != "json":
-            return raw_image(body, kind, allowed, hold), query
+            return raw_image(body, kind, allowed), query
         document = parse_json(body, "the body", limits)
         if not isinstance(document, dict):
             raise UnreadableRequest("the JSON body must be an object with 'inputs'")
-        data = image_in_base64(document.get("inputs"), None, "inputs", hold)
+        data = from_base64(document.get("inputs"), None, "inputs")
         parameters = document.get("parameters")
         if not isinstance(parameters, dict | None):
             raise InvalidValue("'parameters' must be an object")

@@ -76,7 +76,7 @@ class DecodedImage:
 
     async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
         """What the model sees of it. Raises what `app.images.resized` raises."""
-        return await work.resize(self.pixels, spec, caller, self.share.holding)
+        return await work.resize(self.pixels, spec, caller, self.share.alone)
 
 
 @dataclass(frozen=True, slots=True)

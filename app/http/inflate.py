@@ -97,7 +97,7 @@ class _InflatedBody:
         async for data in source:
             stage.feed(data)
             while stage.has_more:
-                if piece := await self._share.run(0, stage.inflate):
+                if piece := await self._share.run(stage.inflate):
                     yield piece
         stage.check_end()
 

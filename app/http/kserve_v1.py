@@ -12,9 +12,10 @@ from starlette.convertors import register_url_convertor
 
 from app.errors import InvalidValue, TooLarge, UnreadableRequest
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
+from app.http.base64_images import from_base64
 from app.http.body import EncodedImage, read_content
 from app.http.classify import PROBLEMS, Classification, results_of, timings_ms
-from app.http.content import JSON, BodyLimits, Hold, image_in_base64, parse_json
+from app.http.content import JSON, BodyLimits, Hold, parse_json
 from app.http.documents import LongText
 from app.http.health import Health
 from app.http.open_inference import ModelNameConvertor, check_name, errors, ready_model
@@ -145,15 +146,13 @@ async def _read(request: Request, limits: BodyLimits) -> list[EncodedImage]:
     """The images, each with its options: its own go before the parameters, and those before the query's."""
     query = single_values(request.query_params.multi_items())
 
-    def read(body: bytearray, hold: Hold) -> list[EncodedImage]:
-        return _images_in(body, limits, query, hold)
+    def read(body: bytearray, _: Hold) -> list[EncodedImage]:
+        return _images_in(body, limits, query)
 
     return await read_content(request, limits, read, lambda images: [image.data for image in images])
 
 
-def _images_in(
-    body: bytearray, limits: BodyLimits, query: Mapping[str, Any], hold: Hold
-) -> list[EncodedImage]:
+def _images_in(body: bytearray, limits: BodyLimits, query: Mapping[str, Any]) -> list[EncodedImage]:
     try:
         document = parse_json(body, "the body", limits)
     except TooLarge as error:
@@ -173,14 +172,13 @@ def _images_in(
     if len(instances) > limits.images:
         raise TooLarge(f"the request has {len(instances)} images; at most {limits.images} are allowed")
     return [
-        _image(instance, index, merged(query, parameters or {}), hold)
-        for index, instance in enumerate(instances)
+        _image(instance, index, merged(query, parameters or {})) for index, instance in enumerate(instances)
     ]
 
 
-def _image(instance: object, index: int, common: Mapping[str, Any], hold: Hold) -> EncodedImage:
+def _image(instance: object, index: int, common: Mapping[str, Any]) -> EncodedImage:
     given, own = _parted(instance, index)
-    data = image_in_base64(given, index, "the image of the instance", hold)
+    data = from_base64(given, index, "the image of the instance")
     return EncodedImage(data, options_of(merged(common, own), index))
 
 

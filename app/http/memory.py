@@ -31,6 +31,7 @@ class Memory:
     def __init__(self, most_bytes: float = math.inf) -> None:
         self.most_bytes = most_bytes
         self.taken = 0
+        self.working = threading.Lock()
         self.lock = threading.Lock()
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
@@ -46,27 +47,22 @@ class Share:
         self._taken = 0
 
     def take(self, size: int) -> None:
-        """Hold more. Where there is not so much left, raises Overloaded, and the request holds nothing any
-        more: it is lost, and what it held may save the next one."""
+        """Hold more. Raises Overloaded where there is not so much left."""
         memory = self._memory
         with memory.lock:
             if memory.taken + size > memory.most_bytes:
-                self._change(-self._taken)
                 raise Overloaded(
-                    f"the bodies of all requests together have more than {memory.most_bytes} bytes, with "
-                    "what is made of them; send the request again later",
+                    f"the bodies of all requests together have more than the {memory.most_bytes} bytes of "
+                    "memory that they may take; send the request again later",
                     retry_after_s=_RETRY_AFTER_S,
                 )
             self._change(size)
 
     @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """Hold so much more within the block. Raises Overloaded."""
-        self.take(size)
-        try:
+    def alone(self) -> Iterator[None]:
+        """Around work that needs memory for itself: one request's at a time, in what is set apart for it."""
+        with self._memory.working:
             yield
-        finally:
-            self.give_back(size)
 
     def give_back(self, size: int) -> None:
         """Hold less."""
@@ -82,30 +78,31 @@ class Share:
         self._taken += by
         self._memory.taken += by
 
-    async def run(
-        self, needs: int, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None
-    ) -> _T:
-        """Call the function off the event loop, when it is this request's turn. It may take so many bytes;
-        afterwards the request holds what it held before, or what ``keeps`` says of the result. Raises
-        Overloaded, and what the function raises."""
+    async def run(self, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None) -> _T:
+        """Call the function off the event loop, when it is this request's turn. Afterwards the request holds
+        what it held before, or what ``keeps`` says of the result. Raises what the function raises."""
 
         def counted() -> _T:
-            self.take(needs)
-            try:
+            with self.alone():
                 result = function()
                 if keeps is not None:
-                    self.keep(needs + keeps(result))
+                    self.keep(keeps(result))
                 return result
-            finally:
-                self.give_back(needs)
 
         return await asyncio.get_running_loop().run_in_executor(self._memory.worker, counted)
 
     async def run_if_large(
-        self, size: int, needs: int, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None
+        self, size: int, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None
     ) -> _T:
         """As `run`; work on so few bytes that it takes no longer than another thread's turn is done here."""
-        return function() if size <= _SMALL else await self.run(needs, function, keeps)
+        return function() if size <= _SMALL else await self.run(function, keeps)
+
+
+def most_held(most_bytes: int, most_bytes_of_one: int) -> int:
+    """What bodies may hold of the memory allowed. The rest is for work on one of them, which takes up to a
+    copy and a half of it (the pixels of an image, as Pillow lays them out), and for buffers and what malloc
+    cannot give back at once."""
+    return most_bytes - min(most_bytes // 2, 3 * most_bytes_of_one)
 
 
 def share_of(scope: Scope) -> Share:

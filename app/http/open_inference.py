@@ -251,14 +251,13 @@ def open_inference_router(classification: Classification, health: Health) -> API
             document, binary = split(body, request.headers.get(HEADER_LENGTH))
             return asked_inference(document), binary
 
-        asked, binary = await share.run_if_large(len(body), 0, first)
+        asked, binary = await share.run_if_large(len(body), first)
         model = await classification.model(request, asked.options_of_each(limits))
         check_name(model, model_name)
         check_version(model, model_version)
         if binary:  # its images are where they came
             return read_inference(asked, binary, limits, model, share), model
         inference = await share.run_if_large(
-            len(body),
             len(body),
             partial(read_inference, asked, binary, limits, model, share),
             lambda inference: sum(image.size for image in inference.images),

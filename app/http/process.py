@@ -12,7 +12,7 @@ from setproctitle import setproctitle
 from app import background, tracing
 from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
-from app.heap import give_back_freed_memory
+from app.heap import give_back_freed_memory, map_large_memory
 from app.http.health import Health
 from app.http.hosts import answered_hosts
 from app.http.listeners import main_config, operations_config, serve
@@ -83,6 +83,7 @@ def main() -> None:
     setproctitle(f"trimvit: http {index}")
     configure_logging(settings.log_level, f"http {index}", settings.log_format)
     give_back_freed_memory()
+    map_large_memory()
     listeners, operations = (
         [socket.socket(fileno=int(number)) for number in os.environ[variable].split()]
         for variable in ("TRIMVIT_HTTP_SOCKETS", "TRIMVIT_HTTP_OPERATIONS_SOCKETS")

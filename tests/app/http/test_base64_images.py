@@ -155,6 +155,8 @@ def test_a_large_text_is_read_piece_by_piece(lines: int, rest: int) -> None:
 
 def test_a_text_of_backslashes_is_refused_soon() -> None:
     """A piece must not end within an escape, and looking for an end must not go on for ever."""
-    document = read_document(b'{"image": "' + b"\\\\" * 10**6 + b'"}', "it", 10**6, 99, "")
+    document = read_document(b'{"image": "' + b"\\\\a" * 10**6 + b'"}', "it", 10**6, 99, "")
     with pytest.raises(Problem):
         from_base64(document["image"], None)
+    with pytest.raises(UnreadableRequest, match="too many backslashes"):
+        read_document(b'{"image": "' + b"\\\\" * 10**6 + b'"}', "it", 10**6, 99, "")

@@ -82,6 +82,8 @@ def test_a_file_without_its_line_ends_is_refused(client: TestClient, image: byte
         ('{"image": "\\ud800"}', ""),
         ('{"\\ud800": 1, "image": ""}', ""),
         ('{"image": "", "criterion": "\\u0000\\n"}', ""),
+        ('{"image": "' + '\\"' * 10_000 + '"}', "too many backslashes"),
+        ('{"image": "' + "\\" * 10_000 + '"}', "too many backslashes"),
         ('{"image": "", "top_k": ' + "9" * 400 + "}", ""),
         ('{"image": "", "top_k": 1e400}', ""),
         ('{"image": "", "top_k": "' + "9" * 9000 + '"}', "top_k must be"),

@@ -154,7 +154,7 @@ def test_pixels_have_the_limits_of_images() -> None:
         work = ImageWork(Held(), 1, ImageLimits(10))
         assert isinstance(work._others, FairExecutor)
         with pytest.raises(TooLarge, match="at most 10 are allowed"):
-            await work.resize(np.zeros((3, 4, 3), np.uint8), MODEL.input, "a", Share(Memory()).holding)
+            await work.resize(np.zeros((3, 4, 3), np.uint8), MODEL.input, "a", Share(Memory()).alone)
         work.close()
 
     asyncio.run(main())
