@@ -67,3 +67,10 @@ def test_what_is_honoured_reaches_the_replica(name: str) -> None:
     """As it was given."""
     value = SAMPLES[name][1]
     assert getattr(RaySettings(**{name: value}).of_replica(), name) == value
+
+
+def test_a_replica_is_told_which_priorities_may_be_asked_for() -> None:
+    """Its application decides, as a server's does: by default nobody asks for high."""
+    assert RaySettings().of_replica().max_priority == "normal"
+    told = RaySettings(max_priority="high", root_path="/vit").of_replica()
+    assert (told.max_priority, told.root_path) == ("high", "/vit")
