@@ -12,7 +12,7 @@ _ADVICE = "convert it to JPEG or PNG"
 _IMAGES = [
     (name, re.compile(signature, re.DOTALL))
     for name, signature in {
-        "HEIC (HEIF)": rb"....ftyp(heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|mif2|msf1|miaf)",
+        "HEIC": rb"....ftyp(heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|mif2|msf1|miaf)",
         "AVIF": rb"....ftypavi[fso]",
         "a raw file of a camera (CR3)": rb"....ftypcrx ",
         "a raw file of a camera (CR2)": rb"II\*\0....CR\x02|MM\0\*....CR\x02",
