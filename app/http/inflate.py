@@ -21,6 +21,7 @@ _PIECE = 2**18
 _MOST_MEMBERS = 4096  # of gzip: those of a file that was compressed in blocks of 64 KiB are fewer
 _MOST_CODINGS = 2  # gzip of gzip happens where two parts of a client both compress
 _NAMES = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 _NO_CODING = ("identity", "")
 _GZIP, _ZLIB, _RAW = zlib.MAX_WBITS + 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
 
@@ -35,7 +36,11 @@ class Inflated:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, with the body as it was before its encoding."""
-        if scope["type"] != "http" or "content-encoding" not in (headers := Headers(scope=scope)):
+        if (
+            scope["type"] != "http"
+            or scope["method"] in _WITHOUT_BODY
+            or "content-encoding" not in (headers := Headers(scope=scope))
+        ):
             await self._app(scope, receive, send)
             return
         try:
