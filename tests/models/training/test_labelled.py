@@ -8,7 +8,7 @@ from models.load import Card
 from models.schedule import Stages
 from models.training.classes import ClassesError
 from models.training.folders import FolderError
-from models.training.labelled import samples_for
+from models.training.labelled import labels_in, samples_for
 from models.transforms import InputSpec
 
 
@@ -66,3 +66,11 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "strange/1.jpg")
     with pytest.raises(ClassesError, match="1 of 2 class folders are no class of the model: strange"):
         samples_for(card("a", "b"), tmp_path)
+
+
+def test_labels_of_a_file_are_read_as_in_serving(tmp_path: Path) -> None:
+    """A blank last line is no class, and JSON is understood."""
+    (tmp_path / "lines.txt").write_text("zwölf\neins\n\n", encoding="utf-8")
+    (tmp_path / "labels.json").write_text('["zwölf", "eins"]', encoding="utf-8")
+    assert labels_in(tmp_path / "lines.txt") == labels_in(tmp_path / "labels.json") == ("zwölf", "eins")
+    assert labels_in(None) is None
