@@ -38,7 +38,11 @@ _LOOKS = [
     (re.compile(rb"\s*(?:undefined|null|none|nan|true|false|\[object \w+\]|<[^>]* object at .*)\s*$",
                 re.I | re.S),
      "what a program writes where a value is missing"),
-    (re.compile(rb"\s*(?:<svg|<\?xml|<!doctype|<html)", re.I), "text of another kind"),
+    (re.compile(rb"\s*(?:<svg|(?:<\?xml|<!doctype).{0,400}?<svg)", re.I | re.S),
+     "text of another kind, an SVG drawing: render it and send it as PNG"),
+    (re.compile(rb"\s*(?:<\?xml|<!doctype|<html)", re.I),
+     "text of another kind, a page, often an error page in the place of an image: look at what was "
+     "downloaded"),
     (re.compile(rb"\s*[\[{(]?\s*\d{1,3}(?:[\s,]+\d{1,3}){3,}"), "a list of numbers"),
 ]  # fmt: skip
 
