@@ -13,11 +13,13 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from models.formats import FORMATS
 from models.image_files import RAW_ENDINGS
+from models.jpeg_end import END_MARK, lacks_the_end_mark_only
 from models.names import shown
 from models.transforms import InputSpec, photograph, to_pixels
 
 # Training images are the user's own; whoever serves them decides what is too large there.
 Image.MAX_IMAGE_PIXELS = None
+_JPEG = b"\xff\xd8\xff"
 _LONGEST_TEXT = 2**28  # bytes
 # What says nothing about the file: no image could be read now.
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -69,6 +71,17 @@ def _read(path: Path, use: Callable[[Image.Image], Pixels]) -> Pixels | Broken:
         return Broken(path, "it is a camera's raw file; convert it to JPEG or PNG")
     if not data:
         return Broken(path, "it is empty (0 bytes)")
+    read = _decoded(path, data, use)
+    if isinstance(read, Broken) and data.startswith(_JPEG) and "truncated" in read.why:
+        try:
+            whole_but_for_its_end = lacks_the_end_mark_only(data)
+        except (OSError, SyntaxError, ValueError):
+            return read
+        return _decoded(path, data + END_MARK, use) if whole_but_for_its_end else read
+    return read
+
+
+def _decoded(path: Path, data: bytes, use: Callable[[Image.Image], Pixels]) -> Pixels | Broken:
     try:
         with _text_of_any_length(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return use(image)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.encoded.truncated import share_of_rows
 from app.errors import UndecodableImage
 from app.images import FORMATS, ImageLimits, decode
+from models.jpeg_end import share_of_rows
 from models.transforms import InputSpec
 from tests.app.encoded.files import LIMITS, encoded, noisy, seen
 
