@@ -38,6 +38,7 @@ _LOOKS = [
     (re.compile(rb"\s*(?:undefined|null|none|nan|true|false|\[object \w+\]|<[^>]* object at .*)\s*$",
                 re.I | re.S),
      "what a program writes where a value is missing"),
+    (re.compile(rb"\s*[\"']"), "in quotes of its own: leave them out"),
     (re.compile(rb"\s*(?:<svg|(?:<\?xml|<!doctype).{0,400}?<svg)", re.I | re.S),
      "text of another kind, an SVG drawing: render it and send it as PNG"),
     (re.compile(rb"\s*(?:<\?xml|<!doctype|<html)", re.I),

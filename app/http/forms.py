@@ -25,6 +25,7 @@ _LONGEST_BOUNDARY = 200  # RFC 2046 has 70
 _MOST_FALSE = 10_000  # boundaries within data
 _MOST_QUOTED = 2**20  # bytes of quoted-printable, which is for text
 _LINE_END = re.compile(rb"[ \t]*(\r?\n)")
+_HEAD_FOLLOWS = re.compile(rb"[ \t]*\r?\n(?=content-)", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _HEADERS = HeaderParser()
 _OWN_HEADER = re.compile(rb"--([^\r\n]{1,200}?)[ \t]*\r?\n(?:content-|\r?\n)", re.IGNORECASE)
@@ -143,6 +144,8 @@ def _delimiters(body: bytes | bytearray, start: int, stop: int, boundary: bytes)
     while (found := body.find(dashes, place, stop)) >= 0:
         place = found + len(dashes)
         before = _data_end(body, start, found, line_end)
+        if before is None and body[found - 1] == 0x0A and _HEAD_FOLLOWS.match(body, place, stop):
+            before = found - 1  # a client that forgot one CR; the next part must not be lost in this one
         last = body[place : place + 2] == b"--"
         end = _LINE_END.match(body, place + 2 if last else place, stop)
         if before is None or (end is None and place + 2 * last < stop):  # data, or a longer boundary

@@ -87,6 +87,7 @@ MISTAKES = [
     ("None", "where a value is missing"),
     ("[object Object]", "where a value is missing"),
     ("<PIL.Image.Image image mode=RGB object at 0x7f>", "where a value is missing"),
+    (f'"{PLAIN}"', "in quotes of its own"),
     ("<svg xmlns=''>", "text of another kind"),
     ("[137, 80, 78, 71, 13, 10]", "a list of numbers"),
     (IMAGE.hex(), "hexadecimal"),

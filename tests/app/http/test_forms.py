@@ -122,6 +122,12 @@ def test_data_that_looks_like_line_ends_and_boundaries_stays_data() -> None:
     assert bytes(part.data) == data
 
 
+def test_a_boundary_after_a_bare_lf_begins_a_part_where_headers_follow() -> None:
+    """Some clients forget one CR, and the next image must not be lost in the one before."""
+    body = form(DISPOSITION + b"\r\n\r\none", DISPOSITION + b"\r\n\r\ntwo").replace(b"one\r\n", b"one\n")
+    assert [bytes(part.data) for part in read(body)] == [b"one", b"two"]
+
+
 def test_boundaries_within_data_are_counted() -> None:
     """Each costs time, and a form has few."""
     with pytest.raises(UnreadableRequest, match="too often"):
