@@ -4,10 +4,12 @@ import ast
 import json
 import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from models.load.errors import ModelError, first_line
 
@@ -52,10 +54,7 @@ def of_collection(content: object, where: str) -> tuple[str, ...]:
     if isinstance(content, Mapping):
         return _of_map(content, where)
     if isinstance(content, Sequence) and not isinstance(content, str):
-        for place, label in enumerate(content):
-            if not isinstance(label, str) or not label.strip():
-                raise ModelError(f"{where}: label {place} is {label!r}, and must be text that is not blank")
-        return tuple(label.strip() for label in content)
+        return tuple(_label(name, index, where) for index, name in enumerate(content))
     raise ModelError(
         f'{where} is neither a list of labels nor a map, for example ["cat", "dog"], '
         '{"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}'
@@ -124,7 +123,8 @@ def _of_json(text: str, path: Path) -> tuple[str, ...]:
     except (ValueError, RecursionError) as error:
         try:
             # Python's own notation, as the often copied file of ImageNet's labels is in.
-            content = ast.literal_eval(text.strip())
+            with warnings.catch_warnings(action="ignore"):  # of odd escapes in what is no Python
+                content = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             if path.suffix.lower() != ".json":
                 return _of_lines(text, path)
@@ -144,11 +144,10 @@ def _of_map(content: Mapping[Any, Any], where: str) -> tuple[str, ...]:
         pairs = [(_index(key, where), _name(value)) for key, value in content.items()]
     names: dict[int, str] = {}
     for index, name in pairs:
-        if not isinstance(name, str) or not name.strip():
-            raise ModelError(f"{where}: the label of index {index} is {name!r}, and must be text")
+        label = _label(name, index, where)
         if index in names:
-            raise ModelError(f"{where} has two labels for index {index}: {names[index]!r} and {name!r}")
-        names[index] = name.strip()
+            raise ModelError(f"{where} has two labels for index {index}: {names[index]!r} and {label!r}")
+        names[index] = label
     missing = next((index for index in range(len(names)) if index not in names), None)
     if missing is not None:
         raise ModelError(
@@ -156,6 +155,17 @@ def _of_map(content: Mapping[Any, Any], where: str) -> tuple[str, ...]:
             f"{len(names) - 1}"
         )
     return tuple(names[index] for index in range(len(names)))
+
+
+def _label(name: object, index: int, where: str) -> str:
+    """The name as a label. An escape in JSON can stand for what no answer can hold (half of a surrogate
+    pair), or for what moves a terminal's cursor."""
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(f"{where}: label {index} is {name!r}, and must be text that is not blank")
+    odd = next((sign for sign in name.strip() if category(sign) in ("Cc", "Cs") and sign != "\t"), None)
+    if odd is not None:
+        raise ModelError(f"{where}: label {index} has the control character {odd!r}; remove it")
+    return name.strip()
 
 
 def _index(key: object, where: str) -> int:

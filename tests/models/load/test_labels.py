@@ -97,6 +97,8 @@ def test_labels_that_are_twice_are_told(tmp_path: Path, caplog: pytest.LogCaptur
         ("labels.txt", "\n\n", "has no labels"),
         ("labels.txt", "cat\n\ndog\n", "line 2 of .* is blank"),
         ("labels.txt", "no text\x00 but something else\x07", "not a text file|not readable"),
+        ("labels.json", r'["cat", "\ud800"]', "label 1 has the control character"),
+        ("labels.json", r'{"0": "a\u001b[31m"}', "label 0 has the control character"),
         ("labels.json", "[1, 2]", "label 0 is 1, and must be text"),
         ("labels.json", '["cat", ""]', "label 1 is ''"),
         ("labels.json", '["cat", "dog"', "is not readable JSON"),
@@ -106,7 +108,7 @@ def test_labels_that_are_twice_are_told(tmp_path: Path, caplog: pytest.LogCaptur
         ("labels.json", '{"1": "cat", "2": "dog"}', "none for index 0"),
         ("labels.json", '{"cat": 0, "dog": 0}', "two labels for index 0: 'cat' and 'dog'"),
         ("labels.json", '{"cat": "dog"}', "the key 'cat', which is no index"),
-        ("labels.json", '{"0": {"name": "cat"}}', "the label of index 0 is"),
+        ("labels.json", '{"0": {"name": "cat"}}', "label 0 is"),
         ("labels.json", "[" * 100_000, "is not readable JSON"),
     ],
 )
