@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models import device
 from models.classifier import normalise
-from models.load import ModelError, create, input_spec_of, load, read_card
+from models.load import ModelError, create, input_spec_of, load, read_card, save
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, Stages, compute
 from models.training import command
