@@ -5,6 +5,7 @@ client that is woken twice. Where little else is done, as for a refusal, that is
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,12 +26,16 @@ class JoinedWrites:
         self._unread = unread
         self._held = b""
         self._closing = False
+        self._ended = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Write it with what is held, or hold it."""
+        """Write it with what is held, or hold it. Behind the end of writing it is dropped: a route may still
+        answer a request that was refused while its body came."""
+        if self._ended:
+            return
         if self._held:
             data, self._held = self._held + data, b""
             self._transport.write(data)
@@ -41,7 +46,9 @@ class JoinedWrites:
     def write_eof(self) -> None:
         """Close the sending side once all is written."""
         self._flush()
-        self._transport.write_eof()
+        self._ended = True
+        with contextlib.suppress(OSError):  # the client has gone, and hears of nothing any more
+            self._transport.write_eof()
 
     def close(self) -> None:
         """Close once all is written, and read."""

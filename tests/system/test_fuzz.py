@@ -1,14 +1,16 @@
-"""A real server under damaged images and made-up requests: no 500, no restart, flat memory.
+"""A real server under damaged images, odd and made-up requests: no 500, no restart, flat memory.
 
-The default run takes a share; `make test ARGS="-m long"` takes 20,000 images and 5,000 requests. Which ones
-is up to TRIMVIT_FUZZ_SEED (default 0).
+The default run takes a share; `make test ARGS="-m long"` takes 20,000 images and 5,000 requests of each kind.
+Which ones is up to TRIMVIT_FUZZ_SEED (default 0).
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -18,7 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from app.settings import BUNDLED_MODEL
 from tests.system.mutants import mutants
+from tests.system.odd_requests import Answer, OddRequest, odd_requests
 from tests.system.server import Server, is_ready, running_server
 
 SEED = int(os.environ.get("TRIMVIT_FUZZ_SEED", "0"))
@@ -26,6 +30,10 @@ CLIENTS = 8
 # How much a process may still grow after the first tenth of the images: malloc's and oneDNN's caches, which
 # fill with the shapes of batches that have come by. After 2,000 images they are full.
 FLAT_BYTES, FILLING_BYTES = 40 * 2**20, 250 * 2**20
+
+
+# What an input, or too many of them, may cause. Never 500, and no 501 or 502 either.
+REFUSALS = {400, 401, 403, 404, 405, 408, 411, 413, 414, 415, 417, 421, 422, 429, 431, 503, 504}
 
 
 def memory(server: Server) -> dict[str, int]:
@@ -83,6 +91,44 @@ def test_damaged_images_harm_nobody(target: Server, count: int) -> None:
     assert statuses[200] > count / 50
     assert statuses[422] > count / 4
     assert_unharmed(target, before, FLAT_BYTES if count >= 20_000 else FILLING_BYTES)
+
+
+def assert_in_words(request: OddRequest, answer: Answer) -> None:
+    """A status that an input may cause, and for a refusal a document that says why."""
+    told = f"{answer} to {request.path} {request.headers} {request.story}"
+    if answer.status == 0:
+        assert not request.framed, told
+        return
+    assert answer.status in REFUSALS | {200}, told
+    if answer.status in REFUSALS:
+        assert answer.content_type in ("application/problem+json", "application/json"), told
+        document = json.loads(answer.body)
+        assert len(document.get("detail") or document.get("error")) > 10, told
+
+
+@pytest.mark.parametrize(
+    "count", [pytest.param(300, id="share"), pytest.param(5000, id="all", marks=pytest.mark.long)]
+)
+@pytest.mark.timeout(7200)
+def test_odd_requests_are_answered_in_words(target: Server, count: int) -> None:
+    """Whatever is odd about a request, it is answered or refused in words, and some are answered."""
+    address = urlsplit(target.url)
+    assert address.hostname is not None
+    assert address.port is not None
+    host, port = address.hostname, address.port
+
+    def send(request: OddRequest) -> int:
+        answer = request.send(host, port)
+        assert_in_words(request, answer)
+        return answer.status
+
+    requests = odd_requests(count, SEED, BUNDLED_MODEL)
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        statuses = Counter(pool.map(send, islice(requests, count // 10)))
+        before = memory(target)
+        statuses += Counter(pool.map(send, requests))
+    assert statuses[200] > count / 20
+    assert_unharmed(target, before, FLAT_BYTES if count >= 5000 else FILLING_BYTES)
 
 
 # What a schema cannot say is left out, as in tests/app/http/test_openapi.py.

@@ -68,3 +68,24 @@ async def test_closing_comes_after_what_was_written_and_aborting_before() -> Non
     await asyncio.sleep(0)
     assert written.done == ["abort"]
     assert transport.is_closing()
+
+
+class Gone(Written):
+    """A transport whose client has gone."""
+
+    def write_eof(self) -> None:
+        self.done.append("end")
+        raise OSError(107, "Transport endpoint is not connected")
+
+
+@pytest.mark.anyio
+async def test_nothing_is_written_behind_the_end_and_a_client_may_have_gone() -> None:
+    """What a route answers to a request that was refused meanwhile is dropped, without an exception."""
+    written = Gone()
+    transport = JoinedWrites(written, asyncio.get_running_loop())  # type: ignore[arg-type]
+    transport.write(b"refused")
+    transport.write_eof()
+    transport.write(b"an answer, too late")
+    await asyncio.sleep(0)
+    transport.close()
+    assert written.done == [b"refused", "end", "close"]
