@@ -38,6 +38,7 @@ LABELS = {
     "engine": ["engine-0", "engine-1"],
     "process": ["http-0"],
     "cause": ["slow", "died"],
+    "task": ["metrics"],
 }
 EVERY_S, UNTIL_S = 15, 600
 START = 1_700_000_000
