@@ -26,8 +26,8 @@ from app.commands.pictures import PictureFiles
 from app.encoded import TruncatedImages
 from app.engine.client import Classified
 from app.engine.messages import Answer, ModelInfo
-from app.errors import InvalidValue, Problem, UnreadableRequest
-from app.http.answers import image_result
+from app.errors import InternalFault, InvalidValue, Problem, UnreadableRequest
+from app.http.answers import check_numbers, image_result
 from app.http.pruning import Asked, asked_of
 from app.http.schemas import ImageOptions, MaskFormat, Share
 from app.images import ImageLimits, ModelInput, decode
@@ -179,14 +179,14 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
     )
     with progress:
         for batch in _decoded_batches(photographs, model, config):
-            answers = iter(_computed(classifier, batch, asked, config))
-            for image in batch:
-                if isinstance(image, _Failed):
+            computed = _computed(classifier, batch, asked, config)
+            for outcome in _outcomes(batch, computed, model):
+                if isinstance(outcome, _Failed):
                     failed += 1
-                    complain("classify", f"{shown(str(image.photograph))}: {image.problem.detail}")
-                    report.failed(image)
+                    complain("classify", f"{shown(str(outcome.photograph))}: {outcome.problem.detail}")
+                    report.failed(outcome)
                     continue
-                classified = next(answers)
+                image, classified = outcome
                 picture = None
                 if pictures is not None:
                     drawn = _picture(classified, image.seen.pixels, model, config)
@@ -280,6 +280,24 @@ def _computed(
         )
         for place, prediction in enumerate(predictions)
     ]
+
+
+def _outcomes(
+    batch: Sequence[_Decoded | _Failed], computed: Sequence[Classified], model: ModelInfo
+) -> Iterator[tuple[_Decoded, Classified] | _Failed]:
+    """Each image of the batch with what was computed for those that were decoded, in order."""
+    found = iter(computed)
+    for image in batch:
+        if isinstance(image, _Failed):
+            yield image
+            continue
+        classified = next(found)
+        try:
+            check_numbers(classified, model)
+        except InternalFault as problem:
+            yield _Failed(image.photograph, problem)
+        else:
+            yield image, classified
 
 
 def _picture(

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from app.engine.client import Classified
 from app.engine.messages import ModelInfo
+from app.errors import InternalFault
 from app.http.pruning import Asked
 from app.http.schemas import MaskFormat
 from app.images import ModelInput
@@ -70,6 +72,17 @@ def image_result(
     if seen.warnings:
         result["warnings"] = list(seen.warnings)
     return result
+
+
+def check_numbers(classified: Classified, model: ModelInfo) -> None:
+    """Raises InternalFault for NaN and infinity: JSON has neither, and binary tensors would hide them."""
+    logits = classified.logits
+    if all(map(math.isfinite, classified.answer.scores)) and (logits is None or np.isfinite(logits).all()):
+        return
+    raise InternalFault(
+        f"the network's scores for this image are not numbers: {model.name} overflows in {model.dtype}; "
+        "--dtype float32 may help"
+    )
 
 
 def result_json(

@@ -1,7 +1,6 @@
 """POST /v1/classify: photographs in, labels out."""
 
 import asyncio
-import math
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
@@ -19,9 +17,10 @@ from app import background, metrics, tracing
 from app.engine.client import Classified, Expected, Question
 from app.engine.messages import ModelInfo
 from app.engine.smoothed import Smoothed
-from app.errors import DeadlinePassed, InternalFault, NotReady, Problem
+from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.answers import (
     WARNINGS_HEADER_SCHEMA,
+    check_numbers,
     joined_results,
     longest,
     result_json,
@@ -248,7 +247,7 @@ class Classification:
             )
             classified = await self._engines.classify(question)
             found = classified.answer
-            _check_numbers(classified, model)
+            check_numbers(classified, model)
             tracing.phase("queue", index, found.queue_s, ended_s_ago=found.compute_s)
             tracing.phase(
                 "compute", index, found.compute_s, keep_ratio=found.keep_ratio, compute=found.compute
@@ -267,17 +266,6 @@ class Classification:
                 return await image.input_for(model.input, self.work, known.caller)
         except TimeoutError:
             raise DeadlinePassed("the deadline passed while the image was being decoded") from None
-
-
-def _check_numbers(classified: Classified, model: ModelInfo) -> None:
-    """Raises InternalFault for NaN and infinity: JSON has neither, and binary tensors would hide them."""
-    logits = classified.logits
-    if all(map(math.isfinite, classified.answer.scores)) and (logits is None or np.isfinite(logits).all()):
-        return
-    raise InternalFault(
-        f"the network's scores for this image are not numbers: {model.name} overflows in {model.dtype}; "
-        "whoever runs the server can start it with --dtype float32"
-    )
 
 
 def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, float]:

@@ -114,7 +114,7 @@ def _of_lines(text: str, path: Path) -> tuple[str, ...]:
         pairs = [(match[1], match[2]) for match in numbered if match]
         if {int(number) for number, _ in pairs} == set(range(len(lines))):
             return _of_map(dict(pairs), str(path))
-    return tuple(lines)
+    return tuple(_label(line, index, str(path)) for index, line in enumerate(lines))
 
 
 def _of_json(text: str, path: Path) -> tuple[str, ...]:

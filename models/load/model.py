@@ -326,13 +326,26 @@ def _looks_like(found: Weights) -> str:
 
 
 def _refuse_no_numbers(vit: VisionTransformer, name: str) -> None:
-    """Weights from the hub are looked at here; those of files also where they are read."""
+    """Weights from the hub are looked at here; those of files also where they are read. Finite weights may
+    be so large that what is computed from them is not."""
     for tensor_name, tensor in vit.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ModelError(
                 f"{name} is not served: {tensor_name} has values that are NaN or infinite; "
                 "take an earlier checkpoint"
             )
+    convolution = vit.patch_embed.proj
+    height, width = vit.patch_embed.img_size
+    was_training = vit.training
+    with torch.inference_mode():
+        scores = vit.eval()(torch.zeros(1, convolution.in_channels, height, width))
+    vit.train(was_training)
+    if not torch.isfinite(scores).all():
+        largest = max(vit.state_dict().items(), key=lambda item: item[1].abs().max().item())[0]
+        raise ModelError(
+            f"{name} is not served: its scores for a blank image are NaN or infinite, although its weights "
+            f"are not ({largest} has the largest); the file is damaged, or its training diverged"
+        )
 
 
 def _labels_of(vit: VisionTransformer, name: str) -> tuple[str, ...]:

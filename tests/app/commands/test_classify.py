@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from app.commands.classify import ClassifyConfig
 from app.http.schemas import ImageOptions, ImageResult
-from tests.app.commands.conftest import LABELS, Trimvit
+from models.load import save
+from tests.app.commands.conftest import ARGUMENTS, CARD, LABELS, Trimvit
 from tests.app.fakes import encoded, picture
 
 
@@ -415,3 +418,19 @@ def test_a_film_is_not_read_whole(trimvit: Trimvit, tiny_model: Path, tmp_path: 
     code, _, err = trimvit("classify", tmp_path / "film.mp4", "--model", tiny_model)
     assert code == 1
     assert "film.mp4: the file has 53687091200 bytes; at most 536870912 are read" in err
+
+
+def test_scores_that_are_no_numbers_are_told(trimvit: Trimvit, photographs: Path, tmp_path: Path) -> None:
+    """A network that overflows on a photograph, though not on a blank image, gives no label and no NaN."""
+    torch.manual_seed(3)
+    vit = timm.create_model(CARD.architecture, **ARGUMENTS)
+    with torch.no_grad():
+        vit.patch_embed.proj.weight.fill_(3e38)
+    path = tmp_path / "huge.safetensors"
+    save(path, vit, CARD)
+    image = photographs / "a.jpg"
+    code, out, err = trimvit("classify", image, "--model", path, "--dtype", "float32", "--json")
+    assert code == 1
+    assert "NaN" not in out
+    assert "are not numbers: huge overflows in float32" in json.loads(out)["problem"]["detail"]
+    assert "are not numbers" in err

@@ -97,6 +97,7 @@ def test_labels_that_are_twice_are_told(tmp_path: Path, caplog: pytest.LogCaptur
         ("labels.txt", "\n\n", "has no labels"),
         ("labels.txt", "cat\n\ndog\n", "line 2 of .* is blank"),
         ("labels.txt", "no text\x00 but something else\x07", "not a text file|not readable"),
+        ("labels.txt", "cat\ndog\fbird\n", "label 1 has the control character"),
         ("labels.json", r'["cat", "\ud800"]', "label 1 has the control character"),
         ("labels.json", r'{"0": "a\u001b[31m"}', "label 0 has the control character"),
         ("labels.json", "[1, 2]", "label 0 is 1, and must be text"),
