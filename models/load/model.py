@@ -337,13 +337,14 @@ def _refuse_no_numbers(vit: VisionTransformer, name: str) -> None:
     convolution = vit.patch_embed.proj
     height, width = vit.patch_embed.img_size
     was_training = vit.training
+    noise = torch.randn(1, convolution.in_channels, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        scores = vit.eval()(torch.zeros(1, convolution.in_channels, height, width))
+        scores = vit.eval()(noise)
     vit.train(was_training)
     if not torch.isfinite(scores).all():
         largest = max(vit.state_dict().items(), key=lambda item: item[1].abs().max().item())[0]
         raise ModelError(
-            f"{name} is not served: its scores for a blank image are NaN or infinite, although its weights "
+            f"{name} is not served: its scores for noise are NaN or infinite, although its weights "
             f"are not ({largest} has the largest); the file is damaged, or its training diverged"
         )
 

@@ -535,7 +535,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "finite, but too large to compute with": (
         lambda path: torch.save(with_value(3e38), path),
-        r"scores for a blank image are NaN or infinite.*blocks\.1\.mlp\.fc1\.weight has the largest",
+        r"scores for noise are NaN or infinite.*blocks\.1\.mlp\.fc1\.weight has the largest",
     ),
     "beyond float32": (
         lambda path: torch.save({name: t.double() * 1e300 for name, t in state().items()}, path),
