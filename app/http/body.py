@@ -118,7 +118,7 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
 def _deadline_s(request: Request, limits: BodyLimits) -> float:
     """What the query says of it, or the server's. What is wrong in the query is told when all is there."""
     given = request.query_params.get("deadline_ms", "").strip()
-    if given.isascii() and given.isdecimal() and len(given) < 10:
+    if given.isascii() and given.isdecimal() and len(given) < 10 and int(given) > 0:
         return int(given) / 1000
     return limits.deadline_s
 

@@ -30,6 +30,7 @@ from app.http.answers import (
 from app.http.arrival import seconds_since
 from app.http.body import read_images
 from app.http.content import JSON, MULTIPART, RAW, BodyLimits
+from app.http.memory import share_of
 from app.http.pruning import Asked, asked_of
 from app.http.scheduling import caller_of, deadline_s_of, expected, max_priority_of
 from app.http.schemas import (
@@ -226,6 +227,7 @@ class Classification:
             started = time.perf_counter()
             with self._engines.expecting(self._left_of(known, seconds_since(scope))):
                 seen = await self._input_for(image, model, known, seconds_since(scope))
+            share_of(scope).take(seen.pixels.nbytes)  # they are kept until the answer, to be sent again
             decode_s = time.perf_counter() - started
             self._decode.observe(decode_s)
             tracing.phase("decode", index, decode_s)

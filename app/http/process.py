@@ -25,6 +25,10 @@ from app.settings import Settings
 
 _BEAT_S = 0.25
 
+# How long another thread may keep the interpreter from the event loop, which may wait for it many times in
+# one request. Python's 5 ms made /livez wait for 0.2 s while bodies of 31 MB were read.
+_SWITCH_S = 0.001
+
 
 async def run(
     settings: Settings,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
-from app.images import FORMATS, ImageLimits, decode
+from app.images import FORMATS, ImageLimits, decode, resized
+from models.transforms import InputSpec, to_pixels
 from tests.app.fakes import MODEL, encoded, picture
 
 # pytest undoes the filter that app.images sets for its process.
@@ -346,3 +347,13 @@ def _pixels_or_problem(data: bytes) -> None:
         return
     assert pixels.shape == (HEIGHT, WIDTH, 3)
     assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (701, 400), (7, 65_535), (1, 1)])
+def test_pixels_that_come_decoded_are_seen_as_they_are(rows: int, columns: int) -> None:
+    """Laid out at once or a few rows at a time, they are the same picture."""
+    drawn = np.random.default_rng(rows).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
+    spec = InputSpec((7, 11), (0.5,) * 3, (0.5,) * 3, crop="squash")
+    limits = ImageLimits(10_000_000)
+    expected = np.asarray(to_pixels(Image.fromarray(drawn), spec))
+    np.testing.assert_array_equal(resized(drawn, spec, limits).pixels, expected)

@@ -244,7 +244,7 @@ def test_the_command_tells_what_there_was_and_what_was_chosen(
             {"limit": 5},
             "5 images are too few to promise an agreement of 0.9: at least 9 are needed\n",
         ),
-        ({"model": "nowhere.safetensors"}, "there is no file 'nowhere.safetensors'\n"),
+        ({"model": "nowhere.safetensors"}, "there is no file 'nowhere.safetensors'.\n"),
     ],
     ids=["too few", "limited to too few", "no model"],
 )

@@ -273,7 +273,7 @@ def test_a_network_whose_scores_overflow_is_refused_at_the_start(
         ("cpu", {"patch_stride": 17}, "a patch stride of 17 is out of range"),
         ("cpu", {"labels": b"one\ntwo\n"}, "2 labels, but tiny has 3 classes"),
         ("cpu", {"labels": b"\xff\xfe\xfa"}, "can't decode byte"),
-        ("cpu", {"labels": None}, "No such file"),
+        ("cpu", {"labels": None}, "there is no file of labels"),
         ("cpu", {"model": "/nowhere/model.safetensors"}, "there is no file '/nowhere/model.safetensors'"),
         ("cuda:99", {}, "there is no device cuda:99"),
     ],
