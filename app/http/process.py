@@ -9,7 +9,7 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-from app import background, tracing
+from app import background, metrics, tracing
 from app.decoding import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
 from app.heap import give_back_freed_memory, map_large_memory
@@ -41,6 +41,7 @@ async def run(
     """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
     background.tell_of_stray_failures()
     beating = background.kept(partial(_beat, pulse), "pulse")
+    metrics.INCIDENTS.labels("pulse")  # so that a panel of incidents has data before there is one
     engines = EngineClient(
         addresses,
         reports=reports,
