@@ -51,7 +51,7 @@ from PIL import Image
 from app.settings import BUNDLED_MODEL, Settings
 from benchmarks import machine
 from benchmarks.report import write
-from benchmarks.server import Server, connect, running, title_of
+from benchmarks.server import Server, connect, running, status_of, title_of
 
 LIVEZ_LIMIT_S = 0.1
 POLITE_ADDRESS = "127.0.0.2"  # without keys an address is a caller, and callers share alike
@@ -80,16 +80,7 @@ class Target:
 
     def post(self, path: str, body: bytes, headers: dict[str, str]) -> Outcome:
         """The status, or the name of what came in its place."""
-        connection = self.connection()
-        try:
-            connection.request("POST", path, body, headers)
-            response = connection.getresponse()
-            response.read()
-            return str(response.status)
-        except (OSError, HTTPException) as error:
-            return type(error).__name__
-        finally:
-            connection.close()
+        return status_of(self.connection(), path, body, headers)
 
 
 Load = Callable[[Target], list[Outcome]]

@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks import machine
 from benchmarks.photographs import image_files
 from benchmarks.ray_cluster import RayCluster, ray_cluster, running_on_ray
+from benchmarks.server import status_of
 
 CLIENTS = 8
 KEEP_RATIO = 1.0  # so that the engines are the limit, and not the one proxy
@@ -77,16 +78,8 @@ class Load:
 
     def _ask(self, photograph: bytes) -> str:
         connection = HTTPConnection(self._address, timeout=DEADLINE_S)
-        try:
-            path = f"/v1/classify?keep_ratio={KEEP_RATIO}&deadline_ms={DEADLINE_S * 1000}"
-            connection.request("POST", path, photograph, {"Content-Type": "image/jpeg"})
-            response = connection.getresponse()
-            response.read()
-            return str(response.status)
-        except (OSError, HTTPException) as error:
-            return type(error).__name__
-        finally:
-            connection.close()
+        path = f"/v1/classify?keep_ratio={KEEP_RATIO}&deadline_ms={DEADLINE_S * 1000}"
+        return status_of(connection, path, photograph, {"Content-Type": "image/jpeg"})
 
     def rate(self, since: float, until: float) -> float:
         """Images answered per second between the two times."""

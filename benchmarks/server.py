@@ -85,6 +85,20 @@ def connect(port: int, *, tls: bool, timeout: float, source: str = "127.0.0.1") 
     return HTTPSConnection("127.0.0.1", port, timeout=timeout, source_address=(source, 0), context=context)
 
 
+def status_of(connection: HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> str:
+    """The status that a POST is answered with, or the name of what came in its place. The connection is
+    closed."""
+    try:
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        response.read()
+        return str(response.status)
+    except (OSError, HTTPException) as error:
+        return type(error).__name__
+    finally:
+        connection.close()
+
+
 def is_ready(port: int, tls: bool = False) -> bool:
     """Whether /readyz of the server at that port says 200."""
     connection = connect(port, tls=tls, timeout=10)

@@ -441,7 +441,7 @@ class Engine:
                 metrics.QUEUE_LIMIT.labels(self.name).set(loaded.limits.queue_images)
                 for reason in get_args(Lowered):  # there from the start, so that the first shows as a rise
                     metrics.LOWERED.labels(reason)
-                for fault in ("engine-fault", "no-number"):
+                for fault in _WORDS:
                     metrics.IMAGES_FAILED.labels(fault)
                 metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
                 for _ in range(loaded.limits.streams):
