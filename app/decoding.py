@@ -199,8 +199,9 @@ class DecodingProcesses(Executor):
 
     def look_for_trouble(self) -> str | None:
         """Why images cannot be decoded, where the last process that was started did not come up; another one
-        is tried meanwhile."""
-        if self._trouble is not None and self._trial.done() and not self._closing:
+        is tried meanwhile. One that has died unnoticed, having nothing to do, is replaced."""
+        wanted = self._trouble is not None or not all(child.alive for child in list(self._children))
+        if wanted and self._trial.done() and not self._closing:
             with contextlib.suppress(RuntimeError):  # it is being closed at this moment
                 self._trial = self._threads.submit(self._try)
         return self._trouble
@@ -239,13 +240,28 @@ class DecodingProcesses(Executor):
             self._idle.put(place)
 
     def _try(self) -> None:
-        """See whether a process comes up. Where it does not, the log has it."""
-        place = self._idle.get()
+        """See whether a process comes up, one that has died before others. Where it does not, the log has
+        it."""
+        place = self._one_that_died() or self._idle.get()
         try:
             with contextlib.suppress(Problem):
                 self._started(place)
         finally:
             self._idle.put(place)
+
+    def _one_that_died(self) -> _Place | None:
+        """Taken from the idle ones."""
+        idle, died = [], None
+        with contextlib.suppress(queue.Empty):
+            while died is None:
+                place = self._idle.get_nowait()
+                if place.child is not None and not place.child.alive:
+                    died = place
+                else:
+                    idle.append(place)
+        for place in reversed(idle):
+            self._idle.put(place)
+        return died
 
     def _started(self, place: _Place) -> _Child:
         """The process there, once it has started. Raises NotReady where not even a second one does."""

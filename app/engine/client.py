@@ -258,12 +258,12 @@ class EngineClient:
             raise refusal
         outlooks = [link.outlook for link in self._links if link.ready]
         for outlook in outlooks:
-            outlook.decoding(expected.share / len(outlooks))
+            outlook.decoding(expected.caller, expected.priority, expected.share / len(outlooks))
         try:
             yield
         finally:
             for outlook in outlooks:
-                outlook.decoded(expected.share / len(outlooks))
+                outlook.decoded(expected.caller, expected.priority, expected.share / len(outlooks))
 
     @property
     def trouble(self) -> str | None:
@@ -365,7 +365,7 @@ class EngineClient:
         link.pending[submit.id] = pending
         most, *_, least = _shares(link, submit)
         link.standing.sent(submit.id, most)
-        link.outlook.sent(submit.id, least)
+        link.outlook.sent(submit.id, submit.caller, submit.priority, least)
         await self._send(link, submit, pending.pixels)
 
     def _let_wait(self, pending: _Pending) -> None:

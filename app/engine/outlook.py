@@ -8,8 +8,29 @@ engine does: what it let through in vain would be decoded with the time that the
 import math
 from dataclasses import dataclass, field
 
+from app.engine.fair_queue import WEIGHTS
 from app.engine.messages import Load, Priority
 from app.engine.spare import batch_s, mates_s, spare_s
+
+Flow = tuple[str, Priority]  # a caller's images of one priority
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A flow's images that the engine does not count yet, and their shares of compute together."""
+
+    images: int = 0
+    share: float = 0.0
+
+    def add(self, share: float) -> None:
+        self.images += 1
+        self.share += share
+
+    def remove(self, share: float) -> None:
+        """The last one leaves exactly nothing: sums of floats that came and went would not be 0, and the
+        engine never idle again."""
+        self.images -= 1
+        self.share = self.share - share if self.images else 0.0
 
 
 @dataclass(slots=True)
@@ -18,48 +39,70 @@ class Outlook:
 
     load: Load | None = None
     told: float = 0.0
-    _decoding: int = 0
-    _decoding_share: float = 0.0
-    _sent: dict[int, float] = field(default_factory=dict)
+    _flows: dict[Flow, _UnderWay] = field(default_factory=dict)
+    _sent: dict[int, tuple[Flow, float]] = field(default_factory=dict)
 
     def tell(self, load: Load, now: float) -> None:
         """The engine's word: it counts all that was sent up to ``load.seen``."""
         self.load, self.told = load, now
-        self._sent = {number: share for number, share in self._sent.items() if number > load.seen}
+        for number in [number for number in self._sent if number <= load.seen]:
+            self._remove(*self._sent.pop(number))
 
     def lost(self) -> None:
         """The engine is gone, and with it all that was said of it."""
         self.load = None
+        for flow, share in self._sent.values():
+            self._remove(flow, share)
         self._sent.clear()
 
-    def decoding(self, share: float) -> None:
+    def decoding(self, caller: str, priority: Priority, share: float) -> None:
         """An image that costs that share of an unpruned one is decoded from now on."""
-        self._decoding += 1
-        self._decoding_share += share
+        self._add((caller, priority), share)
 
-    def decoded(self, share: float) -> None:
-        """It no longer is. The last one leaves exactly nothing: sums of floats that came and went would not
-        be 0, and the engine never idle again."""
-        self._decoding -= 1
-        self._decoding_share = self._decoding_share - share if self._decoding else 0.0
+    def decoded(self, caller: str, priority: Priority, share: float) -> None:
+        """It no longer is."""
+        self._remove((caller, priority), share)
 
-    def sent(self, number: int, share: float) -> None:
-        """It has gone to the engine as that Submit."""
-        self._sent[number] = share
+    def sent(self, number: int, caller: str, priority: Priority, share: float) -> None:
+        """It has gone to the engine as that Submit; perhaps not for the first time."""
+        flow = (caller, priority)
+        if number in self._sent:
+            self._remove(*self._sent[number])
+        self._sent[number] = flow, share
+        self._add(flow, share)
 
-    def wait_s(self, caller: str, priority: Priority, now: float) -> float:
-        """How long a further image of the caller is predicted to wait; 0 where nothing is known."""
+    def wait_s(self, caller: str, priority: Priority, share: float, now: float) -> float:
+        """How long a further image of the caller, of that share of compute, is predicted to wait; 0 where
+        nothing is known."""
         if self.load is None:
             return 0.0
         told = next(
             (wait for name, kind, wait in self.load.callers if (name, kind) == (caller, priority)),
             self.load.wait_s.get(priority, 0.0),
         )
-        return max(0.0, told - (now - self.told)) + self._under_way * self.load.image_s
+        before = self._before((caller, priority), share)
+        return max(0.0, told - (now - self.told)) + before * self.load.image_s
 
-    @property
-    def _under_way(self) -> float:
-        return self._decoding_share + sum(self._sent.values())
+    def _before(self, flow: Flow, share: float) -> float:
+        """What of the images under way will be served before a further one of the flow: its own, and of every
+        other as much as fair shares give it meanwhile. One caller's thousand photographs are not in the way
+        of another's first. See `FairQueue.work_before`."""
+        own = self._flows[flow].share if flow in self._flows else 0.0
+        until, weight = own + share, WEIGHTS[flow[1]]
+        return own + sum(
+            min(theirs.share, until * WEIGHTS[other[1]] / weight)
+            for other, theirs in self._flows.items()
+            if other != flow
+        )
+
+    def _add(self, flow: Flow, share: float) -> None:
+        self._flows.setdefault(flow, _UnderWay()).add(share)
+
+    def _remove(self, flow: Flow, share: float) -> None:
+        under_way = self._flows[flow]
+        under_way.remove(share)
+        if not under_way.images:
+            del self._flows[flow]
 
     def refuses(
         self,
@@ -72,9 +115,9 @@ class Outlook:
     ) -> float | None:
         """None where an image of that share of compute has a chance; otherwise the seconds until it has,
         infinite where it has none even when nothing waits. An idle engine decides for itself."""
-        if self.load is None or (self.load.idle and not self._under_way):
+        if self.load is None or (self.load.idle and not self._flows):
             return None
-        wait = self.wait_s(caller, priority, now)
+        wait = self.wait_s(caller, priority, share, now)
         terms = self.load.terms
         image = terms.image_s + terms.compute_s * share
         own = terms.overhead_s + image

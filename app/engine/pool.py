@@ -51,7 +51,7 @@ def done_in_s(
     """When an image of that share of compute is predicted to be done by the engine."""
     if outlook.load is None:
         return _UNTOLD_S * (standing.work + share)
-    return outlook.wait_s(caller, priority, now) + share * outlook.load.image_s
+    return outlook.wait_s(caller, priority, share, now) + share * outlook.load.image_s
 
 
 def choose(

@@ -179,13 +179,12 @@ class Classification:
         ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed or
         ClientDisconnect."""
         with _outcomes(len(options)):
+            if (model := self._engines.model) is not None:
+                return model
             deadline_s = min(deadline_s_of(asked, self._settings) for asked in options)
             left_s = deadline_s - seconds_since(request.scope)
             if left_s <= 0:
-                raise DeadlinePassed(
-                    f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
-                    "it counts from when the request's head is there"
-                )
+                raise _passed_on_the_way(deadline_s)
             return await _unless_gone(request, self._engines.wait_until_ready(left_s))
 
     async def answers(
@@ -224,6 +223,8 @@ class Classification:
             known = replace(
                 expected(image.options, asked, self._settings, model, highest), caller=caller_of(scope)
             )
+            if seconds_since(scope) >= known.deadline_s:
+                raise _passed_on_the_way(known.deadline_s)
             started = time.perf_counter()
             with self._engines.expecting(self._left_of(known, seconds_since(scope))):
                 seen = await self._input_for(image, model, known, seconds_since(scope))
@@ -347,6 +348,13 @@ async def results_of(
         return [task() for task in tasks]
     caller = caller_of(scope)
     return await asyncio.gather(*(work.render(caller, task) for task in tasks))
+
+
+def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
+    return DeadlinePassed(
+        f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
+        "it counts from when the request's head is there"
+    )
 
 
 def no_model_yet() -> NotReady:

@@ -240,6 +240,23 @@ def test_where_no_process_starts_no_image_is_blamed(
         assert len(processes._children) == 1
 
 
+def test_one_that_died_while_it_had_nothing_to_do_is_replaced() -> None:
+    """Probes ask for trouble all the time; no image has to wait for the new one's start."""
+    with DecodingProcesses(3, WAIT_S, memory_for(1000)) as processes:
+        processes._trial.result(WAIT_S)
+        before = set(processes._children)
+        victim = processes._idle.queue[0].child  # the last to be used
+        assert victim is not None
+        victim.kill()
+        victim._process.wait(WAIT_S)
+        assert processes.look_for_trouble() is None
+        processes._trial.result(WAIT_S)
+        assert victim not in processes._children
+        assert len(processes._children - before) == 1
+        assert processes._idle.qsize() == 3
+        assert all(child.alive for child in processes._children)
+
+
 def test_all_threads_are_there_from_the_start() -> None:
     """A system without room for another thread, later, fails no image."""
     with DecodingProcesses(3, 10.0, memory_for(1000)):

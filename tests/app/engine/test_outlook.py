@@ -33,38 +33,65 @@ def told(now: float = 100.0) -> Outlook:
 def test_where_nothing_is_known_nothing_is_refused() -> None:
     """The engine decides."""
     outlook = Outlook()
-    outlook.sent(1, 1.0)
-    assert outlook.wait_s("any", "normal", 0.0) == 0
+    outlook.sent(1, "light", "normal", 1.0)
+    assert outlook.wait_s("any", "normal", 1.0, 0.0) == 0
     assert outlook.refuses("any", "normal", 1.0, 0.001, math.inf, 0.0) is None
 
 
 def test_each_caller_waits_for_what_is_before_that_caller() -> None:
     """By priority; those with much waiting have their own."""
     outlook = told()
-    assert outlook.wait_s("light", "normal", 100.0) == 2.0
-    assert outlook.wait_s("light", "batch", 100.0) == 8.0
-    assert outlook.wait_s("heavy", "normal", 100.0) == 6.0
-    assert outlook.wait_s("heavy", "high", 100.0) == 1.0
-    assert outlook.wait_s("heavy", "batch", 100.0) == 8.0
+    assert outlook.wait_s("light", "normal", 1.0, 100.0) == 2.0
+    assert outlook.wait_s("light", "batch", 1.0, 100.0) == 8.0
+    assert outlook.wait_s("heavy", "normal", 1.0, 100.0) == 6.0
+    assert outlook.wait_s("heavy", "high", 1.0, 100.0) == 1.0
+    assert outlook.wait_s("heavy", "batch", 1.0, 100.0) == 8.0
 
 
 def test_the_engine_goes_on_working_while_it_says_nothing() -> None:
     """What was to be waited for becomes less with time, and no less than nothing."""
     outlook = told()
-    assert outlook.wait_s("light", "normal", 101.5) == 0.5
-    assert outlook.wait_s("light", "normal", 200.0) == 0
+    assert outlook.wait_s("light", "normal", 1.0, 101.5) == 0.5
+    assert outlook.wait_s("light", "normal", 1.0, 200.0) == 0
 
 
 def test_what_is_under_way_counts_until_the_engine_has_counted_it() -> None:
     """Images that are decoded, and those sent after the last one that the engine had seen."""
     outlook = told()
-    outlook.decoding(0.5)
-    outlook.sent(8, 1.0)
-    outlook.sent(9, 0.5)
-    assert outlook.wait_s("light", "normal", 100.0) == 2.0 + 2.0 * 0.25
-    outlook.decoded(0.5)
+    outlook.decoding("light", "normal", 0.5)
+    outlook.sent(8, "light", "normal", 1.0)
+    outlook.sent(9, "light", "normal", 0.5)
+    assert outlook.wait_s("light", "normal", 1.0, 100.0) == 2.0 + 2.0 * 0.25
+    outlook.decoded("light", "normal", 0.5)
     outlook.tell(Load(LOAD.wait_s, LOAD.callers, LOAD.image_s, seen=8), 100.0)
-    assert outlook.wait_s("light", "normal", 100.0) == 2.0 + 0.5 * 0.25
+    assert outlook.wait_s("light", "normal", 1.0, 100.0) == 2.0 + 0.5 * 0.25
+
+
+def test_what_others_have_under_way_counts_by_fair_shares() -> None:
+    """A caller's thousand photographs, most of which wait for a decoder, delay that caller, and others by one
+    photograph. Of another priority it is as many as its weight gives it meanwhile."""
+    outlook = Outlook()
+    outlook.tell(Load({"normal": 0.0, "high": 0.0}, (), 0.25, seen=0), 100.0)
+    for number in range(500):
+        outlook.decoding("heavy", "normal", 0.5)
+        outlook.sent(number + 1, "heavy", "normal", 0.5)
+    assert outlook.wait_s("heavy", "normal", 0.5, 100.0) == pytest.approx(500 * 0.25)
+    assert outlook.wait_s("light", "normal", 0.5, 100.0) == 0.5 * 0.25
+    assert outlook.wait_s("heavy", "high", 0.5, 100.0) == 0.5 * 0.25 * 4 / 16
+    assert outlook.refuses("light", "normal", 0.5, 30.0, 10.0, 100.0) is None
+    assert outlook.refuses("heavy", "normal", 0.5, 30.0, 10.0, 100.0) is not None
+    outlook.decoding("light", "normal", 1.0)
+    assert outlook.wait_s("light", "normal", 0.5, 100.0) == pytest.approx(1.0 * 0.25 + 1.5 * 0.25)
+
+
+def test_an_image_that_is_sent_twice_is_one_image() -> None:
+    """As after an engine that was not ready for it."""
+    outlook = told()
+    outlook.sent(8, "light", "normal", 1.0)
+    outlook.sent(8, "light", "normal", 1.0)
+    assert outlook.wait_s("light", "normal", 1.0, 100.0) == 2.0 + 0.25
+    outlook.tell(Load(LOAD.wait_s, LOAD.callers, LOAD.image_s, seen=8), 100.0)
+    assert outlook.wait_s("light", "normal", 1.0, 100.0) == 2.0
 
 
 @given(st.lists(st.floats(0.01, 2), min_size=1), st.randoms())
@@ -76,11 +103,11 @@ def test_an_idle_engine_decides_for_itself_once_all_is_decoded(
     outlook = Outlook()
     outlook.tell(msgspec.structs.replace(LOAD, idle=True, terms=Terms(overhead_s=0.5)), 100.0)
     for share in shares:
-        outlook.decoding(share)
+        outlook.decoding("light", "normal", share)
     assert outlook.refuses("any", "normal", 1.0, 0.001, math.inf, 100.0) is not None
     draw.shuffle(shares)
     for share in shares:
-        outlook.decoded(share)
+        outlook.decoded("light", "normal", share)
     assert outlook.refuses("any", "normal", 1.0, 0.001, math.inf, 100.0) is None
 
 
@@ -111,7 +138,7 @@ def test_where_even_an_idle_engine_would_be_late_there_is_no_time_to_wait_for() 
     assert outlook.refuses("any", "normal", 1.0, 1.9, math.inf, 0.0) == math.inf
     outlook.tell(Load({"normal": 0.0}, (), 0.5, seen=0, idle=True, terms=terms), 1.0)
     assert outlook.refuses("any", "normal", 1.0, 1.9, math.inf, 1.0) is None
-    outlook.decoding(1.0)
+    outlook.decoding("light", "normal", 1.0)
     assert outlook.refuses("any", "normal", 1.0, 1.9, math.inf, 1.0) == math.inf, "one at a time"
 
 
@@ -191,7 +218,7 @@ def test_nothing_is_let_through_that_the_engine_would_refuse(
 def test_an_engine_that_is_gone_has_said_nothing() -> None:
     """Its successor begins with an empty queue."""
     outlook = told()
-    outlook.sent(8, 1.0)
+    outlook.sent(8, "light", "normal", 1.0)
     outlook.lost()
     outlook.tell(Load({"normal": 0.0}, (), 0.25, seen=0), 101.0)
-    assert outlook.wait_s("heavy", "normal", 101.0) == 0
+    assert outlook.wait_s("heavy", "normal", 1.0, 101.0) == 0

@@ -25,7 +25,7 @@ def engine(wait_s: float | None, image_s: float = 0.1, *ours: float) -> Engine:
 
 def send(to: Engine, image: int, share: float) -> None:
     outlook, standing = to
-    outlook.sent(image, share)
+    outlook.sent(image, "somebody", "normal", share)
     standing.sent(image, share)
 
 

@@ -40,7 +40,7 @@ class Calls:
         Calls(torch.load, "was-here"),
         Calls(torch.hub.load, "somebody/else", "model"),
     ],
-    ids=lambda call: str(call.call[0]),
+    ids=lambda call: f"{call.call[0].__module__}.{call.call[0].__qualname__}",
 )
 def test_calls_that_no_checkpoint_needs_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Calls, new: bool
