@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 serve: $(VENV)/.installed        ## start the server with the bundled model
 	$(BIN)/trimvit serve $(ARGS)
 
-test: $(VENV)/.installed-dev     ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-dev     ## run the tests; a file's tests stay in one of two processes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev    ## format, lint, types, import contracts, Dockerfile
 	$(BIN)/ruff format --check .

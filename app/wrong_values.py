@@ -184,7 +184,10 @@ def _example(schema: Schema) -> str | None:
             return str(given[0])
         if choice.get("type") == "number" and choice.get("maximum") == 1:
             return "0.5"
-        if (default := schema.get("default")) not in (None, "", 0):
+        default = schema.get("default")
+        if choice.get("type") == "array" and not default:
+            return _example(choice.get("items", {}))  # a list of one
+        if default not in (None, "", 0):
             return ",".join(map(str, default)) if isinstance(default, list | tuple) else _number(default)
         if choice.get("type") in ("integer", "number"):
             return str(choice.get("minimum") or 1)

@@ -32,6 +32,7 @@ class Options(BaseModel):
     colour: Literal["red", "green", "blue"] = "red"
     loud: bool = False
     blocks: tuple[Annotated[int, Field(ge=1)], ...] = (4, 7, 10)
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     colours: tuple[Literal["red", "green"], ...] = ("red",)
     even: Annotated[int, AfterValidator(_not_odd)] = 2
     file: Path | None = None
@@ -69,6 +70,7 @@ def told(**values: object) -> tuple[str, ...]:
         ("colour", "Gren", "colour must be 'red', 'green' or 'blue'; got 'Gren'; did you mean 'green'?"),
         ("loud", "perhaps", "loud must be true or false; got 'perhaps'"),
         ("blocks", ["four"], "blocks must be a list of whole numbers of at least 1, separated by commas, such as 4,7,10; got 'four'"),
+        ("shares", [2], "shares must be a list of numbers above 0 and at most 1, separated by commas, such as 0.5; got 2"),
         ("colours", ["rde"], "colours must be a list of 'red' or 'green', separated by commas, such as red; got 'rde'; did you mean 'red'?"),
         ("even", 3, "even: it is odd, and must be even, as in 4; got 3"),
         ("file", 3, "file must be a path; got 3"),
