@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
+from setproctitle import getproctitle
 
 from app.combinations import contradictions
 from app.environment import import_own_packages, tune_libraries
@@ -261,6 +262,7 @@ def _run(program: str, name: str, arguments: list[str]) -> int:
         if name.startswith("-"):
             wrong = f"{name} comes after a command, as in trimvit serve --port 8000"
         return _complain(program, f"{wrong}\n'trimvit --help' lists the commands", USAGE_ERROR)
+    getproctitle()  # finds the title's memory by the environment's, which is moved by the next lines
     tune_libraries(os.environ)
     import_own_packages(os.environ, sys.path)
     if not sys.stderr.isatty():  # a progress bar is for who watches

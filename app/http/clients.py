@@ -1,10 +1,12 @@
 """Which addresses are one client, for limits and fair shares."""
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
 
 _NETWORK_BITS = 64  # of IPv6, of which one client has as many addresses as it likes
 
 
+@lru_cache(maxsize=4096)  # it is asked several times of every connection and request
 def client_of(address: str) -> str:
     """The IPv4 address, or the network of the IPv6 one; what is no address is itself."""
     try:

@@ -1,16 +1,19 @@
 """The HTTP process's listeners: how uvicorn runs the application on its sockets."""
 
+import asyncio
 import contextlib
 import logging
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from app import background
+from app.http.accepting import Acceptor
 from app.http.connections import bounded
 from app.http.forwarded import SoundClient
 from app.http.handshakes import tls_protocol
@@ -70,7 +73,23 @@ def operations_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     )
 
 
-class Server(uvicorn.Server):
+class _Server(uvicorn.Server):
+    """Accepts connections in turn for all clients."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen."""
+        await super().startup([])
+        protocol: Callable[[], asyncio.Protocol] = partial(
+            self.config.http_protocol_class,  # type: ignore[call-arg]
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
+        self.servers = [Acceptor(listener, protocol) for listener in sockets or ()]  # type: ignore[misc]
+
+
+class Server(_Server):
     """Stops in order: on a signal it refuses new requests, in words, and ends once the others are
     answered."""
 
@@ -91,7 +110,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-class _Companion(uvicorn.Server):
+class _Companion(_Server):
     """A server beside the main one, which alone hears signals."""
 
     @contextlib.contextmanager

@@ -175,7 +175,13 @@ def test_a_killed_supervisor_leaves_no_orphan_and_its_port_free(tmp_path: Path) 
     """kill -9 of the supervisor ends all its processes; the next start has the same port."""
     with faulty_server(tmp_path, "--engines", "2", "--http-workers", "2") as server:
         supervisor = psutil.Process(server.supervisor.pid)
-        assert [len(server.processes(f"trimvit: {kind}")) for kind in ("fork", "engine", "http")] == [1, 2, 2]
+        wait_until(
+            lambda: (
+                [len(server.processes(f"trimvit: {kind}")) for kind in ("fork", "engine", "http")]
+                == [1, 2, 2]
+            ),
+            "each process to have its title",
+        )
         children = supervisor.children(recursive=True)  # those that decode, too
         server.supervisor.kill()
         _, alive = psutil.wait_procs(children, timeout=30)

@@ -25,8 +25,13 @@ def test_a_server_starts_in_an_odd_environment_and_speaks_utf_8(tmp_path: Path) 
     (tmp_path / "grüße.txt").write_text("\n".join(LABELS), encoding="utf-8")
     long = tmp_path / ("x" * 110)
     long.mkdir()
+    # PYTHONPATH comes first, and is changed: by its memory a process would look for that of its title.
+    kept = {"PYTHONPATH": f".:{os.environ.get('PYTHONPATH', '')}"} | {
+        name: value for name, value in os.environ.items() if name not in ("HOME", "LANG", "PYTHONPATH")
+    }
     environment = (
-        "env", "-u", "HOME", "-u", "LANG", "LC_ALL=POSIX", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0",
+        "env", "-i", *(f"{name}={value}" for name, value in kept.items()),
+        "LC_ALL=POSIX", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0",
         "TRIMVIT_PORT=tcp://10.96.12.34:80", "TRIMVIT_DEFUALT_KEEP_RATIO=0.5", f"TMPDIR={long}",
     )  # fmt: skip
     flags = ("--model", str(tmp_path / "small.safetensors"), "--labels", str(tmp_path / "grüße.txt"))
@@ -40,6 +45,7 @@ def test_a_server_starts_in_an_odd_environment_and_speaks_utf_8(tmp_path: Path) 
         assert any(message.startswith("ignored TRIMVIT_PORT: ") for message in log)
         assert any("did you mean TRIMVIT_DEFAULT_KEEP_RATIO?" in message for message in log)
         assert any("too long for a socket's" in message for message in log)
+        assert psutil.Process(server.supervisor.pid).cmdline()[0].startswith("trimvit: supervisor")
     assert list(long.iterdir()) == []
 
 
@@ -51,7 +57,9 @@ def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_process(
     log = tmp_path / "log"
     with log.open("wb") as sink:
         server = subprocess.Popen(
-            [sys.executable, TRIMVIT, "serve", "--port", "0"], stderr=sink, env={**os.environ}
+            [sys.executable, TRIMVIT, "serve", "--port", "0"],
+            stderr=sink,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup's would stay ignored
         )
     wait_until(lambda: len(psutil.Process(server.pid).children()) >= 2, "the server's processes")
     started = psutil.Process(server.pid).children(recursive=True)
