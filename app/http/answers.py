@@ -1,7 +1,6 @@
 """Engine answers -> the JSON of /v1/classify."""
 
 import base64
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image
 
 from app.engine.client import Classified
 from app.engine.messages import ModelInfo
@@ -17,7 +15,7 @@ from app.errors import InternalFault
 from app.http.pruning import Asked
 from app.http.schemas import MaskFormat
 from app.images import ModelInput
-from models.pictures import cells_of, dimmed
+from models.pictures import cells_of, dimmed, png_of
 
 WARNINGS_HEADER = "Image-Warnings"
 WARNINGS_HEADER_SCHEMA: dict[str, Any] = {
@@ -140,9 +138,7 @@ def mask_picture(
     patch_stride: tuple[int, int],
 ) -> bytes:
     """A PNG of what the model saw, with every patch whose cell is 0 dimmed."""
-    buffer = io.BytesIO()
-    Image.fromarray(dimmed(cells, pixels, patch_size, patch_stride)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png_of(dimmed(cells, pixels, patch_size, patch_stride))
 
 
 class Answered(Protocol):

@@ -179,13 +179,11 @@ class Classification:
         ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed or
         ClientDisconnect."""
         with _outcomes(len(options)):
-            if (model := self._engines.model) is not None:
-                return model
             deadline_s = min(deadline_s_of(asked, self._settings) for asked in options)
             left_s = deadline_s - seconds_since(request.scope)
-            if left_s <= 0:
+            if left_s <= 0 and self._engines.model is None:
                 raise _passed_on_the_way(deadline_s)
-            return await _unless_gone(request, self._engines.wait_until_ready(left_s))
+            return await _unless_gone(request, self._engines.wait_until_ready(max(0.0, left_s)))
 
     async def answers(
         self,
