@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import BaseModel
 from setproctitle import getproctitle
 
-from app.combinations import contradictions
-from app.environment import import_own_packages, tune_libraries
-from app.flags import Operands, WrongUsage, parse
+from app.commands.streams import forget_output, open_standard_streams, use_utf8
 from app.nearest import did_you_mean
-from app.settings import Settings
-from app.streams import forget_output, open_standard_streams, use_utf8
-from app.variables import remarks
+from app.processes.environment import import_own_packages, tune_libraries
+from app.settings.combinations import contradictions
+from app.settings.flags import Operands, WrongUsage, parse
+from app.settings.settings import Settings
+from app.settings.variables import remarks
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -63,8 +63,8 @@ def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
     def run(settings: Settings) -> int:
         if not _is_linux("serve"):
             return FAILED
-        from app.logs import configure_logging
-        from app.supervisor import CannotStart, serve
+        from app.processes.supervisor import CannotStart, serve
+        from app.telemetry.logs import configure_logging
 
         if wrong := list(contradictions(settings)):
             return _complain("trimvit serve", "\ntrimvit serve: ".join(wrong), USAGE_ERROR)
@@ -84,7 +84,7 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
     def run(settings: RaySettings) -> int:
         if not _is_linux("ray"):
             return FAILED
-        from app.logs import configure_logging
+        from app.telemetry.logs import configure_logging
 
         configure_logging(settings.log_level, "ray", settings.log_format)
         _tell_of_variables(RaySettings)

@@ -1,47 +1,62 @@
-"""The ASGI application of one front end."""
+"""A front end: its application (`create_app`), and its process (`python -m app.main`), which the
+supervisor starts. It never imports torch."""
 
 import asyncio
+import gc
+import os
+import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from setproctitle import setproctitle
 from starlette.middleware.cors import CORSMiddleware
 
+from app.decoding.image_work import ImageWork
+from app.decoding.images import ImageLimits
+from app.decoding.pool import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
-from app.http.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
 from app.http.answers import WARNINGS_HEADER
-from app.http.classify import Classification, Engines, classify_router
-from app.http.documentation import documentation_router
-from app.http.early import RefuseEarly
-from app.http.elsewhere import paths_of
-from app.http.expectation import CloseUnasked
+from app.http.bodies.memory import most_held
 from app.http.health import Health
-from app.http.hosts import AnswerHosts, Hosts, answered_hosts
-from app.http.hugging_face import hugging_face_router
-from app.http.inflate import Inflated
-from app.http.kserve_v1 import kserve_v1_router
-from app.http.memory import most_held
 from app.http.methods import HeadAsGet
-from app.http.middleware import REQUEST_ID, Observe
-from app.http.models import models_router
-from app.http.open_inference import open_inference_router
+from app.http.middleware.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
+from app.http.middleware.early import RefuseEarly
+from app.http.middleware.expectation import CloseUnasked
+from app.http.middleware.hosts import AnswerHosts, Hosts, answered_hosts
+from app.http.middleware.inflate import Inflated
+from app.http.middleware.observe import REQUEST_ID, Observe
+from app.http.middleware.prefix import UnderPrefix
+from app.http.middleware.sites import RefuseOtherSites
 from app.http.openapi import install_openapi, operation_id
-from app.http.operations import operations_router
-from app.http.page import page_router
-from app.http.prefix import UnderPrefix
 from app.http.problems import install_problem_handlers
-from app.http.sagemaker import sagemaker_router
-from app.http.sites import RefuseOtherSites
-from app.http.stats import stats_router
-from app.http.traffic import Bounded, Traffic
-from app.image_work import ImageWork
-from app.images import ImageLimits
-from app.keys import key_ring
-from app.settings import Settings
-from app.tracing import Tracing
+from app.http.routes.classify import Classification, Engines, classify_router
+from app.http.routes.documentation import documentation_router
+from app.http.routes.hugging_face import hugging_face_router
+from app.http.routes.kserve_v1 import kserve_v1_router
+from app.http.routes.models import models_router
+from app.http.routes.open_inference.routes import open_inference_router
+from app.http.routes.operations import operations_router
+from app.http.routes.page import page_router
+from app.http.routes.sagemaker import sagemaker_router
+from app.http.routes.stats import stats_router
+from app.http.server.listeners import main_config, operations_config, serve
+from app.http.server.traffic import Bounded, Traffic
+from app.http.unknown_paths import paths_of
+from app.processes import background
+from app.processes.heap import give_back_freed_memory, map_large_memory
+from app.processes.heartbeat import Beat, Heartbeat
+from app.processes.lifeline import die_with_parent
+from app.security.keys import key_ring
+from app.settings.settings import Settings
+from app.telemetry import metrics, tracing
+from app.telemetry.logs import configure_logging
+from app.telemetry.tracing import Tracing
 
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
 the share of patches kept at each pruning stage, and so its own point between accuracy and cost."""
@@ -164,3 +179,83 @@ def create_operations_app(health: Health, hosts: Hosts | None = None) -> FastAPI
     app.include_router(router)
     install_problem_handlers(app, paths_of([router]))
     return app
+
+
+_BEAT_S = 0.25
+
+# How long another thread may keep the interpreter from the event loop, which may wait for it many times in
+# one request. Python's 5 ms made /livez wait for 0.2 s while bodies of 31 MB were read.
+_SWITCH_S = 0.001
+
+
+async def run(
+    settings: Settings,
+    listeners: list[socket.socket],
+    addresses: list[str],
+    reports: Path,
+    operations_listeners: list[socket.socket],
+    heartbeat: Heartbeat,
+) -> None:
+    """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
+    background.tell_of_stray_failures()
+    beating = background.kept(partial(_beat, heartbeat), "pulse")
+    metrics.INCIDENTS.labels("pulse")  # so that a panel of incidents has data before there is one
+    engines = EngineClient(
+        addresses,
+        reports=reports,
+        patience_s=settings.restart_wait_s,
+        most_waiting=settings.max_queue_images,
+    )
+    decoders = DecodingProcesses(
+        settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
+    )
+    traffic = Traffic()
+    app = create_app(
+        settings, engines, decoders, tracing.from_environment(), traffic, listening_on=settings.host
+    )
+    # The application is a great many objects that stay. Looking for garbage in them all, again and again, was
+    # 44 % of what a profile saw of this process under overload, in pauses that all requests wait for.
+    gc.collect()
+    gc.freeze()
+    operations = None
+    if operations_listeners:
+        hosts = answered_hosts(settings.operations_host, settings.allowed_hosts, with_keys=False)
+        operations = operations_config(
+            create_operations_app(Health(engines, decoders, traffic), hosts), settings
+        )
+    try:
+        await serve(main_config(app, settings), listeners, traffic, operations, operations_listeners)
+    finally:
+        beating.cancel()
+
+
+async def _beat(heartbeat: Heartbeat) -> None:
+    """Tell the supervisor that this loop goes on."""
+    turns = 0
+    while True:
+        turns += 1
+        heartbeat.write(Beat(turns, ready=True))
+        await asyncio.sleep(_BEAT_S)
+
+
+def main() -> None:
+    """Read what the supervisor passed in the environment, and run."""
+    settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
+    index = os.environ["TRIMVIT_HTTP_INDEX"]
+    die_with_parent()
+    setproctitle(f"trimvit: http {index}")
+    configure_logging(settings.log_level, f"http {index}", settings.log_format)
+    give_back_freed_memory()
+    map_large_memory()
+    listeners, operations = (
+        [socket.socket(fileno=int(number)) for number in os.environ[variable].split()]
+        for variable in ("TRIMVIT_HTTP_SOCKETS", "TRIMVIT_HTTP_OPERATIONS_SOCKETS")
+    )
+    addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split("\n")
+    reports = Path(os.environ["TRIMVIT_HTTP_REPORTS"])
+    heartbeat = Heartbeat(Path(os.environ["TRIMVIT_HTTP_HEARTBEAT"]))
+    asyncio.run(run(settings, listeners, addresses, reports, operations, heartbeat))
+
+
+if __name__ == "__main__":
+    main()

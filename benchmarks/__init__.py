@@ -2,7 +2,7 @@
 
 import os
 
-from app.environment import tune_libraries
+from app.processes.environment import tune_libraries
 
 # As the command line does for the server; before torch is imported.
 tune_libraries(os.environ)

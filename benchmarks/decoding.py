@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from app.decoding import DecodingProcesses, memory_for
-from app.images import ImageLimits, decode
+from app.decoding.images import ImageLimits, decode
+from app.decoding.pool import DecodingProcesses, memory_for
 from models.transforms import InputSpec
 
 SPEC = InputSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

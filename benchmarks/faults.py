@@ -31,7 +31,7 @@ from pathlib import Path
 
 import psutil
 
-from app.settings import BUNDLED_MODEL
+from app.settings.settings import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.server import processes, running, title_of
 
@@ -304,8 +304,8 @@ def main() -> None:
     if options.seconds is None:
         options.seconds = 60.0 if options.what == "kills" else 3600.0
     if options.every is None:
-        # Samples in step with the ten seconds after which memory is given back (app/heap.py) would always see
-        # the same part of them.
+        # Memory is given back every ten seconds (app/processes/heap.py). Samples in step with that would
+        # always see the same part of them.
         options.every = 10.0 if options.what == "kills" else 1.7
     photographs = [path.read_bytes() for path in sorted(options.photographs.glob("*.[jJ][pP]*"))]
     run = kills if options.what == "kills" else soak

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.images import ImageLimits, decode
-from app.settings import BUNDLED_MODEL
+from app.decoding.images import ImageLimits, decode
+from app.settings.settings import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.report import spread
 from benchmarks.server import running

@@ -7,10 +7,11 @@ from typing import get_args
 
 import pytest
 
-from app import errors, metrics
+from app import errors
 from app.http.schemas import ImageOptions, MaskFormat
 from app.ray.settings import RaySettings
-from app.settings import Settings
+from app.settings.settings import Settings
+from app.telemetry import metrics
 from models.schedule import CRITERIA, REDUCERS
 
 ROOT = Path(__file__).parents[1]

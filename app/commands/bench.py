@@ -18,14 +18,14 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
-from app import background
 from app.commands.address import connecting, server_url, why
 from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
 from app.commands.load import ANSWERED, Mix, Outcome, Sample, closed_loop, open_loop, poisson_arrivals
 from app.commands.photographs import in_folder
 from app.commands.summary import Summary, summarise
 from app.http.schemas import Share
-from app.variables import plain
+from app.processes import background
+from app.settings.variables import plain
 from models.image_files import decoded_endings
 from models.names import shown
 

@@ -23,15 +23,15 @@ from app.commands.failures import FAILED, UsageError, complain, tells_what_was_f
 from app.commands.fields import same_as
 from app.commands.photographs import Photograph, find
 from app.commands.pictures import PictureFiles
-from app.encoded import TruncatedImages
+from app.decoding.encoded import TruncatedImages
+from app.decoding.images import ImageLimits, ModelInput, decode
 from app.engine.client import Classified
 from app.engine.messages import Answer, ModelInfo
 from app.errors import InternalFault, InvalidValue, Problem, UnreadableRequest
 from app.http.answers import check_numbers, image_result
-from app.http.pruning import Asked, asked_of
 from app.http.schemas import ImageOptions, MaskFormat, Share
-from app.images import ImageLimits, ModelInput, decode
-from app.settings import Blocks, Settings
+from app.inference.resolved_options import ResolvedOptions, resolve
+from app.settings.settings import Blocks, Settings
 from models.dtypes import DtypeName
 from models.names import in_words, shown
 from models.pictures import cells_of, dimmed
@@ -167,7 +167,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
 
     classifier, model = _load(config)
     try:
-        asked = asked_of(config.options, config.settings, model)
+        asked = resolve(config.options, config.settings, model)
     except InvalidValue as problem:
         raise UsageError(problem.detail) from problem
 
@@ -250,7 +250,10 @@ def _decoded_batches(
 
 
 def _computed(
-    classifier: "Classifier", batch: Sequence[_Decoded | _Failed], asked: Asked, config: ClassifyConfig
+    classifier: "Classifier",
+    batch: Sequence[_Decoded | _Failed],
+    asked: ResolvedOptions,
+    config: ClassifyConfig,
 ) -> list[Classified]:
     """What the model says of those of the batch that were decoded, in order."""
     import torch

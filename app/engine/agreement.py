@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from app import metrics
+from app.telemetry import metrics
 
 # Images held until the engine is idle, of about 150 KB each. The last ones that were drawn of a busy stretch
 # are kept, so that some of what a brown-out answered is checked when it is over.

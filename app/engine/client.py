@@ -23,7 +23,6 @@ import zmq
 import zmq.asyncio
 from jaxtyping import UInt8
 
-from app import background, metrics
 from app.engine.answers import Classified as Classified
 from app.engine.answers import read_answer
 from app.engine.messages import (
@@ -55,9 +54,11 @@ from app.errors import (
     Problem,
     QueueFull,
 )
-from app.logs import request_id
-from app.rarely import Rarely
-from app.reports import read_reports, trouble
+from app.processes import background
+from app.processes.reports import read_reports, trouble
+from app.telemetry import metrics
+from app.telemetry.logs import request_id
+from app.telemetry.rarely import Rarely
 from models.schedule import Pruning
 
 log = logging.getLogger(__name__)

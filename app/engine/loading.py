@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from app.engine.messages import ModelInfo
-from app.settings import Settings
+from app.settings.settings import Settings
 from models.load import LoadedModel, load, read_labels
 from models.pruned_vit import PrunedViT
 from models.schedule import Stages

@@ -18,7 +18,6 @@ from typing import Protocol, get_args
 import msgspec
 import zmq
 
-from app import background, metrics
 from app.engine.agreement import Agreement, Check
 from app.engine.brown_out import CEILINGS, ratios
 from app.engine.cost import CostModel, Measured, Work
@@ -43,8 +42,10 @@ from app.engine.messages import (
 from app.engine.parts import BackendBroken, Computed, compute_in_parts
 from app.engine.scheduler import Batch, Limits, Scheduler, Taken
 from app.engine.shares import shares, tokens
-from app.pulse import Beat, Progress, Pulse
-from app.rarely import Rarely
+from app.processes import background
+from app.processes.heartbeat import Beat, Heartbeat, Progress
+from app.telemetry import metrics
+from app.telemetry.rarely import Rarely
 from models.schedule import UNPRUNED, Pruning, compute, keep_counts, macs, tokens_after
 
 log = logging.getLogger(__name__)
@@ -146,13 +147,13 @@ class Engine:
         address: str,
         backend: Backend,
         agreement: Agreement | None = None,
-        pulse: Pulse | None = None,
+        heartbeat: Heartbeat | None = None,
         hang_after_s: float = 10.0,
     ) -> None:
         self.name = name
         self._address = address
         self._backend = backend
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self._progress = Progress(hang_after_s)
         self._turns = 0
         self._incarnation = uuid.uuid4().hex
@@ -369,9 +370,9 @@ class Engine:
     def _beat(self) -> None:
         """Tell the supervisor that this thread goes on, and which batch has run longest."""
         self._turns += 1
-        if self._pulse is not None:
+        if self._heartbeat is not None:
             number, allowed_s = self._progress.oldest
-            self._pulse.write(Beat(self._turns, number, allowed_s, self._loaded is not None))
+            self._heartbeat.write(Beat(self._turns, number, allowed_s, self._loaded is not None))
 
     def _patience_ms(self) -> int:
         """How long to sleep at most: until something is due, and short enough to see a signal's flag."""

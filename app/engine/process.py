@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from setproctitle import setproctitle
 
-from app.combinations import without_effect
 from app.engine.agreement import Agreement
 from app.engine.cost import CostModel
 from app.engine.learned import Learned, recall, remember
@@ -25,12 +24,13 @@ from app.engine.loop import Engine, Job, Loaded, Result
 from app.engine.messages import MOST_PATCHES
 from app.engine.scheduler import Limits
 from app.engine.warm_up import time_batches
-from app.heap import give_back_freed_memory
-from app.lifeline import LOAD_FAILED, die_with_parent
-from app.logs import configure_logging
-from app.pulse import Pulse
-from app.reports import tell_reason
-from app.settings import Settings
+from app.processes.heap import give_back_freed_memory
+from app.processes.heartbeat import Heartbeat
+from app.processes.lifeline import LOAD_FAILED, die_with_parent
+from app.processes.reports import tell_reason
+from app.settings.combinations import without_effect
+from app.settings.settings import Settings
+from app.telemetry.logs import configure_logging
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ _KERNELS_S = 4.0  # in which kernels are made ahead at most
 @dataclass(frozen=True, slots=True)
 class EngineArgs:
     """What the supervisor tells an engine beside the settings. ``sharing``: engines on the same device;
-    ``pulse``: file for its beats; ``learned``: file for what it leaves to its successor."""
+    ``heartbeat``: file for its beats; ``learned``: file for what it leaves to its successor."""
 
     index: int
     device: str
     address: str
     sharing: int = 1
-    pulse: Path | None = None
+    heartbeat: Path | None = None
     learned: Path | None = None
 
 
@@ -200,9 +200,9 @@ def run(settings: Settings, args: EngineArgs) -> None:
             return torch.cuda.memory_allocated(device)
 
     agreement = Agreement(settings.agreement_share)
-    pulse = None if args.pulse is None else Pulse(args.pulse)
+    heartbeat = None if args.heartbeat is None else Heartbeat(args.heartbeat)
     engine = Engine(
-        f"engine-{args.index}", args.address, TorchBackend(), agreement, pulse, settings.hang_after_s
+        f"engine-{args.index}", args.address, TorchBackend(), agreement, heartbeat, settings.hang_after_s
     )
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     try:
@@ -228,7 +228,7 @@ def main() -> None:
         os.environ["TRIMVIT_ENGINE_DEVICE"],
         os.environ["TRIMVIT_ENGINE_ADDRESS"],
         int(os.environ["TRIMVIT_ENGINE_SHARING"]),
-        Path(os.environ["TRIMVIT_ENGINE_PULSE"]),
+        Path(os.environ["TRIMVIT_ENGINE_HEARTBEAT"]),
         Path(os.environ["TRIMVIT_ENGINE_LEARNED"]),
     )
     die_with_parent()

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from app.decoding.images import ModelInput
 from app.engine.client import Classified
 from app.engine.messages import ModelInfo
 from app.errors import InternalFault
-from app.http.pruning import Asked
 from app.http.schemas import MaskFormat
-from app.images import ModelInput
+from app.inference.resolved_options import ResolvedOptions
 from models.pictures import cells_of, dimmed, png_of
 
 WARNINGS_HEADER = "Image-Warnings"
@@ -34,7 +34,7 @@ def image_result(
     classified: Classified,
     model: ModelInfo,
     *,
-    asked: Asked,
+    asked: ResolvedOptions,
     mask: MaskFormat,
     every_stage: bool,
     seen: ModelInput,
@@ -87,7 +87,7 @@ def result_json(
     classified: Classified,
     model: ModelInfo,
     *,
-    asked: Asked,
+    asked: ResolvedOptions,
     mask: MaskFormat,
     every_stage: bool,
     seen: ModelInput,

@@ -3,9 +3,9 @@
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from app.decoding import DecodingProcesses
-from app.http.classify import Engines
-from app.http.traffic import Traffic
+from app.decoding.pool import DecodingProcesses
+from app.http.routes.classify import Engines
+from app.http.server.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from app.http.hugging_face import HuggingFaceRequest
-from app.http.kserve_v1 import PredictRequest
-from app.http.open_inference_schemas import ErrorAnswer, InferRequest
+from app.http.routes.hugging_face import HuggingFaceRequest
+from app.http.routes.kserve_v1 import PredictRequest
+from app.http.routes.open_inference.schemas import ErrorAnswer, InferRequest
 from app.http.schemas import ClassifyRequest, JsonImage, ProblemDocument
 
 _BY_HAND: Sequence[type[BaseModel]] = (

@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app import metrics, tracing
 from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
-from app.http.elsewhere import for_method, of_another_server, what_was_meant, without_slash
 from app.http.methods import METHODS, allow
+from app.http.unknown_paths import for_method, of_another_server, what_was_meant, without_slash
+from app.telemetry import metrics, tracing
 
 MEDIA_TYPE = "application/problem+json"
 _PREFLIGHT = "Access-Control-Request-Method"  # a browser asks for a page, which may not call; see access.py

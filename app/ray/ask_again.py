@@ -14,9 +14,9 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import background
 from app.errors import DeadlinePassed, EngineLost, NotReady, Problem
 from app.http.problems import problem_response
+from app.processes import background
 
 log = logging.getLogger(__name__)
 

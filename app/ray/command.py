@@ -12,10 +12,10 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
-from app.keys import KEYS_VARIABLE
 from app.ray.application import QUIET, application
 from app.ray.settings import RaySettings
-from app.variables import plain
+from app.security.keys import KEYS_VARIABLE
+from app.settings.variables import plain
 
 log = logging.getLogger(__name__)
 

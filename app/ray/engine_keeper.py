@@ -1,5 +1,5 @@
 """Runs a replica's engine, and starts it again when it dies or hangs: for one engine, and in a thread, what
-app.supervisor does for a server's processes, with its judgement and its timing."""
+app.processes.supervisor does for a server's processes, with its judgement and its timing."""
 
 import logging
 import subprocess
@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app import background
-from app.environment import EngineFiles, engine_variables, environment_of, tune_libraries
-from app.pulse import Pulse
-from app.reports import take_reason
-from app.restarts import Restarts
-from app.settings import Settings
-from app.watchdog import Hunger, Watch
+from app.processes import background
+from app.processes.environment import EngineFiles, engine_variables, environment_of, tune_libraries
+from app.processes.heartbeat import Heartbeat
+from app.processes.reports import take_reason
+from app.processes.restarts import Restarts
+from app.processes.watchdog import CpuStarvation, Watch
+from app.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class EngineKeeper:
         self._command = command
         self._ending = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        # The engine ends with the thread that started it (app.lifeline).
+        # The engine ends with the thread that started it (app.processes.lifeline).
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -71,20 +71,20 @@ class EngineKeeper:
             self._give_up(f"the engine cannot be kept running: {type(error).__name__}: {error}")
 
     def _keep(self) -> None:
-        from app import metrics  # only now is it known where to write
+        from app.telemetry import metrics  # only now is it known where to write
 
         restarts = Restarts(self._settings.slow_retry_s)
         metrics.RESTARTS.labels(NAME)
         came_up = False
         while not self._ending.is_set():
             started = time.monotonic()
-            self._process, pulse = self._start()
+            self._process, heartbeat = self._start()
             metrics.ENGINE_UP.labels(NAME).set(1)
-            hung = self._watch(self._process, pulse)
+            hung = self._watch(self._process, heartbeat)
             metrics.engine_ended(NAME)
             if self._ending.is_set():
                 return
-            was_ready = pulse.read().ready
+            was_ready = heartbeat.read().ready
             came_up = came_up or was_ready
             pause = restarts.ended(time.monotonic() - started, was_ready=was_ready)
             reason = hung or take_reason(self._files.reason) or f"{self._process.returncode}"
@@ -95,23 +95,23 @@ class EngineKeeper:
             log.warning("the engine ended (%s); starting it again in %.1f s", reason, pause)
             self._ending.wait(pause)
 
-    def _start(self) -> tuple[subprocess.Popen[bytes], Pulse]:
-        made = Pulse.made_at(self._files.pulse)
+    def _start(self) -> tuple[subprocess.Popen[bytes], Heartbeat]:
+        made = Heartbeat.made_at(self._files.heartbeat)
         variables = engine_variables(self._files, 0, self._settings.device, sharing=1)
         environment = environment_of(self._settings, NAME, variables, keys=False)
         tune_libraries(environment)
         return subprocess.Popen(self._command, env=environment), made  # noqa: S603
 
-    def _watch(self, process: subprocess.Popen[bytes], pulse: Pulse) -> str | None:
+    def _watch(self, process: subprocess.Popen[bytes], heartbeat: Heartbeat) -> str | None:
         """Returns when the engine has ended; gives back why it was killed, if it was."""
         watch = Watch(self._settings.hang_after_s, self._settings.load_limit_s)
-        hunger = Hunger(process.pid)
+        starvation = CpuStarvation(process.pid)
         hung: str | None = None
         while process.poll() is None:
             try:
                 process.wait(_TICK_S)
             except subprocess.TimeoutExpired:
-                hung = hung or watch.tick(_TICK_S, pulse.read(), lambda: hunger.starved(_TICK_S))
+                hung = hung or watch.tick(_TICK_S, heartbeat.read(), lambda: starvation.starved(_TICK_S))
                 if hung is not None and not self._ending.is_set():
                     log.warning("the engine hangs and is killed: %s", hung)
                     process.kill()

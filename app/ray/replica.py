@@ -14,14 +14,14 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import background
-from app.heap import give_back_freed_memory
-from app.metrics_files import reserve
-from app.private_folder import PrivateFolder
+from app.processes import background
+from app.processes.heap import give_back_freed_memory
+from app.processes.private_folder import PrivateFolder
 from app.ray.autoscaling import WORK
 from app.ray.engine_keeper import NAME as ENGINE_NAME
 from app.ray.engine_keeper import EngineKeeper
-from app.settings import Settings
+from app.settings.settings import Settings
+from app.telemetry.metrics_files import reserve
 
 if TYPE_CHECKING:
     from app.engine.client import EngineClient
@@ -50,7 +50,7 @@ class Replica:
         reserve(folder / "metrics", ("http-0", ENGINE_NAME))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder / "metrics")
         os.environ["TRIMVIT_METRICS_SLOT"] = "http-0"
-        from app.logs import configure_logging
+        from app.telemetry.logs import configure_logging
 
         give_back_freed_memory()
         configure_logging(settings.log_level, f"replica {self._name}", settings.log_format)
@@ -66,9 +66,9 @@ class Replica:
         """Called by Ray Serve once, after the constructor. Raises RuntimeError if the engine cannot load."""
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-        from app import tracing
-        from app.decoding import DecodingProcesses, memory_for
+        from app.decoding.pool import DecodingProcesses, memory_for
         from app.main import create_app
+        from app.telemetry import tracing
 
         settings = self._settings
         await self._wait_for_engine()
@@ -95,7 +95,7 @@ class Replica:
 
     def metrics_page(self) -> tuple[str, str]:
         """This replica's name, and the metrics of its processes."""
-        from app import metrics
+        from app.telemetry import metrics
 
         return self._name, metrics.exposition()[0].decode()
 

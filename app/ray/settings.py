@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from app.flags import flag
-from app.settings import Settings
+from app.settings.flags import flag
+from app.settings.settings import Settings
 
 Proxies = Literal["every-node", "head-node"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.supervisor import FORKABLE, PRELOADED
+from app.processes.supervisor import FORKABLE, PRELOADED
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "timm", "torchvision")
@@ -30,8 +30,7 @@ def loaded_after(statement: str) -> set[str]:
     "statement",
     [
         "import app.main",
-        "import app.http.process",
-        "import app.supervisor",
+        "import app.processes.supervisor",
         "import app.engine.client",
         "import app.engine.loop",
         "import app.engine.process",

@@ -13,11 +13,11 @@ from app.cli import COMMANDS, Command, main
 from app.commands.bench import BenchConfig
 from app.commands.classify import ClassifyConfig
 from app.commands.models import ModelsConfig
-from app.flags import Operands
-from app.settings import Settings
-from app.supervisor import CannotStart
+from app.processes.supervisor import CannotStart
+from app.settings.flags import Operands
+from app.settings.settings import Settings
 from models.training.config import CalibrateConfig, EvaluateConfig, SweepConfig, TrainConfig
-from tests.app.test_settings import BAD, SAMPLES
+from tests.app.settings.test_settings import BAD, SAMPLES
 
 Run = Callable[..., tuple[int, list[BaseModel]]]
 
@@ -250,8 +250,8 @@ def test_a_server_that_cannot_start_exits_with_1_and_says_why(
     def cannot(settings: Settings) -> int:
         raise CannotStart(f"cannot listen on {settings.host} port {settings.port}: Address already in use")
 
-    monkeypatch.setattr("app.supervisor.serve", cannot)
-    monkeypatch.setattr("app.logs.configure_logging", lambda *_: None)
+    monkeypatch.setattr("app.processes.supervisor.serve", cannot)
+    monkeypatch.setattr("app.telemetry.logs.configure_logging", lambda *_: None)
     with pytest.raises(SystemExit) as exit_:
         main(["serve", "--port", "4711"])
     assert exit_.value.code == 1
@@ -262,8 +262,8 @@ def test_a_server_that_cannot_start_exits_with_1_and_says_why(
 
 def test_the_exit_code_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """What serve gives back is what the shell sees."""
-    monkeypatch.setattr("app.supervisor.serve", lambda _: 7)
-    monkeypatch.setattr("app.logs.configure_logging", lambda *_: None)
+    monkeypatch.setattr("app.processes.supervisor.serve", lambda _: 7)
+    monkeypatch.setattr("app.telemetry.logs.configure_logging", lambda *_: None)
     with pytest.raises(SystemExit) as exit_:
         main(["serve"])
     assert exit_.value.code == 7
@@ -313,8 +313,8 @@ def test_an_interrupted_command_exits_with_130(
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.supervisor.serve", interrupted)
-    monkeypatch.setattr("app.logs.configure_logging", lambda *_: None)
+    monkeypatch.setattr("app.processes.supervisor.serve", interrupted)
+    monkeypatch.setattr("app.telemetry.logs.configure_logging", lambda *_: None)
     with pytest.raises(SystemExit) as exit_:
         main(["serve"])
     assert exit_.value.code == 130

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from app.engine.client import EngineClient
 from app.main import create_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from tests.app.engine.rig import FakeBackend, running_engine
 from tests.app.fakes import FakeEngines, encoded
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import errors
-from app.http.page import FOLDER
+from app.http.routes.page import FOLDER
 from app.http.schemas import WAYS_TO_CHOOSE, ImageOptions
 from models.pictures import dimmed
 from models.schedule import CRITERIA, REDUCERS

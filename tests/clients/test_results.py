@@ -16,7 +16,7 @@ from trimvit_client.images import encoded as as_file
 from trimvit_client.results import Classification, classification_of, models_of
 
 from app.main import create_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from tests.app.fakes import MODEL, FakeEngines, encoded, kept_patches
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from app import metrics
+from app.telemetry import metrics
 
 # Given to every series by the scrape, and to the buckets of histograms by their format.
 TARGET_LABELS = frozenset({"job", "instance"})

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from app.keys import KEYS_VARIABLE
-from app.settings import Settings
+from app.security.keys import KEYS_VARIABLE
+from app.settings.settings import Settings
 
 PORT = Settings.model_fields["port"].default
 SHUTDOWN_GRACE_S = Settings.model_fields["shutdown_grace_s"].default

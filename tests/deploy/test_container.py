@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from app.keys import KEYS_VARIABLE
-from app.settings import Settings
-from tests.app.test_tls import self_signed
+from app.security.keys import KEYS_VARIABLE
+from app.settings.settings import Settings
+from tests.app.security.test_tls import self_signed
 
 Instructions = list[tuple[str, str]]
 

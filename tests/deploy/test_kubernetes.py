@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from app.http.health import Health
-from app.http.operations import operations_router
-from app.settings import Settings
+from app.http.routes.operations import operations_router
+from app.settings.settings import Settings
 from tests.deploy.promql import exposed
 
 Object = dict[str, Any]

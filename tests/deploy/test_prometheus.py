@@ -20,7 +20,7 @@ import pytest
 import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
-from app import metrics
+from app.telemetry import metrics
 from tests.deploy.promql import SUFFIXES, dashboard_queries
 
 Alerts = list[dict[str, Any]]
@@ -84,8 +84,10 @@ def test_every_alert_says_what_to_do(alerts: Alerts) -> None:
 
 def test_metric_names_are_prometheus_style(promtool: str) -> None:
     """Prometheus' own lint finds nothing to say about what the server exposes."""
-    exposition = "import sys; from app import metrics; sys.stdout.buffer.write(metrics.exposition()[0])"
-    page = run(sys.executable, "-c", exposition, cwd=Path(metrics.__file__).parents[1])
+    exposition = (
+        "import sys; from app.telemetry import metrics; sys.stdout.buffer.write(metrics.exposition()[0])"
+    )
+    page = run(sys.executable, "-c", exposition, cwd=Path(metrics.__file__).parents[2])
     assert "trimvit_" in page
     run(promtool, "check", "metrics", input=page)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from app import errors, metrics
+from app import errors
+from app.telemetry import metrics
 from tests.deploy.promql import SUFFIXES, dashboard_queries, exposed, groupings, selectors
 
 # Series that no panel shows, and why.

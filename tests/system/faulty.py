@@ -64,11 +64,11 @@ def engine() -> None:
 
     from app.engine.loop import Engine, Job, Loaded, Result
     from app.engine.scheduler import Limits
-    from app.lifeline import die_with_parent
-    from app.logs import configure_logging
-    from app.pulse import Pulse
-    from app.reports import tell_reason
-    from app.settings import Settings
+    from app.processes.heartbeat import Heartbeat
+    from app.processes.lifeline import die_with_parent
+    from app.processes.reports import tell_reason
+    from app.settings.settings import Settings
+    from app.telemetry.logs import configure_logging
     from tests.app.engine.rig import FakeBackend, costs
     from tests.app.fakes import MODEL
 
@@ -106,7 +106,7 @@ def engine() -> None:
         f"engine-{index}",
         os.environ["TRIMVIT_ENGINE_ADDRESS"],
         Faulty(),
-        pulse=Pulse(Path(os.environ["TRIMVIT_ENGINE_PULSE"])),
+        heartbeat=Heartbeat(Path(os.environ["TRIMVIT_ENGINE_HEARTBEAT"])),
         hang_after_s=settings.hang_after_s,
     )
     signal.signal(signal.SIGTERM, lambda *_: running.stop())
@@ -121,7 +121,8 @@ if __name__ == "__main__":
     if "TRIMVIT_ENGINE_INDEX" in os.environ:
         engine()
     else:
-        from app import cli, supervisor
+        from app import cli
+        from app.processes import supervisor
 
         supervisor.ENGINE, supervisor.PRELOADED = "tests.system.faulty", ()
         cli.main()

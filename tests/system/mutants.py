@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from app.images import FORMATS
+from app.decoding.images import FORMATS
 from tests.system.photographs import SHIPPED
 
 _SIDES = ((90, 60), (33, 47))

@@ -8,7 +8,7 @@ import numpy as np
 import timm
 import torch
 
-from app.images import ImageLimits, decode
+from app.decoding.images import ImageLimits, decode
 from models.cascade import Cascade
 from models.classifier import Classifier, ImageRequest, Prediction
 from models.load import Card, load, save

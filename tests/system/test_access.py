@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.test_tls import self_signed
+from tests.app.security.test_tls import self_signed
 from tests.system.photographs import SHIPPED
 from tests.system.server import TRIMVIT, Server, running_server, wait_until
 

@@ -72,7 +72,7 @@ def test_a_supervisor_without_files_goes_on_starting_processes(tmp_path: Path) -
 
 
 def test_a_supervisor_without_room_on_its_disk_goes_on_starting_processes(tmp_path: Path) -> None:
-    """Nothing can be written: no pulse, no report. It is done as soon as there is room."""
+    """Nothing can be written: no heartbeat, no report. It is done as soon as there is room."""
     with faulty_server(tmp_path) as server:
         with limited(server.supervisor.pid, resource.RLIMIT_FSIZE, 0):
             engine(server).kill()

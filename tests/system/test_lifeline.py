@@ -6,10 +6,13 @@ import sys
 import psutil
 import pytest
 
-from app.lifeline import SUPERVISOR_VARIABLE
+from app.processes.lifeline import SUPERVISOR_VARIABLE
 from tests.system.server import wait_until
 
-CHILD = "from app.lifeline import die_with_parent; die_with_parent(); print('alive', flush=True); input()"
+CHILD = (
+    "from app.processes.lifeline import die_with_parent; die_with_parent(); "
+    "print('alive', flush=True); input()"
+)
 PARENT = f"""
 import os, subprocess, sys, time
 os.environ["{SUPERVISOR_VARIABLE}"] = str(os.getpid())

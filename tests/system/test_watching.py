@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 from prometheus_client.metrics import MetricWrapperBase
 
-from app import metrics
 from app.engine.agreement import bucket_of
+from app.telemetry import metrics
 from models.cascade import second_run_compute
 from models.load import LoadedModel, load
 from models.schedule import Pruning, compute, keep_ratio_for, macs

@@ -15,7 +15,7 @@ from PIL import Image
 from app.engine.client import Classified, Question
 from app.errors import QueueFull
 from app.main import create_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from models.schedule import Pruning
 from tests.app.commands.conftest import Trimvit
 from tests.app.fakes import FakeEngines, cost, encoded

@@ -14,7 +14,7 @@ from app.engine.client import EngineClient, Question
 from app.engine.messages import Answer, Begun, Cancel, Ping, RefusalReason, Refuse, Submit
 from app.engine.scheduler import Limits
 from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, OutOfMemory, Problem, QueueFull
-from app.reports import EngineReport, write_reports
+from app.processes.reports import EngineReport, write_reports
 from models.schedule import Pruning
 from tests.app.engine.rig import (
     HEIGHT,

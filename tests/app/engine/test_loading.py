@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.engine.loading import describe, load_model
-from app.settings import Settings
+from app.settings.settings import Settings
 from models.load import LoadedModel
 from tests.system.small_network import save_small_network
 

@@ -15,9 +15,9 @@ from setproctitle import getproctitle, setproctitle
 from app.engine import process
 from app.engine.messages import Answer, ModelInfo
 from app.engine.process import EngineArgs, run
-from app.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
-from app.pulse import Pulse
-from app.settings import Settings
+from app.processes.heartbeat import Heartbeat
+from app.processes.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
+from app.settings.settings import Settings
 from models import device, kernels, pruned_vit
 from models.cascade import Cascade
 from models.schedule import Method, Stages
@@ -107,11 +107,11 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(
         "TRIMVIT_ENGINE_DEVICE": "cpu",
         "TRIMVIT_ENGINE_ADDRESS": address,
         "TRIMVIT_ENGINE_SHARING": "1",
-        "TRIMVIT_ENGINE_PULSE": str(tmp_path / "pulse"),
+        "TRIMVIT_ENGINE_HEARTBEAT": str(tmp_path / "heartbeat"),
         "TRIMVIT_ENGINE_REASON": str(tmp_path / "reason"),
         "TRIMVIT_ENGINE_LEARNED": str(tmp_path / "learned"),
     }
-    pulse = Pulse.made_at(tmp_path / "pulse")
+    heartbeat = Heartbeat.made_at(tmp_path / "heartbeat")
     with subprocess.Popen([sys.executable, "-m", "app.engine.process"], env=environment) as process:
         try:
             with Peer(address) as peer:
@@ -130,7 +130,7 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(
             assert [answer.kept_counts for answer in sound] == [(3,), (3,), (3,), (6,), (1,)]
             assert [answer.runs for answer in sound] == [1, 1, 1, 2, 1]
             assert [answer.keep_ratio for answer in sound] == [0.5, 0.5, 0.5, 1.0, 1 / 6]
-            assert pulse.read().ready, "the supervisor sees that it is ready"
+            assert heartbeat.read().ready, "the supervisor sees that it is ready"
             drop, fuse, merge, twice, mass = (answer.compute for answer in sound)
             assert mass < drop == merge < fuse < 1 < twice
             process.send_signal(signal.SIGTERM)

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from tests.app.fakes import FakeEngines, encoded
 
 Classify = Callable[..., httpx.Response]

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from app.main import create_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from tests.app.fakes import COMPUTE_S, QUEUE_S, FakeEngines
 from tests.app.http.image_routes import IMAGE_ROUTES, Ask
 

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 from app.http.methods import allow
 from app.main import create_app, create_operations_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from tests.app.fakes import FakeEngines
 
 GETS = sorted(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from app.decoding.fair_executor import FairExecutor
+from app.decoding.image_work import ImageWork
+from app.decoding.images import ImageLimits, ModelInput
 from app.errors import TooLarge
-from app.fair_executor import FairExecutor
 from app.http.answers import WARNINGS_HEADER
-from app.http.memory import Memory, Share
-from app.image_work import ImageWork
-from app.images import ImageLimits, ModelInput
+from app.http.bodies.memory import Memory, Share
 from app.main import create_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from tests.app.fakes import MODEL, FakeEngines, encoded
 from tests.app.http.problem import assert_problem
 

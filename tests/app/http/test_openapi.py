@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.http.schemas import ImageOptions
 from app.main import create_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from models.schedule import REDUCERS
 from tests.app.fakes import MODEL, FakeEngines, encoded
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
-from app.http.listeners import Server, main_config
-from app.http.traffic import Traffic
+from app.http.server.listeners import Server, main_config
+from app.http.server.traffic import Traffic
 from app.main import create_app
-from app.settings import Settings
+from app.settings.settings import Settings
 from tests.app.fakes import FakeEngines
 
 WITHIN_S = 30.0

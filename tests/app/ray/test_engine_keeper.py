@@ -14,19 +14,21 @@ import psutil
 import pytest
 
 from app.ray.engine_keeper import EngineKeeper
-from app.settings import Settings
+from app.settings.settings import Settings
 
 PATIENCE_S = 60.0
 BEGIN = """
 import os, sys, time
 from pathlib import Path
-from app.pulse import Beat, Pulse
-from app.reports import tell_reason
-pulse = Pulse(Path(os.environ["TRIMVIT_ENGINE_PULSE"]))
-Path(os.environ["TRIMVIT_ENGINE_PULSE"] + f".{os.getpid()}").touch()
+from app.processes.heartbeat import Beat, Heartbeat
+from app.processes.reports import tell_reason
+heartbeat = Heartbeat(Path(os.environ["TRIMVIT_ENGINE_HEARTBEAT"]))
+Path(os.environ["TRIMVIT_ENGINE_HEARTBEAT"] + f".{os.getpid()}").touch()
 """
-LIVES = "turn = 0\nwhile True:\n    turn += 1; pulse.write(Beat(turns=turn, ready=True)); time.sleep(0.05)"
-STANDS_STILL = "pulse.write(Beat(turns=1, ready=True)); time.sleep(600)"
+LIVES = (
+    "turn = 0\nwhile True:\n    turn += 1; heartbeat.write(Beat(turns=turn, ready=True)); time.sleep(0.05)"
+)
+STANDS_STILL = "heartbeat.write(Beat(turns=1, ready=True)); time.sleep(600)"
 CANNOT_LOAD = (
     'tell_reason(Path(os.environ["TRIMVIT_ENGINE_REASON"]), ValueError("no such model")); sys.exit(78)'
 )
@@ -44,7 +46,7 @@ class Kept:
         """The first engine that is not among those seen; it is added to them."""
         waiting = threading.Event()
         for _ in range(int(PATIENCE_S / 0.05)):
-            for mark in self.folder.glob("*.pulse.*"):
+            for mark in self.folder.glob("*.heartbeat.*"):
                 pid = int(mark.suffix.removeprefix("."))
                 if pid not in seen:
                     seen.add(pid)
@@ -67,9 +69,9 @@ def kept(script: str, **settings: float) -> Iterator[Kept]:
 
 
 def is_ready(folder: Path) -> bool:
-    from app.pulse import Pulse
+    from app.processes.heartbeat import Heartbeat
 
-    return Pulse(folder / "engine-0.pulse").read().ready
+    return Heartbeat(folder / "engine-0.heartbeat").read().ready
 
 
 def wait_ready(running: Kept) -> None:
@@ -124,9 +126,9 @@ def test_a_keeper_that_cannot_go_on_gives_up() -> None:
 
 def test_starts_that_fail_in_a_row_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that came up once and then no more, as after the loss of its GPU."""
-    monkeypatch.setattr("app.restarts._SPACING_S", (0.0,))
-    once = 'first = not list(Path(os.environ["TRIMVIT_ENGINE_PULSE"]).parent.glob("*.was"))\n'
-    once += 'Path(os.environ["TRIMVIT_ENGINE_PULSE"] + ".was").touch()\n'
-    once += "if first: pulse.write(Beat(turns=1, ready=True))\nsys.exit(3)"
+    monkeypatch.setattr("app.processes.restarts._SPACING_S", (0.0,))
+    once = 'first = not list(Path(os.environ["TRIMVIT_ENGINE_HEARTBEAT"]).parent.glob("*.was"))\n'
+    once += 'Path(os.environ["TRIMVIT_ENGINE_HEARTBEAT"] + ".was").touch()\n'
+    once += "if first: heartbeat.write(Beat(turns=1, ready=True))\nsys.exit(3)"
     with kept(once) as running:
         assert "does not come up: 3" in running.given_up.get(timeout=PATIENCE_S)

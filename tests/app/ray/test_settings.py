@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from app.ray.settings import HONOURED, REFUSED, RaySettings
-from app.settings import Settings
-from tests.app.test_settings import SAMPLES
+from app.settings.settings import Settings
+from tests.app.settings.test_settings import SAMPLES
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
+from app.decoding.images import ImageLimits, decode
 from app.errors import Problem
-from app.images import ImageLimits, decode
 from models.training.reading import Broken, pixels, whole
 from models.transforms import InputSpec
 

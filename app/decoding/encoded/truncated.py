@@ -1,0 +1,32 @@
+"""JPEGs that end too soon: how much of the picture is there, and whether that is answered."""
+
+from app.decoding.encoded import TruncatedImages
+from app.decoding.encoded.jpeg import Jpeg
+from app.errors import UndecodableImage
+from models.jpeg_end import END_MARK, share_of_rows
+from models.samples import Say
+
+LEAST_SHARE = 0.5
+
+
+def completed(jpeg: Jpeg, policy: TruncatedImages, say: Say) -> bytes:
+    """The JPEG with the end that it lacks, which a decoder takes. Where no pixel is missing, nothing is said;
+    else ``say`` hears what is. Raises UndecodableImage where the ``policy`` is so, or too little is
+    there for an honest answer."""
+    if jpeg.several_scans:
+        # Its first scans show the whole picture, but coarsely.
+        share, found = float(jpeg.scans > 1), "it is less sharp than it should be, or wrong in parts"
+    else:
+        share = share_of_rows(jpeg.data)
+        found = f"{share:.0%} of its rows are there, the rest is grey"
+        if share == 1:
+            return jpeg.data + END_MARK
+    if policy == "refuse":
+        raise UndecodableImage(
+            f"the JPEG ends too soon ({found}); send the whole file. A server started with "
+            "--truncated-images answer answers such images, with a warning"
+        )
+    if share < LEAST_SHARE:
+        raise UndecodableImage(f"the JPEG ends too soon: less than {LEAST_SHARE:.0%} of its rows are there")
+    say(f"the JPEG ends too soon: {found}")
+    return jpeg.data + END_MARK

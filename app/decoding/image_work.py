@@ -1,0 +1,65 @@
+"""The work on images around the network: decoding, resizing, rendering. Off the event loop, in fair turns."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from app.decoding.fair_executor import FairExecutor
+from app.decoding.images import Data, ImageLimits, ModelInput, decode, resized
+from models.transforms import InputSpec
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# They compete with the engine for the cores; one caller gets at most two (app.turns).
+_THREADS = 3
+
+
+class ImageWork:
+    """Decodes in ``decoders``, which have so many ``places``, and does the rest in ``threads``: by default,
+    in a few of its own.
+
+    Every method takes the caller, whose share of the places the work counts in.
+    """
+
+    def __init__(
+        self, decoders: Executor, places: int, limits: ImageLimits, threads: Executor | None = None
+    ) -> None:
+        self._limits = limits
+        self._decoding = FairExecutor(decoders, places)
+        self._threads = threads or ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
+        self._others = FairExecutor(self._threads, _THREADS)
+
+    async def decode(self, data: Data, spec: InputSpec, caller: str) -> ModelInput:
+        """Raises what `app.decoding.images.decode` raises."""
+        return await self._decoding.run(caller, decode, data, spec, self._limits)
+
+    async def resize(
+        self,
+        pixels: UInt8[np.ndarray, "rows columns 3"],
+        spec: InputSpec,
+        caller: str,
+        alone: Callable[[], AbstractContextManager[None]],
+    ) -> ModelInput:
+        """Raises what `app.decoding.images.resized` raises. It is done within ``alone``, for it
+        takes a copy of the pixels."""
+
+        def counted() -> ModelInput:
+            with alone():
+                return resized(pixels, spec, self._limits)
+
+        return await self._others.run(caller, counted)
+
+    async def render(
+        self, caller: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """What the function, which writes an answer, returns or raises."""
+        return await self._others.run(caller, function, *args, **kwargs)
+
+    def close(self) -> None:
+        """End the threads. The decoders are their owner's."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

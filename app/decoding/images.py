@@ -1,0 +1,184 @@
+"""Untrusted bytes -> the pixels a model sees, within limits."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
+
+from app.decoding.encoded import TruncatedImages, bmp, gif, jpeg, png, tiff, truncated
+from app.decoding.encoded.kinds import raw_file, unidentified
+from app.errors import Problem, TooLarge, UndecodableImage
+from models.colour import LONGEST_PROFILE
+from models.formats import FORMATS
+from models.samples import Say, UnclearPixels
+from models.transforms import InputSpec, TooManyPixels, to_pixels
+
+Data = bytes | bytearray | memoryview  # of an encoded image, as it came, without a copy
+
+# A JPEG is decoded at the scale that is needed, so that what counts is known only then. MPO: a JPEG with
+# more pictures behind it.
+_DECODED_SMALLER = ("JPEG", "MPO")
+
+_ENDS_TOO_SOON = "truncated"  # in Pillow's words
+
+# What a JPEG can have. Resizing a line of millions of pixels would cost gigabytes, however few they are.
+LONGEST_SIDE = 65_535
+
+_PIXELS_AT_ONCE = 2**18
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
+
+# Our own limit holds, whatever it is, and is checked before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+# Of the compressed chunks of a PNG, only a colour profile is left in (app.decoding.encoded.png).
+PngImagePlugin.MAX_TEXT_CHUNK = LONGEST_PROFILE
+# One image is decoded by one thread; libavif would take as many as there are cores.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# What is wrong with an image goes into its answer; anyone could fill the log with it.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may be: so many ``pixels`` decoded. ``truncated``: what becomes of a JPEG that ends too
+    soon."""
+
+    pixels: int
+    truncated: TruncatedImages = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """What a model sees of an image. ``warnings``: what its sender should know of how it was read."""
+
+    pixels: UInt8[np.ndarray, "height width 3"]
+    warnings: tuple[str, ...] = ()
+
+
+def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
+    """Decode, crop and resize one encoded image. Of an animation, the first frame.
+
+    Raises UnsupportedMediaType for a format that is not taken, TooLarge for too many pixels, and
+    UndecodableImage for everything else that is wrong with the bytes.
+    """
+    if not data:
+        raise UndecodableImage("the image is empty (0 bytes)")
+    data = bytes(data)  # a copy only where decoding has no process of its own
+    try:
+        told: list[str] = []
+        if data.startswith(jpeg.SIGNATURE):
+            pixels = _pixels_of_jpeg(data, spec, limits, told.append)
+        else:
+            pixels = _pixels(_looked_through(data, told.append), spec, limits, told.append)
+        return ModelInput(pixels, tuple(dict.fromkeys(told)))
+    except Problem:
+        raise
+    except TooManyPixels as error:
+        raise TooLarge(
+            f"the image would be decoded to {error.width} x {error.height} = {error.width * error.height} "
+            f"pixels; at most {limits.pixels} are allowed"
+        ) from error
+    except UnclearPixels as error:
+        raise UndecodableImage(str(error)) from error
+    except UnidentifiedImageError as error:
+        raise unidentified(data, ", ".join(FORMATS)) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise many types on broken data (OSError, SyntaxError, struct.error, ...).
+        raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from error
+
+
+def _pixels_of_jpeg(
+    data: bytes, spec: InputSpec, limits: ImageLimits, say: Say
+) -> UInt8[np.ndarray, "height width 3"]:
+    found = jpeg.read(data, limits.pixels)
+    try:
+        return _pixels(found.data, spec, limits, say)
+    except OSError as error:
+        if _ENDS_TOO_SOON not in str(error) or found.frame is None:
+            raise
+    return _pixels(truncated.completed(found, limits.truncated, say), spec, limits, say)
+
+
+def _looked_through(data: bytes, say: Say) -> bytes:
+    """The bytes that a decoder may see: what asks for work beyond the picture's is left out or refused."""
+    if data.startswith(png.SIGNATURE):
+        return png.without_extras(data, say)
+    if data.startswith(gif.SIGNATURES):
+        return gif.without_extensions(data)
+    if data.startswith(bmp.SIGNATURE):
+        bmp.check_run_lengths(data)
+    if data.startswith(tiff.SIGNATURES):
+        if problem := raw_file(data):
+            raise problem
+        tiff.check_directory(data)
+    return data
+
+
+def _pixels(
+    data: bytes, spec: InputSpec, limits: ImageLimits, say: Say
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Raises what Pillow raises, too."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.format not in _DECODED_SMALLER:
+        check_size(*image.size, limits)
+    check_sides(*image.size)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiles(image, limits)
+    return to_pixels(image, spec, most_pixels=limits.pixels, say=say)
+
+
+def resized(pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits: ImageLimits) -> ModelInput:
+    """Crop and resize an image that came decoded, as `decode` does those it decodes. Raises TooLarge."""
+    rows, columns, _ = pixels.shape
+    check_size(columns, rows, limits)
+    return ModelInput(to_pixels(_laid_out(pixels), spec))
+
+
+def _laid_out(pixels: UInt8[np.ndarray, "rows columns 3"]) -> Image.Image:
+    """The pixels as Pillow holds them. It keeps the interpreter's lock for all that it lays out at once,
+    0.07 s for 11 million pixels, so it is given a few rows at a time."""
+    rows, columns, _ = pixels.shape
+    at_once = max(1, _PIXELS_AT_ONCE // columns)
+    if rows <= at_once:
+        return Image.fromarray(pixels)
+    image = Image.new("RGB", (columns, rows))
+    for top in range(0, rows, at_once):
+        image.paste(Image.fromarray(pixels[top : top + at_once]), (0, top))
+    return image
+
+
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Raises TooLarge for too many pixels and UndecodableImage for none."""
+    if width * height > limits.pixels:
+        raise TooLarge(
+            f"the image is {width} x {height} = {width * height} pixels; at most {limits.pixels} are allowed"
+        )
+    check_sides(width, height)
+
+
+def check_sides(width: int, height: int) -> None:
+    """Raises TooLarge for a side that is too long and UndecodableImage for none."""
+    if max(width, height) > LONGEST_SIDE:
+        raise TooLarge(f"the image is {width} x {height} pixels; a side may have at most {LONGEST_SIDE}")
+    if min(width, height) < 1:
+        raise UndecodableImage(f"the image is {width} x {height} pixels")
+
+
+def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
+    """A tile is decoded whole, however little of it lies in the image: 200 bytes can ask for gigabytes."""
+    tile_width, tile_height = (image.tag_v2.get(tag, 1) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    if tile_width * tile_height > limits.pixels:
+        raise TooLarge(
+            f"the image has tiles of {tile_width} x {tile_height} pixels; at most {limits.pixels} are allowed"
+        )

@@ -1,0 +1,132 @@
+"""The body of a request: read within limits and in time, and what is in it as encoded images with options."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from app.decoding.image_work import ImageWork
+from app.decoding.images import Data, ModelInput
+from app.errors import DeadlinePassed, Problem, TooLarge, UnreadableRequest
+from app.http.arrival import seconds_since
+from app.http.bodies.content import BodyLimits, Pairs, images_in, is_raw_image, kind_of
+from app.http.bodies.memory import share_of
+from app.http.schemas import ImageOptions
+from app.inference.option_layers import options_of, single_values
+from models.transforms import InputSpec
+
+_T = TypeVar("_T")
+
+_DEADLINES = (b"deadline_ms", b"timeout")  # what says it in a form or in JSON
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """One image as it came, and what is asked of it."""
+
+    data: Data
+    options: ImageOptions
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        return len(self.data)
+
+    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
+        """What the model sees of it. Raises what `app.decoding.images.decode` raises."""
+        return await work.decode(self.data, spec, caller)
+
+
+async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage]:
+    """The images of a request: the raw body, the files of a form, or base64 in JSON.
+
+    Options come from the query, for all images; a form's fields or JSON's top level go before them, and an
+    image's own before those. Raises UnreadableRequest, TooLarge, UnsupportedMediaType or InvalidValue.
+    """
+    common: dict[str, Any] = single_values(request.query_params.multi_items())
+    content_type = request.headers.get("content-type", "")
+
+    def read(body: bytearray, hold: Callable[[int], None]) -> Pairs:
+        return images_in(body, content_type, limits, common, hold)
+
+    pairs = await read_content(request, limits, read, lambda pairs: [data for data, _ in pairs])
+    if not pairs:
+        raise UnreadableRequest("the request has no image")
+    if len(pairs) > limits.images:
+        raise TooLarge(f"the request has {len(pairs)} images; at most {limits.images} are allowed")
+    return [EncodedImage(data, options_of(values, index)) for index, (data, values) in enumerate(pairs)]
+
+
+async def read_content(
+    request: Request,
+    limits: BodyLimits,
+    read: Callable[[bytearray, Callable[[int], None]], _T],
+    data_of: Callable[[_T], list[Data]],
+) -> _T:
+    """What ``read`` makes of the body, with what it is to call before it takes memory; off the event loop
+    where the body is large. Afterwards only ``data_of`` it is held."""
+    body = await read_body(request, limits)
+    share = share_of(request.scope)
+
+    def kept(content: _T) -> int:
+        own = [data for data in data_of(content) if not isinstance(data, memoryview) and data is not body]
+        views = len(own) < len(data_of(content))
+        return sum(map(len, own)) + (len(body) if views else 0)
+
+    return await share.run_if_large(len(body), lambda: read(body, share.take), kept)
+
+
+async def read_body(request: Request, limits: BodyLimits) -> bytearray:
+    """The whole body. Raises TooLarge, ClientDisconnect where it does not come, and DeadlinePassed as soon as
+    the deadline passes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limits.bytes:
+        raise _body_too_large(int(declared), limits)
+    deadline_s = _deadline_s(request, limits)
+    in_body = not is_raw_image(
+        kind_of(request.headers.get("content-type", ""))
+    )  # it may still be said there; then it counts
+    left_s = None if math.isinf(deadline_s) else deadline_s - seconds_since(request.scope)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(left_s) as timeout:
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limits.bytes:
+                    raise _body_too_large(len(body) + len(chunk), limits)
+                body += chunk
+                if in_body and any(
+                    body.find(name, max(0, len(body) - len(chunk) - len(name))) >= 0 for name in _DEADLINES
+                ):
+                    in_body = False
+                    timeout.reschedule(None)
+    except TimeoutError:
+        raise DeadlinePassed(
+            f"the deadline of {deadline_s:g} s passed while the body came, of which {len(body)} bytes are "
+            "here; where more time is wanted, say so by deadline_ms in the query"
+        ) from None
+    except BaseException:
+        body.clear()  # now, and not when nothing refers to this frame any more
+        share_of(request.scope).keep(0)
+        raise
+    return body
+
+
+def _deadline_s(request: Request, limits: BodyLimits) -> float:
+    """What the query says of it, or the server's. What is wrong in the query is told when all is there."""
+    given = request.query_params.get("deadline_ms", "").strip()
+    if given.isascii() and given.isdecimal() and len(given) < 10 and int(given) > 0:
+        return int(given) / 1000
+    return limits.deadline_s
+
+
+def _body_too_large(size: int, limits: BodyLimits) -> Problem:
+    return TooLarge(f"the body has {size} bytes or more; at most {limits.bytes} are allowed")
+
+
+def kind_of_body(headers: Headers) -> str:
+    """The body's Content-Type without its parameters; raw bytes where there is none."""
+    return kind_of(headers.get("content-type", ""))

@@ -1,0 +1,1 @@
+"""What surrounds every request: ASGI middleware, one purpose a file."""

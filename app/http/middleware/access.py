@@ -1,0 +1,204 @@
+"""Who may ask, and from where: API keys, CORS, and the headers that tell a browser what a page may do.
+
+All of it is ASGI middleware that goes by the path, so that it holds for every route, whoever adds it.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import Unauthorized
+from app.http.problems import problem_response
+from app.http.routes.classify import PROBLEMS
+from app.security.keys import KeyRing
+
+KEY_HEADER = "X-API-Key"
+# Where clients put a key that is not read, which they are told.
+_OTHER_SCHEMES = frozenset({"apikey", "api-key", "basic", "digest", "key", "negotiate", "token"})
+_KEYS_IN_QUERIES = frozenset({"access_token", "api-key", "api_key", "apikey", "key", "token", "x-api-key"})
+
+# What anyone may read, key or not: probes and metrics, and the pages, which hold nothing of anyone's. All
+# else is closed, so that a new route is closed until it is named here.
+OPEN_PATHS = frozenset(
+    {
+        "/",
+        "/favicon.ico",
+        "/livez",
+        "/readyz",
+        "/ping",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
+)
+OPEN_FOLDERS = ("/static/", "/static-offline-docs/")
+
+_HTML_POLICY = {
+    "default-src": "'self'",
+    "img-src": "'self' data: blob:",
+    "object-src": "'none'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+# A script of the page itself, as Swagger UI's starts it.
+_INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether a request is answered without a key. It may only read: POST / classifies, GET / is the page."""
+    return method in ("GET", "HEAD") and (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS))
+
+
+class RequireKey:
+    """Lets requests with a valid key through, with the caller's name in ``scope["state"]["caller"]`` and the
+    key's highest priority in ``scope["state"]["max_priority"]``, and requests for open paths; answers the
+    rest with 401."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or refuse."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        presented = _presented(Headers(scope=scope))
+        key = None if presented is None else self._keys.key_of(presented)
+        if key is not None:
+            scope.setdefault("state", {}).update(caller=key.name, max_priority=key.max_priority)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # RFC 6455: policy violation
+            return
+        elif not is_open(scope["method"], scope["path"]):
+            problem = Unauthorized(_advice(Headers(scope=scope), scope["query_string"], presented))
+            challenge = 'Bearer realm="trimvit"' + ("" if presented is None else ', error="invalid_token"')
+            answer = problem_response(problem, scope["path"], {"WWW-Authenticate": challenge})
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _presented(headers: Headers) -> str | None:
+    """The key that came with a request, in either header."""
+    scheme, _, credentials = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    return headers.get(KEY_HEADER)
+
+
+def _advice(headers: Headers, query: bytes, presented: str | None) -> str:
+    """What is wrong with the key of a request, or with the place where it has one. No key is repeated."""
+    if presented is not None:
+        if presented.strip("\"'") != presented:
+            return "the API key is not valid: it is sent without quotation marks"
+        if presented == "" or presented.lower().startswith("bearer"):
+            return f"the API key is not valid: send 'Authorization: Bearer KEY' or '{KEY_HEADER}: KEY'"
+        return "the API key is not valid (any more)"
+    asked = f"this server asks for an API key, as 'Authorization: Bearer KEY' or '{KEY_HEADER}: KEY'"
+    if "authorization" in headers:
+        scheme = headers["Authorization"].partition(" ")[0].lower()
+        given = f"not {scheme!r}" if scheme in _OTHER_SCHEMES else "with the word Bearer before the key"
+        return f"{asked}; {given}"
+    if any(name.lower() in _KEYS_IN_QUERIES for name in QueryParams(query.decode("latin-1"))):
+        return f"{asked}; a key in the query is not read, as addresses end up in logs"
+    return asked
+
+
+class BrowserHeaders:
+    """Tells browsers to take content for what it says it is, and pages to load nothing from elsewhere."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; the headers are added to the answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        held: Message | None = None
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal held
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                if not headers.get("Content-Type", "").startswith("text/html"):
+                    await send(message)
+                elif scope["path"] == "/docs":
+                    held = message  # until its body shows what it runs
+                else:
+                    headers.setdefault("Content-Security-Policy", _policy(_HTML_POLICY))
+                    await send(message)
+                return
+            if held is not None:
+                start, held = held, None
+                MutableHeaders(scope=start)["Content-Security-Policy"] = _docs_policy(message["body"])
+                await send(start)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _policy(directives: dict[str, str]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in directives.items())
+
+
+def _docs_policy(page: bytes) -> str:
+    """Swagger UI starts by a script in its page, which is allowed by its hash, and sets styles inline."""
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
+        for script in _INLINE_SCRIPT.findall(page)
+    ]
+    return _policy(
+        {
+            **_HTML_POLICY,
+            "script-src": " ".join(["'self'", *hashes]),
+            "style-src": "'self' 'unsafe-inline'",
+        }
+    )
+
+
+def declare_keys(app: FastAPI) -> None:
+    """Say in the OpenAPI document that closed paths take a key, in either header, or answer 401."""
+    without: Callable[[], dict[str, Any]] = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        known = app.openapi_schema is not None
+        document = without()
+        if known:
+            return document
+        document.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+            "key": {"type": "apiKey", "in": "header", "name": KEY_HEADER, "description": "An API key."},
+        }
+        document["security"] = [{"bearer": []}, {"key": []}]
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if is_open(method.upper(), path):
+                    operation["security"] = []
+                else:
+                    operation["responses"]["401"] = {
+                        "description": "No API key, or one that is not valid.",
+                        "content": _error_content(operation["responses"]),
+                        "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
+                    }
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _error_content(responses: dict[str, Any]) -> dict[str, Any]:
+    """What the operation's other errors look like, which differs by route; see problems.py."""
+    declared = [answer["content"] for status, answer in responses.items() if status[0] in "45"]
+    return declared[0] if declared else PROBLEMS[400]["content"]

@@ -1,0 +1,187 @@
+"""The one place where a body is inflated: behind it no route sees a Content-Encoding.
+
+A few bytes can inflate to gigabytes. So they are inflated piece by piece, off the event loop, as the route
+asks for them, and each piece counts in the limits of a body and of all bodies before the next one is made.
+"""
+
+import zlib
+from collections.abc import AsyncIterator
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
+from app.http.bodies.memory import Share, share_of
+from app.http.problems import problem_response
+from app.wrong_values import short
+
+ALLOWED = "gzip, deflate"
+_PIECE = 2**18
+_MOST_MEMBERS = 4096  # of gzip: those of a file that was compressed in blocks of 64 KiB are fewer
+_MOST_CODINGS = 2  # gzip of gzip happens where two parts of a client both compress
+_NAMES = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
+_NO_CODING = ("identity", "")
+_GZIP, _ZLIB, _RAW = zlib.MAX_WBITS + 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
+
+
+class Inflated:
+    """Inflates bodies with a Content-Encoding of gzip or deflate, and answers 415 to others (RFC 9110,
+    15.5.16)."""
+
+    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+        self._app = app
+        self._most_bytes = most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, with the body as it was before its encoding."""
+        if (
+            scope["type"] != "http"
+            or scope["method"] in _WITHOUT_BODY
+            or "content-encoding" not in (headers := Headers(scope=scope))
+        ):
+            await self._app(scope, receive, send)
+            return
+        try:
+            codings = _codings(",".join(headers.getlist("content-encoding")))
+        except Problem as problem:
+            answer = problem_response(problem, scope["path"], {"Accept-Encoding": ALLOWED})
+            await answer(scope, receive, send)
+            return
+        if codings:
+            # The length is that of what came.
+            without = (b"content-encoding", b"content-length")
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in without]
+            stages = [Inflater(coding, self._most_bytes) for coding in codings]
+            receive = _InflatedBody(receive, stages, share_of(scope)).receive
+        await self._app(scope, receive, send)
+
+
+def _codings(listed: str) -> list[str]:
+    """The codings of a body in the order in which they are taken off again. Raises UnsupportedMediaType."""
+    names = [name.strip().lower() for name in listed.split(",")]
+    names = [name for name in names if name not in _NO_CODING]
+    for name in names:
+        if name not in _NAMES:
+            raise UnsupportedMediaType(
+                f"the Content-Encoding is {short.repr(name)}; allowed are gzip and deflate, or none: "
+                "send the body as it is"
+            )
+    if len(names) > _MOST_CODINGS:
+        raise UnsupportedMediaType(
+            f"the body has {len(names)} Content-Encodings; at most {_MOST_CODINGS} are allowed"
+        )
+    return [_NAMES[name] for name in reversed(names)]
+
+
+class _InflatedBody:
+    """A body on its way in, inflated."""
+
+    def __init__(self, receive: Receive, stages: list["Inflater"], share: Share) -> None:
+        self._receive = receive
+        self._share = share
+        self._pieces = self._sent()
+        for stage in stages:
+            self._pieces = self._inflated(self._pieces, stage)
+        self._over = False
+
+    async def receive(self) -> Message:
+        """The next piece of the inflated body; after it, whatever else comes. Raises UnreadableRequest for
+        broken data, Overloaded, and ClientDisconnect where the body does not come."""
+        if self._over:
+            return await self._receive()
+        piece = await anext(self._pieces, None)
+        if piece is None:
+            self._over = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        self._share.take(len(piece))
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def _inflated(self, source: AsyncIterator[bytes], stage: "Inflater") -> AsyncIterator[bytes]:
+        async for data in source:
+            stage.feed(data)
+            while stage.has_more:
+                if piece := await self._share.run(stage.inflate):
+                    yield piece
+        stage.check_end()
+
+    async def _sent(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise ClientDisconnect
+            more = message.get("more_body", False)
+            if data := message.get("body", b""):
+                yield data
+                self._share.give_back(len(data))  # it is inflated
+
+
+class Inflater:
+    """Takes one coding off, piece by piece, until more than ``most_bytes`` have come out."""
+
+    def __init__(self, coding: str, most_bytes: int) -> None:
+        self._coding = coding
+        self._most_bytes = most_bytes
+        self._inflater = zlib.decompressobj(_GZIP) if coding == "gzip" else None
+        self._left = b""
+        self._full = False
+        self._members = 1
+        self._size = 0
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something may come out without more of what is sent."""
+        if self._inflater is None:
+            return len(self._left) > 1
+        return bool(self._left) or self._full
+
+    def feed(self, data: bytes) -> None:
+        """More of what was sent."""
+        self._left += data
+
+    def inflate(self) -> bytes:
+        """The next piece; empty where it takes more. Raises UnreadableRequest and TooLarge."""
+        piece = b""
+        while not piece and self.has_more:
+            piece = self._step()
+        return piece
+
+    def _step(self) -> bytes:
+        if self._inflater is None:
+            self._inflater = zlib.decompressobj(_ZLIB if _is_zlib(self._left) else _RAW)
+        elif self._inflater.eof:
+            self._inflater = self._next_member()
+        try:
+            piece = self._inflater.decompress(self._left, _PIECE)
+        except zlib.error as error:
+            raise UnreadableRequest(f"the body is not {self._coding}: {error}") from error
+        self._left = self._inflater.unconsumed_tail or self._inflater.unused_data
+        self._full = len(piece) == _PIECE and not self._inflater.eof  # zlib may hold more of it back
+        self._size += len(piece)
+        if self._size > self._most_bytes:
+            raise TooLarge(
+                f"the body has more than {self._most_bytes} bytes, inflated; at most so many are allowed"
+            )
+        return piece
+
+    def _next_member(self) -> "zlib._Decompress":
+        """For what follows the end, which may be so in gzip only (RFC 1952, 2.2)."""
+        self._members += 1
+        if self._coding != "gzip":
+            raise UnreadableRequest(f"the body is not {self._coding}: bytes follow its end")
+        if self._members > _MOST_MEMBERS:
+            raise UnreadableRequest(f"the body is gzip of more than {_MOST_MEMBERS} members")
+        return zlib.decompressobj(_GZIP)
+
+    def check_end(self) -> None:
+        """Raises UnreadableRequest where the data ends too early."""
+        if self._inflater is None or not self._inflater.eof or self._left:
+            raise UnreadableRequest(f"the body is not {self._coding}: it ends before its data")
+
+
+def _is_zlib(data: bytes) -> bool:
+    """Whether deflate comes in zlib's wrapping, as RFC 9110 has it, or raw, as some clients send it; browsers
+    read both."""
+    return len(data) > 1 and data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0

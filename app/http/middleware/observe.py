@@ -1,0 +1,80 @@
+"""What surrounds every request: its id, its metrics, its log line. Pure ASGI, so disconnects stay visible."""
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import InternalFault
+from app.http.arrival import arrives, seconds_since
+from app.http.problems import problem_response
+from app.telemetry import metrics
+from app.telemetry.logs import request_id as current_request_id
+from app.telemetry.tracing import Tracing
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = "X-Request-ID"
+CLIENT_GONE = 499  # nginx's number for a request whose client did not wait; counted, never sent
+_SOUND_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Observe:
+    """Honours or makes a request id, sends it back, counts, times and traces the request, and answers what
+    nobody else foresaw with a 500. (Starlette's own last resort lies outside all middleware, where neither
+    id nor count would see it.)"""
+
+    def __init__(self, app: ASGIApp, tracing: Tracing | None = None) -> None:
+        self._app = app
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its id in ``scope["state"]["request_id"]``."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        current_request_id.set(request_id)
+        arrives(scope)
+        span = None if self._tracing is None else self._tracing.begin(scope, request_id)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = CLIENT_GONE
+        except Exception:
+            log.exception("a request failed")
+            if status:  # half an answer is out; the server must cut the connection
+                raise
+            fault = InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
+            await problem_response(fault, scope["path"])(scope, receive, send_with_id)
+        finally:
+            seconds = seconds_since(scope)
+            # The route's pattern, never the raw path: a label must not grow with what clients invent.
+            route = getattr(scope.get("route"), "path_format", "unmatched")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            metrics.REQUESTS.labels(route, method, str(status)).inc()
+            metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+            if span is not None:
+                span.end(method, route, None if status == CLIENT_GONE else status)
+            line = {
+                "method": method,
+                "route": route,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 1),
+            }
+            log.debug("%(method)s %(route)s %(status)d %(duration_ms).1f ms", line, extra=line)

@@ -1,0 +1,195 @@
+"""POST / and POST /models/NAME: image classification in the shape of Hugging Face's inference API.
+
+Its text: https://huggingface.co/docs/inference-providers/tasks/image-classification
+Choices: docs/design/0018.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from app.decoding.images import Data
+from app.engine.messages import ModelInfo
+from app.errors import InvalidValue, Problem, UnreadableRequest, UnsupportedMediaType
+from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
+from app.http.bodies.base64_images import from_base64
+from app.http.bodies.body import EncodedImage, read_content
+from app.http.bodies.content import JSON, RAW, BodyLimits, form_of, kind_of, parse_json, raw_image
+from app.http.routes.classify import PROBLEMS, AnsweredImage, Classification, timings_ms
+from app.http.routes.open_inference.routes import check_name, errors
+from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, ImageOptions, option_schemas
+from app.inference.option_layers import merged, options_of, single_values
+from app.wrong_values import said_of
+
+Function = Literal["softmax", "sigmoid", "none"]
+
+_FUNCTION: dict[str, Any] = {
+    "type": "string",
+    "enum": list(get_args(Function)),
+    "default": "softmax",
+    "description": "What makes a logit a score: `softmax` over all classes, `sigmoid` of each by itself, or "
+    "`none`: the logit as it is.",
+}
+
+
+class HuggingFaceRequest(BaseModel):
+    """A photograph and what is asked of it."""
+
+    inputs: str = Field(
+        description="The encoded image (JPEG, PNG, ...), in base64; a data URL is taken too.",
+        examples=[EXAMPLE_IMAGE],
+    )
+    parameters: dict[str, Any] | None = Field(
+        None,
+        description="Options of /v1/classify but for the masks, and `function_to_apply`.",
+        examples=[{"top_k": 3, "keep_ratio": 0.7}],
+        json_schema_extra={"properties": {"function_to_apply": _FUNCTION, **option_schemas(MASK_OPTIONS)}},
+    )
+
+
+class HuggingFaceLabel(BaseModel):
+    """A class and its score."""
+
+    label: str = Field(description="The class's name.", examples=["church"])
+    score: float = Field(
+        description="From 0 to 1; with `function_to_apply` `none` any number.", examples=[0.93]
+    )
+
+
+def hugging_face_router(classification: Classification) -> APIRouter:
+    """The routes, with images answered by ``classification``."""
+    router = APIRouter(tags=["hugging face"])
+
+    @router.post(
+        "/",
+        operation_id="hf_image_classification",
+        summary="Classify a photograph, in Hugging Face's shape",
+        response_model=list[HuggingFaceLabel],
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **errors(*PROBLEMS)},
+        openapi_extra=_BODY,
+    )
+    async def classify(request: Request) -> JSONResponse:
+        """The image as the raw body (options in the query), or base64 in JSON."""
+        return await answer(request, None)
+
+    @router.post(
+        "/models/{model_name:model}",
+        operation_id="hf_model_image_classification",
+        summary="Classify a photograph with the model of this name, in Hugging Face's shape",
+        response_model=list[HuggingFaceLabel],
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **errors(*PROBLEMS, 404)},
+        openapi_extra=_BODY,
+    )
+    async def classify_with(
+        request: Request,
+        model_name: Annotated[
+            str,
+            Path(
+                description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"]
+            ),
+        ],
+    ) -> JSONResponse:
+        """The image as the raw body (options in the query), or base64 in JSON."""
+        return await answer(request, model_name)
+
+    async def answer(request: Request, model_name: str | None) -> JSONResponse:
+        image, function = await _read(request, classification.body_limits)
+        model = await classification.model(request, [image.options])
+        if model_name is not None:
+            check_name(model, model_name, "/models")
+        try:
+            answered = await classification.answers(request, [image], model, logits=function != "softmax")
+        except Problem as problem:
+            problem.image = None  # there is but one
+            raise
+        labels = _labels(answered[0], model, function)
+        timings = timings_ms(answered, request.scope)
+        headers = {"Server-Timing": server_timing(timings), **warning_headers(answered)}
+        return JSONResponse(labels, headers=headers)
+
+    return router
+
+
+async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Function]:
+    """The image with its options, of which the JSON's go before the query's."""
+    kind = kind_of(request.headers.get("content-type", ""))
+    query = single_values(request.query_params.multi_items())
+    allowed = f"image/*, {RAW} and {JSON}"
+
+    def read(body: bytearray, _: Callable[[int], None]) -> tuple[Data, dict[str, Any]]:
+        form = form_of(body, kind, allowed)
+        if form == "form":
+            raise UnsupportedMediaType(
+                f"the Content-Type is {kind!r}; allowed are {allowed} (/v1/classify takes forms)"
+            )
+        if form != "json":
+            return raw_image(body, kind, allowed), query
+        document = parse_json(body, "the body", limits)
+        if not isinstance(document, dict):
+            raise UnreadableRequest("the JSON body must be an object with 'inputs'")
+        data = from_base64(document.get("inputs"), None, "inputs")
+        parameters = document.get("parameters")
+        if not isinstance(parameters, dict | None):
+            raise InvalidValue("'parameters' must be an object")
+        return data, merged(query, parameters or {})
+
+    data, values = await read_content(request, limits, read, lambda content: [content[0]])
+    options, function = asked_of(values)
+    return EncodedImage(data, options), function
+
+
+def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function]:
+    """What is asked of an image in this shape; null is as if not there. Raises InvalidValue."""
+    given = {name: value for name, value in values.items() if value is not None}
+    function = given.pop("function_to_apply", "softmax")
+    if function not in get_args(Function):
+        raise InvalidValue(said_of("function_to_apply", "function_to_apply", _FUNCTION, function))
+    for name in MASK_OPTIONS:
+        if name in given:
+            raise InvalidValue(f"{name}: this shape has no place for a mask; ask /v1/classify")
+    return options_of(given, None, ("function_to_apply",)), function
+
+
+def _labels(image: AnsweredImage, model: ModelInfo, function: Function) -> list[dict[str, Any]]:
+    """The best classes. Softmax and sigmoid both rise with the logit, so their order is the same."""
+    answer, logits = image.classified.answer, image.classified.logits
+    if logits is None:
+        scores = answer.scores
+    else:
+        apply: Callable[[float], float] = _sigmoid if function == "sigmoid" else float
+        scores = [apply(logits[index]) for index in answer.classes]
+    return [
+        {"label": model.labels[index], "score": score}
+        for index, score in zip(answer.classes, scores, strict=True)
+    ]
+
+
+def _sigmoid(logit: float) -> float:
+    """1 / (1 + e^-x), in the form whose power cannot overflow."""
+    return (1 + math.tanh(logit / 2)) / 2
+
+
+_BODY: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema["description"],
+            "schema": schema,
+        }
+        for name, schema in {"function_to_apply": _FUNCTION, **option_schemas(MASK_OPTIONS)}.items()
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            RAW: {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            JSON: {"schema": {"$ref": f"#/components/schemas/{HuggingFaceRequest.__name__}"}},
+        },
+    },
+}

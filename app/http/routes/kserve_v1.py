@@ -1,0 +1,209 @@
+"""KServe's protocol v1, which is also TensorFlow Serving's and Vertex AI's form of a request.
+
+Its text: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.convertors import register_url_convertor
+
+from app.errors import InvalidValue, TooLarge, UnreadableRequest
+from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
+from app.http.bodies.base64_images import from_base64
+from app.http.bodies.body import EncodedImage, read_content
+from app.http.bodies.content import JSON, BodyLimits, Hold, parse_json
+from app.http.bodies.documents import LongText
+from app.http.health import Health
+from app.http.routes.classify import PROBLEMS, Classification, results_of, timings_ms
+from app.http.routes.open_inference.routes import ModelNameConvertor, check_name, errors, ready_model
+from app.http.routes.open_inference.schemas import ModelReady
+from app.http.schemas import EXAMPLE_IMAGE, ImageResult, option_schemas
+from app.inference.option_layers import merged, options_of, single_values
+from app.wrong_values import no_such
+
+# The names under which clients of the several servers send an image.
+_IMAGE_NAMES = ("image", "image_bytes", "b64", "data", "content")
+_MEMBERS = ("instances", "parameters")
+_TENSORFLOWS_DEFAULT = ("signature_name", "serving_default")  # which asks for what is done anyway
+_PIXELS = (
+    "an image is sent encoded (JPEG, PNG, ...), in base64; "
+    "pixels as numbers are taken by /v2/models/NAME/infer"
+)
+_FOLDER = "/v1/models"
+
+
+class UnpredictedConvertor(ModelNameConvertor):
+    """A model's name in a path that does not end in the verb, which is another route."""
+
+    regex = f"{ModelNameConvertor.regex}(?<!:predict)"
+
+
+register_url_convertor("unpredicted", UnpredictedConvertor())
+
+
+class Base64(BaseModel):
+    """Bytes, in JSON."""
+
+    b64: str = Field(description="The encoded image (JPEG, PNG, ...), in base64.", examples=[EXAMPLE_IMAGE])
+
+
+class Instance(BaseModel):
+    """An image, under one of these names, and options of its own beside it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"additionalProperties": True, "examples": [{"image": {"b64": EXAMPLE_IMAGE}}]}
+    )
+
+    image: Base64 | str | None = Field(None, description="The encoded image, in base64, bare or as `b64`.")
+    image_bytes: Base64 | str | None = Field(None, description="The same.")
+    b64: str | None = Field(None, description="The same, bare.")
+    data: Base64 | str | None = Field(None, description="The same.")
+    content: Base64 | str | None = Field(None, description="The same.")
+
+
+class PredictRequest(BaseModel):
+    """Images, and what is asked of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"instances": [{"image": {"b64": EXAMPLE_IMAGE}}, {"b64": EXAMPLE_IMAGE, "keep_ratio": 0.7}]},
+                {"instances": [EXAMPLE_IMAGE], "parameters": {"top_k": 3}},
+            ]
+        }
+    )
+
+    instances: list[Instance | str] = Field(
+        min_length=1, description="The images: each an object with one in it, or its base64 alone."
+    )
+    parameters: dict[str, Any] | None = Field(
+        None,
+        description="Options of /v1/classify for all images; an instance's own go before them.",
+        json_schema_extra={"properties": {**option_schemas()}},
+    )
+
+
+class PredictResponse(BaseModel):
+    """One prediction for each instance, in their order."""
+
+    predictions: list[ImageResult] = Field(description="Each as /v1/classify answers it.")
+
+
+ModelName = Annotated[
+    str, Path(description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"])
+]
+
+
+def kserve_v1_router(classification: Classification, health: Health) -> APIRouter:
+    """The routes, with images answered by ``classification``."""
+    router = APIRouter(tags=["kserve v1"])
+
+    @router.get(
+        _FOLDER + "/{model_name:unpredicted}",
+        operation_id="kserve_v1_model_ready",
+        summary="Whether the model answers",
+        responses=errors(404, 503),
+    )
+    async def ready(model_name: ModelName) -> ModelReady:
+        return ready_model(classification, health, model_name, _FOLDER)
+
+    @router.post(
+        _FOLDER + "/{model_name:model}:predict",
+        operation_id="kserve_v1_predict",
+        summary="Classify photographs, in KServe's protocol v1",
+        response_model=PredictResponse,
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **errors(*PROBLEMS, 404)},
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{PredictRequest.__name__}"}}},
+            }
+        },
+    )
+    async def predict(request: Request, model_name: ModelName) -> Response:
+        """Images in base64. The Content-Type is not read."""
+        if classification.last_model is not None:
+            check_name(classification.last_model, model_name, _FOLDER)
+        images = await _read(request, classification.body_limits)
+        model = await classification.model(request, [image.options for image in images])
+        check_name(model, model_name, _FOLDER)
+        answered = await classification.answers(request, images, model)
+        results = await results_of(request.scope, images, answered, model, classification.work)
+        timings = timings_ms(answered, request.scope)
+        return Response(
+            b'{"predictions":[' + b",".join(results) + b"]}",
+            media_type=JSON,
+            headers={"Server-Timing": server_timing(timings), **warning_headers(answered)},
+        )
+
+    return router
+
+
+async def _read(request: Request, limits: BodyLimits) -> list[EncodedImage]:
+    """The images, each with its options: its own go before the parameters, and those before the query's."""
+    query = single_values(request.query_params.multi_items())
+
+    def read(body: bytearray, _: Hold) -> list[EncodedImage]:
+        return _images_in(body, limits, query)
+
+    return await read_content(request, limits, read, lambda images: [image.data for image in images])
+
+
+def _images_in(body: bytearray, limits: BodyLimits, query: Mapping[str, Any]) -> list[EncodedImage]:
+    try:
+        document = parse_json(body, "the body", limits)
+    except TooLarge as error:
+        raise TooLarge(f"{error.detail}: {_PIXELS}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("instances"), list):
+        raise UnreadableRequest(
+            'the body must be JSON with a list of instances, such as {"instances": [{"b64": "..."}]}'
+        )
+    for name in document:
+        if name not in _MEMBERS and (name, document[name]) != _TENSORFLOWS_DEFAULT:
+            raise InvalidValue(no_such("member", name, _MEMBERS))
+    instances, parameters = document["instances"], document.get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise InvalidValue('parameters must be an object, such as {"keep_ratio": 0.5}')
+    if not instances:
+        raise UnreadableRequest("the list of instances is empty: send an image in each")
+    if len(instances) > limits.images:
+        raise TooLarge(f"the request has {len(instances)} images; at most {limits.images} are allowed")
+    return [
+        _image(instance, index, merged(query, parameters or {})) for index, instance in enumerate(instances)
+    ]
+
+
+def _image(instance: object, index: int, common: Mapping[str, Any]) -> EncodedImage:
+    given, own = _parted(instance, index)
+    data = from_base64(given, index, "the image of the instance")
+    return EncodedImage(data, options_of(merged(common, own), index))
+
+
+def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
+    """The image of an instance, in base64, and the instance's own options."""
+    if isinstance(instance, str | LongText):
+        return instance, {}
+    if not isinstance(instance, dict):
+        raise InvalidValue(f"an instance must be an object or a text in base64: {_PIXELS}", image=index)
+    # TensorFlow's models name their inputs as they like, so bytes under any name are the image.
+    names = [name for name in instance if name in _IMAGE_NAMES or _has_bytes(instance[name])]
+    if len(names) != 1:
+        found = "has more than one image" if names else "has no image"
+        raise InvalidValue(
+            f"the instance {found}: give one, as {', '.join(_IMAGE_NAMES[:-1])} or {_IMAGE_NAMES[-1]}",
+            image=index,
+        )
+    given = instance[names[0]]
+    if _has_bytes(given):
+        given = given["b64"]
+    if not isinstance(given, str | LongText):
+        raise InvalidValue(f'{names[0]} must be base64, bare or as {{"b64": "..."}}: {_PIXELS}', image=index)
+    return given, {name: value for name, value in instance.items() if name != names[0]}
+
+
+def _has_bytes(value: object) -> bool:
+    """Whether it is JSON's form of bytes."""
+    return isinstance(value, dict) and set(value) == {"b64"}

@@ -1,0 +1,68 @@
+"""GET /v1/models: what is served, and what may be asked of it."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.http.routes.classify import PROBLEMS, Engines, no_model_yet
+from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
+from app.inference.resolved_options import default_method
+from app.settings.settings import Settings
+from models.cascade import Cascade
+from models.schedule import CRITERIA, REDUCERS
+
+
+def models_router(settings: Settings, engines: Engines) -> APIRouter:
+    """The route, describing the model of these engines."""
+    router = APIRouter(tags=["models"])
+    not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
+
+    @router.get(
+        "/v1/models",
+        operation_id="list_models",
+        responses=not_ready,
+        summary="Models, their labels and their defaults",
+    )
+    async def models() -> ModelList:
+        model = engines.last_model  # also while an engine is replaced
+        if model is None:
+            raise no_model_yet()
+        height, width = model.input.size
+        method = default_method(settings, model)
+        description = ModelDescription(
+            name=model.name,
+            labels=list(model.labels),
+            input=InputInfo(
+                height=height,
+                width=width,
+                interpolation=model.input.interpolation,
+                crop=model.input.crop,
+                crop_share=model.input.crop_share,
+            ),
+            patches=model.architecture.patches,
+            grid=model.architecture.grid,
+            patch_size=model.patch_size,
+            patch_stride=model.patch_stride,
+            stages=[block + 1 for block in method.stages.blocks],
+            criteria=list(CRITERIA),
+            reducers=list(REDUCERS),
+            default_keep_ratio=settings.default_keep_ratio,
+            default_criterion=method.criterion,
+            default_reducer=method.reducer,
+            cascade=None if model.cascade is None else _described(model.cascade),
+            device=model.device,
+            dtype=model.dtype,
+        )
+        return ModelList(models=[description])
+
+    return router
+
+
+def _described(cascade: Cascade) -> CascadeDescription:
+    return CascadeDescription(
+        keep_ratio=cascade.keep_ratio,
+        criterion=None if cascade.reducer == "merge" else cascade.criterion,
+        reducer=cascade.reducer,
+        agreement=cascade.agreement,
+        compute=cascade.compute,
+    )

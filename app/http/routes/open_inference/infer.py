@@ -1,0 +1,314 @@
+"""What an infer request of the Open Inference Protocol asks for, and the tensors that answer it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from pydantic import ValidationError
+
+from app.decoding.image_work import ImageWork
+from app.decoding.images import ModelInput
+from app.engine.messages import ModelInfo, Priority
+from app.errors import InvalidValue, TooLarge
+from app.http.bodies.base64_images import from_base64
+from app.http.bodies.body import EncodedImage
+from app.http.bodies.content import BodyLimits
+from app.http.bodies.memory import Share
+from app.http.routes.classify import AnsweredImage, RequestedImage
+from app.http.routes.open_inference.schemas import (
+    TRITONS,
+    InferInput,
+    InferRequest,
+    InputParameters,
+    OutputName,
+    OutputParameters,
+    RequestedOutput,
+    TensorMetadata,
+)
+from app.http.routes.open_inference.tensors import OutputTensor, allot, check_shape, image_bytes, image_pixels
+from app.http.schemas import MASK_OPTIONS, ImageOptions
+from app.inference.option_layers import options_of, said
+from app.wrong_values import no_such, said_of, short
+from models.pictures import cells_of
+from models.transforms import InputSpec
+
+INPUTS = [
+    TensorMetadata(name="image", datatype="BYTES", shape=[-1, 1]),
+    TensorMetadata(name="pixels", datatype="UINT8", shape=[-1, -1, -1, 3]),
+]
+_DATATYPES = {tensor.name: tensor.datatype for tensor in INPUTS}
+
+# Triton's names, which its clients set themselves and let nobody use for anything else.
+_OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
+_MICROSECONDS_PER_MS = 1000
+_LONGEST_TIMEOUT = 600_000_000
+_PRIORITIES: tuple[Priority, ...] = ("normal", "high", "normal", "batch")
+
+
+def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
+    """The outputs that a request can ask for, all of which it gets where it names none."""
+    arch, stages = model.architecture, model.method.stages.blocks
+    return [
+        TensorMetadata(name="label", datatype="BYTES", shape=[-1, -1]),
+        TensorMetadata(name="score", datatype="FP32", shape=[-1, -1]),
+        TensorMetadata(name="index", datatype="INT32", shape=[-1, -1]),
+        TensorMetadata(name="logits", datatype="FP32", shape=[-1, len(model.labels)]),
+        TensorMetadata(name="kept_patches", datatype="BOOL", shape=[-1, len(stages), *arch.grid]),
+        TensorMetadata(name="keep_ratio", datatype="FP32", shape=[-1, 1]),
+        TensorMetadata(name="compute", datatype="FP32", shape=[-1, 1]),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """One image that came as pixels, and what is asked of it."""
+
+    pixels: UInt8[np.ndarray, "rows columns 3"]
+    options: ImageOptions
+    share: Share
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        return self.pixels.nbytes
+
+    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
+        """What the model sees of it. Raises what `app.decoding.images.resized` raises."""
+        return await work.resize(self.pixels, spec, caller, self.share.alone)
+
+
+@dataclass(frozen=True, slots=True)
+class WantedOutput:
+    """An output and how it is wanted. ``classes``: so many as `value:index:label`; 0: the numbers."""
+
+    name: OutputName
+    binary: bool
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """An infer request: its images, each with the options that its outputs need, and these outputs.
+
+    ``top_k``: classes in the outputs label, score and index.
+    """
+
+    id: str | None
+    images: Sequence[RequestedImage]
+    outputs: Sequence[WantedOutput]
+    top_k: int
+
+    @property
+    def logits(self) -> bool:
+        """Whether an output needs the logits of all classes."""
+        return any(output.name == "logits" for output in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedInference:
+    """What a request's JSON asks for, as far as it can be read without knowing the model."""
+
+    request: InferRequest
+    options: ImageOptions
+
+    def options_of_each(self, limits: BodyLimits) -> list[ImageOptions]:
+        """Once for each image that the JSON announces, as far as so many are allowed."""
+        return [self.options] * max(1, min(self.request.inputs[0].shape[0], limits.images))
+
+
+def asked_inference(document: Any) -> AskedInference:
+    """The request's JSON, checked. Raises InvalidValue."""
+    try:
+        request = InferRequest.model_validate(document)
+    except ValidationError as error:
+        raise InvalidValue(said(error, InferRequest)) from error
+    return AskedInference(request, _options(request.parameters))
+
+
+def read_inference(
+    asked: AskedInference, binary: memoryview, limits: BodyLimits, model: ModelInfo, share: Share
+) -> Inference:
+    """The images and outputs of a request to this model, with the binary data behind its JSON. Copies of its
+    pixels are counted in ``share``.
+
+    Raises InvalidValue, TooLarge, or UnreadableRequest for what is no base64.
+    """
+    request, options = asked.request, asked.options
+    outputs = _wanted(request, model)
+    top_k = min(options.top_k, len(model.labels))
+    most = max([top_k, *(output.classes for output in outputs if output.name == "score")])
+    kept_patches = any(output.name == "kept_patches" for output in outputs)
+    options = options.model_copy(update={"top_k": most, "mask": "indices" if kept_patches else "none"})
+    (given,) = request.inputs
+    _only_known(given.parameters, f"the input {given.name}")
+    (data,) = allot([given.parameters.binary_data_size], binary)
+    return Inference(request.id, _images(given, data, options, limits, share), outputs, top_k)
+
+
+def _options(parameters: dict[str, Any]) -> ImageOptions:
+    """The request's parameters as the options that /v1/classify has, Triton's own read in its way."""
+    values = {name: value for name, value in parameters.items() if name != "binary_data_output"}
+    for name in _OF_SEQUENCES:
+        if values.pop(name, None):
+            raise InvalidValue(
+                f"there are no sequences here, every image is answered by itself: leave out {name}"
+            )
+    for name in MASK_OPTIONS:
+        if name in values:
+            raise InvalidValue(f"there is no parameter {name!r} here; ask for the output 'kept_patches'")
+    timeout = values.pop("timeout", 0)
+    if type(timeout) is not int or not 0 <= timeout <= _LONGEST_TIMEOUT:
+        raise _wrong("timeout", timeout)
+    if timeout:
+        if "deadline_ms" in values:
+            raise InvalidValue("give only one of timeout and deadline_ms; there are both")
+        values["deadline_ms"] = -(-timeout // _MICROSECONDS_PER_MS)
+    if values.get("priority") == 0 and type(values["priority"]) is int:  # Triton's default: none of its own
+        del values["priority"]
+    if "priority" in values:
+        values["priority"] = _priority(values["priority"])
+    return options_of(values, None, ("timeout", "binary_data_output"), "parameter")
+
+
+def _wrong(name: str, given: object) -> InvalidValue:
+    """What is wrong with a parameter that is Triton's own."""
+    return InvalidValue(said_of(name, name, TRITONS[name], given))
+
+
+def _priority(given: Any) -> Any:
+    """Triton's number as a word: 1 goes before all others, and the greater the later; 0 is the default.
+    Words, which its clients cannot send, stay."""
+    if type(given) is not int:
+        return given
+    if given < 0:
+        raise _wrong("priority", given)
+    return _PRIORITIES[min(given, len(_PRIORITIES) - 1)]
+
+
+def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:
+    by_default = request.parameters.get("binary_data_output", False)
+    if type(by_default) is not bool:
+        raise _wrong("binary_data_output", by_default)
+    asked = request.outputs or [RequestedOutput.model_validate({"name": o.name}) for o in outputs_of(model)]
+    wanted: list[WantedOutput] = []
+    for output in asked:
+        _only_known(output.parameters, f"the output {output.name}")
+        if any(other.name == output.name for other in wanted):
+            raise InvalidValue(f"the output {output.name} is asked for more than once")
+        classes = min(output.parameters.classification, len(model.labels))
+        if classes and output.name not in ("score", "logits"):
+            raise InvalidValue(
+                f"classification is asked of the output {output.name}; allowed are score and logits"
+            )
+        binary = output.parameters.binary_data
+        wanted.append(WantedOutput(output.name, by_default if binary is None else binary, classes))
+    return wanted
+
+
+def _only_known(parameters: InputParameters | OutputParameters, of: str) -> None:
+    """Raises InvalidValue for a parameter that is not declared."""
+    for name in parameters.model_extra or {}:
+        if name.startswith("shared_memory_"):
+            raise InvalidValue(
+                f"{of} names shared memory, which is not offered: data comes and goes with the request"
+            )
+        raise InvalidValue(f"{of}: " + no_such("parameter", name, type(parameters).model_fields))
+
+
+def _images(
+    given: InferInput, binary: memoryview | None, options: ImageOptions, limits: BodyLimits, share: Share
+) -> list[RequestedImage]:
+    if given.datatype != _DATATYPES[given.name]:
+        raise InvalidValue(
+            f"the input {given.name} has the datatype {given.datatype}; allowed is {_DATATYPES[given.name]}"
+        )
+    if binary is not None and given.data is not None:
+        raise InvalidValue(f"the input {given.name} has both data and binary_data_size; allowed is one")
+    if given.name == "pixels":
+        check_shape(given.shape)
+    if given.shape[0] > limits.images:
+        raise TooLarge(
+            f"the request has {short.repr(given.shape[0])} images; at most {limits.images} are allowed"
+        )
+    if given.name == "image":
+        encoded = image_bytes(given.shape, given.data, binary, _from_base64)
+        return [EncodedImage(data, options) for data in encoded]
+    return [DecodedImage(pixels, options, share) for pixels in image_pixels(given.shape, given.data, binary)]
+
+
+def _from_base64(text: object, index: int) -> bytearray:
+    return from_base64(text, index, "data of the input image")
+
+
+# --- answers -----------------------------------------------------------------------------------------
+def output_tensors(
+    inference: Inference, answered: Sequence[AnsweredImage], model: ModelInfo
+) -> list[tuple[OutputTensor, bool]]:
+    """The outputs that were asked for, each with whether it is wanted as binary data."""
+    return [
+        (
+            _classified(output, answered, model)
+            if output.classes
+            else _plain(output.name, answered, model, inference.top_k),
+            output.binary,
+        )
+        for output in inference.outputs
+    ]
+
+
+def _plain(name: OutputName, answered: Sequence[AnsweredImage], model: ModelInfo, top_k: int) -> OutputTensor:
+    described = next(tensor for tensor in outputs_of(model) if tensor.name == name)
+    values: np.ndarray | list[str]
+    match name:
+        case "label":
+            values = [
+                model.labels[index] for image in answered for index in image.classified.answer.classes[:top_k]
+            ]
+        case "score":
+            values = np.array([image.classified.answer.scores[:top_k] for image in answered], np.float32)
+        case "index":
+            values = np.array([image.classified.answer.classes[:top_k] for image in answered], np.int32)
+        case "logits":
+            values = np.stack([_logits(image) for image in answered])
+        case "kept_patches":
+            grid = model.architecture.grid
+            values = np.array(
+                [[cells_of(stage, grid) for stage in image.classified.kept] for image in answered], bool
+            )
+        case "keep_ratio":
+            values = np.array([image.classified.answer.keep_ratio for image in answered], np.float32)
+        case "compute":
+            values = np.array([image.classified.answer.compute for image in answered], np.float32)
+    lengths = [top_k if length < 0 else length for length in described.shape[1:]]
+    return OutputTensor(name, described.datatype, (len(answered), *lengths), values)
+
+
+def _classified(output: WantedOutput, answered: Sequence[AnsweredImage], model: ModelInfo) -> OutputTensor:
+    """Triton's classification extension: the best classes as `value:index:label`."""
+    values: Callable[[AnsweredImage], Sequence[tuple[int, float]]] = (
+        _best_logits if output.name == "logits" else _best_scores
+    )
+    texts = [
+        f"{value:f}:{index}:{model.labels[index]}"
+        for image in answered
+        for index, value in values(image)[: output.classes]
+    ]
+    return OutputTensor(output.name, "BYTES", (len(answered), output.classes), texts)
+
+
+def _best_scores(image: AnsweredImage) -> list[tuple[int, float]]:
+    answer = image.classified.answer
+    return list(zip(answer.classes, answer.scores, strict=True))
+
+
+def _best_logits(image: AnsweredImage) -> list[tuple[int, float]]:
+    logits = _logits(image)
+    return [(int(index), float(logits[index])) for index in np.argsort(-logits, kind="stable")]
+
+
+def _logits(image: AnsweredImage) -> np.ndarray:
+    logits = image.classified.logits
+    assert logits is not None, "they were asked for"
+    return logits

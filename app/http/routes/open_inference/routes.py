@@ -1,0 +1,361 @@
+"""/v2: the Open Inference Protocol over REST, as the clients of KServe and Triton speak it.
+
+Its text: specification/protocol/inference_rest.md of https://github.com/kserve/open-inference-protocol
+With Triton's extensions for binary tensor data, classification and model configuration. Choices:
+docs/design/0018.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.convertors import Convertor, register_url_convertor
+
+from app.engine.messages import ModelInfo
+from app.errors import NotFound, NotReady
+from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
+from app.http.bodies.body import read_body
+from app.http.bodies.content import JSON, RAW, BodyLimits
+from app.http.bodies.memory import share_of
+from app.http.callers import caller_of
+from app.http.health import Health
+from app.http.routes.classify import PROBLEMS, AnsweredImage, Classification, no_model_yet, timings_ms
+from app.http.routes.open_inference.infer import (
+    INPUTS,
+    AskedInference,
+    Inference,
+    asked_inference,
+    output_tensors,
+    outputs_of,
+    read_inference,
+)
+from app.http.routes.open_inference.schemas import (
+    ErrorAnswer,
+    InferRequest,
+    InferResponse,
+    ModelConfig,
+    ModelMetadata,
+    ModelReady,
+    ModelTensor,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    TensorMetadata,
+)
+from app.http.routes.open_inference.tensors import HEADER_LENGTH, Datatype, joined, split
+from app.http.unknown_paths import of_another_server
+from app.nearest import did_you_mean
+from app.wrong_values import short
+
+SERVER = "trimvit"
+_PARTS = ("infer", "ready", "config", "versions/1")  # what a path may go on with after a model's name
+VERSION = "1"  # a server has one model, and that one version
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "schedule_policy"]
+_TRITON_TYPES: dict[Datatype, str] = {
+    "BOOL": "TYPE_BOOL",
+    "UINT8": "TYPE_UINT8",
+    "INT32": "TYPE_INT32",
+    "FP32": "TYPE_FP32",
+    "BYTES": "TYPE_STRING",
+}
+
+
+class ModelNameConvertor(Convertor[str]):
+    """A model's name in a path: it may have slashes (hf-hub:owner/name), but behind them none of the words
+    that the protocol's paths go on with."""
+
+    regex = "[^/]+(?:/(?!(?:versions|ready|config|infer)(?:/|$))[^/]+)*"
+
+    def convert(self, value: str) -> str:
+        """As it stands."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """As it stands."""
+        return value
+
+
+register_url_convertor("model", ModelNameConvertor())
+
+
+def errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route for clients that others wrote, as OpenAPI declares them."""
+    problems = {**PROBLEMS, 404: {"description": "There is no such model or version.", "headers": {}}}
+    return {
+        status: {
+            "description": problems[status]["description"],
+            "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}},
+            "headers": problems[status]["headers"],
+        }
+        for status in statuses
+    }
+
+
+ModelName = Annotated[
+    str, Path(description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"])
+]
+ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[VERSION])]
+
+_NO_MODEL = errors(404, 503)
+_BINARY = {"type": "string", "format": "binary"}
+_HEADER_LENGTH = {
+    "description": "Bytes of JSON at the beginning of the body; binary data follows.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The outputs; as octet-stream where some come as binary data behind the JSON.",
+        "content": {RAW: {"schema": _BINARY}},
+        "headers": {HEADER_LENGTH: _HEADER_LENGTH, **WARNINGS_HEADER_SCHEMA},
+    },
+    **errors(*PROBLEMS, 404),
+}
+_INFER_BODY: dict[str, Any] = {
+    "parameters": [{"name": HEADER_LENGTH, "in": "header", "required": False, **_HEADER_LENGTH}],
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
+            RAW: {"schema": {**_BINARY, "description": "JSON, and binary data behind it."}},
+        },
+    },
+}
+
+
+def open_inference_router(classification: Classification, health: Health) -> APIRouter:
+    """The routes, with images answered by ``classification``."""
+    router = APIRouter(tags=["open inference protocol"])
+    limits = classification.body_limits
+
+    def described(name: str, model_version: str = VERSION) -> ModelInfo:
+        """What is known of the model, without waiting for an engine."""
+        model = known_model(classification, name)
+        check_version(model, model_version)
+        return model
+
+    @router.get("/v2", operation_id="v2_server_metadata", summary="What answers, and its extensions")
+    async def server_metadata() -> ServerMetadata:
+        return ServerMetadata(name=SERVER, version=version("trimvit"), extensions=EXTENSIONS)
+
+    @router.get("/v2/health/live", operation_id="v2_server_live", summary="The HTTP process runs")
+    async def live() -> ServerLive:
+        return ServerLive(live=True)
+
+    @router.get(
+        "/v2/health/ready",
+        operation_id="v2_server_ready",
+        summary="An engine has loaded, warmed up and answers, and images can be decoded",
+        response_model=ServerReady,
+        responses={
+            503: {"model": ServerReady, "description": "Not ready.", "headers": PROBLEMS[503]["headers"]}
+        },
+    )
+    async def ready() -> JSONResponse:
+        is_ready = health.is_ready()
+        return JSONResponse(
+            {"ready": is_ready},
+            status_code=200 if is_ready else 503,
+            headers={} if is_ready else {"Retry-After": "1"},
+        )
+
+    @router.post(
+        "/v2/models/{model_name:model}/versions/{model_version}/infer",
+        operation_id="v2_model_version_infer",
+        summary="Classify the images of a tensor with this version of the model",
+        response_model=InferResponse,
+        responses=_INFER_RESPONSES,
+        openapi_extra=_INFER_BODY,
+    )
+    async def version_infer(request: Request, model_name: ModelName, model_version: ModelVersion) -> Response:
+        """As without the version."""
+        return await answer(request, model_name, model_version)
+
+    @router.post(
+        "/v2/models/{model_name:model}/infer",
+        operation_id="v2_model_infer",
+        summary="Classify the images of a tensor",
+        response_model=InferResponse,
+        responses=_INFER_RESPONSES,
+        openapi_extra=_INFER_BODY,
+    )
+    async def infer(request: Request, model_name: ModelName) -> Response:
+        """Images as the tensor `image` (BYTES: encoded files, in JSON base64) or `pixels` (UINT8), in the
+        JSON or as binary data behind it. All images of a request share its parameters. The Content-Type is
+        not read."""
+        return await answer(request, model_name, VERSION)
+
+    @router.get(
+        "/v2/models/{model_name:model}/versions/{model_version}/ready",
+        operation_id="v2_model_version_ready",
+        summary="Whether this version of the model answers",
+        responses=_NO_MODEL,
+    )
+    async def version_ready(model_name: ModelName, model_version: ModelVersion) -> ModelReady:
+        check_version(known_model(classification, model_name), model_version)
+        return ready_model(classification, health, model_name)
+
+    @router.get(
+        "/v2/models/{model_name:model}/ready",
+        operation_id="v2_model_ready",
+        summary="Whether the model answers",
+        responses=_NO_MODEL,
+    )
+    async def model_ready(model_name: ModelName) -> ModelReady:
+        return ready_model(classification, health, model_name)
+
+    @router.get(
+        "/v2/models/{model_name:model}/versions/{model_version}/config",
+        operation_id="v2_model_version_config",
+        summary="Configuration of this version of the model, in Triton's words",
+        responses=_NO_MODEL,
+    )
+    async def version_config(model_name: ModelName, model_version: ModelVersion) -> ModelConfig:
+        return _config(described(model_name, model_version), limits)
+
+    @router.get(
+        "/v2/models/{model_name:model}/config",
+        operation_id="v2_model_config",
+        summary="The model's configuration, in Triton's words",
+        responses=_NO_MODEL,
+    )
+    async def model_config(model_name: ModelName) -> ModelConfig:
+        return _config(described(model_name), limits)
+
+    @router.get(
+        "/v2/models/{model_name:model}/versions/{model_version}",
+        operation_id="v2_model_version_metadata",
+        summary="Inputs and outputs of this version of the model",
+        responses=_NO_MODEL,
+    )
+    async def version_metadata(model_name: ModelName, model_version: ModelVersion) -> ModelMetadata:
+        return _metadata(described(model_name, model_version))
+
+    @router.get(
+        "/v2/models/{model_name:model}",
+        operation_id="v2_model_metadata",
+        summary="The model's inputs and outputs",
+        responses=_NO_MODEL,
+    )
+    async def model_metadata(model_name: ModelName) -> ModelMetadata:
+        return _metadata(described(model_name))
+
+    async def read(request: Request, model_name: str, model_version: str) -> tuple[Inference, ModelInfo]:
+        # Of the body, no more is kept than what the inference refers to.
+        body = await read_body(request, limits)
+        share = share_of(request.scope)
+
+        def first() -> tuple[AskedInference, memoryview]:
+            document, binary = split(body, request.headers.get(HEADER_LENGTH))
+            return asked_inference(document), binary
+
+        asked, binary = await share.run_if_large(len(body), first)
+        model = await classification.model(request, asked.options_of_each(limits))
+        check_name(model, model_name)
+        check_version(model, model_version)
+        if binary:  # its images are where they came
+            return read_inference(asked, binary, limits, model, share), model
+        inference = await share.run_if_large(
+            len(body),
+            partial(read_inference, asked, binary, limits, model, share),
+            lambda inference: sum(image.size for image in inference.images),
+        )
+        return inference, model
+
+    async def answer(request: Request, model_name: str, model_version: str) -> Response:
+        if classification.last_model is not None:
+            check_name(classification.last_model, model_name)
+            check_version(classification.last_model, model_version)
+        inference, model = await read(request, model_name, model_version)
+        answered = await classification.answers(request, inference.images, model, logits=inference.logits)
+        head = {"model_name": model.name, "model_version": VERSION}
+        if inference.id is not None:
+            head["id"] = inference.id
+        write = partial(_written, head, inference, answered, model)
+        # The outputs of many images take long to write.
+        content, json_bytes = (
+            write()
+            if len(answered) == 1
+            else await classification.work.render(caller_of(request.scope), write)
+        )
+        timings = timings_ms(answered, request.scope)
+        headers = {"Server-Timing": server_timing(timings), **warning_headers(answered)}
+        if json_bytes is None:
+            return Response(content, media_type=JSON, headers=headers)
+        return Response(content, media_type=RAW, headers={**headers, HEADER_LENGTH: str(json_bytes)})
+
+    return router
+
+
+def _written(
+    head: dict[str, Any], inference: Inference, answered: Sequence[AnsweredImage], model: ModelInfo
+) -> tuple[bytes, int | None]:
+    return joined(head, output_tensors(inference, answered, model))
+
+
+def known_model(classification: Classification, name: str, folder: str = "/v2/models") -> ModelInfo:
+    """The model of this name, without waiting for an engine. Raises NotFound or NotReady."""
+    model = classification.last_model
+    if model is None:
+        raise no_model_yet()
+    check_name(model, name, folder)
+    return model
+
+
+def ready_model(
+    classification: Classification, health: Health, name: str, folder: str = "/v2/models"
+) -> ModelReady:
+    """That the model of this name answers. Raises NotFound or NotReady."""
+    model = known_model(classification, name, folder)
+    if not health.is_ready():
+        raise NotReady("images are not answered now; see /readyz", retry_after_s=1.0)
+    return ModelReady(name=model.name, ready=True)
+
+
+def check_version(model: ModelInfo, model_version: str) -> None:
+    """Raises NotFound for another version than the model has."""
+    if model_version != VERSION:
+        raise NotFound(
+            f"there is no version {short.repr(model_version)} of the model {model.name!r}; "
+            f"allowed is {VERSION!r}"
+        )
+
+
+def check_name(model: ModelInfo, name: str, folder: str = "/v2/models") -> None:
+    """Raises NotFound for another model's name; ``folder`` is the path of which the name is the rest."""
+    if name != model.name:
+        path = f"{folder}/{name}"
+        if (words := of_another_server(path)) is not None:
+            raise NotFound(f"there is no {path}; {words}")
+        if name.startswith(f"{model.name}/"):
+            tail = name.removeprefix(f"{model.name}/")
+            raise NotFound(f"the model {model.name!r} has no {short.repr(tail)}{did_you_mean(tail, _PARTS)}")
+        raise NotFound(f"there is no model {short.repr(name)}; allowed is {model.name!r}")
+
+
+def _metadata(model: ModelInfo) -> ModelMetadata:
+    return ModelMetadata(
+        name=model.name, versions=[VERSION], platform=SERVER, inputs=INPUTS, outputs=outputs_of(model)
+    )
+
+
+def _config(model: ModelInfo, limits: BodyLimits) -> ModelConfig:
+    return ModelConfig(
+        name=model.name,
+        platform=SERVER,
+        backend=SERVER,
+        max_batch_size=limits.images,
+        input=[_configured(tensor, optional=True) for tensor in INPUTS],
+        output=[_configured(tensor) for tensor in outputs_of(model)],
+    )
+
+
+def _configured(tensor: TensorMetadata, *, optional: bool = False) -> ModelTensor:
+    return ModelTensor(
+        name=tensor.name,
+        data_type=_TRITON_TYPES[tensor.datatype],
+        dims=tensor.shape[1:],
+        optional=optional,
+    )

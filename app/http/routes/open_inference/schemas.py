@@ -1,0 +1,230 @@
+"""What goes over HTTP on /v2: the Open Inference Protocol's requests and answers, in its own words."""
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.engine.messages import Priority
+from app.http.routes.open_inference.tensors import Datatype
+from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, option_schemas
+
+InputName = Literal["image", "pixels"]
+OutputName = Literal["label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute"]
+
+# Parameters that Triton's clients set by themselves, and that mean here what they mean there.
+TRITONS: dict[str, Any] = {
+    "priority": {
+        "anyOf": [{"type": "integer", "minimum": 0}, {"enum": list(get_args(Priority))}],
+        "default": 0,
+        "description": "1 is `high`, 2 and 0 are `normal`, 3 and above are `batch`. While images of all "
+        "three wait, they get 16, 4 and 1 of 21 parts of the engine. What the caller may not ask for is "
+        "refused with 403.",
+    },
+    "timeout": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 600_000_000,
+        "description": "Give up after so many microseconds, with 504. 0: the server's default. In place of "
+        "`deadline_ms`.",
+    },
+    "binary_data_output": {
+        "type": "boolean",
+        "default": False,
+        "description": "Whether outputs that do not say otherwise come as binary data behind the JSON.",
+    },
+}
+
+_SHAPE = "Length of each axis; -1: as the request has it."
+
+
+class ErrorAnswer(BaseModel):
+    """What was wrong and what is allowed."""
+
+    error: str = Field(description="In words.", examples=["there is no model 'vit'; allowed is 'toy'"])
+
+
+class ServerMetadata(BaseModel):
+    """What answers."""
+
+    name: str = Field(description="Always trimvit.", examples=["trimvit"])
+    version: str = Field(description="Version of the server.", examples=["0.1.0"])
+    extensions: list[str] = Field(
+        description="Extensions of the protocol, by Triton's names.",
+        examples=[["binary_tensor_data", "classification"]],
+    )
+
+
+class ServerLive(BaseModel):
+    """Whether the HTTP process runs."""
+
+    live: bool = Field(description="Always true.", examples=[True])
+
+
+class ServerReady(BaseModel):
+    """Whether images are answered."""
+
+    ready: bool = Field(description="Whether an engine has loaded the model and answers.", examples=[True])
+
+
+class ModelReady(BaseModel):
+    """Whether images are answered with this model."""
+
+    name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    ready: bool = Field(description="Always true: a model that is not ready is answered with 503.")
+
+
+class TensorMetadata(BaseModel):
+    """An input or an output."""
+
+    name: str = Field(description="The tensor's name.", examples=["image"])
+    datatype: Datatype = Field(description="Type of its elements.", examples=["BYTES"])
+    shape: list[int] = Field(description=_SHAPE, examples=[[-1, 1]])
+
+
+class ModelMetadata(BaseModel):
+    """A model's inputs, of which a request has one, and its outputs."""
+
+    name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    versions: list[str] = Field(description="Always one.", examples=[["1"]])
+    platform: str = Field(description="Always trimvit.", examples=["trimvit"])
+    inputs: list[TensorMetadata] = Field(
+        description="`image`: encoded photographs (JPEG, PNG, ...), n or n x 1. `pixels`: decoded ones, n x "
+        "height x width x RGB, all of one size, which the server crops and resizes as it does photographs."
+    )
+    outputs: list[TensorMetadata] = Field(description="What a request can ask for.")
+
+
+class ModelTensor(BaseModel):
+    """An input or an output, in Triton's words."""
+
+    name: str = Field(description="The tensor's name.", examples=["image"])
+    data_type: str = Field(description="Type of its elements.", examples=["TYPE_STRING"])
+    dims: list[int] = Field(description=_SHAPE + " Without the first axis, the images.", examples=[[1]])
+    optional: bool = Field(default=False, description="Whether a request may leave it out.")
+
+
+class ModelConfig(BaseModel):
+    """A model's configuration, as far as Triton's has a word for it."""
+
+    name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    platform: str = Field(description="Always trimvit.", examples=["trimvit"])
+    backend: str = Field(description="Always trimvit.", examples=["trimvit"])
+    max_batch_size: int = Field(ge=1, description="Most images in one request.", examples=[64])
+    input: list[ModelTensor] = Field(description="Of which a request has one.")
+    output: list[ModelTensor] = Field(description="What a request can ask for.")
+
+
+class InputParameters(BaseModel):
+    """How an input's data comes."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+
+    binary_data_size: int | None = Field(
+        None, ge=0, description="Bytes of its data behind the JSON, in place of `data`."
+    )
+
+
+class InferInput(BaseModel):
+    """The images of a request, as one tensor."""
+
+    name: InputName = Field(
+        description="`image` for encoded photographs, `pixels` for decoded ones.", examples=["image"]
+    )
+    shape: list[int] = Field(
+        min_length=1,
+        max_length=4,
+        description="Of `image` [n] or [n, 1], of `pixels` [n, height, width, 3]; n from 1.",
+        examples=[[1]],
+    )
+    datatype: Literal["BYTES", "UINT8"] = Field(
+        description="BYTES of `image`, UINT8 of `pixels`.", examples=["BYTES"]
+    )
+    parameters: InputParameters = Field(
+        default_factory=InputParameters, description="For data behind the JSON."
+    )
+    data: Any = Field(
+        None,
+        description="The elements, flattened or nested as the shape is: base64 of `image`, integers from 0 "
+        "to 255 (red, green, blue) of `pixels`.",
+        examples=[[EXAMPLE_IMAGE]],
+        json_schema_extra={"type": "array", "items": {}},
+    )
+
+
+class OutputParameters(BaseModel):
+    """How an output is wanted."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+
+    binary_data: bool | None = Field(
+        None, description="Whether it comes behind the JSON. Default: the request's `binary_data_output`."
+    )
+    classification: int = Field(
+        0,
+        ge=0,
+        description="Of `score` and `logits`: so many classes (at most all), best first, each as BYTES "
+        "`value:index:label`. 0: the numbers themselves.",
+        examples=[3],
+    )
+
+
+class RequestedOutput(BaseModel):
+    """An output that is wanted."""
+
+    name: OutputName = Field(description="The output's name.", examples=["label"])
+    parameters: OutputParameters = Field(default_factory=OutputParameters, description="How it is wanted.")
+
+
+class InferRequest(BaseModel):
+    """Images, how to prune them, and what to answer with."""
+
+    id: str | None = Field(
+        None, max_length=1024, description="Sent back with the answer.", examples=["photograph-7"]
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What is asked of all images: options of /v1/classify but for the masks, and Triton's "
+        "own.",
+        examples=[{"keep_ratio": 0.7, "top_k": 2, "timeout": 2_000_000}],
+        json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS), **TRITONS}},
+    )
+    inputs: list[InferInput] = Field(min_length=1, max_length=1, description="One: `image` or `pixels`.")
+    outputs: list[RequestedOutput] = Field(
+        default_factory=list,
+        max_length=7,
+        description="The outputs wanted, each once. Default: all of them.",
+        examples=[[{"name": "label"}, {"name": "score"}]],
+    )
+
+
+class OutputDataParameters(BaseModel):
+    """How an output's data comes."""
+
+    binary_data_size: int = Field(ge=0, description="Bytes of its data behind the JSON, in place of `data`.")
+
+
+class InferOutput(BaseModel):
+    """An output of all images, in the order of the request.
+
+    `label` [n, top_k] BYTES, `score` [n, top_k] FP32 (softmax probability) and `index` [n, top_k] INT32 of
+    the best classes; `logits` [n, classes] FP32; `kept_patches` [n, stages, rows, columns] BOOL: the patches
+    left after each stage; `keep_ratio` [n, 1] FP32 as it was applied; `compute` [n, 1] FP32: what it cost,
+    as a share of the unpruned model's multiply-accumulates.
+    """
+
+    name: OutputName = Field(description="The output's name.", examples=["label"])
+    datatype: Datatype = Field(description="Type of its elements.", examples=["BYTES"])
+    shape: list[int] = Field(description="Length of each axis.", examples=[[1, 2]])
+    parameters: OutputDataParameters | None = Field(None, description="Only of data behind the JSON.")
+    data: list[Any] | None = Field(
+        None, description="The elements, flattened row by row.", examples=[["church", "parachute"]]
+    )
+
+
+class InferResponse(BaseModel):
+    """The outputs that were asked for, in their order."""
+
+    model_name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    model_version: str = Field(description="The model's version.", examples=["1"])
+    id: str | None = Field(None, description="The request's, where it had one.", examples=["photograph-7"])
+    outputs: list[InferOutput] = Field(description="One for each that was asked for.")

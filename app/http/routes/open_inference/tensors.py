@@ -1,0 +1,247 @@
+"""Tensors as the Open Inference Protocol sends them: in its JSON, or as binary data behind it.
+
+The binary tensor data extension is Triton's (docs/protocol/extension_binary_data.md of its server): the
+header `Inference-Header-Content-Length` says how many bytes of the body are JSON; each tensor with
+`parameters.binary_data_size` has so many of those that follow, in the order of the tensors. Numbers lie there
+little-endian and row by row; each element of a BYTES tensor after its length, 4 bytes little-endian.
+
+What is claimed (a shape, a size, a length) is compared with what is there before anything is made of it.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from app.decoding.images import Data
+from app.errors import InvalidValue, UnreadableRequest
+from app.http.bodies.documents import read_document
+from app.wrong_values import short
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+Datatype = Literal["BOOL", "UINT8", "INT32", "FP32", "BYTES"]
+
+_MOST_JSON_BYTES = 8 * 2**20  # beside images in base64
+MOST_JSON_VALUES = 2**20  # parsed in about a tenth of a second; 590 x 590 pixels
+
+_NUMBERS = {"BOOL": "?", "UINT8": "u1", "INT32": "<i4", "FP32": "<f4"}
+_PIECE = 2**15
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor of an answer: ``values`` row by row; BYTES as text, which is sent as UTF-8."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    values: np.ndarray | Sequence[str]
+
+    @property
+    def binary(self) -> bytes:
+        """Its elements as binary data."""
+        if self.datatype == "BYTES":
+            return write_elements(str(text).encode() for text in self.values)
+        return np.asarray(self.values).astype(_NUMBERS[self.datatype]).tobytes()
+
+    @property
+    def json(self) -> list[Any]:
+        """Its elements as JSON data, flattened."""
+        if self.datatype == "BYTES":
+            return list(self.values)
+        flat: list[Any] = np.asarray(self.values).ravel().tolist()
+        return flat
+
+
+# --- requests ----------------------------------------------------------------------------------------
+def split(body: bytes | bytearray, header_length: str | None) -> tuple[Any, memoryview]:
+    """The JSON value of a request, and the binary data after it.
+
+    ``header_length`` is the value of the header, None where there is none. Raises UnreadableRequest, and
+    TooLarge for JSON of so many values that its parsing would keep other requests waiting.
+    """
+    if header_length is None:
+        return _parsed(body, "the body"), memoryview(b"")
+    # Ten digits are more than any body has bytes; int() would take its time over millions of them.
+    if not (header_length.isascii() and header_length.isdecimal() and len(header_length) <= 10):
+        raise UnreadableRequest(
+            f"{HEADER_LENGTH} must be a number of bytes, at most the body's {len(body)}; "
+            f"it is {short.repr(header_length)}"
+        )
+    length = int(header_length)
+    if length > len(body):
+        raise UnreadableRequest(f"{HEADER_LENGTH} is {length}, but the body has only {len(body)} bytes")
+    head = body[:length]
+    return _parsed(head, f"the body's first {length} bytes (see {HEADER_LENGTH})"), memoryview(body)[length:]
+
+
+def _parsed(text: bytes | bytearray, what: str) -> Any:
+    return read_document(
+        text, what, _MOST_JSON_BYTES, MOST_JSON_VALUES, "send tensors of more as binary data behind the JSON"
+    )
+
+
+def allot(sizes: Sequence[int | None], data: memoryview) -> list[memoryview | None]:
+    """Each tensor's share of the binary data; ``sizes`` are their binary_data_size, None for none.
+
+    Raises InvalidValue where these do not come to the whole of it.
+    """
+    claimed = sum(size for size in sizes if size is not None)
+    if claimed != len(data):
+        raise InvalidValue(
+            f"the binary_data_size of the inputs come to {short.repr(claimed)} bytes, but {len(data)} bytes "
+            f"follow the JSON (its length stands in {HEADER_LENGTH})"
+        )
+    shares: list[memoryview | None] = []
+    start = 0
+    for size in sizes:
+        shares.append(None if size is None else data[start : start + size])
+        start += size or 0
+    return shares
+
+
+def read_elements(data: memoryview, count: int) -> list[memoryview]:
+    """The elements of a BYTES tensor. Raises InvalidValue unless they are ``count`` and fill the data."""
+    elements: list[memoryview] = []
+    start = 0
+    while start < len(data) and len(elements) < count:
+        if len(data) - start < _LENGTH.size:
+            raise InvalidValue(
+                f"element {len(elements)} has no length: that takes 4 bytes, and {len(data) - start} are left"
+            )
+        (length,) = _LENGTH.unpack_from(data, start)
+        start += _LENGTH.size
+        if length > len(data) - start:
+            raise InvalidValue(
+                f"element {len(elements)} claims {length} bytes, but {len(data) - start} are left "
+                "(before each element stands its length, 4 bytes little-endian)"
+            )
+        elements.append(data[start : start + length])
+        start += length
+    if len(elements) != count or start != len(data):
+        raise InvalidValue(
+            f"the shape has {count} elements, but the data has {len(elements)} "
+            f"and {len(data) - start} bytes behind them"
+        )
+    return elements
+
+
+def write_elements(elements: Iterable[bytes]) -> bytes:
+    """The elements of a BYTES tensor as binary data."""
+    return b"".join(chain.from_iterable((_LENGTH.pack(len(element)), element) for element in elements))
+
+
+def flat(data: object, shape: Sequence[int]) -> list[Any]:
+    """The elements of JSON data, which may be flattened or nested as the shape is.
+
+    Raises InvalidValue where they are not as many as the shape has.
+    """
+    if not isinstance(data, list):
+        raise InvalidValue("data must be a list, flattened or nested as the shape is")
+    level: list[Any] = data
+    count = math.prod(shape)
+    if data and isinstance(data[0], list):
+        for size in shape[1:]:
+            if not all(isinstance(part, list) and len(part) == size for part in level):
+                raise InvalidValue(f"data is nested, but not as the shape {_said(shape)} is")
+            level = list(chain.from_iterable(level))
+    if len(level) != count:
+        raise InvalidValue(
+            f"the shape {_said(shape)} has {short.repr(count)} elements, but data has {len(level)}"
+        )
+    return level
+
+
+def image_bytes(
+    shape: Sequence[int], data: object, binary: memoryview | None, decoded: Callable[[object, int], Data]
+) -> Sequence[Data]:
+    """The encoded images of a BYTES tensor of shape [n] or [n, 1]; in JSON each is read by ``decoded``."""
+    if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)) or shape[0] < 1:
+        raise InvalidValue(
+            f"the input image has the shape {_said(shape)}; allowed are [n] and [n, 1], n from 1"
+        )
+    if binary is not None:
+        return read_elements(binary, shape[0])
+    return [decoded(text, index) for index, text in enumerate(flat(data, shape))]
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raises InvalidValue unless it is that of the input pixels."""
+    if len(shape) == 3 and shape[2] == 3:
+        raise InvalidValue(
+            f"the input pixels has the shape {_said(shape)}, without an axis for the images: one image of "
+            f"this size is {_said([1, *shape])}"
+        )
+    if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
+        raise InvalidValue(
+            f"the input pixels has the shape {_said(shape)}, with the channels first; allowed is "
+            f"[n, height, width, 3], for example by numpy's transpose(0, 2, 3, 1)"
+        )
+    if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
+        raise InvalidValue(
+            f"the input pixels has the shape {_said(shape)}; allowed is [n, height, width, 3], each from 1"
+        )
+
+
+def image_pixels(
+    shape: Sequence[int], data: object, binary: memoryview | None
+) -> UInt8[np.ndarray, "n height width 3"]:
+    """The images of a UINT8 tensor of shape [n, height, width, 3]."""
+    check_shape(shape)
+    if binary is None:
+        binary = memoryview(_as_bytes(flat(data, shape)))
+    elif len(binary) != math.prod(shape):
+        raise InvalidValue(
+            f"the input pixels has the shape {_said(shape)}, which is {short.repr(math.prod(shape))} bytes, "
+            f"but its binary data has {len(binary)}"
+        )
+    return np.frombuffer(binary, np.uint8).reshape(shape)
+
+
+def _as_bytes(values: list[Any]) -> bytearray:
+    """Integers from 0 to 255. A piece at a time: no other thread runs meanwhile."""
+    data = bytearray()
+    for start in range(0, len(values), _PIECE):
+        piece = values[start : start + _PIECE]
+        try:
+            if set(map(type, piece)) != {int}:
+                raise ValueError
+            data += bytes(piece)
+        except (OverflowError, ValueError) as error:
+            raise InvalidValue("data of the input pixels must be integers from 0 to 255") from error
+    return data
+
+
+def _said(shape: Sequence[int]) -> str:
+    return short.repr(list(shape))
+
+
+# --- answers -----------------------------------------------------------------------------------------
+def joined(head: dict[str, Any], outputs: Sequence[tuple[OutputTensor, bool]]) -> tuple[bytes, int | None]:
+    """The body of an answer: ``head`` with its ``outputs``, each with whether it goes as binary data.
+
+    With it the length of the JSON, or None where nothing follows it.
+    """
+    described: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    for tensor, as_binary in outputs:
+        entry: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": list(tensor.shape),
+        }
+        if as_binary:
+            parts.append(tensor.binary)
+            entry["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            entry["data"] = tensor.json
+        described.append(entry)
+    text = json.dumps({**head, "outputs": described}, allow_nan=False, separators=(",", ":")).encode()
+    return b"".join((text, *parts)), len(text) if parts else None

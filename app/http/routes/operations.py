@@ -1,0 +1,58 @@
+"""What an operator and an orchestrator ask: alive, ready, metrics."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from app.http.health import Health
+from app.http.schemas import Readiness
+from app.telemetry import metrics
+
+
+def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
+    """Probes and, unless they have a listener of their own, metrics for a front end."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/livez", summary="The HTTP process runs")
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get(
+        "/ping",
+        operation_id="ping",
+        summary="As /readyz, for Amazon SageMaker and clients of TorchServe",
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "Not ready."}},
+    )
+    @router.get(
+        "/readyz",
+        summary="An engine has loaded, warmed up and answers, and images can be decoded",
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "Not ready."}},
+    )
+    async def readyz() -> JSONResponse:
+        ready = health.is_ready()
+        return JSONResponse(
+            {
+                "status": "ready" if ready else "not ready",
+                "reason": health.look_for_trouble(),
+                "engines": health.engines.engines,
+            },
+            status_code=200 if ready else 503,
+            headers={} if ready else {"Retry-After": "1"},
+        )
+
+    if not with_metrics:
+        return router
+
+    @router.get(
+        "/metrics",
+        operation_id="metrics",
+        summary="Prometheus metrics of all processes",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    def prometheus() -> Response:
+        page, content_type = metrics.exposition()
+        return Response(page, media_type=content_type)
+
+    return router

@@ -1,0 +1,62 @@
+"""POST /invocations: what Amazon SageMaker asks of a container beside GET /ping, on port 8080.
+
+Its text: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
+MLflow's clients ask the same path.
+"""
+
+from fastapi import APIRouter, Request, Response
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from app.http.answers import WARNINGS_HEADER_SCHEMA
+from app.http.routes.classify import BODY, PROBLEMS, Classification, classified
+from app.http.schemas import ClassifyResponse
+
+PATH = "/invocations"
+ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+
+_BODY = {
+    **BODY,
+    "parameters": [
+        *BODY["parameters"],
+        {
+            "name": ATTRIBUTES,
+            "in": "header",
+            "required": False,
+            "description": "Options, where a query cannot be sent: keep_ratio=0.5,top_k=2. What has no = in "
+            "it, such as an id, is passed over.",
+            "schema": {"type": "string"},
+        },
+    ],
+}
+
+
+def sagemaker_router(classification: Classification) -> APIRouter:
+    """The route, on this way of images to their answers."""
+    router = APIRouter(tags=["classify"])
+
+    @router.post(
+        PATH,
+        operation_id="sagemaker_invocations",
+        response_model=ClassifyResponse,
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **PROBLEMS},
+        openapi_extra=_BODY,
+        summary="Classify photographs, for Amazon SageMaker",
+    )
+    async def invocations(request: Request) -> Response:
+        """As /v1/classify, whose bodies and answers these are."""
+        scope = {**request.scope, "query_string": query_of(request.scope)}
+        return await classified(Request(scope, request.receive), classification)
+
+    return router
+
+
+def query_of(scope: Scope) -> bytes:
+    """A request's query, and behind it the options that SageMaker passes on in a header, for its clients can
+    send no query."""
+    query: bytes = scope["query_string"]
+    if scope["path"] != PATH:
+        return query
+    given = Headers(scope=scope).get(ATTRIBUTES, "").replace(";", ",").replace("&", ",")
+    attributes = [part.strip() for part in given.split(",") if "=" in part]
+    return b"&".join(part for part in (query, *(text.encode("latin-1") for text in attributes)) if part)

@@ -1,0 +1,329 @@
+"""Connections within bounds: how many, how long one may be idle, send a head, or read its answer.
+
+uvicorn's protocol has a time limit between requests only, its parser takes headers without end, and a
+request that offers another protocol (Upgrade) loses its body. This adds the rest: what cannot be read is
+refused in words, and offers are ignored.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.utils import get_remote_addr
+
+from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
+from app.http.arrival import arrives
+from app.http.problems import MEDIA_TYPE
+from app.http.server.half_closed import HalfClosed
+from app.http.server.heads import checked_head, without_offers
+from app.http.server.joined import JoinedWrites
+from app.http.server.patience import UnreadAnswer
+from app.http.server.places import Places
+from app.http.server.unreadable import OPENING, is_simple_request, unreadable
+from app.telemetry import metrics
+
+MOST_HEAD_BYTES = 64 * 1024
+# Chunks of one byte come with five bytes of framing; who sends more beside a body sends no body.
+_FRAMING = 8
+_LINGER_S = 5.0
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, with bounds. The limits are set by `bounded`."""
+
+    places = Places(10_000)
+    head_timeout_s = 20.0
+    write_timeout_s = 30.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_head = False
+        self._in_message = False
+        self._beside_body = 0  # bytes of this request that were not its body
+        self._body = 0
+        self._opening = b""  # the first bytes of this request
+        self._offer = False  # the head that was just read offers another protocol
+        self._refusal: Problem | None = None  # what follows cannot be read; said behind the answers before it
+        self._refused = False  # it has been said
+        self._socket: asyncio.Transport | None = None  # beneath TLS, if there is TLS
+        self._half_closed: HalfClosed | None = None
+        self.address = ""
+        self._began = 0.0
+
+    # --- the transport ------------------------------------------------------------------------------
+    def accepted(self, transport: asyncio.Transport) -> None:
+        """There is a connection, with or without TLS to be agreed on: count it."""
+        self._socket = self.transport = transport
+        self._began = self.loop.time()
+        self._unread = UnreadAnswer(transport, self.loop, self.write_timeout_s)
+        # Whatever waits for the client to read has its time. (With a limit of 0, TLS would never go on.)
+        transport.set_write_buffer_limits(high=1)
+        self.address = (get_remote_addr(transport) or ("",))[0]
+        self.connections.add(self)
+        self.places.take(self.address)
+
+    def forgotten(self) -> None:
+        """The connection is gone."""
+        if self._socket is not None:
+            self._socket = None
+            self._unread.end()
+            if self._half_closed is not None:
+                self._half_closed.end()
+            self.connections.discard(self)
+            self.places.leave(self.address)
+
+    def one_too_many(self, beyond: int = 0) -> str | None:
+        """Whether there are too many connections, by more than ``beyond``: in words."""
+        return self.places.trouble(self.address, beyond)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse it where there are too many; else it has a while to send a request."""
+        if hasattr(transport, "max_size"):  # what asyncio reads at once, 256 KiB: too much for a head
+            transport.max_size = MOST_HEAD_BYTES
+        if self._socket is None:
+            self.accepted(transport)
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1)
+        self.transport = JoinedWrites(transport, self.loop, lambda: self._unread.waits)  # type: ignore[assignment]
+        if trouble := self.one_too_many():
+            self.refuse(Overloaded(trouble, retry_after_s=1.0), linger=False)
+        else:
+            self._arm(self.head_timeout_s - (self.loop.time() - self._began))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget its timers."""
+        self._disarm()
+        self._unset_keepalive_if_required()
+        self.forgotten()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more. Where it may wait for answers, the connection stays until they are sent.
+        (TLS has no such state.)"""
+        if self._socket is None or self._in_message or self._idle() or not self._is_the_socket():
+            return False
+        self._half_closed = HalfClosed(self._socket, self.loop, self._ask)
+        return True
+
+    def _ask(self) -> None:
+        """Send an interim answer (RFC 9110, section 15.2), for which HTTP/1.0 has none."""
+        is_running = not self.pipeline and not self.cycle.response_started
+        if is_running and self.cycle.scope["http_version"] == "1.1":
+            self.transport.write(STATUS_LINE[100] + b"\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, unless the head has grown too large or what came before was refused."""
+        if self._refused or self._refusal is not None or self.transport.is_closing():
+            return
+        self._beside_body += len(data)
+        if not self._in_message:
+            self._opening = (self._opening + data)[:OPENING]
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._cannot_read(
+                cause if isinstance(cause, Problem) else unreadable(str(cause or error), self._opening)
+            )
+            return
+        if self.transport.is_closing():
+            return
+        if self._in_head and is_simple_request(data):
+            self._cannot_read(unreadable("version", b""))
+        elif self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
+            if self._idle():
+                self.refuse(HeadersTooLarge(f"a request's head may have at most {MOST_HEAD_BYTES} bytes"))
+            else:  # trailers without end, behind a body or behind a request that is being answered
+                self.transport.abort()
+        elif self._timer is None and self.timeout_keep_alive_task is None and self._idle():
+            self._arm(self.head_timeout_s)  # line ends between requests are no request
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. Where a request offers another protocol, the parser takes what follows the head
+        for that protocol: then the request is read again without the offer (RFC 9110, section 7.8)."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as paused:
+                head = without_offers(
+                    self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
+                )
+                data = head + data[paused.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self._offer = False
+            else:
+                return
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than its answer is written: it has a while."""
+        super().pause_writing()
+        if self._is_the_socket():
+            self.unread()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        if self._is_the_socket():
+            self.read()
+
+    def unread(self) -> None:
+        """Bytes wait in the socket's transport."""
+        self._unread.begin()
+
+    def read(self) -> None:
+        """None do any more."""
+        if self._socket is not None and self._socket.get_write_buffer_size() == 0:
+            self._unread.end()
+            self.transport.drained()  # type: ignore[attr-defined]
+
+    def _is_the_socket(self) -> bool:
+        return self._socket is not None and self._socket.get_protocol() is self
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The time between requests begins once the answer before it is read."""
+        if self._unread.waits:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()
+
+    # --- the parser ---------------------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        """A request's first byte: its head has a while to come."""
+        super().on_message_begin()
+        self._in_head = self._in_message = True
+        self._beside_body = self._body = 0
+        self._arm(self.head_timeout_s)
+
+    def on_headers_complete(self) -> None:
+        """The head is there, and read again if it offers another protocol. Raises a Problem."""
+        method = self.parser.get_method().decode("ascii")
+        self.url, headers = checked_head(method, self.parser.get_http_version(), self.url, self.headers)
+        if self.parser.should_upgrade():
+            self._offer = True
+            return
+        self.headers[:] = headers
+        self._in_head = False
+        self._disarm()
+        arrives(self.scope)  # type: ignore[arg-type]
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Part of the body."""
+        self._body += len(body)
+        self._beside_body = max(0, self._beside_body - len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The whole request is there. Where it was answered before, the connection is idle now."""
+        if self._offer:
+            return
+        self._in_message = False
+        self._opening = b""
+        if self._idle():
+            self._arm(self.timeout_keep_alive)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is out. Where its request is not all there, what still comes is read for a while and
+        thrown away: closed at once, the client might never see the answer."""
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if self._refusal is not None and is_last and not self.transport.is_closing():
+            self.refuse(self._refusal)
+            return
+        if self._half_closed is not None and is_last:
+            self.transport.close()
+        if self.pipeline:  # uvicorn reads on with every answer, and remembers all requests that come
+            self.flow.pause_reading()
+        if self._in_message and not self._in_head and self._idle():
+            self._unset_keepalive_if_required()
+            self._arm(_LINGER_S)
+
+    # --- timers -------------------------------------------------------------------------------------
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, self._time_is_up)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        if self._refused:
+            self.transport.close()
+        elif self.transport.is_closing():
+            return
+        elif not self._idle():  # the head of a request that was sent behind one that is being answered
+            self._arm(self.head_timeout_s)
+        elif self._in_head:
+            self.refuse(TooSlow(f"the request's head did not come within {self.head_timeout_s:g} s"))
+        else:
+            self.transport.close()
+
+    # --- refusals -----------------------------------------------------------------------------------
+    def _cannot_read(self, problem: Problem) -> None:
+        """Refuse a request whose head or body cannot be read, and read no further. The answers to the
+        requests before it come first."""
+        in_body = self._in_message and not self._in_head
+        if (
+            in_body and self.cycle.response_started
+        ):  # a second answer would be taken for that of another request
+            self.transport.close()
+            return
+        if in_body:
+            if any(cycle is self.cycle for cycle, _ in self.pipeline):
+                self.pipeline.popleft()
+                self._refusal = problem
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        elif not self._idle():
+            self._refusal = problem
+            return
+        self.refuse(problem)
+
+    def refuse(self, problem: Problem, *, linger: bool = True) -> None:
+        """Answer without a request, and close. ``linger``: what still comes is thrown away for a while;
+        closed at once, the client might never see the answer."""
+        metrics.REFUSALS.labels(problem.slug).inc()
+        body = json.dumps(problem.to_dict()).encode()
+        headers = {
+            "Content-Type": MEDIA_TYPE,
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **problem.headers(),
+        }
+        if problem.status == 405:
+            headers["Allow"] = "GET, HEAD, OPTIONS, POST"
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        self.transport.write(STATUS_LINE[problem.status] + head + b"\r\n" + body)
+        self._refused = True
+        self._unset_keepalive_if_required()
+        if linger and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._arm(_LINGER_S)
+        else:
+            self.transport.close()
+
+
+def bounded(places: Places, head_timeout_s: float, write_timeout_s: float) -> type[Connection]:
+    """The protocol class with these limits, for uvicorn.Config's ``http``."""
+    limits = {
+        "places": places,
+        "head_timeout_s": head_timeout_s,
+        "write_timeout_s": write_timeout_s,
+    }
+    return type("BoundedConnection", (Connection,), limits)

@@ -1,0 +1,151 @@
+"""The HTTP process's listeners: how uvicorn runs the application on its sockets."""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from app.http.server.accepting import Acceptor
+from app.http.server.connections import bounded
+from app.http.server.forwarded import SoundClient
+from app.http.server.handshakes import tls_protocol
+from app.http.server.places import Places
+from app.http.server.traffic import Traffic
+from app.processes import background
+from app.security.tls import certificates
+from app.settings.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Files that a process has open beside its clients' connections.
+_OTHER_FILES = 200
+_STOPPED_AFTER_TICKS = 3  # without a request, a tenth of a second each
+_OPERATORS = 100  # connections to probes and metrics, which are among those files
+
+
+def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """uvicorn for the application: with TLS where there is a certificate, and believing forwarded headers of
+    the proxies that are named, and of no one else.
+
+    Raises TlsError where the certificate cannot be used.
+    """
+    places = Places(
+        _connections(settings.max_connections),
+        settings.max_connections_per_client,
+        settings.trusted_proxies or (),
+    )
+    connection = bounded(places, settings.head_timeout_s, settings.write_timeout_s)
+    valid = certificates(settings)
+    return uvicorn.Config(
+        SoundClient(app) if settings.trusted_proxies else app,
+        http=connection if valid is None else tls_protocol(connection, valid),  # type: ignore[arg-type]
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=None,  # the supervisor keeps the grace time
+        proxy_headers=settings.trusted_proxies is not None,
+        forwarded_allow_ips=list(settings.trusted_proxies or ()),
+    )
+
+
+def operations_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """uvicorn for probes and metrics: plain HTTP, for a network that only operators reach."""
+    return uvicorn.Config(
+        app,
+        http=bounded(Places(_OPERATORS), settings.head_timeout_s, settings.write_timeout_s),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        proxy_headers=False,
+        lifespan="off",
+    )
+
+
+class _Server(uvicorn.Server):
+    """Accepts connections in turn for all clients."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen."""
+        await super().startup([])
+        protocol: Callable[[], asyncio.Protocol] = partial(
+            self.config.http_protocol_class,  # type: ignore[call-arg]
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
+        self.servers = [Acceptor(listener, protocol) for listener in sockets or ()]  # type: ignore[misc]
+
+
+class Server(_Server):
+    """Stops in order: on a signal it refuses new requests, in words, and ends once the others are
+    answered."""
+
+    def __init__(self, config: uvicorn.Config, traffic: Traffic) -> None:
+        super().__init__(config)
+        self._traffic = traffic
+        self._quiet_ticks = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to stop. How long that may take is the supervisor's to say."""
+        self._traffic.stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: nothing has been under way for a moment."""
+        self._quiet_ticks = 0 if self._traffic.requests else self._quiet_ticks + 1
+        if self._traffic.stopping and self._quiet_ticks >= _STOPPED_AFTER_TICKS:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+class _Companion(_Server):
+    """A server beside the main one, which alone hears signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None are captured."""
+        yield
+
+
+async def serve(
+    main: uvicorn.Config,
+    listeners: list[socket.socket],
+    traffic: Traffic,
+    operations: uvicorn.Config | None,
+    operations_listeners: list[socket.socket],
+) -> None:
+    """Serve until SIGTERM; ``traffic`` tells what is under way then. Probes and metrics are answered until
+    the last request is."""
+    if operations is None:
+        await Server(main, traffic).serve(sockets=listeners)
+        return
+    companion = _Companion(operations)
+    server = Server(main, traffic)
+    beside = background.awaited(companion.serve(sockets=operations_listeners), "operations listener")
+    # Where it ends first, the process ends, and another takes its place.
+    beside.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    try:
+        await server.serve(sockets=listeners)
+    finally:
+        companion.should_exit = True
+        await beside
+
+
+def _connections(wanted: int) -> int:
+    """As many as there may be open files, some of which are needed for other things."""
+    may_be = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
+    if wanted > may_be:
+        log.warning("at most %d connections, not %d: the limit of open files is too low", may_be, wanted)
+    return max(1, min(wanted, may_be))

@@ -1,0 +1,78 @@
+"""How long a client may take to read an answer that waits for it."""
+
+import asyncio
+import contextlib
+import fcntl
+import struct
+import termios
+from dataclasses import dataclass
+
+from app.http.server.traffic import SLOWEST_BYTES_PER_S
+
+_LOOKS = 4  # in the time that a client may stand still
+_LONGEST_STEP_S = 1.0
+
+
+@dataclass(slots=True)
+class Patience:
+    """Pure: the time that is left to a client. It runs down while the client stands still, and up again with
+    what it takes, never beyond where it began: a client that reads at the slowest rate keeps what it has."""
+
+    most_s: float
+    left_s: float
+
+    def goes_on(self, seconds: float, taken: int) -> bool:
+        """Whether there is time left after ``seconds`` in which ``taken`` bytes were taken."""
+        self.left_s = min(self.most_s, self.left_s - seconds + taken / SLOWEST_BYTES_PER_S)
+        return self.left_s > 0
+
+
+class UnreadAnswer:
+    """Watches a socket's transport while bytes wait in it, and aborts it where the client does not go on
+    reading them. ``waits``: whether some do."""
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, timeout_s: float
+    ) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._step_s = min(_LONGEST_STEP_S, timeout_s / _LOOKS)
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether bytes wait for the client."""
+        return self._timer is not None
+
+    def begin(self) -> None:
+        """Bytes wait from now on."""
+        if self._timer is None:
+            self._patience = Patience(self._timeout_s, self._timeout_s)
+            self._untaken = untaken(self._transport)
+            self._timer = self._loop.call_later(self._step_s, self._look)
+
+    def end(self) -> None:
+        """They are gone, or the connection is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        now = untaken(self._transport)
+        if self._patience.goes_on(self._step_s, max(0, self._untaken - now)):
+            self._untaken = now
+            self._timer = self._loop.call_later(self._step_s, self._look)
+        else:
+            self._timer = None
+            self._transport.abort()
+
+
+def untaken(transport: asyncio.Transport) -> int:
+    """The bytes that the client's machine has not taken: of this process, and of the kernel, which takes and
+    gives in pieces of a megabyte."""
+    queued = 0
+    with contextlib.suppress(OSError, ValueError):  # the socket is closed, or the system cannot tell
+        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        (queued,) = struct.unpack("i", answer)
+    return transport.get_write_buffer_size() + queued

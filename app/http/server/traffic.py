@@ -1,0 +1,97 @@
+"""What one HTTP process carries at a time, and the bounds of a single request's time and memory.
+
+What uvicorn leaves open is closed here: the time that a body may take, the memory of all bodies together,
+and new requests while the process stops. (For connections and headers see app.http.server.connections.)
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import NotReady, TooSlow
+from app.http.bodies.memory import Memory, Share, set_share
+from app.http.problems import problem_response
+
+# A body is given its time and, beyond that, what this many bytes a second need: a phone on a bad line is
+# slow, and who sends a byte now and then is no phone.
+SLOWEST_BYTES_PER_S = 16 * 1024
+_RETRY_AFTER_S = 1.0
+_WHILE_STOPPING = frozenset({"/livez", "/metrics"})
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Requests under way, and whether the process is stopping."""
+
+    requests: int = 0
+    stopping: bool = False
+
+
+class Bounded:
+    """Refuses new requests while stopping, bodies that come too slowly, and more of them than memory
+    allows."""
+
+    def __init__(self, app: ASGIApp, traffic: Traffic, body_timeout_s: float, most_body_bytes: int) -> None:
+        self._app = app
+        self._traffic = traffic
+        self._body_timeout_s = body_timeout_s
+        self._memory = Memory(most_body_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, unless the process is stopping."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._traffic.stopping and scope["path"] not in _WHILE_STOPPING:
+            refusal = NotReady("the server is stopping", retry_after_s=_RETRY_AFTER_S)
+            await problem_response(refusal, scope["path"], {"Connection": "close"})(scope, receive, send)
+            return
+        share = Share(self._memory)
+        set_share(scope, share)
+        body = _Body(share, receive, self._body_timeout_s)
+        self._traffic.requests += 1
+        try:
+            await self._app(scope, body.receive if _has_body(scope) else receive, send)
+        finally:
+            self._traffic.requests -= 1
+            share.keep(0)
+
+
+class _Body:
+    """One request's body on its way in."""
+
+    def __init__(self, share: Share, receive: Receive, timeout_s: float) -> None:
+        self._received = 0
+        self._share = share
+        self._receive = receive
+        self._timeout_s = timeout_s
+        self._started = asyncio.get_running_loop().time()
+        self._whole = False
+
+    async def receive(self) -> Message:
+        """The next part. Raises TooSlow or Overloaded; after the body, waits for the client to go."""
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(
+                self._started + self._timeout_s + self._received / SLOWEST_BYTES_PER_S
+            ):
+                message = await self._receive()
+        except TimeoutError:
+            raise TooSlow(
+                f"{self._received} bytes of the body came in time; allowed are {self._timeout_s:g} s and "
+                f"what {SLOWEST_BYTES_PER_S} bytes a second need"
+            ) from None
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            self._received += size
+            self._whole = not message.get("more_body", False)
+            self._share.take(size)
+        return message
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers

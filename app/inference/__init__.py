@@ -1,0 +1,1 @@
+"""What is asked of one image and what is answered, the same for HTTP, command line and Ray."""

@@ -1,0 +1,1 @@
+"""Processes: started, watched, restarted and stopped; what they share with the supervisor."""

@@ -1,0 +1,141 @@
+"""Background tasks and threads, none of which ends without a word.
+
+A task that nobody awaits takes its exception with it: what it did is not done any more, and health stays
+green. So every task and thread of the service is started here. Its failure is an incident: it is logged with
+its traceback, counted, and answered, by another try after a pause or by the end of what needs it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from app.processes.restarts import Restarts
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SLOWEST_S = 10.0  # between two tries of what fails again and again
+_SETTLED_S = 60.0  # what has run so long begins again with short pauses
+_SAME_AGAIN_S = 60.0  # so long the same failure is told in one line
+
+_told: dict[str, tuple[str, float]] = {}
+
+
+def incident(name: str, error: BaseException) -> None:
+    """Log that something in the background failed, with its traceback, and count it. ``name`` is one of few:
+    it is a metric's label."""
+    text, now = f"{type(error).__name__}: {error}", time.monotonic()
+    before, at = _told.get(name, ("", 0.0))
+    again = before == text and now - at < _SAME_AGAIN_S
+    if not again:
+        _told[name] = text, now
+    log.error("in the background, %s failed: %s", name, text, exc_info=None if again else error)
+    with contextlib.suppress(Exception):  # metrics may be what fails
+        from app.telemetry import metrics  # not before this process knows where to write them
+
+        metrics.INCIDENTS.labels(name).inc()
+
+
+def awaited(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """A task whose starter awaits it, and so hears of its failure."""
+    return asyncio.create_task(work, name=name)
+
+
+def kept(work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
+    """A task that is tried again after a pause whenever it fails, until it returns or is cancelled."""
+    return asyncio.create_task(_keep(work, name), name=name)
+
+
+def needed(
+    work: Callable[[], Awaitable[None]], name: str, failed: Callable[[str], None]
+) -> asyncio.Task[None]:
+    """A task without which its starter cannot go on: ``failed`` hears why, where it fails."""
+
+    async def run() -> None:
+        try:
+            await work()
+        except Exception as error:
+            incident(name, error)
+            failed(f"{name} failed: {type(error).__name__}: {error}")
+
+    return asyncio.create_task(run(), name=name)
+
+
+async def _keep(work: Callable[[], Awaitable[None]], name: str) -> None:
+    restarts = Restarts(_SLOWEST_S)
+    while True:
+        began = time.monotonic()
+        try:
+            await work()
+            return
+        except Exception as error:
+            incident(name, error)
+        await asyncio.sleep(_pause_s(restarts, began))
+
+
+def thread(work: Callable[[], None], name: str, failed: Callable[[BaseException], None]) -> threading.Thread:
+    """Start a thread; where it fails, ``failed`` is called in it. `end_process` is such a function."""
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            incident(name, error)
+            failed(error)
+
+    begun = threading.Thread(target=run, name=name, daemon=True)
+    begun.start()
+    return begun
+
+
+def kept_thread(work: Callable[[], None], name: str) -> threading.Thread:
+    """Start a thread that tries again after a pause whenever it fails, until it returns."""
+
+    def run() -> None:
+        restarts = Restarts(_SLOWEST_S)
+        while True:
+            began = time.monotonic()
+            try:
+                work()
+                return
+            except Exception as error:
+                incident(name, error)
+            time.sleep(_pause_s(restarts, began))
+
+    begun = threading.Thread(target=run, name=name, daemon=True)
+    begun.start()
+    return begun
+
+
+def end_process(error: BaseException) -> None:
+    """End this process at once: whoever watches it starts another. Health must not stay green."""
+    log.critical("this process ends: %s: %s", type(error).__name__, error)
+    os._exit(1)
+
+
+def tell_of_stray_failures() -> None:
+    """What fails in the running loop's callbacks, in its transports, and in tasks and threads that others
+    started is an incident, too."""
+    asyncio.get_running_loop().set_exception_handler(_stray)
+    threading.excepthook = _stray_in_thread
+
+
+def _stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception") or RuntimeError(context.get("message", "no message"))
+    incident("event loop", error)
+
+
+def _stray_in_thread(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is not None and not isinstance(arguments.exc_value, SystemExit):
+        incident("thread", arguments.exc_value)
+
+
+def _pause_s(restarts: Restarts, began: float) -> float:
+    lived_s = time.monotonic() - began
+    return restarts.ended(lived_s, was_ready=lived_s > _SETTLED_S)

@@ -1,0 +1,109 @@
+"""What a process of ours is told in its environment. The supervisor and a Ray replica start engines alike."""
+
+import os
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.processes.lifeline import SUPERVISOR_VARIABLE
+from app.security.keys import KEYS_VARIABLE
+from app.settings.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFiles:
+    """Where an engine of that name listens and writes, in a private folder."""
+
+    folder: Path
+    name: str
+
+    @property
+    def address(self) -> str:
+        """Of its socket, for ZeroMQ."""
+        return f"ipc://{self.folder}/{self.name}"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Its beats (app.processes.heartbeat)."""
+        return self.folder / f"{self.name}.heartbeat"
+
+    @property
+    def reason(self) -> Path:
+        """Why it could not start (app.processes.reports)."""
+        return self.folder / f"{self.name}.reason"
+
+    @property
+    def learned(self) -> Path:
+        """What it leaves to its successor (app.engine.learned)."""
+        return self.folder / f"{self.name}.learned"
+
+
+def engine_variables(files: EngineFiles, index: int, device: str, sharing: int) -> dict[str, str]:
+    """What an engine reads beside the settings. ``sharing``: engines on its device."""
+    return {
+        "TRIMVIT_ENGINE_INDEX": str(index),
+        "TRIMVIT_ENGINE_DEVICE": device,
+        "TRIMVIT_ENGINE_SHARING": str(sharing),
+        "TRIMVIT_ENGINE_ADDRESS": files.address,
+        "TRIMVIT_ENGINE_HEARTBEAT": str(files.heartbeat),
+        "TRIMVIT_ENGINE_REASON": str(files.reason),
+        "TRIMVIT_ENGINE_LEARNED": str(files.learned),
+    }
+
+
+def environment_of(
+    settings: Settings, slot: str, variables: Mapping[str, str], *, keys: bool
+) -> dict[str, str]:
+    """The whole environment of a child whose metrics go into that slot; with the API keys only if it checks
+    them."""
+    return {
+        **{name: value for name, value in os.environ.items() if keys or name != KEYS_VARIABLE},
+        **variables,
+        SUPERVISOR_VARIABLE: str(os.getpid()),
+        "TRIMVIT_METRICS_SLOT": slot,
+        "TRIMVIT_SETTINGS": settings.model_dump_json(),
+    }
+
+
+# Large tensors get memory of their own from the system, in huge pages, and give it back at once.
+_MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+# No kernel is dropped: small things would move into the room that it leaves. Beside oneDNN, the layer between
+# it and PyTorch keeps descriptions of 1,024 kernels for each thread, where those of one batch are enough.
+_ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096", "LRU_CACHE_CAPACITY": "64"}
+
+
+def tune_libraries(environment: MutableMapping[str, str]) -> None:
+    """Defaults for what libraries read when a process starts or torch is imported; what is there stays.
+
+    How long an idle OpenMP thread spins before it sleeps (docs/design/0003). And what glibc's malloc does
+    with an engine's memory (docs/design/0023): one arena for all threads, not up to eight for each core, and
+    nothing large in it, for what oneDNN keeps would lie scattered among what comes and goes with a batch.
+    """
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", "2000")
+    for name, value in (_MALLOC | _ONEDNN).items():
+        environment.setdefault(name, value)
+
+
+PACKAGES_FOLDER = str(Path(__file__).parents[2])
+
+
+def import_own_packages(environment: MutableMapping[str, str], import_path: Sequence[str]) -> None:
+    """Let Python processes that are started later import what this one does, whatever lies in the folder
+    that the server is started from.
+
+    Python started with ``-m`` looks for modules in the current folder first, and there may be another
+    ``app``, as in most projects that use FastAPI, or a ``queue.py``. ``import_path`` is this process's
+    sys.path: where it begins with the folder of these packages (a checkout that is not installed), they
+    would not be found without it.
+    """
+    environment["PYTHONSAFEPATH"] = "1"
+    if import_path and import_path[0] == PACKAGES_FOLDER:
+        others = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([PACKAGES_FOLDER, *others]))

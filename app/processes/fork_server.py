@@ -1,0 +1,279 @@
+"""The fork server (`python -m app.processes.fork_server`): it has imported torch and timm, and forks engines.
+
+Importing them is most of what an engine's start takes, and most of the memory that it needs beside its
+weights. The fork server does it once, computes nothing and starts no thread, so that its forks are sound;
+what it holds it shares with them. Where it cannot be forked it starts engines as new processes.
+
+Both ends are here: `ForkServer` is the supervisor's.
+"""
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import logging
+import os
+import runpy
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from setproctitle import setproctitle
+
+from app.processes import background
+from app.processes.lifeline import SUPERVISOR_VARIABLE, die_with_parent
+from app.settings.settings import Settings
+from app.telemetry.logs import configure_logging
+
+log = logging.getLogger(__name__)
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Start that module as a program, with that environment alone."""
+
+    module: str
+    environment: dict[str, str]
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """Of the last order."""
+
+    pid: int
+
+
+class NotStarted(msgspec.Struct, frozen=True, tag=True):
+    """The last order cannot be carried out now."""
+
+    reason: str
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """``code`` as that of a subprocess: minus the signal that killed it."""
+
+    pid: int
+    code: int
+
+
+_News = Started | NotStarted | Ended
+_news = msgspec.json.Decoder(_News)
+
+
+# --- the supervisor's end ----------------------------------------------------------------------------
+@dataclass(slots=True)
+class Forked:
+    """A process that the fork server started, to be used as an asyncio.subprocess.Process."""
+
+    pid: int
+    returncode: int | None = None
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait(self) -> int:
+        """The exit code, once it has ended."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Nothing where it has ended."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def end(self, code: int) -> None:
+        """It has ended."""
+        self.returncode = code
+        self._ended.set()
+
+
+class ForkServer:
+    """Runs a fork server with that ``environment`` that has imported the modules ``preloaded``: from the
+    first order on, and anew if it dies. It may take ``patience_s`` for an order, importing included."""
+
+    def __init__(self, environment: Mapping[str, str], preloaded: Sequence[str], patience_s: float) -> None:
+        self._environment = environment
+        self._preloaded = preloaded
+        self._patience_s = patience_s
+        self._one_at_a_time = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[Forked] | None = None
+        self._forked: dict[int, Forked] = {}
+        self._closed = False
+
+    async def start(self, module: str, environment: Mapping[str, str]) -> Forked:
+        """Start ``module`` with that environment. Where the fork server dies, takes too long or was closed,
+        what is given back has ended already. Raises OSError where the system has no room for it."""
+        async with self._one_at_a_time:
+            if self._closed:
+                return _ended(-signal.SIGKILL)
+            if self._listening is None or self._listening.done():
+                await self._launch()
+            assert self._writer is not None
+            self._started = asyncio.get_running_loop().create_future()
+            self._writer.write(msgspec.json.encode(Order(module, dict(environment))) + b"\n")
+            _, late = await asyncio.wait([self._started], timeout=self._patience_s)
+            if late and not self._started.done():
+                log.warning("the fork server has not answered for %g s and is killed", self._patience_s)
+                assert self._process is not None
+                self._process.kill()
+            return await self._started
+
+    async def close(self) -> None:
+        """End it, for good. What it forked ends with it, at once."""
+        self._closed = True
+        if self._listening is not None and self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._listening
+
+    async def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as on_failure, theirs:
+            on_failure.callback(ours.close)
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "app.processes.fork_server",
+                str(theirs.fileno()),
+                *self._preloaded,
+                env=self._environment,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+            on_failure.callback(self._process.kill)
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+            on_failure.pop_all()
+        self._listening = background.awaited(
+            self._listen(self._process, reader, self._writer), "talk with the fork server"
+        )
+
+    async def _listen(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        """Until it ends, and with it, by the kernel, what it had forked. It is ended where it cannot be
+        understood."""
+        try:
+            async for line in reader:
+                self._hear(_news.decode(line))
+        except ConnectionError:
+            pass
+        except Exception as error:
+            background.incident("talk with the fork server", error)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        code = await process.wait()
+        writer.close()
+        for forked in self._forked.values():
+            forked.end(-signal.SIGKILL)
+        self._forked.clear()
+        if self._started is not None and not self._started.done():
+            self._started.set_result(_ended(code))
+
+    def _hear(self, news: _News) -> None:
+        asked = self._started
+        match news:
+            case Started(pid):
+                self._forked[pid] = Forked(pid)
+                if asked is not None and not asked.done():
+                    asked.set_result(self._forked[pid])
+            case NotStarted(reason):
+                if asked is not None and not asked.done():
+                    asked.set_exception(OSError(f"no process can be started: {reason}"))
+            case Ended(pid, code):
+                self._forked.pop(pid).end(code)
+
+
+def _ended(code: int) -> Forked:
+    """A process that there never was."""
+    forked = Forked(0)
+    forked.end(code)
+    return forked
+
+
+# --- the process -------------------------------------------------------------------------------------
+def _preload(modules: Sequence[str]) -> bool:
+    """Import them where it is of use; gives back whether this process can be forked."""
+    if not sys.platform.startswith("linux"):  # elsewhere libraries beneath torch are not made to be forked
+        return False
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except Exception:
+        # Whoever needs it will fail, too, and say why.
+        log.exception("a module that engines need cannot be imported")
+    threads = [
+        (task / "comm").read_text(encoding="utf-8").strip() for task in Path("/proc/self/task").iterdir()
+    ]
+    if len(threads) > 1:
+        log.warning("engines start slowly: a process with threads cannot be forked (%s)", ", ".join(threads))
+    # What is there already is never garbage; a collection in a fork would copy the pages that it lies on.
+    gc.collect()
+    gc.freeze()
+    return len(threads) == 1
+
+
+def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
+    """Start what is ordered and tell how it ends, until the supervisor is gone. In a fork: the module to
+    run."""
+
+    def tell(news: _News) -> None:
+        channel.sendall(msgspec.json.encode(news) + b"\n")
+
+    def reap(*_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                tell(Ended(ended[0], os.waitstatus_to_exitcode(ended[1])))
+
+    signal.signal(signal.SIGCHLD, reap)
+    with channel.makefile("rb") as orders:
+        for line in orders:
+            order = msgspec.json.decode(line, type=Order)
+            # It is this process that an engine must not outlive.
+            environment = {**order.environment, SUPERVISOR_VARIABLE: str(os.getpid())}
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it has started before it has ended
+            try:
+                pid = os.fork() if can_fork else _spawn(order.module, environment)
+            except OSError as error:  # too many processes, or too little memory: what runs goes on
+                tell(NotStarted(str(error)))
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+                continue
+            if pid == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.environ.clear()
+                os.environ.update(environment)
+            else:
+                tell(Started(pid))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            if pid == 0:
+                return order.module
+    return None
+
+
+def _spawn(module: str, environment: Mapping[str, str]) -> int:
+    command = [sys.executable, "-m", module]
+    return os.posix_spawn(sys.executable, command, environment, setsigmask=())
+
+
+def main() -> None:
+    """The command line is FILE_DESCRIPTOR MODULE...: the supervisor's socket, and what to import."""
+    settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
+    die_with_parent()
+    setproctitle("trimvit: fork server")
+    configure_logging(settings.log_level, "fork server", settings.log_format)
+    descriptor, *modules = sys.argv[1:]
+    with socket.socket(fileno=int(descriptor)) as channel:
+        module = _obey(channel, can_fork=_preload(modules))
+    if module is not None:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""API keys: who may ask. Only hashes are kept, and what is compared is compared in constant time."""
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.priority import PRIORITIES, Priority
+from app.security.file_version import version_of
+from app.settings.settings import Settings
+from app.settings.variables import plain
+
+log = logging.getLogger(__name__)
+
+KEYS_VARIABLE = "TRIMVIT_API_KEYS"
+SHORTEST_KEY = 16
+_CHECK_EVERY_S = 1.0
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_COMMENT = re.compile(r"(^|\s)#.*")
+_KEY = re.compile(r"[!-+\--~]+")  # printable ASCII without space and comma
+_ATTRIBUTES: dict[str, Priority] = {f"priority={priority}": priority for priority in PRIORITIES}
+_HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
+
+
+class KeysError(ValueError):
+    """Keys that cannot be read; the text says where and why, and shows no key."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ApiKey:
+    """A caller's name and the SHA-256 of the key. A name may have several keys, as while one is rotated.
+
+    ``max_priority``: the highest that the key may ask for; None where the setting of that name decides.
+    """
+
+    name: str
+    digest: bytes
+    max_priority: Priority | None = None
+
+    def __repr__(self) -> str:
+        return f"ApiKey({self.name!r})"
+
+
+def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
+    """One `name:key` or `name:sha256:HEX` a line or between commas; # begins a comment.
+    Behind a key may stand the highest priority that it may ask for: `name:key priority=high`.
+
+    Raises KeysError, which names the source and the line.
+    """
+    keys: list[ApiKey] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        for entry in filter(None, (part.strip() for part in _COMMENT.sub("", line).split(","))):
+            name, colon, rest = entry.partition(":")
+            secret, *attributes = re.split(r"\s+", rest, maxsplit=1)
+            # Nothing of the line itself: what was mistaken for a name may be a key.
+            where = f"line {number} of {source}"
+            if not colon or not _NAME.fullmatch(name):
+                raise KeysError(f"{where} is not name:key or name:sha256:HEX; names are of A-Z a-z 0-9 . _ -")
+            if any(attribute not in _ATTRIBUTES for attribute in attributes):
+                raise KeysError(
+                    f"{where}: the key must have no space; after it may stand only one of "
+                    f"{', '.join(_ATTRIBUTES)}"
+                )
+            max_priority = _ATTRIBUTES[attributes[0]] if attributes else None
+            if hashed := _HASHED.fullmatch(secret):
+                keys.append(ApiKey(name, bytes.fromhex(hashed[1]), max_priority))
+                continue
+            if secret.startswith("sha256:"):
+                raise KeysError(f"{where}: the hash is not 64 hexadecimal digits")
+            if len(secret) < SHORTEST_KEY or not _KEY.fullmatch(secret) or "#" in secret:
+                raise KeysError(
+                    f"{where}: the key must have at least {SHORTEST_KEY} printable ASCII "
+                    "characters, and no space, comma or #"
+                )
+            keys.append(ApiKey(name, hashlib.sha256(secret.encode()).digest(), max_priority))
+    owners: dict[bytes, ApiKey] = {}
+    for key in keys:
+        if owners.setdefault(key.digest, key) != key:
+            other = owners[key.digest].name
+            raise KeysError(
+                f"{source}: {other} and {key.name} have the same key, or it is there with two priorities; "
+                "give each caller one of its own"
+            )
+    if not keys:
+        raise KeysError(f"{source} has no keys; one is written as name:key")
+    return tuple(keys)
+
+
+class KeyRing:
+    """The keys that are valid now: those of the environment, and those of a file, read again when it changes.
+
+    A file that has become unreadable or wrong changes nothing: the last good keys stay valid, and the log
+    says why.
+    """
+
+    def __init__(
+        self, fixed: tuple[ApiKey, ...], path: Path | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Raises KeysError where the file cannot be read now."""
+        self._fixed = fixed
+        self._path = path
+        self._clock = clock
+        self._from_file: tuple[ApiKey, ...] = ()
+        self._version: tuple[int, ...] | None = None
+        self._check_at = clock() + _CHECK_EVERY_S
+        if path is not None:
+            self._version = version_of(path)
+            self._from_file = _read(path)
+
+    def __repr__(self) -> str:
+        return f"KeyRing({len(self._fixed)} fixed, {len(self._from_file)} from {self._path})"
+
+    def name_of(self, presented: str) -> str | None:
+        """Whose key this is; None where it is nobody's."""
+        key = self.key_of(presented)
+        return None if key is None else key.name
+
+    def key_of(self, presented: str) -> ApiKey | None:
+        """The key; None where it is nobody's. Takes as long whichever key it is, and if none."""
+        self._read_again_if_changed()
+        digest = hashlib.sha256(presented.encode()).digest()
+        found = None
+        for key in (*self._fixed, *self._from_file):
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+    def _read_again_if_changed(self) -> None:
+        now = self._clock()
+        if self._path is None or now < self._check_at:
+            return
+        self._check_at = now + _CHECK_EVERY_S
+        version = version_of(self._path)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._from_file = _read(self._path)
+        except KeysError as error:
+            log.error("the API keys stay as they were: %s", error)
+        else:
+            log.info("read %d API keys from %s", len(self._from_file), self._path)
+
+
+def key_ring(settings: Settings, environment: Mapping[str, str] = os.environ) -> KeyRing | None:
+    """The keys of the settings' file and of TRIMVIT_API_KEYS; None where there is neither.
+
+    Raises KeysError where they cannot be read.
+    """
+    listed = plain(environment.get(KEYS_VARIABLE, ""))
+    if settings.api_keys_file is None and not listed:
+        return None
+    fixed = parse_keys(listed, KEYS_VARIABLE) if listed else ()
+    return KeyRing(fixed, settings.api_keys_file)
+
+
+def _read(path: Path) -> tuple[ApiKey, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise KeysError(f"the API keys in {path} cannot be read: {reason}") from error
+    return parse_keys(text, str(path))

@@ -1,0 +1,98 @@
+"""The server's certificate and key: whether they can be used, and which are valid now."""
+
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from app.security.file_version import version_of
+from app.settings.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_CHECK_EVERY_S = 1.0
+
+
+class TlsError(ValueError):
+    """A certificate or key that cannot be used; the text says why."""
+
+
+class Certificates:
+    """The certificate and key of two files, read again when they change.
+
+    Files that have become unreadable or wrong change nothing: the last good ones stay valid, and the log says
+    why. So it does not matter which of the two is replaced first.
+    """
+
+    def __init__(self, certificate: Path, key: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises TlsError where they cannot be used now."""
+        self._certificate, self._key = certificate, key
+        self._clock = clock
+        self._check_at = clock() + _CHECK_EVERY_S
+        self._version = self._version_now()
+        self._context = server_context(certificate, key)
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """For a connection that begins now."""
+        now = self._clock()
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_EVERY_S
+            self._read_again_if_changed()
+        return self._context
+
+    def _version_now(self) -> tuple[object, object]:
+        return version_of(self._certificate), version_of(self._key)
+
+    def _read_again_if_changed(self) -> None:
+        version = self._version_now()
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._context = server_context(self._certificate, self._key)
+        except TlsError as error:
+            log.error("the certificate stays as it was: %s", error)
+        else:
+            log.info("read the certificate in %s again", self._certificate)
+
+
+def certificates(settings: Settings) -> Certificates | None:
+    """Those of the settings; None where there are none.
+
+    Raises TlsError where they cannot be used.
+    """
+    if settings.tls_certificate is None and settings.tls_key is None:
+        return None
+    if settings.tls_certificate is None or settings.tls_key is None:
+        raise TlsError("--tls-certificate and --tls-key go together: give both, or neither")
+    return Certificates(settings.tls_certificate, settings.tls_key)
+
+
+def check_tls(settings: Settings) -> None:
+    """Raises TlsError where certificate and key cannot be read or do not belong together."""
+    certificates(settings)
+
+
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """For a server with this certificate, which speaks HTTP/1.1.
+
+    Raises TlsError.
+    """
+    for path in (certificate, key):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise TlsError(f"{path} cannot be read: {error.strerror}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # Never ask the terminal for a pass phrase.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError as error:
+        raise TlsError(
+            f"{certificate} and {key} are not a certificate with its unencrypted key, in PEM: "
+            f"{error.reason or error}"
+        ) from error
+    return context

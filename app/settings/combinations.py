@@ -1,0 +1,57 @@
+"""Settings of `trimvit serve` that contradict each other, or that can have no effect beside others.
+
+Whoever gives one of these expects something that will not happen, so the server does not start.
+"""
+
+from collections.abc import Iterator
+
+from app.settings.settings import BUNDLED_MODEL, Settings
+
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
+
+
+def contradictions(settings: Settings) -> Iterator[str]:
+    """A sentence for each."""
+    given = settings.model_fields_set
+    if "operations_host" in given and settings.operations_port is None:
+        yield "--operations-host has no effect without --operations-port: give both, or neither"
+    if settings.operations_port == settings.port != 0 and _overlap(settings.host, settings.operations_host):
+        yield f"--port and --operations-port are both {settings.port}: choose another for one of them"
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        yield "--tls-certificate and --tls-key go together: give both, or neither"
+    if settings.architecture is not None and settings.model == BUNDLED_MODEL:
+        yield "--architecture is for a checkpoint file, which --model names; the bundled model has its own"
+    most, of_one = settings.max_connections, settings.max_connections_per_client
+    if of_one is not None and of_one > most:
+        yield f"--max-connections-per-client {of_one} is more than --max-connections {most}"
+    if {
+        "max_bodies_bytes",
+        "max_body_bytes",
+    } <= given and settings.max_bodies_bytes < settings.max_body_bytes:
+        yield (
+            f"--max-bodies-bytes {settings.max_bodies_bytes} is less than --max-body-bytes "
+            f"{settings.max_body_bytes}: the largest body allowed would never be taken"
+        )
+    kinds = {device.partition(":")[0] for device in settings.device.split(",")}
+    if len(kinds) == 1 and kinds != {"auto"}:
+        yield from without_effect(settings, on_cpu=kinds == {"cpu"})
+
+
+def without_effect(settings: Settings, *, on_cpu: bool) -> Iterator[str]:
+    """Settings that mean nothing on a device of this kind."""
+    if not on_cpu:
+        if settings.threads:
+            yield f"--threads {settings.threads} is for a CPU, and the device is a GPU: leave it out"
+        if settings.dtype == "int8":
+            yield "--dtype int8 is for a CPU, and the device is a GPU: choose float16 or bfloat16"
+    elif settings.cuda_graphs == "auto":
+        yield "--cuda-graphs auto is for a GPU, and the device is a CPU: leave it out"
+    elif settings.threads and settings.streams > settings.threads:
+        yield (
+            f"--streams {settings.streams} is more than --threads {settings.threads}, and on a CPU each "
+            "batch needs a thread: give at most as many streams"
+        )
+
+
+def _overlap(host: str, other: str) -> bool:
+    return host == other or host in _EVERYWHERE or other in _EVERYWHERE

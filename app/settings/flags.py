@@ -1,0 +1,117 @@
+"""The flags of a command: the fields of its settings, read from what was typed and from the environment."""
+
+import os
+import re
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import Any, NoReturn, cast
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsError
+
+from app.nearest import did_you_mean
+from app.settings.variables import variable_of
+from app.wrong_values import wrong_values
+
+
+class WrongUsage(Exception):
+    """What was typed is not understood; the text says why, in a line for each fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """What a command takes beside flags, as it is typed: names with commas or quotes, too.
+
+    ``number`` is argparse's nargs: "+" for one or more, "*" for any number, 1 for exactly one.
+    """
+
+    name: str
+    number: str | int
+    help: str
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """argparse would print the usage, which has a line for each three flags."""
+        flag = re.match(r"argument (?:-\w/)?(--[\w-]+): expected .* argument", message)
+        raise WrongUsage(f"{flag[1]} needs a value" if flag else message.removeprefix("argument "))
+
+
+def parse(
+    program: str, settings_type: type[BaseModel], operands: Operands | None, epilog: str, arguments: list[str]
+) -> tuple[BaseModel, list[str]]:
+    """The settings and the operands. Prints the help where that is asked for; raises WrongUsage."""
+    parser = _Parser(
+        prog=program,
+        description=cleandoc(settings_type.__doc__ or ""),
+        epilog=epilog,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        cast("type[BaseSettings]", settings_type),
+        cli_prog_name=program,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        root_parser=parser,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    _make_readable(parser)
+    if operands is not None:  # not a field of the settings, whose lists are split at commas
+        parser.add_argument("operands", nargs=operands.number, metavar=operands.name, help=operands.help)
+    found, rest = parser.parse_known_intermixed_args(arguments)
+    if rest:
+        raise WrongUsage(_not_understood(rest[0], parser))
+    given: list[str] = vars(found).pop("operands", [])
+    return _checked(settings_type, source, found), given
+
+
+def flag(field: str) -> str:
+    """As it is typed."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _checked(settings_type: type[BaseModel], source: CliSettingsSource[Any], found: Namespace) -> BaseModel:
+    def named(field: str) -> str:
+        """The flag or the variable that the field's value came from."""
+        if field not in vars(found) and issubclass(settings_type, BaseSettings):
+            return variable_of(field, os.environ) or flag(field)
+        return flag(field)
+
+    try:
+        return CliApp.run(settings_type, cli_args=found, cli_settings_source=source)
+    except ValidationError as error:
+        raise WrongUsage("\n".join(wrong_values(error, settings_type, named))) from error
+    except SettingsError as error:
+        raise WrongUsage(str(error)) from error
+
+
+def _not_understood(argument: str, parser: ArgumentParser) -> str:
+    if not argument.startswith("-"):
+        return f"it takes no {argument!r}: every setting is a flag, as in {_some_flag(parser)}"
+    name = argument.partition("=")[0]
+    flags = [option for action in parser._actions for option in action.option_strings]
+    return f"there is no flag {name}{did_you_mean(name, flags)}"
+
+
+def _some_flag(parser: ArgumentParser) -> str:
+    action = next(each for each in parser._actions if each.metavar)
+    return f"{action.option_strings[-1]} {str(action.metavar).upper()}"
+
+
+def _make_readable(parser: ArgumentParser) -> None:
+    """In the help, lists as they are typed (4,7,10) and not as Python has them, and no default of None."""
+    parser.description = cleandoc(parser.description or "")
+    for action in parser._actions:
+        if isinstance(action.metavar, str):
+            action.metavar = re.sub(r"tuple\[(.+),\.\.\.\]", r"\1,...", action.metavar)
+        if action.help:
+            action.help = action.help.replace(" (default: None)", "")
+            action.help = re.sub(
+                r"\(default: \((.+?),?\)\)",
+                lambda found: "(default: " + found[1].replace("'", "").replace(" ", "") + ")",
+                action.help,
+            )

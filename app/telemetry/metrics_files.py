@@ -1,0 +1,23 @@
+"""Room on the disk for metrics files, taken before anything is written.
+
+They are mapped into memory. A process that writes to a page of such a file for which the disk has no room is
+killed by the kernel (SIGBUS), and so is each of its successors. So the pages are there from the start.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+# The kinds of files that prometheus_client makes for our metrics, and what they take at most of a process.
+_KINDS = ("counter", "histogram", "gauge_mostrecent")
+_TAKEN_BYTES = 256 * 1024
+_FILE_BYTES = 1024 * 1024  # as large as prometheus_client makes a new one
+
+
+def reserve(folder: Path, slots: Iterable[str]) -> None:
+    """Make the files of these slots (app.telemetry.metrics), empty. Raises OSError where there is no room."""
+    for slot in slots:
+        for kind in _KINDS:
+            with (folder / f"{kind}_{slot}.db").open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, _TAKEN_BYTES)
+                file.truncate(_FILE_BYTES)

@@ -1,0 +1,177 @@
+"""OpenTelemetry traces of a front end's requests, where the OTEL_* environment asks for them (extra `otel`).
+
+A request is one server span, which honours a W3C traceparent; under it, every image has the spans `decode`,
+`queue` and `compute`. The engine exports nothing and knows of no trace: it sends its times with the answer,
+and the spans are made from them here, so that they cross the process border without a second exporter.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from app.processes import background
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span, Tracer
+
+log = logging.getLogger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_EXPORTERS = ("otlp", "console", "none")
+# Asked every few seconds, by machines.
+_UNTRACED = frozenset(
+    {"/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/metrics", "/v1/stats"}
+)
+_LAST_EXPORT_S = 2.0  # how long the end of the process waits for a collector that does not answer
+
+
+class CannotTraceError(Exception):
+    """Traces are asked for, and cannot be had; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpan:
+    """The span of a request under way."""
+
+    span: "Span"
+    tracer: "Tracer"
+    context: "Context"
+
+    def end(self, method: str, route: str, status: int | None) -> None:
+        """``route``: the pattern, never the raw path. ``status``: None where the client went away."""
+        from opentelemetry.trace import StatusCode
+
+        self.span.update_name(f"{method} {route}")
+        self.span.set_attribute("http.route", route)
+        if status is None:
+            self.span.set_attribute("error.type", "client-gone")
+        else:
+            self.span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                self.span.set_status(StatusCode.ERROR)
+        self.span.end()
+        _current.set(None)
+
+
+_current: ContextVar[RequestSpan | None] = ContextVar("trimvit_request_span", default=None)
+
+
+class Tracing:
+    """Makes the spans of one front end."""
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("trimvit", version("trimvit"))
+
+    def begin(self, scope: Scope, request_id: str) -> RequestSpan | None:
+        """Begin a request's span, a child of the one that its headers name; None for probes and counts.
+
+        What calls `phase` or `refused` until the span's end, in this task or one that it starts, adds to it.
+        """
+        if scope["path"] in _UNTRACED:
+            return None
+        from opentelemetry.propagate import extract
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        headers = Headers(scope=scope)
+        parent = extract({name: ",".join(headers.getlist(name)) for name in headers})
+        span = self._tracer.start_span(
+            scope["method"],
+            parent,
+            SpanKind.SERVER,
+            {
+                "http.request.method": scope["method"],
+                "url.scheme": scope["scheme"],
+                "url.path": scope["path"],
+                "trimvit.request_id": request_id,
+            },
+        )
+        begun = RequestSpan(span, self._tracer, set_span_in_context(span, parent))
+        _current.set(begun)
+        return begun
+
+    def close(self) -> None:
+        """Send what has not been sent; a collector that does not answer holds nobody up."""
+        closing = background.thread(self._provider.shutdown, "last spans", lambda _: None)
+        closing.join(_LAST_EXPORT_S)
+
+
+def phase(name: str, image: int, seconds: float, *, ended_s_ago: float = 0.0, **attributes: float) -> None:
+    """Add the span of a phase of an image (its place in the request) to the current request's, if it is
+    traced. The phase lasted so long, and ended just now or a while ago."""
+    request = _current.get()
+    if request is None:
+        return
+    end = time.time_ns() - round(ended_s_ago * 1e9)
+    told = {"trimvit.image": image, **{f"trimvit.{key}": value for key, value in attributes.items()}}
+    span = request.tracer.start_span(
+        name, request.context, attributes=told, start_time=end - round(seconds * 1e9)
+    )
+    span.end(end)
+
+
+def refused(slug: str) -> None:
+    """Note the problem's type on the current request's span, if it is traced."""
+    request = _current.get()
+    if request is not None:
+        request.span.set_attribute("error.type", slug)
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing | None:
+    """What the OpenTelemetry environment asks for: None where it asks for no traces, and, with a warning,
+    where they cannot be had (a server without traces is better than none)."""
+    try:
+        exporters = _exporters(environment)
+        return _tracing(exporters) if exporters else None
+    except CannotTraceError as error:
+        log.warning("requests are not traced: %s", error)
+    except Exception as error:  # what else the SDK finds wrong with its environment
+        log.warning("requests are not traced: OpenTelemetry cannot be set up: %s", error)
+    return None
+
+
+def _exporters(environment: Mapping[str, str]) -> list[str]:
+    """The exporters that are asked for; none without a word about traces."""
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return []
+    endpoint = any(environment.get(name) for name in _ENDPOINTS)
+    named = environment.get("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
+    exporters = [name.strip().lower() for name in named.split(",")]
+    for name in exporters:
+        if name not in _EXPORTERS:
+            allowed = ", ".join(_EXPORTERS)
+            raise CannotTraceError(f"OTEL_TRACES_EXPORTER names {name!r}; allowed are {allowed}")
+    protocol = next((environment[name] for name in _PROTOCOLS if environment.get(name)), "http/protobuf")
+    if "otlp" in exporters and protocol != "http/protobuf":
+        raise CannotTraceError(f"the OTLP protocol is {protocol!r}; allowed is http/protobuf")
+    return [name for name in exporters if name != "none"]
+
+
+def _tracing(exporters: list[str]) -> Tracing:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+    except ImportError as error:
+        raise CannotTraceError(
+            f"the environment asks for traces, but {error.name} is not installed: pip install 'trimvit[otel]'"
+        ) from error
+    ours = Resource({"service.name": "trimvit", "service.version": version("trimvit")})
+    # `close` ends it, in its own time.
+    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+    for name in exporters:
+        exporter = OTLPSpanExporter() if name == "otlp" else ConsoleSpanExporter()
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Tracing(provider)

@@ -1,0 +1,107 @@
+"""PNGs with more in them than a picture."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.decoding.encoded.png import MOST_CHUNKS, without_extras
+from app.errors import UndecodableImage
+from models.colour import LONGEST_PROFILE
+from tests.app.decoding.encoded.files import encoded, noisy, png_chunk, seen
+from tests.models.profiles import DISPLAY_P3_PROFILE
+
+PLAIN = encoded(noisy(), "PNG")
+PIXELS = seen(PLAIN).pixels
+HEAD = 33  # signature and IHDR
+BOMB = zlib.compress(bytes(50_000_000))
+
+
+def with_chunks(*chunks: tuple[bytes, bytes], plain: bytes = PLAIN) -> bytes:
+    return plain[:HEAD] + b"".join(png_chunk(*chunk) for chunk in chunks) + plain[HEAD:]
+
+
+def unheard(_: str) -> None:
+    raise AssertionError("nothing was to be said")
+
+
+TEXTS = {
+    "XMP of 2 MB": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"<x>" * 700_000),
+    "text of 2 MB": (b"tEXt", b"Comment\0" + b"x" * 2_000_000),
+    "compressed text of 50 MB": (b"zTXt", b"a\0\0" + BOMB),
+    "compressed international text of 50 MB": (b"iTXt", b"a\0\1\0\0\0" + BOMB),
+    "broken text": (b"zTXt", b"a\0\0no zlib"),
+    "a chunk that nobody knows": (b"prVt", bytes(1000)),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_is_left_out_and_the_picture_answered(name: str) -> None:
+    """However long, compressed or broken it is, before and behind the pixels."""
+    before = with_chunks(TEXTS[name])
+    behind = PLAIN[:-12] + png_chunk(*TEXTS[name]) + PLAIN[-12:]
+    for data in (before, behind):
+        assert without_extras(data, unheard) == PLAIN
+        answer = seen(data)
+        assert np.array_equal(answer.pixels, PIXELS)
+        assert answer.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [b"a\0\0" + BOMB, b"a\0\0no zlib", b"a\0\0" + zlib.compress(DISPLAY_P3_PROFILE)[:-30], b"", b"\0\0"],
+    ids=["bomb", "no zlib", "cut", "empty", "no name"],
+)
+def test_a_profile_that_cannot_be_read_does_not_cost_the_picture(profile: bytes) -> None:
+    """It is passed over, and the answer says so."""
+    answer = seen(with_chunks((b"iCCP", profile)))
+    assert np.array_equal(answer.pixels, PIXELS)
+    assert answer.warnings == ("the image's colour profile is broken or too large, and was passed over",)
+
+
+def test_a_long_profile_is_read() -> None:
+    """Scanners write profiles of megabytes, with tables that nobody needs."""
+    profile = DISPLAY_P3_PROFILE + np.random.default_rng(1).bytes(LONGEST_PROFILE - len(DISPLAY_P3_PROFILE))
+    profile = struct.pack(">I", len(profile)) + profile[4:]
+    answer = seen(with_chunks((b"iCCP", b"a\0\0" + zlib.compress(profile))))
+    assert answer.warnings == ()
+    assert not np.array_equal(answer.pixels, PIXELS)
+
+
+def test_what_decides_the_look_stays() -> None:
+    """Palette, transparency, gamma, profile and orientation are the same without the text."""
+    image = noisy().quantize(20)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(image, "PNG", transparency=3, exif=exif, icc_profile=DISPLAY_P3_PROFILE)
+    texts = with_chunks((b"gAMA", struct.pack(">I", 45455)), (b"tEXt", b"a\0b"), plain=plain)
+    assert without_extras(texts, unheard) == with_chunks((b"gAMA", struct.pack(">I", 45455)), plain=plain)
+    assert np.array_equal(seen(texts).pixels, seen(plain).pixels)
+
+
+def test_later_frames_are_left_out() -> None:
+    """Of an animated PNG, the picture that every decoder shows."""
+    frames = [noisy(), noisy().rotate(180), Image.new("RGB", (320, 240))]
+    data = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    assert b"fdAT" in data
+    assert b"fdAT" not in without_extras(data, unheard)
+    assert np.array_equal(seen(data).pixels, PIXELS)
+
+
+def test_two_million_chunks_are_refused_unread() -> None:
+    """30 MB of text chunks of a letter; as many empty ones of pixels."""
+    for kind, content in ((b"tEXt", b"a\0b"), (b"IDAT", b"")):
+        data = PLAIN[:HEAD] + png_chunk(kind, content) * 2_000_000 + PLAIN[HEAD:]
+        with pytest.raises(UndecodableImage, match=f"more than {MOST_CHUNKS} chunks"):
+            seen(data)
+
+
+@given(st.integers(0, len(PLAIN)), st.binary(max_size=20))
+def test_what_is_cut_or_broken_stays_for_the_decoder(place: int, garbage: bytes) -> None:
+    """Nothing but known chunks goes: a cut file stays as it is, as does what follows no frame of chunks."""
+    assert without_extras(PLAIN[:place], unheard) == PLAIN[:place]
+    assert without_extras(PLAIN + garbage, unheard) == PLAIN + garbage

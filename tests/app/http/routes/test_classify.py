@@ -1,0 +1,494 @@
+"""POST /v1/classify: answers, masks, what reaches the engines, and what happens when they fail."""
+
+import asyncio
+import base64
+import io
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from app.decoding.images import ImageLimits, decode
+from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from app.http.schemas import ClassifyResponse
+from app.main import create_app
+from app.settings.settings import Settings
+from app.telemetry import logs
+from models.cascade import second_run_compute
+from models.schedule import CRITERIA, REDUCERS, Method, Pruning, Reducer, compute, keep_ratio_for
+from tests.app.fakes import MODEL, FakeEngines, encoded, kept_patches
+from tests.app.http.conftest import Classify
+from tests.app.http.problem import assert_problem
+
+ARCH, STAGES = MODEL.architecture, MODEL.method.stages
+
+
+def result_of(response: httpx.Response) -> dict[str, object]:
+    """The one result of a sound answer, checked against the published schema."""
+    assert response.status_code == 200, response.text
+    ClassifyResponse.model_validate_json(response.content, strict=True)
+    (result,) = response.json()["results"]
+    return result
+
+
+# The answer.
+
+
+def test_an_answer_says_labels_ratio_patches_and_compute(classify: Classify) -> None:
+    """Everything the engine found is in the answer, under the names of the published schema."""
+    response = classify(params={"keep_ratio": 0.5, "top_k": 2})
+    assert result_of(response) == {
+        "labels": [
+            {"index": 0, "label": "label 0", "score": 0.5},
+            {"index": 1, "label": "label 1", "score": 0.25},
+        ],
+        "keep_ratio": 0.5,
+        "requested_keep_ratio": 0.5,
+        "lowered": None,
+        "criterion": "mean",
+        "reducer": "drop",
+        "patches": {"total": 15, "kept": 4, "per_stage": [8, 4], "grid": [3, 5]},
+        "compute": round(compute(ARCH, STAGES, 0.5), 6),
+        "runs": 1,
+    }
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.json()["model"] == "toy"
+
+
+def test_timings_are_in_the_body_and_the_same_in_server_timing(classify: Classify) -> None:
+    """Server-Timing names every phase of timings_ms with its value; the engine's phases are the engine's."""
+    response = classify()
+    timings = response.json()["timings_ms"]
+    assert list(timings) == ["decode", "queue", "compute", "total"]
+    assert (timings["queue"], timings["compute"]) == (3.0, 7.0)
+    assert 0 < timings["decode"] <= timings["total"]
+    assert response.headers["Server-Timing"] == ", ".join(
+        f"{phase};dur={duration:.3f}" for phase, duration in timings.items()
+    )
+
+
+def test_the_answer_to_several_images_is_in_their_order(classify: Classify, engines: FakeEngines) -> None:
+    """Each file's pixels reach the engines, and its result stands at its place."""
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    files = [("image", encoded(Image.new("RGB", (40, 24), colour))) for colour in colours]
+    response = classify(files=files, data={"options": '[{"top_k": 1}, {"top_k": 2}, {"top_k": 3}]'})
+    assert response.status_code == 200, response.text
+    ClassifyResponse.model_validate_json(response.content, strict=True)
+    assert [len(result["labels"]) for result in response.json()["results"]] == [1, 2, 3]
+    by_top_k = {question.top_k: question for question in engines.questions}
+    assert [tuple(by_top_k[place + 1].pixels[0, 0]) for place in range(3)] == colours
+
+
+def test_the_engines_get_the_pixels_that_the_model_sees(classify: Classify, engines: FakeEngines) -> None:
+    """What is asked of the engines is the decoded, cropped and resized image."""
+    classify()
+    (question,) = engines.questions
+    assert np.array_equal(question.pixels, decode(encoded(), MODEL.input, ImageLimits(10**6)).pixels)
+
+
+# Options.
+
+
+def test_an_image_that_asks_for_nothing_gets_the_servers_defaults(
+    make_client: Callable[..., TestClient], engines: FakeEngines
+) -> None:
+    """Ratio, criterion, reducer and deadline come from the settings; nothing is asked that costs extra."""
+    client = make_client(
+        default_keep_ratio=0.8, default_criterion="mad", default_reducer="fuse", default_deadline_ms=5000
+    )
+    result = result_of(client.post("/v1/classify", content=encoded()))  # type: ignore[arg-type]
+    (question,) = engines.questions
+    assert question.pruning == Pruning(0.8, "mad", "fuse", seed=0)
+    assert question.margin is None
+    assert 0 < question.deadline_s < 5.0, "the time to decode is taken off"
+    assert question.kept_patches is False
+    assert question.top_k == 5
+    assert (result["keep_ratio"], result["criterion"], result["reducer"]) == (0.8, "mad", "fuse")
+
+
+def test_where_the_settings_say_nothing_the_checkpoints_method_is_the_default(
+    classify: Classify, engines: FakeEngines
+) -> None:
+    """A checkpoint is pruned as it was trained; what a request names itself goes before it."""
+    engines.model = msgspec.structs.replace(MODEL, method=Method(STAGES, "iqr", "fuse"))
+    for params in ({}, {"criterion": "mad"}, {"reducer": "merge"}):
+        classify(params={"keep_ratio": 0.5, **params})
+    assert [question.pruning for question in engines.questions] == [
+        Pruning(0.5, "iqr", "fuse"),
+        Pruning(0.5, "mad", "fuse"),
+        Pruning(0.5, "iqr", "merge"),
+    ]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_can_be_asked_for(classify: Classify, engines: FakeEngines, criterion: str) -> None:
+    """The criterion reaches the engines and comes back in the answer."""
+    result = result_of(classify(params={"criterion": criterion}))
+    assert engines.questions[0].pruning.criterion == result["criterion"] == criterion
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_every_reducer_can_be_asked_for(classify: Classify, engines: FakeEngines, reducer: str) -> None:
+    """The reducer reaches the engines and comes back in the answer, with the criterion where it reads one."""
+    result = result_of(classify(params={"reducer": reducer, "criterion": "mad", "keep_ratio": 0.5}))
+    assert engines.questions[0].pruning.reducer == result["reducer"] == reducer
+    assert result["criterion"] == (None if reducer == "merge" else "mad")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.75, 1.0])
+def test_keep_mass_stands_in_place_of_a_ratio_and_the_answer_says_what_it_came_to(
+    make_client: Callable[..., TestClient], engines: FakeEngines, metric: Callable[..., float], share: float
+) -> None:
+    """Whatever the server's default ratio is; no ratio counts as asked for."""
+    client = make_client(default_keep_ratio=0.5)
+    before = metric("trimvit_requested_keep_ratio_count")
+    params = {"keep_mass": share, "reducer": "fuse", "criterion": "mad"}
+    result = result_of(client.post("/v1/classify", content=encoded(), params=params))  # type: ignore[arg-type]
+    assert engines.questions[0].pruning == Pruning(1.0, "mad", "fuse", keep_mass=share)
+    assert result["keep_ratio"] == math.ceil(15 * share) / 15
+    assert metric("trimvit_requested_keep_ratio_count") == before
+
+
+def test_keep_mass_with_the_reducer_merge_is_refused(
+    make_client: Callable[..., TestClient], engines: FakeEngines
+) -> None:
+    """Merging goes by likeness, not by importance: asked for, or the server's default."""
+    for settings, params in (({}, {"reducer": "merge"}), ({"default_reducer": "merge"}, {})):
+        response = make_client(**settings).post(
+            "/v1/classify", content=encoded(), params={"keep_mass": 0.8, **params}
+        )
+        assert_problem(response, 422, "invalid-value", "keep_mass", "merge", "drop and fuse", image=0)  # type: ignore[arg-type]
+    assert engines.questions == []
+
+
+@pytest.mark.parametrize("unsure", [False, True])
+def test_a_cascade_runs_as_it_was_calibrated(
+    make_client: Callable[..., TestClient], engines: FakeEngines, metric: Callable[..., float], unsure: bool
+) -> None:
+    """Ratio, criterion, reducer and margin are the checkpoint's, whatever the settings say; the answer names
+    runs, applied ratio and the cost of all runs."""
+    engines.unsure = unsure
+    client = make_client(default_keep_ratio=0.9, default_criterion="mad", default_reducer="merge")
+    before = metric("trimvit_requested_keep_ratio_count")
+    result = result_of(client.post("/v1/classify", content=encoded(), params={"cascade": "true"}))  # type: ignore[arg-type]
+    (question,) = engines.questions
+    assert (question.pruning, question.margin) == (Pruning(0.5, "iqr", "fuse"), 0.375)
+    assert metric("trimvit_requested_keep_ratio_count") == before
+    first = compute(ARCH, STAGES, 0.5, "fuse")
+    assert (result["criterion"], result["reducer"]) == ("iqr", "fuse")
+    if unsure:
+        assert (result["runs"], result["keep_ratio"]) == (2, 1.0)
+        assert result["patches"]["per_stage"] == [15, 15]  # type: ignore[index]
+        assert result["compute"] == round(first + second_run_compute(ARCH, STAGES), 6) > 1
+    else:
+        assert (result["runs"], result["keep_ratio"]) == (1, 0.5)
+        assert result["compute"] == round(first, 6)
+
+
+def test_a_cascade_that_the_checkpoint_has_not_is_refused(classify: Classify, engines: FakeEngines) -> None:
+    """The text says how to get one, and what can be asked for meanwhile; cascade=false is no question."""
+    engines.model = msgspec.structs.replace(MODEL, cascade=None)
+    words = ["no cascade", "`trimvit calibrate`", "keep_ratio, compute or keep_mass"]
+    assert_problem(classify(params={"cascade": "true"}), 422, "invalid-value", *words, image=0)
+    assert engines.questions == []
+    assert classify(params={"cascade": "false"}).status_code == 200
+
+
+def test_seed_and_deadline_reach_the_engines(classify: Classify, engines: FakeEngines) -> None:
+    """The seed as it is; the deadline less the time that decoding took."""
+    classify(params={"seed": 17, "deadline_ms": 1234})
+    (question,) = engines.questions
+    assert question.pruning.seed == 17
+    assert 0 < question.deadline_s < 1.234
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+@pytest.mark.parametrize("share", [0.5, 0.75, 1])
+def test_compute_is_turned_into_the_largest_keep_ratio_that_fits(
+    classify: Classify, engines: FakeEngines, share: float, reducer: Reducer
+) -> None:
+    """A request may say what an image is to cost with its reducer; the answer says what it did."""
+    result = result_of(classify(params={"compute": share, "reducer": reducer}))
+    ratio = keep_ratio_for(ARCH, STAGES, share, reducer)
+    assert engines.questions[0].pruning.keep_ratio == result["keep_ratio"] == ratio
+    assert isinstance(result["compute"], float)
+    assert result["compute"] <= share
+
+
+def test_a_compute_that_no_ratio_reaches_is_refused(classify: Classify) -> None:
+    """Less than one patch a stage cannot be had, and the text says what that costs."""
+    lowest = compute(ARCH, STAGES, 0.0001)
+    assert_problem(
+        classify(params={"compute": 0.01}),
+        422,
+        "invalid-value",
+        "compute 0.01 cannot be reached",
+        f"{lowest:.3f}",
+        image=0,
+    )
+
+
+def test_more_labels_than_there_are_gives_all(classify: Classify) -> None:
+    """top_k above the number of classes is no mistake."""
+    labels = result_of(classify(params={"top_k": 1000}))["labels"]
+    assert isinstance(labels, list)
+    assert [label["index"] for label in labels] == list(range(11))
+
+
+# Masks.
+
+
+def masks_of(response: httpx.Response) -> list[dict[str, object]]:
+    mask = result_of(response)["mask"]
+    assert isinstance(mask, list)
+    return mask
+
+
+@pytest.mark.parametrize("mask", [None, "none"])
+def test_no_mask_unless_it_is_asked_for(classify: Classify, engines: FakeEngines, mask: str | None) -> None:
+    """Without a mask the answer has none, and the engines are not asked for indices."""
+    result = result_of(classify(params={"mask": mask} if mask else {}))
+    assert "mask" not in result
+    assert not engines.questions[0].kept_patches
+
+
+def test_a_mask_of_indices_names_the_kept_patches_after_the_last_stage(classify: Classify) -> None:
+    """Blocks are counted from 1, patches from 0, row by row."""
+    masks = masks_of(classify(params={"mask": "indices", "keep_ratio": 0.5}))
+    assert masks == [{"block": 4, "indices": [11, 12, 13, 14]}]
+
+
+def test_mask_stages_gives_the_mask_after_every_stage(classify: Classify) -> None:
+    """One entry a stage, in order."""
+    masks = masks_of(classify(params={"mask": "indices", "mask_stages": "true", "keep_ratio": 0.5}))
+    assert masks == [
+        {"block": 2, "indices": list(range(7, 15))},
+        {"block": 4, "indices": list(range(11, 15))},
+    ]
+
+
+def test_a_mask_as_grid_has_the_patches_rows_and_columns(classify: Classify) -> None:
+    """1 is kept and 0 is not, in three rows of five."""
+    masks = masks_of(classify(params={"mask": "grid", "mask_stages": "true", "keep_ratio": 0.5}))
+    assert masks == [
+        {"block": 2, "grid": [[0, 0, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]},
+        {"block": 4, "grid": [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 1]]},
+    ]
+
+
+def test_a_mask_as_png_dims_what_was_pruned(classify: Classify) -> None:
+    """Kept patches are the pixels the model saw, to the bit; pruned ones have a quarter of the brightness."""
+    masks = masks_of(classify(params={"mask": "png", "mask_stages": "true", "keep_ratio": 0.5}))
+    seen = decode(encoded(), MODEL.input, ImageLimits(10**6)).pixels
+    assert [mask["block"] for mask in masks] == [2, 4]
+    for mask, kept in zip(masks, kept_patches(0.5), strict=True):
+        png = base64.b64decode(str(mask["png"]), validate=True)
+        shown = np.asarray(Image.open(io.BytesIO(png), formats=["PNG"]))
+        assert shown.shape == (21, 35, 3)
+        for patch in range(15):
+            rows = slice(patch // 5 * 7, patch // 5 * 7 + 7)
+            columns = slice(patch % 5 * 7, patch % 5 * 7 + 7)
+            expected = seen[rows, columns] if patch in kept else seen[rows, columns] // 4
+            assert np.array_equal(shown[rows, columns], expected), patch
+
+
+def test_each_image_has_the_mask_it_asked_for(classify: Classify) -> None:
+    """Images of one request may want different masks, or none."""
+    image = base64.b64encode(encoded()).decode()
+    masks = ["indices", "none", "grid"]
+    response = classify(json={"images": [{"image": image, "mask": mask} for mask in masks]})
+    results = response.json()["results"]
+    assert ["mask" in result for result in results] == [True, False, True]
+    assert "indices" in results[0]["mask"][0]
+    assert "grid" in results[2]["mask"][0]
+
+
+# What the engines refuse.
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "retry_after"),
+    [
+        (QueueFull("the engine's queue is full", retry_after_s=1.2), 429, "2"),
+        (NotReady("no engine is ready", retry_after_s=0.1), 503, "1"),
+        (EngineLost("2 engines died while they computed this image"), 500, None),
+        (DeadlinePassed("no answer within the deadline of 50 ms"), 504, None),
+        (InternalFault("the engine failed on the batch with this image"), 500, None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Problem) else "",
+)
+def test_what_the_engines_raise_is_the_answer(
+    classify: Classify, engines: FakeEngines, problem: Problem, status: int, retry_after: str | None
+) -> None:
+    """Problems of the engines have their status, their words, and a time to come back where there is one."""
+    engines.fails = problem
+    response = classify()
+    assert_problem(response, status, problem.slug, problem.detail, image=0)
+    assert response.headers.get("Retry-After") == retry_after
+
+
+def test_before_an_engine_is_ready_images_are_refused(classify: Classify, engines: FakeEngines) -> None:
+    """503 with a time to come back, and nothing is decoded for nobody."""
+    engines.model = None
+    response = classify()
+    assert_problem(response, 503, "not-ready", "no engine became ready in time")
+    assert response.headers["Retry-After"] == "1"
+    assert engines.questions == []
+
+
+def test_a_request_waits_for_an_engine_as_long_as_its_shortest_deadline(
+    classify: Classify, engines: FakeEngines
+) -> None:
+    """Of several images the most urgent one says how long; without a deadline it is the default one."""
+    photograph = base64.b64encode(encoded()).decode()
+    images = [{"image": photograph, "deadline_ms": 9000}, {"image": photograph, "deadline_ms": 7000}]
+    assert classify(json={"images": images}).status_code == 200
+    assert classify().status_code == 200
+    assert [math.ceil(waited_s) for waited_s in engines.waits_s] == [7, 30]
+
+
+def test_the_time_waited_for_an_engine_counts_toward_the_deadline(
+    classify: Classify, engines: FakeEngines
+) -> None:
+    """The engines are told the time that is left."""
+    engines.ready_after_s = 0.05
+    assert classify(params={"deadline_ms": 9000}).status_code == 200
+    assert engines.questions[0].deadline_s < 9.0 - 0.05
+
+
+def test_a_deadline_that_decoding_takes_up_is_passed(engines: FakeEngines) -> None:
+    """Where decoding took longer than the image may take, the engines are not asked."""
+
+    class SlowDecoders(ThreadPoolExecutor):
+        def submit(self, *work: Any) -> Future[Any]:  # type: ignore[override]
+            super().submit(time.sleep, 1.1)
+            return super().submit(*work)
+
+    with SlowDecoders(1) as decoders:
+        client = TestClient(create_app(Settings(), engines, decoders))
+        response = client.post("/v1/classify", content=encoded(), params={"deadline_ms": 1000})
+    assert_problem(response, 504, "deadline-passed", "while the image was being decoded", image=0)
+    assert engines.questions == []
+
+
+def test_one_problem_answers_for_all_and_names_its_image(classify: Classify, engines: FakeEngines) -> None:
+    """All images are answered, or the first problem is, with the place of the image at fault."""
+    files = [("image", encoded()), ("image", b"not an image"), ("image", encoded())]
+    assert_problem(classify(files=files), 422, "undecodable-image", "not an image", image=1)
+
+
+@pytest.mark.anyio
+async def test_a_problem_withdraws_what_is_still_under_way(engines: FakeEngines) -> None:
+    """The images beside the one at fault are not computed for an answer that nobody gets."""
+    engines.wait_for = asyncio.Event()
+    files = [("image", encoded()), ("image", b"not an image"), ("image", encoded())]
+    async with asgi_client(engines) as client:
+        response = await client.post("/v1/classify", files=files)
+    assert_problem(response, 422, "undecodable-image", image=1)
+    assert engines.cancelled == len(engines.questions)
+
+
+def test_an_unforeseen_fault_is_a_500_with_the_request_id_and_a_traceback_in_the_log(
+    classify: Classify, engines: FakeEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug of ours is told with the id to look for, without its innards, which are in the log."""
+    engines.fails = KeyError("secret innards")
+    caplog.handler.setFormatter(logs._Text("http 0"))
+    with caplog.at_level(logging.ERROR):
+        response = classify(headers={"X-Request-ID": "trace-4711"})
+    document = assert_problem(response, 500, "internal-fault", "trace-4711")
+    assert "secret" not in document.detail
+    assert response.headers["X-Request-ID"] == "trace-4711"
+    assert "a request failed [trace-4711]" in caplog.text
+    assert "Traceback" in caplog.text
+    assert "secret innards" in caplog.text
+
+
+# Clients that go away.
+
+
+def asgi_client(engines: FakeEngines) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(Settings(), engines)), base_url="http://test"
+    )
+
+
+async def ask_and_go(engines: FakeEngines, *, body_is_complete: bool) -> list[dict[str, object]]:
+    """Send a request and go away: while the body is sent, or once an engine has the image. Gives back what
+    the application sent."""
+    app = create_app(Settings(), engines)
+    sent: list[dict[str, object]] = []
+    messages = [{"type": "http.request", "body": encoded(), "more_body": not body_is_complete}]
+
+    async def receive() -> dict[str, object]:
+        if messages:
+            return messages.pop()
+        while body_is_complete and not engines.questions:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        sent.append(dict(message))  # type: ignore[call-overload]
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/classify",
+        "raw_path": b"/v1/classify",
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "headers": [(b"content-type", b"image/png")],
+    }
+    async with asyncio.timeout(30):
+        await app(scope, receive, send)  # type: ignore[arg-type]
+    return sent
+
+
+@pytest.mark.anyio
+async def test_where_the_client_goes_away_its_image_is_withdrawn(
+    engines: FakeEngines, metric: Callable[..., float]
+) -> None:
+    """A queue keeps no work whose client has gone; it is counted as such and nothing is sent."""
+    engines.wait_for = asyncio.Event()
+    counted = {"route": "/v1/classify", "method": "POST", "status": "499"}
+    before = metric("trimvit_requests_total", **counted)
+    images_before = metric("trimvit_images_total", outcome="client-gone")
+    assert await ask_and_go(engines, body_is_complete=True) == []
+    assert len(engines.questions) == engines.cancelled == 1
+    assert metric("trimvit_requests_total", **counted) == before + 1
+    assert metric("trimvit_images_total", outcome="client-gone") == images_before + 1
+
+
+@pytest.mark.anyio
+async def test_half_a_body_of_a_client_that_went_away_is_forgotten(
+    engines: FakeEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An upload that breaks off asks nothing of the engines and is no fault of the server."""
+    assert await ask_and_go(engines, body_is_complete=False) == []
+    assert engines.questions == []
+    assert caplog.text == ""
+
+
+def test_the_pixels_of_an_image_count_in_the_memory_of_all_bodies() -> None:
+    """They are kept until its answer is there; where they do not fit, the request is refused and may come
+    again."""
+    image = encoded(Image.new("RGB", (40, 30), (9, 80, 200)), "JPEG")
+    height, width = MODEL.input.size
+    pixels = height * width * 3
+    for spare, status in ((pixels, 200), (pixels - 1, 503)):
+        # A half is for work on one body where that may be so large, see app.http.bodies.memory.most_held.
+        settings = Settings(max_body_bytes=10**6, max_bodies_bytes=2 * (len(image) + spare))
+        client = TestClient(create_app(settings, FakeEngines()))
+        response = client.post("/v1/classify", content=image)
+        assert response.status_code == status, response.text

@@ -1,0 +1,89 @@
+"""Probes and metrics."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.decoding.pool import DecodingProcesses, memory_for
+from app.http.health import Health
+from app.http.schemas import Readiness
+from app.http.server.traffic import Traffic
+from app.main import create_app, create_operations_app
+from app.settings.settings import Settings
+from tests.app.fakes import FakeEngines, encoded
+
+
+def test_livez_answers_whatever_the_engines_do(client: TestClient, engines: FakeEngines) -> None:
+    """A front end without an engine is alive: killing it would not help."""
+    for model in (engines.model, None):
+        engines.model = model
+        response = client.get("/livez")
+        assert response.status_code == 200
+        assert response.json() == {"status": "alive"}
+
+
+def test_readyz_is_200_once_an_engine_is_ready(client: TestClient) -> None:
+    """Ready says so, and how each engine is."""
+    response = client.get("/readyz")
+    assert response.status_code == 200
+    assert "Retry-After" not in response.headers
+    Readiness.model_validate_json(response.content, strict=True)
+    assert response.json() == {
+        "status": "ready",
+        "reason": None,
+        "engines": [{"ready": True, "device": "cpu:0", "images_pending": 0}],
+    }
+
+
+def test_readyz_is_503_with_retry_after_before(client: TestClient, engines: FakeEngines) -> None:
+    """Not ready says when to ask again."""
+    engines.model = None
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    Readiness.model_validate_json(response.content, strict=True)
+    assert response.json()["status"] == "not ready"
+    assert response.json()["engines"] == [{"ready": False, "device": None, "images_pending": 0}]
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/ping"])
+def test_while_stopping_no_port_is_ready(path: str) -> None:
+    """Also the operations port, which answers to the end: a balancer must send nothing more."""
+    traffic = Traffic()
+    operations = TestClient(create_operations_app(Health(FakeEngines(), ThreadPoolExecutor(1), traffic)))
+    assert operations.get(path).status_code == 200
+    traffic.stopping = True
+    response = operations.get(path)
+    assert response.status_code == 503
+    Readiness.model_validate_json(response.content, strict=True)
+    assert response.json()["reason"] == "the server is stopping"
+    assert operations.get("/livez").status_code == 200
+
+
+def test_metrics_are_a_prometheus_page(client: TestClient) -> None:
+    """The page has Prometheus's content type, and what was just asked is on it."""
+    client.post("/v1/classify", content=encoded())
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    assert 'trimvit_requests_total{method="POST",route="/v1/classify",status="200"}' in response.text
+    assert "# HELP trimvit_phase_seconds Time one image spent in a phase" in response.text
+
+
+def test_where_images_cannot_be_decoded_nothing_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes go red and say why; once a decoding process starts they are green again."""
+    with DecodingProcesses(1, 10, memory_for(1000)) as decoders:
+        decoders._trial.result(60)  # it starts, and would say so after the next line
+        monkeypatch.setattr(decoders, "_trouble", "no decoding process starts; the last one was killed")
+        monkeypatch.setattr(decoders, "_try", lambda: None)
+        client = TestClient(create_app(Settings(), FakeEngines(), decoders))
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "1"
+        assert response.json()["status"] == "not ready"
+        assert response.json()["reason"] == "no decoding process starts; the last one was killed"
+        assert client.get("/v2/health/ready").status_code == 503
+        monkeypatch.setattr(decoders, "_trouble", None)
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/v2/health/ready").status_code == 200

@@ -1,0 +1,85 @@
+"""What children are told, and what they are not."""
+
+from pathlib import Path
+
+import pytest
+
+from app.processes.environment import (
+    PACKAGES_FOLDER,
+    EngineFiles,
+    engine_variables,
+    environment_of,
+    import_own_packages,
+    tune_libraries,
+)
+from app.security.keys import KEYS_VARIABLE
+from app.settings.settings import Settings
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_the_keys_go_to_who_checks_them(monkeypatch: pytest.MonkeyPatch, keys: bool) -> None:
+    """An engine has no use for them."""
+    monkeypatch.setenv(KEYS_VARIABLE, "alice:secret")
+    environment = environment_of(Settings(port=8123), "engine-3", {"OWN": "1"}, keys=keys)
+    assert (KEYS_VARIABLE in environment) == keys
+    assert ("secret" in str(environment)) == keys
+    assert (environment["OWN"], environment["TRIMVIT_METRICS_SLOT"]) == ("1", "engine-3")
+    assert Settings.model_validate_json(environment["TRIMVIT_SETTINGS"]).port == 8123
+
+
+def test_an_engines_files_lie_in_the_private_folder(tmp_path: Path) -> None:
+    """Each by the engine's name, so that engines do not meet."""
+    variables = engine_variables(EngineFiles(tmp_path, "engine-1"), 1, "cpu", 2)
+    assert variables["TRIMVIT_ENGINE_ADDRESS"] == f"ipc://{tmp_path}/engine-1"
+    assert variables["TRIMVIT_ENGINE_HEARTBEAT"] == f"{tmp_path}/engine-1.heartbeat"
+    assert variables["TRIMVIT_ENGINE_REASON"] == f"{tmp_path}/engine-1.reason"
+    assert variables["TRIMVIT_ENGINE_LEARNED"] == f"{tmp_path}/engine-1.learned"
+    assert (variables["TRIMVIT_ENGINE_INDEX"], variables["TRIMVIT_ENGINE_SHARING"]) == ("1", "2")
+
+
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4194304",
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
+    "LRU_CACHE_CAPACITY": "64",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "2000", **MEMORY}),
+        (
+            {"GOMP_SPINCOUNT": "7", "MALLOC_ARENA_MAX": "8"},
+            {**MEMORY, "GOMP_SPINCOUNT": "7", "MALLOC_ARENA_MAX": "8"},
+        ),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE", **MEMORY}),
+    ],
+    ids=["nothing said", "some said", "threads are to sleep"],
+)
+def test_what_was_said_stays(given: dict[str, str], told: dict[str, str]) -> None:
+    """Defaults go where nobody has chosen."""
+    tune_libraries(given)
+    assert given == told
+
+
+@pytest.mark.parametrize(
+    ("import_path", "given", "told"),
+    [
+        (["/usr/lib/python", PACKAGES_FOLDER], {}, None),
+        ([PACKAGES_FOLDER, "/usr/lib/python"], {}, PACKAGES_FOLDER),
+        ([PACKAGES_FOLDER], {"PYTHONPATH": "/one:/two"}, f"{PACKAGES_FOLDER}:/one:/two"),
+        ([PACKAGES_FOLDER], {"PYTHONPATH": f"/one:{PACKAGES_FOLDER}"}, f"{PACKAGES_FOLDER}:/one"),
+        (["/usr/lib/python"], {"PYTHONPATH": "/one"}, "/one"),
+    ],
+    ids=["installed", "a checkout", "a checkout and more", "named already", "installed, and more"],
+)
+def test_children_import_what_this_process_does(
+    import_path: list[str], given: dict[str, str], told: str | None
+) -> None:
+    """Never from the current folder, and from a checkout's where that is what this process runs from."""
+    import_own_packages(given, import_path)
+    assert given["PYTHONSAFEPATH"] == "1"
+    assert given.get("PYTHONPATH") == told

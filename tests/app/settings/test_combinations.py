@@ -1,0 +1,61 @@
+"""Settings that contradict each other, or have no effect beside others."""
+
+from pathlib import Path
+
+import pytest
+
+from app.settings.combinations import contradictions, without_effect
+from app.settings.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"operations_host": "0.0.0.0"}, "--operations-host has no effect without --operations-port"),
+        ({"port": 9000, "operations_port": 9000}, "are both 9000: choose another"),
+        ({"host": "::", "port": 9000, "operations_port": 9000}, "are both 9000: choose another"),
+        ({"tls_key": Path("key.pem")}, "go together"),
+        ({"tls_certificate": Path("chain.pem")}, "go together"),
+        ({"architecture": "vit_small_patch16_224"}, "the bundled model has its own"),
+        ({"max_connections": 10, "max_connections_per_client": 11}, "11 is more than --max-connections 10"),
+        ({"max_body_bytes": 20, "max_bodies_bytes": 10}, "the largest body allowed would never be taken"),
+        ({"device": "cuda:0,cuda:1", "threads": 2}, "--threads 2 is for a CPU"),
+        ({"device": "cuda", "dtype": "int8"}, "--dtype int8 is for a CPU"),
+        ({"device": "cpu", "cuda_graphs": "auto"}, "--cuda-graphs auto is for a GPU"),
+        ({"device": "cpu", "threads": 2, "streams": 3}, "--streams 3 is more than --threads 2"),
+    ],
+    ids=str,
+)
+def test_what_can_have_no_effect_is_told(settings: dict[str, object], words: str) -> None:
+    """In one sentence, with what to do."""
+    (sentence,) = contradictions(Settings(**settings))  # type: ignore[arg-type]
+    assert words in sentence
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"operations_host": "0.0.0.0", "operations_port": 9000},
+        {"port": 0, "operations_port": 0},
+        {"host": "127.0.0.1", "port": 9000, "operations_host": "127.0.0.2", "operations_port": 9000},
+        {"tls_key": Path("key.pem"), "tls_certificate": Path("chain.pem")},
+        {"model": "my.pth", "architecture": "vit_small_patch16_224"},
+        {"max_bodies_bytes": 10},
+        {"device": "cpu,cuda", "threads": 2, "cuda_graphs": "auto"},
+        {"device": "auto", "threads": 2},
+        {"device": "cuda", "streams": 3},
+        {"device": "cpu", "threads": 3, "streams": 3},
+    ],
+    ids=str,
+)
+def test_what_goes_together_is_taken(settings: dict[str, object]) -> None:
+    """Also where the device is not known yet, or there are several kinds."""
+    assert list(contradictions(Settings(**settings))) == []  # type: ignore[arg-type]
+
+
+def test_the_engine_asks_again_for_the_device_that_it_found() -> None:
+    """For `auto` nothing can be said before."""
+    settings = Settings(threads=2, cuda_graphs="auto")
+    assert len(list(without_effect(settings, on_cpu=False))) == 1
+    assert len(list(without_effect(settings, on_cpu=True))) == 1
