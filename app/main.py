@@ -23,6 +23,7 @@ from app.decoding.pool import DecodingProcesses, memory_for
 from app.engine.client import EngineClient
 from app.http.answers import WARNINGS_HEADER
 from app.http.bodies.memory import most_held
+from app.http.classification import Classification, Engines
 from app.http.health import Health
 from app.http.methods import HeadAsGet
 from app.http.middleware.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
@@ -35,7 +36,7 @@ from app.http.middleware.prefix import UnderPrefix
 from app.http.middleware.sites import RefuseOtherSites
 from app.http.openapi import install_openapi, operation_id
 from app.http.problems import install_problem_handlers
-from app.http.routes.classify import Classification, Engines, classify_router
+from app.http.routes.classify import classify_router
 from app.http.routes.documentation import documentation_router
 from app.http.routes.hugging_face import hugging_face_router
 from app.http.routes.kserve_v1 import kserve_v1_router
@@ -92,7 +93,8 @@ def create_app(
         work.close()
         decoders.shutdown(wait=False)
         if tracing is not None:
-            await asyncio.to_thread(tracing.close)
+            sending = background.thread(tracing.close, "last spans", lambda _: None)
+            await asyncio.to_thread(sending.join, _LAST_EXPORT_S)
 
     # /docs loads its page from this server, not from another host.
     app = FastAPIOffline(
@@ -182,6 +184,7 @@ def create_operations_app(health: Health, hosts: Hosts | None = None) -> FastAPI
 
 
 _BEAT_S = 0.25
+_LAST_EXPORT_S = 2.0  # how long the end of the process waits for a traces collector that does not answer
 
 # How long another thread may keep the interpreter from the event loop, which may wait for it many times in
 # one request. Python's 5 ms made /livez wait for 0.2 s while bodies of 31 MB were read.

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from app import errors
-from app.http.schemas import ImageOptions, MaskFormat
+from app.inference.options import ImageOptions, MaskFormat
 from app.ray.settings import RaySettings
 from app.settings.settings import Settings
 from app.telemetry import metrics

@@ -23,7 +23,7 @@ from app.commands.failures import FAILED, UsageError, complain, tells_what_was_f
 from app.commands.load import ANSWERED, Mix, Outcome, Sample, closed_loop, open_loop, poisson_arrivals
 from app.commands.photographs import in_folder
 from app.commands.summary import Summary, summarise
-from app.http.schemas import Share
+from app.inference.options import Share
 from app.processes import background
 from app.settings.variables import plain
 from models.image_files import decoded_endings

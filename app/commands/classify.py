@@ -23,15 +23,15 @@ from app.commands.failures import FAILED, UsageError, complain, tells_what_was_f
 from app.commands.fields import same_as
 from app.commands.photographs import Photograph, find
 from app.commands.pictures import PictureFiles
-from app.decoding.encoded import TruncatedImages
 from app.decoding.images import ImageLimits, ModelInput, decode
 from app.engine.client import Classified
 from app.engine.messages import Answer, ModelInfo
 from app.errors import InternalFault, InvalidValue, Problem, UnreadableRequest
-from app.http.answers import check_numbers, image_result
-from app.http.schemas import ImageOptions, MaskFormat, Share
+from app.inference.options import ImageOptions, MaskFormat, Share
 from app.inference.resolved_options import ResolvedOptions, resolve
+from app.inference.results import check_numbers, image_result
 from app.settings.settings import Blocks, Settings
+from app.settings.truncated_images import TruncatedImages
 from models.dtypes import DtypeName
 from models.names import in_words, shown
 from models.pictures import cells_of, dimmed
@@ -167,7 +167,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
 
     classifier, model = _load(config)
     try:
-        asked = resolve(config.options, config.settings, model)
+        resolved = resolve(config.options, config.settings, model)
     except InvalidValue as problem:
         raise UsageError(problem.detail) from problem
 
@@ -179,7 +179,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
     )
     with progress:
         for batch in _decoded_batches(photographs, model, config):
-            computed = _computed(classifier, batch, asked, config)
+            computed = _computed(classifier, batch, resolved, config)
             for outcome in _outcomes(batch, computed, model):
                 if isinstance(outcome, _Failed):
                     failed += 1
@@ -198,7 +198,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
                 result = image_result(
                     classified,
                     model,
-                    asked=asked,
+                    resolved=resolved,
                     mask=config.mask_format,
                     every_stage=config.mask_stages,
                     seen=image.seen,
@@ -252,7 +252,7 @@ def _decoded_batches(
 def _computed(
     classifier: "Classifier",
     batch: Sequence[_Decoded | _Failed],
-    asked: ResolvedOptions,
+    resolved: ResolvedOptions,
     config: ClassifyConfig,
 ) -> list[Classified]:
     """What the model says of those of the batch that were decoded, in order."""
@@ -264,7 +264,7 @@ def _computed(
     if not pixels:
         return []
     wants_kept = config.mask is not None or config.mask_format != "none"
-    request = ImageRequest(asked.pruning, config.top_k, wants_kept, asked.margin)
+    request = ImageRequest(resolved.pruning, config.top_k, wants_kept, resolved.margin)
     predictions = classifier.classify(torch.from_numpy(np.stack(pixels)), [request] * len(pixels))
     return [
         Classified(

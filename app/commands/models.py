@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from app.commands.failures import FAILED, complain, tells_what_was_foreseen
-from app.http.schemas import Share
+from app.inference.options import Share
 from models.schedule import keep_counts, macs
 
 if TYPE_CHECKING:

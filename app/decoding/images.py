@@ -6,17 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import (
-    AvifImagePlugin,
-    Image,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-)
+from PIL import AvifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from app.decoding.encoded import TruncatedImages, bmp, gif, jpeg, png, tiff, truncated
+from app.decoding.encoded import bmp, gif, jpeg, png, tiff, truncated
 from app.decoding.encoded.kinds import raw_file, unidentified
 from app.errors import Problem, TooLarge, UndecodableImage
+from app.settings.truncated_images import TruncatedImages
 from models.colour import LONGEST_PROFILE
 from models.formats import FORMATS
 from models.samples import Say, UnclearPixels

@@ -4,7 +4,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from app.decoding.pool import DecodingProcesses
-from app.http.routes.classify import Engines
+from app.http.classification import Engines
 from app.http.server.traffic import Traffic
 
 

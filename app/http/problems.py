@@ -2,6 +2,7 @@
 `{"error": "..."}` that those show to their users."""
 
 from collections.abc import Collection
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,7 @@ from starlette.routing import Match
 
 from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
 from app.http.methods import METHODS, allow
+from app.http.schemas import ProblemDocument
 from app.http.unknown_paths import for_method, of_another_server, what_was_meant, without_slash
 from app.telemetry import metrics, tracing
 
@@ -40,7 +42,7 @@ def problem_response(problem: Problem, path: str, headers: dict[str, str] | None
 
 
 def install_problem_handlers(app: FastAPI, routes: Collection[str] = ()) -> None:
-    """Answer our own problems and the framework's errors alike. (Unforeseen ones: see middleware.py.)
+    """Answer our own problems and the framework's errors alike. (Unforeseen ones: see middleware/observe.py.)
     ``routes``: the paths that may be suggested in the place of an unknown one."""
 
     @app.exception_handler(Problem)
@@ -115,3 +117,31 @@ def _methods(request: Request) -> set[str]:
         for method in METHODS
         if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in routes)
     }
+
+
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": meaning,
+        "content": {
+            "application/problem+json": {
+                "schema": {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
+            }
+        },
+        "headers": _RETRY_AFTER if "Retry-After" in meaning else {},
+    }
+    for status, meaning in {
+        400: "The request cannot be read.",
+        403: "The priority is above what this caller may ask for.",
+        408: "The body came too slowly.",
+        413: "More bytes, pixels or images than allowed.",
+        415: "Not an image type.",
+        422: "A value is out of range, or an image cannot be decoded.",
+        429: "Too much is waiting; see Retry-After.",
+        500: "A bug, or two engines died while they computed the image.",
+        503: "Not ready, stopping, holding too much, or predicted to be too late; see Retry-After.",
+        504: "The deadline passed.",
+    }.items()
+}

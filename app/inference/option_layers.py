@@ -1,4 +1,4 @@
-"""What is asked of an image: layers of options put together and checked."""
+"""Layers of options (query, form, JSON) -> the checked options of one image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.errors import InvalidValue
-from app.http.schemas import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
+from app.inference.options import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
 from app.wrong_values import no_such, short, wrong_values
 
 _FLAGS = TypeAdapter(bool)

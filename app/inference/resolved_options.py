@@ -1,4 +1,4 @@
-"""What an image asks for, the server's defaults and the checkpoint's own method -> how it is pruned."""
+"""An image's options, the server's defaults and the checkpoint's own method -> how the image is pruned."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from app.engine.brown_out import AUTO_FLOOR
 from app.engine.messages import ModelInfo
 from app.errors import InvalidValue
-from app.http.schemas import ImageOptions
+from app.inference.options import ImageOptions
 from app.settings.settings import Settings
 from models.schedule import Method, Pruning, keep_ratio_for
 

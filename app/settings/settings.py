@@ -5,23 +5,17 @@ from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.decoding.encoded import TruncatedImages
 from app.priority import Priority
+from app.settings.truncated_images import TruncatedImages
 from app.settings.types import Devices, File, Host, HostNames, RootPath
 from app.settings.variables import PREFIX, settings_in
+from app.telemetry.logs import LogFormat, LogLevel
 from models.dtypes import DtypeName
 from models.schedule import Criterion, Reducer, Rows
 
 CudaGraphs = Literal["auto", "off"]
-LogFormat = Literal["auto", "text", "json"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 BUNDLED_MODEL = "trimvit-small-imagenette"
 

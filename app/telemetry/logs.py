@@ -11,7 +11,8 @@ import time
 from contextvars import ContextVar
 from typing import Literal
 
-from app.settings.settings import LogFormat, LogLevel
+LogFormat = Literal["auto", "text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 # Of the request that is being answered.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)

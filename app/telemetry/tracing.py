@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from app.processes import background
-
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
@@ -33,7 +31,6 @@ _EXPORTERS = ("otlp", "console", "none")
 _UNTRACED = frozenset(
     {"/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/metrics", "/v1/stats"}
 )
-_LAST_EXPORT_S = 2.0  # how long the end of the process waits for a collector that does not answer
 
 
 class CannotTraceError(Exception):
@@ -102,9 +99,8 @@ class Tracing:
         return begun
 
     def close(self) -> None:
-        """Send what has not been sent; a collector that does not answer holds nobody up."""
-        closing = background.thread(self._provider.shutdown, "last spans", lambda _: None)
-        closing.join(_LAST_EXPORT_S)
+        """Send what has not been sent. It blocks for as long as the collector does not answer."""
+        self._provider.shutdown()
 
 
 def phase(name: str, image: int, seconds: float, *, ended_s_ago: float = 0.0, **attributes: float) -> None:

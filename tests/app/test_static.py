@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app import errors
 from app.http.routes.page import FOLDER
-from app.http.schemas import WAYS_TO_CHOOSE, ImageOptions
+from app.inference.options import WAYS_TO_CHOOSE, ImageOptions
 from models.pictures import dimmed
 from models.schedule import CRITERIA, REDUCERS
 from models.transforms import InputSpec, crop_box

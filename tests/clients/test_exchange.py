@@ -20,7 +20,7 @@ from trimvit_client import (
 from trimvit_client.exchange import Attempt, Call, Rules, Wait, classify_call, exchange, failure_of, result_of
 
 from app import errors as server_errors
-from app.http.schemas import ImageOptions
+from app.inference.options import ImageOptions
 from tests.app.test_errors import PROBLEMS
 
 ASK: Call[str] = Call("GET", "/hello", lambda answer: str(answer.json()["hello"]))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
-from app.http.schemas import option_schemas
+from app.inference.options import option_schemas
 from tests.system.mutants import mutants, sound_images
 
 ANSWER_WITHIN_S = 60.0

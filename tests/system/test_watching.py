@@ -399,7 +399,9 @@ def nothing_failed_in_the_background(driven: Driven) -> None:
 
 @of(metrics.IMAGES_FAILED)
 def no_image_failed_alone(driven: Driven) -> None:
-    assert total(driven.after, "trimvit_images_failed_total") == 0  # what raises it: app/engine/test_loop.py
+    assert (
+        total(driven.after, "trimvit_images_failed_total") == 0
+    )  # what raises it: tests/app/engine/test_loop.py
 
 
 @of(metrics.OUT_OF_MEMORY)

@@ -1,5 +1,1 @@
-"""What is looked at in an encoded image before its decoder sees it: how much work it asks for."""
-
-from typing import Literal
-
-TruncatedImages = Literal["refuse", "answer"]
+"""One file a format: what an encoded image would cost its decoder, looked up before the decoder sees it."""

@@ -1,8 +1,8 @@
 """JPEGs that end too soon: how much of the picture is there, and whether that is answered."""
 
-from app.decoding.encoded import TruncatedImages
 from app.decoding.encoded.jpeg import Jpeg
 from app.errors import UndecodableImage
+from app.settings.truncated_images import TruncatedImages
 from models.jpeg_end import END_MARK, share_of_rows
 from models.samples import Say
 

@@ -15,8 +15,8 @@ from app.errors import DeadlinePassed, Problem, TooLarge, UnreadableRequest
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits, Pairs, images_in, is_raw_image, kind_of
 from app.http.bodies.memory import share_of
-from app.http.schemas import ImageOptions
 from app.inference.option_layers import options_of, single_values
+from app.inference.options import ImageOptions
 from models.transforms import InputSpec
 
 _T = TypeVar("_T")

@@ -24,8 +24,8 @@ from app.errors import (
 from app.http.bodies.base64_images import from_base64, look_of
 from app.http.bodies.documents import read_document
 from app.http.bodies.forms import Part, read_form
-from app.http.schemas import ImageOptions
 from app.inference.option_layers import merged
+from app.inference.options import ImageOptions
 from app.wrong_values import short
 
 MULTIPART = "multipart/form-data"

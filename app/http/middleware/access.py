@@ -14,8 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Unauthorized
-from app.http.problems import problem_response
-from app.http.routes.classify import PROBLEMS
+from app.http.problems import PROBLEMS, problem_response
 from app.security.keys import KeyRing
 
 KEY_HEADER = "X-API-Key"

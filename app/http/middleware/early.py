@@ -17,8 +17,8 @@ from app.http.arrival import seconds_since
 from app.http.bodies.body import kind_of_body
 from app.http.bodies.content import is_raw_image
 from app.http.callers import caller_of
+from app.http.classification import Classification
 from app.http.problems import problem_response
-from app.http.routes.classify import Classification
 from app.http.routes.hugging_face import asked_of
 from app.http.routes.sagemaker import PATH as INVOCATIONS
 from app.http.routes.sagemaker import query_of

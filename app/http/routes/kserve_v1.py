@@ -16,12 +16,14 @@ from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage, read_content
 from app.http.bodies.content import JSON, BodyLimits, Hold, parse_json
 from app.http.bodies.documents import LongText
+from app.http.classification import Classification, results_of, timings_ms
 from app.http.health import Health
-from app.http.routes.classify import PROBLEMS, Classification, results_of, timings_ms
+from app.http.problems import PROBLEMS
 from app.http.routes.open_inference.routes import ModelNameConvertor, check_name, errors, ready_model
 from app.http.routes.open_inference.schemas import ModelReady
-from app.http.schemas import EXAMPLE_IMAGE, ImageResult, option_schemas
+from app.http.schemas import EXAMPLE_IMAGE, ImageResult
 from app.inference.option_layers import merged, options_of, single_values
+from app.inference.options import option_schemas
 from app.wrong_values import no_such
 
 # The names under which clients of the several servers send an image.

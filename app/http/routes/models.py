@@ -4,7 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.http.routes.classify import PROBLEMS, Engines, no_model_yet
+from app.http.classification import Engines, no_model_yet
+from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
 from app.inference.resolved_options import default_method
 from app.settings.settings import Settings

@@ -9,7 +9,9 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from app.http.answers import WARNINGS_HEADER_SCHEMA
-from app.http.routes.classify import BODY, PROBLEMS, Classification, classified
+from app.http.classification import Classification
+from app.http.problems import PROBLEMS
+from app.http.routes.classify import BODY, classified
 from app.http.schemas import ClassifyResponse
 
 PATH = "/invocations"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.http.routes.classify import Engines
+from app.http.classification import Engines
 from app.telemetry import metrics
 
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from app.commands.classify import ClassifyConfig
-from app.http.schemas import ImageOptions, ImageResult
+from app.http.schemas import ImageResult
+from app.inference.options import ImageOptions
 from models.load import save
 from tests.app.commands.conftest import ARGUMENTS, CARD, LABELS, Trimvit
 from tests.app.fakes import encoded, picture

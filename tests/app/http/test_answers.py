@@ -11,8 +11,9 @@ from PIL import Image
 from app.decoding.images import ModelInput
 from app.engine.client import Classified
 from app.engine.messages import Answer
-from app.http.answers import image_result, longest, mask_picture, server_timing
+from app.http.answers import longest, server_timing
 from app.inference.resolved_options import ResolvedOptions
+from app.inference.results import image_result, mask_picture
 from models.schedule import Pruning
 from tests.app.fakes import MODEL
 
@@ -88,7 +89,7 @@ def test_stages_and_kept_patches_must_agree() -> None:
         image_result(
             classified,
             MODEL,
-            asked=ResolvedOptions(Pruning(0.5)),
+            resolved=ResolvedOptions(Pruning(0.5)),
             mask="indices",
             every_stage=False,
             seen=ModelInput(np.zeros((21, 35, 3), np.uint8)),

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from app.http.schemas import ImageOptions
+from app.inference.options import ImageOptions
 from app.main import create_app
 from app.settings.settings import Settings
 from models.schedule import REDUCERS

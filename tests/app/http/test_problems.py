@@ -13,7 +13,7 @@ from tests.app.http.problem import assert_problem
 
 @pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/classify/x", "/%00", "/%ff"])
 def test_an_unknown_path_is_a_404_problem(client: TestClient, path: str) -> None:
-    """404 names the path and where to look, as test_elsewhere.py has it."""
+    """404 names the path and where to look, as test_unknown_paths.py has it."""
     document = assert_problem(client.get(path), 404, "not-found", "there is no /", "; ")  # type: ignore[arg-type]
     assert document.title == "There is nothing here"
 

@@ -95,7 +95,7 @@ def burn() -> None:
 
 
 @needs_proc
-def test_a_stopped_process_does_not_hunger() -> None:
+def test_a_stopped_process_is_not_starved() -> None:
     """It does not want to run: it counts as silent."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
@@ -110,7 +110,7 @@ def test_a_stopped_process_does_not_hunger() -> None:
 
 
 @needs_proc
-def test_a_process_that_others_crowd_out_hungers() -> None:
+def test_a_process_that_others_crowd_out_is_starved() -> None:
     """One of low priority beside others on the same core wants to run and cannot."""
     core = {min(os.sched_getaffinity(0))}
     context = multiprocessing.get_context("spawn")
@@ -131,14 +131,14 @@ def test_a_process_that_others_crowd_out_hungers() -> None:
                 if starvation.starved(now - started):
                     break
                 started = now
-                assert now < until, "it never seemed to hunger"
+                assert now < until, "it never seemed to be starved"
         finally:
             process.kill()
             for other in crowd:
                 other.kill()
 
 
-def test_a_process_that_has_gone_does_not_hunger() -> None:
+def test_a_process_that_has_gone_is_not_starved() -> None:
     """Asking about it is no error."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()

@@ -16,7 +16,7 @@ from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import Share
-from app.http.routes.classify import AnsweredImage, RequestedImage
+from app.http.classification import AnsweredImage, RequestedImage
 from app.http.routes.open_inference.schemas import (
     TRITONS,
     InferInput,
@@ -28,8 +28,8 @@ from app.http.routes.open_inference.schemas import (
     TensorMetadata,
 )
 from app.http.routes.open_inference.tensors import OutputTensor, allot, check_shape, image_bytes, image_pixels
-from app.http.schemas import MASK_OPTIONS, ImageOptions
 from app.inference.option_layers import options_of, said
+from app.inference.options import MASK_OPTIONS, ImageOptions
 from app.wrong_values import no_such, said_of, short
 from models.pictures import cells_of
 from models.transforms import InputSpec

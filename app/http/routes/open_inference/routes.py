@@ -21,8 +21,9 @@ from app.http.bodies.body import read_body
 from app.http.bodies.content import JSON, RAW, BodyLimits
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of
+from app.http.classification import AnsweredImage, Classification, no_model_yet, timings_ms
 from app.http.health import Health
-from app.http.routes.classify import PROBLEMS, AnsweredImage, Classification, no_model_yet, timings_ms
+from app.http.problems import PROBLEMS
 from app.http.routes.open_inference.infer import (
     INPUTS,
     AskedInference,

@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.engine.messages import Priority
 from app.http.routes.open_inference.tensors import Datatype
-from app.http.schemas import EXAMPLE_IMAGE, MASK_OPTIONS, option_schemas
+from app.http.schemas import EXAMPLE_IMAGE
+from app.inference.options import MASK_OPTIONS, option_schemas
 
 InputName = Literal["image", "pixels"]
 OutputName = Literal["label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute"]

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from app.errors import UnreadableRequest
 from app.http.bodies.body import BodyLimits, read_images
 from app.http.bodies.memory import Memory, Share, set_share
-from app.http.schemas import ImageOptions
+from app.inference.options import ImageOptions
 from app.main import create_app
 from app.settings.settings import Settings
 from models.schedule import Pruning, keep_ratio_for

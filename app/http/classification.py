@@ -1,0 +1,334 @@
+"""From a request's images to their answers, the same for every route that takes images."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope
+
+from app.decoding.image_work import ImageWork
+from app.decoding.images import ModelInput
+from app.engine.client import Classified, Expected, Question
+from app.engine.messages import ModelInfo
+from app.engine.smoothed import Smoothed
+from app.errors import DeadlinePassed, NotReady, Problem
+from app.http.answers import longest, result_json
+from app.http.arrival import seconds_since
+from app.http.bodies.content import BodyLimits
+from app.http.bodies.memory import share_of
+from app.http.callers import caller_of, max_priority_of
+from app.inference.expected import deadline_s_of, expected
+from app.inference.options import ImageOptions
+from app.inference.resolved_options import ResolvedOptions, resolve
+from app.inference.results import check_numbers
+from app.priority import Priority
+from app.processes import background
+from app.settings.settings import Settings
+from app.telemetry import metrics, tracing
+from models.transforms import InputSpec
+
+T = TypeVar("T")
+
+
+# More of them take longer to write than the event loop should stand still.
+_MOST_LABELS_AT_ONCE = 500
+
+
+class Engines(Protocol):
+    """What the front end needs of the engines; app.engine.client.EngineClient in a server."""
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """None until an engine is ready."""
+
+    @property
+    def last_model(self) -> ModelInfo | None:
+        """What was ready last, whether or not it still is; None before anything was."""
+
+    @property
+    def engines(self) -> list[dict[str, object]]:
+        """How each engine is."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no engine is ready, where none is expected soon."""
+
+    async def wait_until_ready(self, within_s: float) -> ModelInfo:
+        """The model, once an engine is ready; raises NotReady or QueueFull."""
+
+    def refusal(self, expected: Expected) -> Problem | None:
+        """What the engines are known to answer to such an image; None where one may accept it."""
+
+    def expecting(self, expected: Expected) -> AbstractContextManager[None]:
+        """Around the decoding of an image; a Problem if it would be refused anyhow."""
+
+    async def classify(self, question: Question) -> Classified:
+        """Answer one image or raise a Problem."""
+
+
+class RequestedImage(Protocol):
+    """One image as it came, and what is asked of it."""
+
+    @property
+    def options(self) -> ImageOptions:
+        """What is asked."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+
+    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
+        """What the model sees of it; raises a Problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredImage:
+    """What was asked of one image, what the model saw of it, and what it found."""
+
+    resolved: ResolvedOptions
+    seen: ModelInput
+    classified: Classified
+    decode_s: float
+
+
+class Classification:
+    """The way of images from a request to their answers, the same for every route that takes images.
+
+    Images are made ready, and large answers rendered, by ``work``.
+    """
+
+    def __init__(self, settings: Settings, engines: Engines, work: ImageWork) -> None:
+        self.body_limits = BodyLimits(
+            settings.max_body_bytes, settings.max_images_per_request, settings.default_deadline_ms / 1000
+        )
+        self.work = work
+        self._settings, self._engines = settings, engines
+        self._decode = Smoothed()
+
+    @property
+    def last_model(self) -> ModelInfo | None:
+        """The model, as far as it is known: also while no engine is ready, if one was."""
+        return self._engines.last_model
+
+    @property
+    def model_now(self) -> ModelInfo | None:
+        """The model; None while no engine is ready."""
+        return self._engines.model
+
+    def max_priority_of(self, scope: Scope) -> Priority:
+        """The highest priority that the request's caller may ask for."""
+        return max_priority_of(scope, self._settings)
+
+    def expected(self, options: ImageOptions, model: ModelInfo, highest: Priority) -> Expected:
+        """What is known of an image before it has come, but for its caller, who may ask for no priority
+        above ``highest``. Raises InvalidValue or PriorityNotAllowed."""
+        return expected(options, resolve(options, self._settings, model), self._settings, model, highest)
+
+    def refusal(self, expected: Expected, gone_s: float) -> Problem | None:
+        """What the engines are known to answer to such an image, whose request came so long ago; None where
+        one may accept it."""
+        return self._engines.refusal(self._left_of(expected, gone_s))
+
+    async def model(self, request: Request, options: Sequence[ImageOptions]) -> ModelInfo:
+        """The model that answers images with these ``options``. While no engine is ready it is waited for,
+        until the first of their deadlines, which count from when the request came, and while the client of
+        ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed or
+        ClientDisconnect."""
+        with _outcomes(len(options)):
+            deadline_s = min(deadline_s_of(each, self._settings) for each in options)
+            left_s = deadline_s - seconds_since(request.scope)
+            if left_s <= 0 and self._engines.model is None:
+                raise _passed_on_the_way(deadline_s)
+            return await _unless_gone(request, self._engines.wait_until_ready(max(0.0, left_s)))
+
+    async def answers(
+        self,
+        request: Request,
+        images: Sequence[RequestedImage],
+        model: ModelInfo,
+        *,
+        logits: bool = False,
+    ) -> list[AnsweredImage]:
+        """All answers in order, with all classes' ``logits`` if asked for, or the first Problem. Deadlines
+        count from when the request came. Raises ClientDisconnect where the client, whose body has been read,
+        goes away first."""
+        work = [
+            self._answer(image, index, model, request.scope, logits=logits)
+            for index, image in enumerate(images)
+        ]
+        with _outcomes(len(images)):
+            answered = await _unless_gone(request, _all_or_first_problem(work))
+        metrics.IMAGES.labels("answered").inc(len(images))
+        return answered
+
+    def _left_of(self, expected: Expected, gone_s: float) -> Expected:
+        """With the time that will be left once the image has been decoded, by what others took lately."""
+        decode_s = self._decode.allowance_s(expected.deadline_s)
+        return replace(expected, deadline_s=expected.deadline_s - gone_s - decode_s)
+
+    async def _answer(
+        self, image: RequestedImage, index: int, model: ModelInfo, scope: Scope, *, logits: bool
+    ) -> AnsweredImage:
+        try:
+            resolved = resolve(image.options, self._settings, model)
+            if resolved.keep_ratio is not None:
+                metrics.REQUESTED_KEEP_RATIO.observe(resolved.keep_ratio)
+            highest = max_priority_of(scope, self._settings)
+            known = replace(
+                expected(image.options, resolved, self._settings, model, highest), caller=caller_of(scope)
+            )
+            if seconds_since(scope) >= known.deadline_s:
+                raise _passed_on_the_way(known.deadline_s)
+            started = time.perf_counter()
+            with self._engines.expecting(self._left_of(known, seconds_since(scope))):
+                seen = await self._input_for(image, model, known, seconds_since(scope))
+            share_of(scope).take(seen.pixels.nbytes)  # they are kept until the answer, to be sent again
+            decode_s = time.perf_counter() - started
+            self._decode.observe(decode_s)
+            tracing.phase("decode", index, decode_s)
+            left_s = known.deadline_s - seconds_since(scope)
+            if left_s <= 0:
+                raise DeadlinePassed("the deadline passed while the image was being decoded")
+            question = Question(
+                pixels=seen.pixels,
+                pruning=resolved.pruning,
+                margin=resolved.margin,
+                top_k=min(image.options.top_k, len(model.labels)),
+                kept_patches=image.options.mask != "none",
+                deadline_s=left_s,
+                logits=logits,
+                own_deadline=image.options.deadline_ms is not None,
+                min_keep_ratio=resolved.min_keep_ratio,
+                caller=known.caller,
+                priority=known.priority,
+            )
+            classified = await self._engines.classify(question)
+            found = classified.answer
+            check_numbers(classified, model)
+            tracing.phase("queue", index, found.queue_s, ended_s_ago=found.compute_s)
+            tracing.phase(
+                "compute", index, found.compute_s, keep_ratio=found.keep_ratio, compute=found.compute
+            )
+        except Problem as problem:
+            problem.image = index
+            raise
+        return AnsweredImage(resolved, seen, classified, decode_s)
+
+    async def _input_for(
+        self, image: RequestedImage, model: ModelInfo, known: Expected, gone_s: float
+    ) -> ModelInput:
+        """Raises DeadlinePassed as soon as it has passed, whatever the image is waiting for."""
+        try:
+            async with asyncio.timeout(known.deadline_s - gone_s):
+                return await image.input_for(model.input, self.work, known.caller)
+        except TimeoutError:
+            raise DeadlinePassed("the deadline passed while the image was being decoded") from None
+
+
+def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, float]:
+    """Milliseconds of each phase, of several images the longest, and since the request of this ``scope``
+    came; counted in the metrics image by image."""
+    total_s = seconds_since(scope)
+    timings = {
+        "decode": longest([image.decode_s for image in answered]),
+        "queue": longest([image.classified.answer.queue_s for image in answered]),
+        "compute": longest([image.classified.answer.compute_s for image in answered]),
+        "total": longest([total_s]),
+    }
+    for image in answered:
+        metrics.PHASE_SECONDS.labels("decode").observe(image.decode_s)
+        metrics.PHASE_SECONDS.labels("queue").observe(image.classified.answer.queue_s)
+        metrics.PHASE_SECONDS.labels("compute").observe(image.classified.answer.compute_s)
+        metrics.PHASE_SECONDS.labels("total").observe(total_s)
+    return timings
+
+
+async def results_of(
+    scope: Scope,
+    images: Sequence[RequestedImage],
+    answered: Sequence[AnsweredImage],
+    model: ModelInfo,
+    work: ImageWork,
+) -> list[bytes]:
+    """Each image's result as JSON. Large ones are rendered image by image off the event loop, where other
+    callers' work has its turn between them."""
+    tasks = [
+        partial(
+            result_json,
+            answer.classified,
+            model,
+            resolved=answer.resolved,
+            mask=image.options.mask,
+            every_stage=image.options.mask_stages,
+            seen=answer.seen,
+        )
+        for image, answer in zip(images, answered, strict=True)
+    ]
+    labels = sum(len(answer.classified.answer.classes) for answer in answered)
+    if labels <= _MOST_LABELS_AT_ONCE and all(image.options.mask == "none" for image in images):
+        return [task() for task in tasks]
+    caller = caller_of(scope)
+    return await asyncio.gather(*(work.render(caller, task) for task in tasks))
+
+
+def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
+    return DeadlinePassed(
+        f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
+        "it counts from when the request's head is there"
+    )
+
+
+def no_model_yet() -> NotReady:
+    """What a route says that needs the model, while there is none."""
+    return NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
+
+
+@contextmanager
+def _outcomes(images: int) -> Iterator[None]:
+    """Counts the images that end within, in a problem or with their client."""
+    try:
+        yield
+    except Problem as problem:
+        metrics.IMAGES.labels(problem.slug).inc(images)
+        raise
+    except ClientDisconnect:
+        metrics.IMAGES.labels("client-gone").inc(images)
+        raise
+
+
+async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:
+    """All answers, or the first problem, with what was still under way withdrawn."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer) for answer in answers]
+    except* Problem as problems:
+        raise problems.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
+    raised: a queue must not keep what nobody waits for."""
+    working, gone = background.awaited(work, "answer"), background.awaited(_disconnect(request), "client")
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        gone.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client has gone away. The body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,47 @@
+"""What is known of an image before it is decoded: its cost, its deadline, its priority."""
+
+import math
+
+from app.engine.client import Expected
+from app.engine.messages import ModelInfo
+from app.engine.shares import shares
+from app.errors import PriorityNotAllowed
+from app.inference.options import ImageOptions
+from app.inference.resolved_options import ResolvedOptions
+from app.priority import Priority, up_to
+from app.settings.settings import Settings
+
+
+def priority_of(options: ImageOptions, highest: Priority) -> Priority:
+    """The priority of an image whose caller may ask for no more than ``highest``. Raises PriorityNotAllowed
+    where it asks for more; it is not lowered silently."""
+    allowed = up_to(highest)
+    if options.priority in allowed:
+        return options.priority
+    if "priority" not in options.model_fields_set:
+        return highest
+    raise PriorityNotAllowed(
+        f"priority {options.priority} is not allowed for this caller: ask for {' or '.join(allowed)}, or "
+        "leave it out. Who runs the server can allow it for one API key "
+        f"(priority={options.priority} after the key in its file) or for everybody "
+        f"(--max-priority {options.priority})"
+    )
+
+
+def deadline_s_of(options: ImageOptions, settings: Settings) -> float:
+    """The image's deadline or the server's, from when the request came."""
+    return (options.deadline_ms or settings.default_deadline_ms) / 1000
+
+
+def expected(
+    options: ImageOptions, resolved: ResolvedOptions, settings: Settings, model: ModelInfo, highest: Priority
+) -> Expected:
+    """What is known of an image before it is decoded, but for its caller, who may ask for no priority above
+    ``highest``. Raises PriorityNotAllowed."""
+    return Expected(
+        share=shares(model, resolved.pruning, resolved.margin, resolved.min_keep_ratio)[-1],
+        deadline_s=deadline_s_of(options, settings),
+        wait_limit_s=settings.max_queue_s if options.deadline_ms is None else math.inf,
+        caller="",
+        priority=priority_of(options, highest),
+    )
