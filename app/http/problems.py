@@ -13,6 +13,7 @@ from starlette.routing import Match
 
 from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
 from app.http.methods import METHODS, allow
+from app.http.paths import known
 from app.http.schemas import ProblemDocument
 from app.http.unknown_paths import for_method, of_another_server, what_was_meant, without_slash
 from app.telemetry import metrics, tracing
@@ -26,7 +27,7 @@ def problem_response(problem: Problem, path: str, headers: dict[str, str] | None
     """The answer for a problem of a request for ``path``, counted and traced."""
     metrics.REFUSALS.labels(problem.slug).inc()
     tracing.refused(problem.slug)
-    if path in ("/", "/v2") or path.startswith(("/v2/", "/models/", "/v1/models/")):
+    if known(path).plain_errors:
         place = "" if problem.image is None else f"image {problem.image}: "
         return JSONResponse(
             {"error": place + problem.detail},

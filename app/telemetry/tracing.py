@@ -27,10 +27,6 @@ log = logging.getLogger(__name__)
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _EXPORTERS = ("otlp", "console", "none")
-# Asked every few seconds, by machines.
-_UNTRACED = frozenset(
-    {"/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/metrics", "/v1/stats"}
-)
 
 
 class CannotTraceError(Exception):
@@ -71,13 +67,11 @@ class Tracing:
         self._provider = provider
         self._tracer = provider.get_tracer("trimvit", version("trimvit"))
 
-    def begin(self, scope: Scope, request_id: str) -> RequestSpan | None:
-        """Begin a request's span, a child of the one that its headers name; None for probes and counts.
+    def begin(self, scope: Scope, request_id: str) -> RequestSpan:
+        """Begin a request's span, a child of the one that its headers name.
 
         What calls `phase` or `refused` until the span's end, in this task or one that it starts, adds to it.
         """
-        if scope["path"] in _UNTRACED:
-            return None
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind, set_span_in_context
 

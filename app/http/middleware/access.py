@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Unauthorized
+from app.http.paths import DOCS, is_public
 from app.http.problems import PROBLEMS, problem_response
 from app.security.keys import KeyRing
 
@@ -21,24 +22,6 @@ KEY_HEADER = "X-API-Key"
 # Where clients put a key that is not read, which they are told.
 _OTHER_SCHEMES = frozenset({"apikey", "api-key", "basic", "digest", "key", "negotiate", "token"})
 _KEYS_IN_QUERIES = frozenset({"access_token", "api-key", "api_key", "apikey", "key", "token", "x-api-key"})
-
-# What anyone may read, key or not: probes and metrics, and the pages, which hold nothing of anyone's. All
-# else is closed, so that a new route is closed until it is named here.
-OPEN_PATHS = frozenset(
-    {
-        "/",
-        "/favicon.ico",
-        "/livez",
-        "/readyz",
-        "/ping",
-        "/metrics",
-        "/docs",
-        "/openapi.json",
-        "/v2/health/live",
-        "/v2/health/ready",
-    }
-)
-OPEN_FOLDERS = ("/static/", "/static-offline-docs/")
 
 _HTML_POLICY = {
     "default-src": "'self'",
@@ -52,15 +35,10 @@ _HTML_POLICY = {
 _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
 
 
-def is_open(method: str, path: str) -> bool:
-    """Whether a request is answered without a key. It may only read: POST / classifies, GET / is the page."""
-    return method in ("GET", "HEAD") and (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS))
-
-
 class RequireKey:
     """Lets requests with a valid key through, with the caller's name in ``scope["state"]["caller"]`` and the
-    key's highest priority in ``scope["state"]["max_priority"]``, and requests for open paths; answers the
-    rest with 401."""
+    key's highest priority in ``scope["state"]["max_priority"]``, and requests that read public paths; answers
+    the rest with 401."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
@@ -78,7 +56,7 @@ class RequireKey:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # RFC 6455: policy violation
             return
-        elif not is_open(scope["method"], scope["path"]):
+        elif not is_public(scope["method"], scope["path"]):
             problem = Unauthorized(_advice(Headers(scope=scope), scope["query_string"], presented))
             challenge = 'Bearer realm="trimvit"' + ("" if presented is None else ', error="invalid_token"')
             answer = problem_response(problem, scope["path"], {"WWW-Authenticate": challenge})
@@ -134,7 +112,7 @@ class BrowserHeaders:
                 headers["Referrer-Policy"] = "no-referrer"
                 if not headers.get("Content-Type", "").startswith("text/html"):
                     await send(message)
-                elif scope["path"] == "/docs":
+                elif scope["path"] == DOCS.path:
                     held = message  # until its body shows what it runs
                 else:
                     headers.setdefault("Content-Security-Policy", _policy(_HTML_POLICY))
@@ -184,7 +162,7 @@ def declare_keys(app: FastAPI) -> None:
         document["security"] = [{"bearer": []}, {"key": []}]
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
-                if is_open(method.upper(), path):
+                if is_public(method.upper(), path):
                     operation["security"] = []
                 else:
                     operation["responses"]["401"] = {

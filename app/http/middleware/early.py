@@ -18,9 +18,9 @@ from app.http.bodies.body import kind_of_body
 from app.http.bodies.content import is_raw_image
 from app.http.callers import caller_of
 from app.http.classification import Classification
+from app.http.paths import HUGGING_FACE, PATHS, QueryForm, known
 from app.http.problems import problem_response
 from app.http.routes.hugging_face import asked_of
-from app.http.routes.sagemaker import PATH as INVOCATIONS
 from app.http.routes.sagemaker import query_of
 from app.inference.option_layers import options_of, single_values
 from app.priority import Priority
@@ -32,19 +32,18 @@ _MOST_QUERIES, _LONGEST_QUERY = 1024, 512
 
 @dataclass(frozen=True, slots=True)
 class ImageRoute:
-    """A route that takes raw images. ``path_format`` names it in metrics; ``hugging_face``: in that shape,
-    with a query of its own, and problems that name no image."""
+    """A route that takes raw images. ``path_format`` names it in metrics; ``query``: the form of its options.
+    In Hugging Face's form problems name no image."""
 
     path_format: str
-    hugging_face: bool = False
+    query: QueryForm
 
 
-_NAMED = "/models/"
-_NAMED_ROUTE = ImageRoute("/models/{model_name}", hugging_face=True)
+# The name of the model follows the folder.
 _ROUTES = {
-    "/v1/classify": ImageRoute("/v1/classify"),
-    INVOCATIONS: ImageRoute(INVOCATIONS),
-    "/": ImageRoute("/", hugging_face=True),
+    path: ImageRoute(f"{path.path}{{model_name}}" if path is HUGGING_FACE else path.path, path.image_query)
+    for path in PATHS
+    if path.image_query is not None
 }
 
 
@@ -59,7 +58,7 @@ class RefuseEarly:
         self._app = app
         self._classification = classification
         self._model: ModelInfo | None = None
-        self._asked: dict[tuple[bool, Priority, bytes], Expected | None] = {}
+        self._asked: dict[tuple[QueryForm, Priority, bytes], Expected | None] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
@@ -73,7 +72,7 @@ class RefuseEarly:
         if problem is None:
             await self._app(scope, receive, send)
             return
-        problem.image = None if route.hugging_face else 0
+        problem.image = None if route.query == "hugging face" else 0
         metrics.IMAGES.labels(problem.slug).inc()
         scope["route"] = route
         waits = "100-continue" in headers.get("expect", "").lower()
@@ -88,7 +87,7 @@ class RefuseEarly:
             self._asked.clear()
         query = query_of(scope)
         highest = self._classification.max_priority_of(scope)
-        key = (route.hugging_face, highest, query)
+        key = (route.query, highest, query)
         if key in self._asked:
             expected = self._asked[key]
         else:
@@ -107,7 +106,7 @@ class RefuseEarly:
         """What the query asks for; None where it cannot be answered, for which the route has the words."""
         try:
             values = single_values(QueryParams(query.decode("latin-1")).multi_items())
-            options = asked_of(values)[0] if route.hugging_face else options_of(values, None)
+            options = asked_of(values)[0] if route.query == "hugging face" else options_of(values, None)
             return self._classification.expected(options, model, highest)
         except Problem:
             return None
@@ -117,7 +116,7 @@ def _route(scope: Scope, model: ModelInfo) -> ImageRoute | None:
     """The route that the request takes, if that takes raw images for this model."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
-    path: str = scope["path"]
-    if path.startswith(_NAMED):
-        return _NAMED_ROUTE if path[len(_NAMED) :] == model.name else None
+    path = known(scope["path"])
+    if path is HUGGING_FACE and scope["path"] != path.path + model.name:
+        return None
     return _ROUTES.get(path)

@@ -10,10 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalFault
 from app.http.arrival import arrives, seconds_since
+from app.http.paths import known
 from app.http.problems import problem_response
 from app.telemetry import metrics
 from app.telemetry.logs import request_id as current_request_id
-from app.telemetry.tracing import Tracing
+from app.telemetry.tracing import RequestSpan, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class Observe:
         scope.setdefault("state", {})["request_id"] = request_id
         current_request_id.set(request_id)
         arrives(scope)
-        span = None if self._tracing is None else self._tracing.begin(scope, request_id)
+        span: RequestSpan | None = None
+        if self._tracing is not None and known(scope["path"]).traced:
+            span = self._tracing.begin(scope, request_id)
         status = 0
 
         async def send_with_id(message: Message) -> None:

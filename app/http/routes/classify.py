@@ -9,6 +9,7 @@ from app.http.answers import WARNINGS_HEADER_SCHEMA, joined_results, server_timi
 from app.http.bodies.body import read_images
 from app.http.bodies.content import JSON, MULTIPART, RAW
 from app.http.classification import Classification, results_of, timings_ms
+from app.http.paths import CLASSIFY
 from app.http.problems import PROBLEMS
 from app.http.schemas import ClassifyRequest, ClassifyResponse, JsonImage
 from app.inference.options import option_schemas
@@ -19,7 +20,7 @@ def classify_router(classification: Classification) -> APIRouter:
     router = APIRouter(tags=["classify"])
 
     @router.post(
-        "/v1/classify",
+        CLASSIFY.path,
         response_model=ClassifyResponse,
         responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **PROBLEMS},
         openapi_extra=BODY,

@@ -4,17 +4,19 @@ from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 
+from app.http.paths import DOCS, DOCS_FILES, OPENAPI
+
 # Relative, so that they are right under whatever prefix a proxy publishes the server. fastapi_offline mounts
 # the folder, but its own page would name it from the root.
-_FILES = "static-offline-docs"
-_DOCUMENT = "openapi.json"
+_FILES = DOCS_FILES.path.strip("/")
+_DOCUMENT = OPENAPI.path.strip("/")
 
 
 def documentation_router() -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.get("/docs", include_in_schema=False)
+    @router.get(DOCS.path, include_in_schema=False)
     async def documentation() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url=_DOCUMENT,

@@ -20,6 +20,7 @@ from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage, read_content
 from app.http.bodies.content import JSON, RAW, BodyLimits, form_of, kind_of, parse_json, raw_image
 from app.http.classification import AnsweredImage, Classification, timings_ms
+from app.http.paths import HUGGING_FACE, PAGE
 from app.http.problems import PROBLEMS
 from app.http.routes.open_inference.routes import check_name, errors
 from app.http.schemas import EXAMPLE_IMAGE
@@ -67,7 +68,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
     router = APIRouter(tags=["hugging face"])
 
     @router.post(
-        "/",
+        PAGE.path,
         operation_id="hf_image_classification",
         summary="Classify a photograph, in Hugging Face's shape",
         response_model=list[HuggingFaceLabel],
@@ -79,7 +80,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         return await answer(request, None)
 
     @router.post(
-        "/models/{model_name:model}",
+        HUGGING_FACE.path + "{model_name:model}",
         operation_id="hf_model_image_classification",
         summary="Classify a photograph with the model of this name, in Hugging Face's shape",
         response_model=list[HuggingFaceLabel],
@@ -102,7 +103,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         image, function = await _read(request, classification.body_limits)
         model = await classification.model(request, [image.options])
         if model_name is not None:
-            check_name(model, model_name, "/models")
+            check_name(model, model_name, HUGGING_FACE.path)
         try:
             answered = await classification.answers(request, [image], model, logits=function != "softmax")
         except Problem as problem:

@@ -18,6 +18,7 @@ from app.http.bodies.content import JSON, BodyLimits, Hold, parse_json
 from app.http.bodies.documents import LongText
 from app.http.classification import Classification, results_of, timings_ms
 from app.http.health import Health
+from app.http.paths import KSERVE_V1
 from app.http.problems import PROBLEMS
 from app.http.routes.open_inference.routes import ModelNameConvertor, check_name, errors, ready_model
 from app.http.routes.open_inference.schemas import ModelReady
@@ -34,7 +35,6 @@ _PIXELS = (
     "an image is sent encoded (JPEG, PNG, ...), in base64; "
     "pixels as numbers are taken by /v2/models/NAME/infer"
 )
-_FOLDER = "/v1/models"
 
 
 class UnpredictedConvertor(ModelNameConvertor):
@@ -104,16 +104,16 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
     router = APIRouter(tags=["kserve v1"])
 
     @router.get(
-        _FOLDER + "/{model_name:unpredicted}",
+        KSERVE_V1.path + "{model_name:unpredicted}",
         operation_id="kserve_v1_model_ready",
         summary="Whether the model answers",
         responses=errors(404, 503),
     )
     async def ready(model_name: ModelName) -> ModelReady:
-        return ready_model(classification, health, model_name, _FOLDER)
+        return ready_model(classification, health, model_name, KSERVE_V1.path)
 
     @router.post(
-        _FOLDER + "/{model_name:model}:predict",
+        KSERVE_V1.path + "{model_name:model}:predict",
         operation_id="kserve_v1_predict",
         summary="Classify photographs, in KServe's protocol v1",
         response_model=PredictResponse,
@@ -128,10 +128,10 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
     async def predict(request: Request, model_name: ModelName) -> Response:
         """Images in base64. The Content-Type is not read."""
         if classification.last_model is not None:
-            check_name(classification.last_model, model_name, _FOLDER)
+            check_name(classification.last_model, model_name, KSERVE_V1.path)
         images = await _read(request, classification.body_limits)
         model = await classification.model(request, [image.options for image in images])
-        check_name(model, model_name, _FOLDER)
+        check_name(model, model_name, KSERVE_V1.path)
         answered = await classification.answers(request, images, model)
         results = await results_of(request.scope, images, answered, model, classification.work)
         timings = timings_ms(answered, request.scope)

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.http.classification import Engines, no_model_yet
+from app.http.paths import MODELS
 from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
 from app.inference.resolved_options import default_method
@@ -19,7 +20,7 @@ def models_router(settings: Settings, engines: Engines) -> APIRouter:
     not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
 
     @router.get(
-        "/v1/models",
+        MODELS.path,
         operation_id="list_models",
         responses=not_ready,
         summary="Models, their labels and their defaults",

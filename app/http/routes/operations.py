@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from app.http.health import Health
+from app.http.paths import LIVEZ, METRICS, PING, READYZ
 from app.http.schemas import Readiness
 from app.telemetry import metrics
 
@@ -12,19 +13,19 @@ def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
     """Probes and, unless they have a listener of their own, metrics for a front end."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/livez", summary="The HTTP process runs")
+    @router.get(LIVEZ.path, summary="The HTTP process runs")
     async def livez() -> dict[str, str]:
         return {"status": "alive"}
 
     @router.get(
-        "/ping",
+        PING.path,
         operation_id="ping",
         summary="As /readyz, for Amazon SageMaker and clients of TorchServe",
         response_model=Readiness,
         responses={503: {"model": Readiness, "description": "Not ready."}},
     )
     @router.get(
-        "/readyz",
+        READYZ.path,
         summary="An engine has loaded, warmed up and answers, and images can be decoded",
         response_model=Readiness,
         responses={503: {"model": Readiness, "description": "Not ready."}},
@@ -45,7 +46,7 @@ def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
         return router
 
     @router.get(
-        "/metrics",
+        METRICS.path,
         operation_id="metrics",
         summary="Prometheus metrics of all processes",
         response_class=Response,

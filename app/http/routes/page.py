@@ -8,6 +8,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
 from app.errors import NotFound
+from app.http.paths import PAGE as ROOT
+from app.http.paths import STATIC
 from app.settings.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "static"
@@ -64,12 +66,12 @@ def page_router(settings: Settings) -> APIRouter:
     )
     page = _file(PAGE, filled)
 
-    @router.get("/", operation_id="page", response_class=HTMLResponse)
+    @router.get(ROOT.path, operation_id="page", response_class=HTMLResponse)
     async def index(request: Request) -> Response:
         """The page for people."""
         return page.answer(request, _ASK_AGAIN)
 
-    @router.get("/static/{asked_version}/{name:path}", include_in_schema=False)
+    @router.get(STATIC.path + "{asked_version}/{name:path}", include_in_schema=False)
     async def static(request: Request, asked_version: str, name: str) -> Response:
         file = files.get(name)
         if file is None:

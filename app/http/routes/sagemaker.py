@@ -10,11 +10,11 @@ from starlette.types import Scope
 
 from app.http.answers import WARNINGS_HEADER_SCHEMA
 from app.http.classification import Classification
+from app.http.paths import SAGEMAKER
 from app.http.problems import PROBLEMS
 from app.http.routes.classify import BODY, classified
 from app.http.schemas import ClassifyResponse
 
-PATH = "/invocations"
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 
 _BODY = {
@@ -38,7 +38,7 @@ def sagemaker_router(classification: Classification) -> APIRouter:
     router = APIRouter(tags=["classify"])
 
     @router.post(
-        PATH,
+        SAGEMAKER.path,
         operation_id="sagemaker_invocations",
         response_model=ClassifyResponse,
         responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **PROBLEMS},
@@ -57,7 +57,7 @@ def query_of(scope: Scope) -> bytes:
     """A request's query, and behind it the options that SageMaker passes on in a header, for its clients can
     send no query."""
     query: bytes = scope["query_string"]
-    if scope["path"] != PATH:
+    if scope["path"] != SAGEMAKER.path:
         return query
     given = Headers(scope=scope).get(ATTRIBUTES, "").replace(";", ",").replace("&", ",")
     attributes = [part.strip() for part in given.split(",") if "=" in part]

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.http.classification import Engines
+from app.http.paths import STATS
 from app.telemetry import metrics
 
 
@@ -36,7 +37,7 @@ def stats_router(engines: Engines) -> APIRouter:
     """The route, for a front end of these engines."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/v1/stats", summary="Queue, batches and images, counted since the server's start")
+    @router.get(STATS.path, summary="Queue, batches and images, counted since the server's start")
     def stats() -> Stats:
         return described(
             _totals(), sum(bool(engine["ready"]) for engine in engines.engines), time.monotonic()

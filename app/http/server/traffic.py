@@ -12,13 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import NotReady, TooSlow
 from app.http.bodies.memory import Memory, Share, set_share
+from app.http.paths import known
 from app.http.problems import problem_response
 
 # A body is given its time and, beyond that, what this many bytes a second need: a phone on a bad line is
 # slow, and who sends a byte now and then is no phone.
 SLOWEST_BYTES_PER_S = 16 * 1024
 _RETRY_AFTER_S = 1.0
-_WHILE_STOPPING = frozenset({"/livez", "/metrics"})
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Bounded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._traffic.stopping and scope["path"] not in _WHILE_STOPPING:
+        if self._traffic.stopping and not known(scope["path"]).while_stopping:
             refusal = NotReady("the server is stopping", retry_after_s=_RETRY_AFTER_S)
             await problem_response(refusal, scope["path"], {"Connection": "close"})(scope, receive, send)
             return

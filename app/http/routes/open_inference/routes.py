@@ -23,6 +23,7 @@ from app.http.bodies.memory import share_of
 from app.http.callers import caller_of
 from app.http.classification import AnsweredImage, Classification, no_model_yet, timings_ms
 from app.http.health import Health
+from app.http.paths import OPEN_INFERENCE, OPEN_INFERENCE_LIVE, OPEN_INFERENCE_READY, OPEN_INFERENCE_REST
 from app.http.problems import PROBLEMS
 from app.http.routes.open_inference.infer import (
     INPUTS,
@@ -52,6 +53,7 @@ from app.nearest import did_you_mean
 from app.wrong_values import short
 
 SERVER = "trimvit"
+_MODELS = OPEN_INFERENCE_REST.path + "models/"
 _PARTS = ("infer", "ready", "config", "versions/1")  # what a path may go on with after a model's name
 VERSION = "1"  # a server has one model, and that one version
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "schedule_policy"]
@@ -137,16 +139,18 @@ def open_inference_router(classification: Classification, health: Health) -> API
         check_version(model, model_version)
         return model
 
-    @router.get("/v2", operation_id="v2_server_metadata", summary="What answers, and its extensions")
+    @router.get(
+        OPEN_INFERENCE.path, operation_id="v2_server_metadata", summary="What answers, and its extensions"
+    )
     async def server_metadata() -> ServerMetadata:
         return ServerMetadata(name=SERVER, version=version("trimvit"), extensions=EXTENSIONS)
 
-    @router.get("/v2/health/live", operation_id="v2_server_live", summary="The HTTP process runs")
+    @router.get(OPEN_INFERENCE_LIVE.path, operation_id="v2_server_live", summary="The HTTP process runs")
     async def live() -> ServerLive:
         return ServerLive(live=True)
 
     @router.get(
-        "/v2/health/ready",
+        OPEN_INFERENCE_READY.path,
         operation_id="v2_server_ready",
         summary="An engine has loaded, warmed up and answers, and images can be decoded",
         response_model=ServerReady,
@@ -163,7 +167,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         )
 
     @router.post(
-        "/v2/models/{model_name:model}/versions/{model_version}/infer",
+        _MODELS + "{model_name:model}/versions/{model_version}/infer",
         operation_id="v2_model_version_infer",
         summary="Classify the images of a tensor with this version of the model",
         response_model=InferResponse,
@@ -175,7 +179,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return await answer(request, model_name, model_version)
 
     @router.post(
-        "/v2/models/{model_name:model}/infer",
+        _MODELS + "{model_name:model}/infer",
         operation_id="v2_model_infer",
         summary="Classify the images of a tensor",
         response_model=InferResponse,
@@ -189,7 +193,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return await answer(request, model_name, VERSION)
 
     @router.get(
-        "/v2/models/{model_name:model}/versions/{model_version}/ready",
+        _MODELS + "{model_name:model}/versions/{model_version}/ready",
         operation_id="v2_model_version_ready",
         summary="Whether this version of the model answers",
         responses=_NO_MODEL,
@@ -199,7 +203,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return ready_model(classification, health, model_name)
 
     @router.get(
-        "/v2/models/{model_name:model}/ready",
+        _MODELS + "{model_name:model}/ready",
         operation_id="v2_model_ready",
         summary="Whether the model answers",
         responses=_NO_MODEL,
@@ -208,7 +212,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return ready_model(classification, health, model_name)
 
     @router.get(
-        "/v2/models/{model_name:model}/versions/{model_version}/config",
+        _MODELS + "{model_name:model}/versions/{model_version}/config",
         operation_id="v2_model_version_config",
         summary="Configuration of this version of the model, in Triton's words",
         responses=_NO_MODEL,
@@ -217,7 +221,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return _config(described(model_name, model_version), limits)
 
     @router.get(
-        "/v2/models/{model_name:model}/config",
+        _MODELS + "{model_name:model}/config",
         operation_id="v2_model_config",
         summary="The model's configuration, in Triton's words",
         responses=_NO_MODEL,
@@ -226,7 +230,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return _config(described(model_name), limits)
 
     @router.get(
-        "/v2/models/{model_name:model}/versions/{model_version}",
+        _MODELS + "{model_name:model}/versions/{model_version}",
         operation_id="v2_model_version_metadata",
         summary="Inputs and outputs of this version of the model",
         responses=_NO_MODEL,
@@ -235,7 +239,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return _metadata(described(model_name, model_version))
 
     @router.get(
-        "/v2/models/{model_name:model}",
+        _MODELS + "{model_name:model}",
         operation_id="v2_model_metadata",
         summary="The model's inputs and outputs",
         responses=_NO_MODEL,
@@ -296,7 +300,7 @@ def _written(
     return joined(head, output_tensors(inference, answered, model))
 
 
-def known_model(classification: Classification, name: str, folder: str = "/v2/models") -> ModelInfo:
+def known_model(classification: Classification, name: str, folder: str = _MODELS) -> ModelInfo:
     """The model of this name, without waiting for an engine. Raises NotFound or NotReady."""
     model = classification.last_model
     if model is None:
@@ -306,7 +310,7 @@ def known_model(classification: Classification, name: str, folder: str = "/v2/mo
 
 
 def ready_model(
-    classification: Classification, health: Health, name: str, folder: str = "/v2/models"
+    classification: Classification, health: Health, name: str, folder: str = _MODELS
 ) -> ModelReady:
     """That the model of this name answers. Raises NotFound or NotReady."""
     model = known_model(classification, name, folder)
@@ -324,10 +328,10 @@ def check_version(model: ModelInfo, model_version: str) -> None:
         )
 
 
-def check_name(model: ModelInfo, name: str, folder: str = "/v2/models") -> None:
+def check_name(model: ModelInfo, name: str, folder: str = _MODELS) -> None:
     """Raises NotFound for another model's name; ``folder`` is the path of which the name is the rest."""
     if name != model.name:
-        path = f"{folder}/{name}"
+        path = f"{folder}{name}"
         if (words := of_another_server(path)) is not None:
             raise NotFound(f"there is no {path}; {words}")
         if name.startswith(f"{model.name}/"):

