@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from app.settings.settings import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.contestants import plain_vit
 from benchmarks.report import Row, spread, table, write

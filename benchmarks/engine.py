@@ -21,7 +21,7 @@ from typing import get_args
 import torch
 
 from app.engine.process import MOST_STREAMS
-from app.settings.settings import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine, memory, speed
 from benchmarks.contestants import load_model, stream_pool
 from benchmarks.outside import MissingPackageError

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import psutil
 
-from app.settings.settings import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.server import processes, running, title_of
 

@@ -48,7 +48,8 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from app.settings.settings import BUNDLED_MODEL, Settings
+from app.settings.model import BUNDLED_MODEL
+from app.settings.settings import Settings
 from benchmarks import machine
 from benchmarks.report import write
 from benchmarks.server import Server, connect, running, status_of, title_of

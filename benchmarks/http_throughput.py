@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from app.decoding.images import ImageLimits, decode
-from app.settings.settings import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.report import spread
 from benchmarks.server import running

@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 
 from app.commands.load import poisson_arrivals
-from app.settings.settings import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.sender import Ended, Sender, requests
 from benchmarks.server import running

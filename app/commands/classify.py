@@ -30,8 +30,9 @@ from app.errors import InternalFault, InvalidValue, Problem, UnreadableRequest
 from app.inference.options import ImageOptions, MaskFormat, Share
 from app.inference.resolved_options import ResolvedOptions, resolve
 from app.inference.results import check_numbers, image_result
-from app.settings.settings import Blocks, Settings
+from app.settings.settings import Settings
 from app.settings.truncated_images import TruncatedImages
+from app.settings.types import Blocks
 from models.dtypes import DtypeName
 from models.names import in_words, shown
 from models.pictures import cells_of, dimmed

@@ -4,7 +4,7 @@ from starlette.types import Scope
 
 from app.http.clients import client_of
 from app.priority import Priority
-from app.settings.settings import Settings
+from app.settings.security import SecuritySettings
 
 
 def caller_of(scope: Scope) -> str:
@@ -17,7 +17,7 @@ def caller_of(scope: Scope) -> str:
     return "" if client is None else client_of(client[0])
 
 
-def max_priority_of(scope: Scope, settings: Settings) -> Priority:
+def max_priority_of(scope: Scope, settings: SecuritySettings) -> Priority:
     """The highest priority that the caller may ask for: what the line of its API key says, else the
     setting."""
     of_the_key: Priority | None = scope.get("state", {}).get("max_priority")

@@ -9,7 +9,7 @@ from app.errors import PriorityNotAllowed
 from app.inference.options import ImageOptions
 from app.inference.resolved_options import ResolvedOptions
 from app.priority import Priority, up_to
-from app.settings.settings import Settings
+from app.settings.limits import LimitSettings
 
 
 def priority_of(options: ImageOptions, highest: Priority) -> Priority:
@@ -28,13 +28,17 @@ def priority_of(options: ImageOptions, highest: Priority) -> Priority:
     )
 
 
-def deadline_s_of(options: ImageOptions, settings: Settings) -> float:
+def deadline_s_of(options: ImageOptions, settings: LimitSettings) -> float:
     """The image's deadline or the server's, from when the request came."""
     return (options.deadline_ms or settings.default_deadline_ms) / 1000
 
 
 def expected(
-    options: ImageOptions, resolved: ResolvedOptions, settings: Settings, model: ModelInfo, highest: Priority
+    options: ImageOptions,
+    resolved: ResolvedOptions,
+    settings: LimitSettings,
+    model: ModelInfo,
+    highest: Priority,
 ) -> Expected:
     """What is known of an image before it is decoded, but for its caller, who may ask for no priority above
     ``highest``. Raises PriorityNotAllowed."""

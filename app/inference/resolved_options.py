@@ -7,7 +7,7 @@ from app.engine.brown_out import AUTO_FLOOR
 from app.engine.messages import ModelInfo
 from app.errors import InvalidValue
 from app.inference.options import ImageOptions
-from app.settings.settings import Settings
+from app.settings.model import ModelSettings
 from models.schedule import Method, Pruning, keep_ratio_for
 
 
@@ -36,7 +36,7 @@ class ResolvedOptions:
         return self.pruning.keep_ratio
 
 
-def default_method(settings: Settings, model: ModelInfo) -> Method:
+def default_method(settings: ModelSettings, model: ModelInfo) -> Method:
     """What images get that name no criterion or reducer: the server's, else the checkpoint's."""
     own = model.method
     return Method(
@@ -44,7 +44,7 @@ def default_method(settings: Settings, model: ModelInfo) -> Method:
     )
 
 
-def resolve(options: ImageOptions, settings: Settings, model: ModelInfo) -> ResolvedOptions:
+def resolve(options: ImageOptions, settings: ModelSettings, model: ModelInfo) -> ResolvedOptions:
     """Raises InvalidValue for what this model or these defaults do not allow."""
     if options.cascade:
         if model.cascade is None:

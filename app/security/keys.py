@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.priority import PRIORITIES, Priority
 from app.security.file_version import version_of
-from app.settings.settings import Settings
+from app.settings.security import SecuritySettings
 from app.settings.variables import plain
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class KeyRing:
             log.info("read %d API keys from %s", len(self._from_file), self._path)
 
 
-def key_ring(settings: Settings, environment: Mapping[str, str] = os.environ) -> KeyRing | None:
+def key_ring(settings: SecuritySettings, environment: Mapping[str, str] = os.environ) -> KeyRing | None:
     """The keys of the settings' file and of TRIMVIT_API_KEYS; None where there is neither.
 
     Raises KeysError where they cannot be read.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.security.file_version import version_of
-from app.settings.settings import Settings
+from app.settings.security import SecuritySettings
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Certificates:
             log.info("read the certificate in %s again", self._certificate)
 
 
-def certificates(settings: Settings) -> Certificates | None:
+def certificates(settings: SecuritySettings) -> Certificates | None:
     """Those of the settings; None where there are none.
 
     Raises TlsError where they cannot be used.
@@ -70,7 +70,7 @@ def certificates(settings: Settings) -> Certificates | None:
     return Certificates(settings.tls_certificate, settings.tls_key)
 
 
-def check_tls(settings: Settings) -> None:
+def check_tls(settings: SecuritySettings) -> None:
     """Raises TlsError where certificate and key cannot be read or do not belong together."""
     certificates(settings)
 

@@ -5,7 +5,8 @@ Whoever gives one of these expects something that will not happen, so the server
 
 from collections.abc import Iterator
 
-from app.settings.settings import BUNDLED_MODEL, Settings
+from app.settings.model import BUNDLED_MODEL
+from app.settings.settings import Settings
 
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
 

@@ -1,11 +1,11 @@
 """Types of settings that people write in several forms: the forms taken, and words for the others."""
 
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 _OWN_FOLDERS = frozenset({"v1", "v2", "models", "static", "docs"})
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\s/]*):(?P<port>\d+)")
@@ -58,9 +58,6 @@ def _root_path(text: str) -> str:
     return path
 
 
-RootPath = Annotated[str, AfterValidator(_root_path)]
-
-
 def _host_name(text: str) -> str:
     """A name to be asked by, or all names below one, or all."""
     if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", text):
@@ -76,7 +73,41 @@ def _names(value: object) -> object:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
+def _listed(value: object) -> object:
+    """Blocks as they are typed in an environment variable: 4,7,10."""
+    if isinstance(value, str):
+        return value.split(",")
+    return (value,) if isinstance(value, int) else value
+
+
+def _ascending(blocks: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if blocks is not None and list(blocks) != sorted(set(blocks)):
+        raise ValueError("the blocks must ascend, as in 4,7,10")
+    return blocks
+
+
+def _address(text: str) -> str:
+    try:
+        ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no address and no network, as in 10.0.0.7 or 10.0.0.0/8") from None
+    return text
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?", text):
+        raise ValueError(f"{text!r} is no origin, as in https://example.org or http://localhost:3000")
+    return text
+
+
+RootPath = Annotated[str, AfterValidator(_root_path)]
 File = Annotated[Path, BeforeValidator(_file)]
 Devices = Annotated[str, AfterValidator(_devices)]
 Host = Annotated[str, AfterValidator(_host)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...] | None, BeforeValidator(_names)]
+CudaGraphs = Literal["auto", "off"]
+Blocks = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_listed), AfterValidator(_ascending)
+]
+Addresses = Annotated[tuple[Annotated[str, AfterValidator(_address)], ...] | None, BeforeValidator(_names)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, BeforeValidator(_names)]

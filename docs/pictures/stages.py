@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from app.settings.settings import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
 from models.load import load
 from models.pictures import cells_of, dimmed

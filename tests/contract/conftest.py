@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings.settings import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODEL
 from benchmarks.ray_cluster import READY_WITHIN_S
 from models.classifier import Classifier, ImageRequest, Prediction
 from models.device import choose_dtype

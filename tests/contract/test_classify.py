@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.settings.settings import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODEL
 from models.classifier import ImageRequest
 from models.schedule import Pruning
 from tests.contract.conftest import Alone

@@ -9,12 +9,12 @@ from app.http.paths import MODELS
 from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
 from app.inference.resolved_options import default_method
-from app.settings.settings import Settings
+from app.settings.model import ModelSettings
 from models.cascade import Cascade
 from models.schedule import CRITERIA, REDUCERS
 
 
-def models_router(settings: Settings, engines: Engines) -> APIRouter:
+def models_router(settings: ModelSettings, engines: Engines) -> APIRouter:
     """The route, describing the model of these engines."""
     router = APIRouter(tags=["models"])
     not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}

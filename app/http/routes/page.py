@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from app.errors import NotFound
 from app.http.paths import PAGE as ROOT
 from app.http.paths import STATIC
-from app.settings.settings import Settings
+from app.settings.limits import LimitSettings
 
 FOLDER = Path(__file__).parents[2] / "static"
 PAGE = "page.html"
@@ -53,7 +53,7 @@ def static_files(folder: Path) -> dict[str, StaticFile]:
     }
 
 
-def page_router(settings: Settings) -> APIRouter:
+def page_router(settings: LimitSettings) -> APIRouter:
     """The page, and its files under a path that changes with them, so that browsers may keep them."""
     router = APIRouter(tags=["page"])
     files = static_files(FOLDER)

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings
 
-from app.settings.settings import BUNDLED_MODEL, Settings
+from app.settings.model import BUNDLED_MODEL
+from app.settings.settings import Settings
 from app.wrong_values import wrong_values
 
 # A value other than the default for every setting, as text and as what it must become.
@@ -17,6 +19,9 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "labels": ("labels.txt", Path("labels.txt")),
     "stages": ("3,5,9", (3, 5, 9)),
     "rows": ("all", "all"),
+    "default_keep_ratio": ("0.7", 0.7),
+    "default_criterion": ("mad", "mad"),
+    "default_reducer": ("fuse", "fuse"),
     "device": ("cuda:1,cpu", "cuda:1,cpu"),
     "engines": ("3", 3),
     "dtype": ("float16", "float16"),
@@ -24,38 +29,34 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "streams": ("2", 2),
     "cuda_graphs": ("auto", "auto"),
     "max_batch_tokens": ("5000", 5000),
-    "max_queue_images": ("17", 17),
-    "max_queue_s": ("2.5", 2.5),
-    "agreement_share": ("0.25", 0.25),
+    "decode_processes": ("5", 5),
     "host": ("::1", "::1"),
     "port": ("0", 0),
     "http_workers": ("4", 4),
     "operations_host": ("0.0.0.0", "0.0.0.0"),
     "operations_port": ("9000", 9000),
+    "trusted_proxies": ("10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
+    "root_path": ("vit/b/", "/vit/b"),
     "api_keys_file": ("keys", Path("keys")),
     "max_priority": ("high", "high"),
     "tls_certificate": ("chain.pem", Path("chain.pem")),
     "tls_key": ("key.pem", Path("key.pem")),
-    "trusted_proxies": ("10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
-    "root_path": ("vit/b/", "/vit/b"),
     "cors_origins": ("https://example.org,http://[::1]:3000", ("https://example.org", "http://[::1]:3000")),
     "allowed_hosts": ("vit.example.org, *.test", ("vit.example.org", "*.test")),
-    "decode_processes": ("5", 5),
-    "decode_timeout_s": ("2.5", 2.5),
+    "max_queue_images": ("17", 17),
+    "max_queue_s": ("2.5", 2.5),
+    "max_images_per_request": ("7", 7),
     "max_body_bytes": ("1000", 1000),
+    "max_bodies_bytes": ("1000", 1000),
     "max_image_pixels": ("2000", 2000),
     "truncated_images": ("answer", "answer"),
-    "max_bodies_bytes": ("1000", 1000),
+    "decode_timeout_s": ("2.5", 2.5),
     "max_connections": ("9", 9),
     "max_connections_per_client": ("3", 3),
     "head_timeout_s": ("2.5", 2.5),
     "body_timeout_s": ("2.5", 2.5),
     "write_timeout_s": ("2.5", 2.5),
     "keep_alive_s": ("2.5", 2.5),
-    "max_images_per_request": ("7", 7),
-    "default_keep_ratio": ("0.7", 0.7),
-    "default_criterion": ("mad", "mad"),
-    "default_reducer": ("fuse", "fuse"),
     "default_deadline_ms": ("1500", 1500),
     "restart_wait_s": ("2.5", 2.5),
     "hang_after_s": ("2.5", 2.5),
@@ -64,6 +65,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "shutdown_grace_s": ("2.5", 2.5),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
+    "agreement_share": ("0.25", 0.25),
 }
 
 # Values out of range, and what the refusal must say.
@@ -204,3 +206,10 @@ def test_every_setting_is_described() -> None:
     """--help has something to say of each."""
     for name, field in Settings.model_fields.items():
         assert field.description, name
+
+
+def test_every_setting_is_in_one_group() -> None:
+    """A name in two groups would be two settings of which one has no effect."""
+    groups = [base for base in Settings.__bases__ if issubclass(base, BaseModel) and base is not BaseSettings]
+    names = [name for group in groups for name in group.model_fields]
+    assert sorted(names) == sorted(Settings.model_fields)

@@ -1,0 +1,44 @@
+"""What computes: devices, processes, threads, batches."""
+
+from pydantic import BaseModel, Field
+
+from app.settings.types import CudaGraphs, Devices
+from models.dtypes import DtypeName
+
+
+class ComputeSettings(BaseModel):
+    """What computes: devices, processes, threads, batches."""
+
+    device: Devices = Field(
+        "auto",
+        description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one engine each.",
+    )
+    engines: int = Field(
+        1, ge=1, le=64, description="Engine processes for each device named; on a CPU they share its cores."
+    )
+    dtype: DtypeName = Field(
+        "auto",
+        description="auto: bfloat16 where the device computes in it, else float32 on a CPU and float16 on a "
+        "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX-512 VNNI.",
+    )
+    threads: int = Field(
+        0, ge=0, description="Compute threads of an engine. 0: its share of the cores; never more than cores."
+    )
+    streams: int = Field(
+        0,
+        ge=0,
+        description="Batches an engine computes at once. 0: one per thread, to 8, on a CPU; two on a GPU.",
+    )
+    cuda_graphs: CudaGraphs = Field(
+        "off", description="auto: small batches of one pruning as CUDA graphs on a GPU. Not tried on one yet."
+    )
+    max_batch_tokens: int = Field(
+        0, ge=0, description="Tokens of a batch, weighted by their cost. 0: 4096 on a CPU, 65536 on a GPU."
+    )
+    decode_processes: int = Field(
+        3,
+        ge=1,
+        le=64,
+        description="Processes that decode images, per HTTP process. One caller gets all but one of them, so "
+        "that its slow images never hold up others; with 1 they do.",
+    )

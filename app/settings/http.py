@@ -1,0 +1,31 @@
+"""Where the server listens, and what stands before it."""
+
+from pydantic import BaseModel, Field
+
+from app.settings.types import Addresses, Host, RootPath
+
+
+class HttpSettings(BaseModel):
+    """Where the server listens, and what stands before it."""
+
+    host: Host = Field("127.0.0.1", description="Address to listen on, or a name: then all its addresses.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    http_workers: int = Field(1, ge=1, le=64, description="HTTP processes.")
+    operations_host: Host = Field("127.0.0.1", description="Address of the operations port.")
+    operations_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="A port of its own for /metrics, which the main port then does not serve, /livez and "
+        "/readyz, without TLS and without API keys; 0 takes a free one.",
+    )
+    trusted_proxies: Addresses = Field(
+        None,
+        description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed, separated by commas. Default: none.",
+    )
+    root_path: RootPath | None = Field(
+        None,
+        description="Path under which a proxy publishes the server, such as /vit, where the proxy passes it "
+        "on; requests without it are answered as well. A proxy that takes it off needs no setting.",
+    )

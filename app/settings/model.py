@@ -1,0 +1,47 @@
+"""Which model is served, and what images get that ask for nothing."""
+
+from pydantic import BaseModel, Field
+
+from app.settings.types import Blocks, File
+from models.schedule import Criterion, Reducer, Rows
+
+BUNDLED_MODEL = "trimvit-small-imagenette"
+
+
+class ModelSettings(BaseModel):
+    """Which model is served, and what images get that ask for nothing."""
+
+    model: str = Field(
+        BUNDLED_MODEL,
+        description="Bundled name, timm name (weights from the hub), hf-hub:OWNER/NAME, or the path of a "
+        "file or folder of weights. The bundled model knows ten classes; deit_small_patch16_224.fb_in1k "
+        "knows a thousand.",
+    )
+    architecture: str | None = Field(
+        None, description="timm architecture of weights that do not name their own."
+    )
+    patch_stride: int | None = Field(
+        None,
+        ge=1,
+        description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
+        "else the patch size.",
+    )
+    labels: File | None = Field(
+        None, description="File of labels in class order: one a line, or JSON (a list or a map)."
+    )
+    stages: Blocks = Field(
+        None, description="Blocks that prune, counted from 1. Default: the checkpoint's, else 4, 7, 10 of 12."
+    )
+    rows: Rows | None = Field(
+        None,
+        description="Attention rows that decide. Default: the checkpoint's, else CLS where there is one.",
+    )
+    default_keep_ratio: float = Field(
+        1.0, gt=0, le=1, description="Ratio of images that ask for none. 1 prunes nothing."
+    )
+    default_criterion: Criterion | None = Field(
+        None, description="Criterion of images that ask for none. Default: the checkpoint's, else variance."
+    )
+    default_reducer: Reducer | None = Field(
+        None, description="Reducer of images that ask for none. Default: the checkpoint's, else drop."
+    )
