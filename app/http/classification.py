@@ -2,11 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -18,26 +17,19 @@ from app.engine.client import Classified, Expected, Question
 from app.engine.messages import ModelInfo
 from app.engine.smoothed import Smoothed
 from app.errors import DeadlinePassed, NotReady, Problem
-from app.http.answers import longest, result_json
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of, max_priority_of
+from app.http.client_gone import unless_gone
 from app.inference.expected import deadline_s_of, expected
 from app.inference.options import ImageOptions
 from app.inference.resolved_options import ResolvedOptions, resolve
 from app.inference.results import check_numbers
 from app.priority import Priority
-from app.processes import background
 from app.settings.settings import Settings
 from app.telemetry import metrics, tracing
 from models.transforms import InputSpec
-
-T = TypeVar("T")
-
-
-# More of them take longer to write than the event loop should stand still.
-_MOST_LABELS_AT_ONCE = 500
 
 
 class Engines(Protocol):
@@ -145,7 +137,7 @@ class Classification:
             left_s = deadline_s - seconds_since(request.scope)
             if left_s <= 0 and self._engines.model is None:
                 raise _passed_on_the_way(deadline_s)
-            return await _unless_gone(request, self._engines.wait_until_ready(max(0.0, left_s)))
+            return await unless_gone(request, self._engines.wait_until_ready(max(0.0, left_s)))
 
     async def answers(
         self,
@@ -163,7 +155,7 @@ class Classification:
             for index, image in enumerate(images)
         ]
         with _outcomes(len(images)):
-            answered = await _unless_gone(request, _all_or_first_problem(work))
+            answered = await unless_gone(request, _all_or_first_problem(work))
         metrics.IMAGES.labels("answered").inc(len(images))
         return answered
 
@@ -231,52 +223,6 @@ class Classification:
             raise DeadlinePassed("the deadline passed while the image was being decoded") from None
 
 
-def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, float]:
-    """Milliseconds of each phase, of several images the longest, and since the request of this ``scope``
-    came; counted in the metrics image by image."""
-    total_s = seconds_since(scope)
-    timings = {
-        "decode": longest([image.decode_s for image in answered]),
-        "queue": longest([image.classified.answer.queue_s for image in answered]),
-        "compute": longest([image.classified.answer.compute_s for image in answered]),
-        "total": longest([total_s]),
-    }
-    for image in answered:
-        metrics.PHASE_SECONDS.labels("decode").observe(image.decode_s)
-        metrics.PHASE_SECONDS.labels("queue").observe(image.classified.answer.queue_s)
-        metrics.PHASE_SECONDS.labels("compute").observe(image.classified.answer.compute_s)
-        metrics.PHASE_SECONDS.labels("total").observe(total_s)
-    return timings
-
-
-async def results_of(
-    scope: Scope,
-    images: Sequence[RequestedImage],
-    answered: Sequence[AnsweredImage],
-    model: ModelInfo,
-    work: ImageWork,
-) -> list[bytes]:
-    """Each image's result as JSON. Large ones are rendered image by image off the event loop, where other
-    callers' work has its turn between them."""
-    tasks = [
-        partial(
-            result_json,
-            answer.classified,
-            model,
-            resolved=answer.resolved,
-            mask=image.options.mask,
-            every_stage=image.options.mask_stages,
-            seen=answer.seen,
-        )
-        for image, answer in zip(images, answered, strict=True)
-    ]
-    labels = sum(len(answer.classified.answer.classes) for answer in answered)
-    if labels <= _MOST_LABELS_AT_ONCE and all(image.options.mask == "none" for image in images):
-        return [task() for task in tasks]
-    caller = caller_of(scope)
-    return await asyncio.gather(*(work.render(caller, task) for task in tasks))
-
-
 def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
     return DeadlinePassed(
         f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
@@ -310,25 +256,3 @@ async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:
     except* Problem as problems:
         raise problems.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
-    raised: a queue must not keep what nobody waits for."""
-    working, gone = background.awaited(work, "answer"), background.awaited(_disconnect(request), "client")
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        gone.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
-
-
-async def _disconnect(request: Request) -> None:
-    """Returns when the client has gone away. The body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from app.http.routes.hugging_face import HuggingFaceRequest
 from app.http.routes.kserve_v1 import PredictRequest
-from app.http.routes.open_inference.schemas import ErrorAnswer, InferRequest
+from app.http.routes.open_inference.schemas import InferRequest
+from app.http.routes.plain_errors import ErrorAnswer
 from app.http.schemas import ClassifyRequest, JsonImage, ProblemDocument
 
 _BY_HAND: Sequence[type[BaseModel]] = (

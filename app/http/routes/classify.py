@@ -8,9 +8,10 @@ from fastapi.responses import Response
 from app.http.answers import WARNINGS_HEADER_SCHEMA, joined_results, server_timing, warning_headers
 from app.http.bodies.body import read_images
 from app.http.bodies.content import JSON, MULTIPART, RAW
-from app.http.classification import Classification, results_of, timings_ms
+from app.http.classification import Classification
 from app.http.paths import CLASSIFY
 from app.http.problems import PROBLEMS
+from app.http.rendering import results_of, timings_ms
 from app.http.schemas import ClassifyRequest, ClassifyResponse, JsonImage
 from app.inference.options import option_schemas
 

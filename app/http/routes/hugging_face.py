@@ -19,10 +19,12 @@ from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_head
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage, read_content
 from app.http.bodies.content import JSON, RAW, BodyLimits, form_of, kind_of, parse_json, raw_image
-from app.http.classification import AnsweredImage, Classification, timings_ms
+from app.http.classification import AnsweredImage, Classification
 from app.http.paths import HUGGING_FACE, PAGE
 from app.http.problems import PROBLEMS
-from app.http.routes.open_inference.routes import check_name, errors
+from app.http.rendering import timings_ms
+from app.http.routes.model_names import check_name
+from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE
 from app.inference.option_layers import merged, options_of, single_values
 from app.inference.options import MASK_OPTIONS, ImageOptions, option_schemas

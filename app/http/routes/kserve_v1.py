@@ -4,9 +4,9 @@ Its text: https://kserve.github.io/website/docs/concepts/architecture/data-plane
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.convertors import register_url_convertor
 
@@ -16,12 +16,13 @@ from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage, read_content
 from app.http.bodies.content import JSON, BodyLimits, Hold, parse_json
 from app.http.bodies.documents import LongText
-from app.http.classification import Classification, results_of, timings_ms
+from app.http.classification import Classification
 from app.http.health import Health
 from app.http.paths import KSERVE_V1
 from app.http.problems import PROBLEMS
-from app.http.routes.open_inference.routes import ModelNameConvertor, check_name, errors, ready_model
-from app.http.routes.open_inference.schemas import ModelReady
+from app.http.rendering import results_of, timings_ms
+from app.http.routes.model_names import ModelName, ModelNameConvertor, ModelReady, check_name, ready_model
+from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE, ImageResult
 from app.inference.option_layers import merged, options_of, single_values
 from app.inference.options import option_schemas
@@ -92,11 +93,6 @@ class PredictResponse(BaseModel):
     """One prediction for each instance, in their order."""
 
     predictions: list[ImageResult] = Field(description="Each as /v1/classify answers it.")
-
-
-ModelName = Annotated[
-    str, Path(description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"])
-]
 
 
 def kserve_v1_router(classification: Classification, health: Health) -> APIRouter:

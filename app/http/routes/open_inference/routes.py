@@ -8,99 +8,56 @@ docs/design/0018.
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.convertors import Convertor, register_url_convertor
 
 from app.engine.messages import ModelInfo
-from app.errors import NotFound, NotReady
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
 from app.http.bodies.body import read_body
-from app.http.bodies.content import JSON, RAW, BodyLimits
+from app.http.bodies.content import JSON, RAW
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of
-from app.http.classification import AnsweredImage, Classification, no_model_yet, timings_ms
+from app.http.classification import AnsweredImage, Classification
 from app.http.health import Health
-from app.http.paths import OPEN_INFERENCE, OPEN_INFERENCE_LIVE, OPEN_INFERENCE_READY, OPEN_INFERENCE_REST
+from app.http.paths import OPEN_INFERENCE, OPEN_INFERENCE_LIVE, OPEN_INFERENCE_READY
 from app.http.problems import PROBLEMS
-from app.http.routes.open_inference.infer import (
-    INPUTS,
-    AskedInference,
-    Inference,
-    asked_inference,
-    output_tensors,
-    outputs_of,
-    read_inference,
+from app.http.rendering import timings_ms
+from app.http.routes.model_names import (
+    MODELS_FOLDER,
+    VERSION,
+    ModelName,
+    ModelReady,
+    ModelVersion,
+    check_name,
+    check_version,
+    known_model,
+    ready_model,
 )
+from app.http.routes.open_inference.description import SERVER, config_of, metadata_of
+from app.http.routes.open_inference.infer import AskedInference, Inference, asked_inference, read_inference
+from app.http.routes.open_inference.outputs import output_tensors
 from app.http.routes.open_inference.schemas import (
-    ErrorAnswer,
     InferRequest,
     InferResponse,
     ModelConfig,
     ModelMetadata,
-    ModelReady,
-    ModelTensor,
     ServerLive,
     ServerMetadata,
     ServerReady,
-    TensorMetadata,
 )
-from app.http.routes.open_inference.tensors import HEADER_LENGTH, Datatype, joined, split
-from app.http.unknown_paths import of_another_server
-from app.nearest import did_you_mean
-from app.wrong_values import short
+from app.http.routes.open_inference.tensors import HEADER_LENGTH, joined, split
+from app.http.routes.plain_errors import errors
 
-SERVER = "trimvit"
-_MODELS = OPEN_INFERENCE_REST.path + "models/"
-_PARTS = ("infer", "ready", "config", "versions/1")  # what a path may go on with after a model's name
-VERSION = "1"  # a server has one model, and that one version
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "schedule_policy"]
-_TRITON_TYPES: dict[Datatype, str] = {
-    "BOOL": "TYPE_BOOL",
-    "UINT8": "TYPE_UINT8",
-    "INT32": "TYPE_INT32",
-    "FP32": "TYPE_FP32",
-    "BYTES": "TYPE_STRING",
-}
-
-
-class ModelNameConvertor(Convertor[str]):
-    """A model's name in a path: it may have slashes (hf-hub:owner/name), but behind them none of the words
-    that the protocol's paths go on with."""
-
-    regex = "[^/]+(?:/(?!(?:versions|ready|config|infer)(?:/|$))[^/]+)*"
-
-    def convert(self, value: str) -> str:
-        """As it stands."""
-        return value
-
-    def to_string(self, value: str) -> str:
-        """As it stands."""
-        return value
-
-
-register_url_convertor("model", ModelNameConvertor())
-
-
-def errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route for clients that others wrote, as OpenAPI declares them."""
-    problems = {**PROBLEMS, 404: {"description": "There is no such model or version.", "headers": {}}}
-    return {
-        status: {
-            "description": problems[status]["description"],
-            "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}},
-            "headers": problems[status]["headers"],
-        }
-        for status in statuses
-    }
-
-
-ModelName = Annotated[
-    str, Path(description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"])
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "schedule_policy",
 ]
-ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[VERSION])]
+
 
 _NO_MODEL = errors(404, 503)
 _BINARY = {"type": "string", "format": "binary"}
@@ -167,7 +124,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         )
 
     @router.post(
-        _MODELS + "{model_name:model}/versions/{model_version}/infer",
+        MODELS_FOLDER + "{model_name:model}/versions/{model_version}/infer",
         operation_id="v2_model_version_infer",
         summary="Classify the images of a tensor with this version of the model",
         response_model=InferResponse,
@@ -179,7 +136,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return await answer(request, model_name, model_version)
 
     @router.post(
-        _MODELS + "{model_name:model}/infer",
+        MODELS_FOLDER + "{model_name:model}/infer",
         operation_id="v2_model_infer",
         summary="Classify the images of a tensor",
         response_model=InferResponse,
@@ -193,7 +150,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return await answer(request, model_name, VERSION)
 
     @router.get(
-        _MODELS + "{model_name:model}/versions/{model_version}/ready",
+        MODELS_FOLDER + "{model_name:model}/versions/{model_version}/ready",
         operation_id="v2_model_version_ready",
         summary="Whether this version of the model answers",
         responses=_NO_MODEL,
@@ -203,7 +160,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return ready_model(classification, health, model_name)
 
     @router.get(
-        _MODELS + "{model_name:model}/ready",
+        MODELS_FOLDER + "{model_name:model}/ready",
         operation_id="v2_model_ready",
         summary="Whether the model answers",
         responses=_NO_MODEL,
@@ -212,40 +169,40 @@ def open_inference_router(classification: Classification, health: Health) -> API
         return ready_model(classification, health, model_name)
 
     @router.get(
-        _MODELS + "{model_name:model}/versions/{model_version}/config",
+        MODELS_FOLDER + "{model_name:model}/versions/{model_version}/config",
         operation_id="v2_model_version_config",
         summary="Configuration of this version of the model, in Triton's words",
         responses=_NO_MODEL,
     )
     async def version_config(model_name: ModelName, model_version: ModelVersion) -> ModelConfig:
-        return _config(described(model_name, model_version), limits)
+        return config_of(described(model_name, model_version), limits)
 
     @router.get(
-        _MODELS + "{model_name:model}/config",
+        MODELS_FOLDER + "{model_name:model}/config",
         operation_id="v2_model_config",
         summary="The model's configuration, in Triton's words",
         responses=_NO_MODEL,
     )
     async def model_config(model_name: ModelName) -> ModelConfig:
-        return _config(described(model_name), limits)
+        return config_of(described(model_name), limits)
 
     @router.get(
-        _MODELS + "{model_name:model}/versions/{model_version}",
+        MODELS_FOLDER + "{model_name:model}/versions/{model_version}",
         operation_id="v2_model_version_metadata",
         summary="Inputs and outputs of this version of the model",
         responses=_NO_MODEL,
     )
     async def version_metadata(model_name: ModelName, model_version: ModelVersion) -> ModelMetadata:
-        return _metadata(described(model_name, model_version))
+        return metadata_of(described(model_name, model_version))
 
     @router.get(
-        _MODELS + "{model_name:model}",
+        MODELS_FOLDER + "{model_name:model}",
         operation_id="v2_model_metadata",
         summary="The model's inputs and outputs",
         responses=_NO_MODEL,
     )
     async def model_metadata(model_name: ModelName) -> ModelMetadata:
-        return _metadata(described(model_name))
+        return metadata_of(described(model_name))
 
     async def read(request: Request, model_name: str, model_version: str) -> tuple[Inference, ModelInfo]:
         # Of the body, no more is kept than what the inference refers to.
@@ -297,70 +254,4 @@ def open_inference_router(classification: Classification, health: Health) -> API
 def _written(
     head: dict[str, Any], inference: Inference, answered: Sequence[AnsweredImage], model: ModelInfo
 ) -> tuple[bytes, int | None]:
-    return joined(head, output_tensors(inference, answered, model))
-
-
-def known_model(classification: Classification, name: str, folder: str = _MODELS) -> ModelInfo:
-    """The model of this name, without waiting for an engine. Raises NotFound or NotReady."""
-    model = classification.last_model
-    if model is None:
-        raise no_model_yet()
-    check_name(model, name, folder)
-    return model
-
-
-def ready_model(
-    classification: Classification, health: Health, name: str, folder: str = _MODELS
-) -> ModelReady:
-    """That the model of this name answers. Raises NotFound or NotReady."""
-    model = known_model(classification, name, folder)
-    if not health.is_ready():
-        raise NotReady("images are not answered now; see /readyz", retry_after_s=1.0)
-    return ModelReady(name=model.name, ready=True)
-
-
-def check_version(model: ModelInfo, model_version: str) -> None:
-    """Raises NotFound for another version than the model has."""
-    if model_version != VERSION:
-        raise NotFound(
-            f"there is no version {short.repr(model_version)} of the model {model.name!r}; "
-            f"allowed is {VERSION!r}"
-        )
-
-
-def check_name(model: ModelInfo, name: str, folder: str = _MODELS) -> None:
-    """Raises NotFound for another model's name; ``folder`` is the path of which the name is the rest."""
-    if name != model.name:
-        path = f"{folder}{name}"
-        if (words := of_another_server(path)) is not None:
-            raise NotFound(f"there is no {path}; {words}")
-        if name.startswith(f"{model.name}/"):
-            tail = name.removeprefix(f"{model.name}/")
-            raise NotFound(f"the model {model.name!r} has no {short.repr(tail)}{did_you_mean(tail, _PARTS)}")
-        raise NotFound(f"there is no model {short.repr(name)}; allowed is {model.name!r}")
-
-
-def _metadata(model: ModelInfo) -> ModelMetadata:
-    return ModelMetadata(
-        name=model.name, versions=[VERSION], platform=SERVER, inputs=INPUTS, outputs=outputs_of(model)
-    )
-
-
-def _config(model: ModelInfo, limits: BodyLimits) -> ModelConfig:
-    return ModelConfig(
-        name=model.name,
-        platform=SERVER,
-        backend=SERVER,
-        max_batch_size=limits.images,
-        input=[_configured(tensor, optional=True) for tensor in INPUTS],
-        output=[_configured(tensor) for tensor in outputs_of(model)],
-    )
-
-
-def _configured(tensor: TensorMetadata, *, optional: bool = False) -> ModelTensor:
-    return ModelTensor(
-        name=tensor.name,
-        data_type=_TRITON_TYPES[tensor.datatype],
-        dims=tensor.shape[1:],
-        optional=optional,
-    )
+    return joined(head, output_tensors(inference.outputs, inference.top_k, answered, model))

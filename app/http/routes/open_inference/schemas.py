@@ -38,12 +38,6 @@ TRITONS: dict[str, Any] = {
 _SHAPE = "Length of each axis; -1: as the request has it."
 
 
-class ErrorAnswer(BaseModel):
-    """What was wrong and what is allowed."""
-
-    error: str = Field(description="In words.", examples=["there is no model 'vit'; allowed is 'toy'"])
-
-
 class ServerMetadata(BaseModel):
     """What answers."""
 
@@ -65,13 +59,6 @@ class ServerReady(BaseModel):
     """Whether images are answered."""
 
     ready: bool = Field(description="Whether an engine has loaded the model and answers.", examples=[True])
-
-
-class ModelReady(BaseModel):
-    """Whether images are answered with this model."""
-
-    name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
-    ready: bool = Field(description="Always true: a model that is not ready is answered with 503.")
 
 
 class TensorMetadata(BaseModel):

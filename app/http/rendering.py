@@ -1,0 +1,64 @@
+"""Answered images -> their results as JSON, and how long each phase took."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+from starlette.types import Scope
+
+from app.decoding.image_work import ImageWork
+from app.engine.messages import ModelInfo
+from app.http.answers import longest, result_json
+from app.http.arrival import seconds_since
+from app.http.callers import caller_of
+from app.http.classification import AnsweredImage, RequestedImage
+from app.telemetry import metrics
+
+# More of them take longer to write than the event loop should stand still.
+_MOST_LABELS_AT_ONCE = 500
+
+
+def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, float]:
+    """Milliseconds of each phase, of several images the longest, and since the request of this ``scope``
+    came; counted in the metrics image by image."""
+    total_s = seconds_since(scope)
+    timings = {
+        "decode": longest([image.decode_s for image in answered]),
+        "queue": longest([image.classified.answer.queue_s for image in answered]),
+        "compute": longest([image.classified.answer.compute_s for image in answered]),
+        "total": longest([total_s]),
+    }
+    for image in answered:
+        metrics.PHASE_SECONDS.labels("decode").observe(image.decode_s)
+        metrics.PHASE_SECONDS.labels("queue").observe(image.classified.answer.queue_s)
+        metrics.PHASE_SECONDS.labels("compute").observe(image.classified.answer.compute_s)
+        metrics.PHASE_SECONDS.labels("total").observe(total_s)
+    return timings
+
+
+async def results_of(
+    scope: Scope,
+    images: Sequence[RequestedImage],
+    answered: Sequence[AnsweredImage],
+    model: ModelInfo,
+    work: ImageWork,
+) -> list[bytes]:
+    """Each image's result as JSON. Large ones are rendered image by image off the event loop, where other
+    callers' work has its turn between them."""
+    tasks = [
+        partial(
+            result_json,
+            answer.classified,
+            model,
+            resolved=answer.resolved,
+            mask=image.options.mask,
+            every_stage=image.options.mask_stages,
+            seen=answer.seen,
+        )
+        for image, answer in zip(images, answered, strict=True)
+    ]
+    labels = sum(len(answer.classified.answer.classes) for answer in answered)
+    if labels <= _MOST_LABELS_AT_ONCE and all(image.options.mask == "none" for image in images):
+        return [task() for task in tasks]
+    caller = caller_of(scope)
+    return await asyncio.gather(*(work.render(caller, task) for task in tasks))

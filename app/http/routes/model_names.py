@@ -1,0 +1,90 @@
+"""Routes with a model's name in their path: how it is read, and whether it is that of the model served."""
+
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import BaseModel, Field
+from starlette.convertors import Convertor, register_url_convertor
+
+from app.engine.messages import ModelInfo
+from app.errors import NotFound, NotReady
+from app.http.classification import Classification, no_model_yet
+from app.http.health import Health
+from app.http.paths import OPEN_INFERENCE_REST
+from app.http.unknown_paths import of_another_server
+from app.nearest import did_you_mean
+from app.wrong_values import short
+
+MODELS_FOLDER = OPEN_INFERENCE_REST.path + "models/"
+_PARTS = ("infer", "ready", "config", "versions/1")  # what a path may go on with after a model's name
+VERSION = "1"  # a server has one model, and that one version
+
+
+class ModelNameConvertor(Convertor[str]):
+    """A model's name in a path: it may have slashes (hf-hub:owner/name), but behind them none of the words
+    that the protocol's paths go on with."""
+
+    regex = "[^/]+(?:/(?!(?:versions|ready|config|infer)(?:/|$))[^/]+)*"
+
+    def convert(self, value: str) -> str:
+        """As it stands."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """As it stands."""
+        return value
+
+
+register_url_convertor("model", ModelNameConvertor())
+
+ModelName = Annotated[
+    str, Path(description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"])
+]
+ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[VERSION])]
+
+
+class ModelReady(BaseModel):
+    """Whether images are answered with this model."""
+
+    name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    ready: bool = Field(description="Always true: a model that is not ready is answered with 503.")
+
+
+def known_model(classification: Classification, name: str, folder: str = MODELS_FOLDER) -> ModelInfo:
+    """The model of this name, without waiting for an engine. Raises NotFound or NotReady."""
+    model = classification.last_model
+    if model is None:
+        raise no_model_yet()
+    check_name(model, name, folder)
+    return model
+
+
+def ready_model(
+    classification: Classification, health: Health, name: str, folder: str = MODELS_FOLDER
+) -> ModelReady:
+    """That the model of this name answers. Raises NotFound or NotReady."""
+    model = known_model(classification, name, folder)
+    if not health.is_ready():
+        raise NotReady("images are not answered now; see /readyz", retry_after_s=1.0)
+    return ModelReady(name=model.name, ready=True)
+
+
+def check_version(model: ModelInfo, model_version: str) -> None:
+    """Raises NotFound for another version than the model has."""
+    if model_version != VERSION:
+        raise NotFound(
+            f"there is no version {short.repr(model_version)} of the model {model.name!r}; "
+            f"allowed is {VERSION!r}"
+        )
+
+
+def check_name(model: ModelInfo, name: str, folder: str = MODELS_FOLDER) -> None:
+    """Raises NotFound for another model's name; ``folder`` is the path of which the name is the rest."""
+    if name != model.name:
+        path = f"{folder}{name}"
+        if (words := of_another_server(path)) is not None:
+            raise NotFound(f"there is no {path}; {words}")
+        if name.startswith(f"{model.name}/"):
+            tail = name.removeprefix(f"{model.name}/")
+            raise NotFound(f"the model {model.name!r} has no {short.repr(tail)}{did_you_mean(tail, _PARTS)}")
+        raise NotFound(f"there is no model {short.repr(name)}; allowed is {model.name!r}")

@@ -1,0 +1,48 @@
+"""The model as the Open Inference Protocol describes it, and as Triton configures it."""
+
+from app.engine.messages import ModelInfo
+from app.http.bodies.content import BodyLimits
+from app.http.routes.model_names import VERSION
+from app.http.routes.open_inference.infer import INPUTS
+from app.http.routes.open_inference.outputs import outputs_of
+from app.http.routes.open_inference.schemas import ModelConfig, ModelMetadata, ModelTensor, TensorMetadata
+from app.http.routes.open_inference.tensors import Datatype
+
+SERVER = "trimvit"
+
+
+_TRITON_TYPES: dict[Datatype, str] = {
+    "BOOL": "TYPE_BOOL",
+    "UINT8": "TYPE_UINT8",
+    "INT32": "TYPE_INT32",
+    "FP32": "TYPE_FP32",
+    "BYTES": "TYPE_STRING",
+}
+
+
+def metadata_of(model: ModelInfo) -> ModelMetadata:
+    """Its inputs and outputs."""
+    return ModelMetadata(
+        name=model.name, versions=[VERSION], platform=SERVER, inputs=INPUTS, outputs=outputs_of(model)
+    )
+
+
+def config_of(model: ModelInfo, limits: BodyLimits) -> ModelConfig:
+    """Its configuration, in Triton's words."""
+    return ModelConfig(
+        name=model.name,
+        platform=SERVER,
+        backend=SERVER,
+        max_batch_size=limits.images,
+        input=[_configured(tensor, optional=True) for tensor in INPUTS],
+        output=[_configured(tensor) for tensor in outputs_of(model)],
+    )
+
+
+def _configured(tensor: TensorMetadata, *, optional: bool = False) -> ModelTensor:
+    return ModelTensor(
+        name=tensor.name,
+        data_type=_TRITON_TYPES[tensor.datatype],
+        dims=tensor.shape[1:],
+        optional=optional,
+    )

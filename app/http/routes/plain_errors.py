@@ -1,0 +1,27 @@
+"""The `{"error": "..."}` of routes for clients that others wrote (app.http.paths), as OpenAPI declares it."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from app.http.bodies.content import JSON
+from app.http.problems import PROBLEMS
+
+
+class ErrorAnswer(BaseModel):
+    """What was wrong and what is allowed."""
+
+    error: str = Field(description="In words.", examples=["there is no model 'vit'; allowed is 'toy'"])
+
+
+def errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route for clients that others wrote, as OpenAPI declares them."""
+    problems = {**PROBLEMS, 404: {"description": "There is no such model or version.", "headers": {}}}
+    return {
+        status: {
+            "description": problems[status]["description"],
+            "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}},
+            "headers": problems[status]["headers"],
+        }
+        for status in statuses
+    }
