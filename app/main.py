@@ -46,7 +46,7 @@ from app.http.routes.operations import operations_router
 from app.http.routes.page import page_router
 from app.http.routes.sagemaker import sagemaker_router
 from app.http.routes.stats import stats_router
-from app.http.server.listeners import main_config, operations_config, serve
+from app.http.server.listeners import serve
 from app.http.server.traffic import Bounded, Traffic
 from app.http.unknown_paths import paths_of
 from app.processes import background
@@ -223,11 +223,9 @@ async def run(
     operations = None
     if operations_listeners:
         hosts = answered_hosts(settings.operations_host, settings.allowed_hosts, with_keys=False)
-        operations = operations_config(
-            create_operations_app(Health(engines, decoders, traffic), hosts), settings
-        )
+        operations = create_operations_app(Health(engines, decoders, traffic), hosts)
     try:
-        await serve(main_config(app, settings), listeners, traffic, operations, operations_listeners)
+        await serve(app, settings, listeners, traffic, operations, operations_listeners)
     finally:
         beating.cancel()
 

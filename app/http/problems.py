@@ -1,6 +1,7 @@
 """Every error answer: application/problem+json (RFC 9457), or on the routes for clients that others wrote the
 `{"error": "..."}` that those show to their users."""
 
+import json
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import quote
@@ -40,6 +41,22 @@ def problem_response(problem: Problem, path: str, headers: dict[str, str] | None
         media_type=MEDIA_TYPE,
         headers={**(headers or {}), **problem.headers()},
     )
+
+
+def head_and_body(problem: Problem) -> bytes:
+    """The answer for what is no request, behind its status line: there is no path whose form it could have.
+    The connection is closed after it."""
+    body = json.dumps(problem.to_dict()).encode()
+    headers = {
+        "Content-Type": MEDIA_TYPE,
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        **problem.headers(),
+    }
+    if problem.status == 405:
+        headers["Allow"] = "GET, HEAD, OPTIONS, POST"
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+    return head + b"\r\n" + body
 
 
 def install_problem_handlers(app: FastAPI, routes: Collection[str] = ()) -> None:

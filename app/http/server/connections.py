@@ -3,10 +3,12 @@
 uvicorn's protocol has a time limit between requests only, its parser takes headers without end, and a
 request that offers another protocol (Upgrade) loses its body. This adds the rest: what cannot be read is
 refused in words, and offers are ignored.
+
+The file is long because a connection is one state that all callbacks of the transport, the parser and the
+timers share; what needs none of it is in the modules beside it.
 """
 
 import asyncio
-import json
 from typing import Any
 
 import httptools
@@ -15,7 +17,7 @@ from uvicorn.protocols.utils import get_remote_addr
 
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
 from app.http.arrival import arrives
-from app.http.problems import MEDIA_TYPE
+from app.http.problems import head_and_body
 from app.http.server.half_closed import HalfClosed
 from app.http.server.heads import checked_head, without_offers
 from app.http.server.joined import JoinedWrites
@@ -299,17 +301,7 @@ class Connection(HttpToolsProtocol):
         """Answer without a request, and close. ``linger``: what still comes is thrown away for a while;
         closed at once, the client might never see the answer."""
         metrics.REFUSALS.labels(problem.slug).inc()
-        body = json.dumps(problem.to_dict()).encode()
-        headers = {
-            "Content-Type": MEDIA_TYPE,
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-            **problem.headers(),
-        }
-        if problem.status == 405:
-            headers["Allow"] = "GET, HEAD, OPTIONS, POST"
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
-        self.transport.write(STATUS_LINE[problem.status] + head + b"\r\n" + body)
+        self.transport.write(STATUS_LINE[problem.status] + head_and_body(problem))
         self._refused = True
         self._unset_keepalive_if_required()
         if linger and self.transport.can_write_eof():

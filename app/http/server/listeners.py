@@ -1,11 +1,11 @@
-"""The HTTP process's listeners: how uvicorn runs the application on its sockets."""
+"""Serves an ASGI application on sockets, with uvicorn, which nothing outside this folder knows of."""
 
 import asyncio
 import contextlib
 import logging
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import FrameType
 
@@ -120,20 +120,21 @@ class _Companion(_Server):
 
 
 async def serve(
-    main: uvicorn.Config,
+    app: ASGIApp,
+    settings: Settings,
     listeners: list[socket.socket],
     traffic: Traffic,
-    operations: uvicorn.Config | None,
-    operations_listeners: list[socket.socket],
+    operations: ASGIApp | None = None,
+    operations_listeners: Sequence[socket.socket] = (),
 ) -> None:
-    """Serve until SIGTERM; ``traffic`` tells what is under way then. Probes and metrics are answered until
-    the last request is."""
+    """Serve the application until SIGTERM; ``traffic`` says what is under way then. ``operations``: probes
+    and metrics, on listeners of their own, which answer until the last request is answered."""
+    server = Server(main_config(app, settings), traffic)
     if operations is None:
-        await Server(main, traffic).serve(sockets=listeners)
+        await server.serve(sockets=listeners)
         return
-    companion = _Companion(operations)
-    server = Server(main, traffic)
-    beside = background.awaited(companion.serve(sockets=operations_listeners), "operations listener")
+    companion = _Companion(operations_config(operations, settings))
+    beside = background.awaited(companion.serve(sockets=list(operations_listeners)), "operations listener")
     # Where it ends first, the process ends, and another takes its place.
     beside.add_done_callback(lambda _: setattr(server, "should_exit", True))
     try:
