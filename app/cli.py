@@ -145,7 +145,8 @@ def _calibrate() -> tuple[type[BaseModel], Callable[[Any], int]]:
 
 
 def _classify() -> tuple[type[BaseModel], Callable[..., int]]:
-    from app.commands.classify import ClassifyConfig, classify
+    from app.commands.classify import classify
+    from app.commands.classify_config import ClassifyConfig
 
     return ClassifyConfig, classify
 

@@ -5,26 +5,16 @@ For its users it is an executor that runs `app.decoding.images.decode` in such a
 
 import contextlib
 import logging
-import os
 import queue
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-import msgspec
-import numpy as np
-
-from app.decoding.decoder import MEMORY_VARIABLE, SIZES, SOCKET_VARIABLE, STARTED, Outcome, Task
+from app.decoding.decoder_process import DecoderProcess, Died
 from app.decoding.images import Data, ImageLimits, ModelInput, decode
-from app.errors import NotReady, Problem, TooLarge, UndecodableImage, UnsupportedMediaType
-from app.processes.lifeline import SUPERVISOR_VARIABLE
+from app.errors import NotReady, Problem, UndecodableImage
 from app.telemetry import metrics
 from models.transforms import InputSpec
 
@@ -37,22 +27,9 @@ _T = TypeVar("_T")
 # transparency, of which its decoder holds four copies, and the RGB of it (measured in docs/design/0016).
 _OWN_BYTES, _BYTES_PER_PIXEL = 640 * 2**20, 20
 
-_LONGEST_HEAD = 65_536
 _DEATH_S = 1.0  # from a process's hanging up to its end
 _START_S = 30.0
 _RETRY_AFTER_S = 5.0
-_PROBLEMS = {problem.slug: problem for problem in (TooLarge, UndecodableImage, UnsupportedMediaType)}
-# What a decoding process may see of the environment: where Python is, and no secrets.
-_ENVIRONMENT = (
-    "PATH",
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "PYTHONSAFEPATH",
-    "LD_LIBRARY_PATH",
-    "LANG",
-    "LC_ALL",
-    "VIRTUAL_ENV",
-)
 
 
 def memory_for(pixels: int) -> int:
@@ -60,116 +37,11 @@ def memory_for(pixels: int) -> int:
     return _OWN_BYTES + _BYTES_PER_PIXEL * pixels
 
 
-class _Died(Exception):
-    """The process is gone, or talks nonsense."""
-
-
-class _Child:
-    """One decoding process, asked by one thread at a time."""
-
-    def __init__(self, memory_bytes: int) -> None:
-        """Raises OSError where the system has no room for another process or its socket."""
-        ours, theirs = socket.socketpair()
-        with contextlib.ExitStack() as on_failure, theirs:
-            on_failure.callback(ours.close)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "app.decoding.decoder"],
-                env={
-                    **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                    "OPENBLAS_NUM_THREADS": "1",
-                    SUPERVISOR_VARIABLE: str(os.getpid()),
-                    SOCKET_VARIABLE: str(theirs.fileno()),
-                    MEMORY_VARIABLE: str(memory_bytes),
-                },
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
-            on_failure.pop_all()
-        self._connection = ours
-        self._started = False
-
-    def wait_until_started(self, within_s: float) -> None:
-        """Nothing where it has said so before. Raises TimeoutError or _Died."""
-        if not self._started:
-            try:
-                said = self._receive(len(STARTED), time.monotonic() + within_s)
-            except TimeoutError:
-                raise
-            except OSError as error:
-                raise _Died(str(error)) from error
-            if said != STARTED:
-                raise _Died("it said something else")
-            self._started = True
-
-    def decode(self, data: Data, spec: InputSpec, limits: ImageLimits, timeout_s: float) -> ModelInput:
-        """Raises the Problem that the process found, TimeoutError, or _Died."""
-        deadline = time.monotonic() + timeout_s
-        head = msgspec.msgpack.encode(Task(spec, limits))
-        try:
-            self._wait_until(deadline)
-            self._connection.sendall(SIZES.pack(len(head), len(data)) + head)
-            self._connection.sendall(data)
-            head_size, body_size = SIZES.unpack(self._receive(SIZES.size, deadline))
-            if head_size > _LONGEST_HEAD:
-                raise _Died("it answered out of turn")
-            outcome = msgspec.msgpack.decode(self._receive(head_size, deadline), type=Outcome)
-            shape = (*spec.size, 3)
-            if body_size != (0 if outcome.slug else np.prod(shape)):
-                raise _Died("it answered with another size")
-            body = self._receive(body_size, deadline)
-        except TimeoutError:
-            raise
-        except (OSError, msgspec.DecodeError) as error:
-            raise _Died(str(error)) from error
-        if outcome.slug is None:
-            return ModelInput(np.frombuffer(body, np.uint8).reshape(shape), outcome.warnings)
-        raise _PROBLEMS.get(outcome.slug, UndecodableImage)(outcome.detail)
-
-    def _wait_until(self, deadline: float) -> None:
-        """Raises TimeoutError where the deadline has passed; what follows on the socket raises it then."""
-        rest = deadline - time.monotonic()
-        if rest <= 0:
-            raise TimeoutError
-        self._connection.settimeout(rest)
-
-    def _receive(self, size: int, deadline: float) -> bytearray:
-        received = bytearray(size)
-        view, place = memoryview(received), 0
-        while place < size:
-            self._wait_until(deadline)
-            count = self._connection.recv_into(view[place:])
-            if count == 0:
-                raise _Died("it hung up")
-            place += count
-        return received
-
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        """Whoever waits for it hears that it died."""
-        self._process.kill()
-
-    def end(self, grace_s: float = 0) -> str:
-        """Kill it, if it still runs after the grace time, and say how it ended."""
-        self._connection.close()
-        try:
-            ended = self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            return "was killed"
-        return f"ended by {signal.Signals(-ended).name}" if ended < 0 else f"ended with exit code {ended}"
-
-
 @dataclass(slots=True)
 class _Place:
     """For one process after the other; none where the system had no room for one."""
 
-    child: _Child | None
+    child: DecoderProcess | None
 
 
 class DecodingProcesses(Executor):
@@ -191,7 +63,7 @@ class DecodingProcesses(Executor):
         self._trouble: str | None = None
         for cause in ("slow", "died"):  # there from the start, so that the first shows as a rise
             metrics.DECODERS_REPLACED.labels(cause)
-        self._children: set[_Child] = set()
+        self._children: set[DecoderProcess] = set()
         self._idle: queue.LifoQueue[_Place] = queue.LifoQueue()
         for _ in range(processes):
             self._idle.put(_Place(self._new()))
@@ -233,7 +105,7 @@ class DecodingProcesses(Executor):
                     raise UndecodableImage(
                         f"decoding the image took longer than the {self._timeout_s:g} s allowed"
                     ) from None
-                except _Died:
+                except Died:
                     self._replace(place, "died")
             raise UndecodableImage("the image broke its decoder, twice")
         finally:
@@ -263,7 +135,7 @@ class DecodingProcesses(Executor):
             self._idle.put(place)
         return died
 
-    def _started(self, place: _Place) -> _Child:
+    def _started(self, place: _Place) -> DecoderProcess:
         """The process there, once it has started. Raises NotReady where not even a second one does."""
         for _ in range(2):
             if place.child is None:
@@ -279,7 +151,7 @@ class DecodingProcesses(Executor):
                     return place.child
             except TimeoutError:
                 cause = "slow"
-            except _Died:
+            except Died:
                 pass
             ending = self._replace(place, cause)
         self._trouble = f"no decoding process starts; the last one {ending}"
@@ -298,10 +170,10 @@ class DecodingProcesses(Executor):
         place.child = self._new()
         return ending
 
-    def _new(self) -> _Child | None:
+    def _new(self) -> DecoderProcess | None:
         """None where the system has no room for it; the log has why."""
         try:
-            child = _Child(self._memory_bytes)
+            child = DecoderProcess(self._memory_bytes)
         except OSError as error:
             log.warning("a decoding process cannot be made: %s", error)
             return None

@@ -139,7 +139,6 @@ def _methods(request: Request) -> set[str]:
 
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 
-
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": meaning,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from app import cli
 from app.cli import COMMANDS, Command, main
 from app.commands.bench import BenchConfig
-from app.commands.classify import ClassifyConfig
+from app.commands.classify_config import ClassifyConfig
 from app.commands.models import ModelsConfig
 from app.processes.supervisor import CannotStart
 from app.settings.flags import Operands

@@ -14,7 +14,7 @@ import timm
 import torch
 from PIL import Image
 
-from app.commands.classify import ClassifyConfig
+from app.commands.classify_config import ClassifyConfig
 from app.http.schemas import ImageResult
 from app.inference.options import ImageOptions
 from models.load import save

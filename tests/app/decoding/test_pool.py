@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from app.decoding import pool as decoding
+from app.decoding import decoder_process, pool
 from app.decoding.decoder import SIZES, STARTED
 from app.decoding.images import FORMATS, ImageLimits, decode
 from app.decoding.pool import DecodingProcesses, memory_for
@@ -133,7 +133,7 @@ class StandIn:
                 command = [sys.executable, "-c", f"import os, socket\n{link}\n{program}"]
             return start(command, **options)  # type: ignore[call-overload]
 
-        monkeypatch.setattr(decoding.subprocess, "Popen", popen)
+        monkeypatch.setattr(decoder_process.subprocess, "Popen", popen)
 
 
 SOUND = ""
@@ -301,8 +301,8 @@ def test_a_system_without_room_for_a_process_is_no_images_fault(
 def test_an_image_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's limit is told to the sender; the process goes on."""
     stand_in = StandIn(monkeypatch, SOUND)
-    monkeypatch.setattr(decoding, "_OWN_BYTES", 400 * 2**20)
-    monkeypatch.setattr(decoding, "_BYTES_PER_PIXEL", 0)
+    monkeypatch.setattr(pool, "_OWN_BYTES", 400 * 2**20)
+    monkeypatch.setattr(pool, "_BYTES_PER_PIXEL", 0)
     huge = encoded(Image.new("RGB", (9000, 9000)), "PNG", compress_level=1)
     with DecodingProcesses(1, WAIT_S, memory_for(1000)) as processes:
         with pytest.raises(TooLarge, match="more than the 400 MB of memory allowed"):

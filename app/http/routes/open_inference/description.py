@@ -10,7 +10,6 @@ from app.http.routes.open_inference.tensors import Datatype
 
 SERVER = "trimvit"
 
-
 _TRITON_TYPES: dict[Datatype, str] = {
     "BOOL": "TYPE_BOOL",
     "UINT8": "TYPE_UINT8",
