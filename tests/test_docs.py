@@ -110,3 +110,14 @@ def test_the_shown_answer_is_json() -> None:
     """The README's sample answer parses and has the members of a real one."""
     (block,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
     assert set(json.loads(block)) == {"model", "results", "timings_ms"}
+
+
+def test_the_structure_page_has_every_folder_and_nothing_that_is_gone() -> None:
+    """Every folder of app with code has its line, and whatever it names, but for old names, is there."""
+    page = (ROOT / "docs/structure.md").read_text(encoding="utf-8")
+    now, _, _ = page.partition("## Where things were before")
+    packages = {str(each.parent.relative_to(ROOT)) for each in (ROOT / "app").rglob("__init__.py")}
+    listed = set(re.findall(r"^\| `(app[\w/]*)` \|", now, re.MULTILINE))
+    assert listed - {"app/static"} == packages
+    for named in re.findall(r"`((?:app|models|tests|clients)/[\w./]+)`", now):
+        assert (ROOT / named).exists(), named
