@@ -1,5 +1,7 @@
-"""A front end: its application (`create_app`), and its process (`python -m app.main`), which the
-supervisor starts. It never imports torch."""
+"""A front end: its application (`create_app`), and its process (`python -m app.main`).
+
+The supervisor starts the process. It never imports torch.
+"""
 
 import asyncio
 import gc
@@ -53,7 +55,7 @@ from app.processes import background
 from app.processes.heap import give_back_freed_memory, map_large_memory
 from app.processes.heartbeat import Beat, Heartbeat
 from app.processes.lifeline import die_with_parent
-from app.security.keys import key_ring
+from app.security.keys import KeyRing, key_ring
 from app.settings.settings import Settings
 from app.telemetry import metrics, tracing
 from app.telemetry.logs import configure_logging
@@ -61,6 +63,13 @@ from app.telemetry.tracing import Tracing
 
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
 the share of patches kept at each pruning stage, and so its own point between accuracy and cost."""
+
+_BEAT_S = 0.25
+_LAST_EXPORT_S = 2.0  # how long the end of the process waits for a traces collector that does not answer
+
+# How long another thread may keep the interpreter from the event loop, which may wait for it many times in
+# one request. Python's 5 ms made /livez wait for 0.2 s while bodies of 31 MB were read.
+_SWITCH_S = 0.001
 
 
 def create_app(
@@ -114,37 +123,8 @@ def create_app(
     classification = Classification(settings, engines, work)
     traffic = traffic or Traffic()
     health = Health(engines, decoders, traffic)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(RefuseEarly, classification=classification)
-    app.add_middleware(Inflated, most_bytes=settings.max_body_bytes)
-    app.add_middleware(
-        Bounded,
-        traffic=traffic,
-        body_timeout_s=settings.body_timeout_s,
-        most_body_bytes=most_held(settings.max_bodies_bytes, settings.max_body_bytes),
-    )
-    # The last one added is the outermost.
-    app.add_middleware(RefuseOtherSites, origins=settings.cors_origins or ())
     keys = key_ring(settings)
-    if keys is not None:
-        app.add_middleware(RequireKey, keys=keys)
-    if settings.cors_origins is not None:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
-            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing", WARNINGS_HEADER],
-            allow_private_network=True,  # a page of a public site may be one of the origins
-        )
-    if listening_on is not None:
-        hosts = answered_hosts(listening_on, settings.allowed_hosts, with_keys=keys is not None)
-        app.add_middleware(AnswerHosts, hosts=hosts)
-    app.add_middleware(CloseUnasked)
-    app.add_middleware(Observe, tracing=tracing)
-    app.add_middleware(BrowserHeaders)
-    if settings.root_path is not None:
-        app.add_middleware(UnderPrefix, prefix=settings.root_path)
+    _surround(app, settings, classification, traffic, keys, tracing, listening_on)
     routers = (
         classify_router(classification),
         open_inference_router(classification, health),
@@ -166,6 +146,47 @@ def create_app(
     return app
 
 
+def _surround(
+    app: FastAPI,
+    settings: Settings,
+    classification: Classification,
+    traffic: Traffic,
+    keys: KeyRing | None,
+    tracing: Tracing | None,
+    listening_on: str | None,
+) -> None:
+    """Add the middleware. The last one added is the outermost."""
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(RefuseEarly, classification=classification)
+    app.add_middleware(Inflated, most_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Bounded,
+        traffic=traffic,
+        body_timeout_s=settings.body_timeout_s,
+        most_body_bytes=most_held(settings.max_bodies_bytes, settings.max_body_bytes),
+    )
+    app.add_middleware(RefuseOtherSites, origins=settings.cors_origins or ())
+    if keys is not None:
+        app.add_middleware(RequireKey, keys=keys)
+    if settings.cors_origins is not None:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
+            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing", WARNINGS_HEADER],
+            allow_private_network=True,  # a page of a public site may be one of the origins
+        )
+    if listening_on is not None:
+        hosts = answered_hosts(listening_on, settings.allowed_hosts, with_keys=keys is not None)
+        app.add_middleware(AnswerHosts, hosts=hosts)
+    app.add_middleware(CloseUnasked)
+    app.add_middleware(Observe, tracing=tracing)
+    app.add_middleware(BrowserHeaders)
+    if settings.root_path is not None:
+        app.add_middleware(UnderPrefix, prefix=settings.root_path)
+
+
 def create_operations_app(health: Health, hosts: Hosts | None = None) -> FastAPI:
     """Probes and metrics alone, for a listener of their own. The health is that of the other application,
     which starts and closes what it is of. ``hosts``: those that are answered, by default all."""
@@ -181,14 +202,6 @@ def create_operations_app(health: Health, hosts: Hosts | None = None) -> FastAPI
     app.include_router(router)
     install_problem_handlers(app, paths_of([router]))
     return app
-
-
-_BEAT_S = 0.25
-_LAST_EXPORT_S = 2.0  # how long the end of the process waits for a traces collector that does not answer
-
-# How long another thread may keep the interpreter from the event loop, which may wait for it many times in
-# one request. Python's 5 ms made /livez wait for 0.2 s while bodies of 31 MB were read.
-_SWITCH_S = 0.001
 
 
 async def run(

@@ -1,2 +1,1 @@
-"""Commands of `trimvit` beside `serve` and those of models.training. torch is imported by what needs it, when
-it runs."""
+"""The commands of `trimvit` beside `serve` and training. Who needs torch imports it when it runs."""
