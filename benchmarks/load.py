@@ -31,7 +31,7 @@ from app.commands.load import poisson_arrivals
 from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.sender import Ended, Sender, requests
-from benchmarks.server import running
+from benchmarks.server import cpu_seconds, running
 
 CLIENTS = 16
 PEAK_S = 15.0
@@ -40,30 +40,20 @@ PATIENCE_S = 30.0
 SOON_S = 0.05  # how soon the others are promised to be refused
 
 
-def cpu_seconds(pid: int) -> dict[str, float]:
+def cpu_so_far(pid: int) -> dict[str, float]:
     """What the server's processes, this one and all of the machine have taken so far, user and system."""
-    taken: Counter[str] = Counter()
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        try:
-            words = " ".join(process.cmdline())
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        kind = next((kind for kind in ("engine", "http", "decode") if kind in words), "supervisor")
-        taken[kind] += times.user + times.system
-    taken["generator"] = time.process_time()
     whole = psutil.cpu_times()
-    taken["machine"] = sum(whole) - whole.idle - whole.iowait - whole.guest - whole.guest_nice
-    return dict(taken)
+    machine = sum(whole) - whole.idle - whole.iowait - whole.guest - whole.guest_nice
+    return {**cpu_seconds(pid), "generator": time.process_time(), "machine": machine}
 
 
 def with_cores(
     pid: int, seconds: float, work: Callable[[], list[Ended]]
 ) -> tuple[list[Ended], dict[str, float]]:
     """What the work comes to, and how many cores each kind of process took; ``others``: no part of this."""
-    before = cpu_seconds(pid)
+    before = cpu_so_far(pid)
     ended = work()
-    after = cpu_seconds(pid)
+    after = cpu_so_far(pid)
     cores = {kind: (after[kind] - before.get(kind, 0.0)) / seconds for kind in after}
     others = 2 * cores["machine"] - sum(cores.values())
     return ended, {kind: round(taken, 3) for kind, taken in {**cores, "others": others}.items()}

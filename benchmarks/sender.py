@@ -7,13 +7,14 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 # So much of a request is handed to the kernel at once; most photographs as a whole.
 _SEND_BUFFER = 2**18
 _READ = 2**16
+JPEG = {"Content-Type": "image/jpeg"}
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -26,10 +27,11 @@ class Ended:
     done_s: float
 
 
-def requests(path: str, photographs: Sequence[bytes]) -> list[bytes]:
-    """A POST of each photograph, head and body in one."""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: "
-    return [head.encode() + str(len(each)).encode() + b"\r\n\r\n" + each for each in photographs]
+def requests(path: str, bodies: Sequence[bytes], headers: Mapping[str, str] = JPEG) -> list[bytes]:
+    """A POST of each body, with its head in front of it."""
+    named = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{named}Content-Length: ".encode()
+    return [head + str(len(each)).encode() + b"\r\n\r\n" + each for each in bodies]
 
 
 @dataclass(slots=True, eq=False)

@@ -1,11 +1,13 @@
 """A server of its own for a benchmark: started, ready, and stopped at the end."""
 
+import contextlib
 import re
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +30,13 @@ class Server:
 
 
 @contextmanager
-def running(*flags: str) -> Iterator[Server]:
+def running(*flags: str, module: str = "app.cli") -> Iterator[Server]:
     """`trimvit serve` with these flags on a free port, once /readyz says 200. Raises RuntimeError with its
-    log where it does not come up."""
+    log where it does not come up. ``module``: what is run in place of the command line."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as sink:
-            command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", *flags]
+            command = [sys.executable, "-m", module, "serve", "--port", "0", *flags]
             process = subprocess.Popen(command, stderr=sink)
         try:
             until = time.monotonic() + PATIENCE_S
@@ -69,6 +71,19 @@ def title_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
+
+
+def cpu_seconds(supervisor: int) -> Counter[str]:
+    """User and system time that the server's processes have taken so far, by kind: the first word of their
+    titles (`http`, `decode`, `supervisor`, ...)."""
+    taken: Counter[str] = Counter()
+    parent = psutil.Process(supervisor)
+    for process in [parent, *parent.children(recursive=True)]:
+        kind = title_of(process).removeprefix("trimvit: ").partition(" ")[0]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            taken[kind] += times.user + times.system
+    return taken
 
 
 def _address(log: Path) -> tuple[int, bool] | None:

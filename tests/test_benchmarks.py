@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import engine, outside, speed
+from benchmarks import engine, host, outside, speed
 from benchmarks.contestants import Contestant, load_model
 from benchmarks.memory import trend
 from benchmarks.photographs import load_photographs
@@ -239,3 +239,34 @@ def test_a_runtime_with_other_logits_is_no_reference() -> None:
     for wrong in (logits * 1.1, logits * np.nan):
         with pytest.raises(RuntimeError, match="logits of Some float32 differ"):
             outside._check("Some float32", Contestant(1, lambda _, wrong=wrong: wrong), vit, pixels)
+
+
+@pytest.mark.system
+def test_host(tmp_path: Path) -> None:
+    """A real server whose engines compute nothing and the bare route answer all three loads; shares follow
+    from the rates, and every kind of process has its CPU time."""
+    output = tmp_path / "result.json"
+    arguments = ("--rounds", "1", "--seconds", "0.5", "--clients", "2", "--output", str(output))
+    host.main(["--photographs", str(PHOTOGRAPHS), *arguments])
+    text = output.read_text()
+    assert str(tmp_path) not in text
+    assert str(PHOTOGRAPHS.parent) not in text
+    rows = json.loads(text)["results"]
+    assert [row["load"] for row in rows] == ["small", "large", "pixels"]
+    for row in rows:
+        share = row["per_s"]["median"] / row["bare_per_s"]["median"]
+        assert row["share_of_bare"]["median"] == pytest.approx(share, rel=0.02)
+        assert {"http_cpu_ms", "decode_cpu_ms", "generator_cpu_ms", "bare_cpu_ms"} <= row.keys()
+        assert ("decode_cpu_times_plain" in row) == (row["load"] != "pixels")
+
+
+def test_host_counts_in_bare_p50s_what_an_answer_takes_beyond_decoding() -> None:
+    """10 ms where the bare route takes 2 and decoding 2 are 3 p50s of the bare route more."""
+    ours = host.Sample(100.0, 10.0, 20.0, {"http": 3.0, "decode": 2.5})
+    bare = host.Sample(400.0, 2.0, 5.0, {"bare": 1.5, "generator": 0.1})
+    row = host.row_of("small", 1, {"trimvit": [ours], "bare": [bare]}, [2.0])
+    medians = {key: value.median for key, value in row.items() if isinstance(value, Spread)}
+    assert medians["share_of_bare"] == 0.25
+    assert medians["p50_beyond_bare_and_decoding"] == 3.0
+    assert medians["http_cpu_times_bare"] == 2.0
+    assert medians["decode_cpu_times_plain"] == 1.25

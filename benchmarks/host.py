@@ -1,0 +1,264 @@
+"""What the host needs for an image, beside the least that an HTTP server needs for a request.
+
+    python -m benchmarks.host --photographs FOLDER [--rounds 5] [--seconds 2] [--output FILE.json]
+
+Two servers on the same cores, interleaved in one run, both warm: `trimvit serve` with engines that compute
+nothing (benchmarks.instant), and a FastAPI route that only reads the body (benchmarks.bare), in one process
+with the same HTTP parser and event loop. Clients ask again as soon as they are answered. They send
+  small    JPEGs of about 7 KB: the folder's photographs, made as small as the model's input
+  large    the folder's photographs as they are (in the published figures about 110 KB)
+  pixels   pixels of the model's size over /v2, as binary data
+Reported are requests/s, latencies and the CPU time a request (user and system) of each kind of process:
+medians over the rounds (quartiles; extremes). Ratios are taken within a round. The decoders' CPU time stands
+beside what the same decoding takes in a plain loop. `generator` is the process that sends the requests. On a
+machine that others use, rates say little; ratios and CPU times say more.
+"""
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from app.decoding.images import ImageLimits, decode
+from benchmarks import machine
+from benchmarks.photographs import image_files
+from benchmarks.report import Row, Spread, spread, table, write
+from benchmarks.sender import JPEG, Sender, requests
+from benchmarks.server import cpu_seconds, end, running
+from models.transforms import InputSpec
+
+LOOP = "asyncio"  # the event loop of the server's HTTP processes
+SPEC = InputSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+LIMITS = ImageLimits(64_000_000)
+QUALITY = 42  # of the small JPEGs
+SETTLING_S = 1.0
+
+Cpu = Callable[[], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Bodies, and how either server is sent them. ``files``: those that have to be decoded."""
+
+    path: str
+    headers: Mapping[str, str]
+    bodies: Sequence[bytes]
+    files: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One server under one load for a while."""
+
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: Mapping[str, float]  # a request, by kind of process; `generator` is the sender's
+
+
+def loads_of(photographs: Sequence[bytes]) -> dict[str, Load]:
+    """The three loads that are made of photographs."""
+    small = [reduced(each) for each in photographs]
+    return {
+        "small": Load("/v1/classify", JPEG, small, small),
+        "large": Load("/v1/classify", JPEG, photographs, photographs),
+        "pixels": pixels_load([decode(each, SPEC, LIMITS).pixels for each in photographs]),
+    }
+
+
+def reduced(photograph: bytes) -> bytes:
+    """What the model sees of the photograph, as a JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(decode(photograph, SPEC, LIMITS).pixels).save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def pixels_load(pictures: Sequence[np.ndarray]) -> Load:
+    """Each picture as the binary tensor of an infer request, which asks for the labels and their scores."""
+    height, width = SPEC.size
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "pixels",
+                    "datatype": "UINT8",
+                    "shape": [1, height, width, 3],
+                    "parameters": {"binary_data_size": height * width * 3},
+                }
+            ],
+            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in ("label", "score")],
+        }
+    ).encode()
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Inference-Header-Content-Length": str(len(head)),
+    }
+    return Load("/v2/models/instant/infer", headers, [head + each.tobytes() for each in pictures])
+
+
+def sample(sender: Sender, cpu: Cpu, clients: int, seconds: float) -> Sample:
+    """Ask for so long. Raises RuntimeError where anything but 200 is answered."""
+    before, own = cpu(), time.process_time()
+    ended = sender.closed_loop(clients, seconds)
+    after, own = cpu(), time.process_time() - own
+    if not ended or any(each.status != 200 for each in ended):
+        raise RuntimeError(f"answered were {sorted({each.status for each in ended})}, not only 200")
+    p50, p99 = np.quantile([each.done_s - each.due_s for each in ended], (0.5, 0.99)) * 1000
+    taken = {kind: after[kind] - before.get(kind, 0.0) for kind in after} | {"generator": own}
+    cpu_ms = {kind: value * 1000 / len(ended) for kind, value in taken.items()}
+    return Sample(len(ended) / seconds, float(p50), float(p99), cpu_ms)
+
+
+def decode_ms(files: Sequence[bytes], seconds: float) -> float:
+    """CPU time of an image that is decoded in a plain loop for so long."""
+    began, images = time.process_time(), 0
+    while (taken := time.process_time() - began) < seconds or images < len(files):
+        decode(files[images % len(files)], SPEC, LIMITS)
+        images += 1
+    return taken * 1000 / images
+
+
+@contextlib.contextmanager
+def bare(loop: str) -> Iterator[tuple[int, Cpu]]:
+    """The bare route in a process: its port and its CPU time so far."""
+    command = [sys.executable, "-m", "benchmarks.bare", loop]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+
+        def cpu() -> dict[str, float]:
+            times = psutil.Process(process.pid).cpu_times()
+            return {"bare": times.user + times.system}
+
+        yield port, cpu
+    finally:
+        end(process)
+
+
+def row_of(
+    name: str, clients: int, samples: Mapping[str, Sequence[Sample]], plain_ms: Sequence[float]
+) -> Row:
+    """The figures of one load and so many clients. ``plain_ms``: decoding in a plain loop, round by round."""
+    ours, least = samples["trimvit"], samples["bare"]
+
+    def both(figure: Callable[[Sample], float]) -> tuple[Spread, Spread, Spread]:
+        """Of the server, of the bare route, and the first as a share of the second."""
+        pairs = [(figure(one), figure(other)) for one, other in zip(ours, least, strict=True)]
+        values = (
+            [one for one, _ in pairs],
+            [other for _, other in pairs],
+            [one / other for one, other in pairs],
+        )
+        return spread(values[0]), spread(values[1]), spread(values[2])
+
+    row: dict[str, object] = {"load": name, "clients": clients}
+    row["per_s"], row["bare_per_s"], row["share_of_bare"] = both(lambda each: each.per_s)
+    row["p50_ms"], row["bare_p50_ms"], _ = both(lambda each: each.p50_ms)
+    row["p99_ms"], row["bare_p99_ms"], _ = both(lambda each: each.p99_ms)
+    waits = [
+        (one.p50_ms - decoding - other.p50_ms) / other.p50_ms
+        for one, other, decoding in zip(ours, least, plain_ms or [0.0] * len(ours), strict=True)
+    ]
+    row["p50_beyond_bare_and_decoding"] = spread(waits)  # in p50s of the bare route
+    for kind in sorted({kind for each in ours for kind in each.cpu_ms}):
+        row[f"{kind}_cpu_ms"] = spread([each.cpu_ms.get(kind, 0.0) for each in ours])
+    row["bare_cpu_ms"] = spread([each.cpu_ms["bare"] for each in least])
+    row["bare_generator_cpu_ms"] = spread([each.cpu_ms["generator"] for each in least])
+    pairs = list(zip(ours, least, strict=True))
+    row["http_cpu_times_bare"] = spread([one.cpu_ms["http"] / other.cpu_ms["bare"] for one, other in pairs])
+    if plain_ms:
+        row["plain_decode_cpu_ms"] = spread(plain_ms)
+        times = [each.cpu_ms["decode"] / plain for each, plain in zip(ours, plain_ms, strict=True)]
+        row["decode_cpu_times_plain"] = spread(times)
+    return row
+
+
+def told(row: Row) -> str:
+    """The figures of a row, one under the other."""
+    return table([{"figure": key, "value": value} for key, value in row.items() if isinstance(value, Spread)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.host", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photographs", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--loads", nargs="+", choices=("small", "large", "pixels"))
+    parser.add_argument("--clients", type=int, nargs="+", default=(1, 16, 64))
+    parser.add_argument("--rounds", type=int, default=5, help="that count; one more warms up")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each sample")
+    parser.add_argument("--most-photographs", type=int, default=64)
+    parser.add_argument("--bare-loop", default=LOOP, choices=("asyncio", "uvloop"))
+    parser.add_argument("--serve", nargs=argparse.REMAINDER, default=(), help="flags of trimvit serve")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    options = parser.parse_args(arguments)
+    files = image_files(options.photographs)[: options.most_photographs]
+    loads = loads_of([file.read_bytes() for file in files])
+    loads = {name: loads[name] for name in options.loads or loads}
+    left_out = ("photographs", "output")
+    report = {
+        "command": "python -m benchmarks.host",
+        "machine": machine.describe(),
+        "options": {key: value for key, value in vars(options).items() if key not in left_out},
+        "kilobytes": {
+            name: round(sum(map(len, load.bodies)) / len(load.bodies) / 1000, 1)
+            for name, load in loads.items()
+        },
+    }
+    gc.disable()  # nothing here is cyclic
+    rows = []
+    with (
+        running(*options.serve, module="benchmarks.instant") as server,
+        bare(options.bare_loop) as (bare_port, bare_cpu),
+    ):
+        for name, load in loads.items():
+            senders = {
+                "trimvit": Sender(server.port, requests(load.path, load.bodies, load.headers)),
+                "bare": Sender(bare_port, requests("/", load.bodies, load.headers)),
+            }
+            cpus: dict[str, Cpu] = {"trimvit": lambda: cpu_seconds(server.pid), "bare": bare_cpu}
+            for clients in options.clients:
+                rows.append(measured(name, load, clients, senders, cpus, options))
+                if options.output is not None:
+                    write(options.output, {**report, "results": rows})
+                print(f"{name}, {clients} clients\n{told(rows[-1])}\n", flush=True)
+
+
+def measured(
+    name: str,
+    load: Load,
+    clients: int,
+    senders: Mapping[str, Sender],
+    cpus: Mapping[str, Cpu],
+    options: argparse.Namespace,
+) -> Row:
+    """All rounds of one load with so many clients."""
+    samples: dict[str, list[Sample]] = {way: [] for way in senders}
+    plain_ms: list[float] = []
+    draw, order = random.Random(0), list(senders)
+    for round_ in range(options.rounds + 1):
+        draw.shuffle(order)
+        for way in order:
+            found = sample(senders[way], cpus[way], clients, options.seconds)
+            if round_ > 0:  # the first warms up
+                samples[way].append(found)
+        if load.files and round_ > 0:
+            plain_ms.append(decode_ms(load.files, options.seconds / 4))
+    return row_of(name, clients, samples, plain_ms)
+
+
+if __name__ == "__main__":
+    main()
