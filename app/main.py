@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import ImageLimits
-from app.decoding.pool import DecodingProcesses, memory_for
+from app.decoding.pool import Decoders, DecodingProcesses, InExecutor, memory_for
 from app.engine.client import EngineClient
 from app.http.answers import WARNINGS_HEADER
 from app.http.bodies.memory import most_held
@@ -39,10 +39,12 @@ from app.http.middleware.sites import RefuseOtherSites
 from app.http.openapi import install_openapi, operation_id
 from app.http.problems import install_problem_handlers
 from app.http.routes.classify import classify_router
+from app.http.routes.direct import include
 from app.http.routes.documentation import documentation_router
 from app.http.routes.hugging_face import hugging_face_router
 from app.http.routes.kserve_v1 import kserve_v1_router
 from app.http.routes.models import models_router
+from app.http.routes.open_inference.infer_routes import infer_router
 from app.http.routes.open_inference.routes import open_inference_router
 from app.http.routes.operations import operations_router
 from app.http.routes.page import page_router
@@ -75,7 +77,7 @@ _SWITCH_S = 0.001
 def create_app(
     settings: Settings,
     engines: Engines,
-    decoders: Executor | None = None,
+    decoders: Decoders | None = None,
     tracing: Tracing | None = None,
     traffic: Traffic | None = None,
     threads: Executor | None = None,
@@ -90,7 +92,7 @@ def create_app(
     Raises KeysError where the API keys cannot be read.
     """
     if decoders is None:
-        decoders = ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode")
+        decoders = InExecutor(ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode"))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,7 +102,7 @@ def create_app(
         if isinstance(engines, EngineClient):
             await engines.close()
         work.close()
-        decoders.shutdown(wait=False)
+        decoders.close()
         if tracing is not None:
             sending = background.thread(tracing.close, "last spans", lambda _: None)
             await asyncio.to_thread(sending.join, _LAST_EXPORT_S)
@@ -117,6 +119,7 @@ def create_app(
         servers=[{"url": ".", "description": "Where this document is."}],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         generate_unique_id_function=operation_id,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # app.telemetry has its own
     )
     limits = ImageLimits(settings.max_image_pixels, settings.truncated_images)
     work = ImageWork(decoders, settings.decode_processes, limits, threads)
@@ -125,21 +128,26 @@ def create_app(
     health = Health(engines, decoders, traffic)
     keys = key_ring(settings)
     _surround(app, settings, classification, traffic, keys, tracing, listening_on)
-    routers = (
+    for_images = (
         classify_router(classification),
-        open_inference_router(classification, health),
+        infer_router(classification),
         hugging_face_router(classification),
-        kserve_v1_router(classification, health),
         sagemaker_router(classification),
+    )
+    others = (
+        open_inference_router(classification, health),
+        kserve_v1_router(classification, health),
         models_router(settings, engines),
         operations_router(health, with_metrics=settings.operations_port is None),
         stats_router(engines),
         page_router(settings),
         documentation_router(),
     )
-    for router in routers:
+    for router in for_images:
+        include(app, router)
+    for router in others:
         app.include_router(router)
-    install_problem_handlers(app, paths_of(routers))
+    install_problem_handlers(app, paths_of((*for_images, *others)))
     install_openapi(app)
     if keys is not None:
         declare_keys(app)

@@ -7,31 +7,31 @@ memory of a decoding process at rest. Expect 0.9 to 1.0 for photographs of about
 """
 
 import argparse
+import asyncio
 import os
 import statistics
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 
-from app.decoding.images import ImageLimits, decode
-from app.decoding.pool import DecodingProcesses, memory_for
+from app.decoding.images import ImageLimits
+from app.decoding.pool import Decoders, DecodingProcesses, InExecutor, memory_for
 from models.transforms import InputSpec
 
 SPEC = InputSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LIMITS = ImageLimits(64_000_000)
 
 
-def images_per_second(executor: Executor, images: list[bytes]) -> float:
+async def images_per_second(decoders: Decoders, images: list[bytes]) -> float:
     """All images, as fast as they go."""
     started = time.perf_counter()
-    for future in [executor.submit(decode, data, SPEC, LIMITS) for data in images]:
-        future.result()
+    await asyncio.gather(*(decoders.decode(data, SPEC, LIMITS) for data in images))
     return len(images) / (time.perf_counter() - started)
 
 
-def main() -> None:
+async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True)
@@ -41,18 +41,19 @@ def main() -> None:
     files = sorted(options.photographs.glob("*.[jJ][pP]*[gG]"))
     images = [file.read_bytes() for file in files]
     images *= max(1, 200 // len(images))
-    with (
-        ThreadPoolExecutor(options.workers) as threads,
-        DecodingProcesses(options.workers, 60, memory_for(LIMITS.pixels)) as processes,
-    ):
-        ways: dict[str, Executor] = {"threads": threads, "processes": processes}
-        ratios = []
-        for number in range(options.rounds + 1):
-            rates = {name: images_per_second(executor, images) for name, executor in ways.items()}
-            if number:  # the first warms up
-                ratios.append(rates["processes"] / rates["threads"])
-                print(", ".join(f"{name} {rate:.0f}/s" for name, rate in rates.items()))
-        children = [psutil.Process(child.pid).memory_full_info() for child in psutil.Process().children()]
+    ways: dict[str, Decoders] = {
+        "threads": InExecutor(ThreadPoolExecutor(options.workers)),
+        "processes": DecodingProcesses(options.workers, 60, memory_for(LIMITS.pixels)),
+    }
+    ratios = []
+    for number in range(options.rounds + 1):
+        rates = {name: await images_per_second(decoders, images) for name, decoders in ways.items()}
+        if number:  # the first warms up
+            ratios.append(rates["processes"] / rates["threads"])
+            print(", ".join(f"{name} {rate:.0f}/s" for name, rate in rates.items()))
+    children = [psutil.Process(child.pid).memory_full_info() for child in psutil.Process().children()]
+    for decoders in ways.values():
+        decoders.close()
     kilobytes = sum(map(len, images)) / len(images) / 1000
     print(
         f"{len(images)} images of {kilobytes:.0f} KB on {os.cpu_count()} cores: "
@@ -62,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

@@ -1,7 +1,8 @@
 """A decoding process: `python -m app.decoding.decoder`, started by a front end.
 
-Untrusted bytes in, pixels out. It has no secrets, its memory is limited, and its parent kills it when an
-image takes too long. It trusts nothing that it decodes, and its parent trusts nothing that it answers.
+Untrusted bytes come in over a socket, pixels go out through memory that its parent reads. It has no secrets,
+its memory is limited, and its parent kills it when an image takes too long. It trusts nothing that it
+decodes, and its parent trusts nothing that it answers.
 """
 
 import os
@@ -10,75 +11,75 @@ import signal
 import socket
 import struct
 import sys
+from functools import lru_cache
 
 import msgspec
 from setproctitle import setproctitle
 
 from app.decoding.images import ImageLimits, decode
+from app.decoding.shared_pixels import PixelsWriter
 from app.errors import Problem, TooLarge
 from app.processes.lifeline import die_with_parent
 from models.transforms import InputSpec
 
 SOCKET_VARIABLE = "TRIMVIT_DECODER_SOCKET"
+PIXELS_VARIABLE = "TRIMVIT_DECODER_PIXELS"
 MEMORY_VARIABLE = "TRIMVIT_DECODER_MEMORY_BYTES"
 
 # Sent once, as soon as images are taken.
 STARTED = b"!"
-# Before each message: the bytes of its head (MessagePack) and of its body (an encoded image, or pixels).
+# Before each message: the bytes of its head (MessagePack), and those of the encoded image behind it; in an
+# answer those of the pixels, which are in the shared memory.
 SIZES = struct.Struct("<IQ")
+
+_READ = 2**18  # bytes at once: most photographs as a whole
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
-    """Decode the body so."""
+    """How an image is to be decoded."""
 
     spec: InputSpec
     limits: ImageLimits
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What came of it: pixels in the body, with warnings, or a problem's slug and detail."""
+    """What came of it: pixels with warnings, or a problem's slug and detail."""
 
     slug: str | None = None
     detail: str = ""
     warnings: tuple[str, ...] = ()
 
 
-def serve(connection: socket.socket, memory_bytes: int) -> None:
+def serve(connection: socket.socket, writer: PixelsWriter, memory_bytes: int) -> None:
     """Say that it has started, and decode one image after the other until the parent hangs up."""
-    tasks = msgspec.msgpack.Decoder(Task)
     connection.sendall(STARTED)
-    while sizes := _receive(connection, SIZES.size):
+    received = connection.makefile("rb", buffering=_READ)
+    while len(sizes := received.read(SIZES.size)) == SIZES.size:
         head, body = SIZES.unpack(sizes)
-        task = tasks.decode(_receive(connection, head))
-        data = bytes(_receive(connection, body))
+        task = _task(received.read(head))
+        data = received.read(body)
         try:
             seen = decode(data, task.spec, task.limits)
         except MemoryError:
             problem: Problem = TooLarge(
                 f"decoding the image takes more than the {memory_bytes // 2**20} MB of memory allowed"
             )
-            _send(connection, Outcome(problem.slug, problem.detail))
+            _answer(connection, Outcome(problem.slug, problem.detail))
         except Problem as problem:
-            _send(connection, Outcome(problem.slug, problem.detail))
+            _answer(connection, Outcome(problem.slug, problem.detail))
         else:
-            _send(connection, Outcome(warnings=seen.warnings), seen.pixels.tobytes())
+            writer.write(seen.pixels)
+            _answer(connection, Outcome(warnings=seen.warnings), seen.pixels.nbytes)
 
 
-def _receive(connection: socket.socket, size: int) -> bytearray:
-    """Exactly so many bytes; none where the parent has hung up before the first."""
-    received = bytearray(size)
-    view, place = memoryview(received), 0
-    while place < size:
-        count = connection.recv_into(view[place:])
-        if count == 0:
-            return bytearray()
-        place += count
-    return received
+@lru_cache(8)
+def _task(head: bytes) -> Task:
+    return msgspec.msgpack.decode(head, type=Task)
 
 
-def _send(connection: socket.socket, outcome: Outcome, body: bytes = b"") -> None:
+def _answer(connection: socket.socket, outcome: Outcome, pixels: int = 0) -> None:
     head = msgspec.msgpack.encode(outcome)
-    connection.sendall(SIZES.pack(len(head), len(body)) + head + body)
+    connection.sendall(SIZES.pack(len(head), pixels) + head)
 
 
 def main() -> None:
@@ -96,7 +97,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     with socket.socket(fileno=int(os.environ[SOCKET_VARIABLE])) as connection:
-        serve(connection, memory_bytes)
+        serve(connection, PixelsWriter(int(os.environ[PIXELS_VARIABLE])), memory_bytes)
 
 
 if __name__ == "__main__":

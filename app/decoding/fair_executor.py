@@ -1,10 +1,9 @@
-"""Blocking work of requests, off the event loop: bounded, and fair between callers."""
+"""Work of requests off the event loop: bounded, and fair between callers."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Executor
+from typing import Any, ParamSpec, TypeVar
 
 from app.turns import Turns
 
@@ -12,25 +11,22 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class FairExecutor:
-    """Gives an executor at most so much work at once as it has ``places``, its callers' in turn.
+class FairTurns:
+    """Has at most so much work done at once as there are ``places``, its callers' in turn.
 
     It is used from one event loop.
     """
 
-    def __init__(self, executor: Executor, places: int) -> None:
-        self._executor = executor
+    def __init__(self, places: int) -> None:
         self._turns: Turns[asyncio.Future[None]] = Turns(places)
 
     def __repr__(self) -> str:
-        return f"<FairExecutor: {self._turns!r}>"
+        return repr(self._turns)
 
-    async def run(
-        self, caller: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T:
-        """What the function returns or raises. Cancelled before its turn, it is never called."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
+    async def run(self, caller: str, start: Callable[[], asyncio.Future[_T]]) -> _T:
+        """What the work that ``start`` starts comes to. Cancelled before its turn, it is never started.
+        Cancelled later, it goes on, and holds its place until it ends."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.add(caller, turn)
         self._give_turns()
         try:
@@ -41,18 +37,18 @@ class FairExecutor:
                 self._ended(caller)
             raise
         try:
-            work = self._executor.submit(function, *args, **kwargs)
+            work = start()
         except BaseException:
             self._ended(caller)
             raise
 
-        def ended(_: Future[_T]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-                loop.call_soon_threadsafe(self._ended, caller)
+        def ended(work: asyncio.Future[Any]) -> None:
+            if not work.cancelled():
+                work.exception()  # heard, also where nobody waits any more
+            self._ended(caller)
 
-        # Whoever waits may go away; the place is free when the work has ended.
         work.add_done_callback(ended)
-        return await asyncio.wrap_future(work)
+        return await asyncio.shield(work)
 
     def _ended(self, caller: str) -> None:
         self._turns.give_back(caller)
@@ -65,3 +61,24 @@ class FairExecutor:
                 self._turns.give_back(caller)
             else:
                 turn.set_result(None)
+
+
+class FairExecutor:
+    """Calls functions in an executor, at most so many at once as it has ``places``."""
+
+    def __init__(self, executor: Executor, places: int) -> None:
+        self._executor = executor
+        self._turns = FairTurns(places)
+
+    def __repr__(self) -> str:
+        return f"<FairExecutor: {self._turns!r}>"
+
+    async def run(
+        self, caller: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """What the function returns or raises. Cancelled before its turn, it is never called."""
+
+        def start() -> asyncio.Future[_T]:
+            return asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
+
+        return await self._turns.run(caller, start)

@@ -8,8 +8,9 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from app.decoding.fair_executor import FairExecutor
-from app.decoding.images import Data, ImageLimits, ModelInput, decode, resized
+from app.decoding.fair_executor import FairExecutor, FairTurns
+from app.decoding.images import Data, ImageLimits, ModelInput, as_it_is, resized
+from app.decoding.pool import Decoders
 from models.transforms import InputSpec
 
 _P = ParamSpec("_P")
@@ -20,23 +21,24 @@ _THREADS = 3
 
 
 class ImageWork:
-    """Decodes in ``decoders``, which have so many ``places``, and does the rest in ``threads``: by default,
-    in a few of its own.
+    """Decodes in ``decoders``, so many images at once as there are ``places``, and does the rest in
+    ``threads``: by default, in a few of its own.
 
     Every method takes the caller, whose share of the places the work counts in.
     """
 
     def __init__(
-        self, decoders: Executor, places: int, limits: ImageLimits, threads: Executor | None = None
+        self, decoders: Decoders, places: int, limits: ImageLimits, threads: Executor | None = None
     ) -> None:
         self._limits = limits
-        self._decoding = FairExecutor(decoders, places)
+        self._decoders = decoders
+        self._decoding = FairTurns(places)
         self._threads = threads or ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
         self._others = FairExecutor(self._threads, _THREADS)
 
     async def decode(self, data: Data, spec: InputSpec, caller: str) -> ModelInput:
         """Raises what `app.decoding.images.decode` raises."""
-        return await self._decoding.run(caller, decode, data, spec, self._limits)
+        return await self._decoding.run(caller, lambda: self._decoders.decode(data, spec, self._limits))
 
     async def resize(
         self,
@@ -46,7 +48,9 @@ class ImageWork:
         alone: Callable[[], AbstractContextManager[None]],
     ) -> ModelInput:
         """Raises what `app.decoding.images.resized` raises. It is done within ``alone``, for it
-        takes a copy of the pixels."""
+        takes a copy of the pixels. Pixels that are as the model sees them are taken as they are."""
+        if (ready := as_it_is(pixels, spec, self._limits)) is not None:
+            return ready
 
         def counted() -> ModelInput:
             with alone():

@@ -140,6 +140,17 @@ def resized(pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits
     return ModelInput(to_pixels(_laid_out(pixels), spec))
 
 
+def as_it_is(
+    pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits: ImageLimits
+) -> ModelInput | None:
+    """What `resized` makes of pixels that are just what the model sees: themselves. None for others."""
+    rows, columns, _ = pixels.shape
+    if (rows, columns) != spec.size or spec.crop_share != 1 or spec.channels != 3:
+        return None
+    check_size(columns, rows, limits)
+    return ModelInput(pixels)
+
+
 def _laid_out(pixels: UInt8[np.ndarray, "rows columns 3"]) -> Image.Image:
     """The pixels as Pillow holds them. It keeps the interpreter's lock for all that it lays out at once,
     0.07 s for 11 million pixels, so it is given a few rows at a time."""

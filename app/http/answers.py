@@ -1,8 +1,9 @@
 """Results as bytes of JSON, and the headers beside them."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+import msgspec
 
 from app.decoding.images import ModelInput
 from app.engine.client import Classified
@@ -33,7 +34,7 @@ def result_json(
     every_stage: bool,
     seen: ModelInput,
 ) -> bytes:
-    """The same as JSON. Raises ValueError for a number that JSON does not have."""
+    """The result of one image as JSON."""
     result = image_result(classified, model, resolved=resolved, mask=mask, every_stage=every_stage, seen=seen)
     return _json(result)
 
@@ -53,8 +54,12 @@ def joined_results(model: str, results: Sequence[bytes], timings_ms: dict[str, f
     )
 
 
+_encoder = msgspec.json.Encoder()
+
+
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    """Numbers that JSON does not have would be null: see check_numbers."""
+    return _encoder.encode(value)
 
 
 class Answered(Protocol):

@@ -12,13 +12,11 @@ def arrives(scope: Scope) -> None:
     scope.setdefault("state", {}).setdefault(_ARRIVED, time.perf_counter())
 
 
-def arrived(scope: Scope) -> float:
-    """When it came, by time.perf_counter; now, where nobody noted it."""
-    arrives(scope)
-    when: float = scope["state"][_ARRIVED]
-    return when
-
-
 def seconds_since(scope: Scope) -> float:
-    """How long ago it came."""
-    return time.perf_counter() - arrived(scope)
+    """How long ago it came; it comes now, where nobody noted it."""
+    try:
+        came: float = scope["state"][_ARRIVED]
+    except KeyError:
+        arrives(scope)
+        return 0.0
+    return time.perf_counter() - came

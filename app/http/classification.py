@@ -135,9 +135,13 @@ class Classification:
         with _outcomes(len(options)):
             deadline_s = min(deadline_s_of(each, self._settings) for each in options)
             left_s = deadline_s - seconds_since(request.scope)
-            if left_s <= 0 and self._engines.model is None:
+            model = self._engines.model
+            if left_s > 0:
+                waiting = self._engines.wait_until_ready(left_s)
+                return await (unless_gone(request, waiting) if model is None else waiting)
+            if model is None:
                 raise _passed_on_the_way(deadline_s)
-            return await unless_gone(request, self._engines.wait_until_ready(max(0.0, left_s)))
+            return model
 
     async def answers(
         self,
@@ -156,7 +160,7 @@ class Classification:
         ]
         with _outcomes(len(images)):
             answered = await unless_gone(request, _all_or_first_problem(work))
-        metrics.IMAGES.labels("answered").inc(len(images))
+        metrics.labelled(metrics.IMAGES, "answered").inc(len(images))
         return answered
 
     def _left_of(self, expected: Expected, gone_s: float) -> Expected:
@@ -172,9 +176,7 @@ class Classification:
             if resolved.keep_ratio is not None:
                 metrics.REQUESTED_KEEP_RATIO.observe(resolved.keep_ratio)
             highest = max_priority_of(scope, self._settings)
-            known = replace(
-                expected(image.options, resolved, self._settings, model, highest), caller=caller_of(scope)
-            )
+            known = expected(image.options, resolved, self._settings, model, highest, caller=caller_of(scope))
             if seconds_since(scope) >= known.deadline_s:
                 raise _passed_on_the_way(known.deadline_s)
             started = time.perf_counter()
@@ -250,6 +252,8 @@ def _outcomes(images: int) -> Iterator[None]:
 
 async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:
     """All answers, or the first problem, with what was still under way withdrawn."""
+    if len(answers) == 1:
+        return [await answers[0]]
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(answer) for answer in answers]

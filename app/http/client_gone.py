@@ -14,18 +14,30 @@ T = TypeVar("T")
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
-    raised: a queue must not keep what nobody waits for."""
-    working, gone = background.awaited(work, "answer"), background.awaited(_disconnect(request), "client")
+    raised: a queue must not keep what nobody waits for.
+
+    The work is done in the task that asks for it. Another one looks for the client, and cancels this one.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    gone = background.awaited(_disconnect(request), "client")
+    has_gone = False
+
+    def withdraw(_: asyncio.Task[None]) -> None:
+        nonlocal has_gone
+        has_gone = True
+        task.cancel()
+
+    gone.add_done_callback(withdraw)
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if has_gone and task.uncancel() == 0:  # nobody else cancels it
+            raise ClientDisconnect from None
+        raise
     finally:
+        gone.remove_done_callback(withdraw)
         gone.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
 
 
 async def _disconnect(request: Request) -> None:

@@ -1,9 +1,8 @@
 """Whether images are answered: what probes are told."""
 
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from app.decoding.pool import DecodingProcesses
+from app.decoding.pool import Decoders
 from app.http.classification import Engines
 from app.http.server.traffic import Traffic
 
@@ -14,20 +13,17 @@ class Health:
     it is stopping."""
 
     engines: Engines
-    decoders: Executor
+    decoders: Decoders
     traffic: Traffic = field(default_factory=Traffic)
 
     def is_ready(self) -> bool:
         """Whether images are answered."""
         if self.traffic.stopping:
             return False
-        return self.engines.model is not None and self._decoders_trouble() is None
+        return self.engines.model is not None and self.decoders.look_for_trouble() is None
 
     def look_for_trouble(self) -> str | None:
         """Why none are, where that is not expected to pass soon."""
         if self.traffic.stopping:
             return "the server is stopping"
-        return self.engines.trouble or self._decoders_trouble()
-
-    def _decoders_trouble(self) -> str | None:
-        return self.decoders.look_for_trouble() if isinstance(self.decoders, DecodingProcesses) else None
+        return self.engines.trouble or self.decoders.look_for_trouble()

@@ -29,10 +29,10 @@ def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, flo
         "total": longest([total_s]),
     }
     for image in answered:
-        metrics.PHASE_SECONDS.labels("decode").observe(image.decode_s)
-        metrics.PHASE_SECONDS.labels("queue").observe(image.classified.answer.queue_s)
-        metrics.PHASE_SECONDS.labels("compute").observe(image.classified.answer.compute_s)
-        metrics.PHASE_SECONDS.labels("total").observe(total_s)
+        metrics.labelled(metrics.PHASE_SECONDS, "decode").observe(image.decode_s)
+        metrics.labelled(metrics.PHASE_SECONDS, "queue").observe(image.classified.answer.queue_s)
+        metrics.labelled(metrics.PHASE_SECONDS, "compute").observe(image.classified.answer.compute_s)
+        metrics.labelled(metrics.PHASE_SECONDS, "total").observe(total_s)
     return timings
 
 

@@ -39,13 +39,14 @@ def expected(
     settings: LimitSettings,
     model: ModelInfo,
     highest: Priority,
+    caller: str = "",
 ) -> Expected:
-    """What is known of an image before it is decoded, but for its caller, who may ask for no priority above
-    ``highest``. Raises PriorityNotAllowed."""
+    """What is known of an image before it is decoded. Its caller may ask for no priority above ``highest``.
+    Raises PriorityNotAllowed."""
     return Expected(
         share=shares(model, resolved.pruning, resolved.margin, resolved.min_keep_ratio)[-1],
         deadline_s=deadline_s_of(options, settings),
         wait_limit_s=settings.max_queue_s if options.deadline_ms is None else math.inf,
-        caller="",
+        caller=caller,
         priority=priority_of(options, highest),
     )

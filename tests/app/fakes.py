@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from app.decoding.pool import InExecutor
 from app.engine.client import Classified, Expected, Question
 from app.engine.messages import Answer, ModelInfo
 from app.errors import NotReady, Problem
@@ -175,3 +176,12 @@ class FakeEngines:
         stages = tuple(np.array(stage, np.uint16) for stage in kept) if question.kept_patches else ()
         logits = np.array(LOGITS, np.float32) if question.logits else None
         return Classified(answer, stages, logits)
+
+
+class TroubledDecoders(InExecutor):
+    """Decodes in threads, and is in the trouble that a test says."""
+
+    trouble: str | None = None
+
+    def look_for_trouble(self) -> str | None:
+        return self.trouble

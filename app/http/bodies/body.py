@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from app.decoding.image_work import ImageWork
@@ -125,8 +124,3 @@ def _deadline_s(request: Request, limits: BodyLimits) -> float:
 
 def _body_too_large(size: int, limits: BodyLimits) -> Problem:
     return TooLarge(f"the body has {size} bytes or more; at most {limits.bytes} are allowed")
-
-
-def kind_of_body(headers: Headers) -> str:
-    """The body's Content-Type without its parameters; raw bytes where there is none."""
-    return kind_of(headers.get("content-type", ""))

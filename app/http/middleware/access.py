@@ -23,6 +23,7 @@ KEY_HEADER = "X-API-Key"
 _OTHER_SCHEMES = frozenset({"apikey", "api-key", "basic", "digest", "key", "negotiate", "token"})
 _KEYS_IN_QUERIES = frozenset({"access_token", "api-key", "api_key", "apikey", "key", "token", "x-api-key"})
 
+_FOR_ALL = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 _HTML_POLICY = {
     "default-src": "'self'",
     "img-src": "'self' data: blob:",
@@ -107,14 +108,13 @@ class BrowserHeaders:
         async def send_with_headers(message: Message) -> None:
             nonlocal held
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Referrer-Policy"] = "no-referrer"
-                if not headers.get("Content-Type", "").startswith("text/html"):
+                message["headers"] = [*message.get("headers", ()), *_FOR_ALL]
+                if not _is_html(message):
                     await send(message)
                 elif scope["path"] == DOCS.path:
                     held = message  # until its body shows what it runs
                 else:
+                    headers = MutableHeaders(scope=message)
                     headers.setdefault("Content-Security-Policy", _policy(_HTML_POLICY))
                     await send(message)
                 return
@@ -125,6 +125,10 @@ class BrowserHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def _is_html(start: Message) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/html") for name, value in start["headers"])
 
 
 def _policy(directives: dict[str, str]) -> str:

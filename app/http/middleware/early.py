@@ -7,17 +7,17 @@ has been read, for what has come meanwhile and for all other forms of body.
 
 from dataclasses import dataclass, replace
 
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.engine.client import Expected
 from app.engine.messages import ModelInfo
 from app.errors import Problem
 from app.http.arrival import seconds_since
-from app.http.bodies.body import kind_of_body
-from app.http.bodies.content import is_raw_image
+from app.http.bodies.content import is_raw_image, kind_of
 from app.http.callers import caller_of
 from app.http.classification import Classification
+from app.http.head import header_of
 from app.http.paths import HUGGING_FACE, PATHS, QueryForm, known
 from app.http.problems import problem_response
 from app.http.routes.hugging_face import asked_of
@@ -67,20 +67,19 @@ class RefuseEarly:
         if model is None or route is None:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        problem = self._problem(scope, headers, route, model)
+        problem = self._problem(scope, route, model)
         if problem is None:
             await self._app(scope, receive, send)
             return
         problem.image = None if route.query == "hugging face" else 0
         metrics.IMAGES.labels(problem.slug).inc()
         scope["route"] = route
-        waits = "100-continue" in headers.get("expect", "").lower()
+        waits = "100-continue" in (header_of(scope, b"expect") or "").lower()
         answer = problem_response(problem, scope["path"], {"Connection": "close"} if waits else None)
         await answer(scope, receive, send)
 
-    def _problem(self, scope: Scope, headers: Headers, route: ImageRoute, model: ModelInfo) -> Problem | None:
-        if not is_raw_image(kind_of_body(headers)):
+    def _problem(self, scope: Scope, route: ImageRoute, model: ModelInfo) -> Problem | None:
+        if not is_raw_image(kind_of(header_of(scope, b"content-type") or "")):
             return None
         if model is not self._model:
             self._model = model

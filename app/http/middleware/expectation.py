@@ -1,7 +1,9 @@
 """Requests whose body waits for leave (Expect: 100-continue, RFC 9110, section 10.1.1)."""
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.http.head import header_of
 
 
 class CloseUnasked:
@@ -13,7 +15,7 @@ class CloseUnasked:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on; the answer says so."""
-        if scope["type"] != "http" or "100-continue" not in Headers(scope=scope).get("expect", "").lower():
+        if scope["type"] != "http" or "100-continue" not in (header_of(scope, b"expect") or "").lower():
             await self._app(scope, receive, send)
             return
         asked = False

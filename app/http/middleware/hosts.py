@@ -7,12 +7,13 @@ with the server, so neither CORS nor a firewall keeps it out. Its requests still
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import MisdirectedRequest
+from app.http.head import header_of
 from app.http.problems import problem_response
 
 _ANY = "*"
@@ -24,9 +25,10 @@ class Hosts:
     names below example.org, and `*` is every host. ``addresses``: also every address, as for a server that
     listens on a network; a page cannot be of an address that is not its own."""
 
-    also: Sequence[str] = ()
+    also: tuple[str, ...] = ()
     addresses: bool = False
 
+    @lru_cache(256)  # noqa: B019 - there is one for the life of the process
     def answers(self, host: str) -> bool:
         """Whether requests for this host, as the Host header has it, are answered."""
         name = _name(host)
@@ -60,7 +62,7 @@ class AnswerHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or refuse."""
-        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        host = (header_of(scope, b"host") or "") if scope["type"] == "http" else ""
         if self._hosts.answers(host):
             await self._app(scope, receive, send)
             return

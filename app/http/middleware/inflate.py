@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Problem, TooLarge, UnreadableRequest, UnsupportedMediaType
 from app.http.bodies.memory import Share, share_of
+from app.http.head import header_of
 from app.http.problems import problem_response
 from app.wrong_values import short
 
@@ -39,12 +40,12 @@ class Inflated:
         if (
             scope["type"] != "http"
             or scope["method"] in _WITHOUT_BODY
-            or "content-encoding" not in (headers := Headers(scope=scope))
+            or header_of(scope, b"content-encoding") is None
         ):
             await self._app(scope, receive, send)
             return
         try:
-            codings = _codings(",".join(headers.getlist("content-encoding")))
+            codings = _codings(",".join(Headers(scope=scope).getlist("content-encoding")))
         except Problem as problem:
             answer = problem_response(problem, scope["path"], {"Accept-Encoding": ALLOWED})
             await answer(scope, receive, send)

@@ -4,12 +4,12 @@ import logging
 import re
 import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalFault
 from app.http.arrival import arrives, seconds_since
+from app.http.head import header_of
 from app.http.paths import known
 from app.http.problems import problem_response
 from app.telemetry import metrics
@@ -19,6 +19,7 @@ from app.telemetry.tracing import RequestSpan, Tracing
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-ID"
+_REQUEST_ID = REQUEST_ID.lower().encode()
 CLIENT_GONE = 499  # nginx's number for a request whose client did not wait; counted, never sent
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -38,7 +39,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
+        given = header_of(scope, _REQUEST_ID) or ""
         request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         current_request_id.set(request_id)
@@ -52,7 +53,7 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, request_id.encode())]
             await send(message)
 
         try:
@@ -70,8 +71,8 @@ class Observe:
             # The route's pattern, never the raw path: a label must not grow with what clients invent.
             route = getattr(scope.get("route"), "path_format", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            metrics.REQUESTS.labels(route, method, str(status)).inc()
-            metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+            metrics.labelled(metrics.REQUESTS, route, method, str(status)).inc()
+            metrics.labelled(metrics.REQUEST_SECONDS, route).observe(seconds)
             if span is not None:
                 span.end(method, route, None if status == CLIENT_GONE else status)
             line = {

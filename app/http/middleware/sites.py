@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import CrossSiteRequest
+from app.http.head import header_of
 from app.http.problems import problem_response
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -26,25 +27,26 @@ class RefuseOtherSites:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or refuse."""
-        if scope["type"] != "http" or scope["method"] in _READING or self._may_send(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["method"] in _READING or self._may_send(scope):
             await self._app(scope, receive, send)
             return
-        origin = Headers(scope=scope).get("origin", "another site")[:100]
+        origin = (header_of(scope, b"origin") or "another site")[:100]
         problem = CrossSiteRequest(
             f"a page of {origin} may not send requests to this server; --cors-origins names those that may"
         )
         await problem_response(problem, scope["path"])(scope, receive, send)
 
-    def _may_send(self, headers: Headers) -> bool:
-        origin = headers.get("origin")
+    def _may_send(self, scope: Scope) -> bool:
+        origin = header_of(scope, b"origin")
         if origin is not None and origin.lower() in self._origins:
             return True
-        site = headers.get("sec-fetch-site")
+        site = header_of(scope, b"sec-fetch-site")
         if site is not None:
             return site.strip().lower() in _OWN
-        return origin is None or is_own(
-            origin, [*headers.getlist("host"), *headers.getlist("x-forwarded-host")]
-        )
+        if origin is None:
+            return True
+        headers = Headers(scope=scope)
+        return is_own(origin, [*headers.getlist("host"), *headers.getlist("x-forwarded-host")])
 
 
 def is_own(origin: str, hosts: Sequence[str]) -> bool:

@@ -12,16 +12,18 @@ from app.http.classification import Classification
 from app.http.paths import CLASSIFY
 from app.http.problems import PROBLEMS
 from app.http.rendering import results_of, timings_ms
+from app.http.routes.direct import DirectRoute
 from app.http.schemas import ClassifyRequest, ClassifyResponse, JsonImage
 from app.inference.options import option_schemas
 
 
 def classify_router(classification: Classification) -> APIRouter:
     """The route, on this way of images to their answers."""
-    router = APIRouter(tags=["classify"])
+    router = APIRouter(tags=["classify"], route_class=DirectRoute)
 
     @router.post(
         CLASSIFY.path,
+        operation_id="classify",
         response_model=ClassifyResponse,
         responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **PROBLEMS},
         openapi_extra=BODY,

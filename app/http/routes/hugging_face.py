@@ -23,6 +23,7 @@ from app.http.classification import AnsweredImage, Classification
 from app.http.paths import HUGGING_FACE, PAGE
 from app.http.problems import PROBLEMS
 from app.http.rendering import timings_ms
+from app.http.routes.direct import DirectRoute
 from app.http.routes.model_names import check_name
 from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE
@@ -67,7 +68,7 @@ class HuggingFaceLabel(BaseModel):
 
 def hugging_face_router(classification: Classification) -> APIRouter:
     """The routes, with images answered by ``classification``."""
-    router = APIRouter(tags=["hugging face"])
+    router = APIRouter(tags=["hugging face"], route_class=DirectRoute)
 
     @router.post(
         PAGE.path,

@@ -36,7 +36,7 @@ class StaticFile:
 
     def answer(self, request: Request, caching: str) -> Response:
         """The file, or 304 where the client has it already."""
-        headers = {"Cache-Control": caching, "ETag": self.etag, "X-Content-Type-Options": "nosniff"}
+        headers = {"Cache-Control": caching, "ETag": self.etag}
         known = request.headers.get("if-none-match", "")
         if known.strip() == "*" or self.etag in known:
             return Response(status_code=304, headers=headers)

@@ -13,6 +13,7 @@ from app.http.classification import Classification
 from app.http.paths import SAGEMAKER
 from app.http.problems import PROBLEMS
 from app.http.routes.classify import BODY, classified
+from app.http.routes.direct import DirectRoute
 from app.http.schemas import ClassifyResponse
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
@@ -35,7 +36,7 @@ _BODY = {
 
 def sagemaker_router(classification: Classification) -> APIRouter:
     """The route, on this way of images to their answers."""
-    router = APIRouter(tags=["classify"])
+    router = APIRouter(tags=["classify"], route_class=DirectRoute)
 
     @router.post(
         SAGEMAKER.path,

@@ -134,6 +134,8 @@ class Connection(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             return
+        if self._in_head and self._timer is None:  # most heads come in one piece, and need no timer
+            self._arm(self.head_timeout_s)
         if self._in_head and is_simple_request(data):
             self._cannot_read(unreadable("version", b""))
         elif self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
@@ -198,11 +200,11 @@ class Connection(HttpToolsProtocol):
 
     # --- the parser ---------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
-        """A request's first byte: its head has a while to come."""
+        """A request's first byte. Its head has a while to come: see data_received."""
         super().on_message_begin()
         self._in_head = self._in_message = True
         self._beside_body = self._body = 0
-        self._arm(self.head_timeout_s)
+        self._disarm()
 
     def on_headers_complete(self) -> None:
         """The head is there, and read again if it offers another protocol. Raises a Problem."""

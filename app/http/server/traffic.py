@@ -7,11 +7,11 @@ and new requests while the process stops. (For connections and headers see app.h
 import asyncio
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import NotReady, TooSlow
 from app.http.bodies.memory import Memory, Share, set_share
+from app.http.head import header_of
 from app.http.paths import known
 from app.http.problems import problem_response
 
@@ -93,5 +93,5 @@ class _Body:
 
 
 def _has_body(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
-    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    length = header_of(scope, b"content-length")
+    return length not in (None, "0") or header_of(scope, b"transfer-encoding") is not None

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from app.decoding.images import FORMATS, ImageLimits, decode, resized
+from app.decoding.images import FORMATS, ImageLimits, as_it_is, decode, resized
 from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
-from models.transforms import InputSpec, to_pixels
+from models.transforms import Crop, InputSpec, to_pixels
 from tests.app.fakes import MODEL, encoded, picture
 
 # pytest undoes the filter that app.decoding.images sets for its process.
@@ -357,3 +358,25 @@ def test_pixels_that_come_decoded_are_seen_as_they_are(rows: int, columns: int) 
     limits = ImageLimits(10_000_000)
     expected = np.asarray(to_pixels(Image.fromarray(drawn), spec))
     np.testing.assert_array_equal(resized(drawn, spec, limits).pixels, expected)
+
+
+@pytest.mark.parametrize("crop", ["center", "squash"])
+def test_pixels_of_the_models_size_are_taken_as_they_are(crop: Crop) -> None:
+    """What is made of them otherwise is the same, so nothing needs to be made of them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    spec = InputSpec((24, 40), (0.5,) * 3, (0.5,) * 3, crop=crop)
+    limits = ImageLimits(24 * 40)
+    taken = as_it_is(pixels, spec, limits)
+    assert taken is not None
+    assert taken.pixels is pixels
+    np.testing.assert_array_equal(resized(pixels, spec, limits).pixels, pixels)
+    with pytest.raises(TooLarge):
+        as_it_is(pixels, spec, ImageLimits(24 * 40 - 1))
+
+
+def test_other_pixels_have_to_be_made_ready() -> None:
+    """Of another size, where the model sees a part of the image, and where it sees grey."""
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    spec = InputSpec((24, 40), (0.5,) * 3, (0.5,) * 3)
+    for other in (replace(spec, size=(40, 24)), replace(spec, crop_share=0.9), replace(spec, channels=1)):
+        assert as_it_is(pixels, other, ImageLimits(10_000)) is None

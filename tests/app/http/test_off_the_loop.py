@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app.decoding.fair_executor import FairExecutor
 from app.decoding.image_work import ImageWork
 from app.decoding.images import ImageLimits, ModelInput
+from app.decoding.pool import InExecutor
 from app.errors import TooLarge
 from app.http.answers import WARNINGS_HEADER
 from app.http.bodies.memory import Memory, Share
@@ -118,7 +119,7 @@ def test_a_deadline_passes_while_an_image_waits_to_be_decoded() -> None:
 
     async def main() -> None:
         held = Held()
-        app = create_app(Settings(), FakeEngines(), decoders=held)
+        app = create_app(Settings(), FakeEngines(), decoders=InExecutor(held))
         async with asking(app) as client:
             answer = await client.post("/v1/classify?deadline_ms=50", content=encoded())
         assert_problem(answer, 504, "deadline-passed", "while the image was being decoded", image=0)
@@ -131,7 +132,7 @@ def test_one_callers_images_leave_a_decoder_for_others() -> None:
 
     async def main() -> None:
         held = Held()
-        work = ImageWork(held, 3, ImageLimits(1000))
+        work = ImageWork(InExecutor(held), 3, ImageLimits(1000))
         slow = [asyncio.create_task(work.decode(encoded(), MODEL.input, "a")) for _ in range(9)]
         await held.until_given(2)
         other = asyncio.create_task(work.decode(encoded(), MODEL.input, "b"))
@@ -151,7 +152,7 @@ def test_pixels_have_the_limits_of_images() -> None:
     """An image that came decoded is refused, too, where it has too many pixels."""
 
     async def main() -> None:
-        work = ImageWork(Held(), 1, ImageLimits(10))
+        work = ImageWork(InExecutor(Held()), 1, ImageLimits(10))
         assert isinstance(work._others, FairExecutor)
         with pytest.raises(TooLarge, match="at most 10 are allowed"):
             await work.resize(np.zeros((3, 4, 3), np.uint8), MODEL.input, "a", Share(Memory()).alone)
@@ -177,7 +178,7 @@ def test_what_is_to_be_said_of_an_image_is_in_a_header(path: str) -> None:
     """In every shape of an answer; in that of /v1 also in the image's result."""
 
     async def main() -> None:
-        app = create_app(Settings(), FakeEngines(), decoders=Warns())
+        app = create_app(Settings(), FakeEngines(), decoders=InExecutor(Warns()))
         async with asking(app) as client:
             answer = await client.post(path, content=encoded())
         assert answer.status_code == 200
@@ -193,7 +194,7 @@ def test_outputs_of_the_open_inference_protocol_come_with_the_header() -> None:
 
     async def main() -> None:
         image = {"name": "image", "shape": [2], "datatype": "BYTES", "data": ["aGk=", "aGk="]}
-        async with asking(create_app(Settings(), FakeEngines(), decoders=Warns())) as client:
+        async with asking(create_app(Settings(), FakeEngines(), decoders=InExecutor(Warns()))) as client:
             answer = await client.post(INFER, json={"inputs": [image]})
         told = "image 0: it is cut ? somewhere; image 1: it is cut ? somewhere"
         assert answer.headers[WARNINGS_HEADER] == told

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from jaxtyping import UInt8
@@ -61,6 +61,21 @@ class OutputTensor:
 
 
 # --- requests ----------------------------------------------------------------------------------------
+def json_bytes(size: int, header_length: str | None) -> int:
+    """How many bytes of a body of that size are JSON, as far as the value of the header can be believed."""
+    return min(size, int(header_length)) if _is_length(header_length) else size
+
+
+def _is_length(header_length: str | None) -> TypeGuard[str]:
+    """Ten digits are more than any body has bytes; int() would take its time over millions of them."""
+    return (
+        header_length is not None
+        and header_length.isascii()
+        and header_length.isdecimal()
+        and len(header_length) <= 10
+    )
+
+
 def split(body: bytes | bytearray, header_length: str | None) -> tuple[Any, memoryview]:
     """The JSON value of a request, and the binary data after it.
 
@@ -69,8 +84,7 @@ def split(body: bytes | bytearray, header_length: str | None) -> tuple[Any, memo
     """
     if header_length is None:
         return _parsed(body, "the body"), memoryview(b"")
-    # Ten digits are more than any body has bytes; int() would take its time over millions of them.
-    if not (header_length.isascii() and header_length.isdecimal() and len(header_length) <= 10):
+    if not _is_length(header_length):
         raise UnreadableRequest(
             f"{HEADER_LENGTH} must be a number of bytes, at most the body's {len(body)}; "
             f"it is {short.repr(header_length)}"

@@ -18,6 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from app.decoding.images import ImageLimits, decode
+from app.decoding.pool import InExecutor
 from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
 from app.http.schemas import ClassifyResponse
 from app.main import create_app
@@ -374,7 +375,7 @@ def test_a_deadline_that_decoding_takes_up_is_passed(engines: FakeEngines) -> No
             return super().submit(*work)
 
     with SlowDecoders(1) as decoders:
-        client = TestClient(create_app(Settings(), engines, decoders))
+        client = TestClient(create_app(Settings(), engines, InExecutor(decoders)))
         response = client.post("/v1/classify", content=encoded(), params={"deadline_ms": 1000})
     assert_problem(response, 504, "deadline-passed", "while the image was being decoded", image=0)
     assert engines.questions == []

@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from starlette.testclient import TestClient
 
-from app.decoding.pool import DecodingProcesses, memory_for
+from app.decoding.pool import InExecutor
 from app.http.health import Health
 from app.http.schemas import Readiness
 from app.http.server.traffic import Traffic
 from app.main import create_app, create_operations_app
 from app.settings.settings import Settings
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeEngines, TroubledDecoders, encoded
 
 
 def test_livez_answers_whatever_the_engines_do(client: TestClient, engines: FakeEngines) -> None:
@@ -51,7 +51,9 @@ def test_readyz_is_503_with_retry_after_before(client: TestClient, engines: Fake
 def test_while_stopping_no_port_is_ready(path: str) -> None:
     """Also the operations port, which answers to the end: a balancer must send nothing more."""
     traffic = Traffic()
-    operations = TestClient(create_operations_app(Health(FakeEngines(), ThreadPoolExecutor(1), traffic)))
+    operations = TestClient(
+        create_operations_app(Health(FakeEngines(), InExecutor(ThreadPoolExecutor(1)), traffic))
+    )
     assert operations.get(path).status_code == 200
     traffic.stopping = True
     response = operations.get(path)
@@ -71,12 +73,11 @@ def test_metrics_are_a_prometheus_page(client: TestClient) -> None:
     assert "# HELP trimvit_phase_seconds Time one image spent in a phase" in response.text
 
 
-def test_where_images_cannot_be_decoded_nothing_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_images_cannot_be_decoded_nothing_is_ready() -> None:
     """Probes go red and say why; once a decoding process starts they are green again."""
-    with DecodingProcesses(1, 10, memory_for(1000)) as decoders:
-        decoders._trial.result(60)  # it starts, and would say so after the next line
-        monkeypatch.setattr(decoders, "_trouble", "no decoding process starts; the last one was killed")
-        monkeypatch.setattr(decoders, "_try", lambda: None)
+    with ThreadPoolExecutor(1) as threads:
+        decoders = TroubledDecoders(threads)
+        decoders.trouble = "no decoding process starts; the last one was killed"
         client = TestClient(create_app(Settings(), FakeEngines(), decoders))
         response = client.get("/readyz")
         assert response.status_code == 503
@@ -84,6 +85,6 @@ def test_where_images_cannot_be_decoded_nothing_is_ready(monkeypatch: pytest.Mon
         assert response.json()["status"] == "not ready"
         assert response.json()["reason"] == "no decoding process starts; the last one was killed"
         assert client.get("/v2/health/ready").status_code == 503
-        monkeypatch.setattr(decoders, "_trouble", None)
+        decoders.trouble = None
         assert client.get("/readyz").status_code == 200
         assert client.get("/v2/health/ready").status_code == 200

@@ -5,6 +5,7 @@ import gzip
 import json
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app.decoding.pool import DecodingProcesses, memory_for
 from app.engine.client import Classified, Question
 from app.errors import DeadlinePassed, QueueFull
 from app.http.routes.open_inference.schemas import InferResponse, ModelConfig, ModelMetadata
@@ -24,7 +24,16 @@ from app.http.routes.open_inference.tensors import HEADER_LENGTH, write_elements
 from app.main import create_app
 from app.settings.settings import Settings
 from models.schedule import Pruning
-from tests.app.fakes import LOGITS, MODEL, FakeEngines, cost, encoded, kept_patches, picture
+from tests.app.fakes import (
+    LOGITS,
+    MODEL,
+    FakeEngines,
+    TroubledDecoders,
+    cost,
+    encoded,
+    kept_patches,
+    picture,
+)
 
 IMAGE = encoded()
 BASE64 = base64.b64encode(IMAGE).decode()
@@ -107,14 +116,9 @@ def test_while_an_engine_is_replaced_the_model_is_still_described(
 def test_a_model_is_ready_where_the_server_is() -> None:
     """One health decides for /readyz, /v2/health/ready and the model: also where images cannot be decoded."""
 
-    class Decoders(DecodingProcesses):
-        trouble: str | None = None
-
-        def look_for_trouble(self) -> str | None:
-            return self.trouble
-
     engines = FakeEngines(was_ready=True)
-    with Decoders(1, 10, memory_for(1000)) as decoders:
+    with ThreadPoolExecutor(1) as threads:
+        decoders = TroubledDecoders(threads)
         client = TestClient(create_app(Settings(), engines, decoders))
         for model, trouble in ((MODEL, None), (None, None), (MODEL, "none starts")):
             engines.model, decoders.trouble = model, trouble

@@ -19,6 +19,7 @@ from app.http.routes.open_inference.tensors import (
     image_bytes,
     image_pixels,
     joined,
+    json_bytes,
     read_elements,
     split,
     write_elements,
@@ -247,3 +248,12 @@ def test_binary_data_is_allotted_in_order_and_whole(sizes: list[int | None], mor
     shares = allot(sizes, data)
     assert [None if share is None else len(share) for share in shares] == sizes
     assert b"".join(share for share in shares if share is not None) == data
+
+
+@pytest.mark.parametrize(
+    ("header_length", "expected"),
+    [(None, 1000), ("0", 0), ("37", 37), ("1001", 1000), ("-1", 1000), ("", 1000), ("9" * 11, 1000)],
+)
+def test_how_much_of_a_body_is_json_is_known_beforehand(header_length: str | None, expected: int) -> None:
+    """All of it where the header says nothing, or nothing that can be."""
+    assert json_bytes(1000, header_length) == expected

@@ -1,0 +1,47 @@
+"""Pixels in shared memory: the front end copies what the decoder wrote, whatever the decoder does then."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from app.decoding.shared_pixels import PixelsWriter, SharedPixels
+
+
+def picture(height: int, width: int, first: int = 0) -> np.ndarray:
+    return (np.arange(height * width * 3) + first).astype(np.uint8).reshape(height, width, 3)
+
+
+def test_pixels_come_over_whatever_their_size() -> None:
+    """Also where an image is larger than all before it, and smaller."""
+    shared = SharedPixels()
+    writer = PixelsWriter(shared.number)
+    for height, width in ((2, 3), (40, 50), (5, 7)):
+        shared.reserve(height * width * 3)
+        writer.write(picture(height, width))
+        assert np.array_equal(shared.copy(height, width), picture(height, width))
+    shared.close()
+
+
+def test_a_copy_stays_as_it_is() -> None:
+    """The next image, and the end, change nothing of one that was copied."""
+    shared = SharedPixels()
+    shared.reserve(2 * 3 * 3)
+    writer = PixelsWriter(shared.number)
+    writer.write(picture(2, 3))
+    seen = shared.copy(2, 3)
+    writer.write(picture(2, 3, first=100))
+    shared.close()
+    assert np.array_equal(seen, picture(2, 3))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no seals")
+def test_a_decoder_cannot_make_the_memory_smaller() -> None:
+    """Reading beyond its end would kill the front end."""
+    shared = SharedPixels()
+    shared.reserve(1000)
+    with pytest.raises(PermissionError):
+        os.ftruncate(shared.number, 10)
+    assert shared.copy(1, 300).shape == (1, 300, 3)
+    shared.close()
