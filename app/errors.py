@@ -142,7 +142,7 @@ class QueueFull(ServerProblem):
 
 
 class NotReady(ServerProblem):
-    """No engine has a model loaded and answers, or images cannot be decoded."""
+    """No worker has a model loaded and answers, or images cannot be decoded."""
 
     status, slug, title = 503, "not-ready", "The server is not ready"
 
@@ -166,9 +166,9 @@ class OutOfMemory(ServerProblem):
 
 
 class EngineLost(ServerProblem):
-    """Two engines died while they computed the image. It must not be sent again: it may be why."""
+    """Two workers died while they computed the image. It must not be sent again: it may be why."""
 
-    status, slug, title = 500, "engine-lost", "The engine was lost while it worked on the request"
+    status, slug, title = 500, "engine-lost", "The worker was lost while it worked on the request"
 
 
 class DeadlinePassed(ServerProblem):

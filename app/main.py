@@ -22,7 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app.decoding.image_work import ImageWork
 from app.decoding.images import ImageLimits
 from app.decoding.pool import Decoders, DecodingProcesses, InExecutor, memory_for
-from app.engine.client import EngineClient
+from app.dispatch.client import DispatchClient
 from app.http.answers import WARNINGS_HEADER
 from app.http.bodies.memory import most_held
 from app.http.classification import Classification, Engines
@@ -53,6 +53,8 @@ from app.http.routes.stats import stats_router
 from app.http.server.listeners import serve
 from app.http.server.traffic import Bounded, Traffic
 from app.http.unknown_paths import paths_of
+from app.messages.slot_map import SlotMap
+from app.messages.slots import SlotWriter
 from app.processes import background
 from app.processes.heap import give_back_freed_memory, map_large_memory
 from app.processes.heartbeat import Beat, Heartbeat
@@ -83,8 +85,8 @@ def create_app(
     threads: Executor | None = None,
     listening_on: str | None = None,
 ) -> FastAPI:
-    """The application on these engines, with images decoded by ``decoders``: by default, in threads of this
-    process; its requests traced or not. An EngineClient is started, and it, the decoders and tracing are
+    """The application on these workers, with images decoded by ``decoders``: by default, in threads of this
+    process; its requests traced or not. An DispatchClient is started, and it, the decoders and tracing are
     closed, with the application. ``traffic``: where to count what is under way. ``threads``: where
     images that came decoded are resized, and large answers written. ``listening_on``: the address that
     decides about the hosts that are answered; without it, all are.
@@ -96,10 +98,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if isinstance(engines, EngineClient):
+        if isinstance(engines, DispatchClient):
             await engines.start()
         yield
-        if isinstance(engines, EngineClient):
+        if isinstance(engines, DispatchClient):
             await engines.close()
         work.close()
         decoders.close()
@@ -215,8 +217,7 @@ def create_operations_app(health: Health, hosts: Hosts | None = None) -> FastAPI
 async def run(
     settings: Settings,
     listeners: list[socket.socket],
-    addresses: list[str],
-    reports: Path,
+    client: DispatchClient,
     operations_listeners: list[socket.socket],
     heartbeat: Heartbeat,
 ) -> None:
@@ -224,18 +225,12 @@ async def run(
     background.tell_of_stray_failures()
     beating = background.kept(partial(_beat, heartbeat), "pulse")
     metrics.INCIDENTS.labels("pulse")  # so that a panel of incidents has data before there is one
-    engines = EngineClient(
-        addresses,
-        reports=reports,
-        patience_s=settings.restart_wait_s,
-        most_waiting=settings.max_queue_images,
-    )
     decoders = DecodingProcesses(
         settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
     )
     traffic = Traffic()
     app = create_app(
-        settings, engines, decoders, tracing.from_environment(), traffic, listening_on=settings.host
+        settings, client, decoders, tracing.from_environment(), traffic, listening_on=settings.host
     )
     # The application is a great many objects that stay. Looking for garbage in them all, again and again, was
     # 44 % of what a profile saw of this process under overload, in pauses that all requests wait for.
@@ -244,7 +239,7 @@ async def run(
     operations = None
     if operations_listeners:
         hosts = answered_hosts(settings.operations_host, settings.allowed_hosts, with_keys=False)
-        operations = create_operations_app(Health(engines, decoders, traffic), hosts)
+        operations = create_operations_app(Health(client, decoders, traffic), hosts)
     try:
         await serve(app, settings, listeners, traffic, operations, operations_listeners)
     finally:
@@ -273,10 +268,18 @@ def main() -> None:
         [socket.socket(fileno=int(number)) for number in os.environ[variable].split()]
         for variable in ("TRIMVIT_HTTP_SOCKETS", "TRIMVIT_HTTP_OPERATIONS_SOCKETS")
     )
-    addresses = os.environ["TRIMVIT_HTTP_ENGINES"].split("\n")
-    reports = Path(os.environ["TRIMVIT_HTTP_REPORTS"])
+    slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
+    client = DispatchClient(
+        Path(os.environ["TRIMVIT_HTTP_DISPATCHER"]),
+        SlotWriter(int(os.environ["TRIMVIT_HTTP_SLOTS"]), slots, int(index)),
+        index=int(index),
+        workers=len(settings.devices),
+        reports=Path(os.environ["TRIMVIT_HTTP_REPORTS"]),
+        patience_s=settings.restart_wait_s,
+        most_waiting=settings.max_queue_images,
+    )
     heartbeat = Heartbeat(Path(os.environ["TRIMVIT_HTTP_HEARTBEAT"]))
-    asyncio.run(run(settings, listeners, addresses, reports, operations, heartbeat))
+    asyncio.run(run(settings, listeners, client, operations, heartbeat))
 
 
 if __name__ == "__main__":

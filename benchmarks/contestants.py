@@ -115,7 +115,7 @@ def on_threads(contestant: Contestant, threads: int) -> Contestant:
 
 
 def stream_pool(streams: int, threads: int) -> ThreadPoolExecutor:
-    """``streams`` threads that share ``threads`` intra-op threads evenly, as the engine's compute threads do
+    """``streams`` threads that share ``threads`` intra-op threads evenly, as a worker's compute threads do
     (docs/design/0003)."""
     each = max(1, threads // streams)
     # OpenMP keeps the number per calling thread.

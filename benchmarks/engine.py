@@ -20,8 +20,8 @@ from typing import get_args
 
 import torch
 
-from app.engine.process import MOST_STREAMS
 from app.settings.model import BUNDLED_MODEL
+from app.worker.process import MOST_STREAMS
 from benchmarks import machine, memory, speed
 from benchmarks.contestants import load_model, stream_pool
 from benchmarks.outside import MissingPackageError

@@ -3,7 +3,7 @@
     python -m benchmarks.faults kills --photographs FOLDER [--seconds 60] [--every 10] [--output FILE.json]
     python -m benchmarks.faults soak --photographs FOLDER [--seconds 3600] [--every 1.7] [--output FILE.json]
 
-kills: the engine is killed (-9) every so many seconds under a load at half the capacity. Reported: requests
+kills: the worker is killed (-9) every so many seconds under a load at half the capacity. Reported: requests
 by outcome, latencies, the longest time without an answer after each kill, and whether the server answered
 each image once.
 soak: a mixed load (ratios, methods, broken images, clients that go away, short deadlines; half the capacity
@@ -109,7 +109,7 @@ def server(model: str, *flags: str) -> Iterator[Target]:
 
 
 def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, object]:
-    """Half the capacity, and kill -9 of the engine every so many seconds."""
+    """Half the capacity, and kill -9 of the worker every so many seconds."""
     with server(options.model) as target:
         query = f"keep_ratio=0.5&deadline_ms={options.deadline_ms}"
         capacity = target.capacity(photographs, [query], options.capacity_s)
@@ -127,8 +127,8 @@ def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, ob
             number = 0
             while (now := time.perf_counter() - started) < options.seconds:
                 if now > (len(killed) + 1) * options.every:
-                    for engine in processes(target.supervisor, "trimvit: engine"):
-                        engine.kill()
+                    for worker in processes(target.supervisor, "trimvit: worker"):
+                        worker.kill()
                     killed.append(time.perf_counter())
                 pool.submit(ask, number)
                 number += 1
@@ -141,7 +141,7 @@ def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, ob
             "capacity_images_per_s": round(capacity, 1),
             "requests": len(outcomes),
             "kills": len(killed),
-            "restarts": target.metric('trimvit_restarts_total{process="engine-0"}'),
+            "restarts": target.metric('trimvit_restarts_total{process="worker-0"}'),
             "deadline_ms": options.deadline_ms,
             "by_outcome": dict(sorted(by_outcome.items())),
             "images_sent_again": target.metric("trimvit_images_sent_again_total"),
@@ -192,7 +192,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
                     count(target.ask(draw.choice(MIXED), photograph))
 
         def sample() -> None:
-            target.metric("trimvit_engine_up")  # a scrape, as Prometheus makes them
+            target.metric("trimvit_worker_up")  # a scrape, as Prometheus makes them
             for process in (target.supervisor, *target.supervisor.children(recursive=True)):
                 title = title_of(process) or str(process.pid)
                 with process.oneshot():
@@ -221,7 +221,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
             "seconds": round(now, 1),
             "requests": number,
             "by_outcome": dict(sorted(outcomes.items())),
-            "restarts": target.metric('trimvit_restarts_total{process="engine-0"}'),
+            "restarts": target.metric('trimvit_restarts_total{process="worker-0"}'),
             "samples": sampled,
             "growth": {name.strip(): _growth(rows) for name, rows in samples.items()},
             "growth_of_mib_by_minute": {

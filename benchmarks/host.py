@@ -2,7 +2,7 @@
 
     python -m benchmarks.host --photographs FOLDER [--rounds 5] [--seconds 2] [--output FILE.json]
 
-Two servers on the same cores, interleaved in one run, both warm: `trimvit serve` with engines that compute
+Two servers on the same cores, interleaved in one run, both warm: `trimvit serve` with workers that compute
 nothing (benchmarks.instant), and a FastAPI route that only reads the body (benchmarks.bare), in one process
 with the same HTTP parser and event loop. Clients ask again as soon as they are answered. They send
   small    JPEGs of about 7 KB: the folder's photographs, made as small as the model's input

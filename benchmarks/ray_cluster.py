@@ -65,14 +65,14 @@ class RayCluster:
     def add_node(self) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES))
 
-    def engines(self) -> list[psutil.Process]:
-        """The replicas' engines, on all nodes."""
-        return [process for node in self.nodes for process in _processes(node) if _is_engine(process)]
+    def workers(self) -> list[psutil.Process]:
+        """The replicas' workers, on all nodes."""
+        return [process for node in self.nodes for process in _processes(node) if _is_worker(process)]
 
     def node_with_a_replica(self) -> Any:
         """The first node that has one. Raises LookupError where none has."""
         for node in self.nodes:
-            if any(map(_is_engine, _processes(node))):
+            if any(map(_is_worker, _processes(node))):
                 return node
         raise LookupError("no node has a replica")
 
@@ -114,9 +114,9 @@ def _processes(node: Any) -> list[psutil.Process]:
     return found
 
 
-def _is_engine(process: psutil.Process) -> bool:
+def _is_worker(process: psutil.Process) -> bool:
     try:
-        return " ".join(process.cmdline()).startswith("trimvit: engine")
+        return " ".join(process.cmdline()).startswith("trimvit: worker")
     except psutil.NoSuchProcess:
         return False
 

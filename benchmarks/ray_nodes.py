@@ -31,7 +31,7 @@ from benchmarks.ray_cluster import RayCluster, ray_cluster, running_on_ray
 from benchmarks.server import status_of
 
 CLIENTS = 8
-KEEP_RATIO = 1.0  # so that the engines are the limit, and not the one proxy
+KEEP_RATIO = 1.0  # so that the workers are the limit, and not the one proxy
 DEADLINE_S = 300
 RECOVERED_WITHIN_S = 300.0
 BIN_S = 5.0

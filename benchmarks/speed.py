@@ -41,7 +41,7 @@ ASKED_OF_MIXED = 0.95
 
 # The lowest ratio of mixed batches; the highest is 1.
 LOWEST_RATIO = 0.3
-# The engine's token budget of a batch on a CPU, as in app/engine/process.py.
+# A worker's token budget of a batch on a CPU, as in app/worker/process.py.
 BATCH_TOKENS = 4096
 
 
@@ -158,7 +158,7 @@ def _ideal(loaded: LoadedModel, ratios: np.ndarray, known: np.ndarray, costs: np
 
 def user(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
     """Throughput of all cores: timm in float32 as it comes (one batch at a time on PyTorch's own number of
-    threads) against ours as the engine runs it (streams; batches of the engine's token budget)."""
+    threads) against ours as a worker runs it (streams; batches of a worker's token budget)."""
     photographs = Photographs(options.photographs, loaded, max(options.images, *options.batch_sizes))
     vit = plain_vit(loaded, "float32")
     contestants: dict[str, Contestant] = {}
@@ -194,7 +194,7 @@ def user(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
 
 
 def _engine_batch(loaded: LoadedModel, ratio: float, most: int) -> int:
-    """Images of a batch that fills the engine's budget, as app/engine/loop.py weighs them."""
+    """Images of a batch that fills a worker's budget, as app/dispatch/policy/scheduler.py weighs them."""
     arch = loaded.model.arch
     tokens = round((arch.patches + arch.prefix_tokens) * compute(arch, loaded.model.stages, ratio))
     return min(most, max(1, BATCH_TOKENS // max(1, tokens)))

@@ -243,7 +243,7 @@ def test_a_runtime_with_other_logits_is_no_reference() -> None:
 
 @pytest.mark.system
 def test_host(tmp_path: Path) -> None:
-    """A real server whose engines compute nothing and the bare route answer all three loads; shares follow
+    """A real server whose workers compute nothing and the bare route answer all three loads; shares follow
     from the rates, and every kind of process has its CPU time."""
     output = tmp_path / "result.json"
     arguments = ("--rounds", "1", "--seconds", "0.5", "--clients", "2", "--output", str(output))

@@ -20,11 +20,12 @@ from app.commands.failures import FAILED, UsageError, complain, tells_what_was_f
 from app.commands.photographs import Photograph, find
 from app.commands.pictures import PictureFiles
 from app.decoding.images import ImageLimits, ModelInput, decode
-from app.engine.client import Classified
-from app.engine.messages import Answer, ModelInfo
+from app.dispatch.answers import Classified
 from app.errors import InternalFault, InvalidValue, Problem, UnreadableRequest
 from app.inference.resolved_options import ResolvedOptions, resolve
 from app.inference.results import check_numbers, image_result
+from app.messages.model import ModelInfo
+from app.messages.to_front_end import Answer
 from models.names import in_words, shown
 from models.pictures import cells_of, dimmed
 
@@ -107,7 +108,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
 
 def _load(config: ClassifyConfig) -> "tuple[Classifier, ModelInfo]":
     """Raises ValueError or OSError for a model or a device that cannot be had."""
-    from app.engine.loading import describe, load_model
+    from app.worker.loading import describe, load_model
     from models.classifier import Classifier
     from models.device import choose_device, choose_dtype
 

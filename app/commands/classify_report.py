@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from app.commands.photographs import Photograph
-from app.engine.messages import ModelInfo
 from app.errors import Problem
+from app.messages.model import ModelInfo
 from models.names import shown
 
 _WIDEST_NAME = 48  # characters

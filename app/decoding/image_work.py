@@ -16,7 +16,7 @@ from models.transforms import InputSpec
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# They compete with the engine for the cores; one caller gets at most two (app.turns).
+# They compete with the worker for the cores; one caller gets at most two (app.turns).
 _THREADS = 3
 
 

@@ -6,11 +6,11 @@ from typing import Any, Protocol
 import msgspec
 
 from app.decoding.images import ModelInput
-from app.engine.client import Classified
-from app.engine.messages import ModelInfo
+from app.dispatch.client import Classified
 from app.inference.options import MaskFormat
 from app.inference.resolved_options import ResolvedOptions
 from app.inference.results import image_result
+from app.messages.model import ModelInfo
 
 WARNINGS_HEADER = "Image-Warnings"
 WARNINGS_HEADER_SCHEMA: dict[str, Any] = {

@@ -8,7 +8,7 @@ from app.settings.security import SecuritySettings
 
 
 def caller_of(scope: Scope) -> str:
-    """Whose share of the engines a request takes: the name that its API key stands for, where it has one, or
+    """Whose share of the workers a request takes: the name that its API key stands for, where it has one, or
     the client's address (of IPv6, its network)."""
     named: str | None = scope.get("state", {}).get("caller")
     if named is not None:

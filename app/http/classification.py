@@ -13,9 +13,8 @@ from starlette.types import Scope
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import ModelInput
-from app.engine.client import Classified, Expected, Question
-from app.engine.messages import ModelInfo
-from app.engine.smoothed import Smoothed
+from app.dispatch.client import Classified, Expected, Question
+from app.dispatch.policy.smoothed import Smoothed
 from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits
@@ -26,6 +25,7 @@ from app.inference.expected import deadline_s_of, expected
 from app.inference.options import ImageOptions
 from app.inference.resolved_options import ResolvedOptions, resolve
 from app.inference.results import check_numbers
+from app.messages.model import ModelInfo
 from app.priority import Priority
 from app.settings.settings import Settings
 from app.telemetry import metrics, tracing
@@ -33,11 +33,11 @@ from models.transforms import InputSpec
 
 
 class Engines(Protocol):
-    """What the front end needs of the engines; app.engine.client.EngineClient in a server."""
+    """What a front end needs of the dispatcher; in a server app.dispatch.client.DispatchClient."""
 
     @property
     def model(self) -> ModelInfo | None:
-        """None until an engine is ready."""
+        """None until a worker is ready."""
 
     @property
     def last_model(self) -> ModelInfo | None:
@@ -45,17 +45,17 @@ class Engines(Protocol):
 
     @property
     def engines(self) -> list[dict[str, object]]:
-        """How each engine is."""
+        """How each worker is."""
 
     @property
     def trouble(self) -> str | None:
-        """Why no engine is ready, where none is expected soon."""
+        """Why no worker is ready, where none is expected soon."""
 
     async def wait_until_ready(self, within_s: float) -> ModelInfo:
-        """The model, once an engine is ready; raises NotReady or QueueFull."""
+        """The model, once a worker is ready; raises NotReady or QueueFull."""
 
     def refusal(self, expected: Expected) -> Problem | None:
-        """What the engines are known to answer to such an image; None where one may accept it."""
+        """What the dispatcher is known to answer to such an image; None where it may accept it."""
 
     def expecting(self, expected: Expected) -> AbstractContextManager[None]:
         """Around the decoding of an image; a Problem if it would be refused anyhow."""
@@ -105,12 +105,12 @@ class Classification:
 
     @property
     def last_model(self) -> ModelInfo | None:
-        """The model, as far as it is known: also while no engine is ready, if one was."""
+        """The model, as far as it is known: also while no worker is ready, if one was."""
         return self._engines.last_model
 
     @property
     def model_now(self) -> ModelInfo | None:
-        """The model; None while no engine is ready."""
+        """The model; None while no worker is ready."""
         return self._engines.model
 
     def max_priority_of(self, scope: Scope) -> Priority:
@@ -123,12 +123,12 @@ class Classification:
         return expected(options, resolve(options, self._settings, model), self._settings, model, highest)
 
     def refusal(self, expected: Expected, gone_s: float) -> Problem | None:
-        """What the engines are known to answer to such an image, whose request came so long ago; None where
+        """What the workers are known to answer to such an image, whose request came so long ago; None where
         one may accept it."""
         return self._engines.refusal(self._left_of(expected, gone_s))
 
     async def model(self, request: Request, options: Sequence[ImageOptions]) -> ModelInfo:
-        """The model that answers images with these ``options``. While no engine is ready it is waited for,
+        """The model that answers images with these ``options``. While no worker is ready it is waited for,
         until the first of their deadlines, which count from when the request came, and while the client of
         ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed or
         ClientDisconnect."""
@@ -234,7 +234,7 @@ def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
 
 def no_model_yet() -> NotReady:
     """What a route says that needs the model, while there is none."""
-    return NotReady("no engine has loaded the model yet; see /readyz", retry_after_s=1.0)
+    return NotReady("no worker has loaded the model yet; see /readyz", retry_after_s=1.0)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from app.http.server.traffic import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Of a front end: its engines', and that of what makes images ready for them. ``traffic`` says whether
+    """Of a front end: its workers', and that of what makes images ready for them. ``traffic`` says whether
     it is stopping."""
 
     engines: Engines

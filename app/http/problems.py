@@ -157,7 +157,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         415: "Not an image type.",
         422: "A value is out of range, or an image cannot be decoded.",
         429: "Too much is waiting; see Retry-After.",
-        500: "A bug, or two engines died while they computed the image.",
+        500: "A bug, or two workers died while they computed the image.",
         503: "Not ready, stopping, holding too much, or predicted to be too late; see Retry-After.",
         504: "The deadline passed.",
     }.items()

@@ -7,11 +7,11 @@ from functools import partial
 from starlette.types import Scope
 
 from app.decoding.image_work import ImageWork
-from app.engine.messages import ModelInfo
 from app.http.answers import longest, result_json
 from app.http.arrival import seconds_since
 from app.http.callers import caller_of
 from app.http.classification import AnsweredImage, RequestedImage
+from app.messages.model import ModelInfo
 from app.telemetry import metrics
 
 # More of them take longer to write than the event loop should stand still.

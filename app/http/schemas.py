@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.engine.messages import Lowered
 from app.inference.options import ImageOptions, KeepRatio
+from app.messages.image import Lowered
 from models.schedule import Criterion, Reducer
 
 # A picture of 4 x 4 pixels, blue above green, as PNG in base64: examples must work, and be short.
@@ -219,8 +219,8 @@ class ModelList(BaseModel):
     models: list[ModelDescription] = Field(description="Always one.")
 
 
-class EngineState(BaseModel):
-    """One engine, as this front end sees it."""
+class WorkerState(BaseModel):
+    """One worker, as this front end sees it."""
 
     ready: bool = Field(description="Whether it has loaded the model and answers.")
     device: str | None = Field(description="Where it computes; null until it has loaded the model.")
@@ -228,10 +228,10 @@ class EngineState(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether images are answered, and by which engines."""
+    """Whether images are answered, and by which workers."""
 
     status: Literal["ready", "not ready"] = Field(description="Whether images are answered.")
     reason: str | None = Field(
-        None, description="Where no engine, or nothing that decodes images, comes up: why."
+        None, description="Where no worker, or nothing that decodes images, comes up: why."
     )
-    engines: list[EngineState] = Field(description="Each engine.")
+    engines: list[WorkerState] = Field(description="Each worker.")

@@ -2,12 +2,12 @@
 
 import math
 
-from app.engine.client import Expected
-from app.engine.messages import ModelInfo
-from app.engine.shares import shares
+from app.dispatch.client import Expected
+from app.dispatch.policy.shares import shares
 from app.errors import PriorityNotAllowed
 from app.inference.options import ImageOptions
 from app.inference.resolved_options import ResolvedOptions
+from app.messages.model import ModelInfo
 from app.priority import Priority, up_to
 from app.settings.limits import LimitSettings
 

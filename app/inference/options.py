@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.engine.messages import Priority
+from app.priority import Priority
 from models.schedule import Criterion, Reducer
 
 MaskFormat = Literal["none", "indices", "grid", "png"]
@@ -102,7 +102,7 @@ class ImageOptions(BaseModel):
     priority: Priority = Field(
         "normal",
         description="While images of all three wait, `high` gets 16, `normal` 4 and `batch` 1 of 21 parts of "
-        "the engine. A priority above what the server allows the caller is refused with 403.",
+        "the worker. A priority above what the server allows the caller is refused with 403.",
     )
 
     @model_validator(mode="after")

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from app.engine.brown_out import AUTO_FLOOR
-from app.engine.messages import ModelInfo
+from app.dispatch.policy.brown_out import AUTO_FLOOR
 from app.errors import InvalidValue
 from app.inference.options import ImageOptions
+from app.messages.model import ModelInfo
 from app.settings.model import ModelSettings
 from models.schedule import Method, Pruning, keep_ratio_for
 
@@ -15,7 +15,7 @@ from models.schedule import Method, Pruning, keep_ratio_for
 class ResolvedOptions:
     """How an image is to be pruned, and with a ``margin``, when it is to be run again unpruned.
 
-    With a ``min_keep_ratio`` the engine may lower the ratio to it; ``auto``: it is to choose.
+    With a ``min_keep_ratio`` the dispatcher may lower the ratio to it; ``auto``: it is to choose.
     """
 
     pruning: Pruning

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from app.decoding.images import ModelInput
-from app.engine.client import Classified
-from app.engine.messages import ModelInfo
+from app.dispatch.client import Classified
 from app.errors import InternalFault
 from app.inference.options import MaskFormat
 from app.inference.resolved_options import ResolvedOptions
+from app.messages.model import ModelInfo
 from models.pictures import cells_of, dimmed, png_of
 
 

@@ -1,4 +1,4 @@
-"""What a process of ours is told in its environment. The supervisor and a Ray replica start engines alike."""
+"""What a process of ours is told in its environment. The supervisor and a Ray replica start them alike."""
 
 import os
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -9,18 +9,20 @@ from app.processes.lifeline import SUPERVISOR_VARIABLE
 from app.security.keys import KEYS_VARIABLE
 from app.settings.settings import Settings
 
+DISPATCHER = "dispatcher"  # the name of the process, and of its socket
+
 
 @dataclass(frozen=True, slots=True)
-class EngineFiles:
-    """Where an engine of that name listens and writes, in a private folder."""
+class ProcessFiles:
+    """What a process of that name writes in a private folder."""
 
     folder: Path
     name: str
 
     @property
-    def address(self) -> str:
-        """Of its socket, for ZeroMQ."""
-        return f"ipc://{self.folder}/{self.name}"
+    def socket(self) -> Path:
+        """Where the dispatcher of the folder listens, the same for every process."""
+        return self.folder / DISPATCHER
 
     @property
     def heartbeat(self) -> Path:
@@ -34,20 +36,33 @@ class EngineFiles:
 
     @property
     def learned(self) -> Path:
-        """What it leaves to its successor (app.engine.learned)."""
+        """What it leaves to its successor (app.worker.learned)."""
         return self.folder / f"{self.name}.learned"
 
 
-def engine_variables(files: EngineFiles, index: int, device: str, sharing: int) -> dict[str, str]:
-    """What an engine reads beside the settings. ``sharing``: engines on its device."""
+def dispatcher_variables(files: ProcessFiles) -> dict[str, str]:
+    """What the dispatcher reads beside the settings."""
     return {
-        "TRIMVIT_ENGINE_INDEX": str(index),
-        "TRIMVIT_ENGINE_DEVICE": device,
-        "TRIMVIT_ENGINE_SHARING": str(sharing),
-        "TRIMVIT_ENGINE_ADDRESS": files.address,
-        "TRIMVIT_ENGINE_HEARTBEAT": str(files.heartbeat),
-        "TRIMVIT_ENGINE_REASON": str(files.reason),
-        "TRIMVIT_ENGINE_LEARNED": str(files.learned),
+        "TRIMVIT_DISPATCHER_SOCKET": str(files.socket),
+        "TRIMVIT_DISPATCHER_HEARTBEAT": str(files.heartbeat),
+        "TRIMVIT_DISPATCHER_REASON": str(files.reason),
+    }
+
+
+def worker_variables(
+    files: ProcessFiles, index: int, device: str, sharing: int, slots: int
+) -> dict[str, str]:
+    """What a worker reads beside the settings. ``sharing``: workers on its device; ``slots``: the descriptor
+    of the shared memory."""
+    return {
+        "TRIMVIT_WORKER_INDEX": str(index),
+        "TRIMVIT_WORKER_DEVICE": device,
+        "TRIMVIT_WORKER_SHARING": str(sharing),
+        "TRIMVIT_WORKER_SOCKET": str(files.socket),
+        "TRIMVIT_WORKER_SLOTS": str(slots),
+        "TRIMVIT_WORKER_HEARTBEAT": str(files.heartbeat),
+        "TRIMVIT_WORKER_REASON": str(files.reason),
+        "TRIMVIT_WORKER_LEARNED": str(files.learned),
     }
 
 
@@ -82,7 +97,7 @@ def tune_libraries(environment: MutableMapping[str, str]) -> None:
     """Defaults for what libraries read when a process starts or torch is imported; what is there stays.
 
     How long an idle OpenMP thread spins before it sleeps (docs/design/0003). And what glibc's malloc does
-    with an engine's memory (docs/design/0023): one arena for all threads, not up to eight for each core, and
+    with a worker's memory (docs/design/0023): one arena for all threads, not up to eight for each core, and
     nothing large in it, for what oneDNN keeps would lie scattered among what comes and goes with a batch.
     """
     if "OMP_WAIT_POLICY" not in environment:

@@ -1,8 +1,8 @@
-"""The fork server (`python -m app.processes.fork_server`): it has imported torch and timm, and forks engines.
+"""The fork server (`python -m app.processes.fork_server`): it has imported torch and timm, and forks workers.
 
-Importing them is most of what an engine's start takes, and most of the memory that it needs beside its
+Importing them is most of what a worker's start takes, and most of the memory that it needs beside its
 weights. The fork server does it once, computes nothing and starts no thread, so that its forks are sound;
-what it holds it shares with them. Where it cannot be forked it starts engines as new processes.
+what it holds it shares with them. Where it cannot be forked it starts workers as new processes.
 
 Both ends are here: `ForkServer` is the supervisor's.
 """
@@ -91,9 +91,17 @@ class Forked:
 
 class ForkServer:
     """Runs a fork server with that ``environment`` that has imported the modules ``preloaded``: from the
-    first order on, and anew if it dies. It may take ``patience_s`` for an order, importing included."""
+    first order on, and anew if it dies. It may take ``patience_s`` for an order, importing included. It, and
+    what it starts, has the files ``inherited`` open."""
 
-    def __init__(self, environment: Mapping[str, str], preloaded: Sequence[str], patience_s: float) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        preloaded: Sequence[str],
+        patience_s: float,
+        inherited: Sequence[int] = (),
+    ) -> None:
+        self._inherited = tuple(inherited)
         self._environment = environment
         self._preloaded = preloaded
         self._patience_s = patience_s
@@ -142,7 +150,7 @@ class ForkServer:
                 str(theirs.fileno()),
                 *self._preloaded,
                 env=self._environment,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *self._inherited),
                 start_new_session=True,
             )
             on_failure.callback(self._process.kill)
@@ -208,12 +216,12 @@ def _preload(modules: Sequence[str]) -> bool:
             importlib.import_module(module)
     except Exception:
         # Whoever needs it will fail, too, and say why.
-        log.exception("a module that engines need cannot be imported")
+        log.exception("a module that workers need cannot be imported")
     threads = [
         (task / "comm").read_text(encoding="utf-8").strip() for task in Path("/proc/self/task").iterdir()
     ]
     if len(threads) > 1:
-        log.warning("engines start slowly: a process with threads cannot be forked (%s)", ", ".join(threads))
+        log.warning("workers start slowly: a process with threads cannot be forked (%s)", ", ".join(threads))
     # What is there already is never garbage; a collection in a fork would copy the pages that it lies on.
     gc.collect()
     gc.freeze()
@@ -236,7 +244,7 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
     with channel.makefile("rb") as orders:
         for line in orders:
             order = msgspec.json.decode(line, type=Order)
-            # It is this process that an engine must not outlive.
+            # It is this process that a worker must not outlive.
             environment = {**order.environment, SUPERVISOR_VARIABLE: str(os.getpid())}
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it has started before it has ended
             try:

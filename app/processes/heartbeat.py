@@ -11,7 +11,7 @@ from pathlib import Path
 
 _LAYOUT = struct.Struct("<QQd?")
 
-# A batch is given so many times what it is expected to take before the engine counts as hung: a machine may
+# A batch is given so many times what it is expected to take before the worker counts as hung: a machine may
 # be slow for a while. What may go wrong with very short batches is covered by a floor beside it.
 PATIENCE = 10.0
 _FORGET = 0.98
@@ -20,7 +20,7 @@ _FORGET = 0.98
 @dataclass(frozen=True, slots=True)
 class Beat:
     """What a process says of itself. ``turns`` of its main loop so far; ``batch``: the number of the one that
-    has run longest, 0 for none, and the seconds that it may take; ``ready``: an engine's model is loaded, an
+    has run longest, 0 for none, and the seconds that it may take; ``ready``: a worker's model is loaded, an
     HTTP process's loop runs."""
 
     turns: int = 0

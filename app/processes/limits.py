@@ -3,7 +3,7 @@
 import resource
 
 _MOST_FILES = 2**20
-_FEWEST_FILES = 256  # of an HTTP process with some connections; an engine has about as many
+_FEWEST_FILES = 256  # of an HTTP process with some connections; a worker has about as many
 _LEAST_MEMORY = 4 * 2**30  # that torch's libraries, a model and its threads' stacks reserve
 
 

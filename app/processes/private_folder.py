@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "trimvit-"
 _LOCK = "lock"
-_LONGEST_SOCKET = "engine-9999"  # of a name in the folder on which somebody listens
+_LONGEST_SOCKET = "dispatcher"  # of a name in the folder on which somebody listens
 _SOCKET_BYTES = 107  # of a socket's path, at most: sun_path of unix(7)
 _ROOM_BYTES = 2**20  # metrics files are mapped into memory: where there is no room, writing them kills
 

@@ -1,6 +1,6 @@
-"""What the supervisor tells the front ends of its engines: a small file in their private folder.
+"""What the supervisor tells the front ends of its workers: a small file in their private folder.
 
-Engines speak for themselves while they live. This is for those that do not come up.
+Workers speak for themselves while they live. This is for those that do not come up.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import msgspec
 MOST_REASON_CHARACTERS = 500
 
 
-class EngineReport(msgspec.Struct, frozen=True):
-    """One engine's failed starts in a row. ``reason``: why the last one failed; ``next_try``: when the next
+class WorkerReport(msgspec.Struct, frozen=True):
+    """One worker's failed starts in a row. ``reason``: why the last one failed; ``next_try``: when the next
     one is made, by the system's monotonic clock, which nobody sets; ``given_up``: whether starts are made
     slowly now."""
 
@@ -25,26 +25,26 @@ class EngineReport(msgspec.Struct, frozen=True):
     given_up: bool = False
 
 
-_decoder = msgspec.json.Decoder(tuple[EngineReport, ...])
+_decoder = msgspec.json.Decoder(tuple[WorkerReport, ...])
 
 
-def write_reports(path: Path, reports: Sequence[EngineReport]) -> None:
+def write_reports(path: Path, reports: Sequence[WorkerReport]) -> None:
     """Replace the file at once, so that nobody reads half of it."""
     new = path.with_suffix(".new")
     new.write_bytes(msgspec.json.encode(reports))
     new.replace(path)
 
 
-def read_reports(path: Path) -> tuple[EngineReport, ...]:
-    """The engines' reports; none before the supervisor has written any."""
+def read_reports(path: Path) -> tuple[WorkerReport, ...]:
+    """The workers' reports; none before the supervisor has written any."""
     try:
         return _decoder.decode(path.read_bytes())
     except FileNotFoundError:
         return ()
 
 
-def trouble(reports: Sequence[EngineReport]) -> tuple[str, float] | None:
-    """Where every engine has been given up: why, in words, and the seconds until one is tried again."""
+def trouble(reports: Sequence[WorkerReport]) -> tuple[str, float] | None:
+    """Where every worker has been given up: why, in words, and the seconds until one is tried again."""
     if not reports or not all(report.given_up for report in reports):
         return None
     soonest = min(reports, key=lambda report: report.next_try)

@@ -1,7 +1,8 @@
 """Starts the processes, starts them again when they die, and drains them on SIGTERM.
 
-The supervisor owns the listening socket (so no connection is refused while an HTTP process is replaced)
-and a private folder with the engines' sockets and the metrics. It serves no request and never imports torch.
+The supervisor owns the listening socket (so no connection is refused while an HTTP process is replaced), a
+private folder with the dispatcher's socket and the metrics, and the shared memory that holds the pixels of
+images. It serves no request and never imports torch.
 """
 
 import asyncio
@@ -19,8 +20,15 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
+from app.messages.slot_map import make_shared_memory
 from app.processes import background
-from app.processes.environment import EngineFiles, engine_variables, environment_of
+from app.processes.environment import (
+    DISPATCHER,
+    ProcessFiles,
+    dispatcher_variables,
+    environment_of,
+    worker_variables,
+)
 from app.processes.fork_server import Forked, ForkServer
 from app.processes.heartbeat import Heartbeat
 from app.processes.lifeline import LOAD_FAILED
@@ -28,7 +36,7 @@ from app.processes.limits import TooLow, raise_limits
 from app.processes.listening import CannotListen, listen, url
 from app.processes.orphans import reap_orphans
 from app.processes.private_folder import NoFolder, PrivateFolder
-from app.processes.reports import EngineReport, take_reason, write_reports
+from app.processes.reports import WorkerReport, take_reason, write_reports
 from app.processes.restarts import Restarts
 from app.processes.watchdog import CpuStarvation, Watch
 from app.security.keys import KeysError, key_ring
@@ -38,17 +46,19 @@ from app.telemetry.metrics_files import reserve
 
 log = logging.getLogger(__name__)
 
-# The programs of the two kinds of children.
-ENGINE = "app.engine.process"
+# The programs of the three kinds of children.
+DISPATCH = "app.dispatch.process"
+WORKER = "app.worker.process"
 HTTP = "app.main"
-# What an engine needs and no other of our processes: imported once, by the fork server. What counts metrics
-# is not among it: each engine has files of its own for them.
-PRELOADED = ("models.classifier", "models.load", "zmq")
+# What a worker needs and no other of our processes: imported once, by the fork server. What counts metrics
+# is not among it: each worker has files of its own for them.
+PRELOADED = ("models.classifier", "models.load")
 FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # the BLAS beneath numpy would start threads when it is imported
 
 _SETTLED_S = 5.0  # an HTTP process that lives so long has started well
 _TICK_S = 0.5  # between two looks at a process's heartbeat
 _LOOK_AFTER_S = 10.0  # between two looks at the private folder
+_REPORTS = "workers.json"
 
 
 class CannotStart(Exception):
@@ -57,8 +67,8 @@ class CannotStart(Exception):
 
 @dataclass(slots=True)
 class _Child:
-    """A process to keep running. ``name`` is its slot, the same for every successor; ``heartbeat``: where its
-    beats are; ``hung``: why it was killed, or could not be started."""
+    """A process to keep running. ``name`` is the same for every successor; ``heartbeat``: where its beats
+    are; ``hung``: why it was killed, or could not be started."""
 
     name: str
     module: str
@@ -70,7 +80,7 @@ class _Child:
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # it is not to be started again
     came_up: bool = False  # in this life or an earlier one
     hung: str | None = None
-    report: EngineReport | None = None
+    report: WorkerReport | None = None
 
 
 @dataclass(slots=True)
@@ -82,6 +92,7 @@ class Supervisor:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _folder: Path = field(default_factory=Path)
     _fork_server: ForkServer | None = None
+    _slots: int = -1  # the shared memory's descriptor
     _failed: str | None = None
     _forced: bool = False
 
@@ -106,21 +117,21 @@ class Supervisor:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         try:
-            devices = [
-                device for device in self.settings.device.split(",") for _ in range(self.settings.engines)
-            ]
-            engines = [
-                self._engine(index, device, devices.count(device), folder)
+            self._slots = make_shared_memory()
+            devices = self.settings.devices
+            dispatcher = self._dispatcher(folder)
+            workers = [
+                self._worker(index, device, devices.count(device), folder)
                 for index, device in enumerate(devices)
             ]
             fronts = [
-                self._front(index, listeners, operations, engines, folder)
+                self._front(index, listeners, operations, folder)
                 for index in range(self.settings.http_workers)
             ]
-            self._children = [*engines, *fronts]
+            self._children = [dispatcher, *workers, *fronts]
             self._metrics(folder)
             environment = environment_of(self.settings, "fork-server", FORKABLE, keys=False)
-            self._fork_server = ForkServer(environment, PRELOADED, self.settings.load_limit_s)
+            self._fork_server = ForkServer(environment, PRELOADED, self.settings.load_limit_s, (self._slots,))
             scheme = "http" if self.settings.tls_certificate is None else "https"
             for listener in listeners:
                 log.info("listening on %s", url(scheme, listener))
@@ -137,10 +148,10 @@ class Supervisor:
             reaping = background.kept(reap_orphans, "reaper of orphans")
             await self._stopping.wait()
             looking_after.cancel()
-            drained = await self._drain(fronts, engines)
+            drained = await self._drain(fronts, [dispatcher], workers)
             for listener in (*listeners, *operations):
                 listener.close()
-            await self._fork_server.close()  # nobody waits for an engine that it would start
+            await self._fork_server.close()  # nobody waits for a worker that it would start
             await asyncio.gather(*keepers)
             reaping.cancel()
             if self._failed is not None:
@@ -158,6 +169,8 @@ class Supervisor:
                 listener.close()
             if self._fork_server is not None:
                 await self._fork_server.close()
+            if self._slots >= 0:
+                os.close(self._slots)
             private.remove()
 
     def _hung_up(self) -> None:
@@ -191,42 +204,34 @@ class Supervisor:
             await asyncio.sleep(_LOOK_AFTER_S)
         self._fail(f"the folder {private.path} was removed while the server ran; exclude it from cleaning")
 
-    def _engine(self, index: int, device: str, sharing: int, folder: Path) -> _Child:
-        files = EngineFiles(folder, f"engine-{index}")
-        environment = engine_variables(files, index, device, sharing)
+    def _dispatcher(self, folder: Path) -> _Child:
+        files = ProcessFiles(folder, DISPATCHER)
         restarts = Restarts(self.settings.slow_retry_s)
-        return _Child(
-            files.name,
-            ENGINE,
-            environment,
-            restarts,
-            files.heartbeat,
-            report=EngineReport(files.name),
-        )
+        return _Child(files.name, DISPATCH, dispatcher_variables(files), restarts, files.heartbeat)
+
+    def _worker(self, index: int, device: str, sharing: int, folder: Path) -> _Child:
+        files = ProcessFiles(folder, f"worker-{index}")
+        environment = worker_variables(files, index, device, sharing, self._slots)
+        restarts = Restarts(self.settings.slow_retry_s)
+        report = WorkerReport(files.name)
+        return _Child(files.name, WORKER, environment, restarts, files.heartbeat, report=report)
 
     def _front(
-        self,
-        index: int,
-        listeners: list[socket.socket],
-        operations: list[socket.socket],
-        engines: list[_Child],
-        folder: Path,
+        self, index: int, listeners: list[socket.socket], operations: list[socket.socket], folder: Path
     ) -> _Child:
-        name = f"http-{index}"
-        heartbeat = folder / f"{name}.heartbeat"
+        files = ProcessFiles(folder, f"http-{index}")
         sockets = tuple(listener.fileno() for listener in (*listeners, *operations))
         environment = {
-            "TRIMVIT_HTTP_HEARTBEAT": str(heartbeat),
+            "TRIMVIT_HTTP_HEARTBEAT": str(files.heartbeat),
             "TRIMVIT_HTTP_INDEX": str(index),
-            "TRIMVIT_HTTP_REPORTS": str(folder / "engines.json"),
+            "TRIMVIT_HTTP_REPORTS": str(folder / _REPORTS),
             "TRIMVIT_HTTP_SOCKETS": " ".join(map(str, sockets[: len(listeners)])),
             "TRIMVIT_HTTP_OPERATIONS_SOCKETS": " ".join(map(str, sockets[len(listeners) :])),
-            "TRIMVIT_HTTP_ENGINES": "\n".join(  # a path may have blanks in it
-                engine.environment["TRIMVIT_ENGINE_ADDRESS"] for engine in engines
-            ),
+            "TRIMVIT_HTTP_DISPATCHER": str(files.socket),
+            "TRIMVIT_HTTP_SLOTS": str(self._slots),
         }
         restarts = Restarts(self.settings.slow_retry_s)
-        return _Child(name, HTTP, environment, restarts, heartbeat, sockets)
+        return _Child(files.name, HTTP, environment, restarts, files.heartbeat, (*sockets, self._slots))
 
     def _metrics(self, folder: Path) -> None:
         """Metrics files of all processes go into a new folder; this process writes there too."""
@@ -271,26 +276,27 @@ class Supervisor:
 
         started = time.monotonic()
         heartbeat = Heartbeat.made_at(child.heartbeat)
-        is_engine = child.module == ENGINE
         child.process = None
         child.process = await self._start(child)
         if child.ending.is_set():  # told to stop while it was being started
             _signal(child, signal.SIGKILL)
         watching = background.kept(partial(self._watch, child, heartbeat), "watch over a process")
         try:
-            if is_engine:
-                metrics.ENGINE_UP.labels(child.name).set(1)
+            if child.module == WORKER:
+                metrics.WORKER_UP.labels(child.name).set(1)
             code = await child.process.wait()
         finally:
             watching.cancel()
-            if is_engine:
-                metrics.engine_ended(child.name)
-        return code, heartbeat.read().ready and (is_engine or time.monotonic() - started > _SETTLED_S)
+            if child.module == WORKER:
+                metrics.worker_ended(child.name)
+            elif child.module == DISPATCH:
+                metrics.dispatcher_ended()
+        settled = child.module == WORKER or time.monotonic() - started > _SETTLED_S
+        return code, heartbeat.read().ready and settled
 
     async def _start(self, child: _Child) -> asyncio.subprocess.Process | Forked:
-        is_engine = child.module == ENGINE
-        environment = environment_of(self.settings, child.name, child.environment, keys=not is_engine)
-        if is_engine:
+        environment = environment_of(self.settings, child.name, child.environment, keys=child.module == HTTP)
+        if child.module == WORKER:
             assert self._fork_server is not None
             return await self._fork_server.start(child.module, environment)
         return await asyncio.create_subprocess_exec(
@@ -318,7 +324,7 @@ class Supervisor:
                 log.info("%s is up after %d failed starts", child.name, child.restarts.failed_starts)
                 child.restarts.came_up()
                 if child.report is not None:
-                    child.report = EngineReport(child.name)
+                    child.report = WorkerReport(child.name)
                     self._report()
             child.hung = watch.tick(_TICK_S, beat, lambda: starvation.starved(_TICK_S))
             if child.hung is not None:
@@ -327,8 +333,8 @@ class Supervisor:
                 return
 
     def _tell_of_end(self, child: _Child, code: int, pause_s: float) -> None:
-        """In the log, and for /readyz where an engine's starts fail."""
-        reason = child.hung or take_reason(EngineFiles(self._folder, child.name).reason) or _ending(code)
+        """In the log, and for /readyz where a worker's starts fail."""
+        reason = child.hung or take_reason(ProcessFiles(self._folder, child.name).reason) or _ending(code)
         child.hung = None
         failed = child.restarts.failed_starts
         if child.restarts.given_up:
@@ -342,7 +348,7 @@ class Supervisor:
         else:
             log.warning("%s ended (%s); starting it again in %.1f s", child.name, reason, pause_s)
         if child.report is not None:
-            child.report = EngineReport(
+            child.report = WorkerReport(
                 child.name, failed, reason, time.monotonic() + pause_s, child.restarts.given_up
             )
             self._report()
@@ -350,16 +356,16 @@ class Supervisor:
     def _report(self) -> None:
         reports = [child.report for child in self._children if child.report is not None]
         try:
-            write_reports(self._folder / "engines.json", reports)
-        except OSError as error:  # front ends wait longer for an engine than they need to
-            background.incident("reports of engines", error)
+            write_reports(self._folder / _REPORTS, reports)
+        except OSError as error:  # front ends wait longer for a worker than they need to
+            background.incident("reports of workers", error)
 
-    async def _drain(self, fronts: list[_Child], engines: list[_Child]) -> bool:
-        """Front ends first: they finish what they accepted, for which they need the engines. False if the
-        grace time ended first."""
+    async def _drain(self, *groups: list[_Child]) -> bool:
+        """One group after the other: front ends finish what they accepted, for which they need the
+        dispatcher, and that needs the workers. False if the grace time ended first."""
         deadline = asyncio.get_running_loop().time() + self.settings.shutdown_grace_s
         drained = True
-        for group in (fronts, engines):
+        for group in groups:
             for child in group:
                 child.ending.set()
                 _signal(child, signal.SIGTERM)

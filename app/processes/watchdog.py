@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.processes.heartbeat import Beat
 
-# Time in which the engine could have run, had the machine let it, counts for a tenth: one that is really
+# Time in which the worker could have run, had the machine let it, counts for a tenth: one that is really
 # stuck is found even where the machine is always overloaded.
 STARVED_WEIGHT = 0.1
 _STARVED_BELOW = 0.25  # of one CPU, while it wants to run
@@ -15,7 +15,7 @@ _STARVED_BELOW = 0.25  # of one CPU, while it wants to run
 
 @dataclass(slots=True)
 class Watch:
-    """Judges one life of an engine or an HTTP process by its beats. Pure: no clock, no files.
+    """Judges one life of a worker or an HTTP process by its beats. Pure: no clock, no files.
 
     ``silence_s``: how long its main loop may say nothing, ``load_s``: how long it may load.
     """
@@ -28,7 +28,7 @@ class Watch:
     _batch_s: float = 0.0
 
     def tick(self, seconds: float, beat: Beat, starved: Callable[[], bool]) -> str | None:
-        """Why the engine counts as hung, or None. ``seconds`` have passed since the last call; ``starved`` is
+        """Why the worker counts as hung, or None. ``seconds`` have passed since the last call; ``starved`` is
         asked only where nothing went on meanwhile."""
         last, self._last = self._last, beat
         if beat.ready and beat.turns != last.turns and (beat.batch == 0 or beat.batch != last.batch):

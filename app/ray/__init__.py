@@ -1,4 +1,4 @@
-"""TrimViT on a Ray cluster: the same HTTP interface and the same engine, as replicas of Ray Serve.
+"""TrimViT on a Ray cluster: the same HTTP interface, dispatcher and worker, as replicas of Ray Serve.
 
 Only this package imports ray (extra `ray`).
 """

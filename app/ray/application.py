@@ -31,8 +31,8 @@ def application(settings: RaySettings) -> Application:
     deployment = serve.deployment(
         name="trimvit",
         ray_actor_options={"num_cpus": settings.replica_cpus, "num_gpus": settings.replica_gpus},
-        # All that a replica would take is passed on to its engine, which knows deadlines, what clients have
-        # withdrawn, and when to answer 429; the proxy's queue knows none of it.
+        # All that a replica would take is passed on to its dispatcher, which knows deadlines, what clients
+        # have withdrawn, and when to answer 429; the proxy's queue knows none of it.
         max_ongoing_requests=settings.max_queue_images,
         graceful_shutdown_timeout_s=settings.shutdown_grace_s,
         graceful_shutdown_wait_loop_s=0.5,

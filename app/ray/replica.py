@@ -1,4 +1,4 @@
-"""A replica: the HTTP application of one front end, and one engine as its child process.
+"""A replica: the HTTP application of one front end, with a dispatcher and a worker as its child processes.
 
 What the application and the metrics need is imported when a replica starts, for only then is it known where
 the metrics are written; Ray's controller and proxies import this module, too.
@@ -14,30 +14,30 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.messages.slot_map import SlotMap, make_shared_memory
 from app.processes import background
 from app.processes.heap import give_back_freed_memory
 from app.processes.private_folder import PrivateFolder
 from app.ray.autoscaling import WORK
-from app.ray.engine_keeper import NAME as ENGINE_NAME
-from app.ray.engine_keeper import EngineKeeper
+from app.ray.process_keeper import ProcessKeeper, dispatcher_program, files_of, worker_program
 from app.settings.settings import Settings
 from app.telemetry.metrics_files import reserve
 
 if TYPE_CHECKING:
-    from app.engine.client import EngineClient
+    from app.dispatch.client import DispatchClient
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.05
 _LOOK_AFTER_S = 10.0  # between two looks at the private folder
 _SCRAPE_S = 5.0  # a replica that does not give its metrics in time is left out
-_ENGINE_FAILED = 1
+_PROCESS_FAILED = 1
 
 
 class Replica:
-    """Serves the application of app.main.create_app on an engine of its own.
+    """Serves the application of app.main.create_app on a worker of its own.
 
-    A replica is ready when its engine has loaded and warmed up. One whose engine does not come up ends: Ray
+    A replica is ready when its worker has loaded and warmed up. One whose worker does not come up ends: Ray
     then starts another, and what was asked of this one is asked again (app.ray.ask_again).
     """
 
@@ -47,7 +47,8 @@ class Replica:
         folder = self._private.path
         self._name = serve.get_replica_context().replica_tag
         (folder / "metrics").mkdir()
-        reserve(folder / "metrics", ("http-0", ENGINE_NAME))
+        dispatcher, worker = files_of(folder)
+        reserve(folder / "metrics", ("http-0", dispatcher.name, worker.name))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder / "metrics")
         os.environ["TRIMVIT_METRICS_SLOT"] = "http-0"
         from app.telemetry.logs import configure_logging
@@ -56,14 +57,23 @@ class Replica:
         configure_logging(settings.log_level, f"replica {self._name}", settings.log_format)
         self._ready = False
         self._failed: str | None = None
-        self._engines: EngineClient | None = None
-        self._keeper = EngineKeeper(settings, folder, self._engine_failed)
-        self._keeper.start()
+        self._client: DispatchClient | None = None
+        self._socket, self._slots = dispatcher.socket, make_shared_memory()
+        # In the order in which they are stopped: the dispatcher finishes what it accepted.
+        self._keepers = [
+            ProcessKeeper(settings, program, self._process_failed)
+            for program in (
+                dispatcher_program(dispatcher),
+                worker_program(worker, settings.device, self._slots),
+            )
+        ]
+        for keeper in self._keepers:
+            keeper.start()
         self._ended = threading.Event()
         background.kept_thread(self._look_after_folder, "keeper of the private folder")
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Called by Ray Serve once, after the constructor. Raises RuntimeError if the engine cannot load."""
+        """Called by Ray Serve once, after the constructor. Raises RuntimeError if the worker cannot load."""
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         from app.decoding.pool import DecodingProcesses, memory_for
@@ -71,15 +81,15 @@ class Replica:
         from app.telemetry import tracing
 
         settings = self._settings
-        await self._wait_for_engine()
-        self._engines = self._client()
+        await self._wait_for_worker()
+        self._client = self._new_client()
         decoders = DecodingProcesses(
             settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
         )
         app: ASGIApp = _MetricsOfAll(
             create_app(
                 settings,
-                self._engines,
+                self._client,
                 decoders,
                 tracing.from_environment(),
                 listening_on=settings.host,
@@ -91,7 +101,7 @@ class Replica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve; read by app.ray.autoscaling.replicas_for_work."""
-        return {WORK: 0.0 if self._engines is None else self._engines.work}
+        return {WORK: 0.0 if self._client is None else self._client.work}
 
     def metrics_page(self) -> tuple[str, str]:
         """This replica's name, and the metrics of its processes."""
@@ -102,20 +112,24 @@ class Replica:
     def __del__(self) -> None:
         """Called by Ray Serve once all requests are answered."""
         self._ended.set()
-        self._keeper.stop()
+        for keeper in self._keepers:
+            keeper.stop()
         self._private.remove()
 
-    def _client(self) -> "EngineClient":
-        from app.engine.client import EngineClient
+    def _new_client(self) -> "DispatchClient":
+        from app.dispatch.client import DispatchClient
+        from app.messages.slots import SlotWriter
 
-        return EngineClient(
-            [self._keeper.address],
+        slots = SlotMap.for_queue(self._settings.http_workers, self._settings.max_queue_images)
+        return DispatchClient(
+            self._socket,
+            SlotWriter(self._slots, slots, 0),
             patience_s=self._settings.restart_wait_s,
             most_waiting=self._settings.max_queue_images,
         )
 
-    async def _wait_for_engine(self) -> None:
-        probe = self._client()
+    async def _wait_for_worker(self) -> None:
+        probe = self._new_client()
         await probe.start()
         try:
             while probe.model is None:
@@ -127,20 +141,20 @@ class Replica:
         self._ready = True
 
     def _look_after_folder(self) -> None:
-        """Keep cleaners of old files off the folder; without it no engine could be started again."""
+        """Keep cleaners of old files off the folder; without it no process could be started again."""
         while self._private.refresh():
             if self._ended.wait(_LOOK_AFTER_S):
                 return
         if not self._ended.is_set():
-            self._engine_failed(f"the folder {self._private.path} was removed")
+            self._process_failed(f"the folder {self._private.path} was removed")
 
-    def _engine_failed(self, reason: str) -> None:
+    def _process_failed(self, reason: str) -> None:
         """Called from the keeper's thread. Before the replica is ready, its start fails; then, it ends."""
         self._failed = reason
         if self._ready:
             log.error("this replica ends: %s", reason)
             self._private.remove()
-            os._exit(_ENGINE_FAILED)
+            os._exit(_PROCESS_FAILED)
 
 
 class _MetricsOfAll:

@@ -22,11 +22,12 @@ REFUSED = {
     "max_connections_per_client": _OF_RAYS_PROXIES,
     "head_timeout_s": _OF_RAYS_PROXIES,
     "write_timeout_s": _OF_RAYS_PROXIES,
-    "slow_retry_s": "a replica whose engine does not come up is replaced by Ray",
+    "slow_retry_s": "a replica whose worker does not come up is replaced by Ray",
 }
 HONOURED = frozenset({
     "model", "architecture", "patch_stride", "labels", "stages", "rows",
-    "device", "engines", "dtype", "threads", "streams", "cuda_graphs", "max_batch_tokens",
+    "device", "workers_per_device", "engines", "dtype", "threads", "streams", "cuda_graphs",
+    "max_batch_tokens",
     "max_queue_images", "max_queue_s", "agreement_share",
     "host", "port", "http_workers", "api_keys_file", "max_priority", "tls_certificate", "tls_key",
     "trusted_proxies", "root_path", "cors_origins", "allowed_hosts",
@@ -96,10 +97,10 @@ class RaySettings(Settings):
                 f"--max-replicas must be at least --min-replicas; got {self.max_replicas} and "
                 f"{self.min_replicas}"
             )
-        if self.http_workers != 1 or self.engines != 1 or "," in self.device:
+        if self.http_workers != 1 or len(self.devices) != 1:
             raise ValueError(
-                "a replica has one HTTP process and one engine: leave out --http-workers and --engines, name "
-                "one device at most, and add replicas"
+                "a replica has one HTTP process and one worker: leave out --http-workers and "
+                "--workers-per-device, name one device at most, and add replicas"
             )
         for name in sorted(REFUSED.keys() & self.model_fields_set):
             raise ValueError(f"leave out {flag(name)}, which has no effect here: {REFUSED[name]}")
@@ -112,7 +113,7 @@ class RaySettings(Settings):
         return self
 
     def of_replica(self) -> Settings:
-        """What the HTTP process and the engine of one replica are told."""
+        """What the processes of one replica are told."""
         shared = self.model_dump(include=set(Settings.model_fields))
         if self.device == "auto" and not self.replica_gpus:
             shared["device"] = "cpu"

@@ -11,10 +11,13 @@ class ComputeSettings(BaseModel):
 
     device: Devices = Field(
         "auto",
-        description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one engine each.",
+        description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one worker each.",
     )
-    engines: int = Field(
-        1, ge=1, le=64, description="Engine processes for each device named; on a CPU they share its cores."
+    workers_per_device: int = Field(
+        1, ge=1, le=64, description="Worker processes for each device named; on a CPU they share its cores."
+    )
+    engines: int | None = Field(
+        None, ge=1, le=64, description="Deprecated: the former name of --workers-per-device."
     )
     dtype: DtypeName = Field(
         "auto",
@@ -22,12 +25,12 @@ class ComputeSettings(BaseModel):
         "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX-512 VNNI.",
     )
     threads: int = Field(
-        0, ge=0, description="Compute threads of an engine. 0: its share of the cores; never more than cores."
+        0, ge=0, description="Compute threads of a worker. 0: its share of the cores; never more than cores."
     )
     streams: int = Field(
         0,
         ge=0,
-        description="Batches an engine computes at once. 0: one per thread, to 8, on a CPU; two on a GPU.",
+        description="Batches a worker computes at once. 0: one per thread, to 8, on a CPU; two on a GPU.",
     )
     cuda_graphs: CudaGraphs = Field(
         "off", description="auto: small batches of one pruning as CUDA graphs on a GPU. Not tried on one yet."
@@ -42,3 +45,9 @@ class ComputeSettings(BaseModel):
         description="Processes that decode images, per HTTP process. One caller gets all but one of them, so "
         "that its slow images never hold up others; with 1 they do.",
     )
+
+    @property
+    def devices(self) -> list[str]:
+        """The device of each worker."""
+        each = self.engines or self.workers_per_device
+        return [device for device in self.device.split(",") for _ in range(each)]

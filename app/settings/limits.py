@@ -11,8 +11,8 @@ class LimitSettings(BaseModel):
     max_queue_images: int = Field(
         1024,
         ge=1,
-        description="Images an engine lets wait; beyond them it answers 429. One caller alone may have three "
-        "quarters of them.",
+        description="Images that may wait, for all workers together; beyond them 429. One caller alone may "
+        "have three quarters of them.",
     )
     max_queue_s: float = Field(
         10.0,

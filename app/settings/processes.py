@@ -10,7 +10,7 @@ class ProcessSettings(BaseModel):
         30.0,
         ge=0,
         allow_inf_nan=False,
-        description="Longest that a request waits, within its deadline, for an engine that is being started; "
+        description="Longest that a request waits, within its deadline, for a worker that is being started; "
         "then 503.",
     )
     hang_after_s: float = Field(
@@ -24,13 +24,13 @@ class ProcessSettings(BaseModel):
         600.0,
         gt=0,
         allow_inf_nan=False,
-        description="Longest that an engine may load before it counts as hung.",
+        description="Longest that a worker may load before it counts as hung.",
     )
     slow_retry_s: float = Field(
         60.0,
         gt=0,
         allow_inf_nan=False,
-        description="Time from one start of an engine to the next once five in a row have failed.",
+        description="Time from one start of a worker to the next once five in a row have failed.",
     )
     shutdown_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Time for accepted requests to finish on SIGTERM."

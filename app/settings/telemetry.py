@@ -16,6 +16,6 @@ class TelemetrySettings(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="Share of the pruned images to run again unpruned while an engine is idle, to count how "
-        "often pruning changes the first label. 0: none.",
+        description="Share of the pruned images to run again unpruned while the workers are idle, to count "
+        "how often pruning changes the first label. 0: none.",
     )

@@ -1,9 +1,9 @@
 """Every metric of the service, in one place.
 
 With several processes each one writes to files of its own in PROMETHEUS_MULTIPROC_DIR, named after its
-fixed slot (``http-0``, ``engine-0``, ``supervisor``) rather than its process id: a restarted process goes
-on with its predecessor's counters, and the files do not grow in number. The supervisor wipes them at its
-start. Any HTTP process answers for all.
+fixed name (``http-0``, ``dispatcher``, ``worker-0``, ``supervisor``) rather than its process id: a restarted
+process goes on with its predecessor's counters, and the files do not grow in number. The supervisor wipes
+them at its start. Any HTTP process answers for all.
 """
 
 import os
@@ -61,9 +61,6 @@ REQUESTED_KEEP_RATIO = Histogram(
     "Keep ratio an image asked for; with auto, keep_mass or cascade it asks for none.",
     buckets=_SHARES,
 )
-IMAGES_SENT_AGAIN = Counter(
-    "trimvit_images_sent_again", "Images that an engine took with it when it died, sent to the next one."
-)
 REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])
 DECODERS_REPLACED = Counter(
     "trimvit_decoders_replaced",
@@ -71,7 +68,10 @@ DECODERS_REPLACED = Counter(
     ["cause"],
 )
 
-# --- the engine --------------------------------------------------------------------------------------
+# --- the dispatcher ----------------------------------------------------------------------------------
+IMAGES_SENT_AGAIN = Counter(
+    "trimvit_images_sent_again", "Images that a worker was computing when it died, given to the next one."
+)
 APPLIED_KEEP_RATIO = Histogram(
     "trimvit_applied_keep_ratio",
     "Keep ratio an image was answered with: what keep_mass came to, 1 after a second run.",
@@ -97,12 +97,6 @@ BATCHES = Counter(
 OUT_OF_MEMORY = Counter(
     "trimvit_out_of_memory", "Batches that did not fit into memory and were computed in parts."
 )
-IMAGES_FAILED = Counter(
-    "trimvit_images_failed",
-    "Images refused as the only ones of their batch, by reason: engine-fault (computing them raises) or "
-    "no-number (their scores are not finite).",
-    ["reason"],
-)
 BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_COUNTS)
 BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)
 BATCH_FILL = Histogram("trimvit_batch_fill", "Share of the token budget that a batch used.", buckets=_SHARES)
@@ -120,13 +114,11 @@ LOWERED = Counter(
 BROWN_OUT = Gauge(
     "trimvit_brown_out_ratio",
     "The highest keep ratio of images that allow lowering; 1 without a brown-out.",
-    ["engine"],
     multiprocess_mode="mostrecent",
 )
 QUEUE_SECONDS = Gauge(
     "trimvit_queue_seconds",
     "Predicted time to compute what waits, on one stream.",
-    ["engine"],
     multiprocess_mode="mostrecent",
 )
 AGREEMENT_CHECKS = Counter(
@@ -134,32 +126,36 @@ AGREEMENT_CHECKS = Counter(
     "Answered images run again unpruned, by applied keep ratio and whether the first label stayed.",
     ["ratio_bucket", "outcome"],
 )
-QUEUE_IMAGES = Gauge(
-    "trimvit_queue_images", "Images waiting for a batch.", ["engine"], multiprocess_mode="mostrecent"
-)
+QUEUE_IMAGES = Gauge("trimvit_queue_images", "Images waiting for a batch.", multiprocess_mode="mostrecent")
 QUEUE_LIMIT = Gauge(
     "trimvit_queue_limit_images",
     "Images that may wait before more are refused.",
-    ["engine"],
     multiprocess_mode="mostrecent",
 )
 QUEUE_TOKENS = Gauge(
     "trimvit_queue_tokens",
     "Tokens waiting for a batch, weighted by cost.",
-    ["engine"],
     multiprocess_mode="mostrecent",
+)
+
+# --- the workers -------------------------------------------------------------------------------------
+IMAGES_FAILED = Counter(
+    "trimvit_images_failed",
+    "Images refused as the only ones of their batch, by reason: engine-fault (computing them raises) or "
+    "no-number (their scores are not finite).",
+    ["reason"],
 )
 DEVICE_MEMORY = Gauge(
     "trimvit_device_memory_bytes",
-    "Memory in use after the last batch: the GPU's as PyTorch allocated it, or the engine process's resident "
+    "Memory in use after the last batch: the GPU's as PyTorch allocated it, or the worker process's resident "
     "memory on a CPU.",
-    ["engine"],
+    ["worker"],
     multiprocess_mode="mostrecent",
 )
 
 # --- the supervisor ----------------------------------------------------------------------------------
-ENGINE_UP = Gauge(
-    "trimvit_engine_up", "1 while the engine process runs.", ["engine"], multiprocess_mode="mostrecent"
+WORKER_UP = Gauge(
+    "trimvit_worker_up", "1 while the worker process runs.", ["worker"], multiprocess_mode="mostrecent"
 )
 RESTARTS = Counter("trimvit_restarts", "Processes started again after they died.", ["process"])
 
@@ -170,12 +166,18 @@ def labelled(metric: Labelled, *values: str) -> Labelled:
     return metric.labels(*values)
 
 
-def engine_ended(engine: str) -> None:
-    """Say that an engine's process has ended, and with it what it held: its own last word would stand until
-    its successor has loaded."""
-    for gauge in (ENGINE_UP, QUEUE_IMAGES, QUEUE_TOKENS, QUEUE_SECONDS, DEVICE_MEMORY):
-        gauge.labels(engine).set(0)
-    BROWN_OUT.labels(engine).set(1)
+def worker_ended(worker: str) -> None:
+    """Say that a worker's process has ended, and with it what it held: its last word would stand until its
+    successor has loaded."""
+    for gauge in (WORKER_UP, DEVICE_MEMORY):
+        gauge.labels(worker).set(0)
+
+
+def dispatcher_ended() -> None:
+    """Say that the dispatcher's process has ended, and with it the queue."""
+    for gauge in (QUEUE_IMAGES, QUEUE_TOKENS, QUEUE_SECONDS):
+        gauge.set(0)
+    BROWN_OUT.set(1)
 
 
 def registry() -> CollectorRegistry:

@@ -1,7 +1,7 @@
 """OpenTelemetry traces of a front end's requests, where the OTEL_* environment asks for them (extra `otel`).
 
 A request is one server span, which honours a W3C traceparent; under it, every image has the spans `decode`,
-`queue` and `compute`. The engine exports nothing and knows of no trace: it sends its times with the answer,
+`queue` and `compute`. Dispatcher and workers export nothing and know of no trace: times come with the answer,
 and the spans are made from them here, so that they cross the process border without a second exporter.
 """
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.app.engine.rig import address
+from tests.app.dispatch.rig import house
 
-__all__ = ["address", "anyio_backend"]
+__all__ = ["anyio_backend", "house"]
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from app.decoding.pool import InExecutor
-from app.engine.client import Classified, Expected, Question
-from app.engine.messages import Answer, ModelInfo
+from app.dispatch.client import Classified, Expected, Question
 from app.errors import NotReady, Problem
+from app.messages.model import ModelInfo
+from app.messages.to_front_end import Answer
 from models.cascade import Cascade, second_run_compute
 from models.schedule import UNPRUNED, Architecture, Method, Pruning, Stages, compute, keep_count, keep_counts
 from models.transforms import InputSpec

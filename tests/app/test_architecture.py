@@ -31,24 +31,24 @@ def loaded_after(statement: str) -> set[str]:
     [
         "import app.main",
         "import app.processes.supervisor",
-        "import app.engine.client",
-        "import app.engine.loop",
-        "import app.engine.process",
+        "import app.dispatch.client",
+        "import app.dispatch.process",
+        "import app.worker.process",
         "import app.cli; app.cli.COMMANDS['serve'].load()",
         "import app.cli; [app.cli.COMMANDS[name].load() for name in ('classify', 'models', 'bench')]",
         "import app.commands.plot",
     ],
 )
 def test_a_front_end_and_a_supervisor_never_load_torch(statement: str) -> None:
-    """They start in a moment and stay small; an engine loads torch when it runs, not when it is imported."""
+    """They start in a moment and stay small; a worker loads torch when it runs, not when it is imported."""
     loaded = loaded_after(statement)
     assert "app" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="engines are forked on Linux only")
-def test_what_engines_share_can_be_forked() -> None:
-    """No thread is started by importing it, no GPU is touched, and no metrics file is opened: each engine has
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+def test_what_workers_share_can_be_forked() -> None:
+    """No thread is started by importing it, no GPU is touched, and no metrics file is opened: each worker has
     its own."""
     shared = "\n".join(f"import {module}" for module in PRELOADED)
     ended = subprocess.run(
@@ -73,7 +73,7 @@ def test_models_do_not_load_the_service() -> None:
     """The network can be used without a server; and the check above would find out what loads torch."""
     loaded = loaded_after("import models.load, models.classifier, models.training.evaluate")
     assert set(HEAVY) <= loaded
-    assert not {name for name in loaded if name == "app" or name.startswith(("app.", "fastapi", "zmq"))}
+    assert not {name for name in loaded if name == "app" or name.startswith(("app.", "fastapi"))}
 
 
 def test_the_import_contracts_hold() -> None:

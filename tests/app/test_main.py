@@ -1,4 +1,4 @@
-"""The application as a whole: its pages, and its engines' life."""
+"""The application as a whole: its pages, and its client's life."""
 
 import re
 from urllib.parse import urljoin
@@ -6,10 +6,10 @@ from urllib.parse import urljoin
 import pytest
 from starlette.testclient import TestClient
 
-from app.engine.client import EngineClient
+from app.dispatch.client import DispatchClient
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.engine.rig import FakeBackend, running_engine
+from tests.app.dispatch.rig import FakeBackend, House, served, wait_for
 from tests.app.fakes import FakeEngines, encoded
 
 
@@ -38,11 +38,11 @@ def test_nothing_else_is_served(path: str) -> None:
     assert response.headers["Content-Type"] == "application/problem+json"
 
 
-def test_an_engine_client_lives_as_long_as_the_application(address: str) -> None:
-    """The application connects to its engines when it starts, answers by them, and disconnects at its end."""
-    engines = EngineClient([address])
-    with running_engine(FakeBackend(), address):
-        with TestClient(create_app(Settings(), engines)) as client:
+def test_a_client_lives_as_long_as_the_application(house: House) -> None:
+    """The application connects to the dispatcher at its start, answers by it, and disconnects at its end."""
+    asked = DispatchClient(house.path, house.slots())
+    with served(house, FakeBackend()) as dispatcher:
+        with TestClient(create_app(Settings(), asked)) as client:
             while client.get("/readyz").status_code != 200:
                 pass
             response = client.post(
@@ -52,4 +52,5 @@ def test_an_engine_client_lives_as_long_as_the_application(address: str) -> None
             (result,) = response.json()["results"]
             assert result["patches"]["per_stage"] == [8, 4]
             assert result["mask"][0]["grid"][2] == [0, 1, 1, 1, 1]
-        assert engines._context.closed
+            assert "1 front ends" in repr(dispatcher)
+        wait_for(lambda: "0 front ends" in repr(dispatcher), "the end of the connection")

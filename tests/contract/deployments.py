@@ -67,7 +67,7 @@ def _on_ray(folder: Path) -> Iterator[Deployment]:
 DEPLOYMENTS: dict[str, Start] = {
     "one HTTP process": _served(),
     "two HTTP processes": _served("--http-workers", "2"),
-    "two engines": _served("--engines", "2"),
+    "two workers": _served("--workers-per-device", "2"),
     "Ray with two replicas": _on_ray,
 }
 

@@ -61,7 +61,7 @@ def test_rows_order_the_panels(dashboard: dict[str, Any]) -> None:
         "Live agreement",
         "Overload",
         "Queue and batches",
-        "Engines and processes",
+        "Workers and processes",
     ]
     assert not any(row["collapsed"] or row["panels"] for row in rows)
     heights = [panel["gridPos"]["y"] for panel in dashboard["panels"]]

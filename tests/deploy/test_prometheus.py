@@ -35,7 +35,7 @@ LABELS = {
     "reason": ["queue-full"],
     "ratio_bucket": ["0.4-0.5", "0.6-0.7"],
     "form": ["dense", "ragged"],
-    "engine": ["engine-0", "engine-1"],
+    "worker": ["worker-0", "worker-1"],
     "process": ["http-0"],
     "cause": ["slow", "died"],
     "task": ["metrics"],

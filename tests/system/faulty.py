@@ -1,4 +1,4 @@
-"""`trimvit` with engines that do as the images and a folder say: die, hang, fail to load. They are real
+"""`trimvit` with workers that do as the images and a folder say: die, hang, fail to load. They are real
 processes that compute nothing, so they are there in a moment. Run as `python -m tests.system.faulty`."""
 
 import io
@@ -16,6 +16,7 @@ from tests.system.server import Server, running_server
 FOLDER_VARIABLE = "TRIMVIT_TEST_FAULTS"
 FAIL_TO_LOAD = "fail-to-load"  # a file of this name in the folder
 SECONDS_PER_BATCH = "seconds-per-batch"  # a file that holds the number
+LOADS = "loads"  # a file with a letter for each load of the model
 PATIENT = {"--default-deadline-ms": "300000", "--restart-wait-s": "300", "--shutdown-grace-s": "300"}
 PROGRAM = (sys.executable, "-m", "tests.system.faulty")
 
@@ -37,8 +38,8 @@ def picture(colour: tuple[int, int, int] = HARMLESS) -> bytes:
 
 @contextmanager
 def faulty_server(folder: Path, *flags: str, seconds_per_batch: float = 0.0) -> Iterator[Server]:
-    """A server whose engines look into ``folder`` for what they are to do. It is patient unless the flags
-    say otherwise: on a crowded machine an engine's start alone takes many seconds."""
+    """A server whose workers look into ``folder`` for what they are to do. It is patient unless the flags
+    say otherwise: on a crowded machine a worker's start alone takes many seconds."""
     for flag, value in PATIENT.items():
         if flag not in flags:
             flags = (*flags, flag, value)
@@ -55,21 +56,22 @@ def faulty_server(folder: Path, *flags: str, seconds_per_batch: float = 0.0) -> 
             os.environ[FOLDER_VARIABLE] = before
 
 
-def engine() -> None:
-    """What the supervisor starts in place of app.engine.process."""
+def worker() -> None:
+    """What the supervisor starts in place of app.worker.process."""
     import ctypes
     import signal
 
     from setproctitle import setproctitle
 
-    from app.engine.loop import Engine, Job, Loaded, Result
-    from app.engine.scheduler import Limits
-    from app.processes.heartbeat import Heartbeat
+    from app.messages.capacity import Limits
+    from app.messages.image import Found
     from app.processes.lifeline import die_with_parent
     from app.processes.reports import tell_reason
     from app.settings.settings import Settings
     from app.telemetry.logs import configure_logging
-    from tests.app.engine.rig import FakeBackend, costs
+    from app.worker.backend import Job, Loaded
+    from app.worker.process import WorkerArgs, make_loop
+    from tests.app.dispatch.rig import FakeBackend, measured
     from tests.app.fakes import MODEL
 
     folder = Path(os.environ[FOLDER_VARIABLE])
@@ -81,11 +83,13 @@ def engine() -> None:
         def load(self) -> Loaded:
             if (folder / FAIL_TO_LOAD).exists():
                 raise RuntimeError("told to fail")
-            limits = Limits(batch_tokens=100, queue_images=settings.max_queue_images, threads=2, streams=2)
-            return Loaded(MODEL, limits, costs(limits))
+            with (folder / LOADS).open("a") as loads:
+                loads.write("!")
+            limits = Limits(batch_tokens=100, threads=2, streams=2)
+            return Loaded(MODEL, limits, measured(limits))
 
-        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Result]:
-            colours = [tuple(job.pixels[:3]) for job in jobs]
+        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+            colours = [tuple(job.pixels[:3].tolist()) for job in jobs]
             time.sleep(float((folder / SECONDS_PER_BATCH).read_text()))
             if KILLS in colours:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -95,34 +99,29 @@ def engine() -> None:
                 ctypes.PyDLL(None).sleep(100_000)
             if TOO_LARGE in colours and len(jobs) > 1:
                 raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return [self._result(job) for job in jobs]
+            return [self.result(job) for job in jobs]
 
     settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
-    index = os.environ["TRIMVIT_ENGINE_INDEX"]
+    args = WorkerArgs.from_environment()
     die_with_parent()
-    configure_logging(settings.log_level, f"engine {index}", settings.log_format)
-    setproctitle(f"trimvit: engine cpu:{index}")
-    running = Engine(
-        f"engine-{index}",
-        os.environ["TRIMVIT_ENGINE_ADDRESS"],
-        Faulty(),
-        heartbeat=Heartbeat(Path(os.environ["TRIMVIT_ENGINE_HEARTBEAT"])),
-        hang_after_s=settings.hang_after_s,
-    )
+    configure_logging(settings.log_level, f"worker {args.index}", settings.log_format)
+    setproctitle(f"trimvit: worker cpu:{args.index}")
+    running = make_loop(settings, args, Faulty())
     signal.signal(signal.SIGTERM, lambda *_: running.stop())
     try:
         running.run()
     except Exception as error:
-        tell_reason(Path(os.environ["TRIMVIT_ENGINE_REASON"]), error)
+        assert args.reason is not None
+        tell_reason(args.reason, error)
         raise
 
 
 if __name__ == "__main__":
-    if "TRIMVIT_ENGINE_INDEX" in os.environ:
-        engine()
+    if "TRIMVIT_WORKER_INDEX" in os.environ:
+        worker()
     else:
         from app import cli
         from app.processes import supervisor
 
-        supervisor.ENGINE, supervisor.PRELOADED = "tests.system.faulty", ()
+        supervisor.WORKER, supervisor.PRELOADED = "tests.system.faulty", ()
         cli.main()

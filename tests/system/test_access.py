@@ -22,7 +22,7 @@ ALICE, BOB, CAROL = "alices-secret-key-1", "bobs-secret-key-22", "carols-secret-
 
 def test_keys_are_asked_for_rotated_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of a file and of the environment; a changed file counts in every process within seconds, without
-    a restart; no log line and no engine's environment holds a key."""
+    a restart; no log line and no worker's environment holds a key."""
     keys = tmp_path / "keys"
     hashed = hashlib.sha256(ALICE.encode()).hexdigest()
     keys.write_text(f"alice:sha256:{hashed}\n")
@@ -45,8 +45,9 @@ def test_keys_are_asked_for_rotated_and_never_shown(tmp_path: Path, monkeypatch:
         wait_until(lambda: {status(ALICE) for _ in range(8)} == {401}, "the old key to be refused")
         assert status(BOB) == 200
         assert server.metric("trimvit_restarts_total", process="http-0") == 0
-        (engine,) = server.processes("trimvit: engine")
-        assert "TRIMVIT_API_KEYS" not in engine.environ()
+        for title in ("trimvit: worker", "trimvit: dispatcher"):
+            (process,) = server.processes(title)
+            assert "TRIMVIT_API_KEYS" not in process.environ()
         log = server.log.read_text()
     assert "read 1 API keys" in log, "the log is the one to look at"
     for secret in (ALICE, BOB, CAROL, hashed):

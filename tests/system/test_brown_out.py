@@ -73,8 +73,6 @@ def test_when_the_load_has_gone_ratios_are_as_asked_again(server: Server) -> Non
     """Step by step, so that it takes a minute."""
     with flood(server) as lowered:
         wait_until(lambda: reasons(lowered)["brown-out"] >= 20, "images to be lowered")
-    assert server.metric("trimvit_brown_out_ratio", engine="engine-0") < 1
+    assert server.metric("trimvit_brown_out_ratio") < 1
     wait_until(lambda: ask(server, **ASKED)["keep_ratio"] == 1, "an image to keep its ratio again")
-    wait_until(
-        lambda: server.metric("trimvit_brown_out_ratio", engine="engine-0") == 1, "the brown-out to be over"
-    )
+    wait_until(lambda: server.metric("trimvit_brown_out_ratio") == 1, "the brown-out to be over")

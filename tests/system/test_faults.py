@@ -1,5 +1,6 @@
 """Processes that die, hang or do not come up, with real processes: clients see latency only."""
 
+import contextlib
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from tests.system.faulty import (
     HARMLESS,
     HOLDS_THE_LOCK,
     KILLS,
+    LOADS,
     PROGRAM,
     SECONDS_PER_BATCH,
     faulty_server,
@@ -36,38 +38,82 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def engine_of(server: Server) -> psutil.Process:
-    wait_until(lambda: len(server.processes("trimvit: engine")) == 1, "an engine")
-    return server.processes("trimvit: engine")[0]
+def worker_of(server: Server) -> psutil.Process:
+    wait_until(lambda: len(server.processes("trimvit: worker")) == 1, "a worker")
+    return server.processes("trimvit: worker")[0]
 
 
-def restarts(server: Server, process: str = "engine-0") -> float:
+def restarts(server: Server, process: str = "worker-0") -> float:
     return server.metric("trimvit_restarts_total", process=process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_an_engine_that_is_killed_or_stopped_costs_time_and_no_answer(
+def test_a_worker_that_is_killed_or_stopped_costs_time_and_no_answer(
     tmp_path: Path, pool: ThreadPoolExecutor, number: signal.Signals
 ) -> None:
-    """What was in flight and what came meanwhile is answered, once, by the next engine."""
+    """What was in flight and what came meanwhile is answered, once, by the next worker."""
     with faulty_server(tmp_path, "--hang-after-s", "2", seconds_per_batch=0.3) as server:
         before = [pool.submit(classify, server) for _ in range(32)]
-        # Decoded, so that the others are with the engine, too.
+        # Decoded, so that the others are with the worker, too.
         wait_until(lambda: server.metric("trimvit_images_total", outcome="answered") >= 1, "an answer")
-        engine = engine_of(server)
-        engine.send_signal(number)
+        worker = worker_of(server)
+        worker.send_signal(number)
         after = [pool.submit(classify, server) for _ in range(32)]
         assert {answer.result().status_code for answer in before + after} == {200}
         wait_until(lambda: restarts(server) == 1, "the restart to be counted")
-        assert engine_of(server).pid != engine.pid
+        assert worker_of(server).pid != worker.pid
         assert server.metric("trimvit_images_total", outcome="answered") == 64
         assert server.metric("trimvit_images_sent_again_total") > 0
         if number == signal.SIGSTOP:
-            assert "engine-0 hangs and is killed: its main loop has not moved" in server.log.read_text()
+            assert "worker-0 hangs and is killed: its main loop has not moved" in server.log.read_text()
 
 
-def test_only_the_image_that_kills_engines_is_refused(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
-    """One that kills its engine, never returns, or blocks the whole process: two engines are lost with it,
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_dispatcher_that_is_killed_or_stopped_costs_time_and_no_answer(
+    tmp_path: Path, pool: ThreadPoolExecutor, number: signal.Signals
+) -> None:
+    """What was open is sent to its successor, whichever front end has it; no worker loads its model again."""
+    flags = ("--hang-after-s", "2", "--http-workers", "2", "--workers-per-device", "2")
+    with faulty_server(tmp_path, *flags, seconds_per_batch=0.3) as server:
+        wait_until(lambda: (tmp_path / LOADS).read_text() == "!!", "both workers")
+        workers = {process.pid for process in server.processes("trimvit: worker")}
+        before = [pool.submit(classify, server) for _ in range(32)]
+        wait_until(lambda: server.metric("trimvit_images_total", outcome="answered") >= 1, "an answer")
+        (dispatcher,) = server.processes("trimvit: dispatcher")
+        dispatcher.send_signal(number)
+        after = [pool.submit(classify, server) for _ in range(32)]
+        assert {answer.result().status_code for answer in before + after} == {200}
+        wait_until(lambda: restarts(server, "dispatcher") == 1, "the restart to be counted")
+        assert server.metric("trimvit_images_total", outcome="answered") == 64
+        assert {process.pid for process in server.processes("trimvit: worker")} == workers
+        assert (tmp_path / LOADS).read_text() == "!!"
+        if number == signal.SIGSTOP:
+            assert "dispatcher hangs and is killed: its main loop has not moved" in server.log.read_text()
+
+
+def test_no_slot_is_lost_with_any_process(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    """The queue holds four images, so a front end has few slots: although every process dies a few times
+    under load, there are always some, for more images than there are slots."""
+    flags = ("--max-queue-images", "4", "--decode-processes", "2")
+    with faulty_server(tmp_path, *flags, seconds_per_batch=0.02) as server:
+
+        def asked() -> None:
+            with contextlib.suppress(httpx.TransportError):
+                classify(server, deadline_ms=2000)
+
+        for title in ("trimvit: worker", "trimvit: dispatcher", "trimvit: decode", "trimvit: http 0") * 3:
+            answers = [pool.submit(asked) for _ in range(64)]
+            wait_until(lambda: server.processes(title) != [], title)  # noqa: B023
+            server.processes(title)[0].kill()
+            for answer in answers:
+                answer.result()
+            wait_until(lambda: is_ready(server.url), "the next one")
+        for _ in range(300):  # more than there are slots
+            assert classify(server).status_code == 200
+
+
+def test_only_the_image_that_kills_workers_is_refused(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    """One that kills its worker, never returns, or blocks the whole process: two workers are lost with it,
     it is refused with a problem of its own, and its neighbours are answered, by whichever process."""
     flags = ("--hang-after-s", "1.5", "--http-workers", "2")
     with faulty_server(tmp_path, *flags, seconds_per_batch=0.05) as server:
@@ -79,21 +125,21 @@ def test_only_the_image_that_kills_engines_is_refused(tmp_path: Path, pool: Thre
             refused = fatal.result()
             assert refused.status_code == 500, refused.text
             assert refused.json()["type"] == "urn:trimvit:problem:engine-lost"
-            assert "2 engines died" in refused.json()["detail"]
+            assert "2 workers died" in refused.json()["detail"]
             assert "Retry-After" not in refused.headers
-            wait_until(lambda: is_ready(server.url), "the next engine")
+            wait_until(lambda: is_ready(server.url), "the next worker")
             wait_until(lambda: restarts(server) == 2 * number, "two restarts each")  # noqa: B023
         assert server.metric("trimvit_images_total", outcome="engine-lost") == 3
         assert server.log.read_text().count("is killed: a batch has taken more than") == 2
 
 
-def test_while_an_engine_is_restarted_requests_wait_as_long_as_they_may(
+def test_while_a_worker_is_restarted_requests_wait_as_long_as_they_may(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     """Those with time are answered; those without are told in time, and so are probes."""
     with faulty_server(tmp_path, "--restart-wait-s", "60") as server:
         (tmp_path / FAIL_TO_LOAD).touch()
-        engine_of(server).kill()
+        worker_of(server).kill()
         wait_until(lambda: not is_ready(server.url), "the loss to be seen")
         patient = [pool.submit(classify, server, deadline_ms=120_000) for _ in range(8)]
         hurried = classify(server, deadline_ms=200)
@@ -110,17 +156,17 @@ def test_while_an_engine_is_restarted_requests_wait_as_long_as_they_may(
 def test_starts_that_fail_again_and_again_are_told_and_made_slowly(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """After five in a row, /readyz, answers and the log say why, and nobody waits; an engine that comes up
+    """After five in a row, /readyz, answers and the log say why, and nobody waits; a worker that comes up
     after all serves again."""
     with faulty_server(tmp_path, "--slow-retry-s", "3") as server:
         (tmp_path / FAIL_TO_LOAD).touch()
-        engine_of(server).kill()
+        worker_of(server).kill()
         waiting = pool.submit(classify, server, deadline_ms=600_000)
 
         def reason() -> str:
             return CLIENT.get(f"{server.url}/readyz").json()["reason"] or ""
 
-        wait_until(lambda: "failed to start" in reason(), "the engine to be given up")
+        wait_until(lambda: "failed to start" in reason(), "the worker to be given up")
         words = "times in a row, the last time with: RuntimeError: told to fail; it is tried again in"
         assert words in reason()
         for answer in (waiting.result(), classify(server)):
@@ -129,7 +175,7 @@ def test_starts_that_fail_again_and_again_are_told_and_made_slowly(
             assert int(answer.headers["Retry-After"]) >= 1
         assert CLIENT.get(f"{server.url}/livez").status_code == 200
         log = server.log.read_text()
-        assert "engine-0 has failed to start 5 times in a row (RuntimeError: told to fail)" in log
+        assert "worker-0 has failed to start 5 times in a row (RuntimeError: told to fail)" in log
         (tmp_path / FAIL_TO_LOAD).unlink()
         wait_until(lambda: is_ready(server.url), "a slow retry to succeed")
         assert classify(server).status_code == 200
@@ -173,13 +219,11 @@ def test_an_http_process_that_is_killed_is_replaced_and_nothing_grows(
 
 def test_a_killed_supervisor_leaves_no_orphan_and_its_port_free(tmp_path: Path) -> None:
     """kill -9 of the supervisor ends all its processes; the next start has the same port."""
-    with faulty_server(tmp_path, "--engines", "2", "--http-workers", "2") as server:
+    with faulty_server(tmp_path, "--workers-per-device", "2", "--http-workers", "2") as server:
         supervisor = psutil.Process(server.supervisor.pid)
+        kinds = {"fork": 1, "dispatcher": 1, "worker": 2, "http": 2}
         wait_until(
-            lambda: (
-                [len(server.processes(f"trimvit: {kind}")) for kind in ("fork", "engine", "http")]
-                == [1, 2, 2]
-            ),
+            lambda: {kind: len(server.processes(f"trimvit: {kind}")) for kind in kinds} == kinds,
             "each process to have its title",
         )
         children = supervisor.children(recursive=True)  # those that decode, too
@@ -197,7 +241,7 @@ def test_a_killed_supervisor_leaves_no_orphan_and_its_port_free(tmp_path: Path) 
 
 @pytest.mark.parametrize("ending", ["a second SIGTERM", "the end of the grace time"])
 def test_what_does_not_finish_is_ended(tmp_path: Path, pool: ThreadPoolExecutor, ending: str) -> None:
-    """An engine that never answers does not keep the server from ending, which then says that it failed."""
+    """A worker that never answers does not keep the server from ending, which then says that it failed."""
     grace = "1" if ending == "the end of the grace time" else "600"
     with faulty_server(tmp_path, "--shutdown-grace-s", grace, "--hang-after-s", "600") as server:
         children = psutil.Process(server.supervisor.pid).children(recursive=True)
@@ -221,13 +265,13 @@ def test_what_does_not_finish_is_ended(tmp_path: Path, pool: ThreadPoolExecutor,
         assert alive == []
 
 
-def test_engines_are_replaced_while_the_server_drains(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
-    """An engine that dies after SIGTERM does not take with it what was accepted before."""
+def test_workers_are_replaced_while_the_server_drains(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    """A worker that dies after SIGTERM does not take with it what was accepted before."""
     with faulty_server(tmp_path, seconds_per_batch=0.3) as server:
         answers = [pool.submit(classify, server) for _ in range(24)]
         wait_until(lambda: server.metric("trimvit_requested_keep_ratio_count") == 24, "the requests")
         server.supervisor.terminate()
         wait_until(lambda: "finishing what was accepted" in server.log.read_text(), "the drain")
-        os.kill(engine_of(server).pid, signal.SIGKILL)
+        os.kill(worker_of(server).pid, signal.SIGKILL)
         assert {answer.result().status_code for answer in answers} == {200}
         assert server.supervisor.wait(200) == 0

@@ -45,7 +45,7 @@ def memory(server: Server) -> dict[str, int]:
 def assert_unharmed(server: Server, before: dict[str, int], growth_bytes: int) -> None:
     """The same processes, hardly larger."""
     assert is_ready(server.url)
-    for process in ("engine-0", "http-0"):
+    for process in ("dispatcher", "worker-0", "http-0"):
         assert server.metric("trimvit_restarts_total", process=process) == 0
     after = memory(server)
     assert after.keys() == before.keys(), "a process was replaced"
@@ -82,7 +82,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 )
 @pytest.mark.timeout(7200)
 def test_damaged_images_harm_nobody(target: Server, count: int) -> None:
-    """Every mutant is answered or refused in words; some survive, so that the engine sees them too."""
+    """Every mutant is answered or refused in words; some survive, so that the worker sees them too."""
     images = mutants(count, SEED)
     warm = send_mutants(target, islice(images, count // 10))
     before = memory(target)

@@ -42,9 +42,9 @@ def http_process(server: Server) -> psutil.Process:
     return server.processes("trimvit: http")[0]
 
 
-def engine(server: Server) -> psutil.Process:
-    wait_until(lambda: len(server.processes("trimvit: engine")) == 1, "one engine")
-    return server.processes("trimvit: engine")[0]
+def worker(server: Server) -> psutil.Process:
+    wait_until(lambda: len(server.processes("trimvit: worker")) == 1, "one worker")
+    return server.processes("trimvit: worker")[0]
 
 
 def private_folder(server: Server) -> Path:
@@ -75,7 +75,7 @@ def test_a_supervisor_without_room_on_its_disk_goes_on_starting_processes(tmp_pa
     """Nothing can be written: no heartbeat, no report. It is done as soon as there is room."""
     with faulty_server(tmp_path) as server:
         with limited(server.supervisor.pid, resource.RLIMIT_FSIZE, 0):
-            engine(server).kill()
+            worker(server).kill()
             wait_until(lambda: not is_ready(server.url), "the loss to be seen")
             wait_until(
                 lambda: server.metric("trimvit_incidents_total", task="start of a process") >= 2, "two tries"
@@ -84,20 +84,20 @@ def test_a_supervisor_without_room_on_its_disk_goes_on_starting_processes(tmp_pa
         assert answered(server)
 
 
-def test_a_front_end_without_files_finds_its_engine_again(tmp_path: Path) -> None:
-    """Too many open files in an HTTP process when its engine is replaced."""
+def test_a_front_end_without_files_finds_its_dispatcher_again(tmp_path: Path) -> None:
+    """Too many open files in an HTTP process when the dispatcher is replaced."""
     with faulty_server(tmp_path, "--http-workers", "1") as server:
         front = http_process(server)
         # Below what it has open, so that nothing new can be, whatever was closed meanwhile.
         with limited(front.pid, resource.RLIMIT_NOFILE, 3):
-            before = engine(server).pid
+            before = worker(server).pid
             os.kill(before, signal.SIGKILL)
-            wait_until(lambda: engine(server).pid != before, "the next engine")
+            wait_until(lambda: worker(server).pid != before, "the next worker")
             wait_until(
                 lambda: not front.is_running() or "Too many open files" in server.log.read_text(),
                 "the limit to be felt",
             )
-        wait_until(lambda: is_ready(server.url), "the engine to be found")
+        wait_until(lambda: is_ready(server.url), "the worker to be found")
         assert answered(server)
 
 
@@ -117,14 +117,14 @@ def test_an_http_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
 def test_a_supervisor_that_was_stopped_for_a_while_kills_nobody(tmp_path: Path) -> None:
     """Time in which it could not look counts for nothing, and its children go on meanwhile."""
     with faulty_server(tmp_path, "--hang-after-s", "1") as server:
-        before = engine(server).pid, http_process(server).pid
+        before = worker(server).pid, http_process(server).pid
         server.supervisor.send_signal(signal.SIGSTOP)
         for _ in range(20):
             assert answered(server)
         server.supervisor.send_signal(signal.SIGCONT)
         for _ in range(20):
             assert answered(server)
-        assert (engine(server).pid, http_process(server).pid) == before
+        assert (worker(server).pid, http_process(server).pid) == before
         assert "hangs" not in server.log.read_text()
 
 
@@ -142,7 +142,7 @@ def test_processes_that_die_leave_no_files_and_no_zombies(tmp_path: Path) -> Non
     with faulty_server(tmp_path) as server:
 
         def kill_and_wait(number: int) -> None:
-            for process, name in ((engine(server), "engine-0"), (http_process(server), "http-0")):
+            for process, name in ((worker(server), "worker-0"), (http_process(server), "http-0")):
                 process.kill()
                 wait_until(lambda: not process.is_running(), "its end")  # noqa: B023
                 wait_until(lambda: is_ready(server.url), "the next one")

@@ -16,7 +16,6 @@ import asyncio, concurrent.futures, multiprocessing, os, signal, socket, subproc
 import fastapi, filelock, httpx, huggingface_hub.utils._cache_manager, msgspec
 import numpy, PIL.Image, prometheus_client, pydantic_settings, safetensors.torch
 import setproctitle, timm.data, torch, torch._dynamo, torch.utils.data, torchvision.transforms, tqdm, uvicorn
-import zmq.asyncio
 
 assert not [name for name in sys.modules if name.split(".")[0] in ("app", "models")]
 platform, checkpoint, photograph = sys.argv[1:]

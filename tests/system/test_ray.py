@@ -41,14 +41,14 @@ def test_a_node_that_ends_under_load_costs_no_request(how: str) -> None:
 
 
 @pytest.mark.long
-def test_an_engine_killed_under_load_costs_no_request() -> None:
-    """kill -9 of the only replica's engine: the replica starts another, and every request is answered."""
+def test_a_worker_killed_under_load_costs_no_request() -> None:
+    """kill -9 of the only replica's worker: the replica starts another, and every request is answered."""
     with ray_cluster(nodes=1) as cluster, running_on_ray(cluster) as url:
         before = set(images_by_replica(url))
         with Load(url, photographs(CLIENTS)) as load:
             more(load, 2 * CLIENTS)
-            (engine,) = cluster.engines()
-            engine.kill()
+            (worker,) = cluster.workers()
+            worker.kill()
             more(load, 3 * CLIENTS)
         assert Counter(one.status for one in load.ended) == {"200": len(load.ended)}
         assert set(images_by_replica(url)) == before

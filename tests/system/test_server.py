@@ -26,13 +26,17 @@ def classify(server: Server, image: bytes, **options: object) -> httpx.Response:
 
 
 def test_the_front_end_is_small_and_free_of_torch(server: Server) -> None:
-    """An HTTP process stays under 150 MB and has not loaded torch; processes carry their titles."""
+    """An HTTP process stays under 150 MB, the dispatcher under 80 MB, and neither has loaded torch; processes
+    carry their titles."""
     (front,) = server.processes("trimvit: http 0")
     maps = Path(f"/proc/{front.pid}/maps").read_text()
     assert "libtorch" not in maps
     assert front.memory_info().rss < 150e6
-    (engine,) = server.processes("trimvit: engine cpu:0")
-    assert "libtorch" in Path(f"/proc/{engine.pid}/maps").read_text(), "the check above can fail"
+    (dispatcher,) = server.processes("trimvit: dispatcher")
+    assert "libtorch" not in Path(f"/proc/{dispatcher.pid}/maps").read_text()
+    assert dispatcher.memory_info().rss < 80e6
+    (worker,) = server.processes("trimvit: worker cpu:0")
+    assert "libtorch" in Path(f"/proc/{worker.pid}/maps").read_text(), "the check above can fail"
     assert " ".join(psutil.Process(server.supervisor.pid).cmdline()).startswith("trimvit: supervisor")
 
 
@@ -50,17 +54,17 @@ def test_sigterm_under_load_answers_what_was_accepted(tmp_path: Path) -> None:
             httpx.get(f"{server.url}/livez")
 
 
-def test_a_killed_engine_is_replaced_and_its_requests_are_answered(tmp_path: Path) -> None:
-    """kill -9 of the engine costs time, not an answer; see test_faults.py for all else that may go wrong."""
+def test_a_killed_worker_is_replaced_and_its_requests_are_answered(tmp_path: Path) -> None:
+    """kill -9 of the worker costs time, not an answer; see test_faults.py for all else that may go wrong."""
     with running_server(tmp_path) as server, ThreadPoolExecutor(16) as pool:
-        (engine,) = server.processes("trimvit: engine")
+        (worker,) = server.processes("trimvit: worker")
         answers = [pool.submit(classify, server, image) for image in photographs(32)]
         wait_until(
             lambda: server.metric("trimvit_requested_keep_ratio_count") >= 16, "requests to be accepted"
         )
-        engine.kill()
+        worker.kill()
         assert [answer.result().status_code for answer in answers] == [200] * 32
-        assert server.metric("trimvit_restarts_total", process="engine-0") == 1
+        assert server.metric("trimvit_restarts_total", process="worker-0") == 1
 
 
 def test_the_folder_that_it_is_started_in_may_hold_any_modules(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from prometheus_client.metrics import MetricWrapperBase
 
-from app.engine.agreement import bucket_of
+from app.dispatch.policy.agreement import bucket_of
 from app.telemetry import metrics
 from models.cascade import second_run_compute
 from models.load import LoadedModel, load
@@ -401,12 +401,12 @@ def nothing_failed_in_the_background(driven: Driven) -> None:
 def no_image_failed_alone(driven: Driven) -> None:
     assert (
         total(driven.after, "trimvit_images_failed_total") == 0
-    )  # what raises it: tests/app/engine/test_loop.py
+    )  # what raises it: tests/app/worker/test_worker.py
 
 
 @of(metrics.OUT_OF_MEMORY)
 def memory_sufficed(driven: Driven) -> None:
-    assert total(driven.after, "trimvit_out_of_memory_total") == 0  # what raises it: test_memory.py
+    assert total(driven.after, "trimvit_out_of_memory_total") == 0  # what raises it: test_dispatcher.py
 
 
 @of(metrics.LOWERED)
@@ -418,13 +418,13 @@ def nobody_was_lowered_who_did_not_allow_it(driven: Driven) -> None:
 
 @of(metrics.BROWN_OUT)
 def without_load_there_is_no_brown_out(driven: Driven) -> None:
-    assert driven.server.metric("trimvit_brown_out_ratio", engine="engine-0") == 1
+    assert driven.server.metric("trimvit_brown_out_ratio") == 1
 
 
 @of(metrics.QUEUE_SECONDS)
 def what_waits_is_predicted_to_take_time(driven: Driven) -> None:
     def waiting_s() -> float:
-        return driven.server.metric("trimvit_queue_seconds", engine="engine-0")
+        return driven.server.metric("trimvit_queue_seconds")
 
     with under_load(driven.server):
         wait_until(lambda: waiting_s() > 0, "work to wait")
@@ -433,7 +433,7 @@ def what_waits_is_predicted_to_take_time(driven: Driven) -> None:
 
 @of(metrics.QUEUE_LIMIT)
 def the_limit_is_the_setting(driven: Driven) -> None:
-    assert driven.server.metric("trimvit_queue_limit_images", engine="engine-0") == MAX_QUEUE_IMAGES
+    assert driven.server.metric("trimvit_queue_limit_images") == MAX_QUEUE_IMAGES
 
 
 @of(metrics.QUEUE_IMAGES)
@@ -443,8 +443,7 @@ def images_wait_under_load_and_none_after_it(driven: Driven) -> None:
 
     def waiting() -> tuple[float, float]:
         page = driven.server.samples()
-        engine = frozenset({("engine", "engine-0")})
-        return page["trimvit_queue_images", engine], page["trimvit_queue_tokens", engine]
+        return page["trimvit_queue_images", frozenset()], page["trimvit_queue_tokens", frozenset()]
 
     def some_wait() -> bool:
         images, tokens = waiting()
@@ -461,15 +460,15 @@ def tokens_wait_under_load(driven: Driven) -> None:
 
 
 @of(metrics.DEVICE_MEMORY)
-def memory_is_the_engines_own(driven: Driven) -> None:
-    (engine,) = driven.server.processes("trimvit: engine")
-    told = driven.server.metric("trimvit_device_memory_bytes", engine="engine-0")
-    assert told == pytest.approx(engine.memory_info().rss, rel=0.2)
+def memory_is_the_workers_own(driven: Driven) -> None:
+    (worker,) = driven.server.processes("trimvit: worker")
+    told = driven.server.metric("trimvit_device_memory_bytes", worker="worker-0")
+    assert told == pytest.approx(worker.memory_info().rss, rel=0.2)
 
 
-@of(metrics.ENGINE_UP)
-def an_engine_that_runs_is_up(driven: Driven) -> None:
-    assert [value for key, value in driven.after.items() if key[0] == "trimvit_engine_up"] == [1]
+@of(metrics.WORKER_UP)
+def a_worker_that_runs_is_up(driven: Driven) -> None:
+    assert [value for key, value in driven.after.items() if key[0] == "trimvit_worker_up"] == [1]
 
 
 @of(metrics.RESTARTS)
@@ -479,10 +478,11 @@ def a_process_that_dies_is_counted_and_no_counter_falls(driven: Driven) -> None:
         return {dict(key[1])["process"]: value for key, value in page.items() if key[0] == name}
 
     name = "trimvit_restarts_total"
-    assert restarts() == {"engine-0": 0, "http-0": 0, "http-1": 0}
+    none = {"dispatcher": 0, "worker-0": 0, "http-0": 0, "http-1": 0}
+    assert restarts() == none
     before = settled(driven.server)
     kill(driven.server, "trimvit: http 1")
-    wait_until(lambda: restarts() == {"engine-0": 0, "http-0": 0, "http-1": 1}, "the restart to be counted")
+    wait_until(lambda: restarts() == none | {"http-1": 1}, "the restart to be counted")
     after = settled(driven.server)
     assert {key for key, value in counted(before).items() if after.get(key, 0) < value} == set()
 
@@ -587,18 +587,15 @@ def test_every_panel_of_the_dashboard_has_data(
             pytest.fail("no data for:\n" + "\n".join(unanswered()))
 
 
-def test_an_engine_that_has_died_holds_nothing(driven: Driven) -> None:
-    """Until its successor has loaded, a dead engine's last queue and memory do not stand. The last test here:
-    it ends the server's service."""
-
-    def held() -> dict[str, float]:
-        names = ("queue_images", "queue_tokens", "queue_seconds", "device_memory_bytes")
-        page, engine = driven.server.samples(), frozenset({("engine", "engine-0")})
-        return {name: page[f"trimvit_{name}", engine] for name in names}
-
-    assert held()["device_memory_bytes"] > 0
-    kill(driven.server, "trimvit: engine")
-    wait_until(lambda: set(held().values()) == {0}, "the death to show")
+def test_a_worker_that_has_died_holds_nothing(driven: Driven) -> None:
+    """Until its successor has loaded, a dead worker's memory does not stand. The last test here: it ends the
+    server's service."""
+    memory = frozenset({("worker", "worker-0")})
+    assert driven.server.samples()["trimvit_device_memory_bytes", memory] > 0
+    kill(driven.server, "trimvit: worker")
+    wait_until(
+        lambda: driven.server.samples()["trimvit_device_memory_bytes", memory] == 0, "the death to show"
+    )
 
 
 def kill(server: Server, title: str) -> None:

@@ -1,5 +1,5 @@
 """Refusal by a request's head alone: where the body is one encoded image, all options are in the query, so
-whether the engines would accept it is known before the body is read.
+whether the dispatcher would accept it is known before the body is read.
 
 Under overload nearly all requests end here, so little is done for each. The same check follows when the body
 has been read, for what has come meanwhile and for all other forms of body.
@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.engine.client import Expected
-from app.engine.messages import ModelInfo
+from app.dispatch.client import Expected
 from app.errors import Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import is_raw_image, kind_of
@@ -23,6 +22,7 @@ from app.http.problems import problem_response
 from app.http.routes.hugging_face import asked_of
 from app.http.routes.sagemaker import query_of
 from app.inference.option_layers import options_of, single_values
+from app.messages.model import ModelInfo
 from app.priority import Priority
 from app.telemetry import metrics
 

@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.decoding.images import Data
-from app.engine.messages import ModelInfo
 from app.errors import InvalidValue, Problem, UnreadableRequest, UnsupportedMediaType
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
 from app.http.bodies.base64_images import from_base64
@@ -29,6 +28,7 @@ from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE
 from app.inference.option_layers import merged, options_of, single_values
 from app.inference.options import MASK_OPTIONS, ImageOptions, option_schemas
+from app.messages.model import ModelInfo
 from app.wrong_values import said_of
 
 Function = Literal["softmax", "sigmoid", "none"]

@@ -6,12 +6,12 @@ from fastapi import Path
 from pydantic import BaseModel, Field
 from starlette.convertors import Convertor, register_url_convertor
 
-from app.engine.messages import ModelInfo
 from app.errors import NotFound, NotReady
 from app.http.classification import Classification, no_model_yet
 from app.http.health import Health
 from app.http.paths import OPEN_INFERENCE_REST
 from app.http.unknown_paths import of_another_server
+from app.messages.model import ModelInfo
 from app.nearest import did_you_mean
 from app.wrong_values import short
 
@@ -51,7 +51,7 @@ class ModelReady(BaseModel):
 
 
 def known_model(classification: Classification, name: str, folder: str = MODELS_FOLDER) -> ModelInfo:
-    """The model of this name, without waiting for an engine. Raises NotFound or NotReady."""
+    """The model of this name, without waiting for a worker. Raises NotFound or NotReady."""
     model = classification.last_model
     if model is None:
         raise no_model_yet()

@@ -15,7 +15,7 @@ from models.schedule import CRITERIA, REDUCERS
 
 
 def models_router(settings: ModelSettings, engines: Engines) -> APIRouter:
-    """The route, describing the model of these engines."""
+    """The route, describing the model of these workers."""
     router = APIRouter(tags=["models"])
     not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
 
@@ -26,7 +26,7 @@ def models_router(settings: ModelSettings, engines: Engines) -> APIRouter:
         summary="Models, their labels and their defaults",
     )
     async def models() -> ModelList:
-        model = engines.last_model  # also while an engine is replaced
+        model = engines.last_model  # also while a worker is replaced
         if model is None:
             raise no_model_yet()
         height, width = model.input.size

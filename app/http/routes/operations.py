@@ -26,7 +26,7 @@ def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
     )
     @router.get(
         READYZ.path,
-        summary="An engine has loaded, warmed up and answers, and images can be decoded",
+        summary="A worker has loaded, warmed up and answers, and images can be decoded",
         response_model=Readiness,
         responses={503: {"model": Readiness, "description": "Not ready."}},
     )

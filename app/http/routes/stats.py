@@ -16,7 +16,7 @@ class Stats(BaseModel):
     """Counts since the server's start, over all its processes. Rates are differences of two answers."""
 
     clock_s: float = Field(description="Seconds of a steady clock; its zero means nothing.")
-    engines_ready: int = Field(ge=0, description="Engines that answer now.")
+    engines_ready: int = Field(ge=0, description="Workers that answer now.")
     queue_images: int = Field(ge=0, description="Images that wait for a batch now.")
     queue_limit_images: int = Field(ge=0, description="Images that may wait before more are refused.")
     images_answered: int = Field(ge=0, description="Images that got labels.")
@@ -34,7 +34,7 @@ class Stats(BaseModel):
 
 
 def stats_router(engines: Engines) -> APIRouter:
-    """The route, for a front end of these engines."""
+    """The route, for a front end of these workers."""
     router = APIRouter(tags=["operations"])
 
     @router.get(STATS.path, summary="Queue, batches and images, counted since the server's start")

@@ -1,6 +1,6 @@
 """Who a request is from where a proxy stands between: what uvicorn takes from X-Forwarded-For, made sound.
 
-The address decides whose share of the engines a request takes, so what is no address must not be one more
+The address decides whose share of the workers a request takes, so what is no address must not be one more
 caller.
 """
 

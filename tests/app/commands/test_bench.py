@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from app.engine.client import Classified, Question
+from app.dispatch.client import Classified, Question
 from app.errors import QueueFull
 from app.main import create_app
 from app.settings.settings import Settings

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from app.engine.brown_out import CEILINGS
+from app.dispatch.policy.brown_out import CEILINGS
 from app.errors import DeadlineUnmeetable, QueueFull
 from app.http.callers import caller_of
 from models.schedule import Pruning, compute, keep_ratio_for

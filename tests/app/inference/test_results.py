@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.decoding.images import ModelInput
-from app.engine.client import Classified
-from app.engine.messages import Answer
+from app.dispatch.client import Classified
 from app.inference.resolved_options import ResolvedOptions
 from app.inference.results import image_result, mask_picture
+from app.messages.to_front_end import Answer
 from models.schedule import Pruning
 from tests.app.fakes import MODEL
 

@@ -6,11 +6,12 @@ import pytest
 
 from app.processes.environment import (
     PACKAGES_FOLDER,
-    EngineFiles,
-    engine_variables,
+    ProcessFiles,
+    dispatcher_variables,
     environment_of,
     import_own_packages,
     tune_libraries,
+    worker_variables,
 )
 from app.security.keys import KEYS_VARIABLE
 from app.settings.settings import Settings
@@ -18,23 +19,27 @@ from app.settings.settings import Settings
 
 @pytest.mark.parametrize("keys", [True, False])
 def test_the_keys_go_to_who_checks_them(monkeypatch: pytest.MonkeyPatch, keys: bool) -> None:
-    """An engine has no use for them."""
+    """A worker has no use for them."""
     monkeypatch.setenv(KEYS_VARIABLE, "alice:secret")
-    environment = environment_of(Settings(port=8123), "engine-3", {"OWN": "1"}, keys=keys)
+    environment = environment_of(Settings(port=8123), "worker-3", {"OWN": "1"}, keys=keys)
     assert (KEYS_VARIABLE in environment) == keys
     assert ("secret" in str(environment)) == keys
-    assert (environment["OWN"], environment["TRIMVIT_METRICS_SLOT"]) == ("1", "engine-3")
+    assert (environment["OWN"], environment["TRIMVIT_METRICS_SLOT"]) == ("1", "worker-3")
     assert Settings.model_validate_json(environment["TRIMVIT_SETTINGS"]).port == 8123
 
 
-def test_an_engines_files_lie_in_the_private_folder(tmp_path: Path) -> None:
-    """Each by the engine's name, so that engines do not meet."""
-    variables = engine_variables(EngineFiles(tmp_path, "engine-1"), 1, "cpu", 2)
-    assert variables["TRIMVIT_ENGINE_ADDRESS"] == f"ipc://{tmp_path}/engine-1"
-    assert variables["TRIMVIT_ENGINE_HEARTBEAT"] == f"{tmp_path}/engine-1.heartbeat"
-    assert variables["TRIMVIT_ENGINE_REASON"] == f"{tmp_path}/engine-1.reason"
-    assert variables["TRIMVIT_ENGINE_LEARNED"] == f"{tmp_path}/engine-1.learned"
-    assert (variables["TRIMVIT_ENGINE_INDEX"], variables["TRIMVIT_ENGINE_SHARING"]) == ("1", "2")
+def test_a_processs_files_lie_in_the_private_folder(tmp_path: Path) -> None:
+    """Each by the process's name, so that processes do not meet; the dispatcher's socket is one for all."""
+    variables = worker_variables(ProcessFiles(tmp_path, "worker-1"), 1, "cpu", 2, slots=7)
+    assert variables["TRIMVIT_WORKER_SOCKET"] == f"{tmp_path}/dispatcher"
+    assert variables["TRIMVIT_WORKER_HEARTBEAT"] == f"{tmp_path}/worker-1.heartbeat"
+    assert variables["TRIMVIT_WORKER_REASON"] == f"{tmp_path}/worker-1.reason"
+    assert variables["TRIMVIT_WORKER_LEARNED"] == f"{tmp_path}/worker-1.learned"
+    assert (variables["TRIMVIT_WORKER_INDEX"], variables["TRIMVIT_WORKER_SHARING"]) == ("1", "2")
+    assert variables["TRIMVIT_WORKER_SLOTS"] == "7"
+    told = dispatcher_variables(ProcessFiles(tmp_path, "dispatcher"))
+    assert told["TRIMVIT_DISPATCHER_SOCKET"] == f"{tmp_path}/dispatcher"
+    assert told["TRIMVIT_DISPATCHER_HEARTBEAT"] == f"{tmp_path}/dispatcher.heartbeat"
 
 
 MEMORY = {

@@ -14,7 +14,7 @@ import pytest
 from app.processes.fork_server import ForkServer
 from app.processes.lifeline import SUPERVISOR_VARIABLE
 from app.settings.settings import Settings
-from tests.app.engine.rig import until
+from tests.app.dispatch.rig import until
 
 pytestmark = pytest.mark.anyio
 

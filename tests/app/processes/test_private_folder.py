@@ -44,7 +44,7 @@ def test_it_is_private_and_goes() -> None:
     """Only its user can look into it; removing it twice does no harm."""
     private = PrivateFolder()
     assert stat.S_IMODE(private.path.stat().st_mode) == 0o700
-    (private.path / "engine-0").touch()
+    (private.path / "dispatcher").touch()
     private.remove()
     assert not private.path.exists()
     private.remove()
@@ -96,7 +96,7 @@ def test_another_folder_is_found_where_one_will_not_do(
     """A path too long for a socket's, one that does not exist; the log says which was passed over and why."""
     (tmp_path / "file").touch()
     first, why = {
-        "too long": (tmp_path / ("x" * 100), "its path is too long for a socket's: at most 78 bytes"),
+        "too long": (tmp_path / ("x" * 100), "its path is too long for a socket's: at most 79 bytes"),
         "missing": (tmp_path / "none", "No such file or directory"),
         "a file": (tmp_path / "file", "Not a directory"),
     }[unfit]
@@ -113,7 +113,7 @@ def test_another_folder_is_found_where_one_will_not_do(
 
 def test_the_longest_path_that_is_taken_has_room_for_a_socket(tmp_path: Path) -> None:
     """And one byte more is refused."""
-    most = 78
+    most = 79
     for length in (most, most + 1):
         parent = Path("/tmp") / ("trimvit-test-" + "x" * (length - len("/tmp/trimvit-test-")))
         parent.mkdir()
@@ -124,7 +124,7 @@ def test_the_longest_path_that_is_taken_has_room_for_a_socket(tmp_path: Path) ->
             else:
                 private = PrivateFolder([parent])
                 with socket.socket(socket.AF_UNIX) as listener:
-                    listener.bind(str(private.path / "engine-9999"))
+                    listener.bind(str(private.path / "dispatcher"))
                 private.remove()
         finally:
             shutil.rmtree(parent)
@@ -179,7 +179,7 @@ def test_what_is_in_it_is_made_to_look_new(private: PrivateFolder) -> None:
     (private.path / "metrics").mkdir()
     (private.path / "metrics/counter.db").write_bytes(b"x")
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(private.path / "engine-0"))
+        listener.bind(str(private.path / "dispatcher"))
         everything = [private.path, *private.path.rglob("*")]
         assert len(everything) == 5
         for path in everything:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.processes.reports import (
     MOST_REASON_CHARACTERS,
-    EngineReport,
+    WorkerReport,
     read_reports,
     take_reason,
     tell_reason,
@@ -13,8 +13,8 @@ from app.processes.reports import (
     write_reports,
 )
 
-WELL = EngineReport("engine-0")
-LOST = EngineReport("engine-1", 5, "OSError: no disk", time.monotonic() + 40, given_up=True)
+WELL = WorkerReport("engine-0")
+LOST = WorkerReport("engine-1", 5, "OSError: no disk", time.monotonic() + 40, given_up=True)
 
 
 def test_reports_come_back_whole(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_only_where_every_engine_is_given_up_none_is_to_be_expected() -> None:
     assert trouble(()) is None
     assert trouble((WELL,)) is None
     assert trouble((WELL, LOST)) is None
-    found = trouble((LOST, EngineReport("engine-2", 6, "x", time.monotonic() + 90, given_up=True)))
+    found = trouble((LOST, WorkerReport("engine-2", 6, "x", time.monotonic() + 90, given_up=True)))
     assert found is not None
     text, wait_s = found
     assert text.startswith("engine-1 failed to start 5 times in a row, the last time with: OSError: no disk;")
@@ -41,7 +41,7 @@ def test_only_where_every_engine_is_given_up_none_is_to_be_expected() -> None:
 
 def test_a_time_that_has_passed_is_told_as_soon() -> None:
     """Retry-After is never negative."""
-    found = trouble((EngineReport("engine-0", 5, "x", time.monotonic() - 100, given_up=True),))
+    found = trouble((WorkerReport("engine-0", 5, "x", time.monotonic() - 100, given_up=True),))
     assert found is not None
     assert found[1] == 1.0
 

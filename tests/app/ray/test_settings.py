@@ -19,6 +19,7 @@ from tests.app.settings.test_settings import SAMPLES
             "leave out --max-connections, .*: Ray's proxies hold",
         ),
         ({"engines": 2}, "add replicas"),
+        ({"workers_per_device": 2}, "add replicas"),
         ({"device": "cuda:0,cuda:1"}, "add replicas"),
         ({"port": 0}, "--port must be named"),
         ({"detach": True}, "ray-address"),
@@ -62,7 +63,9 @@ def test_what_has_no_effect_is_refused_with_the_reason(name: str) -> None:
         RaySettings(**{name: SAMPLES[name][1]})
 
 
-@pytest.mark.parametrize("name", sorted(HONOURED - {"http_workers", "engines", "port", "device"}))
+@pytest.mark.parametrize(
+    "name", sorted(HONOURED - {"http_workers", "engines", "workers_per_device", "port", "device"})
+)
 def test_what_is_honoured_reaches_the_replica(name: str) -> None:
     """As it was given."""
     value = SAMPLES[name][1]

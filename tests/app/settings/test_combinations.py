@@ -19,6 +19,7 @@ from app.settings.settings import Settings
         ({"architecture": "vit_small_patch16_224"}, "the bundled model has its own"),
         ({"max_connections": 10, "max_connections_per_client": 11}, "11 is more than --max-connections 10"),
         ({"max_body_bytes": 20, "max_bodies_bytes": 10}, "the largest body allowed would never be taken"),
+        ({"engines": 2, "workers_per_device": 2}, "--engines is the former name"),
         ({"device": "cuda:0,cuda:1", "threads": 2}, "--threads 2 is for a CPU"),
         ({"device": "cuda", "dtype": "int8"}, "--dtype int8 is for a CPU"),
         ({"device": "cpu", "cuda_graphs": "auto"}, "--cuda-graphs auto is for a GPU"),

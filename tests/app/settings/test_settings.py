@@ -23,6 +23,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "default_criterion": ("mad", "mad"),
     "default_reducer": ("fuse", "fuse"),
     "device": ("cuda:1,cpu", "cuda:1,cpu"),
+    "workers_per_device": ("3", 3),
     "engines": ("3", 3),
     "dtype": ("float16", "float16"),
     "threads": ("3", 3),
@@ -80,6 +81,7 @@ BAD: list[tuple[str, str, str]] = [
     ("device", "gpu", "must be auto, cpu or cuda:N, or several"),
     ("device", "cuda:x", "must be auto, cpu or cuda:N, or several"),
     ("device", "cpu,auto", "must be auto, cpu or cuda:N, or several"),
+    ("workers_per_device", "0", "from 1 to 64"),
     ("engines", "0", "from 1 to 64"),
     ("dtype", "int4", "'float16' or 'int8'"),
     ("threads", "-1", "of at least 0"),
@@ -213,3 +215,11 @@ def test_every_setting_is_in_one_group() -> None:
     groups = [base for base in Settings.__bases__ if issubclass(base, BaseModel) and base is not BaseSettings]
     names = [name for group in groups for name in group.model_fields]
     assert sorted(names) == sorted(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", ["workers_per_device", "engines"])
+def test_each_device_has_its_workers(name: str) -> None:
+    """Devices in the order in which they are named; the former name of the setting means the same."""
+    settings = Settings(device="cuda:0,cuda:1", **{name: 2})  # type: ignore[arg-type]
+    assert settings.devices == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    assert Settings().devices == ["auto"]

@@ -16,7 +16,7 @@ from app.telemetry import metrics
 images, seconds, waiting = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 metrics.IMAGES.labels("answered").inc(images)
 metrics.PHASE_SECONDS.labels("decode").observe(seconds)
-metrics.QUEUE_IMAGES.labels(sys.argv[4]).set(waiting)
+metrics.DEVICE_MEMORY.labels(sys.argv[4]).set(waiting)
 """
 _READ = """
 from app.telemetry import metrics
@@ -52,7 +52,7 @@ def page(folder: Path) -> dict[str, float]:
 
 
 def test_the_page_sums_counters_and_histograms_of_all_processes(tmp_path: Path) -> None:
-    """Any HTTP process answers for all, by sum; of gauges, each engine's own."""
+    """Any HTTP process answers for all, by sum; of gauges, each worker's own."""
     in_slot(tmp_path, "http-0", _WRITE, 3, 0.02, 5, "cpu:0")
     in_slot(tmp_path, "http-1", _WRITE, 4, 0.2, 7, "cuda:1")
     samples = page(tmp_path)
@@ -61,20 +61,20 @@ def test_the_page_sums_counters_and_histograms_of_all_processes(tmp_path: Path) 
     assert samples["trimvit_phase_seconds_sum phase=decode"] == 0.22
     assert samples["trimvit_phase_seconds_bucket le=0.025 phase=decode"] == 1
     assert samples["trimvit_phase_seconds_bucket le=0.25 phase=decode"] == 2
-    assert samples["trimvit_queue_images engine=cpu:0"] == 5
-    assert samples["trimvit_queue_images engine=cuda:1"] == 7
+    assert samples["trimvit_device_memory_bytes worker=cpu:0"] == 5
+    assert samples["trimvit_device_memory_bytes worker=cuda:1"] == 7
 
 
 def test_a_restarted_process_continues_its_counters_in_the_same_files(tmp_path: Path) -> None:
     """Counters never fall, gauges are the successor's, and files do not grow in number."""
-    in_slot(tmp_path, "engine-0", _WRITE, 3, 0.02, 5, "cpu:0")
+    in_slot(tmp_path, "worker-0", _WRITE, 3, 0.02, 5, "cpu:0")
     files = sorted(path.name for path in tmp_path.iterdir())
-    in_slot(tmp_path, "engine-0", _WRITE, 2, 0.02, 1, "cpu:0")
+    in_slot(tmp_path, "worker-0", _WRITE, 2, 0.02, 1, "cpu:0")
     assert sorted(path.name for path in tmp_path.iterdir()) == files
-    assert all("engine-0" in name for name in files)
+    assert all("worker-0" in name for name in files)
     samples = page(tmp_path)
     assert samples["trimvit_images_total outcome=answered"] == 5
-    assert samples["trimvit_queue_images engine=cpu:0"] == 1
+    assert samples["trimvit_device_memory_bytes worker=cpu:0"] == 1
 
 
 def test_reading_the_page_does_not_write_what_was_never_counted(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_reading_the_page_does_not_write_what_was_never_counted(tmp_path: Path) 
 
 def test_without_a_folder_the_page_is_this_processs_own() -> None:
     """A single process (a test, a notebook) needs no folder."""
-    metrics.RESTARTS.labels("engine-7").inc(3)
+    metrics.RESTARTS.labels("worker-7").inc(3)
     text, content_type = metrics.exposition()
-    assert b'trimvit_restarts_total{process="engine-7"} 3.0' in text
+    assert b'trimvit_restarts_total{process="worker-7"} 3.0' in text
     assert content_type.startswith("text/plain; version=")
 
 
@@ -112,7 +112,7 @@ def test_every_metric_is_ours_described_and_named_once() -> None:
             "cause",
             "form",
             "ratio_bucket",
-            "engine",
+            "worker",
             "process",
             "task",
         }

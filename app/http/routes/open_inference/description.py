@@ -1,12 +1,12 @@
 """The model as the Open Inference Protocol describes it, and as Triton configures it."""
 
-from app.engine.messages import ModelInfo
 from app.http.bodies.content import BodyLimits
 from app.http.routes.model_names import VERSION
 from app.http.routes.open_inference.infer import INPUTS
 from app.http.routes.open_inference.outputs import outputs_of
 from app.http.routes.open_inference.schemas import ModelConfig, ModelMetadata, ModelTensor, TensorMetadata
 from app.http.routes.open_inference.tensors import Datatype
+from app.messages.model import ModelInfo
 
 SERVER = "trimvit"
 

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import ModelInput
-from app.engine.messages import ModelInfo, Priority
 from app.errors import InvalidValue, TooLarge
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage
@@ -30,6 +29,8 @@ from app.http.routes.open_inference.schemas import (
 from app.http.routes.open_inference.tensors import allot, check_shape, image_bytes, image_pixels
 from app.inference.option_layers import options_of, said
 from app.inference.options import MASK_OPTIONS, ImageOptions
+from app.messages.model import ModelInfo
+from app.priority import Priority
 from app.wrong_values import no_such, said_of, short
 from models.transforms import InputSpec
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.engine.messages import ModelInfo
 from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
 from app.http.bodies.body import read_body
 from app.http.bodies.content import JSON, RAW
@@ -29,6 +28,7 @@ from app.http.routes.open_inference.outputs import output_tensors
 from app.http.routes.open_inference.schemas import InferRequest, InferResponse
 from app.http.routes.open_inference.tensors import HEADER_LENGTH, joined, json_bytes, split
 from app.http.routes.plain_errors import errors
+from app.messages.model import ModelInfo
 
 _BINARY = {"type": "string", "format": "binary"}
 _HEADER_LENGTH = {

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.engine.messages import ModelInfo
 from app.http.classification import AnsweredImage
 from app.http.routes.open_inference.schemas import OutputName, TensorMetadata
 from app.http.routes.open_inference.tensors import OutputTensor
+from app.messages.model import ModelInfo
 from models.pictures import cells_of
 
 

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from app.engine.messages import ModelInfo
 from app.http.classification import Classification
 from app.http.health import Health
 from app.http.paths import OPEN_INFERENCE, OPEN_INFERENCE_LIVE, OPEN_INFERENCE_READY
@@ -34,6 +33,7 @@ from app.http.routes.open_inference.schemas import (
     ServerReady,
 )
 from app.http.routes.plain_errors import errors
+from app.messages.model import ModelInfo
 
 EXTENSIONS = [
     "binary_tensor_data",
@@ -53,7 +53,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
     limits = classification.body_limits
 
     def described(name: str, model_version: str = VERSION) -> ModelInfo:
-        """What is known of the model, without waiting for an engine."""
+        """What is known of the model, without waiting for a worker."""
         model = known_model(classification, name)
         check_version(model, model_version)
         return model
@@ -71,7 +71,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
     @router.get(
         OPEN_INFERENCE_READY.path,
         operation_id="v2_server_ready",
-        summary="An engine has loaded, warmed up and answers, and images can be decoded",
+        summary="A worker has loaded, warmed up and answers, and images can be decoded",
         response_model=ServerReady,
         responses={
             503: {"model": ServerReady, "description": "Not ready.", "headers": PROBLEMS[503]["headers"]}

@@ -4,10 +4,10 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.engine.messages import Priority
 from app.http.routes.open_inference.tensors import Datatype
 from app.http.schemas import EXAMPLE_IMAGE
 from app.inference.options import MASK_OPTIONS, option_schemas
+from app.priority import Priority
 
 InputName = Literal["image", "pixels"]
 OutputName = Literal["label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute"]
@@ -18,7 +18,7 @@ TRITONS: dict[str, Any] = {
         "anyOf": [{"type": "integer", "minimum": 0}, {"enum": list(get_args(Priority))}],
         "default": 0,
         "description": "1 is `high`, 2 and 0 are `normal`, 3 and above are `batch`. While images of all "
-        "three wait, they get 16, 4 and 1 of 21 parts of the engine. What the caller may not ask for is "
+        "three wait, they get 16, 4 and 1 of 21 parts of the worker. What the caller may not ask for is "
         "refused with 403.",
     },
     "timeout": {
@@ -58,7 +58,7 @@ class ServerLive(BaseModel):
 class ServerReady(BaseModel):
     """Whether images are answered."""
 
-    ready: bool = Field(description="Whether an engine has loaded the model and answers.", examples=[True])
+    ready: bool = Field(description="Whether a worker has loaded the model and answers.", examples=[True])
 
 
 class TensorMetadata(BaseModel):

@@ -122,7 +122,7 @@ class QueueFull(ServerProblem):
 
 
 class NotReady(ServerProblem):
-    """No engine has a model loaded and answers."""
+    """No worker has a model loaded and answers."""
 
     slug = "not-ready"
 

@@ -24,7 +24,7 @@ class Retries:
     Only what may well succeed is: a full queue or a server that is not ready (429, 502, 503), and a
     connection that could not be made or broke. To classify changes nothing in the server, so a request that
     was cut off may be sent twice. A timeout is not retried (the server may still be at it, and more of the
-    same makes it worse), nor a deadline that has passed, nor an image that engines died with.
+    same makes it worse), nor a deadline that has passed, nor an image that workers died with.
 
     ``attempts`` counts the first one. The wait is what the server's Retry-After asks for, else
     ``first_wait_s``, doubled each time up to ``longest_wait_s``; either is drawn out by up to a quarter at

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from app.engine.brown_out import CEILINGS
+from app.dispatch.policy.brown_out import CEILINGS
 from app.errors import DeadlineUnmeetable, QueueFull
 from app.http.server.listeners import main_config
 from app.main import create_app

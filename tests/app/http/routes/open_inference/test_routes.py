@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app.engine.client import Classified, Question
+from app.dispatch.client import Classified, Question
 from app.errors import DeadlinePassed, QueueFull
 from app.http.routes.open_inference.schemas import InferResponse, ModelConfig, ModelMetadata
 from app.http.routes.open_inference.tensors import HEADER_LENGTH, write_elements

@@ -1,0 +1,342 @@
+"""A front end's client of the dispatcher.
+
+An image's pixels are in one of the front end's slots from the question to the answer. When the dispatcher is
+replaced, all open records are sent to its successor: the pixels are still where they were.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from app.dispatch.answers import Classified as Classified
+from app.dispatch.answers import read_answer
+from app.dispatch.link import Link
+from app.dispatch.policy.load_page import LoadPage
+from app.dispatch.policy.shares import shares
+from app.dispatch.policy.smoothed import Smoothed
+from app.dispatch.questions import Expected as Expected
+from app.dispatch.questions import Question as Question
+from app.dispatch.questions import record_of
+from app.dispatch.readiness import Readiness
+from app.dispatch.refusals import problem_of, queue_full, unmeetable
+from app.errors import DeadlinePassed, InternalFault, NotReady, Overloaded, Problem
+from app.messages import to_front_end
+from app.messages.model import ModelInfo
+from app.messages.slots import SlotWriter
+from app.messages.to_dispatcher import Cancel, FrontEnd, Record, Submit
+from app.messages.to_front_end import Answer, Load, Model, Outcomes, Refuse, Workers
+from app.processes import background
+from app.telemetry.logs import request_id
+from app.telemetry.rarely import Rarely
+
+log = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 1.0
+_LOOK_EVERY_S = 0.25
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An image on its way. ``least`` and ``most`` are the shares of compute that it may cost. ``sent``: a
+    dispatcher has got it."""
+
+    record: Record
+    answered: asyncio.Future[Classified]
+    began: float
+    given_up_at: float
+    request_id: str | None
+    least: float
+    most: float
+    sent: bool = False
+
+
+class DispatchClient:
+    """Asks the dispatcher at ``path``, with pixels in these ``slots``, as the front end with that ``index``.
+    ``workers``: how many there are to be.
+
+    While no worker is ready, up to ``most_waiting`` requests wait up to ``patience_s`` for one, unless the
+    supervisor's ``reports`` say that none will come up soon.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        slots: SlotWriter,
+        *,
+        index: int = 0,
+        workers: int = 1,
+        reports: Path | None = None,
+        patience_s: float = 30.0,
+        most_waiting: int = 1024,
+    ) -> None:
+        self._slots = slots
+        self._index = index
+        self._patience_s = patience_s
+        self._readiness = Readiness(workers, reports, patience_s, most_waiting)
+        self._link = Link(path, self._connected, self._heard, self._lost)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pending: dict[int, _Pending] = {}
+        self._records: list[Record] = []  # to be sent at the end of this turn of the loop
+        self._withdrawn: list[int] = []
+        self._closing = False
+        self._last_id = 0
+        self._load = LoadPage()
+        self._way = Smoothed()
+        self._nonsense = Rarely()
+
+    def __repr__(self) -> str:
+        workers = self._readiness.workers
+        ready = sum(worker.ready for worker in workers)
+        return f"<DispatchClient {ready} of {len(workers)} workers ready, {len(self._pending)} images>"
+
+    async def start(self) -> None:
+        """Connect; the dispatcher may come up later."""
+        self._tasks = [
+            background.kept(self._link.keep_up, "link to the dispatcher"),
+            background.kept(self._look_for_trouble, "reports of workers"),
+        ]
+
+    async def close(self) -> None:
+        """Disconnect. What is still pending fails as NotReady."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pending in self._pending.values():
+            _fail(pending, NotReady("the server is shutting down", retry_after_s=_RETRY_AFTER_S))
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """What the workers serve; None while none of them is ready, or the dispatcher does not answer."""
+        return self._readiness.model
+
+    @property
+    def last_model(self) -> ModelInfo | None:
+        """What a worker was ready to serve last, whether or not it still is; None before one was."""
+        return self._readiness.last_model
+
+    @property
+    def work(self) -> float:
+        """Our images that wait or are computed, in unpruned images: each counts as its share of compute."""
+        return sum(pending.most for pending in self._pending.values())
+
+    @property
+    def engines(self) -> list[dict[str, object]]:
+        """How each worker is, for the operator."""
+        return self._readiness.states
+
+    def refusal(self, expected: Expected) -> Problem | None:
+        """What the dispatcher is known to answer to such an image; None where it may accept it."""
+        if self.model is None:
+            return None
+        wait = self._load.refuses(
+            expected.caller,
+            expected.priority,
+            expected.share,
+            self._for_dispatcher(expected.deadline_s),
+            expected.wait_limit_s,
+            time.monotonic(),
+        )
+        if wait is None:
+            return None
+        if expected.wait_limit_s < math.inf and wait < math.inf:
+            return queue_full(wait)
+        return unmeetable(None if wait == math.inf else wait)
+
+    @contextmanager
+    def expecting(self, expected: Expected) -> Iterator[None]:
+        """Around the decoding of an image. Raises QueueFull or DeadlineUnmeetable where the dispatcher is
+        known to refuse it, so that it need not be decoded."""
+        if (refusal := self.refusal(expected)) is not None:
+            raise refusal
+        self._load.decoding(expected.caller, expected.priority, expected.share)
+        try:
+            yield
+        finally:
+            self._load.decoded(expected.caller, expected.priority, expected.share)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no worker is ready, where the supervisor has said that none will be soon."""
+        found = self._readiness.trouble
+        return None if found is None or self.model is not None else found[0]
+
+    async def wait_until_ready(self, within_s: float) -> ModelInfo:
+        """What the workers serve, as soon as one is ready. Raises NotReady where none is in time or none is
+        expected, QueueFull where too many wait already."""
+        return await self._readiness.wait(within_s)
+
+    async def classify(self, question: Question) -> Classified:
+        """Raises NotReady, QueueFull, Overloaded, DeadlineUnmeetable, DeadlinePassed, OutOfMemory, EngineLost
+        or InternalFault. Cancelling it withdraws the image."""
+        if self._readiness.trouble is not None and self.model is None:
+            raise self._readiness.not_ready()
+        slot = self._slots.take()
+        if slot is None:
+            raise Overloaded(
+                "this process holds as many images as it has room for", retry_after_s=_RETRY_AFTER_S
+            )
+        pending: _Pending | None = None
+        try:
+            self._slots.write(slot, question.pixels)
+            pending = self._begin(question, slot)
+            async with asyncio.timeout(question.deadline_s):
+                classified = await pending.answered
+            self._way.observe(_way_s(classified.answer, time.monotonic() - pending.began))
+            return classified
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"no answer within the {question.deadline_s * 1000:.0f} ms that were left until the deadline "
+                "when the image went to the dispatcher"
+            ) from None
+        finally:
+            if pending is not None:
+                del self._pending[pending.record.id]
+                if not pending.answered.done() or pending.answered.cancelled():
+                    self._withdraw(pending.record.id)
+            self._slots.free(slot)
+
+    def _begin(self, question: Question, slot: int) -> _Pending:
+        self._last_id += 1
+        record = record_of(question, self._last_id, slot, self._for_dispatcher(question.deadline_s))
+        ask = record.ask
+        most, *_, least = (1.0, 1.0)
+        if (model := self.last_model) is not None:
+            most, *_, least = shares(model, ask.pruning, ask.margin, record.min_keep_ratio)
+        now = time.monotonic()
+        answered = asyncio.get_running_loop().create_future()
+        given_up_at = now + question.deadline_s
+        pending = _Pending(record, answered, now, given_up_at, request_id.get(), least, most)
+        self._pending[record.id] = pending
+        self._send(pending, record)
+        return pending
+
+    def _for_dispatcher(self, deadline_s: float) -> float:
+        """What is left of a deadline for the dispatcher, by how long the way there and back took lately."""
+        return deadline_s - self._way.allowance_s(deadline_s)
+
+    # --- to the dispatcher --------------------------------------------------------------------------
+    def _send(self, pending: _Pending, record: Record) -> None:
+        """At the end of this turn of the loop, with whatever else comes in it."""
+        if not self._link.is_up:
+            return  # it is sent as soon as there is a dispatcher
+        pending.sent = True
+        self._load.sent(record.id, record.caller, record.priority, pending.least)
+        self._send_soon()
+        self._records.append(record)
+
+    def _withdraw(self, number: int) -> None:
+        if self._link.is_up:
+            self._send_soon()
+            self._withdrawn.append(number)
+
+    def _send_soon(self) -> None:
+        if not self._records and not self._withdrawn:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        records, self._records = self._records, []
+        withdrawn, self._withdrawn = self._withdrawn, []
+        if records:
+            self._link.send(Submit(records))
+        if withdrawn:
+            self._link.send(Cancel(withdrawn))
+
+    def _connected(self) -> None:
+        """A dispatcher that knows nothing of us yet is sent everything that is still open."""
+        self._link.send(FrontEnd(self._index))
+        now = time.monotonic()
+        for pending in self._pending.values():
+            if not pending.answered.done():
+                left_s = self._for_dispatcher(max(0.0, pending.given_up_at - now))
+                again = msgspec.structs.replace(pending.record, deadline_s=left_s, again=pending.sent)
+                self._send(pending, again)
+        self._flush()
+
+    def _lost(self) -> None:
+        self._records, self._withdrawn = [], []
+        self._readiness.lost()
+        self._load.lost()
+        if not self._closing:
+            log.warning("lost the dispatcher, which had %d of our images", len(self._pending))
+
+    # --- from the dispatcher ------------------------------------------------------------------------
+    def _heard(self, frame: bytes) -> None:
+        now = self._readiness.heard_at = time.monotonic()
+        try:
+            message = to_front_end.decode(frame)
+        except msgspec.DecodeError as error:
+            self._tell_of_nonsense("the dispatcher sent what is no message", error)
+            return
+        match message:
+            case Outcomes(answers, refusals):
+                for answer in answers:
+                    self._answer(answer)
+                for refusal in refusals:
+                    self._refuse(refusal)
+            case Load():
+                self._load.tell(message, now)
+            case Workers(workers):
+                self._readiness.told(workers)
+            case Model(info):
+                self._readiness.last_model = info
+
+    def _answer(self, answer: Answer) -> None:
+        pending = self._pending.get(answer.id)
+        if pending is None or pending.answered.done():
+            return
+        assert self.last_model is not None
+        try:
+            classified = read_answer(answer, pending.record.ask, len(self.last_model.labels))
+        except ValueError as error:
+            self._tell_of_nonsense("a worker sent what is no answer to its image", error)
+            _fail(pending, InternalFault("the worker's answer to this image cannot be used"))
+        else:
+            pending.answered.set_result(classified)
+
+    def _refuse(self, refusal: Refuse) -> None:
+        if (pending := self._pending.get(refusal.id)) is not None:
+            problem = self._readiness.not_ready() if refusal.reason == "not-ready" else problem_of(refusal)
+            if refusal.reason == "worker-lost":
+                log.error("an image is refused: %s", problem, extra={"request_id": pending.request_id})
+            _fail(pending, problem)
+
+    def _tell_of_nonsense(self, what: str, error: Exception) -> None:
+        if (left_out := self._nonsense.due(time.monotonic())) is not None:
+            log.error("%s: %s; %d like it before were not told", what, error, left_out)
+
+    # --- while no worker is ready -------------------------------------------------------------------
+    async def _look_for_trouble(self) -> None:
+        """Give up images that nobody will compute soon: the supervisor says so, or there has been no
+        dispatcher for as long as they may wait."""
+        while True:
+            self._readiness.look_for_trouble()
+            now = time.monotonic()
+            for pending in list(self._pending.values()):
+                impatient = not self._link.is_up and now > pending.began + self._patience_s
+                if self._readiness.trouble is not None or impatient:
+                    self._give_up(pending)
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _give_up(self, pending: _Pending) -> None:
+        if not pending.answered.done():
+            _fail(pending, self._readiness.not_ready())
+            self._withdraw(pending.record.id)
+
+
+def _way_s(answer: Answer, whole_s: float) -> float:
+    """What of the time until an answer was neither spent in the queue nor in computing: on the way, and until
+    either side came to it."""
+    return max(0.0, whole_s - answer.queue_s - answer.compute_s)
+
+
+def _fail(pending: _Pending, problem: Problem) -> None:
+    if not pending.answered.done():
+        pending.answered.set_exception(problem)

@@ -1,0 +1,384 @@
+"""The dispatcher: it takes messages of front ends and workers, and gives back what they are to be told.
+
+It decides everything and does nothing: it has no sockets and no clock. Whoever owns the sockets calls
+`received` and `gone`, then `turn`, and sends what is in the ``outbox``. A peer is a number, a new one for
+each connection, so nothing of an earlier connection is ever mixed up with a later one.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import msgspec
+
+from app.dispatch.announcements import Announcements
+from app.dispatch.batch_metrics import Computed, count_batch
+from app.dispatch.fleet import Computing, Fleet, Key, Member, Unexpected
+from app.dispatch.outbox import Outbox
+from app.dispatch.policy.agreement import Agreement, Check
+from app.dispatch.policy.batches import Batch, QueueLimits, Taken
+from app.dispatch.policy.brown_out import CEILINGS, ratios
+from app.dispatch.policy.fair_queue import Entry
+from app.dispatch.suspects import WORKERS_AN_IMAGE_MAY_OUTLIVE, Suspects
+from app.messages import to_worker
+from app.messages.image import Ask, Found, Lowered
+from app.messages.to_dispatcher import (
+    Alive,
+    Cancel,
+    Checked,
+    Done,
+    FrontEnd,
+    Record,
+    Submit,
+    ToDispatcher,
+    Worker,
+)
+from app.messages.to_front_end import Answer, Model, RefusalReason, Refuse
+from app.telemetry import metrics
+
+log = logging.getLogger(__name__)
+
+_LONGEST_TURN_S = 0.5
+_RETRY_AFTER_S = 1.0
+
+
+@dataclass(slots=True)
+class _Image:
+    """An image from its record to its outcome. ``admitted``: it has been accepted, and is not refused for
+    what has changed since. ``crashes``: workers that died computing it."""
+
+    record: Record
+    arrived: float
+    deadline: float
+    admitted: bool
+    crashes: int = 0
+
+
+class Dispatcher:
+    """``slots``: how many there are. While no worker is there, images wait for one for ``patience_s``."""
+
+    def __init__(
+        self,
+        limits: QueueLimits,
+        slots: int,
+        patience_s: float = 30.0,
+        agreement: Agreement | None = None,
+    ) -> None:
+        self.outbox = Outbox()
+        self._fleet = Fleet(limits)
+        self._slots, self._patience_s = slots, patience_s
+        self._agreement = agreement or Agreement(0.0)
+        self._front_ends: dict[int, int] = {}  # their connections, and the last record that came on each
+        self._images: dict[Key, _Image] = {}
+        self._waiting: dict[Key, None] = {}  # while there is no worker
+        self._suspects = Suspects()
+        self._checking: Check | None = None
+        self._batches = 0
+        self._announcements = Announcements(self.outbox)
+        for reason in get_args(Lowered):  # there from the start, so that the first shows as a rise
+            metrics.LOWERED.labels(reason)
+        metrics.QUEUE_LIMIT.set(limits.images)
+        metrics.BROWN_OUT.set(CEILINGS[0])
+
+    def __repr__(self) -> str:
+        return (
+            f"<Dispatcher: {len(self._front_ends)} front ends, {len(self._fleet.members)} workers, "
+            f"{len(self._images)} images, {len(self._suspects)} suspects, {len(self._waiting)} without a "
+            f"worker, {self._fleet.scheduler}>"
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was accepted has had its outcome."""
+        return not self._images
+
+    # --- what comes ---------------------------------------------------------------------------------
+    def received(self, peer: int, message: ToDispatcher, now: float) -> None:
+        """Take one message. Raises Unexpected."""
+        if isinstance(message, FrontEnd):
+            self._front_end_came(peer, message)
+        elif isinstance(message, Worker):
+            self._worker_came(peer, message, now)
+        elif peer in self._front_ends:
+            self._from_front_end(peer, message, now)
+        elif (worker := self._fleet.members.get(peer)) is not None:
+            worker.heard = now
+            self._from_worker(peer, worker, message)
+        else:
+            raise Unexpected("a peer does not say first what it is")
+
+    def gone(self, peer: int) -> None:
+        """The connection to the peer has ended."""
+        if self._front_ends.pop(peer, None) is not None:
+            mine = [key for key in self._images if key[0] == peer]
+            for key in mine:
+                self._withdraw(key)
+            log.info("a front end has gone; %d of its images are dropped", len(mine))
+        elif (worker := self._fleet.members.get(peer)) is not None:
+            self._worker_lost(peer, worker)
+
+    def turn(self, now: float, *, stopping: bool = False) -> float:
+        """Decide what follows from all that came. Gives back the most seconds until the next turn."""
+        self._announcements.workers_changed |= self._fleet.look(now, self._suspects.set_apart)
+        self._expire(now)
+        self._start_batches(now)
+        if not stopping:
+            self._check_one()
+        self._announcements.tell_workers(self._fleet, self._front_ends, now)
+        beside = len(self._waiting) + len(self._suspects)
+        self._announcements.tell_load(self._fleet, beside, self._front_ends, now)
+        return self._patience_s_until_due(now)
+
+    # --- front ends ---------------------------------------------------------------------------------
+    def _front_end_came(self, peer: int, message: FrontEnd) -> None:
+        if peer in self._front_ends or peer in self._fleet.members:
+            raise Unexpected("a peer says twice what it is")
+        self._front_ends[peer] = 0
+        log.info("front end %d has connected", message.index)
+        if self._fleet.model is not None:
+            self.outbox.tell_front_end(peer, Model(self._fleet.model))
+        self._announcements.workers_changed = self._announcements.load_changed = True
+
+    def _from_front_end(self, peer: int, message: ToDispatcher, now: float) -> None:
+        match message:
+            case Submit(records):
+                self._announcements.load_changed = True
+                for record in records:
+                    self._front_ends[peer] = max(self._front_ends[peer], record.id)
+                    self._accept((peer, record.id), record, now)
+            case Cancel(ids):
+                self._announcements.load_changed = True
+                for number in ids:
+                    self._withdraw((peer, number))
+            case _:
+                raise Unexpected(f"a front end sends {type(message).__name__}")
+
+    def _accept(self, key: Key, record: Record, now: float) -> None:
+        if key in self._images:
+            raise Unexpected("a front end sends an image twice")
+        if record.slot >= self._slots:
+            log.error("a front end names slot %d of %d", record.slot, self._slots)
+            self._refuse(key, "engine-fault")
+            return
+        if record.deadline_s <= 0:
+            self._refuse(key, "deadline-passed")
+            return
+        image = _Image(record, now, now + record.deadline_s, record.again)
+        if self._fleet.members:
+            self._schedule(key, image, now)
+        elif len(self._waiting) >= self._fleet.limits.images and not image.admitted:
+            self._refuse(key, "queue-full")
+        else:
+            self._images[key] = image
+            self._waiting[key] = None
+
+    def _schedule(self, key: Key, image: _Image, now: float) -> None:
+        assert self._fleet.model is not None
+        if image.record.size != self._fleet.model.pixel_bytes:  # prepared for another model
+            log.error(
+                "an image has %d bytes of pixels, not %d", image.record.size, self._fleet.model.pixel_bytes
+            )
+            self._images.pop(key, None)
+            self._refuse(key, "engine-fault")
+            return
+        entry = self._entry(key, image, now)
+        if image.admitted:
+            self._fleet.scheduler.readmit(entry, now)
+        elif (refusal := self._fleet.scheduler.submit(entry, now)) is not None:
+            self._images.pop(key, None)
+            self._refuse(key, refusal.reason, refusal.retry_after_s)
+            return
+        self._images[key] = image
+        image.admitted = True
+
+    def _entry(self, key: Key, image: _Image, now: float) -> Entry:
+        assert self._fleet.model is not None
+        return self._fleet.predictions.entry(key, image.record, self._fleet.model, now, image.deadline)
+
+    def _withdraw(self, key: Key) -> None:
+        """Nobody waits for the image any more. If it is being computed, the result is dropped."""
+        if self._images.pop(key, None) is not None:
+            self._waiting.pop(key, None)
+            self._suspects.withdraw(key)
+            self._fleet.scheduler.cancel(key)
+
+    def _refuse(self, key: Key, reason: RefusalReason, retry_after_s: float | None = _RETRY_AFTER_S) -> None:
+        self.outbox.refuse(key[0], Refuse(key[1], reason, retry_after_s))
+
+    def _expire(self, now: float) -> None:
+        for entry in self._fleet.scheduler.expire(now):
+            key: Key = entry.key  # type: ignore[assignment]
+            del self._images[key]
+            self._refuse(key, "deadline-passed")
+            self._announcements.load_changed = True
+        for key in list(self._waiting):
+            image = self._images[key]
+            if now < min(image.arrived + self._patience_s, image.deadline):
+                continue
+            del self._waiting[key], self._images[key]
+            self._refuse(key, "deadline-passed" if now >= image.deadline else "not-ready")
+
+    # --- workers ------------------------------------------------------------------------------------
+    def _worker_came(self, peer: int, hello: Worker, now: float) -> None:
+        if peer in self._front_ends or peer in self._fleet.members:
+            raise Unexpected("a peer says twice what it is")
+        if self._fleet.join(peer, hello, now):
+            for front_end in self._front_ends:
+                self.outbox.tell_front_end(front_end, Model(hello.info))
+        self._announcements.workers_changed = self._announcements.load_changed = True
+        waiting, self._waiting = self._waiting, {}
+        for key in waiting:
+            self._schedule(key, self._images[key], now)
+
+    def _from_worker(self, peer: int, worker: Member, message: ToDispatcher) -> None:
+        match message:
+            case Alive():
+                pass
+            case Done(batch):
+                if (computing := worker.computing.pop(batch, None)) is None:
+                    raise Unexpected(f"{worker.hello.name} has computed a batch that it was not given")
+                self._finish(peer, worker, computing, message)
+            case Checked(hold, label):
+                if self._checking is not None and self._checking.hold == hold:
+                    if label is not None:
+                        self._agreement.found(self._checking, label)
+                    self._checking = None
+            case _:
+                raise Unexpected(f"a worker sends {type(message).__name__}")
+
+    def _worker_lost(self, peer: int, worker: Member) -> None:
+        """What it was computing is tried again: each image alone, for one of them may be why."""
+        self._announcements.workers_changed = self._announcements.load_changed = True
+        self._suspects.lost(peer)
+        self._agreement.lost(peer)
+        if self._checking is not None and self._checking.worker == peer:
+            self._checking = None
+        lost = list(worker.keys)
+        for key in lost:
+            if (image := self._images.get(key)) is None:
+                continue
+            image.crashes += 1
+            if image.crashes < WORKERS_AN_IMAGE_MAY_OUTLIVE:
+                self._suspects.add(key)
+                metrics.IMAGES_SENT_AGAIN.inc()
+            else:
+                del self._images[key]
+                self._refuse(key, "worker-lost", None)
+        log.warning("lost %s, which was computing %d images", worker.hello.name, len(lost))
+        self._waiting |= dict.fromkeys(self._fleet.leave(peer))
+
+    # --- batches ------------------------------------------------------------------------------------
+    def _start_batches(self, now: float) -> None:
+        if not self._fleet.members:
+            return
+        depth = self._fleet.scheduler.depth
+        self._fleet.scheduler.relax(now)
+        self._announcements.load_changed |= self._fleet.scheduler.depth != depth
+        if (found := self._suspects.next(self._fleet.scheduler)) is not None:
+            peer, key = found
+            entry = self._entry(key, self._images[key], now)  # type: ignore[arg-type, index]
+            taken = Taken(entry, self._fleet.scheduler.depth, by_deadline=False)
+            threads = self._fleet.members[peer].hello.limits.threads
+            batch = Batch(peer, (taken,), threads, now + entry.alone_s[self._fleet.scheduler.depth])
+            self._suspects.trial = batch
+            self._give(batch, now)
+        while (next_batch := self._fleet.scheduler.next_batch(now)) is not None:
+            self._give(next_batch, now)
+
+    def _give(self, batch: Batch, now: float) -> None:
+        self._announcements.load_changed = True
+        self._batches += 1
+        computing = Computing(batch, [], [], [], now)
+        for taken in batch.taken:
+            key: Key = taken.entry.key  # type: ignore[assignment]
+            record = self._images[key].record
+            ask, lowered = _at_its_ratio(record, taken)
+            pruned = ask.pruning.keep_ratio < 1 or ask.pruning.keep_mass is not None
+            hold = self._agreement.draw() if pruned else None
+            computing.keys.append(key)
+            computing.orders.append(to_worker.Order(record.slot, ask, hold))
+            computing.lowered.append(lowered)
+        self._fleet.members[batch.worker].computing[self._batches] = computing
+        self.outbox.tell_worker(
+            batch.worker, to_worker.Batch(self._batches, batch.threads, batch.tokens, computing.orders)
+        )
+
+    def _finish(self, peer: int, worker: Member, computing: Computing, done: Done) -> None:
+        if len(done.results) != len(computing.keys):
+            worker.computing[done.batch] = computing  # its images are tried again
+            raise Unexpected(f"{len(computing.keys)} images went in, {len(done.results)} results came out")
+        self._announcements.load_changed = True
+        if computing.batch is self._suspects.trial:
+            self._suspects.ended()
+        else:
+            self._fleet.scheduler.finished(computing.batch)
+        for index, (key, result) in enumerate(zip(computing.keys, done.results, strict=True)):
+            if (image := self._images.pop(key, None)) is None:  # withdrawn meanwhile
+                continue
+            if not isinstance(result, Found):
+                self._refuse(key, result)
+                continue
+            queue_s = computing.began - image.arrived
+            answer = _answer(key[1], result, queue_s, done.seconds, computing.lowered[index])
+            self.outbox.answer(key[0], answer)
+            if (hold := computing.orders[index].hold) is not None:
+                self._agreement.answered(Check(peer, hold, result.classes[0], result.keep_ratio))
+        self._fleet.learn(peer, computing.batch, done)
+        assert self._fleet.model is not None
+        count_batch(
+            self._fleet.model,
+            worker.hello.limits.batch_tokens,
+            computing.batch.tokens,
+            done.seconds,
+            [
+                Computed(order.ask, result, lowered)
+                for order, result, lowered in zip(
+                    computing.orders, done.results, computing.lowered, strict=True
+                )
+            ],
+        )
+
+    def _check_one(self) -> None:
+        """Have an answered image run again unpruned while nothing else is to be done."""
+        if self._checking is not None or not self._fleet.scheduler.idle or self._suspects.waiting:
+            return
+        if (check := self._agreement.take()) is not None:
+            self._checking = check
+            self.outbox.tell_worker(check.worker, to_worker.Check(check.hold))
+
+    def _patience_s_until_due(self, now: float) -> float:
+        due = min(now + _LONGEST_TURN_S, self._announcements.due)
+        if (expiry := self._fleet.scheduler.next_expiry()) is not None:
+            due = min(due, expiry)
+        for key in self._waiting:
+            image = self._images[key]
+            due = min(due, image.arrived + self._patience_s, image.deadline)
+        return max(0.0, due - now)
+
+
+def _at_its_ratio(record: Record, taken: Taken) -> tuple[Ask, Lowered | None]:
+    """What is asked, at the ratio that the scheduler's depth stands for, and why that is a lower one."""
+    ask = record.ask
+    asked = ask.pruning.keep_ratio
+    ratio = ratios(asked, record.min_keep_ratio)[taken.depth]
+    if ratio == asked:
+        return ask, None
+    lowered = msgspec.structs.replace(ask, pruning=replace(ask.pruning, keep_ratio=ratio))
+    return lowered, "deadline" if taken.by_deadline else "brown-out"
+
+
+def _answer(number: int, found: Found, queue_s: float, compute_s: float, lowered: Lowered | None) -> Answer:
+    return Answer(
+        id=number,
+        classes=found.classes,
+        scores=found.scores,
+        kept_counts=found.kept_counts,
+        keep_ratio=found.keep_ratio,
+        compute=found.compute,
+        runs=found.runs,
+        queue_s=queue_s,
+        compute_s=compute_s,
+        lowered=lowered,
+        kept=found.kept,
+        logits=found.logits,
+    )

@@ -1,0 +1,82 @@
+"""Live agreement: some answered images are run again unpruned while the workers are idle, and how often the
+first label stays is counted by keep ratio. So an operator sees what pruning costs on their own traffic.
+
+Pure policy, like the scheduler: it knows what is to be run and counts what came of it; the dispatcher has it
+run.
+"""
+
+import random
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from app.telemetry import metrics
+
+# Images held until the workers are idle: each worker keeps the pixels of so many. The last ones that were
+# drawn of a busy stretch are kept, so that some of what a brown-out answered is checked when it is over.
+MOST_HELD = 4
+
+_EDGES = tuple(step / 10 for step in range(11))
+BUCKETS = tuple(f"{low:g}-{high:g}" for low, high in pairwise(_EDGES))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """An answered image: the worker that holds its pixels, under which number, and the first label and the
+    keep ratio of its answer."""
+
+    worker: int
+    hold: int
+    label: int
+    keep_ratio: float
+
+
+class Agreement:
+    """Draws ``share`` of the pruned images to be run again; ``draw`` gives numbers from 0 to below 1."""
+
+    def __init__(self, share: float, draw: Callable[[], float] = random.random) -> None:
+        self._share = share
+        self._draw = draw
+        self._drawn = 0
+        self._held: deque[Check] = deque(maxlen=MOST_HELD)
+        if share > 0:
+            for bucket in BUCKETS:  # there from the start, so that the first check shows as a rise
+                for outcome in ("agreed", "disagreed"):
+                    metrics.AGREEMENT_CHECKS.labels(bucket, outcome)
+
+    def __repr__(self) -> str:
+        return f"<Agreement of {self._share:g} of the images, {len(self._held)} held>"
+
+    def draw(self) -> int | None:
+        """The number under which a worker is to hold an image that it is about to compute; None for most."""
+        if not self._share or self._draw() >= self._share:
+            return None
+        self._drawn += 1
+        return self._drawn
+
+    def answered(self, check: Check) -> None:
+        """An image that was drawn has been answered. What was not pruned agrees with itself."""
+        if check.keep_ratio < 1:
+            self._held.append(check)
+
+    def take(self) -> Check | None:
+        """The next image to run unpruned; None if there is none. Ask while nothing waits and nothing runs."""
+        return self._held.popleft() if self._held else None
+
+    def lost(self, worker: int) -> None:
+        """The worker is gone, and with it the pixels that it held."""
+        kept = [check for check in self._held if check.worker != worker]
+        self._held.clear()
+        self._held.extend(kept)
+
+    def found(self, check: Check, label: int) -> None:
+        """Count what the unpruned model says of it."""
+        outcome = "agreed" if label == check.label else "disagreed"
+        metrics.AGREEMENT_CHECKS.labels(bucket_of(check.keep_ratio), outcome).inc()
+
+
+def bucket_of(keep_ratio: float) -> str:
+    """The tenth that a ratio lies in, its upper edge included: 0.3 is of 0.2-0.3."""
+    return BUCKETS[bisect_left(_EDGES, keep_ratio) - 1]

@@ -1,0 +1,102 @@
+"""What the scheduler takes and gives: limits, refusals, batches, and what it knows of each worker. Pure."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.dispatch.policy.fair_queue import Entry
+from app.messages.capacity import Limits
+
+Reason = Literal["queue-full", "deadline-unmeetable"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How many images may wait, and how long an image without a deadline of its own may be predicted to."""
+
+    images: int
+    wait_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"limits must be at least 1: {self}")
+        if not self.wait_s > 0:
+            raise ValueError(f"wait_s must be above 0, got {self.wait_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An image that is not accepted. ``retry_after_s``: when it could be, as predicted; None where even an
+    idle worker could not meet its deadline."""
+
+    reason: Reason
+    retry_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An entry of a batch, the depth whose ratio it gets, and whether its own deadline made it so deep."""
+
+    entry: Entry
+    depth: int
+    by_deadline: bool
+
+    @property
+    def tokens(self) -> int:
+        """Its weight at that depth."""
+        return self.entry.tokens[self.depth]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Entries to compute together by a worker on ``threads`` threads; predicted to end at ``ends``."""
+
+    worker: int
+    taken: tuple[Taken, ...]
+    threads: int
+    ends: float
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What is computed."""
+        return tuple(taken.entry for taken in self.taken)
+
+    @property
+    def tokens(self) -> int:
+        """Weight of the whole batch."""
+        return sum(taken.tokens for taken in self.taken)
+
+
+@dataclass(slots=True)
+class WorkerLane:
+    """What the scheduler knows of one worker.
+
+    ``overhead_s`` is what a batch costs there beside its images. The worker takes ``pace`` times as long for
+    an image as the entries say, and ``alone_pace`` times as long for a lone one. One that is not
+    ``accepting`` gets no batch.
+    """
+
+    limits: Limits
+    overhead_s: float = 0.0
+    pace: float = 1.0
+    alone_pace: float = 1.0
+    accepting: bool = True
+    running: list[Batch] = field(default_factory=list)
+
+    @property
+    def busy_threads(self) -> int:
+        """Threads of what runs."""
+        return sum(batch.threads for batch in self.running)
+
+    @property
+    def free_streams(self) -> int:
+        """Batches that could be started now, by number and by threads."""
+        free_threads = self.limits.threads - self.busy_threads
+        return min(self.limits.streams - len(self.running), free_threads // self.limits.stream_threads)
+
+    def free_at(self, now: float) -> list[float]:
+        """When each stream is free."""
+        streams = self.limits.streams
+        busy: list[float] = []
+        for batch in self.running:
+            busy += [max(now, batch.ends)] * (batch.threads // self.limits.stream_threads)
+        return sorted(busy + [now] * (streams - len(busy)))[:streams]

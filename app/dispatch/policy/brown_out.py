@@ -1,0 +1,113 @@
+"""Brown-out: lowering the ratio of images that allow it, before any is refused. Pure policy, no clock.
+
+A brown-out has a depth, from 0 (none). At depth d no image that allows lowering is pruned less than
+``CEILINGS[d]`` says, nor more than its own floor. It deepens at once as far as an image that comes needs it
+to be in time, and step by step while images wait long and more work is offered than the worker can do. It is
+raised step by step, only while the work that was offered lately, at the next higher ratio, would leave some
+of the worker idle, and while little waits; if that soon proves to have been in vain, the next time later.
+What deepens it and what raises it lie apart, so it stays where it is under steady load instead of swinging
+between a depth that drains the queue and one that fills it. All its times grow with what an image takes: of
+a slow device's few images a short average would say little but chance.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+CEILINGS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+DEPTHS = len(CEILINGS)
+
+# Below this ratio `auto` does not go unless it is told to: accuracy falls fast there (see the README).
+AUTO_FLOOR = 0.3
+
+_HOLD_S = 1.0  # at least so long at a depth, before the next step
+_HOLD_IMAGES = 40  # nor shorter than so many images, as asked, keep the worker busy
+_MEMORY = 10.0  # offered load is averaged over about so many of those
+_QUIET_MEMORY_S = 10.0  # and over about so long, to see soon that hardly any is left
+_LONGEST_HOLD = 15.0
+_IMAGE_SHARE = 0.01  # of each image in the average of what images take
+_TRIAL = 3.0  # a step up is in vain if within so many holds the depth is needed again
+_QUIET = 0.5  # share of the worker, at the ratios asked for, below which there is no need to hold long
+_FULL = 0.95  # share of the worker that the load must take for a step down
+_ROOM = 0.8  # share of the worker that the load may take at the higher ratio for a step up
+_CALM = 0.5  # of the wait at which it was deepened, what may be waited for at the higher ratio
+
+
+def ratios(asked: float, floor: float | None) -> tuple[float, ...]:
+    """The keep ratio of an image at every depth."""
+    if floor is None:
+        return (asked,) * DEPTHS
+    return tuple(min(asked, max(floor, ceiling)) for ceiling in CEILINGS)
+
+
+@dataclass(slots=True)
+class BrownOut:
+    """The depth, and what it follows from. Seconds of work are of one stream; there are ``streams``."""
+
+    streams: int
+    depth: int = 0
+    _offered: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)  # streams kept busy, at each depth
+    _asked: float = 0.0  # streams kept busy at the ratios asked for, by the shorter average
+    _at: float = -math.inf
+    _began: float = math.inf
+    _image_s: float = 0.0
+    _changed: float = -math.inf
+    _raised: float = -math.inf
+    _holds: float = 1.0  # how many of the least holds a depth is held before it is raised
+    _wait_s: float = 0.0
+
+    def offered(self, seconds: Sequence[float], now: float) -> None:
+        """An image came, accepted or not, that costs so much at every depth."""
+        if self._began == math.inf:
+            self._began, self._image_s = now, seconds[0]
+        self._image_s += _IMAGE_SHARE * (seconds[0] - self._image_s)
+        self._forget(now)
+        memory_s, shorter_s = self._memories_s(now)
+        self._offered = [load + cost / memory_s for load, cost in zip(self._offered, seconds, strict=True)]
+        self._asked += seconds[0] / shorter_s
+
+    def deepen(self, depth: int, wait_s: float, now: float) -> None:
+        """Go to that depth, where the wait had come to ``wait_s``; never to a lesser one."""
+        if depth <= self.depth:
+            return
+        in_vain = now < self._raised + _TRIAL * self._holds * self._hold_s
+        self._holds = min(_LONGEST_HOLD, 2 * self._holds) if in_vain else max(1.0, self._holds / 2)
+        self.depth, self._changed, self._wait_s = depth, now, max(wait_s, self._wait_s)
+
+    def press(self, wait_s: float, now: float) -> None:
+        """An image came that will wait long: go a step deeper, if held and the worker is overloaded."""
+        self._forget(now)
+        overloaded = self._offered[self.depth] > _FULL * self.streams
+        if overloaded and now >= self._changed + self._hold_s and self.depth < DEPTHS - 1:
+            self.deepen(self.depth + 1, wait_s, now)
+
+    def relax(self, backlog: Sequence[float], now: float) -> None:
+        """Raise the ratio by a step, if it was held and load and backlog (seconds at every depth) allow."""
+        self._forget(now)
+        quiet = self._asked <= _QUIET * self.streams
+        if not self.depth or now < self._changed + (_HOLD_S if quiet else self._holds * self._hold_s):
+            return
+        higher = self.depth - 1
+        room = quiet or self._offered[higher] <= _ROOM * self.streams
+        calm = backlog[higher] / self.streams <= _CALM * self._wait_s
+        if room and calm:
+            self.depth, self._changed, self._raised = higher, now, now
+            if not higher:
+                self._wait_s = 0.0
+
+    @property
+    def _hold_s(self) -> float:
+        return max(_HOLD_S, _HOLD_IMAGES * self._image_s / self.streams)
+
+    def _memories_s(self, now: float) -> tuple[float, float]:
+        """Over how long the load is averaged; at first over no more than there has been."""
+        there_was = max(self._hold_s, now - self._began)
+        return min(_MEMORY * self._hold_s, there_was), min(max(_QUIET_MEMORY_S, self._hold_s), there_was)
+
+    def _forget(self, now: float) -> None:
+        if now <= self._at:
+            return
+        share, shorter = (math.exp((self._at - now) / memory_s) for memory_s in self._memories_s(now))
+        self._offered = [load * share for load in self._offered]
+        self._asked *= shorter
+        self._at = now

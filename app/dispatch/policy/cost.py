@@ -1,0 +1,185 @@
+"""How long a batch takes, predicted from its images and their compute. Plain numpy: no clock, no torch.
+
+    seconds = constant + a * images + b * compute
+
+``compute`` is the sum of the images' shares of the unpruned model's MACs (models.schedule), so tokens at
+every stage are in it. No coefficient is negative: predictions are positive and rise with the work. They are
+learned at warm-up, for each number of threads that batches run on, while all streams are busy, as they are
+when predictions matter; then they follow what serving measures, slowly.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float
+
+from app.messages.capacity import Measured, Work
+
+_TINY_S = 1e-6
+_REWEIGHTINGS = 20
+_OUTLIER = 0.2  # a relative residual beyond this counts as if it were this large
+_GAIN = 0.1  # share of a residual that one batch takes away
+_FARTHEST = 100.0  # a coefficient stays within this factor of the warm-up's
+_CAUTION_SHARE = 0.99
+_CAUTION_STEP = 0.05
+_MOST_CAUTION = 2.0
+_DEVIATIONS = 1.4826  # standard deviations in a median of absolute errors, if they are normal
+
+
+def _features(work: Work) -> Float[np.ndarray, " 3"]:
+    return np.array((1.0, work.images, work.compute))
+
+
+def fit(measured: Sequence[Measured]) -> Float[np.ndarray, " 3"]:
+    """Coefficients (s, s/image, s/unpruned image), none negative, of the least relative errors.
+
+    Least squares of the relative residuals, reweighted for Huber's loss (Huber 1964, "Robust Estimation of a
+    Location Parameter"): a few batches that something else held up do not count. Raises ValueError without
+    measurements.
+    """
+    if not measured:
+        raise ValueError("no batch was measured")
+    features = np.stack([_features(batch.work) / batch.seconds for batch in measured])
+    weights = np.ones(len(measured))
+    for _ in range(_REWEIGHTINGS):
+        coefficients = _least_squares(features * weights[:, None], weights)
+        residuals = np.abs(features @ coefficients - 1)
+        # Half of the errors are below their median: beyond some of those an error is an outlier.
+        bound = max(3 * float(np.median(residuals)), 1e-9)
+        weights = np.sqrt(np.minimum(1.0, bound / np.maximum(residuals, bound)))
+    return coefficients
+
+
+def _least_squares(
+    features: Float[np.ndarray, "batches 3"], target: Float[np.ndarray, " batches"]
+) -> Float[np.ndarray, " 3"]:
+    """Of all choices of coefficients that are not zero, the best that has no negative one. (With three of
+    them trying out all is the simplest exact way.)"""
+    count = features.shape[1]
+    best, least = np.zeros(count), math.inf
+    for size in range(1, count + 1):
+        for chosen in combinations(range(count), size):
+            some = np.linalg.lstsq(features[:, chosen], target, rcond=None)[0]
+            error = float(np.sum((features[:, chosen] @ some - target) ** 2))
+            if (some >= 0).all() and error < least * (1 - 1e-9):
+                best, least = np.zeros(count), error
+                best[list(chosen)] = some
+    return best
+
+
+@dataclass(slots=True)
+class _Line:
+    """The coefficients for one number of threads, and how they stand to the warm-up's.
+
+    Three numbers each, and one batch at a time: numpy would take longer to call than to add.
+    """
+
+    learned: tuple[float, float, float]
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    now: tuple[float, float, float] = field(init=False)
+    astray: int = 0  # batches in a row beyond the bound, all slower (above 0) or all faster (below)
+
+    def __post_init__(self) -> None:
+        self._settle()
+
+    def predict(self, work: Work) -> float:
+        constant, image, compute = self.now
+        return constant + image * work.images + compute * work.compute
+
+    def observe(self, work: Work, seconds: float) -> None:
+        """Normalised least mean squares: half of a residual is put down to the device's pace, which all
+        coefficients share, and half to the coefficients, by their shares in the prediction.
+
+        Serving one kind of batch for long cannot wind anything up, as it does in recursive least squares with
+        forgetting. One outlier moves a prediction by at most _GAIN * _OUTLIER; only when
+        batch after batch is astray to the same side does the bound widen, for then the device has changed.
+        """
+        predicted = self.predict(work)
+        residual = seconds / predicted - 1
+        side = int(math.copysign(1, residual)) if abs(residual) > _OUTLIER else 0
+        self.astray = self.astray + side if side * self.astray > 0 else side
+        bound = _OUTLIER * max(1, abs(self.astray) - 1)
+        features = (1.0, work.images, work.compute)
+        shares = [value * feature / predicted for value, feature in zip(self.now, features, strict=True)]
+        length = sum(share * share for share in shares)
+        pace = _GAIN * min(max(residual, -bound), bound) / 2
+        # Coefficients relative to the warm-up's: what is 0 stays 0, and all else keeps its sign.
+        one, two, three = (
+            min(_FARTHEST, max(1 / _FARTHEST, scale * (1 + pace * (1 + share / length))))
+            for scale, share in zip(self.scale, shares, strict=True)
+        )
+        self.scale = one, two, three
+        self._settle()
+
+    def _settle(self) -> None:
+        constant, image, compute = (
+            value * scale for value, scale in zip(self.learned, self.scale, strict=True)
+        )
+        self.now = (max(_TINY_S, constant), max(_TINY_S, image), compute)
+
+
+def _three(coefficients: Float[np.ndarray, " 3"]) -> tuple[float, float, float]:
+    constant, image, compute = coefficients.tolist()
+    return constant, image, compute
+
+
+def _first_caution(line: _Line, measured: Sequence[Measured]) -> float:
+    """What the warm-up says of its own predictions: three deviations, by the median of the errors."""
+    errors = [abs(batch.seconds / line.predict(batch.work) - 1) for batch in measured]
+    return min(_MOST_CAUTION, 1 + 3 * _DEVIATIONS * float(np.median(errors)))
+
+
+@dataclass(slots=True)
+class CostModel:
+    """Predicts the duration of batches; see the module.
+
+    ``caution`` is the factor, at least 1, by which 99 of 100 predictions were exceeded at most.
+    """
+
+    caution: float = 1.0
+    _lines: dict[int, _Line] = field(default_factory=dict)
+
+    @classmethod
+    def learned(cls, measured: Iterable[Measured]) -> "CostModel":
+        """From a warm-up's batches. Raises ValueError where there are none."""
+        by_threads: dict[int, list[Measured]] = {}
+        for batch in measured:
+            by_threads.setdefault(batch.threads, []).append(batch)
+        if not by_threads:
+            raise ValueError("no batch was measured")
+        lines = {threads: _Line(_three(fit(some))) for threads, some in by_threads.items()}
+        return cls(max(_first_caution(lines[threads], some) for threads, some in by_threads.items()), lines)
+
+    def predict(self, work: Work, threads: int) -> float:
+        """Seconds, above 0. Without measurements on so many threads, those on the next number to it count."""
+        return self._line(threads).predict(work)
+
+    def overhead_s(self, threads: int) -> float:
+        """Seconds that a batch costs beside its images."""
+        return self._line(threads).now[0]
+
+    def image_s(self, compute: float, threads: int) -> float:
+        """Seconds that one image more costs in a batch, above 0."""
+        _, image, unpruned = self._line(threads).now
+        return image + unpruned * compute
+
+    def observe(self, batch: Measured) -> float:
+        """Learn gently from a batch. Gives back the relative error of what was predicted for it: above 0, it
+        took longer."""
+        line = self._line(batch.threads)
+        ratio = batch.seconds / line.predict(batch.work)
+        line.observe(batch.work, batch.seconds)
+        # Steps up and down whose sizes balance where 1 of 100 lies above (Robbins and Monro 1951).
+        up = _CAUTION_SHARE if ratio > self.caution else _CAUTION_SHARE - 1
+        self.caution = min(_MOST_CAUTION, max(1.0, self.caution + _CAUTION_STEP * up))
+        return ratio - 1
+
+    def line(self, threads: int) -> tuple[float, float, float]:
+        """Seconds of a batch, of an image in it, and of an unpruned image's compute beside that."""
+        return self._line(threads).now
+
+    def _line(self, threads: int) -> _Line:
+        return self._lines[min(self._lines, key=lambda known: abs(known - threads))]

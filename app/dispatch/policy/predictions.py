@@ -1,0 +1,137 @@
+"""What an image will take, predicted for all workers together, from what each of them measured. Pure.
+
+A queue before several workers needs one figure for an image's seconds, whoever will compute it: the mean with
+which the queue's throughput comes out right. How a worker differs from it is the worker's pace. With one
+worker, or several equal ones, every pace is 1.
+"""
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from app.dispatch.policy.brown_out import DEPTHS
+from app.dispatch.policy.cost import CostModel
+from app.dispatch.policy.fair_queue import Entry
+from app.dispatch.policy.scheduler import Scheduler
+from app.dispatch.policy.shares import shares
+from app.messages.capacity import Limits, Measured
+from app.messages.model import ModelInfo
+from app.messages.to_dispatcher import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Seconds that follow from a share of compute: ``constant_s`` and, times the share, ``compute_s``."""
+
+    constant_s: float
+    compute_s: float
+
+    def at(self, share: float) -> float:
+        """The seconds."""
+        return self.constant_s + self.compute_s * share
+
+    @property
+    def unpruned_s(self) -> float:
+        """Of an image that is not pruned."""
+        return self.constant_s + self.compute_s
+
+
+@dataclass(slots=True)
+class _Worker:
+    limits: Limits
+    costs: CostModel
+    in_batch: Line = Line(0.0, 1.0)
+    alone: Line = Line(0.0, 1.0)
+
+    def predict(self) -> float:
+        """Bring both lines up to date; gives back the overhead of a batch."""
+        overhead, image, compute = self.costs.line(self.limits.stream_threads)
+        self.in_batch = Line(image, compute)
+        constant, image, compute = self.costs.line(self.limits.threads)
+        self.alone = Line(constant + image, compute)
+        return overhead
+
+
+@dataclass(slots=True)
+class Predictions:
+    """Keeps a scheduler's view of its workers up to date with what they take.
+
+    ``in_batch`` is what an image takes in a batch on one stream, ``alone`` what it takes by itself on idle
+    workers.
+    """
+
+    scheduler: Scheduler
+    in_batch: Line = Line(0.0, 1.0)
+    alone: Line = Line(0.0, 1.0)
+    _workers: dict[int, _Worker] = field(default_factory=dict)
+
+    def join(self, name: int, limits: Limits, measured: tuple[Measured, ...]) -> None:
+        """A worker that the scheduler has, with what it measured at its start."""
+        self._workers[name] = _Worker(limits, CostModel.learned(measured))
+        self._predict()
+
+    def leave(self, name: int) -> None:
+        """It is gone."""
+        del self._workers[name]
+        if self._workers:
+            self._predict()
+
+    def observe(self, name: int, measured: Measured) -> float:
+        """Learn from a batch of that worker. Gives back the relative error of what was predicted for it."""
+        error = self._workers[name].costs.observe(measured)
+        self._predict()
+        return error
+
+    def entry(self, key: Hashable, record: Record, info: ModelInfo, now: float, deadline: float) -> Entry:
+        """The image as the scheduler knows it, with what it is predicted to cost."""
+        at_depths, weights = _weights_of(info, record)
+        limit_s = math.inf if record.own_deadline else self.scheduler.limits.wait_s
+        if record.min_keep_ratio is None:  # it cannot be lowered: all depths are alike
+            seconds = (self.in_batch.at(at_depths[0]),) * DEPTHS
+            alone_s = (self.alone.at(at_depths[0]),) * DEPTHS
+        else:
+            seconds = tuple(map(self.in_batch.at, at_depths))
+            alone_s = tuple(map(self.alone.at, at_depths))
+        return Entry(
+            key=key,
+            tokens=weights,
+            seconds=seconds,
+            alone_s=alone_s,
+            arrived=now,
+            deadline=deadline,
+            wait_limit_s=limit_s,
+            caller=record.caller,
+            priority=record.priority,
+        )
+
+    def _predict(self) -> None:
+        overheads = {name: worker.predict() for name, worker in self._workers.items()}
+        workers = self._workers.values()
+        streams = sum(worker.limits.streams for worker in workers)
+        unpruned_s = streams / sum(worker.limits.streams / worker.in_batch.unpruned_s for worker in workers)
+        constant_s = sum(
+            worker.limits.streams * worker.in_batch.constant_s / worker.in_batch.unpruned_s
+            for worker in workers
+        )
+        constant_s *= unpruned_s / streams
+        self.in_batch = Line(constant_s, unpruned_s - constant_s)
+        self.alone = min((worker.alone for worker in workers), key=lambda line: line.unpruned_s)
+        self.scheduler.caution = max(worker.costs.caution for worker in workers)
+        for name, worker in self._workers.items():
+            lane = self.scheduler.workers[name]
+            lane.overhead_s = overheads[name]
+            lane.pace = worker.in_batch.unpruned_s / unpruned_s
+            lane.alone_pace = worker.alone.unpruned_s / self.alone.unpruned_s
+        self.scheduler.refresh()
+
+
+def _weights_of(info: ModelInfo, record: Record) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    at_depths = shares(info, record.ask.pruning, record.ask.margin, record.min_keep_ratio)
+    arch = info.architecture
+    return at_depths, _tokens_of(arch.patches + arch.prefix_tokens, at_depths)
+
+
+@lru_cache(maxsize=4096)
+def _tokens_of(unpruned: int, at_depths: tuple[float, ...]) -> tuple[int, ...]:
+    return tuple(max(1, round(unpruned * share)) for share in at_depths)

@@ -1,0 +1,59 @@
+"""The dispatcher's process: `python -m app.dispatch.process`, started by the supervisor. It never imports
+torch."""
+
+import gc
+import os
+import signal
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from app.dispatch.dispatcher import Dispatcher
+from app.dispatch.policy.agreement import Agreement
+from app.dispatch.policy.batches import QueueLimits
+from app.dispatch.server import Server
+from app.messages.slot_map import SlotMap
+from app.processes.heap import give_back_freed_memory
+from app.processes.heartbeat import Heartbeat
+from app.processes.lifeline import die_with_parent
+from app.processes.reports import tell_reason
+from app.settings.settings import Settings
+from app.telemetry.logs import configure_logging
+
+
+def run(settings: Settings, path: Path, heartbeat: Heartbeat | None = None) -> None:
+    """Dispatch at that path until SIGTERM."""
+    slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
+    dispatcher = Dispatcher(
+        QueueLimits(settings.max_queue_images, settings.max_queue_s),
+        slots.count,
+        settings.restart_wait_s,
+        Agreement(settings.agreement_share),
+    )
+    server = Server(dispatcher, path, heartbeat)
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    gc.collect()
+    gc.freeze()  # what is there now stays: no looking for garbage in it while images wait
+    server.run()
+
+
+def main() -> None:
+    """Read what the supervisor passed in the environment, and run."""
+    settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
+    die_with_parent()
+    setproctitle("trimvit: dispatcher")
+    configure_logging(settings.log_level, "dispatcher", settings.log_format)
+    give_back_freed_memory()
+    try:
+        run(
+            settings,
+            Path(os.environ["TRIMVIT_DISPATCHER_SOCKET"]),
+            Heartbeat(Path(os.environ["TRIMVIT_DISPATCHER_HEARTBEAT"])),
+        )
+    except Exception as error:
+        tell_reason(Path(os.environ["TRIMVIT_DISPATCHER_REASON"]), error)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What a front end knows of the workers, and how it waits for one."""
+
+import asyncio
+import math
+import time
+from pathlib import Path
+
+from app.errors import NotReady, QueueFull
+from app.messages.model import ModelInfo
+from app.messages.to_front_end import WorkerState
+from app.processes.reports import read_reports, trouble
+
+_SILENCE_S = 3.0  # a dispatcher that says nothing for so long is not ready
+_RETRY_AFTER_S = 1.0
+
+
+class Readiness:
+    """Of so many ``workers``. Up to ``most_waiting`` callers wait up to ``patience_s`` for one, unless the
+    supervisor's ``reports`` say that none will come up soon."""
+
+    def __init__(self, workers: int, reports: Path | None, patience_s: float, most_waiting: int) -> None:
+        self.last_model: ModelInfo | None = None
+        self.workers: list[WorkerState] = []
+        self.heard_at = -math.inf
+        self.trouble: tuple[str, float] | None = None
+        self._workers_to_be = workers
+        self._reports = reports
+        self._patience_s = patience_s
+        self._most_waiting = most_waiting
+        self._callers = 0
+        self._news = asyncio.Event()
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """What the workers serve; None while none of them is ready, or the dispatcher does not answer."""
+        return self.last_model if self._is_heard and any(worker.ready for worker in self.workers) else None
+
+    @property
+    def states(self) -> list[dict[str, object]]:
+        """How each worker is, for the operator."""
+        missing: list[dict[str, object]] = [
+            {"ready": False, "device": None, "images_pending": 0}
+            for _ in range(self._workers_to_be - len(self.workers))
+        ]
+        return [
+            {
+                "ready": worker.ready and self._is_heard,
+                "device": worker.device,
+                "images_pending": worker.images,
+            }
+            for worker in self.workers
+        ] + missing
+
+    def told(self, workers: list[WorkerState]) -> None:
+        """The dispatcher says how the workers are."""
+        self.workers = workers
+        if self.model is not None:
+            self._news.set()
+
+    def lost(self) -> None:
+        """The dispatcher is gone."""
+        self.workers, self.heard_at = [], -math.inf
+
+    def look_for_trouble(self) -> None:
+        """While no worker is ready, hear from the supervisor whether one is to be expected."""
+        if self._reports is not None:
+            self.trouble = None if self.model is not None else trouble(read_reports(self._reports))
+        if self.trouble is not None:
+            self._news.set()
+
+    async def wait(self, within_s: float) -> ModelInfo:
+        """The model, as soon as a worker is ready. Raises NotReady where none is in time or none is expected,
+        QueueFull where too many wait already."""
+        if (model := self.model) is not None:
+            return model
+        if self._callers >= self._most_waiting:
+            raise QueueFull(
+                f"no worker is ready and {self._callers} requests wait for one already",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._callers += 1
+        try:
+            async with asyncio.timeout(min(within_s, self._patience_s)):
+                while (model := self.model) is None:
+                    if self.trouble is not None:
+                        raise self.not_ready()
+                    self._news.clear()
+                    await self._news.wait()
+                return model
+        except TimeoutError:
+            raise self.not_ready() from None
+        finally:
+            self._callers -= 1
+
+    def not_ready(self) -> NotReady:
+        """Why nobody computes an image now, and when to come back."""
+        if self.trouble is not None:
+            detail, retry_after_s = self.trouble
+            return NotReady(detail, retry_after_s=retry_after_s)
+        return NotReady("no worker became ready in time; see /readyz", retry_after_s=_RETRY_AFTER_S)
+
+    @property
+    def _is_heard(self) -> bool:
+        return time.monotonic() - self.heard_at < _SILENCE_S

@@ -1,0 +1,53 @@
+"""A dispatcher's refusals as the problems that clients are told. Pure."""
+
+from app.errors import (
+    DeadlinePassed,
+    DeadlineUnmeetable,
+    EngineLost,
+    InternalFault,
+    OutOfMemory,
+    Problem,
+    QueueFull,
+)
+from app.messages.to_front_end import Refuse
+
+_RETRY_AFTER_S = 1.0
+
+
+def problem_of(refusal: Refuse) -> Problem:
+    """The problem that says why, and when to come back."""
+    match refusal.reason:
+        case "queue-full":
+            return queue_full(refusal.retry_after_s)
+        case "deadline-unmeetable":
+            return unmeetable(refusal.retry_after_s)
+        case "deadline-passed":
+            return DeadlinePassed("the deadline passed while the image was waiting")
+        case "out-of-memory":
+            return OutOfMemory(
+                "a worker has not enough memory for this image, even alone",
+                retry_after_s=refusal.retry_after_s,
+            )
+        case "worker-lost":
+            return EngineLost("2 workers died while they computed this image")
+        case "no-number":
+            return InternalFault(
+                "the network's scores for this image are not finite numbers, so there is no answer; a wider "
+                "--dtype may help"
+            )
+        case _:
+            return InternalFault("a worker failed on this image, and on no other of its batch; see its log")
+
+
+def queue_full(retry_after_s: float | None) -> QueueFull:
+    """Too much is waiting."""
+    return QueueFull("too much work is waiting", retry_after_s=retry_after_s or _RETRY_AFTER_S)
+
+
+def unmeetable(retry_after_s: float | None) -> DeadlineUnmeetable:
+    """The deadline would pass; without a time to come back, whatever is waiting."""
+    if retry_after_s is None:
+        return DeadlineUnmeetable("even idle workers are predicted to take longer than the deadline")
+    return DeadlineUnmeetable(
+        "the images that wait are predicted to take until after the deadline", retry_after_s=retry_after_s
+    )

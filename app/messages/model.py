@@ -1,0 +1,39 @@
+"""What is told of the model that is served."""
+
+import msgspec
+
+from models.cascade import Cascade
+from models.schedule import Architecture, Method
+from models.transforms import InputSpec
+
+# The numbers of kept patches are told as uint16.
+MOST_PATCHES = 2**16
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a front end must know of the model to prepare images and read answers.
+
+    ``patch_size`` and ``patch_stride`` are (vertical, horizontal), in pixels. ``device`` and ``dtype`` are
+    those of the worker that tells it.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    architecture: Architecture
+    method: Method
+    cascade: Cascade | None
+    patch_size: tuple[int, int]
+    patch_stride: tuple[int, int]
+    device: str
+    dtype: str
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one image's pixels: uint8 [height, width, 3]."""
+        height, width = self.input.size
+        return height * width * 3
+
+    def serves_as(self, other: "ModelInfo") -> bool:
+        """Whether two workers with these models give the same answers: all but the device is equal."""
+        return self == msgspec.structs.replace(other, device=self.device)

@@ -1,0 +1,116 @@
+"""What front ends and workers tell the dispatcher. Times are durations, so that neither side trusts the
+other's clock."""
+
+import math
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from app.messages.capacity import Limits, Measured
+from app.messages.image import Ask, Fault, Found
+from app.messages.model import ModelInfo
+from app.priority import Priority
+
+
+# --- from front ends ---------------------------------------------------------------------------------
+class FrontEnd(msgspec.Struct, frozen=True, tag=True):
+    """The first message of a front end. ``index`` is its place among them."""
+
+    index: int
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """One image to classify.
+
+    Its pixels, ``size`` bytes, are in the slot. With a ``min_keep_ratio`` the dispatcher may lower the ratio
+    to it. ``caller`` is whose share of the workers it takes. ``own_deadline``: the deadline was asked for,
+    and is not the server's default. ``again``: an earlier dispatcher had accepted it.
+    """
+
+    id: int
+    slot: Annotated[int, Meta(ge=0)]
+    size: int
+    ask: Ask
+    deadline_s: float
+    own_deadline: bool = False
+    min_keep_ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
+    caller: str = ""
+    priority: Priority = "normal"
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.deadline_s):
+            raise ValueError("a deadline must be a number")
+        if self.min_keep_ratio is None:
+            return
+        if self.ask.margin is not None or self.ask.pruning.keep_mass is not None:
+            raise ValueError("only a keep_ratio can be lowered")
+        if self.min_keep_ratio > self.ask.pruning.keep_ratio:
+            raise ValueError("min_keep_ratio is above keep_ratio")
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Images to classify: all that came in one turn of the front end's loop."""
+
+    records: list[Record]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Nobody waits for these images any more."""
+
+    ids: list[int]
+
+
+# --- from workers ------------------------------------------------------------------------------------
+class Worker(msgspec.Struct, frozen=True, tag=True):
+    """The first message of a worker, which has loaded its model and warmed up.
+
+    ``measured`` are the batches that it timed, from which the dispatcher predicts.
+    """
+
+    name: str
+    info: ModelInfo
+    limits: Limits
+    measured: Annotated[tuple[Measured, ...], Meta(min_length=1)]
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """A batch is computed.
+
+    ``results`` are in the order of its images. ``at_once``: the size of the largest part that was computed at
+    once. ``memory_was_short``: a part did not fit into memory.
+    """
+
+    batch: int
+    results: list[Found | Fault]
+    seconds: float
+    at_once: int
+    memory_was_short: bool = False
+
+
+class Checked(msgspec.Struct, frozen=True, tag=True):
+    """An image that was held was run again unpruned. ``label``: its first label; None where that failed."""
+
+    hold: int
+    label: int | None
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The worker's main loop goes on."""
+
+
+ToDispatcher = FrontEnd | Submit | Cancel | Worker | Done | Checked | Alive
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ToDispatcher)
+
+
+def encode(message: ToDispatcher) -> bytes:
+    """The message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes | bytearray | memoryview) -> ToDispatcher:
+    """Raises msgspec.DecodeError for anything but a message to the dispatcher."""
+    return _decoder.decode(data)

@@ -1,0 +1,127 @@
+"""What the dispatcher tells a front end."""
+
+from typing import Literal
+
+import msgspec
+
+from app.messages.image import Fault, Lowered
+from app.messages.model import ModelInfo
+from app.priority import Priority
+
+RefusalReason = (
+    Literal[
+        "not-ready",
+        "queue-full",
+        "deadline-unmeetable",
+        "deadline-passed",
+        "worker-lost",
+    ]
+    | Fault
+)
+
+
+class Model(msgspec.Struct, frozen=True, tag=True):
+    """What the workers serve: told once, and again when it changes."""
+
+    info: ModelInfo
+
+
+class WorkerState(msgspec.Struct, frozen=True, array_like=True):
+    """One worker that has loaded its model. ``ready``: it was heard of lately."""
+
+    name: str
+    device: str
+    ready: bool
+    images: int
+
+
+class Workers(msgspec.Struct, frozen=True, tag=True):
+    """How the workers are: told when that changes, and a few times a second as a sign of life."""
+
+    workers: list[WorkerState]
+
+
+class Terms(msgspec.Struct, frozen=True, array_like=True):
+    """What an image must leave of its deadline, beside its wait (app.dispatch.policy.spare).
+
+    A batch takes ``overhead_s``, and for each image in it ``image_s`` and, times its share of compute,
+    ``compute_s``; a lone image on idle workers in the same way ``alone_s`` and ``alone_compute_s``. A full
+    batch holds ``batch_compute`` unpruned images. Predictions hold with ``caution``.
+    """
+
+    overhead_s: float = 0.0
+    image_s: float = 0.0
+    compute_s: float = 0.0
+    alone_s: float = 0.0
+    alone_compute_s: float = 0.0
+    batch_compute: float = 1.0
+    caution: float = 1.0
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """How long an image would wait, as predicted, with all lowered that allow it; so that a front end need
+    not decode what has no chance.
+
+    ``wait_s`` holds for callers who have little waiting, by priority; ``callers`` are those with the most, a
+    caller's wait in one priority each. ``image_s`` is by how much one unpruned image prolongs the wait.
+    ``seen`` is the last record of the front end that all this counts. ``idle``: nothing waits and nothing
+    runs. ``running_s`` is the part of every wait that is taken by what is being computed.
+    """
+
+    wait_s: dict[Priority, float]
+    callers: tuple[tuple[str, Priority, float], ...]
+    image_s: float
+    seen: int
+    idle: bool = False
+    running_s: float = 0.0
+    terms: Terms = Terms()
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """One classified image: see app.messages.image.Found. ``lowered``: why its ratio is below the asked one,
+    None if it is not."""
+
+    id: int
+    classes: list[int]
+    scores: list[float]
+    kept_counts: tuple[int, ...]
+    keep_ratio: float
+    compute: float
+    runs: int
+    queue_s: float
+    compute_s: float
+    lowered: Lowered | None = None
+    kept: tuple[bytes, ...] = ()
+    logits: bytes | None = None
+
+
+class Refuse(msgspec.Struct, frozen=True, array_like=True):
+    """One image that will not be computed, and why. ``retry_after_s`` is a prediction; None where waiting
+    would not help."""
+
+    id: int
+    reason: RefusalReason
+    retry_after_s: float | None
+
+
+class Outcomes(msgspec.Struct, frozen=True, tag=True):
+    """What became of the front end's images: all that ended in one turn of the dispatcher's loop."""
+
+    answers: list[Answer]
+    refusals: list[Refuse]
+
+
+ToFrontEnd = Model | Workers | Load | Outcomes
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ToFrontEnd)
+
+
+def encode(message: ToFrontEnd) -> bytes:
+    """The message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes | bytearray | memoryview) -> ToFrontEnd:
+    """Raises msgspec.DecodeError for anything but a message to a front end."""
+    return _decoder.decode(data)

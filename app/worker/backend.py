@@ -1,0 +1,43 @@
+"""What a worker computes with, as the worker knows it: see app.worker.torch_backend for the real one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from app.messages.capacity import Limits, Measured
+from app.messages.image import Ask, Found
+from app.messages.model import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image to compute. ``pixels`` are the model's input, height x width x 3, in one row; they may lie in
+    shared memory and are read once."""
+
+    ask: Ask
+    pixels: UInt8[np.ndarray, " bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is loaded and warmed up, its limits, and what batches took at the warm-up."""
+
+    info: ModelInfo
+    limits: Limits
+    measured: tuple[Measured, ...]
+
+
+class Backend(Protocol):
+    """What computes."""
+
+    def load(self) -> Loaded:
+        """Load and warm up; an exception ends the worker."""
+
+    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+        """One result for each job, in order. Called from compute threads only."""
+
+    def memory_bytes(self) -> int:
+        """Memory in use on the device."""

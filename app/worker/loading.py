@@ -1,0 +1,58 @@
+"""The model that the settings ask for, and what is told of it. It imports torch: for who computes only."""
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from app.messages.model import ModelInfo
+from app.settings.settings import Settings
+from models.load import LoadedModel, load, read_labels
+from models.pruned_vit import PrunedViT
+from models.schedule import Stages
+
+log = logging.getLogger(__name__)
+
+
+def load_model(settings: Settings) -> LoadedModel:
+    """The model, with the settings' labels, stages, rows and stride in place of the checkpoint's.
+
+    Raises as `models.load.load` does, and ModelError for a file of labels that cannot be read.
+    """
+    labels = None if settings.labels is None else read_labels(settings.labels)
+    loaded = load(
+        settings.model,
+        architecture=settings.architecture,
+        labels=labels,
+        patch_stride=settings.patch_stride,
+    )
+    own = loaded.model.stages
+    blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)
+    stages = Stages(blocks, settings.rows or own.rows)
+    if stages == own:
+        return loaded
+    if loaded.cascade is not None:
+        log.warning("%s is served without its cascade, fitted for stages of its own", loaded.name)
+    return replace(loaded, model=PrunedViT(loaded.model.vit, stages))
+
+
+def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
+    """What a front end must know of it. The log warns of a cascade that was fitted in another dtype."""
+    served = str(dtype).removeprefix("torch.")
+    if loaded.cascade is not None and loaded.cascade.dtype not in (None, served):
+        log.warning(
+            "the cascade of %s was fitted in %s and is served in %s: its agreement of %g is not vouched for",
+            *(loaded.name, loaded.cascade.dtype, served, loaded.cascade.agreement),
+        )
+    return ModelInfo(
+        name=loaded.name,
+        labels=loaded.labels,
+        input=loaded.input,
+        architecture=loaded.model.arch,
+        method=loaded.method,
+        cascade=loaded.cascade,
+        patch_size=loaded.model.vit.patch_embed.proj.kernel_size,
+        patch_stride=loaded.model.vit.patch_embed.proj.stride,
+        device=device,
+        dtype=served,
+    )

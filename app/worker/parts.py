@@ -1,0 +1,116 @@
+"""A batch that fails is computed in parts, so that only the images at fault go without an answer.
+
+A batch whose computation raises is halved, and its halves are computed by themselves, down to single images:
+with one image at fault that is three times the batch's work at most, and with any number log2(n) + 1 times.
+An image that fails alone may be at fault itself, or the device may be: then nothing can be computed any more,
+which a known harmless image shows. Pure: what computes is passed in.
+"""
+
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from app.messages.image import Fault
+from app.worker.memory import is_out_of_memory
+
+J = TypeVar("J")
+
+
+class BackendBroken(Exception):
+    """Not even a harmless image can be computed; only a new process may help."""
+
+
+class Checkable(Protocol):
+    """What is looked at of a result."""
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """Probabilities."""
+
+
+R = TypeVar("R", bound=Checkable)
+
+
+@dataclass(slots=True)
+class Computed(Generic[R]):
+    """``results`` in the order of the jobs, or why there is none. ``at_once``: the size of the largest part
+    that was computed at once; ``memory_was_short``: whether a part did not fit into memory; ``errors``: the
+    tracebacks of what was raised, of the whole batch first and then of single images."""
+
+    results: list[R | Fault] = field(default_factory=list)
+    at_once: int = 0
+    memory_was_short: bool = False
+    errors: list[str] = field(default_factory=list)
+
+
+def compute_in_parts(
+    compute: Callable[[Sequence[J]], Sequence[R]], jobs: Sequence[J], harmless: J
+) -> Computed[R]:
+    """Compute the jobs at once or, where that fails, in parts.
+
+    Raises BackendBroken where the first image fails and ``harmless`` fails after it.
+    """
+    return _Parts(compute, harmless).computed(jobs)
+
+
+class _Parts(Generic[J, R]):
+    def __init__(self, compute: Callable[[Sequence[J]], Sequence[R]], harmless: J) -> None:
+        self._compute = compute
+        self._harmless = harmless
+        self._found: Computed[R] = Computed()
+        self._sound = False
+
+    def computed(self, jobs: Sequence[J]) -> Computed[R]:
+        found = self._found
+        try:
+            results = self._counted(jobs)
+        except Exception as error:
+            short = is_out_of_memory(error)
+            found.memory_was_short |= short
+            if not short and (len(jobs) == 1 or not found.errors):
+                found.errors.append("".join(traceback.format_exception(error)))
+        else:
+            found.at_once = max(found.at_once, len(jobs))
+            checked: list[R | Fault] = [one if is_a_number(one) else "no-number" for one in results]
+            if "no-number" in checked:
+                self._try_harmless()
+            found.results += checked
+            return found
+        # Outside of the handler: its traceback would keep the failed batch's tensors alive.
+        if len(jobs) == 1:
+            if not short:
+                self._try_harmless()
+            found.results.append("out-of-memory" if short else "engine-fault")
+            return found
+        half = len(jobs) // 2
+        self.computed(jobs[:half])
+        return self.computed(jobs[half:])
+
+    def _counted(self, jobs: Sequence[J]) -> Sequence[R]:
+        results = self._compute(jobs)
+        if len(results) != len(jobs):
+            raise RuntimeError(f"{len(jobs)} images went in, {len(results)} results came out")
+        return results
+
+    def _try_harmless(self) -> None:
+        """Once a batch: what breaks later is found by the next one."""
+        if self._sound:
+            return
+        try:
+            (result,) = self._counted([self._harmless])
+        except Exception as error:
+            if is_out_of_memory(error):  # which passes
+                return
+            raise BackendBroken(
+                f"not even a blank image can be computed: {type(error).__name__}: {error}"
+            ) from error
+        if not is_a_number(result):
+            raise BackendBroken("even for a blank image the network's scores are not finite numbers")
+        self._sound = True
+
+
+def is_a_number(result: Checkable) -> bool:
+    """Whether all its scores are: an overflow or a broken device leaves NaN, which is no answer."""
+    return all(math.isfinite(score) for score in result.scores)

@@ -1,0 +1,146 @@
+"""A worker's process: `python -m app.worker.process`, started by the supervisor.
+
+torch and the network are imported inside `run` only.
+"""
+
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from app.messages.capacity import Limits
+from app.messages.slot_map import SlotMap
+from app.messages.slots import SlotReader
+from app.processes.heap import give_back_freed_memory
+from app.processes.heartbeat import Heartbeat
+from app.processes.lifeline import LOAD_FAILED, die_with_parent
+from app.processes.reports import tell_reason
+from app.settings.combinations import without_effect
+from app.settings.settings import Settings
+from app.telemetry.logs import configure_logging
+from app.worker.backend import Backend
+from app.worker.worker import WorkerLoop
+
+log = logging.getLogger(__name__)
+
+# On a machine of many cores each stream gets several: one image on one core of 96 would take its time.
+MOST_STREAMS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerArgs:
+    """What the supervisor tells a worker beside the settings. ``socket``: where the dispatcher listens;
+    ``slots``: the descriptor of the shared memory; ``sharing``: workers on the same device; ``heartbeat``:
+    file for its beats; ``learned``: file for what it leaves to its successor; ``reason``: file for why it
+    could not start."""
+
+    index: int
+    device: str
+    socket: Path
+    slots: int
+    sharing: int = 1
+    heartbeat: Path | None = None
+    learned: Path | None = None
+    reason: Path | None = None
+
+    @classmethod
+    def from_environment(cls) -> "WorkerArgs":
+        """As app.processes.environment.worker_variables wrote them."""
+        told = os.environ
+        return cls(
+            int(told["TRIMVIT_WORKER_INDEX"]),
+            told["TRIMVIT_WORKER_DEVICE"],
+            Path(told["TRIMVIT_WORKER_SOCKET"]),
+            int(told["TRIMVIT_WORKER_SLOTS"]),
+            int(told["TRIMVIT_WORKER_SHARING"]),
+            Path(told["TRIMVIT_WORKER_HEARTBEAT"]),
+            Path(told["TRIMVIT_WORKER_LEARNED"]),
+            Path(told["TRIMVIT_WORKER_REASON"]),
+        )
+
+    @property
+    def name(self) -> str:
+        """Of the process, the same for each successor."""
+        return f"worker-{self.index}"
+
+
+def run(settings: Settings, args: WorkerArgs) -> None:
+    """Load the model and compute for the dispatcher until SIGTERM."""
+    from app.worker.torch_backend import TorchBackend
+    from models.device import choose_device, choose_dtype, cores
+    from models.load import ModelError
+    from models.pruned_vit import UnsupportedModelError
+
+    try:
+        device = choose_device(args.device)
+        dtype = choose_dtype(device, settings.dtype)
+    except (OSError, ValueError) as error:
+        log.error("%s", error)
+        sys.exit(LOAD_FAILED)
+    on_cpu = device == "cpu"
+    if settings.device == "auto":  # of a device that is named, the server's start has told
+        for remark in without_effect(settings, on_cpu=on_cpu):
+            log.warning("%s", remark)
+    threads = min(settings.threads or max(1, cores() // args.sharing), cores())
+    title = f"{device}:{args.index}" if on_cpu else device
+    setproctitle(f"trimvit: worker {title}")
+    limits = limits_of(settings, threads, on_cpu=on_cpu)
+    backend = TorchBackend(settings, title, device, dtype, limits, threads, args.learned)
+    worker = make_loop(settings, args, backend)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    try:
+        worker.run()
+    except (ModelError, UnsupportedModelError, OSError) as error:
+        if worker.loaded:  # it served: another start may help
+            raise
+        log.error("cannot load the model %s: %s", settings.model, error)
+        if args.reason is not None:
+            tell_reason(args.reason, error)
+        sys.exit(LOAD_FAILED)
+
+
+def limits_of(settings: Settings, threads: int, *, on_cpu: bool) -> Limits:
+    """What a worker with so many threads may run at once."""
+    # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.
+    streams = min(settings.streams or MOST_STREAMS, threads) if on_cpu else settings.streams or 2
+    return Limits(
+        batch_tokens=settings.max_batch_tokens or (4096 if on_cpu else 65536),
+        threads=threads if on_cpu else streams,
+        streams=streams,
+    )
+
+
+def make_loop(settings: Settings, args: WorkerArgs, backend: Backend) -> WorkerLoop:
+    """The worker on that backend."""
+    slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
+    return WorkerLoop(
+        args.name,
+        args.socket,
+        backend,
+        lambda pixel_bytes: SlotReader(args.slots, slots, pixel_bytes).view,
+        None if args.heartbeat is None else Heartbeat(args.heartbeat),
+        settings.hang_after_s,
+    )
+
+
+def main() -> None:
+    """Read what the supervisor passed in the environment, and run."""
+    settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
+    args = WorkerArgs.from_environment()
+    die_with_parent()
+    configure_logging(settings.log_level, f"worker {args.index}", settings.log_format)
+    give_back_freed_memory()
+    try:
+        run(settings, args)
+    except Exception as error:
+        if args.reason is not None:
+            tell_reason(args.reason, error)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The pruned ViT on its device. It imports torch: for the worker's process only."""
+
+import gc
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.messages.capacity import Limits
+from app.messages.image import Found
+from app.messages.model import MOST_PATCHES
+from app.settings.settings import Settings
+from app.worker.backend import Job, Loaded
+from app.worker.learned import Learned, recall, remember
+from app.worker.loading import describe, load_model
+from app.worker.warm_up import time_batches
+from models.classifier import Classifier, ImageRequest, Prediction
+from models.kernels import make_kernels
+from models.load import ModelError
+from models.pruned_vit import check_against_timm
+from models.schedule import REDUCERS, UNPRUNED, Pruning
+
+_KERNELS_S = 4.0  # in which kernels are made ahead at most
+
+
+@dataclass
+class TorchBackend:
+    """``name`` is the device as front ends are told it. ``threads``: those that loading may use.
+    ``learned``: the file for what it leaves to its successor."""
+
+    settings: Settings
+    name: str
+    device: str
+    dtype: torch.dtype
+    limits: Limits
+    threads: int
+    learned: Path | None = None
+    _classifier: Classifier = field(init=False)
+    _of_thread: threading.local = field(default_factory=threading.local)
+    _to_hand_on: Learned | None = None
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device == "cpu"
+
+    def load(self) -> Loaded:
+        """Raises ModelError for a model that cannot be served so."""
+        torch.set_num_threads(self.threads)
+        try:
+            loaded = load_model(self.settings)
+        except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
+            raise ModelError(str(error)) from error
+        patches = loaded.model.arch.patches
+        if patches > MOST_PATCHES:
+            raise ModelError(
+                f"it has {patches} patches, and at most {MOST_PATCHES} can be numbered; "
+                "choose a larger patch stride or a smaller input"
+            )
+        info = describe(loaded, self.name, self.dtype)
+        learned = None if self.learned is None else recall(self.learned, info, self.limits)
+        if learned is None:
+            height, width = loaded.input.size
+            check_against_timm(loaded.model, torch.rand(1, loaded.input.channels, height, width))
+        graphs = not self._on_cpu and self.settings.cuda_graphs == "auto"
+        self._classifier = Classifier(loaded.model, loaded.input, self.device, self.dtype, graphs=graphs)
+        if learned is None:
+            # Before the first stage a pruned batch has up to twice its mean tokens, which are limited.
+            make_kernels(self._classifier.model, 2 * self.limits.batch_tokens, _KERNELS_S)
+            self._warm_up()
+            measured = time_batches(self._classify_blank, info.architecture, info.method.stages, self.limits)
+            learned = Learned(info, self.limits, measured)
+        else:
+            self._classify_blank([UNPRUNED, Pruning(0.5)], self.threads)
+        self._to_hand_on = learned
+        gc.freeze()  # what is there now stays: no looking for garbage in it while batches wait
+        return Loaded(info, self.limits, learned.measured)
+
+    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+        """One result for each job, in order. The pixels are copied once, to where the device takes them."""
+        # The number is kept per calling thread by OpenMP: each stream sets its own.
+        torch.set_num_threads(threads)
+        requests = [
+            ImageRequest(ask.pruning, ask.top_k, ask.kept_patches, ask.margin, ask.logits)
+            for ask in (job.ask for job in jobs)
+        ]
+        with self._stream():
+            pixels = self._room_for(len(jobs))
+            rows = pixels.numpy().reshape(len(jobs), -1)
+            for row, job in zip(rows, jobs, strict=True):
+                np.copyto(row, job.pixels)
+            predictions = self._classifier.classify(pixels, requests)
+        self._hand_on()
+        return [_found(prediction) for prediction in predictions]
+
+    def memory_bytes(self) -> int:
+        """The process's resident memory on a CPU, else what PyTorch has allocated on the device."""
+        if not self._on_cpu:
+            return torch.cuda.memory_allocated(self.device)
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _room_for(self, images: int) -> torch.Tensor:
+        """Only from pinned memory is a copy to a GPU made while the thread goes on."""
+        height, width = self._classifier.spec.size
+        return torch.empty((images, height, width, 3), dtype=torch.uint8, pin_memory=not self._on_cpu)
+
+    def _warm_up(self) -> None:
+        for prunings in (
+            [UNPRUNED],
+            [Pruning(0.5)],
+            [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
+            [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), Pruning(keep_mass=0.8)],
+        ):
+            self._classify_blank(prunings, self.threads)
+
+    def _classify_blank(self, prunings: Sequence[Pruning], threads: int) -> None:
+        torch.set_num_threads(threads)
+        height, width = self._classifier.spec.size
+        with self._stream():
+            pixels = torch.zeros((len(prunings), height, width, 3), dtype=torch.uint8)
+            found = self._classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
+        if not all(np.isfinite(prediction.scores).all() for prediction in found):
+            served = str(self.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"its scores for a black image are not finite numbers in {served}; a wider dtype may help"
+            )
+
+    def _stream(self) -> AbstractContextManager[object]:
+        """On a GPU each thread computes on a stream of its own: one copies while the other computes, and
+        neither waits for the other's results."""
+        if self._on_cpu:
+            return nullcontext()
+        if not hasattr(self._of_thread, "stream"):
+            self._of_thread.stream = torch.cuda.Stream(self.device)
+        return torch.cuda.stream(self._of_thread.stream)
+
+    def _hand_on(self) -> None:
+        """Only a worker that has computed something leaves what it learned: one that dies of that, as soon as
+        images come, shall have a successor that finds out for itself."""
+        learned, self._to_hand_on = self._to_hand_on, None
+        if learned is not None and self.learned is not None:
+            remember(self.learned, learned)
+
+
+def _found(prediction: Prediction) -> Found:
+    return Found(
+        classes=prediction.classes.tolist(),
+        scores=prediction.scores.tolist(),
+        kept_counts=prediction.kept_counts,
+        keep_ratio=prediction.keep_ratio,
+        compute=prediction.compute,
+        runs=prediction.runs,
+        kept=tuple(stage.astype("<u2").tobytes() for stage in prediction.kept or ()),
+        logits=None if prediction.logits is None else prediction.logits.astype("<f4").tobytes(),
+    )

@@ -1,0 +1,75 @@
+"""What a worker answers is checked before it is believed."""
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from app.dispatch.answers import read_answer
+from app.messages.image import Ask
+from app.messages.to_front_end import Answer
+from models.schedule import UNPRUNED
+
+CLASSES = 11
+ANSWER = Answer(
+    id=1,
+    classes=[7, 0],
+    scores=[0.75, 0.125],
+    kept_counts=(3, 2),
+    keep_ratio=0.5,
+    compute=0.75,
+    runs=1,
+    queue_s=0.25,
+    compute_s=0.5,
+)
+KEPT = (np.array([0, 5, 300], "<u2").tobytes(), np.array([5, 300], "<u2").tobytes())
+LOGITS = np.arange(CLASSES, dtype="<f4").tobytes()
+
+
+def with_arrays(answer: Answer, kept: tuple[bytes, ...], logits: bytes | None) -> Answer:
+    return msgspec.structs.replace(answer, kept=tuple(kept), logits=logits)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("logits", [False, True])
+def test_a_sound_answer_is_read(kept: bool, logits: bool) -> None:
+    """With exactly what was asked for."""
+    answer = with_arrays(ANSWER, KEPT if kept else (), LOGITS if logits else None)
+    found = read_answer(answer, Ask(UNPRUNED, 2, kept_patches=kept, logits=logits), CLASSES)
+    assert found.answer is answer
+    assert [stage.tolist() for stage in found.kept] == ([[0, 5, 300], [5, 300]] if kept else [])
+    assert (found.logits is not None) == logits
+    if found.logits is not None:
+        assert found.logits.tolist() == list(range(CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "words"),
+    [
+        ({"classes": [7]}, {}, "1 labels and 2 scores"),
+        ({"classes": [], "scores": []}, {}, "0 labels"),
+        ({}, {"top_k": 1}, "2 labels and 2 scores for 1 asked"),
+        ({"classes": [7, 11]}, {}, "of a model with 11 classes"),
+        ({"classes": [7, -1]}, {}, "of a model with 11 classes"),
+        ({"scores": [0.75, math.nan]}, {}, "no numbers"),
+        ({"compute": math.inf}, {}, "no numbers"),
+        ({"kept": KEPT}, {}, "the kept patches of 2 stages"),
+        ({"kept": KEPT[:1]}, {"kept_patches": True}, "the kept patches of 1 stages"),
+        ({"kept": (KEPT[0], KEPT[0])}, {"kept_patches": True}, "other patches than it counts"),
+        ({"kept": (KEPT[0], b"odd")}, {"kept_patches": True}, "buffer size"),
+        ({}, {"logits": True}, "logits that were not asked for, or none that were"),
+        ({"logits": LOGITS}, {}, "logits that were not asked for, or none that were"),
+        ({"logits": LOGITS[:-4]}, {"logits": True}, "no 11 numbers"),
+        ({"logits": LOGITS[:-4] + np.array([np.nan], "<f4").tobytes()}, {"logits": True}, "no 11 numbers"),
+    ],
+    ids=str,
+)
+def test_an_answer_to_something_else_is_not_believed(
+    changes: dict[str, Any], asked: dict[str, Any], words: str
+) -> None:
+    """Too many, too few, out of range, or no number: nothing of it may reach a client."""
+    answer = msgspec.structs.replace(ANSWER, **changes)
+    with pytest.raises(ValueError, match=words):
+        read_answer(answer, Ask(UNPRUNED, **{"top_k": 3, **asked}), CLASSES)

@@ -1,0 +1,46 @@
+"""What is told of a loaded model, and what the log warns of."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from app.settings.settings import Settings
+from app.worker.loading import describe, load_model
+from models.load import LoadedModel
+from tests.system.small_network import save_small_network
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A small network with a cascade that does not say what it was fitted in."""
+    path = tmp_path_factory.mktemp("loading") / "small.safetensors"
+    save_small_network(path)
+    return load_model(Settings(model=str(path)))
+
+
+def fitted_in(loaded: LoadedModel, dtype: str | None) -> LoadedModel:
+    assert loaded.cascade is not None
+    return replace(loaded, card=replace(loaded.card, cascade=replace(loaded.cascade, dtype=dtype)))
+
+
+def test_a_cascade_that_was_fitted_in_another_dtype_is_warned_of(
+    loaded: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With both dtypes, once; it is served all the same."""
+    with caplog.at_level(logging.WARNING):
+        told = describe(fitted_in(loaded, "float32"), "cpu:0", torch.bfloat16)
+    (record,) = caplog.records
+    assert "was fitted in float32 and is served in bfloat16" in record.getMessage()
+    assert told.cascade is not None
+    assert told.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_in_its_own_dtype_or_an_unknown_one_nothing_is_said(
+    loaded: LoadedModel, caplog: pytest.LogCaptureFixture, dtype: str | None
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        describe(fitted_in(loaded, dtype), "cpu:0", torch.bfloat16)
+    assert caplog.records == []
