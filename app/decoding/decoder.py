@@ -32,8 +32,6 @@ STARTED = b"!"
 # answer those of the pixels, which are in the shared memory.
 SIZES = struct.Struct("<IQ")
 
-_READ = 2**18  # bytes at once: most photographs as a whole
-
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
     """How an image is to be decoded."""
@@ -53,7 +51,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 def serve(connection: socket.socket, writer: PixelsWriter, memory_bytes: int) -> None:
     """Say that it has started, and decode one image after the other until the parent hangs up."""
     connection.sendall(STARTED)
-    received = connection.makefile("rb", buffering=_READ)
+    received = connection.makefile("rb")
     while len(sizes := received.read(SIZES.size)) == SIZES.size:
         head, body = SIZES.unpack(sizes)
         task = _task(received.read(head))
