@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from app.decoding.images import ModelInput
-from app.dispatch.client import Classified
+from app.dispatch.answers import Classified
 from app.inference.options import MaskFormat
 from app.inference.resolved_options import ResolvedOptions
 from app.inference.results import image_result

@@ -13,8 +13,9 @@ from starlette.types import Scope
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import ModelInput
-from app.dispatch.client import Classified, Expected, Question
+from app.dispatch.answers import Classified
 from app.dispatch.policy.smoothed import Smoothed
+from app.dispatch.questions import Expected, Question
 from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits

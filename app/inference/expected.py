@@ -2,8 +2,8 @@
 
 import math
 
-from app.dispatch.client import Expected
 from app.dispatch.policy.shares import shares
+from app.dispatch.questions import Expected
 from app.errors import PriorityNotAllowed
 from app.inference.options import ImageOptions
 from app.inference.resolved_options import ResolvedOptions

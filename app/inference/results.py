@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from app.decoding.images import ModelInput
-from app.dispatch.client import Classified
+from app.dispatch.answers import Classified
 from app.errors import InternalFault
 from app.inference.options import MaskFormat
 from app.inference.resolved_options import ResolvedOptions

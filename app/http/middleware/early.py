@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.dispatch.client import Expected
+from app.dispatch.questions import Expected
 from app.errors import Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import is_raw_image, kind_of
