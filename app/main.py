@@ -7,6 +7,7 @@ import asyncio
 import gc
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -264,6 +265,7 @@ def main() -> None:
     configure_logging(settings.log_level, f"http {index}", settings.log_format)
     give_back_freed_memory()
     map_large_memory()
+    sys.setswitchinterval(_SWITCH_S)
     listeners, operations = (
         [socket.socket(fileno=int(number)) for number in os.environ[variable].split()]
         for variable in ("TRIMVIT_HTTP_SOCKETS", "TRIMVIT_HTTP_OPERATIONS_SOCKETS")
