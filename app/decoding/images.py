@@ -158,7 +158,7 @@ def _laid_out(pixels: UInt8[np.ndarray, "rows columns 3"]) -> Image.Image:
     at_once = max(1, _PIXELS_AT_ONCE // columns)
     if rows <= at_once:
         return Image.fromarray(pixels)
-    image = Image.new("RGB", (columns, rows))
+    image = Image.new("RGB", (columns, rows), None)  # not filled: that is work for all pixels at once, too
     for top in range(0, rows, at_once):
         image.paste(Image.fromarray(pixels[top : top + at_once]), (0, top))
     return image

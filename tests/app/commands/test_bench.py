@@ -195,4 +195,4 @@ def test_a_server_that_is_not_there_or_none_of_ours_is_told(
     engines.model = None
     code, _, err = trimvit("bench", url, *SHORT)
     assert code == 1
-    assert "answers with 503: no engine has loaded the model yet" in err
+    assert "answers with 503: no worker has loaded the model yet" in err

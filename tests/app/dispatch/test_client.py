@@ -1,6 +1,7 @@
 """The front end's client: against a real dispatcher and worker, and against a dispatcher that dies on cue."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -466,7 +467,7 @@ async def test_a_dispatcher_that_dies_costs_no_answer_and_no_load_of_the_model(h
                 await client.wait_until_ready(PATIENCE_S)
                 asked = await ask_behind(client, backend, *(question(number) for number in (1, 2, 3)))
                 for peer in list(first.server._peers.values()):  # as if it were killed
-                    first.server._drop(peer)
+                    peer.socket.shutdown(socket.SHUT_RDWR)
             await until(lambda: client.model is None, "the loss to be noticed")
             backend.may_answer.set()
             with running_dispatcher(house):

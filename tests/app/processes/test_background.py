@@ -109,7 +109,7 @@ def test_a_kept_thread_that_fails_is_tried_again() -> None:
 def test_a_process_can_be_ended_by_its_thread() -> None:
     """With a word of why, and a code that says failure."""
     program = (
-        "import time\nfrom app import background\n"
+        "import time\nfrom app.processes import background\n"
         "background.thread(lambda: 1 / 0, 'vital', background.end_process)\ntime.sleep(60)"
     )
     ended = subprocess.run(
