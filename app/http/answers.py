@@ -39,19 +39,12 @@ def result_json(
     return _json(result)
 
 
-def joined_results(model: str, results: Sequence[bytes], timings_ms: dict[str, float]) -> bytes:
-    """A ClassifyResponse of the schemas as JSON, of results that are JSON already."""
-    return b"".join(
-        (
-            b'{"model":',
-            _json(model),
-            b',"results":[',
-            b",".join(results),
-            b'],"timings_ms":',
-            _json(timings_ms),
-            b"}",
-        )
-    )
+def pieces_of_results(model: str, results: Sequence[bytes], timings_ms: dict[str, float]) -> list[bytes]:
+    """A ClassifyResponse of the schemas as JSON, in pieces, of results that are JSON already."""
+    pieces = [b'{"model":' + _json(model) + b',"results":[']
+    for number, result in enumerate(results):
+        pieces += (b",", result) if number else (result,)
+    return [*pieces, b'],"timings_ms":' + _json(timings_ms) + b"}"]
 
 
 _encoder = msgspec.json.Encoder()

@@ -5,11 +5,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.http.answers import WARNINGS_HEADER_SCHEMA, joined_results, server_timing, warning_headers
+from app.http.answers import WARNINGS_HEADER_SCHEMA, pieces_of_results, server_timing, warning_headers
 from app.http.bodies.body import read_images
 from app.http.bodies.content import JSON, MULTIPART, RAW
 from app.http.classification import Classification
 from app.http.paths import CLASSIFY
+from app.http.pieces import in_pieces
 from app.http.problems import PROBLEMS
 from app.http.rendering import results_of, timings_ms
 from app.http.routes.direct import DirectRoute
@@ -44,8 +45,8 @@ async def classified(request: Request, classification: Classification) -> Respon
     answered = await classification.answers(request, images, model)
     results = await results_of(request.scope, images, answered, model, classification.work)
     timings = timings_ms(answered, request.scope)
-    return Response(
-        joined_results(model.name, results, timings),
+    return in_pieces(
+        pieces_of_results(model.name, results, timings),
         media_type=JSON,
         headers={"Server-Timing": server_timing(timings), **warning_headers(answered)},
     )
