@@ -7,20 +7,16 @@ between processes. All other processes are those of `trimvit serve`, and a worke
 """
 
 import os
-import signal
 from collections.abc import Sequence
 from functools import lru_cache
-
-from setproctitle import setproctitle
 
 from app import cli
 from app.messages.capacity import Limits, Measured, Work
 from app.messages.image import Found
 from app.messages.model import ModelInfo
 from app.processes import supervisor
-from app.processes.lifeline import die_with_parent
 from app.settings.settings import Settings
-from app.telemetry.logs import configure_logging
+from app.worker import process
 from app.worker.backend import Job, Loaded
 from app.worker.process import WorkerArgs, make_loop
 from models.schedule import Architecture, Method, Pruning, compute, default_stages, keep_counts
@@ -74,21 +70,14 @@ def _found(pruning: Pruning, top_k: int) -> Found:
     )
 
 
-def worker() -> None:
-    """What the supervisor starts in the place of app.worker.process."""
-    settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
-    args = WorkerArgs.from_environment()
-    die_with_parent()
-    configure_logging(settings.log_level, f"worker {args.index}", settings.log_format)
-    setproctitle(f"trimvit: worker cpu:{args.index}")
-    running = make_loop(settings, args, InstantBackend())
-    signal.signal(signal.SIGTERM, lambda *_: running.stop())
-    running.run()
+def compute_nothing(settings: Settings, args: WorkerArgs) -> None:
+    """What a worker does here in the place of app.worker.process.run."""
+    make_loop(settings, args, InstantBackend(), f"cpu:{args.index}").run()
 
 
 if __name__ == "__main__":
     if "TRIMVIT_WORKER_INDEX" in os.environ:
-        worker()
+        process.main(compute_nothing)
     else:
         supervisor.WORKER, supervisor.PRELOADED = "benchmarks.instant", ()
         cli.main()

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,11 +88,9 @@ def run(settings: Settings, args: WorkerArgs) -> None:
             log.warning("%s", remark)
     threads = min(settings.threads or max(1, cores() // args.sharing), cores())
     title = f"{device}:{args.index}" if on_cpu else device
-    setproctitle(f"trimvit: worker {title}")
     limits = limits_of(settings, threads, on_cpu=on_cpu)
     backend = TorchBackend(settings, title, device, dtype, limits, threads, args.learned)
-    worker = make_loop(settings, args, backend)
-    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker = make_loop(settings, args, backend, title)
     try:
         worker.run()
     except (ModelError, UnsupportedModelError, OSError) as error:
@@ -114,10 +113,11 @@ def limits_of(settings: Settings, threads: int, *, on_cpu: bool) -> Limits:
     )
 
 
-def make_loop(settings: Settings, args: WorkerArgs, backend: Backend) -> WorkerLoop:
-    """The worker on that backend."""
+def make_loop(settings: Settings, args: WorkerArgs, backend: Backend, title: str) -> WorkerLoop:
+    """The worker on that backend, as what this process is for: it is called so, and SIGTERM stops it."""
+    setproctitle(f"trimvit: worker {title}")
     slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
-    return WorkerLoop(
+    worker = WorkerLoop(
         args.name,
         args.socket,
         backend,
@@ -125,17 +125,20 @@ def make_loop(settings: Settings, args: WorkerArgs, backend: Backend) -> WorkerL
         None if args.heartbeat is None else Heartbeat(args.heartbeat),
         settings.hang_after_s,
     )
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    return worker
 
 
-def main() -> None:
-    """Read what the supervisor passed in the environment, and run."""
+def main(compute: Callable[[Settings, WorkerArgs], None] = run) -> None:
+    """Read what the supervisor passed in the environment, and ``compute``. Why that failed is left for the
+    supervisor."""
     settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
     args = WorkerArgs.from_environment()
     die_with_parent()
     configure_logging(settings.log_level, f"worker {args.index}", settings.log_format)
     give_back_freed_memory()
     try:
-        run(settings, args)
+        compute(settings, args)
     except Exception as error:
         if args.reason is not None:
             tell_reason(args.reason, error)

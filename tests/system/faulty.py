@@ -61,16 +61,11 @@ def worker() -> None:
     import ctypes
     import signal
 
-    from setproctitle import setproctitle
-
     from app.messages.capacity import Limits
     from app.messages.image import Found
-    from app.processes.lifeline import die_with_parent
-    from app.processes.reports import tell_reason
     from app.settings.settings import Settings
-    from app.telemetry.logs import configure_logging
     from app.worker.backend import Job, Loaded
-    from app.worker.process import WorkerArgs, make_loop
+    from app.worker.process import WorkerArgs, main, make_loop
     from tests.app.dispatch.rig import FakeBackend, measured
     from tests.app.fakes import MODEL
 
@@ -101,19 +96,10 @@ def worker() -> None:
                 raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return [self.result(job) for job in jobs]
 
-    settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
-    args = WorkerArgs.from_environment()
-    die_with_parent()
-    configure_logging(settings.log_level, f"worker {args.index}", settings.log_format)
-    setproctitle(f"trimvit: worker cpu:{args.index}")
-    running = make_loop(settings, args, Faulty())
-    signal.signal(signal.SIGTERM, lambda *_: running.stop())
-    try:
-        running.run()
-    except Exception as error:
-        assert args.reason is not None
-        tell_reason(args.reason, error)
-        raise
+    def compute(settings: Settings, args: WorkerArgs) -> None:
+        make_loop(settings, args, Faulty(), f"cpu:{args.index}").run()
+
+    main(compute)
 
 
 if __name__ == "__main__":
