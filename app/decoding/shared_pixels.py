@@ -7,10 +7,11 @@ import fcntl
 import mmap
 import os
 import sys
-import tempfile
 
 import numpy as np
 from jaxtyping import UInt8
+
+from app.messages.shared_memory import make_shared_memory
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
@@ -21,12 +22,9 @@ class SharedPixels:
 
     def __init__(self) -> None:
         """Raises OSError."""
-        if sys.platform.startswith("linux"):
-            self.number = os.memfd_create("trimvit-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.number = make_shared_memory("trimvit-pixels")
+        if sys.platform.startswith("linux"):  # other systems have no seals
             fcntl.fcntl(self.number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-        else:  # other systems have no seals
-            with tempfile.TemporaryFile() as file:
-                self.number = os.dup(file.fileno())
         self._mapped = np.empty(0, np.uint8)
 
     def reserve(self, size: int) -> None:

@@ -6,8 +6,6 @@ they are written to.
 """
 
 import mmap
-import os
-import tempfile
 from dataclasses import dataclass
 
 _PLACES_BEYOND_THE_QUEUE = 256
@@ -34,15 +32,6 @@ class SlotMap:
     def range_of(self, front_end: int) -> range:
         """The slots of that front end."""
         return range(front_end * self.per_front_end, (front_end + 1) * self.per_front_end)
-
-
-def make_shared_memory() -> int:
-    """The descriptor of a new file without a name, in memory where the system can do that. It takes no room
-    in /dev/shm, of which a container has 64 MB."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("trimvit-slots")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def stride(pixel_bytes: int) -> int:

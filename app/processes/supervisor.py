@@ -20,7 +20,7 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-from app.messages.slot_map import make_shared_memory
+from app.messages.shared_memory import make_shared_memory
 from app.processes import background
 from app.processes.environment import (
     DISPATCHER,
@@ -117,7 +117,7 @@ class Supervisor:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         try:
-            self._slots = make_shared_memory()
+            self._slots = make_shared_memory("trimvit-slots")
             devices = self.settings.devices
             dispatcher = self._dispatcher(folder)
             workers = [

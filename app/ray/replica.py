@@ -14,7 +14,8 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.messages.slot_map import SlotMap, make_shared_memory
+from app.messages.shared_memory import make_shared_memory
+from app.messages.slot_map import SlotMap
 from app.processes import background
 from app.processes.heap import give_back_freed_memory
 from app.processes.private_folder import PrivateFolder
@@ -58,7 +59,7 @@ class Replica:
         self._ready = False
         self._failed: str | None = None
         self._client: DispatchClient | None = None
-        self._socket, self._slots = dispatcher.socket, make_shared_memory()
+        self._socket, self._slots = dispatcher.socket, make_shared_memory("trimvit-slots")
         # In the order in which they are stopped: the dispatcher finishes what it accepted.
         self._keepers = [
             ProcessKeeper(settings, program, self._process_failed)

@@ -27,7 +27,8 @@ from app.messages import to_dispatcher, to_front_end, to_worker
 from app.messages.capacity import Limits, Measured, Work
 from app.messages.frames import FrameReader, framed
 from app.messages.image import Ask, Found
-from app.messages.slot_map import SlotMap, make_shared_memory
+from app.messages.shared_memory import make_shared_memory
+from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotReader, SlotWriter
 from app.messages.to_dispatcher import Cancel, Done, FrontEnd, Record, Submit, ToDispatcher, Worker
 from app.messages.to_front_end import Answer, Load, Model, Outcomes, Refuse, ToFrontEnd, Workers
@@ -50,7 +51,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "dispatcher"
-        self.memory = make_shared_memory()
+        self.memory = make_shared_memory("trimvit-slots")
         self._front_ends = 0
         self.writers: list[SlotWriter] = []
 

@@ -14,7 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.messages.slot_map import SlotMap, make_shared_memory, stride
+from app.messages.shared_memory import make_shared_memory
+from app.messages.slot_map import SlotMap, stride
 from app.messages.slots import SlotReader, SlotWriter
 
 SLOTS = SlotMap(front_ends=3, per_front_end=5)
@@ -24,7 +25,7 @@ BYTES = 13 * 7 * 3
 
 @pytest.fixture
 def memory() -> Iterator[int]:
-    descriptor = make_shared_memory()
+    descriptor = make_shared_memory("trimvit-slots")
     yield descriptor
     os.close(descriptor)
 
@@ -147,7 +148,7 @@ class SlotMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = make_shared_memory()
+        self.memory = make_shared_memory("trimvit-slots")
         self.writer = SlotWriter(self.memory, SLOTS, 1)
         self.reader = SlotReader(self.memory, SLOTS, BYTES)
         self.held: dict[int, int] = {}
