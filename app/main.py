@@ -87,7 +87,7 @@ def create_app(
     listening_on: str | None = None,
 ) -> FastAPI:
     """The application on these workers, with images decoded by ``decoders``: by default, in threads of this
-    process; its requests traced or not. An DispatchClient is started, and it, the decoders and tracing are
+    process; its requests traced or not. A DispatchClient is started, and it, the decoders and tracing are
     closed, with the application. ``traffic``: where to count what is under way. ``threads``: where
     images that came decoded are resized, and large answers written. ``listening_on``: the address that
     decides about the hosts that are answered; without it, all are.

@@ -183,7 +183,7 @@ class Classification:
             started = time.perf_counter()
             with self._engines.expecting(self._left_of(known, seconds_since(scope))):
                 seen = await self._input_for(image, model, known, seconds_since(scope))
-            share_of(scope).take(seen.pixels.nbytes)  # they are kept until the answer, to be sent again
+            share_of(scope).take(seen.pixels.nbytes)  # kept until the answer: masks are drawn over them
             decode_s = time.perf_counter() - started
             self._decode.observe(decode_s)
             tracing.phase("decode", index, decode_s)

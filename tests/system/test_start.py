@@ -15,6 +15,7 @@ from tests.system.photographs import SHIPPED
 from tests.system.server import TRIMVIT, running_server, wait_until
 from tests.system.small_network import save_small_network
 
+ROOT = Path(__file__).parents[2]
 LABELS = ("Tür", "Öl", "Maß")
 
 
@@ -25,7 +26,8 @@ def test_a_server_starts_in_an_odd_environment_and_speaks_utf_8(tmp_path: Path) 
     (tmp_path / "grüße.txt").write_text("\n".join(LABELS), encoding="utf-8")
     long = tmp_path / ("x" * 110)
     long.mkdir()
-    # PYTHONPATH comes first, and is changed: by its memory a process would look for that of its title.
+    # PYTHONPATH comes first, and a server that is started from the checkout changes it: a process would look
+    # there for the memory of its title.
     kept = {"PYTHONPATH": f".:{os.environ.get('PYTHONPATH', '')}"} | {
         name: value for name, value in os.environ.items() if name not in ("HOME", "LANG", "PYTHONPATH")
     }
@@ -35,9 +37,8 @@ def test_a_server_starts_in_an_odd_environment_and_speaks_utf_8(tmp_path: Path) 
         "TRIMVIT_PORT=tcp://10.96.12.34:80", "TRIMVIT_DEFUALT_KEEP_RATIO=0.5", f"TMPDIR={long}",
     )  # fmt: skip
     flags = ("--model", str(tmp_path / "small.safetensors"), "--labels", str(tmp_path / "grüße.txt"))
-    with running_server(
-        tmp_path, *flags, "--host", "localhost", program=(*environment, sys.executable, TRIMVIT)
-    ) as server:
+    program = (*environment, sys.executable, "-m", "app.cli")
+    with running_server(tmp_path, *flags, "--host", "localhost", program=program, started_in=ROOT) as server:
         answer = httpx.post(f"{server.url}/v1/classify", content=(SHIPPED / "china.jpg").read_bytes())
         (result,) = answer.json()["results"]
         assert {label["label"] for label in result["labels"]} == set(LABELS)

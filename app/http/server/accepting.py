@@ -36,6 +36,7 @@ class Acceptor:
         self._listener = listener
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
+        # Only the order is of use here: what is taken from it gives its place back at once.
         self._held: Turns[socket.socket] = Turns(2)
         self._number = 0  # of those held
         self._news = asyncio.Event()
