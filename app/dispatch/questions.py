@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 from app.messages.image import Ask
 from app.messages.to_dispatcher import Record
 from app.priority import Priority
-from models.schedule import Pruning
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +15,8 @@ class Question:
     """One image and what is asked of it; see Record. ``pixels`` have the size of the model's input."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
-    pruning: Pruning
-    top_k: int
-    kept_patches: bool
+    ask: Ask
     deadline_s: float
-    margin: float | None = None
-    logits: bool = False
     own_deadline: bool = False
     min_keep_ratio: float | None = None
     caller: str = ""
@@ -43,18 +38,11 @@ class Expected:
 
 def record_of(question: Question, number: int, slot: int, deadline_s: float) -> Record:
     """The question as the dispatcher is sent it, with its pixels in that slot."""
-    ask = Ask(
-        pruning=question.pruning,
-        top_k=question.top_k,
-        margin=question.margin,
-        kept_patches=question.kept_patches,
-        logits=question.logits,
-    )
     return Record(
         id=number,
         slot=slot,
         size=question.pixels.nbytes,
-        ask=ask,
+        ask=question.ask,
         deadline_s=deadline_s,
         own_deadline=question.own_deadline,
         min_keep_ratio=question.min_keep_ratio,

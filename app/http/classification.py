@@ -26,6 +26,7 @@ from app.inference.expected import deadline_s_of, expected
 from app.inference.options import ImageOptions
 from app.inference.resolved_options import ResolvedOptions, resolve
 from app.inference.results import check_numbers
+from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.priority import Priority
 from app.settings.settings import Settings
@@ -192,12 +193,14 @@ class Classification:
                 raise DeadlinePassed("the deadline passed while the image was being decoded")
             question = Question(
                 pixels=seen.pixels,
-                pruning=resolved.pruning,
-                margin=resolved.margin,
-                top_k=min(image.options.top_k, len(model.labels)),
-                kept_patches=image.options.mask != "none",
+                ask=Ask(
+                    resolved.pruning,
+                    min(image.options.top_k, len(model.labels)),
+                    resolved.margin,
+                    kept_patches=image.options.mask != "none",
+                    logits=logits,
+                ),
                 deadline_s=left_s,
-                logits=logits,
                 own_deadline=image.options.deadline_ms is not None,
                 min_keep_ratio=resolved.min_keep_ratio,
                 caller=known.caller,

@@ -155,27 +155,27 @@ class FakeEngines:
             raise self.fails
         if self.takes_its_time:
             await asyncio.sleep(QUEUE_S + COMPUTE_S)
-        runs = 2 if self.unsure and question.margin is not None else 1
-        ratio = applied_ratio(question.pruning if runs == 1 else UNPRUNED)
+        runs = 2 if self.unsure and question.ask.margin is not None else 1
+        ratio = applied_ratio(question.ask.pruning if runs == 1 else UNPRUNED)
         ratio = ratio if self.lowers_to is None else self.lowers_to
         kept = kept_patches(ratio)
-        scores = [0.5 ** (place + 1) for place in range(question.top_k)]
+        scores = [0.5 ** (place + 1) for place in range(question.ask.top_k)]
         if self.overflows:
-            scores = [math.nan] * question.top_k
+            scores = [math.nan] * question.ask.top_k
         answer = Answer(
             id=number,
-            classes=list(range(question.top_k)),
+            classes=list(range(question.ask.top_k)),
             scores=scores,
             kept_counts=tuple(len(stage) for stage in kept),
             keep_ratio=ratio,
-            compute=cost(question.pruning, runs),
+            compute=cost(question.ask.pruning, runs),
             runs=runs,
             queue_s=QUEUE_S,
             compute_s=COMPUTE_S,
             lowered=None if self.lowers_to is None else "brown-out",
         )
-        stages = tuple(np.array(stage, np.uint16) for stage in kept) if question.kept_patches else ()
-        logits = np.array(LOGITS, np.float32) if question.logits else None
+        stages = tuple(np.array(stage, np.uint16) for stage in kept) if question.ask.kept_patches else ()
+        logits = np.array(LOGITS, np.float32) if question.ask.logits else None
         return Classified(answer, stages, logits)
 
 

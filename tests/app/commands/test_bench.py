@@ -68,8 +68,8 @@ def test_a_load_is_measured(
     costs = {0.3: cost(Pruning(0.3)), 1.0: 1.0}
     for row in report["by_keep_ratio"]:
         assert row["mean_compute"] == pytest.approx(costs[row["keep_ratio"]], abs=1e-5)
-    assert {question.pruning.criterion for question in engines.questions} == {"iqr"}
-    assert {question.top_k for question in engines.questions} == {2}
+    assert {question.ask.pruning.criterion for question in engines.questions} == {"iqr"}
+    assert {question.ask.top_k for question in engines.questions} == {2}
 
 
 def test_the_report_is_a_table(trimvit: Trimvit, url: str, photographs: Path) -> None:

@@ -81,33 +81,33 @@ def house() -> Iterator[House]:
 def question(number: int = 1, **changes: object) -> Question:
     """A question whose picture is uniformly ``number``, by which the backend knows it again.
 
-    ``changes`` may name fields of the pruning beside those of a Question.
+    ``changes`` may name fields of the pruning and of the Ask beside those of a Question.
     """
-    defaults: dict[str, object] = {"top_k": 3, "kept_patches": False, "deadline_s": PATIENCE_S}
-    pruning, others = _asked(changes)
-    return Question(pixels=picture(number), pruning=pruning, **{**defaults, **others})  # type: ignore[arg-type]
+    ask, others = _asked(changes)
+    return Question(picture(number), ask, **{"deadline_s": PATIENCE_S, **others})
 
 
 def record(number: int = 1, slot: int | None = None, **changes: object) -> Record:
     """The same as a record, with the number as its id and, unless told otherwise, as its slot."""
-    pruning, others = _asked(changes)
-    of_ask = {"top_k": 3} | {name: others.pop(name) for name in list(others) if name in Ask.__struct_fields__}
+    ask, others = _asked(changes)
     return Record(
         **{  # type: ignore[arg-type]
             "id": number,
             "slot": number if slot is None else slot,
             "size": MODEL.pixel_bytes,
-            "ask": Ask(pruning=pruning, **of_ask),  # type: ignore[arg-type]
+            "ask": ask,
             "deadline_s": PATIENCE_S,
             **others,
         }
     )
 
 
-def _asked(changes: dict[str, object]) -> tuple[Pruning, dict[str, Any]]:
-    names = {field.name for field in fields(Pruning)}
-    pruning = Pruning(**{name: value for name, value in changes.items() if name in names})  # type: ignore[arg-type]
-    return pruning, {name: value for name, value in changes.items() if name not in names}
+def _asked(changes: dict[str, Any]) -> tuple[Ask, dict[str, Any]]:
+    """What is asked, and the changes that are not of it."""
+    others = dict(changes)
+    of_pruning = {field.name: others.pop(field.name) for field in fields(Pruning) if field.name in others}
+    of_ask = {name: others.pop(name) for name in Ask.__struct_fields__ if name in others}
+    return Ask(Pruning(**of_pruning), **{"top_k": 3, **of_ask}), others
 
 
 def picture(number: int = 1) -> np.ndarray:

@@ -192,10 +192,7 @@ async def test_a_question_and_its_answer_travel_whole(house: House) -> None:
             client,
             Question(
                 pixels=noisy.transpose(2, 1, 0),
-                pruning=Pruning(0.5, "iqr", "fuse", seed=23),
-                margin=0.25,
-                top_k=4,
-                kept_patches=True,
+                ask=Ask(Pruning(0.5, "iqr", "fuse", seed=23), 4, 0.25, kept_patches=True),
                 deadline_s=9.0,
                 caller="somebody",
                 priority="high",

@@ -25,7 +25,7 @@ def test_a_floor_reaches_the_engines_and_the_answer_says_what_was_asked_and_appl
     engines.lowers_to = 0.5
     (result,) = classify(params={"keep_ratio": 0.9, "min_keep_ratio": 0.4}).json()["results"]
     (question,) = engines.questions
-    assert (question.pruning, question.min_keep_ratio) == (Pruning(0.9, "mean"), 0.4)
+    assert (question.ask.pruning, question.min_keep_ratio) == (Pruning(0.9, "mean"), 0.4)
     assert (result["requested_keep_ratio"], result["keep_ratio"]) == (0.9, 0.5)
     assert result["lowered"] == "brown-out"
 
@@ -58,7 +58,7 @@ def test_auto_asks_for_the_most_that_the_deadline_allows(
     params = {"keep_ratio": "auto", "deadline_ms": 5000, **({"min_keep_ratio": floor} if floor else {})}
     (result,) = classify(params=params).json()["results"]
     (question,) = engines.questions
-    assert (question.pruning.keep_ratio, question.min_keep_ratio) == (1.0, sent)
+    assert (question.ask.pruning.keep_ratio, question.min_keep_ratio) == (1.0, sent)
     assert question.own_deadline
     assert result["requested_keep_ratio"] == "auto"
     assert metric("trimvit_requested_keep_ratio_count") == before

@@ -120,7 +120,7 @@ def test_an_images_own_option_goes_before_the_common_one_and_that_before_the_que
     else:
         response = classify(params=query, json={**common, "images": [{"image": BASE64, **own}]})
     assert response.status_code == 200, response.text
-    assert engines.questions[0].top_k == expected
+    assert engines.questions[0].ask.top_k == expected
 
 
 HALF_COMPUTE = keep_ratio_for(MODEL.architecture, MODEL.method.stages, 0.7)
@@ -151,7 +151,7 @@ def test_a_later_choice_of_ratio_or_compute_replaces_an_earlier_one_of_either(
     """keep_ratio and compute choose the same thing, so the nearest to the image wins, whichever it is."""
     response = classify(params=query, json={**common, "images": [{"image": BASE64, **own}]})
     assert response.status_code == 200, response.text
-    assert engines.questions[0].pruning.keep_ratio == expected
+    assert engines.questions[0].ask.pruning.keep_ratio == expected
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def test_a_later_way_to_choose_replaces_an_earlier_one_of_any(
         response = classify(params=words, json={"images": [{"image": BASE64, **own}]})
     assert response.status_code == 200, response.text
     (question,) = engines.questions
-    assert question.pruning == expected
-    assert question.margin == (0.375 if expected == CASCADE else None)
+    assert question.ask.pruning == expected
+    assert question.ask.margin == (0.375 if expected == CASCADE else None)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_every_form_of_the_body_takes_every_way_to_choose(
     ):
         response = classify(**request)
         assert response.status_code == 200, response.text
-    assert [question.pruning for question in engines.questions] == [expected] * 3
+    assert [question.ask.pruning for question in engines.questions] == [expected] * 3
 
 
 def test_each_image_may_have_its_own_options(classify: Classify, engines: FakeEngines) -> None:
@@ -229,7 +229,7 @@ def test_each_image_may_have_its_own_options(classify: Classify, engines: FakeEn
         data={"criterion": "iqr", "options": json.dumps(own)},
     )
     asked = sorted(
-        (question.pruning.keep_ratio, question.pruning.criterion) for question in engines.questions
+        (question.ask.pruning.keep_ratio, question.ask.pruning.criterion) for question in engines.questions
     )
     assert asked == sorted([(0.5, "iqr"), (0.75, "mad"), (1.0, "iqr")] * 2)
 
@@ -239,7 +239,7 @@ def test_options_as_one_object_hold_for_all_images_of_a_form(
 ) -> None:
     """The form's 'options' may be an object instead of a list."""
     classify(files=[("image", IMAGE)] * 2, data={"options": '{"keep_ratio": 0.5}'})
-    assert [question.pruning.keep_ratio for question in engines.questions] == [0.5, 0.5]
+    assert [question.ask.pruning.keep_ratio for question in engines.questions] == [0.5, 0.5]
 
 
 # 422: options.
@@ -376,7 +376,7 @@ def test_a_number_may_be_written_in_any_usual_way(
         classify(json={"image": BASE64, "keep_ratio": value}),
     ):
         assert response.status_code == 200, response.text
-    assert {question.pruning.keep_ratio for question in engines.questions} == {0.5}
+    assert {question.ask.pruning.keep_ratio for question in engines.questions} == {0.5}
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

@@ -112,7 +112,7 @@ def test_a_part_of_json_holds_options(classify: Classify, engines: FakeEngines) 
         content=form(options, DISPOSITION + b"\r\n\r\n" + IMAGE), headers={"Content-Type": KIND}
     )
     assert response.status_code == 200, response.text
-    assert engines.questions[0].top_k == 2
+    assert engines.questions[0].ask.top_k == 2
 
 
 def test_data_that_looks_like_line_ends_and_boundaries_stays_data() -> None:

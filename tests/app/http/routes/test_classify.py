@@ -85,7 +85,7 @@ def test_the_answer_to_several_images_is_in_their_order(classify: Classify, engi
     assert response.status_code == 200, response.text
     ClassifyResponse.model_validate_json(response.content, strict=True)
     assert [len(result["labels"]) for result in response.json()["results"]] == [1, 2, 3]
-    by_top_k = {question.top_k: question for question in engines.questions}
+    by_top_k = {question.ask.top_k: question for question in engines.questions}
     assert [tuple(by_top_k[place + 1].pixels[0, 0]) for place in range(3)] == colours
 
 
@@ -108,11 +108,11 @@ def test_an_image_that_asks_for_nothing_gets_the_servers_defaults(
     )
     result = result_of(client.post("/v1/classify", content=encoded()))  # type: ignore[arg-type]
     (question,) = engines.questions
-    assert question.pruning == Pruning(0.8, "mad", "fuse", seed=0)
-    assert question.margin is None
+    assert question.ask.pruning == Pruning(0.8, "mad", "fuse", seed=0)
+    assert question.ask.margin is None
     assert 0 < question.deadline_s < 5.0, "the time to decode is taken off"
-    assert question.kept_patches is False
-    assert question.top_k == 5
+    assert question.ask.kept_patches is False
+    assert question.ask.top_k == 5
     assert (result["keep_ratio"], result["criterion"], result["reducer"]) == (0.8, "mad", "fuse")
 
 
@@ -123,7 +123,7 @@ def test_where_the_settings_say_nothing_the_checkpoints_method_is_the_default(
     engines.model = msgspec.structs.replace(MODEL, method=Method(STAGES, "iqr", "fuse"))
     for params in ({}, {"criterion": "mad"}, {"reducer": "merge"}):
         classify(params={"keep_ratio": 0.5, **params})
-    assert [question.pruning for question in engines.questions] == [
+    assert [question.ask.pruning for question in engines.questions] == [
         Pruning(0.5, "iqr", "fuse"),
         Pruning(0.5, "mad", "fuse"),
         Pruning(0.5, "iqr", "merge"),
@@ -134,14 +134,14 @@ def test_where_the_settings_say_nothing_the_checkpoints_method_is_the_default(
 def test_every_criterion_can_be_asked_for(classify: Classify, engines: FakeEngines, criterion: str) -> None:
     """The criterion reaches the engines and comes back in the answer."""
     result = result_of(classify(params={"criterion": criterion}))
-    assert engines.questions[0].pruning.criterion == result["criterion"] == criterion
+    assert engines.questions[0].ask.pruning.criterion == result["criterion"] == criterion
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_every_reducer_can_be_asked_for(classify: Classify, engines: FakeEngines, reducer: str) -> None:
     """The reducer reaches the engines and comes back in the answer, with the criterion where it reads one."""
     result = result_of(classify(params={"reducer": reducer, "criterion": "mad", "keep_ratio": 0.5}))
-    assert engines.questions[0].pruning.reducer == result["reducer"] == reducer
+    assert engines.questions[0].ask.pruning.reducer == result["reducer"] == reducer
     assert result["criterion"] == (None if reducer == "merge" else "mad")
 
 
@@ -154,7 +154,7 @@ def test_keep_mass_stands_in_place_of_a_ratio_and_the_answer_says_what_it_came_t
     before = metric("trimvit_requested_keep_ratio_count")
     params = {"keep_mass": share, "reducer": "fuse", "criterion": "mad"}
     result = result_of(client.post("/v1/classify", content=encoded(), params=params))  # type: ignore[arg-type]
-    assert engines.questions[0].pruning == Pruning(1.0, "mad", "fuse", keep_mass=share)
+    assert engines.questions[0].ask.pruning == Pruning(1.0, "mad", "fuse", keep_mass=share)
     assert result["keep_ratio"] == math.ceil(15 * share) / 15
     assert metric("trimvit_requested_keep_ratio_count") == before
 
@@ -182,7 +182,7 @@ def test_a_cascade_runs_as_it_was_calibrated(
     before = metric("trimvit_requested_keep_ratio_count")
     result = result_of(client.post("/v1/classify", content=encoded(), params={"cascade": "true"}))  # type: ignore[arg-type]
     (question,) = engines.questions
-    assert (question.pruning, question.margin) == (Pruning(0.5, "iqr", "fuse"), 0.375)
+    assert (question.ask.pruning, question.ask.margin) == (Pruning(0.5, "iqr", "fuse"), 0.375)
     assert metric("trimvit_requested_keep_ratio_count") == before
     first = compute(ARCH, STAGES, 0.5, "fuse")
     assert (result["criterion"], result["reducer"]) == ("iqr", "fuse")
@@ -208,7 +208,7 @@ def test_seed_and_deadline_reach_the_engines(classify: Classify, engines: FakeEn
     """The seed as it is; the deadline less the time that decoding took."""
     classify(params={"seed": 17, "deadline_ms": 1234})
     (question,) = engines.questions
-    assert question.pruning.seed == 17
+    assert question.ask.pruning.seed == 17
     assert 0 < question.deadline_s < 1.234
 
 
@@ -220,7 +220,7 @@ def test_compute_is_turned_into_the_largest_keep_ratio_that_fits(
     """A request may say what an image is to cost with its reducer; the answer says what it did."""
     result = result_of(classify(params={"compute": share, "reducer": reducer}))
     ratio = keep_ratio_for(ARCH, STAGES, share, reducer)
-    assert engines.questions[0].pruning.keep_ratio == result["keep_ratio"] == ratio
+    assert engines.questions[0].ask.pruning.keep_ratio == result["keep_ratio"] == ratio
     assert isinstance(result["compute"], float)
     assert result["compute"] <= share
 
@@ -259,7 +259,7 @@ def test_no_mask_unless_it_is_asked_for(classify: Classify, engines: FakeEngines
     """Without a mask the answer has none, and the engines are not asked for indices."""
     result = result_of(classify(params={"mask": mask} if mask else {}))
     assert "mask" not in result
-    assert not engines.questions[0].kept_patches
+    assert not engines.questions[0].ask.kept_patches
 
 
 def test_a_mask_of_indices_names_the_kept_patches_after_the_last_stage(classify: Classify) -> None:

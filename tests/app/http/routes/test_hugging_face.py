@@ -59,7 +59,7 @@ def test_every_form_of_the_body_gives_labels_and_scores(
     assert response.headers["Server-Timing"].startswith("decode;dur=")
     raw, other = engines.questions
     assert np.array_equal(raw.pixels, other.pixels)
-    assert raw.pruning == other.pruning
+    assert raw.ask.pruning == other.ask.pruning
 
 
 def test_options_come_from_the_parameters_or_from_the_url(client: TestClient, engines: FakeEngines) -> None:
@@ -69,7 +69,7 @@ def test_options_come_from_the_parameters_or_from_the_url(client: TestClient, en
     assert len(labels_of(client.post("/", params=parameters, content=IMAGE))) == 2  # type: ignore[arg-type]
     response = client.post("/?compute=0.7&top_k=4", json={"inputs": BASE64, "parameters": parameters})
     assert len(labels_of(response)) == 2  # type: ignore[arg-type]
-    assert [question.pruning for question in engines.questions] == [Pruning(0.5, "mad")] * 3
+    assert [question.ask.pruning for question in engines.questions] == [Pruning(0.5, "mad")] * 3
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_function_to_apply_is_applied_to_the_logits(
     assert [label for label, _ in of_json] == ["label 0", "label 1", "label 2"]
     assert [score for _, score in of_json] == pytest.approx(scores)
     assert of_url == of_json
-    assert {question.logits for question in engines.questions} == {function != "softmax"}
+    assert {question.ask.logits for question in engines.questions} == {function != "softmax"}
 
 
 @given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))

@@ -73,7 +73,7 @@ def test_predictions_come_in_the_order_of_the_instances_each_with_its_options(
     predictions = predicted(client, document, f"{PREDICT}?criterion=mad&top_k=7").json()["predictions"]
     assert [prediction["keep_ratio"] for prediction in predictions] == [0.3, 0.5]
     assert [len(prediction["labels"]) for prediction in predictions] == [2, 2]
-    assert {question.pruning.criterion for question in engines.questions} == {"mad"}
+    assert {question.ask.pruning.criterion for question in engines.questions} == {"mad"}
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_options_come_in_the_header_that_sagemaker_passes_on(
     )
     assert response.status_code == 200, response.text
     (question,) = engines.questions
-    assert (question.pruning, question.top_k) == (Pruning(0.5, "mad"), 2)
+    assert (question.ask.pruning, question.ask.top_k) == (Pruning(0.5, "mad"), 2)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_wrong_option_in_the_header_is_refused_as_in_the_query(
 def test_the_header_is_read_on_invocations_only(client: TestClient, engines: FakeEngines) -> None:
     """Elsewhere it is nobody's."""
     client.post("/v1/classify", content=SOUND, headers={ATTRIBUTES: "keep_ratio=0.5"})
-    assert engines.questions[0].pruning.keep_ratio == 1
+    assert engines.questions[0].ask.pruning.keep_ratio == 1
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=60))

@@ -231,7 +231,7 @@ def test_only_the_outputs_that_are_named_come_and_only_they_are_computed(
     assert list(outputs_of(asked(client, outputs=names("index", "label")))) == ["index", "label"]
     assert list(outputs_of(asked(client, outputs=names("logits")))) == ["logits"]
     assert list(outputs_of(asked(client, outputs=names("kept_patches")))) == ["kept_patches"]
-    assert [(question.logits, question.kept_patches) for question in engines.questions] == [
+    assert [(question.ask.logits, question.ask.kept_patches) for question in engines.questions] == [
         (False, False),
         (True, False),
         (False, True),
@@ -282,7 +282,7 @@ def test_classification_gives_the_best_as_value_index_label(client: TestClient, 
     assert outputs["logits"]["shape"] == [1, 11]
     assert outputs["logits"]["data"][:2] == ["2.500000:0:label 0", "1.750000:1:label 1"]
     assert outputs["index"]["data"] == [0]
-    assert engines.questions[0].top_k == 3
+    assert engines.questions[0].ask.top_k == 3
 
 
 def test_timings_are_in_server_timing(client: TestClient) -> None:
@@ -390,11 +390,11 @@ def test_parameters_are_the_options_of_v1(client: TestClient, engines: FakeEngin
         )
     )
     for question in engines.questions:
-        assert question.pruning == Pruning(0.5, "mad", "fuse", seed=3)
-        assert question.top_k == 2
+        assert question.ask.pruning == Pruning(0.5, "mad", "fuse", seed=3)
+        assert question.ask.top_k == 2
         assert 3.0 < question.deadline_s < 4.0
     outputs_of(asked(client, parameters={"cascade": True}))
-    assert engines.questions[-1].margin == 0.375
+    assert engines.questions[-1].ask.margin == 0.375
 
 
 @pytest.mark.parametrize(
