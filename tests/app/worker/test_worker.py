@@ -160,7 +160,7 @@ async def test_an_image_is_answered_with_what_the_backend_found(house: House) ->
     assert answer.compute_s >= 0
     assert [stage.tolist() for stage in classified.kept] == [list(range(7, 15)), list(range(11, 15))]
     ((ask, _),) = backend.seen
-    assert ask.pruning == asked.pruning
+    assert ask.pruning == asked.ask.pruning
     assert (ask.top_k, ask.kept_patches, ask.margin, ask.logits) == (2, True, None, False)
 
 
