@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
-_DIMMED = 0.25  # brightness of a pruned patch
+_DIMMED_BITS = 2  # a pruned patch has a quarter of its brightness
 
 
 def cells_of(kept: Integer[np.ndarray, " kept"], grid: tuple[int, int]) -> UInt8[np.ndarray, "rows columns"]:
@@ -28,8 +28,8 @@ def dimmed(
     stride, and what no patch covers at the right and at the bottom goes with the last ones.
     """
     rows, columns = map(_nearest_patches, pixels.shape[:2], cells.shape, patch_size, patch_stride)
-    brightness = np.where(cells[np.ix_(rows, columns)] == 1, 1.0, _DIMMED)[..., np.newaxis]
-    return (pixels * brightness).astype(np.uint8)
+    shifts = np.where(cells == 1, 0, _DIMMED_BITS).astype(np.uint8)
+    return pixels >> shifts[np.ix_(rows, columns)][..., np.newaxis]
 
 
 def _nearest_patches(side: int, patches: int, size: int, stride: int) -> Int[np.ndarray, " side"]:
@@ -42,7 +42,8 @@ def png_of(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     """The pixels as a PNG (RFC 2083), each sample less its neighbour's to the left (filter 1).
 
     Pillow keeps the interpreter's lock while it compresses, 20 ms for 224 x 224 pixels, and the front end's
-    event loop waits. zlib does not.
+    event loop waits. zlib does not. Its strategy for runs takes a quarter of the time of its default for 2 %
+    more bytes: there is little else to find in a photograph.
     """
     height, width = pixels.shape[:2]
     rows = np.empty((height, 1 + 3 * width), np.uint8)
@@ -50,7 +51,9 @@ def png_of(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     rows[:, 1:4] = pixels[:, 0]
     rows[:, 4:] = (pixels[:, 1:] - pixels[:, :-1]).reshape(height, -1)  # modulo 256
     header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
+    packer = zlib.compressobj(strategy=zlib.Z_RLE)
+    data = packer.compress(rows.tobytes()) + packer.flush()
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
