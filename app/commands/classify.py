@@ -95,7 +95,8 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
                     resolved=resolved,
                     mask=config.mask_format,
                     every_stage=config.mask_stages,
-                    seen=image.seen,
+                    picture=image.seen.pixels,
+                    warnings=image.seen.warnings,
                 )
                 for warning in image.seen.warnings:
                     complain("classify", f"{image.photograph}: {warning}")

@@ -23,7 +23,7 @@ from app.decoding.decoder import (
     Outcome,
     Task,
 )
-from app.decoding.images import Data, ImageLimits, ModelInput
+from app.decoding.images import Data, ImageLimits, Take
 from app.decoding.shared_pixels import SharedPixels
 from app.errors import TooLarge, UndecodableImage, UnsupportedMediaType
 from app.processes.lifeline import SUPERVISOR_VARIABLE
@@ -97,8 +97,11 @@ class DecoderProcess:
                 raise Died("it said something else")
             self._started = True
 
-    async def decode(self, data: Data, spec: InputSpec, limits: ImageLimits, timeout_s: float) -> ModelInput:
-        """Raises the Problem that the process found, TimeoutError, or Died."""
+    async def decode(
+        self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take, timeout_s: float
+    ) -> tuple[str, ...]:
+        """Have the pixels taken, and give back the warnings. Raises the Problem that the process found, what
+        ``take`` raises, TimeoutError, or Died."""
         height, width = spec.size
         size = height * width * 3
         try:
@@ -115,9 +118,10 @@ class DecoderProcess:
             raise Died(str(error)) from error
         if pixels != (0 if outcome.slug else size):
             raise Died("it answered with another size")
-        if outcome.slug is None:
-            return ModelInput(self._pixels.copy(height, width), outcome.warnings)
-        raise _PROBLEMS.get(outcome.slug, UndecodableImage)(outcome.detail)
+        if outcome.slug is not None:
+            raise _PROBLEMS.get(outcome.slug, UndecodableImage)(outcome.detail)
+        take(self._pixels.view(height, width))
+        return outcome.warnings
 
     def hang_up(self) -> None:
         """Say and hear nothing more. Whoever waits for an answer gets Died."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from app.decoding.fair_executor import FairExecutor, FairTurns
-from app.decoding.images import Data, ImageLimits, ModelInput, as_it_is, resized
+from app.decoding.images import Data, ImageLimits, ModelInput, Take, as_it_is, resized
 from app.decoding.pool import Decoders
 from models.transforms import InputSpec
 
@@ -36,9 +36,10 @@ class ImageWork:
         self._threads = threads or ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
         self._others = FairExecutor(self._threads, _THREADS)
 
-    async def decode(self, data: Data, spec: InputSpec, caller: str) -> ModelInput:
-        """Raises what `app.decoding.images.decode` raises."""
-        return await self._decoding.run(caller, lambda: self._decoders.decode(data, spec, self._limits))
+    async def decode(self, data: Data, spec: InputSpec, caller: str, take: Take) -> tuple[str, ...]:
+        """Have the pixels taken, also where nobody waits any more, and give back the warnings. Raises what
+        `app.decoding.images.decode` or ``take`` raises."""
+        return await self._decoding.run(caller, lambda: self._decoders.decode(data, spec, self._limits, take))
 
     async def resize(
         self,
@@ -46,17 +47,20 @@ class ImageWork:
         spec: InputSpec,
         caller: str,
         alone: Callable[[], AbstractContextManager[None]],
-    ) -> ModelInput:
-        """Raises what `app.decoding.images.resized` raises. It is done within ``alone``, for it
-        takes a copy of the pixels. Pixels that are as the model sees them are taken as they are."""
+        take: Take,
+    ) -> None:
+        """Have the pixels taken. Raises what `app.decoding.images.resized` or ``take`` raises. It is done
+        within ``alone``, for it takes a copy of the pixels. Pixels that are as the model sees them are taken
+        as they are."""
         if (ready := as_it_is(pixels, spec, self._limits)) is not None:
-            return ready
+            take(ready.pixels)
+            return
 
         def counted() -> ModelInput:
             with alone():
                 return resized(pixels, spec, self._limits)
 
-        return await self._others.run(caller, counted)
+        take((await self._others.run(caller, counted)).pixels)
 
     async def render(
         self, caller: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from models.samples import Say, UnclearPixels
 from models.transforms import InputSpec, TooManyPixels, to_pixels
 
 Data = bytes | bytearray | memoryview  # of an encoded image, as it came, without a copy
+# Is given the pixels that a model sees where they lie, and copies them: they are there for the call only.
+Take = Callable[[UInt8[np.ndarray, "height width 3"]], None]
 
 # A JPEG is decoded at the scale that is needed, so that what counts is known only then. MPO: a JPEG with
 # more pictures behind it.

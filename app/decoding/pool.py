@@ -1,6 +1,7 @@
 """Images are decoded in processes of their own, which may hang, crash or run out of memory.
 
-An image costs the front end a message over a socket and a copy of its pixels (docs/design/0016).
+An image costs the front end a message over a socket and a copy of its pixels, which ``take`` makes
+(docs/design/0016).
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from app.decoding.decoder_process import DecoderProcess, Died
-from app.decoding.images import Data, ImageLimits, ModelInput, decode
+from app.decoding.images import Data, ImageLimits, Take, decode
 from app.errors import NotReady, Problem, UndecodableImage
 from app.processes import background
 from app.telemetry import metrics
@@ -35,8 +36,11 @@ _RETRY_AFTER_S = 5.0
 class Decoders(Protocol):
     """What decodes images."""
 
-    def decode(self, data: Data, spec: InputSpec, limits: ImageLimits) -> asyncio.Future[ModelInput]:
-        """Start to decode; what comes of it is what `app.decoding.images.decode` returns or raises."""
+    def decode(
+        self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take
+    ) -> asyncio.Future[tuple[str, ...]]:
+        """Start to decode. ``take`` is given the pixels, in the event loop. What comes of it are the
+        warnings, or what `app.decoding.images.decode` or ``take`` raises."""
 
     def look_for_trouble(self) -> str | None:
         """Why images cannot be decoded."""
@@ -51,9 +55,18 @@ class InExecutor:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    def decode(self, data: Data, spec: InputSpec, limits: ImageLimits) -> asyncio.Future[ModelInput]:
+    def decode(
+        self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take
+    ) -> asyncio.Future[tuple[str, ...]]:
         """Raises RuntimeError where the executor takes no work any more."""
-        return asyncio.wrap_future(self._executor.submit(decode, data, spec, limits))
+        work = asyncio.wrap_future(self._executor.submit(decode, data, spec, limits))
+
+        async def taken() -> tuple[str, ...]:
+            seen = await work
+            take(seen.pixels)
+            return seen.warnings
+
+        return background.awaited(taken(), "decoding")
 
     def look_for_trouble(self) -> str | None:
         """There is none."""
@@ -114,9 +127,11 @@ class DecodingProcesses:
             self._trial = background.awaited(self._try(), "trial of a decoding process")
         return self._trouble
 
-    def decode(self, data: Data, spec: InputSpec, limits: ImageLimits) -> asyncio.Future[ModelInput]:
+    def decode(
+        self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take
+    ) -> asyncio.Future[tuple[str, ...]]:
         """Decode in one of the processes, as soon as one has nothing to do."""
-        return background.awaited(self._decode(data, spec, limits), "decoding")
+        return background.awaited(self._decode(data, spec, limits, take), "decoding")
 
     def close(self) -> None:
         """End the processes. Images under way are given up."""
@@ -127,13 +142,13 @@ class DecodingProcesses:
             child.end()
         self._threads.shutdown(wait=False)
 
-    async def _decode(self, data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
+    async def _decode(self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take) -> tuple[str, ...]:
         place = await self._idle.get()
         try:
             for _ in range(2):
                 child = await self._started(place)
                 try:
-                    return await child.decode(data, spec, limits, self._timeout_s)
+                    return await child.decode(data, spec, limits, take, self._timeout_s)
                 except TimeoutError:
                     await self._replace(place, "slow")
                     raise UndecodableImage(

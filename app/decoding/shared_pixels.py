@@ -33,12 +33,12 @@ class SharedPixels:
             os.ftruncate(self.number, size)
             self._mapped = np.frombuffer(mmap.mmap(self.number, size, prot=mmap.PROT_READ), np.uint8)
 
-    def copy(self, height: int, width: int) -> Pixels:
-        """The pixels that are there now."""
-        return self._mapped[: height * width * 3].reshape(height, width, 3).copy()
+    def view(self, height: int, width: int) -> Pixels:
+        """The pixels where they are: the decoder may change them at any time, and the next image does."""
+        return self._mapped[: height * width * 3].reshape(height, width, 3)
 
     def close(self) -> None:
-        """What was copied stays."""
+        """What is mapped stays until nothing refers to it."""
         os.close(self.number)
 
 

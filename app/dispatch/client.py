@@ -1,6 +1,6 @@
 """A front end's client of the dispatcher.
 
-An image's pixels are in one of the front end's slots from the question to the answer. When the dispatcher is
+An image's pixels are in one of the front end's slots from its decoding to the answer. When the dispatcher is
 replaced, all open records are sent to its successor: the pixels are still where they were.
 """
 
@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,9 @@ from app.dispatch.questions import Question as Question
 from app.dispatch.questions import record_of
 from app.dispatch.readiness import Readiness
 from app.dispatch.refusals import problem_of, queue_full, unmeetable
-from app.errors import DeadlinePassed, InternalFault, NotReady, Overloaded, Problem
+from app.dispatch.slot import Slot as Slot
+from app.dispatch.slot import held_slot
+from app.errors import DeadlinePassed, InternalFault, NotReady, Problem
 from app.messages import to_front_end
 from app.messages.model import ModelInfo
 from app.messages.slots import SlotWriter
@@ -173,20 +175,17 @@ class DispatchClient:
         expected, QueueFull where too many wait already."""
         return await self._readiness.wait(within_s)
 
-    async def classify(self, question: Question) -> Classified:
-        """Raises NotReady, QueueFull, Overloaded, DeadlineUnmeetable, DeadlinePassed, OutOfMemory, EngineLost
-        or InternalFault. Cancelling it withdraws the image."""
+    def slot(self) -> AbstractContextManager[Slot]:
+        """Around an image's decoding and its question: a slot for its pixels."""
+        return held_slot(self._slots)
+
+    async def classify(self, question: Question, slot: Slot) -> Classified:
+        """What is found in the image in that slot. Raises NotReady, QueueFull, DeadlineUnmeetable,
+        DeadlinePassed, OutOfMemory, EngineLost or InternalFault. Cancelling it withdraws the image."""
         if self._readiness.trouble is not None and self.model is None:
             raise self._readiness.not_ready()
-        slot = self._slots.take()
-        if slot is None:
-            raise Overloaded(
-                "this process holds as many images as it has room for", retry_after_s=_RETRY_AFTER_S
-            )
-        pending: _Pending | None = None
+        pending = self._begin(question, slot)
         try:
-            self._slots.write(slot, question.pixels)
-            pending = self._begin(question, slot)
             async with asyncio.timeout(question.deadline_s):
                 classified = await pending.answered
             self._way.observe(_way_s(classified.answer, time.monotonic() - pending.began))
@@ -197,13 +196,11 @@ class DispatchClient:
                 "when the image went to the dispatcher"
             ) from None
         finally:
-            if pending is not None:
-                del self._pending[pending.record.id]
-                if not pending.answered.done() or pending.answered.cancelled():
-                    self._withdraw(pending.record.id)
-            self._slots.free(slot)
+            del self._pending[pending.record.id]
+            if not pending.answered.done() or pending.answered.cancelled():
+                self._withdraw(pending.record.id)
 
-    def _begin(self, question: Question, slot: int) -> _Pending:
+    def _begin(self, question: Question, slot: Slot) -> _Pending:
         self._last_id += 1
         record = record_of(question, self._last_id, slot, self._for_dispatcher(question.deadline_s))
         ask = record.ask

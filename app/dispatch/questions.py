@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import UInt8
-
+from app.dispatch.slot import Slot
 from app.messages.image import Ask
 from app.messages.to_dispatcher import Record
 from app.priority import Priority
@@ -12,9 +10,8 @@ from app.priority import Priority
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One image and what is asked of it; see Record. ``pixels`` have the size of the model's input."""
+    """What is asked of one image; see Record."""
 
-    pixels: UInt8[np.ndarray, "height width 3"]
     ask: Ask
     deadline_s: float
     own_deadline: bool = False
@@ -36,12 +33,12 @@ class Expected:
     priority: Priority
 
 
-def record_of(question: Question, number: int, slot: int, deadline_s: float) -> Record:
-    """The question as the dispatcher is sent it, with its pixels in that slot."""
+def record_of(question: Question, number: int, slot: Slot, deadline_s: float) -> Record:
+    """The question as the dispatcher is sent it, with the image's pixels in that slot."""
     return Record(
         id=number,
-        slot=slot,
-        size=question.pixels.nbytes,
+        slot=slot.number,
+        size=slot.size,
         ask=question.ask,
         deadline_s=deadline_s,
         own_deadline=question.own_deadline,

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
+from jaxtyping import UInt8
 
-from app.decoding.images import ModelInput
 from app.dispatch.answers import Classified
 from app.inference.options import MaskFormat
 from app.inference.resolved_options import ResolvedOptions
@@ -32,10 +33,19 @@ def result_json(
     resolved: ResolvedOptions,
     mask: MaskFormat,
     every_stage: bool,
-    seen: ModelInput,
+    picture: UInt8[np.ndarray, "height width 3"] | None,
+    warnings: Sequence[str],
 ) -> bytes:
     """The result of one image as JSON."""
-    result = image_result(classified, model, resolved=resolved, mask=mask, every_stage=every_stage, seen=seen)
+    result = image_result(
+        classified,
+        model,
+        resolved=resolved,
+        mask=mask,
+        every_stage=every_stage,
+        picture=picture,
+        warnings=warnings,
+    )
     return _json(result)
 
 
@@ -59,14 +69,14 @@ class Answered(Protocol):
     """An image that was answered."""
 
     @property
-    def seen(self) -> ModelInput:
-        """What the model saw of it."""
+    def warnings(self) -> tuple[str, ...]:
+        """What its sender should know of how it was read."""
 
 
 def warning_headers(answered: Sequence[Answered]) -> dict[str, str]:
     """The header that says what the results' ``warnings`` say, for answers that have no place for them."""
     told = "; ".join(
-        f"image {index}: {warning}" for index, image in enumerate(answered) for warning in image.seen.warnings
+        f"image {index}: {warning}" for index, image in enumerate(answered) for warning in image.warnings
     )
     if not told:
         return {}

@@ -7,15 +7,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 from fastapi import Request
+from jaxtyping import UInt8
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from app.decoding.image_work import ImageWork
-from app.decoding.images import ModelInput
+from app.decoding.images import Take
 from app.dispatch.answers import Classified
 from app.dispatch.policy.smoothed import Smoothed
 from app.dispatch.questions import Expected, Question
+from app.dispatch.slot import Slot
 from app.errors import DeadlinePassed, NotReady, Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits
@@ -62,8 +65,11 @@ class Engines(Protocol):
     def expecting(self, expected: Expected) -> AbstractContextManager[None]:
         """Around the decoding of an image; a Problem if it would be refused anyhow."""
 
-    async def classify(self, question: Question) -> Classified:
-        """Answer one image or raise a Problem."""
+    def slot(self) -> AbstractContextManager[Slot]:
+        """Around an image's decoding and its question: where its pixels are to be written."""
+
+    async def classify(self, question: Question, slot: Slot) -> Classified:
+        """Answer the image in that slot or raise a Problem."""
 
 
 class RequestedImage(Protocol):
@@ -77,18 +83,20 @@ class RequestedImage(Protocol):
     def size(self) -> int:
         """Bytes that it holds."""
 
-    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
-        """What the model sees of it; raises a Problem."""
+    async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
+        """Have what the model sees of it taken, and give back the warnings; raises a Problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredImage:
-    """What was asked of one image, what the model saw of it, and what it found."""
+    """What was asked of one image, and what was found in it. ``warnings``: what its sender should know of how
+    it was read. ``picture``: what the model saw, where a mask is to be drawn over it."""
 
     resolved: ResolvedOptions
-    seen: ModelInput
     classified: Classified
     decode_s: float
+    warnings: tuple[str, ...] = ()
+    picture: UInt8[np.ndarray, "height width 3"] | None = None
 
 
 class Classification:
@@ -181,32 +189,15 @@ class Classification:
             known = expected(image.options, resolved, self._settings, model, highest, caller=caller_of(scope))
             if seconds_since(scope) >= known.deadline_s:
                 raise _passed_on_the_way(known.deadline_s)
-            started = time.perf_counter()
-            with self._engines.expecting(self._left_of(known, seconds_since(scope))):
-                seen = await self._input_for(image, model, known, seconds_since(scope))
-            share_of(scope).take(seen.pixels.nbytes)  # kept until the answer: masks are drawn over them
-            decode_s = time.perf_counter() - started
-            self._decode.observe(decode_s)
-            tracing.phase("decode", index, decode_s)
-            left_s = known.deadline_s - seconds_since(scope)
-            if left_s <= 0:
-                raise DeadlinePassed("the deadline passed while the image was being decoded")
-            question = Question(
-                pixels=seen.pixels,
-                ask=Ask(
-                    resolved.pruning,
-                    min(image.options.top_k, len(model.labels)),
-                    resolved.margin,
-                    kept_patches=image.options.mask != "none",
-                    logits=logits,
-                ),
-                deadline_s=left_s,
-                own_deadline=image.options.deadline_ms is not None,
-                min_keep_ratio=resolved.min_keep_ratio,
-                caller=known.caller,
-                priority=known.priority,
-            )
-            classified = await self._engines.classify(question)
+            with self._engines.slot() as slot:
+                warnings, decode_s = await self._decoded(image, model, known, slot, scope)
+                tracing.phase("decode", index, decode_s)
+                wants_picture = image.options.mask == "png"
+                if wants_picture:
+                    share_of(scope).take(slot.size)  # kept until the answer is written
+                question = self._question(image.options, resolved, known, model, scope, logits=logits)
+                classified = await self._engines.classify(question, slot)
+                picture = slot.copy() if wants_picture else None
             found = classified.answer
             check_numbers(classified, model)
             tracing.phase("queue", index, found.queue_s, ended_s_ago=found.compute_s)
@@ -216,17 +207,52 @@ class Classification:
         except Problem as problem:
             problem.image = index
             raise
-        return AnsweredImage(resolved, seen, classified, decode_s)
+        return AnsweredImage(resolved, classified, decode_s, warnings, picture)
 
-    async def _input_for(
-        self, image: RequestedImage, model: ModelInfo, known: Expected, gone_s: float
-    ) -> ModelInput:
-        """Raises DeadlinePassed as soon as it has passed, whatever the image is waiting for."""
-        try:
-            async with asyncio.timeout(known.deadline_s - gone_s):
-                return await image.input_for(model.input, self.work, known.caller)
-        except TimeoutError:
-            raise DeadlinePassed("the deadline passed while the image was being decoded") from None
+    async def _decoded(
+        self, image: RequestedImage, model: ModelInfo, known: Expected, slot: Slot, scope: Scope
+    ) -> tuple[tuple[str, ...], float]:
+        """Have the image's pixels written into the slot: its warnings, and seconds that it took. Raises
+        DeadlinePassed as soon as it has passed, whatever the image is waiting for."""
+        started = time.perf_counter()
+        with self._engines.expecting(self._left_of(known, seconds_since(scope))):
+            try:
+                async with asyncio.timeout(known.deadline_s - seconds_since(scope)):
+                    warnings = await image.decode(model.input, self.work, known.caller, slot.write)
+            except TimeoutError:
+                raise DeadlinePassed("the deadline passed while the image was being decoded") from None
+        decode_s = time.perf_counter() - started
+        self._decode.observe(decode_s)
+        return warnings, decode_s
+
+    @staticmethod
+    def _question(
+        options: ImageOptions,
+        resolved: ResolvedOptions,
+        known: Expected,
+        model: ModelInfo,
+        scope: Scope,
+        *,
+        logits: bool,
+    ) -> Question:
+        """What the dispatcher is asked of a decoded image. Raises DeadlinePassed."""
+        left_s = known.deadline_s - seconds_since(scope)
+        if left_s <= 0:
+            raise DeadlinePassed("the deadline passed while the image was being decoded")
+        return Question(
+            ask=Ask(
+                resolved.pruning,
+                min(options.top_k, len(model.labels)),
+                resolved.margin,
+                kept_patches=options.mask != "none",
+                logits=logits,
+            ),
+            deadline_s=left_s,
+            own_deadline=options.deadline_ms is not None,
+            min_keep_ratio=resolved.min_keep_ratio,
+            caller=known.caller,
+            priority=known.priority,
+        )
 
 
 def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:

@@ -53,7 +53,8 @@ async def results_of(
             resolved=answer.resolved,
             mask=image.options.mask,
             every_stage=image.options.mask_stages,
-            seen=answer.seen,
+            picture=answer.picture,
+            warnings=answer.warnings,
         )
         for image, answer in zip(images, answered, strict=True)
     ]

@@ -2,12 +2,12 @@
 
 import base64
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from app.decoding.images import ModelInput
 from app.dispatch.answers import Classified
 from app.errors import InternalFault
 from app.inference.options import MaskFormat
@@ -23,9 +23,10 @@ def image_result(
     resolved: ResolvedOptions,
     mask: MaskFormat,
     every_stage: bool,
-    seen: ModelInput,
+    picture: UInt8[np.ndarray, "height width 3"] | None,
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """One ImageResult of the schemas, as plain data."""
+    """One ImageResult of the schemas, as plain data. ``picture``: what the model saw, for a mask as PNG."""
     answer, pruning = classified.answer, resolved.pruning
     total = model.architecture.patches
     result: dict[str, Any] = {
@@ -50,11 +51,11 @@ def image_result(
     if mask != "none":
         stages = list(zip(model.method.stages.blocks, classified.kept, strict=True))
         result["mask"] = [
-            {"block": block + 1, mask: _render(mask, kept, model, seen.pixels)}
+            {"block": block + 1, mask: _render(mask, kept, model, picture)}
             for block, kept in (stages if every_stage else stages[-1:])
         ]
-    if seen.warnings:
-        result["warnings"] = list(seen.warnings)
+    if warnings:
+        result["warnings"] = list(warnings)
     return result
 
 
@@ -73,7 +74,7 @@ def _render(
     mask: MaskFormat,
     kept: UInt16[np.ndarray, " kept"],
     model: ModelInfo,
-    pixels: UInt8[np.ndarray, "height width 3"],
+    picture: UInt8[np.ndarray, "height width 3"] | None,
 ) -> list[int] | list[list[int]] | str:
     if mask == "indices":
         return kept.tolist()
@@ -81,7 +82,8 @@ def _render(
     if mask == "grid":
         rows: list[list[int]] = cells.tolist()
         return rows
-    return base64.b64encode(mask_picture(cells, pixels, model.patch_size, model.patch_stride)).decode()
+    assert picture is not None, "it is kept where it is asked for"
+    return base64.b64encode(mask_picture(cells, picture, model.patch_size, model.patch_stride)).decode()
 
 
 def mask_picture(

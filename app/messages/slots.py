@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
+from app.messages.pixels import copy_pixels
 from app.messages.slot_map import SlotMap, stride
 
 _KEPT = 64  # slots whose memory is kept when all are free
@@ -46,14 +47,18 @@ class SlotWriter:
 
     def write(self, slot: int, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
         """Copy the pixels of an image into the slot. Raises ValueError for a slot that is not taken."""
-        if slot not in self._taken:
-            raise ValueError(f"slot {slot} is not taken")
         if pixels.nbytes != self._pixel_bytes:
             self._resize(pixels.nbytes)
+        copy_pixels(self.view(slot, pixels.shape), pixels)
+
+    def view(self, slot: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels of this shape that are in the slot, where they are. Raises ValueError for a slot that is
+        not taken."""
+        if slot not in self._taken:
+            raise ValueError(f"slot {slot} is not taken")
         assert self._memory is not None
         start = (slot - self._range.start) * stride(self._pixel_bytes)
-        view = np.frombuffer(self._memory, np.uint8, pixels.nbytes, start).reshape(pixels.shape)
-        np.copyto(view, pixels)
+        return np.frombuffer(self._memory, np.uint8, self._pixel_bytes, start).reshape(shape)
 
     def free(self, slot: int) -> None:
         """The image in it needs it no more. Raises KeyError for a slot that is not taken."""

@@ -14,6 +14,7 @@ import torch
 from app.messages.capacity import Limits
 from app.messages.image import Found
 from app.messages.model import MOST_PATCHES
+from app.messages.pixels import copy_pixels
 from app.settings.settings import Settings
 from app.worker.backend import Job, Loaded
 from app.worker.learned import Learned, recall, remember
@@ -92,7 +93,7 @@ class TorchBackend:
             pixels = self._room_for(len(jobs))
             rows = pixels.numpy().reshape(len(jobs), -1)
             for row, job in zip(rows, jobs, strict=True):
-                np.copyto(row, job.pixels)
+                copy_pixels(row, job.pixels)
             predictions = self._classifier.classify(pixels, requests)
         self._hand_on()
         return [_found(prediction) for prediction in predictions]

@@ -5,13 +5,13 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from PIL import Image
 
 from app.decoding.pool import InExecutor
-from app.dispatch.client import Classified, Expected, Question
+from app.dispatch.client import Classified, Expected, Question, Slot
 from app.errors import NotReady, Problem
 from app.messages.model import ModelInfo
 from app.messages.to_front_end import Answer
@@ -80,6 +80,35 @@ def encoded(image: Image.Image | None = None, file_format: str = "PNG", **option
     return buffer.getvalue()
 
 
+@dataclass(frozen=True, slots=True)
+class Asked(Question):
+    """A question with the pixels that it is about."""
+
+    pixels: np.ndarray = field(kw_only=True)
+
+    @classmethod
+    def about(cls, question: Question, pixels: np.ndarray) -> "Asked":
+        return cls(**{each.name: getattr(question, each.name) for each in fields(question)}, pixels=pixels)
+
+
+class FakeSlot(Slot):
+    """Keeps pixels without shared memory."""
+
+    def __init__(self) -> None:
+        self.pixels: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        return self.copy().nbytes
+
+    def write(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels.copy()
+
+    def copy(self) -> np.ndarray:
+        assert self.pixels is not None
+        return self.pixels
+
+
 @dataclass
 class FakeEngines:
     """Engines that answer at once, unless told to wait or to fail.
@@ -97,13 +126,13 @@ class FakeEngines:
     takes_its_time: bool = False
     overflows: bool = False
     fails: BaseException | None = None
-    fails_for: Callable[[Question], bool] = lambda question: True
+    fails_for: Callable[[Asked], bool] = lambda question: True
     wait_for: asyncio.Event | None = None
     unsure: bool = False
     refuses: Problem | None = None
     refuses_early: Problem | None = None
     lowers_to: float | None = None
-    questions: list[Question] = field(default_factory=list)
+    questions: list[Asked] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
     asked_early: list[Expected] = field(default_factory=list)
     cancelled: int = 0
@@ -142,16 +171,21 @@ class FakeEngines:
             raise self.refuses
         yield
 
-    async def classify(self, question: Question) -> Classified:
+    @contextmanager
+    def slot(self) -> Iterator[Slot]:
+        yield FakeSlot()
+
+    async def classify(self, question: Question, slot: Slot) -> Classified:
         number = len(self.questions)
-        self.questions.append(question)
+        asked = Asked.about(question, slot.copy())
+        self.questions.append(asked)
         if self.wait_for is not None:
             try:
                 await self.wait_for.wait()
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        if self.fails is not None and self.fails_for(question):
+        if self.fails is not None and self.fails_for(asked):
             raise self.fails
         if self.takes_its_time:
             await asyncio.sleep(QUEUE_S + COMPUTE_S)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from app.decoding.image_work import ImageWork
-from app.decoding.images import Data, ModelInput
+from app.decoding.images import Data, Take
 from app.errors import DeadlinePassed, Problem, TooLarge, UnreadableRequest
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits, Pairs, images_in, is_raw_image, kind_of
@@ -35,9 +35,10 @@ class EncodedImage:
         """Bytes that it holds."""
         return len(self.data)
 
-    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
-        """What the model sees of it. Raises what `app.decoding.images.decode` raises."""
-        return await work.decode(self.data, spec, caller)
+    async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
+        """Have what the model sees of it taken, and give back the warnings. Raises what
+        `app.decoding.images.decode` raises."""
+        return await work.decode(self.data, spec, caller, take)
 
 
 async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage]:

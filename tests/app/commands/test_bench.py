@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from app.dispatch.client import Classified, Question
+from app.dispatch.client import Classified, Question, Slot
 from app.errors import QueueFull
 from app.main import create_app
 from app.settings.settings import Settings
@@ -116,10 +116,10 @@ def test_an_image_without_an_answer_is_a_timeout(
     """A word stands in place of a status. (The first image, which shows that it can be, is answered.)"""
     answer = engines.classify
 
-    async def only_the_first(question: Question) -> Classified:
+    async def only_the_first(question: Question, slot: Slot) -> Classified:
         if engines.questions:
             await asyncio.sleep(60)
-        return await answer(question)
+        return await answer(question, slot)
 
     monkeypatch.setattr(engines, "classify", only_the_first)
     code, out, _ = trimvit(

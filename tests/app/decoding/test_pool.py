@@ -66,7 +66,10 @@ class Driven:
         """Have it decoded."""
 
         async def decoded() -> ModelInput:
-            return await self.pool.decode(data, SPEC, limits)
+            taken: list[np.ndarray] = []
+            warnings = await self.pool.decode(data, SPEC, limits, lambda pixels: taken.append(pixels.copy()))
+            (pixels,) = taken
+            return ModelInput(pixels, warnings)
 
         return asyncio.run_coroutine_threadsafe(decoded(), self.loop)
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.dispatch.client import Classified, DispatchClient, Question
+from app.dispatch.client import Classified, DispatchClient
 from app.dispatch.dispatcher import Dispatcher
 from app.dispatch.policy.agreement import Agreement
 from app.dispatch.policy.batches import QueueLimits
@@ -36,7 +36,7 @@ from app.messages.to_worker import Batch, ToWorker
 from app.worker.backend import Job, Loaded
 from app.worker.worker import WorkerLoop
 from models.schedule import UNPRUNED, Pruning
-from tests.app.fakes import LOGITS, MODEL, applied_ratio, cost, kept_patches
+from tests.app.fakes import LOGITS, MODEL, Asked, applied_ratio, cost, kept_patches
 
 PATIENCE_S = 30.0  # the longest that a test waits for what should come at once
 HEIGHT, WIDTH = MODEL.input.size
@@ -78,13 +78,13 @@ def house() -> Iterator[House]:
         yield House(Path(folder))
 
 
-def question(number: int = 1, **changes: object) -> Question:
+def question(number: int = 1, **changes: object) -> Asked:
     """A question whose picture is uniformly ``number``, by which the backend knows it again.
 
     ``changes`` may name fields of the pruning and of the Ask beside those of a Question.
     """
     ask, others = _asked(changes)
-    return Question(picture(number), ask, **{"deadline_s": PATIENCE_S, **others})
+    return Asked(ask, pixels=picture(number), **{"deadline_s": PATIENCE_S, **others})  # type: ignore[arg-type]
 
 
 def record(number: int = 1, slot: int | None = None, **changes: object) -> Record:
@@ -560,12 +560,19 @@ async def ready_client(house: House, **options: Any) -> AsyncIterator[DispatchCl
         yield client
 
 
-def asking(client: DispatchClient, asked: Question) -> "asyncio.Task[Classified]":
-    return asyncio.create_task(client.classify(asked))
+async def ask(client: DispatchClient, asked: Asked) -> Classified:
+    """The answer to the question, with its pixels in a slot meanwhile."""
+    with client.slot() as slot:
+        slot.write(asked.pixels)
+        return await client.classify(asked, slot)
+
+
+def asking(client: DispatchClient, asked: Asked) -> "asyncio.Task[Classified]":
+    return asyncio.create_task(ask(client, asked))
 
 
 async def ask_behind(
-    client: DispatchClient, backend: FakeBackend, first: Question, *others: Question
+    client: DispatchClient, backend: FakeBackend, first: Asked, *others: Asked
 ) -> "list[asyncio.Task[Classified]]":
     """Ask all; the others wait while ``first`` is being computed, which a closed ``may_answer`` makes
     last."""

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.dispatch.client import DispatchClient, Expected, Question
+from app.dispatch.client import DispatchClient, Expected
 from app.dispatch.policy.batches import QueueLimits
 from app.errors import (
     DeadlinePassed,
@@ -39,6 +39,7 @@ from tests.app.dispatch.rig import (
     House,
     ScriptedDispatcher,
     answer_to,
+    ask,
     ask_behind,
     asking,
     begun,
@@ -52,7 +53,7 @@ from tests.app.dispatch.rig import (
     served,
     until,
 )
-from tests.app.fakes import MODEL
+from tests.app.fakes import MODEL, Asked
 
 pytestmark = pytest.mark.anyio
 
@@ -89,7 +90,7 @@ async def test_without_a_dispatcher_nothing_is_ready(house: House) -> None:
         assert client.engines == [{"ready": False, "device": None, "images_pending": 0}]
         assert repr(client) == "<DispatchClient 0 of 0 workers ready, 0 images>"
         with pytest.raises(NotReady) as caught:
-            await client.classify(question())
+            await ask(client, question())
         assert caught.value.retry_after_s is not None
         with pytest.raises(NotReady):
             await client.wait_until_ready(PATIENCE_S)
@@ -154,7 +155,7 @@ async def test_waiting_ends_where_the_supervisor_expects_no_worker(house: House,
             with running_worker(house):
                 await until(lambda: client.model is not None, "the worker to be ready")
                 assert client.trouble is None
-                await client.classify(question())
+                await ask(client, question())
     assert house.taken == 0
 
 
@@ -190,7 +191,7 @@ async def test_a_question_and_its_answer_travel_whole(house: House) -> None:
         noisy = np.random.default_rng(3).integers(0, 256, (3, WIDTH, HEIGHT), np.uint8)
         asked = asking(
             client,
-            Question(
+            Asked(
                 pixels=noisy.transpose(2, 1, 0),
                 ask=Ask(Pruning(0.5, "iqr", "fuse", seed=23), 4, 0.25, kept_patches=True),
                 deadline_s=9.0,
@@ -331,7 +332,7 @@ async def test_without_a_free_slot_an_image_is_refused(house: House) -> None:
         asked = [asking(client, question(number)) for number in (1, 2)]
         records = [await dispatcher.next_record() for _ in asked]
         with pytest.raises(Overloaded) as caught:
-            await client.classify(question(3))
+            await ask(client, question(3))
         assert caught.value.retry_after_s is not None
         for record in records:
             dispatcher.answer(record)
@@ -380,7 +381,7 @@ async def test_a_passed_deadline_is_answered_and_the_image_never_computed(house:
             await until(lambda: " 1 images" in repr(dispatcher), "the image to leave the queue")
             backend.may_answer.set()
             await asked[0]
-            await client.classify(question(3))
+            await ask(client, question(3))
     assert backend.numbers == [1, 3]
     assert house.taken == 0
 

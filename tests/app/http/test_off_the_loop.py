@@ -133,13 +133,19 @@ def test_one_callers_images_leave_a_decoder_for_others() -> None:
     async def main() -> None:
         held = Held()
         work = ImageWork(InExecutor(held), 3, ImageLimits(1000))
-        slow = [asyncio.create_task(work.decode(encoded(), MODEL.input, "a")) for _ in range(9)]
+        taken: list[np.ndarray] = []
+
+        def decoding(caller: str) -> "asyncio.Task[tuple[str, ...]]":
+            return asyncio.create_task(work.decode(encoded(), MODEL.input, caller, taken.append))
+
+        slow = [decoding("a") for _ in range(9)]
         await held.until_given(2)
-        other = asyncio.create_task(work.decode(encoded(), MODEL.input, "b"))
+        other = decoding("b")
         await held.until_given(3)
         future, decode_it = held.work[2]
         future.set_result(decode_it())
-        assert (await other).pixels.shape == (*MODEL.input.size, 3)
+        assert await other == ()
+        assert [pixels.shape for pixels in taken] == [(*MODEL.input.size, 3)]
         assert len(held.work) == 3
         for task in slow:
             task.cancel()
@@ -154,11 +160,16 @@ def test_pixels_have_the_limits_of_images() -> None:
     async def main() -> None:
         work = ImageWork(InExecutor(Held()), 1, ImageLimits(10))
         assert isinstance(work._others, FairExecutor)
+        pixels = np.zeros((3, 4, 3), np.uint8)
         with pytest.raises(TooLarge, match="at most 10 are allowed"):
-            await work.resize(np.zeros((3, 4, 3), np.uint8), MODEL.input, "a", Share(Memory()).alone)
+            await work.resize(pixels, MODEL.input, "a", Share(Memory()).alone, _never_taken)
         work.close()
 
     asyncio.run(main())
+
+
+def _never_taken(_: np.ndarray) -> None:
+    raise AssertionError
 
 
 WARNED = ModelInput(np.zeros((*MODEL.input.size, 3), np.uint8), ("it is cut \N{EM DASH} somewhere",))

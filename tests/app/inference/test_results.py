@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.decoding.images import ModelInput
 from app.dispatch.client import Classified
 from app.inference.resolved_options import ResolvedOptions
 from app.inference.results import image_result, mask_picture
@@ -91,5 +90,6 @@ def test_stages_and_kept_patches_must_agree() -> None:
             resolved=ResolvedOptions(Pruning(0.5)),
             mask="indices",
             every_stage=False,
-            seen=ModelInput(np.zeros((21, 35, 3), np.uint8)),
+            picture=None,
+            warnings=(),
         )

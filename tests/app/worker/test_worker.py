@@ -25,6 +25,7 @@ from tests.app.dispatch.rig import (
     FakeBackend,
     FrontEndPeer,
     House,
+    ask,
     ask_behind,
     asking,
     begun,
@@ -150,7 +151,7 @@ async def test_an_image_is_answered_with_what_the_backend_found(house: House) ->
             asked = question(
                 4, keep_ratio=0.5, criterion="mad", reducer="fuse", top_k=2, seed=19, kept_patches=True
             )
-            classified = await client.classify(asked)
+            classified = await ask(client, asked)
     answer = classified.answer
     assert answer.classes == [4, 5]
     assert answer.scores == [0.5, 0.25]
@@ -159,9 +160,9 @@ async def test_an_image_is_answered_with_what_the_backend_found(house: House) ->
     assert answer.queue_s >= 0
     assert answer.compute_s >= 0
     assert [stage.tolist() for stage in classified.kept] == [list(range(7, 15)), list(range(11, 15))]
-    ((ask, _),) = backend.seen
-    assert ask.pruning == asked.ask.pruning
-    assert (ask.top_k, ask.kept_patches, ask.margin, ask.logits) == (2, True, None, False)
+    ((computed, _),) = backend.seen
+    assert computed.pruning == asked.ask.pruning
+    assert (computed.top_k, computed.kept_patches, computed.margin, computed.logits) == (2, True, None, False)
 
 
 async def test_an_image_that_a_cascade_is_unsure_of_says_so(house: House) -> None:
@@ -170,8 +171,7 @@ async def test_an_image_that_a_cascade_is_unsure_of_says_so(house: House) -> Non
     with served(house, backend):
         async with ready_client(house) as client:
             sure, unsure = [
-                (await client.classify(question(number, keep_ratio=0.5, margin=0.25))).answer
-                for number in (4, 5)
+                (await ask(client, question(number, keep_ratio=0.5, margin=0.25))).answer for number in (4, 5)
             ]
     assert (sure.runs, sure.keep_ratio, sure.kept_counts) == (1, 0.5, (8, 4))
     assert (unsure.runs, unsure.keep_ratio, unsure.kept_counts) == (2, 1.0, (15, 15))
@@ -183,8 +183,8 @@ async def test_logits_and_kept_patches_are_sent_to_those_who_ask(house: House, k
     """Float32, of every class."""
     with served(house, FakeBackend()):
         async with ready_client(house) as client:
-            asked = await client.classify(question(keep_ratio=0.5, kept_patches=kept, logits=True))
-            plain = await client.classify(question(keep_ratio=0.5, kept_patches=kept))
+            asked = await ask(client, question(keep_ratio=0.5, kept_patches=kept, logits=True))
+            plain = await ask(client, question(keep_ratio=0.5, kept_patches=kept))
     assert asked.logits is not None
     assert (asked.logits.dtype, asked.logits.tolist()) == (np.float32, list(LOGITS))
     assert plain.logits is None
@@ -260,7 +260,7 @@ async def test_only_the_image_at_fault_is_refused(
             for number, other in zip((1, 3, 4, 5), (first, *others), strict=True):
                 assert not isinstance(other, BaseException)
                 assert other.answer.classes[0] == number
-            assert (await client.classify(question(6))).answer.classes[0] == 6
+            assert (await ask(client, question(6))).answer.classes[0] == 6
     assert caplog.text.count(logged) == 1
     assert ("RuntimeError: poisoned" in caplog.text) == ("poisoned" in fault), "the traceback is in the log"
     assert metric("trimvit_images_failed_total", reason=reason) == before + 1
@@ -363,11 +363,11 @@ async def test_an_answered_image_is_run_again_unpruned(house: House) -> None:
     with served(house, backend, agreement=agreement):
         async with ready_client(house) as client:
             for number in (1, 2, 3):
-                found = await client.classify(question(number, keep_ratio=0.5, kept_patches=True))
+                found = await ask(client, question(number, keep_ratio=0.5, kept_patches=True))
                 assert found.answer.classes[0] == number
                 await begun(backend)
                 assert await begun(backend) == [number]
-            await client.classify(question(4))
+            await ask(client, question(4))
             await until(lambda: checks("agreed") == before["agreed"] + 2, "two to agree")
             await until(lambda: checks("disagreed") == before["disagreed"] + 1, "one not to")
     assert backend.numbers == [1, 1, 2, 2, 3, 3, 4]
@@ -392,7 +392,7 @@ async def test_a_check_that_fails_counts_for_nothing(house: House, caplog: pytes
     with served(house, FailsUnpruned(ONE_STREAM), agreement=Agreement(1.0, lambda: 0.0)):
         async with ready_client(house) as client:
             for number in (1, 2):
-                await client.classify(question(number, keep_ratio=0.5))
+                await ask(client, question(number, keep_ratio=0.5))
                 await until(
                     lambda number=number: caplog.text.count("unpruned failed") == number, "the failure"
                 )

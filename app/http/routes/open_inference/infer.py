@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from pydantic import ValidationError
 
 from app.decoding.image_work import ImageWork
-from app.decoding.images import ModelInput
+from app.decoding.images import Take
 from app.errors import InvalidValue, TooLarge
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage
@@ -60,9 +60,11 @@ class DecodedImage:
         """Bytes that it holds."""
         return self.pixels.nbytes
 
-    async def input_for(self, spec: InputSpec, work: ImageWork, caller: str, /) -> ModelInput:
-        """What the model sees of it. Raises what `app.decoding.images.resized` raises."""
-        return await work.resize(self.pixels, spec, caller, self.share.alone)
+    async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
+        """Have what the model sees of it taken; there are no warnings. Raises what
+        `app.decoding.images.resized` raises."""
+        await work.resize(self.pixels, spec, caller, self.share.alone, take)
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

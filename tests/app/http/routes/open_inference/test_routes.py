@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app.dispatch.client import Classified, Question
+from app.dispatch.client import Classified, Question, Slot
 from app.errors import DeadlinePassed, QueueFull
 from app.http.routes.open_inference.schemas import InferResponse, ModelConfig, ModelMetadata
 from app.http.routes.open_inference.tensors import HEADER_LENGTH, write_elements
@@ -332,9 +332,9 @@ def test_every_form_of_an_image_is_the_same_image(client: TestClient, engines: F
 class ByColour(FakeEngines):
     """Engines that find the class of the strongest colour: 0, 1 or 2."""
 
-    async def classify(self, question: Question) -> Classified:
-        classified = await super().classify(question)
-        colour = int(question.pixels[0, 0].argmax())
+    async def classify(self, question: Question, slot: Slot) -> Classified:
+        classified = await super().classify(question, slot)
+        colour = int(slot.copy()[0, 0].argmax())
         return Classified(msgspec.structs.replace(classified.answer, classes=[colour]), classified.kept)
 
 

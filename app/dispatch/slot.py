@@ -1,0 +1,78 @@
+"""The slot of one image, as a front end holds it: from its decoding to its answer."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from jaxtyping import UInt8
+
+from app.errors import Overloaded
+from app.messages.pixels import copy_pixels
+from app.messages.slots import SlotWriter
+
+_RETRY_AFTER_S = 1.0
+
+
+class Slot:
+    """Takes a slot when the pixels come, and frees it at its end, whatever became of the image."""
+
+    def __init__(self, slots: SlotWriter) -> None:
+        self._slots = slots
+        self._number: int | None = None
+        self._shape: tuple[int, ...] = ()
+        self._ended = False
+
+    def __repr__(self) -> str:
+        held = "nothing" if self._number is None else f"{self.size} bytes in {self._number}"
+        return f"<Slot {held}{', ended' if self._ended else ''}>"
+
+    @property
+    def number(self) -> int:
+        """Which slot it is. Raises ValueError before the pixels have come."""
+        if self._number is None:
+            raise ValueError("no pixels have come")
+        return self._number
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pixels."""
+        return math.prod(self._shape)
+
+    def copy(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels, for whoever needs them beyond the end. Raises ValueError before they have come."""
+        pixels = self._slots.view(self.number, self._shape)
+        copied = np.empty_like(pixels)
+        copy_pixels(copied, pixels)
+        return copied
+
+    def write(self, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Copy the pixels into the slot. After the end nothing is copied: a decoder may be done with an image
+        whose request was withdrawn. Raises Overloaded where no slot is free."""
+        if self._ended:
+            return
+        if self._number is None:
+            self._number = self._slots.take()
+        if self._number is None:
+            raise Overloaded(
+                "this process holds as many images as it has room for", retry_after_s=_RETRY_AFTER_S
+            )
+        self._slots.write(self._number, pixels)
+        self._shape = pixels.shape
+
+    def end(self) -> None:
+        """Free it."""
+        self._ended = True
+        if self._number is not None:
+            self._slots.free(self._number)
+            self._number = None
+
+
+@contextmanager
+def held_slot(slots: SlotWriter) -> Iterator[Slot]:
+    """A slot until the block ends."""
+    slot = Slot(slots)
+    try:
+        yield slot
+    finally:
+        slot.end()
