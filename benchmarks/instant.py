@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from app import cli
 from app.messages.capacity import Limits, Measured, Work
-from app.messages.image import Found
+from app.messages.image import Prediction
 from app.messages.model import ModelInfo
 from app.processes import supervisor
 from app.settings.settings import Settings
@@ -48,9 +48,9 @@ class InstantBackend:
         measured = [Measured(1, Work(images, images), images * IMAGE_S) for images in (1, 2, 8)]
         return Loaded(MODEL, Limits(batch_tokens=65_536, threads=1, streams=1), tuple(measured))
 
-    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:  # noqa: ARG002
+    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:  # noqa: ARG002
         """The same for all that ask for the same."""
-        return [_found(job.ask.pruning, job.ask.top_k) for job in jobs]
+        return [_prediction(job.ask.pruning, job.ask.top_k) for job in jobs]
 
     def memory_bytes(self) -> int:
         """None that matters."""
@@ -58,9 +58,9 @@ class InstantBackend:
 
 
 @lru_cache
-def _found(pruning: Pruning, top_k: int) -> Found:
+def _prediction(pruning: Pruning, top_k: int) -> Prediction:
     arch, stages = MODEL.architecture, MODEL.method.stages
-    return Found(
+    return Prediction(
         classes=list(range(top_k)),
         scores=[2.0**-index for index in range(1, top_k + 1)],
         kept_counts=keep_counts(arch.patches, pruning.keep_ratio, len(stages.blocks)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +20,31 @@ from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
 from models.schedule import UNPRUNED, Pruning, compute_of_counts
 from models.transforms import InputSpec
+
+
+@runtime_checkable
+class Request(Protocol):
+    """What is asked of one image: an `ImageRequest`, or whatever else says so."""
+
+    @property
+    def pruning(self) -> Pruning:
+        """How to prune it."""
+
+    @property
+    def top_k(self) -> int:
+        """How many labels."""
+
+    @property
+    def kept_patches(self) -> bool:
+        """Whether to name the kept patches."""
+
+    @property
+    def margin(self) -> float | None:
+        """Of a cascade; None for one run."""
+
+    @property
+    def logits(self) -> bool:
+        """Whether to give the logits of all classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +119,7 @@ class Classifier:
 
     @torch.inference_mode()
     def classify(
-        self, pixels: UInt8[Tensor, "B height width 3"], requests: Sequence[ImageRequest]
+        self, pixels: UInt8[Tensor, "B height width 3"], requests: Sequence[Request]
     ) -> list[Prediction]:
         """One prediction per image, in order. ``top_k`` beyond the number of classes gives all of them."""
         if len(pixels) != len(requests):
@@ -162,9 +188,7 @@ class Classifier:
     def _inputs(self, pixels: UInt8[Tensor, "B height width 3"]) -> Float[Tensor, "B channels height width"]:
         return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between)
 
-    def _cascade(
-        self, inputs: Tensor, requests: Sequence[ImageRequest]
-    ) -> tuple[Output, Output, frozenset[int]]:
+    def _cascade(self, inputs: Tensor, requests: Sequence[Request]) -> tuple[Output, Output, frozenset[int]]:
         """The first run's output, the same with unsure images' replaced by the unpruned model's, and which
         images these are."""
         tokens = self.model.begin(inputs)

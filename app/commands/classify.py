@@ -20,12 +20,11 @@ from app.commands.failures import FAILED, UsageError, complain, tells_what_was_f
 from app.commands.photographs import Photograph, find
 from app.commands.pictures import PictureFiles
 from app.decoding.images import ImageLimits, ModelInput, decode
-from app.dispatch.answers import Classified
 from app.errors import InternalFault, InvalidValue, Problem, UnreadableRequest
-from app.inference.resolved_options import ResolvedOptions, resolve
+from app.inference.asks import ask_of
 from app.inference.results import check_numbers, image_result
+from app.messages.image import Ask, Prediction
 from app.messages.model import ModelInfo
-from app.messages.to_front_end import Answer
 from models.names import in_words, shown
 from models.pictures import cells_of, dimmed
 
@@ -61,7 +60,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
 
     classifier, model = _load(config)
     try:
-        resolved = resolve(config.options, config.settings, model)
+        ask = ask_of(config.options, config.settings, model, kept_patches=config.mask is not None)
     except InvalidValue as problem:
         raise UsageError(problem.detail) from problem
 
@@ -73,28 +72,27 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
     )
     with progress:
         for batch in _decoded_batches(photographs, model, config):
-            computed = _computed(classifier, batch, resolved, config)
+            computed = _computed(classifier, batch, ask)
             for outcome in _outcomes(batch, computed, model):
                 if isinstance(outcome, _Failed):
                     failed += 1
                     complain("classify", f"{shown(str(outcome.photograph))}: {outcome.problem.detail}")
                     report.failed(outcome.photograph, outcome.problem)
                     continue
-                image, classified = outcome
+                image, prediction = outcome
                 picture = None
                 if pictures is not None:
-                    drawn = _picture(classified, image.seen.pixels, model, config)
+                    drawn = _picture(prediction, image.seen.pixels, model, config)
                     try:
                         picture = pictures.save(image.photograph, drawn)
                     except OSError as error:
                         failed += 1
                         complain("classify", f"{shown(str(image.photograph))}: no mask: {in_words(error)}")
                 result = image_result(
-                    classified,
+                    prediction,
                     model,
-                    resolved=resolved,
-                    mask=config.mask_format,
-                    every_stage=config.mask_stages,
+                    options=config.options,
+                    ask=ask,
                     picture=image.seen.pixels,
                     warnings=image.seen.warnings,
                 )
@@ -147,59 +145,39 @@ def _decoded_batches(
 def _computed(
     classifier: "Classifier",
     batch: Sequence[_Decoded | _Failed],
-    resolved: ResolvedOptions,
-    config: ClassifyConfig,
-) -> list[Classified]:
+    ask: Ask,
+) -> list[Prediction]:
     """What the model says of those of the batch that were decoded, in order."""
     import torch
 
-    from models.classifier import ImageRequest
+    from app.worker.classifying import classify
 
     pixels = [image.seen.pixels for image in batch if isinstance(image, _Decoded)]
     if not pixels:
         return []
-    wants_kept = config.mask is not None or config.mask_format != "none"
-    request = ImageRequest(resolved.pruning, config.top_k, wants_kept, resolved.margin)
-    predictions = classifier.classify(torch.from_numpy(np.stack(pixels)), [request] * len(pixels))
-    return [
-        Classified(
-            Answer(
-                id=place,
-                classes=prediction.classes.tolist(),
-                scores=prediction.scores.tolist(),
-                kept_counts=prediction.kept_counts,
-                keep_ratio=prediction.keep_ratio,
-                compute=prediction.compute,
-                runs=prediction.runs,
-                queue_s=0.0,
-                compute_s=0.0,
-            ),
-            tuple(stage.astype(np.uint16) for stage in prediction.kept or ()),
-        )
-        for place, prediction in enumerate(predictions)
-    ]
+    return classify(classifier, torch.from_numpy(np.stack(pixels)), [ask] * len(pixels))
 
 
 def _outcomes(
-    batch: Sequence[_Decoded | _Failed], computed: Sequence[Classified], model: ModelInfo
-) -> Iterator[tuple[_Decoded, Classified] | _Failed]:
+    batch: Sequence[_Decoded | _Failed], computed: Sequence[Prediction], model: ModelInfo
+) -> Iterator[tuple[_Decoded, Prediction] | _Failed]:
     """Each image of the batch with what was computed for those that were decoded, in order."""
     found = iter(computed)
     for image in batch:
         if isinstance(image, _Failed):
             yield image
             continue
-        classified = next(found)
+        prediction = next(found)
         try:
-            check_numbers(classified, model)
+            check_numbers(prediction, model)
         except InternalFault as problem:
             yield _Failed(image.photograph, problem)
         else:
-            yield image, classified
+            yield image, prediction
 
 
 def _picture(
-    classified: Classified,
+    prediction: Prediction,
     pixels: UInt8[np.ndarray, "height width 3"],
     model: ModelInfo,
     config: ClassifyConfig,
@@ -207,7 +185,8 @@ def _picture(
     """What the model saw with the pruned patches dimmed: after the last stage, or each, side by side."""
     grid = model.architecture.grid
     stages = [
-        dimmed(cells_of(kept, grid), pixels, model.patch_size, model.patch_stride) for kept in classified.kept
+        dimmed(cells_of(kept, grid), pixels, model.patch_size, model.patch_stride)
+        for kept in prediction.kept_patches
     ]
     if not stages:  # of a model that is served without stages, all is kept
         return pixels

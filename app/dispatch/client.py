@@ -15,8 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from app.dispatch.answers import Classified as Classified
-from app.dispatch.answers import read_answer
+from app.dispatch.answers import check_prediction
 from app.dispatch.link import Link
 from app.dispatch.policy.load_page import LoadPage
 from app.dispatch.policy.shares import shares
@@ -50,7 +49,7 @@ class _Pending:
     dispatcher has got it."""
 
     record: Record
-    answered: asyncio.Future[Classified]
+    answered: asyncio.Future[Answer]
     began: float
     given_up_at: float
     request_id: str | None
@@ -179,17 +178,17 @@ class DispatchClient:
         """Around an image's decoding and its question: a slot for its pixels."""
         return held_slot(self._slots)
 
-    async def classify(self, question: Question, slot: Slot) -> Classified:
-        """What is found in the image in that slot. Raises NotReady, QueueFull, DeadlineUnmeetable,
+    async def classify(self, question: Question, slot: Slot) -> Answer:
+        """What came out for the image in that slot. Raises NotReady, QueueFull, DeadlineUnmeetable,
         DeadlinePassed, OutOfMemory, EngineLost or InternalFault. Cancelling it withdraws the image."""
         if self._readiness.trouble is not None and self.model is None:
             raise self._readiness.not_ready()
         pending = self._begin(question, slot)
         try:
             async with asyncio.timeout(question.deadline_s):
-                classified = await pending.answered
-            self._way.observe(_way_s(classified.answer, time.monotonic() - pending.began))
-            return classified
+                answer = await pending.answered
+            self._way.observe(_way_s(answer, time.monotonic() - pending.began))
+            return answer
         except TimeoutError:
             raise DeadlinePassed(
                 f"no answer within the {question.deadline_s * 1000:.0f} ms that were left until the deadline "
@@ -203,10 +202,9 @@ class DispatchClient:
     def _begin(self, question: Question, slot: Slot) -> _Pending:
         self._last_id += 1
         record = record_of(question, self._last_id, slot, self._for_dispatcher(question.deadline_s))
-        ask = record.ask
         most, *_, least = (1.0, 1.0)
         if (model := self.last_model) is not None:
-            most, *_, least = shares(model, ask.pruning, ask.margin, record.min_keep_ratio)
+            most, *_, least = shares(model, record.ask)
         now = time.monotonic()
         answered = asyncio.get_running_loop().create_future()
         given_up_at = now + question.deadline_s
@@ -291,12 +289,12 @@ class DispatchClient:
             return
         assert self.last_model is not None
         try:
-            classified = read_answer(answer, pending.record.ask, len(self.last_model.labels))
+            check_prediction(answer.prediction, pending.record.ask, len(self.last_model.labels))
         except ValueError as error:
             self._tell_of_nonsense("a worker sent what is no answer to its image", error)
             _fail(pending, InternalFault("the worker's answer to this image cannot be used"))
         else:
-            pending.answered.set_result(classified)
+            pending.answered.set_result(answer)
 
     def _refuse(self, refusal: Refuse) -> None:
         if (pending := self._pending.get(refusal.id)) is not None:

@@ -21,7 +21,7 @@ from app.dispatch.policy.brown_out import CEILINGS, ratios
 from app.dispatch.policy.fair_queue import Entry
 from app.dispatch.suspects import WORKERS_AN_IMAGE_MAY_OUTLIVE, Suspects
 from app.messages import to_worker
-from app.messages.image import Ask, Found, Lowered
+from app.messages.image import Ask, Lowered, Prediction
 from app.messages.to_dispatcher import (
     Alive,
     Cancel,
@@ -292,7 +292,7 @@ class Dispatcher:
         for taken in batch.taken:
             key: Key = taken.entry.key  # type: ignore[assignment]
             record = self._images[key].record
-            ask, lowered = _at_its_ratio(record, taken)
+            ask, lowered = _at_its_ratio(record.ask, taken)
             pruned = ask.pruning.keep_ratio < 1 or ask.pruning.keep_mass is not None
             hold = self._agreement.draw() if pruned else None
             computing.keys.append(key)
@@ -315,11 +315,11 @@ class Dispatcher:
         for index, (key, result) in enumerate(zip(computing.keys, done.results, strict=True)):
             if (image := self._images.pop(key, None)) is None:  # withdrawn meanwhile
                 continue
-            if not isinstance(result, Found):
+            if not isinstance(result, Prediction):
                 self._refuse(key, result)
                 continue
             queue_s = computing.began - image.arrived
-            answer = _answer(key[1], result, queue_s, done.seconds, computing.lowered[index])
+            answer = Answer(key[1], result, queue_s, done.seconds, computing.lowered[index])
             self.outbox.answer(key[0], answer)
             if (hold := computing.orders[index].hold) is not None:
                 self._agreement.answered(Check(peer, hold, result.classes[0], result.keep_ratio))
@@ -356,29 +356,13 @@ class Dispatcher:
         return max(0.0, due - now)
 
 
-def _at_its_ratio(record: Record, taken: Taken) -> tuple[Ask, Lowered | None]:
+def _at_its_ratio(ask: Ask, taken: Taken) -> tuple[Ask, Lowered | None]:
     """What is asked, at the ratio that the scheduler's depth stands for, and why that is a lower one."""
-    ask = record.ask
     asked = ask.pruning.keep_ratio
-    ratio = ratios(asked, record.min_keep_ratio)[taken.depth]
+    ratio = ratios(asked, ask.min_keep_ratio)[taken.depth]
     if ratio == asked:
         return ask, None
-    lowered = msgspec.structs.replace(ask, pruning=replace(ask.pruning, keep_ratio=ratio))
-    return lowered, "deadline" if taken.by_deadline else "brown-out"
-
-
-def _answer(number: int, found: Found, queue_s: float, compute_s: float, lowered: Lowered | None) -> Answer:
-    return Answer(
-        id=number,
-        classes=found.classes,
-        scores=found.scores,
-        kept_counts=found.kept_counts,
-        keep_ratio=found.keep_ratio,
-        compute=found.compute,
-        runs=found.runs,
-        queue_s=queue_s,
-        compute_s=compute_s,
-        lowered=lowered,
-        kept=found.kept,
-        logits=found.logits,
+    lowered = msgspec.structs.replace(
+        ask, pruning=replace(ask.pruning, keep_ratio=ratio), min_keep_ratio=None
     )
+    return lowered, "deadline" if taken.by_deadline else "brown-out"

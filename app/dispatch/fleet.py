@@ -13,7 +13,7 @@ from app.dispatch.policy.scheduler import Scheduler
 from app.dispatch.policy.shares import tokens
 from app.messages import to_worker
 from app.messages.capacity import Measured, Work
-from app.messages.image import Found, Lowered
+from app.messages.image import Lowered, Prediction
 from app.messages.model import ModelInfo
 from app.messages.to_dispatcher import Done, Worker
 from app.messages.to_front_end import Load, WorkerState
@@ -123,9 +123,9 @@ class Fleet:
         images, member, lane = len(done.results), self.members[peer], self.scheduler.workers[peer]
         if done.at_once == images:
             member.budget.fitted()
-            found = [result for result in done.results if isinstance(result, Found)]
-            if len(found) == images and done.seconds > 0:  # what it cost is known of all
-                work = Work(images, sum(result.compute for result in found))
+            predictions = [result for result in done.results if isinstance(result, Prediction)]
+            if len(predictions) == images and done.seconds > 0:  # what it cost is known of all
+                work = Work(images, sum(one.compute for one in predictions))
                 error = self.predictions.observe(peer, Measured(batch.threads, work, done.seconds))
                 metrics.PREDICTION_ERROR.observe(abs(error))
         elif done.memory_was_short:

@@ -15,7 +15,6 @@ class Question:
     ask: Ask
     deadline_s: float
     own_deadline: bool = False
-    min_keep_ratio: float | None = None
     caller: str = ""
     priority: Priority = "normal"
 
@@ -42,7 +41,6 @@ def record_of(question: Question, number: int, slot: Slot, deadline_s: float) ->
         ask=question.ask,
         deadline_s=deadline_s,
         own_deadline=question.own_deadline,
-        min_keep_ratio=question.min_keep_ratio,
         caller=question.caller,
         priority=question.priority,
     )

@@ -7,10 +7,9 @@ import msgspec
 import numpy as np
 from jaxtyping import UInt8
 
-from app.dispatch.answers import Classified
-from app.inference.options import MaskFormat
-from app.inference.resolved_options import ResolvedOptions
+from app.inference.options import ImageOptions
 from app.inference.results import image_result
+from app.messages.image import Ask, Lowered, Prediction
 from app.messages.model import ModelInfo
 
 WARNINGS_HEADER = "Image-Warnings"
@@ -27,22 +26,22 @@ _LONGEST_HEADER = 1000
 
 
 def result_json(
-    classified: Classified,
+    prediction: Prediction,
     model: ModelInfo,
     *,
-    resolved: ResolvedOptions,
-    mask: MaskFormat,
-    every_stage: bool,
+    options: ImageOptions,
+    ask: Ask,
+    lowered: Lowered | None,
     picture: UInt8[np.ndarray, "height width 3"] | None,
     warnings: Sequence[str],
 ) -> bytes:
     """The result of one image as JSON."""
     result = image_result(
-        classified,
+        prediction,
         model,
-        resolved=resolved,
-        mask=mask,
-        every_stage=every_stage,
+        options=options,
+        ask=ask,
+        lowered=lowered,
         picture=picture,
         warnings=warnings,
     )

@@ -15,7 +15,6 @@ from starlette.types import Scope
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import Take
-from app.dispatch.answers import Classified
 from app.dispatch.policy.smoothed import Smoothed
 from app.dispatch.questions import Expected, Question
 from app.dispatch.slot import Slot
@@ -25,12 +24,13 @@ from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of, max_priority_of
 from app.http.client_gone import unless_gone
+from app.inference.asks import ask_of, requested_keep_ratio
 from app.inference.expected import deadline_s_of, expected
 from app.inference.options import ImageOptions
-from app.inference.resolved_options import ResolvedOptions, resolve
 from app.inference.results import check_numbers
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
+from app.messages.to_front_end import Answer
 from app.priority import Priority
 from app.settings.settings import Settings
 from app.telemetry import metrics, tracing
@@ -68,7 +68,7 @@ class Engines(Protocol):
     def slot(self) -> AbstractContextManager[Slot]:
         """Around an image's decoding and its question: where its pixels are to be written."""
 
-    async def classify(self, question: Question, slot: Slot) -> Classified:
+    async def classify(self, question: Question, slot: Slot) -> Answer:
         """Answer the image in that slot or raise a Problem."""
 
 
@@ -89,11 +89,11 @@ class RequestedImage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AnsweredImage:
-    """What was asked of one image, and what was found in it. ``warnings``: what its sender should know of how
-    it was read. ``picture``: what the model saw, where a mask is to be drawn over it."""
+    """What was asked of one image, and its answer. ``warnings``: what its sender should know of how it was
+    read. ``picture``: what the model saw, where a mask is to be drawn over it."""
 
-    resolved: ResolvedOptions
-    classified: Classified
+    ask: Ask
+    answer: Answer
     decode_s: float
     warnings: tuple[str, ...] = ()
     picture: UInt8[np.ndarray, "height width 3"] | None = None
@@ -130,7 +130,7 @@ class Classification:
     def expected(self, options: ImageOptions, model: ModelInfo, highest: Priority) -> Expected:
         """What is known of an image before it has come, but for its caller, who may ask for no priority
         above ``highest``. Raises InvalidValue or PriorityNotAllowed."""
-        return expected(options, resolve(options, self._settings, model), self._settings, model, highest)
+        return expected(options, ask_of(options, self._settings, model), self._settings, model, highest)
 
     def refusal(self, expected: Expected, gone_s: float) -> Problem | None:
         """What the workers are known to answer to such an image, whose request came so long ago; None where
@@ -182,11 +182,11 @@ class Classification:
         self, image: RequestedImage, index: int, model: ModelInfo, scope: Scope, *, logits: bool
     ) -> AnsweredImage:
         try:
-            resolved = resolve(image.options, self._settings, model)
-            if resolved.keep_ratio is not None:
-                metrics.REQUESTED_KEEP_RATIO.observe(resolved.keep_ratio)
+            ask = ask_of(image.options, self._settings, model, logits=logits)
+            if isinstance(ratio := requested_keep_ratio(image.options, ask), float):
+                metrics.REQUESTED_KEEP_RATIO.observe(ratio)
             highest = max_priority_of(scope, self._settings)
-            known = expected(image.options, resolved, self._settings, model, highest, caller=caller_of(scope))
+            known = expected(image.options, ask, self._settings, model, highest, caller=caller_of(scope))
             if seconds_since(scope) >= known.deadline_s:
                 raise _passed_on_the_way(known.deadline_s)
             with self._engines.slot() as slot:
@@ -195,19 +195,19 @@ class Classification:
                 wants_picture = image.options.mask == "png"
                 if wants_picture:
                     share_of(scope).take(slot.size)  # kept until the answer is written
-                question = self._question(image.options, resolved, known, model, scope, logits=logits)
-                classified = await self._engines.classify(question, slot)
+                question = self._question(image.options, ask, known, scope)
+                answer = await self._engines.classify(question, slot)
                 picture = slot.copy() if wants_picture else None
-            found = classified.answer
-            check_numbers(classified, model)
-            tracing.phase("queue", index, found.queue_s, ended_s_ago=found.compute_s)
+            found = answer.prediction
+            check_numbers(found, model)
+            tracing.phase("queue", index, answer.queue_s, ended_s_ago=answer.compute_s)
             tracing.phase(
-                "compute", index, found.compute_s, keep_ratio=found.keep_ratio, compute=found.compute
+                "compute", index, answer.compute_s, keep_ratio=found.keep_ratio, compute=found.compute
             )
         except Problem as problem:
             problem.image = index
             raise
-        return AnsweredImage(resolved, classified, decode_s, warnings, picture)
+        return AnsweredImage(ask, answer, decode_s, warnings, picture)
 
     async def _decoded(
         self, image: RequestedImage, model: ModelInfo, known: Expected, slot: Slot, scope: Scope
@@ -226,30 +226,15 @@ class Classification:
         return warnings, decode_s
 
     @staticmethod
-    def _question(
-        options: ImageOptions,
-        resolved: ResolvedOptions,
-        known: Expected,
-        model: ModelInfo,
-        scope: Scope,
-        *,
-        logits: bool,
-    ) -> Question:
+    def _question(options: ImageOptions, ask: Ask, known: Expected, scope: Scope) -> Question:
         """What the dispatcher is asked of a decoded image. Raises DeadlinePassed."""
         left_s = known.deadline_s - seconds_since(scope)
         if left_s <= 0:
             raise DeadlinePassed("the deadline passed while the image was being decoded")
         return Question(
-            ask=Ask(
-                resolved.pruning,
-                min(options.top_k, len(model.labels)),
-                resolved.margin,
-                kept_patches=options.mask != "none",
-                logits=logits,
-            ),
+            ask=ask,
             deadline_s=left_s,
             own_deadline=options.deadline_ms is not None,
-            min_keep_ratio=resolved.min_keep_ratio,
             caller=known.caller,
             priority=known.priority,
         )

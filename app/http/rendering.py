@@ -24,14 +24,14 @@ def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, flo
     total_s = seconds_since(scope)
     timings = {
         "decode": longest([image.decode_s for image in answered]),
-        "queue": longest([image.classified.answer.queue_s for image in answered]),
-        "compute": longest([image.classified.answer.compute_s for image in answered]),
+        "queue": longest([image.answer.queue_s for image in answered]),
+        "compute": longest([image.answer.compute_s for image in answered]),
         "total": longest([total_s]),
     }
     for image in answered:
         metrics.labelled(metrics.PHASE_SECONDS, "decode").observe(image.decode_s)
-        metrics.labelled(metrics.PHASE_SECONDS, "queue").observe(image.classified.answer.queue_s)
-        metrics.labelled(metrics.PHASE_SECONDS, "compute").observe(image.classified.answer.compute_s)
+        metrics.labelled(metrics.PHASE_SECONDS, "queue").observe(image.answer.queue_s)
+        metrics.labelled(metrics.PHASE_SECONDS, "compute").observe(image.answer.compute_s)
         metrics.labelled(metrics.PHASE_SECONDS, "total").observe(total_s)
     return timings
 
@@ -48,17 +48,17 @@ async def results_of(
     tasks = [
         partial(
             result_json,
-            answer.classified,
+            one.answer.prediction,
             model,
-            resolved=answer.resolved,
-            mask=image.options.mask,
-            every_stage=image.options.mask_stages,
-            picture=answer.picture,
-            warnings=answer.warnings,
+            options=image.options,
+            ask=one.ask,
+            lowered=one.answer.lowered,
+            picture=one.picture,
+            warnings=one.warnings,
         )
-        for image, answer in zip(images, answered, strict=True)
+        for image, one in zip(images, answered, strict=True)
     ]
-    labels = sum(len(answer.classified.answer.classes) for answer in answered)
+    labels = sum(len(one.answer.prediction.classes) for one in answered)
     if labels <= _MOST_LABELS_AT_ONCE and all(image.options.mask == "none" for image in images):
         return [task() for task in tasks]
     caller = caller_of(scope)

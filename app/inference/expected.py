@@ -6,7 +6,7 @@ from app.dispatch.policy.shares import shares
 from app.dispatch.questions import Expected
 from app.errors import PriorityNotAllowed
 from app.inference.options import ImageOptions
-from app.inference.resolved_options import ResolvedOptions
+from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.priority import Priority, up_to
 from app.settings.limits import LimitSettings
@@ -35,7 +35,7 @@ def deadline_s_of(options: ImageOptions, settings: LimitSettings) -> float:
 
 def expected(
     options: ImageOptions,
-    resolved: ResolvedOptions,
+    ask: Ask,
     settings: LimitSettings,
     model: ModelInfo,
     highest: Priority,
@@ -44,7 +44,7 @@ def expected(
     """What is known of an image before it is decoded. Its caller may ask for no priority above ``highest``.
     Raises PriorityNotAllowed."""
     return Expected(
-        share=shares(model, resolved.pruning, resolved.margin, resolved.min_keep_ratio)[-1],
+        share=shares(model, ask)[-1],
         deadline_s=deadline_s_of(options, settings),
         wait_limit_s=settings.max_queue_s if options.deadline_ms is None else math.inf,
         caller=caller,

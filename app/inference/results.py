@@ -8,61 +8,62 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from app.dispatch.answers import Classified
 from app.errors import InternalFault
-from app.inference.options import MaskFormat
-from app.inference.resolved_options import ResolvedOptions
+from app.inference.asks import requested_keep_ratio
+from app.inference.options import ImageOptions, MaskFormat
+from app.messages.image import Ask, Lowered, Prediction
 from app.messages.model import ModelInfo
 from models.pictures import cells_of, dimmed, png_of
 
 
 def image_result(
-    classified: Classified,
+    prediction: Prediction,
     model: ModelInfo,
     *,
-    resolved: ResolvedOptions,
-    mask: MaskFormat,
-    every_stage: bool,
+    options: ImageOptions,
+    ask: Ask,
+    lowered: Lowered | None = None,
     picture: UInt8[np.ndarray, "height width 3"] | None,
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """One ImageResult of the schemas, as plain data. ``picture``: what the model saw, for a mask as PNG."""
-    answer, pruning = classified.answer, resolved.pruning
+    """One ImageResult of the schemas, as plain data. ``ask``: what became of the ``options``. ``picture``:
+    what the model saw, for a mask as PNG."""
+    pruning, mask = ask.pruning, options.mask
     total = model.architecture.patches
     result: dict[str, Any] = {
         "labels": [
             {"index": index, "label": model.labels[index], "score": score}
-            for index, score in zip(answer.classes, answer.scores, strict=True)
+            for index, score in zip(prediction.classes, prediction.scores, strict=True)
         ],
-        "keep_ratio": answer.keep_ratio,
-        "requested_keep_ratio": resolved.requested,
-        "lowered": answer.lowered,
+        "keep_ratio": prediction.keep_ratio,
+        "requested_keep_ratio": requested_keep_ratio(options, ask),
+        "lowered": lowered,
         "criterion": None if pruning.reducer == "merge" else pruning.criterion,
         "reducer": pruning.reducer,
         "patches": {
             "total": total,
-            "kept": answer.kept_counts[-1] if answer.kept_counts else total,
-            "per_stage": list(answer.kept_counts),
+            "kept": prediction.kept_counts[-1] if prediction.kept_counts else total,
+            "per_stage": list(prediction.kept_counts),
             "grid": list(model.architecture.grid),
         },
-        "compute": round(answer.compute, 6),
-        "runs": answer.runs,
+        "compute": round(prediction.compute, 6),
+        "runs": prediction.runs,
     }
     if mask != "none":
-        stages = list(zip(model.method.stages.blocks, classified.kept, strict=True))
+        stages = list(zip(model.method.stages.blocks, prediction.kept_patches, strict=True))
         result["mask"] = [
             {"block": block + 1, mask: _render(mask, kept, model, picture)}
-            for block, kept in (stages if every_stage else stages[-1:])
+            for block, kept in (stages if options.mask_stages else stages[-1:])
         ]
     if warnings:
         result["warnings"] = list(warnings)
     return result
 
 
-def check_numbers(classified: Classified, model: ModelInfo) -> None:
+def check_numbers(prediction: Prediction, model: ModelInfo) -> None:
     """Raises InternalFault for NaN and infinity: JSON has neither, and binary tensors would hide them."""
-    logits = classified.logits
-    if all(map(math.isfinite, classified.answer.scores)) and (logits is None or np.isfinite(logits).all()):
+    logits = prediction.all_logits
+    if all(map(math.isfinite, prediction.scores)) and (logits is None or np.isfinite(logits).all()):
         return
     raise InternalFault(
         f"the network's scores for this image are not numbers: {model.name} overflows in {model.dtype}; "

@@ -1,8 +1,11 @@
-"""What is asked of one image, and what a worker finds for it."""
+"""What is asked of one image, and what came out for it: the same from HTTP or the command line to the network
+and back."""
 
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
+from jaxtyping import Float32, UInt16
 from msgspec import Meta
 
 from models.schedule import Pruning
@@ -16,8 +19,9 @@ Lowered = Literal["brown-out", "deadline"]
 class Ask(msgspec.Struct, frozen=True, array_like=True):
     """How one image is to be classified.
 
-    With a ``margin`` it is run again unpruned where the first run is unsure: see
-    models.classifier.ImageRequest.
+    ``top_k``: labels, best first. ``kept_patches``, ``logits``: whether these are wanted, too. With a
+    ``margin`` it is run again unpruned where its first label's probability is no more than that above the
+    second one's (see models.cascade). With a ``min_keep_ratio`` the dispatcher may lower the ratio to it.
     """
 
     pruning: Pruning  # checks itself, when it is decoded too
@@ -25,17 +29,26 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     margin: Annotated[float, Meta(ge=0, le=1)] | None = None
     kept_patches: bool = False
     logits: bool = False
+    min_keep_ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.margin is not None and self.pruning.keep_mass is not None:
             raise ValueError("a cascade's first run goes by keep_ratio, not by keep_mass")
+        if self.min_keep_ratio is None:
+            return
+        if self.margin is not None or self.pruning.keep_mass is not None:
+            raise ValueError("only a keep_ratio can be lowered")
+        if self.min_keep_ratio > self.pruning.keep_ratio:
+            raise ValueError("min_keep_ratio is above keep_ratio")
 
 
-class Found(msgspec.Struct, frozen=True, array_like=True):
-    """A worker's result for one image: see models.classifier.Prediction.
+class Prediction(msgspec.Struct, frozen=True, array_like=True):
+    """What came out for one image.
 
-    ``kept``: little-endian uint16 for each stage, if the kept patches were asked for. ``logits``:
-    little-endian float32, if they were asked for.
+    ``classes`` and ``scores`` (softmax probabilities) of the top_k labels, best first. ``kept_counts[s]``:
+    patches left after stage s. ``keep_ratio``: the ratio that was applied (what a keep_mass came to; 1 where
+    the image was run again unpruned). ``compute``: share of the unpruned model's MACs, of all ``runs``, 1 or
+    2. ``kept`` and ``logits`` are the bytes of `kept_patches` and `all_logits`.
     """
 
     classes: list[int]
@@ -46,3 +59,15 @@ class Found(msgspec.Struct, frozen=True, array_like=True):
     runs: int
     kept: tuple[bytes, ...] = ()
     logits: bytes | None = None
+
+    @property
+    def kept_patches(self) -> tuple[UInt16[np.ndarray, " kept"], ...]:
+        """Of each stage, the indices of the patches left after it, ascending, row by row in the patch grid;
+        none where they were not asked for. Raises ValueError for bytes that are no such numbers."""
+        return tuple(np.frombuffer(stage, "<u2") for stage in self.kept)
+
+    @property
+    def all_logits(self) -> Float32[np.ndarray, " classes"] | None:
+        """The logits of all classes in their order; None where they were not asked for. Raises ValueError for
+        bytes that are no such numbers."""
+        return None if self.logits is None else np.frombuffer(self.logits, "<f4")

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from app.messages.capacity import Limits, Measured
-from app.messages.image import Ask, Fault, Found
+from app.messages.image import Ask, Fault, Prediction
 from app.messages.model import ModelInfo
 from app.priority import Priority
 
@@ -23,9 +23,9 @@ class FrontEnd(msgspec.Struct, frozen=True, tag=True):
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """One image to classify.
 
-    Its pixels, ``size`` bytes, are in the slot. With a ``min_keep_ratio`` the dispatcher may lower the ratio
-    to it. ``caller`` is whose share of the workers it takes. ``own_deadline``: the deadline was asked for,
-    and is not the server's default. ``again``: an earlier dispatcher had accepted it.
+    Its pixels, ``size`` bytes, are in the slot. ``caller`` is whose share of the workers it takes.
+    ``own_deadline``: the deadline was asked for, and is not the server's default. ``again``: an earlier
+    dispatcher had accepted it.
     """
 
     id: int
@@ -34,7 +34,6 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     ask: Ask
     deadline_s: float
     own_deadline: bool = False
-    min_keep_ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
     caller: str = ""
     priority: Priority = "normal"
     again: bool = False
@@ -42,12 +41,6 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     def __post_init__(self) -> None:
         if math.isnan(self.deadline_s):
             raise ValueError("a deadline must be a number")
-        if self.min_keep_ratio is None:
-            return
-        if self.ask.margin is not None or self.ask.pruning.keep_mass is not None:
-            raise ValueError("only a keep_ratio can be lowered")
-        if self.min_keep_ratio > self.ask.pruning.keep_ratio:
-            raise ValueError("min_keep_ratio is above keep_ratio")
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -83,7 +76,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     """
 
     batch: int
-    results: list[Found | Fault]
+    results: list[Prediction | Fault]
     seconds: float
     at_once: int
     memory_was_short: bool = False

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from app.messages.image import Fault, Lowered
+from app.messages.image import Fault, Lowered, Prediction
 from app.messages.model import ModelInfo
 from app.priority import Priority
 
@@ -78,21 +78,14 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """One classified image: see app.messages.image.Found. ``lowered``: why its ratio is below the asked one,
-    None if it is not."""
+    """One classified image. ``queue_s`` and ``compute_s``: how long it waited and was computed. ``lowered``:
+    why its ratio is below the asked one, None if it is not."""
 
     id: int
-    classes: list[int]
-    scores: list[float]
-    kept_counts: tuple[int, ...]
-    keep_ratio: float
-    compute: float
-    runs: int
+    prediction: Prediction
     queue_s: float
     compute_s: float
     lowered: Lowered | None = None
-    kept: tuple[bytes, ...] = ()
-    logits: bytes | None = None
 
 
 class Refuse(msgspec.Struct, frozen=True, array_like=True):

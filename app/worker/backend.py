@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from app.messages.capacity import Limits, Measured
-from app.messages.image import Ask, Found
+from app.messages.image import Ask, Prediction
 from app.messages.model import ModelInfo
 
 
@@ -36,7 +36,7 @@ class Backend(Protocol):
     def load(self) -> Loaded:
         """Load and warm up; an exception ends the worker."""
 
-    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
         """One result for each job, in order. Called from compute threads only."""
 
     def memory_bytes(self) -> int:

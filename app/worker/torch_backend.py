@@ -12,15 +12,16 @@ import numpy as np
 import torch
 
 from app.messages.capacity import Limits
-from app.messages.image import Found
+from app.messages.image import Prediction
 from app.messages.model import MOST_PATCHES
 from app.messages.pixels import copy_pixels
 from app.settings.settings import Settings
 from app.worker.backend import Job, Loaded
+from app.worker.classifying import classify
 from app.worker.learned import Learned, recall, remember
 from app.worker.loading import describe, load_model
 from app.worker.warm_up import time_batches
-from models.classifier import Classifier, ImageRequest, Prediction
+from models.classifier import Classifier, ImageRequest
 from models.kernels import make_kernels
 from models.load import ModelError
 from models.pruned_vit import check_against_timm
@@ -81,22 +82,18 @@ class TorchBackend:
         gc.freeze()  # what is there now stays: no looking for garbage in it while batches wait
         return Loaded(info, self.limits, learned.measured)
 
-    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
         """One result for each job, in order. The pixels are copied once, to where the device takes them."""
         # The number is kept per calling thread by OpenMP: each stream sets its own.
         torch.set_num_threads(threads)
-        requests = [
-            ImageRequest(ask.pruning, ask.top_k, ask.kept_patches, ask.margin, ask.logits)
-            for ask in (job.ask for job in jobs)
-        ]
         with self._stream():
             pixels = self._room_for(len(jobs))
             rows = pixels.numpy().reshape(len(jobs), -1)
             for row, job in zip(rows, jobs, strict=True):
                 copy_pixels(row, job.pixels)
-            predictions = self._classifier.classify(pixels, requests)
+            predictions = classify(self._classifier, pixels, [job.ask for job in jobs])
         self._hand_on()
-        return [_found(prediction) for prediction in predictions]
+        return predictions
 
     def memory_bytes(self) -> int:
         """The process's resident memory on a CPU, else what PyTorch has allocated on the device."""
@@ -146,16 +143,3 @@ class TorchBackend:
         learned, self._to_hand_on = self._to_hand_on, None
         if learned is not None and self.learned is not None:
             remember(self.learned, learned)
-
-
-def _found(prediction: Prediction) -> Found:
-    return Found(
-        classes=prediction.classes.tolist(),
-        scores=prediction.scores.tolist(),
-        kept_counts=prediction.kept_counts,
-        keep_ratio=prediction.keep_ratio,
-        compute=prediction.compute,
-        runs=prediction.runs,
-        kept=tuple(stage.astype("<u2").tobytes() for stage in prediction.kept or ()),
-        logits=None if prediction.logits is None else prediction.logits.astype("<f4").tobytes(),
-    )

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 import numpy as np
 from jaxtyping import UInt8
 
-from app.messages.image import Ask, Found
+from app.messages.image import Ask, Prediction
 from app.messages.slots import ReadSlot
 from app.messages.to_dispatcher import Alive, Checked, Done, Worker
 from app.messages.to_worker import Batch, Check
@@ -46,7 +46,7 @@ MOST_HELD = 4  # images whose pixels are kept to be run again
 _CHECKED = Ask(pruning=UNPRUNED, top_k=1)
 _FAULTS = {
     "engine-fault": "computing it alone failed, though a blank image can be computed",
-    "no-number": "its scores are no finite numbers",
+    "no-number": "its scores are not finite numbers",
 }
 
 
@@ -221,7 +221,7 @@ class WorkerLoop:
             with self._watched:
                 self._progress.ended(id(batch), batch.tokens, seconds)
         for order, job, result in zip(batch.images, jobs, computed.results, strict=True):
-            if order.hold is not None and isinstance(result, Found) and result.keep_ratio < 1:
+            if order.hold is not None and isinstance(result, Prediction) and result.keep_ratio < 1:
                 self._held.append((order.hold, job.pixels.copy()))
         connection.send(
             Done(batch.number, computed.results, seconds, computed.at_once, computed.memory_was_short)
@@ -235,20 +235,20 @@ class WorkerLoop:
         label: int | None = None
         if pixels is not None:
             try:
-                (found,) = self._backend.classify([Job(_CHECKED, pixels)], 1)
-                label = found.classes[0]
+                (prediction,) = self._backend.classify([Job(_CHECKED, pixels)], 1)
+                label = prediction.classes[0]
             except Exception:
                 log.exception("an image that was to be run again unpruned failed")
         connection.send(Checked(check.hold, label))
 
 
-def _tell_of_faults(batch: Batch, computed: Computed[Found]) -> None:
+def _tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
     """In the log: which images have no result, and what was raised."""
     images = len(batch.images)
     for error in computed.errors:
         log.error("computing a batch of %d images failed:\n%s", images, error.rstrip())
     for order, result in zip(batch.images, computed.results, strict=True):
-        if not isinstance(result, Found) and result in _FAULTS:
+        if not isinstance(result, Prediction) and result in _FAULTS:
             metrics.IMAGES_FAILED.labels(result).inc()
             log.error(
                 "one image of a batch of %d is refused (%s), the others are answered; it asked for %s",

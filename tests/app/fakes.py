@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from app.decoding.pool import InExecutor
-from app.dispatch.client import Classified, Expected, Question, Slot
+from app.dispatch.client import Expected, Question, Slot
 from app.errors import NotReady, Problem
+from app.messages.image import Lowered, Prediction
 from app.messages.model import ModelInfo
 from app.messages.to_front_end import Answer
 from models.cascade import Cascade, second_run_compute
@@ -175,7 +176,7 @@ class FakeEngines:
     def slot(self) -> Iterator[Slot]:
         yield FakeSlot()
 
-    async def classify(self, question: Question, slot: Slot) -> Classified:
+    async def classify(self, question: Question, slot: Slot) -> Answer:
         number = len(self.questions)
         asked = Asked.about(question, slot.copy())
         self.questions.append(asked)
@@ -196,21 +197,18 @@ class FakeEngines:
         scores = [0.5 ** (place + 1) for place in range(question.ask.top_k)]
         if self.overflows:
             scores = [math.nan] * question.ask.top_k
-        answer = Answer(
-            id=number,
+        prediction = Prediction(
             classes=list(range(question.ask.top_k)),
             scores=scores,
             kept_counts=tuple(len(stage) for stage in kept),
             keep_ratio=ratio,
             compute=cost(question.ask.pruning, runs),
             runs=runs,
-            queue_s=QUEUE_S,
-            compute_s=COMPUTE_S,
-            lowered=None if self.lowers_to is None else "brown-out",
+            kept=tuple(np.array(stage, "<u2").tobytes() for stage in kept if question.ask.kept_patches),
+            logits=np.array(LOGITS, "<f4").tobytes() if question.ask.logits else None,
         )
-        stages = tuple(np.array(stage, np.uint16) for stage in kept) if question.ask.kept_patches else ()
-        logits = np.array(LOGITS, np.float32) if question.ask.logits else None
-        return Classified(answer, stages, logits)
+        lowered: Lowered | None = None if self.lowers_to is None else "brown-out"
+        return Answer(number, prediction, QUEUE_S, COMPUTE_S, lowered)
 
 
 class TroubledDecoders(InExecutor):

@@ -1,5 +1,6 @@
 """Who imports whom: the contracts of pyproject.toml, and what a process has loaded in the end."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -89,6 +90,35 @@ def test_the_import_contracts_hold() -> None:
     assert ended.returncode == 0, ended.stdout
     assert " 0 broken" in ended.stdout
     assert "the scheduler is pure policy KEPT" in ended.stdout
+
+
+def test_six_types_carry_a_keep_ratio_from_the_request_to_the_answer() -> None:
+    """Who needs more than these holds one of them: what is asked and what came out is written down once."""
+    ratios = {"keep_ratio", "min_keep_ratio", "pruning"}
+    rooms = [ROOT / "app" / room for room in ("http", "inference", "dispatch", "messages", "worker")]
+    modules = [path for room in rooms for path in room.rglob("*.py")]
+    modules += [ROOT / "models" / name for name in ("schedule.py", "classifier.py")]
+    carrying = [
+        f"{path.parent.name}.{path.stem}.{node.name}"
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(part, ast.AnnAssign) and ast.unparse(part.target) in ratios for part in node.body)
+    ]
+    on_the_way = [
+        "inference.options.ImageOptions",  # the request, parsed
+        "messages.image.Ask",  # what it asks of the network
+        "models.schedule.Pruning",  # the part of that which the network is pruned by
+        "models.classifier.Prediction",  # what the network found, in arrays
+        "messages.image.Prediction",  # the same as it is told
+        "http.schemas.ImageResult",  # the answer, as it is documented
+    ]
+    beside = [
+        "http.schemas.CascadeDescription",  # of the model
+        "models.classifier.ImageRequest",  # an Ask, for whoever uses the network without a server
+        "policy.agreement.Check",  # an image that has been answered
+    ]
+    assert sorted(carrying) == sorted(on_the_way + beside)
 
 
 def test_nobody_imports_tests_or_benchmarks() -> None:

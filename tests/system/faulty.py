@@ -62,7 +62,7 @@ def worker() -> None:
     import signal
 
     from app.messages.capacity import Limits
-    from app.messages.image import Found
+    from app.messages.image import Prediction
     from app.settings.settings import Settings
     from app.worker.backend import Job, Loaded
     from app.worker.process import WorkerArgs, main, make_loop
@@ -83,7 +83,7 @@ def worker() -> None:
             limits = Limits(batch_tokens=100, threads=2, streams=2)
             return Loaded(MODEL, limits, measured(limits))
 
-        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
             colours = [tuple(job.pixels[:3].tolist()) for job in jobs]
             time.sleep(float((folder / SECONDS_PER_BATCH).read_text()))
             if KILLS in colours:

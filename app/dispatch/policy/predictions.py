@@ -87,7 +87,7 @@ class Predictions:
         """The image as the scheduler knows it, with what it is predicted to cost."""
         at_depths, weights = _weights_of(info, record)
         limit_s = math.inf if record.own_deadline else self.scheduler.limits.wait_s
-        if record.min_keep_ratio is None:  # it cannot be lowered: all depths are alike
+        if record.ask.min_keep_ratio is None:  # it cannot be lowered: all depths are alike
             seconds = (self.in_batch.at(at_depths[0]),) * DEPTHS
             alone_s = (self.alone.at(at_depths[0]),) * DEPTHS
         else:
@@ -127,7 +127,7 @@ class Predictions:
 
 
 def _weights_of(info: ModelInfo, record: Record) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    at_depths = shares(info, record.ask.pruning, record.ask.margin, record.min_keep_ratio)
+    at_depths = shares(info, record.ask)
     arch = info.architecture
     return at_depths, _tokens_of(arch.patches + arch.prefix_tokens, at_depths)
 

@@ -3,24 +3,24 @@
 from functools import lru_cache
 
 from app.dispatch.policy.brown_out import DEPTHS, ratios
+from app.messages.image import Ask
 from app.messages.model import ModelInfo
-from models.schedule import Architecture, Pruning, Reducer, Stages, compute
+from models.schedule import Architecture, Reducer, Stages, compute
 
 
-def shares(
-    info: ModelInfo, pruning: Pruning, margin: float | None, min_keep_ratio: float | None
-) -> tuple[float, ...]:
+def shares(info: ModelInfo, ask: Ask) -> tuple[float, ...]:
     """The share at every depth of a brown-out.
 
     What `keep_mass` will keep is not known yet: it counts as unpruned, the most that it can come to. A
     cascade counts as what its images cost on average when it was calibrated.
     """
-    if margin is not None and info.cascade is not None:
+    pruning = ask.pruning
+    if ask.margin is not None and info.cascade is not None:
         return (info.cascade.compute,) * DEPTHS
     if pruning.keep_mass is not None:
         return (1.0,) * DEPTHS
     arch, stages = info.architecture, info.method.stages
-    return _shares_of(arch, stages, pruning.keep_ratio, min_keep_ratio, pruning.reducer)
+    return _shares_of(arch, stages, pruning.keep_ratio, ask.min_keep_ratio, pruning.reducer)
 
 
 @lru_cache(maxsize=4096)

@@ -162,15 +162,16 @@ def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function]:
 
 def _labels(image: AnsweredImage, model: ModelInfo, function: Function) -> list[dict[str, Any]]:
     """The best classes. Softmax and sigmoid both rise with the logit, so their order is the same."""
-    answer, logits = image.classified.answer, image.classified.logits
+    prediction = image.answer.prediction
+    logits = prediction.all_logits
     if logits is None:
-        scores = answer.scores
+        scores = prediction.scores
     else:
         apply: Callable[[float], float] = _sigmoid if function == "sigmoid" else float
-        scores = [apply(logits[index]) for index in answer.classes]
+        scores = [apply(logits[index]) for index in prediction.classes]
     return [
         {"label": model.labels[index], "score": score}
-        for index, score in zip(answer.classes, scores, strict=True)
+        for index, score in zip(prediction.classes, scores, strict=True)
     ]
 
 

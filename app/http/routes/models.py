@@ -8,7 +8,7 @@ from app.http.classification import Engines, no_model_yet
 from app.http.paths import MODELS
 from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
-from app.inference.resolved_options import default_method
+from app.inference.asks import default_method
 from app.settings.model import ModelSettings
 from models.cascade import Cascade
 from models.schedule import CRITERIA, REDUCERS

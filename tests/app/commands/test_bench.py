@@ -12,9 +12,10 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from app.dispatch.client import Classified, Question, Slot
+from app.dispatch.client import Question, Slot
 from app.errors import QueueFull
 from app.main import create_app
+from app.messages.to_front_end import Answer
 from app.settings.settings import Settings
 from models.schedule import Pruning
 from tests.app.commands.conftest import Trimvit
@@ -116,7 +117,7 @@ def test_an_image_without_an_answer_is_a_timeout(
     """A word stands in place of a status. (The first image, which shows that it can be, is answered.)"""
     answer = engines.classify
 
-    async def only_the_first(question: Question, slot: Slot) -> Classified:
+    async def only_the_first(question: Question, slot: Slot) -> Answer:
         if engines.questions:
             await asyncio.sleep(60)
         return await answer(question, slot)

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.dispatch.client import Classified, DispatchClient
+from app.dispatch.client import DispatchClient
 from app.dispatch.dispatcher import Dispatcher
 from app.dispatch.policy.agreement import Agreement
 from app.dispatch.policy.batches import QueueLimits
@@ -26,7 +26,7 @@ from app.dispatch.server import Server
 from app.messages import to_dispatcher, to_front_end, to_worker
 from app.messages.capacity import Limits, Measured, Work
 from app.messages.frames import FrameReader, framed
-from app.messages.image import Ask, Found
+from app.messages.image import Ask, Prediction
 from app.messages.shared_memory import make_shared_memory
 from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotReader, SlotWriter
@@ -129,11 +129,11 @@ def hello(name: str = "worker-0", limits: Limits = ONE_STREAM, **changes: Any) -
     return Worker(**said)
 
 
-def found(asked: Ask, first: int, *, runs: int = 1, finite: bool = True) -> Found:
+def found(asked: Ask, first: int, *, runs: int = 1, finite: bool = True) -> Prediction:
     """A result whose first label is the number's."""
     ratio = applied_ratio(asked.pruning if runs == 1 else UNPRUNED)
     stages = kept_patches(ratio)
-    return Found(
+    return Prediction(
         classes=[(first + place) % 11 for place in range(asked.top_k)],
         scores=[0.5 ** (place + 1) if finite else float("nan") for place in range(asked.top_k)],
         kept_counts=tuple(len(stage) for stage in stages),
@@ -183,7 +183,7 @@ class FakeBackend:
         self.loads += 1
         return Loaded(MODEL, self.limits, measured(self.limits, self.image_s))
 
-    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+    def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
         if self.together is not None:
             self.together.wait(PATIENCE_S)
         numbers = [int(job.pixels[0]) for job in jobs]
@@ -215,7 +215,7 @@ class FakeBackend:
         """Pictures that were given to compute, in order."""
         return [number for _, number in self.seen]
 
-    def result(self, job: Job) -> Found:
+    def result(self, job: Job) -> Prediction:
         number = int(job.pixels[0])
         runs = 2 if job.ask.margin is not None and number in self.unsure else 1
         swayed = number in self.swayed and job.ask.pruning == UNPRUNED
@@ -504,18 +504,11 @@ class ScriptedDispatcher:
 
 
 def answer_to(asked: Record, **changes: object) -> Answer:
-    answer = Answer(
-        id=asked.id,
-        classes=[7],
-        scores=[0.75],
-        kept_counts=(15, 15),
-        keep_ratio=1.0,
-        compute=1.0,
-        runs=1,
-        queue_s=0.25,
-        compute_s=0.5,
-    )
-    return msgspec.structs.replace(answer, **changes)
+    """``changes`` may name fields of the Answer and of its Prediction."""
+    prediction = Prediction([7], [0.75], kept_counts=(15, 15), keep_ratio=1.0, compute=1.0, runs=1)
+    of_answer = {name: changes.pop(name) for name in Answer.__struct_fields__ if name in changes}
+    prediction = msgspec.structs.replace(prediction, **changes)
+    return msgspec.structs.replace(Answer(asked.id, prediction, queue_s=0.25, compute_s=0.5), **of_answer)
 
 
 @asynccontextmanager
@@ -560,20 +553,20 @@ async def ready_client(house: House, **options: Any) -> AsyncIterator[DispatchCl
         yield client
 
 
-async def ask(client: DispatchClient, asked: Asked) -> Classified:
+async def ask(client: DispatchClient, asked: Asked) -> Answer:
     """The answer to the question, with its pixels in a slot meanwhile."""
     with client.slot() as slot:
         slot.write(asked.pixels)
         return await client.classify(asked, slot)
 
 
-def asking(client: DispatchClient, asked: Asked) -> "asyncio.Task[Classified]":
+def asking(client: DispatchClient, asked: Asked) -> "asyncio.Task[Answer]":
     return asyncio.create_task(ask(client, asked))
 
 
 async def ask_behind(
     client: DispatchClient, backend: FakeBackend, first: Asked, *others: Asked
-) -> "list[asyncio.Task[Classified]]":
+) -> "list[asyncio.Task[Answer]]":
     """Ask all; the others wait while ``first`` is being computed, which a closed ``may_answer`` makes
     last."""
     backend.may_answer.clear()

@@ -7,42 +7,27 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.dispatch.answers import read_answer
-from app.messages.image import Ask
-from app.messages.to_front_end import Answer
+from app.dispatch.answers import check_prediction
+from app.messages.image import Ask, Prediction
 from models.schedule import UNPRUNED
 
 CLASSES = 11
-ANSWER = Answer(
-    id=1,
-    classes=[7, 0],
-    scores=[0.75, 0.125],
-    kept_counts=(3, 2),
-    keep_ratio=0.5,
-    compute=0.75,
-    runs=1,
-    queue_s=0.25,
-    compute_s=0.5,
+PREDICTION = Prediction(
+    classes=[7, 0], scores=[0.75, 0.125], kept_counts=(3, 2), keep_ratio=0.5, compute=0.75, runs=1
 )
 KEPT = (np.array([0, 5, 300], "<u2").tobytes(), np.array([5, 300], "<u2").tobytes())
 LOGITS = np.arange(CLASSES, dtype="<f4").tobytes()
 
 
-def with_arrays(answer: Answer, kept: tuple[bytes, ...], logits: bytes | None) -> Answer:
-    return msgspec.structs.replace(answer, kept=tuple(kept), logits=logits)
-
-
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("logits", [False, True])
-def test_a_sound_answer_is_read(kept: bool, logits: bool) -> None:
+def test_a_sound_prediction_is_believed(kept: bool, logits: bool) -> None:
     """With exactly what was asked for."""
-    answer = with_arrays(ANSWER, KEPT if kept else (), LOGITS if logits else None)
-    found = read_answer(answer, Ask(UNPRUNED, 2, kept_patches=kept, logits=logits), CLASSES)
-    assert found.answer is answer
-    assert [stage.tolist() for stage in found.kept] == ([[0, 5, 300], [5, 300]] if kept else [])
-    assert (found.logits is not None) == logits
-    if found.logits is not None:
-        assert found.logits.tolist() == list(range(CLASSES))
+    found = msgspec.structs.replace(PREDICTION, kept=KEPT if kept else (), logits=LOGITS if logits else None)
+    check_prediction(found, Ask(UNPRUNED, 2, kept_patches=kept, logits=logits), CLASSES)
+    assert [stage.tolist() for stage in found.kept_patches] == ([[0, 5, 300], [5, 300]] if kept else [])
+    of_all = found.all_logits
+    assert (None if of_all is None else of_all.tolist()) == (list(range(CLASSES)) if logits else None)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +55,6 @@ def test_an_answer_to_something_else_is_not_believed(
     changes: dict[str, Any], asked: dict[str, Any], words: str
 ) -> None:
     """Too many, too few, out of range, or no number: nothing of it may reach a client."""
-    answer = msgspec.structs.replace(ANSWER, **changes)
+    prediction = msgspec.structs.replace(PREDICTION, **changes)
     with pytest.raises(ValueError, match=words):
-        read_answer(answer, Ask(UNPRUNED, **{"top_k": 3, **asked}), CLASSES)
+        check_prediction(prediction, Ask(UNPRUNED, **{"top_k": 3, **asked}), CLASSES)

@@ -116,7 +116,7 @@ async def test_what_comes_before_a_worker_waits_for_it(house: House) -> None:
         with served(house, FakeBackend()):
             assert await model == MODEL
             answers = await asyncio.gather(*asked)
-    assert [answer.answer.classes[0] for answer in answers] == [2, 3]
+    assert [answer.prediction.classes[0] for answer in answers] == [2, 3]
 
 
 async def test_no_more_callers_wait_than_may(house: House) -> None:
@@ -216,10 +216,10 @@ async def test_a_question_and_its_answer_travel_whole(house: House) -> None:
         assert np.array_equal(pixels.reshape(HEIGHT, WIDTH, 3), noisy.transpose(2, 1, 0))
         answer = answer_to(record, kept_counts=(2, 1), kept=(b"\x01\x02\x03\x04", b"\x05\x00"))
         dispatcher.say(Outcomes([answer], []))
-        classified = await asked
-    assert classified.answer == answer
-    assert [stage.tolist() for stage in classified.kept] == [[513, 1027], [5]]
-    assert [stage.dtype for stage in classified.kept] == [np.uint16, np.uint16]
+        assert await asked == answer
+    kept = answer.prediction.kept_patches
+    assert [stage.tolist() for stage in kept] == [[513, 1027], [5]]
+    assert [stage.dtype for stage in kept] == [np.uint16, np.uint16]
     assert house.taken == 0
 
 
@@ -246,7 +246,7 @@ async def test_answers_in_any_order_reach_the_right_questions(house: House) -> N
         for record in reversed(records):
             dispatcher.answer(record, classes=[record.id])
         answers = await asyncio.gather(*asked)
-    assert [answer.answer.classes for answer in answers] == [[1], [2], [3], [4], [5]]
+    assert [answer.prediction.classes for answer in answers] == [[1], [2], [3], [4], [5]]
 
 
 async def test_nonsense_and_strays_are_passed_over(house: House, caplog: pytest.LogCaptureFixture) -> None:
@@ -261,7 +261,7 @@ async def test_nonsense_and_strays_are_passed_over(house: House, caplog: pytest.
         dispatcher.answer(record)
         dispatcher.answer(record, classes=[8])
         dispatcher.say(Outcomes([], [Refuse(record.id, "queue-full", 1.0)]))
-        assert (await asked).answer.classes == [7]
+        assert (await asked).prediction.classes == [7]
         assert client.model == MODEL
     assert caplog.text.count("the dispatcher sent what is no message") == 1, "the same again is not told"
 
@@ -277,7 +277,7 @@ async def test_an_answer_that_cannot_be_used_fails_its_image_only(
             dispatcher.answer(await dispatcher.next_record())
             with pytest.raises(InternalFault, match="cannot be used"):
                 await asked
-            assert (await other).answer.classes == [7]
+            assert (await other).prediction.classes == [7]
     assert caplog.text.count("a worker sent what is no answer to its image") == 1
 
 
@@ -319,7 +319,7 @@ async def test_a_full_queue_refuses(house: House) -> None:
                 await asked[2]
             backend.may_answer.set()
             first, second = await asyncio.gather(*asked[:2])
-    assert (first.answer.classes[0], second.answer.classes[0]) == (1, 2)
+    assert (first.prediction.classes[0], second.prediction.classes[0]) == (1, 2)
 
 
 async def test_without_a_free_slot_an_image_is_refused(house: House) -> None:
@@ -452,7 +452,7 @@ async def test_open_images_are_sent_to_the_dispatchers_successor(house: House) -
             answers = await asyncio.gather(asked[0], asked[2])
             assert successor.heard[0] == FrontEnd(0)
             assert successor.records.empty()
-    assert [answer.answer.classes for answer in answers] == [[4], [9]]
+    assert [answer.prediction.classes for answer in answers] == [[4], [9]]
     assert house.taken == 0
 
 
@@ -470,7 +470,7 @@ async def test_a_dispatcher_that_dies_costs_no_answer_and_no_load_of_the_model(h
             backend.may_answer.set()
             with running_dispatcher(house):
                 answers = await asyncio.gather(*asked)
-    assert [answer.answer.classes[0] for answer in answers] == [1, 2, 3]
+    assert [answer.prediction.classes[0] for answer in answers] == [1, 2, 3]
     assert backend.loads == 1
     assert house.taken == 0
 
@@ -487,10 +487,10 @@ async def test_what_a_worker_took_with_it_goes_to_another(house: House) -> None:
             asked = [asking(client, question(number)) for number in (1, 2)]
             assert await begun(stuck) == [1]
             with running_worker(house, other, "worker-1"):
-                assert (await asked[1]).answer.classes[0] == 2
+                assert (await asked[1]).prediction.classes[0] == 2
                 worker.stop()
                 stuck.may_answer.set()
-                assert (await asked[0]).answer.classes[0] == 1
+                assert (await asked[0]).prediction.classes[0] == 1
 
 
 async def test_two_workers_share_the_work(house: House) -> None:

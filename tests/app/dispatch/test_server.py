@@ -33,7 +33,7 @@ def test_an_image_goes_all_the_way(house: House) -> None:
         peer.submit(4)
         answer = peer.hear()
         assert isinstance(answer, Answer)
-        assert (answer.id, answer.classes[0]) == (4, 4)
+        assert (answer.id, answer.prediction.classes[0]) == (4, 4)
 
 
 def test_stop_finishes_what_was_accepted(house: House) -> None:

@@ -25,7 +25,7 @@ def test_a_floor_reaches_the_engines_and_the_answer_says_what_was_asked_and_appl
     engines.lowers_to = 0.5
     (result,) = classify(params={"keep_ratio": 0.9, "min_keep_ratio": 0.4}).json()["results"]
     (question,) = engines.questions
-    assert (question.ask.pruning, question.min_keep_ratio) == (Pruning(0.9, "mean"), 0.4)
+    assert (question.ask.pruning, question.ask.min_keep_ratio) == (Pruning(0.9, "mean"), 0.4)
     assert (result["requested_keep_ratio"], result["keep_ratio"]) == (0.9, 0.5)
     assert result["lowered"] == "brown-out"
 
@@ -33,7 +33,7 @@ def test_a_floor_reaches_the_engines_and_the_answer_says_what_was_asked_and_appl
 def test_without_a_floor_nothing_may_be_lowered(classify: Classify, engines: FakeEngines) -> None:
     """The ratio is the one that was asked for, and the answer has no reason."""
     (result,) = classify(params={"keep_ratio": 0.9}).json()["results"]
-    assert engines.questions[0].min_keep_ratio is None
+    assert engines.questions[0].ask.min_keep_ratio is None
     assert (result["requested_keep_ratio"], result["keep_ratio"], result["lowered"]) == (0.9, 0.9, None)
 
 
@@ -41,7 +41,7 @@ def test_a_floor_below_the_ratio_that_a_compute_stands_for(classify: Classify, e
     """A compute is a ratio in other words, and may be lowered like one."""
     (result,) = classify(params={"compute": 0.75, "min_keep_ratio": 0.1}).json()["results"]
     ratio = keep_ratio_for(ARCH, STAGES, 0.75)
-    assert engines.questions[0].min_keep_ratio == 0.1
+    assert engines.questions[0].ask.min_keep_ratio == 0.1
     assert result["requested_keep_ratio"] == ratio
 
 
@@ -58,7 +58,7 @@ def test_auto_asks_for_the_most_that_the_deadline_allows(
     params = {"keep_ratio": "auto", "deadline_ms": 5000, **({"min_keep_ratio": floor} if floor else {})}
     (result,) = classify(params=params).json()["results"]
     (question,) = engines.questions
-    assert (question.ask.pruning.keep_ratio, question.min_keep_ratio) == (1.0, sent)
+    assert (question.ask.pruning.keep_ratio, question.ask.min_keep_ratio) == (1.0, sent)
     assert question.own_deadline
     assert result["requested_keep_ratio"] == "auto"
     assert metric("trimvit_requested_keep_ratio_count") == before

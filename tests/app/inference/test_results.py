@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.dispatch.client import Classified
-from app.inference.resolved_options import ResolvedOptions
+from app.inference.options import ImageOptions
 from app.inference.results import image_result, mask_picture
-from app.messages.to_front_end import Answer
+from app.messages.image import Ask, Prediction
 from models.schedule import Pruning
 from tests.app.fakes import MODEL
 
@@ -70,26 +69,15 @@ def test_a_mask_of_everything_or_nothing_is_the_image_or_all_dimmed(kept: int) -
 
 
 def test_stages_and_kept_patches_must_agree() -> None:
-    """An engine that answers for another number of stages than its model has is not believed."""
-    answer = Answer(
-        id=1,
-        classes=[0],
-        scores=[1.0],
-        kept_counts=(8,),
-        keep_ratio=0.5,
-        compute=0.5,
-        runs=1,
-        queue_s=0.0,
-        compute_s=0.0,
-    )
-    classified = Classified(answer, (np.arange(8, dtype=np.uint16),))
+    """A worker that answers for another number of stages than its model has is not believed."""
+    kept = np.arange(8, dtype="<u2").tobytes()
+    prediction = Prediction([0], [1.0], kept_counts=(8,), keep_ratio=0.5, compute=0.5, runs=1, kept=(kept,))
     with pytest.raises(ValueError, match="shorter"):
         image_result(
-            classified,
+            prediction,
             MODEL,
-            resolved=ResolvedOptions(Pruning(0.5)),
-            mask="indices",
-            every_stage=False,
+            options=ImageOptions(keep_ratio=0.5, mask="indices"),
+            ask=Ask(Pruning(0.5), 1, kept_patches=True),
             picture=None,
             warnings=(),
         )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.messages import to_dispatcher, to_front_end, to_worker
 from app.messages.capacity import Limits, Measured, Work
-from app.messages.image import Ask, Found
+from app.messages.image import Ask, Prediction
 from app.messages.model import ModelInfo
 from app.messages.to_dispatcher import (
     Alive,
@@ -81,8 +81,8 @@ JSON_LIKE = st.recursive(
     max_leaves=9,
 )
 DECODERS: list[Callable[[bytes], object]] = [to_dispatcher.decode, to_worker.decode, to_front_end.decode]
-FOUND = st.builds(
-    Found,
+PREDICTIONS = st.builds(
+    Prediction,
     classes=st.lists(st.integers(0, 21_840), max_size=5),
     scores=st.lists(st.floats(0, 1), max_size=5),
     kept_counts=st.lists(SIZES, max_size=4).map(tuple),
@@ -99,7 +99,7 @@ TO_DISPATCHER: st.SearchStrategy[ToDispatcher] = st.one_of(
     st.builds(
         Done,
         batch=IDS,
-        results=st.lists(FOUND | FAULTS, max_size=3),
+        results=st.lists(PREDICTIONS | FAULTS, max_size=3),
         seconds=SECONDS,
         at_once=SIZES,
         memory_was_short=st.booleans(),
@@ -114,12 +114,7 @@ TO_FRONT_END: st.SearchStrategy[ToFrontEnd] = st.one_of(
             st.builds(
                 Answer,
                 id=IDS,
-                classes=st.lists(st.integers(0, 21_840), max_size=5),
-                scores=st.lists(st.floats(0, 1), max_size=5),
-                kept_counts=st.lists(SIZES, max_size=4).map(tuple),
-                keep_ratio=RATIOS,
-                compute=RATIOS,
-                runs=st.integers(1, 2),
+                prediction=PREDICTIONS,
                 queue_s=SECONDS,
                 compute_s=SECONDS,
                 lowered=st.sampled_from([None, "brown-out", "deadline"]),
@@ -284,7 +279,14 @@ def test_each_reads_only_its_own_messages() -> None:
 
 
 PRUNING = {"keep_ratio": 0.7, "criterion": "variance", "reducer": "drop", "seed": 0, "keep_mass": None}
-ASK: dict[str, Any] = {"pruning": PRUNING, "top_k": 5, "margin": 0.5, "kept_patches": False, "logits": False}
+ASK: dict[str, Any] = {
+    "pruning": PRUNING,
+    "top_k": 5,
+    "margin": 0.5,
+    "kept_patches": False,
+    "logits": False,
+    "min_keep_ratio": None,
+}
 RECORD: dict[str, Any] = {
     "id": 1,
     "slot": 3,
@@ -292,7 +294,6 @@ RECORD: dict[str, Any] = {
     "ask": ASK,
     "deadline_s": 30.0,
     "own_deadline": False,
-    "min_keep_ratio": None,
     "caller": "",
     "priority": "normal",
 }

@@ -141,13 +141,13 @@ def test_an_image_is_answered_by_the_real_network_until_sigterm(
             sound = [answer for answer in answers if isinstance(answer, Answer)]
             assert sound == answers
             for answer in sound:
-                assert sorted(answer.classes) == [0, 1, 2]
-                assert sum(answer.scores) == pytest.approx(1.0)
-            assert [answer.kept_counts for answer in sound] == [(3,), (3,), (3,), (6,), (1,)]
-            assert [answer.runs for answer in sound] == [1, 1, 1, 2, 1]
-            assert [answer.keep_ratio for answer in sound] == [0.5, 0.5, 0.5, 1.0, 1 / 6]
+                assert sorted(answer.prediction.classes) == [0, 1, 2]
+                assert sum(answer.prediction.scores) == pytest.approx(1.0)
+            assert [answer.prediction.kept_counts for answer in sound] == [(3,), (3,), (3,), (6,), (1,)]
+            assert [answer.prediction.runs for answer in sound] == [1, 1, 1, 2, 1]
+            assert [answer.prediction.keep_ratio for answer in sound] == [0.5, 0.5, 0.5, 1.0, 1 / 6]
             assert heartbeat.read().ready, "the supervisor sees that it is ready"
-            drop, fuse, merge, twice, mass = (answer.compute for answer in sound)
+            drop, fuse, merge, twice, mass = (answer.prediction.compute for answer in sound)
             assert mass < drop == merge < fuse < 1 < twice
             process.send_signal(signal.SIGTERM)
             assert process.wait(4 * PATIENCE_S) == 0

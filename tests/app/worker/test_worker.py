@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from app.dispatch.policy.agreement import Agreement
 from app.errors import InternalFault
 from app.messages.capacity import Limits
-from app.messages.image import Found
+from app.messages.image import Prediction
 from app.messages.to_front_end import Answer, Refuse
 from app.worker.backend import Job
 from app.worker.parts import BackendBroken
@@ -151,15 +151,15 @@ async def test_an_image_is_answered_with_what_the_backend_found(house: House) ->
             asked = question(
                 4, keep_ratio=0.5, criterion="mad", reducer="fuse", top_k=2, seed=19, kept_patches=True
             )
-            classified = await ask(client, asked)
-    answer = classified.answer
-    assert answer.classes == [4, 5]
-    assert answer.scores == [0.5, 0.25]
-    assert answer.kept_counts == (8, 4)
-    assert (answer.keep_ratio, answer.runs) == (0.5, 1)
+            answer = await ask(client, asked)
+    found = answer.prediction
+    assert found.classes == [4, 5]
+    assert found.scores == [0.5, 0.25]
+    assert found.kept_counts == (8, 4)
+    assert (found.keep_ratio, found.runs) == (0.5, 1)
     assert answer.queue_s >= 0
     assert answer.compute_s >= 0
-    assert [stage.tolist() for stage in classified.kept] == [list(range(7, 15)), list(range(11, 15))]
+    assert [stage.tolist() for stage in found.kept_patches] == [list(range(7, 15)), list(range(11, 15))]
     ((computed, _),) = backend.seen
     assert computed.pruning == asked.ask.pruning
     assert (computed.top_k, computed.kept_patches, computed.margin, computed.logits) == (2, True, None, False)
@@ -171,7 +171,8 @@ async def test_an_image_that_a_cascade_is_unsure_of_says_so(house: House) -> Non
     with served(house, backend):
         async with ready_client(house) as client:
             sure, unsure = [
-                (await ask(client, question(number, keep_ratio=0.5, margin=0.25))).answer for number in (4, 5)
+                (await ask(client, question(number, keep_ratio=0.5, margin=0.25))).prediction
+                for number in (4, 5)
             ]
     assert (sure.runs, sure.keep_ratio, sure.kept_counts) == (1, 0.5, (8, 4))
     assert (unsure.runs, unsure.keep_ratio, unsure.kept_counts) == (2, 1.0, (15, 15))
@@ -185,11 +186,12 @@ async def test_logits_and_kept_patches_are_sent_to_those_who_ask(house: House, k
         async with ready_client(house) as client:
             asked = await ask(client, question(keep_ratio=0.5, kept_patches=kept, logits=True))
             plain = await ask(client, question(keep_ratio=0.5, kept_patches=kept))
-    assert asked.logits is not None
-    assert (asked.logits.dtype, asked.logits.tolist()) == (np.float32, list(LOGITS))
-    assert plain.logits is None
-    assert [stage.tolist() for stage in asked.kept] == [stage.tolist() for stage in plain.kept]
-    assert len(asked.kept) == (2 if kept else 0)
+    logits = asked.prediction.all_logits
+    assert logits is not None
+    assert (logits.dtype, logits.tolist()) == (np.float32, list(LOGITS))
+    assert plain.prediction.all_logits is None
+    assert asked.prediction.kept == plain.prediction.kept
+    assert len(asked.prediction.kept_patches) == (2 if kept else 0)
 
 
 def test_streams_compute_at_the_same_time(house: House) -> None:
@@ -213,7 +215,7 @@ def test_the_pixels_of_a_slot_are_read_where_they_are(house: House) -> None:
     owned: list[bool] = []
 
     class Looks(FakeBackend):
-        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
             owned.extend(job.pixels.flags.owndata for job in jobs)
             for job in jobs:
                 base = job.pixels
@@ -236,7 +238,7 @@ def test_the_pixels_of_a_slot_are_read_where_they_are(house: House) -> None:
     ("fault", "words", "logged"),
     [
         ({"poisoned": {2}}, "failed on this image", "computing it alone failed"),
-        ({"speechless": {2}}, "not finite numbers", "its scores are no finite numbers"),
+        ({"speechless": {2}}, "not finite numbers", "its scores are not finite numbers"),
     ],
     ids=["raises", "NaN"],
 )
@@ -259,8 +261,8 @@ async def test_only_the_image_at_fault_is_refused(
             assert words in second.detail
             for number, other in zip((1, 3, 4, 5), (first, *others), strict=True):
                 assert not isinstance(other, BaseException)
-                assert other.answer.classes[0] == number
-            assert (await ask(client, question(6))).answer.classes[0] == 6
+                assert other.prediction.classes[0] == number
+            assert (await ask(client, question(6))).prediction.classes[0] == 6
     assert caplog.text.count(logged) == 1
     assert ("RuntimeError: poisoned" in caplog.text) == ("poisoned" in fault), "the traceback is in the log"
     assert metric("trimvit_images_failed_total", reason=reason) == before + 1
@@ -306,7 +308,7 @@ async def test_what_a_broken_worker_had_is_answered_by_its_successor(house: Hous
                 await break_down()
             with running_worker(house, FakeBackend()):
                 answers = await asyncio.gather(*asked)
-    assert [answer.answer.classes[0] for answer in answers] == [1, 2, 3]
+    assert [answer.prediction.classes[0] for answer in answers] == [1, 2, 3]
     assert house.taken == 0
 
 
@@ -364,7 +366,7 @@ async def test_an_answered_image_is_run_again_unpruned(house: House) -> None:
         async with ready_client(house) as client:
             for number in (1, 2, 3):
                 found = await ask(client, question(number, keep_ratio=0.5, kept_patches=True))
-                assert found.answer.classes[0] == number
+                assert found.prediction.classes[0] == number
                 await begun(backend)
                 assert await begun(backend) == [number]
             await ask(client, question(4))
@@ -383,7 +385,7 @@ async def test_a_check_that_fails_counts_for_nothing(house: House, caplog: pytes
     """The log has it, and the worker goes on."""
 
     class FailsUnpruned(FakeBackend):
-        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Found]:
+        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
             if jobs[0].ask.pruning == UNPRUNED:
                 raise RuntimeError("out of memory")
             return super().classify(jobs, threads)

@@ -57,23 +57,27 @@ def _plain(name: OutputName, answered: Sequence[AnsweredImage], model: ModelInfo
     match name:
         case "label":
             values = [
-                model.labels[index] for image in answered for index in image.classified.answer.classes[:top_k]
+                model.labels[index] for image in answered for index in image.answer.prediction.classes[:top_k]
             ]
         case "score":
-            values = np.array([image.classified.answer.scores[:top_k] for image in answered], np.float32)
+            values = np.array([image.answer.prediction.scores[:top_k] for image in answered], np.float32)
         case "index":
-            values = np.array([image.classified.answer.classes[:top_k] for image in answered], np.int32)
+            values = np.array([image.answer.prediction.classes[:top_k] for image in answered], np.int32)
         case "logits":
             values = np.stack([_logits(image) for image in answered])
         case "kept_patches":
             grid = model.architecture.grid
             values = np.array(
-                [[cells_of(stage, grid) for stage in image.classified.kept] for image in answered], bool
+                [
+                    [cells_of(stage, grid) for stage in image.answer.prediction.kept_patches]
+                    for image in answered
+                ],
+                bool,
             )
         case "keep_ratio":
-            values = np.array([image.classified.answer.keep_ratio for image in answered], np.float32)
+            values = np.array([image.answer.prediction.keep_ratio for image in answered], np.float32)
         case "compute":
-            values = np.array([image.classified.answer.compute for image in answered], np.float32)
+            values = np.array([image.answer.prediction.compute for image in answered], np.float32)
     lengths = [top_k if length < 0 else length for length in described.shape[1:]]
     return OutputTensor(name, described.datatype, (len(answered), *lengths), values)
 
@@ -92,8 +96,8 @@ def _classified(output: WantedOutput, answered: Sequence[AnsweredImage], model: 
 
 
 def _best_scores(image: AnsweredImage) -> list[tuple[int, float]]:
-    answer = image.classified.answer
-    return list(zip(answer.classes, answer.scores, strict=True))
+    prediction = image.answer.prediction
+    return list(zip(prediction.classes, prediction.scores, strict=True))
 
 
 def _best_logits(image: AnsweredImage) -> list[tuple[int, float]]:
@@ -102,6 +106,6 @@ def _best_logits(image: AnsweredImage) -> list[tuple[int, float]]:
 
 
 def _logits(image: AnsweredImage) -> np.ndarray:
-    logits = image.classified.logits
+    logits = image.answer.prediction.all_logits
     assert logits is not None, "they were asked for"
     return logits

@@ -4,6 +4,7 @@ import pytest
 
 from app.dispatch.policy.brown_out import CEILINGS, DEPTHS
 from app.dispatch.policy.shares import shares, tokens
+from app.messages.image import Ask
 from models.schedule import Pruning, compute
 from tests.app.fakes import MODEL
 
@@ -11,7 +12,7 @@ ARCH, STAGES = MODEL.architecture, MODEL.method.stages
 
 
 def weight(pruning: Pruning, margin: float | None = None) -> int:
-    return tokens(MODEL, shares(MODEL, pruning, margin, None)[0])
+    return tokens(MODEL, shares(MODEL, Ask(pruning, 1, margin))[0])
 
 
 def test_an_image_weighs_what_it_will_cost() -> None:
@@ -43,12 +44,12 @@ def test_what_may_not_be_lowered_costs_the_same_at_every_depth(
     pruning: Pruning, margin: float | None
 ) -> None:
     """A brown-out is nothing to it."""
-    assert len(set(shares(MODEL, pruning, margin, None))) == 1
+    assert len(set(shares(MODEL, Ask(pruning, 1, margin)))) == 1
 
 
 def test_what_may_be_lowered_costs_less_with_every_depth_down_to_its_floor() -> None:
     """The ceiling of the brown-out holds, unless the asked ratio is below it or the floor above."""
-    found = shares(MODEL, Pruning(0.8), None, 0.35)
+    found = shares(MODEL, Ask(Pruning(0.8), 1, min_keep_ratio=0.35))
     ratios = (0.8, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.35, 0.35)
     assert CEILINGS == (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
     assert found == tuple(compute(ARCH, STAGES, ratio) for ratio in ratios)

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app.dispatch.client import Classified, Question, Slot
+from app.dispatch.client import Question, Slot
 from app.errors import DeadlinePassed, QueueFull
 from app.http.routes.open_inference.schemas import InferResponse, ModelConfig, ModelMetadata
 from app.http.routes.open_inference.tensors import HEADER_LENGTH, write_elements
 from app.main import create_app
+from app.messages.to_front_end import Answer
 from app.settings.settings import Settings
 from models.schedule import Pruning
 from tests.app.fakes import (
@@ -332,10 +333,11 @@ def test_every_form_of_an_image_is_the_same_image(client: TestClient, engines: F
 class ByColour(FakeEngines):
     """Engines that find the class of the strongest colour: 0, 1 or 2."""
 
-    async def classify(self, question: Question, slot: Slot) -> Classified:
-        classified = await super().classify(question, slot)
+    async def classify(self, question: Question, slot: Slot) -> Answer:
+        answer = await super().classify(question, slot)
         colour = int(slot.copy()[0, 0].argmax())
-        return Classified(msgspec.structs.replace(classified.answer, classes=[colour]), classified.kept)
+        prediction = msgspec.structs.replace(answer.prediction, classes=[colour])
+        return msgspec.structs.replace(answer, prediction=prediction)
 
 
 def test_answers_are_in_the_images_order() -> None:

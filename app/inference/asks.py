@@ -1,0 +1,78 @@
+"""An image's options, the server's defaults and the checkpoint's own method -> what is asked of the
+network."""
+
+from typing import Literal
+
+from app.dispatch.policy.brown_out import AUTO_FLOOR
+from app.errors import InvalidValue
+from app.inference.options import ImageOptions
+from app.messages.image import Ask
+from app.messages.model import ModelInfo
+from app.settings.model import ModelSettings
+from models.schedule import Method, Pruning, keep_ratio_for
+
+
+def default_method(settings: ModelSettings, model: ModelInfo) -> Method:
+    """What images get that name no criterion or reducer: the server's, else the checkpoint's."""
+    own = model.method
+    return Method(
+        own.stages, settings.default_criterion or own.criterion, settings.default_reducer or own.reducer
+    )
+
+
+def ask_of(
+    options: ImageOptions,
+    settings: ModelSettings,
+    model: ModelInfo,
+    *,
+    kept_patches: bool = False,
+    logits: bool = False,
+) -> Ask:
+    """With the kept patches where the options or ``kept_patches`` want them, and with all ``logits`` if
+    wanted. Raises InvalidValue for what this model or these defaults do not allow."""
+    kept_patches = kept_patches or options.mask != "none"
+    top_k = min(options.top_k, len(model.labels))
+    if options.cascade:
+        if model.cascade is None:
+            raise InvalidValue(
+                "this model has no cascade (`trimvit calibrate` fits one and writes it into a checkpoint); "
+                "allowed are keep_ratio, compute or keep_mass"
+            )
+        return Ask(model.cascade.first, top_k, model.cascade.margin, kept_patches, logits)
+    try:
+        pruning, floor = _pruning(options, settings, model)
+    except ValueError as error:  # a compute that no ratio reaches, or merging by mass
+        raise InvalidValue(str(error)) from error
+    if floor is not None and floor > pruning.keep_ratio:
+        raise InvalidValue(
+            f"min_keep_ratio is {floor:g}, above the keep ratio of {pruning.keep_ratio:g} that it lowers"
+        )
+    return Ask(pruning, top_k, None, kept_patches, logits, floor)
+
+
+def _pruning(
+    options: ImageOptions, settings: ModelSettings, model: ModelInfo
+) -> tuple[Pruning, float | None]:
+    """Without a cascade, and how far its ratio may be lowered. Raises ValueError."""
+    method = default_method(settings, model)
+    criterion, reducer = options.criterion or method.criterion, options.reducer or method.reducer
+    if options.keep_mass is not None:
+        return Pruning(1.0, criterion, reducer, options.seed, options.keep_mass), None
+    if options.compute is not None:
+        ratio = keep_ratio_for(model.architecture, method.stages, options.compute, reducer)
+    elif options.keep_ratio == "auto":
+        ratio = 1.0
+    else:
+        ratio = options.keep_ratio or settings.default_keep_ratio
+    floor = options.min_keep_ratio or (AUTO_FLOOR if options.keep_ratio == "auto" else None)
+    return Pruning(ratio, criterion, reducer, options.seed), floor
+
+
+def requested_keep_ratio(options: ImageOptions, ask: Ask) -> float | Literal["auto"] | None:
+    """The ratio that these options, from which the ``ask`` was made, name: itself or as a compute; None with
+    keep_mass or a cascade."""
+    if options.keep_ratio == "auto":
+        return "auto"
+    if ask.margin is not None or ask.pruning.keep_mass is not None:
+        return None
+    return ask.pruning.keep_ratio
