@@ -165,7 +165,7 @@ class OutOfMemory(ServerProblem):
     status, slug, title = 503, "out-of-memory", "There is not enough memory"
 
 
-class EngineLost(ServerProblem):
+class WorkerLost(ServerProblem):
     """Two workers died while they computed the image. It must not be sent again: it may be why."""
 
     status, slug, title = 500, "engine-lost", "The worker was lost while it worked on the request"

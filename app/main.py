@@ -26,7 +26,7 @@ from app.decoding.pool import Decoders, DecodingProcesses, InExecutor, memory_fo
 from app.dispatch.client import DispatchClient
 from app.http.answers import WARNINGS_HEADER
 from app.http.bodies.memory import most_held
-from app.http.classification import Classification, Engines
+from app.http.classification import Classification, Dispatch
 from app.http.health import Health
 from app.http.methods import HeadAsGet
 from app.http.middleware.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
@@ -79,7 +79,7 @@ _SWITCH_S = 0.001
 
 def create_app(
     settings: Settings,
-    engines: Engines,
+    dispatch: Dispatch,
     decoders: Decoders | None = None,
     tracing: Tracing | None = None,
     traffic: Traffic | None = None,
@@ -99,11 +99,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if isinstance(engines, DispatchClient):
-            await engines.start()
+        if isinstance(dispatch, DispatchClient):
+            await dispatch.start()
         yield
-        if isinstance(engines, DispatchClient):
-            await engines.close()
+        if isinstance(dispatch, DispatchClient):
+            await dispatch.close()
         work.close()
         decoders.close()
         if tracing is not None:
@@ -126,9 +126,9 @@ def create_app(
     )
     limits = ImageLimits(settings.max_image_pixels, settings.truncated_images)
     work = ImageWork(decoders, settings.decode_processes, limits, threads)
-    classification = Classification(settings, engines, work)
+    classification = Classification(settings, dispatch, work)
     traffic = traffic or Traffic()
-    health = Health(engines, decoders, traffic)
+    health = Health(dispatch, decoders, traffic)
     keys = key_ring(settings)
     _surround(app, settings, classification, traffic, keys, tracing, listening_on)
     for_images = (
@@ -140,9 +140,9 @@ def create_app(
     others = (
         open_inference_router(classification, health),
         kserve_v1_router(classification, health),
-        models_router(settings, engines),
+        models_router(settings, dispatch),
         operations_router(health, with_metrics=settings.operations_port is None),
-        stats_router(engines),
+        stats_router(dispatch),
         page_router(settings),
         documentation_router(),
     )
@@ -224,8 +224,8 @@ async def run(
 ) -> None:
     """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
     background.tell_of_stray_failures()
-    beating = background.kept(partial(_beat, heartbeat), "pulse")
-    metrics.INCIDENTS.labels("pulse")  # so that a panel of incidents has data before there is one
+    beating = background.kept(partial(_beat, heartbeat), "heartbeat")
+    metrics.INCIDENTS.labels("heartbeat")  # so that a panel of incidents has data before there is one
     decoders = DecodingProcesses(
         settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
     )

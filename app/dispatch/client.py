@@ -129,7 +129,7 @@ class DispatchClient:
         return sum(pending.most for pending in self._pending.values())
 
     @property
-    def engines(self) -> list[dict[str, object]]:
+    def workers(self) -> list[dict[str, object]]:
         """How each worker is, for the operator."""
         return self._readiness.states
 
@@ -180,7 +180,7 @@ class DispatchClient:
 
     async def classify(self, question: Question, slot: Slot) -> Answer:
         """What came out for the image in that slot. Raises NotReady, QueueFull, DeadlineUnmeetable,
-        DeadlinePassed, OutOfMemory, EngineLost or InternalFault. Cancelling it withdraws the image."""
+        DeadlinePassed, OutOfMemory, WorkerLost or InternalFault. Cancelling it withdraws the image."""
         if self._readiness.trouble is not None and self.model is None:
             raise self._readiness.not_ready()
         pending = self._begin(question, slot)

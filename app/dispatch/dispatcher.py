@@ -158,7 +158,7 @@ class Dispatcher:
             raise Unexpected("a front end sends an image twice")
         if record.slot >= self._slots:
             log.error("a front end names slot %d of %d", record.slot, self._slots)
-            self._refuse(key, "engine-fault")
+            self._refuse(key, "worker-fault")
             return
         if record.deadline_s <= 0:
             self._refuse(key, "deadline-passed")
@@ -179,7 +179,7 @@ class Dispatcher:
                 "an image has %d bytes of pixels, not %d", image.record.size, self._fleet.model.pixel_bytes
             )
             self._images.pop(key, None)
-            self._refuse(key, "engine-fault")
+            self._refuse(key, "worker-fault")
             return
         entry = self._entry(key, image, now)
         if image.admitted:

@@ -3,11 +3,11 @@
 from app.errors import (
     DeadlinePassed,
     DeadlineUnmeetable,
-    EngineLost,
     InternalFault,
     OutOfMemory,
     Problem,
     QueueFull,
+    WorkerLost,
 )
 from app.messages.to_front_end import Refuse
 
@@ -29,7 +29,7 @@ def problem_of(refusal: Refuse) -> Problem:
                 retry_after_s=refusal.retry_after_s,
             )
         case "worker-lost":
-            return EngineLost("2 workers died while they computed this image")
+            return WorkerLost("2 workers died while they computed this image")
         case "no-number":
             return InternalFault(
                 "the network's scores for this image are not finite numbers, so there is no answer; a wider "

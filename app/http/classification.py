@@ -37,7 +37,7 @@ from app.telemetry import metrics, tracing
 from models.transforms import InputSpec
 
 
-class Engines(Protocol):
+class Dispatch(Protocol):
     """What a front end needs of the dispatcher; in a server app.dispatch.client.DispatchClient."""
 
     @property
@@ -49,7 +49,7 @@ class Engines(Protocol):
         """What was ready last, whether or not it still is; None before anything was."""
 
     @property
-    def engines(self) -> list[dict[str, object]]:
+    def workers(self) -> list[dict[str, object]]:
         """How each worker is."""
 
     @property
@@ -105,23 +105,23 @@ class Classification:
     Images are made ready, and large answers rendered, by ``work``.
     """
 
-    def __init__(self, settings: Settings, engines: Engines, work: ImageWork) -> None:
+    def __init__(self, settings: Settings, dispatch: Dispatch, work: ImageWork) -> None:
         self.body_limits = BodyLimits(
             settings.max_body_bytes, settings.max_images_per_request, settings.default_deadline_ms / 1000
         )
         self.work = work
-        self._settings, self._engines = settings, engines
+        self._settings, self._dispatch = settings, dispatch
         self._decode = Smoothed()
 
     @property
     def last_model(self) -> ModelInfo | None:
         """The model, as far as it is known: also while no worker is ready, if one was."""
-        return self._engines.last_model
+        return self._dispatch.last_model
 
     @property
     def model_now(self) -> ModelInfo | None:
         """The model; None while no worker is ready."""
-        return self._engines.model
+        return self._dispatch.model
 
     def max_priority_of(self, scope: Scope) -> Priority:
         """The highest priority that the request's caller may ask for."""
@@ -135,7 +135,7 @@ class Classification:
     def refusal(self, expected: Expected, gone_s: float) -> Problem | None:
         """What the workers are known to answer to such an image, whose request came so long ago; None where
         one may accept it."""
-        return self._engines.refusal(self._left_of(expected, gone_s))
+        return self._dispatch.refusal(self._left_of(expected, gone_s))
 
     async def model(self, request: Request, options: Sequence[ImageOptions]) -> ModelInfo:
         """The model that answers images with these ``options``. While no worker is ready it is waited for,
@@ -145,9 +145,9 @@ class Classification:
         with _outcomes(len(options)):
             deadline_s = min(deadline_s_of(each, self._settings) for each in options)
             left_s = deadline_s - seconds_since(request.scope)
-            model = self._engines.model
+            model = self._dispatch.model
             if left_s > 0:
-                waiting = self._engines.wait_until_ready(left_s)
+                waiting = self._dispatch.wait_until_ready(left_s)
                 return await (unless_gone(request, waiting) if model is None else waiting)
             if model is None:
                 raise _passed_on_the_way(deadline_s)
@@ -189,14 +189,14 @@ class Classification:
             known = expected(image.options, ask, self._settings, model, highest, caller=caller_of(scope))
             if seconds_since(scope) >= known.deadline_s:
                 raise _passed_on_the_way(known.deadline_s)
-            with self._engines.slot() as slot:
+            with self._dispatch.slot() as slot:
                 warnings, decode_s = await self._decoded(image, model, known, slot, scope)
                 tracing.phase("decode", index, decode_s)
                 wants_picture = image.options.mask == "png"
                 if wants_picture:
                     share_of(scope).take(slot.size)  # kept until the answer is written
                 question = self._question(image.options, ask, known, scope)
-                answer = await self._engines.classify(question, slot)
+                answer = await self._dispatch.classify(question, slot)
                 picture = slot.copy() if wants_picture else None
             found = answer.prediction
             check_numbers(found, model)
@@ -215,7 +215,7 @@ class Classification:
         """Have the image's pixels written into the slot: its warnings, and seconds that it took. Raises
         DeadlinePassed as soon as it has passed, whatever the image is waiting for."""
         started = time.perf_counter()
-        with self._engines.expecting(self._left_of(known, seconds_since(scope))):
+        with self._dispatch.expecting(self._left_of(known, seconds_since(scope))):
             try:
                 async with asyncio.timeout(known.deadline_s - seconds_since(scope)):
                     warnings = await image.decode(model.input, self.work, known.caller, slot.write)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from app.decoding.pool import Decoders
-from app.http.classification import Engines
+from app.http.classification import Dispatch
 from app.http.server.traffic import Traffic
 
 
@@ -12,7 +12,7 @@ class Health:
     """Of a front end: its workers', and that of what makes images ready for them. ``traffic`` says whether
     it is stopping."""
 
-    engines: Engines
+    dispatch: Dispatch
     decoders: Decoders
     traffic: Traffic = field(default_factory=Traffic)
 
@@ -20,10 +20,10 @@ class Health:
         """Whether images are answered."""
         if self.traffic.stopping:
             return False
-        return self.engines.model is not None and self.decoders.look_for_trouble() is None
+        return self.dispatch.model is not None and self.decoders.look_for_trouble() is None
 
     def look_for_trouble(self) -> str | None:
         """Why none are, where that is not expected to pass soon."""
         if self.traffic.stopping:
             return "the server is stopping"
-        return self.engines.trouble or self.decoders.look_for_trouble()
+        return self.dispatch.trouble or self.decoders.look_for_trouble()

@@ -11,7 +11,7 @@ from msgspec import Meta
 from models.schedule import Pruning
 
 # Why a worker has no result for an image.
-Fault = Literal["out-of-memory", "engine-fault", "no-number"]
+Fault = Literal["out-of-memory", "worker-fault", "no-number"]
 # Why an image was computed at a lower ratio than it asked for.
 Lowered = Literal["brown-out", "deadline"]
 

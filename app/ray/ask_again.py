@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import DeadlinePassed, EngineLost, NotReady, Problem
+from app.errors import DeadlinePassed, NotReady, Problem, WorkerLost
 from app.http.problems import problem_response
 from app.processes import background
 
@@ -58,7 +58,7 @@ class AskAgain:
             if attempt.answered or any(message["type"] == "http.disconnect" for message in kept):
                 return
             log.warning("request %s: replica %d that had it is lost", request_id, replica)
-        problem = EngineLost(f"{REPLICAS_A_REQUEST_MAY_OUTLIVE} replicas died while they had this request")
+        problem = WorkerLost(f"{REPLICAS_A_REQUEST_MAY_OUTLIVE} replicas died while they had this request")
         answer = _problem(problem, scope["path"], request_id)
         await answer(scope, receive, send)
 

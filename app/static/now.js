@@ -29,7 +29,7 @@ export async function watchServer() {
 }
 
 function showServer(now, { imagesPerSecond, batchFill, imagesPerBatch }) {
-  say("now-state", now.engines_ready === 1 ? "One engine ready." : `${now.engines_ready} engines ready.`);
+  say("now-state", now.engines_ready === 1 ? "One worker ready." : `${now.engines_ready} workers ready.`);
   say("now-waiting", whole.format(now.queue_images));
   say("now-limit", `room for ${whole.format(now.queue_limit_images)}`);
   say("now-fill", batchFill === null ? "–" : percent(batchFill));

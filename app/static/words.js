@@ -37,7 +37,7 @@ const TITLES = {
   "invalid-value": "The server does not allow that choice.",
   "queue-full": "Too many images are waiting.",
   "not-ready": "The model is not ready yet.",
-  "engine-lost": "The engine was lost while it worked on this.",
+  "engine-lost": "The worker was lost while it worked on this.",
   "deadline-passed": "The answer would have come too late.",
   "internal-fault": "Something went wrong in the server.",
 };

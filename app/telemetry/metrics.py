@@ -141,7 +141,7 @@ QUEUE_TOKENS = Gauge(
 # --- the workers -------------------------------------------------------------------------------------
 IMAGES_FAILED = Counter(
     "trimvit_images_failed",
-    "Images refused as the only ones of their batch, by reason: engine-fault (computing them raises) or "
+    "Images refused as the only ones of their batch, by reason: worker-fault (computing them raises) or "
     "no-number (their scores are not finite).",
     ["reason"],
 )

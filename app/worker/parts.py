@@ -82,7 +82,7 @@ class _Parts(Generic[J, R]):
         if len(jobs) == 1:
             if not short:
                 self._try_harmless()
-            found.results.append("out-of-memory" if short else "engine-fault")
+            found.results.append("out-of-memory" if short else "worker-fault")
             return found
         half = len(jobs) // 2
         self.computed(jobs[:half])

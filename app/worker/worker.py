@@ -45,7 +45,7 @@ MOST_HELD = 4  # images whose pixels are kept to be run again
 # What is asked of an image that is run for ourselves.
 _CHECKED = Ask(pruning=UNPRUNED, top_k=1)
 _FAULTS = {
-    "engine-fault": "computing it alone failed, though a blank image can be computed",
+    "worker-fault": "computing it alone failed, though a blank image can be computed",
     "no-number": "its scores are not finite numbers",
 }
 

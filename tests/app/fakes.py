@@ -1,4 +1,4 @@
-"""Stand-ins that the tests of `app` share: a model without weights, engines that answer by rule."""
+"""Stand-ins that the tests of `app` share: a model without weights, a dispatcher that answers by rule."""
 
 import asyncio
 import io
@@ -111,11 +111,11 @@ class FakeSlot(Slot):
 
 
 @dataclass
-class FakeEngines:
-    """Engines that answer at once, unless told to wait or to fail.
+class FakeDispatch:
+    """A dispatcher that answers at once, unless told to wait or to fail.
 
     ``fails``: what is raised for every question that ``fails_for`` holds for.
-    ``was_ready``: whether they were ready before they lost their ``model``.
+    ``was_ready``: whether it had a ``model`` before it lost it.
     ``takes_its_time``: whether the time that answers name has really passed.
     ``overflows``: whether scores and logits are NaN.
     ``refuses``: what is raised before an image is decoded. ``lowers_to``: the ratio that all are lowered to.
@@ -146,7 +146,7 @@ class FakeEngines:
         return MODEL if self.model is None and self.was_ready else self.model
 
     @property
-    def engines(self) -> list[dict[str, object]]:
+    def workers(self) -> list[dict[str, object]]:
         ready = self.model is not None
         return [{"ready": ready, "device": "cpu:0" if ready else None, "images_pending": 0}]
 
@@ -158,7 +158,7 @@ class FakeEngines:
         self.waits_s.append(within_s)
         await asyncio.sleep(self.ready_after_s)
         if self.model is None:
-            raise NotReady("no engine became ready in time; see /readyz", retry_after_s=1.0)
+            raise NotReady("no worker became ready in time; see /readyz", retry_after_s=1.0)
         return self.model
 
     def refusal(self, expected: Expected) -> Problem | None:

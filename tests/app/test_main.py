@@ -10,12 +10,12 @@ from app.dispatch.client import DispatchClient
 from app.main import create_app
 from app.settings.settings import Settings
 from tests.app.dispatch.rig import FakeBackend, House, served, wait_for
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 
 
 def test_the_openapi_document_and_its_page_are_served() -> None:
     """/docs shows /openapi.json, and loads nothing from another host; its paths are relative."""
-    client = TestClient(create_app(Settings(), FakeEngines()))
+    client = TestClient(create_app(Settings(), FakeDispatch()))
     document = client.get("/openapi.json")
     assert document.status_code == 200
     assert document.json()["info"]["title"] == "TrimViT"
@@ -32,7 +32,7 @@ def test_the_openapi_document_and_its_page_are_served() -> None:
 @pytest.mark.parametrize("path", ["/redoc", "/docs/../etc/passwd", "/static-offline-docs/../main.py"])
 def test_nothing_else_is_served(path: str) -> None:
     """Pages that are not ours, and paths out of the folder, are 404."""
-    client = TestClient(create_app(Settings(), FakeEngines()))
+    client = TestClient(create_app(Settings(), FakeDispatch()))
     response = client.get(path)
     assert response.status_code == 404
     assert response.headers["Content-Type"] == "application/problem+json"

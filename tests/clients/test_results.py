@@ -17,12 +17,12 @@ from trimvit_client.results import Classification, classification_of, models_of
 
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.fakes import MODEL, FakeEngines, encoded, kept_patches
+from tests.app.fakes import MODEL, FakeDispatch, encoded, kept_patches
 
 
 @pytest.fixture(scope="module")
 def server() -> TestClient:
-    return TestClient(create_app(Settings.model_construct(), FakeEngines()))
+    return TestClient(create_app(Settings.model_construct(), FakeDispatch()))
 
 
 def classified(server: TestClient, query: str) -> Classification:

@@ -64,7 +64,7 @@ def test_what_may_succeed_later_is_sent_again(error: TrimViTError) -> None:
 
 @pytest.mark.parametrize("error", GIVEN_UP, ids=repr)
 def test_what_would_fail_again_or_do_harm_is_not(error: TrimViTError) -> None:
-    """The caller's faults, what is too late, and an image that engines died with."""
+    """The caller's faults, what is too late, and an image that workers died with."""
     assert Retries().wait_s(1, error, math.inf, 0.0) is None
 
 

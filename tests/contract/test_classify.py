@@ -257,7 +257,7 @@ def test_of_several_images_the_one_at_fault_is_named(deployment: Deployment) -> 
 
 
 def test_a_deadline_that_passes_is_told(deployment: Deployment) -> None:
-    """What cannot be answered within deadline_ms is answered with 504. Only while an engine has something
+    """What cannot be answered within deadline_ms is answered with 504. Only while a worker has something
     else to do is it known at once that it takes longer (503)."""
 
     def passed() -> bool:
@@ -269,4 +269,4 @@ def test_a_deadline_that_passes_is_told(deployment: Deployment) -> None:
         assert told == (504, "urn:trimvit:problem:deadline-passed"), response.text
         return True
 
-    wait_until(passed, "an idle engine to let the deadline pass")
+    wait_until(passed, "an idle worker to let the deadline pass")

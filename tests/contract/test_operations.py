@@ -20,12 +20,12 @@ def get(deployment: Deployment, path: str, **headers: str) -> httpx.Response:
 
 
 def test_it_is_alive_and_ready(deployment: Deployment) -> None:
-    """/livez and /readyz are well, and /readyz tells of every engine it knows."""
+    """/livez and /readyz are well, and /readyz tells of every worker it knows."""
     assert get(deployment, "/livez").json() == {"status": "alive"}
     ready = get(deployment, "/readyz")
     assert ready.status_code == 200
     assert ready.json()["status"] == "ready"
-    assert any(engine["ready"] for engine in ready.json()["engines"])
+    assert any(worker["ready"] for worker in ready.json()["engines"])
 
 
 def test_the_model_is_described(deployment: Deployment) -> None:
@@ -75,7 +75,7 @@ def test_metrics_count_what_was_done(deployment: Deployment) -> None:
 
 
 def test_metrics_add_up_to_what_the_answers_say(deployment: Deployment) -> None:
-    """Ratios, patches and compute of images that were answered at once, at whichever engine, are counted as
+    """Ratios, patches and compute of images that were answered at once, at whichever worker, are counted as
     their answers tell them."""
     ratios = [0.3, 0.45, 0.5, 0.7, 0.9, 1.0] * 4
     names = (

@@ -146,7 +146,7 @@ def test_health_check_finds_it_healthy(container: Container, instructions: Instr
 def test_no_process_is_roots_or_could_become_it(container: Container) -> None:
     """All run as the image's user, without capabilities and without a way to gain one."""
     processes = [container.supervisor, *container.supervisor.children(recursive=True)]
-    assert len(processes) >= 5  # supervisor, engine, HTTP, decoders
+    assert len(processes) >= 5  # supervisor, worker, HTTP, decoders
     for process in processes:
         status = Path(f"/proc/{process.pid}/status").read_text()
         assert re.search(r"^Uid:(\t10001){4}$", status, re.MULTILINE)

@@ -192,7 +192,7 @@ def test_the_whole_way(visit: Open, server: Server, tmp_path: Path) -> None:
         "#left", f"{classified(server, photograph, keep_ratio=0.7, criterion='mad')['patches']['kept']} of"
     )
 
-    page.says("#now-state", "One engine ready.")
+    page.says("#now-state", "One worker ready.")
     page.says("#now-answered", re.compile("[1-9]"))
     page.says("#now-rate", re.compile(r"\d"))
 
@@ -358,7 +358,7 @@ def test_a_server_that_is_gone_is_said_so_and_asked_again(visit: Open) -> None:
     page.see("#again").click()
     page.says("#curl", "keep_ratio=0.8")
     page.hides("#trouble")
-    page.says("#now-state", "One engine ready.")
+    page.says("#now-state", "One worker ready.")
 
 
 def test_a_server_that_asks_for_a_key_is_given_one(visit: Open) -> None:
@@ -389,7 +389,7 @@ def test_a_server_that_asks_for_a_key_is_given_one(visit: Open) -> None:
     page.hides("#trouble")
     page.says("#curl", "$TRIMVIT_KEY")
     assert "right" not in page.see("#curl").inner_text()
-    page.says("#now-state", "One engine ready.")
+    page.says("#now-state", "One worker ready.")
 
 
 def test_a_photograph_can_be_dropped_or_pasted(visit: Open) -> None:

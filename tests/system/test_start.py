@@ -54,7 +54,7 @@ def test_a_server_starts_in_an_odd_environment_and_speaks_utf_8(tmp_path: Path) 
 def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_process(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """It ends with 0, although no engine was ready."""
+    """It ends with 0, although no worker was ready."""
     log = tmp_path / "log"
     with log.open("wb") as sink:
         server = subprocess.Popen(

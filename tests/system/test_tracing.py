@@ -78,8 +78,8 @@ def running_collector() -> Iterator[Collector]:
 def test_a_request_reaches_the_collector_as_one_trace(
     calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the standard environment alone, each request is a trace of its caller's; the engine's phases lie
-    within it; the last spans are sent when the server ends."""
+    """With the standard environment alone, each request is a trace of its caller's; its phases lie within
+    it; the last spans are sent when the server ends."""
     with running_collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")

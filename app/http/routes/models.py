@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.http.classification import Engines, no_model_yet
+from app.http.classification import Dispatch, no_model_yet
 from app.http.paths import MODELS
 from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
@@ -14,7 +14,7 @@ from models.cascade import Cascade
 from models.schedule import CRITERIA, REDUCERS
 
 
-def models_router(settings: ModelSettings, engines: Engines) -> APIRouter:
+def models_router(settings: ModelSettings, dispatch: Dispatch) -> APIRouter:
     """The route, describing the model of these workers."""
     router = APIRouter(tags=["models"])
     not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
@@ -26,7 +26,7 @@ def models_router(settings: ModelSettings, engines: Engines) -> APIRouter:
         summary="Models, their labels and their defaults",
     )
     async def models() -> ModelList:
-        model = engines.last_model  # also while a worker is replaced
+        model = dispatch.last_model  # also while a worker is replaced
         if model is None:
             raise no_model_yet()
         height, width = model.input.size

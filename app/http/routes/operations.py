@@ -36,7 +36,7 @@ def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
             {
                 "status": "ready" if ready else "not ready",
                 "reason": health.look_for_trouble(),
-                "engines": health.engines.engines,
+                "engines": health.dispatch.workers,
             },
             status_code=200 if ready else 503,
             headers={} if ready else {"Retry-After": "1"},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.http.classification import Engines
+from app.http.classification import Dispatch
 from app.http.paths import STATS
 from app.telemetry import metrics
 
@@ -33,14 +33,14 @@ class Stats(BaseModel):
     )
 
 
-def stats_router(engines: Engines) -> APIRouter:
+def stats_router(dispatch: Dispatch) -> APIRouter:
     """The route, for a front end of these workers."""
     router = APIRouter(tags=["operations"])
 
     @router.get(STATS.path, summary="Queue, batches and images, counted since the server's start")
     def stats() -> Stats:
         return described(
-            _totals(), sum(bool(engine["ready"]) for engine in engines.engines), time.monotonic()
+            _totals(), sum(bool(worker["ready"]) for worker in dispatch.workers), time.monotonic()
         )
 
     return router

@@ -1,4 +1,4 @@
-"""`trimvit bench` against the real front end on fake engines, over a real socket."""
+"""`trimvit bench` against the real front end on a fake dispatcher, over a real socket."""
 
 import asyncio
 import json
@@ -19,21 +19,21 @@ from app.messages.to_front_end import Answer
 from app.settings.settings import Settings
 from models.schedule import Pruning
 from tests.app.commands.conftest import Trimvit
-from tests.app.fakes import FakeEngines, cost, encoded
+from tests.app.fakes import FakeDispatch, cost, encoded
 
 SHORT = ("--duration-s", "0.5", "--warmup-s", "0.1")
 
 
 @pytest.fixture
-def engines() -> FakeEngines:
-    return FakeEngines()
+def dispatch() -> FakeDispatch:
+    return FakeDispatch()
 
 
 @pytest.fixture
-def url(engines: FakeEngines) -> Iterator[str]:
-    """The address of a server with these engines, in a thread."""
+def url(dispatch: FakeDispatch) -> Iterator[str]:
+    """The address of a server with this dispatcher, in a thread."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings.model_construct(), engines), log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(Settings.model_construct(), dispatch), log_config=None))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     while not server.started:
@@ -52,7 +52,7 @@ def photographs(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("loop", [("--concurrency", "3"), ("--rate", "60")], ids=" ".join)
 def test_a_load_is_measured(
-    trimvit: Trimvit, url: str, photographs: Path, engines: FakeEngines, loop: tuple[str, ...]
+    trimvit: Trimvit, url: str, photographs: Path, dispatch: FakeDispatch, loop: tuple[str, ...]
 ) -> None:
     """Both loops: every image is answered, at the ratios of the mix, and the numbers fit together."""
     code, out, err = trimvit(
@@ -69,8 +69,8 @@ def test_a_load_is_measured(
     costs = {0.3: cost(Pruning(0.3)), 1.0: 1.0}
     for row in report["by_keep_ratio"]:
         assert row["mean_compute"] == pytest.approx(costs[row["keep_ratio"]], abs=1e-5)
-    assert {question.ask.pruning.criterion for question in engines.questions} == {"iqr"}
-    assert {question.ask.top_k for question in engines.questions} == {2}
+    assert {question.ask.pruning.criterion for question in dispatch.questions} == {"iqr"}
+    assert {question.ask.top_k for question in dispatch.questions} == {2}
 
 
 def test_the_report_is_a_table(trimvit: Trimvit, url: str, photographs: Path) -> None:
@@ -95,10 +95,10 @@ def test_the_report_is_a_table(trimvit: Trimvit, url: str, photographs: Path) ->
 
 
 def test_refused_images_are_counted_and_fail_the_command(
-    trimvit: Trimvit, url: str, engines: FakeEngines
+    trimvit: Trimvit, url: str, dispatch: FakeDispatch
 ) -> None:
     """By status and problem type; the bundled photographs are sent where no folder is named."""
-    engines.fails = QueueFull("the engine's queue is full", retry_after_s=1)
+    dispatch.fails = QueueFull("the queue is full", retry_after_s=1)
     code, out, _ = trimvit("bench", url, "--concurrency", 1, *SHORT, "--json")
     report = json.loads(out)
     assert code == 1
@@ -112,17 +112,17 @@ def test_refused_images_are_counted_and_fail_the_command(
 
 
 def test_an_image_without_an_answer_is_a_timeout(
-    trimvit: Trimvit, url: str, photographs: Path, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+    trimvit: Trimvit, url: str, photographs: Path, dispatch: FakeDispatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A word stands in place of a status. (The first image, which shows that it can be, is answered.)"""
-    answer = engines.classify
+    answer = dispatch.classify
 
     async def only_the_first(question: Question, slot: Slot) -> Answer:
-        if engines.questions:
+        if dispatch.questions:
             await asyncio.sleep(60)
         return await answer(question, slot)
 
-    monkeypatch.setattr(engines, "classify", only_the_first)
+    monkeypatch.setattr(dispatch, "classify", only_the_first)
     code, out, _ = trimvit(
         "bench", url, "--concurrency", 2, *SHORT, "--timeout-s", 1, "--photographs", photographs, "--json",
         "--warmup-s", 0,
@@ -179,7 +179,7 @@ def test_what_cannot_be_is_told(
 
 
 def test_a_server_that_is_not_there_or_none_of_ours_is_told(
-    trimvit: Trimvit, url: str, engines: FakeEngines
+    trimvit: Trimvit, url: str, dispatch: FakeDispatch
 ) -> None:
     """In a line."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
@@ -193,7 +193,7 @@ def test_a_server_that_is_not_there_or_none_of_ours_is_told(
     code, _, err = trimvit("bench", f"{url}/elsewhere", *SHORT)
     assert code == 1
     assert "404" in err
-    engines.model = None
+    dispatch.model = None
     code, _, err = trimvit("bench", url, *SHORT)
     assert code == 1
     assert "answers with 503: no worker has loaded the model yet" in err

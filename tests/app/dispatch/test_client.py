@@ -15,13 +15,13 @@ from app.dispatch.client import DispatchClient, Expected
 from app.dispatch.policy.batches import QueueLimits
 from app.errors import (
     DeadlinePassed,
-    EngineLost,
     InternalFault,
     NotReady,
     OutOfMemory,
     Overloaded,
     Problem,
     QueueFull,
+    WorkerLost,
 )
 from app.messages.image import Ask
 from app.messages.slot_map import SlotMap
@@ -87,7 +87,7 @@ async def test_without_a_dispatcher_nothing_is_ready(house: House) -> None:
     """Where nobody answers in time, images are refused with a time to come back, and their slots are free."""
     async with connected(house, patience_s=0.05) as client:
         assert client.model is None
-        assert client.engines == [{"ready": False, "device": None, "images_pending": 0}]
+        assert client.workers == [{"ready": False, "device": None, "images_pending": 0}]
         assert repr(client) == "<DispatchClient 0 of 0 workers ready, 0 images>"
         with pytest.raises(NotReady) as caught:
             await ask(client, question())
@@ -166,7 +166,7 @@ async def test_a_worker_that_comes_up_later_is_found(house: House) -> None:
             with running_worker(house):
                 await until(lambda: client.model is not None, "the worker to be ready")
                 assert client.model == MODEL
-                assert client.engines == [
+                assert client.workers == [
                     {"ready": True, "device": "cpu:0", "images_pending": 0},
                     {"ready": False, "device": None, "images_pending": 0},
                 ]
@@ -175,9 +175,9 @@ async def test_a_worker_that_comes_up_later_is_found(house: House) -> None:
 async def test_a_dispatcher_that_says_nothing_is_not_ready(house: House) -> None:
     """Stopped, or starved: it is not called ready because it once was."""
     async with scripted(house) as (client, dispatcher):
-        assert client.engines[0]["ready"]
+        assert client.workers[0]["ready"]
         await until(lambda: client.model is None, "the silence to be noticed")
-        assert not client.engines[0]["ready"]
+        assert not client.workers[0]["ready"]
         dispatcher.say(ONE_READY)
         await until(lambda: client.model is not None, "it to be ready again")
 
@@ -287,9 +287,9 @@ async def test_an_answer_that_cannot_be_used_fails_its_image_only(
         ("queue-full", QueueFull, 2.5),
         ("deadline-passed", DeadlinePassed, None),
         ("out-of-memory", OutOfMemory, 2.5),
-        ("engine-fault", InternalFault, None),
+        ("worker-fault", InternalFault, None),
         ("no-number", InternalFault, None),
-        ("worker-lost", EngineLost, None),
+        ("worker-lost", WorkerLost, None),
         ("not-ready", NotReady, 1.0),
     ],
 )

@@ -253,13 +253,13 @@ def test_a_slot_that_there_is_not_is_refused_before_it_reaches_a_batch(
     one = talk()
     one.ask(1, slot=SLOTS)
     one.ask(2, size=MODEL.pixel_bytes - 1)
-    assert one.outcomes() == [Refuse(1, "engine-fault", 1.0), Refuse(2, "engine-fault", 1.0)]
+    assert one.outcomes() == [Refuse(1, "worker-fault", 1.0), Refuse(2, "worker-fault", 1.0)]
     assert one.batches() == []
     assert "a front end names slot 1000 of 1000" in caplog.text
     assert "an image has 2204 bytes of pixels, not 2205" in caplog.text
 
 
-@pytest.mark.parametrize("fault", ["out-of-memory", "engine-fault", "no-number"])
+@pytest.mark.parametrize("fault", ["out-of-memory", "worker-fault", "no-number"])
 def test_what_a_worker_cannot_compute_is_refused_alone(fault: str) -> None:
     """The images beside it are answered."""
     one = talk()
@@ -324,7 +324,7 @@ def test_an_image_that_was_prepared_for_another_model_is_refused_when_the_worker
     early.ask(1, size=27)
     early.ask(2)
     early.worker()
-    assert early.outcomes() == [Refuse(1, "engine-fault", 1.0)]
+    assert early.outcomes() == [Refuse(1, "worker-fault", 1.0)]
     assert slots(early.batch()) == [2]
 
 

@@ -126,7 +126,7 @@ class Machine(RuleBasedStateMachine):
             self.say(connected[index], Cancel([image]))
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), fault=st.sampled_from([None, None, "engine-fault", "out-of-memory"]))
+    @rule(data=st.data(), fault=st.sampled_from([None, None, "worker-fault", "out-of-memory"]))
     def a_batch_ends(self, data: st.DataObject, fault: str | None) -> None:
         place = data.draw(st.integers(0, len(self.running) - 1))
         self.finish(place, fault)

@@ -1,4 +1,4 @@
-"""What the tests of `app.http` share: the application on fake engines, and one way to ask it."""
+"""What the tests of `app.http` share: the application on a fake dispatcher, and one way to ask it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,23 +10,23 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 
 Classify = Callable[..., httpx.Response]
 
 
 @pytest.fixture
-def engines() -> FakeEngines:
-    return FakeEngines()
+def dispatch() -> FakeDispatch:
+    return FakeDispatch()
 
 
 @pytest.fixture
-def make_client(engines: FakeEngines) -> Iterator[Callable[..., TestClient]]:
-    """A client of the application with these settings, on ``engines``."""
+def make_client(dispatch: FakeDispatch) -> Iterator[Callable[..., TestClient]]:
+    """A client of the application with these settings, on ``dispatch``."""
     clients = []
 
     def make(**settings: object) -> TestClient:
-        client = TestClient(create_app(Settings(**settings), engines), raise_server_exceptions=False)  # type: ignore[arg-type]
+        client = TestClient(create_app(Settings(**settings), dispatch), raise_server_exceptions=False)  # type: ignore[arg-type]
         client.__enter__()
         clients.append(client)
         return client

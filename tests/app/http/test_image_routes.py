@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.fakes import COMPUTE_S, QUEUE_S, FakeEngines
+from tests.app.fakes import COMPUTE_S, QUEUE_S, FakeDispatch
 from tests.app.http.image_routes import IMAGE_ROUTES, Ask
 
 KEY = "alice-0123456789"
@@ -21,18 +21,18 @@ each_route = pytest.mark.parametrize("ask", IMAGE_ROUTES.values(), ids=map(" ".j
 
 def test_every_route_that_takes_a_body_is_tried_here() -> None:
     """A new route that answers images must be added to the table, and so to all tests of this file."""
-    paths = create_app(Settings(), FakeEngines()).openapi()["paths"]
+    paths = create_app(Settings(), FakeDispatch()).openapi()["paths"]
     taking = {(path, method.upper()) for path, methods in paths.items() for method in methods}
     assert {route for route in taking if route[1] != "GET"} == set(IMAGE_ROUTES)
 
 
 @each_route
 def test_the_total_time_is_that_of_the_request(
-    client: TestClient, engines: FakeEngines, metric: Callable[..., float], ask: Ask
+    client: TestClient, dispatch: FakeDispatch, metric: Callable[..., float], ask: Ask
 ) -> None:
     """Server-Timing and the metrics name one total: no phase is longer, and the client waited at least so
     long."""
-    engines.takes_its_time = True
+    dispatch.takes_its_time = True
     before = {phase: metric("trimvit_phase_seconds_sum", phase=phase) for phase in ("compute", "total")}
     count = metric("trimvit_phase_seconds_count", phase="total")
     started = time.perf_counter()
@@ -54,22 +54,22 @@ def test_the_total_time_is_that_of_the_request(
 
 @each_route
 def test_images_are_counted_by_how_they_ended(
-    client: TestClient, engines: FakeEngines, metric: Callable[..., float], ask: Ask
+    client: TestClient, dispatch: FakeDispatch, metric: Callable[..., float], ask: Ask
 ) -> None:
-    """Answered ones and those for which no engine became ready."""
+    """Answered ones and those for which no worker became ready."""
     answered = metric("trimvit_images_total", outcome="answered")
     refused = metric("trimvit_images_total", outcome="not-ready")
     assert ask(client, {}).status_code == 200
-    engines.model = None
+    dispatch.model = None
     assert ask(client, {}).status_code == 503
     assert metric("trimvit_images_total", outcome="answered") == answered + 1
     assert metric("trimvit_images_total", outcome="not-ready") == refused + 1
 
 
 @each_route
-def test_what_is_no_number_is_never_answered(client: TestClient, engines: FakeEngines, ask: Ask) -> None:
+def test_what_is_no_number_is_never_answered(client: TestClient, dispatch: FakeDispatch, ask: Ask) -> None:
     """Scores that overflowed are a fault that is told, on every route; JSON has no NaN."""
-    engines.overflows = True
+    dispatch.overflows = True
     response = ask(client, {})
     assert response.status_code == 500
     assert "are not numbers: toy overflows in float32" in response.text
@@ -78,22 +78,22 @@ def test_what_is_no_number_is_never_answered(client: TestClient, engines: FakeEn
 
 @each_route
 @pytest.mark.parametrize("was_ready", [True, False])
-def test_an_engine_is_waited_for_until_the_deadline(
-    client: TestClient, engines: FakeEngines, ask: Ask, was_ready: bool
+def test_a_worker_is_waited_for_until_the_deadline(
+    client: TestClient, dispatch: FakeDispatch, ask: Ask, was_ready: bool
 ) -> None:
     """The deadline that the request names, from when it came, whether or not the model is known already."""
-    engines.model, engines.was_ready = None, was_ready
+    dispatch.model, dispatch.was_ready = None, was_ready
     ask(client, {"deadline_ms": 7000})
-    (waited_s,) = engines.waits_s
+    (waited_s,) = dispatch.waits_s
     assert 0 < waited_s < 7.0
 
 
 @each_route
 def test_a_deadline_that_has_passed_when_the_request_is_there_is_told_at_once(
-    engines: FakeEngines, ask: Ask
+    dispatch: FakeDispatch, ask: Ask
 ) -> None:
-    """504 says which one it was; no engine is waited for or asked."""
-    app = create_app(Settings(), engines)
+    """504 says which one it was; no worker is waited for or asked."""
+    app = create_app(Settings(), dispatch)
 
     async def on_a_slow_line(scope: Scope, receive: Receive, send: Send) -> None:
         """The head came ten seconds before the body."""
@@ -103,7 +103,7 @@ def test_a_deadline_that_has_passed_when_the_request_is_there_is_told_at_once(
     response = ask(TestClient(on_a_slow_line), {"deadline_ms": 9000})
     assert response.status_code == 504
     assert "the deadline of 9000 ms passed while the request came" in response.text
-    assert engines.waits_s == engines.questions == engines.expected == []
+    assert dispatch.waits_s == dispatch.questions == dispatch.expected == []
 
 
 # The highest priority of the setting, and of the caller's key: what may be asked for.
@@ -120,7 +120,7 @@ PRIORITIES = [
 @pytest.mark.parametrize(("highest", "of_the_key", "allowed"), PRIORITIES, ids=str)
 def test_a_caller_gets_the_priorities_that_the_operator_allows(
     make_client: Callable[..., TestClient],
-    engines: FakeEngines,
+    dispatch: FakeDispatch,
     tmp_path: Path,
     ask: Ask,
     highest: str,
@@ -134,14 +134,14 @@ def test_a_caller_gets_the_priorities_that_the_operator_allows(
     client = make_client(max_priority=highest, api_keys_file=keys)
     client.headers["X-API-Key"] = KEY
     for priority in ("high", "normal", "batch"):
-        engines.questions.clear()
+        dispatch.questions.clear()
         response = ask(client, {"priority": priority})
         if priority in allowed:
             assert response.status_code == 200, response.text
-            assert [question.priority for question in engines.questions] == [priority]
+            assert [question.priority for question in dispatch.questions] == [priority]
         else:
             assert response.status_code == 403
-            assert engines.questions == []
+            assert dispatch.questions == []
             assert f"ask for {' or '.join(allowed)}" in response.text
             assert "--max-priority" in response.text
 
@@ -149,17 +149,17 @@ def test_a_caller_gets_the_priorities_that_the_operator_allows(
 @each_route
 @pytest.mark.parametrize(("highest", "given"), [("high", "normal"), ("normal", "normal"), ("batch", "batch")])
 def test_who_asks_for_no_priority_is_never_refused_for_it(
-    make_client: Callable[..., TestClient], engines: FakeEngines, ask: Ask, highest: str, given: str
+    make_client: Callable[..., TestClient], dispatch: FakeDispatch, ask: Ask, highest: str, given: str
 ) -> None:
     """They get normal, or the highest that they may ask for."""
     assert ask(make_client(max_priority=highest), {}).status_code == 200
-    assert [question.priority for question in engines.questions] == [given]
+    assert [question.priority for question in dispatch.questions] == [given]
 
 
 def test_tritons_default_priority_is_none(
-    make_client: Callable[..., TestClient], engines: FakeEngines
+    make_client: Callable[..., TestClient], dispatch: FakeDispatch
 ) -> None:
     """Its clients send 0 where nobody chose a priority."""
     ask = IMAGE_ROUTES["/v2/models/{model_name}/infer", "POST"]
     assert ask(make_client(max_priority="batch"), {"priority": 0}).status_code == 200
-    assert [question.priority for question in engines.questions] == ["batch"]
+    assert [question.priority for question in dispatch.questions] == ["batch"]

@@ -8,11 +8,11 @@ from starlette.testclient import TestClient
 from app.http.methods import allow
 from app.main import create_app, create_operations_app
 from app.settings.settings import Settings
-from tests.app.fakes import FakeEngines
+from tests.app.fakes import FakeDispatch
 
 GETS = sorted(
     path.replace("{model_name}", "toy").replace("{model_version}", "1")
-    for path, operations in create_app(Settings(), FakeEngines()).openapi()["paths"].items()
+    for path, operations in create_app(Settings(), FakeDispatch()).openapi()["paths"].items()
     if "get" in operations
 )
 
@@ -48,7 +48,7 @@ def test_head_is_answered_on_the_operations_port() -> None:
     """By its probes and metrics."""
 
     class Healthy:
-        engines = FakeEngines()
+        dispatch = FakeDispatch()
 
         def is_ready(self) -> bool:
             return True

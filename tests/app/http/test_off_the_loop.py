@@ -19,7 +19,7 @@ from app.http.answers import WARNINGS_HEADER
 from app.http.bodies.memory import Memory, Share
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.fakes import MODEL, FakeEngines, encoded
+from tests.app.fakes import MODEL, FakeDispatch, encoded
 from tests.app.http.problem import assert_problem
 
 INFER = "/v2/models/toy/infer"
@@ -77,7 +77,7 @@ def test_large_answers_are_rendered_off_the_loop(
 
     async def main() -> None:
         held = Held()
-        app = create_app(Settings(), FakeEngines(), threads=held)
+        app = create_app(Settings(), FakeDispatch(), threads=held)
         async with asking(app) as client:
             answer = asyncio.create_task(request_of(client))
             await held.until_given(2)
@@ -98,7 +98,7 @@ def test_outputs_of_many_images_are_written_off_the_loop() -> None:
 
     async def main() -> None:
         held = Held()
-        app = create_app(Settings(), FakeEngines(), threads=held)
+        app = create_app(Settings(), FakeDispatch(), threads=held)
         pixels = {"name": "pixels", "shape": [2, 1, 1, 3], "datatype": "UINT8", "data": [1, 2, 3, 4, 5, 6]}
         async with asking(app) as client:
             answer = asyncio.create_task(client.post(INFER, json={"inputs": [pixels]}))
@@ -119,7 +119,7 @@ def test_a_deadline_passes_while_an_image_waits_to_be_decoded() -> None:
 
     async def main() -> None:
         held = Held()
-        app = create_app(Settings(), FakeEngines(), decoders=InExecutor(held))
+        app = create_app(Settings(), FakeDispatch(), decoders=InExecutor(held))
         async with asking(app) as client:
             answer = await client.post("/v1/classify?deadline_ms=50", content=encoded())
         assert_problem(answer, 504, "deadline-passed", "while the image was being decoded", image=0)
@@ -189,7 +189,7 @@ def test_what_is_to_be_said_of_an_image_is_in_a_header(path: str) -> None:
     """In every shape of an answer; in that of /v1 also in the image's result."""
 
     async def main() -> None:
-        app = create_app(Settings(), FakeEngines(), decoders=InExecutor(Warns()))
+        app = create_app(Settings(), FakeDispatch(), decoders=InExecutor(Warns()))
         async with asking(app) as client:
             answer = await client.post(path, content=encoded())
         assert answer.status_code == 200
@@ -205,11 +205,11 @@ def test_outputs_of_the_open_inference_protocol_come_with_the_header() -> None:
 
     async def main() -> None:
         image = {"name": "image", "shape": [2], "datatype": "BYTES", "data": ["aGk=", "aGk="]}
-        async with asking(create_app(Settings(), FakeEngines(), decoders=InExecutor(Warns()))) as client:
+        async with asking(create_app(Settings(), FakeDispatch(), decoders=InExecutor(Warns()))) as client:
             answer = await client.post(INFER, json={"inputs": [image]})
         told = "image 0: it is cut ? somewhere; image 1: it is cut ? somewhere"
         assert answer.headers[WARNINGS_HEADER] == told
-        async with asking(create_app(Settings(), FakeEngines())) as client:
+        async with asking(create_app(Settings(), FakeDispatch())) as client:
             sound = await client.post("/v1/classify", content=encoded())
         assert WARNINGS_HEADER not in sound.headers
         assert "warnings" not in sound.json()["results"][0]

@@ -18,9 +18,9 @@ from app.inference.options import ImageOptions
 from app.main import create_app
 from app.settings.settings import Settings
 from models.schedule import REDUCERS
-from tests.app.fakes import MODEL, FakeEngines, encoded
+from tests.app.fakes import MODEL, FakeDispatch, encoded
 
-APP = create_app(Settings(), FakeEngines())
+APP = create_app(Settings(), FakeDispatch())
 DOCUMENT: dict[str, Any] = APP.openapi()
 
 
@@ -95,7 +95,7 @@ def _with_sound_images(case: schemathesis.Case) -> bool:
 
 def test_the_document_is_made_once() -> None:
     """Asking for it again costs the other requests nothing."""
-    app = create_app(Settings(), FakeEngines())
+    app = create_app(Settings(), FakeDispatch())
     first = app.openapi()
     schemas = dict(first["components"]["schemas"])
     assert app.openapi() is first
@@ -287,7 +287,7 @@ EXAMPLES = [
 @pytest.mark.parametrize(("path", "example"), EXAMPLES, ids=[path for path, _ in EXAMPLES])
 def test_every_example_of_a_body_works(path: str, example: dict[str, Any]) -> None:
     """Sent as it stands, it is answered."""
-    with TestClient(create_app(Settings(), FakeEngines())) as client:
+    with TestClient(create_app(Settings(), FakeDispatch())) as client:
         response = client.post(path.format(model_name=MODEL.name, model_version="1"), json=example)
     assert response.status_code == 200, response.text
 
@@ -312,6 +312,6 @@ def test_every_body_in_json_has_an_example() -> None:
 def test_every_example_of_an_option_works(name: str) -> None:
     """By itself; null stands for an option that the others exclude."""
     for example in ImageOptions.model_json_schema()["properties"][name].get("examples", []):
-        with TestClient(create_app(Settings(), FakeEngines())) as client:
+        with TestClient(create_app(Settings(), FakeDispatch())) as client:
             response = client.post("/v1/classify", json={"image": BASE64, name: example})
         assert response.status_code == 200, response.text

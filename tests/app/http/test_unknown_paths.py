@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from app.http.health import Health
 from app.http.unknown_paths import paths_of, what_was_meant, without_slash
 from app.main import create_operations_app
-from tests.app.fakes import MODEL, FakeEngines
+from tests.app.fakes import MODEL, FakeDispatch
 
 ROUTES = ("/v1/classify", "/v1/models", "/v1/stats", "/v2", "/livez", "/readyz", "/metrics", "/docs", "/")
 
@@ -122,7 +122,7 @@ def test_a_wrong_method_names_the_right_one(client: TestClient) -> None:
 
 def test_the_operations_port_suggests_only_what_it_has() -> None:
     """Its own routes."""
-    health = Health(FakeEngines(), ThreadPoolExecutor(1))
+    health = Health(FakeDispatch(), ThreadPoolExecutor(1))
     operations = TestClient(create_operations_app(health))
     assert told(operations, "GET", "/readyzz").endswith("did you mean /readyz?")
     for path in ("/v1/clasify", "/predict"):

@@ -1,5 +1,5 @@
-"""The application on fake engines behind real sockets, in a thread of the test's own process: quick to start,
-and what goes over the line is what clients see."""
+"""The application on a fake dispatcher behind real sockets, in a thread of the test's own process: quick to
+start, and what goes over the line is what clients see."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from app.http.server.listeners import Server, main_config
 from app.http.server.traffic import Traffic
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.fakes import FakeEngines
+from tests.app.fakes import FakeDispatch
 
 WITHIN_S = 30.0
 
@@ -25,7 +25,7 @@ class Wire:
     """A server that listens, and ways to talk to it in bytes."""
 
     port: int
-    engines: FakeEngines
+    dispatch: FakeDispatch
     loop: asyncio.AbstractEventLoop
 
     def do(self, what: Callable[[], object]) -> None:
@@ -96,18 +96,18 @@ def answer(said: bytes) -> Said:
 def wire(settings: Settings | None = None, app: ASGIApp | None = None) -> Iterator[Wire]:
     """A server with these settings on a free port, stopped at the end; of another application, if given."""
     settings = settings or Settings()
-    engines = FakeEngines()
+    dispatch = FakeDispatch()
     traffic = Traffic()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)  # noqa: FBT003
         port = listener.getsockname()[1]
-        app = app or create_app(settings, engines, traffic=traffic, listening_on=settings.host)
+        app = app or create_app(settings, dispatch, traffic=traffic, listening_on=settings.host)
         server = Server(main_config(app, settings), traffic)
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve(sockets=[listener])))
         thread.start()
         try:
-            yield Wire(port, engines, loop)
+            yield Wire(port, dispatch, loop)
         finally:
             server.should_exit = True
             thread.join(WITHIN_S)

@@ -92,7 +92,7 @@ PREDICTIONS = st.builds(
     kept=st.lists(st.binary(max_size=9), max_size=3).map(tuple),
     logits=st.none() | st.binary(max_size=9),
 )
-FAULTS = st.sampled_from(["out-of-memory", "engine-fault", "no-number"])
+FAULTS = st.sampled_from(["out-of-memory", "worker-fault", "no-number"])
 TO_DISPATCHER: st.SearchStrategy[ToDispatcher] = st.one_of(
     st.builds(FrontEnd, index=SIZES),
     st.builds(Cancel, ids=st.lists(IDS, max_size=3)),

@@ -1,4 +1,4 @@
-"""The process that engines are forked from: real processes, and small modules in place of torch."""
+"""The process that workers are forked from: real processes, and small modules in place of torch."""
 
 import json
 import os

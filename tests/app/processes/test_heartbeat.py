@@ -1,4 +1,4 @@
-"""What an engine shares with the supervisor."""
+"""What a worker shares with the supervisor."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.processes.heartbeat import PATIENCE, Beat, Heartbeat, Progress
 
 
-def test_a_heartbeat_is_at_rest_until_the_engine_writes(tmp_path: Path) -> None:
+def test_a_heartbeat_is_at_rest_until_the_worker_writes(tmp_path: Path) -> None:
     """Nothing written means: not ready, no turn."""
     assert Heartbeat.made_at(tmp_path / "heartbeat").read() == Beat()
 

@@ -13,35 +13,35 @@ from app.processes.reports import (
     write_reports,
 )
 
-WELL = WorkerReport("engine-0")
-LOST = WorkerReport("engine-1", 5, "OSError: no disk", time.monotonic() + 40, given_up=True)
+WELL = WorkerReport("worker-0")
+LOST = WorkerReport("worker-1", 5, "OSError: no disk", time.monotonic() + 40, given_up=True)
 
 
 def test_reports_come_back_whole(tmp_path: Path) -> None:
     """Written, replaced, read; before the first there are none."""
-    path = tmp_path / "engines.json"
+    path = tmp_path / "workers.json"
     assert read_reports(path) == ()
     for reports in ((WELL, LOST), (WELL,)):
         write_reports(path, reports)
         assert read_reports(path) == reports
-    assert [file.name for file in tmp_path.iterdir()] == ["engines.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["workers.json"]
 
 
-def test_only_where_every_engine_is_given_up_none_is_to_be_expected() -> None:
+def test_only_where_every_worker_is_given_up_none_is_to_be_expected() -> None:
     """One that may come up is worth waiting for."""
     assert trouble(()) is None
     assert trouble((WELL,)) is None
     assert trouble((WELL, LOST)) is None
-    found = trouble((LOST, WorkerReport("engine-2", 6, "x", time.monotonic() + 90, given_up=True)))
+    found = trouble((LOST, WorkerReport("worker-2", 6, "x", time.monotonic() + 90, given_up=True)))
     assert found is not None
     text, wait_s = found
-    assert text.startswith("engine-1 failed to start 5 times in a row, the last time with: OSError: no disk;")
+    assert text.startswith("worker-1 failed to start 5 times in a row, the last time with: OSError: no disk;")
     assert 1 <= wait_s <= 40
 
 
 def test_a_time_that_has_passed_is_told_as_soon() -> None:
     """Retry-After is never negative."""
-    found = trouble((WorkerReport("engine-0", 5, "x", time.monotonic() - 100, given_up=True),))
+    found = trouble((WorkerReport("worker-0", 5, "x", time.monotonic() - 100, given_up=True),))
     assert found is not None
     assert found[1] == 1.0
 

@@ -1,4 +1,4 @@
-"""Whether an engine hangs: the judge is shown beats and must find what is stuck and spare what is busy."""
+"""Whether a worker hangs: the judge is shown beats and must find what is stuck and spare what is busy."""
 
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ def ticks_until_hung(watch: Watch, beats: "list[Beat]", starved: object = fed) -
 
 
 @given(st.integers(1, 200), st.floats(1.0, 60.0))
-def test_an_engine_that_turns_is_never_hung(ticks: int, silence_s: float) -> None:
+def test_a_worker_that_turns_is_never_hung(ticks: int, silence_s: float) -> None:
     """Idle or busy with one short batch after the other, starved or not."""
     beats = [Beat(turn, turn % 3 and turn, 0.1, ready=True) for turn in range(1, ticks)]
     assert ticks_until_hung(Watch(silence_s, 600.0), beats, starving) is None
@@ -69,7 +69,7 @@ def test_a_long_batch_within_its_allowance_is_spared() -> None:
 
 
 @pytest.mark.parametrize("ready", [False, True])
-def test_an_engine_that_gets_no_cpu_is_spared_ten_times_as_long(ready: bool) -> None:
+def test_a_worker_that_gets_no_cpu_is_spared_ten_times_as_long(ready: bool) -> None:
     """And found in the end, should it be stuck on a machine that is always overloaded."""
     beats = [Beat(1, 4, 30.0, ready=ready)] * 2000
     fed_ticks = ticks_until_hung(Watch(50.0, 50.0), beats)

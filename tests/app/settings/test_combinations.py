@@ -55,7 +55,7 @@ def test_what_goes_together_is_taken(settings: dict[str, object]) -> None:
     assert list(contradictions(Settings(**settings))) == []  # type: ignore[arg-type]
 
 
-def test_the_engine_asks_again_for_the_device_that_it_found() -> None:
+def test_the_worker_asks_again_for_the_device_that_it_found() -> None:
     """For `auto` nothing can be said before."""
     settings = Settings(threads=2, cuda_graphs="auto")
     assert len(list(without_effect(settings, on_cpu=False))) == 1

@@ -18,7 +18,7 @@ from app.errors import QueueFull
 from app.main import create_app
 from app.settings.settings import Settings
 from app.telemetry.tracing import Tracing, from_environment
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 Spans = Callable[[], list[ReadableSpan]]
@@ -30,16 +30,16 @@ def exporter() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def engines() -> FakeEngines:
-    return FakeEngines()
+def dispatch() -> FakeDispatch:
+    return FakeDispatch()
 
 
 @pytest.fixture
-def client(exporter: InMemorySpanExporter, engines: FakeEngines) -> Iterator[TestClient]:
+def client(exporter: InMemorySpanExporter, dispatch: FakeDispatch) -> Iterator[TestClient]:
     """A client of the application, whose spans go to ``exporter``."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    app = create_app(Settings(), engines, tracing=Tracing(provider))
+    app = create_app(Settings(), dispatch, tracing=Tracing(provider))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -93,7 +93,7 @@ def test_a_request_is_one_trace_with_its_phases(client: TestClient, exporter: In
 
 
 def test_the_queue_ends_where_the_compute_begins(client: TestClient, exporter: InMemorySpanExporter) -> None:
-    """The engine's two times lie end to end; what passed before them was the way there."""
+    """Queue and computing lie end to end; what passed before them was the way there."""
     client.post("/v1/classify", content=encoded())
     _, queue, compute = tree(exporter)[1]
     assert queue.end_time is not None
@@ -147,7 +147,7 @@ def test_traces_do_not_run_into_one_another(client: TestClient, exporter: InMemo
 
 
 def test_a_refused_request_says_why(
-    client: TestClient, exporter: InMemorySpanExporter, engines: FakeEngines
+    client: TestClient, exporter: InMemorySpanExporter, dispatch: FakeDispatch
 ) -> None:
     """A client's fault is no error of the server span; the problem's type is there."""
     client.post("/v1/classify", content=b"no image")
@@ -158,7 +158,7 @@ def test_a_refused_request_says_why(
     assert server.status.status_code is StatusCode.UNSET
     assert children == []
     exporter.clear()
-    engines.fails = QueueFull("full", retry_after_s=1)
+    dispatch.fails = QueueFull("full", retry_after_s=1)
     client.post("/v1/classify", content=encoded())
     server, children = tree(exporter)
     assert server.attributes is not None
@@ -167,10 +167,10 @@ def test_a_refused_request_says_why(
 
 
 def test_a_fault_of_ours_is_an_error(
-    client: TestClient, exporter: InMemorySpanExporter, engines: FakeEngines
+    client: TestClient, exporter: InMemorySpanExporter, dispatch: FakeDispatch
 ) -> None:
     """A 500 stands out in the traces."""
-    engines.fails = ZeroDivisionError()
+    dispatch.fails = ZeroDivisionError()
     client.post("/v1/classify", content=encoded())
     server, _ = tree(exporter)
     assert server.attributes is not None
@@ -287,5 +287,5 @@ def test_a_collector_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch)
         begun = traced.begin(scope, "mine")
         assert begun is not None
         begun.end("GET", "/", 200)
-        with TestClient(create_app(Settings(), FakeEngines(), tracing=traced)):
+        with TestClient(create_app(Settings(), FakeDispatch(), tracing=traced)):
             pass  # the test's own timeout fails it otherwise

@@ -17,7 +17,7 @@ LEARNED = Learned(MODEL, LIMITS, (Measured(2, Work(3, 1.25), 0.5), Measured(4, W
 
 def test_it_is_taken_once(tmp_path: Path) -> None:
     """A successor that does not become ready leaves nothing to those after it."""
-    path = tmp_path / "engine-0.learned"
+    path = tmp_path / "worker-0.learned"
     remember(path, LEARNED)
     assert recall(path, MODEL, LIMITS) == LEARNED
     assert recall(path, MODEL, LIMITS) is None
@@ -35,7 +35,7 @@ def test_it_is_taken_once(tmp_path: Path) -> None:
 )
 def test_it_holds_for_what_it_was_learned_with(tmp_path: Path, info: ModelInfo, limits: Limits) -> None:
     """Another dtype, device or number of streams is measured anew."""
-    path = tmp_path / "engine-0.learned"
+    path = tmp_path / "worker-0.learned"
     remember(path, LEARNED)
     assert recall(path, info, limits) is None
 
@@ -43,7 +43,7 @@ def test_it_holds_for_what_it_was_learned_with(tmp_path: Path, info: ModelInfo, 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"info": 1}', b"\xff"], ids=repr)
 def test_what_cannot_be_read_is_as_good_as_nothing(tmp_path: Path, text: bytes) -> None:
     """A start takes longer then, and does not fail."""
-    path = tmp_path / "engine-0.learned"
+    path = tmp_path / "worker-0.learned"
     path.write_bytes(text)
     assert recall(path, MODEL, LIMITS) is None
     assert not path.exists()

@@ -58,7 +58,7 @@ def test_only_the_images_at_fault_are_refused(kinds: list[str]) -> None:
         return [Found(job, (math.nan if kind.get(job) == "nan" else 0.5,)) for job in jobs]
 
     computed = compute_in_parts(compute, images, HARMLESS)
-    refusals = {"raises": "engine-fault", "nan": "no-number"}
+    refusals = {"raises": "worker-fault", "nan": "no-number"}
     assert computed.results == [refusals.get(kind[image], Found(image)) for image in images]
     guilty = kinds.count("raises")
     halvings = math.ceil(math.log2(len(kinds)))
@@ -94,7 +94,7 @@ def test_a_lack_of_memory_is_no_broken_backend() -> None:
             raise MemoryError
         raise RuntimeError("bad")
 
-    assert compute_in_parts(compute, [1], HARMLESS).results == ["engine-fault"]
+    assert compute_in_parts(compute, [1], HARMLESS).results == ["worker-fault"]
 
 
 def test_results_that_are_too_few_go_to_nobody() -> None:

@@ -249,7 +249,7 @@ async def test_only_the_image_at_fault_is_refused(
     import asyncio
 
     backend = FakeBackend(**fault)
-    reason = "engine-fault" if "poisoned" in fault else "no-number"
+    reason = "worker-fault" if "poisoned" in fault else "no-number"
     before = metric("trimvit_images_failed_total", reason=reason)
     with served(house, backend) as dispatcher:
         async with ready_client(house) as client:

@@ -128,7 +128,7 @@ class NotReady(ServerProblem):
 
 
 class EngineLost(ServerProblem):
-    """Engines died while they had the image. It is not sent again: it may be what they died of."""
+    """Workers died while they had the image. It is not sent again: it may be what they died of."""
 
     slug = "engine-lost"
 

@@ -75,7 +75,7 @@ def test_it_stays_while_much_waits() -> None:
 
 def test_on_a_slow_device_all_takes_longer() -> None:
     """At 0.7 of a second an image, two streams are busy for 14 seconds with forty of them: so long between
-    steps, where the load is not far below what the engine can do."""
+    steps, where the load is not far below what the worker can do."""
     for image_s, hold_s in ((0.01, 1.0), (0.5, 1.4 * 0.5 * 40 / 2)):
         brown_out = BrownOut(streams=2)
         raised = []

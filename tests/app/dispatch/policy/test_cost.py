@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.dispatch.policy.cost import CostModel, fit
 from app.messages.capacity import Measured, Work
 
-# What an engine may be like: a constant, seconds for an image, seconds for an unpruned image's compute.
+# What a worker may be like: a constant, seconds for an image, seconds for an unpruned image's compute.
 CONSTANT, IMAGE, UNPRUNED = 0.004, 0.0015, 0.023
 
 

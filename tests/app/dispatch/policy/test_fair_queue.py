@@ -35,7 +35,7 @@ def test_callers_are_served_by_cost_not_by_number() -> None:
     assert (first.count("dear"), first.count("cheap")) == (20, 60)
 
 
-def test_many_callers_of_one_priority_take_no_more_of_the_engine_than_few() -> None:
+def test_many_callers_of_one_priority_take_no_more_of_the_worker_than_few() -> None:
     """Priorities share first, callers within them."""
     queue = queue_of(
         *(entry((caller, number), caller=f"n{caller}") for caller in range(9) for number in range(20)),

@@ -39,7 +39,7 @@ OVERHEAD_BATCH_S = Device(1, SCALE, 0.0, 0.0, OVERHEAD_S).seconds([1.0] * 15, 1)
 def under(
     load: float, floor: float | None, minutes: int, overhead_s: float = 0.0, deadline_s: float = DEADLINE_S
 ) -> tuple[Simulation, list[Outcome]]:
-    """So many times what the engine can do unpruned (without overhead), from one caller, evenly."""
+    """So many times what the worker can do unpruned (without overhead), from one caller, evenly."""
     simulation = Simulation(Device(1, SCALE, overhead_s=overhead_s))
     like = Request(0.0, 1.0, floor, deadline_s)
     return simulation, simulation.run(poisson(load * CAPACITY, 0.0, minutes * MINUTES, 3, like))
@@ -213,7 +213,7 @@ def test_predictions_are_good(day: tuple[Simulation, list[Outcome]]) -> None:
 
 @pytest.mark.parametrize("minutes", LENGTHS)
 def test_a_flood_does_not_delay_the_others(minutes: int) -> None:
-    """One caller asks ten times what the engine can do; three who ask a tenth of it each are answered, all
+    """One caller asks ten times what the worker can do; three who ask a tenth of it each are answered, all
     of them, and in time. The flood gets what is left."""
     end = minutes * MINUTES
     streams = [
@@ -230,7 +230,7 @@ def test_a_flood_does_not_delay_the_others(minutes: int) -> None:
 
 @pytest.mark.parametrize("minutes", LENGTHS)
 def test_two_floods_share_alike_by_cost(minutes: int) -> None:
-    """One asks for full images, one for pruned ones, both far too many: each gets half of the engine."""
+    """One asks for full images, one for pruned ones, both far too many: each gets half of the worker."""
     end = minutes * MINUTES
     streams = [
         poisson(5 * CAPACITY, 0.0, end, number, Request(0.0, ratio, None, DEADLINE_S, f"at {ratio}"))
@@ -261,7 +261,7 @@ def test_no_priority_starves_and_each_has_its_share(minutes: int) -> None:
 
 
 def test_auto_takes_the_largest_ratio_that_is_in_time() -> None:
-    """On a quiet engine it is as large as the deadline allows: the tighter, the smaller."""
+    """On a quiet worker it is as large as the deadline allows: the tighter, the smaller."""
     means = []
     for deadline_s in (0.20, 0.25, 0.6):
         like = Request(0.0, 1.0, 0.3, deadline_s)
@@ -287,8 +287,8 @@ def test_a_device_that_changes_its_pace_is_followed(pace: float) -> None:
     assert goodput(later) >= 0.9 * CAPACITY / pace * 4 * MINUTES
 
 
-def test_where_others_take_half_of_the_engine_promises_hold_again_within_two_seconds() -> None:
-    """HTTP and decoding run on the engine's cores. Not kept is what was promised when nobody could know: in
+def test_where_others_take_half_of_the_worker_promises_hold_again_within_two_seconds() -> None:
+    """HTTP and decoding run on the worker's cores. Not kept is what was promised when nobody could know: in
     the second before, which is as long as the deadlines, and in the two seconds after."""
     device = Device(1)
     halved = [(start, start + MINUTES / 3) for start in (MINUTES / 3, MINUTES, 5 * MINUTES / 3)]

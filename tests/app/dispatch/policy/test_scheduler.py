@@ -56,7 +56,7 @@ def test_an_empty_queue_gives_no_batch() -> None:
     assert scheduler.expire(1e12) == []
 
 
-def test_a_lone_image_on_an_idle_engine_gets_all_threads() -> None:
+def test_a_lone_image_on_an_idle_worker_gets_all_threads() -> None:
     """One image with nobody else about is computed on every thread."""
     scheduler = with_waiting(ROOMY, 17)
     batch = scheduler.next_batch(0.0)
@@ -256,7 +256,7 @@ def test_one_free_stream_is_no_wait() -> None:
     assert scheduler.wait_s("", "normal", 1.0, 0.0) == 10.0, "and then both streams share what waits"
 
 
-def test_a_deadline_that_even_an_idle_engine_misses_is_refused_without_a_time_to_retry() -> None:
+def test_a_deadline_that_even_an_idle_worker_misses_is_refused_without_a_time_to_retry() -> None:
     """Waiting would not help. (The first such image in a while is tried, see below.)"""
     scheduler = SLOW.scheduler()
     tried = entry("tried", seconds=0.6, deadline=0.5)
@@ -267,7 +267,7 @@ def test_a_deadline_that_even_an_idle_engine_misses_is_refused_without_a_time_to
     )
 
 
-def test_an_idle_engine_tries_an_image_a_second_that_it_believes_too_slow_for() -> None:
+def test_an_idle_worker_tries_an_image_a_second_that_it_believes_too_slow_for() -> None:
     """A prediction that is far too high could otherwise never be put right: nothing would be computed."""
     scheduler = SLOW.scheduler()
     for start in (0.0, 1.0, 2.0):
@@ -598,7 +598,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def start_one(self) -> None:
-        """Start one batch only: the engine may ask again later."""
+        """Start one batch only: the worker may ask again later."""
         self._start()
 
     @rule()

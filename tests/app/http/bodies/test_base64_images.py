@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from app.errors import InvalidValue, Problem, UnreadableRequest
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.documents import read_document
-from tests.app.fakes import MODEL, FakeEngines, encoded, picture
+from tests.app.fakes import MODEL, FakeDispatch, encoded, picture
 from tests.app.http.conftest import Classify
 
 IMAGE = encoded(picture(300, 200))
@@ -51,7 +51,7 @@ def test_base64_of_every_kind_is_the_same_image(name: str, escape: Callable[[str
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_every_route_reads_it(client: TestClient, engines: FakeEngines, name: str) -> None:
+def test_every_route_reads_it(client: TestClient, dispatch: FakeDispatch, name: str) -> None:
     """One decoder for JSON, form fields, tensors, Hugging Face's shape, and text."""
     text = TEXTS[name]
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [text]}
@@ -65,8 +65,8 @@ def test_every_route_reads_it(client: TestClient, engines: FakeEngines, name: st
     ):
         response = client.post(path, **request)  # type: ignore[arg-type]
         assert response.status_code == 200, (path, request.keys(), response.text)
-    assert len(engines.questions) == 6
-    assert all((question.pixels == engines.questions[0].pixels).all() for question in engines.questions)
+    assert len(dispatch.questions) == 6
+    assert all((question.pixels == dispatch.questions[0].pixels).all() for question in dispatch.questions)
 
 
 MISTAKES = [

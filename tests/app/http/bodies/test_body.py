@@ -23,7 +23,7 @@ from app.inference.options import ImageOptions
 from app.main import create_app
 from app.settings.settings import Settings
 from models.schedule import Pruning, keep_ratio_for
-from tests.app.fakes import MODEL, FakeEngines, encoded
+from tests.app.fakes import MODEL, FakeDispatch, encoded
 from tests.app.http.conftest import Classify
 from tests.app.http.problem import assert_problem
 
@@ -68,13 +68,13 @@ FORM = {"Content-Type": "multipart/form-data; boundary=b"}
     ids=lambda request: str({**request.get("headers", {}), **dict.fromkeys(request, "")})[:60],
 )
 def test_every_form_of_the_body_is_the_same_image(
-    classify: Classify, engines: FakeEngines, request_: dict[str, Any]
+    classify: Classify, dispatch: FakeDispatch, request_: dict[str, Any]
 ) -> None:
-    """Raw, form or JSON, under any fitting Content-Type or none: the engines get the same pixels."""
+    """Raw, form or JSON, under any fitting Content-Type or none: the dispatcher gets the same pixels."""
     classify()
     response = classify(**request_)
     assert response.status_code == 200, response.text
-    raw, other = engines.questions
+    raw, other = dispatch.questions
     assert (raw.pixels == other.pixels).all()
 
 
@@ -104,7 +104,7 @@ def test_a_raw_body_may_come_in_pieces(classify: Classify) -> None:
 @pytest.mark.parametrize("body", ["form", "json"])
 def test_an_images_own_option_goes_before_the_common_one_and_that_before_the_query(
     classify: Classify,
-    engines: FakeEngines,
+    dispatch: FakeDispatch,
     body: str,
     query: dict[str, int],
     common: dict[str, int],
@@ -120,7 +120,7 @@ def test_an_images_own_option_goes_before_the_common_one_and_that_before_the_que
     else:
         response = classify(params=query, json={**common, "images": [{"image": BASE64, **own}]})
     assert response.status_code == 200, response.text
-    assert engines.questions[0].ask.top_k == expected
+    assert dispatch.questions[0].ask.top_k == expected
 
 
 HALF_COMPUTE = keep_ratio_for(MODEL.architecture, MODEL.method.stages, 0.7)
@@ -142,7 +142,7 @@ CASCADE = Pruning(0.5, "iqr", "fuse")
 )
 def test_a_later_choice_of_ratio_or_compute_replaces_an_earlier_one_of_either(
     classify: Classify,
-    engines: FakeEngines,
+    dispatch: FakeDispatch,
     query: dict[str, float],
     common: dict[str, float],
     own: dict[str, float],
@@ -151,7 +151,7 @@ def test_a_later_choice_of_ratio_or_compute_replaces_an_earlier_one_of_either(
     """keep_ratio and compute choose the same thing, so the nearest to the image wins, whichever it is."""
     response = classify(params=query, json={**common, "images": [{"image": BASE64, **own}]})
     assert response.status_code == 200, response.text
-    assert engines.questions[0].ask.pruning.keep_ratio == expected
+    assert dispatch.questions[0].ask.pruning.keep_ratio == expected
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_later_choice_of_ratio_or_compute_replaces_an_earlier_one_of_either(
 @pytest.mark.parametrize("body", ["form", "json"])
 def test_a_later_way_to_choose_replaces_an_earlier_one_of_any(
     classify: Classify,
-    engines: FakeEngines,
+    dispatch: FakeDispatch,
     body: str,
     common: dict[str, Any],
     own: dict[str, Any],
@@ -191,7 +191,7 @@ def test_a_later_way_to_choose_replaces_an_earlier_one_of_any(
     else:
         response = classify(params=words, json={"images": [{"image": BASE64, **own}]})
     assert response.status_code == 200, response.text
-    (question,) = engines.questions
+    (question,) = dispatch.questions
     assert question.ask.pruning == expected
     assert question.ask.margin == (0.375 if expected == CASCADE else None)
 
@@ -206,7 +206,7 @@ def test_a_later_way_to_choose_replaces_an_earlier_one_of_any(
     ids=str,
 )
 def test_every_form_of_the_body_takes_every_way_to_choose(
-    classify: Classify, engines: FakeEngines, options: dict[str, Any], expected: Pruning
+    classify: Classify, dispatch: FakeDispatch, options: dict[str, Any], expected: Pruning
 ) -> None:
     """In the query of a raw body, in a form's fields, in JSON."""
     words = {name: str(value).lower() for name, value in options.items()}
@@ -217,10 +217,10 @@ def test_every_form_of_the_body_takes_every_way_to_choose(
     ):
         response = classify(**request)
         assert response.status_code == 200, response.text
-    assert [question.ask.pruning for question in engines.questions] == [expected] * 3
+    assert [question.ask.pruning for question in dispatch.questions] == [expected] * 3
 
 
-def test_each_image_may_have_its_own_options(classify: Classify, engines: FakeEngines) -> None:
+def test_each_image_may_have_its_own_options(classify: Classify, dispatch: FakeDispatch) -> None:
     """In JSON beside the image, in a form as the list 'options'; common ones fill the gaps."""
     own: list[dict[str, object]] = [{"keep_ratio": 0.5}, {"keep_ratio": 0.75, "criterion": "mad"}, {}]
     classify(json={"criterion": "iqr", "images": [{"image": BASE64, **options} for options in own]})
@@ -229,17 +229,17 @@ def test_each_image_may_have_its_own_options(classify: Classify, engines: FakeEn
         data={"criterion": "iqr", "options": json.dumps(own)},
     )
     asked = sorted(
-        (question.ask.pruning.keep_ratio, question.ask.pruning.criterion) for question in engines.questions
+        (question.ask.pruning.keep_ratio, question.ask.pruning.criterion) for question in dispatch.questions
     )
     assert asked == sorted([(0.5, "iqr"), (0.75, "mad"), (1.0, "iqr")] * 2)
 
 
 def test_options_as_one_object_hold_for_all_images_of_a_form(
-    classify: Classify, engines: FakeEngines
+    classify: Classify, dispatch: FakeDispatch
 ) -> None:
     """The form's 'options' may be an object instead of a list."""
     classify(files=[("image", IMAGE)] * 2, data={"options": '{"keep_ratio": 0.5}'})
-    assert [question.ask.pruning.keep_ratio for question in engines.questions] == [0.5, 0.5]
+    assert [question.ask.pruning.keep_ratio for question in dispatch.questions] == [0.5, 0.5]
 
 
 # 422: options.
@@ -329,13 +329,13 @@ BAD_OPTIONS: list[tuple[str, list[str]]] = [
 
 @pytest.mark.parametrize(("query", "words"), BAD_OPTIONS, ids=[query for query, _ in BAD_OPTIONS])
 def test_an_option_that_is_not_allowed_is_named_with_what_is(
-    classify: Classify, engines: FakeEngines, query: str, words: list[str]
+    classify: Classify, dispatch: FakeDispatch, query: str, words: list[str]
 ) -> None:
     """422 says which option, what was given and what may be."""
     response = classify(params=query)
     image = None if "more than once" in words[0] else 0
     assert_problem(response, 422, "invalid-value", *words, image=image)
-    assert engines.questions == []
+    assert dispatch.questions == []
 
 
 @pytest.mark.parametrize(("query", "words"), BAD_OPTIONS[:-1], ids=[query for query, _ in BAD_OPTIONS[:-1]])
@@ -367,7 +367,7 @@ def test_true_and_false_are_no_numbers(classify: Classify, option: str, value: b
 
 @pytest.mark.parametrize("value", ["0.5", ".5", "5e-1", "0.5 ", "+0.5", "0.50000"])
 def test_a_number_may_be_written_in_any_usual_way(
-    classify: Classify, engines: FakeEngines, value: str
+    classify: Classify, dispatch: FakeDispatch, value: str
 ) -> None:
     """In the query, in a form and as a string in JSON; + is a blank in a query."""
     for response in (
@@ -376,7 +376,7 @@ def test_a_number_may_be_written_in_any_usual_way(
         classify(json={"image": BASE64, "keep_ratio": value}),
     ):
         assert response.status_code == 200, response.text
-    assert {question.ask.pruning.keep_ratio for question in engines.questions} == {0.5}
+    assert {question.ask.pruning.keep_ratio for question in dispatch.questions} == {0.5}
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -546,11 +546,11 @@ def option_part(name: str, value: str) -> bytes:
 @pytest.mark.parametrize("headers", [{}, JSON, FORM], ids=["raw", "json", "form"])
 @pytest.mark.parametrize(("query", "said"), [("", "0.2 s"), ("?deadline_ms=100", "0.1 s")])
 async def test_a_deadline_that_passes_while_the_body_comes_is_told_at_once(
-    engines: FakeEngines, headers: dict[str, str], query: str, said: str
+    dispatch: FakeDispatch, headers: dict[str, str], query: str, said: str
 ) -> None:
     """504, and not when all has come."""
     sent: list[int] = []
-    async with asgi_client(engines, default_deadline_ms=200) as client:
+    async with asgi_client(dispatch, default_deadline_ms=200) as client:
         body = slowly([b"--b\r\n", b"x" * 1000], sent)
         response = await client.post(f"/v1/classify{query}", content=body, headers=headers)
     assert_problem(response, 504, "deadline-passed", said, "while the body came", "deadline_ms in the query")
@@ -558,7 +558,7 @@ async def test_a_deadline_that_passes_while_the_body_comes_is_told_at_once(
 
 
 @pytest.mark.anyio
-async def test_a_longer_deadline_counts_where_it_is_said(engines: FakeEngines) -> None:
+async def test_a_longer_deadline_counts_where_it_is_said(dispatch: FakeDispatch) -> None:
     """In the query, or in what has come of a form: the server's default does not end the upload."""
 
     async def late(before: bytes, after: bytes) -> AsyncIterator[bytes]:
@@ -567,7 +567,7 @@ async def test_a_longer_deadline_counts_where_it_is_said(engines: FakeEngines) -
         yield after
 
     said = form(IMAGE_PART)
-    async with asgi_client(engines, default_deadline_ms=100) as client:
+    async with asgi_client(dispatch, default_deadline_ms=100) as client:
         for query, first in (("?deadline_ms=20000", b""), ("", option_part("deadline_ms", "20000"))):
             response = await client.post(
                 f"/v1/classify{query}", content=late(first + said[:50], said[50:]), headers=FORM
@@ -578,15 +578,15 @@ async def test_a_longer_deadline_counts_where_it_is_said(engines: FakeEngines) -
 # 413: too much.
 
 
-def asgi_client(engines: FakeEngines, **settings: int) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(create_app(Settings(**settings), engines))  # type: ignore[arg-type]
+def asgi_client(dispatch: FakeDispatch, **settings: int) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(create_app(Settings(**settings), dispatch))  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("headers", [{}, JSON, FORM], ids=["raw", "json", "form"])
 async def test_a_body_above_the_limit_is_refused_by_its_content_length(
-    engines: FakeEngines, headers: dict[str, str]
+    dispatch: FakeDispatch, headers: dict[str, str]
 ) -> None:
     """In every form of the body, with what is allowed, and before a byte of it is read."""
 
@@ -594,7 +594,7 @@ async def test_a_body_above_the_limit_is_refused_by_its_content_length(
         raise AssertionError("the body was read")
         yield b""
 
-    async with asgi_client(engines, max_body_bytes=1000) as client:
+    async with asgi_client(dispatch, max_body_bytes=1000) as client:
         response = await client.post(
             "/v1/classify", content=unread(), headers={**headers, "Content-Length": "1001"}
         )
@@ -604,7 +604,7 @@ async def test_a_body_above_the_limit_is_refused_by_its_content_length(
 @pytest.mark.anyio
 @pytest.mark.parametrize("headers", [{}, JSON, FORM], ids=["raw", "json", "form"])
 async def test_a_body_above_the_limit_is_refused_while_it_streams(
-    engines: FakeEngines, headers: dict[str, str]
+    dispatch: FakeDispatch, headers: dict[str, str]
 ) -> None:
     """Without a Content-Length, reading ends where the limit is passed, not where the body ends."""
     sent = 0
@@ -615,7 +615,7 @@ async def test_a_body_above_the_limit_is_refused_while_it_streams(
             sent += 100
             yield bytes(100)
 
-    async with asgi_client(engines, max_body_bytes=1000) as client:
+    async with asgi_client(dispatch, max_body_bytes=1000) as client:
         response = await client.post("/v1/classify", content=endless(), headers=headers)
     assert_problem(response, 413, "too-large", "at most 1000 are allowed")
     assert sent == 1100
@@ -855,8 +855,8 @@ def test_no_url_is_fetched(classify: Classify) -> None:
 @pytest.mark.parametrize(
     "path", ["../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "other.safetensors"]
 )
-def test_no_file_can_be_asked_for(classify: Classify, engines: FakeEngines, name: str, path: str) -> None:
+def test_no_file_can_be_asked_for(classify: Classify, dispatch: FakeDispatch, name: str, path: str) -> None:
     """Which model is served is the operator's choice: a request can name none."""
     for request in ({"params": {name: path}}, {"json": {"image": BASE64, name: path}}):
         assert_problem(classify(**request), 422, "invalid-value", f"there is no option '{name}'", image=0)
-    assert engines.questions == []
+    assert dispatch.questions == []

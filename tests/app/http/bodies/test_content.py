@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.app.fakes import MODEL, FakeEngines, encoded, picture
+from tests.app.fakes import MODEL, FakeDispatch, encoded, picture
 from tests.app.http.conftest import Classify
 from tests.app.http.problem import assert_problem
 
@@ -33,13 +33,13 @@ DOCUMENT = json.dumps({"image": TEXT, "top_k": 2})
     ids=lambda value: repr(value[:24]),
 )  # fmt: skip
 def test_the_bytes_decide_what_a_body_is(
-    classify: Classify, engines: FakeEngines, content: Any, kind: str
+    classify: Classify, dispatch: FakeDispatch, content: Any, kind: str
 ) -> None:
     """An image, base64 or JSON is one under any Content-Type under which people send it, and under none."""
     classify(content=IMAGE)
     response = classify(content=content, headers={"Content-Type": kind} if kind else {})
     assert response.status_code == 200, response.text
-    one, other = engines.questions
+    one, other = dispatch.questions
     assert (one.pixels == other.pixels).all()
 
 

@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser
 
 from app.errors import Problem, TooLarge, UnreadableRequest
 from app.http.bodies.forms import Part, read_form
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 from tests.app.http.conftest import Classify
 from tests.app.http.problem import assert_problem
 
@@ -68,14 +68,14 @@ FORMS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_that_people_send_is_the_same_image(
-    classify: Classify, engines: FakeEngines, name: str
+    classify: Classify, dispatch: FakeDispatch, name: str
 ) -> None:
-    """However it is written, the engines get the same pixels once."""
+    """However it is written, the dispatcher gets the same pixels once."""
     content, kind = FORMS[name]
     classify(content=IMAGE)
     response = classify(content=content, headers={"Content-Type": kind})
     assert response.status_code == 200, response.text
-    one, other = engines.questions
+    one, other = dispatch.questions
     assert (one.pixels == other.pixels).all()
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_says_why(
     assert_problem(response, status, slug, *words, image=image)
 
 
-def test_a_part_of_json_holds_options(classify: Classify, engines: FakeEngines) -> None:
+def test_a_part_of_json_holds_options(classify: Classify, dispatch: FakeDispatch) -> None:
     """As API clients send them beside a file, under any name."""
     options = (
         b'Content-Disposition: form-data; name="meta"\r\nContent-Type: application/json\r\n\r\n{"top_k": 2}'
@@ -112,7 +112,7 @@ def test_a_part_of_json_holds_options(classify: Classify, engines: FakeEngines) 
         content=form(options, DISPOSITION + b"\r\n\r\n" + IMAGE), headers={"Content-Type": KIND}
     )
     assert response.status_code == 200, response.text
-    assert engines.questions[0].ask.top_k == 2
+    assert dispatch.questions[0].ask.top_k == 2
 
 
 def test_data_that_looks_like_line_ends_and_boundaries_stays_data() -> None:

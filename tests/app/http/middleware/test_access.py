@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from app.http.paths import is_public
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 from tests.app.http.problem import assert_problem
 
 ALICE, BOB = "alice-0123456789", "bob-0123456789ab"
@@ -88,7 +88,7 @@ def test_a_valid_key_lets_through_and_names_the_caller(
     ids=str,
 )
 def test_without_a_valid_key_all_that_is_not_open_is_401(
-    locked: TestClient, engines: FakeEngines, method: str, path: str, headers: dict[str, str]
+    locked: TestClient, dispatch: FakeDispatch, method: str, path: str, headers: dict[str, str]
 ) -> None:
     """Also what other modules add, and what is not there; the body is not looked at."""
     # As bytes, for httpx would tidy the path up.
@@ -103,7 +103,7 @@ def test_without_a_valid_key_all_that_is_not_open_is_401(
     presented = "error=" in response.headers["WWW-Authenticate"]
     assert presented == ("not valid" in detail)
     assert ALICE not in response.text
-    assert engines.questions == []
+    assert dispatch.questions == []
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_page_may_load_only_what_is_the_servers_own() -> None:
     """A page that any module adds gets the strict policy, without inline scripts or styles."""
     from fastapi.responses import HTMLResponse
 
-    app = create_app(Settings(), FakeEngines())
+    app = create_app(Settings(), FakeDispatch())
 
     @app.get("/page")
     async def page() -> HTMLResponse:

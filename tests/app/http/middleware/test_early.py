@@ -17,7 +17,7 @@ from app.http.server.listeners import main_config
 from app.main import create_app
 from app.settings.settings import Settings
 from models.schedule import compute
-from tests.app.fakes import MODEL, FakeEngines, encoded
+from tests.app.fakes import MODEL, FakeDispatch, encoded
 
 WITHIN_S = 60.0
 ARCH, STAGES = MODEL.architecture, MODEL.method.stages
@@ -27,10 +27,10 @@ FULL = QueueFull("much waits", retry_after_s=3.0)
 
 
 @contextmanager
-def serving(engines: FakeEngines, **settings: object) -> Iterator[int]:
+def serving(dispatch: FakeDispatch, **settings: object) -> Iterator[int]:
     """The application behind the server's own connections, in a thread; its port."""
     chosen = Settings(**settings)  # type: ignore[arg-type]
-    server = uvicorn.Server(main_config(create_app(chosen, engines), chosen))
+    server = uvicorn.Server(main_config(create_app(chosen, dispatch), chosen))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -42,26 +42,26 @@ def serving(engines: FakeEngines, **settings: object) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[tuple[FakeEngines, int]]:
-    """Engines and the port of a server on them."""
-    engines = FakeEngines()
-    with serving(engines, max_priority="high") as port:
-        yield engines, port
+def shared() -> Iterator[tuple[FakeDispatch, int]]:
+    """A dispatcher and the port of a server on it."""
+    dispatch = FakeDispatch()
+    with serving(dispatch, max_priority="high") as port:
+        yield dispatch, port
 
 
 @pytest.fixture
-def engines(shared: tuple[FakeEngines, int]) -> FakeEngines:
+def dispatch(shared: tuple[FakeDispatch, int]) -> FakeDispatch:
     """They refuse nothing, and nothing was asked."""
-    engines, _ = shared
-    engines.refuses_early = engines.refuses = None
-    engines.asked_early.clear()
-    engines.expected.clear()
-    engines.questions.clear()
-    return engines
+    dispatch, _ = shared
+    dispatch.refuses_early = dispatch.refuses = None
+    dispatch.asked_early.clear()
+    dispatch.expected.clear()
+    dispatch.questions.clear()
+    return dispatch
 
 
 @pytest.fixture
-def connection(shared: tuple[FakeEngines, int]) -> Iterator[socket.socket]:
+def connection(shared: tuple[FakeDispatch, int]) -> Iterator[socket.socket]:
     with connected(shared[1]) as connection:
         yield connection
 
@@ -99,10 +99,13 @@ def connected(port: int) -> socket.socket:
 @pytest.mark.parametrize("problem", [LATE, FULL])
 @pytest.mark.parametrize("kind", ["image/jpeg", "application/octet-stream", None])
 def test_a_raw_image_that_would_be_refused_is_refused_by_its_head(
-    engines: FakeEngines, connection: socket.socket, problem: DeadlineUnmeetable | QueueFull, kind: str | None
+    dispatch: FakeDispatch,
+    connection: socket.socket,
+    problem: DeadlineUnmeetable | QueueFull,
+    kind: str | None,
 ) -> None:
     """The answer is there before a byte of the body was sent, and is the one that would come later."""
-    engines.refuses_early = problem
+    dispatch.refuses_early = problem
     connection.sendall(
         head("/v1/classify", "X-Request-ID: mine", *([] if kind is None else [f"Content-Type: {kind}"]))
     )
@@ -114,7 +117,7 @@ def test_a_raw_image_that_would_be_refused_is_refused_by_its_head(
     )
     assert json.loads(body)["type"] == f"urn:trimvit:problem:{problem.slug}"
     assert json.loads(body)["image"] == 0
-    engines.refuses_early, engines.refuses = None, problem
+    dispatch.refuses_early, dispatch.refuses = None, problem
     connection.sendall(BODY + head() + BODY)
     _, _, later = answer(connection)
     assert json.loads(later) == json.loads(body)
@@ -122,49 +125,53 @@ def test_a_raw_image_that_would_be_refused_is_refused_by_its_head(
 
 @pytest.mark.parametrize("path", ["/", f"/models/{MODEL.name}"])
 def test_so_it_is_on_the_routes_in_hugging_faces_shape(
-    engines: FakeEngines, connection: socket.socket, path: str
+    dispatch: FakeDispatch, connection: socket.socket, path: str
 ) -> None:
     """In the words of that shape; what belongs to it in the query is no option."""
-    engines.refuses_early = LATE
+    dispatch.refuses_early = LATE
     connection.sendall(head(f"{path}?function_to_apply=sigmoid&deadline_ms=100"))
     status, headers, body = answer(connection)
     assert (status, headers["retry-after"]) == (503, "2")
     assert json.loads(body) == {"error": "it would be late"}
 
 
-def test_so_it_is_on_sagemakers_route_by_its_header(engines: FakeEngines, connection: socket.socket) -> None:
+def test_so_it_is_on_sagemakers_route_by_its_header(
+    dispatch: FakeDispatch, connection: socket.socket
+) -> None:
     """The options that its header holds are known before the body, too, and are those that come later."""
-    engines.refuses_early = LATE
+    dispatch.refuses_early = LATE
     attributes = "X-Amzn-SageMaker-Custom-Attributes: keep_ratio=0.5,deadline_ms=20000"
     connection.sendall(head("/invocations", attributes))
     assert answer(connection)[0] == 503
-    engines.refuses_early = None
+    dispatch.refuses_early = None
     connection.sendall(BODY + head("/invocations", attributes) + BODY)
     assert answer(connection)[0] == 200
-    early, later = engines.asked_early[0], engines.expected[0]
+    early, later = dispatch.asked_early[0], dispatch.expected[0]
     assert early.share == later.share == compute(ARCH, STAGES, 0.5)
     assert (early.wait_limit_s, early.deadline_s <= 20.0) == (later.wait_limit_s, True)
 
 
-def test_the_connection_goes_on_while_the_body_comes(engines: FakeEngines, connection: socket.socket) -> None:
+def test_the_connection_goes_on_while_the_body_comes(
+    dispatch: FakeDispatch, connection: socket.socket
+) -> None:
     """What still comes of it is dropped; the next request is answered."""
-    engines.refuses_early = LATE
+    dispatch.refuses_early = LATE
     for _ in range(3):
         connection.sendall(head())
         assert answer(connection)[0] == 503
         connection.sendall(BODY[:100])
         connection.sendall(BODY[100:])
-    engines.refuses_early = None
+    dispatch.refuses_early = None
     connection.sendall(head() + BODY)
     assert answer(connection)[0] == 200
-    assert len(engines.questions) == 1
+    assert len(dispatch.questions) == 1
 
 
 def test_who_waits_for_leave_to_send_the_body_never_sends_it(
-    engines: FakeEngines, connection: socket.socket
+    dispatch: FakeDispatch, connection: socket.socket
 ) -> None:
     """No 100 comes, but the refusal; as the body may never come now, the connection ends."""
-    engines.refuses_early = LATE
+    dispatch.refuses_early = LATE
     connection.sendall(head("/v1/classify", "Expect: 100-continue"))
     status, headers, _ = answer(connection)
     assert (status, headers["connection"]) == (503, "close")
@@ -172,7 +179,7 @@ def test_who_waits_for_leave_to_send_the_body_never_sends_it(
         assert connection.recv(65536) == b""
 
 
-def test_who_has_a_chance_gets_that_leave(engines: FakeEngines, connection: socket.socket) -> None:
+def test_who_has_a_chance_gets_that_leave(dispatch: FakeDispatch, connection: socket.socket) -> None:
     """And then the answer."""
     connection.sendall(head("/v1/classify", "Expect: 100-continue"))
     assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -180,8 +187,8 @@ def test_who_has_a_chance_gets_that_leave(engines: FakeEngines, connection: sock
     assert answer(connection)[0] == 200
 
 
-def test_what_is_asked_of_the_engines_is_what_is_known_of_the_image(
-    engines: FakeEngines, connection: socket.socket
+def test_what_is_asked_of_the_dispatcher_is_what_is_known_of_the_image(
+    dispatch: FakeDispatch, connection: socket.socket
 ) -> None:
     """By the head the same as later: share with all lowered that may be, deadline, priority, caller."""
     queries = (
@@ -194,11 +201,11 @@ def test_what_is_asked_of_the_engines_is_what_is_known_of_the_image(
     for query in queries * 2:  # the second time they are known
         connection.sendall(head(f"/v1/classify?{query}") + BODY)
         assert answer(connection)[0] == 200
-    for early, later in zip(engines.asked_early, engines.expected, strict=True):
+    for early, later in zip(dispatch.asked_early, dispatch.expected, strict=True):
         assert (early.share, early.wait_limit_s) == (later.share, later.wait_limit_s)
         assert (early.priority, early.caller) == (later.priority, "127.0.0.1")
         assert early.deadline_s >= later.deadline_s > 0, "since the request came"
-    assert engines.asked_early[1].share == compute(ARCH, STAGES, CEILINGS[-1])
+    assert dispatch.asked_early[1].share == compute(ARCH, STAGES, CEILINGS[-1])
 
 
 @pytest.mark.parametrize(
@@ -214,17 +221,17 @@ def test_what_is_asked_of_the_engines_is_what_is_known_of_the_image(
     ],
 )
 def test_what_nobody_could_answer_is_told_so_under_load_too(
-    engines: FakeEngines, connection: socket.socket, path: str, headers: tuple[str, ...], status: int
+    dispatch: FakeDispatch, connection: socket.socket, path: str, headers: tuple[str, ...], status: int
 ) -> None:
     """Coming again later would not help."""
-    engines.refuses_early = LATE
+    dispatch.refuses_early = LATE
     connection.sendall(head(path, *headers) + BODY)
     assert answer(connection)[0] == status
-    assert engines.asked_early == []
+    assert dispatch.asked_early == []
 
 
 def test_it_is_counted_as_a_request_that_was_read(
-    engines: FakeEngines, connection: socket.socket, metric: Callable[..., float]
+    dispatch: FakeDispatch, connection: socket.socket, metric: Callable[..., float]
 ) -> None:
     """Requests by route and status, refusals and images by reason."""
     samples = (
@@ -234,7 +241,7 @@ def test_it_is_counted_as_a_request_that_was_read(
         ("trimvit_images_total", {"outcome": "deadline-unmeetable"}),
     )
     before = [metric(name, **labels) for name, labels in samples]
-    engines.refuses_early = LATE
+    dispatch.refuses_early = LATE
     for _ in range(2):
         connection.sendall(head() + BODY)
         assert answer(connection)[0] == 503
@@ -247,22 +254,22 @@ def test_it_is_counted_as_a_request_that_was_read(
 
 def test_keys_go_before(tmp_path: Path) -> None:
     """Without a key nobody hears how much is waiting; the caller is the key's."""
-    engines = FakeEngines(refuses_early=LATE)
+    dispatch = FakeDispatch(refuses_early=LATE)
     keys = tmp_path / "keys"
     keys.write_text("me:0123456789abcdef0123456789abcdef\n")
-    with serving(engines, api_keys_file=keys) as port, connected(port) as connection:
+    with serving(dispatch, api_keys_file=keys) as port, connected(port) as connection:
         connection.sendall(head())
         assert answer(connection)[0] == 401
         connection.sendall(BODY + head("/v1/classify", "X-API-Key: 0123456789abcdef0123456789abcdef"))
         assert answer(connection)[0] == 503
-    assert [asked.caller for asked in engines.asked_early] == ["me"]
+    assert [asked.caller for asked in dispatch.asked_early] == ["me"]
 
 
-def test_while_no_engine_is_ready_requests_wait_as_before() -> None:
+def test_while_no_worker_is_ready_requests_wait_as_before() -> None:
     """Nothing is known of the model, so nothing is refused by the head."""
-    engines = FakeEngines(refuses_early=LATE, model=None)
-    with serving(engines) as port, connected(port) as connection:
+    dispatch = FakeDispatch(refuses_early=LATE, model=None)
+    with serving(dispatch) as port, connected(port) as connection:
         connection.sendall(head() + BODY)
         status, _, body = answer(connection)
     assert (status, json.loads(body)["type"]) == (503, "urn:trimvit:problem:not-ready")
-    assert engines.asked_early == []
+    assert dispatch.asked_early == []

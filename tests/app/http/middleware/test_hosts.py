@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from app.http.middleware.hosts import Hosts, answered_hosts
 from app.main import create_app, create_operations_app
 from app.settings.settings import Settings
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 from tests.app.http.problem import assert_problem
 from tests.app.http.wire import answer, wire
 
@@ -70,7 +70,7 @@ def test_hosts_that_are_named_are_the_only_ones_everywhere() -> None:
 @pytest.mark.parametrize("path", ["/", "/livez", "/v1/models", "/metrics", "/nowhere", "/static/x/page.js"])
 def test_a_request_for_another_host_is_refused_in_words(path: str) -> None:
     """With 421, whatever it asks for; the words name the setting."""
-    client = TestClient(create_app(Settings(), FakeEngines(), listening_on="127.0.0.1"))
+    client = TestClient(create_app(Settings(), FakeDispatch(), listening_on="127.0.0.1"))
     response = client.get(path, headers={"Host": "evil.test:8000"})
     if path == "/":
         assert response.status_code == 421
@@ -87,7 +87,7 @@ def test_with_keys_or_without_an_address_every_host_is_answered(
     """As before a proxy, in Ray, and in tests."""
     assert make_client().get("/livez", headers={"Host": "evil.test"}).status_code == 200
     (tmp_path / "keys").write_text("alice:alice-0123456789")
-    app = create_app(Settings(api_keys_file=tmp_path / "keys"), FakeEngines(), listening_on="127.0.0.1")
+    app = create_app(Settings(api_keys_file=tmp_path / "keys"), FakeDispatch(), listening_on="127.0.0.1")
     assert TestClient(app).get("/livez", headers={"Host": "evil.test"}).status_code == 200
 
 
@@ -108,7 +108,7 @@ def test_over_a_socket_the_target_names_the_host_as_well() -> None:
         image = encoded()
         post = b"POST /v1/classify HTTP/1.1\r\nHost: evil.test\r\nContent-Length: %d\r\n" % len(image)
         assert answer(server.say(post + b"Connection: close\r\n\r\n" + image)).status == 421
-        assert server.engines.questions == []
+        assert server.dispatch.questions == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from starlette.types import Message, Scope
 from app.errors import Overloaded, Problem, TooLarge, UnreadableRequest
 from app.http.bodies.memory import Memory, Share, set_share
 from app.http.middleware.inflate import Inflated, Inflater
-from tests.app.fakes import MODEL, FakeEngines, encoded
+from tests.app.fakes import MODEL, FakeDispatch, encoded
 
 IMAGE = encoded()
 BASE64 = base64.b64encode(IMAGE).decode()
@@ -60,14 +60,14 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("coding", CODINGS)
 def test_every_route_takes_bodies_of_every_coding(
-    client: TestClient, engines: FakeEngines, path: str, coding: str
+    client: TestClient, dispatch: FakeDispatch, path: str, coding: str
 ) -> None:
     """gzip, deflate with or without zlib's wrapping, one upon another, and none: the same image."""
     body, kind = ROUTES[path]
     headers = {"Content-Encoding": coding, "Content-Type": kind}
     response = client.post(path.partition("?")[0], content=CODINGS[coding](body), headers=headers)
     assert response.status_code == 200, response.text
-    assert len(engines.questions) == 1
+    assert len(dispatch.questions) == 1
 
 
 @pytest.mark.parametrize("path", ROUTES)

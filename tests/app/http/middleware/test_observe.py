@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from app.errors import QueueFull
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 from tests.app.http.conftest import Classify
 
 Metric = Callable[..., float]
@@ -79,7 +79,7 @@ def test_labels_do_not_grow_with_what_clients_invent(client: TestClient) -> None
 
 
 def test_an_unforeseen_fault_is_counted_as_a_500(
-    classify: Classify, engines: FakeEngines, metric: Metric
+    classify: Classify, dispatch: FakeDispatch, metric: Metric
 ) -> None:
     """A bug of ours shows on the dashboards, too."""
     labels = {"route": "/v1/classify", "method": "POST", "status": "500"}
@@ -87,7 +87,7 @@ def test_an_unforeseen_fault_is_counted_as_a_500(
         metric("trimvit_requests_total", **labels),
         metric("trimvit_refusals_total", reason="internal-fault"),
     )
-    engines.fails = ZeroDivisionError()
+    dispatch.fails = ZeroDivisionError()
     classify()
     after = (
         metric("trimvit_requests_total", **labels),
@@ -118,10 +118,10 @@ def test_images_and_phases_are_counted_by_how_they_ended(classify: Classify, met
 
 
 def test_refused_images_are_counted_by_the_problem(
-    classify: Classify, engines: FakeEngines, metric: Metric
+    classify: Classify, dispatch: FakeDispatch, metric: Metric
 ) -> None:
     """All images of a refused request count under the problem's type; the request counts one refusal."""
-    engines.fails = QueueFull("full", retry_after_s=1.0)
+    dispatch.fails = QueueFull("full", retry_after_s=1.0)
     images = metric("trimvit_images_total", outcome="queue-full")
     refusals = metric("trimvit_refusals_total", reason="queue-full")
     answered = metric("trimvit_images_total", outcome="answered")

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 
 PREFIX = "/vit"
 SITE = "http://example.org"
@@ -36,7 +36,7 @@ class Proxy:
 
 def behind(strips: bool, **settings: object) -> TestClient:
     chosen = Settings(**settings) if strips else Settings(root_path=PREFIX, **settings)  # type: ignore[arg-type]
-    return TestClient(Proxy(create_app(chosen, FakeEngines()), strips), base_url=SITE)
+    return TestClient(Proxy(create_app(chosen, FakeDispatch()), strips), base_url=SITE)
 
 
 both_proxies = pytest.mark.parametrize("strips", [True, False], ids=["prefix taken off", "prefix left on"])
@@ -93,7 +93,7 @@ def test_redirects_stay_under_the_prefix(strips: bool, path: str, found: str) ->
 
 def test_with_the_prefix_left_on_requests_without_it_are_answered_too() -> None:
     """Probes come directly."""
-    client = TestClient(create_app(Settings(root_path=PREFIX), FakeEngines()), base_url=SITE)
+    client = TestClient(create_app(Settings(root_path=PREFIX), FakeDispatch()), base_url=SITE)
     for path in ("/readyz", f"{PREFIX}/readyz", f"{PREFIX}/v2/health/ready"):
         assert client.get(path).status_code == 200
     for path in ("/vitreous", "/vitreadyz"):
@@ -102,7 +102,7 @@ def test_with_the_prefix_left_on_requests_without_it_are_answered_too() -> None:
 
 def test_the_prefix_alone_is_redirected_to_the_page() -> None:
     """Its relative links start from the slash."""
-    client = TestClient(create_app(Settings(root_path="/a/vit"), FakeEngines()), base_url=SITE)
+    client = TestClient(create_app(Settings(root_path="/a/vit"), FakeDispatch()), base_url=SITE)
     response = client.get("/a/vit?keep_ratio=0.5", follow_redirects=False)
     assert (response.status_code, response.headers["Location"]) == (307, "vit/?keep_ratio=0.5")
     assert client.get("/a/vit").text.startswith("<!doctype html>")

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.http.middleware.sites import is_own
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 from tests.app.http.problem import assert_problem
 
 MakeClient = Callable[..., TestClient]
@@ -33,7 +33,7 @@ CROSS, NAMED = "https://evil.test", "https://friend.test"
     ids=str,
 )
 def test_what_another_sites_page_sends_is_refused(
-    client: TestClient, engines: FakeEngines, headers: dict[str, str]
+    client: TestClient, dispatch: FakeDispatch, headers: dict[str, str]
 ) -> None:
     """A form, or what a browser sends without leave; the words name the setting."""
     response = client.post("/v1/classify", content=encoded(), headers=headers)
@@ -41,7 +41,7 @@ def test_what_another_sites_page_sends_is_refused(
     form = client.post("/", files={"image": encoded()}, headers=headers)
     assert form.status_code == 403
     assert "--cors-origins" in form.json()["error"]
-    assert engines.questions == []
+    assert dispatch.questions == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""POST /v1/classify: answers, masks, what reaches the engines, and what happens when they fail."""
+"""POST /v1/classify: answers, masks, what reaches the dispatcher, and what happens when it fails."""
 
 import asyncio
 import base64
@@ -19,14 +19,14 @@ from starlette.testclient import TestClient
 
 from app.decoding.images import ImageLimits, decode
 from app.decoding.pool import InExecutor
-from app.errors import DeadlinePassed, EngineLost, InternalFault, NotReady, Problem, QueueFull
+from app.errors import DeadlinePassed, InternalFault, NotReady, Problem, QueueFull, WorkerLost
 from app.http.schemas import ClassifyResponse
 from app.main import create_app
 from app.settings.settings import Settings
 from app.telemetry import logs
 from models.cascade import second_run_compute
 from models.schedule import CRITERIA, REDUCERS, Method, Pruning, Reducer, compute, keep_ratio_for
-from tests.app.fakes import MODEL, FakeEngines, encoded, kept_patches
+from tests.app.fakes import MODEL, FakeDispatch, encoded, kept_patches
 from tests.app.http.conftest import Classify
 from tests.app.http.problem import assert_problem
 
@@ -45,7 +45,7 @@ def result_of(response: httpx.Response) -> dict[str, object]:
 
 
 def test_an_answer_says_labels_ratio_patches_and_compute(classify: Classify) -> None:
-    """Everything the engine found is in the answer, under the names of the published schema."""
+    """Everything that came out is in the answer, under the names of the published schema."""
     response = classify(params={"keep_ratio": 0.5, "top_k": 2})
     assert result_of(response) == {
         "labels": [
@@ -66,7 +66,7 @@ def test_an_answer_says_labels_ratio_patches_and_compute(classify: Classify) -> 
 
 
 def test_timings_are_in_the_body_and_the_same_in_server_timing(classify: Classify) -> None:
-    """Server-Timing names every phase of timings_ms with its value; the engine's phases are the engine's."""
+    """Server-Timing names every phase of timings_ms with its value, as the dispatcher tells them."""
     response = classify()
     timings = response.json()["timings_ms"]
     assert list(timings) == ["decode", "queue", "compute", "total"]
@@ -77,22 +77,24 @@ def test_timings_are_in_the_body_and_the_same_in_server_timing(classify: Classif
     )
 
 
-def test_the_answer_to_several_images_is_in_their_order(classify: Classify, engines: FakeEngines) -> None:
-    """Each file's pixels reach the engines, and its result stands at its place."""
+def test_the_answer_to_several_images_is_in_their_order(classify: Classify, dispatch: FakeDispatch) -> None:
+    """Each file's pixels reach the dispatcher, and its result stands at its place."""
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     files = [("image", encoded(Image.new("RGB", (40, 24), colour))) for colour in colours]
     response = classify(files=files, data={"options": '[{"top_k": 1}, {"top_k": 2}, {"top_k": 3}]'})
     assert response.status_code == 200, response.text
     ClassifyResponse.model_validate_json(response.content, strict=True)
     assert [len(result["labels"]) for result in response.json()["results"]] == [1, 2, 3]
-    by_top_k = {question.ask.top_k: question for question in engines.questions}
+    by_top_k = {question.ask.top_k: question for question in dispatch.questions}
     assert [tuple(by_top_k[place + 1].pixels[0, 0]) for place in range(3)] == colours
 
 
-def test_the_engines_get_the_pixels_that_the_model_sees(classify: Classify, engines: FakeEngines) -> None:
-    """What is asked of the engines is the decoded, cropped and resized image."""
+def test_the_dispatcher_gets_the_pixels_that_the_model_sees(
+    classify: Classify, dispatch: FakeDispatch
+) -> None:
+    """What is asked of the dispatcher is the decoded, cropped and resized image."""
     classify()
-    (question,) = engines.questions
+    (question,) = dispatch.questions
     assert np.array_equal(question.pixels, decode(encoded(), MODEL.input, ImageLimits(10**6)).pixels)
 
 
@@ -100,14 +102,14 @@ def test_the_engines_get_the_pixels_that_the_model_sees(classify: Classify, engi
 
 
 def test_an_image_that_asks_for_nothing_gets_the_servers_defaults(
-    make_client: Callable[..., TestClient], engines: FakeEngines
+    make_client: Callable[..., TestClient], dispatch: FakeDispatch
 ) -> None:
     """Ratio, criterion, reducer and deadline come from the settings; nothing is asked that costs extra."""
     client = make_client(
         default_keep_ratio=0.8, default_criterion="mad", default_reducer="fuse", default_deadline_ms=5000
     )
     result = result_of(client.post("/v1/classify", content=encoded()))  # type: ignore[arg-type]
-    (question,) = engines.questions
+    (question,) = dispatch.questions
     assert question.ask.pruning == Pruning(0.8, "mad", "fuse", seed=0)
     assert question.ask.margin is None
     assert 0 < question.deadline_s < 5.0, "the time to decode is taken off"
@@ -117,13 +119,13 @@ def test_an_image_that_asks_for_nothing_gets_the_servers_defaults(
 
 
 def test_where_the_settings_say_nothing_the_checkpoints_method_is_the_default(
-    classify: Classify, engines: FakeEngines
+    classify: Classify, dispatch: FakeDispatch
 ) -> None:
     """A checkpoint is pruned as it was trained; what a request names itself goes before it."""
-    engines.model = msgspec.structs.replace(MODEL, method=Method(STAGES, "iqr", "fuse"))
+    dispatch.model = msgspec.structs.replace(MODEL, method=Method(STAGES, "iqr", "fuse"))
     for params in ({}, {"criterion": "mad"}, {"reducer": "merge"}):
         classify(params={"keep_ratio": 0.5, **params})
-    assert [question.ask.pruning for question in engines.questions] == [
+    assert [question.ask.pruning for question in dispatch.questions] == [
         Pruning(0.5, "iqr", "fuse"),
         Pruning(0.5, "mad", "fuse"),
         Pruning(0.5, "iqr", "merge"),
@@ -131,36 +133,36 @@ def test_where_the_settings_say_nothing_the_checkpoints_method_is_the_default(
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_every_criterion_can_be_asked_for(classify: Classify, engines: FakeEngines, criterion: str) -> None:
-    """The criterion reaches the engines and comes back in the answer."""
+def test_every_criterion_can_be_asked_for(classify: Classify, dispatch: FakeDispatch, criterion: str) -> None:
+    """The criterion reaches the dispatcher and comes back in the answer."""
     result = result_of(classify(params={"criterion": criterion}))
-    assert engines.questions[0].ask.pruning.criterion == result["criterion"] == criterion
+    assert dispatch.questions[0].ask.pruning.criterion == result["criterion"] == criterion
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
-def test_every_reducer_can_be_asked_for(classify: Classify, engines: FakeEngines, reducer: str) -> None:
-    """The reducer reaches the engines and comes back in the answer, with the criterion where it reads one."""
+def test_every_reducer_can_be_asked_for(classify: Classify, dispatch: FakeDispatch, reducer: str) -> None:
+    """The reducer reaches the dispatcher and comes back, with the criterion where it reads one."""
     result = result_of(classify(params={"reducer": reducer, "criterion": "mad", "keep_ratio": 0.5}))
-    assert engines.questions[0].ask.pruning.reducer == result["reducer"] == reducer
+    assert dispatch.questions[0].ask.pruning.reducer == result["reducer"] == reducer
     assert result["criterion"] == (None if reducer == "merge" else "mad")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.75, 1.0])
 def test_keep_mass_stands_in_place_of_a_ratio_and_the_answer_says_what_it_came_to(
-    make_client: Callable[..., TestClient], engines: FakeEngines, metric: Callable[..., float], share: float
+    make_client: Callable[..., TestClient], dispatch: FakeDispatch, metric: Callable[..., float], share: float
 ) -> None:
     """Whatever the server's default ratio is; no ratio counts as asked for."""
     client = make_client(default_keep_ratio=0.5)
     before = metric("trimvit_requested_keep_ratio_count")
     params = {"keep_mass": share, "reducer": "fuse", "criterion": "mad"}
     result = result_of(client.post("/v1/classify", content=encoded(), params=params))  # type: ignore[arg-type]
-    assert engines.questions[0].ask.pruning == Pruning(1.0, "mad", "fuse", keep_mass=share)
+    assert dispatch.questions[0].ask.pruning == Pruning(1.0, "mad", "fuse", keep_mass=share)
     assert result["keep_ratio"] == math.ceil(15 * share) / 15
     assert metric("trimvit_requested_keep_ratio_count") == before
 
 
 def test_keep_mass_with_the_reducer_merge_is_refused(
-    make_client: Callable[..., TestClient], engines: FakeEngines
+    make_client: Callable[..., TestClient], dispatch: FakeDispatch
 ) -> None:
     """Merging goes by likeness, not by importance: asked for, or the server's default."""
     for settings, params in (({}, {"reducer": "merge"}), ({"default_reducer": "merge"}, {})):
@@ -168,20 +170,20 @@ def test_keep_mass_with_the_reducer_merge_is_refused(
             "/v1/classify", content=encoded(), params={"keep_mass": 0.8, **params}
         )
         assert_problem(response, 422, "invalid-value", "keep_mass", "merge", "drop and fuse", image=0)  # type: ignore[arg-type]
-    assert engines.questions == []
+    assert dispatch.questions == []
 
 
 @pytest.mark.parametrize("unsure", [False, True])
 def test_a_cascade_runs_as_it_was_calibrated(
-    make_client: Callable[..., TestClient], engines: FakeEngines, metric: Callable[..., float], unsure: bool
+    make_client: Callable[..., TestClient], dispatch: FakeDispatch, metric: Callable[..., float], unsure: bool
 ) -> None:
     """Ratio, criterion, reducer and margin are the checkpoint's, whatever the settings say; the answer names
     runs, applied ratio and the cost of all runs."""
-    engines.unsure = unsure
+    dispatch.unsure = unsure
     client = make_client(default_keep_ratio=0.9, default_criterion="mad", default_reducer="merge")
     before = metric("trimvit_requested_keep_ratio_count")
     result = result_of(client.post("/v1/classify", content=encoded(), params={"cascade": "true"}))  # type: ignore[arg-type]
-    (question,) = engines.questions
+    (question,) = dispatch.questions
     assert (question.ask.pruning, question.ask.margin) == (Pruning(0.5, "iqr", "fuse"), 0.375)
     assert metric("trimvit_requested_keep_ratio_count") == before
     first = compute(ARCH, STAGES, 0.5, "fuse")
@@ -195,19 +197,19 @@ def test_a_cascade_runs_as_it_was_calibrated(
         assert result["compute"] == round(first, 6)
 
 
-def test_a_cascade_that_the_checkpoint_has_not_is_refused(classify: Classify, engines: FakeEngines) -> None:
+def test_a_cascade_that_the_checkpoint_has_not_is_refused(classify: Classify, dispatch: FakeDispatch) -> None:
     """The text says how to get one, and what can be asked for meanwhile; cascade=false is no question."""
-    engines.model = msgspec.structs.replace(MODEL, cascade=None)
+    dispatch.model = msgspec.structs.replace(MODEL, cascade=None)
     words = ["no cascade", "`trimvit calibrate`", "keep_ratio, compute or keep_mass"]
     assert_problem(classify(params={"cascade": "true"}), 422, "invalid-value", *words, image=0)
-    assert engines.questions == []
+    assert dispatch.questions == []
     assert classify(params={"cascade": "false"}).status_code == 200
 
 
-def test_seed_and_deadline_reach_the_engines(classify: Classify, engines: FakeEngines) -> None:
+def test_seed_and_deadline_reach_the_dispatcher(classify: Classify, dispatch: FakeDispatch) -> None:
     """The seed as it is; the deadline less the time that decoding took."""
     classify(params={"seed": 17, "deadline_ms": 1234})
-    (question,) = engines.questions
+    (question,) = dispatch.questions
     assert question.ask.pruning.seed == 17
     assert 0 < question.deadline_s < 1.234
 
@@ -215,12 +217,12 @@ def test_seed_and_deadline_reach_the_engines(classify: Classify, engines: FakeEn
 @pytest.mark.parametrize("reducer", REDUCERS)
 @pytest.mark.parametrize("share", [0.5, 0.75, 1])
 def test_compute_is_turned_into_the_largest_keep_ratio_that_fits(
-    classify: Classify, engines: FakeEngines, share: float, reducer: Reducer
+    classify: Classify, dispatch: FakeDispatch, share: float, reducer: Reducer
 ) -> None:
     """A request may say what an image is to cost with its reducer; the answer says what it did."""
     result = result_of(classify(params={"compute": share, "reducer": reducer}))
     ratio = keep_ratio_for(ARCH, STAGES, share, reducer)
-    assert engines.questions[0].ask.pruning.keep_ratio == result["keep_ratio"] == ratio
+    assert dispatch.questions[0].ask.pruning.keep_ratio == result["keep_ratio"] == ratio
     assert isinstance(result["compute"], float)
     assert result["compute"] <= share
 
@@ -255,11 +257,11 @@ def masks_of(response: httpx.Response) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("mask", [None, "none"])
-def test_no_mask_unless_it_is_asked_for(classify: Classify, engines: FakeEngines, mask: str | None) -> None:
-    """Without a mask the answer has none, and the engines are not asked for indices."""
+def test_no_mask_unless_it_is_asked_for(classify: Classify, dispatch: FakeDispatch, mask: str | None) -> None:
+    """Without a mask the answer has none, and the dispatcher is not asked for indices."""
     result = result_of(classify(params={"mask": mask} if mask else {}))
     assert "mask" not in result
-    assert not engines.questions[0].ask.kept_patches
+    assert not dispatch.questions[0].ask.kept_patches
 
 
 def test_a_mask_of_indices_names_the_kept_patches_after_the_last_stage(classify: Classify) -> None:
@@ -313,61 +315,61 @@ def test_each_image_has_the_mask_it_asked_for(classify: Classify) -> None:
     assert "grid" in results[2]["mask"][0]
 
 
-# What the engines refuse.
+# What the dispatcher refuses.
 
 
 @pytest.mark.parametrize(
     ("problem", "status", "retry_after"),
     [
-        (QueueFull("the engine's queue is full", retry_after_s=1.2), 429, "2"),
-        (NotReady("no engine is ready", retry_after_s=0.1), 503, "1"),
-        (EngineLost("2 engines died while they computed this image"), 500, None),
+        (QueueFull("the queue is full", retry_after_s=1.2), 429, "2"),
+        (NotReady("no worker is ready", retry_after_s=0.1), 503, "1"),
+        (WorkerLost("2 workers died while they computed this image"), 500, None),
         (DeadlinePassed("no answer within the deadline of 50 ms"), 504, None),
-        (InternalFault("the engine failed on the batch with this image"), 500, None),
+        (InternalFault("the worker failed on the batch with this image"), 500, None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Problem) else "",
 )
-def test_what_the_engines_raise_is_the_answer(
-    classify: Classify, engines: FakeEngines, problem: Problem, status: int, retry_after: str | None
+def test_what_the_dispatcher_raises_is_the_answer(
+    classify: Classify, dispatch: FakeDispatch, problem: Problem, status: int, retry_after: str | None
 ) -> None:
-    """Problems of the engines have their status, their words, and a time to come back where there is one."""
-    engines.fails = problem
+    """The dispatcher's problems have their status, their words, and a time to come back if there is one."""
+    dispatch.fails = problem
     response = classify()
     assert_problem(response, status, problem.slug, problem.detail, image=0)
     assert response.headers.get("Retry-After") == retry_after
 
 
-def test_before_an_engine_is_ready_images_are_refused(classify: Classify, engines: FakeEngines) -> None:
+def test_before_a_worker_is_ready_images_are_refused(classify: Classify, dispatch: FakeDispatch) -> None:
     """503 with a time to come back, and nothing is decoded for nobody."""
-    engines.model = None
+    dispatch.model = None
     response = classify()
-    assert_problem(response, 503, "not-ready", "no engine became ready in time")
+    assert_problem(response, 503, "not-ready", "no worker became ready in time")
     assert response.headers["Retry-After"] == "1"
-    assert engines.questions == []
+    assert dispatch.questions == []
 
 
-def test_a_request_waits_for_an_engine_as_long_as_its_shortest_deadline(
-    classify: Classify, engines: FakeEngines
+def test_a_request_waits_for_a_worker_as_long_as_its_shortest_deadline(
+    classify: Classify, dispatch: FakeDispatch
 ) -> None:
     """Of several images the most urgent one says how long; without a deadline it is the default one."""
     photograph = base64.b64encode(encoded()).decode()
     images = [{"image": photograph, "deadline_ms": 9000}, {"image": photograph, "deadline_ms": 7000}]
     assert classify(json={"images": images}).status_code == 200
     assert classify().status_code == 200
-    assert [math.ceil(waited_s) for waited_s in engines.waits_s] == [7, 30]
+    assert [math.ceil(waited_s) for waited_s in dispatch.waits_s] == [7, 30]
 
 
-def test_the_time_waited_for_an_engine_counts_toward_the_deadline(
-    classify: Classify, engines: FakeEngines
+def test_the_time_waited_for_a_worker_counts_toward_the_deadline(
+    classify: Classify, dispatch: FakeDispatch
 ) -> None:
-    """The engines are told the time that is left."""
-    engines.ready_after_s = 0.05
+    """The dispatcher is told the time that is left."""
+    dispatch.ready_after_s = 0.05
     assert classify(params={"deadline_ms": 9000}).status_code == 200
-    assert engines.questions[0].deadline_s < 9.0 - 0.05
+    assert dispatch.questions[0].deadline_s < 9.0 - 0.05
 
 
-def test_a_deadline_that_decoding_takes_up_is_passed(engines: FakeEngines) -> None:
-    """Where decoding took longer than the image may take, the engines are not asked."""
+def test_a_deadline_that_decoding_takes_up_is_passed(dispatch: FakeDispatch) -> None:
+    """Where decoding took longer than the image may take, the dispatcher is not asked."""
 
     class SlowDecoders(ThreadPoolExecutor):
         def submit(self, *work: Any) -> Future[Any]:  # type: ignore[override]
@@ -375,34 +377,34 @@ def test_a_deadline_that_decoding_takes_up_is_passed(engines: FakeEngines) -> No
             return super().submit(*work)
 
     with SlowDecoders(1) as decoders:
-        client = TestClient(create_app(Settings(), engines, InExecutor(decoders)))
+        client = TestClient(create_app(Settings(), dispatch, InExecutor(decoders)))
         response = client.post("/v1/classify", content=encoded(), params={"deadline_ms": 1000})
     assert_problem(response, 504, "deadline-passed", "while the image was being decoded", image=0)
-    assert engines.questions == []
+    assert dispatch.questions == []
 
 
-def test_one_problem_answers_for_all_and_names_its_image(classify: Classify, engines: FakeEngines) -> None:
+def test_one_problem_answers_for_all_and_names_its_image(classify: Classify, dispatch: FakeDispatch) -> None:
     """All images are answered, or the first problem is, with the place of the image at fault."""
     files = [("image", encoded()), ("image", b"not an image"), ("image", encoded())]
     assert_problem(classify(files=files), 422, "undecodable-image", "not an image", image=1)
 
 
 @pytest.mark.anyio
-async def test_a_problem_withdraws_what_is_still_under_way(engines: FakeEngines) -> None:
+async def test_a_problem_withdraws_what_is_still_under_way(dispatch: FakeDispatch) -> None:
     """The images beside the one at fault are not computed for an answer that nobody gets."""
-    engines.wait_for = asyncio.Event()
+    dispatch.wait_for = asyncio.Event()
     files = [("image", encoded()), ("image", b"not an image"), ("image", encoded())]
-    async with asgi_client(engines) as client:
+    async with asgi_client(dispatch) as client:
         response = await client.post("/v1/classify", files=files)
     assert_problem(response, 422, "undecodable-image", image=1)
-    assert engines.cancelled == len(engines.questions)
+    assert dispatch.cancelled == len(dispatch.questions)
 
 
 def test_an_unforeseen_fault_is_a_500_with_the_request_id_and_a_traceback_in_the_log(
-    classify: Classify, engines: FakeEngines, caplog: pytest.LogCaptureFixture
+    classify: Classify, dispatch: FakeDispatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bug of ours is told with the id to look for, without its innards, which are in the log."""
-    engines.fails = KeyError("secret innards")
+    dispatch.fails = KeyError("secret innards")
     caplog.handler.setFormatter(logs._Text("http 0"))
     with caplog.at_level(logging.ERROR):
         response = classify(headers={"X-Request-ID": "trace-4711"})
@@ -417,23 +419,23 @@ def test_an_unforeseen_fault_is_a_500_with_the_request_id_and_a_traceback_in_the
 # Clients that go away.
 
 
-def asgi_client(engines: FakeEngines) -> httpx.AsyncClient:
+def asgi_client(dispatch: FakeDispatch) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(create_app(Settings(), engines)), base_url="http://test"
+        transport=httpx.ASGITransport(create_app(Settings(), dispatch)), base_url="http://test"
     )
 
 
-async def ask_and_go(engines: FakeEngines, *, body_is_complete: bool) -> list[dict[str, object]]:
-    """Send a request and go away: while the body is sent, or once an engine has the image. Gives back what
+async def ask_and_go(dispatch: FakeDispatch, *, body_is_complete: bool) -> list[dict[str, object]]:
+    """Send a request and go away: while the body is sent, or once a worker has the image. Gives back what
     the application sent."""
-    app = create_app(Settings(), engines)
+    app = create_app(Settings(), dispatch)
     sent: list[dict[str, object]] = []
     messages = [{"type": "http.request", "body": encoded(), "more_body": not body_is_complete}]
 
     async def receive() -> dict[str, object]:
         if messages:
             return messages.pop()
-        while body_is_complete and not engines.questions:  # noqa: ASYNC110
+        while body_is_complete and not dispatch.questions:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         return {"type": "http.disconnect"}
 
@@ -458,26 +460,26 @@ async def ask_and_go(engines: FakeEngines, *, body_is_complete: bool) -> list[di
 
 @pytest.mark.anyio
 async def test_where_the_client_goes_away_its_image_is_withdrawn(
-    engines: FakeEngines, metric: Callable[..., float]
+    dispatch: FakeDispatch, metric: Callable[..., float]
 ) -> None:
     """A queue keeps no work whose client has gone; it is counted as such and nothing is sent."""
-    engines.wait_for = asyncio.Event()
+    dispatch.wait_for = asyncio.Event()
     counted = {"route": "/v1/classify", "method": "POST", "status": "499"}
     before = metric("trimvit_requests_total", **counted)
     images_before = metric("trimvit_images_total", outcome="client-gone")
-    assert await ask_and_go(engines, body_is_complete=True) == []
-    assert len(engines.questions) == engines.cancelled == 1
+    assert await ask_and_go(dispatch, body_is_complete=True) == []
+    assert len(dispatch.questions) == dispatch.cancelled == 1
     assert metric("trimvit_requests_total", **counted) == before + 1
     assert metric("trimvit_images_total", outcome="client-gone") == images_before + 1
 
 
 @pytest.mark.anyio
 async def test_half_a_body_of_a_client_that_went_away_is_forgotten(
-    engines: FakeEngines, caplog: pytest.LogCaptureFixture
+    dispatch: FakeDispatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An upload that breaks off asks nothing of the engines and is no fault of the server."""
-    assert await ask_and_go(engines, body_is_complete=False) == []
-    assert engines.questions == []
+    """An upload that breaks off asks nothing of the dispatcher and is no fault of the server."""
+    assert await ask_and_go(dispatch, body_is_complete=False) == []
+    assert dispatch.questions == []
     assert caplog.text == ""
 
 
@@ -490,6 +492,6 @@ def test_pixels_that_are_kept_for_a_picture_count_in_the_memory_of_all_bodies() 
     for mask, spare, status in (("png", pixels, 200), ("png", pixels - 1, 503), ("grid", 0, 200)):
         # A half is for work on one body where that may be so large, see app.http.bodies.memory.most_held.
         settings = Settings(max_body_bytes=10**6, max_bodies_bytes=2 * (len(image) + spare))
-        client = TestClient(create_app(settings, FakeEngines()))
+        client = TestClient(create_app(settings, FakeDispatch()))
         response = client.post("/v1/classify", content=image, params={"mask": mask})
         assert response.status_code == status, response.text

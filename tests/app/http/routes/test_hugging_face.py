@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from app.errors import QueueFull
 from app.http.routes.hugging_face import _sigmoid
 from models.schedule import Pruning
-from tests.app.fakes import LOGITS, MODEL, FakeEngines, encoded
+from tests.app.fakes import LOGITS, MODEL, FakeDispatch, encoded
 
 IMAGE = encoded()
 BASE64 = base64.b64encode(IMAGE).decode()
@@ -50,26 +50,26 @@ def error_of(response: httpx.Response, status: int) -> str:
     ids=lambda request: str({**request.get("headers", {}), **request.get("json", {})})[-60:],
 )
 def test_every_form_of_the_body_gives_labels_and_scores(
-    client: TestClient, engines: FakeEngines, path: str, request_: dict[str, object]
+    client: TestClient, dispatch: FakeDispatch, path: str, request_: dict[str, object]
 ) -> None:
     """Raw under any fitting Content-Type or none, or base64: the pixels and the answer of /v1/classify."""
     client.post("/v1/classify", content=IMAGE)
     response = client.post(path, **request_)  # type: ignore[arg-type]
     assert labels_of(response) == [(f"label {place}", 0.5 ** (place + 1)) for place in range(5)]  # type: ignore[arg-type]
     assert response.headers["Server-Timing"].startswith("decode;dur=")
-    raw, other = engines.questions
+    raw, other = dispatch.questions
     assert np.array_equal(raw.pixels, other.pixels)
     assert raw.ask.pruning == other.ask.pruning
 
 
-def test_options_come_from_the_parameters_or_from_the_url(client: TestClient, engines: FakeEngines) -> None:
+def test_options_come_from_the_parameters_or_from_the_url(client: TestClient, dispatch: FakeDispatch) -> None:
     """The client has no argument for a keep ratio, but takes a URL with a query as its model."""
     parameters = {"top_k": 2, "keep_ratio": 0.5, "criterion": "mad"}
     assert len(labels_of(client.post("/", json={"inputs": BASE64, "parameters": parameters}))) == 2  # type: ignore[arg-type]
     assert len(labels_of(client.post("/", params=parameters, content=IMAGE))) == 2  # type: ignore[arg-type]
     response = client.post("/?compute=0.7&top_k=4", json={"inputs": BASE64, "parameters": parameters})
     assert len(labels_of(response)) == 2  # type: ignore[arg-type]
-    assert [question.ask.pruning for question in engines.questions] == [Pruning(0.5, "mad")] * 3
+    assert [question.ask.pruning for question in dispatch.questions] == [Pruning(0.5, "mad")] * 3
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ def test_options_come_from_the_parameters_or_from_the_url(client: TestClient, en
     ],
 )
 def test_function_to_apply_is_applied_to_the_logits(
-    client: TestClient, engines: FakeEngines, function: str, scores: list[float]
+    client: TestClient, dispatch: FakeDispatch, function: str, scores: list[float]
 ) -> None:
-    """Softmax is the engine's own; the others ask it for the logits."""
+    """Softmax is the worker's own; the others ask it for the logits."""
     document = {"inputs": BASE64, "parameters": {"function_to_apply": function, "top_k": 3}}
     of_json = labels_of(client.post("/", json=document))  # type: ignore[arg-type]
     of_url = labels_of(client.post(f"/?function_to_apply={function}&top_k=3", content=IMAGE))  # type: ignore[arg-type]
     assert [label for label, _ in of_json] == ["label 0", "label 1", "label 2"]
     assert [score for _, score in of_json] == pytest.approx(scores)
     assert of_url == of_json
-    assert {question.ask.logits for question in engines.questions} == {function != "softmax"}
+    assert {question.ask.logits for question in dispatch.questions} == {function != "softmax"}
 
 
 @given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
@@ -102,13 +102,13 @@ def test_sigmoid_is_between_0_and_1_and_rises(one: float, other: float) -> None:
 
 
 def test_a_name_may_have_slashes_and_another_one_is_not_found(
-    client: TestClient, engines: FakeEngines
+    client: TestClient, dispatch: FakeDispatch
 ) -> None:
     """404 says which model there is."""
     assert error_of(client.post("/models/vit", content=IMAGE), 404) == (  # type: ignore[arg-type]
         "there is no model 'vit'; allowed is 'toy'"
     )
-    engines.model = msgspec.structs.replace(MODEL, name="hf-hub:owner/name")
+    dispatch.model = msgspec.structs.replace(MODEL, name="hf-hub:owner/name")
     assert labels_of(client.post("/models/hf-hub:owner/name", content=IMAGE))  # type: ignore[arg-type]
 
 
@@ -159,9 +159,9 @@ def test_limits_are_those_of_v1(make_client: Callable[..., TestClient]) -> None:
     assert "at most 100" in error_of(client.post("/", content=encoded()), 413)  # type: ignore[arg-type]
 
 
-def test_a_full_queue_says_when_to_come_back(client: TestClient, engines: FakeEngines) -> None:
+def test_a_full_queue_says_when_to_come_back(client: TestClient, dispatch: FakeDispatch) -> None:
     """Status and headers are those of /v1."""
-    engines.fails = QueueFull("full", retry_after_s=2)
+    dispatch.fails = QueueFull("full", retry_after_s=2)
     response = client.post("/", content=IMAGE)
     assert error_of(response, 429) == "full"  # type: ignore[arg-type]
     assert response.headers["Retry-After"] == "2"

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.http.routes.kserve_v1 import PredictResponse
-from tests.app.fakes import MODEL, FakeEngines, encoded, picture
+from tests.app.fakes import MODEL, FakeDispatch, encoded, picture
 
 SOUND = encoded()
 BASE64 = base64.b64encode(SOUND).decode()
@@ -62,7 +62,7 @@ def test_requests_of_other_servers_clients_are_understood(client: TestClient) ->
 
 
 def test_predictions_come_in_the_order_of_the_instances_each_with_its_options(
-    client: TestClient, engines: FakeEngines
+    client: TestClient, dispatch: FakeDispatch
 ) -> None:
     """An instance's own go before the parameters, and those before the query's."""
     other = base64.b64encode(encoded(picture(60, 30))).decode()
@@ -73,7 +73,7 @@ def test_predictions_come_in_the_order_of_the_instances_each_with_its_options(
     predictions = predicted(client, document, f"{PREDICT}?criterion=mad&top_k=7").json()["predictions"]
     assert [prediction["keep_ratio"] for prediction in predictions] == [0.3, 0.5]
     assert [len(prediction["labels"]) for prediction in predictions] == [2, 2]
-    assert {question.ask.pruning.criterion for question in engines.questions} == {"mad"}
+    assert {question.ask.pruning.criterion for question in dispatch.questions} == {"mad"}
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_predictions_come_in_the_order_of_the_instances_each_with_its_options(
     ids=str,
 )
 def test_what_cannot_be_predicted_is_refused_in_words(
-    client: TestClient, engines: FakeEngines, document: Any, status: int, words: str
+    client: TestClient, dispatch: FakeDispatch, document: Any, status: int, words: str
 ) -> None:
     """In the shape that clients of /v2 know, too, naming the instance at fault."""
     assert words in error_of(predicted(client, document), status)
-    assert engines.questions == []
+    assert dispatch.questions == []
 
 
 def test_another_model_is_not_found(client: TestClient) -> None:
@@ -117,18 +117,18 @@ def test_another_model_is_not_found(client: TestClient) -> None:
         assert "POST /v1/models/NAME:predict" in error
 
 
-def test_the_model_is_ready_where_the_server_is(client: TestClient, engines: FakeEngines) -> None:
+def test_the_model_is_ready_where_the_server_is(client: TestClient, dispatch: FakeDispatch) -> None:
     """In KServe's words, at once; /v1/models still lists it in full."""
     assert client.get("/v1/models/toy").json() == {"name": "toy", "ready": True}
     assert client.get("/v1/models").json()["models"][0]["name"] == "toy"
-    engines.model, engines.was_ready = None, True
+    dispatch.model, dispatch.was_ready = None, True
     assert "/readyz" in error_of(client.get("/v1/models/toy"), 503)  # type: ignore[arg-type]
-    assert engines.waits_s == []
+    assert dispatch.waits_s == []
 
 
-def test_a_name_may_have_slashes_and_colons(client: TestClient, engines: FakeEngines) -> None:
+def test_a_name_may_have_slashes_and_colons(client: TestClient, dispatch: FakeDispatch) -> None:
     """As the names of models from the hub have."""
-    engines.model = msgspec.structs.replace(MODEL, name="hf-hub:owner/näme")
+    dispatch.model = msgspec.structs.replace(MODEL, name="hf-hub:owner/näme")
     assert client.get("/v1/models/hf-hub:owner/näme").json()["ready"] is True
     response = predicted(client, {"instances": [BASE64]}, "/v1/models/hf-hub:owner/näme:predict")
     assert len(response.json()["predictions"]) == 1

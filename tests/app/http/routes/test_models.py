@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from app.http.schemas import ModelList
 from models.cascade import Cascade
 from models.schedule import CRITERIA, REDUCERS
-from tests.app.fakes import MODEL, FakeEngines
+from tests.app.fakes import MODEL, FakeDispatch
 from tests.app.http.problem import assert_problem
 
 
@@ -61,7 +61,7 @@ def test_defaults_are_the_checkpoints_where_the_settings_say_nothing(client: Tes
     assert (model["default_criterion"], model["default_reducer"]) == ("mean", "drop")
 
 
-def test_a_checkpoint_without_a_cascade_says_so(client: TestClient, engines: FakeEngines) -> None:
+def test_a_checkpoint_without_a_cascade_says_so(client: TestClient, dispatch: FakeDispatch) -> None:
     """null, rather than nothing; and a cascade that merges reads no criterion."""
     for cascade, described in (
         (None, None),
@@ -70,15 +70,15 @@ def test_a_checkpoint_without_a_cascade_says_so(client: TestClient, engines: Fak
             {"keep_ratio": 0.3, "criterion": None, "reducer": "merge", "agreement": 0.9, "compute": 1.5},
         ),
     ):
-        engines.model = msgspec.structs.replace(MODEL, cascade=cascade)
+        dispatch.model = msgspec.structs.replace(MODEL, cascade=cascade)
         response = client.get("/v1/models")
         ModelList.model_validate_json(response.content)
         assert response.json()["models"][0]["cascade"] == described
 
 
-def test_before_an_engine_is_ready_there_is_no_model(client: TestClient, engines: FakeEngines) -> None:
+def test_before_a_worker_is_ready_there_is_no_model(client: TestClient, dispatch: FakeDispatch) -> None:
     """503 with a time to come back."""
-    engines.model = None
+    dispatch.model = None
     response = client.get("/v1/models")
     assert_problem(response, 503, "not-ready", "/readyz")  # type: ignore[arg-type]
     assert response.headers["Retry-After"] == "1"

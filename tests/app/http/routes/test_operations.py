@@ -11,20 +11,20 @@ from app.http.schemas import Readiness
 from app.http.server.traffic import Traffic
 from app.main import create_app, create_operations_app
 from app.settings.settings import Settings
-from tests.app.fakes import FakeEngines, TroubledDecoders, encoded
+from tests.app.fakes import FakeDispatch, TroubledDecoders, encoded
 
 
-def test_livez_answers_whatever_the_engines_do(client: TestClient, engines: FakeEngines) -> None:
-    """A front end without an engine is alive: killing it would not help."""
-    for model in (engines.model, None):
-        engines.model = model
+def test_livez_answers_whatever_the_workers_do(client: TestClient, dispatch: FakeDispatch) -> None:
+    """A front end without a worker is alive: killing it would not help."""
+    for model in (dispatch.model, None):
+        dispatch.model = model
         response = client.get("/livez")
         assert response.status_code == 200
         assert response.json() == {"status": "alive"}
 
 
-def test_readyz_is_200_once_an_engine_is_ready(client: TestClient) -> None:
-    """Ready says so, and how each engine is."""
+def test_readyz_is_200_once_a_worker_is_ready(client: TestClient) -> None:
+    """Ready says so, and how each worker is."""
     response = client.get("/readyz")
     assert response.status_code == 200
     assert "Retry-After" not in response.headers
@@ -36,9 +36,9 @@ def test_readyz_is_200_once_an_engine_is_ready(client: TestClient) -> None:
     }
 
 
-def test_readyz_is_503_with_retry_after_before(client: TestClient, engines: FakeEngines) -> None:
+def test_readyz_is_503_with_retry_after_before(client: TestClient, dispatch: FakeDispatch) -> None:
     """Not ready says when to ask again."""
-    engines.model = None
+    dispatch.model = None
     response = client.get("/readyz")
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "1"
@@ -52,7 +52,7 @@ def test_while_stopping_no_port_is_ready(path: str) -> None:
     """Also the operations port, which answers to the end: a balancer must send nothing more."""
     traffic = Traffic()
     operations = TestClient(
-        create_operations_app(Health(FakeEngines(), InExecutor(ThreadPoolExecutor(1)), traffic))
+        create_operations_app(Health(FakeDispatch(), InExecutor(ThreadPoolExecutor(1)), traffic))
     )
     assert operations.get(path).status_code == 200
     traffic.stopping = True
@@ -78,7 +78,7 @@ def test_where_images_cannot_be_decoded_nothing_is_ready() -> None:
     with ThreadPoolExecutor(1) as threads:
         decoders = TroubledDecoders(threads)
         decoders.trouble = "no decoding process starts; the last one was killed"
-        client = TestClient(create_app(Settings(), FakeEngines(), decoders))
+        client = TestClient(create_app(Settings(), FakeDispatch(), decoders))
         response = client.get("/readyz")
         assert response.status_code == 503
         assert response.headers["Retry-After"] == "1"

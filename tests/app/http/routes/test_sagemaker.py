@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from app.http.routes.sagemaker import ATTRIBUTES, query_of
 from models.schedule import Pruning
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 from tests.app.http.problem import assert_problem
 
 ROOT = Path(__file__).parents[4]
@@ -44,14 +44,14 @@ def test_an_invocation_is_answered_as_classify_is(client: TestClient, request_: 
 
 
 def test_options_come_in_the_header_that_sagemaker_passes_on(
-    client: TestClient, engines: FakeEngines
+    client: TestClient, dispatch: FakeDispatch
 ) -> None:
     """Its clients can send no query; one that comes otherwise is read too."""
     response = client.post(
         "/invocations?top_k=2", content=SOUND, headers={ATTRIBUTES: "keep_ratio=0.5, criterion=mad;trace-7"}
     )
     assert response.status_code == 200, response.text
-    (question,) = engines.questions
+    (question,) = dispatch.questions
     assert (question.ask.pruning, question.ask.top_k) == (Pruning(0.5, "mad"), 2)
 
 
@@ -66,10 +66,10 @@ def test_a_wrong_option_in_the_header_is_refused_as_in_the_query(
     assert_problem(response, 422, "invalid-value", words, image=0)  # type: ignore[arg-type]
 
 
-def test_the_header_is_read_on_invocations_only(client: TestClient, engines: FakeEngines) -> None:
+def test_the_header_is_read_on_invocations_only(client: TestClient, dispatch: FakeDispatch) -> None:
     """Elsewhere it is nobody's."""
     client.post("/v1/classify", content=SOUND, headers={ATTRIBUTES: "keep_ratio=0.5"})
-    assert engines.questions[0].ask.pruning.keep_ratio == 1
+    assert dispatch.questions[0].ask.pruning.keep_ratio == 1
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
@@ -79,10 +79,10 @@ def test_any_header_makes_a_query(text: str) -> None:
     assert query_of(scope_of("/v1/classify", "top_k=2", text)) == b"top_k=2"
 
 
-def test_ping_is_readiness(client: TestClient, engines: FakeEngines) -> None:
+def test_ping_is_readiness(client: TestClient, dispatch: FakeDispatch) -> None:
     """200 once images are answered, 503 before, with the body of /readyz."""
-    for model in (engines.model, None):
-        engines.model = model
+    for model in (dispatch.model, None):
+        dispatch.model = model
         ping, readyz = client.get("/ping"), client.get("/readyz")
         assert ping.status_code == readyz.status_code == (200 if model else 503)
         assert ping.json() == readyz.json()

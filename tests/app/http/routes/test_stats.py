@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.http.routes.stats import Stats, described
-from tests.app.fakes import FakeEngines, encoded
+from tests.app.fakes import FakeDispatch, encoded
 
 
 def test_counts_come_from_the_metrics_by_name() -> None:
@@ -48,9 +48,9 @@ def test_a_server_that_has_done_nothing_says_so() -> None:
 
 
 def test_only_answered_images_count_as_answered(
-    client: TestClient, engines: FakeEngines, metric: Callable[..., float]
+    client: TestClient, dispatch: FakeDispatch, metric: Callable[..., float]
 ) -> None:
-    """A refused image is a refusal; the engines that are ready are counted."""
+    """A refused image is a refusal; the workers that are ready are counted."""
     before = Stats.model_validate_json(client.get("/v1/stats").content)
     assert before.images_answered == metric("trimvit_images_total", outcome="answered")
     assert client.post("/v1/classify", content=encoded()).status_code == 200
@@ -60,7 +60,7 @@ def test_only_answered_images_count_as_answered(
     assert after.refusals == before.refusals + 1
     assert after.clock_s > before.clock_s
     assert after.engines_ready == 1
-    engines.model = None
+    dispatch.model = None
     assert client.get("/v1/stats").json()["engines_ready"] == 0
 
 

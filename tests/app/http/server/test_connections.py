@@ -222,22 +222,22 @@ def test_a_client_that_waits_is_told_from_one_that_has_gone() -> None:
     """The first gets its answer, after interim ones; the other's image is given up."""
     never = asyncio.Event()
     with wire(Settings()) as server:
-        server.engines.wait_for = never
+        server.dispatch.wait_for = never
         with server.connect() as gone, server.connect() as waiting:
             gone.sendall(PLAIN)
             waiting.sendall(PLAIN)
             waiting.shutdown(socket.SHUT_WR)
             until = time.monotonic() + 20
-            while len(server.engines.questions) < 2:
+            while len(server.dispatch.questions) < 2:
                 assert time.monotonic() < until
             gone.close()
-            while server.engines.cancelled == 0:
+            while server.dispatch.cancelled == 0:
                 assert time.monotonic() < until
             assert waiting.recv(65536).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
             server.do(never.set)
             said = everything(waiting)
         assert answers(said)[-1].status == 200
-        assert server.engines.cancelled == 1
+        assert server.dispatch.cancelled == 1
 
 
 @pytest.mark.parametrize(

@@ -25,5 +25,5 @@ from app.http.server.forwarded import UNKNOWN, sound_address
     ],
 )
 def test_an_address_has_one_form(text: str, address: str) -> None:
-    """What is none is nobody's: whoever invents names gets no share of the engines for each."""
+    """What is none is nobody's: whoever invents names gets no share of the workers for each."""
     assert sound_address(text) == address

@@ -1,4 +1,4 @@
-"""/v2, the Open Inference Protocol: what is served, what reaches the engines, and how errors are told."""
+"""/v2, the Open Inference Protocol: what is served, what reaches the dispatcher, and how errors are told."""
 
 import base64
 import gzip
@@ -28,7 +28,7 @@ from models.schedule import Pruning
 from tests.app.fakes import (
     LOGITS,
     MODEL,
-    FakeEngines,
+    FakeDispatch,
     TroubledDecoders,
     cost,
     encoded,
@@ -85,13 +85,13 @@ def test_the_server_says_what_it_is(client: TestClient) -> None:
     assert {"binary_tensor_data", "classification", "model_configuration"} <= set(document["extensions"])
 
 
-def test_readiness_follows_the_engines(client: TestClient, engines: FakeEngines) -> None:
-    """Live is the HTTP process; ready are an engine and its model."""
+def test_readiness_follows_the_workers(client: TestClient, dispatch: FakeDispatch) -> None:
+    """Live is the HTTP process; ready are a worker and its model."""
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
     for path in ("/v2/models/toy/ready", "/v2/models/toy/versions/1/ready"):
         assert client.get(path).json() == {"name": "toy", "ready": True}
-    engines.model = None
+    dispatch.model = None
     assert client.get("/v2/health/live").status_code == 200
     response = client.get("/v2/health/ready")
     assert (response.status_code, response.json()) == (503, {"ready": False})
@@ -101,28 +101,28 @@ def test_readiness_follows_the_engines(client: TestClient, engines: FakeEngines)
         assert response.headers["Retry-After"] == "1"
 
 
-def test_while_an_engine_is_replaced_the_model_is_still_described(
-    client: TestClient, engines: FakeEngines
+def test_while_a_worker_is_replaced_the_model_is_still_described(
+    client: TestClient, dispatch: FakeDispatch
 ) -> None:
-    """From what is known, at once: nothing waits for an engine. Only readiness says that it is away."""
-    engines.model, engines.was_ready = None, True
+    """From what is known, at once: nothing waits for a worker. Only readiness says that it is away."""
+    dispatch.model, dispatch.was_ready = None, True
     for path in ("/v2/models/toy", "/v2/models/toy/config", "/v2/models/toy/versions/1", "/v1/models"):
         assert client.get(path).status_code == 200, path
     for path in ("/v2/models/toy/ready", "/v2/models/toy/versions/1/ready"):
         assert "/readyz" in error_of(client.get(path), 503)  # type: ignore[arg-type]
     assert "there is no model 'vit'" in error_of(client.get("/v2/models/vit/ready"), 404)  # type: ignore[arg-type]
-    assert engines.waits_s == []
+    assert dispatch.waits_s == []
 
 
 def test_a_model_is_ready_where_the_server_is() -> None:
     """One health decides for /readyz, /v2/health/ready and the model: also where images cannot be decoded."""
 
-    engines = FakeEngines(was_ready=True)
+    dispatch = FakeDispatch(was_ready=True)
     with ThreadPoolExecutor(1) as threads:
         decoders = TroubledDecoders(threads)
-        client = TestClient(create_app(Settings(), engines, decoders))
+        client = TestClient(create_app(Settings(), dispatch, decoders))
         for model, trouble in ((MODEL, None), (None, None), (MODEL, "none starts")):
-            engines.model, decoders.trouble = model, trouble
+            dispatch.model, decoders.trouble = model, trouble
             statuses = {
                 client.get(path).status_code
                 for path in ("/readyz", "/v2/health/ready", "/v2/models/toy/ready")
@@ -164,9 +164,9 @@ def test_the_configuration_is_the_metadata_in_tritons_words(
     assert tensors["kept_patches"]["dims"] == [2, 3, 5]
 
 
-def test_a_name_may_have_slashes(client: TestClient, engines: FakeEngines) -> None:
+def test_a_name_may_have_slashes(client: TestClient, dispatch: FakeDispatch) -> None:
     """As the names of models from the hub have."""
-    engines.model = msgspec.structs.replace(MODEL, name="hf-hub:owner/name")
+    dispatch.model = msgspec.structs.replace(MODEL, name="hf-hub:owner/name")
     base = "/v2/models/hf-hub:owner/name"
     for path in (base, f"{base}/versions/1"):
         assert client.get(path).json()["name"] == "hf-hub:owner/name"
@@ -226,13 +226,13 @@ def test_without_named_outputs_all_come_in_the_metadatas_order(client: TestClien
 
 
 def test_only_the_outputs_that_are_named_come_and_only_they_are_computed(
-    client: TestClient, engines: FakeEngines
+    client: TestClient, dispatch: FakeDispatch
 ) -> None:
-    """In the order they are named; the engine is asked for logits and kept patches only where wanted."""
+    """In the order they are named; the worker is asked for logits and kept patches only where wanted."""
     assert list(outputs_of(asked(client, outputs=names("index", "label")))) == ["index", "label"]
     assert list(outputs_of(asked(client, outputs=names("logits")))) == ["logits"]
     assert list(outputs_of(asked(client, outputs=names("kept_patches")))) == ["kept_patches"]
-    assert [(question.ask.logits, question.ask.kept_patches) for question in engines.questions] == [
+    assert [(question.ask.logits, question.ask.kept_patches) for question in dispatch.questions] == [
         (False, False),
         (True, False),
         (False, True),
@@ -264,7 +264,9 @@ def test_outputs_come_as_binary_data_where_that_is_asked_for(client: TestClient)
     assert response.content[length:] == write_elements([b"label 0", b"label 1"]) + struct.pack("<2i", 0, 1)
 
 
-def test_classification_gives_the_best_as_value_index_label(client: TestClient, engines: FakeEngines) -> None:
+def test_classification_gives_the_best_as_value_index_label(
+    client: TestClient, dispatch: FakeDispatch
+) -> None:
     """Of scores and of logits; more classes than there are come to all; top_k does not limit it."""
     outputs = outputs_of(
         asked(
@@ -283,7 +285,7 @@ def test_classification_gives_the_best_as_value_index_label(client: TestClient, 
     assert outputs["logits"]["shape"] == [1, 11]
     assert outputs["logits"]["data"][:2] == ["2.500000:0:label 0", "1.750000:1:label 1"]
     assert outputs["index"]["data"] == [0]
-    assert engines.questions[0].ask.top_k == 3
+    assert dispatch.questions[0].ask.top_k == 3
 
 
 def test_timings_are_in_server_timing(client: TestClient) -> None:
@@ -294,8 +296,8 @@ def test_timings_are_in_server_timing(client: TestClient) -> None:
 # Inputs.
 
 
-def test_every_form_of_an_image_is_the_same_image(client: TestClient, engines: FakeEngines) -> None:
-    """base64 flat and nested, binary data, decoded pixels: all reach the engines as from /v1."""
+def test_every_form_of_an_image_is_the_same_image(client: TestClient, dispatch: FakeDispatch) -> None:
+    """base64 flat and nested, binary data, decoded pixels: all reach the dispatcher as from /v1."""
     pixels = np.asarray(picture())
     as_pixels = {"name": "pixels", "shape": [1, *pixels.shape], "datatype": "UINT8"}
     element = write_elements([IMAGE])
@@ -326,12 +328,12 @@ def test_every_form_of_an_image_is_the_same_image(client: TestClient, engines: F
             assert "nested" in error_of(response, 422)  # type: ignore[arg-type]
             continue
         assert response.status_code == 200, (number, response.text)
-        assert np.array_equal(engines.questions[-1].pixels, engines.questions[0].pixels), number
-    assert len(engines.questions) == len(requests)
+        assert np.array_equal(dispatch.questions[-1].pixels, dispatch.questions[0].pixels), number
+    assert len(dispatch.questions) == len(requests)
 
 
-class ByColour(FakeEngines):
-    """Engines that find the class of the strongest colour: 0, 1 or 2."""
+class ByColour(FakeDispatch):
+    """A dispatcher whose workers find the class of the strongest colour: 0, 1 or 2."""
 
     async def classify(self, question: Question, slot: Slot) -> Answer:
         answer = await super().classify(question, slot)
@@ -374,7 +376,7 @@ def test_a_compressed_request_is_read(client: TestClient) -> None:
 # Parameters.
 
 
-def test_parameters_are_the_options_of_v1(client: TestClient, engines: FakeEngines) -> None:
+def test_parameters_are_the_options_of_v1(client: TestClient, dispatch: FakeDispatch) -> None:
     """By the same names, for all images of the request."""
     outputs_of(
         asked(
@@ -391,23 +393,23 @@ def test_parameters_are_the_options_of_v1(client: TestClient, engines: FakeEngin
             },
         )
     )
-    for question in engines.questions:
+    for question in dispatch.questions:
         assert question.ask.pruning == Pruning(0.5, "mad", "fuse", seed=3)
         assert question.ask.top_k == 2
         assert 3.0 < question.deadline_s < 4.0
     outputs_of(asked(client, parameters={"cascade": True}))
-    assert engines.questions[-1].ask.margin == 0.375
+    assert dispatch.questions[-1].ask.margin == 0.375
 
 
 @pytest.mark.parametrize(
     ("timeout", "deadline_s"), [(2_000_000, 2.0), (1_999_001, 2.0), (0, 30.0), (600_000_000, 600.0)]
 )
 def test_timeout_is_a_deadline_in_microseconds(
-    client: TestClient, engines: FakeEngines, timeout: int, deadline_s: float
+    client: TestClient, dispatch: FakeDispatch, timeout: int, deadline_s: float
 ) -> None:
     """Triton's meaning; 0 is none of one's own. Parts of a millisecond count up."""
     outputs_of(asked(client, parameters={"timeout": timeout}))
-    (question,) = engines.questions
+    (question,) = dispatch.questions
     assert deadline_s - 0.9 < question.deadline_s < deadline_s
 
 
@@ -416,11 +418,11 @@ def test_timeout_is_a_deadline_in_microseconds(
     [(0, "normal"), (1, "high"), (2, "normal"), (3, "batch"), (2**31, "batch"), ("high", "high")],
 )
 def test_priority_is_tritons_number_or_a_word_of_v1(
-    make_client: Callable[..., TestClient], engines: FakeEngines, priority: int | str, word: str
+    make_client: Callable[..., TestClient], dispatch: FakeDispatch, priority: int | str, word: str
 ) -> None:
     """1 goes before all others, the greater the later, 0 is the default."""
     outputs_of(asked(make_client(max_priority="high"), parameters={"priority": priority}))
-    assert engines.questions[0].priority == word
+    assert dispatch.questions[0].priority == word
 
 
 def test_tritons_words_for_nothing_are_taken(client: TestClient) -> None:
@@ -462,13 +464,13 @@ def test_tritons_words_for_nothing_are_taken(client: TestClient) -> None:
     ],
 )
 def test_a_parameter_out_of_range_is_refused_in_words(
-    client: TestClient, engines: FakeEngines, parameters: dict[str, object], words: list[str]
+    client: TestClient, dispatch: FakeDispatch, parameters: dict[str, object], words: list[str]
 ) -> None:
     """422, with what was wrong and what is allowed."""
     error = error_of(asked(client, parameters=parameters), 422)
     for word in words:
         assert word in error, error
-    assert engines.questions == []
+    assert dispatch.questions == []
 
 
 # Refusals.
@@ -537,7 +539,7 @@ SIZED = {"binary_data_size": 4}
     ],
 )
 def test_a_request_that_is_wrong_is_refused_in_words(
-    client: TestClient, engines: FakeEngines, members: dict[str, Any], status: int, words: list[str]
+    client: TestClient, dispatch: FakeDispatch, members: dict[str, Any], status: int, words: list[str]
 ) -> None:
     """With the right status, in the protocol's shape, and soon."""
     error = error_of(asked(client, **members), status)
@@ -567,25 +569,25 @@ def test_limits_are_those_of_v1(make_client: Callable[..., TestClient]) -> None:
 @pytest.mark.parametrize(
     ("failure", "status"), [(QueueFull("full", retry_after_s=2), 429), (DeadlinePassed("late"), 504)]
 )
-def test_what_the_engines_refuse_is_told_in_the_protocols_shape(
-    client: TestClient, engines: FakeEngines, failure: Exception, status: int
+def test_what_the_dispatcher_refuses_is_told_in_the_protocols_shape(
+    client: TestClient, dispatch: FakeDispatch, failure: Exception, status: int
 ) -> None:
     """With the status and the headers of /v1, and which image it was."""
     black = base64.b64encode(encoded(picture(colour=(0, 0, 0)))).decode()
-    engines.fails = failure
-    engines.fails_for = lambda question: not question.pixels.any()  # images are decoded in any order
+    dispatch.fails = failure
+    dispatch.fails_for = lambda question: not question.pixels.any()  # images are decoded in any order
     response = asked(client, BASE64, black)
     assert error_of(response, status) == f"image 1: {failure}"
     assert response.headers.get("Retry-After") == ("2" if status == 429 else None)
 
 
-def test_an_unforeseen_fault_has_the_protocols_shape(client: TestClient, engines: FakeEngines) -> None:
+def test_an_unforeseen_fault_has_the_protocols_shape(client: TestClient, dispatch: FakeDispatch) -> None:
     """A bug of ours is told to every client in the shape it knows."""
-    engines.fails = RuntimeError("a bug")
+    dispatch.fails = RuntimeError("a bug")
     assert "request id" in error_of(asked(client), 500)
 
 
-APP = create_app(Settings(), FakeEngines())
+APP = create_app(Settings(), FakeDispatch())
 SOUND, SOUND_HEADERS = binary_body(
     {
         "id": "a",
