@@ -14,7 +14,7 @@ from app import cli
 from app.messages.capacity import Limits, Measured, Work
 from app.messages.image import Prediction
 from app.messages.model import ModelInfo
-from app.processes import supervisor
+from app.processes import programs
 from app.settings.settings import Settings
 from app.worker import process
 from app.worker.backend import Job, Loaded
@@ -79,5 +79,5 @@ if __name__ == "__main__":
     if "TRIMVIT_WORKER_INDEX" in os.environ:
         process.main(compute_nothing)
     else:
-        supervisor.WORKER, supervisor.PRELOADED = "benchmarks.instant", ()
+        programs.WORKER, programs.PRELOADED = "benchmarks.instant", ()
         cli.main()

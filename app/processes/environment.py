@@ -66,6 +66,26 @@ def worker_variables(
     }
 
 
+def front_end_variables(
+    files: ProcessFiles,
+    index: int,
+    reports: Path,
+    listeners: Sequence[int],
+    operations: Sequence[int],
+    slots: int,
+) -> dict[str, str]:
+    """What a front end reads beside the settings: see app.processes.programs."""
+    return {
+        "TRIMVIT_HTTP_INDEX": str(index),
+        "TRIMVIT_HTTP_HEARTBEAT": str(files.heartbeat),
+        "TRIMVIT_HTTP_REPORTS": str(reports),
+        "TRIMVIT_HTTP_SOCKETS": " ".join(map(str, listeners)),
+        "TRIMVIT_HTTP_OPERATIONS_SOCKETS": " ".join(map(str, operations)),
+        "TRIMVIT_HTTP_DISPATCHER": str(files.socket),
+        "TRIMVIT_HTTP_SLOTS": str(slots),
+    }
+
+
 def environment_of(
     settings: Settings, slot: str, variables: Mapping[str, str], *, keys: bool
 ) -> dict[str, str]:

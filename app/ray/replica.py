@@ -19,8 +19,9 @@ from app.messages.slot_map import SlotMap
 from app.processes import background
 from app.processes.heap import give_back_freed_memory
 from app.processes.private_folder import PrivateFolder
+from app.processes.programs import dispatcher_program, worker_program
 from app.ray.autoscaling import WORK
-from app.ray.process_keeper import ProcessKeeper, dispatcher_program, files_of, worker_program
+from app.ray.processes import Processes
 from app.settings.settings import Settings
 from app.telemetry.metrics_files import reserve
 
@@ -48,8 +49,13 @@ class Replica:
         folder = self._private.path
         self._name = serve.get_replica_context().replica_tag
         (folder / "metrics").mkdir()
-        dispatcher, worker = files_of(folder)
-        reserve(folder / "metrics", ("http-0", dispatcher.name, worker.name))
+        self._slots = make_shared_memory("trimvit-slots")
+        # In the order in which they are stopped: the dispatcher finishes what it accepted.
+        programs = (
+            dispatcher_program(settings, folder, settles_s=0.0),
+            worker_program(settings, folder, 0, settings.device, self._slots),
+        )
+        reserve(folder / "metrics", ("http-0", *(program.files.name for program in programs)))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder / "metrics")
         os.environ["TRIMVIT_METRICS_SLOT"] = "http-0"
         from app.telemetry.logs import configure_logging
@@ -59,17 +65,9 @@ class Replica:
         self._ready = False
         self._failed: str | None = None
         self._client: DispatchClient | None = None
-        self._socket, self._slots = dispatcher.socket, make_shared_memory("trimvit-slots")
-        # In the order in which they are stopped: the dispatcher finishes what it accepted.
-        self._keepers = [
-            ProcessKeeper(settings, program, self._process_failed)
-            for program in (
-                dispatcher_program(dispatcher),
-                worker_program(worker, settings.device, self._slots),
-            )
-        ]
-        for keeper in self._keepers:
-            keeper.start()
+        self._socket = programs[0].files.socket
+        self._processes = Processes(settings, programs, self._process_failed)
+        self._processes.start()
         self._ended = threading.Event()
         background.kept_thread(self._look_after_folder, "keeper of the private folder")
 
@@ -113,8 +111,7 @@ class Replica:
     def __del__(self) -> None:
         """Called by Ray Serve once all requests are answered."""
         self._ended.set()
-        for keeper in self._keepers:
-            keeper.stop()
+        self._processes.stop()
         self._private.remove()
 
     def _new_client(self) -> "DispatchClient":
@@ -150,7 +147,7 @@ class Replica:
             self._process_failed(f"the folder {self._private.path} was removed")
 
     def _process_failed(self, reason: str) -> None:
-        """Called from the keeper's thread. Before the replica is ready, its start fails; then, it ends."""
+        """Called from the processes' thread. Before the replica is ready, its start fails; then, it ends."""
         self._failed = reason
         if self._ready:
             log.error("this replica ends: %s", reason)

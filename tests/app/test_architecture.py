@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.processes.supervisor import FORKABLE, PRELOADED
+from app.processes.programs import FORKABLE, PRELOADED
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "timm", "torchvision")

@@ -107,7 +107,7 @@ if __name__ == "__main__":
         worker()
     else:
         from app import cli
-        from app.processes import supervisor
+        from app.processes import programs
 
-        supervisor.WORKER, supervisor.PRELOADED = "tests.system.faulty", ()
+        programs.WORKER, programs.PRELOADED = "tests.system.faulty", ()
         cli.main()

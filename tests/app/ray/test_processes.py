@@ -1,5 +1,6 @@
 """A replica's processes are kept running. Small scripts stand for them."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,9 @@ import psutil
 import pytest
 
 from app.processes.environment import ProcessFiles
-from app.ray.process_keeper import ProcessKeeper, Program
+from app.processes.keeper import Process, Program
+from app.processes.spawned import Spawned
+from app.ray.processes import Processes
 from app.settings.settings import Settings
 
 PATIENCE_S = 60.0
@@ -37,9 +40,8 @@ CANNOT_LOAD = (
 
 @dataclass
 class Kept:
-    """A keeper, the processes that it started, and what it said when it gave up."""
+    """The processes that were started, and what was said when they were given up."""
 
-    keeper: ProcessKeeper
     folder: Path
     given_up: SimpleQueue[str] = field(default_factory=SimpleQueue)
 
@@ -63,13 +65,17 @@ def kept(script: str, **settings: float) -> Iterator[Kept]:
         command = (sys.executable, "-c", BEGIN + script)
         files = ProcessFiles(Path(name), "kept")
         told = {"TRIMVIT_KEPT_HEARTBEAT": str(files.heartbeat), "TRIMVIT_KEPT_REASON": str(files.reason)}
-        program = Program(files, command, told)
-        keeper = ProcessKeeper(Settings(**settings), program, given_up.put)  # type: ignore[arg-type]
-        keeper.start()
+
+        async def start() -> Process:
+            return Spawned(command, {**os.environ, **told})
+
+        programs = [Program(files, start)]
+        processes = Processes(Settings(**settings), programs, given_up.put)  # type: ignore[arg-type]
+        processes.start()
         try:
-            yield Kept(keeper, Path(name), given_up)
+            yield Kept(Path(name), given_up)
         finally:
-            keeper.stop()
+            processes.stop()
 
 
 def is_ready(folder: Path) -> bool:
@@ -133,4 +139,4 @@ def test_starts_that_fail_in_a_row_are_given_up(monkeypatch: pytest.MonkeyPatch)
     once += 'Path(os.environ["TRIMVIT_KEPT_HEARTBEAT"] + ".was").touch()\n'
     once += "if first: heartbeat.write(Beat(turns=1, ready=True))\nsys.exit(3)"
     with kept(once) as running:
-        assert "does not come up: 3" in running.given_up.get(timeout=PATIENCE_S)
+        assert "does not come up: exit code 3" in running.given_up.get(timeout=PATIENCE_S)

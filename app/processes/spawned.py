@@ -1,0 +1,60 @@
+"""A process of ours as a new program, waited for in an event loop.
+
+asyncio has such processes, but not under every event loop policy: Ray sets uvloop's, under which no other
+thread's loop can wait for a child.
+"""
+
+import asyncio
+import contextlib
+import logging
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from app.processes import background
+
+log = logging.getLogger(__name__)
+
+
+class Spawned:
+    """Started where it is made, with these files ``inherited``. The kernel ends it with the thread that made
+    it (app.processes.lifeline). Raises OSError where the system has no room for it."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int] = ()
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._process = subprocess.Popen(  # noqa: S603
+            command,
+            env=environment,
+            pass_fds=inherited,
+            start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor only
+        )
+        background.thread(self._wait, "wait for a process", background.end_process)
+
+    def __repr__(self) -> str:
+        return f"<Spawned {self.pid}: {self.returncode}>"
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; minus the signal that killed it."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """The exit code, once it has ended."""
+        await self._ended.wait()
+        return self._process.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Nothing where it has ended."""
+        self._process.send_signal(number)
+
+    def _wait(self) -> None:
+        self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._ended.set)
