@@ -67,8 +67,17 @@ def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_valu
         if len(rest) <= _CHECKED:
             json.loads(rest, object_pairs_hook=_only_once)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UnreadableRequest(f"{what} is not JSON: {error}{_advice(text)}") from error
+        raise UnreadableRequest(f"{what} is not JSON: {_fault(rest) or error}{_advice(text)}") from error
     return _filled_in(value, views) if views else value
+
+
+def _fault(text: bytes) -> UnicodeDecodeError | None:
+    """What is no UTF-8 and where, which msgspec does not always say; None where all of it is."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return error
+    return None
 
 
 def _as_utf8(body: bytes | bytearray) -> bytes | bytearray | memoryview:

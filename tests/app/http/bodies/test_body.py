@@ -425,7 +425,7 @@ def test_a_forms_options_must_be_one_set_or_one_per_image(
     [
         (b"", ["the body is not JSON"]),
         (b"{", ["the body is not JSON"]),
-        (b'{"image": "\xff"}', ["the body is not JSON", "utf-8"]),
+        (b'{"image": "\xff"}', ["the body is not JSON", "utf-8", "position 11"]),
         (b"[" * 100_000, ["the body is not JSON", "recursion"]),
         (b'{"a":' * 100_000, ["the body is not JSON", "recursion"]),
         (b"9" * 5000, ["the body is not JSON", "out of range"]),
