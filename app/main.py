@@ -62,7 +62,7 @@ from app.processes.heartbeat import Beat, Heartbeat
 from app.processes.lifeline import die_with_parent
 from app.security.keys import KeyRing, key_ring
 from app.settings.settings import Settings
-from app.telemetry import metrics, tracing
+from app.telemetry import metrics, tallies, tracing
 from app.telemetry.logs import configure_logging
 from app.telemetry.tracing import Tracing
 
@@ -130,7 +130,6 @@ def create_app(
     traffic = traffic or Traffic()
     health = Health(dispatch, decoders, traffic)
     keys = key_ring(settings)
-    _surround(app, settings, classification, traffic, keys, tracing, listening_on)
     for_images = (
         classify_router(classification),
         infer_router(classification),
@@ -146,8 +145,8 @@ def create_app(
         page_router(settings),
         documentation_router(),
     )
-    for router in for_images:
-        include(app, router)
+    include(app, for_images)
+    _surround(app, settings, classification, traffic, keys, tracing, listening_on)
     for router in others:
         app.include_router(router)
     install_problem_handlers(app, paths_of((*for_images, *others)))
@@ -245,6 +244,7 @@ async def run(
         await serve(app, settings, listeners, traffic, operations, operations_listeners)
     finally:
         beating.cancel()
+        tallies.write()
 
 
 async def _beat(heartbeat: Heartbeat) -> None:

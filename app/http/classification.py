@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,8 +24,9 @@ from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of, max_priority_of
 from app.http.client_gone import unless_gone
-from app.inference.asks import ask_of, requested_keep_ratio
-from app.inference.expected import deadline_s_of, expected
+from app.inference.asked_lately import AskedLately
+from app.inference.asks import requested_keep_ratio
+from app.inference.expected import deadline_s_of
 from app.inference.options import ImageOptions
 from app.inference.results import check_numbers
 from app.messages.image import Ask
@@ -33,7 +34,7 @@ from app.messages.model import ModelInfo
 from app.messages.to_front_end import Answer
 from app.priority import Priority
 from app.settings.settings import Settings
-from app.telemetry import metrics, tracing
+from app.telemetry import metrics, tallies, tracing
 from models.transforms import InputSpec
 
 
@@ -111,6 +112,7 @@ class Classification:
         )
         self.work = work
         self._settings, self._dispatch = settings, dispatch
+        self._lately = AskedLately(settings)
         self._decode = Smoothed()
 
     @property
@@ -130,12 +132,12 @@ class Classification:
     def expected(self, options: ImageOptions, model: ModelInfo, highest: Priority) -> Expected:
         """What is known of an image before it has come, but for its caller, who may ask for no priority
         above ``highest``. Raises InvalidValue or PriorityNotAllowed."""
-        return expected(options, ask_of(options, self._settings, model), self._settings, model, highest)
+        return self._lately.known(options, model, highest)[1]
 
-    def refusal(self, expected: Expected, gone_s: float) -> Problem | None:
-        """What the workers are known to answer to such an image, whose request came so long ago; None where
-        one may accept it."""
-        return self._dispatch.refusal(self._left_of(expected, gone_s))
+    def refusal(self, expected: Expected, caller: str, gone_s: float) -> Problem | None:
+        """What the workers are known to answer to such an image of this caller, whose request came so long
+        ago; None where one may accept it."""
+        return self._dispatch.refusal(self._left_of(expected, caller, gone_s))
 
     async def model(self, request: Request, options: Sequence[ImageOptions]) -> ModelInfo:
         """The model that answers images with these ``options``. While no worker is ready it is waited for,
@@ -170,23 +172,22 @@ class Classification:
         ]
         with _outcomes(len(images)):
             answered = await unless_gone(request, _all_or_first_problem(work))
-        metrics.labelled(metrics.IMAGES, "answered").inc(len(images))
+        tallies.count(metrics.IMAGES, "answered", by=len(images))
         return answered
 
-    def _left_of(self, expected: Expected, gone_s: float) -> Expected:
+    def _left_of(self, known: Expected, caller: str, gone_s: float) -> Expected:
         """With the time that will be left once the image has been decoded, by what others took lately."""
-        decode_s = self._decode.allowance_s(expected.deadline_s)
-        return replace(expected, deadline_s=expected.deadline_s - gone_s - decode_s)
+        left_s = known.deadline_s - gone_s - self._decode.allowance_s(known.deadline_s)
+        return Expected(known.share, left_s, known.wait_limit_s, caller, known.priority)
 
     async def _answer(
         self, image: RequestedImage, index: int, model: ModelInfo, scope: Scope, *, logits: bool
     ) -> AnsweredImage:
         try:
-            ask = ask_of(image.options, self._settings, model, logits=logits)
-            if isinstance(ratio := requested_keep_ratio(image.options, ask), float):
-                metrics.REQUESTED_KEEP_RATIO.observe(ratio)
             highest = max_priority_of(scope, self._settings)
-            known = expected(image.options, ask, self._settings, model, highest, caller=caller_of(scope))
+            ask, known = self._lately.known(image.options, model, highest, logits=logits)
+            if isinstance(ratio := requested_keep_ratio(image.options, ask), float):
+                tallies.observe(metrics.REQUESTED_KEEP_RATIO, ratio)
             if seconds_since(scope) >= known.deadline_s:
                 raise _passed_on_the_way(known.deadline_s)
             with self._dispatch.slot() as slot:
@@ -215,10 +216,11 @@ class Classification:
         """Have the image's pixels written into the slot: its warnings, and seconds that it took. Raises
         DeadlinePassed as soon as it has passed, whatever the image is waiting for."""
         started = time.perf_counter()
-        with self._dispatch.expecting(self._left_of(known, seconds_since(scope))):
+        caller = caller_of(scope)
+        with self._dispatch.expecting(self._left_of(known, caller, seconds_since(scope))):
             try:
                 async with asyncio.timeout(known.deadline_s - seconds_since(scope)):
-                    warnings = await image.decode(model.input, self.work, known.caller, slot.write)
+                    warnings = await image.decode(model.input, self.work, caller, slot.write)
             except TimeoutError:
                 raise DeadlinePassed("the deadline passed while the image was being decoded") from None
         decode_s = time.perf_counter() - started
@@ -235,7 +237,7 @@ class Classification:
             ask=ask,
             deadline_s=left_s,
             own_deadline=options.deadline_ms is not None,
-            caller=known.caller,
+            caller=caller_of(scope),
             priority=known.priority,
         )
 
@@ -258,10 +260,10 @@ def _outcomes(images: int) -> Iterator[None]:
     try:
         yield
     except Problem as problem:
-        metrics.IMAGES.labels(problem.slug).inc(images)
+        tallies.count(metrics.IMAGES, problem.slug, by=images)
         raise
     except ClientDisconnect:
-        metrics.IMAGES.labels("client-gone").inc(images)
+        tallies.count(metrics.IMAGES, "client-gone", by=images)
         raise
 
 

@@ -6,24 +6,34 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from app.processes import background
 
 T = TypeVar("T")
+
+_GONE = "client_gone"
+
+
+def tells_when_gone(scope: Scope, gone: asyncio.Future[None]) -> None:
+    """Note that this future has a result once the request's client has gone away."""
+    scope.setdefault("state", {})[_GONE] = gone
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
     raised: a queue must not keep what nobody waits for.
 
-    The work is done in the task that asks for it. Another one looks for the client, and cancels this one.
+    The work is done in the task that asks for it. It is cancelled where the server tells that the client has
+    gone (`tells_when_gone`) or, under another server than ours, a task that looks for the client does.
     """
     task = asyncio.current_task()
     assert task is not None
-    gone = background.awaited(_disconnect(request), "client")
+    told: asyncio.Future[None] | None = request.scope.get("state", {}).get(_GONE)
+    gone = background.awaited(_disconnect(request), "client") if told is None else told
     has_gone = False
 
-    def withdraw(_: asyncio.Task[None]) -> None:
+    def withdraw(_: asyncio.Future[None]) -> None:
         nonlocal has_gone
         has_gone = True
         task.cancel()
@@ -37,7 +47,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise
     finally:
         gone.remove_done_callback(withdraw)
-        gone.cancel()
+        if told is None:
+            gone.cancel()
 
 
 async def _disconnect(request: Request) -> None:

@@ -12,7 +12,7 @@ from app.http.arrival import seconds_since
 from app.http.callers import caller_of
 from app.http.classification import AnsweredImage, RequestedImage
 from app.messages.model import ModelInfo
-from app.telemetry import metrics
+from app.telemetry import metrics, tallies
 
 # More of them take longer to write than the event loop should stand still.
 _MOST_LABELS_AT_ONCE = 500
@@ -29,10 +29,10 @@ def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, flo
         "total": longest([total_s]),
     }
     for image in answered:
-        metrics.labelled(metrics.PHASE_SECONDS, "decode").observe(image.decode_s)
-        metrics.labelled(metrics.PHASE_SECONDS, "queue").observe(image.answer.queue_s)
-        metrics.labelled(metrics.PHASE_SECONDS, "compute").observe(image.answer.compute_s)
-        metrics.labelled(metrics.PHASE_SECONDS, "total").observe(total_s)
+        tallies.observe(metrics.PHASE_SECONDS, image.decode_s, "decode")
+        tallies.observe(metrics.PHASE_SECONDS, image.answer.queue_s, "queue")
+        tallies.observe(metrics.PHASE_SECONDS, image.answer.compute_s, "compute")
+        tallies.observe(metrics.PHASE_SECONDS, total_s, "total")
     return timings
 
 

@@ -35,7 +35,7 @@ MASK_OPTIONS = ("mask", "mask_stages")
 class ImageOptions(BaseModel):
     """What may be asked of one image."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     keep_ratio: KeepRatio | None = Field(
         None,

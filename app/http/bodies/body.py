@@ -2,19 +2,22 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import Data, Take
+from app.decoding.signatures import begins_as_image
 from app.errors import DeadlinePassed, Problem, TooLarge, UnreadableRequest
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits, Pairs, images_in, is_raw_image, kind_of
 from app.http.bodies.memory import share_of
-from app.inference.option_layers import options_of, single_values
+from app.http.head import header_of
+from app.inference.asked_lately import options_of_query, values_of_query
+from app.inference.option_layers import options_of
 from app.inference.options import ImageOptions
 from models.transforms import InputSpec
 
@@ -47,17 +50,23 @@ async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage
     Options come from the query, for all images; a form's fields or JSON's top level go before them, and an
     image's own before those. Raises UnreadableRequest, TooLarge, UnsupportedMediaType or InvalidValue.
     """
-    common: dict[str, Any] = single_values(request.query_params.multi_items())
-    content_type = request.headers.get("content-type", "")
+    query: bytes = request.scope["query_string"]
+    common = values_of_query(query)
+    content_type = header_of(request.scope, b"content-type") or ""
 
     def read(body: bytearray, hold: Callable[[int], None]) -> Pairs:
         return images_in(body, content_type, limits, common, hold)
 
-    pairs = await read_content(request, limits, read, lambda pairs: [data for data, _ in pairs])
+    def work(body: bytearray) -> int:
+        return 0 if begins_as_image(body) else len(body)  # one that is an image is taken as it is
+
+    pairs = await read_content(request, limits, read, lambda pairs: [data for data, _ in pairs], work)
     if not pairs:
         raise UnreadableRequest("the request has no image")
     if len(pairs) > limits.images:
         raise TooLarge(f"the request has {len(pairs)} images; at most {limits.images} are allowed")
+    if len(pairs) == 1 and pairs[0][1] is common:  # nothing is asked beside the query
+        return [EncodedImage(pairs[0][0], options_of_query(query))]
     return [EncodedImage(data, options_of(values, index)) for index, (data, values) in enumerate(pairs)]
 
 
@@ -66,9 +75,11 @@ async def read_content(
     limits: BodyLimits,
     read: Callable[[bytearray, Callable[[int], None]], _T],
     data_of: Callable[[_T], list[Data]],
+    work: Callable[[bytearray], int] = len,
 ) -> _T:
     """What ``read`` makes of the body, with what it is to call before it takes memory; off the event loop
-    where the body is large. Afterwards only ``data_of`` it is held."""
+    where so many bytes are to be gone through, ``work``, that it takes long. Afterwards only ``data_of`` it
+    is held."""
     body = await read_body(request, limits)
     share = share_of(request.scope)
 
@@ -77,24 +88,24 @@ async def read_content(
         views = len(own) < len(data_of(content))
         return sum(map(len, own)) + (len(body) if views else 0)
 
-    return await share.run_if_large(len(body), lambda: read(body, share.take), kept)
+    return await share.run_if_large(work(body), lambda: read(body, share.take), kept)
 
 
 async def read_body(request: Request, limits: BodyLimits) -> bytearray:
     """The whole body. Raises TooLarge, ClientDisconnect where it does not come, and DeadlinePassed as soon as
     the deadline passes."""
-    declared = request.headers.get("content-length", "")
+    declared = header_of(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared) > limits.bytes:
         raise _body_too_large(int(declared), limits)
     deadline_s = _deadline_s(request, limits)
     in_body = not is_raw_image(
-        kind_of(request.headers.get("content-type", ""))
+        kind_of(header_of(request.scope, b"content-type") or "")
     )  # it may still be said there; then it counts
     left_s = None if math.isinf(deadline_s) else deadline_s - seconds_since(request.scope)
     body = bytearray()
     try:
         async with asyncio.timeout(left_s) as timeout:
-            async for chunk in request.stream():
+            async for chunk in _parts(request):
                 if len(body) + len(chunk) > limits.bytes:
                     raise _body_too_large(len(body) + len(chunk), limits)
                 body += chunk
@@ -115,8 +126,21 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
     return body
 
 
+async def _parts(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises ClientDisconnect where its end does not."""
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
+
+
 def _deadline_s(request: Request, limits: BodyLimits) -> float:
     """What the query says of it, or the server's. What is wrong in the query is told when all is there."""
+    if not request.scope["query_string"]:
+        return limits.deadline_s
     given = request.query_params.get("deadline_ms", "").strip()
     if given.isascii() and given.isdecimal() and len(given) < 10 and int(given) > 0:
         return int(given) / 1000

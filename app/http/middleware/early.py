@@ -5,7 +5,7 @@ Under overload nearly all requests end here, so little is done for each. The sam
 has been read, for what has come meanwhile and for all other forms of body.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,7 +24,7 @@ from app.http.routes.sagemaker import query_of
 from app.inference.option_layers import options_of, single_values
 from app.messages.model import ModelInfo
 from app.priority import Priority
-from app.telemetry import metrics
+from app.telemetry import metrics, tallies
 
 # What the queries that came lately ask for is remembered: a client sends the same again and again.
 _MOST_QUERIES, _LONGEST_QUERY = 1024, 512
@@ -72,7 +72,7 @@ class RefuseEarly:
             await self._app(scope, receive, send)
             return
         problem.image = None if route.query == "hugging face" else 0
-        metrics.IMAGES.labels(problem.slug).inc()
+        tallies.count(metrics.IMAGES, problem.slug)
         scope["route"] = route
         waits = "100-continue" in (header_of(scope, b"expect") or "").lower()
         answer = problem_response(problem, scope["path"], {"Connection": "close"} if waits else None)
@@ -97,7 +97,7 @@ class RefuseEarly:
                 self._asked[key] = expected
         if expected is None:
             return None
-        return self._classification.refusal(replace(expected, caller=caller_of(scope)), seconds_since(scope))
+        return self._classification.refusal(expected, caller_of(scope), seconds_since(scope))
 
     def _expected(
         self, query: bytes, route: ImageRoute, model: ModelInfo, highest: Priority

@@ -12,7 +12,7 @@ from app.http.arrival import arrives, seconds_since
 from app.http.head import header_of
 from app.http.paths import known
 from app.http.problems import problem_response
-from app.telemetry import metrics
+from app.telemetry import metrics, tallies
 from app.telemetry.logs import request_id as current_request_id
 from app.telemetry.tracing import RequestSpan, Tracing
 
@@ -71,14 +71,15 @@ class Observe:
             # The route's pattern, never the raw path: a label must not grow with what clients invent.
             route = getattr(scope.get("route"), "path_format", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            metrics.labelled(metrics.REQUESTS, route, method, str(status)).inc()
-            metrics.labelled(metrics.REQUEST_SECONDS, route).observe(seconds)
+            tallies.count(metrics.REQUESTS, route, method, str(status))
+            tallies.observe(metrics.REQUEST_SECONDS, seconds, route)
             if span is not None:
                 span.end(method, route, None if status == CLIENT_GONE else status)
-            line = {
-                "method": method,
-                "route": route,
-                "status": status,
-                "duration_ms": round(seconds * 1000, 1),
-            }
-            log.debug("%(method)s %(route)s %(status)d %(duration_ms).1f ms", line, extra=line)
+            if log.isEnabledFor(logging.DEBUG):
+                line = {
+                    "method": method,
+                    "route": route,
+                    "status": status,
+                    "duration_ms": round(seconds * 1000, 1),
+                }
+                log.debug("%(method)s %(route)s %(status)d %(duration_ms).1f ms", line, extra=line)

@@ -1,14 +1,21 @@
 """Routes for images: called without what FastAPI does for other routes.
 
 Such a route reads its request and writes its answer itself, so it needs no dependencies, no response model
-and none of the three stacks of things to close that FastAPI keeps for every request. /openapi.json lists them
-as it does all others.
+and none of the stacks of things to close and to catch that FastAPI and Starlette keep for every request.
+/openapi.json lists them as it does all others.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import Problem
+from app.http.problems import problem_response
 
 
 class DirectRoute(APIRoute):
@@ -20,11 +27,49 @@ class DirectRoute(APIRoute):
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
-        response = await self.endpoint(Request(scope, receive, send), **scope["path_params"])
+        try:
+            response = await self.endpoint(Request(scope, receive), **scope["path_params"])
+        except Problem as problem:
+            response = problem_response(problem, scope["path"])
         await response(scope, receive, send)
 
 
-def include(app: FastAPI, router: APIRouter) -> None:
-    """Add the routes of a router to those of the application, where they are found at once. FastAPI looks
-    through an included router twice for every request."""
-    app.router.routes.extend(router.routes)
+class CallDirectly:
+    """The innermost middleware: calls the direct route that a POST goes to, and passes all else on.
+
+    ``routes``: of all routes, in their order, those that are direct. A path of theirs is no other route's.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[DirectRoute]) -> None:
+        self._app = app
+        self._whole = {route.path_format: route for route in routes if not route.param_convertors}
+        self._patterns = [route for route in routes if route.param_convertors]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        route = self._route(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if route is None:
+            await self._app(scope, receive, send)
+        else:
+            await route.handle(scope, receive, send)
+
+    def _route(self, scope: Scope) -> DirectRoute | None:
+        whole = self._whole.get(scope["path"])
+        if whole is not None:
+            scope["route"], scope["path_params"] = whole, {}
+            return whole
+        for route in self._patterns:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                scope["route"] = route
+                return route
+        return None
+
+
+def include(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Add the routes of these routers to those of the application, where they are found at once: FastAPI
+    looks through an included router twice for every request. Other middleware is to be added after this."""
+    routes: list[Any] = [route for router in routers for route in router.routes]
+    app.router.routes.extend(routes)
+    app.add_middleware(CallDirectly, routes=[route for route in routes if isinstance(route, DirectRoute)])

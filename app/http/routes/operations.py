@@ -1,12 +1,14 @@
 """What an operator and an orchestrator ask: alive, ready, metrics."""
 
+import asyncio
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from app.http.health import Health
 from app.http.paths import LIVEZ, METRICS, PING, READYZ
 from app.http.schemas import Readiness
-from app.telemetry import metrics
+from app.telemetry import metrics, tallies
 
 
 def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
@@ -52,8 +54,9 @@ def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    def prometheus() -> Response:
-        page, content_type = metrics.exposition()
+    async def prometheus() -> Response:
+        await asyncio.sleep(tallies.LATEST_S)
+        page, content_type = await asyncio.to_thread(metrics.exposition)
         return Response(page, media_type=content_type)
 
     return router

@@ -1,5 +1,6 @@
 """GET /v1/stats: the server's own counts, as JSON for a page or a script; Prometheus reads /metrics."""
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from app.http.classification import Dispatch
 from app.http.paths import STATS
-from app.telemetry import metrics
+from app.telemetry import metrics, tallies
 
 
 class Stats(BaseModel):
@@ -38,10 +39,11 @@ def stats_router(dispatch: Dispatch) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
     @router.get(STATS.path, summary="Queue, batches and images, counted since the server's start")
-    def stats() -> Stats:
-        return described(
-            _totals(), sum(bool(worker["ready"]) for worker in dispatch.workers), time.monotonic()
-        )
+    async def stats() -> Stats:
+        await asyncio.sleep(tallies.LATEST_S)
+        totals = await asyncio.to_thread(_totals)
+        ready = sum(bool(worker["ready"]) for worker in dispatch.workers)
+        return described(totals, ready, time.monotonic())
 
     return router
 

@@ -17,6 +17,7 @@ from uvicorn.protocols.utils import get_remote_addr
 
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
 from app.http.arrival import arrives
+from app.http.client_gone import tells_when_gone
 from app.http.problems import head_and_body
 from app.http.server.half_closed import HalfClosed
 from app.http.server.heads import checked_head, without_offers
@@ -54,6 +55,7 @@ class Connection(HttpToolsProtocol):
         self._half_closed: HalfClosed | None = None
         self.address = ""
         self._began = 0.0
+        self._gone: asyncio.Future[None] = self.loop.create_future()
 
     # --- the transport ------------------------------------------------------------------------------
     def accepted(self, transport: asyncio.Transport) -> None:
@@ -100,6 +102,8 @@ class Connection(HttpToolsProtocol):
         self._disarm()
         self._unset_keepalive_if_required()
         self.forgotten()
+        if not self._gone.done():
+            self._gone.set_result(None)
         super().connection_lost(exc)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
@@ -217,6 +221,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._disarm()
         arrives(self.scope)  # type: ignore[arg-type]
+        tells_when_gone(self.scope, self._gone)  # type: ignore[arg-type]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

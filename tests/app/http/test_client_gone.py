@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from app.http.client_gone import unless_gone
+from app.http.client_gone import tells_when_gone, unless_gone
 
 
 def of_client_that_goes(when: asyncio.Event) -> Request:
@@ -59,6 +59,25 @@ def test_where_the_client_goes_the_work_is_withdrawn() -> None:
         assert task is not None
         assert task.cancelling() == 0
         await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_server_that_tells_needs_no_task_to_look() -> None:
+    """Nobody receives; the work is withdrawn as soon as it is told, also before it began."""
+
+    async def main() -> None:
+        async def receive() -> dict[str, Any]:
+            raise AssertionError
+
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        request = Request({"type": "http", "headers": []}, receive)
+        tells_when_gone(request.scope, gone)
+        assert await unless_gone(request, asyncio.sleep(0, 7)) == 7
+        asyncio.get_running_loop().call_later(0.01, gone.set_result, None)
+        for _ in range(2):
+            with pytest.raises(ClientDisconnect):
+                await unless_gone(request, asyncio.sleep(60))
 
     asyncio.run(main())
 

@@ -1,0 +1,64 @@
+"""What was made of the options that came lately: clients ask for the same again and again."""
+
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl
+
+from app.dispatch.questions import Expected
+from app.inference.asks import ask_of
+from app.inference.expected import expected
+from app.inference.option_layers import options_of, single_values
+from app.inference.options import ImageOptions
+from app.messages.image import Ask
+from app.messages.model import ModelInfo
+from app.priority import Priority
+from app.settings.settings import Settings
+
+_MOST, _LONGEST_QUERY = 1024, 512
+
+
+class AskedLately:
+    """Remembers, for one model at a time, what is asked of it for images with these options, and what is
+    known of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._model: ModelInfo | None = None
+        self._known: dict[tuple[ImageOptions, bool, Priority, bool], tuple[Ask, Expected]] = {}
+
+    def known(
+        self, options: ImageOptions, model: ModelInfo, highest: Priority, *, logits: bool = False
+    ) -> tuple[Ask, Expected]:
+        """What is asked of the model, and what is known of the image but for its caller, who may ask for no
+        priority above ``highest``. Raises InvalidValue or PriorityNotAllowed."""
+        if model is not self._model or len(self._known) >= _MOST:
+            self._model = model
+            self._known.clear()
+        # Equal options may differ in whether the priority was asked for or is the default.
+        key = options, "priority" in options.model_fields_set, highest, logits
+        found = self._known.get(key)
+        if found is None:
+            ask = ask_of(options, self._settings, model, logits=logits)
+            found = ask, expected(options, ask, self._settings, model, highest)
+            self._known[key] = found
+        return found
+
+
+def values_of_query(query: bytes) -> dict[str, Any]:
+    """The names and values of a query, not to be changed. Raises InvalidValue for a name that comes twice."""
+    return _values(query) if len(query) <= _LONGEST_QUERY else _values.__wrapped__(query)
+
+
+def options_of_query(query: bytes) -> ImageOptions:
+    """The options of the one image of a request with this query. Raises InvalidValue."""
+    return _options(query) if len(query) <= _LONGEST_QUERY else _options.__wrapped__(query)
+
+
+@lru_cache(_MOST)
+def _values(query: bytes) -> dict[str, Any]:
+    return single_values(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+
+
+@lru_cache(_MOST)
+def _options(query: bytes) -> ImageOptions:
+    return options_of(values_of_query(query), 0)
