@@ -6,15 +6,21 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from models.packed import PackedLinear
-from models.ragged import Packing, Run
+from models.ragged import Run, Tokens
 from models.varlen import takes_varlen, varlen
 from models.windows import takes_windows, windowed
 
 
-def heads(attn: Attention, rows: Tensor, run: Run) -> tuple[Tensor, ...]:
-    """Rows of queries, keys, values, or several of these side by side: one [images, H, tokens, D] each."""
-    parts = rows.shape[-1] // (attn.num_heads * attn.head_dim)
-    split = run.dense(rows).view(run.images, run.tokens, parts, attn.num_heads, attn.head_dim)
+def width_of(attn: Attention) -> int:
+    """Of all heads together."""
+    return attn.num_heads * attn.head_dim
+
+
+def heads(attn: Attention, rows: Tensor) -> tuple[Tensor, ...]:
+    """Dense rows [images, tokens, _] of queries, keys, values, or several of these side by side: one [images,
+    H, tokens, D] each."""
+    images, tokens, width = rows.shape
+    split = rows.view(images, tokens, width // width_of(attn), attn.num_heads, attn.head_dim)
     return split.permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -25,15 +31,13 @@ def computes_parts(attn: Attention) -> bool:
 
 def parts_of_qkv(attn: Attention) -> tuple[slice, slice]:
     """The outputs of the qkv layer that are queries, and those that are keys and values."""
-    width = attn.num_heads * attn.head_dim
+    width = width_of(attn)
     return slice(0, width), slice(width, 3 * width)
 
 
 def _heads_of_rows(attn: Attention, rows: Tensor) -> tuple[Tensor, ...]:
     """As `heads`, of the rows of all images: one [rows, H, D] each."""
-    return rows.view(
-        -1, rows.shape[-1] // (attn.num_heads * attn.head_dim), attn.num_heads, attn.head_dim
-    ).unbind(1)
+    return rows.view(-1, rows.shape[-1] // width_of(attn), attn.num_heads, attn.head_dim).unbind(1)
 
 
 def queries(attn: Attention, normed: Tensor) -> Tensor:
@@ -53,63 +57,63 @@ def _part(attn: Attention, normed: Tensor, outputs: slice) -> Tensor:
     return F.linear(normed, attn.qkv.weight[outputs], bias)
 
 
-def self_attention(
-    attn: Attention, normed: Tensor, packing: Packing, sizes: Tensor | None, exact: bool
-) -> Tensor:
-    """What timm's Attention gives, without its drop of the projection: [*rows, dim] for ``normed`` rows."""
+def self_attention(attn: Attention, normed: Tensor, tokens: Tokens, exact: bool) -> Tensor:
+    """What timm's Attention gives, without its drop of the projection: [*rows, dim] for the ``normed`` rows
+    of all tokens. ``exact`` insists on the kernels that timm would use."""
     qkv = attn.qkv(normed)
-    if len(packing.runs) > 1 and sizes is None and takes_varlen(attn, qkv):
-        q, k, v = _heads_of_rows(attn, qkv)
-        return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, packing), normed)
-    if takes_windows(qkv) and not exact:
-        return _project(attn, _windowed(attn, qkv, None, packing, packing, sizes), normed)
-    mixed = []
-    for run in packing.runs:
-        q, k, v = heads(attn, qkv, run)
-        mixed.append(_mix(attn, attn.q_norm(q), attn.k_norm(k), v, _size_bias(sizes, run, q), exact))
-    return _project(attn, packing.pack(mixed), normed)
+    packing, sizes = tokens.packing, tokens.sizes
+    if len(packing.runs) > 1 and takes_varlen(attn, qkv, sizes):
+        mixed = _varlen(attn, _heads_of_rows(attn, qkv), tokens, tokens)
+    elif takes_windows(qkv) and not exact:
+        mixed = _windowed(attn, qkv, None, tokens, tokens)
+    else:
+        parts = []
+        for run in packing.runs:
+            q, k, v = heads(attn, run.dense(qkv))
+            parts.append(_mix(attn, attn.q_norm(q), attn.k_norm(k), v, _size_bias(sizes, run, q), exact))
+        mixed = packing.pack(parts)
+    return _output(attn, mixed, normed)
 
 
 def cross_attention(
-    attn: Attention,
-    q_rows: Tensor,
-    normed: Tensor,
-    packing: Packing,
-    source: Tensor,
-    source_packing: Packing,
-    sizes: Tensor | None,
+    attn: Attention, q_rows: Tensor, normed: Tensor, tokens: Tokens, kv_rows: Tensor, source: Tokens
 ) -> Tensor:
-    """As `self_attention`, of the query rows ``q_rows`` (for some of each image's tokens, whose ``normed``
-    rows a gate reads) to the key and value rows ``source``."""
+    """As `self_attention`, of the query rows ``q_rows`` (of ``tokens``, whose ``normed`` rows a gate reads)
+    to the key and value rows ``kv_rows`` of ``source``, of which ``tokens`` are a part, image by image."""
+    packing, source_packing = tokens.packing, source.packing
     ragged = len(packing.runs) > 1 or len(source_packing.runs) > 1
-    if ragged and sizes is None and takes_varlen(attn, q_rows):
+    if ragged and takes_varlen(attn, q_rows, source.sizes):
         (q,) = _heads_of_rows(attn, q_rows)
-        k, v = _heads_of_rows(attn, source)
-        return _project(attn, varlen(attn.q_norm(q), attn.k_norm(k), v, packing, source_packing), normed)
-    if takes_windows(q_rows):
-        return _project(attn, _windowed(attn, q_rows, source, packing, source_packing, sizes), normed)
-    mixed = []
-    for run, source_run in packing.runs_beside(source_packing):
-        (q,) = heads(attn, q_rows, run)
-        k, v = heads(attn, source, source_run)
-        bias = _size_bias(sizes, source_run, q)
-        mixed.append(_mix(attn, attn.q_norm(q), attn.k_norm(k), v, bias, exact=False))
-    return _project(attn, packing.pack(mixed), normed)
+        mixed = _varlen(attn, (q, *_heads_of_rows(attn, kv_rows)), tokens, source)
+    elif takes_windows(q_rows):
+        mixed = _windowed(attn, q_rows, kv_rows, tokens, source)
+    else:
+        parts = []
+        for run, source_run in packing.runs_beside(source_packing):
+            (q,) = heads(attn, run.dense(q_rows))
+            k, v = heads(attn, source_run.dense(kv_rows))
+            bias = _size_bias(source.sizes, source_run, q)
+            parts.append(_mix(attn, attn.q_norm(q), attn.k_norm(k), v, bias, exact=False))
+        mixed = packing.pack(parts)
+    return _output(attn, mixed, normed)
+
+
+def _varlen(attn: Attention, qkv: tuple[Tensor, ...], tokens: Tokens, source: Tokens) -> Tensor:
+    """`varlen`, of queries, keys and values [rows, H, D] each."""
+    q, k, v = qkv
+    bias = None if source.sizes is None else source.sizes.log().to(q.dtype)
+    mixed = varlen(attn.q_norm(q), attn.k_norm(k), v, tokens, source, attn.scale, bias)
+    return tokens.packing.shaped(mixed)
 
 
 def _windowed(
-    attn: Attention,
-    q_rows: Tensor,
-    kv_rows: Tensor | None,
-    packing: Packing,
-    source: Packing,
-    sizes: Tensor | None,
+    attn: Attention, q_rows: Tensor, kv_rows: Tensor | None, tokens: Tokens, source: Tokens
 ) -> Tensor:
     """`windowed`, of and for rows that may be dense."""
     flat = q_rows.view(-1, q_rows.shape[-1])
     flat_kv = None if kv_rows is None else kv_rows.view(-1, kv_rows.shape[-1])
-    bias = None if sizes is None else sizes.log().to(q_rows.dtype)
-    return packing.shaped(windowed(attn, flat, flat_kv, packing, source, bias))
+    bias = None if source.sizes is None else source.sizes.log().to(q_rows.dtype)
+    return tokens.packing.shaped(windowed(attn, flat, flat_kv, tokens.packing, source.packing, bias))
 
 
 def _mix(attn: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, exact: bool) -> Tensor:
@@ -137,7 +141,8 @@ def _size_bias(sizes: Tensor | None, run: Run, like: Tensor) -> Tensor | None:
     return run.dense(sizes.unsqueeze(-1)).log().to(like.dtype).view(run.images, 1, 1, run.tokens)
 
 
-def _project(attn: Attention, mixed: Tensor, normed: Tensor) -> Tensor:
+def _output(attn: Attention, mixed: Tensor, normed: Tensor) -> Tensor:
+    """What follows on the heads' answers: norm, gate and projection."""
     mixed = attn.norm(mixed)
     if attn.gate is not None:
         mixed = mixed * attn.gate(normed).sigmoid()

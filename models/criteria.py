@@ -9,24 +9,34 @@ stand behind the same switch. Everything is computed in float32.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.schedule import Criterion, Rows
 
 
 def attention_rows(
-    q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H T D"], scale: float, rows: Rows
+    q: Float[Tensor, "B H Q D"],
+    k: Float[Tensor, "B H T D"],
+    scale: float,
+    rows: Rows,
+    gaps: Bool[Tensor, "B T"] | None = None,
+    shares: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B H T"]:
     """Softmaxed attention weights over all T keys, of the CLS query (token 0) or averaged over all queries.
     For the former, no other query need be there.
 
+    Nothing attends to ``gaps``; with gaps, the mean over queries is weighted by ``shares``, 0 in a gap.
     The CLS row costs one q_cls K^T product; no T x T matrix is built for it.
     """
     if rows == "cls":
         q = q[:, :, :1]
     logits = (q.float() * scale) @ k.float().transpose(-2, -1)
+    if gaps is not None:
+        logits = logits.masked_fill(gaps[:, None, None], -torch.inf)
     weights = logits.softmax(dim=-1)
+    if shares is not None and rows == "all":
+        return (shares[:, None, None] @ weights).squeeze(2)
     return weights.squeeze(2) if weights.shape[2] == 1 else weights.mean(dim=2)
 
 
@@ -105,20 +115,17 @@ def importance(
     return ACROSS_HEADS[criterion](attention)
 
 
-def most_important(importance: Float[Tensor, "B N"], count: int) -> Int[Tensor, "B count"]:
-    """Positions of the ``count`` largest values, ascending; of equal ones the lower position wins."""
-    order = importance.argsort(dim=1, descending=True, stable=True)
-    return order[:, :count].sort(dim=1).values
+def most_important(
+    importance: Float[Tensor, "B N"], count: int, beyond: Bool[Tensor, "B count"] | None = None
+) -> Int[Tensor, "B count"]:
+    """Positions of the ``count`` largest values, ascending; of equal ones the lower position wins.
 
-
-def most_important_of_each(
-    importance: Float[Tensor, "B N"], counts: Int[Tensor, " B"], most: int
-) -> Int[Tensor, "B most"]:
-    """As `most_important`, with a count of its own for each image, ``most`` being the largest of them. Where
-    an image keeps fewer, N stands behind its positions."""
-    order = importance.argsort(dim=1, descending=True, stable=True)[:, :most]
-    beyond = torch.arange(most, device=order.device) >= counts.unsqueeze(1)
-    return order.masked_fill(beyond, importance.shape[1]).sort(dim=1).values
+    An image that keeps fewer has True ``beyond`` as many as it keeps; N - 1 stands behind its positions.
+    """
+    order = importance.argsort(dim=1, descending=True, stable=True)[:, :count]
+    if beyond is not None:
+        order = order.masked_fill(beyond, importance.shape[1] - 1)
+    return order.sort(dim=1).values
 
 
 def _quantile(attention: Float[Tensor, "B H N"], share: float) -> Float[Tensor, "B N"]:
@@ -134,8 +141,11 @@ def _sorted_over_heads(attention: Float[Tensor, "B H N"]) -> list[Float[Tensor, 
     """The heads' weights in ascending order, by Batcher's odd-even merge sort over whole [B, N] planes.
 
     A comparator is one minimum and one maximum over contiguous memory; for the 3 to 16 heads of a ViT that
-    is exact and several times faster than torch.sort along a strided axis.
+    is exact and several times faster than torch.sort along a strided axis. On a GPU, where each is a launch,
+    torch.sort is one.
     """
+    if attention.is_cuda:
+        return list(attention.sort(dim=1).values.unbind(dim=1))
     planes = list(attention.unbind(dim=1))
     for low, high in comparators(len(planes)):
         planes[low], planes[high] = (

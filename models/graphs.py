@@ -110,7 +110,7 @@ class GraphedModel:
 
         def forward() -> Tables:
             output = self._model(static, [pruning] * images)
-            return (output.logits, *(torch.stack(stage) for stage in output.kept))
+            return (output.logits, *(torch.stack(list(stage)) for stage in output.kept))
 
         replay, tables = self._of_thread.capture(forward)
         return _Graph(static, tables, replay)

@@ -15,8 +15,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from models.blocks import plain_block, stage_block, stage_importance
-from models.ragged import Packing, Tokens, on_device
+from models.blocks import plain_block
+from models.pruner import Pruner
+from models.ragged import Kept, Packing, Tokens
 from models.schedule import UNPRUNED, Architecture, Pruning, Rows, Stages, default_stages
 
 SUPPORTED = (
@@ -38,7 +39,7 @@ class Output:
     of the patches left after stage s (with `merge`, of the ones that the others went into)."""
 
     logits: Float[Tensor, "B classes"]
-    kept: tuple[tuple[Int[Tensor, " _"], ...], ...]
+    kept: tuple[Kept | tuple[Int[Tensor, " _"], ...], ...]
 
 
 class PrunedViT(nn.Module):
@@ -86,7 +87,7 @@ class PrunedViT(nn.Module):
             rows,
             Packing((length,) * images),
             (self.arch.patches,) * images,
-            torch.arange(self.arch.patches, device=rows.device).repeat(images),
+            torch.arange(-self.arch.prefix_tokens, self.arch.patches, device=rows.device).repeat(images),
         )
         for block in vit.blocks[: self._first_stage]:
             tokens = plain_block(block, tokens, exact)
@@ -94,37 +95,30 @@ class PrunedViT(nn.Module):
 
     def finish(self, tokens: Tokens, prunings: Sequence[Pruning], *, exact: bool = False) -> Output:
         """The rest of it, from what `begin` gave. ``exact`` needs prunings that prune nothing."""
-        # Like prunings are neighbours, so that at every stage the images of one length are.
-        order = sorted(range(len(prunings)), key=lambda image: _place(prunings[image]))
-        sorted_already = order == list(range(len(order)))
-        if not sorted_already:
-            tokens = tokens.of_images(order)
-        prunings = [prunings[image] for image in order]
-        ratios = [None if pruning.keep_mass is not None else pruning.keep_ratio for pruning in prunings]
-        kept: list[tuple[Tensor, ...]] = []
+        pruner = None
+        places: Sequence[int] = range(len(prunings))
+        if self.stages.blocks and any(pruning.prunes for pruning in prunings):
+            pruner = Pruner(self.stages, self.arch, tokens.rows, prunings)
+            tokens, places = pruner.ordered(tokens), pruner.places
+        kept: list[Kept] = []
         for index, block in enumerate(self.vit.blocks[self._first_stage :], self._first_stage):
             if index in self.stages.blocks:
-                tokens = stage_block(
-                    block, tokens, prunings, ratios, self.stages.rows, self.arch.prefix_tokens, exact
-                )
-                kept.append(tokens.patch_ids.split(tokens.patches))
+                tokens = pruner.stage(block, tokens) if pruner else plain_block(block, tokens, exact)
+                kept.append(tokens.kept(self.arch.prefix_tokens, places))
             else:
                 tokens = plain_block(block, tokens, exact)
         logits = self._head(tokens)
+        return Output(pruner.as_asked(logits) if pruner else logits, tuple(kept))
 
-        if not sorted_already:
-            place = sorted(range(len(order)), key=order.__getitem__)
-            logits = logits[on_device(place, logits.device)]
-            kept = [tuple(stage[image] for image in place) for stage in kept]
-        return Output(logits, tuple(kept))
-
+    @torch.no_grad()
     def first_importance(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Float[Tensor, "B patches"]:
         """The importance that the first stage gives to each patch, from what `begin` gave, under the
         criterion of each image's pruning. Raises ValueError for a model without stages."""
         if not self.stages.blocks:
             raise ValueError("a model without stages gives its patches no importance")
+        pruner = Pruner(self.stages, self.arch, tokens.rows, prunings)
         block = self.vit.blocks[self._first_stage]
-        return stage_importance(block, tokens, prunings, self.stages.rows, self.arch.prefix_tokens)
+        return pruner.as_asked(pruner.first_look(block, pruner.ordered(tokens)).values)
 
     def _head(self, tokens: Tokens) -> Tensor:
         vit = self.vit
@@ -166,12 +160,6 @@ def architecture_of(vit: VisionTransformer) -> Architecture:
         patch_inputs=projection.weight[0].numel(),
         classes=classes,
     )
-
-
-def _place(pruning: Pruning) -> tuple[bool, str, float, float, str]:
-    """A sort key that makes neighbours of images that will have the same length at every stage."""
-    mass = pruning.keep_mass
-    return (mass is not None, pruning.reducer, -pruning.keep_ratio, -(mass or 0.0), pruning.criterion)
 
 
 def _refuse_unknown(vit: nn.Module) -> None:

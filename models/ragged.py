@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
+from typing import overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -26,7 +27,7 @@ class Run:
     start: int
     tokens: int
 
-    def dense(self, rows: Float[Tensor, "*rows D"]) -> Float[Tensor, "images tokens D"]:
+    def dense(self, rows: Shaped[Tensor, "*rows D"]) -> Shaped[Tensor, "images tokens D"]:
         """This run's part of the rows of a batch, packed or dense, as a view."""
         if rows.ndim == 3:
             return rows[self.first_image : self.first_image + self.images]
@@ -98,47 +99,76 @@ class Packing:
         """The most tokens that an image has."""
         return max(self.lengths)
 
-    def bounds(self, device: torch.device) -> Int[Tensor, " images_and_one"]:
-        """The first row of each image and, behind them, the number of all rows: int32, made once."""
-        if device not in self._bounds:
-            host = np.array((*self.starts, sum(self.lengths)), np.int32)
-            self._bounds[device] = on_device(host, device)
-        return self._bounds[device]
-
-    @cached_property
-    def _bounds(self) -> dict[torch.device, Tensor]:
-        return {}
-
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """The tokens of a batch between two blocks.
 
     ``rows`` as `Packing` says; an image's are its prefix tokens, its ``patches[b]`` patches in their
-    order, and its fused tokens. ``patch_ids``: where each patch stood in its image, flat, without entries
-    for other tokens. ``sizes`` [rows]: how many patches each token stands for, once any were merged.
+    order, and its fused tokens. ``ids`` [tokens]: where each patch stood in its image, below 0 for other
+    tokens. ``sizes`` [tokens]: how many patches each token stands for, once any were merged. ``bounds``
+    [B + 1]: the first row of each image and the number of all, int32, where images were of different lengths.
     """
 
     rows: Tensor
     packing: Packing
     patches: tuple[int, ...]
-    patch_ids: Tensor
+    ids: Tensor
     sizes: Tensor | None = None
+    bounds: Tensor | None = None
 
     def with_rows(self, rows: Tensor) -> "Tokens":
         """The same tokens with other values. (`dataclasses.replace` takes as long as some operations.)"""
-        return Tokens(rows, self.packing, self.patches, self.patch_ids, self.sizes)
+        return Tokens(rows, self.packing, self.patches, self.ids, self.sizes, self.bounds)
 
-    def of_images(self, images: Sequence[int]) -> "Tokens":
-        """Only these images, in this order. For tokens that nothing was pruned of."""
+    def bounded(self, bounds: Tensor | None) -> "Tokens":
+        """The same tokens with these ``bounds``."""
+        if bounds is self.bounds:
+            return self
+        return Tokens(self.rows, self.packing, self.patches, self.ids, self.sizes, bounds)
+
+    def of_images(self, images: Sequence[int], index: Int[Tensor, " images"] | None = None) -> "Tokens":
+        """Only these images, in this order. For tokens that nothing was pruned of. ``index``: ``images``, if
+        they are on the device already."""
         assert len(self.packing.runs) == 1
-        index = on_device(images, self.rows.device)
+        lengths = tuple(self.packing.lengths[image] for image in images)
         return Tokens(
-            self.rows.index_select(0, index),
-            replace(self.packing, lengths=tuple(self.packing.lengths[image] for image in images)),
+            self.rows.index_select(0, on_device(images, self.rows.device) if index is None else index),
+            replace(self.packing, lengths=lengths),
             tuple(self.patches[image] for image in images),
-            self.patch_ids.view(len(self.patches), -1).index_select(0, index).flatten(),
+            self.ids[: sum(lengths)],  # they are alike in all images
         )
+
+    def kept(self, prefix: int, images: Sequence[int]) -> "Kept":
+        """Where the patches of ``images`` stood that are left."""
+        starts = self.packing.starts
+        return Kept(
+            self.ids,
+            tuple(starts[image] + prefix for image in images),
+            tuple(self.patches[image] for image in images),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept(Sequence[Tensor]):
+    """Of each image, the ascending indices, row by row in the patch grid, of the patches that it has left:
+    ``counts[b]`` of them in ``ids``, from ``starts[b]``."""
+
+    ids: Int[Tensor, " _"]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, image: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, image: slice) -> "Kept": ...
+    def __getitem__(self, image: int | slice) -> "Tensor | Kept":
+        if isinstance(image, slice):
+            return Kept(self.ids, self.starts[image], self.counts[image])
+        return self.ids[self.starts[image] : self.starts[image] + self.counts[image]]
 
 
 def rounded(rows: int) -> int:
@@ -172,9 +202,18 @@ def on_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def starts_of(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " parts"]:
-    """Where each of several parts begins that lie one behind the other. Of equal ones, the device counts
-    itself."""
-    if min(lengths) == max(lengths):
-        return torch.arange(len(lengths), device=device) * lengths[0]
-    return on_device((0, *accumulate(lengths[:-1])), device)
+def all_on_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """As `on_device`, several arrays in one copy."""
+    if device.type != "cuda" or not arrays:
+        return [torch.from_numpy(array) for array in arrays]
+    # Each from a multiple of the largest item's size on, as views need it.
+    sizes = [array.nbytes + -array.nbytes % 8 for array in arrays]
+    flat = np.zeros(sum(sizes), np.uint8)
+    places = [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    for array, place in zip(arrays, places, strict=True):
+        flat[place][: array.nbytes] = array.reshape(-1).view(np.uint8)
+    copied = on_device(flat, device)
+    return [
+        copied[place][: array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+        for array, place in zip(arrays, places, strict=True)
+    ]

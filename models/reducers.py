@@ -5,9 +5,12 @@ soft matching (arXiv 2210.09461, section 3): pairs that are alike become their m
 patches each already stands for.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -15,12 +18,32 @@ def fuse(
     patches: Float[Tensor, "B N D"], attention: Float[Tensor, "B N"], kept: Int[Tensor, "B count"]
 ) -> Float[Tensor, "B 1 D"]:
     """One token of all patches that are not ``kept``: their mean, weighted by the attention they receive."""
-    weights = attention.scatter(1, kept, 0.0)
+    dropped = torch.ones_like(attention, dtype=torch.bool).scatter(1, kept, value=False)
+    return fuse_dropped(patches, attention, dropped)
+
+
+def fuse_dropped(
+    patches: Float[Tensor, "B N D"], attention: Float[Tensor, "B N"], dropped: Bool[Tensor, "B N"]
+) -> Float[Tensor, "B 1 D"]:
+    """As `fuse`, told which to fuse."""
+    weights = attention * dropped
     # Attention may underflow to 0 on all that is left; the plain mean stands in.
-    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, torch.ones_like(weights))
-    weights = weights.scatter(1, kept, 0.0)
+    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, dropped)
     weights = weights / weights.sum(1, keepdim=True)
     return weights.unsqueeze(1).to(patches.dtype) @ patches
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTables:
+    """A round of merging, as `plan.Round` has it; the tables are None where all images are alike."""
+
+    pairs: int
+    left: int
+    missing_odd: Bool[Tensor, "B odd 1"] | None = None
+    missing_even: Bool[Tensor, "B 1 even"] | None = None
+    unmatched: Bool[Tensor, "B odd"] | None = None
+    gone: Int[Tensor, "B odd"] | None = None
+    missing: Int[Tensor, "B N"] | None = None
 
 
 def merge(
@@ -28,19 +51,24 @@ def merge(
     keys: Float[Tensor, "B N K"],
     sizes: Float[Tensor, "B N"],
     count: int,
+    rounds: Sequence[RoundTables] | None = None,
 ) -> tuple[Float[Tensor, "B count D"], Float[Tensor, "B count"], Int[Tensor, "B count"]]:
     """Merge the most similar pairs until ``count`` patches are left, 1 <= count <= N.
 
     Gives the merged patches, how many original patches each stands for, and its position: that of the
     partner it was merged into. Patches stay in their order. A round can at most halve their number, so
     fewer than half take several.
+
+    Images that differ, in how many of the N patches they have or are to keep, bring the ``rounds`` of their
+    plan; ``count`` is the most that one keeps. Behind what is left of an image may stand anything.
     """
     positions = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
     metric = keys.float()
-    while patches.shape[1] > count:
-        pairs = min(patches.shape[1] - count, patches.shape[1] // 2)
-        target, left = _match(metric, pairs)
+    for one in rounds_to(patches.shape[1], count) if rounds is None else rounds:
+        target, left = _match(metric, one)
         merged_sizes = _summed(sizes.unsqueeze(2), target)
+        if one.missing is not None:
+            merged_sizes = merged_sizes.clamp(min=1)  # nothing is divided by the size of what is gone
         patches = _mean(patches, sizes, merged_sizes, target, left)
         metric = _mean(metric, sizes, merged_sizes, target, left)
         sizes = merged_sizes.squeeze(2).gather(1, left)
@@ -48,21 +76,42 @@ def merge(
     return patches, sizes, positions
 
 
+def rounds_to(patches: int, count: int) -> list[RoundTables]:
+    """The rounds in which ``patches`` patches become ``count``, of images that are alike."""
+    rounds = []
+    while patches > count:
+        pairs = min(patches - count, patches // 2)
+        patches -= pairs
+        rounds.append(RoundTables(pairs, patches))
+    return rounds
+
+
 @torch.no_grad()
-def _match(metric: Float[Tensor, "B N K"], pairs: int) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B left"]]:
+def _match(
+    metric: Float[Tensor, "B N K"], one: RoundTables
+) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B left"]]:
     """For every patch the one it goes into (itself, or its partner), and which ones are left, ascending.
 
-    Odd places look for their most similar even one, and the ``pairs`` best matches are made.
+    Odd places look for their most similar even one, and the best matches are made.
     """
     images, patches, _ = metric.shape
     unit = F.normalize(metric, dim=2)
-    similarity, partner = (unit[:, 1::2] @ unit[:, ::2].transpose(1, 2)).max(dim=2)
-    best = similarity.argsort(dim=1, descending=True, stable=True)[:, :pairs]
+    similarity = unit[:, 1::2] @ unit[:, ::2].transpose(1, 2)
+    if one.missing_odd is not None and one.missing_even is not None:
+        similarity = similarity.masked_fill(one.missing_odd | one.missing_even, -torch.inf)
+    likeness, partner = similarity.max(dim=2)
+    best = likeness.argsort(dim=1, descending=True, stable=True)[:, : one.pairs]
+    odd, even = 2 * best + 1, 2 * partner.gather(1, best)
+    if one.unmatched is not None:
+        even = torch.where(one.unmatched, odd, even)
     target = torch.arange(patches, device=metric.device).repeat(images, 1)
-    target.scatter_(1, 2 * best + 1, 2 * partner.gather(1, best))
-    gone = torch.zeros_like(target).scatter(1, 2 * best + 1, 1)
+    target.scatter_(1, odd, even)
+    if one.gone is None or one.missing is None:
+        gone = torch.zeros_like(target).scatter(1, odd, 1)
+    else:
+        gone = one.missing.scatter(1, odd, one.gone)
     # A stable sort moves those that are gone to the end and leaves the others in their order.
-    left = gone.argsort(dim=1, stable=True)[:, : patches - pairs]
+    left = gone.argsort(dim=1, stable=True)[:, : one.left]
     return target, left
 
 

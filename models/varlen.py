@@ -6,22 +6,27 @@ What is asked of the device and of the rows is what PyTorch 2.14's FlashAttentio
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import Attention
 from torch import Tensor
 
-from models.ragged import Packing
+from models.ragged import Tokens
+
+# More values for each head of queries, keys and values, which carry a bias: the kernel takes multiples of 8.
+_BIAS_WIDTH = 8
 
 
-def takes_varlen(attn: Attention, rows: Tensor) -> bool:
+def takes_varlen(attn: Attention, rows: Tensor, sizes: Tensor | None = None) -> bool:
     """Whether `varlen` computes this module's attention on such rows: on a GPU, in half precision, with heads
-    it was built for, in inference."""
+    it was built for, in inference. ``sizes``: of tokens, if there is a bias by them."""
     if not rows.is_cuda or rows.dtype not in (torch.bfloat16, torch.float16) or not attn.fused_attn:
         return False
     # It knows no dropout, and PyTorch 2.14 may give FlashAttention's result to cuDNN's backward pass.
     if torch.is_grad_enabled() or attn.training:
         return False
-    return attn.head_dim % 8 == 0 and attn.head_dim <= 256 and built_for(rows.device)
+    most = 256 if sizes is None else 256 - _BIAS_WIDTH
+    return attn.head_dim % 8 == 0 and attn.head_dim <= most and built_for(rows.device)
 
 
 @cache
@@ -40,24 +45,35 @@ def varlen(
     q: Float[Tensor, "rows H D"],
     k: Float[Tensor, "source_rows H D"],
     v: Float[Tensor, "source_rows H D"],
-    packing: Packing,
-    source: Packing,
-) -> Float[Tensor, "*all_rows HD"]:
-    """Attention of the queries of each image in ``packing`` to the keys of the same one in ``source``, shaped
-    for ``packing``. The scale is the kernel's own, 1 / sqrt(D), which is timm's."""
+    tokens: Tokens,
+    source: Tokens,
+    scale: float,
+    bias: Float[Tensor, " source_rows"] | None,
+) -> Float[Tensor, "rows HD"]:
+    """Attention of the queries of each image in ``tokens`` to the keys of the same one in ``source``, with
+    ``bias`` for each key."""
     from torch.nn.attention.varlen import varlen_attn  # loads the compiler: half a second
 
+    assert tokens.bounds is not None
+    assert source.bounds is not None
+    width = v.shape[2]
+    if bias is not None:
+        # The kernel has no place for one, so it comes out of the product of queries and keys.
+        q = F.pad(q, (0, _BIAS_WIDTH), value=1 / (scale * _BIAS_WIDTH))
+        k = torch.cat((k, bias[:, None, None].expand(-1, k.shape[1], _BIAS_WIDTH)), dim=2)
+        v = F.pad(v, (0, _BIAS_WIDTH))
     mixed = varlen_attn(
         q,
         k,
         v,
-        packing.bounds(q.device),
-        source.bounds(q.device),
-        packing.longest,
-        source.longest,
+        tokens.bounds,
+        source.bounds,
+        tokens.packing.longest,
+        source.packing.longest,
+        scale=scale,
         # Keys are not split by the batch's longest image, so an image is computed alike in any company; and
         # cuDNN, which would make a plan for every new number of images and longest one, is not taken.
         num_splits=1,
     )
     assert isinstance(mixed, Tensor)  # no auxiliary result was asked for
-    return packing.shaped(mixed.flatten(1))
+    return mixed[..., :width].flatten(1)

@@ -63,7 +63,7 @@ def test_the_first_stage_keeps_what_is_most_important(
         importance = model.first_importance(tokens, prunings)
         kept = model.finish(tokens, prunings).kept[0]
     assert importance.shape == (3, 35)
-    assert torch.equal(most_important(importance, 14), torch.stack(kept))
+    assert torch.equal(most_important(importance, 14), torch.stack(list(kept)))
 
 
 def test_a_model_without_stages_has_no_importance(make_vit: MakeViT, make_pixels: MakePixels) -> None:

@@ -1,7 +1,6 @@
 """The forward pass on a GPU: nothing in it waits for the device, and a dense one takes nothing from the host.
 
-Where there is no GPU, the same is asked of PyTorch's fake tensors, which know devices but hold no numbers: an
-operation that needs a number on the host, or tensors of two devices, cannot be computed with them.
+Where there is no GPU, the same is asked of PyTorch's fake tensors (fake_gpu.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -13,19 +12,14 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-import models.varlen
 from models.classifier import Classifier, ImageRequest, normalise
 from models.pruned_vit import PrunedViT
 from models.ragged import on_device
-from models.schedule import CRITERIA, REDUCERS, Pruning, Stages
+from models.schedule import CRITERIA, REDUCERS, Pruning, Reducer, Stages
 from models.transforms import InputSpec
+from tests.models.fake_gpu import WaitsError, fake_gpu, to_fake_gpu
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -51,60 +45,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-class WaitsError(Exception):
-    """The thread would have to wait for the device here."""
-
-
-class Watch(TorchDispatchMode):
-    """Refuses copies from host to device that wait, and counts the others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.copies = 0
-        self._pinned: list[Tensor] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        aten = torch.ops.aten
-        if func is aten._pin_memory.default:
-            self._pinned.append(args[0].clone())
-            return self._pinned[-1]
-        if func is aten.is_pinned.default:
-            return any(args[0] is tensor for tensor in self._pinned)
-        if func is aten._to_copy.default and args[0].device != kwargs.get("device", args[0].device):
-            if not any(args[0] is tensor for tensor in self._pinned) or not kwargs.get("non_blocking"):
-                raise WaitsError(f"a copy of {args[0]} to {kwargs['device']}")
-            self.copies += 1
-        if func is aten.copy_.default and args[0].device != args[1].device:
-            raise WaitsError(f"a copy of {args[1]} into {args[0]}")
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def fake_gpu(capturing: bool = False) -> Iterator[Watch]:
-    """A GPU of fake tensors, in which nothing waits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models.varlen, "built_for", lambda _device: True)
-        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-        # In inference mode PyTorch shows `to`, not the copy that it is made of.
-        with torch.no_grad(), FakeTensorMode(), Watch() as watch:
-            yield watch
-
-
-def to_fake_gpu(model: PrunedViT) -> None:
-    """Give it fake parameters on the fake GPU, in bfloat16."""
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            fake = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
-            setattr(module, name, torch.nn.Parameter(fake, requires_grad=False))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda"))
-
-
-def fake_pixels(images: int) -> Tensor:
-    return torch.empty(images, 3, 20, 28, dtype=torch.bfloat16, device="cuda")
+def fake_pixels(images: int, height: int = 20, width: int = 28) -> Tensor:
+    return torch.empty(images, 3, height, width, dtype=torch.bfloat16, device="cuda")
 
 
 # The watch itself: what it must not let pass.
@@ -183,6 +125,50 @@ def test_keep_mass_alone_asks_the_device(make_vit: MakeViT) -> None:
         to_fake_gpu(model)
         with pytest.raises(DataDependentOutputException):
             model(fake_pixels(2), [Pruning(keep_mass=0.5)] * 2)
+
+
+# How many operations.
+
+# 64 images of 64 ratios, no two of them alike in length, in no order.
+RATIOS = [0.5 + (37 * image % 64) / 128 for image in range(64)]
+
+
+def launched(make_vit: MakeViT, prunings: list[Pruning], depth: int = 12) -> tuple[int, int]:
+    """Kernels of a forward pass of so many blocks, three of them stages, and copies from the host."""
+    vit = make_vit(img_size=(64, 64), embed_dim=48, depth=depth, init_values=1e-5)
+    model = PrunedViT(vit)
+    with fake_gpu() as watch:
+        to_fake_gpu(model)
+        model(fake_pixels(len(prunings), 64, 64), prunings)
+    return watch.kernels.total(), watch.copies
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT, reducer: Reducer) -> None:
+    """64 ratios launch at most 1.2 times the kernels of one, with each reducer, and take one copy of what the
+    host knows. (The largest and the smallest of these ratios are merged in as many rounds.)"""
+    one, copies_of_one = launched(make_vit, [Pruning(0.5, reducer=reducer)] * 64)
+    many, copies = launched(make_vit, [Pruning(ratio, reducer=reducer) for ratio in RATIOS])
+    assert many <= 1.2 * one, (many, one)
+    assert (copies_of_one, copies) == (0, 1)
+
+
+def test_many_criteria_take_few_operations_more(make_vit: MakeViT) -> None:
+    """All criteria and 64 ratios launch at most 1.7 times the kernels of one ratio and one criterion."""
+    one, _ = launched(make_vit, [Pruning(0.5)] * 64)
+    mixed = [Pruning(ratio, CRITERIA[image % len(CRITERIA)]) for image, ratio in enumerate(RATIOS)]
+    many, copies = launched(make_vit, mixed)
+    assert many <= 1.7 * one, (many, one)
+    assert copies == 1
+
+
+def test_operations_do_not_grow_with_the_batch(make_vit: MakeViT) -> None:
+    """With everything that images can differ in, 63 launch what 9 do."""
+    mixed = [
+        Pruning(ratio, CRITERIA[image % len(CRITERIA)], REDUCERS[image % len(REDUCERS)])
+        for image, ratio in enumerate(RATIOS[:63])
+    ]
+    assert launched(make_vit, mixed, depth=4) == launched(make_vit, mixed[:9], depth=4)
 
 
 def test_pixels_are_normalised_on_the_device() -> None:

@@ -14,8 +14,7 @@ from torch import Tensor
 import models.attention
 import models.varlen
 from models.pruned_vit import PrunedViT
-from models.ragged import Packing
-from models.schedule import CRITERIA, Pruning
+from models.schedule import CRITERIA, REDUCERS, Pruning
 from models.varlen import takes_varlen
 
 MakeViT = Callable[..., VisionTransformer]
@@ -41,6 +40,7 @@ class Reference:
         max_q: int,
         max_k: int,
         *,
+        scale: float,
         num_splits: int,
     ) -> Tensor:
         ends_q, ends_k = cu_seq_q.tolist(), cu_seq_k.tolist()
@@ -56,7 +56,7 @@ class Reference:
         mixed = []
         for q, k, v in zip(query.split(lengths_q), key.split(lengths_k), value.split(lengths_k), strict=True):
             heads = (part.transpose(0, 1) for part in (q, k, v))
-            mixed.append(F.scaled_dot_product_attention(*heads).transpose(0, 1))
+            mixed.append(F.scaled_dot_product_attention(*heads, scale=scale).transpose(0, 1))
         return torch.cat(mixed)
 
 
@@ -69,7 +69,7 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Reference:
 
 
 def take_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows: True)
+    monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows, _sizes: True)
 
 
 # timm's switches that change what attention is of: norms of queries and keys, and of the output, and a gate.
@@ -88,7 +88,7 @@ VARIANTS: list[dict[str, Any]] = [
             Pruning,
             keep_ratio=st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1),
             criterion=st.sampled_from(CRITERIA),
-            reducer=st.sampled_from(["drop", "fuse"]),
+            reducer=st.sampled_from(REDUCERS),
         ),
         min_size=1,
         max_size=6,
@@ -127,31 +127,26 @@ def test_each_ragged_block_is_one_call(
     ]
 
 
-@pytest.mark.parametrize(
-    "prunings",
-    [[Pruning(0.6)] * 3, [Pruning(), Pruning(0.5, reducer="merge"), Pruning(0.2, reducer="merge")]],
-    ids=["dense", "merged"],
-)
-def test_dense_batches_and_sized_tokens_keep_their_path(
-    make_vit: MakeViT,
-    make_pixels: MakePixels,
-    monkeypatch: pytest.MonkeyPatch,
-    reference: Reference,
-    prunings: list[Pruning],
+def test_dense_batches_keep_their_path(
+    make_vit: MakeViT, make_pixels: MakePixels, monkeypatch: pytest.MonkeyPatch, reference: Reference
 ) -> None:
-    """Images of one length stay with the dense kernel, and those of a batch with a bias by size, which varlen
-    has no place for, with the runs."""
+    """Images of one length stay with the dense kernel."""
     take_varlen(monkeypatch)
     with torch.inference_mode():
-        PrunedViT(make_vit(**HEADS_OF_8))(make_pixels(3), prunings)
+        PrunedViT(make_vit(**HEADS_OF_8))(make_pixels(3), [Pruning(0.6)] * 3)
     assert reference.calls == []
 
 
-def test_bounds_are_made_once() -> None:
-    """All blocks of one packing share one tensor, of which each image's rows can be read."""
-    packing, device = Packing((5, 3, 3)), torch.device("cpu")
-    assert packing.bounds(device).tolist() == [0, 5, 8, 11]
-    assert packing.bounds(device) is packing.bounds(device)
+@pytest.mark.parametrize(("width", "taken"), [(248, True), (256, False)])
+def test_a_bias_by_size_needs_room_in_the_heads(
+    make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch, width: int, taken: bool
+) -> None:
+    """It is carried by eight more values a head, of which the kernel takes 256 at most."""
+    monkeypatch.setattr(models.varlen, "built_for", lambda _device: True)
+    attn = make_vit(embed_dim=6 * width, depth=1).blocks[0].attn
+    rows: Any = Rows(torch.bfloat16)
+    with torch.no_grad():
+        assert _unchecked(takes_varlen)(attn, rows, torch.ones(3)) == taken
 
 
 class Rows:
@@ -211,6 +206,6 @@ def test_on_a_gpu_one_call_gives_what_the_runs_give(
         if not takes_varlen(model.vit.blocks[0].attn, pixels):
             pytest.skip("this PyTorch has no variable-length attention for this GPU")
         once = model(pixels, prunings)
-        monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows: False)
+        monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows, _sizes: False)
         runs = model(pixels, prunings)
     torch.testing.assert_close(once.logits, runs.logits, rtol=0, atol=0.25)

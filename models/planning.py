@@ -1,0 +1,246 @@
+"""Plans made, on the host, in numpy: pure functions of the prunings of a batch."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from models.plan import Asked, Group, Plan, Reduction, Round, Selection, StagePlan, Table
+from models.ragged import Packing, Run, runs_of
+from models.schedule import Pruning, keep_counts
+
+# Plans kept for batches that come again. One of 64 images of 64 ratios on a GPU holds 3 MiB.
+MOST_REMEMBERED = 16
+
+
+def order_of(prunings: Sequence[Pruning]) -> list[int]:
+    """The images in an order in which those of one length are neighbours at every stage."""
+    return sorted(range(len(prunings)), key=lambda image: _place(prunings[image]))
+
+
+def _place(pruning: Pruning) -> tuple[bool, str, float, float, str]:
+    mass = pruning.keep_mass
+    return (mass is not None, pruning.reducer, -pruning.keep_ratio, -(mass or 0.0), pruning.criterion)
+
+
+@lru_cache(maxsize=MOST_REMEMBERED)
+def plan_of(asked: Asked) -> Plan:
+    """The plan of a batch. Its arrays are shared and must not be changed."""
+    tables = _Tables()
+    counts = np.array(
+        [keep_counts(asked.patches, ratio, asked.stages) for ratio in asked.ratios], np.int64
+    ).reshape(len(asked.ratios), asked.stages)
+    patches = np.full(len(counts), asked.patches)
+    fused = np.zeros_like(patches)
+    ragged = len(set(asked.reducers)) > 1 or not _alike(*counts.T)
+    stages = []
+    for stage in range(asked.stages):
+        builder = _Stage(asked, tables, patches, fused, counts[:, stage], ragged)
+        stages.append(builder.plan())
+        patches, fused = builder.counts, builder.fused_after
+    return Plan(tuple(stages), tuple(tables.arrays))
+
+
+class _Tables:
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+        self._bounds: dict[bytes, Table] = {}
+
+    def add(self, array: np.ndarray) -> Table:
+        self.arrays.append(np.ascontiguousarray(array))
+        return Table(len(self.arrays) - 1)
+
+    def bounds(self, lengths: np.ndarray) -> Table:
+        """The bounds of images of these lengths: one table for all that have them."""
+        key = lengths.tobytes()
+        if key not in self._bounds:
+            self._bounds[key] = self.add(np.concatenate(([0], lengths.cumsum())).astype(np.int32))
+        return self._bounds[key]
+
+
+class _Stage:
+    """One stage of a plan in the making. Arrays are [B]."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        tables: _Tables,
+        patches: np.ndarray,
+        fused: np.ndarray,
+        counts: np.ndarray,
+        ragged: bool,
+    ) -> None:
+        reducers = np.array(asked.reducers)
+        lost = counts < patches
+        self.asked, self.tables, self.ragged = asked, tables, ragged
+        self.patches, self.fused, self.counts = patches, fused, counts
+        self.fuses, self.merges = lost & (reducers == "fuse"), lost & (reducers == "merge")
+        self.fused_after = fused + self.fuses
+        self.before = asked.prefix + patches + fused
+        self.selected_patches = np.where(reducers == "drop", counts, patches)
+        self.selected = asked.prefix + self.selected_patches + fused
+        self.after = asked.prefix + counts + self.fused_after
+
+    def plan(self) -> StagePlan:
+        before, selected, after = (
+            Packing(tuple(lengths.tolist()), self.asked.rounded)
+            for lengths in (self.before, self.selected, self.after)
+        )
+        ragged_before = not _alike(self.before)
+        # Alike, or (which `keep_mass` may bring about) not side by side: run by run.
+        in_one = (
+            self.asked.in_one
+            and not _alike(self.before, self.patches, self.after, self.fuses, self.merges)
+            and _neighbours(self.fuses)
+            and _neighbours(self.merges)
+        )
+        reduces = bool((self.fuses | self.merges).any())
+        return StagePlan(
+            before=before,
+            patches=tuple(self.patches.tolist()),
+            selected=selected,
+            selected_patches=tuple(self.selected_patches.tolist()),
+            after=after,
+            counts=tuple(self.counts.tolist()),
+            reducers=self.asked.reducers,
+            groups=tuple(self._deciding(before)),
+            selection=None if (self.selected == self.before).all() else self._dropping(),
+            reduces=reduces,
+            reduction=self._reduction() if reduces and in_one else None,
+            first_rows=self.tables.add(_starts(self.before)) if ragged_before else None,
+            bounds_before=self._bounds(self.before),
+            bounds_selected=self._bounds(self.selected),
+            bounds_after=self._bounds(self.after),
+        )
+
+    def _bounds(self, lengths: np.ndarray) -> Table | None:
+        return self.tables.bounds(lengths) if self.ragged else None
+
+    def _deciding(self, before: Packing) -> Iterator[Group]:
+        if self.asked.in_one:
+            yield self._group(self.before, 0, len(self.before))
+            return
+        for run in runs_of(before.lengths, self.patches.tolist()):
+            yield Group(run, int(self.patches[run.first_image]))
+
+    def _group(self, lengths: np.ndarray, first: int, images: int) -> Group:
+        """Neighbours as one table, with gaps where their lengths differ."""
+        own, starts = lengths[first : first + images], _starts(lengths)[first : first + images]
+        width = int(own.max())
+        run = Run(first, images, int(starts[0]), width)
+        patches = int(self.patches[first : first + images].max())
+        if _alike(own):
+            return Group(run, patches)
+        there = np.arange(width) < own[:, None]
+        shares = (there / own[:, None]).astype(np.float32)
+        return Group(
+            run,
+            patches,
+            self.tables.add(np.where(there, starts[:, None] + np.arange(width), starts[:, None]).reshape(-1)),
+            self.tables.add(~there),
+            self.tables.add(shares) if self.asked.rows == "all" else None,
+        )
+
+    def _dropping(self) -> Selection:
+        width = int(self.before.max())
+        chosen_from = self._patch_places(width)
+        if _alike(self.before, self.patches) and _alike(self.selected):
+            return Selection(width, int(self.selected[0]))
+        return self._selection(width, self.before, chosen_from, self.selected)
+
+    def _patch_places(self, width: int) -> Bool[np.ndarray, "B width"]:
+        place, prefix = np.arange(width), self.asked.prefix
+        return (place >= prefix) & (place < prefix + self.patches[:, None])
+
+    def _selection(
+        self,
+        width: int,
+        lengths: Int[np.ndarray, " B"],
+        chosen_from: Bool[np.ndarray, "B width"],
+        kept: Int[np.ndarray, " B"],
+        there: Bool[np.ndarray, "B width"] | None = None,
+    ) -> Selection:
+        """Of tokens that lie image by image, ``kept[b]`` of each; ``there``: where tokens are in a table."""
+        add = self.tables.add
+        differ = there is not None or not _alike(lengths, self.patches)
+        if there is None:
+            there = np.arange(width) < lengths[:, None]
+        most = int(kept.max())
+        stays = np.arange(most) < kept[:, None]
+        return Selection(
+            width,
+            most,
+            add(chosen_from) if differ else None,
+            add(np.where(there, np.float32(np.inf), np.float32(-1))) if differ else None,
+            None if stays.all() else add(~stays),
+            None if stays.all() else add(np.flatnonzero(stays)),
+            add(_starts(lengths)[:, None]),
+        )
+
+    def _reduction(self) -> Reduction:
+        asked, rows = self.asked, int(self.selected.sum())
+        fusing, merging = (np.flatnonzero(some).tolist() for some in (self.fuses, self.merges))
+        rounds = tuple(self._rounds(self.patches[merging], self.counts[merging]))
+        merged = int(self.counts[merging].max()) if len(merging) else 0
+        width = int(self.before.max()) + 1  # one more: the new fused token, where there is one
+        place, starts = np.arange(width), _starts(self.selected)[:, None]
+        numbers = starts + place
+        there = place < self.selected[:, None]
+        numbers[fusing, -1] = rows + np.arange(len(fusing))
+        there[fusing, -1] = True
+        for order, image in enumerate(merging):
+            prefix, count = asked.prefix, int(self.counts[image])
+            first = rows + len(fusing) + order * merged
+            numbers[image, prefix : prefix + count] = first + np.arange(count)
+            there[image] = place < self.after[image]
+        # Where there is nothing, any row will do that exists.
+        numbers = np.where(there, numbers, starts)
+        chosen_from = self._patch_places(width) & self.fuses[:, None]
+        add = self.tables.add
+        return Reduction(
+            fusing=self._group(self.selected, fusing[0], len(fusing)) if len(fusing) else None,
+            merging=self._group(self.selected, merging[0], len(merging)) if len(merging) else None,
+            merging_before=self._group(self.before, merging[0], len(merging)) if len(merging) else None,
+            rounds=rounds,
+            merged=merged,
+            selection=self._selection(width, np.full(len(there), width), chosen_from, self.after, there),
+            numbers=add(numbers.reshape(-1)) if len(fusing) else None,
+            index=None if len(fusing) else add(numbers[there]),
+        )
+
+    def _rounds(self, patches: np.ndarray, counts: np.ndarray) -> Iterator[Round]:
+        add = self.tables.add
+        while (patches > counts).any():
+            pairs = np.minimum(patches - counts, patches // 2)
+            width, left = int(patches.max()), patches - pairs
+            if _alike(patches, pairs):
+                yield Round(int(pairs[0]), int(left[0]))
+            else:
+                rank, place, own = np.arange(width // 2), np.arange(width), patches[:, None]
+                made = rank < pairs[:, None]
+                yield Round(
+                    width // 2,
+                    int(left.max()),
+                    add((place[1::2] >= own)[:, :, None]),
+                    add((place[::2] >= own)[:, None, :]),
+                    add(~made),
+                    add((made | (rank >= own // 2)).astype(np.int64)),
+                    add((place >= own).astype(np.int64)),
+                )
+            patches = left
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate(([0], lengths[:-1].cumsum()))
+
+
+def _alike(*columns: np.ndarray) -> bool:
+    """Whether all images have the same number in each column."""
+    return all((column == column[0]).all() for column in columns)
+
+
+def _neighbours(some: Bool[np.ndarray, " B"]) -> bool:
+    """Whether no other image is between these."""
+    places = np.flatnonzero(some)
+    return len(places) == 0 or bool(places[-1] - places[0] == len(places) - 1)

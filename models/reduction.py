@@ -1,0 +1,157 @@
+"""Fusing and merging in a batch: run by run, or all images in one (plan.py says which)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from models.criteria import most_important
+from models.plan import Group, Reduction, Round, StagePlan, Table
+from models.ragged import Run, Tokens, runs_of
+from models.reducers import RoundTables, fuse, fuse_dropped, merge
+from models.select import places_that_stay, rows_that_stay, side_by_side
+
+# The keys [images, tokens, K] of a group's images as they came to the stage, which `merge` compares.
+KeysOf = Callable[[Group], Tensor]
+
+
+def reduce(
+    tokens: Tokens,
+    keys: KeysOf,
+    attention: Float[Tensor, "B H N"],
+    values: Float[Tensor, "B N"],
+    stage: StagePlan,
+    prefix: int,
+    tables: Sequence[Tensor],
+) -> Tokens:
+    """Fuse or merge what is left after the stage's attention, until its ``counts`` are. ``attention`` and
+    ``values`` are of the patches before the stage, of which images that fuse or merge have lost none."""
+    sizes = tokens.sizes
+    if sizes is None:
+        sizes = torch.ones(sum(tokens.packing.lengths), device=tokens.rows.device)
+    weights = attention.mean(dim=1)
+    if stage.reduction is None:
+        rows, ids, sizes = _by_runs(tokens, sizes, keys, weights, values, stage, prefix)
+    else:
+        rows, ids, sizes = _in_one(
+            tokens, sizes, keys, weights, values, stage, stage.reduction, prefix, tables
+        )
+    merged = tokens.sizes is not None or "merge" in stage.reducers
+    bounds = None if stage.bounds_after is None else tables[stage.bounds_after]
+    return Tokens(rows, stage.after, stage.counts, ids, sizes if merged else None, bounds)
+
+
+def _by_runs(
+    tokens: Tokens,
+    sizes: Tensor,
+    keys: KeysOf,
+    attention: Float[Tensor, "B N"],
+    values: Float[Tensor, "B N"],
+    stage: StagePlan,
+    prefix: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, ids and sizes that are left."""
+    rows: list[Tensor] = []
+    ids: list[Tensor] = []
+    new_sizes: list[Tensor] = []
+    alike = zip(stage.selected_patches, stage.counts, stage.reducers, strict=True)
+    for run in runs_of(tokens.packing.lengths, list(alike)):
+        first = run.first_image
+        patches, count = stage.selected_patches[first], stage.counts[first]
+        own, middle = slice(first, first + run.images), slice(prefix, prefix + patches)
+        before, own_rows, after = run.dense(tokens.rows).tensor_split((prefix, middle.stop), dim=1)
+        own_sizes = run.dense(sizes.unsqueeze(1)).squeeze(2)
+        own_ids = run.dense(tokens.ids.unsqueeze(1)).squeeze(2)
+        left_sizes = own_sizes[:, middle]
+        if count < patches and stage.reducers[first] == "merge":
+            before_run = Run(first, run.images, stage.before.starts[first], run.tokens)
+            compared = keys(Group(before_run, patches))
+            own_rows, left_sizes, places = merge(own_rows, compared[:, middle], left_sizes, count)
+        elif count < patches:
+            places = most_important(values[own, :patches], count)
+            fused = fuse(own_rows, attention[own, :patches], places)
+            own_rows = torch.take_along_dim(own_rows, places.unsqueeze(2), dim=1)
+            left_sizes = left_sizes[:, :count]
+            after = torch.cat((after, fused), dim=1)
+        else:
+            places = torch.arange(patches, device=own_ids.device).expand(run.images, -1)
+        rows.append(torch.cat((before, own_rows, after), dim=1))
+        # What is no patch counts once, and has no place.
+        others = prefix + after.shape[1]
+        for parts, some, fill in (
+            (ids, own_ids[:, middle].gather(1, places), -1),
+            (new_sizes, left_sizes, 1),
+        ):
+            whole = F.pad(some, (prefix, others - prefix), value=fill)
+            parts.append(whole.flatten())
+    return stage.after.pack(rows), torch.cat(ids), torch.cat(new_sizes)
+
+
+def _in_one(
+    tokens: Tokens,
+    sizes: Tensor,
+    keys: KeysOf,
+    attention: Float[Tensor, "B N"],
+    values: Float[Tensor, "B N"],
+    stage: StagePlan,
+    plan: Reduction,
+    prefix: int,
+    tables: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_by_runs`. New tokens are put behind all others, and then what is left is gathered."""
+    count = sum(tokens.packing.lengths)
+    rows, ids, new_sizes = [tokens.rows.flatten(0, -2)[:count]], [tokens.ids], [sizes]
+    if plan.fusing is None:
+        assert plan.index is not None
+        index = tables[plan.index]
+    else:
+        selection = plan.selection
+        assert plan.numbers is not None
+        assert selection.chosen_from is not None
+        places = places_that_stay(values, selection, prefix, tables)
+        index = tables[plan.numbers].index_select(0, rows_that_stay(places, selection, tables))
+        run = plan.fusing.run
+        own = slice(run.first_image, run.first_image + run.images)
+        dropped = tables[selection.chosen_from][own].scatter(1, places[own], value=False)
+        patches = slice(prefix, prefix + plan.fusing.patches)
+        fused = fuse_dropped(
+            side_by_side(rows[0], plan.fusing, tables)[:, patches],
+            attention[own, : plan.fusing.patches],
+            dropped[:, patches],
+        )
+        rows.append(fused.flatten(0, 1))
+        ids.append(tokens.ids.new_full((run.images,), -1))
+        new_sizes.append(sizes.new_ones(run.images))
+    if plan.merging is not None and plan.merging_before is not None:
+        own_rows = side_by_side(rows[0], plan.merging, tables)[:, prefix:]
+        compared = keys(plan.merging_before)[:, prefix:]
+        own_sizes = side_by_side(sizes.unsqueeze(1), plan.merging, tables)[:, prefix:, 0]
+        own_ids = side_by_side(tokens.ids.unsqueeze(1), plan.merging, tables)[:, prefix:, 0]
+        rounds = [_on_device(one, tables) for one in plan.rounds]
+        merged, merged_sizes, places = merge(own_rows, compared, own_sizes, plan.merged, rounds)
+        rows.append(merged.flatten(0, 1))
+        ids.append(own_ids.gather(1, places).flatten())
+        new_sizes.append(merged_sizes.flatten())
+    whole = torch.cat(rows)
+    return (
+        stage.selected.select(whole, index, stage.after),
+        torch.cat(ids).index_select(0, index),
+        torch.cat(new_sizes).index_select(0, index),
+    )
+
+
+def _on_device(one: Round, tables: Sequence[Tensor]) -> RoundTables:
+    def table(place: Table | None) -> Tensor | None:
+        return None if place is None else tables[place]
+
+    return RoundTables(
+        one.pairs,
+        one.left,
+        table(one.missing_odd),
+        table(one.missing_even),
+        table(one.unmatched),
+        table(one.gone),
+        table(one.missing),
+    )

@@ -1,0 +1,155 @@
+"""Which patches of each image stay: their importance, and from it the rows that do.
+
+All that follows from lengths comes with the plan (plan.py), so a batch takes as many operations as its plan
+has groups: one for each run of images of one length, or one in all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from timm.layers import Attention
+from torch import Tensor
+
+from models.attention import heads, width_of
+from models.criteria import attention_rows, importance, most_important
+from models.plan import Group, Selection
+from models.ragged import Tokens
+from models.schedule import Criterion, Pruning, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What each image of a batch is judged by: the different ``names``, where there are several for each
+    image its number among the images judged by each of them in turn (``chosen``), and, if one of them is
+    `random`, ``seeds``."""
+
+    names: tuple[Criterion, ...]
+    chosen: Int[Tensor, " B"] | None
+    seeds: Int[Tensor, " B"] | None
+
+    @staticmethod
+    def arrays(prunings: Sequence[Pruning]) -> list[np.ndarray]:
+        """What `of` needs on the device."""
+        names = _names(prunings)
+        chosen = [names.index(one.criterion) * len(prunings) + image for image, one in enumerate(prunings)]
+        seeds = [one.seed for one in prunings]
+        return [np.array(chosen)] * (len(names) > 1) + [np.array(seeds)] * ("random" in names)
+
+    @staticmethod
+    def of(prunings: Sequence[Pruning], tensors: Sequence[Tensor]) -> "Criteria":
+        """``tensors``: what `arrays` gave, on the device."""
+        names = _names(prunings)
+        return Criteria(
+            names, tensors[0] if len(names) > 1 else None, tensors[-1] if "random" in names else None
+        )
+
+
+def _names(prunings: Sequence[Pruning]) -> tuple[Criterion, ...]:
+    return tuple(dict.fromkeys(pruning.criterion for pruning in prunings))
+
+
+def side_by_side(
+    rows: Shaped[Tensor, "*rows D"], group: Group, tables: Sequence[Tensor]
+) -> Shaped[Tensor, "images tokens D"]:
+    """The rows of a group's images. A view where they are of one length."""
+    if group.rows is None:
+        return group.run.dense(rows)
+    numbered = rows.flatten(0, -2).index_select(0, tables[group.rows])
+    return numbered.view(group.run.images, group.run.tokens, -1)
+
+
+@torch.no_grad()
+def decide(
+    attn: Attention,
+    deciding: Tensor,
+    source: Tensor,
+    tokens: Tokens,
+    groups: Sequence[Group],
+    criteria: Criteria,
+    rows: Rows,
+    prefix: int,
+    tables: Sequence[Tensor],
+) -> tuple[Float[Tensor, "B H N"], Float[Tensor, "B N"]]:
+    """Attention weights and importance of all patches, N being the most that an image has; behind those of an
+    image with fewer stands anything. ``deciding``: query rows, of all tokens or (``rows`` "cls") one for each
+    image.
+
+    Attention is computed group by group; all that follows is for the whole batch at once, each image in rows
+    of its own, so that it is the same alone and in any batch.
+    """
+    keys, values = source.split(width_of(attn), dim=-1)
+    attention = []
+    for group in groups:
+        run = group.run
+        (k,) = heads(attn, side_by_side(keys, group, tables))
+        if rows == "all":
+            (q,) = heads(attn, side_by_side(deciding, group, tables))
+        else:
+            (q,) = heads(attn, deciding[run.first_image : run.first_image + run.images].unsqueeze(1))
+        gaps = None if group.gaps is None else tables[group.gaps]
+        shares = None if group.shares is None else tables[group.shares]
+        weights = attention_rows(attn.q_norm(q), attn.k_norm(k), attn.scale, rows, gaps, shares)
+        attention.append(weights[:, :, prefix : prefix + group.patches])
+    padded = _padded(attention)
+    norms = ids = None
+    if "mean_value_norm" in criteria.names:
+        lengths = torch.linalg.vector_norm(values.unflatten(-1, (attn.num_heads, -1)).float(), dim=-1)
+        norms = _padded([_patches(lengths, group, prefix, tables).mT for group in groups])
+    if "random" in criteria.names:
+        flat = tokens.ids.unsqueeze(1)
+        ids = _padded([_patches(flat, group, prefix, tables).squeeze(2) for group in groups])
+    planes = [
+        importance(name, padded, value_norms=norms, patch_ids=ids, seeds=criteria.seeds)
+        for name in criteria.names
+    ]
+    if criteria.chosen is None:
+        return padded, planes[0]
+    return padded, torch.stack(planes).flatten(0, 1).index_select(0, criteria.chosen)
+
+
+def _patches(rows: Tensor, group: Group, prefix: int, tables: Sequence[Tensor]) -> Tensor:
+    return side_by_side(rows, group, tables)[:, prefix : prefix + group.patches]
+
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    """Parts that differ in their last dimension, under each other, with zeros where one is shorter."""
+    if len(parts) == 1:
+        return parts[0]
+    images = sum(len(part) for part in parts)
+    most = max(part.shape[-1] for part in parts)
+    padded = parts[0].new_zeros((images, *parts[0].shape[1:-1], most))
+    first = 0
+    for part in parts:
+        padded[first : first + len(part), ..., : part.shape[-1]] = part
+        first += len(part)
+    return padded
+
+
+def places_that_stay(
+    values: Float[Tensor, "B N"], selection: Selection, prefix: int, tables: Sequence[Tensor]
+) -> Int[Tensor, "B most"]:
+    """Of each image the tokens that stay, ascending: what is no patch, and the patches of the largest
+    ``values``. Where an image has fewer than ``most``, the last place stands behind them."""
+    values = F.pad(values, (prefix, selection.width - prefix - values.shape[1]), value=torch.inf)
+    if selection.chosen_from is not None and selection.others is not None:
+        values = torch.where(tables[selection.chosen_from], values, tables[selection.others])
+    beyond = None if selection.beyond is None else tables[selection.beyond]
+    return most_important(values, selection.most, beyond)
+
+
+def rows_that_stay(
+    places: Int[Tensor, "B most"], selection: Selection, tables: Sequence[Tensor]
+) -> Int[Tensor, " kept"]:
+    """The flat numbers of the tokens at these places."""
+    if len(places) == 1:
+        return places[0]
+    if selection.starts is None:
+        starts = (torch.arange(len(places), device=places.device) * selection.width).unsqueeze(1)
+    else:
+        starts = tables[selection.starts]
+    numbers = (places + starts).flatten()
+    return numbers if selection.entries is None else numbers.index_select(0, tables[selection.entries])

@@ -1,0 +1,172 @@
+"""The plan of a batch, and images computed in one table, with gaps, as run by run."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import models.pruner
+from models.plan import Asked, Table
+from models.planning import order_of, plan_of
+from models.pruned_vit import PrunedViT
+from models.ragged import all_on_device
+from models.schedule import CRITERIA, REDUCERS, Pruning, Stages, keep_counts
+
+MakeViT = Callable[..., VisionTransformer]
+MakePixels = Callable[..., Tensor]
+
+PATCHES, PREFIX, STAGES = 35, 2, 3
+
+images = st.lists(
+    st.tuples(st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1), st.sampled_from(REDUCERS)),
+    min_size=1,
+    max_size=8,
+).map(lambda own: sorted(own, key=lambda one: (one[1], -one[0])))
+
+
+def asked(own: list[tuple[float, Any]], *, in_one: bool = False) -> Asked:
+    ratios, reducers = zip(*own, strict=True)
+    return Asked(ratios, reducers, PATCHES, PREFIX, STAGES, "cls", rounded=False, in_one=in_one)
+
+
+@given(own=images, in_one=st.booleans())
+def test_counts_and_lengths_are_the_schedules(own: list[tuple[float, Any]], in_one: bool) -> None:
+    """Each image has at each stage the patches that the schedule gives it, prefix tokens, and a fused token
+    for each stage that took patches away; each stage begins where the one before ended."""
+    plan = plan_of(asked(own, in_one=in_one))
+    for image, (ratio, reducer) in enumerate(own):
+        counts = keep_counts(PATCHES, ratio, STAGES)
+        fused, before = 0, PATCHES
+        for stage, count in zip(plan.stages, counts, strict=True):
+            assert (stage.patches[image], stage.counts[image]) == (before, count)
+            assert stage.before.lengths[image] == PREFIX + before + fused
+            dropped = count if reducer == "drop" else before
+            assert stage.selected.lengths[image] == PREFIX + dropped + fused
+            fused += reducer == "fuse" and count < before
+            assert stage.after.lengths[image] == PREFIX + count + fused
+            before = count
+    assert all(one.after.lengths == other.before.lengths for one, other in pairwise(plan.stages))
+
+
+@given(own=images)
+def test_a_table_has_every_row_in_its_place(own: list[tuple[float, Any]]) -> None:
+    """Side by side, an image's rows are numbered one after the other from where it begins; gaps are marked,
+    and hold a row of the same image."""
+    plan = plan_of(asked(own, in_one=True))
+
+    def table(place: Table) -> np.ndarray:
+        return plan.tables[place]
+
+    for stage in plan.stages:
+        (group,) = stage.groups
+        if group.rows is None or group.gaps is None:
+            assert len(set(stage.before.lengths)) == 1
+            continue
+        rows = table(group.rows).reshape(len(own), -1)
+        for image, (start, length) in enumerate(zip(stage.before.starts, stage.before.lengths, strict=True)):
+            assert rows[image, :length].tolist() == list(range(start, start + length))
+            assert (rows[image, length:] == start).all()
+            assert table(group.gaps)[image].tolist() == [False] * length + [True] * (rows.shape[1] - length)
+
+
+@given(own=images)
+def test_bounds_are_where_images_begin(own: list[tuple[float, Any]]) -> None:
+    """One table for each packing that differs; none where all images are alike."""
+    plan = plan_of(asked(own))
+    for stage in plan.stages:
+        for place, packing in (
+            (stage.bounds_before, stage.before),
+            (stage.bounds_selected, stage.selected),
+            (stage.bounds_after, stage.after),
+        ):
+            if place is None:
+                assert len(set(packing.lengths)) == 1
+            else:
+                assert plan.tables[place].tolist() == [*packing.starts, sum(packing.lengths)]
+                assert plan.tables[place].dtype == np.int32
+    assert plan.tables or len(set(own)) == 1 or len({keep_counts(PATCHES, ratio, 3) for ratio, _ in own}) == 1
+
+
+@pytest.mark.parametrize("in_one", [False, True])
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_images_alike_need_no_table(reducer: Any, in_one: bool) -> None:
+    """A dense batch takes nothing from the host."""
+    assert plan_of(asked([(0.6, reducer)] * 4, in_one=in_one)).tables == ()
+
+
+def test_a_plan_is_remembered() -> None:
+    """By all that it depends on."""
+    own: list[tuple[float, Any]] = [(0.6, "drop"), (0.5, "drop")]
+    assert plan_of(asked(own)) is plan_of(asked(own))
+    assert plan_of(asked(own)) is not plan_of(asked(own, in_one=True))
+
+
+def test_like_images_are_neighbours() -> None:
+    """By reducer, then by falling ratio; what is only known later comes last."""
+    prunings = [
+        Pruning(0.3),
+        Pruning(0.9, reducer="merge"),
+        Pruning(keep_mass=0.5),
+        Pruning(0.9),
+        Pruning(0.3),
+    ]
+    assert order_of(prunings) == [3, 0, 4, 1, 2]
+
+
+def test_arrays_travel_as_they_are() -> None:
+    """Several kinds at once, each with its shape and its dtype."""
+    arrays = [np.arange(3), np.array([[True], [False]]), np.array([1.5], np.float32)]
+    for array, tensor in zip(arrays, all_on_device(arrays, torch.device("cpu")), strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), array, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        ({}, "cls"),
+        ({"reg_tokens": 2, "qk_norm": True}, "all"),
+        ({"class_token": False, "reg_tokens": 1, "global_pool": "avg"}, "all"),
+    ],
+    ids=["CLS", "all rows", "average"],
+)
+@example(  # images that fuse, and are not neighbours
+    prunings=[
+        Pruning(0.6, reducer="fuse"),
+        Pruning(0.3, reducer="merge"),
+        Pruning(keep_mass=0.3, reducer="fuse"),
+        Pruning(keep_mass=0.9),
+    ]
+)
+@settings(max_examples=10)
+@given(
+    prunings=st.lists(
+        st.builds(
+            Pruning,
+            keep_ratio=st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1),
+            criterion=st.sampled_from(CRITERIA),
+            reducer=st.sampled_from(REDUCERS),
+        )
+        | st.builds(Pruning, keep_mass=st.floats(0.01, 1), reducer=st.sampled_from(["drop", "fuse"])),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_in_one_table_is_as_run_by_run(
+    make_vit: MakeViT, make_pixels: MakePixels, arguments: dict[str, Any], rows: Any, prunings: list[Pruning]
+) -> None:
+    """Whatever is mixed, in the way of a GPU every image keeps the same patches and has the same logits."""
+    model, pixels = PrunedViT(make_vit(**arguments), Stages((1, 2, 3), rows)), make_pixels(len(prunings))
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        runs = model(pixels, prunings)
+        patch.setattr(models.pruner, "in_one", lambda _rows: True)
+        once = model(pixels, prunings)
+    torch.testing.assert_close(once.logits, runs.logits, rtol=0, atol=2e-5)
+    for own, wanted in zip(once.kept, runs.kept, strict=True):
+        assert [image.tolist() for image in own] == [image.tolist() for image in wanted]
