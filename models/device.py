@@ -31,7 +31,7 @@ def choose_device(wanted: str) -> str:
 def choose_dtype(device: str, wanted: DtypeName = "auto") -> torch.dtype:
     """``auto``: bfloat16 where the device computes in it natively (1.9 times float32 on such a CPU), else
     float16 on a GPU and float32 on a CPU. Raises ValueError for int8 where it cannot be had."""
-    if wanted == "int8" and not (device == "cpu" and _cpu_has_int8()):
+    if wanted == "int8" and not (device == "cpu" and cpu_has_int8()):
         raise ValueError(
             "int8 needs a CPU with AVX-512 VNNI, and this is "
             + ("a CPU without" if device == "cpu" else device)
@@ -40,7 +40,7 @@ def choose_dtype(device: str, wanted: DtypeName = "auto") -> torch.dtype:
     if wanted != "auto":
         return _DTYPES[wanted]
     if device == "cpu":
-        return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+        return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
@@ -92,10 +92,11 @@ def _limit_of(group: Path) -> float:
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def _cpu_has_bfloat16() -> bool:
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16 itself. Others do in float32, after each number is converted."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _cpu_has_int8() -> bool:
+def cpu_has_int8() -> bool:
     """Without VNNI, oneDNN adds pairs of products up in 16 bits, which saturate: quick, and wrong."""
     return bool(torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available())

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
+from models.device import cpu_has_bfloat16
+
 
 class PackedLinear(nn.Module):
     """A linear layer on a CPU in bfloat16, for inference; also of some of its outputs alone.
@@ -76,12 +78,9 @@ def packs_patches(embed: PatchEmbed) -> bool:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch on this machine packs weights of ``dtype``."""
-    return (
-        dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    """Whether weights of ``dtype`` are to be packed on this machine. A CPU that does not compute in bfloat16
+    itself takes as long for packed layers as for plain ones, and rounds some of them otherwise."""
+    return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and cpu_has_bfloat16()
 
 
 def pack_linears(module: nn.Module, parts: Mapping[str, Sequence[slice]]) -> None:

@@ -61,10 +61,10 @@ def rows_on_imagenette(
 
 @needs_imagenette
 def test_it_is_accurate_on_a_sample_of_unseen_images() -> None:
-    """On 200 validation images top-1 is above 94 %, unpruned and at 0.7 (the card says more; the sample has
-    a standard error of about one point)."""
-    for row in rows_on_imagenette(200, [1.0, 0.7], ["variance"]):
-        assert row.images == 200
+    """On 100 validation images top-1 is above 94 %, unpruned and at 0.7 (the card says more; the sample has
+    a standard error of about one and a half points)."""
+    for row in rows_on_imagenette(100, [1.0, 0.7], ["variance"]):
+        assert row.images == 100
         assert row.top1 > 94
 
 

@@ -26,7 +26,7 @@ CHINA = (SHIPPED / "china.jpg").read_bytes()
 # bfloat16 keeps 8 bits: a probability moves by up to about a hundredth with the company in the batch, and
 # where an image's importance is summed up, a patch or two more or fewer hold the mass.
 SCORE_TOLERANCE, PATCH_TOLERANCE = 0.03, 2
-CONCURRENT = 64
+CONCURRENT = 32
 
 
 def test_a_photograph_comes_back_with_labels_ratio_times_and_mask(deployment: Deployment) -> None:

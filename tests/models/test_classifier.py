@@ -173,12 +173,12 @@ def test_the_dtype_is_the_computing_one(make_vit: MakeViT) -> None:
         assert not np.array_equal(by_class(rounded), by_class(whole))
 
 
-@pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_int8_is_in_the_blocks(make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
     """In int8 the blocks' linear layers are quantised, the rest computes in what the CPU has, and scores are
     near the float32 ones."""
-    monkeypatch.setattr(device, "_cpu_has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: bfloat16)
     pixels, requests = photographs(3), [ImageRequest(Pruning(), top_k=13)] * 3
     exact = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.float32).classify(pixels, requests)
     quantised = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.int8)

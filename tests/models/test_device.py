@@ -23,8 +23,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, bfloat16: bool = True, i
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
-    monkeypatch.setattr(device, "_cpu_has_bfloat16", lambda: bfloat16)
-    monkeypatch.setattr(device, "_cpu_has_int8", lambda: int8)
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(device, "cpu_has_int8", lambda: int8)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_native_dtypes_are_what_the_processor_says() -> None:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         pytest.skip("no /proc/cpuinfo here")
-    assert device._cpu_has_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
-    assert device._cpu_has_int8() == ("avx512_vnni" in flags)
+    assert device.cpu_has_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
+    assert device.cpu_has_int8() == ("avx512_vnni" in flags)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")

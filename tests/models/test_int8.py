@@ -21,7 +21,7 @@ from models.schedule import UNPRUNED, Pruning
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
 
-pytestmark = pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+pytestmark = pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -40,7 +40,7 @@ class Layers(TorchDispatchMode):
 def model(make_vit: Callable[..., VisionTransformer]) -> PrunedViT:
     """In bfloat16, with packed layers."""
     if not can_pack(torch.bfloat16):
-        pytest.skip("oneDNN does not compute in bfloat16 on this machine")
+        pytest.skip("this CPU does not compute in bfloat16")
     return Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.bfloat16).model
 
 

@@ -19,7 +19,7 @@ from models.schedule import UNPRUNED, Pruning
 from models.transforms import InputSpec
 
 needs_bfloat16 = pytest.mark.skipif(
-    not can_pack(torch.bfloat16), reason="oneDNN does not compute in bfloat16 on this machine"
+    not can_pack(torch.bfloat16), reason="this CPU does not compute in bfloat16"
 )
 SPEC = InputSpec((20, 28), (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), "bicubic", "center", 1.0)
 

@@ -74,14 +74,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def config(pictures: Path, start: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+@pytest.fixture(scope="module")
+def run(pictures: Path, start: Path) -> Callable[..., TrainConfig]:
     """A run of 6 steps (2 epochs of 15 pictures in batches of 5), unless told otherwise."""
 
-    def make(**changes: Any) -> TrainConfig:
+    def make(output: Path, **changes: Any) -> TrainConfig:
         settings: dict[str, Any] = {
             "data": pictures,
-            "output": tmp_path / "run",
+            "output": output,
             "architecture": ARCHITECTURE,
             "weights": start,
             "image_size": 48,
@@ -93,6 +93,16 @@ def config(pictures: Path, start: Path, tmp_path: Path) -> Callable[..., TrainCo
             "save_every": 2,
         }
         return TrainConfig(**{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def config(run: Callable[..., TrainConfig], tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Such a run in a folder of its own."""
+
+    def make(**changes: Any) -> TrainConfig:
+        return run(**{"output": tmp_path / "run", **changes})
 
     return make
 
@@ -262,27 +272,35 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(module, "_draw", failing)
 
 
-@pytest.mark.parametrize("interrupted_at", [1, 3, 5])
-@pytest.mark.parametrize(
-    "changes",
-    [
+@pytest.fixture(
+    scope="module",
+    params=[
         {"criteria": ("variance", "random"), "drop_path": 0.3},
         {"distillation": 0.5, "seed": 7, "bf16": True},
     ],
     ids=["stochastic", "distilled"],
 )
-def test_a_resumed_run_is_the_run_that_was_not_interrupted(
-    config: Callable[..., TrainConfig],
+def uninterrupted(
+    request: pytest.FixtureRequest,
+    run: Callable[..., TrainConfig],
     trained: Path,
-    tmp_path: Path,
-    changes: dict[str, Any],
-    interrupted_at: int,
-) -> None:
-    """Broken off at any step and started again, a run ends in the same weights, bit for bit, and log."""
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TrainConfig:
+    """A run from its beginning to its end."""
+    changes = request.param
     if "distillation" in changes:
         changes = {**changes, "teacher": trained}
-    whole, parts = config(**changes), config(**changes, output=tmp_path / "parts")
+    whole = run(tmp_path_factory.mktemp("whole"), **changes)
     fine_tune(whole)
+    return whole
+
+
+@pytest.mark.parametrize("interrupted_at", [1, 3, 5])
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    uninterrupted: TrainConfig, tmp_path: Path, interrupted_at: int
+) -> None:
+    """Broken off at any step and started again, a run ends in the same weights, bit for bit, and log."""
+    whole, parts = uninterrupted, uninterrupted.model_copy(update={"output": tmp_path / "parts"})
     with pytest.MonkeyPatch.context() as monkeypatch:
         interrupt_at(monkeypatch, interrupted_at)
         with pytest.raises(KeyboardInterrupt):
@@ -319,6 +337,14 @@ def test_a_finished_run_is_not_run_again(config: Callable[..., TrainConfig]) -> 
     assert len(log_of(settings)) == 6
 
 
+@pytest.fixture(scope="module")
+def finished(run: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A short run that has ended."""
+    settings = run(tmp_path_factory.mktemp("finished"), epochs=1)
+    fine_tune(settings)
+    return settings
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -335,14 +361,13 @@ def test_a_finished_run_is_not_run_again(config: Callable[..., TrainConfig]) -> 
     ids=str,
 )
 def test_other_settings_in_the_same_folder_are_refused(
-    config: Callable[..., TrainConfig], changes: dict[str, Any]
+    finished: TrainConfig, changes: dict[str, Any]
 ) -> None:
     """A folder that holds a run of other settings is neither mixed up with it nor overwritten."""
-    settings = config(epochs=1)
-    fine_tune(settings)
+    settings = finished
     before = {file.name: file.read_bytes() for file in settings.output.iterdir()}
     with pytest.raises(ResumeError) as caught:
-        fine_tune(config(**{"epochs": 1, **changes}))
+        fine_tune(settings.model_copy(update=changes))
     assert "holds a run with other settings" in str(caught.value)
     ((name, value),) = changes.items()
     assert f"{name} " in str(caught.value)
@@ -856,7 +881,7 @@ def test_evaluation_takes_no_more_than_the_limit(evaluation: Callable[..., Evalu
     assert {row.images for row in evaluate(evaluation(limit=7))} == {7}
 
 
-@pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
 def test_evaluation_in_int8(evaluation: Callable[..., EvaluateConfig]) -> None:
     """A network that tells its classes apart in float32 does so in int8."""
     (row,) = evaluate(evaluation(keep_ratios=(1.0,), dtype="int8"))

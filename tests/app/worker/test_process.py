@@ -196,7 +196,7 @@ def test_a_restart_checks_and_times_nothing_again(
     assert not learned.exists(), "a worker that has computed nothing is no example"
 
 
-@pytest.mark.skipif(not device._cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
 def test_a_model_can_be_served_in_int8(house: House, checkpoint: Path) -> None:
     """The setting reaches the network: the worker loads, warms up and says so."""
     assert model_served(settings_for(checkpoint, dtype="int8"), house).dtype == "int8"
