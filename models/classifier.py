@@ -109,6 +109,7 @@ class Classifier:
             if packs_patches(model.vit.patch_embed):
                 model.packed_patches = PackedPatches(model.vit.patch_embed.proj)
         self.spec = spec
+        self._levels = levels_of(spec, torch.device(device))
         self.device = device
         self.dtype = dtype
         self._forward: Callable[[Tensor, Sequence[Pruning]], Output] = (
@@ -186,7 +187,7 @@ class Classifier:
         return self.model.begin(self._inputs(pixels))
 
     def _inputs(self, pixels: UInt8[Tensor, "B height width 3"]) -> Float[Tensor, "B channels height width"]:
-        return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between)
+        return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between, self._levels)
 
     def _cascade(self, inputs: Tensor, requests: Sequence[Request]) -> tuple[Output, Output, frozenset[int]]:
         """The first run's output, the same with unsure images' replaced by the unpruned model's, and which
@@ -233,15 +234,26 @@ def _to_host(output: Output, images: Sequence[int]) -> dict[int, tuple[np.ndarra
     return {image: tuple(pieces[n * stages : (n + 1) * stages]) for n, image in enumerate(images)}
 
 
+def levels_of(
+    spec: InputSpec, device: torch.device
+) -> tuple[Float[Tensor, "channels 1 1"], Float[Tensor, "channels 1 1"]]:
+    """Mean and standard deviation of each channel, as values of 0 to 255."""
+    both = on_device(np.array([spec.mean, spec.std], np.float32), device).unsqueeze(2).unsqueeze(3) * 255
+    return both[0], both[1]
+
+
 def normalise(
-    pixels: UInt8[Tensor, "B height width 3"], spec: InputSpec, dtype: torch.dtype
+    pixels: UInt8[Tensor, "B height width 3"],
+    spec: InputSpec,
+    dtype: torch.dtype,
+    levels: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, "B channels height width"]:
     """uint8 RGB to the model's input: (value / 255 - mean) / std per channel, on the pixels' device. For a
-    model that sees grey, one channel, weighted as Pillow does it."""
+    model that sees grey, one channel, weighted as Pillow does it. ``levels``: `levels_of`, if they are there
+    already."""
     if spec.channels == 1:
         red, green, blue = pixels.permute(3, 0, 1, 2).int()
         grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
         return grey.unsqueeze(1).float().sub(255 * spec.mean[0]).div(255 * spec.std[0]).to(dtype)
-    mean = on_device(np.array(spec.mean, np.float32), pixels.device).view(3, 1, 1) * 255
-    std = on_device(np.array(spec.std, np.float32), pixels.device).view(3, 1, 1) * 255
+    mean, std = levels_of(spec, pixels.device) if levels is None else levels
     return pixels.permute(0, 3, 1, 2).float().sub(mean).div(std).to(dtype)

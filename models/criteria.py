@@ -97,21 +97,19 @@ def importance(
     attention: Float[Tensor, "B H N"],
     *,
     value_norms: Float[Tensor, "B H N"] | None,
-    patch_ids: Int[Tensor, "B N"] | None,
-    seeds: Int[Tensor, " B"] | None,
+    drawn: Float[Tensor, "B N"] | None,
 ) -> Float[Tensor, "B N"]:
     """Importance of each patch under any criterion, from all that one of them may read; never negative.
 
     ``value_norms``, the Euclidean norms of the value vectors, are there for `mean_value_norm` only,
-    ``patch_ids`` and ``seeds`` for `random`.
+    ``drawn``, what `random` gives, for that.
     """
     if criterion == "mean_value_norm":
         assert value_norms is not None
         return mean_value_norm(attention, value_norms)
     if criterion == "random":
-        assert patch_ids is not None
-        assert seeds is not None
-        return random(patch_ids, seeds)
+        assert drawn is not None
+        return drawn
     return ACROSS_HEADS[criterion](attention)
 
 

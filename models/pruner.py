@@ -43,7 +43,7 @@ class Pruner:
         given = all_on_device([*own, *moves, *Criteria.arrays(prunings)], like.device)
         self._tables, given = given[: len(own)], given[len(own) :]
         self._moves, given = given[: len(moves)], given[len(moves) :]
-        self._criteria = Criteria.of(prunings, given)
+        self._criteria = Criteria.of(prunings, given, arch.patches)
 
     def ordered(self, tokens: Tokens) -> Tokens:
         """The tokens that come to the first stage, image by image in the order of all that follows."""

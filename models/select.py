@@ -15,7 +15,7 @@ from timm.layers import Attention
 from torch import Tensor
 
 from models.attention import heads, width_of
-from models.criteria import attention_rows, importance, most_important
+from models.criteria import attention_rows, importance, most_important, random
 from models.plan import Group, Selection
 from models.ragged import Tokens
 from models.schedule import Criterion, Pruning, Rows
@@ -25,11 +25,11 @@ from models.schedule import Criterion, Pruning, Rows
 class Criteria:
     """What each image of a batch is judged by: the different ``names``, where there are several for each
     image its number among the images judged by each of them in turn (``chosen``), and, if one of them is
-    `random`, ``seeds``."""
+    `random`, what it gives each patch of the whole image (``drawn``), which stays the same at all stages."""
 
     names: tuple[Criterion, ...]
     chosen: Int[Tensor, " B"] | None
-    seeds: Int[Tensor, " B"] | None
+    drawn: Float[Tensor, "B patches"] | None
 
     @staticmethod
     def arrays(prunings: Sequence[Pruning]) -> list[np.ndarray]:
@@ -40,12 +40,14 @@ class Criteria:
         return [np.array(chosen)] * (len(names) > 1) + [np.array(seeds)] * ("random" in names)
 
     @staticmethod
-    def of(prunings: Sequence[Pruning], tensors: Sequence[Tensor]) -> "Criteria":
-        """``tensors``: what `arrays` gave, on the device."""
+    def of(prunings: Sequence[Pruning], tensors: Sequence[Tensor], patches: int) -> "Criteria":
+        """``tensors``: what `arrays` gave, on the device. ``patches``: of an image before the first stage."""
         names = _names(prunings)
-        return Criteria(
-            names, tensors[0] if len(names) > 1 else None, tensors[-1] if "random" in names else None
-        )
+        drawn = None
+        if "random" in names:
+            seeds = tensors[-1]
+            drawn = random(torch.arange(patches, device=seeds.device).expand(len(seeds), -1), seeds)
+        return Criteria(names, tensors[0] if len(names) > 1 else None, drawn)
 
 
 def _names(prunings: Sequence[Pruning]) -> tuple[Criterion, ...]:
@@ -95,17 +97,15 @@ def decide(
         weights = attention_rows(attn.q_norm(q), attn.k_norm(k), attn.scale, rows, gaps, shares)
         attention.append(weights[:, :, prefix : prefix + group.patches])
     padded = _padded(attention)
-    norms = ids = None
+    norms = drawn = None
     if "mean_value_norm" in criteria.names:
         lengths = torch.linalg.vector_norm(values.unflatten(-1, (attn.num_heads, -1)).float(), dim=-1)
         norms = _padded([_patches(lengths, group, prefix, tables).mT for group in groups])
-    if "random" in criteria.names:
+    if criteria.drawn is not None:
         flat = tokens.ids.unsqueeze(1)
         ids = _padded([_patches(flat, group, prefix, tables).squeeze(2) for group in groups])
-    planes = [
-        importance(name, padded, value_norms=norms, patch_ids=ids, seeds=criteria.seeds)
-        for name in criteria.names
-    ]
+        drawn = criteria.drawn.gather(1, ids.clamp(min=0))
+    planes = [importance(name, padded, value_norms=norms, drawn=drawn) for name in criteria.names]
     if criteria.chosen is None:
         return padded, planes[0]
     return padded, torch.stack(planes).flatten(0, 1).index_select(0, criteria.chosen)

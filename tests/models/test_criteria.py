@@ -126,7 +126,8 @@ def test_importance_serves_every_criterion(criterion: Criterion) -> None:
     norms = torch.rand(2, 5, 7, generator=generator) if criterion == "mean_value_norm" else None
     patch_ids = torch.arange(14).view(2, 7)
     seeds = torch.tensor([11, 12])
-    got = importance_of(criterion, weights, value_norms=norms, patch_ids=patch_ids, seeds=seeds)
+    drawn = random(patch_ids, seeds) if criterion == "random" else None
+    got = importance_of(criterion, weights, value_norms=norms, drawn=drawn)
     if norms is not None:
         want = (weights.double() * norms.double()).mean(dim=1)
     elif criterion == "random":

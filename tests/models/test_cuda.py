@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from models.classifier import Classifier, ImageRequest, normalise
+from models.classifier import Classifier, ImageRequest, levels_of, normalise
 from models.pruned_vit import PrunedViT
 from models.ragged import on_device
 from models.schedule import CRITERIA, REDUCERS, Pruning, Reducer, Stages
@@ -154,11 +154,11 @@ def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT, reducer: 
 
 
 def test_many_criteria_take_few_operations_more(make_vit: MakeViT) -> None:
-    """All criteria and 64 ratios launch at most 1.7 times the kernels of one ratio and one criterion."""
+    """All criteria and 64 ratios launch at most 1.5 times the kernels of one ratio and one criterion."""
     one, _ = launched(make_vit, [Pruning(0.5)] * 64)
     mixed = [Pruning(ratio, CRITERIA[image % len(CRITERIA)]) for image, ratio in enumerate(RATIOS)]
     many, copies = launched(make_vit, mixed)
-    assert many <= 1.7 * one, (many, one)
+    assert many <= 1.5 * one, (many, one)
     assert copies == 1
 
 
@@ -172,10 +172,13 @@ def test_operations_do_not_grow_with_the_batch(make_vit: MakeViT) -> None:
 
 
 def test_pixels_are_normalised_on_the_device() -> None:
-    """Raw bytes go there by a pinned copy, and mean and deviation do not wait either."""
-    with fake_gpu():
+    """Raw bytes go there by a pinned copy, and mean and deviation only once."""
+    with fake_gpu() as watch:
         pixels = on_device(torch.empty(2, 20, 28, 3, dtype=torch.uint8), torch.device("cuda:0"))
-        inputs = normalise(pixels, SPEC, torch.bfloat16)
+        levels = levels_of(SPEC, pixels.device)
+        watch.copies = 0
+        inputs = normalise(pixels, SPEC, torch.bfloat16, levels)
+        assert watch.copies == 0
         assert (inputs.device.type, inputs.dtype, inputs.shape) == ("cuda", torch.bfloat16, (2, 3, 20, 28))
 
 
