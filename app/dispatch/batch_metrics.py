@@ -1,63 +1,131 @@
-"""What is counted of a batch that a worker has computed."""
+"""What is counted of the batches that workers have computed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import get_args
 
-from app.messages.image import Ask, Fault, Lowered, Prediction
+from app.dispatch.fleet import Computing
+from app.dispatch.tallies import CounterTally, HistogramTally
+from app.messages.image import Ask, Lowered, Prediction
 from app.messages.model import ModelInfo
+from app.messages.to_dispatcher import Done
 from app.telemetry import metrics
-from models.schedule import compute, keep_counts, macs, tokens_after
+from models.schedule import Reducer, compute, keep_counts, macs, tokens_after
+
+_WRITE_EVERY_S = 0.25
+_MOST_REMEMBERED = 4096  # clients choose the ratios
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """One image of it: what was asked, what came out, and why its ratio was lowered, if it was."""
+class BatchMetrics:
+    """Counts batches, and writes what it counted into the metrics now and then."""
 
-    ask: Ask
-    result: Prediction | Fault
-    lowered: Lowered | None
+    def __init__(self) -> None:
+        self._batches = {form: CounterTally(metrics.BATCHES.labels(form)) for form in ("dense", "ragged")}
+        # There from the start, so that the first shows as a rise.
+        self._lowered = {reason: CounterTally(metrics.LOWERED.labels(reason)) for reason in get_args(Lowered)}
+        self._images = HistogramTally(metrics.BATCH_IMAGES)
+        self._tokens = HistogramTally(metrics.BATCH_TOKENS)
+        self._fill = HistogramTally(metrics.BATCH_FILL)
+        self._seconds = HistogramTally(metrics.BATCH_SECONDS)
+        self._error = HistogramTally(metrics.PREDICTION_ERROR)
+        self._ratio = HistogramTally(metrics.APPLIED_KEEP_RATIO)
+        self._kept = CounterTally(metrics.PATCHES_KEPT)
+        self._pruned = CounterTally(metrics.PATCHES_PRUNED)
+        self._unpruned_macs = CounterTally(metrics.COMPUTE_UNPRUNED)
+        self._saved_macs = CounterTally(metrics.COMPUTE_SAVED)
+        self._second_runs = CounterTally(metrics.SECOND_RUNS)
+        self._second_macs = CounterTally(metrics.COMPUTE_SECOND_RUNS)
+        self._all = (
+            *(*self._batches.values(), *self._lowered.values()),
+            *(self._images, self._tokens, self._fill, self._seconds, self._error, self._ratio),
+            *(self._kept, self._pruned, self._unpruned_macs, self._saved_macs),
+            *(self._second_runs, self._second_macs),
+        )
+        self._unwritten_since: float | None = None
+        self._model: ModelInfo | None = None
+        self._macs = 0  # of an unpruned image
+        self._lengths: dict[tuple[float, Reducer], tuple[int, ...]] = {}
 
+    @property
+    def due(self) -> float | None:
+        """When to write; None where there is nothing to be written."""
+        return None if self._unwritten_since is None else self._unwritten_since + _WRITE_EVERY_S
 
-def count_batch(
-    info: ModelInfo, batch_tokens: int, tokens: int, seconds: float, images: Sequence[Computed]
-) -> None:
-    """Count a batch of so many ``tokens``, of which ``batch_tokens`` would have filled it."""
-    answered = [(image.ask, image.result) for image in images if isinstance(image.result, Prediction)]
-    if not answered:
-        return
-    lengths = {_lengths(info, ask, prediction) for ask, prediction in answered}
-    metrics.BATCHES.labels("dense" if len(lengths) == 1 else "ragged").inc()
-    metrics.BATCH_IMAGES.observe(len(answered))
-    metrics.BATCH_TOKENS.observe(tokens)
-    metrics.BATCH_FILL.observe(tokens / batch_tokens)
-    metrics.BATCH_SECONDS.observe(seconds)
-    arch, stages = info.architecture, info.method.stages
-    unpruned = macs(arch, stages, (arch.patches,) * len(stages.blocks))
-    all_kept, saved, second_runs, again = 0, 0.0, 0, 0.0
-    for ask, prediction in answered:
-        metrics.APPLIED_KEEP_RATIO.observe(prediction.keep_ratio)
-        all_kept += prediction.kept_counts[-1] if prediction.kept_counts else arch.patches
-        first_run = prediction.compute
-        if prediction.runs == 2:
-            first_run = compute(arch, stages, ask.pruning.keep_ratio, ask.pruning.reducer)
-            second_runs += 1
-            again += prediction.compute - first_run
-        saved += 1 - first_run
-    metrics.PATCHES_KEPT.inc(all_kept)
-    metrics.PATCHES_PRUNED.inc(arch.patches * len(answered) - all_kept)
-    metrics.COMPUTE_UNPRUNED.inc(unpruned * len(answered))
-    metrics.COMPUTE_SAVED.inc(unpruned * saved)
-    if second_runs:
-        metrics.SECOND_RUNS.inc(second_runs)
-        metrics.COMPUTE_SECOND_RUNS.inc(unpruned * again)
-    for image in images:
-        if image.lowered is not None:
-            metrics.LOWERED.labels(image.lowered).inc()
+    def write(self) -> None:
+        """Into the metrics."""
+        if self._unwritten_since is not None:
+            for tally in self._all:
+                tally.write()
+            self._unwritten_since = None
 
+    def count(
+        self,
+        model: ModelInfo,
+        batch_tokens: int,
+        computing: Computing,
+        done: Done,
+        error: float | None,
+        now: float,
+    ) -> None:
+        """Count a batch; one of ``batch_tokens`` would have been full. ``error``: that of the time that was
+        predicted for it; None where nothing can be said of it."""
+        answered = [
+            (order.ask, found)
+            for order, found in zip(computing.orders, done.results, strict=True)
+            if isinstance(found, Prediction)
+        ]
+        if not answered:
+            return
+        if self._unwritten_since is None:
+            self._unwritten_since = now
+        if model is not self._model:
+            self._remember(model)
+        tokens = computing.batch.tokens
+        self._images.observe(len(answered))
+        self._tokens.observe(tokens)
+        self._fill.observe(tokens / batch_tokens)
+        self._seconds.observe(done.seconds)
+        if error is not None:
+            self._error.observe(abs(error))
+        self._count_images(model, answered)
+        for reason in computing.lowered:
+            if reason is not None:
+                self._lowered[reason].add()
 
-def _lengths(info: ModelInfo, ask: Ask, prediction: Prediction) -> tuple[int, ...]:
-    """Tokens of an image after each stage of its first run."""
-    ratio = ask.pruning.keep_ratio if ask.pruning.keep_mass is None else prediction.keep_ratio
-    arch = info.architecture
-    counts = keep_counts(arch.patches, ratio, len(info.method.stages.blocks))
-    return tokens_after(arch, counts, ask.pruning.reducer)
+    def _count_images(self, model: ModelInfo, answered: Sequence[tuple[Ask, Prediction]]) -> None:
+        arch, stages = model.architecture, model.method.stages
+        all_kept, saved, second_runs, again = 0, 0.0, 0, 0.0
+        lengths = set()
+        for ask, found in answered:
+            pruning = ask.pruning
+            self._ratio.observe(found.keep_ratio)
+            all_kept += found.kept_counts[-1] if found.kept_counts else arch.patches
+            first_run = found.compute
+            if found.runs == 2:
+                first_run = compute(arch, stages, pruning.keep_ratio, pruning.reducer)
+                second_runs += 1
+                again += found.compute - first_run
+            saved += 1 - first_run
+            ratio = pruning.keep_ratio if pruning.keep_mass is None else found.keep_ratio
+            lengths.add(self._lengths.get((ratio, pruning.reducer)) or self._find(ratio, pruning.reducer))
+        self._batches["dense" if len(lengths) == 1 else "ragged"].add()
+        self._kept.add(all_kept)
+        self._pruned.add(arch.patches * len(answered) - all_kept)
+        self._unpruned_macs.add(self._macs * len(answered))
+        self._saved_macs.add(self._macs * saved)
+        self._second_runs.add(second_runs)
+        self._second_macs.add(self._macs * again)
+
+    def _remember(self, model: ModelInfo) -> None:
+        arch, stages = model.architecture, model.method.stages
+        self._model, self._lengths = model, {}
+        self._macs = macs(arch, stages, (arch.patches,) * len(stages.blocks))
+
+    def _find(self, ratio: float, reducer: Reducer) -> tuple[int, ...]:
+        """Tokens of an image after each stage of its first run."""
+        assert self._model is not None
+        arch = self._model.architecture
+        if len(self._lengths) >= _MOST_REMEMBERED:
+            self._lengths.clear()
+        counts = keep_counts(arch.patches, ratio, len(self._model.method.stages.blocks))
+        lengths = self._lengths[ratio, reducer] = tokens_after(arch, counts, reducer)
+        return lengths

@@ -7,12 +7,11 @@ each connection, so nothing of an earlier connection is ever mixed up with a lat
 
 import logging
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import msgspec
 
 from app.dispatch.announcements import Announcements
-from app.dispatch.batch_metrics import Computed, count_batch
+from app.dispatch.batch_metrics import BatchMetrics
 from app.dispatch.fleet import Computing, Fleet, Key, Member, Unexpected
 from app.dispatch.outbox import Outbox
 from app.dispatch.policy.agreement import Agreement, Check
@@ -75,8 +74,7 @@ class Dispatcher:
         self._checking: Check | None = None
         self._batches = 0
         self._announcements = Announcements(self.outbox)
-        for reason in get_args(Lowered):  # there from the start, so that the first shows as a rise
-            metrics.LOWERED.labels(reason)
+        self._batch_metrics = BatchMetrics()
         metrics.QUEUE_LIMIT.set(limits.images)
         metrics.BROWN_OUT.set(CEILINGS[0])
 
@@ -127,6 +125,10 @@ class Dispatcher:
         self._announcements.tell_workers(self._fleet, self._front_ends, now)
         beside = len(self._waiting) + len(self._suspects)
         self._announcements.tell_load(self._fleet, beside, self._front_ends, now)
+        due = self._batch_metrics.due
+        # At once where nothing is open: who has all answers finds all of them counted.
+        if due is not None and (now >= due or self.idle):
+            self._batch_metrics.write()
         return self._patience_s_until_due(now)
 
     # --- front ends ---------------------------------------------------------------------------------
@@ -323,19 +325,10 @@ class Dispatcher:
             self.outbox.answer(key[0], answer)
             if (hold := computing.orders[index].hold) is not None:
                 self._agreement.answered(Check(peer, hold, result.classes[0], result.keep_ratio))
-        self._fleet.learn(peer, computing.batch, done)
+        error = self._fleet.learn(peer, computing.batch, done)
         assert self._fleet.model is not None
-        count_batch(
-            self._fleet.model,
-            worker.hello.limits.batch_tokens,
-            computing.batch.tokens,
-            done.seconds,
-            [
-                Computed(order.ask, result, lowered)
-                for order, result, lowered in zip(
-                    computing.orders, done.results, computing.lowered, strict=True
-                )
-            ],
+        self._batch_metrics.count(
+            self._fleet.model, worker.hello.limits.batch_tokens, computing, done, error, worker.heard
         )
 
     def _check_one(self) -> None:
@@ -348,8 +341,9 @@ class Dispatcher:
 
     def _patience_s_until_due(self, now: float) -> float:
         due = min(now + _LONGEST_TURN_S, self._announcements.due)
-        if (expiry := self._fleet.scheduler.next_expiry()) is not None:
-            due = min(due, expiry)
+        for other in (self._fleet.scheduler.next_expiry(), self._batch_metrics.due):
+            if other is not None:
+                due = min(due, other)
         for key in self._waiting:
             image = self._images[key]
             due = min(due, image.arrived + self._patience_s, image.deadline)

@@ -117,9 +117,10 @@ class Fleet:
             lane.accepting = accepting
         return changed
 
-    def learn(self, peer: int, batch: Batch, done: Done) -> None:
-        """What the batch took goes into the predictions of those to come. Form smaller batches where it did
-        not fit into memory."""
+    def learn(self, peer: int, batch: Batch, done: Done) -> float | None:
+        """What the batch took goes into the predictions of those to come; gives back the relative error of
+        its own, None where it cannot be said. Form smaller batches where it did not fit into memory."""
+        error = None
         images, member, lane = len(done.results), self.members[peer], self.scheduler.workers[peer]
         if done.at_once == images:
             member.budget.fitted()
@@ -127,7 +128,6 @@ class Fleet:
             if len(predictions) == images and done.seconds > 0:  # what it cost is known of all
                 work = Work(images, sum(one.compute for one in predictions))
                 error = self.predictions.observe(peer, Measured(batch.threads, work, done.seconds))
-                metrics.PREDICTION_ERROR.observe(abs(error))
         elif done.memory_was_short:
             member.budget.did_not_fit(batch.tokens, done.at_once / images)
             metrics.OUT_OF_MEMORY.inc()
@@ -138,6 +138,7 @@ class Fleet:
         if member.budget.tokens != lane.limits.batch_tokens:
             lane.limits = replace(lane.limits, batch_tokens=member.budget.tokens)
             self.scheduler.refresh()
+        return error
 
     def states(self, now: float) -> list[WorkerState]:
         """How the workers are."""

@@ -707,6 +707,23 @@ def test_the_gauges_show_what_waits() -> None:
     assert metric("trimvit_brown_out_ratio") == 1
 
 
+def test_batches_are_counted_a_few_times_a_second_and_when_all_is_answered() -> None:
+    """Not for each batch: that takes longer than to decide what is in it."""
+    one = talk(ONE_AT_A_TIME)
+    before = metric("trimvit_batch_images_sum")
+    one.ask(1, 2, 3)
+    one.answer(one.batch())
+    assert metric("trimvit_batch_images_sum") == before
+    one.turn(0.2)
+    assert 0 < one.turn() <= 0.05
+    one.turn(0.06)
+    assert metric("trimvit_batch_images_sum") == before + 1
+    one.answer(one.batch())
+    assert metric("trimvit_batch_images_sum") == before + 1
+    one.answer(one.batch())
+    assert metric("trimvit_batch_images_sum") == before + 3
+
+
 def test_a_lone_image_has_all_threads_and_others_share_them() -> None:
     """Two streams hold a batch each at once."""
     one = talk(Limits(17, 3, 2))
