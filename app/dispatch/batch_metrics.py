@@ -34,7 +34,7 @@ class BatchMetrics:
         self._saved_macs = CounterTally(metrics.COMPUTE_SAVED)
         self._second_runs = CounterTally(metrics.SECOND_RUNS)
         self._second_macs = CounterTally(metrics.COMPUTE_SECOND_RUNS)
-        self._all = (
+        self._all: tuple[CounterTally | HistogramTally, ...] = (
             *(*self._batches.values(), *self._lowered.values()),
             *(self._images, self._tokens, self._fill, self._seconds, self._error, self._ratio),
             *(self._kept, self._pruned, self._unpruned_macs, self._saved_macs),

@@ -6,7 +6,6 @@ replaced, all open records are sent to its successor: the pixels are still where
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +23,7 @@ from app.dispatch.questions import Expected as Expected
 from app.dispatch.questions import Question as Question
 from app.dispatch.questions import record_of
 from app.dispatch.readiness import Readiness
-from app.dispatch.refusals import problem_of, queue_full, unmeetable
+from app.dispatch.refusals import problem_of
 from app.dispatch.slot import Slot as Slot
 from app.dispatch.slot import held_slot
 from app.errors import DeadlinePassed, InternalFault, NotReady, Problem
@@ -137,7 +136,7 @@ class DispatchClient:
         """What the dispatcher is known to answer to such an image; None where it may accept it."""
         if self.model is None:
             return None
-        wait = self._load.refuses(
+        refusal = self._load.refusal(
             expected.caller,
             expected.priority,
             expected.share,
@@ -145,11 +144,7 @@ class DispatchClient:
             expected.wait_limit_s,
             time.monotonic(),
         )
-        if wait is None:
-            return None
-        if expected.wait_limit_s < math.inf and wait < math.inf:
-            return queue_full(wait)
-        return unmeetable(None if wait == math.inf else wait)
+        return None if refusal is None else problem_of(refusal.reason, refusal.retry_after_s)
 
     @contextmanager
     def expecting(self, expected: Expected) -> Iterator[None]:
@@ -298,7 +293,10 @@ class DispatchClient:
 
     def _refuse(self, refusal: Refuse) -> None:
         if (pending := self._pending.get(refusal.id)) is not None:
-            problem = self._readiness.not_ready() if refusal.reason == "not-ready" else problem_of(refusal)
+            if refusal.reason == "not-ready":
+                problem: Problem = self._readiness.not_ready()
+            else:
+                problem = problem_of(refusal.reason, refusal.retry_after_s)
             if refusal.reason == "worker-lost":
                 log.error("an image is refused: %s", problem, extra={"request_id": pending.request_id})
             _fail(pending, problem)

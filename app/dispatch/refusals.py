@@ -9,24 +9,24 @@ from app.errors import (
     QueueFull,
     WorkerLost,
 )
-from app.messages.to_front_end import Refuse
+from app.messages.to_front_end import RefusalReason
 
 _RETRY_AFTER_S = 1.0
 
 
-def problem_of(refusal: Refuse) -> Problem:
+def problem_of(reason: RefusalReason, retry_after_s: float | None) -> Problem:
     """The problem that says why, and when to come back."""
-    match refusal.reason:
+    match reason:
         case "queue-full":
-            return queue_full(refusal.retry_after_s)
+            return QueueFull("too much work is waiting", retry_after_s=retry_after_s or _RETRY_AFTER_S)
         case "deadline-unmeetable":
-            return unmeetable(refusal.retry_after_s)
+            return _unmeetable(retry_after_s)
         case "deadline-passed":
             return DeadlinePassed("the deadline passed while the image was waiting")
         case "out-of-memory":
             return OutOfMemory(
                 "a worker has not enough memory for this image, even alone",
-                retry_after_s=refusal.retry_after_s,
+                retry_after_s=retry_after_s,
             )
         case "worker-lost":
             return WorkerLost("2 workers died while they computed this image")
@@ -39,12 +39,7 @@ def problem_of(refusal: Refuse) -> Problem:
             return InternalFault("a worker failed on this image, and on no other of its batch; see its log")
 
 
-def queue_full(retry_after_s: float | None) -> QueueFull:
-    """Too much is waiting."""
-    return QueueFull("too much work is waiting", retry_after_s=retry_after_s or _RETRY_AFTER_S)
-
-
-def unmeetable(retry_after_s: float | None) -> DeadlineUnmeetable:
+def _unmeetable(retry_after_s: float | None) -> DeadlineUnmeetable:
     """The deadline would pass; without a time to come back, whatever is waiting."""
     if retry_after_s is None:
         return DeadlineUnmeetable("even idle workers are predicted to take longer than the deadline")

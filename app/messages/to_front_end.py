@@ -1,8 +1,9 @@
 """What the dispatcher tells a front end."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from app.messages.image import Fault, Lowered, Prediction
 from app.messages.model import ModelInfo
@@ -42,11 +43,11 @@ class Workers(msgspec.Struct, frozen=True, tag=True):
 
 
 class Terms(msgspec.Struct, frozen=True, array_like=True):
-    """What an image must leave of its deadline, beside its wait (app.dispatch.policy.spare).
+    """What an image takes, as predicted: see app.dispatch.policy.admission.
 
     A batch takes ``overhead_s``, and for each image in it ``image_s`` and, times its share of compute,
     ``compute_s``; a lone image on idle workers in the same way ``alone_s`` and ``alone_compute_s``. A full
-    batch holds ``batch_compute`` unpruned images. Predictions hold with ``caution``.
+    batch has ``batch_tokens``, an unpruned image ``image_tokens``. Predictions hold with ``caution``.
     """
 
     overhead_s: float = 0.0
@@ -54,26 +55,26 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
     compute_s: float = 0.0
     alone_s: float = 0.0
     alone_compute_s: float = 0.0
-    batch_compute: float = 1.0
+    batch_tokens: int = 1
+    image_tokens: int = 1
     caution: float = 1.0
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """How long an image would wait, as predicted, with all lowered that allow it; so that a front end need
-    not decode what has no chance.
+    """What waits and what runs, as predicted, with all lowered that allow it; so that a front end need not
+    decode what has no chance.
 
-    ``wait_s`` holds for callers who have little waiting, by priority; ``callers`` are those with the most, a
-    caller's wait in one priority each. ``image_s`` is by how much one unpruned image prolongs the wait.
-    ``seen`` is the last record of the front end that all this counts. ``idle``: nothing waits and nothing
-    runs. ``running_s`` is the part of every wait that is taken by what is being computed.
+    ``work_s`` is what is served before an image, in seconds of one stream. It holds for callers who have
+    little waiting, by priority; ``callers`` are those with the most, and what is before a caller in one
+    priority each. ``free_in_s``: when each stream is free, ascending. ``seen`` is the last record of the
+    front end that all this counts. ``idle``: nothing waits and nothing runs.
     """
 
-    wait_s: dict[Priority, float]
+    work_s: dict[Priority, float]
     callers: tuple[tuple[str, Priority, float], ...]
-    image_s: float
+    free_in_s: Annotated[list[float], Meta(min_length=1)]
     seen: int
     idle: bool = False
-    running_s: float = 0.0
     terms: Terms = Terms()
 
 

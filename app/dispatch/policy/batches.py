@@ -1,12 +1,11 @@
-"""What the scheduler takes and gives: limits, refusals, batches, and what it knows of each worker. Pure."""
+"""What the scheduler takes and gives: limits, batches, and what it knows of each worker. Pure."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+
+import msgspec
 
 from app.dispatch.policy.fair_queue import Entry
 from app.messages.capacity import Limits
-
-Reason = Literal["queue-full", "deadline-unmeetable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +22,7 @@ class QueueLimits:
             raise ValueError(f"wait_s must be above 0, got {self.wait_s}")
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An image that is not accepted. ``retry_after_s``: when it could be, as predicted; None where even an
-    idle worker could not meet its deadline."""
-
-    reason: Reason
-    retry_after_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """An entry of a batch, the depth whose ratio it gets, and whether its own deadline made it so deep."""
 
     entry: Entry
@@ -46,8 +35,7 @@ class Taken:
         return self.entry.tokens[self.depth]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Entries to compute together by a worker on ``threads`` threads; predicted to end at ``ends``."""
 
     worker: int
@@ -93,10 +81,11 @@ class WorkerLane:
         free_threads = self.limits.threads - self.busy_threads
         return min(self.limits.streams - len(self.running), free_threads // self.limits.stream_threads)
 
-    def free_at(self, now: float) -> list[float]:
-        """When each stream is free."""
+    @property
+    def ends(self) -> list[float]:
+        """When each stream that is busy is predicted to be free."""
         streams = self.limits.streams
         busy: list[float] = []
         for batch in self.running:
-            busy += [max(now, batch.ends)] * (batch.threads // self.limits.stream_threads)
-        return sorted(busy + [now] * (streams - len(busy)))[:streams]
+            busy += [batch.ends] * (batch.threads // self.limits.stream_threads)
+        return sorted(busy)[:streams]

@@ -13,6 +13,7 @@ a slow device's few images a short average would say little but chance.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 CEILINGS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 DEPTHS = len(CEILINGS)
@@ -40,13 +41,21 @@ def ratios(asked: float, floor: float | None) -> tuple[float, ...]:
     return tuple(min(asked, max(floor, ceiling)) for ceiling in CEILINGS)
 
 
+class ByDepth(Protocol):
+    """A number for every depth."""
+
+    def __getitem__(self, depth: int, /) -> float: ...
+
+
 @dataclass(slots=True)
 class BrownOut:
     """The depth, and what it follows from. Seconds of work are of one stream; there are ``streams``."""
 
     streams: int
     depth: int = 0
-    _offered: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)  # streams kept busy, at each depth
+    # Streams kept busy: by images that may not be lowered, and by others, at each depth.
+    _alike: float = 0.0
+    _lowered: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)
     _asked: float = 0.0  # streams kept busy at the ratios asked for, by the shorter average
     _at: float = -math.inf
     _began: float = math.inf
@@ -63,7 +72,12 @@ class BrownOut:
         self._image_s += _IMAGE_SHARE * (seconds[0] - self._image_s)
         self._forget(now)
         memory_s, shorter_s = self._memories_s(now)
-        self._offered = [load + cost / memory_s for load, cost in zip(self._offered, seconds, strict=True)]
+        if seconds[0] == seconds[-1]:
+            self._alike += seconds[0] / memory_s
+        else:
+            self._lowered = [
+                load + cost / memory_s for load, cost in zip(self._lowered, seconds, strict=True)
+            ]
         self._asked += seconds[0] / shorter_s
 
     def deepen(self, depth: int, wait_s: float, now: float) -> None:
@@ -77,23 +91,26 @@ class BrownOut:
     def press(self, wait_s: float, now: float) -> None:
         """An image came that will wait long: go a step deeper, if held and the worker is overloaded."""
         self._forget(now)
-        overloaded = self._offered[self.depth] > _FULL * self.streams
+        overloaded = self._offered(self.depth) > _FULL * self.streams
         if overloaded and now >= self._changed + self._hold_s and self.depth < DEPTHS - 1:
             self.deepen(self.depth + 1, wait_s, now)
 
-    def relax(self, backlog: Sequence[float], now: float) -> None:
+    def relax(self, backlog: ByDepth, now: float) -> None:
         """Raise the ratio by a step, if it was held and load and backlog (seconds at every depth) allow."""
         self._forget(now)
         quiet = self._asked <= _QUIET * self.streams
         if not self.depth or now < self._changed + (_HOLD_S if quiet else self._holds * self._hold_s):
             return
         higher = self.depth - 1
-        room = quiet or self._offered[higher] <= _ROOM * self.streams
+        room = quiet or self._offered(higher) <= _ROOM * self.streams
         calm = backlog[higher] / self.streams <= _CALM * self._wait_s
         if room and calm:
             self.depth, self._changed, self._raised = higher, now, now
             if not higher:
                 self._wait_s = 0.0
+
+    def _offered(self, depth: int) -> float:
+        return self._alike + self._lowered[depth]
 
     @property
     def _hold_s(self) -> float:
@@ -107,7 +124,10 @@ class BrownOut:
     def _forget(self, now: float) -> None:
         if now <= self._at:
             return
-        share, shorter = (math.exp((self._at - now) / memory_s) for memory_s in self._memories_s(now))
-        self._offered = [load * share for load in self._offered]
-        self._asked *= shorter
+        memory_s, shorter_s = self._memories_s(now)
+        share = math.exp((self._at - now) / memory_s)
+        self._alike *= share
+        if self._lowered[0]:
+            self._lowered = [load * share for load in self._lowered]
+        self._asked *= math.exp((self._at - now) / shorter_s)
         self._at = now

@@ -7,12 +7,15 @@ an idle share goes to the others. What one caller sends in one priority stays in
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, nlargest
 from types import MappingProxyType
 from typing import TypeVar
 
+import msgspec
+
+from app.dispatch.policy.totals import Totals
 from app.priority import Priority
 
 T = TypeVar("T")
@@ -25,8 +28,7 @@ _ROUNDS = 3
 MOST_LEADS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """An image in the queue.
 
     ``seconds`` and ``tokens`` are what it is predicted to cost in a batch at every depth of a brown-out, from
@@ -49,6 +51,10 @@ class Entry:
     least_depth: int = 0
     batch_slack_s: float = 0.0
 
+    def leaving(self, batch_slack_s: float) -> "Entry":
+        """The entry, which leaves so much to those behind it."""
+        return msgspec.structs.replace(self, batch_slack_s=batch_slack_s) if batch_slack_s else self
+
     def at_least(self, depth: int) -> "Entry":
         """The entry, lowered to that depth whatever the brown-out's."""
         if depth == self.least_depth:
@@ -57,26 +63,13 @@ class Entry:
         def lowered(costs: tuple[T, ...]) -> tuple[T, ...]:
             return (costs[depth],) * depth + costs[depth:]
 
-        return replace(
+        return msgspec.structs.replace(
             self,
             tokens=lowered(self.tokens),
             seconds=lowered(self.seconds),
             alone_s=lowered(self.alone_s),
             least_depth=depth,
         )
-
-
-class Totals(list[float]):
-    """Seconds of work at every depth, added up as entries come and go."""
-
-    def add(self, seconds: Sequence[float], sign: int = 1) -> None:
-        """Add an entry's costs, or with ``sign`` -1 take them away."""
-        for depth, cost in enumerate(seconds):
-            self[depth] += sign * cost
-
-    def clear_dust(self) -> None:
-        """Exactly nothing: floats that came and went leave some dust."""
-        self[:] = [0.0] * len(self)
 
 
 @dataclass(slots=True, eq=False)
@@ -146,12 +139,12 @@ class FairQueue:
 
     def __init__(self, depths: int) -> None:
         self._depths = depths
-        self._classes = {name: _Class(weight, Totals([0.0] * depths)) for name, weight in WEIGHTS.items()}
+        self._classes = {name: _Class(weight, Totals(depths)) for name, weight in WEIGHTS.items()}
         self._entries: dict[Hashable, Entry] = {}
         self._by_caller: dict[str, int] = {}
         self._now = 0.0
         self._turns = 0
-        self.work = Totals([0.0] * depths)
+        self.work = Totals(depths)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -193,7 +186,7 @@ class FairQueue:
         flow = class_.flows.get(entry.caller)
         if flow is None:
             start = class_.start_of(entry.caller)
-            flow = class_.flows[entry.caller] = _Flow(entry.caller, Totals([0.0] * self._depths), start)
+            flow = class_.flows[entry.caller] = _Flow(entry.caller, Totals(self._depths), start)
             flow.entries[entry.key] = entry
             self._line_up(class_, flow)
         flow.entries[entry.key] = entry
@@ -215,15 +208,8 @@ class FairQueue:
         self._by_caller[entry.caller] -= 1
         if not self._by_caller[entry.caller]:
             del self._by_caller[entry.caller]
-        for totals, left in (
-            (self.work, len(self)),
-            (class_.work, class_.entries),
-            (flow.work, len(flow.entries)),
-        ):
-            if left:
-                totals.add(entry.seconds, -1)
-            else:
-                totals.clear_dust()
+        for totals in (self.work, class_.work, flow.work):
+            totals.remove(entry.seconds)
         if not flow.entries:
             class_.forget(flow)
         return entry
@@ -261,6 +247,8 @@ class FairQueue:
         caller's own, as much of every other caller's in the priority, and of the other priorities what their
         shares give them meanwhile, of what they have waiting and of what is ``coming``: so much work of a
         priority for every second of work that is served."""
+        if not self._entries:
+            return 0.0
         class_ = self._classes[priority]
         flow = None if caller is None else class_.flows.get(caller)
         own = 0.0 if flow is None else flow.work[depth]
@@ -286,8 +274,11 @@ class FairQueue:
         return found
 
     def _next_class(self) -> _Class | None:
-        busy = [class_ for class_ in self._classes.values() if class_.entries]
-        return min(busy, key=lambda class_: class_.start, default=None)
+        found: _Class | None = None
+        for class_ in self._classes.values():
+            if class_.entries and (found is None or class_.start < found.start):
+                found = class_
+        return found
 
     def _line_up(self, class_: _Class, flow: _Flow) -> None:
         self._turns += 1

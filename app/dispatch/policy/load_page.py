@@ -1,15 +1,15 @@
 """A front end's view of the dispatcher's load: some milliseconds old, and corrected by what the front end
 itself has let through since. Pure: times are passed in.
 
-It answers one question before an image is received and decoded: will the dispatcher accept it? It calculates
-as the dispatcher does: an image that is let through in vain is decoded for nothing.
+It answers one question before an image is received and decoded: will the dispatcher accept it? It decides as
+the dispatcher does (app.dispatch.policy.admission): an image that is let through in vain is decoded for
+nothing.
 """
 
-import math
 from dataclasses import dataclass, field
 
+from app.dispatch.policy.admission import Ahead, Refusal, Streams, Wanted, ahead_of, refusal
 from app.dispatch.policy.fair_queue import WEIGHTS
-from app.dispatch.policy.spare import batch_s, batch_slack_s, spare_s
 from app.messages.to_front_end import Load
 from app.priority import Priority
 
@@ -73,17 +73,50 @@ class LoadPage:
         self._sent[number] = flow, share
         self._add(flow, share)
 
-    def wait_s(self, caller: str, priority: Priority, share: float, now: float) -> float:
-        """How long a further image of the caller, of that share of compute, is predicted to wait; 0 where
-        nothing is known."""
-        if self.load is None:
-            return 0.0
-        told = next(
-            (wait for name, kind, wait in self.load.callers if (name, kind) == (caller, priority)),
-            self.load.wait_s.get(priority, 0.0),
+    def refusal(
+        self,
+        caller: str,
+        priority: Priority,
+        share: float,
+        deadline_s: float,
+        wait_limit_s: float,
+        now: float,
+    ) -> Refusal | None:
+        """What the dispatcher would answer to a further image of the caller, of that share of compute; None
+        where it has a chance. An idle dispatcher decides for itself."""
+        if self.load is None or (self.load.idle and not self._flows):
+            return None
+        terms = self.load.terms
+        wanted = Wanted(
+            terms.image_s + terms.compute_s * share,
+            terms.alone_s + terms.alone_compute_s * share,
+            max(1, terms.batch_tokens // max(1, round(terms.image_tokens * share))),
+            deadline_s,
+            wait_limit_s,
         )
-        before = self._before((caller, priority), share)
-        return max(0.0, told - (now - self.told)) + before * self.load.image_s
+        streams = self._streams(self.load, now)
+        ahead = self._ahead(self.load, (caller, priority), share, wanted, streams, now)
+        return refusal(wanted, ahead, streams)
+
+    def _streams(self, load: Load, now: float) -> Streams:
+        passed_s = now - self.told
+        free_in_s = [max(0.0, free_s - passed_s) for free_s in load.free_in_s]
+        return Streams(free_in_s, False, load.terms.overhead_s, load.terms.caution)  # noqa: FBT003
+
+    def _ahead(
+        self, load: Load, flow: Flow, share: float, wanted: Wanted, streams: Streams, now: float
+    ) -> Ahead:
+        """What is served before it: of what was told, what has not been started since, and of what the front
+        end has let through since."""
+        caller, priority = flow
+        told_s = next(
+            (work for name, kind, work in load.callers if (name, kind) == (caller, priority)),
+            load.work_s.get(priority, 0.0),
+        )
+        started_s = sum(max(0.0, now - self.told - free_s) for free_s in load.free_in_s)
+        unpruned_s = load.terms.image_s + load.terms.compute_s
+        work_s = max(0.0, told_s - started_s) + self._before(flow, share) * unpruned_s
+        return ahead_of(wanted, work_s, streams)
 
     def _before(self, flow: Flow, share: float) -> float:
         """What of the images in flight will be served before a further one of the flow: its own, and of every
@@ -105,31 +138,3 @@ class LoadPage:
         under_way.remove(share)
         if not under_way.images:
             del self._flows[flow]
-
-    def refuses(
-        self,
-        caller: str,
-        priority: Priority,
-        share: float,
-        deadline_s: float,
-        wait_limit_s: float,
-        now: float,
-    ) -> float | None:
-        """None where an image of that share of compute has a chance; otherwise the seconds until it has,
-        infinite where it has none even when nothing waits. An idle dispatcher decides for itself."""
-        if self.load is None or (self.load.idle and not self._flows):
-            return None
-        wait = self.wait_s(caller, priority, share, now)
-        terms = self.load.terms
-        image = terms.image_s + terms.compute_s * share
-        own = terms.overhead_s + image
-        if terms.caution * min(own, terms.alone_s + terms.alone_compute_s * share) > deadline_s:
-            return math.inf
-        batch = batch_s(image, max(1.0, terms.batch_compute // share), deadline_s)
-        running = min(wait, max(0.0, self.load.running_s - (now - self.told)))
-        queued = wait - running
-        if batch > 0:  # every batch before it has its overhead
-            queued += queued * terms.overhead_s / batch
-            wait = running + queued
-        spare = spare_s(deadline_s, own + batch_slack_s(image, batch, queued), terms.caution, wait_limit_s)
-        return wait - max(0.0, spare) if wait > spare else None

@@ -10,13 +10,13 @@ would make an image in it late.
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
-from app.dispatch.policy.batches import Batch, QueueLimits, Reason, Refusal, Taken, WorkerLane
+from app.dispatch.policy.admission import Ahead, Place, Refusal, Streams, Wanted, ahead_of, place_of, refusal
+from app.dispatch.policy.batches import Batch, QueueLimits, Taken, WorkerLane
 from app.dispatch.policy.brown_out import DEPTHS, BrownOut
 from app.dispatch.policy.fair_queue import WEIGHTS, Entry, FairQueue
-from app.dispatch.policy.spare import batch_s, batch_slack_s, spare_s
 from app.priority import Priority
 
 # A caller may hold so many times the free places of the queue: three quarters of all while alone, and a
@@ -59,6 +59,7 @@ class Scheduler:
     # Seconds of work a second that were accepted lately in each priority: what one may expect to come.
     _rates: dict[Priority, float] = field(default_factory=lambda: dict.fromkeys(WEIGHTS, 0.0))
     _rates_at: float = float("-inf")
+    _ends: list[float] | None = None  # of what runs, ascending; None where that has changed
 
     def __repr__(self) -> str:
         running = sum(len(worker.running) for worker in self.workers.values())
@@ -86,6 +87,7 @@ class Scheduler:
         self.batch_tokens = min((lane.limits.batch_tokens for lane in lanes), default=1)
         self.overhead_s = sum(lane.overhead_s * lane.limits.streams for lane in lanes) / max(1, self.streams)
         self._brown_out.streams = max(1, self.streams)
+        self._ends = None
 
     @property
     def waiting_images(self) -> int:
@@ -125,27 +127,26 @@ class Scheduler:
         self._brown_out.offered(entry.seconds, now)
         self._forget_rates(now)
         self.relax(now)
+        streams = self.streams_at(now)
         free = self.limits.images - len(self._queue)
         if self._queue.held_by(entry.caller) >= _TIMES_FREE * free:
-            return Refusal("queue-full", self._wait(entry, self.depth, now))
-        found = self._place(entry, now)
+            wanted = self._wanted(entry, self.depth, now)
+            return Refusal("queue-full", self._ahead(entry, wanted, self.depth, streams).wait_s)
+        found = self._place(entry, streams, now)
         if found is not None:
-            brown_out, own = found
-            before = self._before(entry, brown_out, now)
-            wait = self._start(before, now) - now
-            at_ease = wait <= _COMFORT * self._spare(entry, own, before, now)
-            self._brown_out.deepen(brown_out, wait, now)
-            if not at_ease:
-                self._brown_out.press(wait, now)
-            batch_slack_s = self._batch_slack_s(entry, own, before, now)
-            entry = replace(entry.at_least(own if own > brown_out else 0), batch_slack_s=batch_slack_s)
-            self._accept(entry, self._hopeless_at(entry))
+            depth, own, place = found
+            self._brown_out.deepen(depth, place.wait_s, now)
+            if place.wait_s > _COMFORT * place.spare_s:
+                self._brown_out.press(place.wait_s, now)
+            lowered = entry.at_least(own if own > depth else 0)
+            self._accept(lowered.leaving(place.batch_slack_s), self._hopeless_at(lowered))
             return None
-        if self.idle and now >= self._probed + _PROBE_EVERY_S:
+        if streams.idle and now >= self._probed + _PROBE_EVERY_S:
             self._probed = now
             self._accept(entry.at_least(DEPTHS - 1), entry.deadline)
             return None
-        return self._refusal(entry, now)
+        wanted = self._wanted(entry, DEPTHS - 1, now)
+        return refusal(wanted, self._ahead(entry, wanted, DEPTHS - 1, streams), streams)
 
     def readmit(self, entry: Entry, now: float) -> None:
         """Queue an entry that had been accepted before, when another worker or another dispatcher was there:
@@ -199,11 +200,13 @@ class Scheduler:
         sharing = sum(lane.free_streams for lane in self.workers.values() if lane.accepting)
         batch = self._take(name, threads, self._queue.work[self.depth] / sharing, now, alone=alone)
         worker.running.append(batch)
+        self._ends = None
         return batch
 
     def finished(self, batch: Batch) -> None:
         """Report a batch as computed (or failed): its threads are free again."""
         self.workers[batch.worker].running.remove(batch)
+        self._ends = None
 
     def least_loaded(self) -> int:
         """The worker with the least running, of equals the fastest."""
@@ -213,15 +216,19 @@ class Scheduler:
         """Let the brown-out go back where load has fallen. Worth calling a few times a second."""
         self._brown_out.relax(self._queue.work, now)
 
-    def wait_s(self, caller: str | None, priority: Priority, seconds: float, now: float) -> float:
-        """How long a further image of that caller (None: of one who has nothing waiting) that takes so many
-        seconds is predicted to wait, with all lowered that allow it."""
+    def work_before(self, caller: str | None, priority: Priority, seconds: float, now: float) -> float:
+        """Seconds of work that are served before a further image of that caller (None: of one who has nothing
+        waiting) that takes so many seconds, with all lowered that allow it."""
         self._forget_rates(now)
-        return self._start(self._work_before(caller, priority, seconds, DEPTHS - 1), now) - now
+        return self._work_before(caller, priority, seconds, DEPTHS - 1)
 
-    def running_s(self, now: float) -> float:
-        """How long until a stream is free."""
-        return self._start(0.0, now) - now
+    def streams_at(self, now: float) -> Streams:
+        """What runs, as admission sees it."""
+        if self._ends is None:
+            self._ends = sorted(ends for worker in self.workers.values() for ends in worker.ends)
+        busy = [max(0.0, ends - now) for ends in self._ends]
+        free_in_s = [0.0] * (self.streams - len(busy)) + busy
+        return Streams(free_in_s, self.idle, self.overhead_s, self.caution)
 
     def heaviest(self, number: int) -> list[tuple[str, Priority]]:
         """The callers with the most work waiting in each priority."""
@@ -235,23 +242,9 @@ class Scheduler:
         free = [name for name, worker in self.workers.items() if worker.accepting and worker.free_streams > 0]
         return min(free, key=self._load_of, default=None)
 
-    def _start(self, work: float, now: float) -> float:
-        """When so many seconds of work will have been started, on all streams, after what is running."""
-        free = sorted(at for worker in self.workers.values() for at in worker.free_at(now))
-        start, used = free[0], 1
-        for ends in free[1:]:
-            if (ends - start) * used >= work:
-                break
-            work -= (ends - start) * used
-            start, used = ends, used + 1
-        return start + work / used
-
-    def _before(self, entry: Entry, depth: int, now: float) -> float:
-        """Seconds of work that are served before it, in batches as large as `_take` makes them at least."""
-        before = self._work_before(entry.caller, entry.priority, entry.seconds[depth], depth)
-        return before * (1 + self.overhead_s / self._batch_s(entry, depth, now))
-
     def _work_before(self, caller: str | None, priority: Priority, seconds: float, depth: int) -> float:
+        if not self._queue:
+            return 0.0
         coming = {name: rate / self.streams for name, rate in self._rates.items()}
         return self._queue.work_before(caller, priority, seconds, depth, coming)
 
@@ -262,55 +255,38 @@ class Scheduler:
             self._rates = {name: rate * passed for name, rate in self._rates.items()}
             self._rates_at = now
 
-    def _batch_s(self, entry: Entry, depth: int, now: float) -> float:
-        """What a batch of images like it takes, beside the overhead: a full one, or what deadlines allow."""
-        images = max(1, self.batch_tokens // entry.tokens[depth])
-        return batch_s(entry.seconds[depth], images, entry.deadline - now)
+    def _wanted(self, entry: Entry, depth: int, now: float) -> Wanted:
+        """What it takes at that depth of its own."""
+        return Wanted(
+            entry.seconds[depth],
+            entry.alone_s[depth],
+            max(1, self.batch_tokens // entry.tokens[depth]),
+            entry.deadline - now,
+            entry.wait_limit_s,
+        )
 
-    def _batch_slack_s(self, entry: Entry, own: int, before: float, now: float) -> float:
-        """What it leaves to those behind it in its batch."""
-        return batch_slack_s(entry.seconds[own], self._batch_s(entry, own, now), before / self.streams)
+    def _ahead(self, entry: Entry, wanted: Wanted, depth: int, streams: Streams) -> Ahead:
+        """What is served before it, where all are lowered to that depth that allow it."""
+        work_s = self._work_before(entry.caller, entry.priority, wanted.seconds, depth)
+        return ahead_of(wanted, work_s, streams)
 
-    def _wait(self, entry: Entry, depth: int, now: float) -> float:
-        return self._start(self._before(entry, depth, now), now) - now
-
-    def _own_s(self, entry: Entry, depth: int) -> float:
-        """How long its own batch takes at least."""
-        return entry.alone_s[depth] if self.idle else self.overhead_s + entry.seconds[depth]
-
-    def _spare(self, entry: Entry, own: int, before: float, now: float) -> float:
-        """How long it may wait, at that depth of its own, behind ``before`` seconds of work.
-
-        Where there is a queue its batch will have others behind it, and shall not be cut short for it: a
-        device may do ten times the work in full batches.
-        """
-        taken = self._batch_slack_s(entry, own, before, now) + self._own_s(entry, own)
-        return spare_s(entry.deadline - now, taken, self.caution, entry.wait_limit_s)
-
-    def _place(self, entry: Entry, now: float) -> tuple[int, int] | None:
-        """The least depth of brown-out under which the entry is in time, and under that the least of its own.
-        None if it would be late under the deepest."""
+    def _place(self, entry: Entry, streams: Streams, now: float) -> tuple[int, int, Place] | None:
+        """The least depth of brown-out under which the entry is in time, under that the least of its own, and
+        its place then. None if it would be late under the deepest."""
         for depth in range(self.depth, DEPTHS):
-            before = self._before(entry, depth, now)
-            wait = self._start(before, now) - now
+            wanted = self._wanted(entry, depth, now)
+            ahead = self._ahead(entry, wanted, depth, streams)
             for own in range(depth, DEPTHS):
-                if wait <= self._spare(entry, own, before, now):
-                    return depth, own
-            if self._queue.work[depth] <= self._queue.work[-1]:  # a deeper one changes nothing
+                if own > depth:
+                    wanted = self._wanted(entry, own, now)
+                place = place_of(wanted, ahead, streams)
+                if place.is_in_time:
+                    return depth, own, place
+                if entry.seconds[own] <= entry.seconds[-1]:  # a deeper one changes nothing
+                    break
+            if self._queue.work[depth] <= self._queue.work[-1]:
                 break
         return None
-
-    def _refusal(self, entry: Entry, now: float) -> Refusal:
-        """Why it cannot be accepted, and when it could be."""
-        deepest = DEPTHS - 1
-        least = min(entry.alone_s[deepest], self.overhead_s + entry.seconds[deepest])
-        if self.caution * least > entry.deadline - now:
-            return Refusal("deadline-unmeetable", None)
-        before = self._before(entry, deepest, now)
-        spare = self._spare(entry, deepest, before, now)
-        wait = self._start(before, now) - now
-        reason: Reason = "deadline-unmeetable" if spare < entry.wait_limit_s else "queue-full"
-        return Refusal(reason, max(0.0, wait - max(0.0, spare)))
 
     def _hopeless_at(self, entry: Entry) -> float:
         """When it can no longer be computed in time: it is given up then, and costs nobody else theirs."""
@@ -385,8 +361,10 @@ class Scheduler:
         now: float,
     ) -> int | None:
         """The first depth at which a batch of ``before`` seconds with this entry meets its deadline."""
-        depths = range(least, DEPTHS)
-        return next((d for d in depths if not self._late(deadline, before + pace * seconds[d], now)), None)
+        for depth in range(least, DEPTHS):
+            if not self._late(deadline, before + pace * seconds[depth], now):
+                return depth
+        return None
 
     def _late(self, deadline: float, seconds: float, now: float) -> bool:
         return now + self.caution * seconds > deadline

@@ -346,7 +346,7 @@ async def test_the_load_is_heard(house: House) -> None:
     async with scripted(house) as (client, dispatcher):
         expected = Expected(1.0, 1.0, 0.5, "somebody", "normal")
         assert client.refusal(expected) is None
-        dispatcher.say(Load({"normal": 3.0, "high": 0.0, "batch": 9.0}, (), 0.25, seen=0))
+        dispatcher.say(Load({"normal": 3.0, "high": 0.0, "batch": 9.0}, (), [0.0], seen=0))
         await until(lambda: isinstance(client.refusal(expected), QueueFull), "the load to be heard")
         with pytest.raises(QueueFull), client.expecting(expected):
             pass

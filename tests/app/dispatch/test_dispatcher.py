@@ -690,7 +690,7 @@ def test_front_ends_are_told_of_the_load_when_it_changes() -> None:
     mine, others = two.heard(FRONT, Load), two.heard(OTHER, Load)
     assert [load.seen for load in (mine[-1], others[-1])] == [5, 0]
     assert not mine[-1].idle
-    assert mine[-1].wait_s["normal"] > 0
+    assert mine[-1].work_s["normal"] > 0
     two.turn(0.06)
     assert two.heard(FRONT, Load) == []
 

@@ -139,9 +139,9 @@ TO_FRONT_END: st.SearchStrategy[ToFrontEnd] = st.one_of(
     ),
     st.builds(
         Load,
-        wait_s=st.dictionaries(st.sampled_from(["high", "normal", "batch"]), SECONDS),
+        work_s=st.dictionaries(st.sampled_from(["high", "normal", "batch"]), SECONDS),
         callers=st.lists(st.tuples(TEXTS, st.just("high"), SECONDS), max_size=3).map(tuple),
-        image_s=SECONDS,
+        free_in_s=st.lists(SECONDS, min_size=1, max_size=3),
         seen=IDS,
     ),
 )

@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from app.dispatch.policy.admission import starts_in
 from app.dispatch.policy.batches import QueueLimits, WorkerLane
 from app.dispatch.policy.brown_out import DEPTHS
 from app.dispatch.policy.fair_queue import Entry
@@ -66,3 +67,9 @@ class Sizes:
         made = Scheduler(QueueLimits(self.queue_images, self.queue_s), caution)
         made.join(1, WorkerLane(self.worker, overhead_s))
         return made
+
+
+def wait_s(scheduler: Scheduler, caller: str | None, priority: Priority, seconds: float, now: float) -> float:
+    """How long a further image of that caller is predicted to wait."""
+    work_s = scheduler.work_before(caller, priority, seconds, now)
+    return starts_in(work_s, scheduler.streams_at(now).free_in_s)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.dispatch.policy.batches import Batch, Refusal
+from app.dispatch.policy.admission import Refusal
+from app.dispatch.policy.batches import Batch
 from app.dispatch.policy.brown_out import ratios
 from app.dispatch.policy.cost import CostModel
 from app.dispatch.policy.fair_queue import Entry

@@ -147,7 +147,7 @@ def test_every_entry_leaves_once_and_the_totals_are_what_waits(
             assert queue.held_by(caller) == sum(one.caller == caller for one in waiting.values())
     rest = served(queue)
     assert {one.key for one in rest} == set(waiting)
-    assert queue.work == [0.0] * DEPTHS
+    assert list(queue.work) == [0.0] * DEPTHS
     assert queue.callers == 0
 
 

@@ -1,0 +1,116 @@
+"""Whether an image is admitted. Pure: no clock, no queue.
+
+The dispatcher decides by `refusal`. Front ends refuse early by it, over what the dispatcher has told of its
+load, so that no image is received and decoded that the dispatcher would refuse. Times are seconds from now.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+Reason = Literal["queue-full", "deadline-unmeetable"]
+
+# Of the time until its deadline, what an image leaves at most to those behind it in its batch.
+_BATCH_SHARE = 0.25
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An image that is not accepted. ``retry_after_s``: when it could be, as predicted; None where even an
+    idle worker could not meet its deadline."""
+
+    reason: Reason
+    retry_after_s: float | None
+
+
+class Streams(msgspec.Struct, frozen=True):
+    """What the streams of all workers do: when each is free, ascending, and whether nothing waits and nothing
+    runs. A batch costs ``overhead_s`` beside its images. Predictions hold with ``caution``."""
+
+    free_in_s: Sequence[float]
+    idle: bool
+    overhead_s: float
+    caution: float
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What an image would take: ``seconds`` in a batch, of which ``in_batch`` like it make a full one, or
+    ``alone_s`` by itself on idle streams. It has ``deadline_s`` left, and may be predicted to wait for
+    ``wait_limit_s``."""
+
+    seconds: float
+    alone_s: float
+    in_batch: int
+    deadline_s: float
+    wait_limit_s: float
+
+    @property
+    def batch_s(self) -> float:
+        """What a batch of images like it takes, beside the overhead: a full one, or what its deadline leaves
+        room for."""
+        return max(self.seconds, min(self.in_batch * self.seconds, _BATCH_SHARE * self.deadline_s))
+
+
+class Ahead(msgspec.Struct, frozen=True):
+    """What is served before an image: so many seconds of work, with the overheads of its batches. The image
+    waits for ``wait_s`` until all of it has been started."""
+
+    work_s: float
+    wait_s: float
+
+
+class Place(msgspec.Struct, frozen=True):
+    """An image's place in the queue: how long it would wait there, how long it may, and what it leaves to
+    those behind it in its batch."""
+
+    wait_s: float
+    spare_s: float
+    batch_slack_s: float
+
+    @property
+    def is_in_time(self) -> bool:
+        """Whether it can be had."""
+        return self.wait_s <= self.spare_s
+
+
+def ahead_of(wanted: Wanted, work_s: float, streams: Streams) -> Ahead:
+    """Where so many seconds of work are served before the image, in batches as large as one of images like it
+    is at least."""
+    if work_s > 0 and (batch_s := wanted.batch_s) > 0:
+        work_s *= 1 + streams.overhead_s / batch_s
+    return Ahead(work_s, starts_in(work_s, streams.free_in_s))
+
+
+def place_of(wanted: Wanted, ahead: Ahead, streams: Streams) -> Place:
+    """The image's place behind that.
+
+    What is left until its deadline when its own batch has been computed, with caution, it may wait. Where
+    there is a queue its batch will have others behind it, and shall not be cut short for it: a device may do
+    ten times the work in full batches.
+    """
+    slack_s = min(wanted.batch_s - wanted.seconds, ahead.work_s / len(streams.free_in_s))
+    own_s = wanted.alone_s if streams.idle else streams.overhead_s + wanted.seconds
+    spare_s = min(wanted.deadline_s / streams.caution - slack_s - own_s, wanted.wait_limit_s)
+    return Place(ahead.wait_s, spare_s, slack_s)
+
+
+def refusal(wanted: Wanted, ahead: Ahead, streams: Streams) -> Refusal | None:
+    """Why the image is not admitted, and when it could be; None where it is."""
+    if streams.caution * min(wanted.alone_s, streams.overhead_s + wanted.seconds) > wanted.deadline_s:
+        return Refusal("deadline-unmeetable", None)
+    place = place_of(wanted, ahead, streams)
+    if place.is_in_time:
+        return None
+    reason: Reason = "deadline-unmeetable" if place.spare_s < wanted.wait_limit_s else "queue-full"
+    return Refusal(reason, max(0.0, place.wait_s - max(0.0, place.spare_s)))
+
+
+def starts_in(work_s: float, free_in_s: Sequence[float]) -> float:
+    """When so many seconds of work will have been started on streams that are free then."""
+    start_s, used = free_in_s[0], 1
+    for free_s in free_in_s[1:]:
+        if (free_s - start_s) * used >= work_s:
+            break
+        work_s -= (free_s - start_s) * used
+        start_s, used = free_s, used + 1
+    return start_s + work_s / used
