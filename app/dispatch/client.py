@@ -258,7 +258,7 @@ class DispatchClient:
             log.warning("lost the dispatcher, which had %d of our images", len(self._pending))
 
     # --- from the dispatcher ------------------------------------------------------------------------
-    def _heard(self, frame: bytes) -> None:
+    def _heard(self, frame: bytes | memoryview) -> None:
         now = self._readiness.heard_at = time.monotonic()
         try:
             message = to_front_end.decode(frame)

@@ -352,6 +352,8 @@ class Dispatcher:
 
 def _at_its_ratio(ask: Ask, taken: Taken) -> tuple[Ask, Lowered | None]:
     """What is asked, at the ratio that the scheduler's depth stands for, and why that is a lower one."""
+    if ask.min_keep_ratio is None:
+        return ask, None
     asked = ask.pruning.keep_ratio
     ratio = ratios(asked, ask.min_keep_ratio)[taken.depth]
     if ratio == asked:

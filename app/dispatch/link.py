@@ -19,7 +19,7 @@ class Link:
 
     path: Path
     connected: Callable[[], None]
-    heard: Callable[[bytes], None]
+    heard: Callable[[bytes | memoryview], None]
     lost: Callable[[], None]
     _transport: asyncio.WriteTransport | None = field(default=None, init=False)
 
@@ -56,7 +56,7 @@ class Link:
 
 
 class _Protocol(asyncio.Protocol):
-    def __init__(self, heard: Callable[[bytes], None]) -> None:
+    def __init__(self, heard: Callable[[bytes | memoryview], None]) -> None:
         self._heard = heard
         self._frames = FrameReader()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -3,6 +3,7 @@ for all of them."""
 
 import contextlib
 import logging
+import math
 import selectors
 import socket
 import time
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _READ_BYTES = 2**18
 _MOST_UNREAD_BYTES = 2**20  # a peer that has so much before it is told nothing that is soon said again
+_BEAT_EVERY_S = 0.1  # at most so often; a turn takes half a second at most
 _NO_ROOM_S = 0.05  # between two tries to accept a connection while there is no room for one
 
 
@@ -33,6 +35,7 @@ class _Peer:
     socket: socket.socket
     frames: FrameReader = field(default_factory=FrameReader)
     unsent: bytearray = field(default_factory=bytearray)
+    waits_to_send: bool = False
 
 
 class Server:
@@ -45,6 +48,7 @@ class Server:
         self._dispatcher = dispatcher
         self._heartbeat = heartbeat
         self._selector = selectors.DefaultSelector()
+        self._read = memoryview(bytearray(_READ_BYTES))  # one buffer for all that comes
         self._peers: dict[int, _Peer] = {}
         self._accepted = 0
         self._nonsense = Rarely()
@@ -67,7 +71,7 @@ class Server:
 
     def run(self) -> None:
         """Serve."""
-        turns, wait_s = 0, 0.0
+        turns, wait_s, beaten = 0, 0.0, -math.inf
         try:
             while not (self._stopping and self._dispatcher.idle):
                 for key, events in self._selector.select(0.0 if self._dropped else wait_s):
@@ -78,11 +82,13 @@ class Server:
                     elif (peer := self._peers.get(key.data)) is not None:
                         self._serve(peer, events)
                 self._dropped = False
-                wait_s = self._dispatcher.turn(time.monotonic(), stopping=self._stopping)
+                now = time.monotonic()
+                wait_s = self._dispatcher.turn(now, stopping=self._stopping)
                 for parcel in self._dispatcher.outbox.take():
                     self._send(parcel)
                 turns += 1
-                if self._heartbeat is not None:
+                if self._heartbeat is not None and now > beaten + _BEAT_EVERY_S:
+                    beaten = now
                     self._heartbeat.write(Beat(turns, ready=True))
         finally:
             self._close()
@@ -107,17 +113,17 @@ class Server:
         if not events & selectors.EVENT_READ or peer.number not in self._peers:
             return
         try:
-            data = peer.socket.recv(_READ_BYTES)
+            size = peer.socket.recv_into(self._read)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._drop(peer)
             return
         now = time.monotonic()
         try:
-            for frame in peer.frames.feed(data):
+            for frame in peer.frames.feed(self._read[:size]):
                 try:
                     message = to_dispatcher.decode(frame)
                 except msgspec.DecodeError as error:
@@ -151,8 +157,9 @@ class Server:
             self._drop(peer)
             return
         del peer.unsent[:sent]
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
-        if self._selector.get_key(peer.socket).events != events:
+        if peer.waits_to_send != bool(peer.unsent):
+            peer.waits_to_send = bool(peer.unsent)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
             self._selector.modify(peer.socket, events, peer.number)
 
     def _drop(self, peer: _Peer) -> None:

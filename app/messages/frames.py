@@ -21,19 +21,30 @@ class FrameReader:
     """Puts together the messages of one stream, however it was cut into pieces."""
 
     def __init__(self) -> None:
-        self._received = bytearray()
+        self._rest = bytearray()  # of what came before: a message that is not complete
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The messages that are complete now. Raises NoFrame for a length that no message has."""
-        self._received += data
+    def feed(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
+        """The messages that are complete now, each of which is to be read before the next: what came is not
+        copied. Raises NoFrame for a length that no message has."""
+        received = memoryview(data)
+        if self._rest:
+            self._rest += data
+            if _end(self._rest, 0) is None:
+                return
+            received, self._rest = memoryview(self._rest), bytearray()
         place = 0
-        while len(self._received) - place >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._received, place)
-            if length > LONGEST:
-                raise NoFrame(f"a message of {length} bytes")
-            end = place + _LENGTH.size + length
-            if len(self._received) < end:
-                break
-            yield bytes(memoryview(self._received)[place + _LENGTH.size : end])
+        while (end := _end(received, place)) is not None:
+            yield received[place + _LENGTH.size : end]
             place = end
-        del self._received[:place]
+        self._rest += received[place:]
+
+
+def _end(received: bytearray | memoryview, place: int) -> int | None:
+    """Where the message ends that begins there; None where it is not complete. Raises NoFrame."""
+    if len(received) - place < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack_from(received, place)
+    if length > LONGEST:
+        raise NoFrame(f"a message of {length} bytes")
+    end: int = place + _LENGTH.size + length
+    return end if end <= len(received) else None

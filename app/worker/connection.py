@@ -23,6 +23,7 @@ class Connection:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._frames = FrameReader()
+        self._read = memoryview(bytearray(_READ_BYTES))  # one buffer for all that comes
         self._sending = threading.Lock()
         try:
             self._socket.connect(str(path))
@@ -46,12 +47,12 @@ class Connection:
         if self._socket not in ready:
             return []
         try:
-            data = self._socket.recv(_READ_BYTES)
+            size = self._socket.recv_into(self._read)
         except OSError as error:
             raise Gone(str(error)) from error
-        if not data:
+        if not size:
             raise Gone("it hung up")
-        return [to_worker.decode(frame) for frame in self._frames.feed(data)]
+        return [to_worker.decode(frame) for frame in self._frames.feed(self._read[:size])]
 
     def close(self) -> None:
         """End it."""

@@ -97,9 +97,11 @@ class BrownOut:
 
     def relax(self, backlog: ByDepth, now: float) -> None:
         """Raise the ratio by a step, if it was held and load and backlog (seconds at every depth) allow."""
+        if not self.depth:
+            return
         self._forget(now)
         quiet = self._asked <= _QUIET * self.streams
-        if not self.depth or now < self._changed + (_HOLD_S if quiet else self._holds * self._hold_s):
+        if now < self._changed + (_HOLD_S if quiet else self._holds * self._hold_s):
             return
         higher = self.depth - 1
         room = quiet or self._offered(higher) <= _ROOM * self.streams

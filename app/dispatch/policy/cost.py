@@ -102,9 +102,9 @@ class _Line:
         side = int(math.copysign(1, residual)) if abs(residual) > _OUTLIER else 0
         self.astray = self.astray + side if side * self.astray > 0 else side
         bound = _OUTLIER * max(1, abs(self.astray) - 1)
-        features = (1.0, work.images, work.compute)
-        shares = [value * feature / predicted for value, feature in zip(self.now, features, strict=True)]
-        length = sum(share * share for share in shares)
+        constant, image, compute = self.now
+        shares = (constant / predicted, image * work.images / predicted, compute * work.compute / predicted)
+        length = shares[0] ** 2 + shares[1] ** 2 + shares[2] ** 2
         pace = _GAIN * min(max(residual, -bound), bound) / 2
         # Coefficients relative to the warm-up's: what is 0 stays 0, and all else keeps its sign.
         one, two, three = (
@@ -115,10 +115,9 @@ class _Line:
         self._settle()
 
     def _settle(self) -> None:
-        constant, image, compute = (
-            value * scale for value, scale in zip(self.learned, self.scale, strict=True)
-        )
-        self.now = (max(_TINY_S, constant), max(_TINY_S, image), compute)
+        constant, image, compute = self.learned
+        by_constant, by_image, by_compute = self.scale
+        self.now = max(_TINY_S, constant * by_constant), max(_TINY_S, image * by_image), compute * by_compute
 
 
 def _three(coefficients: Float[np.ndarray, " 3"]) -> tuple[float, float, float]:
@@ -182,4 +181,6 @@ class CostModel:
         return self._line(threads).now
 
     def _line(self, threads: int) -> _Line:
+        if (line := self._lines.get(threads)) is not None:
+            return line
         return self._lines[min(self._lines, key=lambda known: abs(known - threads))]

@@ -107,6 +107,24 @@ class Predictions:
 
     def _predict(self) -> None:
         overheads = {name: worker.predict() for name, worker in self._workers.items()}
+        if len(self._workers) == 1:
+            (only,) = self._workers.values()
+            self.in_batch, self.alone = only.in_batch, only.alone
+        else:
+            self._predict_for_all()
+        unpruned_s, alone_s = self.in_batch.unpruned_s, self.alone.unpruned_s
+        caution = 1.0
+        for name, worker in self._workers.items():
+            lane = self.scheduler.workers[name]
+            lane.overhead_s = overheads[name]
+            lane.pace = worker.in_batch.unpruned_s / unpruned_s
+            lane.alone_pace = worker.alone.unpruned_s / alone_s
+            caution = max(caution, worker.costs.caution)
+        self.scheduler.caution = caution
+        self.scheduler.refresh()
+
+    def _predict_for_all(self) -> None:
+        """One line for several workers: the mean with which the queue's throughput comes out right."""
         workers = self._workers.values()
         streams = sum(worker.limits.streams for worker in workers)
         unpruned_s = streams / sum(worker.limits.streams / worker.in_batch.unpruned_s for worker in workers)
@@ -117,13 +135,6 @@ class Predictions:
         constant_s *= unpruned_s / streams
         self.in_batch = Line(constant_s, unpruned_s - constant_s)
         self.alone = min((worker.alone for worker in workers), key=lambda line: line.unpruned_s)
-        self.scheduler.caution = max(worker.costs.caution for worker in workers)
-        for name, worker in self._workers.items():
-            lane = self.scheduler.workers[name]
-            lane.overhead_s = overheads[name]
-            lane.pace = worker.in_batch.unpruned_s / unpruned_s
-            lane.alone_pace = worker.alone.unpruned_s / self.alone.unpruned_s
-        self.scheduler.refresh()
 
 
 def _weights_of(info: ModelInfo, record: Record) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -82,10 +82,13 @@ class Scheduler:
 
     def refresh(self) -> None:
         """What a `WorkerLane` says has changed."""
-        lanes = self.workers.values()
-        self.streams = sum(lane.limits.streams for lane in lanes)
-        self.batch_tokens = min((lane.limits.batch_tokens for lane in lanes), default=1)
-        self.overhead_s = sum(lane.overhead_s * lane.limits.streams for lane in lanes) / max(1, self.streams)
+        streams, overhead_s = 0, 0.0
+        for lane in self.workers.values():
+            streams += lane.limits.streams
+            overhead_s += lane.overhead_s * lane.limits.streams
+        self.streams = streams
+        self.batch_tokens = min((lane.limits.batch_tokens for lane in self.workers.values()), default=1)
+        self.overhead_s = overhead_s / max(1, streams)
         self._brown_out.streams = max(1, self.streams)
         self._ends = None
 
@@ -191,8 +194,7 @@ class Scheduler:
         streams, which together do more (1.15 to 1.34 times, measured on two cores), and what waits is shared
         out evenly among the free ones.
         """
-        name = self._free_worker()
-        if not self._queue or name is None:
+        if not self._queue or (name := self._free_worker()) is None:
             return None
         worker = self.workers[name]
         alone = len(self._queue) == 1 and not worker.running

@@ -334,7 +334,7 @@ class _Stream:
             data = self.socket.recv(2**18)
             if not data:
                 raise EOFError
-            self._come += self._frames.feed(data)
+            self._come += map(bytes, self._frames.feed(data))
         return self._come.pop(0)
 
     def close(self) -> None:
