@@ -2,6 +2,9 @@
 
 An image's pixels are in one of the front end's slots from its decoding to the answer. When the dispatcher is
 replaced, all open records are sent to its successor: the pixels are still where they were.
+
+Above 300 lines: every way in which an image ends meets at the table of pending ones. What does not touch it
+is in link.py, readiness.py, refusals.py, answers.py, questions.py and slot.py.
 """
 
 import asyncio

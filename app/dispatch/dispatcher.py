@@ -3,6 +3,9 @@
 It decides everything and does nothing: it has no sockets and no clock. Whoever owns the sockets calls
 `received` and `gone`, then `turn`, and sends what is in the ``outbox``. A peer is a number, a new one for
 each connection, so nothing of an earlier connection is ever mixed up with a later one.
+
+Above 300 lines: one state machine, whose every event may end images. What can be told apart from them has
+files of its own: fleet.py, suspects.py, announcements.py, batch_metrics.py and outbox.py.
 """
 
 import logging

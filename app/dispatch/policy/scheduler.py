@@ -6,6 +6,9 @@ There is no timer that waits for more images: a batch is taken whenever compute 
 themselves under load. The budget of a batch is in tokens weighted by cost, so that pruned images, which
 cost less, come in larger batches of about the same duration; and a batch ends early where one image more
 would make an image in it late.
+
+Above 300 lines: what is left here reads and changes the queue and the brown-out together. What does not is in
+admission.py, fair_queue.py, brown_out.py and batches.py.
 """
 
 import math
