@@ -172,7 +172,7 @@ class Classification:
         ]
         with _outcomes(len(images)):
             answered = await unless_gone(request, _all_or_first_problem(work))
-        tallies.count(metrics.IMAGES, "answered", by=len(images))
+        metrics.labelled(metrics.IMAGES, "answered").inc(len(images))
         return answered
 
     def _left_of(self, known: Expected, caller: str, gone_s: float) -> Expected:
@@ -260,10 +260,10 @@ def _outcomes(images: int) -> Iterator[None]:
     try:
         yield
     except Problem as problem:
-        tallies.count(metrics.IMAGES, problem.slug, by=images)
+        metrics.labelled(metrics.IMAGES, problem.slug).inc(images)
         raise
     except ClientDisconnect:
-        tallies.count(metrics.IMAGES, "client-gone", by=images)
+        metrics.labelled(metrics.IMAGES, "client-gone").inc(images)
         raise
 
 

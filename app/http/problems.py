@@ -17,7 +17,7 @@ from app.http.methods import METHODS, allow
 from app.http.paths import known
 from app.http.schemas import ProblemDocument
 from app.http.unknown_paths import for_method, of_another_server, what_was_meant, without_slash
-from app.telemetry import metrics, tallies, tracing
+from app.telemetry import metrics, tracing
 
 MEDIA_TYPE = "application/problem+json"
 _PREFLIGHT = "Access-Control-Request-Method"  # a browser asks for a page, which may not call; see access.py
@@ -26,7 +26,7 @@ _LONGEST_SHOWN = 120
 
 def problem_response(problem: Problem, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """The answer for a problem of a request for ``path``, counted and traced."""
-    tallies.count(metrics.REFUSALS, problem.slug)
+    metrics.labelled(metrics.REFUSALS, problem.slug).inc()
     tracing.refused(problem.slug)
     if known(path).plain_errors:
         place = "" if problem.image is None else f"image {problem.image}: "

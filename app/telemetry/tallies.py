@@ -1,33 +1,24 @@
-"""Counts and durations that come many times with every request, written to the metrics together.
+"""Durations that come many times with every request, written to the metrics together.
 
-To count one duration takes a process that shares its metrics by files as long as all else that it does for a
-metric ten times over. So they are kept for a moment, and then written at once. Whoever reads the metrics of
-all processes waits ``LATEST_S`` first: then all is there that was counted before.
+To observe one takes a process that shares its metrics by files as long as all else that it does for a metric
+ten times over. So they are kept for a moment, and then written at once. Whoever reads the metrics of all
+processes waits ``LATEST_S`` first: then all is there that was observed before. Counts of images and requests
+are not kept: a process that is killed takes no answered one with it.
 """
 
 import asyncio
 import os
 from bisect import bisect_left
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
 from app.telemetry import metrics
 
 LATEST_S = 0.05
 
-_counted: dict[tuple[Counter, tuple[str, ...]], float] = {}
 _observed: dict[tuple[Histogram, tuple[str, ...]], list[float]] = {}
 _shares_files = metrics.SLOT_VARIABLE in os.environ
 _due = False
-
-
-def count(counter: Counter, *labels: str, by: float = 1) -> None:
-    """Add to the counter with these labels."""
-    if _keeps():
-        key = counter, labels
-        _counted[key] = _counted.get(key, 0) + by
-    else:
-        _child(counter, labels).inc(by)
 
 
 def observe(histogram: Histogram, value: float, *labels: str) -> None:
@@ -40,11 +31,8 @@ def observe(histogram: Histogram, value: float, *labels: str) -> None:
 
 def write() -> None:
     """Write all that is kept."""
-    global _due, _counted, _observed
+    global _due, _observed
     _due = False
-    counted, _counted = _counted, {}
-    for (counter, labels), by in counted.items():
-        _child(counter, labels).inc(by)
     observed, _observed = _observed, {}
     for (histogram, labels), values in observed.items():
         observe_all(_child(histogram, labels), values)

@@ -12,7 +12,6 @@ from trimvit_client import (
     ConnectionFailed,
     DeadlinePassed,
     DeadlineUnmeetable,
-    EngineLost,
     InternalFault,
     NotReady,
     QueueFull,
@@ -22,6 +21,7 @@ from trimvit_client import (
     TrimViTError,
     UnexpectedAnswer,
     UnreadableImage,
+    WorkerLost,
 )
 from trimvit_client.retries import retry_after_s
 
@@ -44,7 +44,7 @@ SENT_AGAIN = [
     UnexpectedAnswer(503, "a proxy"),
 ]
 GIVEN_UP = [
-    refused(EngineLost, 503),
+    refused(WorkerLost, 503),
     refused(DeadlinePassed, 504),
     refused(InternalFault, 500),
     refused(DeadlineUnmeetable, 503),

@@ -11,7 +11,7 @@ from benchmarks.ray_cluster import READY_WITHIN_S
 from models.classifier import Classifier, ImageRequest, Prediction
 from models.device import choose_dtype
 from models.load import load
-from tests.contract.deployments import DEPLOYMENTS, Deployment
+from tests.contract.deployments import DEPLOYMENTS, LONG, Deployment
 from tests.system.small_network import alone as alone_on
 
 
@@ -25,11 +25,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 @pytest.fixture(
     scope="session",
-    params=[
-        # Ray gives each of its processes half a minute to start, however busy the machine is.
-        pytest.param(name, marks=pytest.mark.long if "Ray" in name else ())
-        for name in DEPLOYMENTS
-    ],
+    params=[pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in DEPLOYMENTS],
 )
 def deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -66,10 +66,14 @@ def _on_ray(folder: Path) -> Iterator[Deployment]:
 
 DEPLOYMENTS: dict[str, Start] = {
     "one HTTP process": _served(),
+    "two HTTP processes, two workers": _served("--http-workers", "2", "--workers-per-device", "2"),
     "two HTTP processes": _served("--http-workers", "2"),
     "two workers": _served("--workers-per-device", "2"),
     "Ray with two replicas": _on_ray,
 }
+# Ray gives each of its processes half a minute to start, however busy the machine is; what several processes
+# of one kind could do wrong, those of both kinds do, too.
+LONG = frozenset({"two HTTP processes", "two workers", "Ray with two replicas"})
 
 
 def result_of(response: httpx.Response) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def assert_in_words(request: OddRequest, answer: Answer) -> None:
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(300, id="share"), pytest.param(5000, id="all", marks=pytest.mark.long)]
+    "count", [pytest.param(150, id="share"), pytest.param(5000, id="all", marks=pytest.mark.long)]
 )
 @pytest.mark.timeout(7200)
 def test_odd_requests_are_answered_in_words(target: Server, count: int) -> None:

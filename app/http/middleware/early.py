@@ -24,7 +24,7 @@ from app.http.routes.sagemaker import query_of
 from app.inference.option_layers import options_of, single_values
 from app.messages.model import ModelInfo
 from app.priority import Priority
-from app.telemetry import metrics, tallies
+from app.telemetry import metrics
 
 # What the queries that came lately ask for is remembered: a client sends the same again and again.
 _MOST_QUERIES, _LONGEST_QUERY = 1024, 512
@@ -72,7 +72,7 @@ class RefuseEarly:
             await self._app(scope, receive, send)
             return
         problem.image = None if route.query == "hugging face" else 0
-        tallies.count(metrics.IMAGES, problem.slug)
+        metrics.labelled(metrics.IMAGES, problem.slug).inc()
         scope["route"] = route
         waits = "100-continue" in (header_of(scope, b"expect") or "").lower()
         answer = problem_response(problem, scope["path"], {"Connection": "close"} if waits else None)

@@ -71,7 +71,7 @@ class Observe:
             # The route's pattern, never the raw path: a label must not grow with what clients invent.
             route = getattr(scope.get("route"), "path_format", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            tallies.count(metrics.REQUESTS, route, method, str(status))
+            metrics.labelled(metrics.REQUESTS, route, method, str(status)).inc()
             tallies.observe(metrics.REQUEST_SECONDS, seconds, route)
             if span is not None:
                 span.end(method, route, None if status == CLIENT_GONE else status)

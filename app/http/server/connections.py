@@ -12,7 +12,7 @@ import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_remote_addr
 
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
@@ -56,6 +56,7 @@ class Connection(HttpToolsProtocol):
         self.address = ""
         self._began = 0.0
         self._gone: asyncio.Future[None] = self.loop.create_future()
+        self._cycles: list[RequestResponseCycle] = []  # of the requests that are there; uvicorn has the last
 
     # --- the transport ------------------------------------------------------------------------------
     def accepted(self, transport: asyncio.Transport) -> None:
@@ -102,6 +103,8 @@ class Connection(HttpToolsProtocol):
         self._disarm()
         self._unset_keepalive_if_required()
         self.forgotten()
+        for cycle in self._cycles:
+            cycle.disconnected = True
         if not self._gone.done():
             self._gone.set_result(None)
         super().connection_lost(exc)
@@ -223,6 +226,7 @@ class Connection(HttpToolsProtocol):
         arrives(self.scope)  # type: ignore[arg-type]
         tells_when_gone(self.scope, self._gone)  # type: ignore[arg-type]
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
 
     def on_body(self, body: bytes) -> None:
         """Part of the body."""

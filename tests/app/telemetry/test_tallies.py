@@ -1,10 +1,10 @@
-"""What is counted together comes to the same as one by one."""
+"""What is observed together comes to the same as one by one."""
 
 import asyncio
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Histogram
 
 from app.telemetry import tallies
 
@@ -15,7 +15,7 @@ def histogram() -> Histogram:
     return Histogram("seconds", "Some.", ["phase"], buckets=(0.1, 0.5, 1, 5), registry=CollectorRegistry())
 
 
-def samples(metric: Counter | Histogram) -> dict[tuple[str, tuple[str, ...]], float]:
+def samples(metric: Histogram) -> dict[tuple[str, tuple[str, ...]], float]:
     """All values but when they were begun."""
     (family,) = metric.collect()
     return {
@@ -43,40 +43,38 @@ def test_values_observed_together_are_those_observed_one_by_one() -> None:
 
 
 @pytest.mark.usefixtures("_shared")
-def test_what_is_counted_is_written_a_moment_later() -> None:
-    """All at once, by label; and counted on from there."""
+def test_what_is_observed_is_written_a_moment_later() -> None:
+    """All at once, by label; and on from there."""
 
     async def main() -> None:
-        seconds, images = histogram(), Counter("images", "Some.", ["outcome"], registry=CollectorRegistry())
+        seconds = histogram()
         for turn in (1, 2):
             for value in VALUES:
                 tallies.observe(seconds, value, "decode")
-                tallies.count(images, "answered", by=2)
-            tallies.count(images, "too-large")
+            tallies.observe(seconds, 1.0, "queue")
             await asyncio.sleep(2 * tallies.LATEST_S)
-            assert samples(images)[("images_total", ("answered",))] == 2 * turn * len(VALUES)
-            assert samples(images)[("images_total", ("too-large",))] == turn
             assert samples(seconds)[("seconds_count", ("decode",))] == turn * len(VALUES)
+            assert samples(seconds)[("seconds_count", ("queue",))] == turn
 
     asyncio.run(main())
 
 
 @pytest.mark.usefixtures("_shared")
-def test_the_end_of_a_process_loses_no_count() -> None:
-    """What is kept is written when it is asked for."""
+def test_what_is_kept_is_written_when_it_is_asked_for() -> None:
+    """And not before."""
 
     async def main() -> None:
-        images = Counter("images", "Some.", registry=CollectorRegistry())
-        tallies.count(images)
-        assert samples(images)[("images_total", ())] == 0
+        seconds = histogram()
+        tallies.observe(seconds, 1.0, "decode")
+        assert ("seconds_count", ("decode",)) not in samples(seconds)
         tallies.write()
-        assert samples(images)[("images_total", ())] == 1
+        assert samples(seconds)[("seconds_count", ("decode",))] == 1
 
     asyncio.run(main())
 
 
-def test_a_process_of_its_own_counts_at_once() -> None:
+def test_a_process_of_its_own_observes_at_once() -> None:
     """Nobody would write it later: as in tests, or where no event loop runs."""
-    images = Counter("images", "Some.", registry=CollectorRegistry())
-    tallies.count(images)
-    assert samples(images)[("images_total", ())] == 1
+    seconds = histogram()
+    tallies.observe(seconds, 1.0, "decode")
+    assert samples(seconds)[("seconds_count", ("decode",))] == 1

@@ -13,7 +13,6 @@ from trimvit_client.errors import (
     ConnectionFailed,
     DeadlinePassed,
     DeadlineUnmeetable,
-    EngineLost,
     InternalFault,
     InvalidValue,
     NotReady,
@@ -30,6 +29,7 @@ from trimvit_client.errors import (
     UnreadableImage,
     UnreadableRequest,
     UnsupportedMediaType,
+    WorkerLost,
 )
 from trimvit_client.images import Image, ImageSource
 from trimvit_client.options import Criterion, MaskFormat, Options, Priority, Reducer
@@ -46,7 +46,6 @@ __all__ = [
     "Criterion",
     "DeadlinePassed",
     "DeadlineUnmeetable",
-    "EngineLost",
     "Image",
     "ImageSource",
     "Input",
@@ -76,4 +75,5 @@ __all__ = [
     "UnreadableImage",
     "UnreadableRequest",
     "UnsupportedMediaType",
+    "WorkerLost",
 ]

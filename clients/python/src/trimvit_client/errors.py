@@ -127,7 +127,7 @@ class NotReady(ServerProblem):
     slug = "not-ready"
 
 
-class EngineLost(ServerProblem):
+class WorkerLost(ServerProblem):
     """Workers died while they had the image. It is not sent again: it may be what they died of."""
 
     slug = "engine-lost"

@@ -8,10 +8,10 @@ from email.utils import parsedate_to_datetime
 from trimvit_client.errors import (
     ConnectionFailed,
     DeadlineUnmeetable,
-    EngineLost,
     ServerProblem,
     TrimViTError,
     UnexpectedAnswer,
+    WorkerLost,
 )
 
 _TOO_MANY, _BAD_GATEWAY, _UNAVAILABLE = 429, 502, 503
@@ -65,7 +65,7 @@ def may_succeed_later(error: TrimViTError) -> bool:
     match error:
         case ConnectionFailed():
             return True
-        case EngineLost():
+        case WorkerLost():
             return False
         case DeadlineUnmeetable():
             return error.retry_after_s is not None

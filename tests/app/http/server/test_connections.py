@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -216,6 +217,30 @@ def test_a_client_that_stops_sending_in_the_middle_is_not_waited_for(server: Wir
         connection.sendall(PLAIN[:-10])
         connection.shutdown(socket.SHUT_WR)
         assert everything(connection) == b""
+
+
+def test_a_client_that_goes_while_a_request_waits_behind_another_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The one that is being answered is withdrawn, though it is not the last that came."""
+    request = PATH + b"Content-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE
+    with wire() as server:
+        server.dispatch.wait_for = asyncio.Event()
+        with server.connect() as connection:
+            connection.sendall(request * 2)
+            until(lambda: bool(server.dispatch.questions))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        until(lambda: bool(server.dispatch.cancelled))
+        assert len(server.dispatch.questions) == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds; fail if it does not within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_client_that_waits_is_told_from_one_that_has_gone() -> None:
