@@ -22,6 +22,9 @@ _T = TypeVar("_T")
 _RETRY_AFTER_S = 1.0
 _SHARE = "memory"
 _SMALL = 2**16  # bytes
+# Pieces of work given to the thread. The results of all that are done meanwhile come in one turn of the event
+# loop, which others wait for: with 100 bodies inflated at once, 0.07 s.
+_GIVEN_AT_ONCE = 4
 
 
 class Memory:
@@ -34,6 +37,7 @@ class Memory:
         self.working = threading.Lock()
         self.lock = threading.Lock()
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="bodies")
+        self.given = asyncio.Semaphore(_GIVEN_AT_ONCE)
 
     def __repr__(self) -> str:
         return f"<Memory {self.taken} of {self.most_bytes} bytes taken>"
@@ -89,7 +93,8 @@ class Share:
                     self.keep(keeps(result))
                 return result
 
-        return await asyncio.get_running_loop().run_in_executor(self._memory.worker, counted)
+        async with self._memory.given:
+            return await asyncio.get_running_loop().run_in_executor(self._memory.worker, counted)
 
     async def run_if_large(
         self, size: int, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None
