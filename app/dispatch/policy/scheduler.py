@@ -152,7 +152,12 @@ class Scheduler:
             self._accept(entry.at_least(DEPTHS - 1), entry.deadline)
             return None
         wanted = self._wanted(entry, DEPTHS - 1, now)
-        return refusal(wanted, self._ahead(entry, wanted, DEPTHS - 1, streams), streams)
+        ahead = self._ahead(entry, wanted, DEPTHS - 1, streams)
+        refused = refusal(wanted, ahead, streams)
+        if refused is None:  # in time after all, by batches of images that are lowered as far as this one
+            lowered = entry.at_least(DEPTHS - 1).leaving(place_of(wanted, ahead, streams).batch_slack_s)
+            self._accept(lowered, self._hopeless_at(lowered))
+        return refused
 
     def readmit(self, entry: Entry, now: float) -> None:
         """Queue an entry that had been accepted before, when another worker or another dispatcher was there:

@@ -728,5 +728,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(self.left) == len(set(self.left))
 
 
+def test_what_is_in_time_only_among_images_as_low_as_itself_is_not_lost() -> None:
+    """An entry that was neither queued nor refused would have waited for ever."""
+    state = SchedulerMachine()
+    state.begin(batch_tokens=1, queue_images=2, threads=1, streams=1, overhead_s=0.0, caution=1.0)
+    first = {"falls": 0.0, "patience": 1.0, "priority": "high", "seconds": 4.0}
+    second = {"falls": 0.05, "patience": 5.0, "priority": "normal", "seconds": 1.5}
+    for asked in (first, second):
+        state.submit(caller="", tokens=1, wait_limit_s=float("inf"), **asked)
+        state.counts_agree()
+    state.teardown()
+
+
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=40)
