@@ -2,11 +2,11 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import Data, Take
@@ -105,7 +105,7 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
     body = bytearray()
     try:
         async with asyncio.timeout(left_s) as timeout:
-            async for chunk in _parts(request):
+            async for chunk in request.stream():
                 if len(body) + len(chunk) > limits.bytes:
                     raise _body_too_large(len(body) + len(chunk), limits)
                 body += chunk
@@ -124,17 +124,6 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
         share_of(request.scope).keep(0)
         raise
     return body
-
-
-async def _parts(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises ClientDisconnect where its end does not."""
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        more = message.get("more_body", False)
-        yield message.get("body", b"")
 
 
 def _deadline_s(request: Request, limits: BodyLimits) -> float:
