@@ -1,7 +1,8 @@
 """What was made of the options that came lately: clients ask for the same again and again."""
 
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from app.dispatch.questions import Expected
@@ -13,6 +14,8 @@ from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.priority import Priority
 from app.settings.settings import Settings
+
+_T = TypeVar("_T")
 
 _MOST, _LONGEST_QUERY = 1024, 512
 
@@ -44,21 +47,25 @@ class AskedLately:
         return found
 
 
+def by_query(function: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
+    """The function of a query, with what it made of those that came lately, the long ones apart. What it
+    gives back is not to be changed."""
+    remembering = lru_cache(_MOST)(function)
+
+    @wraps(function)
+    def lately(query: bytes) -> _T:
+        return (remembering if len(query) <= _LONGEST_QUERY else function)(query)
+
+    return lately
+
+
+@by_query
 def values_of_query(query: bytes) -> dict[str, Any]:
     """The names and values of a query, not to be changed. Raises InvalidValue for a name that comes twice."""
-    return _values(query) if len(query) <= _LONGEST_QUERY else _values.__wrapped__(query)
-
-
-def options_of_query(query: bytes) -> ImageOptions:
-    """The options of the one image of a request with this query. Raises InvalidValue."""
-    return _options(query) if len(query) <= _LONGEST_QUERY else _options.__wrapped__(query)
-
-
-@lru_cache(_MOST)
-def _values(query: bytes) -> dict[str, Any]:
     return single_values(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
 
 
-@lru_cache(_MOST)
-def _options(query: bytes) -> ImageOptions:
+@by_query
+def options_of_query(query: bytes) -> ImageOptions:
+    """The options of the one image of a request with this query. Raises InvalidValue."""
     return options_of(values_of_query(query), 0)

@@ -7,10 +7,8 @@ has been read, for what has come meanwhile and for all other forms of body.
 
 from dataclasses import dataclass
 
-from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.dispatch.questions import Expected
 from app.errors import Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import is_raw_image, kind_of
@@ -21,13 +19,10 @@ from app.http.paths import HUGGING_FACE, PATHS, QueryForm, known
 from app.http.problems import problem_response
 from app.http.routes.hugging_face import asked_of
 from app.http.routes.sagemaker import query_of
-from app.inference.option_layers import options_of, single_values
+from app.inference.asked_lately import by_query, options_of_query, values_of_query
+from app.inference.options import ImageOptions
 from app.messages.model import ModelInfo
-from app.priority import Priority
 from app.telemetry import metrics
-
-# What the queries that came lately ask for is remembered: a client sends the same again and again.
-_MOST_QUERIES, _LONGEST_QUERY = 1024, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +52,6 @@ class RefuseEarly:
     def __init__(self, app: ASGIApp, classification: Classification) -> None:
         self._app = app
         self._classification = classification
-        self._model: ModelInfo | None = None
-        self._asked: dict[tuple[QueryForm, Priority, bytes], Expected | None] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
@@ -81,34 +74,19 @@ class RefuseEarly:
     def _problem(self, scope: Scope, route: ImageRoute, model: ModelInfo) -> Problem | None:
         if not is_raw_image(kind_of(header_of(scope, b"content-type") or "")):
             return None
-        if model is not self._model:
-            self._model = model
-            self._asked.clear()
-        query = query_of(scope)
+        options_of = hugging_face_options if route.query == "hugging face" else options_of_query
         highest = self._classification.max_priority_of(scope)
-        key = (route.query, highest, query)
-        if key in self._asked:
-            expected = self._asked[key]
-        else:
-            expected = self._expected(query, route, model, highest)
-            if len(query) <= _LONGEST_QUERY:
-                if len(self._asked) >= _MOST_QUERIES:
-                    self._asked.clear()
-                self._asked[key] = expected
-        if expected is None:
+        try:
+            expected = self._classification.expected(options_of(query_of(scope)), model, highest)
+        except Problem:  # it cannot be answered, and the route has the words for it
             return None
         return self._classification.refusal(expected, caller_of(scope), seconds_since(scope))
 
-    def _expected(
-        self, query: bytes, route: ImageRoute, model: ModelInfo, highest: Priority
-    ) -> Expected | None:
-        """What the query asks for; None where it cannot be answered, for which the route has the words."""
-        try:
-            values = single_values(QueryParams(query.decode("latin-1")).multi_items())
-            options = asked_of(values)[0] if route.query == "hugging face" else options_of(values, None)
-            return self._classification.expected(options, model, highest)
-        except Problem:
-            return None
+
+@by_query
+def hugging_face_options(query: bytes) -> ImageOptions:
+    """The options of a query in Hugging Face's form. Raises InvalidValue."""
+    return asked_of(values_of_query(query))[0]
 
 
 def _route(scope: Scope, model: ModelInfo) -> ImageRoute | None:
