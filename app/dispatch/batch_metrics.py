@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import get_args
 
+from prometheus_client import Counter, Histogram
+
 from app.dispatch.fleet import Computing
-from app.dispatch.tallies import CounterTally, HistogramTally
 from app.messages.image import Ask, Lowered, Prediction
 from app.messages.model import ModelInfo
 from app.messages.to_dispatcher import Done
 from app.telemetry import metrics
+from app.telemetry.tallies import CounterTally, HistogramTally
 from models.schedule import Reducer, compute, keep_counts, macs, tokens_after
 
 _WRITE_EVERY_S = 0.25
@@ -19,27 +21,24 @@ class BatchMetrics:
     """Counts batches, and writes what it counted into the metrics now and then."""
 
     def __init__(self) -> None:
-        self._batches = {form: CounterTally(metrics.BATCHES.labels(form)) for form in ("dense", "ragged")}
+        self._all: list[CounterTally | HistogramTally] = []
+        self._batches = {form: self._counter(metrics.BATCHES.labels(form)) for form in ("dense", "ragged")}
         # There from the start, so that the first shows as a rise.
-        self._lowered = {reason: CounterTally(metrics.LOWERED.labels(reason)) for reason in get_args(Lowered)}
-        self._images = HistogramTally(metrics.BATCH_IMAGES)
-        self._tokens = HistogramTally(metrics.BATCH_TOKENS)
-        self._fill = HistogramTally(metrics.BATCH_FILL)
-        self._seconds = HistogramTally(metrics.BATCH_SECONDS)
-        self._error = HistogramTally(metrics.PREDICTION_ERROR)
-        self._ratio = HistogramTally(metrics.APPLIED_KEEP_RATIO)
-        self._kept = CounterTally(metrics.PATCHES_KEPT)
-        self._pruned = CounterTally(metrics.PATCHES_PRUNED)
-        self._unpruned_macs = CounterTally(metrics.COMPUTE_UNPRUNED)
-        self._saved_macs = CounterTally(metrics.COMPUTE_SAVED)
-        self._second_runs = CounterTally(metrics.SECOND_RUNS)
-        self._second_macs = CounterTally(metrics.COMPUTE_SECOND_RUNS)
-        self._all: tuple[CounterTally | HistogramTally, ...] = (
-            *(*self._batches.values(), *self._lowered.values()),
-            *(self._images, self._tokens, self._fill, self._seconds, self._error, self._ratio),
-            *(self._kept, self._pruned, self._unpruned_macs, self._saved_macs),
-            *(self._second_runs, self._second_macs),
-        )
+        self._lowered = {
+            reason: self._counter(metrics.LOWERED.labels(reason)) for reason in get_args(Lowered)
+        }
+        self._images = self._histogram(metrics.BATCH_IMAGES)
+        self._tokens = self._histogram(metrics.BATCH_TOKENS)
+        self._fill = self._histogram(metrics.BATCH_FILL)
+        self._seconds = self._histogram(metrics.BATCH_SECONDS)
+        self._error = self._histogram(metrics.PREDICTION_ERROR)
+        self._ratio = self._histogram(metrics.APPLIED_KEEP_RATIO)
+        self._kept = self._counter(metrics.PATCHES_KEPT)
+        self._pruned = self._counter(metrics.PATCHES_PRUNED)
+        self._unpruned_macs = self._counter(metrics.COMPUTE_UNPRUNED)
+        self._saved_macs = self._counter(metrics.COMPUTE_SAVED)
+        self._second_runs = self._counter(metrics.SECOND_RUNS)
+        self._second_macs = self._counter(metrics.COMPUTE_SECOND_RUNS)
         self._unwritten_since: float | None = None
         self._model: ModelInfo | None = None
         self._macs = 0  # of an unpruned image
@@ -90,6 +89,16 @@ class BatchMetrics:
         for reason in computing.lowered:
             if reason is not None:
                 self._lowered[reason].add()
+
+    def _counter(self, counter: Counter) -> CounterTally:
+        tally = CounterTally(counter)
+        self._all.append(tally)
+        return tally
+
+    def _histogram(self, histogram: Histogram) -> HistogramTally:
+        tally = HistogramTally(histogram)
+        self._all.append(tally)
+        return tally
 
     def _count_images(self, model: ModelInfo, answered: Sequence[tuple[Ask, Prediction]]) -> None:
         arch, stages = model.architecture, model.method.stages

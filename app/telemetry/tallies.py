@@ -1,20 +1,59 @@
-"""Durations that come many times with every request, written to the metrics together.
+"""Metrics that are counted in plain numbers, and written now and then.
 
-To observe one takes a process that shares its metrics by files as long as all else that it does for a metric
-ten times over. So they are kept for a moment, and then written at once. Whoever reads the metrics of all
-processes waits ``LATEST_S`` first: then all is there that was observed before. Counts of images and requests
-are not kept: a process that is killed takes no answered one with it.
+With several processes a metric is a number in a mapped file, and counting with it takes some ten
+microseconds. Who counts thousands of times a second adds up here and writes the sums: the dispatcher when it
+sees fit, the front end by `observe`, which keeps durations that come many times with every request for a
+moment. Whoever reads the metrics of all processes waits ``LATEST_S`` first: then all is there that was
+observed before. Counts of images and requests are not kept: a process that is killed takes no answered one
+with it.
 """
 
 import asyncio
 import os
 from bisect import bisect_left
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 from app.telemetry import metrics
 
 LATEST_S = 0.05
+
+
+class CounterTally:
+    """What is to be added to a counter."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._sum = 0.0
+
+    def add(self, amount: float = 1.0) -> None:
+        """Count so much more."""
+        self._sum += amount
+
+    def write(self) -> None:
+        """Into the counter."""
+        if self._sum:
+            self._counter.inc(self._sum)
+            self._sum = 0.0
+
+
+class HistogramTally:
+    """What is to be added to a histogram without labels."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._values: list[float] = []
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._values.append(value)
+
+    def write(self) -> None:
+        """Into the histogram."""
+        if self._values:
+            observe_all(self._histogram, self._values)
+            self._values = []
+
 
 _observed: dict[tuple[Histogram, tuple[str, ...]], list[float]] = {}
 _shares_files = metrics.SLOT_VARIABLE in os.environ
@@ -64,5 +103,5 @@ def _keeps() -> bool:
     return True
 
 
-def _child(metric: metrics.Labelled, labels: tuple[str, ...]) -> metrics.Labelled:
-    return metrics.labelled(metric, *labels) if labels else metric
+def _child(histogram: Histogram, labels: tuple[str, ...]) -> Histogram:
+    return metrics.labelled(histogram, *labels) if labels else histogram
