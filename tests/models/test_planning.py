@@ -17,7 +17,8 @@ from models.plan import Asked, Table
 from models.planning import order_of, plan_of
 from models.pruned_vit import PrunedViT
 from models.ragged import all_on_device
-from models.schedule import CRITERIA, REDUCERS, Pruning, Stages, keep_counts
+from models.schedule import REDUCERS, Pruning, Stages, keep_counts
+from tests.models.batches import batches
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -145,19 +146,7 @@ def test_arrays_travel_as_they_are() -> None:
     ]
 )
 @settings(max_examples=10)
-@given(
-    prunings=st.lists(
-        st.builds(
-            Pruning,
-            keep_ratio=st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1),
-            criterion=st.sampled_from(CRITERIA),
-            reducer=st.sampled_from(REDUCERS),
-        )
-        | st.builds(Pruning, keep_mass=st.floats(0.01, 1), reducer=st.sampled_from(["drop", "fuse"])),
-        min_size=1,
-        max_size=6,
-    )
-)
+@given(prunings=batches())
 def test_in_one_table_is_as_run_by_run(
     make_vit: MakeViT, make_pixels: MakePixels, arguments: dict[str, Any], rows: Any, prunings: list[Pruning]
 ) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from models.pruned_vit import PrunedViT
 from models.ragged import Packing, Run, rounded, runs_of
-from models.schedule import CRITERIA, REDUCERS, Pruning, keep_counts
+from models.schedule import CRITERIA, Pruning, keep_counts
+from tests.models.batches import batches
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -132,20 +133,6 @@ def test_select_takes_rows_by_number() -> None:
 
 
 # The network on ragged batches.
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> list[Pruning]:
-    """Prunings of up to six images; ratios that coincide are as likely as not."""
-    share = st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1)
-    criterion, seed = st.sampled_from(CRITERIA), st.integers(0, 2**31)
-    by_ratio = st.builds(
-        Pruning, keep_ratio=share, criterion=criterion, reducer=st.sampled_from(REDUCERS), seed=seed
-    )
-    by_mass = st.builds(
-        Pruning, keep_mass=share, criterion=criterion, reducer=st.sampled_from(["drop", "fuse"]), seed=seed
-    )
-    return draw(st.lists(by_ratio | by_mass, min_size=1, max_size=6))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

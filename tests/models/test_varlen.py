@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import models.attention
 import models.varlen
 from models.pruned_vit import PrunedViT
-from models.schedule import CRITERIA, REDUCERS, Pruning
+from models.schedule import Pruning
 from models.varlen import takes_varlen
+from tests.models.batches import batches
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -82,18 +82,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("arguments", VARIANTS, ids=["CLS", "norms", "all rows"])
 @settings(max_examples=25)
-@given(
-    prunings=st.lists(
-        st.builds(
-            Pruning,
-            keep_ratio=st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1),
-            criterion=st.sampled_from(CRITERIA),
-            reducer=st.sampled_from(REDUCERS),
-        ),
-        min_size=1,
-        max_size=6,
-    )
-)
+@given(prunings=batches(by_mass=False))
 def test_one_call_gives_what_the_runs_give(
     make_vit: MakeViT, make_pixels: MakePixels, arguments: dict[str, Any], prunings: list[Pruning]
 ) -> None:

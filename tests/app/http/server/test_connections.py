@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.settings.settings import Settings
+from tests.app.dispatch.rig import wait_for
 from tests.app.fakes import encoded
 from tests.app.http.wire import Wire, answer, answers, everything, wire
 
@@ -228,19 +229,11 @@ def test_a_client_that_goes_while_a_request_waits_behind_another_is_no_fault(
         server.dispatch.wait_for = asyncio.Event()
         with server.connect() as connection:
             connection.sendall(request * 2)
-            until(lambda: bool(server.dispatch.questions))
+            wait_for(lambda: bool(server.dispatch.questions), "the first request")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        until(lambda: bool(server.dispatch.cancelled))
+        wait_for(lambda: bool(server.dispatch.cancelled), "its end")
         assert len(server.dispatch.questions) == 1
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Return when it holds; fail if it does not within ten seconds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_client_that_waits_is_told_from_one_that_has_gone() -> None:
