@@ -47,12 +47,13 @@ def _by_runs(
     tokens: Tokens,
     sizes: Tensor,
     keys: KeysOf,
-    attention: Float[Tensor, "B N"],
+    weights: Float[Tensor, "B N"],
     values: Float[Tensor, "B N"],
     stage: StagePlan,
     prefix: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, ids and sizes that are left."""
+    """Rows, ids and sizes that are left. ``weights``: the attention that patches get, of all heads on
+    average."""
     rows: list[Tensor] = []
     ids: list[Tensor] = []
     new_sizes: list[Tensor] = []
@@ -71,7 +72,7 @@ def _by_runs(
             own_rows, left_sizes, places = merge(own_rows, compared[:, middle], left_sizes, count)
         elif count < patches:
             places = most_important(values[own, :patches], count)
-            fused = fuse(own_rows, attention[own, :patches], places)
+            fused = fuse(own_rows, weights[own, :patches], places)
             own_rows = torch.take_along_dim(own_rows, places.unsqueeze(2), dim=1)
             left_sizes = left_sizes[:, :count]
             after = torch.cat((after, fused), dim=1)
@@ -93,7 +94,7 @@ def _in_one(
     tokens: Tokens,
     sizes: Tensor,
     keys: KeysOf,
-    attention: Float[Tensor, "B N"],
+    weights: Float[Tensor, "B N"],
     values: Float[Tensor, "B N"],
     stage: StagePlan,
     plan: Reduction,
@@ -118,7 +119,7 @@ def _in_one(
         patches = slice(prefix, prefix + plan.fusing.patches)
         fused = fuse_dropped(
             side_by_side(rows[0], plan.fusing, tables)[:, patches],
-            attention[own, : plan.fusing.patches],
+            weights[own, : plan.fusing.patches],
             dropped[:, patches],
         )
         rows.append(fused.flatten(0, 1))
