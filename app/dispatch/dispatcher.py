@@ -114,7 +114,7 @@ class Dispatcher:
             mine = [key for key in self._images if key[0] == peer]
             for key in mine:
                 self._withdraw(key)
-            log.info("a front end has gone; %d of its images are dropped", len(mine))
+            log.info("a front end has gone%s", f"; {len(mine)} of its images are dropped" if mine else "")
         elif (worker := self._fleet.members.get(peer)) is not None:
             self._worker_lost(peer, worker)
 

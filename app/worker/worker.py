@@ -136,7 +136,8 @@ class WorkerLoop:
         except Gone:
             now = time.monotonic()
             if self._lost.due(now) is not None:
-                log.info("the dispatcher has gone; what is being computed for it is dropped")
+                dropped = "; what is being computed for it is dropped" if self._computing else ""
+                log.info("the dispatcher has gone%s", dropped)
             self._beat()
             # One that hangs up at once does not want this worker: the others have another model.
             time.sleep(_TRY_EVERY_S if now > connected + _SETTLED_S else _UNWANTED_S)
