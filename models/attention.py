@@ -3,9 +3,8 @@
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.packed import PackedLinear
 from models.ragged import Run, Tokens
 from models.varlen import takes_varlen, varlen
 from models.windows import takes_windows, windowed
@@ -24,11 +23,6 @@ def heads(attn: Attention, rows: Tensor) -> tuple[Tensor, ...]:
     return split.permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def computes_parts(attn: Attention) -> bool:
-    """Whether `queries` and `keys_and_values` can be had apart. A quantised layer is computed whole."""
-    return isinstance(attn.qkv, nn.Linear | PackedLinear)
-
-
 def parts_of_qkv(attn: Attention) -> tuple[slice, slice]:
     """The outputs of the qkv layer that are queries, and those that are keys and values."""
     width = width_of(attn)
@@ -42,19 +36,12 @@ def _heads_of_rows(attn: Attention, rows: Tensor) -> tuple[Tensor, ...]:
 
 def queries(attn: Attention, normed: Tensor) -> Tensor:
     """The query rows [*rows, H * D] alone."""
-    return _part(attn, normed, parts_of_qkv(attn)[0])
+    return attn.qkv.part(normed, parts_of_qkv(attn)[0])
 
 
 def keys_and_values(attn: Attention, normed: Tensor) -> Tensor:
     """The key and value rows [*rows, 2 * H * D] alone."""
-    return _part(attn, normed, parts_of_qkv(attn)[1])
-
-
-def _part(attn: Attention, normed: Tensor, outputs: slice) -> Tensor:
-    if isinstance(attn.qkv, PackedLinear):
-        return attn.qkv.part(normed, outputs)
-    bias = None if attn.qkv.bias is None else attn.qkv.bias[outputs]
-    return F.linear(normed, attn.qkv.weight[outputs], bias)
+    return attn.qkv.part(normed, parts_of_qkv(attn)[1])
 
 
 def self_attention(attn: Attention, normed: Tensor, tokens: Tokens, exact: bool) -> Tensor:

@@ -9,7 +9,6 @@ from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 
 from models.attention import (
-    computes_parts,
     cross_attention,
     heads,
     keys_and_values,
@@ -17,7 +16,7 @@ from models.attention import (
     self_attention,
     width_of,
 )
-from models.mlp import mlp
+from models.linear.mlp import mlp
 from models.plan import Group, StagePlan
 from models.ragged import Packing, Tokens
 from models.reduction import reduce
@@ -60,10 +59,9 @@ def look(
     first row, where they are of different lengths."""
     attn = block.attn
     normed = block.norm1(tokens.rows)
-    if rows == "all" or not computes_parts(attn):
-        width = width_of(attn)
-        all_queries, source = attn.qkv(normed).tensor_split((width,), dim=-1)
-        deciding = all_queries if rows == "all" else _first_of_each(all_queries, tokens.packing, first_rows)
+    if rows == "all":
+        deciding, source = attn.qkv(normed).tensor_split((width_of(attn),), dim=-1)
+        all_queries = deciding
     else:
         all_queries, source = None, keys_and_values(attn, normed)
         with torch.no_grad():

@@ -13,13 +13,16 @@ from models.attention import parts_of_qkv
 from models.cascade import margins, second_run_compute
 from models.device import input_dtype
 from models.graphs import GraphedModel
-from models.int8 import quantise_linears
+from models.linear.int8 import Int8Linear
+from models.linear.kernels import make_kernels
+from models.linear.layer import replace_linears
+from models.linear.packed import PackedLinear, PackedPatches, can_pack, packs_patches
 from models.load.errors import ModelError
-from models.packed import PackedPatches, can_pack, pack_linears, packs_patches
 from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
 from models.schedule import UNPRUNED, Pruning, compute_of_counts
 from models.transforms import InputSpec
+from models.windows import takes_windows
 
 
 @runtime_checkable
@@ -96,16 +99,16 @@ class Classifier:
     def __init__(
         self, model: PrunedViT, spec: InputSpec, device: str, dtype: torch.dtype, *, graphs: bool = False
     ) -> None:
+        blocks, stages = model.vit.blocks, model.stages.blocks
+        # Stages compute queries apart from keys and values.
+        parts = {f"{stage}.attn.qkv": parts_of_qkv(blocks[stage].attn) for stage in stages}
         if dtype == torch.int8:
-            quantise_linears(model.vit.blocks)
+            replace_linears(blocks, Int8Linear, parts)
         self._between = input_dtype(device, dtype)
         self.model = model.to(device=device, dtype=self._between).eval()
         _refuse_overflow(self.model, self._between)
         if device == "cpu" and can_pack(self._between):
-            blocks = model.vit.blocks
-            # Stages compute queries apart from keys and values.
-            parts = {f"{stage}.attn.qkv": parts_of_qkv(blocks[stage].attn) for stage in model.stages.blocks}
-            pack_linears(blocks, parts)
+            replace_linears(blocks, PackedLinear, parts)
             if packs_patches(model.vit.patch_embed):
                 model.packed_patches = PackedPatches(model.vit.patch_embed.proj)
         self.spec = spec
@@ -117,6 +120,18 @@ class Classifier:
         )
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize(device)  # from now on any stream may read the weights
+
+    @torch.inference_mode()
+    def make_kernels(self, most_rows: int, enough_s: float) -> None:
+        """Make ahead, in ``enough_s`` seconds at most, what linear layers need for pruned batches of up to
+        ``most_rows`` rows. Does nothing where new numbers of rows are not slow (see `takes_windows`)."""
+        like = next(self.model.parameters())
+        if takes_windows(like):
+            # All blocks are alike, but only a stage's computes parts.
+            stages = self.model.stages.blocks
+            block = self.model.vit.blocks[stages[0] if stages else 0]
+            parts = parts_of_qkv(block.attn) if stages else ()
+            make_kernels(block, parts, like, most_rows, enough_s)
 
     @torch.inference_mode()
     def classify(

@@ -16,6 +16,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from models.blocks import plain_block
+from models.linear.layer import replace_linears
+from models.linear.plain import PlainLinear
 from models.pruner import Pruner
 from models.ragged import Kept, Packing, Tokens
 from models.schedule import UNPRUNED, Architecture, Pruning, Rows, Stages, default_stages
@@ -43,7 +45,8 @@ class Output:
 
 
 class PrunedViT(nn.Module):
-    """A timm ViT whose every image chooses its own pruning; in the mode that the ViT is in.
+    """A timm ViT whose every image chooses its own pruning; in the mode that the ViT is in. The linear layers
+    of its blocks are replaced by ones that do the same and more (models.linear.plain).
 
     Raises UnsupportedModelError for a model it does not know how to prune.
     """
@@ -58,10 +61,11 @@ class PrunedViT(nn.Module):
             raise UnsupportedModelError(
                 "the stages read the CLS row, but it has no CLS token (use rows='all')"
             )
+        replace_linears(vit.blocks, PlainLinear)
         self.vit = vit
         self.stages = stages
         self.arch = architecture_of(vit)
-        # Takes the place of the patch embedding where something is pruned (models.packed).
+        # Takes the place of the patch embedding where something is pruned (models.linear.packed).
         self.packed_patches: nn.Module | None = None
         self._first_stage = stages.blocks[0] if stages.blocks else len(vit.blocks)
         self.train(vit.training)

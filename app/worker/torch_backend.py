@@ -22,7 +22,6 @@ from app.worker.learned import Learned, recall, remember
 from app.worker.loading import describe, load_model
 from app.worker.warm_up import time_batches
 from models.classifier import Classifier, ImageRequest
-from models.kernels import make_kernels
 from models.load import ModelError
 from models.pruned_vit import check_against_timm
 from models.schedule import REDUCERS, UNPRUNED, Pruning
@@ -72,7 +71,7 @@ class TorchBackend:
         self._classifier = Classifier(loaded.model, loaded.input, self.device, self.dtype, graphs=graphs)
         if learned is None:
             # Before the first stage a pruned batch has up to twice its mean tokens, which are limited.
-            make_kernels(self._classifier.model, 2 * self.limits.batch_tokens, _KERNELS_S)
+            self._classifier.make_kernels(2 * self.limits.batch_tokens, _KERNELS_S)
             self._warm_up()
             measured = time_batches(self._classify_blank, info.architecture, info.method.stages, self.limits)
             learned = Learned(info, self.limits, measured)

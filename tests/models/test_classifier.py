@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models import device
 from models.classifier import Classifier, ImageRequest, Prediction, normalise
-from models.int8 import Int8Linear
+from models.linear.int8 import Int8Linear
 from models.pruned_vit import PrunedViT
 from models.schedule import Criterion, Pruning, Stages, compute, keep_counts
 from models.transforms import InputSpec

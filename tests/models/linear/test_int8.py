@@ -14,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models import device
-from models.int8 import LARGEST, ZERO_POINT, Int8Linear, quantise_linears, quantise_rows
+from models.linear.int8 import LARGEST, ZERO_POINT, Int8Linear, quantise_rows
+from models.linear.layer import replace_linears
 from models.pruned_vit import PrunedViT, check_against_timm
 from models.schedule import UNPRUNED, Pruning
 
@@ -155,6 +156,20 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(
         assert torch.equal(layer(rows), alone)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_part_is_that_of_the_whole(bias: bool) -> None:
+    """To the bit, and only the parts that were named can be had."""
+    linear = nn.Linear(67, 29, bias=bias)
+    layer = Int8Linear(linear, [slice(0, 11), slice(11, 29)])
+    rows = torch.randn(7, 67, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = layer(rows)
+        for part in (slice(0, 11), slice(11, 29)):
+            assert torch.equal(layer.part(rows, part), whole[:, part])
+        with pytest.raises(KeyError):
+            layer.part(rows, slice(0, 12))
+
+
 def test_scales_keep_their_precision_in_a_model_of_another_dtype() -> None:
     """`to` rounds the bias and neither the scales nor the packed weight."""
     layer = Int8Linear(nn.Linear(67, 29)).to(torch.bfloat16)
@@ -197,7 +212,7 @@ def test_logits_are_near_those_of_float32(
     """Every family's logits are float32's but for the error of quantisation, and not float32's own."""
     pixels = make_pixels(3)
     quantised = deepcopy(family)
-    quantise_linears(quantised.blocks)
+    replace_linears(quantised.blocks, Int8Linear)
     quantised.to(dtype)
     with torch.inference_mode():
         want = PrunedViT(family)(pixels, [UNPRUNED] * 3).logits
@@ -210,7 +225,7 @@ def test_blocks_only_are_quantised(family: VisionTransformer) -> None:
     """No plain linear layer is left in a block; patch embedding and head stay as they are."""
     head, embedding = family.head, family.patch_embed.proj
     plain = {name for name, module in family.named_modules() if type(module) is nn.Linear}
-    quantise_linears(family.blocks)
+    replace_linears(family.blocks, Int8Linear)
     replaced = {name for name, module in family.named_modules() if type(module) is Int8Linear}
     assert replaced == {name for name in plain if name.startswith("blocks.")}
     assert len(replaced) >= 4 * len(family.blocks)
@@ -221,7 +236,7 @@ def test_blocks_only_are_quantised(family: VisionTransformer) -> None:
 def test_ratio_1_is_still_timms_forward(make_vit: MakeViT, make_pixels: MakePixels) -> None:
     """Quantised layers do for timm's own forward pass what they do for the pruned one."""
     vit = make_vit()
-    quantise_linears(vit.blocks)
+    replace_linears(vit.blocks, Int8Linear)
     check_against_timm(PrunedViT(vit), make_pixels(2))
 
 
@@ -232,7 +247,8 @@ def test_an_image_in_a_ragged_batch_is_treated_as_alone(
     """Among images of other ratios, an image keeps the patches that it keeps alone and has nearly the logits
     it has alone. (The layers give the same bits. Attention is left, whose differences may tip a rounding.)"""
     model = PrunedViT(make_vit())
-    quantise_linears(model.vit.blocks)
+    parts = {f"{stage}.attn.qkv": (slice(0, 66), slice(66, 198)) for stage in model.stages.blocks}
+    replace_linears(model.vit.blocks, Int8Linear, parts)
     model.to(dtype)
     prunings = [
         Pruning(0.7),

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.classifier import Classifier, normalise
-from models.packed import PackedLinear, PackedPatches, can_pack, packs_patches
+from models.linear.packed import PackedLinear, PackedPatches, can_pack, packs_patches
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning
 from models.transforms import InputSpec

@@ -5,7 +5,10 @@ kernel of PyTorch that TorchInductor makes of it; here it is called without a co
 another shape. (torchao without the compiler takes three to nine times as long as bfloat16.)
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -26,29 +29,54 @@ class Int8Linear(nn.Module):
     channel, found once, the input one per row, found as it comes; both are symmetric.
 
     No row has a say in another's scale and sums of integers are exact, so a row's output is the same to the
-    bit in any batch. It is not for training.
+    bit in any batch, and an output is whether it is computed with the others or apart. It is not for
+    training. ``parts``: the ranges of outputs that `part` can be asked for.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, parts: Sequence[slice] = ()) -> None:
         super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float()
         # Attributes and not buffers: `to` must neither round the scales nor move what oneDNN has packed.
-        self.channel_scales = weight.abs().amax(dim=1).clamp_(min=SMALLEST).div_(127)
-        self.channel_zeros = torch.zeros(len(weight), dtype=torch.int32)
-        integers = (weight / self.channel_scales.unsqueeze(1)).round_().to(torch.int8)
-        self.packed_weight = torch.ops.onednn.qlinear_prepack(integers, None)
+        self._whole = _Weight(weight)
+        self._parts = {(part.start, part.stop): _Weight(weight[part]) for part in parts}
         self.bias = linear.bias
 
     def forward(self, x: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
         """``x`` times the weight plus the bias, in the dtype of ``x``."""
+        return self._whole.product(x, self.bias)
+
+    def part(self, x: Float[Tensor, "*rows inputs"], outputs: slice) -> Float[Tensor, "*rows some_outputs"]:
+        """These outputs alone. KeyError for a range that was not among ``parts``."""
+        bias = None if self.bias is None else self.bias[outputs]
+        return self._parts[outputs.start, outputs.stop].product(x, bias)
+
+    def with_gelu(self, x: Float[Tensor, "*rows inputs"], approximate: str) -> Float[Tensor, "*rows outputs"]:
+        """GELU of all outputs; ``approximate`` as `nn.GELU` has it."""
+        return F.gelu(self(x), approximate=approximate)
+
+
+class _Weight:
+    """A weight [outputs, inputs] as oneDNN multiplies by it: integers, and a scale for each output."""
+
+    def __init__(self, weight: Float[Tensor, "outputs inputs"]) -> None:
+        self.scales = weight.abs().amax(dim=1).clamp_(min=SMALLEST).div_(127)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        integers = (weight / self.scales.unsqueeze(1)).round_().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(integers, None)
+
+    def product(
+        self, x: Float[Tensor, "*rows inputs"], bias: Tensor | None
+    ) -> Float[Tensor, "*rows outputs"]:
+        """``x``, its rows quantised, times the weight plus the bias."""
         integers, scales = quantise_rows(x)
         product = torch.ops.onednn.qlinear_pointwise(
             integers,
             1.0,  # the kernel takes one scale for all rows, so theirs follow below
             ZERO_POINT,
-            self.packed_weight,
-            self.channel_scales,
-            self.channel_zeros,
+            self.packed,
+            self.scales,
+            self.zeros,
             None,  # bias: neither before the rows' scales
             1.0,  # scale and zero point of an integer output
             0,
@@ -57,7 +85,7 @@ class Int8Linear(nn.Module):
             [],
             "",
         )
-        return product.mul_(scales) if self.bias is None else torch.addcmul(self.bias, product, scales)
+        return product.mul_(scales) if bias is None else torch.addcmul(bias, product, scales)
 
 
 def quantise_rows(
@@ -71,10 +99,3 @@ def quantise_rows(
     integers = x.div(scales).round_().to(torch.int8)
     # Plus 128 modulo 256; the conversion straight to uint8 is several times slower.
     return integers.view(torch.uint8).add_(ZERO_POINT), scales
-
-
-def quantise_linears(module: nn.Module) -> None:
-    """Replace every plain linear layer within ``module``, in place."""
-    for name, child in list(module.named_modules()):
-        if type(child) is nn.Linear:
-            module.set_submodule(name, Int8Linear(child))

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.classifier import Classifier
-from models.kernels import make_kernels
-from models.packed import can_pack
+from models.linear.packed import can_pack
 from models.pruned_vit import PrunedViT
 from models.schedule import REDUCERS, Pruning
 from models.transforms import InputSpec
@@ -37,24 +36,24 @@ class Layers(TorchDispatchMode):
 
 
 @pytest.fixture
-def model(make_vit: Callable[..., VisionTransformer]) -> PrunedViT:
+def classifier(make_vit: Callable[..., VisionTransformer]) -> Classifier:
     """In bfloat16, with packed layers."""
     if not can_pack(torch.bfloat16):
         pytest.skip("this CPU does not compute in bfloat16")
-    return Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.bfloat16).model
+    return Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.bfloat16)
 
 
-def made(model: PrunedViT, most_rows: int, enough_s: float = 60.0) -> set[tuple[int, int, int, str]]:
+def made(classifier: Classifier, most_rows: int, enough_s: float = 60.0) -> set[tuple[int, int, int, str]]:
     with Layers() as layers:
-        make_kernels(model, most_rows, enough_s)
+        classifier.make_kernels(most_rows, enough_s)
     return layers.seen
 
 
-def test_batches_find_their_kernels(model: PrunedViT, make_pixels: Callable[..., Tensor]) -> None:
+def test_batches_find_their_kernels(classifier: Classifier, make_pixels: Callable[..., Tensor]) -> None:
     """All but those for a number of images, from one that is not pruned yet to the head."""
-    images = 8
+    images, model = 8, classifier.model
     tokens = model.arch.prefix_tokens + model.arch.patches
-    there = made(model, images * tokens)
+    there = made(classifier, images * tokens)
     draw = random.Random(0)
     pixels = make_pixels(images).bfloat16()
     with torch.inference_mode(), Layers() as layers:
@@ -70,12 +69,13 @@ def test_batches_find_their_kernels(model: PrunedViT, make_pixels: Callable[...,
     assert pruned <= there, sorted(pruned - there)
 
 
-def test_up_to_so_many_rows(model: PrunedViT) -> None:
+def test_up_to_so_many_rows(classifier: Classifier) -> None:
     """Each number once, and none where there is no time."""
-    assert {rows for rows, *_ in made(model, 21)} == {4, 8, 12, 16, 20}
-    assert not made(model, 21, enough_s=0.0)
+    assert {rows for rows, *_ in made(classifier, 21)} == {4, 8, 12, 16, 20}
+    assert not made(classifier, 21, enough_s=0.0)
 
 
-def test_float32_needs_none(model: PrunedViT) -> None:
+def test_float32_needs_none(classifier: Classifier) -> None:
     """Its kernels serve all shapes."""
-    assert not made(model.float(), 21)
+    classifier.model.float()
+    assert not made(classifier, 21)
