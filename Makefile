@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check audit install format clean
+.PHONY: serve test check audit docs install format clean
 
 serve: $(VENV)/.installed        ## start the server with the bundled model
 	$(BIN)/trimvit serve $(ARGS)
@@ -23,6 +23,10 @@ check: $(VENV)/.installed-dev    ## format, lint, types, import contracts, Docke
 audit: $(VENV)/.installed-dev    ## known vulnerabilities of what is installed; asks the network
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/installed.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/installed.txt $(ARGS)
+
+docs: $(VENV)/.installed-dev     ## the documentation as a site in build/site; links are checked
+	$(BIN)/python docs/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 install: $(VENV)/.installed-dev  ## everything for development
 

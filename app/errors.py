@@ -54,79 +54,79 @@ class UnreadableRequest(ClientProblem):
 
 
 class Unauthorized(ClientProblem):
-    """No API key, or one that is not valid."""
+    """The API key is missing or not valid."""
 
     status, slug, title = 401, "unauthorized", "A valid API key is needed"
 
 
 class PriorityNotAllowed(ClientProblem):
-    """The priority is above what the operator allows this caller."""
+    """The operator does not allow this caller the priority that it asked for."""
 
     status, slug, title = 403, "priority-not-allowed", "The priority is not allowed"
 
 
 class CrossSiteRequest(ClientProblem):
-    """A page of another site, which may not call, sent the request."""
+    """A page of another site sent the request, and `--cors-origins` does not allow that site."""
 
     status, slug, title = 403, "cross-site-request", "Pages of other sites may not send this"
 
 
 class NotFound(ClientProblem):
-    """No such path."""
+    """The path does not exist."""
 
     status, slug, title = 404, "not-found", "There is nothing here"
 
 
 class MethodNotAllowed(ClientProblem):
-    """The path does not take this method."""
+    """The path does not support this method."""
 
     status, slug, title = 405, "method-not-allowed", "The path does not take this method"
 
 
 class TooSlow(ClientProblem):
-    """The request did not come in the time that it may take."""
+    """The head or the body did not arrive in the time allowed."""
 
     status, slug, title = 408, "too-slow", "The request came too slowly"
 
 
 class TooLarge(ClientProblem):
-    """More bytes, pixels or images than the limits allow."""
+    """The request has more bytes, pixels or images than the limits allow."""
 
     status, slug, title = 413, "too-large", "The request is too large"
 
 
 class UnsupportedMediaType(ClientProblem):
-    """The Content-Type, or the image's own format, is not one that is taken."""
+    """The body is not an image, its format is not supported, or its encoding is not gzip or deflate."""
 
     status, slug, title = 415, "unsupported-media-type", "The content type is not supported"
 
 
 class ExpectationFailed(ClientProblem):
-    """The Expect header asks for something other than 100-continue."""
+    """The Expect header asks for something other than `100-continue`."""
 
     status, slug, title = 417, "expectation-failed", "What the request expects cannot be done"
 
 
 class MisdirectedRequest(ClientProblem):
-    """The request is for a host that this server does not answer for."""
+    """The Host header names a host that this server does not serve; see `--allowed-hosts`."""
 
     status, slug, title = 421, "misdirected-request", "The server does not answer to this name"
 
 
 class InvalidValue(ClientProblem):
-    """An option is unknown or out of range."""
+    """An option is unknown, or its value is out of range."""
 
     status, slug, title = 422, "invalid-value", "A value is not allowed"
 
 
 class UndecodableImage(ClientProblem):
-    """The bytes are not a complete, sound image."""
+    """The bytes are not a complete, valid image, or what its samples mean is unknown."""
 
     status, slug, title = 422, "undecodable-image", "The image cannot be decoded"
 
 
 class HeadersTooLarge(ClientProblem):
-    """The request line and the headers have more bytes than a head may have."""
+    """The request line and the headers are larger than 64 KiB."""
 
     status, slug, title = 431, "headers-too-large", "The request's head is too large"
 
@@ -136,48 +136,48 @@ class ServerProblem(Problem):
 
 
 class QueueFull(ServerProblem):
-    """More images are waiting than the queue holds."""
+    """Too many images are waiting, or the predicted wait is longer than `--max-queue-s`."""
 
     status, slug, title = 429, "queue-full", "Too many images are waiting"
 
 
 class NotReady(ServerProblem):
-    """No worker has a model loaded and answers, or images cannot be decoded."""
+    """No worker is ready, images cannot be decoded at present, or the server is shutting down."""
 
     status, slug, title = 503, "not-ready", "The server is not ready"
 
 
 class DeadlineUnmeetable(ServerProblem):
-    """The deadline is predicted to pass before the image could be computed."""
+    """The predicted wait exceeds the deadline. Without `Retry-After`, an idle server is too slow as well."""
 
     status, slug, title = 503, "deadline-unmeetable", "The deadline cannot be met"
 
 
 class Overloaded(ServerProblem):
-    """More connections, or more bytes of requests, than one process may hold."""
+    """The process holds as many connections or request bytes as it may."""
 
     status, slug, title = 503, "overloaded", "The server holds as much as it can"
 
 
 class OutOfMemory(ServerProblem):
-    """The device's memory does not suffice for one image, for now."""
+    """The device does not have enough memory for even one image at present."""
 
     status, slug, title = 503, "out-of-memory", "There is not enough memory"
 
 
 class WorkerLost(ServerProblem):
-    """Two workers died while they computed the image. It must not be sent again: it may be why."""
+    """Two workers died while they computed the image. Do not send it again: it may be the cause."""
 
     status, slug, title = 500, "engine-lost", "The worker was lost while it worked on the request"
 
 
 class DeadlinePassed(ServerProblem):
-    """The answer would have come too late."""
+    """The deadline passed before the answer was ready."""
 
     status, slug, title = 504, "deadline-passed", "The deadline has passed"
 
 
 class InternalFault(ServerProblem):
-    """A bug of ours, which the log has under the request id, or an image that the network cannot compute."""
+    """A bug in the server, logged under the request id, or an image whose scores are not finite."""
 
     status, slug, title = 500, "internal-fault", "Something went wrong in the server"

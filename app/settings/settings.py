@@ -13,7 +13,7 @@ from app.settings.variables import PREFIX, settings_in
 
 
 class Settings(
-    # The help and the README list the flags in this order, from below: pydantic begins with the last one.
+    # The help lists the flags in this order, from below: pydantic begins with the last one.
     TelemetrySettings,
     ProcessSettings,
     LimitSettings,

@@ -80,19 +80,19 @@ def assert_as_v1(server: Server, result: triton.InferResult, images: list[bytes]
         assert (kept == np.array([stage["grid"] for stage in wanted["mask"]], bool)).mean() > 0.9
 
 
-# The README.
+# docs/clients.md.
 
 ROOT = Path(__file__).parents[2]
 SNIPPETS = [
     snippet
-    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs/clients.md").read_text(), re.DOTALL)
     if "trimvit_client" not in snippet  # our own client: see test_command_line.py
 ]
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.splitlines()[0])
-def test_a_snippet_of_the_readme_works(server: Server, snippet: str) -> None:
-    """Each Python snippet of the README runs as it stands and finds the church."""
+def test_a_snippet_of_the_documentation_works(server: Server, snippet: str) -> None:
+    """Each Python snippet runs as it stands and finds the church."""
     assert "127.0.0.1:8000" in snippet
     here = snippet.replace("127.0.0.1:8000", server.url.removeprefix("http://"))
     done = subprocess.run(
@@ -101,7 +101,7 @@ def test_a_snippet_of_the_readme_works(server: Server, snippet: str) -> None:
     assert "church" in done.stdout
 
 
-def test_the_readme_shows_both_clients() -> None:
+def test_the_documentation_shows_both_clients() -> None:
     """There are snippets to run."""
     assert any("tritonclient" in snippet for snippet in SNIPPETS)
     assert any("huggingface_hub" in snippet for snippet in SNIPPETS)

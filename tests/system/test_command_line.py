@@ -19,11 +19,11 @@ from tests.system.server import TRIMVIT, Server
 
 ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = sorted((ROOT / "tests" / "photographs").glob("*.jpg"))
-README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^\.venv/bin/trimvit ((?:classify|models|bench) .*)$", README, re.MULTILINE)
+PAGE = (ROOT / "docs/command-line.md").read_text()
+COMMANDS = re.findall(r"^\.venv/bin/trimvit ((?:classify|models|bench) .*)$", PAGE, re.MULTILINE)
 SNIPPETS = [
     snippet
-    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs/clients.md").read_text(), re.DOTALL)
     if "trimvit_client" in snippet  # of the others: see test_clients.py
 ]
 CLIENTS_SNIPPETS = re.findall(
@@ -89,7 +89,7 @@ def test_a_command_of_the_readme_works(server: Server, command: str, tmp_path: P
 
 
 def test_there_are_commands_and_snippets_to_run() -> None:
-    """The README shows all three commands and the client."""
+    """The documentation shows all three commands and the client."""
     assert {command.split()[0] for command in COMMANDS} == {"classify", "models", "bench"}
     assert SNIPPETS
     assert CLIENTS_SNIPPETS

@@ -1,4 +1,4 @@
-"""The README's curl commands, run as they stand."""
+"""The curl commands of README and docs/api.md, run as they stand."""
 
 import json
 import re
@@ -13,7 +13,8 @@ from tests.system.server import Server
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     line
-    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for page in ("README.md", "docs/api.md")
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     for line in block.splitlines()
     if "curl" in line
 ]
@@ -21,8 +22,8 @@ COMMANDS = [
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_curl_command_of_the_readme_works(server: Server, command: str) -> None:
-    """Each curl command of the README is answered with results by the bundled model."""
+def test_a_curl_command_works(server: Server, command: str) -> None:
+    """Each curl command is answered with results by the bundled model."""
     assert "http://127.0.0.1:8000" in command
     here = command.replace("http://127.0.0.1:8000", server.url)
     done = subprocess.run(
@@ -32,7 +33,7 @@ def test_a_curl_command_of_the_readme_works(server: Server, command: str) -> Non
 
 
 def test_there_are_commands_to_run() -> None:
-    """The README shows a raw body, a form and JSON."""
+    """They show a raw body, a form and JSON."""
     text = "\n".join(COMMANDS)
     assert "--data-binary" in text
     assert "-F image=" in text

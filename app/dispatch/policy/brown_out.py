@@ -18,7 +18,7 @@ from typing import Protocol
 CEILINGS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 DEPTHS = len(CEILINGS)
 
-# Below this ratio `auto` does not go unless it is told to: accuracy falls fast there (see the README).
+# Below this ratio `auto` does not go unless it is told to: accuracy falls fast there (see docs/models.md).
 AUTO_FLOOR = 0.3
 
 _HOLD_S = 1.0  # at least so long at a depth, before the next step

@@ -45,7 +45,7 @@ def test_every_listed_path_has_a_route(served: list[str]) -> None:
 
 
 def test_what_is_public_is_decided_here_too() -> None:
-    """Opening one more path is a decision: write it here, and in the README."""
+    """Opening one more path is a decision: write it here, and in docs/security.md."""
     assert {each.path for each in PATHS if each.public} == {
         "/", "/favicon.ico", "/livez", "/readyz", "/ping", "/metrics", "/docs", "/openapi.json",
         "/v2/health/live", "/v2/health/ready", "/static/", "/static-offline-docs/",
