@@ -5,6 +5,7 @@ cheap run is not above a threshold. The threshold is fitted on images without la
 the unpruned model that is wanted on images to come.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,9 +94,63 @@ def fit_margin(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], 
         raise UnreachableAgreementError(
             f"{images} images are too few to promise an agreement of {agreement:g}: {need}"
         )
+    return _least_threshold(margin, agrees, allowed)
+
+
+def _least_threshold(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], allowed: int) -> float:
+    """The least one that leaves at most so many disagreements."""
     wrong = np.sort(margin[~agrees])[::-1]
     # The disagreements with the largest margins are let through; the next one must be run again.
     return float(wrong[allowed]) if len(wrong) > allowed else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A margin fitted on ``images`` images, the share of them that is unsure, and what an image costs."""
+
+    margin: float
+    images: int
+    unsure: float
+    compute: float
+
+
+def choose_and_fit(
+    margin: Float[np.ndarray, "candidates n"],
+    agrees: Bool[np.ndarray, "candidates n"],
+    agreement: float,
+    cost: Callable[[int, float], float],
+) -> tuple[list[Fitted], int, Fitted]:
+    """What each candidate comes to, which one is the cheapest, and that one as it is to be used.
+
+    ``cost(candidate, unsure)``: what an image costs on average. Candidates are compared on every other image,
+    and the margin of the chosen one is fitted on the rest: fitted on the images that it was chosen on, it
+    would agree on further ones less often than promised, the more so the more candidates there are. A single
+    candidate is fitted on all images. Raises UnreachableAgreementError (see `fit_margin`).
+    """
+
+    def with_margin(candidate: int, images: slice, fitted: float) -> Fitted:
+        own = margin[candidate, images]
+        unsure = float((own <= fitted).mean())
+        return Fitted(fitted, len(own), unsure, cost(candidate, unsure))
+
+    candidates, images = margin.shape
+    if candidates == 1:
+        only = with_margin(0, slice(None), fit_margin(margin[0], agrees[0], agreement))
+        return [only], 0, only
+    comparing, fitting = slice(0, None, 2), slice(1, None, 2)
+    allowed = int((1 - agreement) * ((images + 1) // 2))
+    compared = [
+        with_margin(one, comparing, _least_threshold(margin[one, comparing], agrees[one, comparing], allowed))
+        for one in range(candidates)
+    ]
+    cheapest = min(range(candidates), key=lambda one: compared[one].compute)
+    try:
+        fitted = fit_margin(margin[cheapest, fitting], agrees[cheapest, fitting], agreement)
+    except UnreachableAgreementError as error:
+        raise UnreachableAgreementError(
+            f"{error}; of {images} images, half serve to choose among {candidates} first runs"
+        ) from None
+    return compared, cheapest, with_margin(cheapest, fitting, fitted)
 
 
 def expected_compute(arch: Architecture, stages: Stages, first: Pruning, unsure_share: float) -> float:

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.cascade import Cascade, expected_compute, fit_margin, margins
+from models.cascade import Cascade, Fitted, choose_and_fit, expected_compute, margins
 from models.classifier import Classifier
 from models.device import choose_device, choose_dtype
 from models.load import load, save
-from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, method_name
 from models.training.answers import methods
 from models.training.config import CalibrateConfig
@@ -24,14 +23,23 @@ from models.training.outputs import check_output_file
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted cascade, and what share of the calibration images its first run was unsure of."""
+    """A fitted cascade, and what share of the images that it was fitted on its first run was unsure of."""
 
     cascade: Cascade
     unsure: float
 
 
-def calibrate(config: CalibrateConfig) -> list[Candidate]:
-    """Fit every candidate, write the model with the cheapest one, and give back all, the cheapest first.
+@dataclass(frozen=True)
+class Calibration:
+    """The ``candidates`` as they were compared, the cheapest first, and the ``chosen`` one as it was written:
+    the cheapest, with a margin fitted on images that had no say in the choice."""
+
+    candidates: list[Candidate]
+    chosen: Candidate
+
+
+def calibrate(config: CalibrateConfig) -> Calibration:
+    """Compare the candidates, and write the model with the cheapest one.
 
     Raises ModelError, FileNotFoundError without images, BrokenImageError, and UnreachableAgreementError with
     too few.
@@ -65,17 +73,26 @@ def calibrate(config: CalibrateConfig) -> list[Candidate]:
             margin[first].append(margins(scores[first]))
             agrees[first].append(scores[first].argmax(axis=1) == scores[UNPRUNED].argmax(axis=1))
     broken.tell(of=len(samples))
+
+    def cost(candidate: int, unsure: float) -> float:
+        return expected_compute(loaded.model.arch, loaded.model.stages, firsts[candidate], unsure)
+
+    compared, cheapest, fitted = choose_and_fit(
+        np.stack([np.concatenate(margin[first]) for first in firsts]),
+        np.stack([np.concatenate(agrees[first]) for first in firsts]),
+        config.agreement,
+        cost,
+    )
+    name = str(dtype).removeprefix("torch.")
     candidates = [
-        _fit(loaded.model, first, np.concatenate(margin[first]), np.concatenate(agrees[first]), config)
-        for first in firsts
+        _candidate(first, one, config.agreement, name) for first, one in zip(firsts, compared, strict=True)
     ]
     candidates.sort(key=lambda candidate: candidate.cascade.compute)
+    chosen = _candidate(firsts[cheapest], fitted, config.agreement, name)
     # Loaded anew: the classifier has its weights in its own precision.
-    loaded = load(config.model, architecture=config.architecture)
-    fitted = replace(candidates[0].cascade, dtype=str(dtype).removeprefix("torch."))
-    card = replace(loaded.card, cascade=fitted)
-    save(config.output, loaded.model.vit, card)
-    return candidates
+    again = load(config.model, architecture=config.architecture)
+    save(config.output, again.model.vit, replace(again.card, cascade=chosen.cascade))
+    return Calibration(candidates, chosen)
 
 
 def _scores(classifier: Classifier, pixels: Tensor, prunings: list[Pruning]) -> dict[Pruning, np.ndarray]:
@@ -87,21 +104,18 @@ def _scores(classifier: Classifier, pixels: Tensor, prunings: list[Pruning]) -> 
     }
 
 
-def _fit(
-    model: PrunedViT, first: Pruning, margin: np.ndarray, agrees: np.ndarray, config: CalibrateConfig
-) -> Candidate:
-    threshold = fit_margin(margin, agrees, config.agreement)
-    unsure = float((margin <= threshold).mean())
+def _candidate(first: Pruning, fitted: Fitted, agreement: float, dtype: str) -> Candidate:
     cascade = Cascade(
         keep_ratio=first.keep_ratio,
         criterion=first.criterion,
         reducer=first.reducer,
-        margin=threshold,
-        agreement=config.agreement,
-        images=len(margin),
-        compute=expected_compute(model.arch, model.stages, first, unsure),
+        margin=fitted.margin,
+        agreement=agreement,
+        images=fitted.images,
+        compute=fitted.compute,
+        dtype=dtype,
     )
-    return Candidate(cascade, unsure)
+    return Candidate(cascade, fitted.unsure)
 
 
 def table(candidates: list[Candidate]) -> str:

@@ -96,11 +96,13 @@ def sweep(config: SweepConfig) -> int:
 @_tells_what_was_foreseen
 def calibrate(config: CalibrateConfig) -> int:
     """Fit a cascade, print what there was to choose from, and write the model with the cheapest."""
-    candidates = run_calibration(config)
-    best = candidates[0].cascade
+    calibration = run_calibration(config)
+    chosen = calibration.chosen.cascade
     print(
-        f"{calibration_table(candidates)}\n\nfitted on {best.images} images for an agreement of "
-        f"{best.agreement:g}; {config.output} runs each image at keep ratio {best.keep_ratio:g}, and again "
-        f"unpruned up to a margin of {best.margin:.4f}"
+        f"{calibration_table(calibration.candidates)}\n\n"
+        f"fitted on {chosen.images} images for an agreement of {chosen.agreement:g}; {config.output} runs "
+        f"each image at keep ratio {chosen.keep_ratio:g}, and again unpruned up to a margin of "
+        f"{chosen.margin:.4f}: {100 * calibration.chosen.unsure:.1f} % of these images, at a "
+        f"compute of {chosen.compute:.3f}"
     )
     return 0

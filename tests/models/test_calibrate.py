@@ -1,7 +1,6 @@
 """Fitting a cascade on photographs without labels, and the command that does it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +135,12 @@ def test_the_model_is_written_with_the_cheapest_cascade(
 ) -> None:
     """It loads with that cascade, and all else is as it was, to the last bit of the weights."""
     settings = config()
-    candidates = calibrate(settings)
+    calibration = calibrate(settings)
     before, after = load(str(model)), load(str(settings.output))
     assert before.cascade is None
-    assert after.cascade == replace(candidates[0].cascade, dtype="float32")
+    assert after.cascade == calibration.chosen.cascade
+    assert after.cascade.first == calibration.candidates[0].cascade.first
+    assert after.cascade.dtype == "float32"
     assert (after.labels, after.input, after.card.origin) == (before.labels, before.input, before.card.origin)
     assert after.method == before.method
     weights = after.model.vit.state_dict()
@@ -148,8 +149,10 @@ def test_the_model_is_written_with_the_cheapest_cascade(
 
 
 def test_candidates_come_by_their_cost(config: Callable[..., CalibrateConfig]) -> None:
-    """Every ratio with every method, merge once, the cheapest first, each fitted on all images."""
-    candidates = calibrate(config(criteria=("variance", "mean"), reducers=("drop", "merge")))
+    """Every ratio with every method, merge once, the cheapest first, each compared on half of the images; the
+    chosen one is fitted on the other half."""
+    calibration = calibrate(config(criteria=("variance", "mean"), reducers=("drop", "merge")))
+    candidates = calibration.candidates
     cascades = [candidate.cascade for candidate in candidates]
     assert [cascade.compute for cascade in cascades] == sorted(cascade.compute for cascade in cascades)
     methods = {("variance", "drop"), ("mean", "drop"), ("mean", "merge")}
@@ -157,14 +160,15 @@ def test_candidates_come_by_their_cost(config: Callable[..., CalibrateConfig]) -
         (ratio, *method) for ratio in (0.7, 0.5, 0.3) for method in methods
     }
     assert len(cascades) == 9
-    assert {(cascade.images, cascade.agreement) for cascade in cascades} == {(40, 0.9)}
+    assert {(cascade.images, cascade.agreement) for cascade in cascades} == {(20, 0.9)}
+    assert calibration.chosen.cascade.images == 20
     # The cheapest is not simply the least ratio: what is run again counts.
     assert len({candidate.unsure for candidate in candidates}) > 1
 
 
 def test_without_a_method_it_is_the_checkpoints(config: Callable[..., CalibrateConfig]) -> None:
     """What the checkpoint is meant for."""
-    cascades = [candidate.cascade for candidate in calibrate(config())]
+    cascades = [candidate.cascade for candidate in calibrate(config()).candidates]
     assert {(cascade.criterion, cascade.reducer) for cascade in cascades} == {("mean", "fuse")}
 
 
@@ -172,7 +176,7 @@ def test_the_margin_is_fitted_on_answers_taken_one_by_one(
     config: Callable[..., CalibrateConfig], model: Path, pictures: Path
 ) -> None:
     """The margin and the share run again are those of images that are classified by themselves."""
-    (candidate,) = calibrate(config(keep_ratios=(0.3,), criteria=("mad",), reducers=("drop",)))
+    candidate = calibrate(config(keep_ratios=(0.3,), criteria=("mad",), reducers=("drop",))).chosen
     loaded = load(str(model))
     mean, std = np.array(loaded.input.mean), np.array(loaded.input.std)
     margins, agrees = [], []
@@ -227,10 +231,11 @@ def test_the_command_tells_what_there_was_and_what_was_chosen(
     assert out.startswith("| keep_ratio | method    | margin | run again % | compute |\n")
     first = out.splitlines()[2].split("|")[1:-1]
     assert [cell.strip() for cell in first[:2]] == [f"{cascade.keep_ratio:g}", "mean+fuse"]
-    assert out.endswith(
-        f"\n\nfitted on 40 images for an agreement of 0.9; {settings.output} runs each image at keep ratio "
-        f"{cascade.keep_ratio:g}, and again unpruned up to a margin of {cascade.margin:.4f}\n"
-    )
+    assert (
+        f"\n\nfitted on 20 images for an agreement of 0.9; {settings.output} runs each image at keep ratio "
+        f"{cascade.keep_ratio:g}, and again unpruned up to a margin of {cascade.margin:.4f}: "
+    ) in out
+    assert out.endswith(f"at a compute of {cascade.compute:.3f}\n")
 
 
 @pytest.mark.parametrize(
@@ -238,10 +243,11 @@ def test_the_command_tells_what_there_was_and_what_was_chosen(
     [
         (
             {"agreement": 0.995},
-            "40 images are too few to promise an agreement of 0.995: at least 199 are needed\n",
+            "20 images are too few to promise an agreement of 0.995: at least 199 are needed; "
+            "of 40 images, half serve to choose among 3 first runs\n",
         ),
         (
-            {"limit": 5},
+            {"limit": 5, "keep_ratios": (0.3,)},
             "5 images are too few to promise an agreement of 0.9: at least 9 are needed\n",
         ),
         ({"model": "nowhere.safetensors"}, "there is no file 'nowhere.safetensors'.\n"),

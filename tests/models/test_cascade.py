@@ -13,6 +13,7 @@ from torch import Tensor
 from models.cascade import (
     Cascade,
     UnreachableAgreementError,
+    choose_and_fit,
     expected_compute,
     fit_margin,
     margins,
@@ -83,6 +84,38 @@ def test_the_promise_holds_on_images_to_come() -> None:
     error = np.std(shares, ddof=1) / len(shares) ** 0.5
     assert np.mean(shares) >= 0.97 - 3 * error
     assert error < 0.001
+
+
+def test_the_promise_holds_for_the_cheapest_of_many() -> None:
+    """Many first runs that are equally good, of which the cheapest is chosen: its agreement on further images
+    is what was wanted. Fitted on the very images that it was chosen on, it is not."""
+    generator = np.random.default_rng(0)
+    honest, greedy = [], []
+    for _ in range(200):
+        margin = generator.random((40, 1200))
+        agrees = generator.random((40, 1200)) < 0.8 + 0.2 * margin
+        known, new = slice(0, 600), slice(600, None)
+        _, chosen, fitted = choose_and_fit(
+            margin[:, known], agrees[:, known], 0.97, lambda _, unsure: 0.5 + unsure
+        )
+        honest.append((agrees[chosen, new] | (margin[chosen, new] <= fitted.margin)).mean())
+        thresholds = [
+            fit_margin(*each, 0.97) for each in zip(margin[:, known], agrees[:, known], strict=True)
+        ]
+        least = int(np.argmin((margin[:, known] <= np.array(thresholds)[:, None]).mean(axis=1)))
+        greedy.append((agrees[least, new] | (margin[least, new] <= thresholds[least])).mean())
+    assert np.mean(honest) >= 0.97 - 3 * np.std(honest, ddof=1) / len(honest) ** 0.5
+    assert np.mean(greedy) < 0.97 - 3 * np.std(greedy, ddof=1) / len(greedy) ** 0.5
+
+
+def test_a_single_first_run_is_fitted_on_all_images() -> None:
+    """There is nothing to choose."""
+    margin, agrees = np.linspace(0, 1, 50)[None], np.arange(50)[None] % 7 > 0
+    compared, chosen, fitted = choose_and_fit(margin, agrees, 0.9, lambda _, unsure: 0.4 + unsure)
+    assert (compared, chosen) == ([fitted], 0)
+    assert fitted.images == 50
+    assert fitted.margin == fit_margin(margin[0], agrees[0], 0.9)
+    assert fitted.compute == 0.4 + fitted.unsure
 
 
 def classifier_of(vit: VisionTransformer) -> Classifier:
