@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import wraps
 from typing import TypeVar
 
-from models.device import choose_device
 from models.files import write_whole
 from models.load import ModelError
 from models.names import in_words
@@ -20,7 +19,7 @@ from models.training.evaluate import evaluate as run_evaluation
 from models.training.evaluate import table
 from models.training.fine_tune import fine_tune
 from models.training.loading import is_reader_death
-from models.training.sweep import MissingPackageError
+from models.training.packages import MissingPackageError
 from models.training.sweep import sweep as run_sweep
 
 _FORESEEN = (ModelError, UnsupportedModelError, MissingPackageError, OSError, ValueError)
@@ -54,11 +53,13 @@ def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Conf
 def train(config: TrainConfig) -> int:
     """Fine-tune, resuming what the output folder holds."""
     try:
-        report = fine_tune(config, choose_device("auto"))
+        report = fine_tune(config)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from {config.output}", file=sys.stderr)
         return 130
-    print(f"{report.steps} steps in {report.seconds:.0f} s; the model is {report.checkpoint}")
+    if report.leads:
+        best = "" if report.best is None else f", the best of the validations (step {report.best})"
+        print(f"{report.steps} steps in {report.seconds:.0f} s; the model is {report.checkpoint}{best}")
     return 0
 
 

@@ -61,7 +61,14 @@ class TrainConfig(BaseModel):
         "stays as it came).",
     )
     epochs: int = Field(3, ge=1)
-    batch_size: int = Field(64, ge=1, description="Images per step.")
+    batch_size: int = Field(64, ge=1, description="Images per step, over all processes.")
+    accumulate: int = Field(
+        1, ge=1, description="Parts in which a process computes its images of a step, to need less memory."
+    )
+    optimizer: str = Field("adamw", description="One of timm's optimizers, such as adamw, lamb or sgd.")
+    schedule: Literal["cosine", "tanh", "poly"] = Field(
+        "cosine", description="How the learning rate falls; timm's schedules."
+    )
     learning_rate: float = Field(1.5e-4, gt=0, description="Peak learning rate of the last layer.")
     layer_decay: float = Field(
         0.75, gt=0, le=1, description="Learning-rate factor from a block to the one below."
@@ -72,6 +79,31 @@ class TrainConfig(BaseModel):
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth rate of the last block.")
     min_crop: float = Field(
         0.35, gt=0, le=1, description="Smallest share of the image area in a random crop."
+    )
+    auto_augment: str | None = Field(
+        None,
+        description="timm's RandAugment, AutoAugment or AugMix in place of colour changes, such as "
+        "rand-m9-mstd0.5-inc1.",
+    )
+    erasing: float = Field(0.0, ge=0, le=1, description="Probability of erasing a part of an image.")
+    mixup: float = Field(0.0, ge=0, description="Alpha of mixup; 0: none.")
+    cutmix: float = Field(0.0, ge=0, description="Alpha of CutMix; 0: none.")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, which is what is validated and "
+        "saved then. Default: no average.",
+    )
+    validation_data: Path | None = Field(
+        None,
+        description="Folder of labelled images to validate on after each epoch. The model that is saved is "
+        "the best of them. Default: none; the model after the last step is saved.",
+    )
+    validation_keep_ratios: tuple[Ratio, ...] = Field(
+        (1.0, 0.7, 0.5),
+        min_length=1,
+        description="Ratios to validate at, with the first criterion; the best model has the highest mean.",
     )
     min_keep_ratio: Ratio = Field(0.3, description="Ratios are drawn per step from here ...")
     max_keep_ratio: Ratio = Field(1.0, description="... to here; equal values train at one fixed ratio.")
@@ -92,6 +124,14 @@ class TrainConfig(BaseModel):
         description="Weight of the teacher against the labels. Read where there is a teacher.",
     )
     seed: int = 0
+    device: str = Field(
+        "auto",
+        description="auto (the first GPU, else the CPU), cpu or cuda:N. Of several processes (torchrun), "
+        "each takes the GPU of its own number.",
+    )
+    track: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="Also send the figures to TensorBoard (in the output folder) or Weights & Biases."
+    )
     bf16: bool = Field(default=True, description="Mixed precision: bfloat16 with float32 master weights.")
     workers: Workers = 1
     broken_images: BrokenPolicy = "skip"
@@ -101,6 +141,14 @@ class TrainConfig(BaseModel):
     def _ratios_in_order(self) -> "TrainConfig":
         if self.min_keep_ratio > self.max_keep_ratio:
             raise ValueError("min_keep_ratio is above max_keep_ratio")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be divided into {self.accumulate} equal parts"
+            )
         return self
 
 

@@ -1,12 +1,20 @@
 """Images as training and evaluation data: in which order, with which randomness, and as which class."""
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
+from PIL import Image
+from timm.data.auto_augment import (
+    augment_and_mix_transform,
+    auto_augment_transform,
+    rand_augment_transform,
+)
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
@@ -71,22 +79,33 @@ class Photographs(Dataset[Item]):
 
 
 class AugmentedPhotographs(Dataset[Item]):
-    """Random crops, flips and colours. An item's key is (epoch, number): its randomness follows from the key
-    and the seed alone, so a resumed run sees what an uninterrupted one would, with any number of workers.
+    """Random crops, flips and colours, or ``auto_augment`` (timm's) in place of the colours. An item's key is
+    (epoch, number): its randomness follows from the key and the seed alone, so a resumed run sees what an
+    uninterrupted one would, with any number of workers. Raises ValueError for an ``auto_augment`` that timm
+    does not know.
 
     In place of an image that cannot be read stands the next of its class that can: batches stay whole,
     classes keep their weight, and which image it is follows from the files alone. ``samples`` are in the
     order of their classes.
     """
 
-    def __init__(self, samples: Sequence[Sample], size: int, min_crop: float, seed: int) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        size: int,
+        min_crop: float,
+        seed: int,
+        auto_augment: str | None = None,
+    ) -> None:
         self.samples = samples
         self.seed = seed
         self.augment = v2.Compose(
             [
                 v2.RandomResizedCrop(size, scale=(min_crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
                 v2.RandomHorizontalFlip(),
-                v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+                v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)
+                if auto_augment is None
+                else _auto_augment(auto_augment, size),
             ]
         )
         self._of_class: dict[int, list[int]] = {}
@@ -102,9 +121,9 @@ class AugmentedPhotographs(Dataset[Item]):
         alike = self._of_class[truth]
         first = alike.index(number)
         broken: list[Broken] = []
-        with torch.random.fork_rng(devices=[]):
+        with _own_randomness():
             for other in alike[first:] + alike[:first]:
-                torch.manual_seed(hash((self.seed, epoch, number)))
+                _seed(hash((self.seed, epoch, number)))
                 read = whole(self.samples[other][0], self.augment)
                 if not isinstance(read, Broken):
                     return Item(number, truth, read, tuple(broken))
@@ -112,17 +131,60 @@ class AugmentedPhotographs(Dataset[Item]):
         return Item(number, truth, None, tuple(broken))
 
 
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """While inside, random numbers are drawn that nobody outside misses."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+
+
+def _seed(seed: int) -> None:
+    """torchvision draws from torch's generator, timm from Python's and numpy's."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def _auto_augment(text: str, size: int) -> Callable[[Image.Image], Image.Image]:
+    """timm's transform of that name. What is moved out of the picture is filled with grey."""
+    settings = {"translate_const": int(size * 0.45), "img_mean": (128, 128, 128)}
+    makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+    try:
+        return makers.get(text.partition("-")[0], auto_augment_transform)(text, settings)
+    except (AssertionError, IndexError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"--auto-augment {text!r} is none of timm's; write it as rand-m9-mstd0.5-inc1, "
+            "augmix-m3-w3 or original"
+        ) from error
+
+
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """The (epoch, number) keys of each step from ``first_step`` on: every epoch a new seeded shuffle, the
-    last incomplete batch of an epoch left out."""
+    last incomplete batch of an epoch left out. Of ``count`` processes, that of ``rank`` gets an equal share
+    of each batch. Raises ValueError where there is less than a batch, or a batch has no equal shares."""
 
-    def __init__(self, images: int, batch_size: int, epochs: int, seed: int, first_step: int) -> None:
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        first_step: int,
+        rank: int = 0,
+        count: int = 1,
+    ) -> None:
         if images < batch_size:
             raise ValueError(
                 f"{images} training images, but a batch has {batch_size}; give --batch-size {images} or less"
             )
+        if batch_size % count:
+            raise ValueError(f"a batch of {batch_size} images cannot be shared out among {count} processes")
         self.images = images
         self.batch_size = batch_size
+        self.rank, self.count = rank, count
         self.seed = seed
         self.first_step = first_step
         self.steps_per_epoch = images // batch_size
@@ -139,7 +201,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
                 generator = torch.Generator().manual_seed(hash((self.seed, epoch)))
                 shuffled_epoch, order = epoch, torch.randperm(self.images, generator=generator).tolist()
             chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [(epoch, number) for number in chosen]
+            yield [(epoch, number) for number in chosen[self.rank :: self.count]]
 
 
 def spread(total: int, limit: int | None) -> list[int]:

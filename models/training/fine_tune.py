@@ -4,122 +4,278 @@ All randomness of a step follows from (seed, step), so a run that was interrupte
 that was not.
 """
 
-import json
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from torch import Tensor
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from models.classifier import normalise
-from models.load import HEADS, Card, ModelError, create, input_spec_of, load, read_card, save
+from models.device import choose_device
+from models.files import write_whole
+from models.load import HEADS, Card, create, input_spec_of, read_card, save
 from models.names import shown
 from models.pruned_vit import PrunedViT
-from models.schedule import UNPRUNED, Pruning
+from models.schedule import Pruning
 from models.training.config import TrainConfig
 from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatches
 from models.training.folders import class_folders
 from models.training.labelled import label_names, tell, training_order
 from models.training.loading import Batches, BrokenImageError, BrokenImages
-from models.training.resuming import CHECKPOINT, Run, digest_of_names
+from models.training.mixing import Mixing
+from models.training.objective import load_teacher, loss_of
+from models.training.processes import Processes, joined, of_environment
+from models.training.recording import Recorder
+from models.training.resuming import BEST, CHECKPOINT, Run, State, digest_of_names
+from models.training.validation import Validation
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """Where the checkpoint is, and how long this call trained."""
+    """Where the checkpoint is, and how long this call trained. ``best``: the step whose model it is, if there
+    was a validation. ``leads``: whether this process is the one that wrote it."""
 
     checkpoint: Path
     steps: int
     seconds: float
+    best: int | None = None
+    leads: bool = True
 
 
-def fine_tune(config: TrainConfig, device: str = "cpu") -> TrainReport:
+def fine_tune(config: TrainConfig) -> TrainReport:
     """Train from the start or from the output folder's resume state.
 
     Raises ResumeError where that state is of other settings or images, ModelError for weights that do not
-    fit, FolderError and ClassesError for a folder that is none of classes, OutputError, and BrokenImageError.
+    fit, FolderError and ClassesError for a folder that is none of classes, OutputError, BrokenImageError,
+    OSError for a device that is not there, and ValueError for settings that do not go together.
     """
-    classes, samples, labels = _training_images(config)
-    run = Run(config.output, _fingerprint(config, classes, labels, samples))
-    run.prepare(config.data)
-    broken = BrokenImages(config.broken_images)
-    torch.manual_seed(config.seed)  # of the new head
-    start = create(
-        config.architecture,
-        config.weights,
-        patch_stride=config.patch_stride,
-        num_classes=len(classes),
-        img_size=config.image_size,
-        drop_path_rate=config.drop_path,
-    )
-    vit = start.vit.to(device)
-    for name, parameter in vit.named_parameters():
-        parameter.requires_grad_(config.trained == "all" or name.startswith(HEADS))
-    model = PrunedViT(vit).train()
-    spec = input_spec_of(vit)
-    dataset = AugmentedPhotographs(samples, config.image_size, config.min_crop, config.seed)
-    steps = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step=0).steps
-    optimizer = create_optimizer_v2(
+    processes = of_environment()
+    device = choose_device(processes.device(config.device) if config.device != "auto" else "auto")
+    device = processes.device(device)
+    with joined(processes, device):
+        return _Training(config, processes, device).run()
+
+
+class _Training:
+    """A run in one process."""
+
+    def __init__(self, config: TrainConfig, processes: Processes, device: str) -> None:
+        self.config, self.processes, self.device = config, processes, device
+        if config.optimizer not in list_optimizers():
+            raise ValueError(f"--optimizer {config.optimizer!r} is none of timm's; adamw is the usual one")
+        self.classes, self.samples, self.labels = _training_images(config)
+        self.folder = Run(config.output, _fingerprint(config, self.classes, self.labels, self.samples))
+        if processes.leads:
+            self.folder.prepare(config.data)
+        processes.wait()
+        self.broken = BrokenImages(config.broken_images)
+        torch.manual_seed(config.seed)  # of the new head
+        start = create(
+            config.architecture,
+            config.weights,
+            patch_stride=config.patch_stride,
+            num_classes=len(self.classes),
+            img_size=config.image_size,
+            drop_path_rate=config.drop_path,
+        )
+        vit = start.vit.to(device)
+        for name, parameter in vit.named_parameters():
+            parameter.requires_grad_(config.trained == "all" or name.startswith(HEADS))
+        self.model = PrunedViT(vit).train()
+        self.card = _card(config, self.model, self.classes, self.labels, start.model_args)
+        self.spec = input_spec_of(vit)
+        self.teacher = load_teacher(config, self.model, device)
+        self.mixing = Mixing(config, len(self.classes), device)
+        self.validation = None
+        if config.validation_data is not None:
+            self.validation = Validation(config.validation_data, self.card, config)
+        self.dataset = AugmentedPhotographs(
+            self.samples, config.image_size, config.min_crop, config.seed, config.auto_augment
+        )
+        batches = self._keys(first_step=0)
+        self.steps, self.steps_per_epoch = batches.steps, batches.steps_per_epoch
+        share = config.batch_size // processes.count
+        if share % config.accumulate or (share % 2 and (config.mixup or config.cutmix)):
+            raise ValueError(
+                f"a process's share of a batch, {share} images, must be a multiple of --accumulate "
+                f"({config.accumulate}) and, with --mixup or --cutmix, even; choose another --batch-size"
+            )
+        ema = None
+        if config.ema_decay is not None:
+            ema = ModelEmaV3(vit, decay=config.ema_decay, use_warmup=True)
+        self.state = State(vit, _optimizer(config, vit), ema)
+        self.schedule = _schedule(config, self.state.optimizer, self.steps)
+        self.folder.resume(self.state, self.broken)
+
+    def run(self) -> TrainReport:
+        """The steps that are left, and the checkpoint."""
+        config, state = self.config, self.state
+        first_step, started = state.step, time.monotonic()
+        forward = self._forward()
+        loader = Batches(self.dataset, self.broken, config.workers, batch_sampler=self._keys(first_step))
+        progress = tqdm(
+            loader,
+            initial=first_step,
+            total=self.steps,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if self.processes.leads else True,
+        )
+        with Recorder(config, first_step, write=self.processes.leads) as recorder:
+            for step, batch in enumerate(progress, start=first_step):
+                self._step(forward, step, batch, recorder)
+                state.step = step + 1
+                if recorder.last:
+                    progress.set_postfix(
+                        loss=f"{recorder.last['loss']:.3f}", top1=f"{recorder.last['top1']:.2f}"
+                    )
+                if self.validation is not None and state.step % self.steps_per_epoch == 0:
+                    self._validate(self.validation, recorder)
+                    self._save_state(recorder)
+                elif state.step % config.save_every == 0 or state.step == self.steps:
+                    self._save_state(recorder)
+        if self.processes.leads:
+            self.broken.tell(of=len(self.dataset))
+            self._save_checkpoint()
+        self.processes.wait()
+        return TrainReport(
+            config.output / CHECKPOINT,
+            self.steps - first_step,
+            time.monotonic() - started,
+            None if state.best is None else state.best[0],
+            self.processes.leads,
+        )
+
+    def _keys(self, first_step: int) -> StepBatches:
+        config, processes = self.config, self.processes
+        return StepBatches(
+            len(self.dataset),
+            config.batch_size,
+            config.epochs,
+            config.seed,
+            first_step,
+            processes.rank,
+            processes.count,
+        )
+
+    def _forward(self) -> nn.Module:
+        """The model, or what keeps it equal in all processes."""
+        if self.processes.count == 1:
+            return self.model
+        on = [torch.device(self.device)] if self.device.startswith("cuda") else None
+        return DistributedDataParallel(self.model, device_ids=on, broadcast_buffers=False)
+
+    def _step(self, forward: nn.Module, step: int, batch: Batch, recorder: Recorder) -> None:
+        config, state = self.config, self.state
+        share = config.batch_size // self.processes.count
+        _refuse_a_lost_class(batch, share)
+        self.schedule.step_update(step)
+        seed = hash((config.seed, step, self.processes.rank) if self.processes.rank else (config.seed, step))
+        torch.manual_seed(seed)
+        pruning = _draw(config, step)
+        pixels = torch.from_numpy(batch.pixels).to(self.device)
+        truth = torch.from_numpy(batch.truth).to(self.device)
+        inputs, wanted = self.mixing(normalise(pixels, self.spec, torch.float32), truth, seed)
+        state.optimizer.zero_grad()
+        losses, correct = [], []
+        parts = list(zip(inputs.chunk(config.accumulate), wanted.chunk(config.accumulate), strict=True))
+        for number, (some_inputs, some_wanted) in enumerate(parts, start=1):
+            exchange: AbstractContextManager[None] = nullcontext()
+            if isinstance(forward, DistributedDataParallel) and number < len(parts):
+                exchange = forward.no_sync()  # gradients are exchanged with the last part
+            with exchange:
+                with torch.autocast(
+                    torch.device(self.device).type, dtype=torch.bfloat16, enabled=config.bf16
+                ):
+                    loss, right = loss_of(
+                        forward,
+                        self.model,
+                        self.teacher,
+                        some_inputs,
+                        some_wanted,
+                        [pruning] * len(some_inputs),
+                        config.distillation,
+                    )
+                (loss / len(parts)).backward()
+            losses.append(loss.detach())
+            correct.append(right)
+        torch.nn.utils.clip_grad_norm_(state.vit.parameters(), 1.0)
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update(state.vit, step)
+        figures = {"step": step, "keep_ratio": round(pruning.keep_ratio, 4)}
+        recorder.step(figures, torch.stack(losses).mean(), torch.cat(correct).float().mean())
+
+    def _weights(self) -> VisionTransformer:
+        """What is validated and saved."""
+        return self.state.vit if self.state.ema is None else self.state.ema.module
+
+    def _validate(self, validation: Validation, recorder: Recorder) -> None:
+        """After an epoch, in the process that leads; the best model so far is kept in a file of its own."""
+        state = self.state
+        if self.processes.leads:
+            weights = self._weights()
+            model = self.model if weights is state.vit else PrunedViT(weights, self.model.stages)
+            top1 = validation.top1(model)
+            mean = sum(top1.values()) / len(top1)
+            best = state.best is None or mean > state.best[1]
+            if best:
+                state.best = (state.step, mean)
+                save(self.config.output / BEST, weights, self.card)
+            epoch = state.step // self.steps_per_epoch
+            recorder.validation(state.step - 1, epoch, top1, best=best)
+        self.processes.wait()
+
+    def _save_state(self, recorder: Recorder) -> None:
+        recorder.flush()
+        broken = self.processes.gathered(self.broken.found)
+        self.broken.found_before(broken)
+        if self.processes.leads:
+            self.folder.save(self.state, broken)
+
+    def _save_checkpoint(self) -> None:
+        output = self.config.output
+        if self.state.best is None:
+            save(output / CHECKPOINT, self._weights(), self.card)
+        else:
+            content = (output / BEST).read_bytes()
+            write_whole(output / CHECKPOINT, lambda file: file.write(content))
+
+
+def _optimizer(config: TrainConfig, vit: VisionTransformer) -> torch.optim.Optimizer:
+    return create_optimizer_v2(
         vit,
-        opt="adamw",
+        opt=config.optimizer,
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
     )
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=steps,
-        lr_min=config.learning_rate / 100,
-        warmup_t=round(steps * config.warmup_share),
-        warmup_lr_init=config.learning_rate / 100,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
-    teacher = _load_teacher(config, model, device)
-    first_step = run.resume(vit, optimizer, broken)
-    keys = StepBatches(len(dataset), config.batch_size, config.epochs, config.seed, first_step)
-    loader = Batches(dataset, broken, config.workers, batch_sampler=keys)
 
-    started = time.monotonic()
-    progress = tqdm(loader, initial=first_step, total=steps, unit="step", dynamic_ncols=True)
-    with run.log_up_to(first_step).open("a", encoding="utf-8") as log:
-        for step, batch in enumerate(progress, start=first_step):
-            _refuse_a_lost_class(batch, config.batch_size)
-            schedule.step_update(step)
-            torch.manual_seed(hash((config.seed, step)))
-            pruning = _draw(config, step)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=config.bf16):
-                inputs = normalise(torch.from_numpy(batch.pixels).to(device), spec, torch.float32)
-                truth = torch.from_numpy(batch.truth).to(device)
-                loss, correct = _loss(model, teacher, inputs, truth, pruning, config)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(vit.parameters(), 1.0)
-            optimizer.step()
-            figures = {
-                "step": step,
-                "keep_ratio": round(pruning.keep_ratio, 4),
-                "loss": loss.item(),
-                "top1": correct,
-            }
-            log.write(json.dumps(figures) + "\n")
-            log.flush()
-            progress.set_postfix(loss=f"{figures['loss']:.3f}", top1=f"{correct:.2f}")
-            if (step + 1) % config.save_every == 0 or step + 1 == steps:
-                run.save(vit, optimizer, broken, step + 1)
-    broken.tell(of=len(dataset))
-    checkpoint = config.output / CHECKPOINT
-    save(checkpoint, vit, _card(config, model, classes, labels, start.model_args))
-    return TrainReport(checkpoint, steps - first_step, time.monotonic() - started)
+
+def _schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.schedule,
+        num_epochs=steps,  # steps are what is counted here
+        updates_per_epoch=1,
+        step_on_epochs=False,
+        min_lr=config.learning_rate / 100,
+        warmup_epochs=round(steps * config.warmup_share),
+        warmup_lr=config.learning_rate / 100,
+        warmup_prefix=True,
+    )
+    return schedule
 
 
 def _draw(config: TrainConfig, step: int) -> Pruning:
@@ -128,65 +284,6 @@ def _draw(config: TrainConfig, step: int) -> Pruning:
     criterion = draw.choice(config.criteria)
     # Drawn last, so that runs which only drop draw what they always drew.
     return Pruning(ratio, criterion, draw.choice(config.reducers), seed=step)
-
-
-def _loss(
-    model: PrunedViT,
-    teacher: PrunedViT | None,
-    inputs: Tensor,
-    labels: Tensor,
-    pruning: Pruning,
-    config: TrainConfig,
-) -> tuple[Tensor, float]:
-    """Loss and top-1 of the pruned network on one batch.
-
-    With a teacher, and w its weight: (1 - w) CE(label) + w (KL(teacher || student) + 1 - cos(features)). The
-    logits of a few classes say little about an image; the teacher's features, which the head reads, say
-    what the pruned network should still have seen.
-    """
-    images = len(inputs)
-    with _features(model) as features:
-        logits = model(inputs, [pruning] * images).logits.float()
-    correct = (logits.argmax(1) == labels).float().mean().item()
-    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    if teacher is None:
-        return loss, correct
-    with torch.no_grad(), _features(teacher) as wanted_features:
-        wanted = teacher(inputs, [UNPRUNED] * images).logits.float()
-    divergence = F.kl_div(
-        logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
-    )
-    distance = 1 - F.cosine_similarity(features[0].float(), wanted_features[0].float()).mean()
-    weight = config.distillation
-    return (1 - weight) * loss + weight * (divergence + distance), correct
-
-
-@contextmanager
-def _features(model: PrunedViT) -> Iterator[list[Tensor]]:
-    """While inside, collects what the classification head reads: [B, D] per forward pass."""
-    collected: list[Tensor] = []
-    hook = model.vit.head.register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0]))
-    try:
-        yield collected
-    finally:
-        hook.remove()
-
-
-def _load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedViT | None:
-    """Raises ModelError where the teacher's architecture, input or classes are others than the student's.
-
-    Its patches may be other ones: features that the head reads are compared, not patches.
-    """
-    if config.teacher is None:
-        return None
-    teacher = load(str(config.teacher), architecture=config.architecture).model
-    sizes = [some.vit.patch_embed.img_size for some in (teacher, model)]
-    if replace(teacher.arch, grid=model.arch.grid) != model.arch or sizes[0] != sizes[1]:
-        raise ModelError(
-            f"the teacher is {teacher.arch} for {sizes[0]} pixels, "
-            f"but the student is {model.arch} for {sizes[1]}"
-        )
-    return teacher.to(device).requires_grad_(requires_grad=False)
 
 
 def _training_images(config: TrainConfig) -> tuple[tuple[str, ...], list[Sample], tuple[str, ...]]:
@@ -211,7 +308,7 @@ def _fingerprint(
     config: TrainConfig, classes: tuple[str, ...], labels: tuple[str, ...], samples: list[Sample]
 ) -> dict[str, object]:
     """What must not change between the parts of one run; where it runs and lies and how it reads may."""
-    left_out = {"data", "labels", "workers", "broken_images", "save_every", "output"}
+    left_out = {"data", "labels", "workers", "broken_images", "save_every", "output", "device", "track"}
     return {
         **config.model_dump(mode="json", exclude=left_out),
         "classes": list(classes),
@@ -227,7 +324,10 @@ def _card(
     labels: tuple[str, ...],
     model_args: dict[str, Any],
 ) -> Card:
-    left_out = {"data", "output", "weights", "labels", "teacher", "broken_images"}
+    left_out = {
+        *("data", "output", "weights", "labels", "teacher", "validation_data"),
+        *("broken_images", "device", "track"),
+    }
     return Card(
         architecture=config.architecture,
         labels=labels,

@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from timm.utils import ModelEmaV3
 
 from models.files import write_whole
 from models.names import shown
@@ -13,8 +15,8 @@ from models.training.loading import BrokenImages
 from models.training.outputs import make_output_folder
 
 CHECKPOINT = "model.safetensors"
+BEST = "best.safetensors"
 RESUME_STATE = "resume.pt"
-LOG = "log.jsonl"
 
 _LONGEST_VALUE = 60  # characters
 _MOST_NAMES = 3
@@ -67,8 +69,20 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 
 
+@dataclass(slots=True)
+class State:
+    """What a run goes on from after ``step`` steps. ``best``: the step and the mean top-1 of the best
+    validation, if there was one."""
+
+    vit: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3 | None
+    step: int = 0
+    best: tuple[int, float] | None = None
+
+
 class Run:
-    """What the output folder holds of a run: a state to go on from, and the log up to there."""
+    """What the output folder holds of a run: a state to go on from, and the models."""
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, object]) -> None:
         self._folder = folder
@@ -85,14 +99,14 @@ class Run:
                 "choose another output folder, or move the model away"
             )
 
-    def resume(self, vit: torch.nn.Module, optimizer: torch.optim.Optimizer, broken: BrokenImages) -> int:
-        """The step to go on from. Raises ResumeError for the state of another run, or none that can be
-        read."""
+    def resume(self, state: State, broken: BrokenImages) -> None:
+        """Fill the state, if there is one to go on from. Raises ResumeError for the state of another run, or
+        none that can be read."""
         if not self._path.exists():
-            return 0
+            return
         try:
-            state = torch.load(self._path, weights_only=True)
-            there, step = json.loads(state["config"]), int(state["step"])
+            there = torch.load(self._path, weights_only=True, map_location="cpu")
+            config, step = json.loads(there["config"]), int(there["step"])
         except OSError:
             raise
         except Exception as error:
@@ -101,29 +115,23 @@ class Run:
                 f"{shown(self._path)} cannot be read as the state of a run; remove it to start again, "
                 "or choose another output folder"
             ) from error
-        check_same_run(self._folder, there, self._fingerprint)
-        vit.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        broken.found_before(state.get("broken", {}))
-        return step
+        check_same_run(self._folder, config, self._fingerprint)
+        state.vit.load_state_dict(there["model"])
+        state.optimizer.load_state_dict(there["optimizer"])
+        if state.ema is not None:
+            state.ema.module.load_state_dict(there["ema"])
+        broken.found_before(there.get("broken", {}))
+        state.step, state.best = step, there.get("best")
 
-    def save(
-        self, vit: torch.nn.Module, optimizer: torch.optim.Optimizer, broken: BrokenImages, step: int
-    ) -> None:
-        """Write the state after so many steps. Raises OSError; the state before is there then."""
-        state = {
+    def save(self, state: State, broken: Mapping[str, str]) -> None:
+        """Write the state. Raises OSError; the state before is there then."""
+        content = {
             "config": json.dumps(self._fingerprint),
-            "model": vit.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "broken": broken.found,
-            "step": step,
+            "model": state.vit.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "ema": None if state.ema is None else state.ema.module.state_dict(),
+            "broken": dict(broken),
+            "step": state.step,
+            "best": state.best,
         }
-        write_whole(self._path, lambda file: torch.save(state, file))
-
-    def log_up_to(self, step: int) -> Path:
-        """The log without the steps that were logged after the state: they are done, and logged, again."""
-        path = self._folder / LOG
-        if path.exists():
-            kept = b"".join(path.read_bytes().splitlines(keepends=True)[:step])
-            write_whole(path, lambda file: file.write(kept))
-        return path
+        write_whole(self._path, lambda file: torch.save(content, file))

@@ -37,14 +37,11 @@ from models.training.evaluate import table
 from models.training.labelled import labels_in, samples_for
 from models.training.loading import BrokenImages, evaluation_batches
 from models.training.outputs import make_output_folder
+from models.training.packages import MissingPackageError
 from models.training.resuming import ResumeError, check_same_run, digest_of_names
 from models.training.speed import speed_round
 
 STATE = "state.json"
-
-
-class MissingPackageError(ImportError):
-    """A package of the extra `train` is not installed."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from models.training.config import EvaluateConfig, SweepConfig
 from models.training.evaluate import evaluate, table
 from models.training.labelled import samples_for
 from models.training.loading import BrokenImages
+from models.training.packages import MissingPackageError
 from models.training.resuming import ResumeError
-from models.training.sweep import MissingPackageError, sweep
+from models.training.sweep import sweep
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
 CLASSES = ("astronaut", "chelsea", "china", "coffee")

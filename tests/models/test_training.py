@@ -39,6 +39,8 @@ from models.training.evaluate import evaluate, table
 from models.training.fine_tune import fine_tune
 from models.training.folders import FolderError, class_folders
 from models.training.loading import Batches, BrokenImageError, BrokenImages, evaluation_batches
+from models.training.mixing import Mixing
+from models.training.objective import loss_of
 from models.training.resuming import ResumeError
 from models.transforms import InputSpec, to_pixels
 
@@ -89,6 +91,7 @@ def run(pictures: Path, start: Path) -> Callable[..., TrainConfig]:
             "batch_size": 5,
             "learning_rate": 1e-3,
             "workers": 0,
+            "device": "cpu",
             "bf16": False,
             "save_every": 2,
         }
@@ -598,8 +601,12 @@ def test_the_loss_is_the_one_described(
         for parameter in teacher.parameters():
             parameter.mul_(1.1)
     pixels, labels, pruning = make_pixels(3), torch.tensor([12, 0, 5]), Pruning(0.4)
-    settings = config(label_smoothing=0.2, **({} if weight is None else {"distillation": weight}))
-    loss, top1 = module._loss(model, None if weight is None else teacher, pixels, labels, pruning, settings)
+    mixing = Mixing(config(label_smoothing=0.2), classes=13, device="cpu")
+    _, wanted = mixing(pixels, labels, seed=0)
+    prunings = [pruning] * 3
+    loss, right = loss_of(
+        model, model, None if weight is None else teacher, pixels, wanted, prunings, weight or 0.0
+    )
 
     read: list[Tensor] = []
     for vit in (model.vit, teacher.vit):
@@ -612,15 +619,15 @@ def test_the_loss_is_the_one_described(
     log_p, log_q = torch.log(torch.softmax(pruned, 1)), torch.log(torch.softmax(whole, 1))
     on_labels = -(target * log_p).sum(dim=1).mean()
     divergence = (log_q.exp() * (log_q - log_p)).sum(dim=1).mean()
-    own, wanted = read[0], read[1].detach()
-    cosine = (own * wanted).sum(dim=1) / (own.norm(dim=1) * wanted.norm(dim=1))
+    own, teachers = read[0], read[1].detach()
+    cosine = (own * teachers).sum(dim=1) / (own.norm(dim=1) * teachers.norm(dim=1))
     distance = 1 - cosine.mean()
     want = on_labels if weight is None else (1 - weight) * on_labels + weight * (divergence + distance)
 
     assert divergence > 0.01
     assert distance > 0.01
     torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
-    assert top1 == pytest.approx((pruned.argmax(dim=1) == labels).float().mean().item())
+    assert torch.equal(right, pruned.argmax(dim=1) == labels)
     parameter = model.vit.blocks[1].mlp.fc2.weight
     (got,) = torch.autograd.grad(loss, parameter)
     (wanted_gradient,) = torch.autograd.grad(want, parameter)
@@ -929,13 +936,6 @@ def test_table_by_hand() -> None:
 # The commands.
 
 
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here what is said and returned counts, for which a GPU that happens to be there is of no use."""
-    monkeypatch.setattr(command, "choose_device", lambda _wanted: "cpu")
-
-
-@pytest.mark.usefixtures("on_cpu")
 def test_the_train_command_says_where_the_model_is(
     config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -947,7 +947,6 @@ def test_the_train_command_says_where_the_model_is(
     assert out.endswith(f"the model is {settings.output / 'model.safetensors'}\n")
 
 
-@pytest.mark.usefixtures("on_cpu")
 def test_the_train_command_reports_what_is_wrong(
     config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -958,7 +957,6 @@ def test_the_train_command_reports_what_is_wrong(
     )
 
 
-@pytest.mark.usefixtures("on_cpu")
 def test_the_train_command_says_how_to_go_on(
     config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,41 @@
+"""Mixup, CutMix and random erasing of a batch, by timm's classes; their randomness is the step's."""
+
+import random
+
+import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from models.training.config import TrainConfig
+
+
+class Mixing:
+    """What becomes of a normalised batch and its classes before the network sees it."""
+
+    def __init__(self, config: TrainConfig, classes: int, device: str) -> None:
+        self._classes = classes
+        self._smoothing = config.label_smoothing
+        self._mixup = None
+        if config.mixup or config.cutmix:
+            self._mixup = Mixup(
+                config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=classes
+            )
+        self._erasing = RandomErasing(config.erasing, mode="pixel", device=device) if config.erasing else None
+
+    def __call__(
+        self, inputs: Float[Tensor, "B C height width"], truth: Int[Tensor, " B"], seed: int
+    ) -> tuple[Float[Tensor, "B C height width"], Float[Tensor, "B classes"]]:
+        """The images, and how much of each class an image is to be taken for (smoothed labels)."""
+        # timm's classes draw from the global states of random and numpy; torch's is seeded by the step.
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        if self._erasing is not None:
+            inputs = self._erasing(inputs)
+        if self._mixup is not None:
+            inputs, wanted = self._mixup(inputs, truth)
+            return inputs, wanted
+        hard = F.one_hot(truth, self._classes).float()
+        return inputs, hard * (1 - self._smoothing) + self._smoothing / self._classes

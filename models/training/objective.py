@@ -1,0 +1,74 @@
+"""What a step makes smaller: the distance to the labels and, with a teacher, to its answers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from models.load import ModelError, load
+from models.pruned_vit import PrunedViT
+from models.schedule import UNPRUNED, Pruning
+from models.training.config import TrainConfig
+
+
+def loss_of(
+    forward: nn.Module,
+    model: PrunedViT,
+    teacher: PrunedViT | None,
+    inputs: Float[Tensor, "B C height width"],
+    wanted: Float[Tensor, "B classes"],
+    prunings: Sequence[Pruning],
+    distillation: float,
+) -> tuple[Float[Tensor, ""], Bool[Tensor, " B"]]:
+    """Loss of the pruned network on one batch, and whose first label is right.
+
+    With a teacher, and w its weight: (1 - w) CE(label) + w (KL(teacher || student) + 1 - cos(features)). The
+    logits of a few classes say little about an image; the teacher's features, which the head reads, say
+    what the pruned network should still have seen. ``forward``: ``model``, or what several processes wrap it
+    in.
+    """
+    with _features(model) as features:
+        logits = forward(inputs, prunings).logits.float()
+    correct = logits.argmax(1) == wanted.argmax(1)
+    loss = F.cross_entropy(logits, wanted)
+    if teacher is None:
+        return loss, correct
+    with torch.no_grad(), _features(teacher) as teachers_features:
+        answers = teacher(inputs, [UNPRUNED] * len(inputs)).logits.float()
+    divergence = F.kl_div(
+        logits.log_softmax(1), answers.log_softmax(1), reduction="batchmean", log_target=True
+    )
+    distance = 1 - F.cosine_similarity(features[0].float(), teachers_features[0].float()).mean()
+    return (1 - distillation) * loss + distillation * (divergence + distance), correct
+
+
+@contextmanager
+def _features(model: PrunedViT) -> Iterator[list[Tensor]]:
+    """While inside, collects what the classification head reads: [B, D] per forward pass."""
+    collected: list[Tensor] = []
+    hook = model.vit.head.register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0]))
+    try:
+        yield collected
+    finally:
+        hook.remove()
+
+
+def load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedViT | None:
+    """Raises ModelError where the teacher's architecture, input or classes are others than the student's.
+
+    Its patches may be other ones: features that the head reads are compared, not patches.
+    """
+    if config.teacher is None:
+        return None
+    teacher = load(str(config.teacher), architecture=config.architecture).model
+    sizes = [some.vit.patch_embed.img_size for some in (teacher, model)]
+    if replace(teacher.arch, grid=model.arch.grid) != model.arch or sizes[0] != sizes[1]:
+        raise ModelError(
+            f"the teacher is {teacher.arch} for {sizes[0]} pixels, "
+            f"but the student is {model.arch} for {sizes[1]}"
+        )
+    return teacher.to(device).requires_grad_(requires_grad=False)

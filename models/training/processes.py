@@ -1,0 +1,67 @@
+"""The processes that train together: one, or several that `torchrun` has started."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This is process ``rank`` of ``count``, and number ``local`` of those on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes, logs and validates."""
+        return self.rank == 0
+
+    def device(self, wanted: str) -> str:
+        """The device of this process: of several on GPUs, each has its own."""
+        if self.count > 1 and wanted.startswith("cuda"):
+            return f"cuda:{self.local}"
+        return wanted
+
+    def gathered(self, own: Mapping[str, T]) -> dict[str, T]:
+        """The entries of all processes."""
+        if self.count == 1:
+            return dict(own)
+        parts: list[dict[str, T]] = [{} for _ in range(self.count)]
+        distributed.all_gather_object(parts, dict(own))
+        return {key: value for part in parts for key, value in part.items()}
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+def of_environment(environment: Mapping[str, str] = os.environ) -> Processes:
+    """As `torchrun` says it."""
+    if "WORLD_SIZE" not in environment:
+        return Processes()
+    return Processes(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"]))
+
+
+@contextmanager
+def joined(processes: Processes, device: str) -> Iterator[None]:
+    """While inside, the processes can talk to each other."""
+    if processes.count == 1:
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,54 @@
+"""How good the model is after an epoch, on images that are not trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models.classifier import normalise
+from models.load import Card, input_spec_of
+from models.pruned_vit import PrunedViT
+from models.schedule import Pruning
+from models.training.config import TrainConfig
+from models.training.data import Sample
+from models.training.labelled import samples_for
+from models.training.loading import BrokenImages, evaluation_batches
+
+
+class Validation:
+    """Top-1 on a folder of labelled images, at some keep ratios. Raises FolderError and ClassesError."""
+
+    def __init__(self, folder: Path, card: Card, config: TrainConfig) -> None:
+        self.samples: list[Sample] = samples_for(card, folder)
+        self._config = config
+
+    @torch.inference_mode()
+    def top1(self, model: PrunedViT) -> dict[float, float]:
+        """The share of right first labels at each ratio. Images that cannot be read count for none."""
+        config = self._config
+        spec = input_spec_of(model.vit)
+        device = next(model.parameters()).device
+        right = dict.fromkeys(config.validation_keep_ratios, 0)
+        images = 0
+        broken = BrokenImages(config.broken_images)
+        batches = evaluation_batches(
+            self.samples, spec, broken, batch_size=config.batch_size, workers=config.workers
+        )
+        was_training = model.training
+        model.eval()
+        for batch in batches:
+            if len(batch.numbers) == 0:
+                continue
+            inputs = normalise(torch.from_numpy(batch.pixels).to(device), spec, torch.float32)
+            truth = torch.from_numpy(batch.truth).to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16):
+                for ratio in right:
+                    logits = model(inputs, self._prunings(ratio, len(inputs))).logits
+                    right[ratio] += int((logits.argmax(1) == truth).sum())
+            images += len(inputs)
+        broken.tell(of=len(self.samples))
+        model.train(was_training)
+        return {ratio: count / images for ratio, count in right.items()}
+
+    def _prunings(self, ratio: float, images: int) -> Sequence[Pruning]:
+        return [Pruning(ratio, self._config.criteria[0], self._config.reducers[0])] * images
