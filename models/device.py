@@ -33,7 +33,7 @@ def choose_dtype(device: str, wanted: DtypeName = "auto") -> torch.dtype:
     float16 on a GPU and float32 on a CPU. Raises ValueError for int8 where it cannot be had."""
     if wanted == "int8" and not (device == "cpu" and cpu_has_int8()):
         raise ValueError(
-            "int8 needs a CPU with AVX-512 VNNI, and this is "
+            "int8 needs a CPU with AVX2, and this is "
             + ("a CPU without" if device == "cpu" else device)
             + "; allowed here: auto, float32, bfloat16, float16"
         )
@@ -98,5 +98,10 @@ def cpu_has_bfloat16() -> bool:
 
 
 def cpu_has_int8() -> bool:
-    """Without VNNI, oneDNN adds pairs of products up in 16 bits, which saturate: quick, and wrong."""
-    return bool(torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available())
+    """Whether the CPU multiplies 32 bytes at once, with or without VNNI (models.linear.int8)."""
+    return bool(torch.cpu._is_avx2_supported() and torch.backends.mkldnn.is_available())
+
+
+def cpu_has_vnni() -> bool:
+    """Whether products of bytes are added up in 32 bits. Other CPUs add pairs of them up in 16 bits first."""
+    return bool(torch.cpu._is_vnni_supported())

@@ -22,7 +22,7 @@ class ComputeSettings(BaseModel):
     dtype: DtypeName = Field(
         "auto",
         description="auto: bfloat16 where the device computes in it, else float32 on a CPU and float16 on a "
-        "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX-512 VNNI.",
+        "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX2 or AVX-512.",
     )
     threads: int = Field(
         0, ge=0, description="Compute threads of a worker. 0: its share of the cores; never more than cores."

@@ -173,7 +173,7 @@ def test_the_dtype_is_the_computing_one(make_vit: MakeViT) -> None:
         assert not np.array_equal(by_class(rounded), by_class(whole))
 
 
-@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX2")
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_int8_is_in_the_blocks(make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
     """In int8 the blocks' linear layers are quantised, the rest computes in what the CPU has, and scores are

@@ -888,7 +888,7 @@ def test_evaluation_takes_no_more_than_the_limit(evaluation: Callable[..., Evalu
     assert {row.images for row in evaluate(evaluation(limit=7))} == {7}
 
 
-@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX2")
 def test_evaluation_in_int8(evaluation: Callable[..., EvaluateConfig]) -> None:
     """A network that tells its classes apart in float32 does so in int8."""
     (row,) = evaluate(evaluation(keep_ratios=(1.0,), dtype="int8"))

@@ -196,7 +196,7 @@ def test_a_restart_checks_and_times_nothing_again(
     assert not learned.exists(), "a worker that has computed nothing is no example"
 
 
-@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX-512 VNNI")
+@pytest.mark.skipif(not device.cpu_has_int8(), reason="int8 needs a CPU with AVX2")
 def test_a_model_can_be_served_in_int8(house: House, checkpoint: Path) -> None:
     """The setting reaches the network: the worker loads, warms up and says so."""
     assert model_served(settings_for(checkpoint, dtype="int8"), house).dtype == "int8"
@@ -211,7 +211,7 @@ def test_int8_on_a_gpu_is_told_and_not_tried_again(
         run(settings_for(checkpoint, dtype="int8"), WorkerArgs(0, "cuda:0", house.path, house.memory))
     assert ended.value.code == LOAD_FAILED
     (record,) = (record for record in caplog.records if record.levelname == "ERROR")
-    assert "int8 needs a CPU with AVX-512 VNNI, and this is cuda:0" in record.getMessage()
+    assert "int8 needs a CPU with AVX2, and this is cuda:0" in record.getMessage()
 
 
 @pytest.mark.parametrize(
