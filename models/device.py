@@ -50,6 +50,11 @@ def input_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return choose_dtype(device) if dtype == torch.int8 else dtype
 
 
+def int8_is_faster(device: str, dtype: torch.dtype) -> bool:
+    """Whether int8 would take much less time there than ``dtype`` (docs/design/0013)."""
+    return device == "cpu" and dtype == torch.float32 and cpu_has_int8()
+
+
 def cores() -> int:
     """Cores this process may use: those it is bound to, but no more than a container's limit (`docker run
     --cpus`, Kubernetes' `limits.cpu`) gives it time for, rounded up. More threads would stop each other."""

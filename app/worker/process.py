@@ -72,7 +72,7 @@ class WorkerArgs:
 def run(settings: Settings, args: WorkerArgs) -> None:
     """Load the model and compute for the dispatcher until SIGTERM."""
     from app.worker.torch_backend import TorchBackend
-    from models.device import choose_device, choose_dtype, cores
+    from models.device import choose_device, choose_dtype, cores, int8_is_faster
     from models.load import ModelError
     from models.pruned_vit import UnsupportedModelError
 
@@ -82,6 +82,11 @@ def run(settings: Settings, args: WorkerArgs) -> None:
     except (OSError, ValueError) as error:
         log.error("%s", error)
         sys.exit(LOAD_FAILED)
+    if settings.dtype == "auto" and int8_is_faster(device, dtype):
+        log.info(
+            "this CPU computes in float32; --dtype int8 gives about 1.6 times as many images/s, for a model "
+            "whose accuracy allows it (measure it with: trimvit evaluate --dtype int8)"
+        )
     on_cpu = device == "cpu"
     if settings.device == "auto":  # of a device that is named, the server's start has told
         for remark in without_effect(settings, on_cpu=on_cpu):

@@ -202,6 +202,23 @@ def test_a_model_can_be_served_in_int8(house: House, checkpoint: Path) -> None:
     assert model_served(settings_for(checkpoint, dtype="int8"), house).dtype == "int8"
 
 
+@pytest.mark.parametrize(("dtype", "told"), [("auto", True), ("float32", False)])
+def test_int8_is_offered_where_it_is_faster(
+    house: House,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dtype: str,
+    told: bool,
+) -> None:
+    """The log names the flag and its gain, unless somebody chose another dtype."""
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(device, "cpu_has_int8", lambda: True)
+    caplog.set_level("INFO")
+    assert model_served(settings_for(checkpoint, dtype=dtype), house).dtype == "float32"
+    assert ("--dtype int8 gives about 1.6 times" in caplog.text) == told
+
+
 def test_int8_on_a_gpu_is_told_and_not_tried_again(
     house: House, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
