@@ -56,7 +56,7 @@ def through_memory(options: argparse.Namespace, loaded: LoadedModel) -> Iterator
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     options.default_threads = torch.get_num_threads()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(1 if getattr(options, "cpu_time", False) else cores())
     try:
         loaded = load_model(options.model)
         report = {
@@ -115,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--warm-up", type=int, default=3, help="rounds that do not count")
         command.add_argument("--sample-s", type=float, default=0.2, help="least seconds a sample")
         command.add_argument("--seed", type=int, default=0, help="of the contestants' order")
+        command.add_argument(
+            "--cpu-time",
+            action="store_true",
+            help="count CPU time, on one thread: for a machine with other work",
+        )
         command.add_argument("--batch-sizes", type=int, nargs="+", default=batch_sizes, help="images")
         command.add_argument(
             "--dtypes", nargs="+", choices=DTYPES, default=("bfloat16", "float32"), help="of the weights"

@@ -13,7 +13,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from benchmarks.rounds import Contestant
-from models.device import cores
 
 _PACKAGES = ("openvino", "onnxruntime", "onnx", "onnxscript")
 
@@ -74,7 +73,7 @@ def _openvino(model: Any, precision: str, batches: Sequence[Tensor]) -> Contesta
 
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": cores(),
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch
     }
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
@@ -93,7 +92,7 @@ def _onnxruntime(exported: torch.export.ExportedProgram, batches: Sequence[Tenso
     program = torch.onnx.export(exported, input_names=["pixels"], dynamo=True, verbose=False)
     assert program is not None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores()
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -25,12 +25,14 @@ class Contestant:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``warm_up`` rounds that do not count, then ``rounds`` that do. In each, a contestant is called as often
-    as it takes to fill ``sample_s`` seconds, found while warming up, and at least once."""
+    as it takes to fill ``sample_s`` seconds, found while warming up, and at least once. ``cpu_time``: what
+    counts is the process's CPU time, which means something on one thread only."""
 
     rounds: int
     warm_up: int
     sample_s: float
     seed: int = 0
+    cpu_time: bool = False
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.warm_up < 1:
@@ -41,10 +43,11 @@ def measure(
     contestants: Mapping[str, Contestant],
     plan: Plan,
     title: str,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, list[float]]:
     """Seconds per image of each contestant, round by round."""
+    clock = clock or (time.process_time if plan.cpu_time else time.perf_counter)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     calls = dict.fromkeys(contestants, 1)
     draw = random.Random(plan.seed)

@@ -227,7 +227,7 @@ def outside(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    return Plan(options.rounds, options.warm_up, options.sample_s, options.seed)
+    return Plan(options.rounds, options.warm_up, options.sample_s, options.seed, options.cpu_time)
 
 
 def _rate(seconds_per_image: Sequence[float]) -> float:

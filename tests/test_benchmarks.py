@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: arithmetic by hand, and the commands on a small network."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import engine, host, outside, speed
+from benchmarks import accuracy, engine, host, outside, speed
 from benchmarks.contestants import Contestant, load_model
 from benchmarks.memory import trend
 from benchmarks.photographs import load_photographs
 from benchmarks.report import Spread, spread, table
 from benchmarks.rounds import Plan, measure
 from models.schedule import compute
+from models.training.answers import Answers
 from models.transforms import InputSpec
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
@@ -54,6 +56,37 @@ def test_every_contestant_is_timed_once_per_round_and_the_warm_up_is_left_out() 
     rounds = [clock.ran[start : start + 3] for start in range(0, 15, 3)]
     assert all({name for name, _ in ran} == set(contestants) for ran in rounds)
     assert all({turn for _, turn in ran} == {number} for number, ran in enumerate(rounds))
+
+
+@pytest.mark.parametrize(("cpu_time", "counted"), [(True, 3.0), (False, 0.5)])
+def test_what_counts_is_the_clock_or_the_cpus_time(
+    monkeypatch: pytest.MonkeyPatch, cpu_time: bool, counted: float
+) -> None:
+    """On request the process's own time, else that of the clock on the wall."""
+    cpu, wall = Clock(), Clock()
+    monkeypatch.setattr(time, "process_time", cpu)
+    monkeypatch.setattr(time, "perf_counter", wall)
+
+    def run(turn: int) -> None:
+        cpu.now += 3
+        wall.now += 0.5
+
+    plan = Plan(rounds=1, warm_up=1, sample_s=0, cpu_time=cpu_time)
+    assert measure({"one": Contestant(1, run)}, plan, "", sleep=lambda _: None) == {"one": [counted]}
+
+
+def test_dtypes_are_compared_image_by_image() -> None:
+    """By hand: four images, of which int8 gets one more wrong, which is a change of -25 points, give or take
+    the deviation of (0, 0, 0, -1) over the root of 4."""
+    truth = np.array([0, 1, 2, 3])
+    nothing = np.zeros((1, 4))
+    float32 = Answers(truth, np.array([[0, 1, 5, 3]]), nothing, nothing)
+    int8 = Answers(truth, np.array([[0, 1, 6, 4]]), nothing, nothing)
+    first, second = accuracy.rows_of([0.5], {"float32": float32, "int8": int8})
+    assert (first["top1"], first["change"], first["agreement"]) == (75, 0, 100)
+    assert (second["top1"], second["change"], second["agreement"]) == (50, -25, 50)
+    assert second["change_error"] == 25
+    assert second["keep_ratio"] == 0.5
 
 
 def test_the_order_is_drawn_anew_and_by_the_seed() -> None:
