@@ -1,9 +1,14 @@
 """Attention over all images of a ragged batch in one call: torch.nn.attention.varlen, on GPUs that have it.
 
+PyTorch has it from 2.10 on, and gave it more arguments since: which ones it takes is read off its signature.
 What is asked of the device and of the rows is what PyTorch 2.14's FlashAttention-2 checks (docs/design/0012).
 """
 
+import inspect
+import math
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +36,28 @@ def takes_varlen(attn: Attention, rows: Tensor, sizes: Tensor | None = None) -> 
 
 @cache
 def built_for(device: torch.device) -> bool:
-    """Whether this PyTorch has the kernel for the GPU. Older ones have it with other arguments; ROCm refuses
-    ``num_splits``."""
+    """Whether this PyTorch has the kernel for the GPU. ROCm's is another one, which nobody has tried here."""
     return (
-        torch.__version__ >= "2.14"  # not a plain string: it compares as a version
+        _kernel() is not None
         and torch.version.hip is None
         and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+
+
+def _kernel() -> Callable[..., Any] | None:
+    """PyTorch's function, where it has one. The first call loads the compiler: half a second."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+@cache
+def _arguments(kernel: Callable[..., Any]) -> frozenset[str]:
+    """Which ones it takes."""
+    return frozenset(inspect.signature(kernel).parameters)
 
 
 def varlen(
@@ -52,8 +71,8 @@ def varlen(
 ) -> Float[Tensor, "rows HD"]:
     """Attention of the queries of each image in ``tokens`` to the keys of the same one in ``source``, with
     ``bias`` for each key."""
-    from torch.nn.attention.varlen import varlen_attn  # loads the compiler: half a second
-
+    kernel = _kernel()
+    assert kernel is not None
     assert tokens.bounds is not None
     assert source.bounds is not None
     width = v.shape[2]
@@ -62,7 +81,16 @@ def varlen(
         q = F.pad(q, (0, _BIAS_WIDTH), value=1 / (scale * _BIAS_WIDTH))
         k = torch.cat((k, bias[:, None, None].expand(-1, k.shape[1], _BIAS_WIDTH)), dim=2)
         v = F.pad(v, (0, _BIAS_WIDTH))
-    mixed = varlen_attn(
+    options: dict[str, float] = {}
+    if "scale" in _arguments(kernel):
+        options["scale"] = scale
+    elif not math.isclose(factor := scale * math.sqrt(q.shape[2]), 1):
+        q = q * factor  # for it scales by the width of what it is given
+    if "num_splits" in _arguments(kernel):
+        # Keys are not split by the batch's longest image, so an image is computed alike in any company; and
+        # cuDNN, which would make a plan for every new number of images and longest one, is not taken.
+        options["num_splits"] = 1
+    mixed = kernel(
         q,
         k,
         v,
@@ -70,10 +98,7 @@ def varlen(
         source.bounds,
         tokens.packing.longest,
         source.packing.longest,
-        scale=scale,
-        # Keys are not split by the batch's longest image, so an image is computed alike in any company; and
-        # cuDNN, which would make a plan for every new number of images and longest one, is not taken.
-        num_splits=1,
+        **options,
     )
     assert isinstance(mixed, Tensor)  # no auxiliary result was asked for
     return mixed[..., :width].flatten(1)

@@ -1,5 +1,6 @@
 """Ragged attention in one call: what it is given, when it is taken, and that it gives what the runs give."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,24 @@ class Reference:
     def __init__(self) -> None:
         self.calls: list[tuple[list[int], list[int]]] = []
 
+    def of_2_10(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        is_causal: bool = False,
+        return_aux: None = None,
+    ) -> Tensor:
+        """As PyTorch 2.10 has it: scaled by the width of the heads it is given."""
+        scale = query.shape[2] ** -0.5
+        return self.varlen_attn(
+            query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, num_splits=1
+        )
+
     def varlen_attn(
         self,
         query: Tensor,
@@ -43,6 +62,7 @@ class Reference:
         scale: float,
         num_splits: int,
     ) -> Tensor:
+        """As PyTorch 2.14 has it."""
         ends_q, ends_k = cu_seq_q.tolist(), cu_seq_k.tolist()
         # What FlashAttention checks, or reads beyond its rows without.
         assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
@@ -80,18 +100,23 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("signature", ["varlen_attn", "of_2_10"])
 @pytest.mark.parametrize("arguments", VARIANTS, ids=["CLS", "norms", "all rows"])
 @settings(max_examples=25)
 @given(prunings=batches(by_mass=False))
 def test_one_call_gives_what_the_runs_give(
-    make_vit: MakeViT, make_pixels: MakePixels, arguments: dict[str, Any], prunings: list[Pruning]
+    make_vit: MakeViT,
+    make_pixels: MakePixels,
+    arguments: dict[str, Any],
+    signature: str,
+    prunings: list[Pruning],
 ) -> None:
     """Whatever the lengths, of queries as of keys, the logits and the kept patches are those of attention
     run by run."""
     model, pixels = PrunedViT(make_vit(**HEADS_OF_8, **arguments)), make_pixels(len(prunings))
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         runs = model(pixels, prunings)
-        patch.setattr("torch.nn.attention.varlen.varlen_attn", Reference().varlen_attn)
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", getattr(Reference(), signature))
         take_varlen(patch)
         once = model(pixels, prunings)
     torch.testing.assert_close(once.logits, runs.logits, rtol=0, atol=2e-5)
@@ -138,6 +163,33 @@ def test_a_bias_by_size_needs_room_in_the_heads(
         assert _unchecked(takes_varlen)(attn, rows, torch.ones(3)) == taken
 
 
+@pytest.mark.parametrize(
+    ("change", "has_it"),
+    [
+        ({}, True),
+        ({"torch.nn.attention.varlen": None}, False),  # before PyTorch 2.10
+        ({"hip": "6.4"}, False),
+        ({"flash": False}, False),
+        ({"capability": (7, 5)}, False),
+    ],
+    ids=str,
+)
+def test_where_the_kernel_is(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], has_it: bool) -> None:
+    """PyTorch has its module, whatever the version is called; the GPU's capability is asked of that GPU."""
+    if "torch.nn.attention.varlen" in change:
+        monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    monkeypatch.setattr(torch, "__version__", "2.10.0")
+    monkeypatch.setattr(torch.version, "hip", change.get("hip"))
+    monkeypatch.setattr(
+        torch.backends.cuda, "is_flash_attention_available", lambda: change.get("flash", True)
+    )
+    wanted, capability = torch.device("cuda:1"), change.get("capability", (8, 0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capability if device == wanted else (0, 0)
+    )
+    assert _unchecked(models.varlen.built_for)(wanted) == has_it
+
+
 class Rows:
     """What is asked of rows before the kernel is chosen."""
 
@@ -179,22 +231,3 @@ def test_the_kernel_is_taken_where_it_can_be(
 
 def _unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(function, "__wrapped__", function)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_on_a_gpu_one_call_gives_what_the_runs_give(
-    make_vit: MakeViT, make_pixels: MakePixels, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
-    """PyTorch's own kernel, queries shorter than keys and not: the runs' logits, to rounding."""
-    model = PrunedViT(make_vit(**HEADS_OF_8)).to("cuda", dtype)
-    pixels = make_pixels(5).to("cuda", dtype)
-    # `random` keeps the same patches however the rounding went.
-    prunings = [Pruning(ratio, "random") for ratio in (1.0, 0.7, 0.7, 0.5, 0.03)]
-    with torch.inference_mode():
-        if not takes_varlen(model.vit.blocks[0].attn, pixels):
-            pytest.skip("this PyTorch has no variable-length attention for this GPU")
-        once = model(pixels, prunings)
-        monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows, _sizes: False)
-        runs = model(pixels, prunings)
-    torch.testing.assert_close(once.logits, runs.logits, rtol=0, atol=0.25)
