@@ -3,7 +3,8 @@
 A batch whose computation raises is halved, and its halves are computed by themselves, down to single images:
 with one image at fault that is three times the batch's work at most, and with any number log2(n) + 1 times.
 An image that fails alone may be at fault itself, or the device may be: then nothing can be computed any more,
-which a known harmless image shows. Pure: what computes is passed in.
+which a known harmless image shows. Where the error itself says so, nothing is tried. Pure: what computes is
+passed in.
 """
 
 import math
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from app.messages.image import Fault
-from app.worker.memory import is_out_of_memory
+from app.worker.device_errors import is_lost, is_out_of_memory
 
 J = TypeVar("J")
 
@@ -50,7 +51,8 @@ def compute_in_parts(
 ) -> Computed[R]:
     """Compute the jobs at once or, where that fails, in parts.
 
-    Raises BackendBroken where the first image fails and ``harmless`` fails after it.
+    Raises BackendBroken where the first image fails and ``harmless`` fails after it, and where an error says
+    that the device is lost.
     """
     return _Parts(compute, harmless).computed(jobs)
 
@@ -67,6 +69,7 @@ class _Parts(Generic[J, R]):
         try:
             results = self._counted(jobs)
         except Exception as error:
+            refuse_lost(error)
             short = is_out_of_memory(error)
             found.memory_was_short |= short
             if not short and (len(jobs) == 1 or not found.errors):
@@ -101,6 +104,7 @@ class _Parts(Generic[J, R]):
         try:
             (result,) = self._counted([self._harmless])
         except Exception as error:
+            refuse_lost(error)
             if is_out_of_memory(error):  # which passes
                 return
             raise BackendBroken(
@@ -109,6 +113,12 @@ class _Parts(Generic[J, R]):
         if not is_a_number(result):
             raise BackendBroken("even for a blank image the network's scores are not finite numbers")
         self._sound = True
+
+
+def refuse_lost(error: Exception) -> None:
+    """Raise BackendBroken for an error after which the device computes nothing more in this process."""
+    if is_lost(error):
+        raise BackendBroken(f"the device is lost: {error}".partition("\n")[0]) from error
 
 
 def is_a_number(result: Checkable) -> bool:

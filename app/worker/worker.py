@@ -31,7 +31,7 @@ from app.telemetry import metrics
 from app.telemetry.rarely import Rarely
 from app.worker.backend import Backend, Job, Loaded
 from app.worker.connection import Connection, Gone
-from app.worker.parts import BackendBroken, Computed, compute_in_parts
+from app.worker.parts import BackendBroken, Computed, compute_in_parts, refuse_lost
 from models.schedule import UNPRUNED
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,8 @@ class WorkerLoop:
             try:
                 (prediction,) = self._backend.classify([Job(_CHECKED, pixels)], 1)
                 label = prediction.classes[0]
-            except Exception:
+            except Exception as error:
+                refuse_lost(error)
                 log.exception("an image that was to be run again unpruned failed")
         connection.send(Checked(check.hold, label))
 

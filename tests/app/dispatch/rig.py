@@ -151,7 +151,7 @@ class FakeBackend:
 
     Pictures are known by the value of their pixels: its label comes first, ``poisoned`` ones fail, a cascade
     runs ``unsure`` ones again, and unpruned, ``swayed`` ones get the next label; ``speechless`` ones get
-    scores that are no numbers. A ``broken`` one fails for every image.
+    scores that are no numbers. A ``broken`` one fails for every image, as does one that ``raises``.
     """
 
     limits: Limits = ONE_STREAM
@@ -162,6 +162,7 @@ class FakeBackend:
     swayed: set[int] = field(default_factory=set)
     speechless: set[int] = field(default_factory=set)
     broken: bool = False
+    raises: Exception | None = None
     miscounts: int = 1_000_000  # batches of so many images or more get a result too few
     image_s: float = 0.001  # what the warm-up measured
     together: threading.Barrier | None = None  # batches that begin must meet here
@@ -193,6 +194,8 @@ class FakeBackend:
         assert self.may_answer.wait(PATIENCE_S)
         if self.broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if self.raises is not None:
+            raise self.raises
         if self.poisoned & set(numbers):
             raise RuntimeError("poisoned")
         if len(jobs) > self.most_at_once:

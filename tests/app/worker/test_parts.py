@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.worker.parts import BackendBroken, compute_in_parts
+from tests.app.worker.cuda_errors import cuda_error
 
 HARMLESS = 0
 
@@ -84,6 +86,46 @@ def test_a_backend_that_fails_for_every_image_is_broken(broken: str) -> None:
     with pytest.raises(BackendBroken, match="blank image"):
         compute_in_parts(compute, list(range(1, 65)), HARMLESS)
     assert calls == ([64, 1] if broken == "nan" else [64, 32, 16, 8, 4, 2, 1, 1])
+
+
+@pytest.mark.parametrize("fails", [[1], [2]], ids=["the first", "a half"])
+def test_a_lost_device_is_asked_nothing_more(fails: list[int]) -> None:
+    """Every later call would fail as well: no half and no harmless image is tried."""
+    calls: list[int] = []
+
+    def compute(jobs: Sequence[int]) -> list[Found]:
+        calls.append(len(jobs))
+        if len(calls) in fails:
+            raise cuda_error(700, "an illegal memory access was encountered")
+        raise RuntimeError("bad")
+
+    with pytest.raises(BackendBroken, match=r"is lost: CUDA error: an illegal memory\D+$"):
+        compute_in_parts(compute, list(range(1, 9)), HARMLESS)
+    assert len(calls) == fails[0]
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        cuda_error(2, "out of memory"),
+    ],
+    ids=["PyTorch's", "CUDA's"],
+)
+def test_a_batch_that_a_gpu_has_no_memory_for_is_halved(raised: Exception) -> None:
+    """Until it fits; nobody is refused."""
+    calls: list[int] = []
+
+    def compute(jobs: Sequence[int]) -> list[Found]:
+        calls.append(len(jobs))
+        if len(jobs) > 3:
+            raise raised
+        return found(jobs)
+
+    computed = compute_in_parts(compute, list(range(1, 9)), HARMLESS)
+    assert computed.results == found(range(1, 9))
+    assert calls == [8, 4, 2, 2, 4, 2, 2]
+    assert (computed.at_once, computed.memory_was_short, computed.errors) == (2, True, [])
 
 
 def test_a_lack_of_memory_is_no_broken_backend() -> None:

@@ -39,6 +39,7 @@ from tests.app.dispatch.rig import (
     wait_for,
 )
 from tests.app.fakes import LOGITS, MODEL
+from tests.app.worker.cuda_errors import cuda_error
 
 pytestmark = pytest.mark.anyio
 
@@ -310,6 +311,27 @@ async def test_what_a_broken_worker_had_is_answered_by_its_successor(house: Hous
                 answers = await asyncio.gather(*asked)
     assert [answer.prediction.classes[0] for answer in answers] == [1, 2, 3]
     assert house.taken == 0
+
+
+async def test_a_lost_gpu_ends_the_worker_and_its_images_go_to_the_next(house: House) -> None:
+    """CUDA's error stays with the process: its batch is tried once, and its successor answers."""
+    import asyncio
+
+    with running_dispatcher(house):
+        async with connected(house) as client:
+            asked = [asking(client, question(number)) for number in (1, 2, 3)]
+            lost = FakeBackend(raises=cuda_error(700, "an illegal memory access was encountered"))
+
+            async def lose() -> None:
+                with running_worker(house, lost) as (_, running):
+                    assert await asyncio.to_thread(running.ended)
+
+            with pytest.raises(BackendBroken, match="the device is lost"):
+                await lose()
+            with running_worker(house, FakeBackend()):
+                answers = await asyncio.gather(*asked)
+    assert [answer.prediction.classes[0] for answer in answers] == [1, 2, 3]
+    assert len(lost.threads) == 1
 
 
 def test_a_worker_splits_what_does_not_fit_and_smaller_batches_follow(house: House) -> None:
