@@ -15,7 +15,8 @@ from setproctitle import getproctitle
 
 from app.commands.streams import forget_output, open_standard_streams, use_utf8
 from app.nearest import did_you_mean
-from app.processes.environment import import_own_packages, tune_libraries
+from app.processes.environment import import_own_packages
+from app.processes.libraries import tune_libraries
 from app.settings.combinations import contradictions
 from app.settings.flags import Operands, WrongUsage, parse
 from app.settings.settings import Settings

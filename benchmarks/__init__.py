@@ -2,7 +2,9 @@
 
 import os
 
-from app.processes.environment import tune_libraries
+from app.processes.libraries import tune_libraries
+from benchmarks.stand_in import stand_in_for_jaxtyping
 
 # As the command line does for the server; before torch is imported.
 tune_libraries(os.environ)
+stand_in_for_jaxtyping()

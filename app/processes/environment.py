@@ -100,32 +100,6 @@ def environment_of(
     }
 
 
-# Large tensors get memory of their own from the system, in huge pages, and give it back at once.
-_MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-
-# No kernel is dropped: small things would move into the room that it leaves. Beside oneDNN, the layer between
-# it and PyTorch keeps descriptions of 1,024 kernels for each thread, where those of one batch are enough.
-_ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096", "LRU_CACHE_CAPACITY": "64"}
-
-
-def tune_libraries(environment: MutableMapping[str, str]) -> None:
-    """Defaults for what libraries read when a process starts or torch is imported; what is there stays.
-
-    How long an idle OpenMP thread spins before it sleeps (docs/design/0003). And what glibc's malloc does
-    with a worker's memory (docs/design/0023): one arena for all threads, not up to eight for each core, and
-    nothing large in it, for what oneDNN keeps would lie scattered among what comes and goes with a batch.
-    """
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", "2000")
-    for name, value in (_MALLOC | _ONEDNN).items():
-        environment.setdefault(name, value)
-
-
 PACKAGES_FOLDER = str(Path(__file__).parents[2])
 
 

@@ -10,11 +10,11 @@ from app.processes.environment import (
     dispatcher_variables,
     environment_of,
     front_end_variables,
-    tune_libraries,
     worker_variables,
 )
 from app.processes.fork_server import ForkServer
 from app.processes.keeper import Process, Program
+from app.processes.libraries import tune_libraries
 from app.processes.spawned import Spawned
 from app.settings.settings import Settings
 

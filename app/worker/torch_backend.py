@@ -22,6 +22,7 @@ from app.worker.learned import Learned, recall, remember
 from app.worker.loading import describe, load_model
 from app.worker.warm_up import time_batches
 from models.classifier import Classifier, ImageRequest
+from models.device import use_gpu
 from models.load import ModelError
 from models.pruned_vit import check_against_timm
 from models.schedule import REDUCERS, UNPRUNED, Pruning
@@ -52,6 +53,8 @@ class TorchBackend:
     def load(self) -> Loaded:
         """Raises ModelError for a model that cannot be served so."""
         torch.set_num_threads(self.threads)
+        if not self._on_cpu:
+            use_gpu(self.device)
         try:
             loaded = load_model(self.settings)
         except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
@@ -133,6 +136,7 @@ class TorchBackend:
         if self._on_cpu:
             return nullcontext()
         if not hasattr(self._of_thread, "stream"):
+            use_gpu(self.device)
             self._of_thread.stream = torch.cuda.Stream(self.device)
         return torch.cuda.stream(self._of_thread.stream)
 

@@ -22,7 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, bfloat16: bool = True, i
     """Let PyTorch report so many GPUs, whether CPU and GPU compute in bfloat16, and the CPU in int8."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0) if bfloat16 else (7, 5))
     monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: bfloat16)
     monkeypatch.setattr(device, "cpu_has_int8", lambda: int8)
 
@@ -64,6 +64,27 @@ def test_auto_dtype(monkeypatch: pytest.MonkeyPatch, on: str, bfloat16: bool, ch
     """bfloat16 where it is native; else float32 on a CPU and float16 on a GPU."""
     machine(monkeypatch, gpus=1, bfloat16=bfloat16)
     assert choose_dtype(on) == chosen
+
+
+def test_the_dtype_is_that_of_the_gpu_in_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two GPUs of different ages, each is asked for itself."""
+    machine(monkeypatch, gpus=2)
+    ages = {"cuda:0": (9, 0), "cuda:1": (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ages[device])
+    assert [choose_dtype(gpu) for gpu in ages] == [torch.bfloat16, torch.float16]
+
+
+def test_a_thread_uses_its_gpu_without_cudnns_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes a plan for every new shape."""
+    used: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    was = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        device.use_gpu("cuda:1")
+        assert used == ["cuda:1"]
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was)
 
 
 def test_a_named_dtype_is_that_one(monkeypatch: pytest.MonkeyPatch) -> None:

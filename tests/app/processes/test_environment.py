@@ -10,7 +10,6 @@ from app.processes.environment import (
     dispatcher_variables,
     environment_of,
     import_own_packages,
-    tune_libraries,
     worker_variables,
 )
 from app.security.keys import KEYS_VARIABLE
@@ -40,34 +39,6 @@ def test_a_processs_files_lie_in_the_private_folder(tmp_path: Path) -> None:
     told = dispatcher_variables(ProcessFiles(tmp_path, "dispatcher"))
     assert told["TRIMVIT_DISPATCHER_SOCKET"] == f"{tmp_path}/dispatcher"
     assert told["TRIMVIT_DISPATCHER_HEARTBEAT"] == f"{tmp_path}/dispatcher.heartbeat"
-
-
-MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "4194304",
-    "MALLOC_TRIM_THRESHOLD_": "268435456",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
-    "LRU_CACHE_CAPACITY": "64",
-}
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({}, {"GOMP_SPINCOUNT": "2000", **MEMORY}),
-        (
-            {"GOMP_SPINCOUNT": "7", "MALLOC_ARENA_MAX": "8"},
-            {**MEMORY, "GOMP_SPINCOUNT": "7", "MALLOC_ARENA_MAX": "8"},
-        ),
-        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE", **MEMORY}),
-    ],
-    ids=["nothing said", "some said", "threads are to sleep"],
-)
-def test_what_was_said_stays(given: dict[str, str], told: dict[str, str]) -> None:
-    """Defaults go where nobody has chosen."""
-    tune_libraries(given)
-    assert given == told
 
 
 @pytest.mark.parametrize(
