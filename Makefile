@@ -5,13 +5,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check audit docs install format clean
+.PHONY: serve test gpu-check check audit docs install format clean
 
 serve: $(VENV)/.installed        ## start the server with the bundled model
 	$(BIN)/trimvit serve $(ARGS)
 
 test: $(VENV)/.installed-dev     ## run the tests; a file's tests stay in one of two processes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+gpu-check:                       ## tests, speed and a verdict on an NVIDIA GPU; installs nothing (ARGS=--help explains)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
 
 check: $(VENV)/.installed-dev    ## format, lint, types, import contracts, Dockerfile
 	$(BIN)/ruff format --check .

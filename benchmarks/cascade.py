@@ -26,7 +26,7 @@ from benchmarks import machine
 from benchmarks.contestants import plain_vit
 from benchmarks.report import Row, spread, table, write
 from models.classifier import Classifier, ImageRequest, normalise
-from models.device import choose_dtype, cores, input_dtype
+from models.device import choose_device, choose_dtype, cores, input_dtype, use_gpu
 from models.load import LoadedModel, load
 from models.schedule import UNPRUNED
 from models.training.data import unlabelled
@@ -38,19 +38,19 @@ CASCADE_NAME = "cascade"
 Answer = Callable[[Tensor], list[int]]
 
 
-def contestants(loaded: LoadedModel, classifier: Classifier, dtype: str) -> dict[str, Answer]:
+def contestants(loaded: LoadedModel, classifier: Classifier, dtype: str, device: str) -> dict[str, Answer]:
     """From uint8 pixels to first labels."""
     cascade = loaded.cascade
     if cascade is None:
         sys.exit(f"benchmarks.cascade: {loaded.name} has no cascade; fit one with trimvit calibrate")
 
     def timms(dtype_name: str) -> Answer:
-        vit = plain_vit(loaded, dtype_name)  # type: ignore[arg-type]
-        own = input_dtype("cpu", choose_dtype("cpu", dtype_name))  # type: ignore[arg-type]
+        vit = plain_vit(loaded, dtype_name, device)  # type: ignore[arg-type]
+        own = input_dtype(device, choose_dtype(device, dtype_name))  # type: ignore[arg-type]
 
         @torch.inference_mode()
         def run(pixels: Tensor) -> list[int]:
-            return vit(normalise(pixels, loaded.input, own)).argmax(dim=1).tolist()
+            return vit(normalise(pixels.to(device), loaded.input, own)).argmax(dim=1).tolist()
 
         return run
 
@@ -78,14 +78,18 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--model", default=BUNDLED_MODEL)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="of the contestants' order")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(cores())
     timm_loaded, loaded = load(options.model), load(options.model)
-    classifier = Classifier(loaded.model, loaded.input, "cpu", choose_dtype("cpu", options.dtype))
-    runs = contestants(timm_loaded, classifier, options.dtype)
+    device = choose_device(options.device)
+    if device != "cpu":
+        use_gpu(device)
+    classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, options.dtype))
+    runs = contestants(timm_loaded, classifier, options.dtype, device)
     samples, _ = unlabelled(options.images)
     batches = [
         torch.from_numpy(batch.pixels)
@@ -128,7 +132,7 @@ def main() -> None:
         )
     print(table(rows))
     if options.output is not None:
-        report = {"command": "python -m benchmarks.cascade", "machine": machine.describe()}
+        report = {"command": "python -m benchmarks.cascade", "machine": machine.describe(device)}
         settings = {
             "model": Path(options.model).name,
             "dtype": options.dtype,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import timm
 import torch
@@ -38,14 +39,14 @@ def load_model(reference: str) -> LoadedModel:
     )
 
 
-def in_dtype(loaded: LoadedModel, dtype: DtypeName) -> PrunedViT:
+def in_dtype(loaded: LoadedModel, dtype: DtypeName, device: str = "cpu") -> PrunedViT:
     """A copy of the model, converted as the server does it."""
-    return Classifier(deepcopy(loaded.model), loaded.input, "cpu", choose_dtype("cpu", dtype)).model
+    return Classifier(deepcopy(loaded.model), loaded.input, device, choose_dtype(device, dtype)).model
 
 
-def plain_vit(loaded: LoadedModel, dtype: DtypeName) -> VisionTransformer:
+def plain_vit(loaded: LoadedModel, dtype: DtypeName, device: str = "cpu") -> VisionTransformer:
     """A copy of timm's own module. Raises ValueError where timm's fused attention is turned off."""
-    vit = deepcopy(loaded.model.vit).to(input_dtype("cpu", choose_dtype("cpu", dtype))).eval()
+    vit = deepcopy(loaded.model.vit).to(device, input_dtype(device, choose_dtype(device, dtype))).eval()
     if not all(block.attn.fused_attn for block in vit.blocks):
         raise ValueError(
             "timm's fused attention is off, so it would be slower than it is; see TIMM_FUSED_ATTN"
@@ -58,7 +59,7 @@ def batches_of(pixels: Tensor, size: int) -> list[Tensor]:
     return list(pixels[: len(pixels) // size * size].split(size))
 
 
-def unpruned(vit: VisionTransformer, batches: Sequence[Tensor]) -> Contestant:
+def unpruned(vit: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Contestant:
     """timm's own forward pass."""
 
     @torch.inference_mode()
@@ -66,6 +67,26 @@ def unpruned(vit: VisionTransformer, batches: Sequence[Tensor]) -> Contestant:
         return vit(batches[turn % len(batches)])
 
     return Contestant(len(batches[0]), run)
+
+
+def on_timms_kernels(contestant: Contestant) -> Contestant:
+    """With the attention kernels that PyTorch offers, as timm is used elsewhere: our worker does without
+    cuDNN's (`models.device.use_gpu`)."""
+
+    def run(turn: int) -> object:
+        ours = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(True)  # noqa: FBT003
+        try:
+            return contestant.run(turn)
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(ours)
+
+    return replace(contestant, run=run)
+
+
+def finisher(device: str) -> Callable[[], object]:
+    """What waits until the device has computed all that it was given."""
+    return partial(torch.cuda.synchronize, device) if device != "cpu" else lambda: None
 
 
 def pruned(model: PrunedViT, batches: Sequence[Tensor], ratio: float) -> Contestant:

@@ -28,7 +28,7 @@ from benchmarks.outside import MissingPackageError
 from benchmarks.photographs import image_files
 from benchmarks.report import Row, table, write
 from models.classifier import Classifier
-from models.device import choose_dtype, cores
+from models.device import choose_device, choose_dtype, cores, use_gpu
 from models.dtypes import DtypeName
 from models.load import LoadedModel, ModelError
 from models.pruned_vit import UnsupportedModelError
@@ -40,7 +40,8 @@ DTYPES: tuple[DtypeName, ...] = tuple(name for name in get_args(DtypeName) if na
 
 def through_memory(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
     """Resident memory through batches of random size, with ratios, criteria and reducers, in streams."""
-    classifier = Classifier(loaded.model, loaded.input, "cpu", choose_dtype("cpu", options.dtype))
+    dtype = choose_dtype(options.device, options.dtype)
+    classifier = Classifier(loaded.model, loaded.input, options.device, dtype)
     with stream_pool(options.streams, cores()) as streams:
         yield memory.measure(
             classifier,
@@ -58,10 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.default_threads = torch.get_num_threads()
     torch.set_num_threads(1 if getattr(options, "cpu_time", False) else cores())
     try:
+        if "device" in options:
+            options.device = choose_device(options.device)
+            if options.device != "cpu":
+                use_gpu(options.device)
         loaded = load_model(options.model)
         report = {
             "command": f"python -m benchmarks.engine {options.name}",
-            "machine": machine.describe(),
+            "machine": machine.describe(getattr(options, "device", "cpu")),
             "model": Path(options.model).name,
             "options": _plain_options(options),
         }
@@ -124,13 +129,18 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--dtypes", nargs="+", choices=DTYPES, default=("bfloat16", "float32"), help="of the weights"
         )
+        if run in (speed.homogeneous, speed.mixed):
+            command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
         if ratios:
             command.add_argument("--ratios", type=float, nargs="+", default=ratios, help="keep ratios")
         return command
 
     all_ratios = (1.0, 0.9, 0.7, 0.5, 0.3)
     streams = min(MOST_STREAMS, cores())
-    add_timed("homogeneous", speed.homogeneous, batch_sizes=(1, 8, 32), rounds=30, ratios=all_ratios)
+    command = add_timed(
+        "homogeneous", speed.homogeneous, batch_sizes=(1, 8, 32), rounds=30, ratios=all_ratios
+    )
+    command.add_argument("--compiled", action="store_true", help="timm under torch.compile, too")
     command = add_timed("mixed", speed.mixed, batch_sizes=(8, 32, 128), rounds=15)
     command.add_argument("--most-ratios", type=int, default=32, help="more than these are interpolated")
     command.add_argument("--orders", type=int, default=4, help="mixed samples a round")
@@ -142,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add("memory", through_memory)
     command.set_defaults(model="random:test_vit")
     command.add_argument("--dtype", choices=get_args(DtypeName), default="auto", help="of the weights")
+    command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     command.add_argument("--batches", type=int, default=10_000, help="in all")
     command.add_argument("--warm-up", type=int, default=1_000, help="batches before the trend begins")
     command.add_argument("--every", type=int, default=50, help="batches between two samples")

@@ -29,7 +29,7 @@ from benchmarks import machine
 from benchmarks.report import spread
 from benchmarks.server import running
 from models.classifier import Classifier, ImageRequest
-from models.device import choose_dtype, cores
+from models.device import choose_device, choose_dtype, cores, use_gpu
 from models.load import load
 from models.schedule import Pruning
 
@@ -44,13 +44,15 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--model", default=BUNDLED_MODEL)
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5])
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
     files = [path.read_bytes() for path in sorted(options.photographs.iterdir())]
     loaded = load(options.model)
-    classifier = Classifier(loaded.model, loaded.input, "cpu", choose_dtype("cpu"))
+    device = choose_device(options.device)
+    classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device))
     limits = ImageLimits(64_000_000)
     pixels = [decode(file, loaded.input, limits).pixels for file in files]
 
@@ -60,7 +62,15 @@ def main() -> None:
         lock = threading.Lock()
 
         def stream() -> None:
-            torch.set_num_threads(1)
+            if device == "cpu":
+                torch.set_num_threads(1)
+                compute()
+                return
+            use_gpu(device)
+            with torch.cuda.stream(torch.cuda.Stream(device)):
+                compute()
+
+        def compute() -> None:
             while True:
                 with lock:
                     start = next(starts, None)
@@ -69,7 +79,7 @@ def main() -> None:
                 work(start, min(start + BATCH, len(files)))
 
         began = time.perf_counter()
-        threads = [threading.Thread(target=stream) for _ in range(cores())]
+        threads = [threading.Thread(target=stream) for _ in range(cores() if device == "cpu" else 2)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -89,7 +99,7 @@ def main() -> None:
     def predict(batch: list[np.ndarray], ratio: float) -> None:
         classifier.classify(torch.from_numpy(np.stack(batch)), [ImageRequest(Pruning(ratio))] * len(batch))
 
-    with running("--model", options.model) as server:
+    with running("--model", options.model, "--device", device) as server:
         results = {}
         for ratio in options.ratios:
             ways = {"engine": engine, "offline": offline, "http": lambda r: over_http(server.port, files, r)}
@@ -103,7 +113,7 @@ def main() -> None:
             print(json.dumps({str(ratio): results[str(ratio)]}, indent=1), flush=True)
     report = {
         "command": "python -m benchmarks.http_throughput",
-        "machine": machine.describe(),
+        "machine": machine.describe(device),
         "model": options.model,
         "dtype": str(classifier.dtype),
         "images": len(files),

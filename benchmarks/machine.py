@@ -29,8 +29,9 @@ _ENVIRONMENT = (
 )
 
 
-def describe() -> dict[str, object]:
-    """The machine, the versions and the settings that a timing hangs on, for the JSON of a result.
+def describe(device: str = "cpu") -> dict[str, object]:
+    """The machine, the versions and the settings that a timing hangs on, for the JSON of a result; with the
+    GPU where ``device`` is one.
 
     ``load_average`` is that of the last minute: on a quiet machine about what the benchmark itself uses.
     """
@@ -45,6 +46,19 @@ def describe() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         "load_average": round(os.getloadavg()[0], 2),
+        **({} if device == "cpu" else {"gpu": _gpu(device)}),
+    }
+
+
+def _gpu(device: str) -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

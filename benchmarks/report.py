@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.training.evaluate import markdown
+from models.training.markdown import markdown
 
 Row = Mapping[str, object]
 

@@ -45,8 +45,10 @@ def measure(
     title: str,
     clock: Callable[[], float] | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    finish: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds per image of each contestant, round by round."""
+    """Seconds per image of each contestant, round by round. ``finish`` waits for what a contestant has only
+    begun, as on a GPU: it is called once a sample."""
     clock = clock or (time.process_time if plan.cpu_time else time.perf_counter)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     calls = dict.fromkeys(contestants, 1)
@@ -58,7 +60,7 @@ def measure(
             draw.shuffle(order)
             for name in order:
                 sleep(PAUSE_S)
-                taken = _time(contestants[name], calls[name], round_, clock)
+                taken = _time(contestants[name], calls[name], round_, clock, finish)
                 if round_ < plan.warm_up:
                     calls[name] = max(1, math.ceil(plan.sample_s * calls[name] / taken))
                 else:
@@ -67,8 +69,16 @@ def measure(
     return seconds
 
 
-def _time(contestant: Contestant, calls: int, round_: int, clock: Callable[[], float]) -> float:
+def _time(
+    contestant: Contestant,
+    calls: int,
+    round_: int,
+    clock: Callable[[], float],
+    finish: Callable[[], object],
+) -> float:
+    finish()
     started = clock()
     for call in range(calls):
         contestant.run(round_ * calls + call)
+    finish()
     return clock() - started

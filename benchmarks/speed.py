@@ -2,7 +2,7 @@
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ from torch import Tensor
 from benchmarks.contestants import (
     Ratios,
     batches_of,
+    finisher,
     in_dtype,
     in_streams,
     on_threads,
+    on_timms_kernels,
     plain_vit,
     pruned,
     pruned_mixed,
@@ -39,10 +41,17 @@ ASKED_OF_HOMOGENEOUS = {
 }
 ASKED_OF_MIXED = 0.95
 
+COMPILED = "timm compiled"
+
 # The lowest ratio of mixed batches; the highest is 1.
 LOWEST_RATIO = 0.3
 # A worker's token budget of a batch on a CPU, as in app/worker/process.py.
 BATCH_TOKENS = 4096
+
+
+def keep_ratio_name(ratio: float) -> str:
+    """The contestant that prunes so."""
+    return f"keep_ratio {ratio:g}"
 
 
 class Photographs:
@@ -55,39 +64,46 @@ class Photographs:
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def batches(self, size: int, dtype: torch.dtype) -> list[Tensor]:
-        """Normalised, each [size, 3, height, width]."""
-        return batches_of(normalise(self._pixels, self._spec, dtype), size)
+    def batches(self, size: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+        """Normalised and on the device, each [size, 3, height, width]."""
+        return batches_of(normalise(self._pixels, self._spec, dtype).to(device), size)
 
 
 def homogeneous(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
-    """Batches of one common ratio: the speed-up over timm, and its share of the MACs ratio."""
+    """Batches of one common ratio: the speed-up over timm, and its share of the MACs ratio. --compiled puts
+    timm under torch.compile beside it."""
     photographs = Photographs(options.photographs, loaded, max(options.batch_sizes))
+    device = options.device
     for dtype in options.dtypes:
-        vit, model = plain_vit(loaded, dtype), in_dtype(loaded, dtype)
+        vit, model = plain_vit(loaded, dtype, device), in_dtype(loaded, dtype, device)
+        timms: dict[str, Callable[[Tensor], Tensor]] = {"timm": vit}
+        if options.compiled:
+            timms[COMPILED] = torch.compile(vit, dynamic=False)
         for size in options.batch_sizes:
-            batches = photographs.batches(size, input_dtype("cpu", choose_dtype("cpu", dtype)))
-            contestants = {"timm": unpruned(vit, batches)}
+            batches = photographs.batches(size, input_dtype(device, choose_dtype(device, dtype)), device)
+            contestants = {name: on_timms_kernels(unpruned(one, batches)) for name, one in timms.items()}
             contestants |= {f"{ratio:g}": pruned(model, batches, ratio) for ratio in options.ratios}
-            seconds = measure(contestants, _plan(options), f"homogeneous {dtype} {size}")
+            seconds = _measured(contestants, options, f"homogeneous {dtype} {size}")
             setting = {"dtype": dtype, "batch": size}
-            yield {**setting, "contestant": "timm", "images_per_s": _rate(seconds["timm"])}
+            for name in timms:
+                yield {**setting, "contestant": name, "images_per_s": _rate(seconds[name])}
             for ratio in options.ratios:
                 own = seconds[f"{ratio:g}"]
                 macs_ratio = 1 / compute(model.arch, model.stages, ratio)
                 speed_up = _ratios(seconds["timm"], own)
                 share = spread([value / macs_ratio for value in speed_up])
                 asked = ASKED_OF_HOMOGENEOUS.get((dtype, size, ratio))
-                yield {
+                row: dict[str, object] = {
                     **setting,
-                    "contestant": f"keep_ratio {ratio:g}",
+                    "contestant": keep_ratio_name(ratio),
                     "images_per_s": _rate(own),
                     "speed_up": spread(speed_up),
                     "macs_ratio": round(macs_ratio, 4),
                     "share_of_macs_ratio": share,
-                    "asked": asked,
-                    "met": None if asked is None else share.median >= asked,
                 }
+                if COMPILED in seconds:
+                    row["times_compiled"] = spread(_ratios(seconds[COMPILED], own))
+                yield {**row, "asked": asked, "met": None if asked is None else share.median >= asked}
 
 
 def mixed(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
@@ -102,10 +118,11 @@ def mixed(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
     whose mean counts.
     """
     photographs = Photographs(options.photographs, loaded, max(options.batch_sizes))
+    device = options.device
     for dtype in options.dtypes:
-        model = in_dtype(loaded, dtype)
+        model = in_dtype(loaded, dtype, device)
         for size in options.batch_sizes:
-            batches = photographs.batches(size, input_dtype("cpu", choose_dtype("cpu", dtype)))
+            batches = photographs.batches(size, input_dtype(device, choose_dtype(device, dtype)), device)
             spaced = np.linspace(LOWEST_RATIO, 1, size)
             known = np.linspace(LOWEST_RATIO, 1, min(size, options.most_ratios))
             contestants = {f"{ratio:.4f}": pruned(model, batches, ratio) for ratio in known.tolist()}
@@ -113,7 +130,7 @@ def mixed(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
             for order in range(options.orders):
                 contestants[f"same {order}"] = pruned_mixed(model, batches, _dealt_out(spaced, order))
                 contestants[f"new {order}"] = pruned_mixed(model, batches, _drawn_anew(size, order))
-            seconds = measure(contestants, _plan(options), f"mixed {dtype} {size}")
+            seconds = _measured(contestants, options, f"mixed {dtype} {size}")
             costs = np.array([seconds[name] for name in unmixed])
             # The mean over what `new` draws: over the whole range, evenly.
             drawn = LOWEST_RATIO + (1 - LOWEST_RATIO) * (np.arange(1000) + 0.5) / 1000
@@ -224,6 +241,12 @@ def outside(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
                 "images_per_s": _rate(own),
                 "times_timm_float32": spread(_ratios(seconds["timm float32"], own)),
             }
+
+
+def _measured(
+    contestants: Mapping[str, Contestant], options: argparse.Namespace, title: str
+) -> dict[str, list[float]]:
+    return measure(contestants, _plan(options), title, finish=finisher(options.device))
 
 
 def _plan(options: argparse.Namespace) -> Plan:

@@ -6,10 +6,11 @@ answers, how it is pruned.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from timm.models.vision_transformer import VisionTransformer
@@ -22,6 +23,9 @@ from models.load.files import is_safetensors, of_safetensors
 from models.load.folder import weights_in
 from models.schedule import Criterion, Reducer, Stages
 from models.transforms import InputSpec
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 _HEADER_KEY = "trimvit"
 
@@ -48,7 +52,13 @@ class Card:
     folders: tuple[str, ...] | None = None
 
 
-_CARDS = TypeAdapter(Card)
+@cache
+def _cards() -> "TypeAdapter[Card]":
+    """What reads and writes them. pydantic is imported only where there is a card: a machine that has PyTorch
+    and timm alone can compute timm's networks (benchmarks.gpu_check)."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Card)
 
 
 def read_card(path: Path) -> Card | None:
@@ -63,8 +73,12 @@ def read_card(path: Path) -> Card | None:
             header = (file.metadata() or {}).get(_HEADER_KEY)
     except (OSError, SafetensorError) as error:
         raise of_safetensors(path, error) from error
+    if header is None:
+        return None
+    from pydantic import ValidationError
+
     try:
-        return None if header is None else _CARDS.validate_json(header)
+        return _cards().validate_json(header)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -81,7 +95,7 @@ def save(path: Path, vit: VisionTransformer, card: Card) -> None:
     are not numbers, as a training that has diverged leaves them.
     """
     tensors = {name: _halved(name, tensor.detach()) for name, tensor in vit.state_dict().items()}
-    content = serialise(tensors, metadata={_HEADER_KEY: _CARDS.dump_json(card).decode()})
+    content = serialise(tensors, metadata={_HEADER_KEY: _cards().dump_json(card).decode()})
     write_whole(path, lambda file: file.write(content))
 
 

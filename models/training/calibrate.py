@@ -15,9 +15,9 @@ from models.schedule import UNPRUNED, Pruning, method_name
 from models.training.answers import methods
 from models.training.config import CalibrateConfig
 from models.training.data import spread_samples, unlabelled
-from models.training.evaluate import markdown
 from models.training.labelled import tell
 from models.training.loading import BrokenImages, evaluation_batches
+from models.training.markdown import markdown
 from models.training.outputs import check_output_file
 
 

@@ -15,6 +15,7 @@ from models.training.config import EvaluateConfig
 from models.training.data import spread_samples
 from models.training.labelled import labels_in, samples_for
 from models.training.loading import BrokenImages, evaluation_batches
+from models.training.markdown import markdown
 from models.training.outputs import check_output_file
 from models.training.speed import speed_round
 
@@ -94,14 +95,3 @@ def _images_per_s(row: Row) -> str:
     if row.images_per_s_low is None or row.images_per_s_high is None:
         return f"{row.images_per_s:.1f}"
     return f"{row.images_per_s:.1f} ({row.images_per_s_low:.1f} to {row.images_per_s_high:.1f})"
-
-
-def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of these cells, the first row its header, with columns lined up."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)

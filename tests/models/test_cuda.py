@@ -1,10 +1,9 @@
 """The forward pass on a GPU: nothing in it waits for the device, and a dense one takes nothing from the host.
 
-Where there is no GPU, the same is asked of PyTorch's fake tensors (fake_gpu.py).
+It is asked of PyTorch's fake tensors (fake_gpu.py); tests/gpu asks the same of a real one.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,35 +13,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from models.classifier import Classifier, ImageRequest, levels_of, normalise
+from models.classifier import levels_of, normalise
 from models.pruned_vit import PrunedViT
 from models.ragged import on_device
 from models.schedule import CRITERIA, REDUCERS, Pruning, Reducer, Stages
-from models.transforms import InputSpec
+from tests.models.cuda_batches import BATCHES, HEADS_OF_8, MODELS, SPEC
 from tests.models.fake_gpu import WaitsError, fake_gpu, to_fake_gpu
 
 MakeViT = Callable[..., VisionTransformer]
-MakePixels = Callable[..., Tensor]
-
-SPEC = InputSpec((20, 28), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-HEADS_OF_8 = {"embed_dim": 48}
-
-BATCHES = {
-    "unpruned": [Pruning()] * 3,
-    **{f"dense {name}": [Pruning(0.6, name)] * 3 for name in CRITERIA},
-    **{f"dense {name}": [Pruning(0.6, reducer=name)] * 3 for name in REDUCERS},
-    "one ratio, all criteria": [Pruning(0.6, criterion) for criterion in CRITERIA],
-    "ragged": [
-        Pruning(ratio, criterion)
-        for ratio, criterion in zip((0.6, 1.0, 0.2, 0.6, 0.7, 0.5), CRITERIA, strict=True)
-    ],
-    "all reducers": [Pruning(ratio, reducer=name) for name in REDUCERS for ratio in (0.6, 0.3, 0.6)],
-}
-MODELS: dict[str, dict[str, Any]] = {
-    "CLS": {},
-    "average": {"class_token": False, "reg_tokens": 1, "global_pool": "avg"},
-    "map": {"reg_tokens": 2, "global_pool": "map"},
-}
 
 
 def fake_pixels(images: int, height: int = 20, width: int = 28) -> Tensor:
@@ -180,57 +158,3 @@ def test_pixels_are_normalised_on_the_device() -> None:
         inputs = normalise(pixels, SPEC, torch.bfloat16, levels)
         assert watch.copies == 0
         assert (inputs.device.type, inputs.dtype, inputs.shape) == ("cuda", torch.bfloat16, (2, 3, 20, 28))
-
-
-# On a GPU.
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@needs_gpu
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("arguments", MODELS)
-def test_on_a_gpu_nothing_waits_in_a_forward_pass(
-    make_vit: MakeViT, make_pixels: MakePixels, arguments: str, batch: str
-) -> None:
-    """PyTorch itself sees no wait, once libraries are loaded."""
-    model, prunings = (
-        PrunedViT(make_vit(**HEADS_OF_8, **MODELS[arguments])).to("cuda", torch.bfloat16),
-        BATCHES[batch],
-    )
-    pixels = make_pixels(len(prunings)).to("cuda", torch.bfloat16)
-    with torch.inference_mode():
-        model(pixels, prunings)
-        with no_waiting():
-            model.finish(model.begin(pixels), prunings)
-
-
-@needs_gpu
-@pytest.mark.parametrize("graphs", [False, True])
-def test_on_a_gpu_the_classifier_answers_as_on_the_cpu(
-    make_vit: MakeViT, graphs: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """In float32, dense and ragged, eagerly and, from the fourth time on, from a graph."""
-    generator = torch.Generator().manual_seed(0)
-    on_cpu = Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.float32)
-    on_gpu = Classifier(PrunedViT(make_vit()), SPEC, "cuda:0", torch.float32, graphs=graphs)
-    with torch.cuda.stream(torch.cuda.Stream()):
-        for ratios in [(0.6, 0.6, 0.6)] * 6 + [(0.6, 0.6), (1.0, 0.3, 0.6)]:
-            pixels = torch.randint(0, 256, (len(ratios), 20, 28, 3), dtype=torch.uint8, generator=generator)
-            requests = [ImageRequest(Pruning(ratio), kept_patches=True) for ratio in ratios]
-            wanted, got = on_cpu.classify(pixels, requests), on_gpu.classify(pixels, requests)
-            for mine, theirs in zip(got, wanted, strict=True):
-                # The GPU's convolution rounds its inputs to ten bits (TF32).
-                np.testing.assert_allclose(mine.scores, theirs.scores, atol=0.02)
-                assert mine.kept_counts == theirs.kept_counts
-    assert not caplog.records  # a capture that fails is logged, and its answers are right all the same
