@@ -89,6 +89,8 @@ def _varlen(attn: Attention, qkv: tuple[Tensor, ...], tokens: Tokens, source: To
     """`varlen`, of queries, keys and values [rows, H, D] each."""
     q, k, v = qkv
     bias = None if source.sizes is None else source.sizes.log().to(q.dtype)
+    if bias is not None and len(bias) < len(k):
+        bias = F.pad(bias, (0, len(k) - len(bias)))  # of rows behind the images
     mixed = varlen(attn.q_norm(q), attn.k_norm(k), v, tokens, source, attn.scale, bias)
     return tokens.packing.shaped(mixed)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from models.linear.kernels import make_kernels
 from models.linear.layer import replace_linears
 from models.linear.packed import PackedLinear, PackedPatches, can_pack, packs_patches
 from models.load.errors import ModelError
+from models.patch_product import PatchProduct, is_a_product
 from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
-from models.schedule import UNPRUNED, Pruning, compute_of_counts
+from models.schedule import UNPRUNED, Criterion, Pruning, compute_of_counts
 from models.transforms import InputSpec
 from models.windows import takes_windows
 
@@ -93,7 +94,7 @@ class Classifier:
 
     The model is changed in place. In int8 the linear layers of the blocks compute in int8, and everything
     between them, as the patch embedding and the head, in the CPU's own dtype. On a GPU each thread should
-    have its own stream. With ``graphs``, small batches of one pruning become CUDA graphs (models.graphs).
+    have its own stream. With ``graphs``, small batches become CUDA graphs (models.graphs).
     """
 
     def __init__(
@@ -111,13 +112,14 @@ class Classifier:
             replace_linears(blocks, PackedLinear, parts)
             if packs_patches(model.vit.patch_embed):
                 model.packed_patches = PackedPatches(model.vit.patch_embed.proj)
+        if torch.device(device).type == "cuda" and is_a_product(model.vit.patch_embed):
+            model.packed_patches = PatchProduct(model.vit.patch_embed.proj)
         self.spec = spec
         self._levels = levels_of(spec, torch.device(device))
         self.device = device
         self.dtype = dtype
-        self._forward: Callable[[Tensor, Sequence[Pruning]], Output] = (
-            GraphedModel(self.model) if graphs else self.model
-        )
+        self._graphs = GraphedModel(self.model) if graphs else None
+        self._forward: Callable[[Tensor, Sequence[Pruning]], Output] = self._graphs or self.model
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize(device)  # from now on any stream may read the weights
 
@@ -132,6 +134,14 @@ class Classifier:
             block = self.model.vit.blocks[stages[0] if stages else 0]
             parts = parts_of_qkv(block.attn) if stages else ()
             make_kernels(block, parts, like, most_rows, enough_s)
+
+    @torch.inference_mode()
+    def capture_graphs(self, criterion: Criterion) -> None:
+        """The calling thread's CUDA graphs of ragged batches that are judged by ``criterion``; without
+        ``graphs``, none. While one thread captures, others should not compute."""
+        if self._graphs is not None:
+            black = torch.zeros((1, *self.spec.size, 3), dtype=torch.uint8)
+            self._graphs.warm_up(self._inputs(black), criterion)
 
     @torch.inference_mode()
     def classify(
@@ -249,19 +259,28 @@ def _to_host(output: Output, images: Sequence[int]) -> dict[int, tuple[np.ndarra
     return {image: tuple(pieces[n * stages : (n + 1) * stages]) for n, image in enumerate(images)}
 
 
-def levels_of(
-    spec: InputSpec, device: torch.device
-) -> tuple[Float[Tensor, "channels 1 1"], Float[Tensor, "channels 1 1"]]:
-    """Mean and standard deviation of each channel, as values of 0 to 255."""
-    both = on_device(np.array([spec.mean, spec.std], np.float32), device).unsqueeze(2).unsqueeze(3) * 255
-    return both[0], both[1]
+class Levels(NamedTuple):
+    """Of each channel's values of 0 to 255: mean and standard deviation, and what to multiply them by and
+    then to add, which comes to the same."""
+
+    mean: Float[Tensor, "channels 1 1"]
+    std: Float[Tensor, "channels 1 1"]
+    scale: Float[Tensor, "channels 1 1"]
+    shift: Float[Tensor, "channels 1 1"]
+
+
+def levels_of(spec: InputSpec, device: torch.device) -> Levels:
+    """The levels of an input, on the device."""
+    mean, std = (255 * np.array(part, np.float32) for part in (spec.mean, spec.std))
+    both = on_device(np.stack((mean, std, 1 / std, -mean / std)), device)
+    return Levels(*both.unsqueeze(2).unsqueeze(3).unbind())
 
 
 def normalise(
     pixels: UInt8[Tensor, "B height width 3"],
     spec: InputSpec,
     dtype: torch.dtype,
-    levels: tuple[Tensor, Tensor] | None = None,
+    levels: Levels | None = None,
 ) -> Float[Tensor, "B channels height width"]:
     """uint8 RGB to the model's input: (value / 255 - mean) / std per channel, on the pixels' device. For a
     model that sees grey, one channel, weighted as Pillow does it. ``levels``: `levels_of`, if they are there
@@ -270,5 +289,17 @@ def normalise(
         red, green, blue = pixels.permute(3, 0, 1, 2).int()
         grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
         return grey.unsqueeze(1).float().sub(255 * spec.mean[0]).div(255 * spec.std[0]).to(dtype)
-    mean, std = levels_of(spec, pixels.device) if levels is None else levels
-    return pixels.permute(0, 3, 1, 2).float().sub(mean).div(std).to(dtype)
+    levels = levels_of(spec, pixels.device) if levels is None else levels
+    if pixels.is_cuda:
+        return in_one_pass(pixels, dtype, levels)
+    return pixels.permute(0, 3, 1, 2).float().sub(levels.mean).div(levels.std).to(dtype)
+
+
+def in_one_pass(
+    pixels: UInt8[Tensor, "B height width 3"], dtype: torch.dtype, levels: Levels
+) -> Float[Tensor, "B 3 height width"]:
+    """As `normalise`, but for rounding, in one operation: on a GPU each one reads and writes all pixels. It
+    computes in float32."""
+    values = pixels.permute(0, 3, 1, 2)
+    inputs = torch.empty(values.shape, dtype=dtype, device=pixels.device)
+    return torch.addcmul(levels.shift, values, levels.scale, out=inputs)

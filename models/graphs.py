@@ -1,8 +1,9 @@
-"""CUDA graphs of the forward pass of small batches whose images are all pruned alike.
+"""CUDA graphs of the forward pass of small batches.
 
-Such a pass is bound by the launches of its thousand or so kernels; a graph is one launch. A pruning is
-captured for a number of images (the next power of two) when it has been asked for a few times, and computed
-eagerly until then, and for good where the capture fails. All else goes to the model itself: other batches,
+Such a pass is bound by the launches of its hundreds of kernels; a graph is one launch. Where all images are
+pruned alike, the pruning is captured for a number of images (the next power of two) when it has been asked
+for a few times, and computed eagerly until then, and for good where the capture fails. Other batches have the
+graphs of ragged_graphs.py, captured at the warm-up. All else goes to the model itself: large batches,
 `keep_mass` (asks the device for lengths), `random` (a seed for each image).
 """
 
@@ -17,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.pruned_vit import Output, PrunedViT
-from models.schedule import Pruning
+from models.ragged_graphs import Capture, RaggedGraphs, Tables
+from models.schedule import Criterion, Pruning
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +27,11 @@ MOST_IMAGES = 32
 GRAPHS = 16
 ASKED_BEFORE = 3
 
-# The logits, and for each stage a table [images, kept] of what Output.kept says.
-Tables = tuple[Tensor, ...]
-Capture = Callable[[Callable[[], Tables]], tuple[Callable[[], None], Tables]]
-
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """``replay`` computes the ``tables`` from what is in ``pixels``."""
+    """``replay`` computes the ``tables`` from what is in ``pixels``: the logits, and for each stage [images,
+    kept] what Output.kept says."""
 
     pixels: Tensor
     tables: Tables
@@ -55,6 +54,7 @@ class _OfThread(threading.local):
     def __init__(self) -> None:
         self.shapes: OrderedDict[tuple[int, Pruning], _Shape] = OrderedDict()
         self.capture: Capture | None = None
+        self.ragged: RaggedGraphs | None = None
 
 
 class GraphedModel:
@@ -68,12 +68,21 @@ class GraphedModel:
         self._new_capture = new_capture or CudaCapture
         self._of_thread = _OfThread()
 
+    def warm_up(self, like: Float[Tensor, "_ C height width"], criterion: Criterion) -> None:
+        """Capture this thread's graphs of ragged batches that ``criterion`` judges, for such pixels."""
+        self._of_thread.ragged = RaggedGraphs(self._model, criterion, self._capture_of_thread())
+        self._of_thread.ragged.warm_up(like)
+
     def __call__(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
         """As `PrunedViT`; from a graph where there is one."""
         images = len(pixels)
-        alike = {replace(pruning, seed=0) for pruning in prunings}
-        if len(alike) != 1 or len(prunings) != images or images > MOST_IMAGES:
+        if len(prunings) != images or images > MOST_IMAGES:
             return self._model(pixels, prunings)
+        alike = {replace(pruning, seed=0) for pruning in prunings}
+        if len(alike) != 1:
+            ragged = self._of_thread.ragged
+            output = None if ragged is None else ragged.compute(pixels, prunings)
+            return self._model(pixels, prunings) if output is None else output
         (pruning,) = alike
         if pruning.keep_mass is not None or pruning.criterion == "random":
             return self._model(pixels, prunings)
@@ -104,16 +113,19 @@ class GraphedModel:
         return shape.graph
 
     def _capture(self, pixels: Tensor, images: int, pruning: Pruning) -> _Graph:
-        if self._of_thread.capture is None:
-            self._of_thread.capture = self._new_capture()
         static = pixels.new_zeros((images, *pixels.shape[1:]))
 
         def forward() -> Tables:
             output = self._model(static, [pruning] * images)
             return (output.logits, *(torch.stack(list(stage)) for stage in output.kept))
 
-        replay, tables = self._of_thread.capture(forward)
+        replay, tables = self._capture_of_thread()(forward)
         return _Graph(static, tables, replay)
+
+    def _capture_of_thread(self) -> Capture:
+        if self._of_thread.capture is None:
+            self._of_thread.capture = self._new_capture()
+        return self._of_thread.capture
 
 
 class CudaCapture:

@@ -23,7 +23,8 @@ class Asked:
     """What a plan depends on, and so what it is remembered by.
 
     ``ratios`` and ``reducers``: one for each image. ``patches``, ``prefix``: tokens of an image before the
-    first of ``stages`` stages. ``rows``: the attention rows that decide. ``rounded``: of all packings.
+    first of ``stages`` stages. ``rows``: the attention rows that decide. ``rounding``: into how
+    many parts of a power of two the rows of packings are rounded up (see `ragged.rounded`); 0: not at all.
     ``in_one``: images of different lengths are computed side by side in one table with gaps, so that the
     number of operations does not grow with the number of lengths; else run by run.
     """
@@ -34,7 +35,7 @@ class Asked:
     prefix: int
     stages: int
     rows: Rows
-    rounded: bool
+    rounding: int
     in_one: bool
 
 
@@ -64,7 +65,8 @@ class Selection:
     ``most`` tokens of an image stay at most. Where images differ: ``chosen_from`` [B, width] are patches,
     among which values decide; other places have the value ``others`` [B, width] (infinite where a token
     always stays, -1 where there is none). ``beyond`` [B, most] are places that an image has no tokens for,
-    ``entries`` numbers the others, and ``starts`` [B, 1] is the flat number of each image's first row.
+    ``entries`` numbers the others, and ``starts`` [B, 1] is the flat number of each image's
+    first row. ``entries`` go on for the rows behind the images, which are the first image's first row again.
     """
 
     width: int
@@ -140,7 +142,9 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Stages, and the tables that they name."""
+    """Stages, and the tables that they name. ``prefix_rows`` [B * prefix]: the rows of all prefix tokens
+    behind the last stage, where images differ and are computed in one table."""
 
     stages: tuple[StagePlan, ...]
     tables: tuple[np.ndarray, ...]
+    prefix_rows: Table | None = None

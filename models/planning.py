@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from models.plan import Asked, Group, Plan, Reduction, Round, Selection, StagePlan, Table
-from models.ragged import Packing, Run, runs_of
+from models.ragged import Packing, Run, rounded, runs_of
 from models.schedule import Pruning, keep_counts
 
 # Plans kept for batches that come again. One of 64 images of 64 ratios on a GPU holds 3 MiB.
@@ -39,7 +39,11 @@ def plan_of(asked: Asked) -> Plan:
         builder = _Stage(asked, tables, patches, fused, counts[:, stage], ragged)
         stages.append(builder.plan())
         patches, fused = builder.counts, builder.fused_after
-    return Plan(tuple(stages), tuple(tables.arrays))
+    prefix_rows = None
+    if asked.in_one and stages and not _alike(np.array(stages[-1].after.lengths)):
+        starts = _starts(np.array(stages[-1].after.lengths))
+        prefix_rows = tables.add((starts[:, None] + np.arange(asked.prefix)).reshape(-1))
+    return Plan(tuple(stages), tuple(tables.arrays), prefix_rows)
 
 
 class _Tables:
@@ -84,7 +88,7 @@ class _Stage:
 
     def plan(self) -> StagePlan:
         before, selected, after = (
-            Packing(tuple(lengths.tolist()), self.asked.rounded)
+            Packing(tuple(lengths.tolist()), self._rows(lengths))
             for lengths in (self.before, self.selected, self.after)
         )
         ragged_before = not _alike(self.before)
@@ -113,6 +117,17 @@ class _Stage:
             bounds_selected=self._bounds(self.selected),
             bounds_after=self._bounds(self.after),
         )
+
+    def _rows(self, lengths: np.ndarray) -> int:
+        """Of a packing. In one table, images that are all alike stay dense."""
+        if not self.asked.rounding or (self.asked.in_one and not self.ragged):
+            return 0
+        return rounded(int(lengths.sum()), self.asked.rounding)
+
+    def _filled(self, index: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """With the first row again for those behind the images, where that is one table's business."""
+        rows = self._rows(lengths) if self.asked.in_one else 0
+        return np.pad(index, (0, max(0, rows - len(index))))
 
     def _bounds(self, lengths: np.ndarray) -> Table | None:
         return self.tables.bounds(lengths) if self.ragged else None
@@ -168,13 +183,14 @@ class _Stage:
             there = np.arange(width) < lengths[:, None]
         most = int(kept.max())
         stays = np.arange(most) < kept[:, None]
+        entries = self._filled(np.flatnonzero(stays), kept)
         return Selection(
             width,
             most,
             add(chosen_from) if differ else None,
             add(np.where(there, np.float32(np.inf), np.float32(-1))) if differ else None,
             None if stays.all() else add(~stays),
-            None if stays.all() else add(np.flatnonzero(stays)),
+            None if stays.all() and len(entries) == stays.size else add(entries),
             add(_starts(lengths)[:, None]),
         )
 
@@ -206,7 +222,7 @@ class _Stage:
             merged=merged,
             selection=self._selection(width, np.full(len(there), width), chosen_from, self.after, there),
             numbers=add(numbers.reshape(-1)) if len(fusing) else None,
-            index=None if len(fusing) else add(numbers[there]),
+            index=None if len(fusing) else add(self._filled(numbers[there], self.after)),
         )
 
     def _rounds(self, patches: np.ndarray, counts: np.ndarray) -> Iterator[Round]:

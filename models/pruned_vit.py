@@ -99,10 +99,14 @@ class PrunedViT(nn.Module):
 
     def finish(self, tokens: Tokens, prunings: Sequence[Pruning], *, exact: bool = False) -> Output:
         """The rest of it, from what `begin` gave. ``exact`` needs prunings that prune nothing."""
-        pruner = None
-        places: Sequence[int] = range(len(prunings))
         if self.stages.blocks and any(pruning.prunes for pruning in prunings):
-            pruner = Pruner(self.stages, self.arch, tokens.rows, prunings)
+            return self.finish_by(Pruner(self.stages, self.arch, tokens.rows, prunings), tokens)
+        return self.finish_by(None, tokens, exact=exact)
+
+    def finish_by(self, pruner: Pruner | None, tokens: Tokens, *, exact: bool = False) -> Output:
+        """As `finish`, with the pruner that is to be used; None: nothing is pruned."""
+        places: Sequence[int] = range(len(tokens.patches))
+        if pruner is not None:
             tokens, places = pruner.ordered(tokens), pruner.places
         kept: list[Kept] = []
         for index, block in enumerate(self.vit.blocks[self._first_stage :], self._first_stage):
@@ -111,7 +115,7 @@ class PrunedViT(nn.Module):
                 kept.append(tokens.kept(self.arch.prefix_tokens, places))
             else:
                 tokens = plain_block(block, tokens, exact)
-        logits = self._head(tokens)
+        logits = self._head(tokens, None if pruner is None else pruner.prefix_rows)
         return Output(pruner.as_asked(logits) if pruner else logits, tuple(kept))
 
     @torch.no_grad()
@@ -124,14 +128,17 @@ class PrunedViT(nn.Module):
         block = self.vit.blocks[self._first_stage]
         return pruner.as_asked(pruner.first_look(block, pruner.ordered(tokens)).values)
 
-    def _head(self, tokens: Tokens) -> Tensor:
+    def _head(self, tokens: Tokens, prefix_rows: Tensor | None) -> Tensor:
         vit = self.vit
         prefix = self.arch.prefix_tokens
         runs = tokens.packing.runs
         if len(runs) > 1 and vit.global_pool == "token" and vit.attn_pool is None:
             # The head reads prefix tokens only: all images in one call, whatever their lengths. (With one
             # length, timm's strides are kept: for some widths the last bits of the product hang on them.)
-            rows = torch.cat([run.dense(tokens.rows)[:, :prefix] for run in runs])
+            if prefix_rows is None:
+                rows = torch.cat([run.dense(tokens.rows)[:, :prefix] for run in runs])
+            else:
+                rows = tokens.rows.index_select(0, prefix_rows).view(-1, prefix, tokens.rows.shape[1])
             return vit.forward_head(vit.norm(rows))
         normed = vit.norm(tokens.rows)
         if tokens.sizes is None or vit.attn_pool is not None or vit.global_pool != "avg":

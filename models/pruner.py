@@ -12,9 +12,13 @@ from models.blocks import Look, look, prune
 from models.plan import Asked, Group, Plan
 from models.planning import order_of, plan_of
 from models.ragged import Run, Tokens, all_on_device
-from models.schedule import Architecture, Pruning, Stages
+from models.schedule import Architecture, Criterion, Pruning, Stages
 from models.select import Criteria
 from models.windows import takes_windows
+
+# Numbers of rows from a power of two to the next (see `ragged.rounded`). On a CPU each costs a kernel that is
+# made for it (docs/design/0023); on a GPU the choice of one, and memory of another size.
+_ON_A_CPU, _ON_A_GPU = 16, 32
 
 
 class Pruner:
@@ -28,11 +32,12 @@ class Pruner:
     def __init__(self, stages: Stages, arch: Architecture, like: Tensor, prunings: Sequence[Pruning]) -> None:
         order = order_of(prunings)
         # Where each image is now.
-        self.places = sorted(range(len(order)), key=order.__getitem__)
+        self.places: Sequence[int] = sorted(range(len(order)), key=order.__getitem__)
         self._order = order
         prunings = [prunings[image] for image in order]
         self._stages, self._arch, self._prunings = stages, arch, prunings
-        self._rounded, self._in_one = takes_windows(like), in_one(like)
+        self._in_one = in_one(like)
+        self._rounding = _ON_A_CPU if takes_windows(like) else _ON_A_GPU if self._in_one else 0
         self._next = 0
         self._plan: Plan | None = None
         self._masses = [image for image, one in enumerate(prunings) if one.keep_mass is not None]
@@ -58,6 +63,26 @@ class Pruner:
         whole = Group(Run(0, len(tokens.patches), 0, tokens.packing.lengths[0]), self._arch.patches)
         prefix = self._arch.prefix_tokens
         return look(block, tokens, (whole,), self._criteria, self._stages.rows, prefix, None, ())
+
+    @classmethod
+    def planned(
+        cls, stages: Stages, arch: Architecture, plan: Plan, tables: Sequence[Tensor], criterion: Criterion
+    ) -> "Pruner":
+        """For images in the order of a ``plan`` whose ``tables`` are on the device, judged by one criterion
+        that draws nothing."""
+        pruner = cls.__new__(cls)
+        pruner.places = range(len(plan.stages[0].patches))
+        pruner._stages, pruner._arch, pruner._plan, pruner._tables = stages, arch, plan, list(tables)
+        pruner._moves, pruner._criteria, pruner._next = [], Criteria((criterion,), None, None), 0
+        return pruner
+
+    @property
+    def prefix_rows(self) -> Tensor | None:
+        """The rows of all prefix tokens behind the last stage, where images differ in length and the plan has
+        them."""
+        if self._plan is None or self._plan.prefix_rows is None:
+            return None
+        return self._tables[self._plan.prefix_rows]
 
     def stage(self, block: Block, tokens: Tokens) -> Tokens:
         """The next stage, in block ``block``."""
@@ -85,7 +110,7 @@ class Pruner:
                 self._arch.prefix_tokens,
                 len(self._stages.blocks),
                 self._stages.rows,
-                self._rounded,
+                self._rounding,
                 self._in_one,
             )
         )

@@ -14,7 +14,7 @@ from typing import overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 
@@ -38,12 +38,13 @@ class Run:
 class Packing:
     """Token counts of the images in packed order.
 
-    ``rounded``: always packed, also if there is one length only, and with rows behind the images that nobody
-    reads, at most three or a 16th, so that batches have few different numbers of rows.
+    ``rows``: always packed, also if there is one length only, in so many rows, of which nobody reads those
+    behind the images: so that batches have few different numbers of them (`rounded`). 0: in no more than the
+    images have, and dense if there is one length only.
     """
 
     lengths: tuple[int, ...]
-    rounded: bool = False
+    rows: int = 0
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -52,7 +53,7 @@ class Packing:
 
     def pack(self, parts: Sequence[Float[Tensor, "_images _tokens D"]]) -> Float[Tensor, "*rows D"]:
         """Dense parts, one or several per run, as the rows of the whole batch."""
-        if len(parts) == 1 and not self.rounded:
+        if len(parts) == 1 and not self.rows:
             return parts[0]
         flat = [part.flatten(0, 1) for part in parts]
         if self.padding:
@@ -62,12 +63,11 @@ class Packing:
     @cached_property
     def padding(self) -> int:
         """Rows behind the images."""
-        rows = sum(self.lengths)
-        return rounded(rows) - rows if self.rounded else 0
+        return self.rows - sum(self.lengths) if self.rows else 0
 
     def shaped(self, flat: Float[Tensor, "rows D"]) -> Float[Tensor, "*rows D"]:
         """The rows of the whole batch, dense if there is one run only."""
-        return flat if self.rounded or len(self.runs) > 1 else self.runs[0].dense(flat)
+        return flat if self.rows or len(self.runs) > 1 else self.runs[0].dense(flat)
 
     def map_runs(
         self, module: Callable[[Tensor], Tensor], rows: Float[Tensor, "*rows D"]
@@ -84,8 +84,9 @@ class Packing:
     def select(
         self, rows: Float[Tensor, "*rows D"], index: Int[Tensor, " kept"], kept_packing: "Packing"
     ) -> Float[Tensor, "*kept_rows D"]:
-        """The rows numbered by ``index`` (flat), shaped for ``kept_packing``."""
-        if kept_packing.padding:
+        """The rows numbered by ``index`` (flat), shaped for ``kept_packing``; ``index`` may number those
+        behind the images, too."""
+        if kept_packing.padding and len(index) < kept_packing.rows:
             index = torch.nn.functional.pad(index, (0, kept_packing.padding))  # the first row, again
         return kept_packing.shaped(rows.flatten(0, -2).index_select(0, index))
 
@@ -106,7 +107,8 @@ class Tokens:
 
     ``rows`` as `Packing` says; an image's are its prefix tokens, its ``patches[b]`` patches in their
     order, and its fused tokens. ``ids`` [tokens]: where each patch stood in its image, below 0 for other
-    tokens. ``sizes`` [tokens]: how many patches each token stands for, once any were merged. ``bounds``
+    tokens. ``sizes`` [tokens]: how many patches each token stands for, once any were merged. Both may go on
+    for the rows behind the images. ``bounds``
     [B + 1]: the first row of each image and the number of all, int32, where images were of different lengths.
     """
 
@@ -171,10 +173,10 @@ class Kept(Sequence[Tensor]):
         return self.ids[self.starts[image] : self.starts[image] + self.counts[image]]
 
 
-def rounded(rows: int) -> int:
-    """The next of the few numbers of rows that packed batches have: 16 from each power of two to the next, up
-    to 256 the multiples of 4."""
-    step = 4 if rows <= 256 else 1 << rows.bit_length() - 5
+def rounded(rows: int, parts: int = 16) -> int:
+    """The next of the few numbers of rows that packed batches have: ``parts``, a power of two up to 64, from
+    each power of two to the next, up to 256 the multiples of 4."""
+    step = 4 if rows <= 256 else (1 << rows.bit_length() - 1) // parts
     return rows + -rows % step
 
 
@@ -202,18 +204,37 @@ def on_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def into_device(values: np.ndarray, target: Tensor) -> None:
+    """As `on_device`, into memory that is there already."""
+    tensor = torch.from_numpy(values)
+    pinned = tensor.pin_memory() if target.is_cuda else tensor
+    target.copy_(pinned, non_blocking=True)
+
+
 def all_on_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """As `on_device`, several arrays in one copy."""
     if device.type != "cuda" or not arrays:
         return [torch.from_numpy(array) for array in arrays]
-    # Each from a multiple of the largest item's size on, as views need it.
-    sizes = [array.nbytes + -array.nbytes % 8 for array in arrays]
-    flat = np.zeros(sum(sizes), np.uint8)
-    places = [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
-    for array, place in zip(arrays, places, strict=True):
+    return views_of(on_device(end_to_end(arrays), device), arrays)
+
+
+def end_to_end(arrays: Sequence[np.ndarray]) -> UInt8[np.ndarray, " bytes"]:
+    """Arrays of any kind as one."""
+    flat = np.zeros(_places(arrays)[-1].stop, np.uint8)
+    for array, place in zip(arrays, _places(arrays), strict=True):
         flat[place][: array.nbytes] = array.reshape(-1).view(np.uint8)
-    copied = on_device(flat, device)
+    return flat
+
+
+def views_of(flat: UInt8[Tensor, " bytes"], arrays: Sequence[np.ndarray]) -> list[Tensor]:
+    """What `end_to_end` made one, apart again: of the kinds and the shapes of ``arrays``."""
     return [
-        copied[place][: array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
-        for array, place in zip(arrays, places, strict=True)
+        flat[place][: array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+        for array, place in zip(arrays, _places(arrays), strict=True)
     ]
+
+
+def _places(arrays: Sequence[np.ndarray]) -> list[slice]:
+    """Each from a multiple of the largest item's size on, as views need it."""
+    sizes = [array.nbytes + -array.nbytes % 8 for array in arrays]
+    return [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]

@@ -103,7 +103,8 @@ def _in_one(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `_by_runs`. New tokens are put behind all others, and then what is left is gathered."""
     count = sum(tokens.packing.lengths)
-    rows, ids, new_sizes = [tokens.rows.flatten(0, -2)[:count]], [tokens.ids], [sizes]
+    # New tokens are numbered from the end of the images on.
+    rows, ids, new_sizes = [tokens.rows.flatten(0, -2)[:count]], [tokens.ids[:count]], [sizes[:count]]
     if plan.fusing is None:
         assert plan.index is not None
         index = tables[plan.index]

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from models.classifier import levels_of, normalise
+from models.patch_embed import set_patch_stride
+from models.patch_product import PatchProduct
 from models.pruned_vit import PrunedViT
 from models.ragged import on_device
 from models.schedule import CRITERIA, REDUCERS, Pruning, Reducer, Stages
@@ -149,12 +151,28 @@ def test_operations_do_not_grow_with_the_batch(make_vit: MakeViT) -> None:
     assert launched(make_vit, mixed, depth=4) == launched(make_vit, mixed[:9], depth=4)
 
 
+@pytest.mark.parametrize("stride", [4, 3])
+def test_patches_are_embedded_by_two_operations(make_vit: MakeViT, stride: int) -> None:
+    """Pixels gathered, and a product."""
+    vit = make_vit(**HEADS_OF_8)
+    set_patch_stride(vit, stride)
+    model = PrunedViT(vit)
+    with fake_gpu() as watch:
+        to_fake_gpu(model)
+        product = PatchProduct(model.vit.patch_embed.proj)
+        watch.kernels.clear()
+        rows = product(fake_pixels(2))
+    assert rows.shape == (2, vit.patch_embed.num_patches, 48)
+    assert watch.kernels.total() <= 3, watch.kernels
+
+
 def test_pixels_are_normalised_on_the_device() -> None:
-    """Raw bytes go there by a pinned copy, and mean and deviation only once."""
+    """In one operation. Raw bytes go there by a pinned copy, and mean and deviation only once."""
     with fake_gpu() as watch:
         pixels = on_device(torch.empty(2, 20, 28, 3, dtype=torch.uint8), torch.device("cuda:0"))
         levels = levels_of(SPEC, pixels.device)
         watch.copies = 0
+        watch.kernels.clear()
         inputs = normalise(pixels, SPEC, torch.bfloat16, levels)
-        assert watch.copies == 0
+        assert (watch.copies, watch.kernels.total()) == (0, 1)
         assert (inputs.device.type, inputs.dtype, inputs.shape) == ("cuda", torch.bfloat16, (2, 3, 20, 28))

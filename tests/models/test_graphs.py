@@ -7,33 +7,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.graphs import ASKED_BEFORE, GRAPHS, MOST_IMAGES, GraphedModel, Tables
+from models.graphs import ASKED_BEFORE, GRAPHS, MOST_IMAGES, GraphedModel
 from models.pruned_vit import Output, PrunedViT
 from models.schedule import REDUCERS, Pruning
+from tests.models.fake_capture import FakeCapture
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
-
-
-class FakeCapture:
-    """A CUDA graph on the CPU: computes anew, from and into the same memory, when it is replayed."""
-
-    def __init__(self, fails: bool = False) -> None:
-        self.captures = self.replays = 0
-        self._fails = fails
-
-    def __call__(self, forward: Callable[[], Tables]) -> tuple[Callable[[], None], Tables]:
-        self.captures += 1
-        if self._fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        tables = tuple(torch.full_like(table, -1) for table in forward())
-
-        def replay() -> None:
-            self.replays += 1
-            for table, new in zip(tables, forward(), strict=True):
-                table.copy_(new)
-
-        return replay, tables
 
 
 @pytest.fixture

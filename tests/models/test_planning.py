@@ -16,7 +16,7 @@ import models.pruner
 from models.plan import Asked, Table
 from models.planning import order_of, plan_of
 from models.pruned_vit import PrunedViT
-from models.ragged import all_on_device
+from models.ragged import all_on_device, rounded
 from models.schedule import REDUCERS, Pruning, Stages, keep_counts
 from tests.models.batches import batches
 
@@ -32,9 +32,9 @@ images = st.lists(
 ).map(lambda own: sorted(own, key=lambda one: (one[1], -one[0])))
 
 
-def asked(own: list[tuple[float, Any]], *, in_one: bool = False) -> Asked:
+def asked(own: list[tuple[float, Any]], *, in_one: bool = False, rounding: int = 0) -> Asked:
     ratios, reducers = zip(*own, strict=True)
-    return Asked(ratios, reducers, PATCHES, PREFIX, STAGES, "cls", rounded=False, in_one=in_one)
+    return Asked(ratios, reducers, PATCHES, PREFIX, STAGES, "cls", rounding=rounding, in_one=in_one)
 
 
 @given(own=images, in_one=st.booleans())
@@ -95,11 +95,28 @@ def test_bounds_are_where_images_begin(own: list[tuple[float, Any]]) -> None:
     assert plan.tables or len(set(own)) == 1 or len({keep_counts(PATCHES, ratio, 3) for ratio, _ in own}) == 1
 
 
+@given(own=images, in_one=st.booleans())
+def test_rows_are_few_different_numbers(own: list[tuple[float, Any]], in_one: bool) -> None:
+    """Of every packing of a ragged batch; in one table, also of its numbers of rows, and there images that
+    are alike stay dense."""
+    plan = plan_of(asked(own, in_one=in_one, rounding=32))
+    ragged = len({(reducer, *keep_counts(PATCHES, ratio, STAGES)) for ratio, reducer in own}) > 1
+    for stage in plan.stages:
+        for packing in (stage.before, stage.selected, stage.after):
+            assert packing.rows == (rounded(sum(packing.lengths), 32) if ragged or not in_one else 0)
+        if in_one and ragged and stage.selection is not None and stage.selection.entries is not None:
+            numbers = plan.tables[stage.selection.entries]
+            own_rows, behind = np.split(numbers, [sum(stage.selected.lengths)])
+            assert len(numbers) == stage.selected.rows
+            assert (np.diff(own_rows) > 0).all()
+            assert (behind == 0).all()
+
+
 @pytest.mark.parametrize("in_one", [False, True])
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_images_alike_need_no_table(reducer: Any, in_one: bool) -> None:
     """A dense batch takes nothing from the host."""
-    assert plan_of(asked([(0.6, reducer)] * 4, in_one=in_one)).tables == ()
+    assert plan_of(asked([(0.6, reducer)] * 4, in_one=in_one, rounding=32 * in_one)).tables == ()
 
 
 def test_a_plan_is_remembered() -> None:

@@ -79,25 +79,30 @@ def test_pack_is_the_way_back() -> None:
 def test_rows_behind_the_images_of_a_rounded_batch() -> None:
     """130 rows become 132: packed, those behind the images are zero; selected, they are the first one again.
     No image sees them, and batches of one length are packed, too."""
-    packing = Packing((124, 3, 3), rounded=True)
+    packing = Packing((124, 3, 3), rows=132)
     assert packing.padding == 2
     packed = packing.pack([run.dense(numbered(130)) + 1 for run in packing.runs])
     assert packed[:, 0].tolist() == [*range(1, 131), 0, 0]
     assert packing.runs[-1].dense(packed)[-1, :, 0].tolist() == [128, 129, 130]
-    kept = packing.select(packed, torch.arange(65), Packing((60, 5), rounded=True))
+    kept = packing.select(packed, torch.arange(65), Packing((60, 5), rows=68))
     assert kept[:, 0].tolist() == [*range(1, 66), 1, 1, 1]
-    assert Packing((65, 65), rounded=True).pack([numbered(2, 65)]).shape == (132, 2)
+    numbered_too = torch.cat((torch.arange(65), torch.tensor([2, 2, 2])))
+    assert packing.select(packed, numbered_too, Packing((60, 5), rows=68))[:, 0].tolist()[64:] == [
+        65,
+        3,
+        3,
+        3,
+    ]
+    assert Packing((65, 65), rows=132).pack([numbered(2, 65)]).shape == (132, 2)
 
 
-@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8))
-def test_rounding_adds_at_most_three_rows_or_a_16th(lengths: list[int]) -> None:
-    """And leaves few numbers of rows: from 256 on, 16 from one power of two to the next."""
-    packing = Packing(tuple(lengths), rounded=True)
-    rows = sum(lengths)
-    assert 0 <= packing.padding <= max(3, rows / 16)
-    assert (rows + packing.padding) % 4 == 0
-    assert (rows + packing.padding) % (1 << max(0, rows.bit_length() - 5)) == 0 or rows <= 256
-    assert Packing(tuple(lengths)).padding == 0
+@given(rows=st.integers(1, 100_000), parts=st.sampled_from([16, 32]))
+def test_rounding_adds_at_most_three_rows_or_a_16th(rows: int, parts: int) -> None:
+    """Or a 32nd. It leaves few numbers of rows: from 256 on, so many from one power of two to the next."""
+    number = rounded(rows, parts)
+    assert 0 <= number - rows <= max(3, rows / parts)
+    assert number % 4 == 0
+    assert number % ((1 << rows.bit_length() - 1) // parts) == 0 or rows <= 256
 
 
 @given(rows=st.integers(1, 5000))

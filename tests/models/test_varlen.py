@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -17,6 +16,7 @@ from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
 from models.varlen import takes_varlen
 from tests.models.batches import batches
+from tests.models.varlen_reference import Reference, take_varlen
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -25,71 +25,12 @@ MakePixels = Callable[..., Tensor]
 HEADS_OF_8 = {"embed_dim": 48}
 
 
-class Reference:
-    """varlen_attn, slow and obvious, on the CPU: each image cut out by the bounds and computed alone."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[list[int], list[int]]] = []
-
-    def of_2_10(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cu_seq_q: Tensor,
-        cu_seq_k: Tensor,
-        max_q: int,
-        max_k: int,
-        is_causal: bool = False,
-        return_aux: None = None,
-    ) -> Tensor:
-        """As PyTorch 2.10 has it: scaled by the width of the heads it is given."""
-        scale = query.shape[2] ** -0.5
-        return self.varlen_attn(
-            query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, num_splits=1
-        )
-
-    def varlen_attn(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cu_seq_q: Tensor,
-        cu_seq_k: Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        scale: float,
-        num_splits: int,
-    ) -> Tensor:
-        """As PyTorch 2.14 has it."""
-        ends_q, ends_k = cu_seq_q.tolist(), cu_seq_k.tolist()
-        # What FlashAttention checks, or reads beyond its rows without.
-        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-        assert (ends_q[0], ends_q[-1]) == (0, len(query))
-        assert (ends_k[0], ends_k[-1]) == (0, len(key)) == (0, len(value))
-        assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-        lengths_q, lengths_k = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
-        assert (max(lengths_q), max(lengths_k)) == (max_q, max_k)
-        assert num_splits == 1
-        self.calls.append((lengths_q, lengths_k))
-        mixed = []
-        for q, k, v in zip(query.split(lengths_q), key.split(lengths_k), value.split(lengths_k), strict=True):
-            heads = (part.transpose(0, 1) for part in (q, k, v))
-            mixed.append(F.scaled_dot_product_attention(*heads, scale=scale).transpose(0, 1))
-        return torch.cat(mixed)
-
-
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> Reference:
     """The reference in the place of PyTorch's kernel, taken whatever the device."""
     reference = Reference()
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference.varlen_attn)
     return reference
-
-
-def take_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows, _sizes: True)
 
 
 # timm's switches that change what attention is of: norms of queries and keys, and of the output, and a gate.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.pruned_vit import PrunedViT
-from models.ragged import Packing
+from models.ragged import Packing, rounded
 from models.schedule import Pruning
 from models.windows import STEP, takes_windows, windowed
 
@@ -32,6 +32,10 @@ def rows(packing: Packing, seed: int) -> Tensor:
     return torch.randn((count, HEADS, WIDTH), generator=generator).bfloat16()
 
 
+def in_few(lengths: tuple[int, ...]) -> Packing:
+    return Packing(lengths, rounded(sum(lengths)))
+
+
 @given(images=images, seed=st.integers(0, 9), weighted=st.booleans())
 @example(images=[(1, 1)], seed=0, weighted=False)  # fewer rows than a window
 @example(
@@ -42,7 +46,7 @@ def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, 
     """As softmax(q k / sqrt(d) + bias) v in float64 of each image by itself, and with the same bits as in a
     batch of its own; rows behind the images are 0."""
     kept, lengths = zip(*images, strict=True)
-    packing, source = Packing(kept, rounded=True), Packing(lengths, rounded=True)
+    packing, source = in_few(kept), in_few(lengths)
     attn = Attention(HEADS * WIDTH, HEADS).eval()
     q, k, v = rows(packing, seed), rows(source, seed + 1), rows(source, seed + 2)
     bias = rows(source, seed + 3)[: sum(lengths), 0, 0] if weighted else None
