@@ -19,6 +19,7 @@ from app.settings.settings import Settings
 from app.worker import process
 from app.worker.backend import Job, Loaded
 from app.worker.process import WorkerArgs, make_loop
+from app.worker.streams import OnAll
 from models.schedule import Architecture, Method, Pruning, compute, default_stages, keep_counts
 from models.transforms import InputSpec
 
@@ -43,10 +44,12 @@ IMAGE_S = 10e-6  # that an image is said to take
 class InstantBackend:
     """Gives every image its first classes."""
 
-    def load(self) -> Loaded:
+    limits = Limits(batch_tokens=65_536, threads=1, streams=1)
+
+    def load(self, on_all: OnAll) -> Loaded:  # noqa: ARG002
         """Nothing is loaded."""
         measured = [Measured(1, Work(images, images), images * IMAGE_S) for images in (1, 2, 8)]
-        return Loaded(MODEL, Limits(batch_tokens=65_536, threads=1, streams=1), tuple(measured))
+        return Loaded(MODEL, self.limits, tuple(measured))
 
     def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:  # noqa: ARG002
         """The same for all that ask for the same."""

@@ -33,7 +33,7 @@ class ComputeSettings(BaseModel):
         description="Batches a worker computes at once. 0: one per thread, to 8, on a CPU; two on a GPU.",
     )
     cuda_graphs: CudaGraphs = Field(
-        "off", description="auto: small batches of one pruning as CUDA graphs on a GPU. Not tried on one yet."
+        "off", description="auto: small batches as CUDA graphs on a GPU. Not tried on one yet."
     )
     max_batch_tokens: int = Field(
         0, ge=0, description="Tokens of a batch, weighted by their cost. 0: 4096 on a CPU, 65536 on a GPU."

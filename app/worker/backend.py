@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from app.messages.capacity import Limits, Measured
 from app.messages.image import Ask, Prediction
 from app.messages.model import ModelInfo
+from app.worker.streams import OnAll
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,12 @@ class Loaded:
 
 
 class Backend(Protocol):
-    """What computes."""
+    """What computes, within its ``limits``."""
 
-    def load(self) -> Loaded:
-        """Load and warm up; an exception ends the worker."""
+    limits: Limits
+
+    def load(self, on_all: OnAll) -> Loaded:
+        """Load, and warm up on the threads that will call `classify`; an exception ends the worker."""
 
     def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
         """One result for each job, in order. Called from compute threads only."""

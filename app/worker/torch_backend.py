@@ -6,13 +6,14 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from app.messages.capacity import Limits
-from app.messages.image import Prediction
+from app.messages.image import Ask, Prediction
 from app.messages.model import MOST_PATCHES
 from app.messages.pixels import copy_pixels
 from app.settings.settings import Settings
@@ -20,12 +21,13 @@ from app.worker.backend import Job, Loaded
 from app.worker.classifying import classify
 from app.worker.learned import Learned, recall, remember
 from app.worker.loading import describe, load_model
+from app.worker.streams import OnAll
 from app.worker.warm_up import time_batches
-from models.classifier import Classifier, ImageRequest
+from models.classifier import Classifier
 from models.device import use_gpu
 from models.load import ModelError
 from models.pruned_vit import check_against_timm
-from models.schedule import REDUCERS, UNPRUNED, Pruning
+from models.schedule import REDUCERS, UNPRUNED, Criterion, Pruning
 
 _KERNELS_S = 4.0  # in which kernels are made ahead at most
 
@@ -50,7 +52,7 @@ class TorchBackend:
     def _on_cpu(self) -> bool:
         return self.device == "cpu"
 
-    def load(self) -> Loaded:
+    def load(self, on_all: OnAll) -> Loaded:
         """Raises ModelError for a model that cannot be served so."""
         torch.set_num_threads(self.threads)
         if not self._on_cpu:
@@ -75,11 +77,14 @@ class TorchBackend:
         if learned is None:
             # Before the first stage a pruned batch has up to twice its mean tokens, which are limited.
             self._classifier.make_kernels(2 * self.limits.batch_tokens, _KERNELS_S)
-            self._warm_up()
-            measured = time_batches(self._classify_blank, info.architecture, info.method.stages, self.limits)
+            on_all(self._warm_up)
+            on_all(lambda _: self._capture_graphs(info.method.criterion))
+            arch, stages = info.architecture, info.method.stages
+            measured = time_batches(self._classify_noise, arch, stages, self.limits, on_all)
             learned = Learned(info, self.limits, measured)
         else:
-            self._classify_blank([UNPRUNED, Pruning(0.5)], self.threads)
+            on_all(self._warm_up)
+            on_all(lambda _: self._capture_graphs(info.method.criterion))
         self._to_hand_on = learned
         gc.freeze()  # what is there now stays: no looking for garbage in it while batches wait
         return Loaded(info, self.limits, learned.measured)
@@ -109,26 +114,44 @@ class TorchBackend:
         height, width = self._classifier.spec.size
         return torch.empty((images, height, width, 3), dtype=torch.uint8, pin_memory=not self._on_cpu)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, _: int) -> None:
+        """All ways through the network, in this thread. Raises ModelError for scores that are no numbers."""
         for prunings in (
             [UNPRUNED],
             [Pruning(0.5)],
             [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
             [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), Pruning(keep_mass=0.8)],
         ):
-            self._classify_blank(prunings, self.threads)
+            black = np.zeros(self._pixel_bytes, np.uint8)
+            found = self._classify_all(black, prunings, self.limits.stream_threads)
+            if not all(np.isfinite(prediction.scores).all() for prediction in found):
+                served = str(self.dtype).removeprefix("torch.")
+                raise ModelError(
+                    f"its scores for a black image are not finite numbers in {served}; a wider dtype may help"
+                )
 
-    def _classify_blank(self, prunings: Sequence[Pruning], threads: int) -> None:
-        torch.set_num_threads(threads)
-        height, width = self._classifier.spec.size
+    def _capture_graphs(self, criterion: Criterion) -> None:
         with self._stream():
-            pixels = torch.zeros((len(prunings), height, width, 3), dtype=torch.uint8)
-            found = self._classifier.classify(pixels, [ImageRequest(pruning) for pruning in prunings])
-        if not all(np.isfinite(prediction.scores).all() for prediction in found):
-            served = str(self.dtype).removeprefix("torch.")
-            raise ModelError(
-                f"its scores for a black image are not finite numbers in {served}; a wider dtype may help"
-            )
+            self._classifier.capture_graphs(criterion)
+
+    def _classify_noise(self, prunings: Sequence[Pruning], threads: int) -> None:
+        """Not of one colour: there are processors that multiply zeros in less time."""
+        self._classify_all(self._noise, prunings, threads)
+
+    def _classify_all(
+        self, pixels: np.ndarray, prunings: Sequence[Pruning], threads: int
+    ) -> Sequence[Prediction]:
+        """As a batch that is served."""
+        return self.classify([Job(Ask(pruning, top_k=1), pixels) for pruning in prunings], threads)
+
+    @cached_property
+    def _noise(self) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 256, self._pixel_bytes, np.uint8)
+
+    @property
+    def _pixel_bytes(self) -> int:
+        height, width = self._classifier.spec.size
+        return height * width * 3
 
     def _stream(self) -> AbstractContextManager[object]:
         """On a GPU each thread computes on a stream of its own: one copies while the other computes, and

@@ -2,26 +2,29 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import product
-from threading import Barrier
+from itertools import count, takewhile
 
 from app.messages.capacity import Limits, Measured, Work
+from app.worker.streams import OnAll
 from models.schedule import Architecture, Pruning, Stages, compute
 
 _RATIOS = (1.0, 0.7, 0.5, 0.3)
 _ENOUGH_S = 4.0
+_LONE_PASSES, _PASSES = 3, 4
 
 Classify = Callable[[Sequence[Pruning], int], object]
 
 
 def time_batches(
-    classify: Classify, arch: Architecture, stages: Stages, limits: Limits
+    classify: Classify, arch: Architecture, stages: Stages, limits: Limits, on_all: OnAll
 ) -> tuple[Measured, ...]:
-    """Time ``classify(prunings, threads)`` as the worker will call it: what the cost model is fitted to.
+    """Time ``classify(prunings, threads)`` as the worker will call it, in the threads that will: what the
+    cost model is fitted to.
 
-    Lone images run on all threads, batches up to the token budget in all streams at once. Batches of the
-    smallest size are always measured, larger ones until some seconds are over.
+    Lone images run on all threads, batches up to the token budget in all streams at once. Each is computed
+    several times, of which the first does not count: there memory is got, and kernels are chosen. Single
+    images are always measured; larger batches until some seconds are over, with what there was time for,
+    even if that is the first one.
     """
 
     def timed(prunings: Sequence[Pruning], threads: int) -> Measured:
@@ -31,29 +34,48 @@ def time_batches(
         shares = [compute(arch, stages, pruning.keep_ratio) for pruning in prunings]
         return Measured(threads, Work(len(prunings), sum(shares)), max(seconds, 1e-6))
 
+    def lone(index: int) -> list[Measured]:
+        if index > 0:
+            return []
+        passes = [[timed([Pruning(ratio)], limits.threads) for ratio in _RATIOS] for _ in range(_LONE_PASSES)]
+        return [measured for one in passes[1:] for measured in one]
+
+    def at_once(batch: Sequence[Pruning]) -> list[Measured]:
+        return on_all(lambda _: timed(batch, limits.stream_threads))
+
     began = time.perf_counter()
-    largest = max(1, limits.batch_tokens // (arch.patches + arch.prefix_tokens))
-    sizes = sorted({1, min(4, largest), largest})
-    with ThreadPoolExecutor(limits.streams) as pool:
-        measured = [timed([Pruning(ratio)], limits.threads) for ratio in _RATIOS for _ in range(2)]
-        for size, ratio in product(sizes, _RATIOS):
-            if size > 1 and time.perf_counter() > began + _ENOUGH_S:
-                break
-            measured += _at_once(pool, limits, [Pruning(ratio)] * size, timed)
-    return tuple(measured)
+    measured = [one for part in on_all(lone) for one in part]
+    batches = list(_batches(arch, stages, limits))
+    firsts: dict[int, list[Measured]] = {}
+    for one_pass in range(_PASSES):
+        for number, batch in enumerate(batches):
+            needed = len(batch) == 1 and one_pass < 2
+            if not needed and time.perf_counter() > began + _ENOUGH_S:
+                continue
+            found = at_once(batch)
+            if one_pass == 0:
+                firsts[number] = found
+            else:
+                firsts.pop(number, None)
+                measured += found
+    return (*measured, *(one for found in firsts.values() for one in found))
 
 
-def _at_once(
-    pool: ThreadPoolExecutor,
-    limits: Limits,
-    batch: Sequence[Pruning],
-    timed: Callable[[Sequence[Pruning], int], Measured],
-) -> Iterator[Measured]:
-    """The same batch in every stream."""
-    begin = Barrier(limits.streams)
+def _batches(arch: Architecture, stages: Stages, limits: Limits) -> Iterator[list[Pruning]]:
+    """What serving may bring: for each ratio one image, 4, and so on by four times up to a full batch; and a
+    full one of different ratios. Small ones first."""
+    tokens = arch.patches + arch.prefix_tokens
+    full = {
+        ratio: max(1, int(limits.batch_tokens / (tokens * compute(arch, stages, ratio)))) for ratio in _RATIOS
+    }
+    yield from ([Pruning(ratio)] for ratio in _RATIOS)
+    for size in takewhile(lambda size: size == 4 or 4 * size <= full[1.0], (4**power for power in count(1))):
+        yield from ([Pruning(ratio)] * size for ratio in _RATIOS if size < full[ratio])
+    yield _mixed(full[0.5])
+    yield from ([Pruning(ratio)] * full[ratio] for ratio in (0.5, 1.0, 0.3, 0.7) if full[ratio] > 1)
 
-    def one(_: int) -> Measured:
-        begin.wait()
-        return timed(batch, limits.stream_threads)
 
-    return pool.map(one, range(limits.streams))
+def _mixed(images: int) -> list[Pruning]:
+    """Ratios from 0.3 to 1, more low ones than high ones, none twice."""
+    places = ((image + 0.5) / images for image in range(images))
+    return [Pruning(round(0.3 + 0.7 * place**2, 6)) for place in places]

@@ -32,6 +32,7 @@ from app.telemetry.rarely import Rarely
 from app.worker.backend import Backend, Job, Loaded
 from app.worker.connection import Connection, Gone
 from app.worker.parts import BackendBroken, Computed, compute_in_parts, refuse_lost
+from app.worker.streams import Streams
 from models.schedule import UNPRUNED
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,6 @@ class WorkerLoop:
         self._loaded: Loaded | None = None
         self._read_slot: ReadSlot | None = None
         self._held: deque[tuple[int, UInt8[np.ndarray, " bytes"]]] = deque(maxlen=MOST_HELD)
-        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self._failures: SimpleQueue[BaseException] = SimpleQueue()
         self._computing = 0
         self._woken, self._waker = socket.socketpair()
@@ -104,6 +104,7 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Load, then compute. Raises what `Backend.load` raised, and BackendBroken."""
+        self._streams = Streams(self._backend.limits.streams, self._take)
         background.thread(self._load, "load", background.end_process)
         try:
             while self._loaded is None and not self._stopping:
@@ -112,14 +113,10 @@ class WorkerLoop:
                 self._beat()
             if self._loaded is None:
                 return
-            for _ in range(self._loaded.limits.streams):
-                background.thread(self._stream, "stream", background.end_process)
             while not self._stopping:
                 self._serve(self._loaded)
         finally:
-            if self._loaded is not None:
-                for _ in range(self._loaded.limits.streams):
-                    self._orders.put(None)
+            self._streams.end()
 
     def _serve(self, loaded: Loaded) -> None:
         """Until the dispatcher has gone, or this is to stop."""
@@ -152,7 +149,7 @@ class WorkerLoop:
                     self._computing += 1
                     if isinstance(message, Batch):
                         self._progress.began(id(message), message.tokens)
-                self._orders.put(_Order(connection, message))
+                self._streams.put(_Order(connection, message))
             self._hear_of_failures()
             self._beat()
             if time.monotonic() > said + _ALIVE_EVERY_S:
@@ -178,7 +175,7 @@ class WorkerLoop:
     def _load(self) -> None:
         began = time.monotonic()
         try:
-            loaded = self._backend.load()
+            loaded = self._backend.load(self._streams.on_all)
             self._read_slot = self._slots_of(loaded.info.pixel_bytes)
             self._progress.first_s = _first_batch_s(loaded, time.monotonic() - began)
             for fault in _FAULTS:  # there from the start, so that the first shows as a rise
@@ -192,22 +189,21 @@ class WorkerLoop:
     def _wake(self) -> None:
         self._waker.send(b"!")
 
-    def _stream(self) -> None:
-        """A compute thread. One that dies takes the process with it."""
-        while (order := self._orders.get()) is not None:
-            try:
-                if isinstance(order.asked, Batch):
-                    self._compute(order.connection, order.asked)
-                else:
-                    self._check(order.connection, order.asked)
-            except Gone:  # nobody waits for it
-                pass
-            except BackendBroken as error:  # it ends the process: health must not stay green
-                self._failures.put(error)
-            with self._watched:
-                self._computing -= 1
-            if self._stopping or not self._failures.empty():
-                self._wake()
+    def _take(self, order: _Order) -> None:
+        """In a compute thread."""
+        try:
+            if isinstance(order.asked, Batch):
+                self._compute(order.connection, order.asked)
+            else:
+                self._check(order.connection, order.asked)
+        except Gone:  # nobody waits for it
+            pass
+        except BackendBroken as error:  # it ends the process: health must not stay green
+            self._failures.put(error)
+        with self._watched:
+            self._computing -= 1
+        if self._stopping or not self._failures.empty():
+            self._wake()
 
     def _compute(self, connection: Connection, batch: Batch) -> None:
         assert self._loaded is not None

@@ -66,6 +66,7 @@ def worker() -> None:
     from app.settings.settings import Settings
     from app.worker.backend import Job, Loaded
     from app.worker.process import WorkerArgs, main, make_loop
+    from app.worker.streams import OnAll
     from tests.app.dispatch.rig import FakeBackend, measured
     from tests.app.fakes import MODEL
 
@@ -75,13 +76,14 @@ def worker() -> None:
         """Named as torch's."""
 
     class Faulty(FakeBackend):
-        def load(self) -> Loaded:
+        limits = Limits(batch_tokens=100, threads=2, streams=2)
+
+        def load(self, on_all: OnAll) -> Loaded:
             if (folder / FAIL_TO_LOAD).exists():
                 raise RuntimeError("told to fail")
             with (folder / LOADS).open("a") as loads:
                 loads.write("!")
-            limits = Limits(batch_tokens=100, threads=2, streams=2)
-            return Loaded(MODEL, limits, measured(limits))
+            return Loaded(MODEL, self.limits, measured(self.limits))
 
         def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
             colours = [tuple(job.pixels[:3].tolist()) for job in jobs]
@@ -97,7 +99,7 @@ def worker() -> None:
             return [self.result(job) for job in jobs]
 
     def compute(settings: Settings, args: WorkerArgs) -> None:
-        make_loop(settings, args, Faulty(), f"cpu:{args.index}").run()
+        make_loop(settings, args, Faulty(Faulty.limits), f"cpu:{args.index}").run()
 
     main(compute)
 

@@ -34,6 +34,7 @@ from app.messages.to_dispatcher import Cancel, Done, FrontEnd, Record, Submit, T
 from app.messages.to_front_end import Answer, Load, Model, Outcomes, Refuse, ToFrontEnd, Workers
 from app.messages.to_worker import Batch, ToWorker
 from app.worker.backend import Job, Loaded
+from app.worker.streams import OnAll
 from app.worker.worker import WorkerLoop
 from models.schedule import UNPRUNED, Pruning
 from tests.app.fakes import LOGITS, MODEL, Asked, applied_ratio, cost, kept_patches
@@ -177,7 +178,7 @@ class FakeBackend:
         self.may_load.set()
         self.may_answer.set()
 
-    def load(self) -> Loaded:
+    def load(self, on_all: OnAll) -> Loaded:
         assert self.may_load.wait(PATIENCE_S)
         if self.load_error is not None:
             raise self.load_error

@@ -33,6 +33,7 @@ from app.messages.pixels import copy_pixels
 from app.settings.settings import Settings
 from app.worker import torch_backend
 from app.worker.backend import Loaded
+from app.worker.streams import OnAll
 from app.worker.torch_backend import TorchBackend
 from models.classifier import ImageRequest, Prediction
 from tests.app.dispatch.rig import (
@@ -96,7 +97,7 @@ class Backend(TorchBackend):
         threading.Event(),
     )  # never asked for; the rig sets them at the end
 
-    def load(self) -> Loaded:
+    def load(self, on_all: OnAll) -> Loaded:
         self._classifier = Network(LARGE.input)  # type: ignore[assignment]
         return Loaded(LARGE, self.limits, measured(self.limits))
 

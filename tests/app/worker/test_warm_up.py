@@ -1,60 +1,98 @@
 """What is measured before the worker is ready."""
 
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import pytest
 
 from app.messages.capacity import Limits
 from app.worker import warm_up
+from app.worker.streams import Streams
 from app.worker.warm_up import time_batches
 from models.schedule import Pruning
 from tests.app.fakes import MODEL
 
 ARCH, STAGES = MODEL.architecture, MODEL.method.stages
 LIMITS = Limits(batch_tokens=17 * 6, threads=4, streams=2)
+RATIOS = (1.0, 0.7, 0.5, 0.3)
+R = TypeVar("R")
 
 
-def test_lone_images_and_full_batches_are_measured_as_they_will_run() -> None:
-    """Lone images on all threads, batches to the budget on a stream's, all streams at once, in the ratios
-    that predictions are between."""
-    seen: list[tuple[int, int, float]] = []
+@pytest.fixture
+def streams() -> Iterator[Streams[None]]:
+    streams: Streams[None] = Streams(LIMITS.streams, lambda _: None)
+    yield streams
+    streams.end()
+
+
+def test_batches_are_measured_in_the_shapes_and_the_threads_of_serving(streams: Streams[None]) -> None:
+    """Lone images on all threads; from one image to a full batch at every ratio, and one of many ratios, on
+    a stream's threads, in all streams at once."""
+    seen: list[tuple[int, int, tuple[float, ...]]] = []
     together = threading.Barrier(LIMITS.streams)
+    serving = set(streams.on_all(lambda _: threading.get_ident()))
 
     def classify(prunings: Sequence[Pruning], threads: int) -> None:
-        seen.append((threads, len(prunings), prunings[0].keep_ratio))
-        assert len(set(prunings)) == 1
+        assert threading.get_ident() in serving
+        seen.append((threads, len(prunings), tuple(sorted({pruning.keep_ratio for pruning in prunings}))))
         if threads == LIMITS.stream_threads:
             together.wait(30)  # breaks if the streams are not at work at once
 
-    measured = time_batches(classify, ARCH, STAGES, LIMITS)
-    assert {(size, ratio) for threads, size, ratio in seen if threads == 4} == {
-        (1, ratio) for ratio in (1.0, 0.7, 0.5, 0.3)
+    measured = time_batches(classify, ARCH, STAGES, LIMITS, streams.on_all)
+    assert {(size, ratios) for threads, size, ratios in seen if threads == 4} == {
+        (1, (ratio,)) for ratio in RATIOS
     }
-    assert {(size, ratio) for threads, size, ratio in seen if threads == 2} == {
-        (size, ratio) for size in (1, 4, 6) for ratio in (1.0, 0.7, 0.5, 0.3)
-    }
-    assert sorted((batch.threads, batch.work.images) for batch in measured) == sorted(
+    at_once = {(size, ratios) for threads, size, ratios in seen if threads == 2}
+    one_ratio = {(size, ratios[0]) for size, ratios in at_once if len(ratios) == 1}
+    full = {ratio: max(size for size, own in one_ratio if own == ratio) for ratio in RATIOS}
+    assert full[1.0] == 6 < full[0.7] < full[0.5] < full[0.3]
+    assert one_ratio == {(size, ratio) for ratio in RATIOS for size in (1, 4, full[ratio])}
+    ((mixed, ratios),) = (batch for batch in at_once if len(batch[1]) > 1)
+    assert mixed == len(ratios) == full[0.5]
+    # The first pass of each does not count.
+    assert {(batch.threads, batch.work.images) for batch in measured} == {
         (threads, size) for threads, size, _ in seen
-    )
+    }
+    assert len(measured) == len(seen) - len(RATIOS) - LIMITS.streams * len(at_once)
 
 
-def test_a_slow_device_is_not_kept_from_serving(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once enough time is over only the smallest batches are measured."""
+def test_a_slow_device_is_not_kept_from_serving(
+    monkeypatch: pytest.MonkeyPatch, streams: Streams[None]
+) -> None:
+    """Once enough time is over only single images are measured."""
     monkeypatch.setattr(warm_up, "_ENOUGH_S", -1.0)
     sizes = set()
-    time_batches(lambda prunings, _: sizes.add(len(prunings)), ARCH, STAGES, LIMITS)
+    measured = time_batches(
+        lambda prunings, _: sizes.add(len(prunings)), ARCH, STAGES, LIMITS, streams.on_all
+    )
     assert sizes == {1}
+    assert {batch.threads for batch in measured} == {4, 2}
 
 
-def test_a_failing_network_fails_the_start() -> None:
+def test_a_batch_that_there_was_time_for_once_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Better a first time that is too long than none."""
+    now = 0.0
+
+    def classify(prunings: Sequence[Pruning], threads: int) -> None:
+        nonlocal now
+        now += 1.0 if len(prunings) > 1 else 0.0
+
+    def on_one(work: Callable[[int], R]) -> list[R]:
+        return [work(0)]
+
+    monkeypatch.setattr(warm_up.time, "perf_counter", lambda: now)
+    measured = time_batches(classify, ARCH, STAGES, Limits(17 * 6, 1, 1), on_one)
+    larger = [batch for batch in measured if batch.work.images > 1]
+    assert [batch.seconds for batch in larger] == [1.0] * 5  # begun before four seconds were over, each once
+
+
+def test_a_failing_network_fails_the_start(streams: Streams[None]) -> None:
     """What goes wrong while it is measured would go wrong for every image."""
 
     def fail(_: Sequence[Pruning], threads: int) -> None:
         if threads == LIMITS.stream_threads:
             raise RuntimeError("out of memory")
-        time.sleep(0)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        time_batches(fail, ARCH, STAGES, LIMITS)
+        time_batches(fail, ARCH, STAGES, LIMITS, streams.on_all)

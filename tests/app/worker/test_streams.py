@@ -1,0 +1,51 @@
+"""Compute threads: the same ones from the warm-up to the end."""
+
+import threading
+
+import pytest
+
+from app.worker.streams import Streams
+
+PATIENCE_S = 30
+
+
+def test_what_is_run_in_all_runs_in_the_threads_that_serve() -> None:
+    """Each thread once and all at once, by number; orders come to the same threads afterwards."""
+    together, served = threading.Barrier(3), threading.Barrier(4)
+    serving: list[str] = []
+
+    def take(order: int) -> None:
+        serving.append(f"{threading.get_ident()} {order}")
+        served.wait(PATIENCE_S)
+
+    streams = Streams(3, take)
+
+    def work(index: int) -> tuple[int, int]:
+        together.wait(PATIENCE_S)
+        return index, threading.get_ident()
+
+    for _ in range(2):
+        found = streams.on_all(work)
+        assert [index for index, _ in found] == [0, 1, 2]
+        assert len({thread for _, thread in found}) == 3
+    for order in range(3):
+        streams.put(order)
+    served.wait(PATIENCE_S)
+    streams.end()
+    assert {int(one.split()[0]) for one in serving} == {thread for _, thread in found}
+    assert sorted(one.split()[1] for one in serving) == ["0", "1", "2"]
+
+
+def test_what_is_raised_is_raised_to_who_asked() -> None:
+    """And the threads go on."""
+    streams: Streams[int] = Streams(2, lambda _: None)
+
+    def work(index: int) -> int:
+        if index == 1:
+            raise RuntimeError("out of memory")
+        return index
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        streams.on_all(work)
+    assert streams.on_all(lambda index: index) == [0, 1]
+    streams.end()
