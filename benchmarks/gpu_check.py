@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--photographs", "folder of images", type=Path, default=ROOT / "tests" / "photographs")
     add("--smallest", "everything as small as it can be, to try the command", action="store_true")
     add("--output", "JSON file", type=Path)
-    parser.set_defaults(seed=0)
+    parser.set_defaults(seed=0, cpu_time=False)
     return parser
 
 

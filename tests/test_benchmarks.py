@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import accuracy, engine, host, outside, speed
+from benchmarks import accuracy, engine, host, outside, speed, warm_up
 from benchmarks.contestants import Contestant, load_model
 from benchmarks.memory import trend
 from benchmarks.photographs import load_photographs
@@ -303,3 +303,21 @@ def test_host_counts_in_bare_p50s_what_an_answer_takes_beyond_decoding() -> None
     assert medians["p50_beyond_bare_and_decoding"] == 3.0
     assert medians["http_cpu_times_bare"] == 2.0
     assert medians["decode_cpu_times_plain"] == 1.25
+
+
+@pytest.mark.system
+def test_warm_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundled model warmed up as a worker does it, and every kind of batch that serving brings held
+    against what was learned."""
+    output = tmp_path / "result.json"
+    threads = torch.get_num_threads()
+    warm_up.main(["--batches", "1", "--output", str(output)])
+    assert torch.get_num_threads() == threads
+    report = json.loads(output.read_text())
+    assert report["model"] == "trimvit-small-imagenette"
+    sizes = [row["images"] for row in report["results"]]
+    assert sizes[:2] == [1, 1] or sizes[:2] == [1, 2]
+    assert sizes[-1] == 3 * sizes[-2] // 2
+    for row in report["results"]:
+        assert row["measured_by_predicted"]["median"] > 0
+        assert 0 <= row["within_20_percent"] <= 1

@@ -102,7 +102,7 @@ def test_rounding_adds_at_most_three_rows_or_a_16th(rows: int, parts: int) -> No
     number = rounded(rows, parts)
     assert 0 <= number - rows <= max(3, rows / parts)
     assert number % 4 == 0
-    assert number % ((1 << rows.bit_length() - 1) // parts) == 0 or rows <= 256
+    assert rows <= 256 or number % ((1 << rows.bit_length() - 1) // parts) == 0
 
 
 @given(rows=st.integers(1, 5000))

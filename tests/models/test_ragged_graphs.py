@@ -164,7 +164,7 @@ def test_a_pass_that_is_captured_takes_nothing_from_the_host(make_vit: MakeViT) 
     """On a fake GPU: nothing waits, nothing is copied, and few kernels more than for like images."""
     model = PrunedViT(make_vit(embed_dim=48, depth=12))
     counted: list[tuple[int, int]] = []
-    with fake_gpu() as watch:
+    with torch.inference_mode(mode=False), fake_gpu() as watch:
         to_fake_gpu(model)
 
         def capture(forward: Callable[[], tuple[Tensor, ...]]) -> Any:

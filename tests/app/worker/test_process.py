@@ -23,6 +23,7 @@ from app.worker import torch_backend
 from app.worker.process import WorkerArgs, run
 from models import device
 from models.cascade import Cascade
+from models.classifier import Classifier
 from models.schedule import Method, Stages
 from models.transforms import InputSpec
 from tests.app.dispatch.rig import PATIENCE_S, FrontEndPeer, House, running_dispatcher
@@ -183,7 +184,7 @@ def test_a_restart_checks_and_times_nothing_again(
     monkeypatch.setattr(
         torch_backend, "check_against_timm", counted("check", torch_backend.check_against_timm)
     )
-    monkeypatch.setattr(torch_backend, "make_kernels", counted("kernels", torch_backend.make_kernels))
+    monkeypatch.setattr(Classifier, "make_kernels", counted("kernels", Classifier.make_kernels))
     monkeypatch.setattr(torch_backend, "time_batches", counted("time", torch_backend.time_batches))
     learned = tmp_path / "worker-0.learned"
     first = model_served(settings_for(checkpoint), house, learned, images=1)
