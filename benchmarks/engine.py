@@ -30,8 +30,8 @@ from benchmarks.report import Row, table, write
 from models.classifier import Classifier
 from models.device import choose_device, choose_dtype, cores, use_gpu
 from models.dtypes import DtypeName
+from models.families import UnsupportedModelError
 from models.load import LoadedModel, ModelError
-from models.pruned_vit import UnsupportedModelError
 
 Measure = Callable[[argparse.Namespace, LoadedModel], Iterator[Row]]
 

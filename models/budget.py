@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int
 
-from models.plan import Group, Plan, Selection, StagePlan, Table
+from models.plan import End, Group, Plan, Selection, StagePlan, Table
 from models.ragged import Packing, Run
 from models.schedule import Architecture, Reducer, Rows, Stages, keep_counts
 
@@ -72,7 +72,7 @@ def plan_within(budget: Budget, ratios: tuple[float, ...], arch: Architecture, s
         lengths = after
     prefix_rows = _starts(lengths)[:, None] + np.arange(arch.prefix_tokens)
     at_end = builder.add(np.where(lengths[:, None] > 0, prefix_rows, 0).reshape(-1))
-    return Plan(tuple(planned), tuple(builder.tables), at_end)
+    return Plan(tuple(planned), End((), at_end), tuple(builder.tables))
 
 
 class _Builder:

@@ -17,11 +17,12 @@ from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from timm.models.vision_transformer import VisionTransformer
 
+from models.families import UnsupportedModelError
 from models.load import BUNDLED, WEIGHTS_FOLDER, Card, ModelError, load, read_card
 from models.load.reference import WEIGHT_ENDINGS, located
 from models.load.timm_models import is_projection
 from models.patch_embed import set_patch_stride
-from models.pruned_vit import PrunedViT, UnsupportedModelError
+from models.pruned_vit import PrunedViT
 from models.schedule import Architecture, Stages
 
 Source = Literal["bundled", "cached", "hub", "file"]

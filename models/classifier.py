@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from models.attention import parts_of_qkv
+from models.attend.windows import takes_windows
 from models.cascade import margins, second_run_compute
 from models.device import input_dtype
+from models.families.family import Wanted
 from models.graphs import GraphedModel
 from models.linear.int8 import Int8Linear
 from models.linear.kernels import make_kernels
@@ -23,7 +25,6 @@ from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
 from models.schedule import UNPRUNED, Criterion, Pruning, compute_of_counts
 from models.transforms import InputSpec
-from models.windows import takes_windows
 
 
 @runtime_checkable
@@ -100,9 +101,13 @@ class Classifier:
     def __init__(
         self, model: PrunedViT, spec: InputSpec, device: str, dtype: torch.dtype, *, graphs: bool = False
     ) -> None:
-        blocks, stages = model.vit.blocks, model.stages.blocks
+        blocks = model.family.blocks
         # Stages compute queries apart from keys and values.
-        parts = {f"{stage}.attn.qkv": parts_of_qkv(blocks[stage].attn) for stage in stages}
+        parts = {
+            f"{stage}.attn.{name}": parts
+            for stage in model.stages.blocks
+            for name, parts in model.family.parts_asked(blocks[stage].attn).items()
+        }
         if dtype == torch.int8:
             replace_linears(blocks, Int8Linear, parts)
         self._between = input_dtype(device, dtype)
@@ -131,9 +136,10 @@ class Classifier:
         if takes_windows(like):
             # All blocks are alike, but only a stage's computes parts.
             stages = self.model.stages.blocks
-            block = self.model.vit.blocks[stages[0] if stages else 0]
-            parts = parts_of_qkv(block.attn) if stages else ()
-            make_kernels(block, parts, like, most_rows, enough_s)
+            block = self.model.family.blocks[stages[0] if stages else 0]
+            wanted: tuple[Wanted, ...] = ("qkv", "q", "kv") if stages else ("qkv",)
+            projections = [partial(self.model.family.project, block.attn, wanted=one) for one in wanted]
+            make_kernels(block, projections, like, most_rows, enough_s)
 
     @torch.inference_mode()
     def capture_graphs(self, criterion: Criterion) -> None:
@@ -162,12 +168,13 @@ class Classifier:
         best = logits.softmax(dim=1).topk(most, dim=1)
         scores, classes = best.values.cpu().numpy(), best.indices.cpu().numpy()
         of_all = logits.cpu().numpy() if any(request.logits for request in requests) else None
-        kept = _to_host(output, [image for image, request in enumerate(requests) if request.kept_patches])
+        kept = output.kept.on_host() if any(request.kept_patches for request in requests) else []
+        counts_of_first = [tuple(counts) for counts in first.kept.counts.T.tolist()]
+        counts_of_last = [tuple(counts) for counts in output.kept.counts.T.tolist()]
         arch, stages = self.model.arch, self.model.stages
         predictions = []
         for image, request in enumerate(requests):
-            # The counts are shapes, which the host knows.
-            counts = tuple(len(stage[image]) for stage in first.kept)
+            counts = counts_of_first[image]
             ratio, share = (
                 request.pruning.keep_ratio,
                 compute_of_counts(arch, stages, counts, request.pruning.reducer),
@@ -180,8 +187,8 @@ class Classifier:
                 Prediction(
                     classes=classes[image, : request.top_k],
                     scores=scores[image, : request.top_k],
-                    kept_counts=tuple(len(stage[image]) for stage in output.kept),
-                    kept=kept.get(image),
+                    kept_counts=counts_of_last[image],
+                    kept=kept[image] if request.kept_patches else None,
                     keep_ratio=ratio,
                     compute=share,
                     runs=2 if image in again else 1,
@@ -230,12 +237,7 @@ class Classifier:
         second = self.model.finish(tokens.of_images(again), [UNPRUNED] * len(again))
         logits = first.logits.clone()
         logits[on_device(again, logits.device)] = second.logits
-        place = {image: index for index, image in enumerate(again)}
-        kept = tuple(
-            tuple(after[place[image]] if image in place else before[image] for image in range(len(requests)))
-            for before, after in zip(first.kept, second.kept, strict=True)
-        )
-        return first, Output(logits, kept), frozenset(again)
+        return first, Output(logits, first.kept.replaced(again, second.kept)), frozenset(again)
 
 
 def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:
@@ -246,17 +248,6 @@ def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:
                 f"{name} has values beyond the range of {str(dtype).removeprefix('torch.')} "
                 f"({torch.finfo(dtype).max:g}); choose --dtype bfloat16 or float32"
             )
-
-
-def _to_host(output: Output, images: Sequence[int]) -> dict[int, tuple[np.ndarray, ...]]:
-    """The patches that these images keep at each stage, in one copy for all."""
-    parts = [stage[image] for image in images for stage in output.kept]
-    if not parts:
-        return dict.fromkeys(images, ())
-    ends = np.cumsum([len(part) for part in parts])
-    pieces = np.split(torch.cat(parts).cpu().numpy(), ends[:-1])
-    stages = len(output.kept)
-    return {image: tuple(pieces[n * stages : (n + 1) * stages]) for n, image in enumerate(images)}
 
 
 class Levels(NamedTuple):

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from models.kept import Kept
 from models.pruned_vit import Output, PrunedViT
 from models.ragged_graphs import Capture, RaggedGraphs, Tables
 from models.schedule import Criterion, Pruning
@@ -30,12 +31,13 @@ ASKED_BEFORE = 3
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """``replay`` computes the ``tables`` from what is in ``pixels``: the logits, and for each stage [images,
-    kept] what Output.kept says."""
+    """``replay`` computes the ``tables``, the logits and the numbers that Output.kept is about, from what is
+    in ``pixels``. ``kept``: of the captured pass; only its ``ids`` change."""
 
     pixels: Tensor
     tables: Tables
     replay: Callable[[], None]
+    kept: Kept
 
 
 @dataclass(slots=True)
@@ -92,8 +94,9 @@ class GraphedModel:
         # The other rows hold images of an earlier batch. No image sees another.
         graph.pixels[:images].copy_(pixels)
         graph.replay()
-        logits, *kept = (table[:images].clone() for table in graph.tables)
-        return Output(logits, tuple(stage.unbind() for stage in kept))
+        logits, ids = graph.tables
+        kept = Kept(ids.clone(), graph.kept.starts[:, :images], graph.kept.counts[:, :images])
+        return Output(logits[:images].clone(), kept)
 
     def _graph(self, pixels: Tensor, pruning: Pruning) -> _Graph | None:
         """This thread's graph for such a batch, captured now if it is time to."""
@@ -115,12 +118,15 @@ class GraphedModel:
     def _capture(self, pixels: Tensor, images: int, pruning: Pruning) -> _Graph:
         static = pixels.new_zeros((images, *pixels.shape[1:]))
 
+        kept: list[Kept] = []
+
         def forward() -> Tables:
             output = self._model(static, [pruning] * images)
-            return (output.logits, *(torch.stack(list(stage)) for stage in output.kept))
+            kept[:] = [output.kept]
+            return output.logits, output.kept.ids
 
         replay, tables = self._capture_of_thread()(forward)
-        return _Graph(static, tables, replay)
+        return _Graph(static, tables, replay, kept[0])
 
     def _capture_of_thread(self) -> Capture:
         if self._of_thread.capture is None:

@@ -10,7 +10,7 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from models.pruned_vit import UnsupportedModelError
+from models.families import UnsupportedModelError
 
 
 def set_patch_stride(vit: VisionTransformer, stride: int) -> None:

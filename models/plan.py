@@ -23,8 +23,9 @@ class Asked:
     """What a plan depends on, and so what it is remembered by.
 
     ``ratios`` and ``reducers``: one for each image. ``patches``, ``prefix``: tokens of an image before the
-    first of ``stages`` stages. ``rows``: the attention rows that decide. ``rounding``: into how
-    many parts of a power of two the rows of packings are rounded up (see `ragged.rounded`); 0: not at all.
+    first of ``stages`` stages. ``rows``: the attention rows that decide. ``pools_patches``: whether the head
+    reads more than prefix tokens. ``rounding``: into how many parts of a power of two the rows of packings
+    are rounded up (see `ragged.rounded`); 0: not at all.
     ``in_one``: images of different lengths are computed side by side in one table with gaps, so that the
     number of operations does not grow with the number of lengths; else run by run.
     """
@@ -35,6 +36,7 @@ class Asked:
     prefix: int
     stages: int
     rows: Rows
+    pools_patches: bool
     rounding: int
     in_one: bool
 
@@ -141,10 +143,18 @@ class StagePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """What comes behind the last block. ``groups``: the images as the head reads them. Where they differ in
+    length and it reads prefix tokens only, ``prefix_rows`` [B * prefix] numbers the rows of these instead."""
+
+    groups: tuple[Group, ...]
+    prefix_rows: Table | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """Stages, and the tables that they name. ``prefix_rows`` [B * prefix]: the rows of all prefix tokens
-    behind the last stage, where images differ and are computed in one table."""
+    """Stages and end, and the tables that they name."""
 
     stages: tuple[StagePlan, ...]
+    end: End
     tables: tuple[np.ndarray, ...]
-    prefix_rows: Table | None = None

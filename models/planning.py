@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Int
 
-from models.plan import Asked, Group, Plan, Reduction, Round, Selection, StagePlan, Table
+from models.plan import Asked, End, Group, Plan, Reduction, Round, Selection, StagePlan, Table
 from models.ragged import Packing, Run, rounded, runs_of
 from models.schedule import Pruning, keep_counts
 
@@ -26,7 +26,7 @@ def _place(pruning: Pruning) -> tuple[bool, str, float, float, str]:
 
 @lru_cache(maxsize=MOST_REMEMBERED)
 def plan_of(asked: Asked) -> Plan:
-    """The plan of a batch. Its arrays are shared and must not be changed."""
+    """The plan of a batch, of one stage at least. Its arrays are shared and must not be changed."""
     tables = _Tables()
     counts = np.array(
         [keep_counts(asked.patches, ratio, asked.stages) for ratio in asked.ratios], np.int64
@@ -39,11 +39,7 @@ def plan_of(asked: Asked) -> Plan:
         builder = _Stage(asked, tables, patches, fused, counts[:, stage], ragged)
         stages.append(builder.plan())
         patches, fused = builder.counts, builder.fused_after
-    prefix_rows = None
-    if asked.in_one and stages and not _alike(np.array(stages[-1].after.lengths)):
-        starts = _starts(np.array(stages[-1].after.lengths))
-        prefix_rows = tables.add((starts[:, None] + np.arange(asked.prefix)).reshape(-1))
-    return Plan(tuple(stages), tuple(tables.arrays), prefix_rows)
+    return Plan(tuple(stages), builder.end(), tuple(tables.arrays))
 
 
 class _Tables:
@@ -118,6 +114,16 @@ class _Stage:
             bounds_after=self._bounds(self.after),
         )
 
+    def end(self) -> End:
+        """What follows on this stage, if it is the last one."""
+        if not self.asked.pools_patches and not _alike(self.after):
+            prefix_rows = _starts(self.after)[:, None] + np.arange(self.asked.prefix)
+            return End((), self.tables.add(prefix_rows.reshape(-1)))
+        if self.asked.in_one:
+            return End((self._group(self.after, 0, len(self.after)),))
+        lengths = self.after.tolist()
+        return End(tuple(Group(run, int(self.counts[run.first_image])) for run in runs_of(lengths, lengths)))
+
     def _rows(self, lengths: np.ndarray) -> int:
         """Of a packing. In one table, images that are all alike stay dense."""
         if not self.asked.rounding or (self.asked.in_one and not self.ragged):
@@ -134,12 +140,12 @@ class _Stage:
 
     def _deciding(self, before: Packing) -> Iterator[Group]:
         if self.asked.in_one:
-            yield self._group(self.before, 0, len(self.before))
+            yield self._group(self.before, 0, len(self.before), shares=self.asked.rows == "all")
             return
         for run in runs_of(before.lengths, self.patches.tolist()):
             yield Group(run, int(self.patches[run.first_image]))
 
-    def _group(self, lengths: np.ndarray, first: int, images: int) -> Group:
+    def _group(self, lengths: np.ndarray, first: int, images: int, *, shares: bool = False) -> Group:
         """Neighbours as one table, with gaps where their lengths differ."""
         own, starts = lengths[first : first + images], _starts(lengths)[first : first + images]
         width = int(own.max())
@@ -148,13 +154,12 @@ class _Stage:
         if _alike(own):
             return Group(run, patches)
         there = np.arange(width) < own[:, None]
-        shares = (there / own[:, None]).astype(np.float32)
         return Group(
             run,
             patches,
             self.tables.add(np.where(there, starts[:, None] + np.arange(width), starts[:, None]).reshape(-1)),
             self.tables.add(~there),
-            self.tables.add(shares) if self.asked.rows == "all" else None,
+            self.tables.add((there / own[:, None]).astype(np.float32)) if shares else None,
         )
 
     def _dropping(self) -> Selection:

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from models.blocks import Look, look, prune
+from models.blocks import Blocks
+from models.head import logits_of
 from models.plan import Asked, Group, Plan
 from models.planning import order_of, plan_of
 from models.ragged import Run, Tokens, all_on_device
-from models.schedule import Architecture, Criterion, Pruning, Stages
+from models.schedule import Criterion, Pruning, Stages
 from models.select import Criteria
-from models.windows import takes_windows
+from models.stage import Look, Stage
 
-# Numbers of rows from a power of two to the next (see `ragged.rounded`). On a CPU each costs a kernel that is
-# made for it (docs/design/0023); on a GPU the choice of one, and memory of another size.
-_ON_A_CPU, _ON_A_GPU = 16, 32
+# Numbers of rows from a power of two to the next (see `ragged.rounded`): on a GPU each costs the choice of a
+# kernel, and memory of another size.
+_ON_A_GPU = 32
 
 
 class Pruner:
@@ -26,29 +26,33 @@ class Pruner:
     tokens that come to the first stage.
 
     The device gets all that it has to know of them in one copy; of a batch whose images are alike, nothing.
-    Only `keep_mass` is known no sooner than the first stage has been looked at: then it gets a second one.
+    Only `keep_mass` is known no sooner than the first stage has been looked at: then the device is asked
+    once, and gets a second copy.
     """
 
-    def __init__(self, stages: Stages, arch: Architecture, like: Tensor, prunings: Sequence[Pruning]) -> None:
+    def __init__(self, blocks: Blocks, stages: Stages, like: Tensor, prunings: Sequence[Pruning]) -> None:
         order = order_of(prunings)
         # Where each image is now.
         self.places: Sequence[int] = sorted(range(len(order)), key=order.__getitem__)
         self._order = order
         prunings = [prunings[image] for image in order]
-        self._stages, self._arch, self._prunings = stages, arch, prunings
-        self._in_one = in_one(like)
-        self._rounding = _ON_A_CPU if takes_windows(like) else _ON_A_GPU if self._in_one else 0
+        self.blocks, self._stages, self._prunings = blocks, stages, prunings
+        self._arch, self._in_one = blocks.family.architecture, in_one(like)
         self._next = 0
         self._plan: Plan | None = None
-        self._masses = [image for image, one in enumerate(prunings) if one.keep_mass is not None]
-        if not self._masses:
+        self._by_mass = [image for image, one in enumerate(prunings) if one.keep_mass is not None]
+        masses: list[np.ndarray] = []
+        if self._by_mass:
+            wanted = np.array([prunings[image].keep_mass for image in self._by_mass], np.float64)
+            masses = [np.array(self._by_mass), wanted]
+        else:
             self._plan = self._plan_for([pruning.keep_ratio for pruning in prunings])
         own = () if self._plan is None else self._plan.tables
         moves = [] if order == sorted(order) else [np.array(order), np.array(self.places)]
-        given = all_on_device([*own, *moves, *Criteria.arrays(prunings)], like.device)
-        self._tables, given = given[: len(own)], given[len(own) :]
-        self._moves, given = given[: len(moves)], given[len(moves) :]
-        self._criteria = Criteria.of(prunings, given, arch.patches)
+        parts = (own, moves, masses, Criteria.arrays(prunings))
+        given = iter(all_on_device([array for part in parts for array in part], like.device))
+        self._tables, self._moves, self._masses, criteria = ([next(given) for _ in part] for part in parts)
+        self._criteria = Criteria.of(prunings, criteria, self._arch.patches)
 
     def ordered(self, tokens: Tokens) -> Tokens:
         """The tokens that come to the first stage, image by image in the order of all that follows."""
@@ -58,48 +62,48 @@ class Pruner:
         """Back in the order of the prunings."""
         return rows.index_select(0, self._moves[1]) if self._moves else rows
 
-    def first_look(self, block: Block, tokens: Tokens) -> Look:
-        """What the first stage, of block ``block``, decides by."""
+    def first_look(self, tokens: Tokens) -> Look:
+        """What the first stage decides by."""
         whole = Group(Run(0, len(tokens.patches), 0, tokens.packing.lengths[0]), self._arch.patches)
-        prefix = self._arch.prefix_tokens
-        return look(block, tokens, (whole,), self._criteria, self._stages.rows, prefix, None, ())
+        return self._stage(self._stages.blocks[0]).look(tokens, (whole,), None)
 
     @classmethod
     def planned(
-        cls, stages: Stages, arch: Architecture, plan: Plan, tables: Sequence[Tensor], criterion: Criterion
+        cls, blocks: Blocks, stages: Stages, plan: Plan, tables: Sequence[Tensor], criterion: Criterion
     ) -> "Pruner":
         """For images in the order of a ``plan`` whose ``tables`` are on the device, judged by one criterion
         that draws nothing."""
         pruner = cls.__new__(cls)
         pruner.places = range(len(plan.stages[0].patches))
-        pruner._stages, pruner._arch, pruner._plan, pruner._tables = stages, arch, plan, list(tables)
-        pruner._moves, pruner._criteria, pruner._next = [], Criteria((criterion,), None, None), 0
+        pruner.blocks, pruner._stages, pruner._arch = blocks, stages, blocks.family.architecture
+        pruner._plan, pruner._tables, pruner._moves = plan, list(tables), []
+        pruner._criteria, pruner._next = Criteria((criterion,), None, None), 0
         return pruner
 
-    @property
-    def prefix_rows(self) -> Tensor | None:
-        """The rows of all prefix tokens behind the last stage, where images differ in length and the plan has
-        them."""
-        if self._plan is None or self._plan.prefix_rows is None:
-            return None
-        return self._tables[self._plan.prefix_rows]
-
-    def stage(self, block: Block, tokens: Tokens) -> Tokens:
-        """The next stage, in block ``block``."""
+    def stage(self, index: int, tokens: Tokens) -> Tokens:
+        """The tokens behind the next stage, which is block ``index``."""
         seen = None
         if self._plan is None:
-            seen = self.first_look(block, tokens)
+            seen = self.first_look(tokens)
             self._plan = self._plan_for(self._ratios(seen.values))
             self._tables = all_on_device(self._plan.tables, tokens.rows.device)
         plan, tables = self._plan.stages[self._next], self._tables
         self._next += 1
-        prefix = self._arch.prefix_tokens
         tokens = tokens.bounded(None if plan.bounds_before is None else tables[plan.bounds_before])
+        stage = self._stage(index)
         if seen is None:
             first_rows = None if plan.first_rows is None else tables[plan.first_rows]
-            rows = self._stages.rows
-            seen = look(block, tokens, plan.groups, self._criteria, rows, prefix, first_rows, tables)
-        return prune(block, tokens, seen, plan, prefix, tables)
+            seen = stage.look(tokens, plan.groups, first_rows)
+        return stage.prune(tokens, seen, plan)
+
+    def logits(self, tokens: Tokens) -> Float[Tensor, "B classes"]:
+        """From the tokens behind the last block, in the order of the prunings."""
+        assert self._plan is not None
+        return self.as_asked(logits_of(self.blocks.family, tokens, self._plan.end, self._tables))
+
+    def _stage(self, index: int) -> Stage:
+        prefix = self._arch.prefix_tokens
+        return Stage(self.blocks, index, self._criteria, self._stages.rows, prefix, self._tables)
 
     def _plan_for(self, ratios: Sequence[float]) -> Plan:
         return plan_of(
@@ -110,7 +114,8 @@ class Pruner:
                 self._arch.prefix_tokens,
                 len(self._stages.blocks),
                 self._stages.rows,
-                self._rounding,
+                self.blocks.family.pools_patches,
+                self.blocks.way.rounding or (_ON_A_GPU if self._in_one else 0),
                 self._in_one,
             )
         )
@@ -119,14 +124,14 @@ class Pruner:
     def _ratios(self, values: Float[Tensor, "B N"]) -> list[float]:
         """Each image's keep ratio, from what the first stage decides by. The device is asked, once."""
         patches = self._arch.patches
-        masses = np.array([self._prunings[image].keep_mass for image in self._masses], np.float64)
-        images, wanted = all_on_device([np.array(self._masses), masses], values.device)
+        images, wanted = self._masses
         own = values[images].double().clamp(min=0)
-        share = own.sort(dim=1, descending=True).values.cumsum(dim=1) / own.sum(dim=1, keepdim=True)
+        total = own.sum(dim=1, keepdim=True)
+        share = own.sort(dim=1, descending=True).values.cumsum(dim=1) / total
         # Rounding must not ask for a patch more than there is.
-        held = (share < wanted.unsqueeze(1) - 1e-9).sum(dim=1).tolist()
+        below = (share < wanted.unsqueeze(1) - 1e-9) | ~(total > 0)  # no importance at all: keep everything
         ratios = [pruning.keep_ratio for pruning in self._prunings]
-        for image, count in zip(self._masses, held, strict=True):
+        for image, count in zip(self._by_mass, below.sum(dim=1).tolist(), strict=True):
             ratios[image] = min(count + 1, patches) / patches
         return ratios
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import overload
 
 import numpy as np
 import torch
@@ -77,6 +76,8 @@ class Packing:
 
     def runs_beside(self, other: "Packing") -> Iterator[tuple[Run, Run]]:
         """Runs of images that share their length both here and in ``other``, with the same images there."""
+        if other is self:
+            return ((run, run) for run in self.runs)
         mine = runs_of(self.lengths, other.lengths)
         theirs = runs_of(other.lengths, self.lengths)
         return zip(mine, theirs, strict=True)
@@ -101,15 +102,22 @@ class Packing:
         return max(self.lengths)
 
 
+# How queries and keys are rotated, in all blocks or in each, for all heads or for each: sines, then cosines.
+# Place 0 is for tokens that are no patches, which are not rotated; place n + 1 for patch n.
+Rotations = Float[Tensor, "blocks places heads sin_cos"]
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """The tokens of a batch between two blocks.
 
     ``rows`` as `Packing` says; an image's are its prefix tokens, its ``patches[b]`` patches in their
     order, and its fused tokens. ``ids`` [tokens]: where each patch stood in its image, below 0 for other
-    tokens. ``sizes`` [tokens]: how many patches each token stands for, once any were merged. Both may go on
-    for the rows behind the images. ``bounds``
-    [B + 1]: the first row of each image and the number of all, int32, where images were of different lengths.
+    tokens. ``sizes`` [tokens]: how many patches each token stands for, once any were fused or merged; 1 for
+    prefix tokens. ``bias`` [tokens]: what is added to the logits of each token as a key, once any were
+    merged. All three may go on for the rows behind the images. ``bounds`` [B + 1]: the first row of each
+    image and the number of all, int32, where images were of different lengths. ``rotations``: where positions
+    are rotary.
     """
 
     rows: Tensor
@@ -117,17 +125,21 @@ class Tokens:
     patches: tuple[int, ...]
     ids: Tensor
     sizes: Tensor | None = None
+    bias: Tensor | None = None
     bounds: Tensor | None = None
+    rotations: Rotations | None = None
 
     def with_rows(self, rows: Tensor) -> "Tokens":
         """The same tokens with other values. (`dataclasses.replace` takes as long as some operations.)"""
-        return Tokens(rows, self.packing, self.patches, self.ids, self.sizes, self.bounds)
+        sizes, bias = self.sizes, self.bias
+        return Tokens(rows, self.packing, self.patches, self.ids, sizes, bias, self.bounds, self.rotations)
 
     def bounded(self, bounds: Tensor | None) -> "Tokens":
         """The same tokens with these ``bounds``."""
         if bounds is self.bounds:
             return self
-        return Tokens(self.rows, self.packing, self.patches, self.ids, self.sizes, bounds)
+        sizes, bias = self.sizes, self.bias
+        return Tokens(self.rows, self.packing, self.patches, self.ids, sizes, bias, bounds, self.rotations)
 
     def of_images(self, images: Sequence[int], index: Int[Tensor, " images"] | None = None) -> "Tokens":
         """Only these images, in this order. For tokens that nothing was pruned of. ``index``: ``images``, if
@@ -139,38 +151,30 @@ class Tokens:
             replace(self.packing, lengths=lengths),
             tuple(self.patches[image] for image in images),
             self.ids[: sum(lengths)],  # they are alike in all images
+            rotations=self.rotations,
         )
 
-    def kept(self, prefix: int, images: Sequence[int]) -> "Kept":
-        """Where the patches of ``images`` stood that are left."""
-        starts = self.packing.starts
-        return Kept(
-            self.ids,
-            tuple(starts[image] + prefix for image in images),
-            tuple(self.patches[image] for image in images),
+    def selected(self, numbers: Int[Tensor, " kept"], packing: Packing, patches: tuple[int, ...]) -> "Tokens":
+        """Only the tokens of these flat ``numbers``, of which images have ``patches`` patches."""
+        return Tokens(
+            self.packing.select(self.rows, numbers, packing),
+            packing,
+            patches,
+            self.ids.index_select(0, numbers),
+            None if self.sizes is None else self.sizes.index_select(0, numbers),
+            None if self.bias is None else self.bias.index_select(0, numbers),
+            rotations=self.rotations,
         )
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Kept(Sequence[Tensor]):
-    """Of each image, the ascending indices, row by row in the patch grid, of the patches that it has left:
-    ``counts[b]`` of them in ``ids``, from ``starts[b]``."""
-
-    ids: Int[Tensor, " _"]
-    starts: tuple[int, ...]
-    counts: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    @overload
-    def __getitem__(self, image: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, image: slice) -> "Kept": ...
-    def __getitem__(self, image: int | slice) -> "Tensor | Kept":
-        if isinstance(image, slice):
-            return Kept(self.ids, self.starts[image], self.counts[image])
-        return self.ids[self.starts[image] : self.starts[image] + self.counts[image]]
+    def rotation(self, block: int) -> Float[Tensor, "rows heads sin_cos"] | None:
+        """How the queries and keys of a block are rotated, row by row."""
+        if self.rotations is None:
+            return None
+        places = (self.ids + 1).clamp(min=0)
+        if len(places) < self.packing.rows:
+            places = torch.nn.functional.pad(places, (0, self.packing.rows - len(places)))
+        table = self.rotations[block % len(self.rotations)]
+        return table.index_select(0, places)
 
 
 def rounded(rows: int, parts: int = 16) -> int:

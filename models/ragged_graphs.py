@@ -10,19 +10,22 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from models.attend.varlen import takes_varlen
+from models.blocks import Blocks
 from models.budget import Budget, budgets, kept_of, plan_within
+from models.kept import Kept
 from models.pruned_vit import Output, PrunedViT
 from models.pruner import Pruner
-from models.ragged import Kept, end_to_end, into_device, on_device, views_of
+from models.ragged import end_to_end, into_device, on_device, views_of
 from models.schedule import Criterion, Pruning
-from models.varlen import takes_varlen
 
 log = logging.getLogger(__name__)
 
-# What a graph gives: the logits, and what is left behind each stage.
+# What a graph gives: the logits, and what is left behind the stages.
 Tables = tuple[Tensor, ...]
 Capture = Callable[[Callable[[], Tables]], tuple[Callable[[], None], Tables]]
 
@@ -32,13 +35,14 @@ _LEAST = (1e-6,)
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """``replay`` computes ``found``, the logits and for each stage what `Kept.ids` holds, from what is in
-    ``pixels`` and ``tables`` (end to end)."""
+    """``replay`` computes ``found``, the logits and what `Kept.ids` holds, from what is in ``pixels`` and
+    ``tables`` (end to end). ``starts`` [stages]: where in it each stage's first patch is."""
 
     budget: Budget
     pixels: Tensor
     tables: Tensor
     found: Tables
+    starts: Int[np.ndarray, " stages"]
     replay: Callable[[], None]
 
 
@@ -78,26 +82,19 @@ class RaggedGraphs:
         graph.pixels[: len(ratios)].copy_(pixels)
         into_device(end_to_end(plan_within(graph.budget, ratios, arch, stages).tables), graph.tables)
         graph.replay()
-        logits, *ids = (table.clone() for table in graph.found)
+        logits, ids = (table.clone() for table in graph.found)
         lengths = arch.prefix_tokens + kept
-        starts = lengths.cumsum(axis=0) - lengths + arch.prefix_tokens
-        return Output(
-            logits[: len(ratios)],
-            tuple(
-                Kept(own, tuple(starts[:, stage].tolist()), tuple(kept[:, stage].tolist()))
-                for stage, own in enumerate(ids)
-            ),
-        )
+        starts = graph.starts + lengths.cumsum(axis=0) - lengths
+        return Output(logits[: len(ratios)], Kept(ids, starts.T, kept.T))
 
     def _possible(self, like: Tensor) -> bool:
         """Where the head reads prefix tokens only, attention is one call, and what decides draws nothing."""
-        vit = self._model.vit
+        family = self._model.family
         return (
             bool(self._model.stages.blocks)
             and self._criterion != "random"
-            and vit.global_pool == "token"
-            and vit.attn_pool is None
-            and takes_varlen(vit.blocks[0].attn, like, None)
+            and not family.pools_patches
+            and takes_varlen(family.blocks[0].attn, like)
         )
 
     def _is_other(self, pruning: Pruning) -> bool:
@@ -112,10 +109,15 @@ class RaggedGraphs:
         tables = views_of(flat, plan.tables)
         pixels = like.new_zeros((budget.images, *like.shape[1:]))
 
+        starts: list[np.ndarray] = []
+
         def forward() -> Tables:
-            pruner = Pruner.planned(model.stages, model.arch, plan, tables, self._criterion)
-            output = model.finish_by(pruner, model.begin(pixels))
-            return (output.logits, *(stage.ids for stage in output.kept if isinstance(stage, Kept)))
+            tokens = model.begin(pixels)
+            blocks = Blocks.of(model.family, tokens.rows, exact=False)
+            pruner = Pruner.planned(blocks, model.stages, plan, tables, self._criterion)
+            output = model.finish_by(pruner, tokens)
+            starts[:] = [output.kept.starts[:, 0]]
+            return output.logits, output.kept.ids
 
         replay, found = self._capture(forward)
-        return _Graph(budget, pixels, flat, found, replay)
+        return _Graph(budget, pixels, flat, found, starts[0], replay)

@@ -38,9 +38,13 @@ def reduce(
         rows, ids, sizes = _in_one(
             tokens, sizes, keys, weights, values, stage, stage.reduction, prefix, tables
         )
-    merged = tokens.sizes is not None or "merge" in stage.reducers
+    bias = None
+    if tokens.bias is not None or "merge" in stage.reducers:
+        # ToMe's proportional attention: a token of s patches is attended to s times. EViT's fused one is not.
+        counted = sizes.masked_fill(ids < 0, 1) if "fuse" in stage.reducers else sizes
+        bias = counted.log().to(rows.dtype)
     bounds = None if stage.bounds_after is None else tables[stage.bounds_after]
-    return Tokens(rows, stage.after, stage.counts, ids, sizes if merged else None, bounds)
+    return Tokens(rows, stage.after, stage.counts, ids, sizes, bias, bounds, tokens.rotations)
 
 
 def _by_runs(
@@ -65,7 +69,7 @@ def _by_runs(
         before, own_rows, after = run.dense(tokens.rows).tensor_split((prefix, middle.stop), dim=1)
         own_sizes = run.dense(sizes.unsqueeze(1)).squeeze(2)
         own_ids = run.dense(tokens.ids.unsqueeze(1)).squeeze(2)
-        left_sizes = own_sizes[:, middle]
+        sizes_before, left_sizes, sizes_after = own_sizes.tensor_split((prefix, middle.stop), dim=1)
         if count < patches and stage.reducers[first] == "merge":
             before_run = Run(first, run.images, stage.before.starts[first], run.tokens)
             compared = keys(Group(before_run, patches))
@@ -76,17 +80,13 @@ def _by_runs(
             own_rows = torch.take_along_dim(own_rows, places.unsqueeze(2), dim=1)
             left_sizes = left_sizes[:, :count]
             after = torch.cat((after, fused), dim=1)
+            sizes_after = F.pad(sizes_after, (0, 1), value=patches - count)
         else:
             places = torch.arange(patches, device=own_ids.device).expand(run.images, -1)
         rows.append(torch.cat((before, own_rows, after), dim=1))
-        # What is no patch counts once, and has no place.
-        others = prefix + after.shape[1]
-        for parts, some, fill in (
-            (ids, own_ids[:, middle].gather(1, places), -1),
-            (new_sizes, left_sizes, 1),
-        ):
-            whole = F.pad(some, (prefix, others - prefix), value=fill)
-            parts.append(whole.flatten())
+        # What is no patch has no place.
+        ids.append(F.pad(own_ids[:, middle].gather(1, places), (prefix, after.shape[1]), value=-1).flatten())
+        new_sizes.append(torch.cat((sizes_before, left_sizes, sizes_after), dim=1).flatten())
     return stage.after.pack(rows), torch.cat(ids), torch.cat(new_sizes)
 
 
@@ -125,7 +125,7 @@ def _in_one(
         )
         rows.append(fused.flatten(0, 1))
         ids.append(tokens.ids.new_full((run.images,), -1))
-        new_sizes.append(sizes.new_ones(run.images))
+        new_sizes.append(dropped.sum(dim=1, dtype=sizes.dtype))
     if plan.merging is not None and plan.merging_before is not None:
         own_rows = side_by_side(rows[0], plan.merging, tables)[:, prefix:]
         compared = keys(plan.merging_before)[:, prefix:]

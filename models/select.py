@@ -11,10 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
-from timm.layers import Attention
 from torch import Tensor
 
-from models.attention import heads, width_of
+from models.attend import Attention, Parts, apart, heads, placed
 from models.criteria import attention_rows, importance, most_important, random
 from models.plan import Group, Selection
 from models.ragged import Tokens
@@ -64,11 +63,21 @@ def side_by_side(
     return numbered.view(group.run.images, group.run.tokens, -1)
 
 
+def rotation_beside(
+    rotation: Float[Tensor, "rows heads sin_cos"] | None, group: Group, tables: Sequence[Tensor]
+) -> Float[Tensor, "images heads tokens sin_cos"] | None:
+    """How the tokens of a group's images are rotated (see `Tokens.rotation`)."""
+    if rotation is None:
+        return None
+    return side_by_side(rotation.flatten(1), group, tables).unflatten(2, rotation.shape[1:]).transpose(1, 2)
+
+
 @torch.no_grad()
 def decide(
     attn: Attention,
     deciding: Tensor,
-    source: Tensor,
+    source: Parts,
+    rotation: Tensor | None,
     tokens: Tokens,
     groups: Sequence[Group],
     criteria: Criteria,
@@ -78,12 +87,12 @@ def decide(
 ) -> tuple[Float[Tensor, "B H N"], Float[Tensor, "B N"]]:
     """Attention weights and importance of all patches, N being the most that an image has; behind those of an
     image with fewer stands anything. ``deciding``: query rows, of all tokens or (``rows`` "cls") one for each
-    image.
+    image. ``source``: keys and values of all tokens, ``rotation``: how these are rotated.
 
     Attention is computed group by group; all that follows is for the whole batch at once, each image in rows
     of its own, so that it is the same alone and in any batch.
     """
-    keys, values = source.split(width_of(attn), dim=-1)
+    keys, values = apart(attn, source)
     attention = []
     for group in groups:
         run = group.run
@@ -94,7 +103,11 @@ def decide(
             (q,) = heads(attn, deciding[run.first_image : run.first_image + run.images].unsqueeze(1))
         gaps = None if group.gaps is None else tables[group.gaps]
         shares = None if group.shares is None else tables[group.shares]
-        weights = attention_rows(attn.q_norm(q), attn.k_norm(k), attn.scale, rows, gaps, shares)
+        beside = rotation_beside(rotation, group, tables)
+        # A CLS token has no position.
+        q = placed(attn, attn.q_norm, q, beside if rows == "all" else None)
+        k = placed(attn, attn.k_norm, k, beside)
+        weights = attention_rows(q, k, attn.scale, rows, gaps, shares)
         attention.append(weights[:, :, prefix : prefix + group.patches])
     padded = _padded(attention)
     norms = drawn = None

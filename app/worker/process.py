@@ -73,8 +73,8 @@ def run(settings: Settings, args: WorkerArgs) -> None:
     """Load the model and compute for the dispatcher until SIGTERM."""
     from app.worker.torch_backend import TorchBackend
     from models.device import choose_device, choose_dtype, cores, int8_is_faster
+    from models.families import UnsupportedModelError
     from models.load import ModelError
-    from models.pruned_vit import UnsupportedModelError
 
     try:
         device = choose_device(args.device)

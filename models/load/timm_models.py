@@ -12,10 +12,10 @@ from huggingface_hub import constants, get_session
 from timm.models import get_arch_pretrained_cfgs
 from timm.models.vision_transformer import VisionTransformer
 
+from models.families import UnsupportedModelError
 from models.load.errors import ModelError, first_line
 from models.load.reference import known
 from models.patch_embed import set_patch_stride
-from models.pruned_vit import UnsupportedModelError
 
 log = logging.getLogger(__name__)
 

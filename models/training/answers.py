@@ -135,10 +135,10 @@ def answers_to(classifier: Classifier, batch: Batch, settings: Sequence[Pruning]
 def _costs(model: PrunedViT, setting: Pruning, output: Output) -> tuple[list[float], list[float]]:
     """Keep ratio and compute of each image."""
     images = len(output.logits)
-    if setting.keep_mass is None or not output.kept:
+    if setting.keep_mass is None or not len(output.kept):
         share = compute(model.arch, model.stages, setting.keep_ratio, setting.reducer)
         return [setting.keep_ratio] * images, [share] * images
-    counts = [tuple(len(stage[image]) for stage in output.kept) for image in range(images)]
+    counts = [tuple(of_image) for of_image in output.kept.counts.T.tolist()]
     return (
         [count[0] / model.arch.patches for count in counts],
         [compute_of_counts(model.arch, model.stages, count, setting.reducer) for count in counts],

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from functools import wraps
 from typing import TypeVar
 
+from models.families import UnsupportedModelError
 from models.files import write_whole
 from models.load import ModelError
 from models.names import in_words
-from models.pruned_vit import UnsupportedModelError
 from models.training.average import average as run_average
 from models.training.calibrate import calibrate as run_calibration
 from models.training.calibrate import table as calibration_table

@@ -9,11 +9,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import models.attention
+import models.attend.choice
+from models.attend.varlen import takes_varlen
 from models.classifier import Classifier, ImageRequest
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
-from models.varlen import takes_varlen
 from tests.models.cuda_batches import BATCHES, HEADS_OF_8, MODELS, SPEC
 
 MakeViT = Callable[..., VisionTransformer]
@@ -81,6 +81,6 @@ def test_one_call_gives_what_the_runs_give(
     with torch.inference_mode():
         assert takes_varlen(model.vit.blocks[0].attn, pixels), "it needs PyTorch 2.10 and capability 8.0"
         once = model(pixels, prunings)
-        monkeypatch.setattr(models.attention, "takes_varlen", lambda _attn, _rows, _sizes: False)
+        monkeypatch.setattr(models.attend.choice, "takes_varlen", lambda _attn, _rows: False)
         runs = model(pixels, prunings)
     torch.testing.assert_close(once.logits, runs.logits, rtol=0, atol=0.25)

@@ -23,4 +23,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "CLS": {},
     "average": {"class_token": False, "reg_tokens": 1, "global_pool": "avg"},
     "map": {"reg_tokens": 2, "global_pool": "map"},
+    "maximum": {"global_pool": "avgmax"},
+    "residual": {"global_pool": "prr"},
 }

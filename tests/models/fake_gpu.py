@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import models.varlen
+import models.attend.varlen
 from models.pruned_vit import PrunedViT
 
 # Operations that are no views and launch nothing all the same.
@@ -78,7 +78,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, drop
 def fake_gpu(capturing: bool = False) -> Iterator[Watch]:
     """A GPU of fake tensors, in which nothing waits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models.varlen, "built_for", lambda _device: True)
+        patch.setattr(models.attend.varlen, "built_for", lambda _device: True)
         patch.setattr(F, "scaled_dot_product_attention", flash)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
         # In inference mode PyTorch shows `to`, not the copy that it is made of.

@@ -25,7 +25,7 @@ WHOLE = Budget(8, (8 * TOKENS,) * 3)
 
 def shape(plan: Plan) -> object:
     """All of a plan but the numbers in its tables."""
-    return plan.stages, plan.prefix_rows, [(table.shape, table.dtype) for table in plan.tables]
+    return plan.stages, plan.end, [(table.shape, table.dtype) for table in plan.tables]
 
 
 @given(one=some_batches, other=some_batches, rows=stage_rows)
@@ -58,9 +58,9 @@ def test_tables_hold_the_batchs_own_numbers(own: tuple[float, ...]) -> None:
         assert sum(stage.after.lengths) + stage.after.padding == 8 * TOKENS
         assert len(stage.after.runs) > 1  # or it would be computed densely
         assert stage.after.longest == TOKENS
-    assert plan.prefix_rows is not None
+    assert plan.end.prefix_rows is not None
     starts = [0, *np.cumsum(kept)[:-1]]
-    assert tables[plan.prefix_rows].reshape(8, 2).tolist() == [
+    assert tables[plan.end.prefix_rows].reshape(8, 2).tolist() == [
         *([start, start + 1] for start in starts),
         *[[0, 0]] * (8 - len(own)),
     ]
@@ -108,4 +108,4 @@ def test_what_does_not_fit_is_no_batch_of_it(rows: tuple[int, ...]) -> None:
 
 def test_a_plan_is_all_that_is_compared() -> None:
     """Should a plan get another part, these tests must know of it."""
-    assert {field.name for field in fields(Plan)} == {"stages", "tables", "prefix_rows"}
+    assert {field.name for field in fields(Plan)} == {"stages", "end", "tables"}

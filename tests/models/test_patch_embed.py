@@ -17,16 +17,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.families import UnsupportedModelError, family_of
 from models.patch_embed import patch_grid, set_patch_stride
-from models.pruned_vit import (
-    UNPRUNED,
-    PrunedViT,
-    Pruning,
-    UnsupportedModelError,
-    architecture_of,
-    check_against_timm,
-)
-from models.schedule import CRITERIA, macs
+from models.pruned_vit import PrunedViT, check_against_timm
+from models.schedule import CRITERIA, UNPRUNED, Pruning, macs
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -222,7 +216,7 @@ def test_macs_are_the_multiplications_that_run(make_vit: MakeViT, make_pixels: M
     for block in vit.blocks:
         block.attn.fused_attn = False  # the counter knows matrix products
     model = PrunedViT(vit)
-    assert model.arch == architecture_of(vit)
+    assert model.arch == family_of(vit).architecture
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(make_pixels(2), [UNPRUNED] * 2)
     assert counter.get_total_flops() == 2 * 2 * macs(model.arch, model.stages, (54, 54, 54))

@@ -32,9 +32,21 @@ images = st.lists(
 ).map(lambda own: sorted(own, key=lambda one: (one[1], -one[0])))
 
 
-def asked(own: list[tuple[float, Any]], *, in_one: bool = False, rounding: int = 0) -> Asked:
+def asked(
+    own: list[tuple[float, Any]], *, in_one: bool = False, pools: bool = False, rounding: int = 0
+) -> Asked:
     ratios, reducers = zip(*own, strict=True)
-    return Asked(ratios, reducers, PATCHES, PREFIX, STAGES, "cls", rounding=rounding, in_one=in_one)
+    return Asked(
+        ratios,
+        reducers,
+        PATCHES,
+        PREFIX,
+        STAGES,
+        "cls",
+        pools_patches=pools,
+        rounding=rounding,
+        in_one=in_one,
+    )
 
 
 @given(own=images, in_one=st.booleans())
@@ -60,21 +72,43 @@ def test_counts_and_lengths_are_the_schedules(own: list[tuple[float, Any]], in_o
 def test_a_table_has_every_row_in_its_place(own: list[tuple[float, Any]]) -> None:
     """Side by side, an image's rows are numbered one after the other from where it begins; gaps are marked,
     and hold a row of the same image."""
-    plan = plan_of(asked(own, in_one=True))
+    plan = plan_of(asked(own, in_one=True, pools=True))
 
     def table(place: Table) -> np.ndarray:
         return plan.tables[place]
 
-    for stage in plan.stages:
-        (group,) = stage.groups
+    tables = [(stage.groups, stage.before) for stage in plan.stages]
+    for (group,), packing in (*tables, (plan.end.groups, plan.stages[-1].after)):
         if group.rows is None or group.gaps is None:
-            assert len(set(stage.before.lengths)) == 1
+            assert len(set(packing.lengths)) == 1
             continue
         rows = table(group.rows).reshape(len(own), -1)
-        for image, (start, length) in enumerate(zip(stage.before.starts, stage.before.lengths, strict=True)):
+        for image, (start, length) in enumerate(zip(packing.starts, packing.lengths, strict=True)):
             assert rows[image, :length].tolist() == list(range(start, start + length))
             assert (rows[image, length:] == start).all()
             assert table(group.gaps)[image].tolist() == [False] * length + [True] * (rows.shape[1] - length)
+
+
+@given(own=images, in_one=st.booleans())
+def test_a_head_of_prefix_tokens_gets_only_these(own: list[tuple[float, Any]], in_one: bool) -> None:
+    """The first rows of each image, in order, unless all images are of one length."""
+    plan = plan_of(asked(own, in_one=in_one))
+    starts = plan.stages[-1].after.starts
+    if plan.end.prefix_rows is None:
+        assert len(set(plan.stages[-1].after.lengths)) == len(plan.end.groups) == 1
+    else:
+        wanted = [start + place for start in starts for place in range(PREFIX)]
+        assert plan.tables[plan.end.prefix_rows].tolist() == wanted
+
+
+@given(own=images)
+def test_run_by_run_the_head_reads_each_image_once(own: list[tuple[float, Any]]) -> None:
+    """Neighbours of one length at a time, without gaps."""
+    plan = plan_of(asked(own, pools=True))
+    after = plan.stages[-1].after
+    lengths = [group.run.tokens for group in plan.end.groups for _ in range(group.run.images)]
+    assert lengths == list(after.lengths)
+    assert all(group.rows is None for group in plan.end.groups)
 
 
 @given(own=images)
@@ -151,8 +185,14 @@ def test_arrays_travel_as_they_are() -> None:
         ({}, "cls"),
         ({"reg_tokens": 2, "qk_norm": True}, "all"),
         ({"class_token": False, "reg_tokens": 1, "global_pool": "avg"}, "all"),
+        ({"global_pool": "avg", "pool_include_prefix": True}, "cls"),
+        ({"global_pool": "max", "reg_tokens": 2}, "cls"),
+        ({"global_pool": "avgmax"}, "cls"),
+        ({"global_pool": "map", "reg_tokens": 2}, "cls"),
+        ({"global_pool": "prr"}, "cls"),
+        ({"global_pool": "prr", "class_token": False}, "all"),
     ],
-    ids=["CLS", "all rows", "average"],
+    ids=["CLS", "all rows", "avg", "all of avg", "max", "avgmax", "map", "prr", "prr of patches"],
 )
 @example(  # images that fuse, and are not neighbours
     prunings=[

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import models.attention
+import models.attend.choice
 import models.ragged_graphs
 
 
@@ -71,5 +71,5 @@ class Reference:
 
 def take_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the device."""
-    for module in (models.attention, models.ragged_graphs):
-        monkeypatch.setattr(module, "takes_varlen", lambda _attn, _rows, _sizes: True)
+    for module in (models.attend.choice, models.ragged_graphs):
+        monkeypatch.setattr(module, "takes_varlen", lambda _attn, _rows: True)

@@ -9,8 +9,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from models.families import UnsupportedModelError
 from models.load import Card, ModelError, load, read_labels, save
-from models.pruned_vit import UnsupportedModelError
 from models.schedule import Stages
 from models.transforms import InputSpec
 

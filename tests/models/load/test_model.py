@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
+from models.families import UnsupportedModelError
 from models.load import Card, ModelError, create, input_spec_of, load, save
 from models.patch_embed import set_patch_stride
-from models.pruned_vit import PrunedViT, UnsupportedModelError
+from models.pruned_vit import PrunedViT
 from models.schedule import Pruning, Stages
 from models.transforms import InputSpec
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from hypothesis import given, settings
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import models.attention
-import models.varlen
+import models.attend.varlen
+from models.attend.runs import Runs
+from models.attend.varlen import Varlen, takes_varlen
 from models.pruned_vit import PrunedViT
+from models.ragged import Packing, Tokens
 from models.schedule import Pruning
-from models.varlen import takes_varlen
 from tests.models.batches import batches
 from tests.models.varlen_reference import Reference, take_varlen
 
@@ -94,14 +96,20 @@ def test_dense_batches_keep_their_path(
 
 @pytest.mark.parametrize(("width", "taken"), [(248, True), (256, False)])
 def test_a_bias_by_size_needs_room_in_the_heads(
-    make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch, width: int, taken: bool
+    make_vit: MakeViT, reference: Reference, width: int, taken: bool
 ) -> None:
-    """It is carried by eight more values a head, of which the kernel takes 256 at most."""
-    monkeypatch.setattr(models.varlen, "built_for", lambda _device: True)
+    """It is carried by eight more values a head, of which the kernel takes 256 at most; else the runs are."""
     attn = make_vit(embed_dim=6 * width, depth=1).blocks[0].attn
-    rows: Any = Rows(torch.bfloat16)
+    rows = torch.randn(8, 3 * 6 * width)
+    tokens = Tokens(
+        rows, Packing((5, 3)), (5, 3), torch.zeros(8, dtype=torch.int64), bounds=torch.tensor([0, 5, 8]).int()
+    )
+    weighted = replace(tokens, bias=torch.randn(8))
     with torch.no_grad():
-        assert _unchecked(takes_varlen)(attn, rows, torch.ones(3)) == taken
+        for some, calls in ((tokens, 1), (weighted, int(taken))):
+            reference.calls.clear()
+            Varlen(Runs(fused=True)).attend(attn, (rows,), some, some, 0)
+            assert len(reference.calls) == calls
 
 
 @pytest.mark.parametrize(
@@ -128,7 +136,7 @@ def test_where_the_kernel_is(monkeypatch: pytest.MonkeyPatch, change: dict[str, 
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda device: capability if device == wanted else (0, 0)
     )
-    assert _unchecked(models.varlen.built_for)(wanted) == has_it
+    assert _unchecked(models.attend.varlen.built_for)(wanted) == has_it
 
 
 class Rows:
@@ -160,7 +168,7 @@ def test_the_kernel_is_taken_where_it_can_be(
 ) -> None:
     """Half precision on a GPU in inference, with heads of a multiple of eight values up to 256; each of these
     is enough to refuse it."""
-    monkeypatch.setattr(models.varlen, "built_for", lambda _device: change.get("built", True))
+    monkeypatch.setattr(models.attend.varlen, "built_for", lambda _device: change.get("built", True))
     attn = make_vit(embed_dim=change.get("embed_dim", 48), depth=1).blocks[0].attn
     attn.train(change.get("training", False))
     attn.fused_attn = change.get("fused", True)

@@ -7,31 +7,35 @@ What is asked of the device and of the rows is what PyTorch 2.14's FlashAttentio
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import Attention
 from torch import Tensor
 
+from models.attend.heads import Attention, Parts, heads_of_rows
+from models.attend.rows import changes, placed_rows
+from models.attend.runs import Runs
 from models.ragged import Tokens
 
 # More values for each head of queries, keys and values, which carry a bias: the kernel takes multiples of 8.
 _BIAS_WIDTH = 8
+# The most values of a head.
+MOST_WIDTH = 256
 
 
-def takes_varlen(attn: Attention, rows: Tensor, sizes: Tensor | None = None) -> bool:
+def takes_varlen(attn: Attention, rows: Tensor) -> bool:
     """Whether `varlen` computes this module's attention on such rows: on a GPU, in half precision, with heads
-    it was built for, in inference. ``sizes``: of tokens, if there is a bias by them."""
+    it was built for, in inference."""
     if not rows.is_cuda or rows.dtype not in (torch.bfloat16, torch.float16) or not attn.fused_attn:
         return False
     # It knows no dropout, and PyTorch 2.14 may give FlashAttention's result to cuDNN's backward pass.
     if torch.is_grad_enabled() or attn.training:
         return False
-    most = 256 if sizes is None else 256 - _BIAS_WIDTH
-    return attn.head_dim % 8 == 0 and attn.head_dim <= most and built_for(rows.device)
+    return attn.head_dim % 8 == 0 and attn.head_dim <= MOST_WIDTH and built_for(rows.device)
 
 
 @cache
@@ -102,3 +106,29 @@ def varlen(
     )
     assert isinstance(mixed, Tensor)  # no auxiliary result was asked for
     return mixed[..., :width].flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Varlen:
+    """All images in one call, where they differ in length; else as ``runs``."""
+
+    runs: Runs
+
+    @property
+    def rounding(self) -> int:
+        """New shapes are not slow."""
+        return 0
+
+    def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
+        """As `Way.attend`."""
+        alike = len(tokens.packing.runs) == 1 and len(source.packing.runs) == 1
+        too_wide = source.bias is not None and attn.head_dim > MOST_WIDTH - _BIAS_WIDTH
+        if alike or too_wide:
+            return self.runs.attend(attn, parts, tokens, source, block)
+        if changes(attn, source):
+            parts = placed_rows(attn, parts, tokens, source, block)
+        q, k, v = (one for rows in parts for one in heads_of_rows(attn, rows))
+        bias = source.bias
+        if bias is not None and len(bias) < len(k):
+            bias = F.pad(bias, (0, len(k) - len(bias)))  # of rows behind the images
+        return tokens.packing.shaped(varlen(q, k, v, tokens, source, attn.scale, bias))

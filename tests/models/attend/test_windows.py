@@ -12,10 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.attend.windows import STEP, Windows, takes_windows
 from models.pruned_vit import PrunedViT
-from models.ragged import Packing, rounded
+from models.ragged import Packing, Tokens, rounded
 from models.schedule import Pruning
-from models.windows import STEP, takes_windows, windowed
 
 HEADS, WIDTH = 3, 8
 
@@ -36,6 +36,15 @@ def in_few(lengths: tuple[int, ...]) -> Packing:
     return Packing(lengths, rounded(sum(lengths)))
 
 
+def attended(
+    attn: Attention, parts: tuple[Tensor, ...], packing: Packing, source: Packing, bias: Tensor | None = None
+) -> Tensor:
+    """By windows, of tokens of which nothing else is asked."""
+    ids = torch.zeros(0, dtype=torch.int64)
+    tokens, of_source = (Tokens(parts[0], one, one.lengths, ids, bias=bias) for one in (packing, source))
+    return Windows().attend(attn, parts, tokens, of_source, 0)
+
+
 @given(images=images, seed=st.integers(0, 9), weighted=st.booleans())
 @example(images=[(1, 1)], seed=0, weighted=False)  # fewer rows than a window
 @example(
@@ -52,10 +61,12 @@ def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, 
     bias = rows(source, seed + 3)[: sum(lengths), 0, 0] if weighted else None
     with torch.inference_mode():
         kv = torch.cat((k, v), dim=1).flatten(1)
-        mixed = windowed(attn, q.flatten(1), kv, packing, source, bias)
+        mixed = attended(attn, (q.flatten(1), kv), packing, source, bias)
+        three = (q.flatten(1), k.flatten(1), v.flatten(1))
+        assert attended(attn, three, packing, source, bias).equal(mixed)
         if packing == source:
             together = torch.cat((q.flatten(1), kv), dim=1)
-            assert windowed(attn, together, None, packing, packing, bias).equal(mixed)
+            assert attended(attn, (together,), packing, packing, bias).equal(mixed)
         for image in range(len(images)):
             own = slice(packing.starts[image], packing.starts[image] + kept[image])
             keys = slice(source.starts[image], source.starts[image] + lengths[image])
@@ -65,8 +76,8 @@ def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, 
             wanted = torch.einsum("hqk,khd->qhd", logits.softmax(dim=-1), v[keys].double())
             torch.testing.assert_close(mixed[own].double(), wanted.flatten(1), atol=0.03, rtol=0.02)
             one, its_source = Packing(kept[image : image + 1]), Packing(lengths[image : image + 1])
-            alone = windowed(attn, q[own].flatten(1), kv[keys], one, its_source, own_bias)
-            assert alone.equal(mixed[own])
+            alone = attended(attn, (q[own].flatten(1), kv[keys]), one, its_source, own_bias)
+            assert alone.flatten(0, 1).equal(mixed[own])
     assert not mixed[sum(kept) :].any()
 
 

@@ -1,0 +1,12 @@
+"""Attention over a batch whose images may differ in length: one protocol (way.py), and the ways to do it, of
+which one is chosen once a forward pass (choice.py).
+
+`dense` is images of one length; `runs` computes run by run, `windows` in few shapes for a CPU in bfloat16,
+`varlen` all images in one call on a GPU.
+"""
+
+from models.attend.choice import way_for
+from models.attend.heads import Attention, Parts, apart, heads, placed, width_of
+from models.attend.way import Way
+
+__all__ = ["Attention", "Parts", "Way", "apart", "heads", "placed", "way_for", "width_of"]

@@ -1,0 +1,56 @@
+"""Queries, keys and values, as layers give them, cut into heads, normed and rotated."""
+
+from typing import Protocol, runtime_checkable
+
+from timm.layers import apply_rot_embed_cat
+from torch import Tensor, nn
+
+# Queries, keys and values, or some of them, in this order: side by side in as many tensors [*rows, n * H * D]
+# as there are layers that computed them. So (qkv,), (q, kv) and (q, k, v) are the same.
+Parts = tuple[Tensor, ...]
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """What attention is computed by: a module of timm's, of whatever class."""
+
+    num_heads: int
+    head_dim: int
+    scale: float
+    fused_attn: bool
+    attn_drop: nn.Dropout
+    q_norm: nn.Module
+    k_norm: nn.Module
+    training: bool
+
+
+def width_of(attn: Attention) -> int:
+    """Of all heads together."""
+    return attn.num_heads * attn.head_dim
+
+
+def heads(attn: Attention, rows: Tensor) -> tuple[Tensor, ...]:
+    """Dense rows [images, tokens, n * H * D]: n tensors [images, H, tokens, D]."""
+    images, tokens, width = rows.shape
+    split = rows.view(images, tokens, width // width_of(attn), attn.num_heads, attn.head_dim)
+    return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def heads_of_rows(attn: Attention, rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows [*rows, n * H * D] of all images: n tensors [rows, H, D]."""
+    return rows.view(-1, rows.shape[-1] // width_of(attn), attn.num_heads, attn.head_dim).unbind(1)
+
+
+def placed(attn: Attention, norm: nn.Module, vectors: Tensor, rotation: Tensor | None) -> Tensor:
+    """Queries or keys [..., D] as they are compared: by the ``norm`` for them, and rotated [..., 2 D]. In
+    timm's order, and in memory as timm has them, on which the last bits of a product may hang."""
+    normed: Tensor = norm(vectors)
+    if rotation is None:
+        return normed
+    rotated: Tensor = apply_rot_embed_cat(normed, rotation, half=attn.rotate_half)  # type: ignore[attr-defined]
+    return rotated.contiguous()
+
+
+def apart(attn: Attention, parts: Parts) -> tuple[Tensor, ...]:
+    """Each of the queries, keys and values by itself: [*rows, H * D]."""
+    return tuple(one for rows in parts for one in rows.split(width_of(attn), dim=-1))

@@ -1,0 +1,95 @@
+"""Pruned batches in few different shapes, for a CPU in bfloat16.
+
+oneDNN makes a kernel for every shape that it has not seen, which takes longer than the attention of one
+image (docs/design/0023). So a packed batch has one of few numbers of rows, and attention is computed in
+windows whose number of rows is a multiple of `STEP`: an image's own, and zeros, which are masked as keys and
+left out as queries. An image's window, and so its answer, is the same in any batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.attend.heads import Attention, Parts
+from models.attend.rows import changes, placed_rows
+from models.ragged import Run, Tokens
+
+STEP = 16
+# Logits of one product, so that they stay in a core's cache between product, softmax and product.
+MOST_LOGITS = 1 << 19
+
+
+def takes_windows(rows: Tensor) -> bool:
+    """Whether new shapes are slow for such rows: on a CPU in bfloat16. Training has forms of its own."""
+    return rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """An image's own rows and zeros: a window of a size that many lengths share."""
+
+    @property
+    def rounding(self) -> int:
+        """Each number of rows costs a kernel that is made for it."""
+        return 16
+
+    def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
+        """As `Way.attend`. Rows behind the last image become 0."""
+        packing = tokens.packing
+        if changes(attn, source):
+            parts = placed_rows(attn, parts, tokens, source, block)
+        first, *others = (rows.view(-1, rows.shape[-1]) for rows in parts)
+        mixed = first.new_empty((len(first), attn.num_heads, attn.head_dim))
+        if packing.padding:
+            mixed[-packing.padding :] = 0
+        for run, source_run in packing.runs_beside(source.packing):
+            size, source_size = (-(-some.tokens // STEP) * STEP for some in (run, source_run))
+            most = max(1, MOST_LOGITS // (attn.num_heads * size * source_size))
+            for first_image, images in _groups(run.images, most):
+                group, source_group = (_part(some, first_image, images) for some in (run, source_run))
+                own = _windows(attn, first, group, size)
+                others_own = (_windows(attn, rows, source_group, source_size) for rows in others)
+                q, k, v = (*own, *(one for windows in others_own for one in windows))
+                logits = q.new_empty((len(q), size, source_size))
+                torch.baddbmm(logits, q, k.mT, beta=0, alpha=attn.scale, out=logits)
+                if source.bias is not None:
+                    bias = source.bias[source_group.start :][: images * source_run.tokens]
+                    seen = logits.view(images, -1, size, source_size)[..., : source_run.tokens]
+                    seen += bias.view(images, 1, 1, -1)
+                if source_run.tokens < source_size:
+                    logits[..., source_run.tokens :] = -torch.inf
+                answers = torch.bmm(logits.softmax(dim=-1), v).view(images, -1, size, attn.head_dim)
+                rows = mixed[group.start :][: images * run.tokens]
+                rows = rows.view(images, run.tokens, *mixed.shape[1:])
+                rows.copy_(answers[:, :, : run.tokens].transpose(1, 2))
+        return packing.shaped(mixed.flatten(1))
+
+
+def _windows(
+    attn: Attention, rows: Float[Tensor, "rows _"], run: Run, size: int
+) -> Float[Tensor, "parts images_heads {size} D"]:
+    """Queries, keys, values, or several of these that lie side by side in the rows of a run, of each head
+    the tokens of an image and zeros behind them. This is the copy that a product of matrices makes of its
+    operands, if they do not lie like this."""
+    own = rows[run.start : run.start + run.images * run.tokens]
+    own = own.view(run.images, run.tokens, -1, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    shape = (*own.shape[:3], size, attn.head_dim)
+    windows = own.new_empty(shape) if size == run.tokens else own.new_zeros(shape)
+    windows[..., : run.tokens, :].copy_(own)
+    return windows.flatten(1, 2)
+
+
+def _groups(images: int, most: int) -> Iterator[tuple[int, int]]:
+    """Images as groups (first, images) of a power of two and at most ``most``: few sizes."""
+    first = 0
+    while first < images:
+        group = 1 << min(most, images - first).bit_length() - 1
+        yield first, group
+        first += group
+
+
+def _part(run: Run, first: int, images: int) -> Run:
+    return Run(run.first_image + first, images, run.start + first * run.tokens, run.tokens)

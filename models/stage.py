@@ -1,0 +1,126 @@
+"""A stage: a block that prunes each image between its attention and its MLP."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.attend import Parts, apart, heads, placed, width_of
+from models.blocks import Blocks
+from models.plan import Group, StagePlan
+from models.ragged import Packing, Tokens
+from models.reduction import KeysOf, reduce
+from models.schedule import Rows
+from models.select import (
+    Criteria,
+    decide,
+    places_that_stay,
+    rotation_beside,
+    rows_that_stay,
+    side_by_side,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a stage's block decides by, computed before it is known how many patches stay.
+
+    ``normed`` rows; ``queries`` of all of them, None where only those that decide were computed; ``source``:
+    keys and values; ``rotation``: of all rows; ``attention`` and ``values``: weights and importance of all
+    patches (see `decide`).
+    """
+
+    normed: Tensor
+    queries: Tensor | None
+    source: Parts
+    rotation: Tensor | None
+    attention: Float[Tensor, "B H N"]
+    values: Float[Tensor, "B N"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Block ``index`` as a stage. ``rows``: the attention rows that decide; ``prefix``: tokens of an image
+    that are never pruned; ``tables``: those of the plan, on the device."""
+
+    blocks: Blocks
+    index: int
+    criteria: Criteria
+    rows: Rows
+    prefix: int
+    tables: Sequence[Tensor]
+
+    def look(self, tokens: Tokens, groups: Sequence[Group], first_rows: Tensor | None) -> Look:
+        """What decides in this block: keys, and the queries of ``rows``. ``first_rows``: the number of each
+        image's first row, where they are of different lengths."""
+        blocks, index = self.blocks, self.index
+        attn, normed = blocks.attn(index), blocks.normed(index, tokens)
+        if self.rows == "all":
+            first, *others = blocks.project(index, normed, "qkv")
+            queries = deciding = first[..., : width_of(attn)]
+            source = tuple(others) or (first[..., width_of(attn) :],)
+        else:
+            queries, source = None, blocks.project(index, normed, "kv")
+            with torch.no_grad():
+                first = _first_of_each(normed, tokens.packing, first_rows)
+                (deciding,) = blocks.project(index, first, "q")
+        rotation = tokens.rotation(index)
+        attention, values = decide(
+            attn,
+            deciding,
+            source,
+            rotation,
+            tokens,
+            groups,
+            self.criteria,
+            self.rows,
+            self.prefix,
+            self.tables,
+        )
+        return Look(normed, queries, source, rotation, attention, values)
+
+    def prune(self, tokens: Tokens, seen: Look, plan: StagePlan) -> Tokens:
+        """The tokens behind the block that was looked at, of which each image has lost some.
+
+        For patches that are dropped neither queries nor outputs are computed: the rest is what it would be
+        with them. Those that are fused or merged are so after their attention.
+        """
+        blocks, index, tables = self.blocks, self.index, self.tables
+        normed, queries, selected = seen.normed, seen.queries, tokens
+        if plan.selection is not None:
+            places = places_that_stay(seen.values, plan.selection, self.prefix, tables)
+            numbers = rows_that_stay(places, plan.selection, tables)
+            selected = tokens.selected(numbers, plan.selected, plan.selected_patches)
+            normed = tokens.packing.select(normed, numbers, plan.selected)
+            if queries is not None:
+                queries = tokens.packing.select(queries, numbers, plan.selected)
+        selected = selected.bounded(None if plan.bounds_selected is None else tables[plan.bounds_selected])
+        if queries is None:
+            (queries,) = blocks.project(index, normed, "q")
+        attended = blocks.attended(index, selected, normed, (queries, *seen.source), tokens)
+        if plan.reduces:
+            attended = reduce(
+                attended, self._keys(seen), seen.attention, seen.values, plan, self.prefix, tables
+            )
+        return blocks.mlp(index, attended)
+
+    def _keys(self, seen: Look) -> KeysOf:
+        """What `merge` compares: the mean of the keys over heads (ToMe's)."""
+        attn = self.blocks.attn(self.index)
+        keys, _ = apart(attn, seen.source)
+
+        def keys_of(group: Group) -> Tensor:
+            (of_heads,) = heads(attn, side_by_side(keys, group, self.tables))
+            rotation = rotation_beside(seen.rotation, group, self.tables)
+            return placed(attn, attn.k_norm, of_heads, rotation).mean(dim=1)
+
+        return keys_of
+
+
+def _first_of_each(rows: Tensor, packing: Packing, first_rows: Tensor | None) -> Tensor:
+    """The first row (CLS) of each image: [B, D]."""
+    if first_rows is None:
+        return packing.runs[0].dense(rows)[:, 0]
+    return rows.index_select(0, first_rows)

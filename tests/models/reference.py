@@ -1,0 +1,166 @@
+"""A slow and obvious pruned network: one image at a time, float64, the attention matrix in full."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import apply_rot_embed_cat
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models.criteria import random as random_importance
+from models.schedule import Pruning, Stages, keep_counts
+
+
+def reference(
+    vit: VisionTransformer | Eva, stages: Stages, image: Tensor, pruning: Pruning
+) -> tuple[np.ndarray, list[list[int]]]:
+    """Logits and the patches left after each stage."""
+    vit = copy.deepcopy(vit).double()
+    prefix = vit.num_prefix_tokens
+    embedded, rope = vit._pos_embed(vit.patch_embed(image[None].double())), None
+    if isinstance(vit, Eva):
+        embedded, rope = embedded
+    x = vit.norm_pre(embedded)[0]
+    patches = list(range(len(x) - prefix))
+    sizes = torch.ones(len(x)).double()  # by which keys are weighted
+    stands_for = sizes  # by which an average is
+    counts = list(keep_counts(len(patches), pruning.keep_ratio, len(stages.blocks)))
+    kept: list[list[int]] = []
+    for index, block in enumerate(vit.blocks):
+        attn = block.attn
+        normed = block.norm1(x)
+        qkv = projected(attn, normed).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        keys = []
+        matrices, mixed = [], []
+        for head in range(attn.num_heads):
+            q, k, v = attn.q_norm(qkv[:, 0, head]), attn.k_norm(qkv[:, 1, head]), qkv[:, 2, head]
+            if rope is not None:
+                of_block = rope if rope.ndim == 2 else rope[index, head]
+                own = slice(prefix, prefix + len(patches))
+                for one in (q, k):
+                    one[own] = apply_rot_embed_cat(one[own], of_block[patches], half=attn.rotate_half)
+            keys.append(k)
+            logits = q @ k.T / attn.head_dim**0.5 + sizes.log()
+            matrices.append(torch.exp(logits) / torch.exp(logits).sum(dim=1, keepdim=True))
+            mixed.append(matrices[-1] @ v)
+        out = attn.norm(torch.cat(mixed, dim=1))
+        if attn.gate is not None:
+            out = out * torch.sigmoid(attn.gate(normed))
+        x = x + scaled(block, 1, attn.proj(out))
+        if index in stages.blocks:
+            weights = torch.stack(matrices).numpy()  # [H, T, T]
+            row = weights[:, 0] if stages.rows == "cls" else weights.mean(axis=1)
+            row = row[:, prefix : prefix + len(patches)]
+            count = counts[len(kept)]
+            if pruning.reducer == "merge":
+                mean_key = torch.stack(keys).mean(0)
+                x, sizes, patches = reference_merge(x, mean_key, sizes, patches, count, prefix)
+                stands_for = sizes
+            else:
+                values = reference_importance(row, qkv[prefix:, 2].numpy(), pruning, patches)
+                places = sorted(
+                    sorted(range(len(patches)), key=lambda place: (-values[place], place))[:count]
+                )
+                dropped = [place for place in range(len(patches)) if place not in places]
+                fused = x[prefix + len(patches) :]
+                stands_for = torch.cat((torch.ones(prefix + count), stands_for[prefix + len(patches) :]))
+                if pruning.reducer == "fuse" and dropped:
+                    share = row.mean(axis=0) / row.mean(axis=0)[dropped].sum()
+                    lost = sum(share[place] * x[prefix + place] for place in dropped)
+                    fused = torch.cat((fused, lost[None]))
+                    stands_for = torch.cat((stands_for, torch.tensor([float(len(dropped))])))
+                x = torch.cat((x[:prefix], x[[prefix + place for place in places]], fused))
+                patches = [patches[place] for place in places]
+                sizes = torch.ones(len(x)).double()
+            kept.append(patches)
+        x = x + scaled(block, 2, block.mlp(block.norm2(x)))
+    x = vit.norm(x[None])
+    if vit.attn_pool is None and vit.global_pool in ("avg", "avgmax"):
+        start = 0 if getattr(vit, "pool_include_prefix", False) else prefix
+        pooled = (stands_for[start:, None] * x[0, start:]).sum(dim=0) / stands_for[start:].sum()
+        if vit.global_pool == "avgmax":
+            pooled = (pooled + x[0, start:].amax(dim=0)) / 2
+        return vit.head(vit.fc_norm(pooled[None]))[0].numpy(), kept
+    return vit.forward_head(x)[0].numpy(), kept
+
+
+def projected(attn: Any, normed: Tensor) -> Tensor:
+    """Queries, keys and values of all heads, side by side."""
+    if attn.qkv is None:
+        return torch.cat([layer(normed) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)], dim=-1)
+    qkv: Tensor = attn.qkv(normed)
+    if getattr(attn, "q_bias", None) is not None:
+        qkv = qkv + torch.cat((attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias))
+    return qkv
+
+
+def scaled(block: Any, part: int, update: Tensor) -> Tensor:
+    """By LayerScale, if there is one."""
+    if hasattr(block, "ls1"):
+        scale: nn.Module = getattr(block, f"ls{part}")
+        return scale(update)
+    gamma = getattr(block, f"gamma_{part}")
+    return update if gamma is None else update * gamma
+
+
+def reference_merge(
+    x: Tensor, keys: Tensor, sizes: Tensor, patches: list[int], count: int, prefix: int
+) -> tuple[Tensor, Tensor, list[int]]:
+    """ToMe's rounds of bipartite matching, a pair at a time: tokens, sizes and patches left."""
+    tokens = list(zip(x[prefix:], keys[prefix:], sizes[prefix:], patches, strict=True))
+    while len(tokens) > count:
+        matches = []
+        for odd in range(1, len(tokens), 2):
+            likeness = [
+                float(torch.cosine_similarity(tokens[odd][1], tokens[even][1], dim=0))
+                for even in range(0, len(tokens), 2)
+            ]
+            best = max(range(len(likeness)), key=likeness.__getitem__)
+            matches.append((likeness[best], odd, 2 * best))
+        matches = sorted(matches, key=lambda match: (-match[0], match[1]))[: len(tokens) - count]
+        groups: dict[int, list[int]] = {}
+        for _, odd, even in matches:
+            groups.setdefault(even, [even]).append(odd)
+        gone = {odd for _, odd, _ in matches}
+        merged = []
+        for place in range(len(tokens)):
+            if place in gone:
+                continue
+            members = [tokens[member] for member in groups.get(place, [place])]
+            size = sum(member[2] for member in members)
+            merged.append(
+                (
+                    sum(member[0] * member[2] for member in members) / size,
+                    sum(member[1] * member[2] for member in members) / size,
+                    size,
+                    tokens[place][3],
+                )
+            )
+        tokens = merged
+    rows = torch.cat((x[:prefix], torch.stack([token[0] for token in tokens])))
+    new_sizes = torch.cat((sizes[:prefix], torch.stack([token[2] for token in tokens])))
+    return rows, new_sizes, [token[3] for token in tokens]
+
+
+def reference_importance(
+    row: np.ndarray, values: np.ndarray, pruning: Pruning, patches: list[int]
+) -> list[float]:
+    """Of the patches left, from their attention [H, N] and value vectors [N, H, D]."""
+    if pruning.criterion == "random":
+        return random_importance(torch.tensor([patches]), torch.tensor([pruning.seed]))[0].tolist()
+    importance = []
+    for patch in range(row.shape[1]):
+        heads = row[:, patch]
+        importance.append(
+            {
+                "variance": np.mean((heads - heads.mean()) ** 2),
+                "mad": np.median(np.abs(heads - np.median(heads))),
+                "iqr": np.subtract(*np.percentile(heads, [75, 25])),
+                "mean": np.mean(heads),
+                "mean_value_norm": np.mean(heads * np.sqrt((values[patch] ** 2).sum(axis=-1))),
+            }[pruning.criterion]
+        )
+    return importance
