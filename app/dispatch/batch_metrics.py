@@ -9,7 +9,7 @@ from app.dispatch.fleet import Computing
 from app.messages.image import Ask, Lowered, Prediction
 from app.messages.model import ModelInfo
 from app.messages.to_dispatcher import Done
-from app.telemetry import metrics
+from app.telemetry import metrics, tallies
 from app.telemetry.tallies import CounterTally, HistogramTally
 from models.schedule import Reducer, compute, keep_counts, macs, tokens_after
 
@@ -44,10 +44,12 @@ class BatchMetrics:
         self._macs = 0  # of an unpruned image
         self._lengths: dict[tuple[float, Reducer], tuple[int, ...]] = {}
 
-    @property
-    def due(self) -> float | None:
-        """When to write; None where there is nothing to be written."""
-        return None if self._unwritten_since is None else self._unwritten_since + _WRITE_EVERY_S
+    def due(self, *, idle: bool) -> float | None:
+        """When to write; None where there is nothing to be written. While nothing is open, so soon that who
+        has all answers finds all of them counted (app.telemetry.tallies)."""
+        if self._unwritten_since is None:
+            return None
+        return self._unwritten_since + (tallies.LATEST_S / 2 if idle else _WRITE_EVERY_S)
 
     def write(self) -> None:
         """Into the metrics."""

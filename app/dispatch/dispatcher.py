@@ -128,9 +128,8 @@ class Dispatcher:
         self._announcements.tell_workers(self._fleet, self._front_ends, now)
         beside = len(self._waiting) + len(self._suspects)
         self._announcements.tell_load(self._fleet, beside, self._front_ends, now)
-        due = self._batch_metrics.due
-        # At once where nothing is open: who has all answers finds all of them counted.
-        if due is not None and (now >= due or self.idle):
+        due = self._batch_metrics.due(idle=self.idle)
+        if due is not None and (now >= due or (stopping and self.idle)):
             self._batch_metrics.write()
         return self._patience_s_until_due(now)
 
@@ -344,7 +343,7 @@ class Dispatcher:
 
     def _patience_s_until_due(self, now: float) -> float:
         due = min(now + _LONGEST_TURN_S, self._announcements.due)
-        for other in (self._fleet.scheduler.next_expiry(), self._batch_metrics.due):
+        for other in (self._fleet.scheduler.next_expiry(), self._batch_metrics.due(idle=self.idle)):
             if other is not None:
                 due = min(due, other)
         for key in self._waiting:

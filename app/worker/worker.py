@@ -81,6 +81,7 @@ class WorkerLoop:
         self._turns = 0
         self._loaded: Loaded | None = None
         self._read_slot: ReadSlot | None = None
+        self._harmless: Job | None = None
         self._held: deque[tuple[int, UInt8[np.ndarray, " bytes"]]] = deque(maxlen=MOST_HELD)
         self._failures: SimpleQueue[BaseException] = SimpleQueue()
         self._computing = 0
@@ -177,10 +178,11 @@ class WorkerLoop:
         try:
             loaded = self._backend.load(self._streams.on_all)
             self._read_slot = self._slots_of(loaded.info.pixel_bytes)
+            self._harmless = _blank(loaded)
             self._progress.first_s = _first_batch_s(loaded, time.monotonic() - began)
             for fault in _FAULTS:  # there from the start, so that the first shows as a rise
                 metrics.IMAGES_FAILED.labels(fault)
-            metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
+            metrics.labelled(metrics.DEVICE_MEMORY, self.name).set(self._backend.memory_bytes())
             self._loaded = loaded
         except BaseException as error:
             self._failures.put(error)
@@ -206,13 +208,13 @@ class WorkerLoop:
             self._wake()
 
     def _compute(self, connection: Connection, batch: Batch) -> None:
-        assert self._loaded is not None
+        assert self._harmless is not None
         assert self._read_slot is not None
         began = time.monotonic()
         try:
             jobs = [Job(order.ask, self._read_slot(order.slot)) for order in batch.images]
             compute = partial(self._backend.classify, threads=batch.threads)
-            computed = compute_in_parts(compute, jobs, _blank(self._loaded))
+            computed = compute_in_parts(compute, jobs, self._harmless)
         finally:
             seconds = time.monotonic() - began
             with self._watched:
@@ -224,7 +226,7 @@ class WorkerLoop:
             Done(batch.number, computed.results, seconds, computed.at_once, computed.memory_was_short)
         )
         _tell_of_faults(batch, computed)
-        metrics.DEVICE_MEMORY.labels(self.name).set(self._backend.memory_bytes())
+        metrics.labelled(metrics.DEVICE_MEMORY, self.name).set(self._backend.memory_bytes())
 
     def _check(self, connection: Connection, check: Check) -> None:
         """Run an answered image unpruned, on one thread: an image that comes meanwhile has the others."""

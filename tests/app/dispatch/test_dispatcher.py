@@ -24,6 +24,7 @@ from app.messages.to_dispatcher import (
 )
 from app.messages.to_front_end import Answer, Load, Model, Outcomes, Refuse, Workers
 from app.messages.to_worker import Batch, Check
+from app.telemetry import tallies
 from models.schedule import Pruning, compute
 from tests.app.dispatch.rig import ONE_AT_A_TIME, ONE_STREAM, QUEUE, found, hello, record
 from tests.app.fakes import MODEL
@@ -707,8 +708,9 @@ def test_the_gauges_show_what_waits() -> None:
     assert metric("trimvit_brown_out_ratio") == 1
 
 
-def test_batches_are_counted_a_few_times_a_second_and_when_all_is_answered() -> None:
-    """Not for each batch: that takes longer than to decide what is in it."""
+def test_batches_are_counted_a_few_times_a_second_and_soon_when_all_is_answered() -> None:
+    """Not for each batch: that takes longer than to decide what is in it. Who reads the metrics waits a
+    moment, so that whoever has all answers finds all of them counted."""
     one = talk(ONE_AT_A_TIME)
     before = metric("trimvit_batch_images_sum")
     one.ask(1, 2, 3)
@@ -721,7 +723,20 @@ def test_batches_are_counted_a_few_times_a_second_and_when_all_is_answered() -> 
     one.answer(one.batch())
     assert metric("trimvit_batch_images_sum") == before + 1
     one.answer(one.batch())
+    assert metric("trimvit_batch_images_sum") == before + 1
+    assert 0 < one.turn() < tallies.LATEST_S
+    one.turn(tallies.LATEST_S)
     assert metric("trimvit_batch_images_sum") == before + 3
+
+
+def test_batches_are_counted_before_it_ends() -> None:
+    """There is no later turn to do so."""
+    one = talk(ONE_AT_A_TIME)
+    before = metric("trimvit_batch_images_sum")
+    one.ask(1)
+    one.answer(one.batch())
+    one.turn(stopping=True)
+    assert metric("trimvit_batch_images_sum") == before + 1
 
 
 def test_a_lone_image_has_all_threads_and_others_share_them() -> None:
