@@ -70,8 +70,8 @@ class BrownOut:
         if self._began == math.inf:
             self._began, self._image_s = now, seconds[0]
         self._image_s += _IMAGE_SHARE * (seconds[0] - self._image_s)
-        self._forget(now)
         memory_s, shorter_s = self._memories_s(now)
+        self._fade(now, memory_s, shorter_s)
         if seconds[0] == seconds[-1]:
             self._alike += seconds[0] / memory_s
         else:
@@ -120,13 +120,17 @@ class BrownOut:
 
     def _memories_s(self, now: float) -> tuple[float, float]:
         """Over how long the load is averaged; at first over no more than there has been."""
-        there_was = max(self._hold_s, now - self._began)
-        return min(_MEMORY * self._hold_s, there_was), min(max(_QUIET_MEMORY_S, self._hold_s), there_was)
+        hold_s = self._hold_s
+        there_was = max(hold_s, now - self._began)
+        return min(_MEMORY * hold_s, there_was), min(max(_QUIET_MEMORY_S, hold_s), there_was)
 
     def _forget(self, now: float) -> None:
+        if now > self._at:
+            self._fade(now, *self._memories_s(now))
+
+    def _fade(self, now: float, memory_s: float, shorter_s: float) -> None:
         if now <= self._at:
             return
-        memory_s, shorter_s = self._memories_s(now)
         share = math.exp((self._at - now) / memory_s)
         self._alike *= share
         if self._lowered[0]:

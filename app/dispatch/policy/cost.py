@@ -89,21 +89,24 @@ class _Line:
         constant, image, compute = self.now
         return constant + image * work.images + compute * work.compute
 
-    def observe(self, work: Work, seconds: float) -> None:
-        """Normalised least mean squares: half of a residual is put down to the device's pace, which all
+    def observe(self, work: Work, seconds: float) -> float:
+        """Gives back the seconds that were predicted.
+
+        Normalised least mean squares: half of a residual is put down to the device's pace, which all
         coefficients share, and half to the coefficients, by their shares in the prediction.
 
         Serving one kind of batch for long cannot wind anything up, as it does in recursive least squares with
         forgetting. One outlier moves a prediction by at most _GAIN * _OUTLIER; only when
         batch after batch is astray to the same side does the bound widen, for then the device has changed.
         """
-        predicted = self.predict(work)
+        constant, image, compute = self.now
+        image, compute = image * work.images, compute * work.compute
+        predicted = constant + image + compute
         residual = seconds / predicted - 1
         side = int(math.copysign(1, residual)) if abs(residual) > _OUTLIER else 0
         self.astray = self.astray + side if side * self.astray > 0 else side
         bound = _OUTLIER * max(1, abs(self.astray) - 1)
-        constant, image, compute = self.now
-        shares = (constant / predicted, image * work.images / predicted, compute * work.compute / predicted)
+        shares = (constant / predicted, image / predicted, compute / predicted)
         length = shares[0] ** 2 + shares[1] ** 2 + shares[2] ** 2
         pace = _GAIN * min(max(residual, -bound), bound) / 2
         # Coefficients relative to the warm-up's: what is 0 stays 0, and all else keeps its sign.
@@ -113,6 +116,7 @@ class _Line:
         )
         self.scale = one, two, three
         self._settle()
+        return predicted
 
     def _settle(self) -> None:
         constant, image, compute = self.learned
@@ -168,9 +172,7 @@ class CostModel:
     def observe(self, batch: Measured) -> float:
         """Learn gently from a batch. Gives back the relative error of what was predicted for it: above 0, it
         took longer."""
-        line = self._line(batch.threads)
-        ratio = batch.seconds / line.predict(batch.work)
-        line.observe(batch.work, batch.seconds)
+        ratio = batch.seconds / self._line(batch.threads).observe(batch.work, batch.seconds)
         # Steps up and down whose sizes balance where 1 of 100 lies above (Robbins and Monro 1951).
         up = _CAUTION_SHARE if ratio > self.caution else _CAUTION_SHARE - 1
         self.caution = min(_MOST_CAUTION, max(1.0, self.caution + _CAUTION_STEP * up))

@@ -216,6 +216,8 @@ class FairQueue:
 
     def first(self) -> Entry | None:
         """The entry whose turn it is."""
+        if not self._entries:
+            return None
         class_ = self._next_class()
         flow = None if class_ is None else class_.first()
         return None if flow is None else next(iter(flow.entries.values()))

@@ -8,20 +8,23 @@ worker, or several equal ones, every pace is 1.
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import lru_cache
+
+import msgspec
 
 from app.dispatch.policy.brown_out import DEPTHS
 from app.dispatch.policy.cost import CostModel
 from app.dispatch.policy.fair_queue import Entry
 from app.dispatch.policy.scheduler import Scheduler
-from app.dispatch.policy.shares import shares
+from app.dispatch.policy.shares import shares, tokens
 from app.messages.capacity import Limits, Measured
+from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.messages.to_dispatcher import Record
 
+_MOST_REMEMBERED = 4096  # clients choose the ratios
 
-@dataclass(frozen=True, slots=True)
-class Line:
+
+class Line(msgspec.Struct, frozen=True):
     """Seconds that follow from a share of compute: ``constant_s`` and, times the share, ``compute_s``."""
 
     constant_s: float
@@ -37,12 +40,15 @@ class Line:
         return self.constant_s + self.compute_s
 
 
+_UNKNOWN = Line(0.0, 1.0)
+
+
 @dataclass(slots=True)
 class _Worker:
     limits: Limits
     costs: CostModel
-    in_batch: Line = Line(0.0, 1.0)
-    alone: Line = Line(0.0, 1.0)
+    in_batch: Line = _UNKNOWN
+    alone: Line = _UNKNOWN
 
     def predict(self) -> float:
         """Bring both lines up to date; gives back the overhead of a batch."""
@@ -62,9 +68,11 @@ class Predictions:
     """
 
     scheduler: Scheduler
-    in_batch: Line = Line(0.0, 1.0)
-    alone: Line = Line(0.0, 1.0)
+    in_batch: Line = _UNKNOWN
+    alone: Line = _UNKNOWN
     _workers: dict[int, _Worker] = field(default_factory=dict)
+    _model: ModelInfo | None = None
+    _weights: dict[Ask, tuple[tuple[float, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def join(self, name: int, limits: Limits, measured: tuple[Measured, ...]) -> None:
         """A worker that the scheduler has, with what it measured at its start."""
@@ -85,7 +93,7 @@ class Predictions:
 
     def entry(self, key: Hashable, record: Record, info: ModelInfo, now: float, deadline: float) -> Entry:
         """The image as the scheduler knows it, with what it is predicted to cost."""
-        at_depths, weights = _weights_of(info, record)
+        at_depths, weights = self._weights_of(info, record.ask)
         limit_s = math.inf if record.own_deadline else self.scheduler.limits.wait_s
         if record.ask.min_keep_ratio is None:  # it cannot be lowered: all depths are alike
             seconds = (self.in_batch.at(at_depths[0]),) * DEPTHS
@@ -105,13 +113,30 @@ class Predictions:
             priority=record.priority,
         )
 
+    def _weights_of(self, info: ModelInfo, ask: Ask) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """What the image costs at every depth, as shares of compute and in tokens, remembered for a model."""
+        if info is not self._model or len(self._weights) >= _MOST_REMEMBERED:
+            self._model = info
+            self._weights.clear()
+        found = self._weights.get(ask)
+        if found is None:
+            at_depths = shares(info, ask)
+            found = at_depths, tuple(tokens(info, share) for share in at_depths)
+            self._weights[ask] = found
+        return found
+
     def _predict(self) -> None:
-        overheads = {name: worker.predict() for name, worker in self._workers.items()}
-        if len(self._workers) == 1:
-            (only,) = self._workers.values()
+        if len(self._workers) == 1:  # as below, where all paces are 1
+            ((name, only),) = self._workers.items()
+            lane = self.scheduler.workers[name]
+            lane.overhead_s = only.predict()
+            lane.pace = lane.alone_pace = 1.0
             self.in_batch, self.alone = only.in_batch, only.alone
-        else:
-            self._predict_for_all()
+            self.scheduler.caution = only.costs.caution
+            self.scheduler.refresh()
+            return
+        overheads = {name: worker.predict() for name, worker in self._workers.items()}
+        self._predict_for_all()
         unpruned_s, alone_s = self.in_batch.unpruned_s, self.alone.unpruned_s
         caution = 1.0
         for name, worker in self._workers.items():
@@ -135,14 +160,3 @@ class Predictions:
         constant_s *= unpruned_s / streams
         self.in_batch = Line(constant_s, unpruned_s - constant_s)
         self.alone = min((worker.alone for worker in workers), key=lambda line: line.unpruned_s)
-
-
-def _weights_of(info: ModelInfo, record: Record) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    at_depths = shares(info, record.ask)
-    arch = info.architecture
-    return at_depths, _tokens_of(arch.patches + arch.prefix_tokens, at_depths)
-
-
-@lru_cache(maxsize=4096)
-def _tokens_of(unpruned: int, at_depths: tuple[float, ...]) -> tuple[int, ...]:
-    return tuple(max(1, round(unpruned * share)) for share in at_depths)

@@ -86,11 +86,15 @@ class Scheduler:
     def refresh(self) -> None:
         """What a `WorkerLane` says has changed."""
         streams, overhead_s = 0, 0.0
+        smallest: int | None = None
         for lane in self.workers.values():
-            streams += lane.limits.streams
-            overhead_s += lane.overhead_s * lane.limits.streams
+            limits = lane.limits
+            streams += limits.streams
+            overhead_s += lane.overhead_s * limits.streams
+            if smallest is None or limits.batch_tokens < smallest:
+                smallest = limits.batch_tokens
         self.streams = streams
-        self.batch_tokens = min((lane.limits.batch_tokens for lane in self.workers.values()), default=1)
+        self.batch_tokens = 1 if smallest is None else smallest
         self.overhead_s = overhead_s / max(1, streams)
         self._brown_out.streams = max(1, self.streams)
         self._ends = None
@@ -118,7 +122,10 @@ class Scheduler:
     @property
     def running(self) -> bool:
         """Whether a batch is under way."""
-        return any(worker.running for worker in self.workers.values())
+        for worker in self.workers.values():  # noqa: SIM110 - it is asked twice a turn
+            if worker.running:
+                return True
+        return False
 
     @property
     def idle(self) -> bool:
@@ -224,7 +231,8 @@ class Scheduler:
 
     def relax(self, now: float) -> None:
         """Let the brown-out go back where load has fallen. Worth calling a few times a second."""
-        self._brown_out.relax(self._queue.work, now)
+        if self._brown_out.depth:
+            self._brown_out.relax(self._queue.work, now)
 
     def work_before(self, caller: str | None, priority: Priority, seconds: float, now: float) -> float:
         """Seconds of work that are served before a further image of that caller (None: of one who has nothing
@@ -235,7 +243,11 @@ class Scheduler:
     def streams_at(self, now: float) -> Streams:
         """What runs, as admission sees it."""
         if self._ends is None:
-            self._ends = sorted(ends for worker in self.workers.values() for ends in worker.ends)
+            self._ends = []
+            for worker in self.workers.values():
+                if worker.running:
+                    self._ends += worker.ends
+            self._ends.sort()
         busy = [max(0.0, ends - now) for ends in self._ends]
         free_in_s = [0.0] * (self.streams - len(busy)) + busy
         return Streams(free_in_s, self.idle, self.overhead_s, self.caution)
@@ -250,7 +262,9 @@ class Scheduler:
 
     def _free_worker(self) -> int | None:
         free = [name for name, worker in self.workers.items() if worker.accepting and worker.free_streams > 0]
-        return min(free, key=self._load_of, default=None)
+        if len(free) < 2:
+            return free[0] if free else None
+        return min(free, key=self._load_of)
 
     def _work_before(self, caller: str | None, priority: Priority, seconds: float, depth: int) -> float:
         if not self._queue:
@@ -262,7 +276,8 @@ class Scheduler:
         """What was accepted long ago says nothing of what will come."""
         if now > self._rates_at:
             passed = math.exp((self._rates_at - now) / _RATE_MEMORY_S)
-            self._rates = {name: rate * passed for name, rate in self._rates.items()}
+            for name in self._rates:
+                self._rates[name] *= passed
             self._rates_at = now
 
     def _wanted(self, entry: Entry, depth: int, now: float) -> Wanted:
