@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
@@ -26,6 +28,7 @@ from app.decoding.decoder import (
 from app.decoding.images import Data, ImageLimits, Take
 from app.decoding.shared_pixels import SharedPixels
 from app.errors import TooLarge, UndecodableImage, UnsupportedMediaType
+from app.processes import background
 from app.processes.lifeline import SUPERVISOR_VARIABLE
 from models.transforms import InputSpec
 
@@ -47,6 +50,10 @@ _ENVIRONMENT = (
 
 class Died(Exception):
     """The process is gone, or talks nonsense."""
+
+
+Told = tuple[str, ...] | Exception  # an image's warnings, or why there are no pixels
+_outcomes = msgspec.msgpack.Decoder(Outcome)
 
 
 class DecoderProcess:
@@ -80,6 +87,10 @@ class DecoderProcess:
         self._received = bytearray()
         self._news: asyncio.Future[None] | None = None
         self._started = self._over = False
+        self._asked: _Asked | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def alive(self) -> bool:
@@ -97,31 +108,36 @@ class DecoderProcess:
                 raise Died("it said something else")
             self._started = True
 
-    async def decode(
-        self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take, timeout_s: float
-    ) -> tuple[str, ...]:
-        """Have the pixels taken, and give back the warnings. Raises the Problem that the process found, what
-        ``take`` raises, TimeoutError, or Died."""
-        height, width = spec.size
-        size = height * width * 3
+    @property
+    def takes_images(self) -> bool:
+        """Whether it has started, and has not hung up."""
+        return self._started and not self._over
+
+    def decode(
+        self,
+        data: Data,
+        spec: InputSpec,
+        limits: ImageLimits,
+        take: Take,
+        timeout_s: float,
+        told: Callable[[Told], None],
+    ) -> None:
+        """Have the pixels taken. ``told`` is called with what comes of it: the warnings, the Problem that the
+        process found, what ``take`` raised, TimeoutError or Died. One image at a time, once it has started.
+        """
+        assert self._asked is None
+        assert self._loop is not None
+        self._asked = _Asked(spec.size, take, told)
+        self._until = self._loop.time() + timeout_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._until, self._look_at_the_time)
         try:
-            self._pixels.reserve(size)
-            async with asyncio.timeout(timeout_s):
-                await self._send(_head_of(spec, limits), data)
-                head_size, pixels = SIZES.unpack(await self._receive(SIZES.size))
-                if head_size > _LONGEST_HEAD:
-                    raise Died("it answered out of turn")
-                outcome = msgspec.msgpack.decode(await self._receive(head_size), type=Outcome)
-        except TimeoutError:
-            raise
-        except (OSError, msgspec.DecodeError) as error:
-            raise Died(str(error)) from error
-        if pixels != (0 if outcome.slug else size):
-            raise Died("it answered with another size")
-        if outcome.slug is not None:
-            raise _PROBLEMS.get(outcome.slug, UndecodableImage)(outcome.detail)
-        take(self._pixels.view(height, width))
-        return outcome.warnings
+            self._pixels.reserve(self._asked.size)
+            self._send(_head_of(spec, limits), data)
+        except OSError as error:
+            self._tell_of_it(Died(str(error)))
+        if self._received:
+            self._read_answer()
 
     def hang_up(self) -> None:
         """Say and hear nothing more. Whoever waits for an answer gets Died."""
@@ -129,11 +145,23 @@ class DecoderProcess:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
             if self._loop is not None and not was_over:
                 self._loop.remove_reader(self._connection)
+            if self._sending is not None:
+                self._sending.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self._tell()
+            self._tell_of_it(Died("it hung up"))
+
+    async def stopped_sending(self) -> None:
+        """After `hang_up`, until the loop knows nothing of the socket any more: its number may be that of
+        another one as soon as it is closed."""
+        if self._sending is not None:
+            await asyncio.wait({self._sending})
 
     def end(self, grace_s: float = 0) -> str:
         """Kill the process, if it still runs after the grace time, and say how it ended. `hang_up` comes
-        first. It takes as long as the process does, and may be called in a thread."""
+        first, and while the loop runs `stopped_sending`. It takes as long as the process does, and may be
+        called in a thread."""
         try:
             ended = self._process.wait(grace_s)
         except subprocess.TimeoutExpired:
@@ -145,16 +173,27 @@ class DecoderProcess:
             self._pixels.close()
         return f"ended by {signal.Signals(-ended).name}" if ended < 0 else f"ended with exit code {ended}"
 
-    async def _send(self, head: bytes, data: Data) -> None:
+    def _send(self, head: bytes, data: Data) -> None:
         """Most images go out at once; none is copied on the way. Raises OSError."""
         first = SIZES.pack(len(head), len(data)) + head
         try:
             sent = self._connection.sendmsg((first, data))
         except BlockingIOError:
             sent = 0
-        for part in (memoryview(first)[sent:], memoryview(data)[max(0, sent - len(first)) :]):
-            if part:
-                await asyncio.get_running_loop().sock_sendall(self._connection, part)
+        if sent < len(first) + len(data):
+            parts = memoryview(first)[sent:], memoryview(data)[max(0, sent - len(first)) :]
+            self._sending = background.awaited(self._send_on(parts), "image for a decoder")
+
+    async def _send_on(self, parts: Sequence[memoryview]) -> None:
+        assert self._loop is not None
+        try:
+            for part in parts:
+                if part:
+                    await self._loop.sock_sendall(self._connection, part)
+        except OSError as error:
+            self._tell_of_it(Died(str(error)))
+        finally:
+            self._sending = None
 
     async def _receive(self, size: int) -> bytes:
         """Exactly so many bytes. Raises Died."""
@@ -181,11 +220,73 @@ class DecoderProcess:
         self._received += data
         if not data or len(self._received) > _LONGEST_ANSWER:
             self.hang_up()
+        elif self._asked is not None:
+            self._read_answer()
         self._tell()
+
+    def _read_answer(self) -> None:
+        """Tell what the answer says, once all of it is there."""
+        received, asked = self._received, self._asked
+        if asked is None or len(received) < SIZES.size:
+            return
+        head_size, pixels = SIZES.unpack_from(received)
+        end = SIZES.size + head_size
+        if head_size > _LONGEST_HEAD or self._sending is not None:
+            self._tell_of_it(Died("it answered out of turn"))
+        elif len(received) >= end:
+            head = bytes(received[SIZES.size : end])
+            del received[:end]
+            self._tell_of_it(self._what_came(asked, head, pixels))
+
+    def _what_came(self, asked: "_Asked", head: bytes, pixels: int) -> Told:
+        try:
+            outcome = _outcomes.decode(head)
+        except msgspec.DecodeError as error:
+            return Died(str(error))
+        if pixels != (0 if outcome.slug else asked.size):
+            return Died("it answered with another size")
+        if outcome.slug is not None:
+            return _PROBLEMS.get(outcome.slug, UndecodableImage)(outcome.detail)
+        try:
+            asked.take(self._pixels.view(*asked.sides))
+        except Exception as error:
+            return error
+        return outcome.warnings
+
+    def _tell_of_it(self, what: Told) -> None:
+        """What became of the image; it has been told already where nothing is asked for."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.told(what)
+
+    def _look_at_the_time(self) -> None:
+        """One timer for all images: most are done long before it ends."""
+        assert self._loop is not None
+        self._timer = None
+        if self._asked is None:
+            return
+        if self._loop.time() < self._until:
+            self._timer = self._loop.call_at(self._until, self._look_at_the_time)
+        else:
+            self._tell_of_it(TimeoutError())
 
     def _tell(self) -> None:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An image that is being decoded, to so many rows and columns."""
+
+    sides: tuple[int, int]
+    take: Take
+    told: Callable[[Told], None]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its pixels."""
+        return self.sides[0] * self.sides[1] * 3
 
 
 @lru_cache(8)

@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
+from app.processes.futures import pass_on
 from app.turns import Turns
 
 _P = ParamSpec("_P")
@@ -42,13 +43,14 @@ class FairTurns:
             self._ended(caller)
             raise
 
-        def ended(work: asyncio.Future[Any]) -> None:
-            if not work.cancelled():
-                work.exception()  # heard, also where nobody waits any more
+        came: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+
+        def ended(work: asyncio.Future[_T]) -> None:
             self._ended(caller)
+            pass_on(came, work)
 
         work.add_done_callback(ended)
-        return await asyncio.shield(work)
+        return await came
 
     def _ended(self, caller: str) -> None:
         self._turns.give_back(caller)

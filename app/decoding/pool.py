@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
-from app.decoding.decoder_process import DecoderProcess, Died
+from app.decoding.decoder_process import DecoderProcess, Died, Told
 from app.decoding.images import Data, ImageLimits, Take, decode
 from app.errors import NotReady, Problem, UndecodableImage
 from app.processes import background
+from app.processes.futures import pass_on, set_exception, set_result
 from app.telemetry import metrics
 from models.transforms import InputSpec
 
@@ -89,6 +91,16 @@ class _Place:
     child: DecoderProcess | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image to be decoded, and how."""
+
+    data: Data
+    spec: InputSpec
+    limits: ImageLimits
+    take: Take
+
+
 class DecodingProcesses:
     """So many processes that decode, each replaced when an image takes longer than ``timeout_s`` or kills it.
 
@@ -131,7 +143,16 @@ class DecodingProcesses:
         self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take
     ) -> asyncio.Future[tuple[str, ...]]:
         """Decode in one of the processes, as soon as one has nothing to do."""
-        return background.awaited(self._decode(data, spec, limits, take), "decoding")
+        image = _Image(data, spec, limits, take)
+        if self._idle.empty():
+            return background.awaited(self._decode(image), "decoding")
+        place = self._idle.get_nowait()
+        if place.child is None or not place.child.takes_images:
+            return background.awaited(self._decode(image, place), "decoding")
+        # No task: it would take longer than all else that an image needs here.
+        work: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+        self._ask(place.child, image, partial(self._first_try, image, place, work))
+        return work
 
     def close(self) -> None:
         """End the processes. Images under way are given up."""
@@ -142,23 +163,52 @@ class DecodingProcesses:
             child.end()
         self._threads.shutdown(wait=False)
 
-    async def _decode(self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take) -> tuple[str, ...]:
-        place = await self._idle.get()
+    def _ask(self, child: DecoderProcess, image: _Image, told: Callable[[Told], None]) -> None:
+        child.decode(image.data, image.spec, image.limits, image.take, self._timeout_s, told)
+
+    def _first_try(
+        self, image: _Image, place: _Place, work: asyncio.Future[tuple[str, ...]], found: Told
+    ) -> None:
+        """What came of it goes into the work, but for the fault of a process: then a task goes on."""
+        if isinstance(found, (TimeoutError, Died)):
+            rest = background.awaited(self._decode(image, place, found), "decoding")
+            rest.add_done_callback(partial(pass_on, work))
+            return
+        self._idle.put_nowait(place)
+        if isinstance(found, Exception):
+            set_exception(work, found)
+        else:
+            set_result(work, found)
+
+    async def _decode(
+        self, image: _Image, place: _Place | None = None, found: Told | None = None
+    ) -> tuple[str, ...]:
+        """In that place, or the next that is idle. ``found``: what came of the first try there."""
+        if place is None:
+            place = await self._idle.get()
         try:
             for _ in range(2):
-                child = await self._started(place)
-                try:
-                    return await child.decode(data, spec, limits, take, self._timeout_s)
-                except TimeoutError:
+                if found is None:
+                    found = await self._tried(image, place)
+                if isinstance(found, TimeoutError):
                     await self._replace(place, "slow")
                     raise UndecodableImage(
                         f"decoding the image took longer than the {self._timeout_s:g} s allowed"
-                    ) from None
-                except Died:
-                    await self._replace(place, "died")
+                    )
+                if not isinstance(found, Died):
+                    return _result_of(found)
+                found = None
+                await self._replace(place, "died")
             raise UndecodableImage("the image broke its decoder, twice")
         finally:
             self._idle.put_nowait(place)
+
+    async def _tried(self, image: _Image, place: _Place) -> Told:
+        """Raises NotReady where no process starts there."""
+        child = await self._started(place)
+        found: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        self._ask(child, image, partial(set_result, found))
+        return await found
 
     async def _try(self) -> None:
         """See whether a process comes up, one that has died before others. Where it does not, the log has
@@ -210,6 +260,7 @@ class DecodingProcesses:
         old, place.child = place.child, None
         assert old is not None
         old.hang_up()
+        await old.stopped_sending()
         if self._closing:
             raise UndecodableImage("the server is shutting down")
         self._children.discard(old)
@@ -235,3 +286,9 @@ class DecodingProcesses:
             return None
         self._children.add(child)
         return child
+
+
+def _result_of(found: Told) -> tuple[str, ...]:
+    if isinstance(found, Exception):
+        raise found
+    return found

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -22,7 +23,7 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from app.decoding import decoder_process, pool
-from app.decoding.decoder import SIZES, STARTED
+from app.decoding.decoder import SIZES, STARTED, Outcome
 from app.decoding.images import FORMATS, ImageLimits, ModelInput, decode
 from app.decoding.pool import DecodingProcesses, memory_for
 from app.errors import NotReady, Problem, TooLarge, UndecodableImage, UnsupportedMediaType
@@ -272,6 +273,17 @@ def test_what_a_process_answers_is_not_trusted(monkeypatch: pytest.MonkeyPatch, 
     StandIn(monkeypatch, f"link.recv(10**6)\nlink.sendall({answer!r})")
     with Driven(1, WAIT_S, memory_for(1000)) as processes, pytest.raises(UndecodableImage):
         processes.submit(encoded()).result(WAIT_S)
+
+
+def test_an_answer_before_the_image_has_been_sent_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is still sent of it would be taken for the next image."""
+    height, width = SPEC.size
+    answer = SIZES.pack(4, height * width * 3) + msgspec.msgpack.encode(Outcome())
+    StandIn(monkeypatch, f"link.recv(1)\nlink.sendall({answer!r})\nlink.recv(1)")
+    with Driven(1, WAIT_S, memory_for(1000)) as processes:
+        with pytest.raises(UndecodableImage, match="twice"):
+            processes.submit(b"\xff\xd8\xff" + bytes(10**7)).result(WAIT_S)
+        assert processes.pool._idle.qsize() == 1
 
 
 def test_where_no_process_starts_no_image_is_blamed(
