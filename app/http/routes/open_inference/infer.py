@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from app.http.routes.open_inference.schemas import (
     RequestedOutput,
     TensorMetadata,
 )
-from app.http.routes.open_inference.tensors import allot, check_shape, image_bytes, image_pixels
+from app.http.routes.open_inference.tensors import allot, check_shape, image_bytes, image_pixels, parsed
 from app.inference.option_layers import options_of, said
 from app.inference.options import MASK_OPTIONS, ImageOptions
 from app.messages.model import ModelInfo
@@ -44,6 +45,7 @@ _DATATYPES = {tensor.name: tensor.datatype for tensor in INPUTS}
 _OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 _MICROSECONDS_PER_MS = 1000
 _LONGEST_TIMEOUT = 600_000_000
+_MOST_REMEMBERED, _LONGEST_REMEMBERED = 1024, 512
 _PRIORITIES: tuple[Priority, ...] = ("normal", "high", "normal", "batch")
 
 
@@ -85,20 +87,50 @@ class Inference:
         return any(output.name == "logits" for output in self.outputs)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AskedInference:
-    """What a request's JSON asks for, as far as it can be read without knowing the model."""
+    """What a request's JSON asks for, as far as it can be read without knowing the model. Requests that are
+    alike may share it."""
 
     request: InferRequest
     options: ImageOptions
+    _of_model: tuple[ModelInfo, "_OfModel"] | None = None
+
+    def of(self, model: ModelInfo) -> "_OfModel":
+        """What it asks of this model, remembered for one model. Raises InvalidValue."""
+        if self._of_model is None or self._of_model[0] is not model:
+            self._of_model = model, _of_model(self.request, self.options, model)
+        return self._of_model[1]
 
     def options_of_each(self, limits: BodyLimits) -> list[ImageOptions]:
         """Once for each image that the JSON announces, as far as so many are allowed."""
         return [self.options] * max(1, min(self.request.inputs[0].shape[0], limits.images))
 
 
-def asked_inference(document: Any) -> AskedInference:
-    """The request's JSON, checked. Raises InvalidValue."""
+@dataclass(frozen=True, slots=True)
+class _OfModel:
+    """What is asked of a model: outputs, ``top_k`` classes in label, score and index, and for every image the
+    options that the outputs need."""
+
+    outputs: Sequence[WantedOutput]
+    top_k: int
+    options: ImageOptions
+
+
+def asked_inference(head: bytes | bytearray, header_length: str | None) -> AskedInference:
+    """A request's JSON, checked. Clients that send tensors behind it send the same again and again, so what
+    it came to is remembered where it is short. Raises InvalidValue, and what `parsed` raises."""
+    if len(head) <= _LONGEST_REMEMBERED:
+        return _asked_lately(bytes(head), header_length)
+    return _asked_inference(parsed(head, header_length))
+
+
+@lru_cache(_MOST_REMEMBERED)
+def _asked_lately(head: bytes, header_length: str | None) -> AskedInference:
+    return _asked_inference(parsed(head, header_length))
+
+
+def _asked_inference(document: Any) -> AskedInference:
     try:
         request = InferRequest.model_validate(document)
     except ValidationError as error:
@@ -114,16 +146,21 @@ def read_inference(
 
     Raises InvalidValue, TooLarge, or UnreadableRequest for what is no base64.
     """
-    request, options = asked.request, asked.options
+    of_model = asked.of(model)
+    (given,) = asked.request.inputs
+    _only_known(given.parameters, f"the input {given.name}")
+    (data,) = allot([given.parameters.binary_data_size], binary)
+    images = _images(given, data, of_model.options, limits, share)
+    return Inference(asked.request.id, images, of_model.outputs, of_model.top_k)
+
+
+def _of_model(request: InferRequest, options: ImageOptions, model: ModelInfo) -> _OfModel:
     outputs = _wanted(request, model)
     top_k = min(options.top_k, len(model.labels))
     most = max([top_k, *(output.classes for output in outputs if output.name == "score")])
     kept_patches = any(output.name == "kept_patches" for output in outputs)
-    options = options.model_copy(update={"top_k": most, "mask": "indices" if kept_patches else "none"})
-    (given,) = request.inputs
-    _only_known(given.parameters, f"the input {given.name}")
-    (data,) = allot([given.parameters.binary_data_size], binary)
-    return Inference(request.id, _images(given, data, options, limits, share), outputs, top_k)
+    needed = options.model_copy(update={"top_k": most, "mask": "indices" if kept_patches else "none"})
+    return _OfModel(outputs, top_k, needed)
 
 
 def _options(parameters: dict[str, Any]) -> ImageOptions:

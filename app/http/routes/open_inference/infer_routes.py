@@ -94,8 +94,8 @@ def infer_router(classification: Classification) -> APIRouter:
         header_length = request.headers.get(HEADER_LENGTH)
 
         def first() -> tuple[AskedInference, memoryview]:
-            document, binary = split(body, header_length)
-            return asked_inference(document), binary
+            head, binary = split(body, header_length)
+            return asked_inference(head, header_length), binary
 
         asked, binary = await share.run_if_large(json_bytes(len(body), header_length), first)
         model = await classification.model(request, asked.options_of_each(limits))

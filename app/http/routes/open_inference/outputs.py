@@ -7,22 +7,35 @@ import numpy as np
 
 from app.http.classification import AnsweredImage
 from app.http.routes.open_inference.schemas import OutputName, TensorMetadata
-from app.http.routes.open_inference.tensors import OutputTensor
+from app.http.routes.open_inference.tensors import Datatype, OutputTensor
 from app.messages.model import ModelInfo
 from models.pictures import cells_of
+
+_DATATYPES: dict[OutputName, Datatype] = {
+    "label": "BYTES",
+    "score": "FP32",
+    "index": "INT32",
+    "logits": "FP32",
+    "kept_patches": "BOOL",
+    "keep_ratio": "FP32",
+    "compute": "FP32",
+}
 
 
 def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
     """The outputs that a request can ask for, all of which it gets where it names none."""
-    arch, stages = model.architecture, model.method.stages.blocks
+    lengths: dict[OutputName, list[int]] = {
+        "label": [-1],
+        "score": [-1],
+        "index": [-1],
+        "logits": [len(model.labels)],
+        "kept_patches": [len(model.method.stages.blocks), *model.architecture.grid],
+        "keep_ratio": [1],
+        "compute": [1],
+    }
     return [
-        TensorMetadata(name="label", datatype="BYTES", shape=[-1, -1]),
-        TensorMetadata(name="score", datatype="FP32", shape=[-1, -1]),
-        TensorMetadata(name="index", datatype="INT32", shape=[-1, -1]),
-        TensorMetadata(name="logits", datatype="FP32", shape=[-1, len(model.labels)]),
-        TensorMetadata(name="kept_patches", datatype="BOOL", shape=[-1, len(stages), *arch.grid]),
-        TensorMetadata(name="keep_ratio", datatype="FP32", shape=[-1, 1]),
-        TensorMetadata(name="compute", datatype="FP32", shape=[-1, 1]),
+        TensorMetadata(name=name, datatype=datatype, shape=[-1, *lengths[name]])
+        for name, datatype in _DATATYPES.items()
     ]
 
 
@@ -52,13 +65,14 @@ def output_tensors(
 
 
 def _plain(name: OutputName, answered: Sequence[AnsweredImage], model: ModelInfo, top_k: int) -> OutputTensor:
-    described = next(tensor for tensor in outputs_of(model) if tensor.name == name)
-    values: np.ndarray | list[str]
+    images = len(answered)
+    values: np.ndarray
     match name:
         case "label":
-            values = [
+            texts = [
                 model.labels[index] for image in answered for index in image.answer.prediction.classes[:top_k]
             ]
+            return OutputTensor(name, _DATATYPES[name], (images, top_k), texts)
         case "score":
             values = np.array([image.answer.prediction.scores[:top_k] for image in answered], np.float32)
         case "index":
@@ -73,13 +87,12 @@ def _plain(name: OutputName, answered: Sequence[AnsweredImage], model: ModelInfo
                     for image in answered
                 ],
                 bool,
-            )
+            ).reshape(images, len(model.method.stages.blocks), *grid)
         case "keep_ratio":
-            values = np.array([image.answer.prediction.keep_ratio for image in answered], np.float32)
+            values = np.array([[image.answer.prediction.keep_ratio] for image in answered], np.float32)
         case "compute":
-            values = np.array([image.answer.prediction.compute for image in answered], np.float32)
-    lengths = [top_k if length < 0 else length for length in described.shape[1:]]
-    return OutputTensor(name, described.datatype, (len(answered), *lengths), values)
+            values = np.array([[image.answer.prediction.compute] for image in answered], np.float32)
+    return OutputTensor(name, _DATATYPES[name], values.shape, values)
 
 
 def _classified(output: WantedOutput, answered: Sequence[AnsweredImage], model: ModelInfo) -> OutputTensor:

@@ -76,14 +76,13 @@ def _is_length(header_length: str | None) -> TypeGuard[str]:
     )
 
 
-def split(body: bytes | bytearray, header_length: str | None) -> tuple[Any, memoryview]:
-    """The JSON value of a request, and the binary data after it.
+def split(body: bytes | bytearray, header_length: str | None) -> tuple[bytes | bytearray, memoryview]:
+    """The JSON of a request, to be read by `parsed`, and the binary data after it.
 
-    ``header_length`` is the value of the header, None where there is none. Raises UnreadableRequest, and
-    TooLarge for JSON of so many values that its parsing would keep other requests waiting.
+    ``header_length`` is the value of the header, None where there is none. Raises UnreadableRequest.
     """
     if header_length is None:
-        return _parsed(body, "the body"), memoryview(b"")
+        return body, memoryview(b"")
     if not _is_length(header_length):
         raise UnreadableRequest(
             f"{HEADER_LENGTH} must be a number of bytes, at most the body's {len(body)}; "
@@ -92,11 +91,15 @@ def split(body: bytes | bytearray, header_length: str | None) -> tuple[Any, memo
     length = int(header_length)
     if length > len(body):
         raise UnreadableRequest(f"{HEADER_LENGTH} is {length}, but the body has only {len(body)} bytes")
-    head = body[:length]
-    return _parsed(head, f"the body's first {length} bytes (see {HEADER_LENGTH})"), memoryview(body)[length:]
+    return body[:length], memoryview(body)[length:]
 
 
-def _parsed(text: bytes | bytearray, what: str) -> Any:
+def parsed(text: bytes | bytearray, header_length: str | None) -> Any:
+    """The value of the JSON of a request with that header. Raises UnreadableRequest, and TooLarge where it
+    has so many values that its parsing would keep other requests waiting."""
+    what = (
+        "the body" if header_length is None else f"the body's first {len(text)} bytes (see {HEADER_LENGTH})"
+    )
     return read_document(
         text, what, _MOST_JSON_BYTES, MOST_JSON_VALUES, "send tensors of more as binary data behind the JSON"
     )

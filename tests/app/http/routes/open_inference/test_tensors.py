@@ -3,6 +3,7 @@
 import json
 import struct
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from app.http.routes.open_inference.tensors import (
     image_pixels,
     joined,
     json_bytes,
+    parsed,
     read_elements,
     split,
     write_elements,
@@ -211,28 +213,35 @@ def test_images_of_another_shape_are_refused(shape: list[int]) -> None:
 # The body.
 
 
+def read(body: bytes, length: str | None) -> Any:
+    """The value of the JSON in the body."""
+    return parsed(split(body, length)[0], length)
+
+
 @given(st.dictionaries(st.text(max_size=5), st.integers()), st.binary(max_size=40))
 def test_a_body_is_split_where_the_header_says(document: dict[str, int], binary: bytes) -> None:
     """JSON before, binary data behind."""
     text = json.dumps(document).encode()
-    assert split(text + binary, str(len(text))) == (document, memoryview(binary))
-    assert split(text, None) == (document, memoryview(b""))
+    length = str(len(text))
+    assert split(text + binary, length) == (text, memoryview(binary))
+    assert split(text, None) == (text, memoryview(b""))
+    assert parsed(text, length) == parsed(text, None) == document
 
 
 @pytest.mark.parametrize("length", ["", "-1", "3.0", "0x2", "1e1", "٣", " 2", "99", "9" * 5000, "0", "1"])
 def test_a_wrong_header_length_is_refused(length: str) -> None:
     """No number, more than there is, or where no JSON ends."""
     with pytest.raises(UnreadableRequest):
-        split(b"{}abc", length)
+        read(b"{}abc", length)
 
 
 def test_json_of_too_many_values_is_refused_unread() -> None:
     """Nobody else waits for its parsing; as binary data it is welcome."""
     most = b"[" + b"0," * MOST_JSON_VALUES + b"0]"
-    assert len(split(most, None)[0]) == MOST_JSON_VALUES + 1
+    assert len(read(most, None)) == MOST_JSON_VALUES + 1
     for body, length in ((b"[0," + most, None), (b"[0," + most, str(len(most) + 3))):
         with pytest.raises(TooLarge, match="binary data"):
-            split(body, length)
+            read(body, length)
     assert len(split(b"{}" + most * 2, "2")[1]) == 2 * len(most)
 
 
