@@ -28,15 +28,22 @@ class AskedLately:
         self._settings = settings
         self._model: ModelInfo | None = None
         self._known: dict[tuple[ImageOptions, bool, Priority, bool], tuple[Ask, Expected]] = {}
+        # The same by the identity of the options, which are kept: most requests have the very same ones, by
+        # `by_query`, and their hash takes longer than all else here.
+        self._same: dict[tuple[int, Priority, bool], tuple[ImageOptions, tuple[Ask, Expected]]] = {}
 
     def known(
         self, options: ImageOptions, model: ModelInfo, highest: Priority, *, logits: bool = False
     ) -> tuple[Ask, Expected]:
         """What is asked of the model, and what is known of the image but for its caller, who may ask for no
         priority above ``highest``. Raises InvalidValue or PriorityNotAllowed."""
-        if model is not self._model or len(self._known) >= _MOST:
+        if model is not self._model or len(self._same) >= _MOST:
             self._model = model
             self._known.clear()
+            self._same.clear()
+        same = self._same.get((id(options), highest, logits))
+        if same is not None:
+            return same[1]
         # Equal options may differ in whether the priority was asked for or is the default.
         key = options, "priority" in options.model_fields_set, highest, logits
         found = self._known.get(key)
@@ -44,6 +51,7 @@ class AskedLately:
             ask = ask_of(options, self._settings, model, logits=logits)
             found = ask, expected(options, ask, self._settings, model, highest)
             self._known[key] = found
+        self._same[id(options), highest, logits] = options, found
         return found
 
 

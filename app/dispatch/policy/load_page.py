@@ -43,10 +43,15 @@ class LoadPage:
     told: float = 0.0
     _flows: dict[Flow, InFlight] = field(default_factory=dict)
     _sent: dict[int, tuple[Flow, float]] = field(default_factory=dict)
+    _in_flight: InFlight = field(default_factory=InFlight)  # of all flows
+    _most_told_s: float = 0.0  # of work before an image, whoever sends it
 
     def tell(self, load: Load, now: float) -> None:
         """What the dispatcher says: it counts all that was sent up to ``load.seen``."""
         self.load, self.told = load, now
+        self._most_told_s = max(
+            (*load.work_s.values(), *(work_s for _, _, work_s in load.callers)), default=0.0
+        )
         for number in [number for number in self._sent if number <= load.seen]:
             self._remove(*self._sent.pop(number))
 
@@ -86,6 +91,8 @@ class LoadPage:
         where it has a chance. An idle dispatcher decides for itself."""
         if self.load is None or (self.load.idle and not self._flows):
             return None
+        if self._is_sure(self.load, share, deadline_s, wait_limit_s):
+            return None
         terms = self.load.terms
         wanted = Wanted(
             terms.image_s + terms.compute_s * share,
@@ -97,6 +104,20 @@ class LoadPage:
         streams = self._streams(self.load, now)
         ahead = self._ahead(self.load, (caller, priority), share, wanted, streams, now)
         return refusal(wanted, ahead, streams)
+
+    def _is_sure(self, load: Load, share: float, deadline_s: float, wait_limit_s: float) -> bool:
+        """Whether the image would be accepted even if all that is known of were served before it: mostly it
+        is, and this takes a fraction of the time that `admission` does."""
+        terms = load.terms
+        seconds = terms.image_s + terms.compute_s * share
+        if seconds <= 0:
+            return False
+        in_flight_s = self._in_flight.share * (terms.image_s + terms.compute_s)
+        # Its batch is at least as long as the image, which bounds how many overheads are before it.
+        work_s = (self._most_told_s + in_flight_s) * (1 + terms.overhead_s / seconds)
+        wait_s = load.free_in_s[-1] + work_s
+        whole_s = wait_s + work_s + terms.overhead_s + seconds
+        return wait_s <= wait_limit_s and terms.caution * whole_s <= deadline_s
 
     def _streams(self, load: Load, now: float) -> Streams:
         passed_s = now - self.told
@@ -132,9 +153,11 @@ class LoadPage:
 
     def _add(self, flow: Flow, share: float) -> None:
         self._flows.setdefault(flow, InFlight()).add(share)
+        self._in_flight.add(share)
 
     def _remove(self, flow: Flow, share: float) -> None:
         under_way = self._flows[flow]
         under_way.remove(share)
+        self._in_flight.remove(share)
         if not under_way.images:
             del self._flows[flow]

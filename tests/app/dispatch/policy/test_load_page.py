@@ -253,3 +253,42 @@ def test_a_dispatcher_that_is_gone_has_said_nothing() -> None:
     page.lost()
     page.tell(Load({"normal": 0.0}, (), [0.0], seen=0), 101.0)
     assert wait_s(page, "heavy", "normal", 1.0, 101.0) == 0
+
+
+SECONDS = st.sampled_from((0.0, 0.001, 0.25, 3.0))
+
+
+@given(
+    terms=st.builds(
+        Terms, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS, st.integers(1, 400), st.integers(1, 200),
+        st.floats(1.0, 2.0),
+    ),
+    told_s=st.floats(0.0, 10.0),
+    heavy_s=st.floats(0.0, 10.0),
+    free_in_s=st.lists(SECONDS, min_size=1, max_size=3).map(sorted),
+    in_flight=st.lists(IMAGES, max_size=6),
+    asked=IMAGES,
+    passed_s=st.floats(0.0, 2.0),
+)  # fmt: skip
+def test_what_is_sure_to_be_admitted_is_admitted(
+    terms: Terms,
+    told_s: float,
+    heavy_s: float,
+    free_in_s: list[float],
+    in_flight: list[Image],
+    asked: Image,
+    passed_s: float,
+) -> None:
+    """The short way to say so never says it of an image that `admission` refuses."""
+    load = Load({"normal": told_s}, (("a", "normal", heavy_s),), free_in_s, seen=0, terms=terms)
+
+    class Thorough(LoadPage):
+        def _is_sure(self, *_: object) -> bool:
+            return False
+
+    page, thorough = LoadPage(), Thorough()
+    for each in (page, thorough):
+        each.tell(load, 100.0)
+        for caller, priority, share, _, _ in in_flight:
+            each.decoding(caller, priority, share)
+    assert page.refusal(*asked, 100.0 + passed_s) == thorough.refusal(*asked, 100.0 + passed_s)
