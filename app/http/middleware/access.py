@@ -6,7 +6,7 @@ All of it is ASGI middleware that goes by the path, so that it holds for every r
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -98,11 +98,10 @@ class BrowserHeaders:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass on; the headers are added to the answer."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         held: Message | None = None
 
         async def send_with_headers(message: Message) -> None:
@@ -124,7 +123,7 @@ class BrowserHeaders:
                 await send(start)
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        return self._app(scope, receive, send_with_headers)
 
 
 def _is_html(start: Message) -> bool:

@@ -5,6 +5,7 @@ Under overload nearly all requests end here, so little is done for each. The sam
 has been read, for what has come meanwhile and for all other forms of body.
 """
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -53,23 +54,21 @@ class RefuseEarly:
         self._app = app
         self._classification = classification
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Refuse, or pass on."""
         model = self._classification.model_now
         route = None if model is None else _route(scope, model)
         if model is None or route is None:
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         problem = self._problem(scope, route, model)
         if problem is None:
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         problem.image = None if route.query == "hugging face" else 0
         metrics.labelled(metrics.IMAGES, problem.slug).inc()
         scope["route"] = route
         waits = "100-continue" in (header_of(scope, b"expect") or "").lower()
         answer = problem_response(problem, scope["path"], {"Connection": "close"} if waits else None)
-        await answer(scope, receive, send)
+        return answer(scope, receive, send)
 
     def _problem(self, scope: Scope, route: ImageRoute, model: ModelInfo) -> Problem | None:
         if not is_raw_image(kind_of(header_of(scope, b"content-type") or "")):

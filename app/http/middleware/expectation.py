@@ -1,5 +1,7 @@
 """Requests whose body waits for leave (Expect: 100-continue, RFC 9110, section 10.1.1)."""
 
+from collections.abc import Awaitable
+
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,11 +15,10 @@ class CloseUnasked:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass on; the answer says so."""
         if scope["type"] != "http" or "100-continue" not in (header_of(scope, b"expect") or "").lower():
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         asked = False
 
         async def ask() -> Message:
@@ -30,4 +31,4 @@ class CloseUnasked:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        await self._app(scope, ask, tell)
+        return self._app(scope, ask, tell)

@@ -5,7 +5,7 @@ with the server, so neither CORS nor a firewall keeps it out. Its requests still
 """
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -60,18 +60,17 @@ class AnswerHosts:
         self._app = app
         self._hosts = hosts
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass on, or refuse."""
         host = (header_of(scope, b"host") or "") if scope["type"] == "http" else ""
         if self._hosts.answers(host):
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         name = _name(host)[:100]
         problem = MisdirectedRequest(
             f"this server does not answer to the name {name!r}; ask for localhost or, if it is one of "
             f"its names, start it with --allowed-hosts {name}"
         )
-        await problem_response(problem, scope["path"])(scope, receive, send)
+        return problem_response(problem, scope["path"])(scope, receive, send)
 
 
 def _is_loopback(listening_on: str) -> bool:

@@ -5,7 +5,7 @@ asks for them, and each piece counts in the limits of a body and of all bodies b
 """
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -35,28 +35,26 @@ class Inflated:
         self._app = app
         self._most_bytes = most_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass on, with the body as it was before its encoding."""
         if (
             scope["type"] != "http"
             or scope["method"] in _WITHOUT_BODY
             or header_of(scope, b"content-encoding") is None
         ):
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         try:
             codings = _codings(",".join(Headers(scope=scope).getlist("content-encoding")))
         except Problem as problem:
             answer = problem_response(problem, scope["path"], {"Accept-Encoding": ALLOWED})
-            await answer(scope, receive, send)
-            return
+            return answer(scope, receive, send)
         if codings:
             # The length is that of what came.
             without = (b"content-encoding", b"content-length")
             scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in without]
             stages = [Inflater(coding, self._most_bytes) for coding in codings]
             receive = _InflatedBody(receive, stages, share_of(scope)).receive
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 def _codings(listed: str) -> list[str]:

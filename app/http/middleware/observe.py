@@ -1,8 +1,8 @@
 """What surrounds every request: its id, its metrics, its log line. Pure ASGI, so disconnects stay visible."""
 
 import logging
+import random
 import re
-import uuid
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,7 +40,7 @@ class Observe:
             await self._app(scope, receive, send)
             return
         given = header_of(scope, _REQUEST_ID) or ""
-        request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _SOUND_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id
         current_request_id.set(request_id)
         arrives(scope)

@@ -4,7 +4,7 @@ Browsers ask for leave (CORS) before most requests that a page sends elsewhere, 
 what looks like one. They say where each request comes from: in Sec-Fetch-Site or, without TLS, in Origin.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,16 +25,15 @@ class RefuseOtherSites:
         self._app = app
         self._origins = frozenset(origin.lower() for origin in origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass on, or refuse."""
         if scope["type"] != "http" or scope["method"] in _READING or self._may_send(scope):
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         origin = (header_of(scope, b"origin") or "another site")[:100]
         problem = CrossSiteRequest(
             f"a page of {origin} may not send requests to this server; --cors-origins names those that may"
         )
-        await problem_response(problem, scope["path"])(scope, receive, send)
+        return problem_response(problem, scope["path"])(scope, receive, send)
 
     def _may_send(self, scope: Scope) -> bool:
         origin = header_of(scope, b"origin")

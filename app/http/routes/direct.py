@@ -5,7 +5,7 @@ and none of the stacks of things to close and to catch that FastAPI and Starlett
 /openapi.json lists them as it does all others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -45,13 +45,10 @@ class CallDirectly:
         self._whole = {route.path_format: route for route in routes if not route.param_convertors}
         self._patterns = [route for route in routes if route.param_convertors]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer, or pass on."""
         route = self._route(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if route is None:
-            await self._app(scope, receive, send)
-        else:
-            await route.handle(scope, receive, send)
+        return (self._app if route is None else route.handle)(scope, receive, send)
 
     def _route(self, scope: Scope) -> DirectRoute | None:
         whole = self._whole.get(scope["path"])
