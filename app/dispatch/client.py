@@ -10,9 +10,10 @@ is in link.py, readiness.py, refusals.py, answers.py, questions.py and slot.py.
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,6 @@ from app.dispatch.questions import record_of
 from app.dispatch.readiness import Readiness
 from app.dispatch.refusals import problem_of
 from app.dispatch.slot import Slot as Slot
-from app.dispatch.slot import held_slot
 from app.errors import DeadlinePassed, InternalFault, NotReady, Problem
 from app.messages import to_front_end
 from app.messages.model import ModelInfo
@@ -58,6 +58,20 @@ class _Pending:
     least: float
     most: float
     sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Expecting:
+    """Counts an image as one that is decoded."""
+
+    load: LoadPage
+    expected: Expected
+
+    def __enter__(self) -> None:
+        self.load.decoding(self.expected.caller, self.expected.priority, self.expected.share)
+
+    def __exit__(self, *_: object) -> None:
+        self.load.decoded(self.expected.caller, self.expected.priority, self.expected.share)
 
 
 class DispatchClient:
@@ -149,17 +163,12 @@ class DispatchClient:
         )
         return None if refusal is None else problem_of(refusal.reason, refusal.retry_after_s)
 
-    @contextmanager
-    def expecting(self, expected: Expected) -> Iterator[None]:
+    def expecting(self, expected: Expected) -> AbstractContextManager[None]:
         """Around the decoding of an image. Raises QueueFull or DeadlineUnmeetable where the dispatcher is
         known to refuse it, so that it need not be decoded."""
         if (refusal := self.refusal(expected)) is not None:
             raise refusal
-        self._load.decoding(expected.caller, expected.priority, expected.share)
-        try:
-            yield
-        finally:
-            self._load.decoded(expected.caller, expected.priority, expected.share)
+        return _Expecting(self._load, expected)
 
     @property
     def trouble(self) -> str | None:
@@ -174,7 +183,7 @@ class DispatchClient:
 
     def slot(self) -> AbstractContextManager[Slot]:
         """Around an image's decoding and its question: a slot for its pixels."""
-        return held_slot(self._slots)
+        return Slot(self._slots)
 
     async def classify(self, question: Question, slot: Slot) -> Answer:
         """What came out for the image in that slot. Raises NotReady, QueueFull, DeadlineUnmeetable,
@@ -182,17 +191,16 @@ class DispatchClient:
         if self._readiness.trouble is not None and self.model is None:
             raise self._readiness.not_ready()
         pending = self._begin(question, slot)
+        # Cheaper than asyncio.timeout, which is to interrupt whatever a task waits for.
+        timer = asyncio.get_running_loop().call_later(
+            question.deadline_s, self._give_up, pending, partial(_too_late, question.deadline_s)
+        )
         try:
-            async with asyncio.timeout(question.deadline_s):
-                answer = await pending.answered
+            answer = await pending.answered
             self._way.observe(_way_s(answer, time.monotonic() - pending.began))
             return answer
-        except TimeoutError:
-            raise DeadlinePassed(
-                f"no answer within the {question.deadline_s * 1000:.0f} ms that were left until the deadline "
-                "when the image went to the dispatcher"
-            ) from None
         finally:
+            timer.cancel()
             del self._pending[pending.record.id]
             if not pending.answered.done() or pending.answered.cancelled():
                 self._withdraw(pending.record.id)
@@ -318,12 +326,12 @@ class DispatchClient:
             for pending in list(self._pending.values()):
                 impatient = not self._link.is_up and now > pending.began + self._patience_s
                 if self._readiness.trouble is not None or impatient:
-                    self._give_up(pending)
+                    self._give_up(pending, self._readiness.not_ready)
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    def _give_up(self, pending: _Pending) -> None:
+    def _give_up(self, pending: _Pending, why: Callable[[], Problem]) -> None:
         if not pending.answered.done():
-            _fail(pending, self._readiness.not_ready())
+            _fail(pending, why())
             self._withdraw(pending.record.id)
 
 
@@ -331,6 +339,13 @@ def _way_s(answer: Answer, whole_s: float) -> float:
     """What of the time until an answer was neither spent in the queue nor in computing: on the way, and until
     either side came to it."""
     return max(0.0, whole_s - answer.queue_s - answer.compute_s)
+
+
+def _too_late(deadline_s: float) -> DeadlinePassed:
+    return DeadlinePassed(
+        f"no answer within the {deadline_s * 1000:.0f} ms that were left until the deadline when the image "
+        "went to the dispatcher"
+    )
 
 
 def _fail(pending: _Pending, problem: Problem) -> None:

@@ -21,6 +21,7 @@ class Readiness:
     def __init__(self, workers: int, reports: Path | None, patience_s: float, most_waiting: int) -> None:
         self.last_model: ModelInfo | None = None
         self.workers: list[WorkerState] = []
+        self._some_are_ready = False
         self.heard_at = -math.inf
         self.trouble: tuple[str, float] | None = None
         self._workers_to_be = workers
@@ -33,7 +34,7 @@ class Readiness:
     @property
     def model(self) -> ModelInfo | None:
         """What the workers serve; None while none of them is ready, or the dispatcher does not answer."""
-        return self.last_model if self._is_heard and any(worker.ready for worker in self.workers) else None
+        return self.last_model if self._some_are_ready and self._is_heard else None
 
     @property
     def states(self) -> list[dict[str, object]]:
@@ -54,12 +55,14 @@ class Readiness:
     def told(self, workers: list[WorkerState]) -> None:
         """The dispatcher says how the workers are."""
         self.workers = workers
+        self._some_are_ready = any(worker.ready for worker in workers)
         if self.model is not None:
             self._news.set()
 
     def lost(self) -> None:
         """The dispatcher is gone."""
         self.workers, self.heard_at = [], -math.inf
+        self._some_are_ready = False
 
     def look_for_trouble(self) -> None:
         """While no worker is ready, hear from the supervisor whether one is to be expected."""

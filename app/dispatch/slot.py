@@ -1,8 +1,6 @@
 """The slot of one image, as a front end holds it: from its decoding to its answer."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,7 +13,8 @@ _RETRY_AFTER_S = 1.0
 
 
 class Slot:
-    """Takes a slot when the pixels come, and frees it at its end, whatever became of the image."""
+    """Takes a slot when the pixels come, and frees it at its end, whatever became of the image: it is held by
+    a `with`."""
 
     def __init__(self, slots: SlotWriter) -> None:
         self._slots = slots
@@ -67,12 +66,9 @@ class Slot:
             self._slots.free(self._number)
             self._number = None
 
+    def __enter__(self) -> "Slot":
+        """It is held until the block ends."""
+        return self
 
-@contextmanager
-def held_slot(slots: SlotWriter) -> Iterator[Slot]:
-    """A slot until the block ends."""
-    slot = Slot(slots)
-    try:
-        yield slot
-    finally:
-        slot.end()
+    def __exit__(self, *_: object) -> None:
+        self.end()

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of, max_priority_of
 from app.http.client_gone import unless_gone
+from app.http.in_time import in_time
 from app.inference.asked_lately import AskedLately
 from app.inference.asks import requested_keep_ratio
 from app.inference.expected import deadline_s_of
@@ -144,13 +145,12 @@ class Classification:
         until the first of their deadlines, which count from when the request came, and while the client of
         ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed or
         ClientDisconnect."""
-        with _outcomes(len(options)):
+        with _Outcomes(len(options)):
             deadline_s = min(deadline_s_of(each, self._settings) for each in options)
             left_s = deadline_s - seconds_since(request.scope)
             model = self._dispatch.model
-            if left_s > 0:
-                waiting = self._dispatch.wait_until_ready(left_s)
-                return await (unless_gone(request, waiting) if model is None else waiting)
+            if model is None and left_s > 0:
+                return await unless_gone(request, self._dispatch.wait_until_ready(left_s))
             if model is None:
                 raise _passed_on_the_way(deadline_s)
             return model
@@ -170,7 +170,7 @@ class Classification:
             self._answer(image, index, model, request.scope, logits=logits)
             for index, image in enumerate(images)
         ]
-        with _outcomes(len(images)):
+        with _Outcomes(len(images)):
             answered = await unless_gone(request, _all_or_first_problem(work))
         metrics.labelled(metrics.IMAGES, "answered").inc(len(images))
         return answered
@@ -218,9 +218,10 @@ class Classification:
         started = time.perf_counter()
         caller = caller_of(scope)
         with self._dispatch.expecting(self._left_of(known, caller, seconds_since(scope))):
+            left_s = known.deadline_s - seconds_since(scope)
+            decoding = image.decode(model.input, self.work, caller, slot.write)
             try:
-                async with asyncio.timeout(known.deadline_s - seconds_since(scope)):
-                    warnings = await image.decode(model.input, self.work, caller, slot.write)
+                warnings = await in_time(decoding, asyncio.get_running_loop().time() + left_s)
             except TimeoutError:
                 raise DeadlinePassed("the deadline passed while the image was being decoded") from None
         decode_s = time.perf_counter() - started
@@ -254,17 +255,21 @@ def no_model_yet() -> NotReady:
     return NotReady("no worker has loaded the model yet; see /readyz", retry_after_s=1.0)
 
 
-@contextmanager
-def _outcomes(images: int) -> Iterator[None]:
-    """Counts the images that end within, in a problem or with their client."""
-    try:
-        yield
-    except Problem as problem:
-        metrics.labelled(metrics.IMAGES, problem.slug).inc(images)
-        raise
-    except ClientDisconnect:
-        metrics.labelled(metrics.IMAGES, "client-gone").inc(images)
-        raise
+@dataclass(frozen=True, slots=True)
+class _Outcomes:
+    """Counts the images that end within, in a problem or with their client. (A generator would take thrice as
+    long to enter and leave.)"""
+
+    images: int
+
+    def __enter__(self) -> None:
+        """There is nothing to begin."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Problem):
+            metrics.labelled(metrics.IMAGES, error.slug).inc(self.images)
+        elif isinstance(error, ClientDisconnect):
+            metrics.labelled(metrics.IMAGES, "client-gone").inc(self.images)
 
 
 async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:

@@ -114,6 +114,7 @@ class FakeSlot(Slot):
 class FakeDispatch:
     """A dispatcher that answers at once, unless told to wait or to fail.
 
+    ``becomes``: the model that it gets ``ready_after_s`` after somebody began to wait for it.
     ``fails``: what is raised for every question that ``fails_for`` holds for.
     ``was_ready``: whether it had a ``model`` before it lost it.
     ``takes_its_time``: whether the time that answers name has really passed.
@@ -138,6 +139,7 @@ class FakeDispatch:
     asked_early: list[Expected] = field(default_factory=list)
     cancelled: int = 0
     reason: str | None = None
+    becomes: ModelInfo | None = None
     ready_after_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
 
@@ -157,6 +159,7 @@ class FakeDispatch:
     async def wait_until_ready(self, within_s: float) -> ModelInfo:
         self.waits_s.append(within_s)
         await asyncio.sleep(self.ready_after_s)
+        self.model = self.becomes
         if self.model is None:
             raise NotReady("no worker became ready in time; see /readyz", retry_after_s=1.0)
         return self.model

@@ -16,6 +16,7 @@ from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits, Pairs, images_in, is_raw_image, kind_of
 from app.http.bodies.memory import share_of
 from app.http.head import header_of
+from app.http.in_time import in_time
 from app.inference.asked_lately import options_of_query, values_of_query
 from app.inference.option_layers import options_of
 from app.inference.options import ImageOptions
@@ -98,22 +99,15 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
     if declared.isdecimal() and int(declared) > limits.bytes:
         raise _body_too_large(int(declared), limits)
     deadline_s = _deadline_s(request, limits)
-    in_body = not is_raw_image(
-        kind_of(header_of(request.scope, b"content-type") or "")
-    )  # it may still be said there; then it counts
     left_s = None if math.isinf(deadline_s) else deadline_s - seconds_since(request.scope)
     body = bytearray()
     try:
-        async with asyncio.timeout(left_s) as timeout:
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > limits.bytes:
-                    raise _body_too_large(len(body) + len(chunk), limits)
-                body += chunk
-                if in_body and any(
-                    body.find(name, max(0, len(body) - len(chunk) - len(name))) >= 0 for name in _DEADLINES
-                ):
-                    in_body = False
-                    timeout.reschedule(None)
+        if is_raw_image(kind_of(header_of(request.scope, b"content-type") or "")):
+            until = None if left_s is None else asyncio.get_running_loop().time() + left_s
+            await in_time(_fill(body, request, limits), until)
+        else:  # the deadline may still be said there; then it counts
+            async with asyncio.timeout(left_s) as timeout:
+                await _fill(body, request, limits, lambda: timeout.reschedule(None))
     except TimeoutError:
         raise DeadlinePassed(
             f"the deadline of {deadline_s:g} s passed while the body came, of which {len(body)} bytes are "
@@ -124,6 +118,22 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
         share_of(request.scope).keep(0)
         raise
     return body
+
+
+async def _fill(
+    body: bytearray, request: Request, limits: BodyLimits, found: Callable[[], None] | None = None
+) -> None:
+    """Add to the body what comes of it, until all is there. ``found`` is called once it seems to say a
+    deadline. Raises TooLarge and ClientDisconnect."""
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limits.bytes:
+            raise _body_too_large(len(body) + len(chunk), limits)
+        body += chunk
+        if found is not None and any(
+            body.find(name, max(0, len(body) - len(chunk) - len(name))) >= 0 for name in _DEADLINES
+        ):
+            found()
+            found = None
 
 
 def _deadline_s(request: Request, limits: BodyLimits) -> float:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import NotReady, TooSlow
 from app.http.bodies.memory import Memory, Share, set_share
 from app.http.head import header_of
+from app.http.in_time import in_time
 from app.http.paths import known
 from app.http.problems import problem_response
 
@@ -75,10 +76,8 @@ class _Body:
         if self._whole:
             return await self._receive()
         try:
-            async with asyncio.timeout_at(
-                self._started + self._timeout_s + self._received / SLOWEST_BYTES_PER_S
-            ):
-                message = await self._receive()
+            until = self._started + self._timeout_s + self._received / SLOWEST_BYTES_PER_S
+            message = await in_time(self._receive(), until)
         except TimeoutError:
             raise TooSlow(
                 f"{self._received} bytes of the body came in time; allowed are {self._timeout_s:g} s and "
