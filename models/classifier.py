@@ -14,6 +14,7 @@ from models.attend.windows import takes_windows
 from models.cascade import margins, second_run_compute
 from models.device import input_dtype
 from models.families.family import Wanted
+from models.finite import all_finite
 from models.graphs import GraphedModel
 from models.linear.int8 import Int8Linear
 from models.linear.kernels import make_kernels
@@ -243,7 +244,7 @@ class Classifier:
 def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:
     """Raises ModelError for weights that are finite in float32 and not in the dtype that is computed in."""
     for name, tensor in model.vit.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelError(
                 f"{name} has values beyond the range of {str(dtype).removeprefix('torch.')} "
                 f"({torch.finfo(dtype).max:g}); choose --dtype bfloat16 or float32"

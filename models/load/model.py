@@ -11,6 +11,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models.vision_transformer import VisionTransformer
 
 from models.cascade import Cascade
+from models.finite import all_finite
 from models.load.card import Card, read_card
 from models.load.config import TimmConfig, config_in, of_training
 from models.load.errors import ModelError
@@ -329,7 +330,7 @@ def _refuse_no_numbers(vit: VisionTransformer, name: str) -> None:
     """Weights from the hub are looked at here; those of files also where they are read. Finite weights may
     be so large that what is computed from them is not."""
     for tensor_name, tensor in vit.state_dict().items():
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise ModelError(
                 f"{name} is not served: {tensor_name} has values that are NaN or infinite; "
                 "take an earlier checkpoint"

@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor
 
+from models.finite import all_finite
 from models.load.errors import ModelError
 from models.load.files import whole_model
 from models.load.layouts import refuse_other_layouts
@@ -169,11 +170,11 @@ def _in_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
             "python zero_to_fp32.py CHECKPOINT_FOLDER weights.pth"
         )
     numbers = tensor.float()
-    finite = torch.isfinite(numbers)
-    if not finite.all():
+    if not all_finite(numbers):
+        wrong = int((~torch.isfinite(numbers)).sum())
         what = "NaN" if numbers.isnan().any() else "infinite"
         raise ModelError(
-            f"{path.name} is not served: {name} has {int((~finite).sum())} of {numbers.numel()} values that "
+            f"{path.name} is not served: {name} has {wrong} of {numbers.numel()} values that "
             f"are {what}; the training has diverged or the file is damaged, so take an earlier checkpoint"
         )
     return numbers
