@@ -1,12 +1,15 @@
-"""Looks into a request's head by as little work as possible: middleware does so several times for each."""
+"""Looks into a request's head by as little work as possible: middleware does so a dozen times for each."""
 
 from starlette.types import Scope
+
+_FIRST_VALUES = "trimvit.first_values"
 
 
 def header_of(scope: Scope, name: bytes) -> str | None:
     """The first value of the header with this name, in small letters; None where there is none."""
-    for given, value in scope["headers"]:
-        if given == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
+    headers = scope["headers"]
+    known: tuple[object, dict[bytes, bytes]] | None = scope.get(_FIRST_VALUES)
+    if known is None or known[0] is not headers:  # somebody has given the scope other headers since
+        known = scope[_FIRST_VALUES] = headers, dict(reversed(headers))
+    value = known[1].get(name)
+    return None if value is None else value.decode("latin-1")

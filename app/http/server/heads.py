@@ -29,7 +29,8 @@ def checked_head(method: str, version: str, target: bytes, headers: Headers) -> 
         )
     if len(target) > _LONGEST_TARGET:
         raise HeadersTooLarge(f"the request's target may have at most {_LONGEST_TARGET} bytes")
-    if found := _ABSOLUTE.fullmatch(target):  # as proxies send it; its host counts (RFC 9112, section 3.2.2)
+    # Absolute, as proxies send it; then its host counts (RFC 9112, section 3.2.2).
+    if not target.startswith(b"/") and (found := _ABSOLUTE.fullmatch(target)):
         host, target = found.groups()
         target = target if target.startswith(b"/") else b"/" + target
         headers = [*((name, value) for name, value in headers if name != b"host"), (b"host", host)]
