@@ -20,7 +20,10 @@ from timm.models.vision_transformer import VisionTransformer
 from models.families import UnsupportedModelError
 from models.load import BUNDLED, WEIGHTS_FOLDER, Card, ModelError, load, read_card
 from models.load.reference import WEIGHT_ENDINGS, located
-from models.load.timm_models import is_projection
+from models.load.timm_models import build, is_projection
+from models.load.transformers_format.config import TransformersConfig
+from models.load.transformers_format.config import config_in as transformers_config_in
+from models.load.transformers_format.preprocessor import input_spec
 from models.patch_embed import set_patch_stride
 from models.pruned_vit import PrunedViT
 from models.schedule import Architecture, Stages
@@ -143,9 +146,7 @@ def _of_timm(name: str, source: Source) -> Candidate:
 
 def _build(architecture: str, **model_args: Any) -> VisionTransformer:
     # Without weights there is nothing to initialise, which is most of the time.
-    vit: VisionTransformer = timm.create_model(
-        architecture, pretrained=False, weight_init="skip", **model_args
-    )
+    vit: VisionTransformer = build(architecture, weight_init="skip", **model_args)
     return vit
 
 
@@ -168,21 +169,26 @@ def _cached() -> list[Candidate]:
         if config is not None and config.hf_hub_id in folders:
             of_timm.add(config.hf_hub_id)
             found.append(_of_timm(name, "cached"))
-    return found + [
-        _of_folder(folders[hub_id], f"hf-hub:{hub_id}")
-        for hub_id in sorted(folders.keys() - of_timm)
-        if _is_timms(folders[hub_id] / "config.json")
-    ]
+    for hub_id in sorted(folders.keys() - of_timm):
+        build = _from_config(folders[hub_id])
+        if build is not None:
+            found.append(Candidate(f"hf-hub:{hub_id}", "cached", build))
+    return found
 
 
-def _is_timms(config: Path) -> bool:
-    """Whether it is what timm writes beside weights on the hub, and not another library's."""
+def _from_config(folder: Path) -> Callable[[], VisionTransformer] | None:
+    """What builds the network that a folder's config.json describes; None where that is not timm's and no
+    classifier of transformers' that is served."""
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(content, dict) and timm.is_model(str(content.get("architecture"))):
+            return lambda: _build(f"local-dir:{folder}")
+        config = transformers_config_in(folder)
+        return None if config is None else lambda: _build_transformers(folder, config)
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and timm.is_model(str(content.get("architecture")))
+        return None
 
 
-def _of_folder(folder: Path, reference: str) -> Candidate:
-    return Candidate(reference, "cached", lambda: _build(f"local-dir:{folder}"))
+def _build_transformers(folder: Path, config: TransformersConfig) -> VisionTransformer:
+    args = {**config.args, "img_size": input_spec(folder, config).size, "num_classes": config.classes}
+    return _build(config.kind.architecture, **args)

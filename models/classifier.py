@@ -25,6 +25,7 @@ from models.patch_product import PatchProduct, is_a_product
 from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
 from models.schedule import UNPRUNED, Criterion, Pruning, compute_of_counts
+from models.scores import Scores
 from models.transforms import InputSpec
 
 
@@ -73,7 +74,7 @@ class ImageRequest:
 class Prediction:
     """The answer for one image.
 
-    ``classes`` and ``scores`` (softmax probabilities) of the top_k labels, best first. ``kept[s]``: ascending
+    ``classes`` and ``scores`` (from 0 to 1) of the top_k labels, best first. ``kept[s]``: ascending
     indices, row by row in the patch grid, of the patches left after stage s (None if not asked for);
     ``kept_counts[s]``: how many they are. ``keep_ratio``: the ratio that was applied (what `keep_mass` came
     to; 1 where the image was run again unpruned). ``compute``: share of the unpruned model's MACs, of both
@@ -97,10 +98,18 @@ class Classifier:
     The model is changed in place. In int8 the linear layers of the blocks compute in int8, and everything
     between them, as the patch embedding and the head, in the CPU's own dtype. On a GPU each thread should
     have its own stream. With ``graphs``, small batches become CUDA graphs (models.graphs).
+    ``scores``: what makes logits scores.
     """
 
     def __init__(
-        self, model: PrunedViT, spec: InputSpec, device: str, dtype: torch.dtype, *, graphs: bool = False
+        self,
+        model: PrunedViT,
+        spec: InputSpec,
+        device: str,
+        dtype: torch.dtype,
+        *,
+        graphs: bool = False,
+        scores: Scores = "softmax",
     ) -> None:
         blocks = model.family.blocks
         # Stages compute queries apart from keys and values.
@@ -121,6 +130,7 @@ class Classifier:
         if torch.device(device).type == "cuda" and is_a_product(model.vit.patch_embed):
             model.packed_patches = PatchProduct(model.vit.patch_embed.proj)
         self.spec = spec
+        self._scores = scores
         self._levels = levels_of(spec, torch.device(device))
         self.device = device
         self.dtype = dtype
@@ -166,7 +176,7 @@ class Classifier:
             first, output, again = self._cascade(inputs, requests)
         most = min(max(request.top_k for request in requests), output.logits.shape[1])
         logits = output.logits.float()
-        best = logits.softmax(dim=1).topk(most, dim=1)
+        best = self.scores_of(logits).topk(most, dim=1)
         scores, classes = best.values.cpu().numpy(), best.indices.cpu().numpy()
         of_all = logits.cpu().numpy() if any(request.logits for request in requests) else None
         kept = output.kept.on_host() if any(request.kept_patches for request in requests) else []
@@ -219,6 +229,11 @@ class Classifier:
         """The tokens that come to the first stage (see `PrunedViT.begin`)."""
         return self.model.begin(self._inputs(pixels))
 
+    def scores_of(self, logits: Float[Tensor, "B classes"]) -> Float[Tensor, "B classes"]:
+        """What the logits say, from 0 to 1: over all classes, or of each by itself."""
+        logits = logits.float()
+        return logits.sigmoid() if self._scores == "sigmoid" else logits.softmax(dim=1)
+
     def _inputs(self, pixels: UInt8[Tensor, "B height width 3"]) -> Float[Tensor, "B channels height width"]:
         return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between, self._levels)
 
@@ -227,7 +242,7 @@ class Classifier:
         images these are."""
         tokens = self.model.begin(inputs)
         first = self.model.finish(tokens, [request.pruning for request in requests])
-        margin = margins(first.logits.float().softmax(dim=1).cpu().numpy())
+        margin = margins(self.scores_of(first.logits).cpu().numpy())
         again = [
             image
             for image, request in enumerate(requests)

@@ -1,4 +1,4 @@
-"""Overlapping patches: a ViT whose patch convolution moves on by less than its kernel.
+"""Other image sizes, and overlapping patches: a ViT whose patch convolution moves on by less than its kernel.
 
 The patches keep their size and lie closer together, so there are more of them. Kernel, bias and all other
 weights stay as they were trained; only the position embedding is resampled, to the new grid.
@@ -43,6 +43,38 @@ def set_patch_stride(vit: VisionTransformer, stride: int) -> None:
     # What timm's PatchEmbed derives from its patch size, on the assumption that it is the stride.
     embed.dynamic_feat_size = partial(patch_grid, kernel=kernel, stride=(stride, stride))
     embed.grid_size = embed.dynamic_feat_size(embed.img_size)
+    _resample(vit, grid_before)
+
+
+def set_image_size(vit: VisionTransformer, size: tuple[int, int]) -> None:
+    """Let ``vit`` see images of ``size`` (height, width), in place; the position embedding is resampled as
+    timm does it, and patches keep their size and stride.
+
+    Raises ValueError for a side that is no whole number of patches, where these do not overlap.
+    """
+    embed = vit.patch_embed
+    if tuple(embed.img_size) == size:
+        return
+    kernel, stride = embed.proj.kernel_size, embed.proj.stride
+    for side, patch in zip(size, kernel, strict=True):
+        if side < patch or (stride == kernel and side % patch):
+            near = max(patch, round(side / patch) * patch)
+            raise ValueError(
+                f"an input of {size[0]} x {size[1]} pixels cannot be cut into patches of {kernel[0]} x "
+                f"{kernel[1]}: {side} is no multiple of {patch}; the nearest is {near}"
+            )
+    if stride == kernel:
+        vit.set_input_size(img_size=size)
+        return
+    grid_before = embed.grid_size
+    embed.img_size = size
+    embed.grid_size = patch_grid(size, kernel, stride)
+    _resample(vit, grid_before)
+
+
+def _resample(vit: VisionTransformer, grid_before: tuple[int, int]) -> None:
+    """Bring the position embedding to the grid of the patch embedding."""
+    embed = vit.patch_embed
     embed.num_patches = embed.grid_size[0] * embed.grid_size[1]
     if vit.pos_embed is not None:
         positions = resample_abs_pos_embed(

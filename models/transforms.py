@@ -4,7 +4,8 @@ This is the one preprocessing of serving, evaluation and training: the same colo
 and one resize straight from the crop box, where timm resizes the whole image and then cuts.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAP_SIDES = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+# Of the stored pixels, those whose columns, or rows, are counted from the other end when upright.
+_FROM_THE_RIGHT = {_UPRIGHT[orientation] for orientation in (2, 3, 7, 8)}
+_FROM_BELOW = {_UPRIGHT[orientation] for orientation in (3, 4, 6, 7)}
+_WIDEST_FILTER = 3  # pixels to either side: Lanczos
 _PIXELS_AT_A_TIME = 2**22
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _TRANSPARENCY_BACKGROUND = (255, 255, 255, 255)
@@ -47,6 +52,10 @@ class InputSpec:
 
     ``crop`` is "center" (the largest box of the input's proportions, in the middle) or "squash" (the whole
     image, whatever its proportions); of either, the middle ``crop_share`` of each side is seen.
+
+    ``resize``: what the whole image is brought to before the middle is cut out, both in whole pixels: its
+    short side, or its height and width. So do the processors of transformers; ``crop`` and ``crop_share``
+    then say about the same. None: the box is cut out without rounding.
     """
 
     size: tuple[int, int]
@@ -56,10 +65,16 @@ class InputSpec:
     crop: Crop = "center"
     crop_share: float = 1.0
     channels: Literal[1, 3] = 3
+    resize: int | tuple[int, int] | None = None
 
 
-def crop_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) in the image's pixels of what the model sees of it."""
+Box = tuple[float, float, float, float]
+
+
+def crop_box(width: int, height: int, spec: InputSpec) -> Box:
+    """(left, top, right, bottom) in the pixels of an upright image of what the model sees of it."""
+    if spec.resize is not None:
+        return _box_of_whole_pixels(width, height, spec.size, spec.resize)
     rows, columns = spec.size
     if spec.crop == "squash":
         crop_width, crop_height = width * spec.crop_share, height * spec.crop_share
@@ -69,6 +84,24 @@ def crop_box(width: int, height: int, spec: InputSpec) -> tuple[float, float, fl
         crop_width, crop_height = min(columns * scale, width), min(rows * scale, height)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     return (left, top, left + crop_width, top + crop_height)
+
+
+def _box_of_whole_pixels(
+    width: int, height: int, size: tuple[int, int], resize: int | tuple[int, int]
+) -> Box:
+    """The middle of the resized image, as a box in the image itself."""
+    rows, columns = size
+    if not isinstance(resize, int):
+        whole_rows, whole_columns = resize
+    elif width <= height:
+        whole_rows, whole_columns = int(resize * height / width), resize
+    else:
+        whole_rows, whole_columns = resize, int(resize * width / height)
+    across, down = width / whole_columns, height / whole_rows
+    left, top = (whole_columns - columns) // 2, (whole_rows - rows) // 2
+    right = min((left + columns) * across, float(width))
+    bottom = min((top + rows) * down, float(height))
+    return (left * across, top * down, right, bottom)
 
 
 class TooManyPixels(ValueError):
@@ -92,15 +125,12 @@ def to_pixels(
     (OSError, SyntaxError, ValueError), UnclearPixels, and TooManyPixels where more than ``most_pixels`` would
     be decoded.
     """
-    rows, columns = spec.size
     upright = _what_turns_upright(image)
-    if upright in _SWAP_SIDES:
-        rows, columns = columns, rows
-    spec = replace(spec, size=(rows, columns))
+    box = _stored_box(image.size, spec, upright)
+    rows, columns = reversed(spec.size) if upright in _SWAP_SIDES else spec.size
     # A JPEG scaled down in its own transform costs a fraction of a full decode; at twice the size that the
     # resize then needs, the pixels come out the same.
     width, height = image.size
-    box = crop_box(width, height, spec)
     reduction = min((box[2] - box[0]) / (2 * columns), (box[3] - box[1]) / (2 * rows))
     if reduction > 1:
         drafted = image.draft(None, (int(width / reduction), int(height / reduction)))
@@ -113,8 +143,58 @@ def to_pixels(
     seen = as_rgb(image, say)
     if spec.channels == 1:
         seen = seen.convert("L").convert("RGB")
-    small = seen.resize((columns, rows), _RESAMPLING[spec.interpolation], box=box)
+    resampling = _RESAMPLING[spec.interpolation]
+    if spec.resize is None:
+        small = seen.resize((columns, rows), resampling, box=box)
+    else:
+        small = _in_two_passes(seen, (columns, rows), resampling, box, down_first=upright in _SWAP_SIDES)
     return np.asarray(small if upright is None else small.transpose(upright))
+
+
+def _in_two_passes(
+    image: Image.Image, size: tuple[int, int], resampling: Image.Resampling, box: Box, *, down_first: bool
+) -> Image.Image:
+    """Resized across and then down, or the other way. ``size``: columns, rows.
+
+    Pillow chooses the order by the cost, and torchvision, with which transformers resizes, goes across first.
+    The order matters where the first pass overshoots: its results are cut to 0 to 255.
+    """
+    for goes_down in (down_first, not down_first):
+        columns, rows = size
+        left, top, right, bottom = box
+        if goes_down:
+            first, last = _reach(left, right, columns, image.width)
+            image = image.crop((first, 0, last, image.height))
+            image = image.resize((last - first, rows), resampling, box=(0, top, last - first, bottom))
+            box = (left - first, 0.0, right - first, float(rows))
+        else:
+            first, last = _reach(top, bottom, rows, image.height)
+            image = image.crop((0, first, image.width, last))
+            image = image.resize((columns, last - first), resampling, box=(left, 0, right, last - first))
+            box = (0.0, top - first, float(columns), bottom - first)
+    return image
+
+
+def _reach(begin: float, end: float, size: int, length: int) -> tuple[int, int]:
+    """The whole pixels of ``length`` that a resize of ``begin`` to ``end`` to ``size`` pixels reads."""
+    margin = _WIDEST_FILTER * max(1.0, (end - begin) / size) + 1
+    return max(0, math.floor(begin - margin)), min(length, math.ceil(end + margin))
+
+
+def _stored_box(size: tuple[int, int], spec: InputSpec, upright: Image.Transpose | None) -> Box:
+    """The crop's box in the pixels as they lie, before they are turned upright. ``size``: width, height."""
+    width, height = size
+    if upright is None:
+        return crop_box(width, height, spec)
+    turned = (height, width) if upright in _SWAP_SIDES else (width, height)
+    left, top, right, bottom = crop_box(*turned, spec)
+    if upright in _SWAP_SIDES:
+        left, top, right, bottom = top, left, bottom, right
+    if upright in _FROM_THE_RIGHT:
+        left, right = width - right, width - left
+    if upright in _FROM_BELOW:
+        top, bottom = height - bottom, height - top
+    return (left, top, right, bottom)
 
 
 def photograph(image: Image.Image) -> Image.Image:

@@ -114,7 +114,9 @@ def _load(config: ClassifyConfig) -> "tuple[Classifier, ModelInfo]":
     device = choose_device(config.device)
     dtype = choose_dtype(device, config.dtype)
     loaded = load_model(config.settings)
-    return Classifier(loaded.model, loaded.input, device, dtype), describe(loaded, device, dtype)
+    return Classifier(loaded.model, loaded.input, device, dtype, scores=loaded.scores), describe(
+        loaded, device, dtype
+    )
 
 
 def _decoded_batches(

@@ -10,6 +10,7 @@ from app.settings.settings import Settings
 from app.settings.truncated_images import TruncatedImages
 from app.settings.types import Blocks
 from models.dtypes import DtypeName
+from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer, Rows
 
 # The options of a request under the same name here. `mask` is a file here and `mask_format` the option; what
@@ -19,7 +20,17 @@ _OF_A_REQUEST = (
     *("top_k", "mask_stages", "seed"),
 )
 
-_OF_THE_MODEL = ("model", "architecture", "patch_stride", "labels", "stages", "rows", "device", "dtype")
+_OF_THE_MODEL = (
+    "model",
+    "architecture",
+    "patch_stride",
+    "input_size",
+    "labels",
+    "stages",
+    "rows",
+    "device",
+    "dtype",
+)
 
 
 class ClassifyConfig(BaseModel):
@@ -70,6 +81,7 @@ class ClassifyConfig(BaseModel):
     model: str = same_as(Settings, "model")
     architecture: str | None = same_as(Settings, "architecture")
     patch_stride: int | None = same_as(Settings, "patch_stride")
+    input_size: InputSize = same_as(Settings, "input_size")
     labels: Path | None = same_as(Settings, "labels")
     stages: Blocks = same_as(Settings, "stages")
     rows: Rows | None = same_as(Settings, "rows")

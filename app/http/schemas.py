@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.inference.options import ImageOptions, KeepRatio
 from app.messages.image import Lowered
 from models.schedule import Criterion, Reducer
+from models.scores import Scores
 
 # A picture of 4 x 4 pixels, blue above green, as PNG in base64: examples must work, and be short.
 EXAMPLE_IMAGE = (
@@ -51,11 +52,17 @@ class ClassifyRequest(ImageOptions):
 
 
 class Label(BaseModel):
-    """A class and its probability."""
+    """A class and its score."""
 
     index: int = Field(ge=0, description="Place of the class among the model's labels, from 0.", examples=[4])
     label: str = Field(description="The class's name.", examples=["church"])
-    score: float = Field(ge=0, le=1, description="Softmax probability.", examples=[0.93])
+    score: float = Field(
+        ge=0,
+        le=1,
+        description="Softmax probability; of a model with several labels an image (`scores`: `sigmoid` in "
+        "/v1/models), that of this label by itself.",
+        examples=[0.93],
+    )
 
 
 class Patches(BaseModel):
@@ -208,6 +215,10 @@ class ModelDescription(BaseModel):
     default_keep_ratio: float = Field(gt=0, le=1, description="Of images that ask for none.")
     default_criterion: Criterion = Field(description="Of images that ask for none.")
     default_reducer: Reducer = Field(description="Of images that ask for none.")
+    scores: Scores = Field(
+        description="What makes logits scores: `softmax` over all classes, or `sigmoid` of each by itself, "
+        "where several labels may be true of an image."
+    )
     cascade: CascadeDescription | None = Field(description="null where none was calibrated.")
     device: str = Field(description="Where it is computed.", examples=["cpu:0"])
     dtype: str = Field(description="What it is computed in.", examples=["bfloat16"])

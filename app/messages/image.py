@@ -45,7 +45,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
 class Prediction(msgspec.Struct, frozen=True, array_like=True):
     """What came out for one image.
 
-    ``classes`` and ``scores`` (softmax probabilities) of the top_k labels, best first. ``kept_counts[s]``:
+    ``classes`` and ``scores`` (from 0 to 1) of the top_k labels, best first. ``kept_counts[s]``:
     patches left after stage s. ``keep_ratio``: the ratio that was applied (what a keep_mass came to; 1 where
     the image was run again unpruned). ``compute``: share of the unpruned model's MACs, of all ``runs``, 1 or
     2. ``kept`` and ``logits`` are the bytes of `kept_patches` and `all_logits`.

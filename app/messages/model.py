@@ -4,6 +4,7 @@ import msgspec
 
 from models.cascade import Cascade
 from models.schedule import Architecture, Method
+from models.scores import Scores
 from models.transforms import InputSpec
 
 # The numbers of kept patches are told as uint16.
@@ -14,7 +15,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """What a front end must know of the model to prepare images and read answers.
 
     ``patch_size`` and ``patch_stride`` are (vertical, horizontal), in pixels. ``device`` and ``dtype`` are
-    those of the worker that tells it.
+    those of the worker that tells it. ``scores``: what makes logits scores.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     patch_stride: tuple[int, int]
     device: str
     dtype: str
+    scores: Scores = "softmax"
 
     @property
     def pixel_bytes(self) -> int:

@@ -25,7 +25,7 @@ REFUSED = {
     "slow_retry_s": "a replica whose worker does not come up is replaced by Ray",
 }
 HONOURED = frozenset({
-    "model", "architecture", "patch_stride", "labels", "stages", "rows",
+    "model", "architecture", "patch_stride", "input_size", "labels", "stages", "rows",
     "device", "workers_per_device", "engines", "dtype", "threads", "streams", "cuda_graphs",
     "max_batch_tokens",
     "max_queue_images", "max_queue_s", "agreement_share",

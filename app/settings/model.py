@@ -3,6 +3,7 @@
 from pydantic import BaseModel, Field
 
 from app.settings.types import Blocks, File
+from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer, Rows
 
 BUNDLED_MODEL = "trimvit-small-imagenette"
@@ -13,9 +14,9 @@ class ModelSettings(BaseModel):
 
     model: str = Field(
         BUNDLED_MODEL,
-        description="Bundled name, timm name (weights from the hub), hf-hub:OWNER/NAME, or the path of a "
-        "file or folder of weights. The bundled model knows ten classes; deit_small_patch16_224.fb_in1k "
-        "knows a thousand.",
+        description="Bundled name, timm name (weights from the hub), OWNER/NAME on the hub, or the path of a "
+        "file or folder that timm, transformers or a training script saved. The bundled model knows ten "
+        "classes; deit_small_patch16_224.fb_in1k knows a thousand.",
     )
     architecture: str | None = Field(
         None, description="timm architecture of weights that do not name their own."
@@ -25,6 +26,11 @@ class ModelSettings(BaseModel):
         ge=1,
         description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
         "else the patch size.",
+    )
+    input_size: InputSize = Field(
+        None,
+        description="Pixels that the network sees: 224, or height x width as 224x448. The position embedding "
+        "is resampled. Default: the checkpoint's.",
     )
     labels: File | None = Field(
         None, description="File of labels in class order: one a line, or JSON (a list or a map)."

@@ -7,6 +7,7 @@ import torch
 
 from app.messages.model import ModelInfo
 from app.settings.settings import Settings
+from models.image_sizes import pixels_of
 from models.load import LoadedModel, load, read_labels
 from models.pruned_vit import PrunedViT
 from models.schedule import Stages
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def load_model(settings: Settings) -> LoadedModel:
-    """The model, with the settings' labels, stages, rows and stride in place of the checkpoint's.
+    """The model, with the settings' labels, stages, rows, stride and input size in place of the checkpoint's.
 
     Raises as `models.load.load` does, and ModelError for a file of labels that cannot be read.
     """
@@ -25,6 +26,7 @@ def load_model(settings: Settings) -> LoadedModel:
         architecture=settings.architecture,
         labels=labels,
         patch_stride=settings.patch_stride,
+        input_size=pixels_of(settings.input_size),
     )
     own = loaded.model.stages
     blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)
@@ -55,4 +57,5 @@ def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
         patch_stride=loaded.model.vit.patch_embed.proj.stride,
         device=device,
         dtype=served,
+        scores=loaded.scores,
     )

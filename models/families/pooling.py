@@ -8,6 +8,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from models.heads import ClsAndPatches
+
 
 def pool(
     network: VisionTransformer | Eva,
@@ -21,9 +23,13 @@ def pool(
     An average over tokens is one over patches: each counts for as many as it stands for (``sizes``).
     """
     kind, module = network.global_pool, network.attn_pool
-    averages = module is None and kind in ("avg", "avgmax")
+    averages = isinstance(module, ClsAndPatches) or (module is None and kind in ("avg", "avgmax"))
     if gaps is None and not (averages and sizes is not None):
         return _pooled(network, table)
+    if isinstance(module, ClsAndPatches):
+        prefix = module.prefix_tokens
+        patches = _weighted(table, prefix, gaps, sizes)[:, prefix:].mean(dim=1)
+        return torch.cat([table[:, 0], patches], dim=-1)
     if module is None and kind == "avg":
         return _pooled(network, _weighted(table, first, gaps, sizes))
     if module is None and kind == "avgmax":

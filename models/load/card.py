@@ -22,6 +22,7 @@ from models.load.errors import ModelError
 from models.load.files import is_safetensors, of_safetensors
 from models.load.folder import weights_in
 from models.schedule import Criterion, Reducer, Stages
+from models.scores import Scores
 from models.transforms import InputSpec
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Card:
 
     ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap. ``folders``:
     names of the folders of its training images, in class order like the labels, where they are known.
+    ``scores``: what makes its logits scores.
     """
 
     architecture: str
@@ -50,6 +52,7 @@ class Card:
     origin: Mapping[str, object] = field(default_factory=dict)
     patch_stride: int | None = None
     folders: tuple[str, ...] | None = None
+    scores: Scores = "softmax"
 
 
 @cache

@@ -214,16 +214,29 @@ def _of_pickle(error: pickle.UnpicklingError) -> str:
     return (lines[0] if lines else first_line(error))[:300]
 
 
-def _read_shards(index: Path) -> object:
-    """The tensors of all files that an index lists, as Hugging Face's libraries shard them."""
+def shards_in(index: Path) -> list[str]:
+    """The names of the files that an index lists. Raises ModelError for a file that is no index, and for
+    names outside of its folder."""
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor."""
     content = read_json(index)
     shards = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(shards, Mapping) or not shards:
         raise _unreadable(index, 'it is no index of shards (it has no "weight_map")')
-    tensors: dict[str, object] = {}
-    for name in sorted({str(shard) for shard in shards.values()}):
+    for name in map(str, shards.values()):
         if Path(name).name != name or name.endswith(_INDEX_ENDING):
             raise _unreadable(index, f"it names a shard outside of its folder: {name!r}")
+    return {str(tensor): str(name) for tensor, name in shards.items()}
+
+
+def _read_shards(index: Path) -> object:
+    """The tensors of all files that an index lists, as Hugging Face's libraries shard them."""
+    shards = _weight_map(index)
+    tensors: dict[str, object] = {}
+    for name in sorted(set(shards.values())):
         shard = index.parent / name
         if not shard.is_file():
             raise _unreadable(index, f"the shard {name} that it lists is not there; download all of them")

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from timm.data import resolve_model_data_config
@@ -34,8 +35,8 @@ def input_spec_of(vit: VisionTransformer) -> InputSpec:
     channels = channels_of(vit)
     return InputSpec(
         size=tuple(vit.patch_embed.img_size),
-        mean=_per_channel(config["mean"], "mean", channels),
-        std=_per_channel(config["std"], "std", channels),
+        mean=per_channel(config["mean"], "mean", channels),
+        std=per_channel(config["std"], "std", channels),
         interpolation=config["interpolation"],
         crop=config["crop_mode"],
         crop_share=float(share),
@@ -45,7 +46,11 @@ def input_spec_of(vit: VisionTransformer) -> InputSpec:
 
 def channels_of(vit: VisionTransformer) -> Literal[1, 3]:
     """Raises ModelError for a network that sees something else than colour or grey."""
-    channels = vit.patch_embed.proj.in_channels
+    return channels_in(vit.patch_embed.proj.in_channels)
+
+
+def channels_in(channels: int) -> Literal[1, 3]:
+    """The number, if it is of colour or grey. Raises ModelError for another."""
     if channels == 1:
         return 1
     if channels == 3:
@@ -55,8 +60,27 @@ def channels_of(vit: VisionTransformer) -> Literal[1, 3]:
     )
 
 
-def _per_channel(values: Any, what: str, channels: int) -> tuple[float, float, float]:
-    example = "[0.485, 0.456, 0.406]" if what == "mean" else "[0.229, 0.224, 0.225]"
+def at_size(spec: InputSpec, size: tuple[int, int]) -> InputSpec:
+    """The same for images of another size (height, width): the same share of a photograph is seen."""
+    resize = spec.resize
+    if size == spec.size:
+        return spec
+    if isinstance(resize, int):
+        resize = max(*size, round(resize * min(size) / min(spec.size)))
+    elif resize is not None:
+        rows, columns = (
+            max(new, round(whole * new / old))
+            for whole, old, new in zip(resize, spec.size, size, strict=True)
+        )
+        resize = (rows, columns)
+    return replace(spec, size=size, resize=resize)
+
+
+def per_channel(values: Any, what: str, channels: int) -> tuple[float, float, float]:
+    """A value for each of RGB, from one or three. Raises ModelError for what no mean (or, where ``what``
+    says so, no standard deviation) of values from 0 to 1 can be."""
+    deviation = what.endswith("std")
+    example = "[0.485, 0.456, 0.406]" if not deviation else "[0.229, 0.224, 0.225]"
     if isinstance(values, int | float):
         values = (values,)
     if not (
@@ -70,8 +94,8 @@ def _per_channel(values: Any, what: str, channels: int) -> tuple[float, float, f
         raise ModelError(
             f"{what} is of pixel values from 0 to 1, for example {example}; got {values!r} (divide by 255)"
         )
-    if what == "std" and min(numbers) <= 0:
-        raise ModelError(f"std must be above 0, for example {example}; got {values!r}")
+    if deviation and min(numbers) <= 0:
+        raise ModelError(f"{what} must be above 0, for example {example}; got {values!r}")
     if channels == 1 and len(set(numbers)) > 1:
         grey = sum(numbers) / len(numbers)
         log.warning(

@@ -30,7 +30,8 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
     (
         r"embeddings\.patch_embeddings?\.(projection\.)?weight$|embeddings\.patch_embedding\.weight$"
         r"|encoder\.layers?\.\d+\.(attention\.attention|self_attn)\.",
-        f"is in the layout of Hugging Face transformers, which {_NOT_YET}",
+        "is in the layout of Hugging Face transformers, and only the config.json that it writes says what to "
+        "make of it: put that file (and preprocessor_config.json) beside it, or pass their folder",
     ),
     (
         r"^(.+\.)?conv_proj\.weight$|encoder\.layers\.encoder_layer_\d+\.",

@@ -18,14 +18,20 @@ from models.load.errors import ModelError
 from models.load.files import read_file
 from models.load.fit import HEADS, Fit, fit, load_into
 from models.load.folder import weights_in
-from models.load.input_spec import input_spec_of
+from models.load.hub import offline_unless_the_hub_answers, transformers_folder
+from models.load.input_spec import at_size, input_spec_of
 from models.load.labels import of_collection
 from models.load.reference import WEIGHT_ENDINGS, existing, located
-from models.load.state_dict import Weights, find_weights
+from models.load.state_dict import Weights, find_weights, holds_network
 from models.load.timm_models import FEATURES_ONLY, create_timm, is_projection
-from models.patch_embed import patch_grid, set_patch_stride
+from models.load.transformers_format.config import TransformersConfig
+from models.load.transformers_format.config import config_in as transformers_config_in
+from models.load.transformers_format.preprocessor import input_spec
+from models.load.transformers_format.weights import resampled, under_timms_names
+from models.patch_embed import patch_grid, set_image_size, set_patch_stride
 from models.pruned_vit import PrunedViT
 from models.schedule import Method, Stages
+from models.scores import Scores
 from models.transforms import InputSpec
 
 __all__ = ["HEADS", "LoadedModel", "Start", "create", "load"]
@@ -58,6 +64,11 @@ class LoadedModel:
         return Method(self.model.stages, self.card.criterion, self.card.reducer)
 
     @property
+    def scores(self) -> Scores:
+        """What makes its logits scores."""
+        return self.card.scores
+
+    @property
     def cascade(self) -> Cascade | None:
         """The fitted cascade; None with other stages than those it was fitted for."""
         return self.card.cascade if self.model.stages == self.card.stages else None
@@ -73,7 +84,8 @@ class Start:
 
 @dataclass(frozen=True)
 class _Network:
-    """A network with weights, as its source has it: with a card, or with what is known without one."""
+    """A network with weights, as its source has it: with a card, or with what is known without one.
+    ``input``: None for timm's own preprocessing of it."""
 
     name: str
     vit: VisionTransformer
@@ -81,6 +93,8 @@ class _Network:
     card: Card | None = None
     labels: tuple[str, ...] | None = None
     model_args: dict[str, Any] | None = None
+    input: InputSpec | None = None
+    scores: Scores = "softmax"
 
 
 def load(
@@ -90,33 +104,36 @@ def load(
     labels: tuple[str, ...] | None = None,
     stages: Stages | None = None,
     patch_stride: int | None = None,
+    input_size: tuple[int, int] | None = None,
 ) -> LoadedModel:
     """Load a model by reference: the bundled model's name, a timm name (weights from the hub or its local
-    cache), ``hf-hub:owner/name``, or the path of a file or folder.
+    cache), ``owner/name`` on the hub, or the path of a file or folder. Whether timm or transformers saved a
+    repository or folder is found out.
 
-    ``architecture`` is the timm name for weights that do not say it themselves; ``labels``, ``stages`` and
-    ``patch_stride`` replace what the checkpoint says. Another stride than the one that the weights were
-    trained with needs no other weights: the position embedding is resampled to the new grid.
+    ``architecture`` is the timm name for weights that do not say it themselves; ``labels``, ``stages``,
+    ``patch_stride`` and ``input_size`` (height, width in pixels) replace what the checkpoint says. Another
+    stride or size than the one that the weights were trained with needs no other weights: the position
+    embedding is resampled to the new grid.
 
     Raises ModelError where there is no such model, its weights cannot be had or do not fit,
-    UnsupportedModelError where its patches cannot be pruned or take no stride, and ValueError for stages or
-    a stride that do not fit.
+    UnsupportedModelError where its patches cannot be pruned or take no stride, and ValueError for stages, a
+    stride or a size that do not fit.
     """
     place = located(reference)
     if isinstance(place, Path):
         network = _from_path(place, architecture, patch_stride)
     else:
-        vit = create_timm(place, pretrained=True, patch_stride=patch_stride)
-        known = vit.pretrained_cfg["architecture"]
-        tagged = place if "." in place and not place.startswith("hf-hub:") else known
-        network = _Network(
-            place, vit, tagged, model_args=dict(getattr(vit, "pretrained_model_args", {}) or {})
-        )
-    return _loaded(network, labels, stages, patch_stride)
+        with offline_unless_the_hub_answers():
+            network = _by_name(place, architecture, patch_stride)
+    return _loaded(network, labels, stages, patch_stride, input_size)
 
 
 def _loaded(
-    network: _Network, labels: tuple[str, ...] | None, stages: Stages | None, patch_stride: int | None
+    network: _Network,
+    labels: tuple[str, ...] | None,
+    stages: Stages | None,
+    patch_stride: int | None,
+    input_size: tuple[int, int] | None,
 ) -> LoadedModel:
     vit, name, card = network.vit, network.name, network.card
     if vit.num_classes == 0:
@@ -127,14 +144,17 @@ def _loaded(
         why = f"its head of {vit.num_classes} is a projection of CLIP"
         hint = "" if sure else " (if they are classes, name them with --labels)"
         raise ModelError(f"{name} {FEATURES_ONLY.format(why=why)}{hint}")
+    if input_size is not None:
+        set_image_size(vit, input_size)
     _refuse_no_numbers(vit, name)
     model = PrunedViT(vit.eval(), stages or (card.stages if card else None))
     if card is None:
         card = Card(
             architecture=vit.pretrained_cfg["architecture"],
             labels=named or _labels_of(vit, name),
-            input=input_spec_of(vit),
+            input=at_size(network.input or input_spec_of(vit), tuple(vit.patch_embed.img_size)),
             stages=model.stages,
+            scores=network.scores,
             model_args={
                 **(network.model_args or {}),
                 "num_classes": vit.num_classes,
@@ -146,6 +166,9 @@ def _loaded(
         card = replace(card, labels=labels)
     if patch_stride not in (None, card.patch_stride):
         card = replace(card, patch_stride=patch_stride, cascade=None)  # it was fitted for another grid
+    if input_size not in (None, card.input.size):
+        args = {**card.model_args, "img_size": input_size}
+        card = replace(card, input=at_size(card.input, input_size), model_args=args, cascade=None)
     if len(card.labels) != vit.num_classes:
         raise ModelError(
             f"{len(card.labels)} labels, but {name} has {vit.num_classes} classes; "
@@ -199,7 +222,13 @@ def create(
 def _start(architecture: str, file: Path, patch_stride: int | None) -> Fit:
     """Weights to start from: their head does not matter, and how they pool only where it is certain."""
     card = read_card(file)
-    found = find_weights(read_file(file), file)
+    content = read_file(file)
+    if not holds_network(content) and transformers_config_in(file.parent) is not None:
+        raise ModelError(
+            f"{file} is of transformers, whose classifiers are served, not yet trained further; start from "
+            "timm's weights of the network (--architecture), or train it with transformers"
+        )
+    found = find_weights(content, file)
     if card is not None:
         size = card.input.size
         grid = _grid(card)
@@ -232,6 +261,18 @@ def _grid(card: Card) -> tuple[int, int]:
     return patch_grid(card.input.size, kernel, stride)
 
 
+def _by_name(name: str, architecture: str | None, patch_stride: int | None) -> _Network:
+    """timm's name, or ``hf-hub:owner/name``."""
+    on_hub = name.startswith("hf-hub:")
+    folder = transformers_folder(name.removeprefix("hf-hub:")) if on_hub else None
+    if folder is not None:
+        return replace(_from_path(folder, architecture, patch_stride), name=name)
+    vit = create_timm(name, pretrained=True, patch_stride=patch_stride)
+    tagged = name if "." in name and not on_hub else vit.pretrained_cfg["architecture"]
+    args = dict(getattr(vit, "pretrained_model_args", {}) or {})
+    return _Network(name, vit, tagged, model_args=args)
+
+
 def _from_path(path: Path, architecture: str | None, patch_stride: int | None) -> _Network:
     file = _file_at(path)
     card = read_card(file)
@@ -245,7 +286,11 @@ def _from_path(path: Path, architecture: str | None, patch_stride: int | None) -
         if patch_stride is not None:
             set_patch_stride(vit, patch_stride)
         return _Network(name, vit, card.architecture, card)
-    found = find_weights(read_file(file), file)
+    content = read_file(file)
+    config = None if holds_network(content) else transformers_config_in(file.parent)
+    if config is not None:
+        return _of_transformers(name, file, content, config, architecture, patch_stride)
+    found = find_weights(content, file)
     known = _known(file, found, architecture)
     if known.architecture is None:
         raise ModelError(
@@ -276,6 +321,30 @@ def _from_path(path: Path, architecture: str | None, patch_stride: int | None) -
         )
     vit = fitted.build(patch_stride=patch_stride)
     return _Network(name, vit, _stem(known.architecture), labels=known.labels, model_args=fitted.model_args)
+
+
+def _of_transformers(
+    name: str,
+    file: Path,
+    content: object,
+    config: TransformersConfig,
+    architecture: str | None,
+    patch_stride: int | None,
+) -> _Network:
+    if architecture is not None:
+        log.warning("%s says what it is (%s); --architecture is not needed", config.path, config.name)
+    tensors = under_timms_names(content, config, file)
+    seen = input_spec(file.parent, config)
+    classes = len(tensors["head.weight"])
+    args = {**config.args, "img_size": seen.size, "num_classes": classes}
+    vit = create_timm(config.kind.architecture, pretrained=False, **args)
+    tensors = resampled(tensors, config, tuple(vit.patch_embed.grid_size))
+    load_into(vit, tensors, file.name, head_may_differ=False)
+    if patch_stride is not None:
+        set_patch_stride(vit, patch_stride)
+    return _Network(
+        name, vit, config.kind.architecture, None, config.labels, args, input=seen, scores=config.scores
+    )
 
 
 def _file_at(path: Path) -> Path:

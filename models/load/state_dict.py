@@ -67,7 +67,7 @@ class _Found:
 def find_weights(content: object, path: Path) -> Weights:
     """The weights in what `read_file` gave. Raises ModelError where there are none, where there are several
     and nothing says which, and for layouts and number formats that are not timm's."""
-    places = list(_state_dicts(content))
+    places = list(state_dicts(content))
     found = [each for place, tensors in places for each in _networks(place, tensors)]
     if not found:
         for _, tensors in places:
@@ -75,13 +75,18 @@ def find_weights(content: object, path: Path) -> Weights:
         raise _no_weights(content, places, path)
     chosen = _chosen(found, path)
     refuse_other_layouts(chosen.tensors, path)
-    tensors = {name: _in_float32(name, tensor, path) for name, tensor in _with_head(chosen, path).items()}
+    tensors = {name: as_float32(name, tensor, path) for name, tensor in _with_head(chosen, path).items()}
     architecture, arguments = _said(content)
     return Weights(tensors, architecture, arguments)
 
 
-def _state_dicts(content: object, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping from names to tensors, at any depth."""
+def holds_network(content: object) -> bool:
+    """Whether a network in timm's layout, or in OpenAI's of CLIP, is in what `read_file` gave."""
+    return any(True for place, tensors in state_dicts(content) for _ in _networks(place, tensors))
+
+
+def state_dicts(content: object, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping from names to tensors in what `read_file` gave, at any depth, with where it lies."""
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
     tensors = {
@@ -93,7 +98,7 @@ def _state_dicts(content: object, place: str = "", depth: int = 0) -> Iterator[t
         yield place, tensors
     for key, value in content.items():
         if isinstance(key, str) and isinstance(value, Mapping):
-            yield from _state_dicts(value, f"{place}.{key}" if place else key, depth + 1)
+            yield from state_dicts(value, f"{place}.{key}" if place else key, depth + 1)
 
 
 def _networks(place: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
@@ -156,7 +161,8 @@ def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
     return tensors | head
 
 
-def _in_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
+def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
+    """Raises ModelError for a tensor without values, quantised or not finite, by its name."""
     if tensor.is_meta or tensor.is_sparse:
         raise ModelError(f"{path.name} holds no values for {name}; save the weights from a loaded model")
     if tensor.dtype not in _FLOATS or tensor.is_quantized:

@@ -1,25 +1,25 @@
 """timm's models by name, with weights from the Hugging Face hub or its local cache, and without weights."""
 
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, get_session
+from timm.layers import LayerNorm, SwiGLUPacked
 from timm.models import get_arch_pretrained_cfgs
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from models.families import UnsupportedModelError
+from models.heads import ClsAndPatches
 from models.load.errors import ModelError, first_line
+from models.load.hub import offline_unless_the_hub_answers
 from models.load.reference import known
 from models.patch_embed import set_patch_stride
 
-log = logging.getLogger(__name__)
-
-_HUB_ANSWERS_S = 10.0
 FEATURES_ONLY = (
     "answers with features, not with classes: {why}; features are not served yet, so fine-tune it first "
     "(trimvit train)"
@@ -29,22 +29,23 @@ FEATURES_ONLY = (
 def create_timm(
     name: str, *, pretrained: bool, patch_stride: int | None = None, **model_args: Any
 ) -> VisionTransformer:
-    """A network by timm's name, or ``hf-hub:owner/name``. Raises ModelError where timm cannot build it or
-    its weights cannot be had, UnsupportedModelError for a class that cannot be pruned."""
+    """A network by timm's name, or ``hf-hub:owner/name``. ``model_args`` are timm's, and those of
+    `in_timms_words`. Raises ModelError where timm cannot build it or its weights cannot be had,
+    UnsupportedModelError for a class that cannot be pruned."""
     on_hub = name.startswith("hf-hub:")
     if not on_hub:
         known(name)
     try:
-        with _offline_unless_the_hub_answers() if pretrained else nullcontext():
-            model = timm.create_model(name, pretrained=pretrained, **model_args)
+        with offline_unless_the_hub_answers() if pretrained else nullcontext():
+            model = build(name, pretrained=pretrained, **model_args)
     except Exception as error:
         # Of files on the hub, and of arguments in a file, anything can be wrong.
         if not pretrained:
             raise ModelError(f"timm cannot build {name}: {first_line(error)}") from error
         if isinstance(error, KeyError) and "architecture" in str(error):
             raise ModelError(
-                f"the weights of {name} could not be loaded: its config.json names no timm architecture, so "
-                "it is of another library (transformers, for example), which is not read yet"
+                f"the weights of {name} could not be loaded: its config.json names no architecture of timm's "
+                "and no class of transformers', so it is of another library"
             ) from error
         raise ModelError(
             f"the weights of {name} could not be loaded: {first_line(error)} "
@@ -61,6 +62,43 @@ def create_timm(
     if patch_stride is not None:
         set_patch_stride(model, patch_stride)
     return model
+
+
+def build(name: str, *, pretrained: bool = False, **model_args: Any) -> Any:
+    """timm's `create_model`, with the arguments of `in_timms_words`. Raises whatever timm raises."""
+    pooling = model_args.pop("pooling", None)
+    model = timm.create_model(name, pretrained=pretrained, **in_timms_words(model_args))
+    if pooling is not None:
+        _pool(model, pooling)
+    return model
+
+
+def in_timms_words(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a card can hold as JSON and timm takes as classes: ``norm_eps``, that of every
+    LayerNorm; ``mlp_dim``, the width of the MLP, both halves of a gated one; ``mlp`` "swiglu"."""
+    args = dict(model_args)
+    eps, mlp_dim, mlp = args.pop("norm_eps", None), args.pop("mlp_dim", None), args.pop("mlp", None)
+    if eps is not None:
+        args["norm_layer"] = partial(LayerNorm, eps=eps)
+    if mlp_dim is not None:
+        # timm multiplies and rounds down.
+        args["mlp_ratio"] = (mlp_dim + 0.5) / args["embed_dim"]
+    if mlp is not None:
+        if mlp != "swiglu":
+            raise ValueError(f"there is no MLP {mlp!r}; known is swiglu")
+        args |= {"mlp_layer": SwiGLUPacked, "act_layer": "silu"}
+    return args
+
+
+def _pool(model: nn.Module, pooling: str) -> None:
+    """Put ``pooling`` "cls_and_patches", which timm has no name for, into a VisionTransformer."""
+    if pooling != "cls_and_patches" or not isinstance(model, VisionTransformer):
+        raise ValueError(f"there is no pooling {pooling!r} of a {type(model).__name__}")
+    model.attn_pool = ClsAndPatches(model.num_prefix_tokens)
+    model.pool_include_prefix = True
+    if model.num_classes:
+        place = model.head.weight
+        model.head = nn.Linear(2 * model.embed_dim, model.num_classes, device=place.device, dtype=place.dtype)
 
 
 def blank(name: str, **model_args: Any) -> VisionTransformer:
@@ -98,22 +136,3 @@ def similar_name(architecture: str, width: int, patch: int) -> str | None:
         return stem
     near = [name for name in timm.list_models(f"{stem.rpartition('_')[0]}_*") if "clip" not in name]
     return near[0] if near else None
-
-
-@contextmanager
-def _offline_unless_the_hub_answers() -> Iterator[None]:
-    """The local cache alone where the hub does not answer: its own client would try for a minute, and even
-    where all that is wanted is in the cache."""
-    if constants.HF_HUB_OFFLINE:
-        yield
-        return
-    try:
-        # Its session knows the endpoint and the proxies. Any answer will do; errors differ between versions.
-        get_session().head(constants.ENDPOINT, timeout=_HUB_ANSWERS_S)
-    except Exception as error:
-        log.warning("%s does not answer (%s); looking in the local cache alone", constants.ENDPOINT, error)
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = False

@@ -58,7 +58,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         )
     ]
     dtype = choose_dtype(device, config.dtype)
-    classifier = Classifier(loaded.model, loaded.input, device, dtype)
+    classifier = Classifier(loaded.model, loaded.input, device, dtype, scores=loaded.scores)
     margin: dict[Pruning, list[np.ndarray]] = {first: [] for first in firsts}
     agrees: dict[Pruning, list[np.ndarray]] = {first: [] for first in firsts}
     broken = BrokenImages(config.broken_images)
@@ -96,10 +96,10 @@ def calibrate(config: CalibrateConfig) -> Calibration:
 
 
 def _scores(classifier: Classifier, pixels: Tensor, prunings: list[Pruning]) -> dict[Pruning, np.ndarray]:
-    """Probabilities [B, classes] under each pruning."""
+    """Scores [B, classes] under each pruning."""
     outputs = classifier.compare(pixels, [[pruning] * len(pixels) for pruning in prunings])
     return {
-        pruning: output.logits.float().softmax(1).cpu().numpy()
+        pruning: classifier.scores_of(output.logits).cpu().numpy()
         for pruning, output in zip(prunings, outputs, strict=True)
     }
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.dtypes import DtypeName
+from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -16,6 +17,7 @@ BatchSize = Annotated[int, Field(ge=1)]
 Workers = Annotated[int, Field(ge=0, description="Processes that read images.")]
 Dtype = Annotated[DtypeName, Field(description="As for trimvit serve.")]
 Model = Annotated[str, Field(description="Model reference, as for trimvit serve.")]
+InputSizeFlag = Annotated[InputSize, Field(description="As for trimvit serve.")]
 Architecture = Annotated[
     str | None, Field(description="timm architecture of a file that does not name its own.")
 ]
@@ -169,6 +171,7 @@ class EvaluateConfig(BaseModel):
         description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
         "else the patch size.",
     )
+    input_size: InputSizeFlag = None
     keep_ratios: tuple[Ratio, ...] = Field((1.0, 0.9, 0.7, 0.5, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(("variance", "mad", "mean", "random"), min_length=1)
     reducers: Reducers = ("drop",)
@@ -205,6 +208,7 @@ class SweepConfig(BaseModel):
         description="Pixels from one patch to the next, at most the patch size, for every model. Default: "
         "each checkpoint's, else the patch size.",
     )
+    input_size: InputSizeFlag = None
     keep_ratios: tuple[Ratio, ...] = Field((0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(
         ("variance", "mad", "iqr", "mean", "mean_value_norm", "random"), min_length=1

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from models.classifier import Classifier
 from models.device import choose_device, choose_dtype
+from models.image_sizes import pixels_of
 from models.load import load
 from models.training.answers import Answers, Row, answers_to, methods, rows_of, settings_of
 from models.training.config import EvaluateConfig
@@ -34,6 +35,7 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
         architecture=config.architecture,
         labels=labels_in(config.labels),
         patch_stride=config.patch_stride,
+        input_size=pixels_of(config.input_size),
     )
     samples = spread_samples(samples_for(loaded.card, config.data), config.limit)
     classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))

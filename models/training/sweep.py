@@ -26,6 +26,7 @@ from tqdm import tqdm
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_device, choose_dtype, cores
 from models.files import write_whole
+from models.image_sizes import pixels_of
 from models.load import LoadedModel, load
 from models.pictures import cells_of, dimmed
 from models.schedule import Pruning, method_name
@@ -103,6 +104,7 @@ def _load(config: SweepConfig, model: str) -> LoadedModel:
         architecture=config.architecture,
         labels=labels_in(config.labels),
         patch_stride=config.patch_stride,
+        input_size=pixels_of(config.input_size),
     )
 
 

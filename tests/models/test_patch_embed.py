@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.families import UnsupportedModelError, family_of
-from models.patch_embed import patch_grid, set_patch_stride
+from models.patch_embed import patch_grid, set_image_size, set_patch_stride
 from models.pruned_vit import PrunedViT, check_against_timm
 from models.schedule import CRITERIA, UNPRUNED, Pruning, macs
 
@@ -35,6 +35,46 @@ LAYOUTS: dict[str, tuple[dict[str, Any], int, int]] = {
     "CLS without position": ({"no_embed_class": True}, 1, 0),
     "no prefix": ({"class_token": False, "global_pool": "avg"}, 0, 0),
 }
+
+
+# The image size.
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_image_size_is_timms(layout: str, make_vit: MakeViT, make_pixels: MakePixels) -> None:
+    """The position embedding is resampled as timm does it; the network is pruned as one built for it."""
+    arguments, _, _ = LAYOUTS[layout]
+    vit, timms = make_vit(**arguments), make_vit(**arguments)
+    set_image_size(vit, (28, 16))
+    timms.set_input_size(img_size=(28, 16))
+    pixels = make_pixels(2, size=(28, 16))
+    with torch.inference_mode():
+        assert torch.equal(vit(pixels), timms(pixels))
+    model = PrunedViT(vit)
+    assert model.arch.grid == (7, 4)
+    check_against_timm(model, pixels)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_image_size_keeps_the_stride(layout: str, make_vit: MakeViT, make_pixels: MakePixels) -> None:
+    """Of overlapping patches, in either order."""
+    arguments, _, _ = LAYOUTS[layout]
+    vit, before = make_vit(**arguments), make_vit(**arguments)
+    set_patch_stride(vit, 3)
+    grid = vit.patch_embed.grid_size
+    set_image_size(vit, (28, 16))
+    assert vit.patch_embed.grid_size == (9, 5)
+    check_against_timm(PrunedViT(vit), make_pixels(2, size=(28, 16)))
+    set_image_size(vit, (20, 28))
+    assert vit.patch_embed.grid_size == grid
+    set_image_size(before, (20, 28))
+    assert before.patch_embed.grid_size == (5, 7)
+
+
+@pytest.mark.parametrize(("size", "near"), [((21, 28), 20), ((20, 30), 32), ((3, 28), 4)])
+def test_a_size_that_cuts_a_patch_is_refused(make_vit: MakeViT, size: tuple[int, int], near: int) -> None:
+    with pytest.raises(ValueError, match=f"no multiple of 4; the nearest is {near}"):
+        set_image_size(make_vit(), size)
 
 
 # The patches.

@@ -5,7 +5,7 @@ Choices: docs/design/0018.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Path, Request
@@ -36,9 +36,8 @@ Function = Literal["softmax", "sigmoid", "none"]
 _FUNCTION: dict[str, Any] = {
     "type": "string",
     "enum": list(get_args(Function)),
-    "default": "softmax",
     "description": "What makes a logit a score: `softmax` over all classes, `sigmoid` of each by itself, or "
-    "`none`: the logit as it is.",
+    "`none`: the logit as it is. Default: the model's own, as /v1/models says it.",
 }
 
 
@@ -108,7 +107,8 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         if model_name is not None:
             check_name(model, model_name, HUGGING_FACE.path)
         try:
-            answered = await classification.answers(request, [image], model, logits=function != "softmax")
+            wants_logits = function not in (None, model.scores)
+            answered = await classification.answers(request, [image], model, logits=wants_logits)
         except Problem as problem:
             problem.image = None  # there is but one
             raise
@@ -120,7 +120,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
     return router
 
 
-async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Function]:
+async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Function | None]:
     """The image with its options, of which the JSON's go before the query's."""
     kind = kind_of(request.headers.get("content-type", ""))
     query = single_values(request.query_params.multi_items())
@@ -148,11 +148,12 @@ async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Fun
     return EncodedImage(data, options), function
 
 
-def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function]:
-    """What is asked of an image in this shape; null is as if not there. Raises InvalidValue."""
+def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function | None]:
+    """What is asked of an image in this shape; null is as if not there, and no function is the model's own.
+    Raises InvalidValue."""
     given = {name: value for name, value in values.items() if value is not None}
-    function = given.pop("function_to_apply", "softmax")
-    if function not in get_args(Function):
+    function = given.pop("function_to_apply", None)
+    if function not in (None, *get_args(Function)):
         raise InvalidValue(said_of("function_to_apply", "function_to_apply", _FUNCTION, function))
     for name in MASK_OPTIONS:
         if name in given:
@@ -160,15 +161,17 @@ def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function]:
     return options_of(given, None, ("function_to_apply",)), function
 
 
-def _labels(image: AnsweredImage, model: ModelInfo, function: Function) -> list[dict[str, Any]]:
-    """The best classes. Softmax and sigmoid both rise with the logit, so their order is the same."""
+def _labels(image: AnsweredImage, model: ModelInfo, function: Function | None) -> list[dict[str, Any]]:
+    """The best classes. Softmax and sigmoid both rise with the logit, so their order is the same. Logits are
+    there where another function than the model's own is asked for."""
     prediction = image.answer.prediction
     logits = prediction.all_logits
     if logits is None:
         scores = prediction.scores
     else:
-        apply: Callable[[float], float] = _sigmoid if function == "sigmoid" else float
-        scores = [apply(logits[index]) for index in prediction.classes]
+        of_all: list[float] = logits.tolist()
+        apply = _FUNCTIONS[function or model.scores](of_all)
+        scores = [apply(of_all[index]) for index in prediction.classes]
     return [
         {"label": model.labels[index], "score": score}
         for index, score in zip(prediction.classes, scores, strict=True)
@@ -178,6 +181,20 @@ def _labels(image: AnsweredImage, model: ModelInfo, function: Function) -> list[
 def _sigmoid(logit: float) -> float:
     """1 / (1 + e^-x), in the form whose power cannot overflow."""
     return (1 + math.tanh(logit / 2)) / 2
+
+
+def _softmax(logits: Sequence[float]) -> Callable[[float], float]:
+    """The share of one among these."""
+    most = max(logits)
+    whole = math.fsum(math.exp(logit - most) for logit in logits)
+    return lambda logit: math.exp(logit - most) / whole
+
+
+_FUNCTIONS: Mapping[Function, Callable[[Sequence[float]], Callable[[float], float]]] = {
+    "softmax": _softmax,
+    "sigmoid": lambda _: _sigmoid,
+    "none": lambda _: float,
+}
 
 
 _BODY: dict[str, Any] = {

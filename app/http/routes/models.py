@@ -51,6 +51,7 @@ def models_router(settings: ModelSettings, dispatch: Dispatch) -> APIRouter:
             default_keep_ratio=settings.default_keep_ratio,
             default_criterion=method.criterion,
             default_reducer=method.reducer,
+            scores=model.scores,
             cascade=None if model.cascade is None else _described(model.cascade),
             device=model.device,
             dtype=model.dtype,

@@ -16,6 +16,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "model": ("deit_small_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k"),
     "architecture": ("deit_small_patch16_224", "deit_small_patch16_224"),
     "patch_stride": ("12", 12),
+    "input_size": ("224 X 448", "224x448"),
     "labels": ("labels.txt", Path("labels.txt")),
     "stages": ("3,5,9", (3, 5, 9)),
     "rows": ("all", "all"),
@@ -73,6 +74,8 @@ SAMPLES: dict[str, tuple[str, object]] = {
 BAD: list[tuple[str, str, str]] = [
     ("patch_stride", "0", "of at least 1"),
     ("patch_stride", "half", "whole number"),
+    ("input_size", "0", "from 1 to 16384"),
+    ("input_size", "large", "such as 224, or height x width, such as 224x448"),
     ("stages", "0,3", "of at least 1"),
     ("stages", "7,4", "must ascend, as in 4,7,10"),
     ("stages", "4,4", "must ascend, as in 4,7,10"),

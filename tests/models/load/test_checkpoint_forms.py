@@ -400,13 +400,20 @@ def test_timms_training_checkpoints_say_what_they_are(make: Callable[..., Vit], 
     assert loaded.input.crop_share == 0.8
 
 
-def test_a_folder_of_transformers_is_refused_as_such(tmp_path: Path) -> None:
-    config = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_a_file_of_transformers_without_its_config_is_refused_as_such(tmp_path: Path) -> None:
     name = "vit.embeddings.patch_embeddings.projection.weight"
     save_file({name: torch.zeros(64, 3, 16, 16)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="layout of Hugging Face transformers, which is not read yet"):
+    with pytest.raises(ModelError, match=r"layout of Hugging Face transformers.*config\.json"):
         load(str(tmp_path))
+
+
+def test_weights_of_timm_beside_another_config_of_transformers_are_loaded(tmp_path: Path) -> None:
+    """What the file holds decides."""
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["ResNetForImageClassification"]}))
+    torch.save(state(), tmp_path / "weights.pth")
+    assert len(load(str(tmp_path / "weights.pth"), architecture=ARCHITECTURE).labels) == len(
+        state()["head.bias"]
+    )
 
 
 CONFIGS: dict[str, tuple[dict[str, Any] | str, str]] = {

@@ -655,6 +655,7 @@ print(json.dumps(answers))
         "crop": "center",
         "crop_share": 0.8,
         "channels": 3,
+        "resize": None,
     }
     assert by_repository[4] == others["head.weight"][0].tolist()
 

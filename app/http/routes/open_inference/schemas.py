@@ -194,7 +194,7 @@ class OutputDataParameters(BaseModel):
 class InferOutput(BaseModel):
     """An output of all images, in the order of the request.
 
-    `label` [n, top_k] BYTES, `score` [n, top_k] FP32 (softmax probability) and `index` [n, top_k] INT32 of
+    `label` [n, top_k] BYTES, `score` [n, top_k] FP32 (its probability) and `index` [n, top_k] INT32 of
     the best classes; `logits` [n, classes] FP32; `kept_patches` [n, stages, rows, columns] BOOL: the patches
     left after each stage; `keep_ratio` [n, 1] FP32 as it was applied; `compute` [n, 1] FP32: what it cost,
     as a share of the unpruned model's multiply-accumulates.

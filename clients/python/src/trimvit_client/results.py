@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A class and its softmax probability."""
+    """A class and its score, from 0 to 1."""
 
     index: int
     label: str
@@ -135,7 +135,8 @@ class Cascade:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that is served, and what images get that ask for nothing."""
+    """A model that is served, and what images get that ask for nothing. ``scores``: "softmax" over all
+    classes, or "sigmoid" of each by itself."""
 
     name: str
     labels: tuple[str, ...]
@@ -149,6 +150,7 @@ class Model:
     cascade: Cascade | None
     device: str
     dtype: str
+    scores: str = "softmax"
 
 
 def classification_of(document: Mapping[str, Any], request_id: str | None) -> Classification:
@@ -192,6 +194,7 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
             cascade=None if each["cascade"] is None else _cascade_of(each["cascade"]),
             device=str(each["device"]),
             dtype=str(each["dtype"]),
+            scores=str(each.get("scores", "softmax")),
         )
         for each in document["models"]
     )

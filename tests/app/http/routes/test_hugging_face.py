@@ -93,6 +93,24 @@ def test_function_to_apply_is_applied_to_the_logits(
     assert {question.ask.logits for question in dispatch.questions} == {function != "softmax"}
 
 
+def test_no_function_is_the_models_own(client: TestClient, dispatch: FakeDispatch) -> None:
+    """Of a model with several labels an image the sigmoids, which the worker gives; the others are of the
+    logits."""
+    dispatch.model = msgspec.structs.replace(MODEL, scores="sigmoid")
+    softmax = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    wanted = {
+        "": [0.5, 0.25, 0.125],
+        "sigmoid": [0.5, 0.25, 0.125],
+        "softmax": softmax[:3],
+        "none": LOGITS[:3],
+    }
+    for function, scores in wanted.items():
+        given_ = {"function_to_apply": function} if function else {}
+        response = client.post("/", params={"top_k": 3, **given_}, content=IMAGE)
+        assert [score for _, score in labels_of(response)] == pytest.approx(list(scores), rel=1e-6)  # type: ignore[arg-type]
+    assert [question.ask.logits for question in dispatch.questions] == [False, False, True, True]
+
+
 @given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
 def test_sigmoid_is_between_0_and_1_and_rises(one: float, other: float) -> None:
     """It overflows for no logit; far out it is 0 or 1."""

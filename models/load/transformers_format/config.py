@@ -1,0 +1,293 @@
+"""transformers' config.json -> the network of timm's that computes the same, its labels and its scores."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from models.load.errors import ModelError
+from models.load.files import read_json
+from models.load.labels import of_collection
+from models.scores import Scores
+
+CONFIG = "config.json"
+
+# How a class resamples its position embedding where images have another size than the network was made for;
+# None for one that takes images of that size alone.
+Resampling = Literal["bicubic", "antialiased"]
+
+_PLAIN = "vit_base_patch16_224"
+_DISTILLED = "deit_base_distilled_patch16_224"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is particular to a class of transformers'.
+
+    ``args``: timm's arguments that differ from its plain ViT. ``defaults``: values that a config.json may
+    leave out, since they are the class's own. ``processor``: the preprocessor that its checkpoints have.
+    ``nested``: the numbers stand under "vision_config". ``registers``: position embeddings are of CLS and
+    patches, and registers stand between the two.
+    """
+
+    processor: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    architecture: str = _PLAIN
+    nested: bool = False
+    registers: bool = False
+    resampling: Resampling | None = None
+
+
+_MEAN_OF_PATCHES = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+
+# Source: transformers' `models/*/modeling_*.py` and `configuration_*.py`, classes ...ForImageClassification.
+KINDS: Mapping[str, Kind] = {
+    "ViTForImageClassification": Kind("ViTImageProcessor"),
+    "ViTMSNForImageClassification": Kind("ViTImageProcessor", defaults={"layer_norm_eps": 1e-6}),
+    # The distillation token is there and the classifier does not read it: a register, as timm has them.
+    "DeiTForImageClassification": Kind("DeiTImageProcessor", args={"reg_tokens": 1}),
+    "DeiTForImageClassificationWithTeacher": Kind("DeiTImageProcessor", architecture=_DISTILLED),
+    "Dinov2ForImageClassification": Kind(
+        "BitImageProcessor",
+        args={"init_values": 1e-5, "pooling": "cls_and_patches"},
+        defaults={"layer_norm_eps": 1e-6, "patch_size": 14},
+        resampling="bicubic",
+    ),
+    "Dinov2WithRegistersForImageClassification": Kind(
+        "BitImageProcessor",
+        args={"init_values": 1e-5, "pooling": "cls_and_patches", "no_embed_class": True},
+        defaults={"layer_norm_eps": 1e-6, "num_register_tokens": 4},
+        registers=True,
+        resampling="antialiased",
+    ),
+    "IJepaForImageClassification": Kind("ViTImageProcessor", args=_MEAN_OF_PATCHES),
+    "SiglipForImageClassification": Kind(
+        "SiglipImageProcessor", args=_MEAN_OF_PATCHES, defaults=_SIGLIP, nested=True
+    ),
+    "Siglip2ForImageClassification": Kind(
+        "Siglip2ImageProcessor", args=_MEAN_OF_PATCHES, defaults=_SIGLIP, nested=True
+    ),
+    # The classifier reads the patches before the last norm.
+    "CLIPForImageClassification": Kind(
+        "CLIPImageProcessor",
+        args={"pre_norm": True, "final_norm": False, "global_pool": "avg", "fc_norm": False},
+        defaults={"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32},
+        nested=True,
+    ),
+}
+SUPPORTED = ", ".join(sorted(KINDS))
+
+_DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "qkv_bias": True,
+}
+# transformers' names of activations (`activations.py`) -> timm's (`layers/create_act.py`).
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+@dataclass(frozen=True)
+class TransformersConfig:
+    """A classifier: its ``kind``, and ``args`` for `models.load.timm_models.create_timm`, but for the number
+    of classes. ``image_size`` in pixels and ``grid`` in patches are those of its position embedding."""
+
+    path: Path
+    name: str
+    kind: Kind
+    args: Mapping[str, Any]
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    labels: tuple[str, ...]
+    scores: Scores
+
+    @property
+    def classes(self) -> int:
+        """As the file says it; the classifier's own rows decide."""
+        return len(self.labels)
+
+    @property
+    def prefix_positions(self) -> int:
+        """Positions before those of the patches, in a file."""
+        if self.kind.architecture == _DISTILLED:
+            return 2
+        registers = 0 if self.kind.registers else self.args.get("reg_tokens", 0)
+        return int(self.args.get("class_token", True)) + registers
+
+
+def is_transformers(content: object) -> bool:
+    """Whether a config.json is transformers' and not timm's, which names one ``architecture``."""
+    return (
+        isinstance(content, Mapping)
+        and not isinstance(content.get("architecture"), str)
+        and "pretrained_cfg" not in content
+        and (isinstance(content.get("architectures"), list) or isinstance(content.get("model_type"), str))
+    )
+
+
+def config_in(folder: Path) -> TransformersConfig | None:
+    """What the config.json of a folder says; None where there is none, or another library's.
+
+    Raises ModelError for one that cannot be read, and for a network that cannot be served.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not is_transformers(content):
+        return None
+    assert isinstance(content, Mapping)
+    return parse(content, path)
+
+
+def parse(content: Mapping[str, Any], path: Path) -> TransformersConfig:
+    """The content of transformers' config.json. Raises ModelError as `config_in` does."""
+    name = _class_of(content, path)
+    kind = KINDS[name]
+    own = content
+    if kind.nested:
+        own = content.get("vision_config") or {}
+        if not isinstance(own, Mapping):
+            raise ModelError(f"{path}: vision_config must be a JSON object; got {own!r}")
+    values = {**_DEFAULTS, **kind.defaults, **{key: each for key, each in own.items() if each is not None}}
+    width, heads = _whole(values, "hidden_size", path), _whole(values, "num_attention_heads", path)
+    if width % heads or values.get("head_dim", width // heads) != width // heads:
+        raise ModelError(f"{path}: hidden_size {width} is not {heads} heads of equal width, as timm has them")
+    activation = _ACTIVATIONS.get(str(values["hidden_act"]))
+    if activation is None:
+        raise ModelError(
+            f"{path}: the activation {values['hidden_act']!r} is not served; "
+            f"known are {', '.join(_ACTIVATIONS)}"
+        )
+    patch = _pair(values, "patch_size", path)
+    if name.startswith("Siglip2"):
+        # It says the number of patches of a square image, not its size.
+        side = math.isqrt(_whole({"num_patches": 256, **values}, "num_patches", path))
+        image_size = (side * patch[0], side * patch[1])
+    else:
+        image_size = _pair(values, "image_size", path)
+    args = {
+        "img_size": image_size,
+        "patch_size": patch,
+        "in_chans": _whole(values, "num_channels", path),
+        "embed_dim": width,
+        "depth": _whole(values, "num_hidden_layers", path),
+        "num_heads": heads,
+        "qkv_bias": bool(values["qkv_bias"]),
+        "act_layer": activation,
+        "norm_eps": _number(values, "layer_norm_eps", path),
+        **_mlp(values, width, path),
+        **kind.args,
+    }
+    if kind.registers:
+        args["reg_tokens"] = _whole(values, "num_register_tokens", path)
+    labels = _labels(content, path)
+    return TransformersConfig(
+        path=path,
+        name=name,
+        kind=kind,
+        args=args,
+        image_size=image_size,
+        grid=(image_size[0] // patch[0], image_size[1] // patch[1]),
+        labels=labels,
+        scores=_scores(content, labels, path),
+    )
+
+
+def _class_of(content: Mapping[str, Any], path: Path) -> str:
+    names = content.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f"{path} is of transformers ({content.get('model_type')}) and does not say its class; write it: "
+            f'"architectures": ["ViTForImageClassification"] (served are {SUPPORTED})'
+        )
+    found = next((name for name in names if name in KINDS), None)
+    if found is not None:
+        return str(found)
+    name = names[0]
+    if name.endswith("ForImageClassification"):
+        what = "whose patches TrimViT does not prune yet"
+    elif name.startswith(("ViT", "DeiT", "Dinov2", "IJepa", "Siglip", "CLIP")):
+        what = (
+            "which has no classifier: it gives features, and they are not served yet, so fine-tune it first "
+            "(transformers' ...ForImageClassification, or trimvit train)"
+        )
+    else:
+        what = "which is no image classifier that TrimViT knows"
+    raise ModelError(f"{path.parent} is a {name} of transformers, {what}. Served are {SUPPORTED}")
+
+
+def _mlp(values: Mapping[str, Any], width: int, path: Path) -> dict[str, Any]:
+    """DINOv2's classes say a ratio, and may have a gated MLP of two thirds of it, in eights."""
+    if "use_swiglu_ffn" not in values and "layerscale_value" not in values:
+        return {"mlp_dim": _whole(values, "intermediate_size", path)}
+    hidden = int(width * _number(values, "mlp_ratio", path))
+    if not values.get("use_swiglu_ffn"):
+        return {"mlp_dim": hidden}
+    return {"mlp_dim": 2 * ((int(hidden * 2 / 3) + 7) // 8 * 8), "mlp": "swiglu"}
+
+
+def _labels(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Those of id2label, else of label2id, else transformers' own, of which it leaves out its default two."""
+    for key in ("id2label", "label2id"):
+        if content.get(key):
+            return of_collection(content[key], f"{path}: {key}")
+    number = content.get("num_labels")
+    return tuple(f"LABEL_{index}" for index in range(number if type(number) is int else 2))
+
+
+def _scores(content: Mapping[str, Any], labels: tuple[str, ...], path: Path) -> Scores:
+    """As transformers' pipeline chooses them: sigmoids for several labels an image, and for a lone one."""
+    problem = content.get("problem_type")
+    if problem == "regression":
+        raise ModelError(f"{path} says that it answers with a number (regression), not with classes")
+    if problem == "multi_label_classification" or len(labels) == 1:
+        return "sigmoid"
+    return "softmax"
+
+
+def _whole(values: Mapping[str, Any], key: str, path: Path) -> int:
+    value = values[key]
+    if type(value) is not int or value < 0 or (value == 0 and key != "num_register_tokens"):
+        raise ModelError(f"{path}: {key} must be a whole number above 0; got {value!r}")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str, path: Path) -> float:
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelError(f"{path}: {key} must be a number above 0; got {value!r}")
+    return float(value)
+
+
+def _pair(values: Mapping[str, Any], key: str, path: Path) -> tuple[int, int]:
+    """Height and width; one number stands for both."""
+    value = values[key]
+    both = [value, value] if type(value) is int else value
+    if (
+        not isinstance(both, list | tuple)
+        or len(both) != 2
+        or not all(type(each) is int and each > 0 for each in both)
+    ):
+        raise ModelError(f"{path}: {key} must be a number of pixels or two; got {value!r}")
+    return both[0], both[1]

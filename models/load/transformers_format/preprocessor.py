@@ -1,0 +1,227 @@
+"""transformers' preprocessor_config.json -> what the network sees of a photograph.
+
+Its processors resize the whole image to whole pixels and then cut whole pixels from its middle, which
+`InputSpec.resize` says.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.load.errors import ModelError
+from models.load.files import read_json
+from models.load.input_spec import at_size, channels_in, per_channel
+from models.load.transformers_format.config import TransformersConfig
+from models.transforms import InputSpec, Interpolation
+
+log = logging.getLogger(__name__)
+
+PREPROCESSOR = "preprocessor_config.json"
+# Beside a tokenizer the preprocessor's values stand in this file, under this key.
+PROCESSOR, _NESTED = "processor_config.json", "image_processor"
+
+_HALF = [0.5, 0.5, 0.5]
+_CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+_COMMON: Mapping[str, Any] = {
+    "do_resize": True,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+_OF_CLIP: Mapping[str, Any] = {
+    "resample": 3,
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "image_mean": _CLIP_MEAN,
+    "image_std": _CLIP_STD,
+}
+_SQUARE: Mapping[str, Any] = {"size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
+# Values that a file may leave out, since they are its class's own.
+# Source: transformers' `models/*/image_processing_*.py`.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "ViTImageProcessor": {**_SQUARE, "resample": 2},
+    "DeiTImageProcessor": {
+        **_SQUARE,
+        "resample": 3,
+        "size": {"height": 256, "width": 256},
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+    },
+    "SiglipImageProcessor": {**_SQUARE, "resample": 3},
+    "Siglip2ImageProcessor": {**_SQUARE, "resample": 2},
+    "BitImageProcessor": _OF_CLIP,
+    "CLIPImageProcessor": _OF_CLIP,
+}
+# Of these, a lone number as size is the short side's; of the others it is both sides'.
+_SHORT_SIDE = ("BitImageProcessor", "CLIPImageProcessor", "SiglipImageProcessor")
+_NAMES_END = ("Fast", "Pil")
+# What changes the picture and is not computed here, where it is anything but false.
+_NOT_SERVED = (
+    *("do_pad", "do_flip_channel_order", "do_thumbnail", "do_align_long_axis", "rescale_offset"),
+    *("do_grayscale", "crop_pct"),
+)
+_RESAMPLE: Mapping[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def input_spec(folder: Path, config: TransformersConfig) -> InputSpec:
+    """What the network of a folder sees. Where no preprocessor is saved there, it is the class's own, and the
+    log says so. Raises ModelError for values that no preprocessing can have, and for steps not known here."""
+    content, path = _content(folder)
+    kind = config.kind.processor if content is None else _kind(content, config.kind.processor)
+    if content is None:
+        log.warning(
+            "%s holds no %s: images are prepared as %s does by default, for %d x %d pixels; to be sure, save "
+            "the processor beside the model: processor.save_pretrained(FOLDER)",
+            *(folder, PREPROCESSOR, kind, *config.image_size),
+        )
+        content = _at_size(_DEFAULTS[kind], config.image_size)
+    values = {**_COMMON, **_DEFAULTS.get(kind, {}), **_given(content)}
+    unknown = [key for key in _NOT_SERVED if values.get(key)]
+    if unknown:
+        raise ModelError(f"{path}: {unknown[0]} is not served; take it out if the model does well without it")
+    missing = [key for key in ("image_mean", "image_std") if key not in values and values["do_normalize"]]
+    if missing:
+        raise ModelError(
+            f"{path} is of {kind}, which is not known here, and has no {missing[0]}; write it in"
+        )
+    resize, size = _geometry(values, kind, config, path)
+    mean, std = _levels(values, config.args["in_chans"], path)
+    interpolation = _interpolation(values, path)
+    spec = InputSpec(size, mean, std, interpolation, "squash", channels=channels_in(config.args["in_chans"]))
+    if isinstance(resize, int):
+        spec = replace(spec, crop="center", crop_share=min(size) / resize, resize=resize)
+    else:
+        spec = replace(spec, crop_share=size[0] / resize[0], resize=resize)
+    if size == config.image_size or config.kind.resampling is not None:
+        return spec
+    log.warning(
+        "%s prepares images of %d x %d pixels, and the network is made for %d x %d: that is what it is shown",
+        *(path, *size, *config.image_size),
+    )
+    return at_size(spec, config.image_size)
+
+
+def _content(folder: Path) -> tuple[Mapping[str, Any] | None, Path]:
+    path = folder / PROCESSOR
+    if path.is_file():
+        content = read_json(path)
+        if isinstance(content, Mapping) and isinstance(content.get(_NESTED), Mapping):
+            return content[_NESTED], path
+    path = folder / PREPROCESSOR
+    if not path.is_file():
+        return None, path
+    content = read_json(path)
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path} is no JSON object; mend it, or remove it for the defaults of its class")
+    return content, path
+
+
+def _given(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says; null is as if not there."""
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _kind(content: Mapping[str, Any], usual: str) -> str:
+    name = content.get("image_processor_type") or content.get("feature_extractor_type") or usual
+    name = str(name).replace("FeatureExtractor", "ImageProcessor")
+    for ending in _NAMES_END:
+        name = name.removesuffix(ending)
+    return name
+
+
+def _at_size(defaults: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The defaults of a class for a network of another size, with the same share cut off."""
+    whole, crop = defaults["size"], defaults.get("crop_size")
+    if crop is None:
+        return {**defaults, "size": list(size)}
+    cut = {"crop_size": list(size)}
+    if "shortest_edge" in whole:
+        return {**defaults, **cut, "size": {"shortest_edge": max(size) * whole["shortest_edge"] // 224}}
+    return {**defaults, **cut, "size": [side * whole["height"] // crop["height"] for side in size]}
+
+
+def _geometry(
+    values: Mapping[str, Any], kind: str, config: TransformersConfig, path: Path
+) -> tuple[int | tuple[int, int], tuple[int, int]]:
+    """What the whole image is resized to (pixels of the short side, or height and width), and height and
+    width of what is cut out of its middle."""
+    if not values["do_resize"]:
+        raise ModelError(f"{path} resizes no image (do_resize), and photographs have many sizes; set it")
+    resize = _resize(values.get("size"), kind, path)
+    if values["do_center_crop"]:
+        crop = _resize(values.get("crop_size", values.get("size")), "", path)
+        cut = (crop, crop) if isinstance(crop, int) else crop
+    elif isinstance(resize, int):
+        cut = config.image_size
+        log.warning("%s cuts nothing off (do_center_crop): the middle is cut out, %d x %d", path, *cut)
+    else:
+        cut = resize
+    whole = (resize, resize) if isinstance(resize, int) else resize
+    if cut[0] > whole[0] or cut[1] > whole[1]:
+        raise ModelError(
+            f"{path}: crop_size {cut[0]} x {cut[1]} is larger than size {whole[0]} x {whole[1]}, so images "
+            "would have black borders; make one of them fit"
+        )
+    return resize, cut
+
+
+def _resize(size: object, kind: str, path: Path) -> int | tuple[int, int]:
+    if isinstance(size, Mapping):
+        given = {key: value for key, value in size.items() if value is not None}
+        if given.keys() == {"height", "width"}:
+            size = [given["height"], given["width"]]
+        elif given.keys() == {"shortest_edge"} and _is_side(given["shortest_edge"]):
+            return int(given["shortest_edge"])
+    if _is_side(size):
+        assert isinstance(size, int)
+        return size if kind in _SHORT_SIDE else (size, size)
+    if isinstance(size, Sequence) and len(size) == 2 and all(map(_is_side, size)):
+        return size[0], size[1]
+    raise ModelError(
+        f'{path}: the size {size!r} is not served; it may be {{"height": 224, "width": 224}} or '
+        '{"shortest_edge": 256}'
+    )
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _levels(
+    values: Mapping[str, Any], channels: int, path: Path
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of values from 0 to 1, whatever the preprocessor makes of a pixel."""
+    factor = values["rescale_factor"] if values["do_rescale"] else 1.0
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
+        raise ModelError(f"{path}: rescale_factor must be a number above 0, such as 1/255; got {factor!r}")
+    mean, std = (values["image_mean"], values["image_std"]) if values["do_normalize"] else (0.0, 1.0)
+    # (pixel * factor - mean) / std is (pixel / 255 - mean / (255 factor)) / (std / (255 factor)).
+    scale = 255 * factor
+    if abs(scale - 1) < 1e-6:
+        scale = 1.0
+    return (
+        per_channel(_divided(mean, scale), f"{path}: image_mean", channels),
+        per_channel(_divided(std, scale), f"{path}: image_std", channels),
+    )
+
+
+def _divided(values: Any, scale: float) -> Any:
+    if scale == 1:
+        return values
+    if isinstance(values, int | float):
+        return values / scale
+    if isinstance(values, Sequence) and all(isinstance(each, int | float) for each in values):
+        return [each / scale for each in values]
+    return values
+
+
+def _interpolation(values: Mapping[str, Any], path: Path) -> Interpolation:
+    number = values.get("resample", 2)
+    if number not in _RESAMPLE:
+        names = ", ".join(f"{key} ({name})" for key, name in _RESAMPLE.items())
+        raise ModelError(f"{path}: resample {number!r} is not served; known are {names}")
+    return _RESAMPLE[number]

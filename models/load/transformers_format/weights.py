@@ -1,0 +1,175 @@
+"""Tensors under transformers' names -> the same under timm's: q, k and v joined, positions and tokens shaped.
+
+transformers has renamed its tensors over time, and writes the older names into files; both are read.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.load.errors import ModelError
+from models.load.state_dict import as_float32, state_dicts
+from models.load.transformers_format.config import Resampling, TransformersConfig
+
+_ANCHOR = re.compile(r"^(.*?)embeddings\.patch_embeddings?\.(projection\.)?weight$")
+_BLOCK = r"^(?:encoder\.)?layers?\.(\d+)\."
+_HEADS = re.compile(r"^(?:.*\.)?(classifier|cls_classifier|distillation_classifier)\.(weight|bias)$")
+
+# What follows the network's prefix -> timm's name. The first that fits is taken.
+_NAMES: tuple[tuple[str, str], ...] = (
+    (r"^embeddings\.cls_token$|^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^embeddings\.position_embeddings$|^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings?\.(?:projection\.)?(weight|bias)$", r"patch_embed.proj.\1"),
+    (r"^pre_layrnorm\.", "norm_pre."),
+    (r"^(?:post_)?layernorm\.", "norm."),
+    (_BLOCK + r"(?:layernorm_before|layer_norm1|norm1)\.", r"blocks.\1.norm1."),
+    (_BLOCK + r"(?:layernorm_after|layer_norm2|norm2)\.", r"blocks.\1.norm2."),
+    (_BLOCK + r"attention\.attention\.([qkv])(?:uery|ey|alue)\.", r"blocks.\1.attn.\2."),
+    (_BLOCK + r"(?:attention|self_attn)\.([qkv])_proj\.", r"blocks.\1.attn.\2."),
+    (
+        _BLOCK + r"(?:attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.",
+        r"blocks.\1.attn.proj.",
+    ),
+    (_BLOCK + r"(?:intermediate\.dense|mlp\.fc1|mlp\.weights_in)\.", r"blocks.\1.mlp.fc1."),
+    (_BLOCK + r"(?:output\.dense|mlp\.fc2|mlp\.weights_out|mlp\.down_proj)\.", r"blocks.\1.mlp.fc2."),
+    (_BLOCK + r"mlp\.(gate|up)_proj\.", r"blocks.\1.mlp.\2."),
+    (_BLOCK + r"layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
+)
+# Tensors that no classifier reads: of masked training, of other heads, and counted positions.
+_UNREAD = re.compile(r"^(embeddings\.(mask_token|position_ids)$|pooler\.|head\.)")
+# A tensor that files have under several names -> what is joined, in this order.
+_JOINED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.fc1": ("mlp.gate", "mlp.up")}
+
+
+def under_timms_names(content: object, config: TransformersConfig, path: Path) -> dict[str, Tensor]:
+    """The weights in what `read_file` gave, in float32, as the network of ``config`` takes them.
+
+    Raises ModelError where they are not there, or not in a layout of transformers.
+    """
+    tensors = _tensors_of(content, path)
+    prefix = next(match[1] for match in map(_ANCHOR.match, tensors) if match)
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        timms = _timms_name(name, prefix)
+        if timms is not None:
+            found[timms] = as_float32(name, tensor, path)
+    found = _joined(found)
+    _check(found, config, path)
+    return _shaped(found, config)
+
+
+def resampled(
+    tensors: Mapping[str, Tensor], config: TransformersConfig, grid: tuple[int, int]
+) -> dict[str, Tensor]:
+    """With the position embedding at another grid, as the class resamples it to the size of an image."""
+    if config.kind.resampling is None or grid == config.grid:
+        return dict(tensors)
+    prefix = 0 if config.kind.registers else 1
+    positions = tensors["pos_embed"]
+    return {**tensors, "pos_embed": _at(positions, prefix, config.grid, grid, config.kind.resampling)}
+
+
+def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
+    for _, tensors in state_dicts(content):
+        if any(map(_ANCHOR.match, tensors)):
+            return tensors
+    raise ModelError(
+        f"{path.name} holds no network in the layout of transformers, which the config.json beside it names: "
+        "no tensor is called ...embeddings.patch_embeddings.projection.weight"
+    )
+
+
+def _timms_name(name: str, prefix: str) -> str | None:
+    """None for a tensor that no classifier reads; its own name for one that is not known."""
+    head = _HEADS.match(name)
+    if head is not None:
+        return f"{'head_dist' if head[1].startswith('distillation') else 'head'}.{head[2]}"
+    own = name.removeprefix(prefix)  # ViTMSN's layers are written without it
+    if _UNREAD.match(own):
+        return None
+    for pattern, timms in _NAMES:
+        renamed, times = re.subn(pattern, timms, own)
+        if times:
+            return renamed
+    return name
+
+
+def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    joined = dict(tensors)
+    for name in tensors:
+        for whole, parts in _JOINED.items():
+            if f".{parts[0]}." not in name:
+                continue
+            names = [name.replace(f".{parts[0]}.", f".{part}.") for part in parts]
+            if all(each in joined for each in names):
+                # transformers' gate and timm's first half are what the activation is applied to.
+                joined[name.replace(f".{parts[0]}.", f".{whole}.")] = torch.cat(
+                    [joined.pop(each) for each in names]
+                )
+    return joined
+
+
+def _check(tensors: Mapping[str, Tensor], config: TransformersConfig, path: Path) -> None:
+    if "head.weight" not in tensors:
+        raise ModelError(
+            f"{path.name} holds no classifier (classifier.weight), though {config.path} says {config.name}; "
+            "its weights are of the network without its head, so fine-tune it first"
+        )
+    positions, patches = tensors.get("pos_embed"), tensors["patch_embed.proj.weight"]
+    if positions is not None:
+        wanted = config.grid[0] * config.grid[1] + config.prefix_positions
+        height, width = config.image_size
+        rows, columns = config.args["patch_size"]
+        if positions.ndim < 2 or positions.shape[-2] != wanted:
+            raise ModelError(
+                f"{path.name} does not fit {config.path}: its position embedding has the shape "
+                f"{list(positions.shape)}, and images of {height} x {width} pixels in patches of "
+                f"{rows} x {columns} have {wanted} positions"
+            )
+    if patches.ndim not in (2, 4):
+        raise ModelError(f"{path.name}: its patch embedding has the shape {list(patches.shape)}")
+
+
+def _shaped(tensors: dict[str, Tensor], config: TransformersConfig) -> dict[str, Tensor]:
+    """Shapes and places as timm has them."""
+    width = config.args["embed_dim"]
+    for name in ("cls_token", "reg_token", "dist_token", "pos_embed"):
+        if name in tensors:
+            tensors[name] = tensors[name].reshape(1, -1, width)
+    patches = tensors["patch_embed.proj.weight"]
+    if patches.ndim == 2:
+        # Siglip2's is a linear layer on pixels in the order rows, columns, channels.
+        rows, columns = config.args["patch_size"]
+        patches = patches.reshape(width, rows, columns, -1).permute(0, 3, 1, 2)
+        tensors["patch_embed.proj.weight"] = patches.contiguous()
+    if "reg_tokens" in config.args and "dist_token" in tensors:
+        tensors["reg_token"] = tensors.pop("dist_token")
+    if config.kind.registers:
+        # The position of CLS is a part of it; registers have none, and timm's positions are of patches then.
+        positions = tensors["pos_embed"]
+        tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
+        tensors["pos_embed"] = positions[:, 1:]
+    if not config.args.get("final_norm", True):
+        tensors.pop("norm.weight", None)
+        tensors.pop("norm.bias", None)
+    return tensors
+
+
+def _at(
+    positions: Tensor,
+    prefix: int,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    resampling: Resampling,
+) -> Tensor:
+    patches = positions[:, prefix:].unflatten(1, before).permute(0, 3, 1, 2)
+    moved = F.interpolate(
+        patches, after, mode="bicubic", align_corners=False, antialias=resampling == "antialiased"
+    )
+    return torch.cat([positions[:, :prefix], moved.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

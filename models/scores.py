@@ -1,0 +1,6 @@
+"""What makes the logits of a model scores. No torch: front ends are told it, too."""
+
+from typing import Literal
+
+# "softmax" over all classes, or "sigmoid" of each class by itself: several may be true of one image.
+Scores = Literal["softmax", "sigmoid"]
