@@ -17,7 +17,7 @@ def pool(
     table: Float[Tensor, "B T D"],
     gaps: Bool[Tensor, "B T"] | None,
     sizes: Float[Tensor, "B T"] | None,
-) -> Float[Tensor, "B D"]:
+) -> Float[Tensor, "B features"]:
     """What the network's own ``pool`` makes of each image by itself. ``first``: of the tokens that it reads.
 
     An average over tokens is one over patches: each counts for as many as it stands for (``sizes``).
@@ -47,7 +47,7 @@ def pool(
     return _refined(module, table[:, first:], seen)
 
 
-def _pooled(network: VisionTransformer | Eva, table: Tensor) -> Float[Tensor, "B D"]:
+def _pooled(network: VisionTransformer | Eva, table: Tensor) -> Float[Tensor, "B features"]:
     pooled: Tensor = network.pool(table)
     return pooled
 
