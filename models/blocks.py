@@ -1,6 +1,7 @@
 """timm's transformer blocks over the tokens of a packed batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,19 @@ from models.ragged import Packing, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The blocks of a network as one forward pass computes them. ``way``: attention; ``exact``: with timm's
-    own operations, so that the bits are timm's."""
+    """The blocks of a network as one forward pass computes them. ``modules``: timm's own; ``way``: attention;
+    ``exact``: with timm's own operations, so that the bits are timm's."""
 
     family: Family
+    modules: tuple[Any, ...]
     way: Way
     exact: bool
 
     @staticmethod
     def of(family: Family, rows: Tensor, *, exact: bool) -> "Blocks":
         """What is best for rows of this device and dtype."""
-        return Blocks(family, way_for(family.blocks[0].attn, rows, exact=exact), exact)
+        modules = tuple(family.blocks)
+        return Blocks(family, modules, way_for(modules[0].attn, rows, exact=exact), exact)
 
     def plain(self, index: int, tokens: Tokens) -> Tokens:
         """The tokens behind block ``index``, which prunes nothing."""
@@ -34,22 +37,22 @@ class Blocks:
 
     def attn(self, index: int) -> Attention:
         """The attention of a block."""
-        attn: Attention = self.family.blocks[index].attn
+        attn: Attention = self.modules[index].attn
         return attn
 
     def normed(self, index: int, tokens: Tokens) -> Tensor:
         """The rows that attention and its gate read."""
-        normed: Tensor = self.family.blocks[index].norm1(tokens.rows)
+        normed: Tensor = self.modules[index].norm1(tokens.rows)
         return normed
 
     def project(self, index: int, normed: Tensor, wanted: Wanted) -> Parts:
         """Queries, keys and values, or some of them, of ``normed`` rows."""
-        return self.family.project(self.family.blocks[index].attn, normed, wanted)
+        return self.family.project(self.modules[index].attn, normed, wanted)
 
     def attended(self, index: int, tokens: Tokens, normed: Tensor, parts: Parts, source: Tokens) -> Tokens:
         """The tokens with what the keys and values of ``source`` answer to their queries. ``normed``: their
         own rows."""
-        block = self.family.blocks[index]
+        block = self.modules[index]
         attn = block.attn
         mixed = attn.norm(self.way.attend(attn, parts, tokens, source, index))
         if attn.gate is not None:
@@ -59,7 +62,7 @@ class Blocks:
 
     def mlp(self, index: int, tokens: Tokens) -> Tokens:
         """The tokens with the update of the block's MLP."""
-        block = self.family.blocks[index]
+        block = self.modules[index]
         update = mlp(block.mlp, block.norm2(tokens.rows), self.exact)
         return self._add(tokens, update, self.family.scales(block)[1], block.drop_path2)
 
