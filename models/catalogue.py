@@ -15,9 +15,8 @@ import timm
 import torch
 from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
-from timm.models.vision_transformer import VisionTransformer
 
-from models.families import UnsupportedModelError
+from models.families import Network, UnsupportedModelError
 from models.load import BUNDLED, WEIGHTS_FOLDER, Card, ModelError, load, read_card
 from models.load.reference import WEIGHT_ENDINGS, located
 from models.load.timm_models import build, is_projection
@@ -55,7 +54,7 @@ class Candidate:
 
     reference: str
     source: Source
-    build: Callable[[], VisionTransformer]
+    build: Callable[[], Network]
     stages: Stages | None = None
     name: str = ""
 
@@ -133,7 +132,7 @@ def _of_bundled() -> Candidate:
     return Candidate(BUNDLED, "bundled", lambda: _build_card(card), card.stages)
 
 
-def _build_card(card: Card) -> VisionTransformer:
+def _build_card(card: Card) -> Network:
     vit = _build(card.architecture, **card.model_args)
     if card.patch_stride is not None:
         set_patch_stride(vit, card.patch_stride)
@@ -144,9 +143,9 @@ def _of_timm(name: str, source: Source) -> Candidate:
     return Candidate(name, source, lambda: _build(name), name=name)
 
 
-def _build(architecture: str, **model_args: Any) -> VisionTransformer:
+def _build(architecture: str, **model_args: Any) -> Network:
     # Without weights there is nothing to initialise, which is most of the time.
-    vit: VisionTransformer = build(architecture, weight_init="skip", **model_args)
+    vit: Network = build(architecture, weight_init="skip", **model_args)
     return vit
 
 
@@ -176,7 +175,7 @@ def _cached() -> list[Candidate]:
     return found
 
 
-def _from_config(folder: Path) -> Callable[[], VisionTransformer] | None:
+def _from_config(folder: Path) -> Callable[[], Network] | None:
     """What builds the network that a folder's config.json describes; None where that is not timm's and no
     classifier of transformers' that is served."""
     try:
@@ -189,6 +188,6 @@ def _from_config(folder: Path) -> Callable[[], VisionTransformer] | None:
         return None
 
 
-def _build_transformers(folder: Path, config: TransformersConfig) -> VisionTransformer:
+def _build_transformers(folder: Path, config: TransformersConfig) -> Network:
     args = {**config.args, "img_size": input_spec(folder, config).size, "num_classes": config.classes}
     return _build(config.kind.architecture, **args)

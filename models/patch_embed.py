@@ -7,13 +7,13 @@ weights stay as they were trained; only the position embedding is resampled, to 
 from functools import partial
 
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva
 from torch import nn
 
-from models.families import UnsupportedModelError
+from models.families import Network, UnsupportedModelError
 
 
-def set_patch_stride(vit: VisionTransformer, stride: int) -> None:
+def set_patch_stride(vit: Network, stride: int) -> None:
     """Let ``vit`` cut its patches every ``stride`` pixels, in both directions; in place.
 
     A stride of the kernel's own side gives the plain grid, a smaller one overlapping patches. The stride that
@@ -24,6 +24,10 @@ def set_patch_stride(vit: VisionTransformer, stride: int) -> None:
     ValueError for a stride below 1 or larger than the kernel, which would leave pixels out.
     """
     embed = vit.patch_embed
+    if isinstance(vit, Eva):
+        raise UnsupportedModelError(
+            "its positions are rotary, so its patches cannot overlap (--patch-stride)"
+        )
     if type(embed) is not PatchEmbed:
         raise UnsupportedModelError(
             f"its patch embedding is {type(embed).__name__}, and only timm's PatchEmbed takes a patch stride"
@@ -46,7 +50,7 @@ def set_patch_stride(vit: VisionTransformer, stride: int) -> None:
     _resample(vit, grid_before)
 
 
-def set_image_size(vit: VisionTransformer, size: tuple[int, int]) -> None:
+def set_image_size(vit: Network, size: tuple[int, int]) -> None:
     """Let ``vit`` see images of ``size`` (height, width), in place; the position embedding is resampled as
     timm does it, and patches keep their size and stride.
 
@@ -72,7 +76,7 @@ def set_image_size(vit: VisionTransformer, size: tuple[int, int]) -> None:
     _resample(vit, grid_before)
 
 
-def _resample(vit: VisionTransformer, grid_before: tuple[int, int]) -> None:
+def _resample(vit: Network, grid_before: tuple[int, int]) -> None:
     """Bring the position embedding to the grid of the patch embedding."""
     embed = vit.patch_embed
     embed.num_patches = embed.grid_size[0] * embed.grid_size[1]

@@ -4,10 +4,10 @@ from torch import nn
 
 from models.families.errors import SUPPORTED, UnsupportedModelError
 from models.families.eva import TimmEva
-from models.families.family import Family
+from models.families.family import Family, Network
 from models.families.vit import TimmViT
 
-__all__ = ["SUPPORTED", "Family", "UnsupportedModelError", "family_of"]
+__all__ = ["SUPPORTED", "Family", "Network", "UnsupportedModelError", "family_of"]
 
 _FAMILIES = (TimmViT, TimmEva)
 

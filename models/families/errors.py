@@ -1,8 +1,8 @@
 """The error of a model that is not supported."""
 
 SUPPORTED = (
-    "timm's VisionTransformer and VisionTransformerDistilled with plain Block and Attention: "
-    "ViT, DeiT, DeiT III, DINOv2 (also with registers), CLIP, with CLS or average pooling"
+    "timm's VisionTransformer and VisionTransformerDistilled (ViT, DeiT, DeiT III, DINOv2, CLIP, SigLIP) and "
+    "Eva (EVA-02, DINOv3, PE), with plain blocks and attention"
 )
 
 

@@ -1,7 +1,7 @@
 """What differs between network classes, and what does not."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from timm.models.eva import Eva
@@ -12,6 +12,8 @@ from models.attend.heads import Attention, Parts
 from models.ragged import Rotations
 from models.schedule import Architecture
 
+# A network that some family knows.
+Network: TypeAlias = VisionTransformer | Eva
 # What is asked of an attention's projections.
 Wanted = Literal["qkv", "q", "kv"]
 
@@ -26,7 +28,7 @@ class Family(Protocol):
     """
 
     @property
-    def network(self) -> VisionTransformer | Eva:
+    def network(self) -> Network:
         """It itself."""
 
     @property

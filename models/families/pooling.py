@@ -8,7 +8,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.heads import ClsAndPatches
+from models.families.cls_and_patches import ClsAndPatches
 
 
 def pool(

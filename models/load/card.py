@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.cascade import Cascade
+from models.families import Network
 from models.files import write_whole
 from models.load.errors import ModelError
 from models.load.files import is_safetensors, of_safetensors
@@ -91,7 +91,7 @@ def read_card(path: Path) -> Card | None:
         ) from error
 
 
-def save(path: Path, vit: VisionTransformer, card: Card) -> None:
+def save(path: Path, vit: Network, card: Card) -> None:
     """Write half-precision weights and the card as one safetensors file, replaced in one step.
 
     A tensor with values beyond half precision's range stays in float32. Raises ModelError for weights that

@@ -4,14 +4,17 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models import eva, vision_transformer
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.eva import Eva
 from torch import Tensor
 
+from models.families import Network
 from models.load.errors import ModelError, first_line
 from models.load.timm_models import blank, create_timm, similar_name
 from models.patch_embed import patch_grid
@@ -39,7 +42,7 @@ class Fit:
 
     def build(
         self, *, patch_stride: int | None = None, head_may_differ: bool = False, **changes: Any
-    ) -> VisionTransformer:
+    ) -> Network:
         """The network with these weights in it, its position embedding resampled where ``changes`` (timm's
         arguments) or the stride ask for another grid. Raises ModelError where weights are missing or left
         over; with ``head_may_differ`` a head of another size is left as timm initialises it."""
@@ -48,7 +51,7 @@ class Fit:
         load_into(vit, self._at_grid_of(vit), self.source, head_may_differ=head_may_differ)
         return vit
 
-    def _at_grid_of(self, vit: VisionTransformer) -> dict[str, Tensor]:
+    def _at_grid_of(self, vit: Network) -> dict[str, Tensor]:
         positions = self.tensors.get("pos_embed")
         grid = tuple(vit.patch_embed.grid_size)
         if positions is None or self.grid is None or self.grid == grid:
@@ -93,9 +96,7 @@ def fit(
     return Fit(architecture, args, pretrained_cfg, tensors, grid, size, usual, source)
 
 
-def load_into(
-    vit: VisionTransformer, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool
-) -> None:
+def load_into(vit: Network, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool) -> None:
     """Put weights into a network. Raises ModelError where one is missing, left over or of another shape."""
     own = vit.state_dict()
     if head_may_differ:
@@ -125,7 +126,7 @@ def _card(pretrained_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _refuse_another_network(
-    tensors: Mapping[str, Tensor], plain: VisionTransformer, architecture: str, source: str
+    tensors: Mapping[str, Tensor], plain: Network, architecture: str, source: str
 ) -> None:
     """What differs, in words, before anything is converted: timm would resample other patches without a
     word."""
@@ -160,18 +161,21 @@ def _refuse_another_network(
     )
 
 
-def _under_timms_names(
-    tensors: dict[str, Tensor], plain: VisionTransformer, source: str
-) -> dict[str, Tensor]:
+def _under_timms_names(tensors: dict[str, Tensor], plain: Network, source: str) -> dict[str, Tensor]:
     """timm's own conversion, without its resampling of positions, which guesses the grid."""
-    positions, plain.pos_embed = plain.pos_embed, None
+    convert, positions = partial(vision_transformer.checkpoint_filter_fn, adapt_layer_scale=True), None
+    if isinstance(plain, Eva):
+        convert = eva.checkpoint_filter_fn  # it needs the embedding; positions come at the network's own size
+    else:
+        positions, plain.pos_embed = plain.pos_embed, None
     try:
-        converted: dict[str, Tensor] = checkpoint_filter_fn(dict(tensors), plain, adapt_layer_scale=True)
+        converted: dict[str, Tensor] = convert(dict(tensors), plain)
     except Exception as error:
         # timm converts before it compares, and stumbles over foreign shapes in ways of its own.
         raise ModelError(f"{source} does not fit the architecture: {first_line(error)}") from error
     finally:
-        plain.pos_embed = positions
+        if positions is not None:
+            plain.pos_embed = positions
     return converted
 
 
@@ -188,11 +192,13 @@ def _channels_and_classes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _parts(
-    tensors: Mapping[str, Tensor], plain: VisionTransformer, source: str, *, pooling_matters: bool
+    tensors: Mapping[str, Tensor], plain: Network, source: str, *, pooling_matters: bool
 ) -> dict[str, Any]:
     """What is there or not beside the blocks: the norm before or after the pooling, class and register
     tokens, layer scale."""
     args: dict[str, Any] = {}
+    if isinstance(plain, Eva):
+        return args  # architectures of this class are known by their names
     own = plain.state_dict()
     norms = {name for name in ("norm", "fc_norm") if f"{name}.weight" in tensors}
     if norms == {"fc_norm"} and "fc_norm.weight" not in own:
@@ -233,7 +239,7 @@ def _squares() -> frozenset[int]:
 
 def _size_and_grid(
     tensors: Mapping[str, Tensor],
-    vit: VisionTransformer,
+    vit: Network,
     source: str,
     grid: Size | None,
     patch_stride: int | None,

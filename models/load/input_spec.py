@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from timm.data import resolve_model_data_config
-from timm.models.vision_transformer import VisionTransformer
 
+from models.families import Network
 from models.load.errors import ModelError
 from models.transforms import Crop, InputSpec, Interpolation
 
 log = logging.getLogger(__name__)
 
 
-def input_spec_of(vit: VisionTransformer) -> InputSpec:
+def input_spec_of(vit: Network) -> InputSpec:
     """timm's own preprocessing of a model. Raises ModelError for values that no preprocessing can have, and
     for those that TrimViT does not know."""
     try:
@@ -44,7 +44,7 @@ def input_spec_of(vit: VisionTransformer) -> InputSpec:
     )
 
 
-def channels_of(vit: VisionTransformer) -> Literal[1, 3]:
+def channels_of(vit: Network) -> Literal[1, 3]:
     """Raises ModelError for a network that sees something else than colour or grey."""
     return channels_in(vit.patch_embed.proj.in_channels)
 

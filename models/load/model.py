@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models.vision_transformer import VisionTransformer
 
 from models.cascade import Cascade
+from models.families import Network
 from models.finite import all_finite
 from models.load.card import Card, read_card
 from models.load.config import TimmConfig, config_in, of_training
@@ -78,7 +78,7 @@ class LoadedModel:
 class Start:
     """A network to fine-tune, and what a card must say to build it again beside classes and image size."""
 
-    vit: VisionTransformer
+    vit: Network
     model_args: dict[str, Any]
 
 
@@ -88,7 +88,7 @@ class _Network:
     ``input``: None for timm's own preprocessing of it."""
 
     name: str
-    vit: VisionTransformer
+    vit: Network
     architecture: str
     card: Card | None = None
     labels: tuple[str, ...] | None = None
@@ -395,7 +395,7 @@ def _looks_like(found: Weights) -> str:
     return f"vit_{sizes[weight.shape[0]]}_patch{weight.shape[2]}_224"
 
 
-def _refuse_no_numbers(vit: VisionTransformer, name: str) -> None:
+def _refuse_no_numbers(vit: Network, name: str) -> None:
     """Weights from the hub are looked at here; those of files also where they are read. Finite weights may
     be so large that what is computed from them is not."""
     for tensor_name, tensor in vit.state_dict().items():
@@ -419,7 +419,7 @@ def _refuse_no_numbers(vit: VisionTransformer, name: str) -> None:
         )
 
 
-def _labels_of(vit: VisionTransformer, name: str) -> tuple[str, ...]:
+def _labels_of(vit: Network, name: str) -> tuple[str, ...]:
     """The names in the hub's config, ImageNet's where the number of classes says so, else plain numbers."""
     named = vit.pretrained_cfg.get("label_names")
     if isinstance(named, Sequence) and named:

@@ -13,8 +13,8 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from models.families import UnsupportedModelError
-from models.heads import ClsAndPatches
+from models.families import Network, UnsupportedModelError
+from models.families.cls_and_patches import ClsAndPatches
 from models.load.errors import ModelError, first_line
 from models.load.hub import offline_unless_the_hub_answers
 from models.load.reference import known
@@ -28,7 +28,7 @@ FEATURES_ONLY = (
 
 def create_timm(
     name: str, *, pretrained: bool, patch_stride: int | None = None, **model_args: Any
-) -> VisionTransformer:
+) -> Network:
     """A network by timm's name, or ``hf-hub:owner/name``. ``model_args`` are timm's, and those of
     `in_timms_words`. Raises ModelError where timm cannot build it or its weights cannot be had,
     UnsupportedModelError for a class that cannot be pruned."""
@@ -53,7 +53,7 @@ def create_timm(
             "--model /path/to/model.safetensors "
             f"--architecture {'NAME_OF_ITS_TIMM_ARCHITECTURE' if on_hub else name}"
         ) from error
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, Network):
         raise UnsupportedModelError(f"its class is {type(model).__name__}")
     if model.dynamic_img_size and not model.patch_embed.dynamic_img_pad:
         # Of images of its own size it computes the same with a fixed one, and that can be pruned.
@@ -91,7 +91,7 @@ def in_timms_words(model_args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pool(model: nn.Module, pooling: str) -> None:
-    """Put ``pooling`` "cls_and_patches", which timm has no name for, into a VisionTransformer."""
+    """Put ``pooling`` "cls_and_patches", which timm has no name for, into a Network."""
     if pooling != "cls_and_patches" or not isinstance(model, VisionTransformer):
         raise ValueError(f"there is no pooling {pooling!r} of a {type(model).__name__}")
     model.attn_pool = ClsAndPatches(model.num_prefix_tokens)
@@ -101,7 +101,7 @@ def _pool(model: nn.Module, pooling: str) -> None:
         model.head = nn.Linear(2 * model.embed_dim, model.num_classes, device=place.device, dtype=place.dtype)
 
 
-def blank(name: str, **model_args: Any) -> VisionTransformer:
+def blank(name: str, **model_args: Any) -> Network:
     """A network without values (on PyTorch's meta device), to see its shapes. Raises as `create_timm`."""
     with torch.device("meta"):
         return create_timm(name, pretrained=False, **model_args)

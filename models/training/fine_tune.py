@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from models.classifier import normalise
 from models.device import choose_device
+from models.families import Network
 from models.files import write_whole
 from models.load import HEADS, Card, create, input_spec_of, read_card, save
 from models.names import shown
@@ -217,7 +217,7 @@ class _Training:
         figures = {"step": step, "keep_ratio": round(pruning.keep_ratio, 4)}
         recorder.step(figures, torch.stack(losses).mean(), torch.cat(correct).float().mean())
 
-    def _weights(self) -> VisionTransformer:
+    def _weights(self) -> Network:
         """What is validated and saved."""
         return self.state.vit if self.state.ema is None else self.state.ema.module
 
@@ -253,7 +253,7 @@ class _Training:
             write_whole(output / CHECKPOINT, lambda file: file.write(content))
 
 
-def _optimizer(config: TrainConfig, vit: VisionTransformer) -> torch.optim.Optimizer:
+def _optimizer(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:
     return create_optimizer_v2(
         vit,
         opt=config.optimizer,
