@@ -15,6 +15,7 @@ import timm
 import torch
 from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
+from timm.models import is_model_in_modules
 
 from models.families import Network, UnsupportedModelError
 from models.load import BUNDLED, WEIGHTS_FOLDER, Card, ModelError, load, read_card
@@ -30,7 +31,7 @@ from models.schedule import Architecture, Stages
 Source = Literal["bundled", "cached", "hub", "file"]
 
 # timm's modules that have models of the classes that TrimViT prunes; the other modules' are of other classes.
-_MODULES = ("deit", "vision_transformer")
+_MODULES = ("deit", "eva", "vision_transformer")
 _WEIGHTS = (".safetensors", ".bin")
 
 
@@ -144,8 +145,10 @@ def _of_timm(name: str, source: Source) -> Candidate:
 
 
 def _build(architecture: str, **model_args: Any) -> Network:
-    # Without weights there is nothing to initialise, which is most of the time.
-    vit: Network = build(architecture, weight_init="skip", **model_args)
+    if not is_model_in_modules(architecture.partition(".")[0], ("eva",)):  # it has no such argument
+        # Without weights there is nothing to initialise, which is most of the time.
+        model_args["weight_init"] = "skip"
+    vit: Network = build(architecture, **model_args)
     return vit
 
 

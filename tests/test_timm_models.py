@@ -1,4 +1,4 @@
-"""The table of docs/models.md is what timm's registry comes to, and what it says is served is."""
+"""The table of docs/timm-models.md is what timm's registry comes to, and what it says is served is."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def shape_of(vit: nn.Module) -> tuple[object, ...]:
         getattr(vit, "reg_token", None) is None,
         vit.pos_embed is None,
         vit.no_embed_class,
-        block.attn.qkv.bias is None,
+        getattr(block.attn.qkv, "bias", None) is None,
     )
 
 
