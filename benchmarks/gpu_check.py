@@ -29,6 +29,7 @@ any machine; its figures mean nothing.
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ from models.device import choose_device, choose_dtype, use_gpu
 Part = Callable[[argparse.Namespace], Iterator[Row]]
 
 ROOT = Path(__file__).parents[1]
+GRACE_S = 50.0  # for what has begun when the time is up
 SMALLEST: Mapping[str, object] = {
     "model": "random:test_vit",
     "batch_sizes": (2, 1),
@@ -101,6 +103,10 @@ def run(options: argparse.Namespace, clock: Callable[[], float] = time.monotonic
     return results
 
 
+def _time_is_up(*_: object) -> None:
+    raise TimeoutError("the time was up")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.smallest:
@@ -116,7 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.dtype = str(choose_dtype(options.device)).removeprefix("torch.")
     options.dtypes = (options.dtype,)
     began = time.monotonic()
-    results = run(options)
+    # Whatever hangs, such as a compilation, ends as well.
+    before = signal.signal(signal.SIGALRM, _time_is_up)
+    signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes + GRACE_S)
+    try:
+        results = run(options)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     goals = verdict(results, options.batch_sizes, options.ratios)
     report = {
         "command": "make gpu-check",

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,25 @@ def test_parts_end_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
         "fails": [{"not_measured": "RuntimeError: CUDA out of memory"}],
         "slow": [{"number": 0}, {"number": 1}, {"number": 2}, {"not_measured": "the time was up"}],
         "never": [{"not_measured": "the time was up"}],
+    }
+
+
+def test_what_hangs_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A compilation that takes for ever costs its part, and the verdict comes."""
+
+    def hangs(_: object) -> Any:
+        threading.Event().wait(200)
+        yield {}
+
+    monkeypatch.setattr(gpu_check, "PARTS", {"dense": hangs, "mixed": hangs})
+    monkeypatch.setattr(gpu_check, "GRACE_S", 0.0)
+    output = tmp_path / "check.json"
+    arguments = ["--device", "cpu", "--smallest", "--minutes", "0.005", "--output", str(output)]
+    assert gpu_check.main(arguments) == 1
+    results = json.loads(output.read_text())["results"]
+    assert results == {
+        "dense": [{"not_measured": "TimeoutError: the time was up"}],
+        "mixed": [{"not_measured": "the time was up"}],
     }
 
 

@@ -423,6 +423,27 @@ async def test_a_check_that_fails_counts_for_nothing(house: House, caplog: pytes
     assert (checks("agreed"), checks("disagreed")) == before
 
 
+async def test_a_check_that_loses_the_gpu_ends_the_worker(house: House) -> None:
+    """No batch would be computed any more, whoever asked for what failed."""
+    import asyncio
+
+    class Loses(FakeBackend):
+        def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
+            if jobs[0].ask.pruning == UNPRUNED:
+                raise cuda_error(700, "an illegal memory access was encountered")
+            return super().classify(jobs, threads)
+
+    async def lose() -> None:
+        with running_worker(house, Loses(ONE_STREAM)) as (_, running):
+            async with ready_client(house) as client:
+                await ask(client, question(1, keep_ratio=0.5))
+            assert await asyncio.to_thread(running.ended)
+
+    watched = running_dispatcher(house, agreement=Agreement(1.0, lambda: 0.0))
+    with watched, pytest.raises(BackendBroken, match="the device is lost"):
+        await lose()
+
+
 # Processes that die.
 
 
