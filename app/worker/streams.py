@@ -4,6 +4,7 @@ Much belongs to the thread that made it: a CUDA stream, a library's handle and i
 OpenMP's threads. So there are the same threads from before the model is loaded until the end.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -32,8 +33,7 @@ class Streams(Generic[Order]):
         self.count = count
         self._take = take
         self._orders: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        for _ in range(count):
-            background.thread(self._run, "stream", background.end_process)
+        self._threads = [background.thread(self._run, "stream", background.end_process) for _ in range(count)]
 
     def put(self, order: Order) -> None:
         """Any thread that is free takes it next."""
@@ -56,10 +56,16 @@ class Streams(Generic[Order]):
             self._orders.put(partial(one, index))
         return [result.result() for result in results]
 
-    def end(self) -> None:
-        """Each thread ends after the order it has."""
+    def end(self, wait_s: float | None = None) -> None:
+        """Each thread ends after the order it has. Wait for that, all in all so long at most.
+
+        A thread that computes while the interpreter ends aborts the process.
+        """
         for _ in range(self.count):
             self._orders.put(None)
+        over = None if wait_s is None else time.monotonic() + wait_s
+        for thread in self._threads:
+            thread.join(None if over is None else max(0.0, over - time.monotonic()))
 
     def _run(self) -> None:
         while (order := self._orders.get()) is not None:

@@ -41,6 +41,7 @@ _ALIVE_EVERY_S = 0.5
 _TURN_S = 0.25
 _TRY_EVERY_S = 0.02  # while there is no dispatcher
 _SETTLED_S, _UNWANTED_S = 1.0, 0.5
+_END_S = 1.0  # for what is still computed, such as a warm-up
 MOST_HELD = 4  # images whose pixels are kept to be run again
 
 # What is asked of an image that is run for ourselves.
@@ -117,7 +118,7 @@ class WorkerLoop:
             while not self._stopping:
                 self._serve(self._loaded)
         finally:
-            self._streams.end()
+            self._streams.end(_END_S)
 
     def _serve(self, loaded: Loaded) -> None:
         """Until the dispatcher has gone, or this is to stop."""

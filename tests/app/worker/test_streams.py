@@ -49,3 +49,21 @@ def test_what_is_raised_is_raised_to_who_asked() -> None:
         streams.on_all(work)
     assert streams.on_all(lambda index: index) == [0, 1]
     streams.end()
+
+
+def test_the_end_waits_for_what_is_computed_but_not_for_ever() -> None:
+    """A thread that computes while the interpreter ends aborts the process."""
+    let_go, done = threading.Event(), threading.Event()
+
+    def take(_: int) -> None:
+        let_go.wait(PATIENCE_S)
+        done.set()
+
+    streams = Streams(2, take)
+    streams.put(0)
+    streams.end(wait_s=0.05)
+    assert not done.is_set()
+    let_go.set()
+    streams.end()
+    assert done.is_set()
+    assert not any(thread.name == "stream" and thread.is_alive() for thread in streams._threads)
