@@ -39,8 +39,14 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def worker_of(server: Server) -> psutil.Process:
-    wait_until(lambda: len(server.processes("trimvit: worker")) == 1, "a worker")
-    return server.processes("trimvit: worker")[0]
+    found: list[psutil.Process] = []
+
+    def is_one() -> bool:
+        found[:] = server.processes("trimvit: worker")  # it may be gone at the next look
+        return len(found) == 1
+
+    wait_until(is_one, "a worker")
+    return found[0]
 
 
 def restarts(server: Server, process: str = "worker-0") -> float:

@@ -43,8 +43,14 @@ def http_process(server: Server) -> psutil.Process:
 
 
 def worker(server: Server) -> psutil.Process:
-    wait_until(lambda: len(server.processes("trimvit: worker")) == 1, "one worker")
-    return server.processes("trimvit: worker")[0]
+    found: list[psutil.Process] = []
+
+    def is_one() -> bool:
+        found[:] = server.processes("trimvit: worker")  # it may be gone at the next look
+        return len(found) == 1
+
+    wait_until(is_one, "one worker")
+    return found[0]
 
 
 def private_folder(server: Server) -> Path:
