@@ -9,8 +9,8 @@ from app.worker.streams import OnAll
 from models.schedule import Architecture, Pruning, Stages, compute
 
 _RATIOS = (1.0, 0.7, 0.5, 0.3)
-_ENOUGH_S = 4.0
-_LONE_PASSES, _PASSES = 3, 4
+_ENOUGH_S = 2.0
+_LONE_PASSES = 3
 
 Classify = Callable[[Sequence[Pruning], int], object]
 
@@ -21,10 +21,9 @@ def time_batches(
     """Time ``classify(prunings, threads)`` as the worker will call it, in the threads that will: what the
     cost model is fitted to.
 
-    Lone images run on all threads, batches up to the token budget in all streams at once. Each is computed
-    several times, of which the first does not count: there memory is got, and kernels are chosen. Single
-    images are always measured; larger batches until some seconds are over, with what there was time for,
-    even if that is the first one.
+    Lone images run on all threads, batches up to the token budget in all streams at once. The first time of
+    each does not count: there memory is got, and kernels are chosen. Single images are always measured;
+    larger batches until some seconds are over, with what there was time for, even if that is the first time.
     """
 
     def timed(prunings: Sequence[Pruning], threads: int) -> Measured:
@@ -46,33 +45,34 @@ def time_batches(
     began = time.perf_counter()
     measured = [one for part in on_all(lone) for one in part]
     batches = list(_batches(arch, stages, limits))
-    firsts: dict[int, list[Measured]] = {}
-    for one_pass in range(_PASSES):
-        for number, batch in enumerate(batches):
-            needed = len(batch) == 1 and one_pass < 2
-            if not needed and time.perf_counter() > began + _ENOUGH_S:
-                continue
+
+    def enough() -> bool:
+        return time.perf_counter() > began + _ENOUGH_S
+
+    for batch in batches:
+        single = len(batch) == 1
+        if enough() and not single:
+            continue
+        found = at_once(batch)
+        if single or not enough():
             found = at_once(batch)
-            if one_pass == 0:
-                firsts[number] = found
-            else:
-                firsts.pop(number, None)
-                measured += found
-    return (*measured, *(one for found in firsts.values() for one in found))
+        measured += found
+    return tuple(measured)
 
 
 def _batches(arch: Architecture, stages: Stages, limits: Limits) -> Iterator[list[Pruning]]:
     """What serving may bring: for each ratio one image, 4, and so on by four times up to a full batch; and a
-    full one of different ratios. Small ones first."""
+    full one of different ratios. What says most comes first."""
     tokens = arch.patches + arch.prefix_tokens
     full = {
         ratio: max(1, int(limits.batch_tokens / (tokens * compute(arch, stages, ratio)))) for ratio in _RATIOS
     }
     yield from ([Pruning(ratio)] for ratio in _RATIOS)
+    yield _mixed(full[0.5])
+    yield from ([Pruning(ratio)] * full[ratio] for ratio in (1.0, 0.5) if full[ratio] > 1)
     for size in takewhile(lambda size: size == 4 or 4 * size <= full[1.0], (4**power for power in count(1))):
         yield from ([Pruning(ratio)] * size for ratio in _RATIOS if size < full[ratio])
-    yield _mixed(full[0.5])
-    yield from ([Pruning(ratio)] * full[ratio] for ratio in (0.5, 1.0, 0.3, 0.7) if full[ratio] > 1)
+    yield from ([Pruning(ratio)] * full[ratio] for ratio in (0.3, 0.7) if full[ratio] > 1)
 
 
 def _mixed(images: int) -> list[Pruning]:
