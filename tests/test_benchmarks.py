@@ -306,6 +306,7 @@ def test_host_counts_in_bare_p50s_what_an_answer_takes_beyond_decoding() -> None
 
 
 @pytest.mark.system
+@pytest.mark.long
 def test_warm_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The bundled model warmed up as a worker does it, and every kind of batch that serving brings held
     against what was learned."""

@@ -50,6 +50,7 @@ sys.exit(gpu_check.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_it_runs_where_there_is_pytorch_and_timm_alone(tmp_path: Path) -> None:
     """On a CPU, as small as it can be: every part has its figures, or says what it lacks; the table is
     printed, and the file holds no path of the machine. Its goals are not met, and the exit status says so."""

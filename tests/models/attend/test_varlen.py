@@ -45,7 +45,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("signature", ["varlen_attn", "of_2_10"])
 @pytest.mark.parametrize("arguments", VARIANTS, ids=["CLS", "norms", "all rows"])
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(prunings=batches(by_mass=False))
 def test_one_call_gives_what_the_runs_give(
     make_vit: MakeViT,
