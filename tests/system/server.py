@@ -37,6 +37,17 @@ class Server:
         """Its processes whose title begins so."""
         return processes(psutil.Process(self.supervisor.pid), title)
 
+    def only_process(self, title: str) -> psutil.Process:
+        """Its one process whose title begins so, once there is one only."""
+        found: list[psutil.Process] = []
+
+        def is_one() -> bool:
+            found[:] = self.processes(title)  # it may be gone at the next look
+            return len(found) == 1
+
+        wait_until(is_one, f"one process of {title!r}")
+        return found[0]
+
     def samples(self) -> Samples:
         """Every sample of /metrics."""
         return samples(self.url)

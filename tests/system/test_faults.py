@@ -39,14 +39,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def worker_of(server: Server) -> psutil.Process:
-    found: list[psutil.Process] = []
-
-    def is_one() -> bool:
-        found[:] = server.processes("trimvit: worker")  # it may be gone at the next look
-        return len(found) == 1
-
-    wait_until(is_one, "a worker")
-    return found[0]
+    return server.only_process("trimvit: worker")
 
 
 def restarts(server: Server, process: str = "worker-0") -> float:

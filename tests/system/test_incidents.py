@@ -38,19 +38,11 @@ def limited(pid: int, what: int, most: int) -> Iterator[None]:
 
 
 def http_process(server: Server) -> psutil.Process:
-    wait_until(lambda: len(server.processes("trimvit: http")) == 1, "one HTTP process")
-    return server.processes("trimvit: http")[0]
+    return server.only_process("trimvit: http")
 
 
 def worker(server: Server) -> psutil.Process:
-    found: list[psutil.Process] = []
-
-    def is_one() -> bool:
-        found[:] = server.processes("trimvit: worker")  # it may be gone at the next look
-        return len(found) == 1
-
-    wait_until(is_one, "one worker")
-    return found[0]
+    return server.only_process("trimvit: worker")
 
 
 def private_folder(server: Server) -> Path:
