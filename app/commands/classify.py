@@ -107,6 +107,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
 
 def _load(config: ClassifyConfig) -> "tuple[Classifier, ModelInfo]":
     """Raises ValueError or OSError for a model or a device that cannot be had."""
+    import models.timm_import  # noqa: F401  # before what imports timm, which is quicker then
     from app.worker.loading import describe, load_model
     from models.classifier import Classifier
     from models.device import choose_device, choose_dtype

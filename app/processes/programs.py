@@ -22,8 +22,8 @@ DISPATCH = "app.dispatch.process"
 WORKER = "app.worker.process"
 HTTP = "app.main"
 # What a worker needs and no other of our processes: imported once, by the fork server. What counts metrics
-# is not among it: each worker has files of its own for them.
-PRELOADED = ("models.classifier", "models.load")
+# is not among it: each worker has files of its own for them. The first makes the others quick to import.
+PRELOADED = ("models.timm_import", "models.classifier", "models.load")
 FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # the BLAS beneath numpy would start threads when it is imported
 
 _SETTLED_S = 5.0  # a front end that lives so long has started well

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from models.families import Network
 from models.load.errors import ModelError, first_line
 from models.load.timm_models import blank, create_timm, similar_name
+from models.load.uninitialised import Uninitialised
 from models.patch_embed import patch_grid
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ class Fit:
         arguments) or the stride ask for another grid. Raises ModelError where weights are missing or left
         over; with ``head_may_differ`` a head of another size is left as timm initialises it."""
         args = {**_card(self.pretrained_cfg), **self.model_args, "img_size": self.size, **changes}
-        vit = create_timm(self.architecture, pretrained=False, patch_stride=patch_stride, **args)
+        with nullcontext() if head_may_differ else Uninitialised():
+            vit = create_timm(self.architecture, pretrained=False, patch_stride=patch_stride, **args)
         load_into(vit, self._at_grid_of(vit), self.source, head_may_differ=head_may_differ)
         return vit
 

@@ -28,6 +28,7 @@ from models.load.transformers_format.config import TransformersConfig
 from models.load.transformers_format.config import config_in as transformers_config_in
 from models.load.transformers_format.preprocessor import input_spec
 from models.load.transformers_format.weights import resampled, under_timms_names
+from models.load.uninitialised import Uninitialised
 from models.patch_embed import patch_grid, set_image_size, set_patch_stride
 from models.pruned_vit import PrunedViT
 from models.schedule import Method, Stages
@@ -278,9 +279,10 @@ def _from_path(path: Path, architecture: str | None, patch_stride: int | None) -
     card = read_card(file)
     name = _name_of(path)
     if card is not None:
-        vit = create_timm(
-            card.architecture, pretrained=False, patch_stride=card.patch_stride, **card.model_args
-        )
+        with Uninitialised():
+            vit = create_timm(
+                card.architecture, pretrained=False, patch_stride=card.patch_stride, **card.model_args
+            )
         # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
         load_into(vit, find_weights(read_file(file), file).tensors, file.name, head_may_differ=False)
         if patch_stride is not None:
@@ -337,7 +339,8 @@ def _of_transformers(
     seen = input_spec(file.parent, config)
     classes = len(tensors["head.weight"])
     args = {**config.args, "img_size": seen.size, "num_classes": classes}
-    vit = create_timm(config.kind.architecture, pretrained=False, **args)
+    with Uninitialised():
+        vit = create_timm(config.kind.architecture, pretrained=False, **args)
     tensors = resampled(tensors, config, tuple(vit.patch_embed.grid_size))
     load_into(vit, tensors, file.name, head_may_differ=False)
     if patch_stride is not None:

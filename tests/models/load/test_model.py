@@ -74,6 +74,14 @@ def full_size(seed: int = 0, architecture: str = ARCHITECTURE, classes: int = 5)
 # What `save` writes, `load` reads.
 
 
+def test_weights_that_are_replaced_are_not_drawn_first(vit: VisionTransformer, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(path, vit, CARD)
+    before = torch.get_rng_state()
+    load(str(path))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_saved_model_comes_back(vit: VisionTransformer, tmp_path: Path) -> None:
     """A checkpoint holds all it needs: weights, labels, input spec and stages come back from the file."""
     path = tmp_path / "ponds.safetensors"
