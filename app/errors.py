@@ -119,6 +119,13 @@ class InvalidValue(ClientProblem):
     status, slug, title = 422, "invalid-value", "A value is not allowed"
 
 
+class NoClasses(ClientProblem):
+    """Classes are asked of a model without a head; `/v1/embed` answers with its features, and `--head` gives
+    it a head."""
+
+    status, slug, title = 422, "no-classes", "The model has no classes"
+
+
 class UndecodableImage(ClientProblem):
     """The bytes are not a complete, valid image, or what its samples mean is unknown."""
 

@@ -42,6 +42,7 @@ from app.http.problems import install_problem_handlers
 from app.http.routes.classify import classify_router
 from app.http.routes.direct import include
 from app.http.routes.documentation import documentation_router
+from app.http.routes.embed import SHAPE_HEADERS, embed_router
 from app.http.routes.hugging_face import hugging_face_router
 from app.http.routes.kserve_v1 import kserve_v1_router
 from app.http.routes.models import models_router
@@ -132,6 +133,7 @@ def create_app(
     keys = key_ring(settings)
     for_images = (
         classify_router(classification),
+        embed_router(classification),
         infer_router(classification),
         hugging_face_router(classification),
         sagemaker_router(classification),
@@ -184,7 +186,7 @@ def _surround(
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
-            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing", WARNINGS_HEADER],
+            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing", WARNINGS_HEADER, *SHAPE_HEADERS],
             allow_private_network=True,  # a page of a public site may be one of the origins
         )
     if listening_on is not None:

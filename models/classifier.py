@@ -53,11 +53,15 @@ class Request(Protocol):
     def logits(self) -> bool:
         """Whether to give the logits of all classes."""
 
+    @property
+    def features(self) -> bool:
+        """Whether to give the feature vector."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
     """What is asked of one image: how to prune it, how many labels, whether to name the kept patches and to
-    give the logits of all classes.
+    give the logits of all classes and the feature vector.
 
     With a ``margin``, it is run again unpruned where its first label's probability is no more than that above
     the second one's (see models.cascade).
@@ -68,6 +72,7 @@ class ImageRequest:
     kept_patches: bool = False
     margin: float | None = None
     logits: bool = False
+    features: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,8 @@ class Prediction:
     indices, row by row in the patch grid, of the patches left after stage s (None if not asked for);
     ``kept_counts[s]``: how many they are. ``keep_ratio``: the ratio that was applied (what `keep_mass` came
     to; 1 where the image was run again unpruned). ``compute``: share of the unpruned model's MACs, of both
-    runs where there were two. ``runs``: 1 or 2. ``logits``: float32, of all classes in their order (None if
-    not asked for).
+    runs where there were two. ``runs``: 1 or 2. ``logits``: float32, of all classes in their order;
+    ``features``: float32, the feature vector, with two runs that of the second (None if not asked for).
     """
 
     classes: Int[np.ndarray, " top_k"]
@@ -90,6 +95,7 @@ class Prediction:
     compute: float
     runs: int
     logits: Float[np.ndarray, " classes"] | None = None
+    features: Float[np.ndarray, " features"] | None = None
 
 
 class Classifier:
@@ -164,7 +170,8 @@ class Classifier:
     def classify(
         self, pixels: UInt8[Tensor, "B height width 3"], requests: Sequence[Request]
     ) -> list[Prediction]:
-        """One prediction per image, in order. ``top_k`` beyond the number of classes gives all of them."""
+        """One prediction per image, in order. ``top_k`` beyond the number of classes gives all of them: of a
+        model without a head, none."""
         if len(pixels) != len(requests):
             raise ValueError(f"{len(pixels)} images, but {len(requests)} requests")
         inputs = self._inputs(pixels)
@@ -174,11 +181,10 @@ class Classifier:
             first, again = output, frozenset[int]()
         else:
             first, output, again = self._cascade(inputs, requests)
-        most = min(max(request.top_k for request in requests), output.logits.shape[1])
-        logits = output.logits.float()
-        best = self.scores_of(logits).topk(most, dim=1)
-        scores, classes = best.values.cpu().numpy(), best.indices.cpu().numpy()
-        of_all = logits.cpu().numpy() if any(request.logits for request in requests) else None
+        most = min(max(request.top_k for request in requests), self.model.vit.num_classes)
+        scores, classes = self._best(output.logits, most)
+        of_all = output.logits.float().cpu().numpy() if any(each.logits for each in requests) else None
+        features = self._features(output, requests)
         kept = output.kept.on_host() if any(request.kept_patches for request in requests) else []
         counts_of_first = [tuple(counts) for counts in first.kept.counts.T.tolist()]
         counts_of_last = [tuple(counts) for counts in output.kept.counts.T.tolist()]
@@ -204,6 +210,7 @@ class Classifier:
                     compute=share,
                     runs=2 if image in again else 1,
                     logits=of_all[image] if of_all is not None and request.logits else None,
+                    features=features.get(image),
                 )
             )
         return predictions
@@ -234,6 +241,29 @@ class Classifier:
         logits = logits.float()
         return logits.sigmoid() if self._scores == "sigmoid" else logits.softmax(dim=1)
 
+    def _best(
+        self, logits: Float[Tensor, "B classes"], most: int
+    ) -> tuple[Float[np.ndarray, "B most"], Int[np.ndarray, "B most"]]:
+        """Scores and numbers of so many classes, best first."""
+        if most == 0:
+            nothing = np.empty((len(logits), 0))
+            return nothing, nothing.astype(int)
+        best = self.scores_of(logits).topk(most, dim=1)
+        return best.values.cpu().numpy(), best.indices.cpu().numpy()
+
+    def _features(
+        self, output: Output, requests: Sequence[Request]
+    ) -> dict[int, Float[np.ndarray, " features"]]:
+        """The feature vectors of the images that ask for one, by their place: only these leave the device."""
+        asked = [image for image, request in enumerate(requests) if request.features]
+        if not asked:
+            return {}
+        pooled = output.pooled
+        if len(asked) < len(requests):
+            pooled = pooled[on_device(asked, pooled.device)]
+        found = self.model.family.features(pooled).float().cpu().numpy()
+        return dict(zip(asked, found, strict=True))
+
     def _inputs(self, pixels: UInt8[Tensor, "B height width 3"]) -> Float[Tensor, "B channels height width"]:
         return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between, self._levels)
 
@@ -251,9 +281,10 @@ class Classifier:
         if not again:
             return first, first, frozenset()
         second = self.model.finish(tokens.of_images(again), [UNPRUNED] * len(again))
-        logits = first.logits.clone()
-        logits[on_device(again, logits.device)] = second.logits
-        return first, Output(logits, first.kept.replaced(again, second.kept)), frozenset(again)
+        logits, pooled = first.logits.clone(), first.pooled.clone()
+        places = on_device(again, logits.device)
+        logits[places], pooled[places] = second.logits, second.pooled
+        return first, Output(logits, first.kept.replaced(again, second.kept), pooled), frozenset(again)
 
 
 def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:

@@ -31,8 +31,8 @@ ASKED_BEFORE = 3
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """``replay`` computes the ``tables``, the logits and the numbers that Output.kept is about, from what is
-    in ``pixels``. ``kept``: of the captured pass; only its ``ids`` change."""
+    """``replay`` computes the ``tables``, the logits, what the head read and the numbers that Output.kept is
+    about, from what is in ``pixels``. ``kept``: of the captured pass; only its ``ids`` change."""
 
     pixels: Tensor
     tables: Tables
@@ -94,9 +94,9 @@ class GraphedModel:
         # The other rows hold images of an earlier batch. No image sees another.
         graph.pixels[:images].copy_(pixels)
         graph.replay()
-        logits, ids = graph.tables
+        logits, pooled, ids = graph.tables
         kept = Kept(ids.clone(), graph.kept.starts[:, :images], graph.kept.counts[:, :images])
-        return Output(logits[:images].clone(), kept)
+        return Output(logits[:images].clone(), kept, pooled[:images].clone())
 
     def _graph(self, pixels: Tensor, pruning: Pruning) -> _Graph | None:
         """This thread's graph for such a batch, captured now if it is time to."""
@@ -123,7 +123,7 @@ class GraphedModel:
         def forward() -> Tables:
             output = self._model(static, [pruning] * images)
             kept[:] = [output.kept]
-            return output.logits, output.kept.ids
+            return output.logits, output.pooled, output.kept.ids
 
         replay, tables = self._capture_of_thread()(forward)
         return _Graph(static, tables, replay, kept[0])

@@ -1,4 +1,4 @@
-"""From the tokens behind the last block to logits."""
+"""From the tokens behind the last block to what the head reads."""
 
 from collections.abc import Sequence
 
@@ -12,22 +12,22 @@ from models.ragged import Tokens
 from models.select import side_by_side
 
 
-def logits_of(
+def pooled_of(
     family: Family, tokens: Tokens, end: End, tables: Sequence[Tensor]
-) -> Float[Tensor, "B classes"]:
+) -> Float[Tensor, "B pooled"]:
     """In the order of the tokens. ``tables``: those of the plan, on the device."""
     if end.prefix_rows is not None:
         images = len(tokens.patches)
         # All images in one call, whatever their lengths. (With one length, timm's strides are kept: for some
         # widths the last bits of the product hang on them.)
         rows = tokens.rows.flatten(0, -2).index_select(0, tables[end.prefix_rows])
-        return family.logits(family.norm(rows.unflatten(0, (images, -1))), None, None)
+        return family.pooled(family.norm(rows.unflatten(0, (images, -1))), None, None)
     normed = family.norm(tokens.rows)
     sizes = None if tokens.sizes is None else tokens.sizes.unsqueeze(1)
-    logits = []
+    pooled = []
     for group in end.groups:
         table = side_by_side(normed, group, tables)
         gaps = None if group.gaps is None else tables[group.gaps]
         own_sizes = None if sizes is None else side_by_side(sizes, group, tables).squeeze(2)
-        logits.append(family.logits(table, gaps, own_sizes))
-    return torch.cat(logits) if len(logits) > 1 else logits[0]
+        pooled.append(family.pooled(table, gaps, own_sizes))
+    return torch.cat(pooled) if len(pooled) > 1 else pooled[0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.blocks import Blocks
 from models.families import UnsupportedModelError, family_of
-from models.head import logits_of
+from models.head import pooled_of
 from models.kept import Kept
 from models.linear.layer import replace_linears
 from models.linear.plain import PlainLinear
@@ -27,10 +27,12 @@ from models.schedule import UNPRUNED, Pruning, Rows, Stages, default_stages
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """``logits`` [B, classes]; ``kept``: the patches that each image has left after each stage."""
+    """``logits`` [B, classes]; ``kept``: the patches that each image has left after each stage; ``pooled``:
+    what the head read, from which `Family.features` gives the feature vectors."""
 
     logits: Float[Tensor, "B classes"]
     kept: Kept
+    pooled: Float[Tensor, "B pooled"]
 
 
 class PrunedViT(nn.Module):
@@ -56,6 +58,14 @@ class PrunedViT(nn.Module):
         self.packed_patches: nn.Module | None = None
         self._first_stage = self.stages.blocks[0] if self.stages.blocks else self.arch.depth
         self.train(vit.training)
+
+    @property
+    def feature_width(self) -> int:
+        """Numbers of a feature vector (see `Family.features`)."""
+        like = next(self.parameters())
+        table = like.new_zeros(1, self.arch.prefix_tokens + self.arch.patches, self.arch.dim)
+        with torch.inference_mode():
+            return self.family.features(self.family.pooled(table, None, None)).shape[1]
 
     def forward(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
         """Classify normalised ``pixels``; ``prunings`` has one entry per image."""
@@ -103,7 +113,7 @@ class PrunedViT(nn.Module):
             else:
                 tokens = pruner.blocks.plain(index, tokens)
         kept = Kept.of(after_stages, self.arch.prefix_tokens, pruner.places)
-        return Output(pruner.logits(tokens), kept)
+        return self._output(pruner.pooled(tokens), kept)
 
     def _finish_unpruned(self, blocks: Blocks, tokens: Tokens) -> Output:
         for index in range(self._first_stage, self.arch.depth):
@@ -112,7 +122,10 @@ class PrunedViT(nn.Module):
         end = End((Group(Run(0, images, 0, length), self.arch.patches),))
         after_stages = [tokens] * len(self.stages.blocks)
         kept = Kept.of(after_stages, self.arch.prefix_tokens, range(images))
-        return Output(logits_of(self.family, tokens, end, ()), kept)
+        return self._output(pooled_of(self.family, tokens, end, ()), kept)
+
+    def _output(self, pooled: Float[Tensor, "B pooled"], kept: Kept) -> Output:
+        return Output(self.family.logits(pooled), kept, pooled)
 
     @torch.no_grad()
     def first_importance(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Float[Tensor, "B patches"]:

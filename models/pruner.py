@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.blocks import Blocks
-from models.head import logits_of
+from models.head import pooled_of
 from models.plan import Asked, Group, Plan
 from models.planning import order_of, plan_of
 from models.ragged import Run, Tokens, all_on_device
@@ -96,10 +96,10 @@ class Pruner:
             seen = stage.look(tokens, plan.groups, first_rows)
         return stage.prune(tokens, seen, plan)
 
-    def logits(self, tokens: Tokens) -> Float[Tensor, "B classes"]:
-        """From the tokens behind the last block, in the order of the prunings."""
+    def pooled(self, tokens: Tokens) -> Float[Tensor, "B pooled"]:
+        """What the head reads, from the tokens behind the last block, in the order of the prunings."""
         assert self._plan is not None
-        return self.as_asked(logits_of(self.blocks.family, tokens, self._plan.end, self._tables))
+        return self.as_asked(pooled_of(self.blocks.family, tokens, self._plan.end, self._tables))
 
     def _stage(self, index: int) -> Stage:
         prefix = self._arch.prefix_tokens

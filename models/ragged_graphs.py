@@ -25,7 +25,7 @@ from models.schedule import Criterion, Pruning
 
 log = logging.getLogger(__name__)
 
-# What a graph gives: the logits, and what is left behind the stages.
+# What a graph gives: the logits, what the head read, and what is left behind the stages.
 Tables = tuple[Tensor, ...]
 Capture = Callable[[Callable[[], Tables]], tuple[Callable[[], None], Tables]]
 
@@ -35,8 +35,9 @@ _LEAST = (1e-6,)
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """``replay`` computes ``found``, the logits and what `Kept.ids` holds, from what is in ``pixels`` and
-    ``tables`` (end to end). ``starts`` [stages]: where in it each stage's first patch is."""
+    """``replay`` computes ``found``, the logits, what the head read and what `Kept.ids` holds, from what is
+    in ``pixels`` and ``tables`` (end to end). ``starts`` [stages]: where in `Kept.ids` each stage's first
+    patch is."""
 
     budget: Budget
     pixels: Tensor
@@ -82,10 +83,11 @@ class RaggedGraphs:
         graph.pixels[: len(ratios)].copy_(pixels)
         into_device(end_to_end(plan_within(graph.budget, ratios, arch, stages).tables), graph.tables)
         graph.replay()
-        logits, ids = (table.clone() for table in graph.found)
+        logits, pooled, ids = (table.clone() for table in graph.found)
         lengths = arch.prefix_tokens + kept
         starts = graph.starts + lengths.cumsum(axis=0) - lengths
-        return Output(logits[: len(ratios)], Kept(ids, starts.T, kept.T))
+        images = len(ratios)
+        return Output(logits[:images], Kept(ids, starts.T, kept.T), pooled[:images])
 
     def _possible(self, like: Tensor) -> bool:
         """Where the head reads prefix tokens only, attention is one call, and what decides draws nothing."""
@@ -117,7 +119,7 @@ class RaggedGraphs:
             pruner = Pruner.planned(blocks, model.stages, plan, tables, self._criterion)
             output = model.finish_by(pruner, tokens)
             starts[:] = [output.kept.starts[:, 0]]
-            return output.logits, output.kept.ids
+            return output.logits, output.pooled, output.kept.ids
 
         replay, found = self._capture(forward)
         return _Graph(budget, pixels, flat, found, starts[0], replay)

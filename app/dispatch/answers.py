@@ -8,9 +8,11 @@ import numpy as np
 from app.messages.image import Ask, Prediction
 
 
-def check_prediction(prediction: Prediction, asked: Ask, classes: int) -> None:
-    """Raises ValueError where it is no answer to what was asked of a model with so many classes."""
-    if not 0 < len(prediction.classes) == len(prediction.scores) <= asked.top_k:
+def check_prediction(prediction: Prediction, asked: Ask, classes: int, features: int) -> None:
+    """Raises ValueError where it is no answer to what was asked of a model with so many classes, whose
+    feature vectors have so many numbers."""
+    least = min(asked.top_k, classes, 1)
+    if not least <= len(prediction.classes) == len(prediction.scores) <= asked.top_k:
         raise ValueError(
             f"{len(prediction.classes)} labels and {len(prediction.scores)} scores for {asked.top_k} asked"
         )
@@ -28,3 +30,8 @@ def check_prediction(prediction: Prediction, asked: Ask, classes: int) -> None:
     logits = prediction.all_logits
     if logits is not None and (len(logits) != classes or not np.isfinite(logits).all()):
         raise ValueError(f"logits that are no {classes} numbers")
+    if (prediction.features is not None) != asked.features:
+        raise ValueError("features that were not asked for, or none that were")
+    vector = prediction.feature_vector
+    if vector is not None and (len(vector) != features or not np.isfinite(vector).all()):
+        raise ValueError(f"features that are no {features} numbers")

@@ -293,9 +293,10 @@ class DispatchClient:
         pending = self._pending.get(answer.id)
         if pending is None or pending.answered.done():
             return
-        assert self.last_model is not None
+        model = self.last_model
+        assert model is not None
         try:
-            check_prediction(answer.prediction, pending.record.ask, len(self.last_model.labels))
+            check_prediction(answer.prediction, pending.record.ask, len(model.labels), model.features)
         except ValueError as error:
             self._tell_of_nonsense("a worker sent what is no answer to its image", error)
             _fail(pending, InternalFault("the worker's answer to this image cannot be used"))

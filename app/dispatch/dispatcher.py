@@ -298,7 +298,7 @@ class Dispatcher:
             record = self._images[key].record
             ask, lowered = _at_its_ratio(record.ask, taken)
             pruned = ask.pruning.keep_ratio < 1 or ask.pruning.keep_mass is not None
-            hold = self._agreement.draw() if pruned else None
+            hold = self._agreement.draw() if pruned and ask.top_k else None
             computing.keys.append(key)
             computing.orders.append(to_worker.Order(record.slot, ask, hold))
             computing.lowered.append(lowered)

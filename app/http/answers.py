@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 from jaxtyping import UInt8
 
-from app.inference.options import ImageOptions
+from app.inference.embeddings import embedding_result
+from app.inference.options import EmbedOptions, ImageOptions
 from app.inference.results import image_result
 from app.messages.image import Ask, Lowered, Prediction
 from app.messages.model import ModelInfo
@@ -48,8 +49,31 @@ def result_json(
     return _json(result)
 
 
+def embedding_json(
+    prediction: Prediction,
+    model: ModelInfo,
+    *,
+    options: EmbedOptions,
+    ask: Ask,
+    lowered: Lowered | None,
+    picture: UInt8[np.ndarray, "height width 3"] | None,
+    warnings: Sequence[str],
+) -> bytes:
+    """The result of one image whose embedding is asked for, as JSON."""
+    result = embedding_result(
+        prediction,
+        model,
+        options=options,
+        ask=ask,
+        lowered=lowered,
+        picture=picture,
+        warnings=warnings,
+    )
+    return _json(result)
+
+
 def pieces_of_results(model: str, results: Sequence[bytes], timings_ms: dict[str, float]) -> list[bytes]:
-    """A ClassifyResponse of the schemas as JSON, in pieces, of results that are JSON already."""
+    """A ClassifyResponse or EmbedResponse of the schemas as JSON, in pieces, of results that are JSON."""
     pieces = [b'{"model":' + _json(model) + b',"results":[']
     for number, result in enumerate(results):
         pieces += (b",", result) if number else (result,)

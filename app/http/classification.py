@@ -162,12 +162,13 @@ class Classification:
         model: ModelInfo,
         *,
         logits: bool = False,
+        features: bool = False,
     ) -> list[AnsweredImage]:
-        """All answers in order, with all classes' ``logits`` if asked for, or the first Problem. Deadlines
-        count from when the request came. Raises ClientDisconnect where the client, whose body has been read,
-        goes away first."""
+        """All answers in order, with all classes' ``logits`` and with the ``features`` if asked for, or the
+        first Problem. Deadlines count from when the request came. Raises ClientDisconnect where the client,
+        whose body has been read, goes away first."""
         work = [
-            self._answer(image, index, model, request.scope, logits=logits)
+            self._answer(image, index, model, request.scope, logits=logits, features=features)
             for index, image in enumerate(images)
         ]
         with _Outcomes(len(images)):
@@ -181,11 +182,18 @@ class Classification:
         return Expected(known.share, left_s, known.wait_limit_s, caller, known.priority)
 
     async def _answer(
-        self, image: RequestedImage, index: int, model: ModelInfo, scope: Scope, *, logits: bool
+        self,
+        image: RequestedImage,
+        index: int,
+        model: ModelInfo,
+        scope: Scope,
+        *,
+        logits: bool,
+        features: bool,
     ) -> AnsweredImage:
         try:
             highest = max_priority_of(scope, self._settings)
-            ask, known = self._lately.known(image.options, model, highest, logits=logits)
+            ask, known = self._lately.known(image.options, model, highest, logits=logits, features=features)
             if isinstance(ratio := requested_keep_ratio(image.options, ask), float):
                 tallies.observe(metrics.REQUESTED_KEEP_RATIO, ratio)
             if seconds_since(scope) >= known.deadline_s:

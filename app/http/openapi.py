@@ -15,11 +15,13 @@ from app.http.routes.hugging_face import HuggingFaceRequest
 from app.http.routes.kserve_v1 import PredictRequest
 from app.http.routes.open_inference.schemas import InferRequest
 from app.http.routes.plain_errors import ErrorAnswer
-from app.http.schemas import ClassifyRequest, JsonImage, ProblemDocument
+from app.http.schemas import ClassifyRequest, EmbedRequest, JsonImage, JsonImageToEmbed, ProblemDocument
 
 _BY_HAND: Sequence[type[BaseModel]] = (
     ClassifyRequest,
     JsonImage,
+    EmbedRequest,
+    JsonImageToEmbed,
     ProblemDocument,
     ErrorAnswer,
     InferRequest,

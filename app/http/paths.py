@@ -7,7 +7,7 @@ answers. A path that is not listed has the defaults: closed without a key, and t
 from dataclasses import dataclass
 from typing import Literal
 
-QueryForm = Literal["options", "hugging face"]
+QueryForm = Literal["options", "embed", "hugging face"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +45,7 @@ STATS = KnownPath("/v1/stats", traced=False)
 
 # For clients of this server.
 CLASSIFY = KnownPath("/v1/classify", image_query="options")
+EMBED = KnownPath("/v1/embed", image_query="embed")
 MODELS = KnownPath("/v1/models")
 
 # For clients that others wrote.

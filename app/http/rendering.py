@@ -1,7 +1,7 @@
 """Answered images -> their results as JSON, and how long each phase took."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from starlette.types import Scope
@@ -11,11 +11,16 @@ from app.http.answers import longest, result_json
 from app.http.arrival import seconds_since
 from app.http.callers import caller_of
 from app.http.classification import AnsweredImage, RequestedImage
+from app.messages.image import Prediction
 from app.messages.model import ModelInfo
 from app.telemetry import metrics, tallies
 
-# More of them take longer to write than the event loop should stand still.
-_MOST_LABELS_AT_ONCE = 500
+# More labels, or more of what takes as long to write, take longer than the event loop should stand still.
+_MOST_VALUES_AT_ONCE = 500
+_FEATURES_OF_A_LABEL = 8  # times as many as its three members
+_FLOAT_BYTES = 4
+
+Render = Callable[..., bytes]
 
 
 def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, float]:
@@ -42,12 +47,13 @@ async def results_of(
     answered: Sequence[AnsweredImage],
     model: ModelInfo,
     work: ImageWork,
+    render: Render = result_json,
 ) -> list[bytes]:
-    """Each image's result as JSON. Large ones are rendered image by image off the event loop, where other
-    callers' work has its turn between them."""
+    """Each image's result as JSON, by ``render``. Large ones are rendered image by image off the event loop,
+    where other callers' work has its turn between them."""
     tasks = [
         partial(
-            result_json,
+            render,
             one.answer.prediction,
             model,
             options=image.options,
@@ -58,8 +64,14 @@ async def results_of(
         )
         for image, one in zip(images, answered, strict=True)
     ]
-    labels = sum(len(one.answer.prediction.classes) for one in answered)
-    if labels <= _MOST_LABELS_AT_ONCE and all(image.options.mask == "none" for image in images):
+    values = sum(_values_of(one.answer.prediction) for one in answered)
+    if values <= _MOST_VALUES_AT_ONCE and all(image.options.mask == "none" for image in images):
         return [task() for task in tasks]
     caller = caller_of(scope)
     return await asyncio.gather(*(work.render(caller, task) for task in tasks))
+
+
+def _values_of(prediction: Prediction) -> int:
+    """How much there is to write, in labels."""
+    features = len(prediction.features or b"") // _FLOAT_BYTES
+    return len(prediction.classes) + features // _FEATURES_OF_A_LABEL

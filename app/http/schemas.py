@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.inference.options import ImageOptions, KeepRatio
+from app.inference.options import EmbedOptions, ImageOptions, KeepRatio
 from app.messages.image import Lowered
 from models.schedule import Criterion, Reducer
 from models.scores import Scores
@@ -89,10 +89,9 @@ class StageMask(BaseModel):
     )
 
 
-class ImageResult(BaseModel):
-    """The answer for one image."""
+class Applied(BaseModel):
+    """What was applied to one image."""
 
-    labels: list[Label] = Field(description="The best classes, best first.")
     keep_ratio: float = Field(
         gt=0,
         le=1,
@@ -127,6 +126,12 @@ class ImageResult(BaseModel):
     )
 
 
+class ImageResult(Applied):
+    """The answer for one image."""
+
+    labels: list[Label] = Field(description="The best classes, best first.")
+
+
 class Timings(BaseModel):
     """Milliseconds; of several images, the longest of each phase."""
 
@@ -141,6 +146,62 @@ class ClassifyResponse(BaseModel):
 
     model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     results: list[ImageResult] = Field(description="One per image.")
+    timings_ms: Timings = Field(description="Milliseconds; the header Server-Timing says the same.")
+
+
+class JsonImageToEmbed(EmbedOptions):
+    """One image with options of its own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"image": EXAMPLE_IMAGE, "keep_ratio": 0.7, "normalize": True}]}
+    )
+
+    image: str = Field(
+        description="The encoded image (JPEG, PNG, ...), in base64; a data URL is taken too.",
+        examples=[EXAMPLE_IMAGE],
+    )
+
+
+class EmbedRequest(EmbedOptions):
+    """Many images, each with its own options; options beside `images` hold for those that say nothing."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "images": [
+                        {"image": EXAMPLE_IMAGE, "keep_ratio": 0.9},
+                        {"image": EXAMPLE_IMAGE, "compute": 0.6},
+                    ],
+                    "encoding": "base64",
+                }
+            ]
+        }
+    )
+
+    images: list[JsonImageToEmbed] = Field(
+        min_length=1, description="Answered in this order; how many at most, the server's settings say."
+    )
+
+
+class EmbedResult(Applied):
+    """The embedding of one image."""
+
+    embedding: list[float] | str = Field(
+        description="The feature vector: a list of float32 numbers, or their bytes in base64, as `encoding` "
+        "says. /v1/models says how many numbers it has (`embedding_size`).",
+        examples=[[0.25, -1.5, 0.75]],
+    )
+    labels: list[Label] | None = Field(
+        None, description="The best classes, best first; only where `top_k` is above 0."
+    )
+
+
+class EmbedResponse(BaseModel):
+    """One result per image, in the order of the request."""
+
+    model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    results: list[EmbedResult] = Field(description="One per image.")
     timings_ms: Timings = Field(description="Milliseconds; the header Server-Timing says the same.")
 
 
@@ -201,7 +262,11 @@ class ModelDescription(BaseModel):
     """A model that is served."""
 
     name: str = Field(description="Its name.", examples=["trimvit-small-imagenette"])
-    labels: list[str] = Field(description="Names of the classes; a label's `index` is its place here.")
+    labels: list[str] = Field(
+        description="Names of the classes; a label's `index` is its place here. Empty for a model without a "
+        "head, which answers /v1/embed only."
+    )
+    embedding_size: int = Field(ge=1, description="Numbers of an embedding.", examples=[384])
     input: InputInfo = Field(description="What the model sees of a photograph.")
     patches: int = Field(ge=1, description="Patches of an image, unpruned.", examples=[256])
     grid: tuple[int, int] = Field(description="Rows and columns of the patch grid.")

@@ -9,7 +9,7 @@ from app.dispatch.questions import Expected
 from app.inference.asks import ask_of
 from app.inference.expected import expected
 from app.inference.option_layers import options_of, single_values
-from app.inference.options import ImageOptions
+from app.inference.options import EmbedOptions, ImageOptions
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.priority import Priority
@@ -27,31 +27,37 @@ class AskedLately:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._model: ModelInfo | None = None
-        self._known: dict[tuple[ImageOptions, bool, Priority, bool], tuple[Ask, Expected]] = {}
+        self._known: dict[tuple[ImageOptions, bool, Priority, bool, bool], tuple[Ask, Expected]] = {}
         # The same by the identity of the options, which are kept: most requests have the very same ones, by
         # `by_query`, and their hash takes longer than all else here.
-        self._same: dict[tuple[int, Priority, bool], tuple[ImageOptions, tuple[Ask, Expected]]] = {}
+        self._same: dict[tuple[int, Priority, bool, bool], tuple[ImageOptions, tuple[Ask, Expected]]] = {}
 
     def known(
-        self, options: ImageOptions, model: ModelInfo, highest: Priority, *, logits: bool = False
+        self,
+        options: ImageOptions,
+        model: ModelInfo,
+        highest: Priority,
+        *,
+        logits: bool = False,
+        features: bool = False,
     ) -> tuple[Ask, Expected]:
         """What is asked of the model, and what is known of the image but for its caller, who may ask for no
-        priority above ``highest``. Raises InvalidValue or PriorityNotAllowed."""
+        priority above ``highest``. Raises InvalidValue, NoClasses or PriorityNotAllowed."""
         if model is not self._model or len(self._same) >= _MOST:
             self._model = model
             self._known.clear()
             self._same.clear()
-        same = self._same.get((id(options), highest, logits))
+        same = self._same.get((id(options), highest, logits, features))
         if same is not None:
             return same[1]
         # Equal options may differ in whether the priority was asked for or is the default.
-        key = options, "priority" in options.model_fields_set, highest, logits
+        key = options, "priority" in options.model_fields_set, highest, logits, features
         found = self._known.get(key)
         if found is None:
-            ask = ask_of(options, self._settings, model, logits=logits)
+            ask = ask_of(options, self._settings, model, logits=logits, features=features)
             found = ask, expected(options, ask, self._settings, model, highest)
             self._known[key] = found
-        self._same[id(options), highest, logits] = options, found
+        self._same[id(options), highest, logits, features] = options, found
         return found
 
 
@@ -77,3 +83,9 @@ def values_of_query(query: bytes) -> dict[str, Any]:
 def options_of_query(query: bytes) -> ImageOptions:
     """The options of the one image of a request with this query. Raises InvalidValue."""
     return options_of(values_of_query(query), 0)
+
+
+@by_query
+def embed_options_of_query(query: bytes) -> EmbedOptions:
+    """As `options_of_query`, of an image whose embedding is wanted."""
+    return options_of(values_of_query(query), 0, options_type=EmbedOptions)

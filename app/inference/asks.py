@@ -4,7 +4,7 @@ network."""
 from typing import Literal
 
 from app.dispatch.policy.brown_out import AUTO_FLOOR
-from app.errors import InvalidValue
+from app.errors import InvalidValue, NoClasses
 from app.inference.options import ImageOptions
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
@@ -27,9 +27,16 @@ def ask_of(
     *,
     kept_patches: bool = False,
     logits: bool = False,
+    features: bool = False,
 ) -> Ask:
-    """With the kept patches where the options or ``kept_patches`` want them, and with all ``logits`` if
-    wanted. Raises InvalidValue for what this model or these defaults do not allow."""
+    """With the kept patches where the options or ``kept_patches`` want them, and with all ``logits`` and the
+    ``features`` if wanted. Raises InvalidValue for what this model or these defaults do not allow, NoClasses
+    where classes are asked of a model that has none."""
+    if not model.labels and (options.top_k or logits):
+        raise NoClasses(
+            f"{model.name} has no head, so it answers with features and not with classes: POST /v1/embed "
+            "gives them, and trimvit serve --head FILE puts a head on it"
+        )
     kept_patches = kept_patches or options.mask != "none"
     top_k = min(options.top_k, len(model.labels))
     if options.cascade:
@@ -38,7 +45,8 @@ def ask_of(
                 "this model has no cascade (`trimvit calibrate` fits one and writes it into a checkpoint); "
                 "allowed are keep_ratio, compute or keep_mass"
             )
-        return Ask(model.cascade.first, top_k, model.cascade.margin, kept_patches, logits)
+        first, margin = model.cascade.first, model.cascade.margin
+        return Ask(first, top_k, margin, kept_patches, logits, features=features)
     try:
         pruning, floor = _pruning(options, settings, model)
     except ValueError as error:  # a compute that no ratio reaches, or merging by mass
@@ -47,7 +55,7 @@ def ask_of(
         raise InvalidValue(
             f"min_keep_ratio is {floor:g}, above the keep ratio of {pruning.keep_ratio:g} that it lowers"
         )
-    return Ask(pruning, top_k, None, kept_patches, logits, floor)
+    return Ask(pruning, top_k, None, kept_patches, logits, floor, features)
 
 
 def _pruning(

@@ -1,7 +1,7 @@
 """Layers of options (query, form, JSON) -> the checked options of one image."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -11,6 +11,8 @@ from app.wrong_values import no_such, short, wrong_values
 
 _FLAGS = TypeAdapter(bool)
 _MOST_FAULTS = 3
+
+Options = TypeVar("Options", bound=ImageOptions)
 
 
 def single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -44,21 +46,39 @@ def _is_true(flag: object) -> bool:
         return False
 
 
+@overload
 def options_of(
-    values: Mapping[str, Any], index: int | None, besides: Sequence[str] = (), kind: str = "option"
+    values: Mapping[str, Any], index: int | None, besides: Sequence[str] = ..., kind: str = ...
+) -> ImageOptions: ...
+@overload
+def options_of(
+    values: Mapping[str, Any],
+    index: int | None,
+    besides: Sequence[str] = ...,
+    kind: str = ...,
+    *,
+    options_type: type[Options],
+) -> Options: ...
+def options_of(
+    values: Mapping[str, Any],
+    index: int | None,
+    besides: Sequence[str] = (),
+    kind: str = "option",
+    *,
+    options_type: type[ImageOptions] = ImageOptions,
 ) -> ImageOptions:
     """The options of the image at this place (None: of all). Raises InvalidValue.
 
     ``besides``: names that the route takes too, and has read already; ``kind``: what it calls an option.
     """
-    unknown = next((name for name in values if name not in ImageOptions.model_fields), None)
+    unknown = next((name for name in values if name not in options_type.model_fields), None)
     if unknown is not None:
-        allowed = [*ImageOptions.model_fields, *besides]
+        allowed = [*options_type.model_fields, *besides]
         raise InvalidValue(no_such(kind, unknown, allowed), image=index)
     try:
-        return ImageOptions.model_validate(values)
+        return options_type.model_validate(values)
     except ValidationError as error:
-        raise InvalidValue(said(error, ImageOptions), image=index) from error
+        raise InvalidValue(said(error, options_type), image=index) from error
 
 
 def said(error: ValidationError, model: type[BaseModel]) -> str:

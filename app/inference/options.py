@@ -10,6 +10,7 @@ from app.priority import Priority
 from models.schedule import Criterion, Reducer
 
 MaskFormat = Literal["none", "indices", "grid", "png"]
+Encoding = Literal["float", "base64"]
 
 
 def _no_flag(value: object) -> object:
@@ -131,9 +132,27 @@ class ImageOptions(BaseModel):
         return self
 
 
-def option_schemas(without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+class EmbedOptions(ImageOptions):
+    """What may be asked of one image whose embedding is wanted."""
+
+    top_k: Annotated[int, NoFlag] = Field(
+        0, ge=0, le=1000, description="Labels to answer with beside the embedding, best first; 0: none."
+    )
+    normalize: bool = Field(
+        default=False, description="The embedding divided by its length (L2), so that a product is a cosine."
+    )
+    encoding: Encoding = Field(
+        "float",
+        description="The embedding in JSON: a list of numbers (`float`), or the bytes of float32 numbers, "
+        "little-endian, in base64 (`base64`).",
+    )
+
+
+def option_schemas(
+    without: Collection[str] = (), of: type[ImageOptions] = ImageOptions
+) -> dict[str, dict[str, Any]]:
     """The schemas of the options by their names, for where they are no members of a model."""
-    properties: dict[str, dict[str, Any]] = ImageOptions.model_json_schema()["properties"]
+    properties: dict[str, dict[str, Any]] = of.model_json_schema()["properties"]
     return {name: _without_null(schema) for name, schema in properties.items() if name not in without}
 
 

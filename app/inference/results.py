@@ -1,7 +1,6 @@
 """The result of one image, as the JSON of /v1/classify has it."""
 
 import base64
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,8 +61,7 @@ def image_result(
 
 def check_numbers(prediction: Prediction, model: ModelInfo) -> None:
     """Raises InternalFault for NaN and infinity: JSON has neither, and binary tensors would hide them."""
-    logits = prediction.all_logits
-    if all(map(math.isfinite, prediction.scores)) and (logits is None or np.isfinite(logits).all()):
+    if prediction.is_finite:
         return
     raise InternalFault(
         f"the network's scores for this image are not numbers: {model.name} overflows in {model.dtype}; "

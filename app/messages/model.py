@@ -15,7 +15,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """What a front end must know of the model to prepare images and read answers.
 
     ``patch_size`` and ``patch_stride`` are (vertical, horizontal), in pixels. ``device`` and ``dtype`` are
-    those of the worker that tells it. ``scores``: what makes logits scores.
+    those of the worker that tells it. ``scores``: what makes logits scores. ``features``: numbers of a
+    feature vector. Without a head it has no ``labels``.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     device: str
     dtype: str
     scores: Scores = "softmax"
+    features: int = 0
 
     @property
     def pixel_bytes(self) -> int:

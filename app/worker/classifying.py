@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import UInt8
+import numpy as np
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from app.messages.image import Ask, Prediction
@@ -26,5 +27,10 @@ def _as_told(found: classifier.Prediction) -> Prediction:
         compute=found.compute,
         runs=found.runs,
         kept=tuple(stage.astype("<u2").tobytes() for stage in found.kept or ()),
-        logits=None if found.logits is None else found.logits.astype("<f4").tobytes(),
+        logits=_bytes_of(found.logits),
+        features=_bytes_of(found.features),
     )
+
+
+def _bytes_of(values: Float[np.ndarray, " numbers"] | None) -> bytes | None:
+    return None if values is None else values.astype("<f4").tobytes()

@@ -27,6 +27,7 @@ def load_model(settings: Settings) -> LoadedModel:
         labels=labels,
         patch_stride=settings.patch_stride,
         input_size=pixels_of(settings.input_size),
+        headless=True,
     )
     own = loaded.model.stages
     blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)
@@ -58,4 +59,5 @@ def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
         device=device,
         dtype=served,
         scores=loaded.scores,
+        features=loaded.model.feature_width,
     )

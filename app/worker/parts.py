@@ -7,7 +7,6 @@ which a known harmless image shows. Where the error itself says so, nothing is t
 passed in.
 """
 
-import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +26,8 @@ class Checkable(Protocol):
     """What is looked at of a result."""
 
     @property
-    def scores(self) -> Sequence[float]:
-        """Probabilities."""
+    def is_finite(self) -> bool:
+        """Whether all its numbers are: an overflow or a broken device leaves NaN, which is no answer."""
 
 
 R = TypeVar("R", bound=Checkable)
@@ -76,7 +75,7 @@ class _Parts(Generic[J, R]):
                 found.errors.append("".join(traceback.format_exception(error)))
         else:
             found.at_once = max(found.at_once, len(jobs))
-            checked: list[R | Fault] = [one if is_a_number(one) else "no-number" for one in results]
+            checked: list[R | Fault] = [one if one.is_finite else "no-number" for one in results]
             if "no-number" in checked:
                 self._try_harmless()
             found.results += checked
@@ -110,7 +109,7 @@ class _Parts(Generic[J, R]):
             raise BackendBroken(
                 f"not even a blank image can be computed: {type(error).__name__}: {error}"
             ) from error
-        if not is_a_number(result):
+        if not result.is_finite:
             raise BackendBroken("even for a blank image the network's scores are not finite numbers")
         self._sound = True
 
@@ -119,8 +118,3 @@ def refuse_lost(error: Exception) -> None:
     """Raise BackendBroken for an error after which the device computes nothing more in this process."""
     if is_lost(error):
         raise BackendBroken(f"the device is lost: {error}".partition("\n")[0]) from error
-
-
-def is_a_number(result: Checkable) -> bool:
-    """Whether all its scores are: an overflow or a broken device leaves NaN, which is no answer."""
-    return all(math.isfinite(score) for score in result.scores)

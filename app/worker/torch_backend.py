@@ -126,7 +126,7 @@ class TorchBackend:
         ):
             black = np.zeros(self._pixel_bytes, np.uint8)
             found = self._classify_all(black, prunings, self.limits.stream_threads)
-            if not all(np.isfinite(prediction.scores).all() for prediction in found):
+            if not all(prediction.is_finite for prediction in found):
                 served = str(self.dtype).removeprefix("torch.")
                 raise ModelError(
                     f"its scores for a black image are not finite numbers in {served}; a wider dtype may help"
@@ -144,7 +144,12 @@ class TorchBackend:
         self, pixels: np.ndarray, prunings: Sequence[Pruning], threads: int
     ) -> Sequence[Prediction]:
         """As a batch that is served."""
-        return self.classify([Job(Ask(pruning, top_k=1), pixels) for pruning in prunings], threads)
+        asks = [Ask(pruning, top_k=1, features=not self._has_classes) for pruning in prunings]
+        return self.classify([Job(ask, pixels) for ask in asks], threads)
+
+    @property
+    def _has_classes(self) -> bool:
+        return self._classifier.model.vit.num_classes > 0
 
     @cached_property
     def _noise(self) -> np.ndarray:

@@ -259,7 +259,8 @@ def _tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
 
 def _blank(loaded: Loaded) -> Job:
     """An image that every sound backend can compute."""
-    return Job(_CHECKED, np.zeros(loaded.info.pixel_bytes, np.uint8))
+    ask = Ask(pruning=UNPRUNED, top_k=1, features=not loaded.info.labels)
+    return Job(ask, np.zeros(loaded.info.pixel_bytes, np.uint8))
 
 
 def _first_batch_s(loaded: Loaded, load_s: float) -> float:

@@ -85,14 +85,22 @@ class TimmEva:
         """See `Family`."""
         return self.network.norm(rows)
 
-    def logits(
+    def pooled(
         self, table: Float[Tensor, "B tokens dim"], gaps: Tensor | None, sizes: Tensor | None
-    ) -> Float[Tensor, "B classes"]:
+    ) -> Float[Tensor, "B pooled"]:
         """See `Family`. Attention pooling reads prefix tokens, too."""
         eva = self.network
         first = 0 if eva.attn_pool is not None else eva.num_prefix_tokens
         pooled = pool(eva, first, table, gaps, sizes) if self.pools_patches else eva.pool(table)
-        return eva.head(eva.head_drop(eva.fc_norm(pooled)))
+        return eva.fc_norm(pooled)
+
+    def logits(self, pooled: Float[Tensor, "B pooled"]) -> Float[Tensor, "B classes"]:
+        """See `Family`."""
+        return self.network.head(self.network.head_drop(pooled))
+
+    def features(self, pooled: Float[Tensor, "B pooled"]) -> Float[Tensor, "B features"]:
+        """See `Family`."""
+        return pooled
 
 
 def _refuse_unknown(eva: Eva) -> None:

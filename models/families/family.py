@@ -67,9 +67,15 @@ class Family(Protocol):
     def norm(self, rows: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """The norm behind the last block."""
 
-    def logits(
+    def pooled(
         self, table: Float[Tensor, "B tokens dim"], gaps: Tensor | None, sizes: Tensor | None
-    ) -> Float[Tensor, "B classes"]:
-        """From the tokens of images side by side, normed; prefix tokens are enough where no patches are
-        pooled. ``gaps`` [B, tokens]: where nothing is; ``sizes`` [B, tokens]: how many patches each stands
-        for."""
+    ) -> Float[Tensor, "B pooled"]:
+        """What the head reads (behind fc_norm), from the tokens of images side by side, normed; prefix tokens
+        are enough where no patches are pooled. ``gaps`` [B, tokens]: where nothing is; ``sizes`` [B, tokens]:
+        how many patches each stands for."""
+
+    def logits(self, pooled: Float[Tensor, "B pooled"]) -> Float[Tensor, "B classes"]:
+        """The head; without one, ``pooled`` itself."""
+
+    def features(self, pooled: Float[Tensor, "B pooled"]) -> Float[Tensor, "B features"]:
+        """The image's feature vector: what timm's forward_head(pre_logits=True) gives."""

@@ -73,16 +73,32 @@ class TimmViT:
         """See `Family`."""
         return self.network.norm(rows)
 
-    def logits(
+    def pooled(
         self, table: Float[Tensor, "B tokens dim"], gaps: Tensor | None, sizes: Tensor | None
-    ) -> Float[Tensor, "B classes"]:
-        """See `Family`."""
+    ) -> Float[Tensor, "B pooled"]:
+        """See `Family`. A distilled model has a head for each of its two prefix tokens: both, end to end."""
         vit = self.network
-        if not self.pools_patches:
-            return vit.forward_head(table)
+        if self._is_distilled:
+            return table[:, :2].flatten(1)
         first = 0 if vit.pool_include_prefix else vit.num_prefix_tokens
-        pooled = pool(vit, first, table, gaps, sizes)
-        return vit.head(vit.head_drop(vit.fc_norm(pooled)))
+        pooled = pool(vit, first, table, gaps, sizes) if self.pools_patches else vit.pool(table)
+        return vit.fc_norm(pooled)
+
+    def logits(self, pooled: Float[Tensor, "B pooled"]) -> Float[Tensor, "B classes"]:
+        """See `Family`."""
+        if self._is_distilled:
+            return self.network.forward_head(pooled.unflatten(1, (2, -1)))
+        return self.network.head(self.network.head_drop(pooled))
+
+    def features(self, pooled: Float[Tensor, "B pooled"]) -> Float[Tensor, "B features"]:
+        """See `Family`. Of a distilled model, the mean of the two tokens."""
+        if self._is_distilled:
+            return self.network.forward_head(pooled.unflatten(1, (2, -1)), pre_logits=True)
+        return pooled
+
+    @property
+    def _is_distilled(self) -> bool:
+        return isinstance(self.network, VisionTransformerDistilled)
 
 
 def architecture_of(network: VisionTransformer | Eva, heads: Sequence[nn.Module | None]) -> Architecture:

@@ -23,7 +23,7 @@ from models.load.input_spec import at_size, input_spec_of
 from models.load.labels import of_collection
 from models.load.reference import WEIGHT_ENDINGS, existing, located
 from models.load.state_dict import Weights, find_weights, holds_network
-from models.load.timm_models import FEATURES_ONLY, create_timm, is_projection
+from models.load.timm_models import FEATURES_ONLY, create_timm, is_projection, project_features
 from models.load.transformers_format.config import TransformersConfig
 from models.load.transformers_format.config import config_in as transformers_config_in
 from models.load.transformers_format.preprocessor import input_spec
@@ -106,6 +106,7 @@ def load(
     stages: Stages | None = None,
     patch_stride: int | None = None,
     input_size: tuple[int, int] | None = None,
+    headless: bool = False,
 ) -> LoadedModel:
     """Load a model by reference: the bundled model's name, a timm name (weights from the hub or its local
     cache), ``owner/name`` on the hub, or the path of a file or folder. Whether timm or transformers saved a
@@ -114,7 +115,8 @@ def load(
     ``architecture`` is the timm name for weights that do not say it themselves; ``labels``, ``stages``,
     ``patch_stride`` and ``input_size`` (height, width in pixels) replace what the checkpoint says. Another
     stride or size than the one that the weights were trained with needs no other weights: the position
-    embedding is resampled to the new grid.
+    embedding is resampled to the new grid. ``headless`` allows a network without classes, for its features;
+    the projection of a tower of CLIP is part of these.
 
     Raises ModelError where there is no such model, its weights cannot be had or do not fit,
     UnsupportedModelError where its patches cannot be pruned or take no stride, and ValueError for stages, a
@@ -126,7 +128,7 @@ def load(
     else:
         with offline_unless_the_hub_answers():
             network = _by_name(place, architecture, patch_stride)
-    return _loaded(network, labels, stages, patch_stride, input_size)
+    return _loaded(network, labels, stages, patch_stride, input_size, headless=headless)
 
 
 def _loaded(
@@ -135,16 +137,23 @@ def _loaded(
     stages: Stages | None,
     patch_stride: int | None,
     input_size: tuple[int, int] | None,
+    *,
+    headless: bool,
 ) -> LoadedModel:
     vit, name, card = network.vit, network.name, network.card
-    if vit.num_classes == 0:
+    if vit.num_classes == 0 and not headless:
         raise ModelError(f"{name} {FEATURES_ONLY.format(why='it has no head')}")
     named = labels or network.labels or (card.labels if card else None)
     sure = "." in network.architecture  # timm's own weights, by their tag
-    if card is None and (sure or not named) and is_projection(network.architecture, vit.num_classes):
+    projects = vit.num_classes and is_projection(network.architecture, vit.num_classes)
+    if card is None and (sure or not named) and projects:
         why = f"its head of {vit.num_classes} is a projection of CLIP"
         hint = "" if sure else " (if they are classes, name them with --labels)"
-        raise ModelError(f"{name} {FEATURES_ONLY.format(why=why)}{hint}")
+        if not headless:
+            raise ModelError(f"{name} {FEATURES_ONLY.format(why=why)}{hint}")
+        log.info("%s: %s, so it is served for its features%s", name, why, hint)
+        project_features(vit)
+        named = None
     if input_size is not None:
         set_image_size(vit, input_size)
     _refuse_no_numbers(vit, name)
@@ -152,7 +161,7 @@ def _loaded(
     if card is None:
         card = Card(
             architecture=vit.pretrained_cfg["architecture"],
-            labels=named or _labels_of(vit, name),
+            labels=labels or ((named or _labels_of(vit, name)) if vit.num_classes else ()),
             input=at_size(network.input or input_spec_of(vit), tuple(vit.patch_embed.img_size)),
             stages=model.stages,
             scores=network.scores,
@@ -172,7 +181,7 @@ def _loaded(
         card = replace(card, input=at_size(card.input, input_size), model_args=args, cascade=None)
     if len(card.labels) != vit.num_classes:
         raise ModelError(
-            f"{len(card.labels)} labels, but {name} has {vit.num_classes} classes; "
+            f"{len(card.labels)} labels, but {name} has {vit.num_classes or 'no'} classes; "
             "a label is wanted for each, in class order"
         )
     return LoadedModel(name, model, card)

@@ -21,8 +21,8 @@ from models.load.reference import known
 from models.patch_embed import set_patch_stride
 
 FEATURES_ONLY = (
-    "answers with features, not with classes: {why}; features are not served yet, so fine-tune it first "
-    "(trimvit train)"
+    "answers with features, not with classes: {why}; trimvit serve gives them (/v1/embed), trimvit train "
+    "fine-tunes it to classes"
 )
 
 
@@ -116,6 +116,12 @@ def is_projection(architecture: str, classes: int) -> bool:
         return "_ft_" not in architecture and _width(architecture) == classes
     cards = get_arch_pretrained_cfgs(architecture)
     return any("_ft_" not in name and card.num_classes == classes for name, card in cards.items())
+
+
+def project_features(vit: Network) -> None:
+    """Make the head, a projection, the last part of the features: it has none then."""
+    vit.fc_norm = nn.Sequential(vit.fc_norm, vit.head)
+    vit.head, vit.num_classes = nn.Identity(), 0
 
 
 def _width(name: str) -> int | None:

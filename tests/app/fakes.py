@@ -5,8 +5,9 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -35,7 +36,15 @@ MODEL = ModelInfo(
     patch_stride=(7, 7),
     device="cpu:0",
     dtype="float32",
+    features=22,
 )
+# The same network without its head.
+HEADLESS = msgspec.structs.replace(
+    MODEL, name="headless", labels=(), cascade=None, architecture=replace(MODEL.architecture, classes=0)
+)
+
+# The feature vectors that the stand-ins give: exact in float32.
+FEATURES = tuple(0.5 * index - 3 for index in range(22))
 
 # The logits that the stand-ins give: of falling order, and exact in float32.
 LOGITS = tuple(2.5 - 0.75 * index for index in range(11))
@@ -118,7 +127,7 @@ class FakeDispatch:
     ``fails``: what is raised for every question that ``fails_for`` holds for.
     ``was_ready``: whether it had a ``model`` before it lost it.
     ``takes_its_time``: whether the time that answers name has really passed.
-    ``overflows``: whether scores and logits are NaN.
+    ``overflows``: whether scores and features are NaN.
     ``refuses``: what is raised before an image is decoded. ``lowers_to``: the ratio that all are lowered to.
     ``unsure``: whether a cascade runs images again.
     """
@@ -197,11 +206,13 @@ class FakeDispatch:
         ratio = applied_ratio(question.ask.pruning if runs == 1 else UNPRUNED)
         ratio = ratio if self.lowers_to is None else self.lowers_to
         kept = kept_patches(ratio)
-        scores = [0.5 ** (place + 1) for place in range(question.ask.top_k)]
+        top_k = question.ask.top_k
+        scores = [0.5 ** (place + 1) for place in range(top_k)]
+        features = np.array(FEATURES, "<f4")
         if self.overflows:
-            scores = [math.nan] * question.ask.top_k
+            scores, features = [math.nan] * top_k, features * np.float32(math.nan)
         prediction = Prediction(
-            classes=list(range(question.ask.top_k)),
+            classes=list(range(top_k)),
             scores=scores,
             kept_counts=tuple(len(stage) for stage in kept),
             keep_ratio=ratio,
@@ -209,6 +220,7 @@ class FakeDispatch:
             runs=runs,
             kept=tuple(np.array(stage, "<u2").tobytes() for stage in kept if question.ask.kept_patches),
             logits=np.array(LOGITS, "<f4").tobytes() if question.ask.logits else None,
+            features=features.tobytes() if question.ask.features else None,
         )
         lowered: Lowered | None = None if self.lowers_to is None else "brown-out"
         return Answer(number, prediction, QUEUE_S, COMPUTE_S, lowered)

@@ -111,7 +111,7 @@ def test_six_types_carry_a_keep_ratio_from_the_request_to_the_answer() -> None:
         "models.schedule.Pruning",  # the part of that which the network is pruned by
         "models.classifier.Prediction",  # what the network found, in arrays
         "messages.image.Prediction",  # the same as it is told
-        "http.schemas.ImageResult",  # the answer, as it is documented
+        "http.schemas.Applied",  # the answer, as it is documented: with labels, or with an embedding
     ]
     beside = [
         "http.schemas.CascadeDescription",  # of the model

@@ -1,7 +1,7 @@
 """The ways to serve TrimViT, each as an address with the same promises behind it."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,15 @@ class Deployment:
 
     def classify(self, image: bytes, **options: object) -> httpx.Response:
         """POST one photograph as the raw body, with options in the query."""
+        return self._post("/v1/classify", image, options)
+
+    def embed(self, image: bytes, **options: object) -> httpx.Response:
+        """The same for its embedding."""
+        return self._post("/v1/embed", image, options)
+
+    def _post(self, path: str, image: bytes, options: Mapping[str, object]) -> httpx.Response:
         return httpx.post(
-            f"{self.url}/v1/classify",
+            f"{self.url}{path}",
             params={name: str(value).lower() for name, value in options.items()},
             content=image,
             headers={"Content-Type": "image/jpeg"},

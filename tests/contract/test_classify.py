@@ -25,7 +25,7 @@ from tests.system.small_network import PHOTOGRAPHS
 CHINA = (SHIPPED / "china.jpg").read_bytes()
 # bfloat16 keeps 8 bits: a probability moves by up to about a hundredth with the company in the batch, and
 # where an image's importance is summed up, a patch or two more or fewer hold the mass.
-SCORE_TOLERANCE, PATCH_TOLERANCE = 0.03, 2
+SCORE_TOLERANCE, PATCH_TOLERANCE, COSINE_TOLERANCE = 0.03, 2, 0.01
 CONCURRENT = 32
 
 
@@ -154,6 +154,30 @@ METHODS: list[tuple[dict[str, Any], Pruning]] = [
     ({"keep_mass": 0.8}, Pruning(keep_mass=0.8)),
     ({"keep_mass": 0.8, "reducer": "fuse", "criterion": "mad"}, Pruning(1.0, "mad", "fuse", keep_mass=0.8)),
 ]
+
+
+def test_embeddings_share_batches_with_labels_and_equal_each_image_alone(
+    deployment: Deployment, alone: Alone
+) -> None:
+    """Half of the clients want a label and half an embedding of the same photographs, at many ratios."""
+    draw = random.Random(17)
+    asked = [(image, round(draw.uniform(0.3, 1.0), 2)) for image in PHOTOGRAPHS for _ in range(3)]
+
+    def answered(place: int) -> dict[str, Any]:
+        image, ratio = asked[place // 2]
+        ask = deployment.embed if place % 2 else deployment.classify
+        return result_of(ask(image, keep_ratio=ratio))
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(answered, range(2 * len(asked))))
+    for place, (image, ratio) in enumerate(asked):
+        assert_as_alone(alone, image, Pruning(ratio), found[2 * place])
+        assert "embedding" not in found[2 * place]
+        embedding = np.array(found[2 * place + 1]["embedding"])
+        expected = alone(image, ImageRequest(Pruning(ratio), features=True)).features
+        assert expected is not None
+        cosine = embedding @ expected / np.linalg.norm(embedding) / np.linalg.norm(expected)
+        assert cosine > 1 - COSINE_TOLERANCE
 
 
 def test_images_of_every_method_are_answered_together_as_each_alone(

@@ -130,17 +130,17 @@ def photographs(images: int) -> Tensor:
 
 @pytest.mark.parametrize("reducer", ["drop", "fuse", "merge"])
 def test_only_the_unsure_are_run_again(make_vit: MakeViT, reducer: str) -> None:
-    """Images with a margin up to the threshold get the unpruned answer, mask and cost of both runs; the
-    others, and those that asked for no cascade, are what one run makes them."""
+    """Images with a margin up to the threshold get the unpruned answer, features and mask, and the cost of
+    both runs; the others, and those that asked for no cascade, are what one run makes them."""
     classifier = classifier_of(make_vit())
     pixels, first = photographs(8), Pruning(0.5, "mad", reducer)  # type: ignore[arg-type]
-    once = classifier.classify(pixels, [ImageRequest(first, 13, kept_patches=True)] * 8)
-    full = classifier.classify(pixels, [ImageRequest(UNPRUNED, 13, kept_patches=True)] * 8)
+    once = classifier.classify(pixels, [ImageRequest(first, 13, kept_patches=True, features=True)] * 8)
+    full = classifier.classify(pixels, [ImageRequest(UNPRUNED, 13, kept_patches=True, features=True)] * 8)
     gaps = [float(prediction.scores[0] - prediction.scores[1]) for prediction in once]
     threshold = sorted(gaps)[4] + 1e-4
     asked = [threshold] * 7 + [None]
     got = classifier.classify(
-        pixels, [ImageRequest(first, 13, kept_patches=True, margin=ask) for ask in asked]
+        pixels, [ImageRequest(first, 13, kept_patches=True, margin=ask, features=True) for ask in asked]
     )
     arch, stages = classifier.model.arch, classifier.model.stages
     low = compute(arch, stages, 0.5, first.reducer)
@@ -152,6 +152,7 @@ def test_only_the_unsure_are_run_again(make_vit: MakeViT, reducer: str) -> None:
         assert prediction.runs == (2 if again else 1)
         assert prediction.classes.tolist() == want.classes.tolist()
         np.testing.assert_allclose(prediction.scores, want.scores, atol=1e-5)
+        np.testing.assert_allclose(prediction.features, want.features, atol=1e-4)  # type: ignore[arg-type]
         assert prediction.kept_counts == want.kept_counts
         assert [kept.tolist() for kept in prediction.kept or ()] == [
             kept.tolist() for kept in want.kept or ()

@@ -51,6 +51,7 @@ def warmed(patch: pytest.MonkeyPatch, model: PrunedViT, like: Tensor, capture: F
 
 def assert_same(got: Output, wanted: Output) -> None:
     torch.testing.assert_close(got.logits, wanted.logits, rtol=0, atol=2e-5)
+    torch.testing.assert_close(got.pooled, wanted.pooled, rtol=0, atol=2e-5)
     assert [[image.tolist() for image in stage] for stage in got.kept] == [
         [image.tolist() for image in stage] for stage in wanted.kept
     ]

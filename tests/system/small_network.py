@@ -51,3 +51,18 @@ def save_small_network(path: Path) -> None:
     margin = (margins[1] + margins[2]) / 2
     cascade = Cascade(FIRST.keep_ratio, FIRST.criterion, FIRST.reducer, margin, 0.9, 50, 1.2)
     save(path, vit, replace(card, cascade=cascade))
+
+
+def save_headless_network(path: Path) -> None:
+    """Write one without a head, which knows no classes and no labels."""
+    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": 0}
+    torch.manual_seed(5)
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
+    card = Card(
+        architecture="vit_tiny_patch16_224",
+        labels=(),
+        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        stages=Stages((1, 2)),
+        model_args=arguments,
+    )
+    save(path, vit, card)

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from starlette.requests import Request
 
@@ -17,9 +17,9 @@ from app.http.bodies.content import BodyLimits, Pairs, images_in, is_raw_image, 
 from app.http.bodies.memory import share_of
 from app.http.head import header_of
 from app.http.in_time import in_time
-from app.inference.asked_lately import options_of_query, values_of_query
-from app.inference.option_layers import options_of
-from app.inference.options import ImageOptions
+from app.inference.asked_lately import embed_options_of_query, options_of_query, values_of_query
+from app.inference.option_layers import Options, options_of
+from app.inference.options import EmbedOptions, ImageOptions
 from models.transforms import InputSpec
 
 _T = TypeVar("_T")
@@ -28,11 +28,11 @@ _DEADLINES = (b"deadline_ms", b"timeout")  # what says it in a form or in JSON
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedImage:
+class EncodedImage(Generic[Options]):
     """One image as it came, and what is asked of it."""
 
     data: Data
-    options: ImageOptions
+    options: Options
 
     @property
     def size(self) -> int:
@@ -45,12 +45,26 @@ class EncodedImage:
         return await work.decode(self.data, spec, caller, take)
 
 
-async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage]:
+async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage[ImageOptions]]:
     """The images of a request: the raw body, the files of a form, or base64 in JSON.
 
     Options come from the query, for all images; a form's fields or JSON's top level go before them, and an
     image's own before those. Raises UnreadableRequest, TooLarge, UnsupportedMediaType or InvalidValue.
     """
+    return await _read_images(request, limits, ImageOptions, options_of_query)
+
+
+async def read_images_to_embed(request: Request, limits: BodyLimits) -> list[EncodedImage[EmbedOptions]]:
+    """As `read_images`, with the options of embeddings."""
+    return await _read_images(request, limits, EmbedOptions, embed_options_of_query)
+
+
+async def _read_images(
+    request: Request,
+    limits: BodyLimits,
+    options_type: type[Options],
+    options_of_query: Callable[[bytes], Options],
+) -> list[EncodedImage[Options]]:
     query: bytes = request.scope["query_string"]
     common = values_of_query(query)
     content_type = header_of(request.scope, b"content-type") or ""
@@ -68,7 +82,10 @@ async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage
         raise TooLarge(f"the request has {len(pairs)} images; at most {limits.images} are allowed")
     if len(pairs) == 1 and pairs[0][1] is common:  # nothing is asked beside the query
         return [EncodedImage(pairs[0][0], options_of_query(query))]
-    return [EncodedImage(data, options_of(values, index)) for index, (data, values) in enumerate(pairs)]
+    return [
+        EncodedImage(data, options_of(values, index, options_type=options_type))
+        for index, (data, values) in enumerate(pairs)
+    ]
 
 
 async def read_content(

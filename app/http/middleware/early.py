@@ -5,7 +5,7 @@ Under overload nearly all requests end here, so little is done for each. The sam
 has been read, for what has come meanwhile and for all other forms of body.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +20,12 @@ from app.http.paths import HUGGING_FACE, PATHS, QueryForm, known
 from app.http.problems import problem_response
 from app.http.routes.hugging_face import asked_of
 from app.http.routes.sagemaker import query_of
-from app.inference.asked_lately import by_query, options_of_query, values_of_query
+from app.inference.asked_lately import (
+    by_query,
+    embed_options_of_query,
+    options_of_query,
+    values_of_query,
+)
 from app.inference.options import ImageOptions
 from app.messages.model import ModelInfo
 from app.telemetry import metrics
@@ -73,7 +78,7 @@ class RefuseEarly:
     def _problem(self, scope: Scope, route: ImageRoute, model: ModelInfo) -> Problem | None:
         if not is_raw_image(kind_of(header_of(scope, b"content-type") or "")):
             return None
-        options_of = hugging_face_options if route.query == "hugging face" else options_of_query
+        options_of = _OPTIONS[route.query]
         highest = self._classification.max_priority_of(scope)
         try:
             expected = self._classification.expected(options_of(query_of(scope)), model, highest)
@@ -86,6 +91,13 @@ class RefuseEarly:
 def hugging_face_options(query: bytes) -> ImageOptions:
     """The options of a query in Hugging Face's form. Raises InvalidValue."""
     return asked_of(values_of_query(query))[0]
+
+
+_OPTIONS: dict[QueryForm, Callable[[bytes], ImageOptions]] = {
+    "options": options_of_query,
+    "embed": embed_options_of_query,
+    "hugging face": hugging_face_options,
+}
 
 
 def _route(scope: Scope, model: ModelInfo) -> ImageRoute | None:

@@ -15,7 +15,7 @@ from app.http.problems import PROBLEMS
 from app.http.rendering import results_of, timings_ms
 from app.http.routes.direct import DirectRoute
 from app.http.schemas import ClassifyRequest, ClassifyResponse, JsonImage
-from app.inference.options import option_schemas
+from app.inference.options import ImageOptions, option_schemas
 
 
 def classify_router(classification: Classification) -> APIRouter:
@@ -52,13 +52,12 @@ async def classified(request: Request, classification: Classification) -> Respon
     )
 
 
-def _openapi() -> dict[str, Any]:
-    """The three forms of the body and the options in the query, which are parsed by hand."""
-    options = option_schemas()
+def body_of(options_type: type[ImageOptions], *json_types: type[ImageOptions]) -> dict[str, Any]:
+    """The three forms of the body, as OpenAPI describes them, and the options in the query, which are parsed
+    by hand."""
+    options = option_schemas(of=options_type)
     image = {"type": "string", "format": "binary"}
-    json_bodies = [
-        {"$ref": f"#/components/schemas/{model.__name__}"} for model in (JsonImage, ClassifyRequest)
-    ]
+    json_bodies = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in json_types]
     return {
         "parameters": [
             {
@@ -100,4 +99,4 @@ def _openapi() -> dict[str, Any]:
     }
 
 
-BODY = _openapi()
+BODY = body_of(ImageOptions, JsonImage, ClassifyRequest)

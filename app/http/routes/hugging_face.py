@@ -120,7 +120,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
     return router
 
 
-async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage, Function | None]:
+async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage[ImageOptions], Function | None]:
     """The image with its options, of which the JSON's go before the query's."""
     kind = kind_of(request.headers.get("content-type", ""))
     query = single_values(request.query_params.multi_items())

@@ -25,7 +25,7 @@ from app.http.routes.model_names import ModelName, ModelNameConvertor, ModelRead
 from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE, ImageResult
 from app.inference.option_layers import merged, options_of, single_values
-from app.inference.options import option_schemas
+from app.inference.options import ImageOptions, option_schemas
 from app.wrong_values import no_such
 
 # The names under which clients of the several servers send an image.
@@ -140,17 +140,19 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
     return router
 
 
-async def _read(request: Request, limits: BodyLimits) -> list[EncodedImage]:
+async def _read(request: Request, limits: BodyLimits) -> list[EncodedImage[ImageOptions]]:
     """The images, each with its options: its own go before the parameters, and those before the query's."""
     query = single_values(request.query_params.multi_items())
 
-    def read(body: bytearray, _: Hold) -> list[EncodedImage]:
+    def read(body: bytearray, _: Hold) -> list[EncodedImage[ImageOptions]]:
         return _images_in(body, limits, query)
 
     return await read_content(request, limits, read, lambda images: [image.data for image in images])
 
 
-def _images_in(body: bytearray, limits: BodyLimits, query: Mapping[str, Any]) -> list[EncodedImage]:
+def _images_in(
+    body: bytearray, limits: BodyLimits, query: Mapping[str, Any]
+) -> list[EncodedImage[ImageOptions]]:
     try:
         document = parse_json(body, "the body", limits)
     except TooLarge as error:
@@ -174,7 +176,7 @@ def _images_in(body: bytearray, limits: BodyLimits, query: Mapping[str, Any]) ->
     ]
 
 
-def _image(instance: object, index: int, common: Mapping[str, Any]) -> EncodedImage:
+def _image(instance: object, index: int, common: Mapping[str, Any]) -> EncodedImage[ImageOptions]:
     given, own = _parted(instance, index)
     data = from_base64(given, index, "the image of the instance")
     return EncodedImage(data, options_of(merged(common, own), index))

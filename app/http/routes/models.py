@@ -41,6 +41,7 @@ def models_router(settings: ModelSettings, dispatch: Dispatch) -> APIRouter:
                 crop=model.input.crop,
                 crop_share=model.input.crop_share,
             ),
+            embedding_size=model.features,
             patches=model.architecture.patches,
             grid=model.architecture.grid,
             patch_size=model.patch_size,

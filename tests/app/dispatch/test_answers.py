@@ -11,20 +11,30 @@ from app.dispatch.answers import check_prediction
 from app.messages.image import Ask, Prediction
 from models.schedule import UNPRUNED
 
-CLASSES = 11
+CLASSES, FEATURES = 11, 3
 PREDICTION = Prediction(
     classes=[7, 0], scores=[0.75, 0.125], kept_counts=(3, 2), keep_ratio=0.5, compute=0.75, runs=1
 )
 KEPT = (np.array([0, 5, 300], "<u2").tobytes(), np.array([5, 300], "<u2").tobytes())
 LOGITS = np.arange(CLASSES, dtype="<f4").tobytes()
+VECTOR = np.arange(FEATURES, dtype="<f4").tobytes()
 
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("logits", [False, True])
-def test_a_sound_prediction_is_believed(kept: bool, logits: bool) -> None:
+@pytest.mark.parametrize("features", [False, True])
+def test_a_sound_prediction_is_believed(kept: bool, logits: bool, features: bool) -> None:
     """With exactly what was asked for."""
-    found = msgspec.structs.replace(PREDICTION, kept=KEPT if kept else (), logits=LOGITS if logits else None)
-    check_prediction(found, Ask(UNPRUNED, 2, kept_patches=kept, logits=logits), CLASSES)
+    found = msgspec.structs.replace(
+        PREDICTION,
+        kept=KEPT if kept else (),
+        logits=LOGITS if logits else None,
+        features=VECTOR if features else None,
+    )
+    ask = Ask(UNPRUNED, 2, kept_patches=kept, logits=logits, features=features)
+    check_prediction(found, ask, CLASSES, FEATURES)
+    vector = found.feature_vector
+    assert (None if vector is None else vector.tolist()) == ([0, 1, 2] if features else None)
     assert [stage.tolist() for stage in found.kept_patches] == ([[0, 5, 300], [5, 300]] if kept else [])
     of_all = found.all_logits
     assert (None if of_all is None else of_all.tolist()) == (list(range(CLASSES)) if logits else None)
@@ -48,6 +58,11 @@ def test_a_sound_prediction_is_believed(kept: bool, logits: bool) -> None:
         ({"logits": LOGITS}, {}, "logits that were not asked for, or none that were"),
         ({"logits": LOGITS[:-4]}, {"logits": True}, "no 11 numbers"),
         ({"logits": LOGITS[:-4] + np.array([np.nan], "<f4").tobytes()}, {"logits": True}, "no 11 numbers"),
+        ({}, {"features": True}, "features that were not asked for, or none that were"),
+        ({"features": VECTOR}, {}, "features that were not asked for, or none that were"),
+        ({"features": VECTOR[:-4]}, {"features": True}, "features that are no 3 numbers"),
+        ({"features": VECTOR[:-4] + np.array([np.inf], "<f4").tobytes()}, {"features": True}, "no 3 numbers"),
+        ({}, {"top_k": 0}, "2 labels and 2 scores for 0 asked"),
     ],
     ids=str,
 )
@@ -57,4 +72,13 @@ def test_an_answer_to_something_else_is_not_believed(
     """Too many, too few, out of range, or no number: nothing of it may reach a client."""
     prediction = msgspec.structs.replace(PREDICTION, **changes)
     with pytest.raises(ValueError, match=words):
-        check_prediction(prediction, Ask(UNPRUNED, **{"top_k": 3, **asked}), CLASSES)
+        check_prediction(prediction, Ask(UNPRUNED, **{"top_k": 3, **asked}), CLASSES, FEATURES)
+
+
+def test_a_model_without_a_head_answers_without_labels() -> None:
+    """Its features are all that there is; of a model with classes, labels that were asked for must come."""
+    found = msgspec.structs.replace(PREDICTION, classes=[], scores=[], features=VECTOR)
+    check_prediction(found, Ask(UNPRUNED, 1, features=True), 0, FEATURES)
+    check_prediction(found, Ask(UNPRUNED, 0, features=True), CLASSES, FEATURES)
+    with pytest.raises(ValueError, match="0 labels"):
+        check_prediction(found, Ask(UNPRUNED, 1, features=True), CLASSES, FEATURES)

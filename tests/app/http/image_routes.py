@@ -37,6 +37,7 @@ _INFER = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data"
 # By the route's pattern and method.
 IMAGE_ROUTES: dict[tuple[str, str], Ask] = {
     ("/v1/classify", "POST"): _raw("/v1/classify"),
+    ("/v1/embed", "POST"): _raw("/v1/embed"),
     ("/v2/models/{model_name}/infer", "POST"): _json(f"/v2/models/{MODEL.name}/infer", _INFER),
     ("/v2/models/{model_name}/versions/{model_version}/infer", "POST"): _json(
         f"/v2/models/{MODEL.name}/versions/1/infer", _INFER

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from app.inference.options import ImageOptions
+from app.inference.options import EmbedOptions, ImageOptions
 from app.main import create_app
 from app.settings.settings import Settings
 from models.schedule import REDUCERS
@@ -106,6 +106,7 @@ def test_every_route_is_in_the_document() -> None:
     """What clients and operators call is published, and nothing else is."""
     assert {(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods} == {
         ("/v1/classify", "post"),
+        ("/v1/embed", "post"),
         ("/invocations", "post"),
         ("/v1/models", "get"),
         ("/v1/models/{model_name}", "get"),
@@ -301,6 +302,8 @@ def test_every_body_in_json_has_an_example() -> None:
         "/models/{model_name}",
         "/v1/classify",
         "/v1/classify",
+        "/v1/embed",
+        "/v1/embed",
         "/v1/models/{model_name}:predict",
         "/v1/models/{model_name}:predict",
         "/v2/models/{model_name}/infer",
@@ -308,10 +311,17 @@ def test_every_body_in_json_has_an_example() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", list(ImageOptions.model_fields))
-def test_every_example_of_an_option_works(name: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "options", "name"),
+    [
+        (path, options, name)
+        for path, options in (("/v1/classify", ImageOptions), ("/v1/embed", EmbedOptions))
+        for name in options.model_fields
+    ],
+)
+def test_every_example_of_an_option_works(path: str, options: type[ImageOptions], name: str) -> None:
     """By itself; null stands for an option that the others exclude."""
-    for example in ImageOptions.model_json_schema()["properties"][name].get("examples", []):
+    for example in options.model_json_schema()["properties"][name].get("examples", []):
         with TestClient(create_app(Settings(), FakeDispatch())) as client:
-            response = client.post("/v1/classify", json={"image": BASE64, name: example})
+            response = client.post(path, json={"image": BASE64, name: example})
         assert response.status_code == 200, response.text

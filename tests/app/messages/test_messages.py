@@ -334,7 +334,7 @@ def written(**changes: Any) -> bytes:
         {"margin": 0.5, "min_keep_ratio": 0.5},
         {"margin": None, "min_keep_ratio": 0.8},
         {"margin": None, "min_keep_ratio": 0.0},
-        {"top_k": 0},
+        {"top_k": -1},
         {"kept_patches": 1},
         {"deadline_s": "soon"},
         {"deadline_s": float("nan")},

@@ -20,6 +20,10 @@ class Found:
     of: int
     scores: tuple[float, ...] = (0.5,)
 
+    @property
+    def is_finite(self) -> bool:
+        return all(map(math.isfinite, self.scores))
+
 
 def found(jobs: Sequence[int]) -> list[Found]:
     return [Found(job) for job in jobs]

@@ -17,7 +17,7 @@ from app.http.bodies.body import EncodedImage
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import Share
 from app.http.classification import RequestedImage
-from app.http.routes.open_inference.outputs import WantedOutput, outputs_of
+from app.http.routes.open_inference.outputs import OF_CLASSES, WantedOutput, outputs_by_default
 from app.http.routes.open_inference.schemas import (
     TRITONS,
     InferInput,
@@ -85,6 +85,11 @@ class Inference:
     def logits(self) -> bool:
         """Whether an output needs the logits of all classes."""
         return any(output.name == "logits" for output in self.outputs)
+
+    @property
+    def features(self) -> bool:
+        """Whether an output needs the feature vectors."""
+        return any(output.name == "embedding" for output in self.outputs)
 
 
 @dataclass(slots=True)
@@ -158,6 +163,8 @@ def _of_model(request: InferRequest, options: ImageOptions, model: ModelInfo) ->
     outputs = _wanted(request, model)
     top_k = min(options.top_k, len(model.labels))
     most = max([top_k, *(output.classes for output in outputs if output.name == "score")])
+    if not model.labels and any(output.name in OF_CLASSES for output in outputs):
+        most = 1  # which is refused in words
     kept_patches = any(output.name == "kept_patches" for output in outputs)
     needed = options.model_copy(update={"top_k": most, "mask": "indices" if kept_patches else "none"})
     return _OfModel(outputs, top_k, needed)
@@ -207,7 +214,7 @@ def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:
     by_default = request.parameters.get("binary_data_output", False)
     if type(by_default) is not bool:
         raise _wrong("binary_data_output", by_default)
-    asked = request.outputs or [RequestedOutput.model_validate({"name": o.name}) for o in outputs_of(model)]
+    asked = request.outputs or [RequestedOutput(name=name) for name in outputs_by_default(model)]
     wanted: list[WantedOutput] = []
     for output in asked:
         _only_known(output.parameters, f"the output {output.name}")

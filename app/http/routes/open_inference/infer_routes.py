@@ -115,7 +115,9 @@ def infer_router(classification: Classification) -> APIRouter:
             check_name(classification.last_model, model_name)
             check_version(classification.last_model, model_version)
         inference, model = await read(request, model_name, model_version)
-        answered = await classification.answers(request, inference.images, model, logits=inference.logits)
+        answered = await classification.answers(
+            request, inference.images, model, logits=inference.logits, features=inference.features
+        )
         head = {"model_name": model.name, "model_version": VERSION}
         if inference.id is not None:
             head["id"] = inference.id

@@ -8,6 +8,7 @@ import numpy as np
 from app.http.classification import AnsweredImage
 from app.http.routes.open_inference.schemas import OutputName, TensorMetadata
 from app.http.routes.open_inference.tensors import Datatype, OutputTensor
+from app.inference.embeddings import embedding_of
 from app.messages.model import ModelInfo
 from models.pictures import cells_of
 
@@ -19,11 +20,13 @@ _DATATYPES: dict[OutputName, Datatype] = {
     "kept_patches": "BOOL",
     "keep_ratio": "FP32",
     "compute": "FP32",
+    "embedding": "FP32",
 }
+OF_CLASSES: tuple[OutputName, ...] = ("label", "score", "index", "logits")
 
 
 def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
-    """The outputs that a request can ask for, all of which it gets where it names none."""
+    """The outputs that a request can ask for: of a model without a head, none about classes."""
     lengths: dict[OutputName, list[int]] = {
         "label": [-1],
         "score": [-1],
@@ -32,11 +35,20 @@ def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
         "kept_patches": [len(model.method.stages.blocks), *model.architecture.grid],
         "keep_ratio": [1],
         "compute": [1],
+        "embedding": [model.features],
     }
     return [
         TensorMetadata(name=name, datatype=datatype, shape=[-1, *lengths[name]])
         for name, datatype in _DATATYPES.items()
+        if model.labels or name not in OF_CLASSES
     ]
+
+
+def outputs_by_default(model: ModelInfo) -> list[OutputName]:
+    """What a request gets that names no outputs: an embedding only where there are no classes, for it is
+    larger than all else."""
+    names: list[OutputName] = [name for name in _DATATYPES if (name in OF_CLASSES) <= bool(model.labels)]
+    return [name for name in names if name != "embedding" or not model.labels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,8 @@ def _plain(name: OutputName, answered: Sequence[AnsweredImage], model: ModelInfo
             values = np.array([[image.answer.prediction.keep_ratio] for image in answered], np.float32)
         case "compute":
             values = np.array([[image.answer.prediction.compute] for image in answered], np.float32)
+        case "embedding":
+            values = np.stack([embedding_of(image.answer.prediction, normalize=False) for image in answered])
     return OutputTensor(name, _DATATYPES[name], values.shape, values)
 
 

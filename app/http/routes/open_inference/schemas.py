@@ -10,7 +10,9 @@ from app.inference.options import MASK_OPTIONS, option_schemas
 from app.priority import Priority
 
 InputName = Literal["image", "pixels"]
-OutputName = Literal["label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute"]
+OutputName = Literal[
+    "label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute", "embedding"
+]
 
 # Parameters that Triton's clients set by themselves, and that mean here what they mean there.
 TRITONS: dict[str, Any] = {
@@ -179,8 +181,9 @@ class InferRequest(BaseModel):
     inputs: list[InferInput] = Field(min_length=1, max_length=1, description="One: `image` or `pixels`.")
     outputs: list[RequestedOutput] = Field(
         default_factory=list,
-        max_length=7,
-        description="The outputs wanted, each once. Default: all of them.",
+        max_length=8,
+        description="The outputs wanted, each once. Default: all but `embedding`; of a model without a head "
+        "all that it has.",
         examples=[[{"name": "label"}, {"name": "score"}]],
     )
 
@@ -197,7 +200,8 @@ class InferOutput(BaseModel):
     `label` [n, top_k] BYTES, `score` [n, top_k] FP32 (its probability) and `index` [n, top_k] INT32 of
     the best classes; `logits` [n, classes] FP32; `kept_patches` [n, stages, rows, columns] BOOL: the patches
     left after each stage; `keep_ratio` [n, 1] FP32 as it was applied; `compute` [n, 1] FP32: what it cost,
-    as a share of the unpruned model's multiply-accumulates.
+    as a share of the unpruned model's multiply-accumulates; `embedding` [n, features] FP32: the feature
+    vector. A model without a head has the last four only.
     """
 
     name: OutputName = Field(description="The output's name.", examples=["label"])

@@ -123,6 +123,13 @@ def test_a_raw_image_that_would_be_refused_is_refused_by_its_head(
     assert json.loads(later) == json.loads(body)
 
 
+def test_so_is_an_image_whose_embedding_is_wanted(dispatch: FakeDispatch, connection: socket.socket) -> None:
+    """With the options of that route, too."""
+    dispatch.refuses_early = LATE
+    connection.sendall(head("/v1/embed?normalize=true&encoding=base64&deadline_ms=100"))
+    assert answer(connection)[0] == 503
+
+
 @pytest.mark.parametrize("path", ["/", f"/models/{MODEL.name}"])
 def test_so_it_is_on_the_routes_in_hugging_faces_shape(
     dispatch: FakeDispatch, connection: socket.socket, path: str

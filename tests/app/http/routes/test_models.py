@@ -24,6 +24,7 @@ def test_the_model_is_described_with_its_defaults(make_client: Callable[..., Tes
             {
                 "name": "toy",
                 "labels": [f"label {index}" for index in range(11)],
+                "embedding_size": 22,
                 "input": {
                     "height": 21,
                     "width": 35,

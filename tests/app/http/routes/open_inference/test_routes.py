@@ -26,6 +26,8 @@ from app.messages.to_front_end import Answer
 from app.settings.settings import Settings
 from models.schedule import Pruning
 from tests.app.fakes import (
+    FEATURES,
+    HEADLESS,
     LOGITS,
     MODEL,
     FakeDispatch,
@@ -45,10 +47,10 @@ def image_input(*images: str, **changes: object) -> dict[str, Any]:
     return {"name": "image", "shape": [len(images)], "datatype": "BYTES", "data": list(images), **changes}
 
 
-def asked(client: TestClient, *images: str, **members: Any) -> httpx.Response:
+def asked(client: TestClient, *images: str, model: str = "toy", **members: Any) -> httpx.Response:
     """POST infer in JSON, with one sound image unless told otherwise."""
     document = {"inputs": [image_input(*(images or (BASE64,)))], **members}
-    return client.post(INFER, json=document)  # type: ignore[return-value]
+    return client.post(f"/v2/models/{model}/infer", json=document)  # type: ignore[return-value]
 
 
 def binary_body(document: dict[str, Any], *parts: bytes) -> tuple[bytes, dict[str, str]]:
@@ -148,7 +150,48 @@ def test_metadata_names_every_tensor_with_its_shape(client: TestClient, path: st
         "kept_patches": ("BOOL", [-1, 2, 3, 5]),
         "keep_ratio": ("FP32", [-1, 1]),
         "compute": ("FP32", [-1, 1]),
+        "embedding": ("FP32", [-1, 22]),
     }
+
+
+def test_a_model_without_a_head_has_no_outputs_about_classes(
+    client: TestClient, dispatch: FakeDispatch
+) -> None:
+    """Nor are they asked of it: it answers with all that it has, and what is about classes is refused."""
+    dispatch.model = HEADLESS
+    document = client.get("/v2/models/headless").json()
+    names = ["kept_patches", "keep_ratio", "compute", "embedding"]
+    assert [tensor["name"] for tensor in document["outputs"]] == names
+    outputs = outputs_of(asked(client, BASE64, model="headless"))
+    assert list(outputs) == names
+    assert outputs["embedding"]["data"] == list(FEATURES)
+    assert (dispatch.questions[0].ask.top_k, dispatch.questions[0].ask.features) == (0, True)
+    for name in ("label", "score", "index", "logits"):
+        refused = asked(client, BASE64, model="headless", outputs=[{"name": name}])
+        assert refused.status_code == 422
+        assert "/v1/embed" in refused.json()["error"]
+    assert len(dispatch.questions) == 1
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_an_embedding_is_computed_only_where_it_is_named(
+    client: TestClient, dispatch: FakeDispatch, binary: bool
+) -> None:
+    """Float32 numbers of each image, in the JSON or behind it, beside whatever else is named."""
+    wanted = {"name": "embedding", "parameters": {"binary_data": binary}}
+    response = asked(client, BASE64, BASE64, outputs=[wanted, {"name": "keep_ratio"}])
+    assert response.status_code == 200, response.text
+    if binary:
+        length = int(response.headers[HEADER_LENGTH])
+        document = json.loads(response.content[:length])
+        values = np.frombuffer(response.content[length:], "<f4").tolist()
+    else:
+        document = response.json()
+        values = document["outputs"][0]["data"]
+    assert document["outputs"][0]["shape"] == [2, 22]
+    assert values == list(FEATURES) * 2
+    asked(client, BASE64)
+    assert [question.ask.features for question in dispatch.questions] == [True, True, False]
 
 
 @pytest.mark.parametrize("path", ["/v2/models/toy/config", "/v2/models/toy/versions/1/config"])
@@ -201,15 +244,15 @@ def test_what_else_a_client_may_ask_of_triton_is_refused_in_the_protocols_shape(
 
 
 def test_without_named_outputs_all_come_in_the_metadatas_order(client: TestClient) -> None:
-    """As the protocol says; and in its JSON unless asked otherwise."""
+    """But for the embedding, which is larger than all else; and in its JSON unless asked otherwise."""
     response = asked(client, BASE64, BASE64, id="seven", parameters={"keep_ratio": 0.5, "top_k": 2})
     document = response.json()
     assert (document["id"], document["model_name"], document["model_version"]) == ("seven", "toy", "1")
     assert HEADER_LENGTH not in response.headers
     outputs = outputs_of(response)
     described = client.get("/v2/models/toy").json()["outputs"]
-    assert list(outputs) == [tensor["name"] for tensor in described]
-    for tensor in described:
+    assert [*outputs, "embedding"] == [tensor["name"] for tensor in described]
+    for tensor in described[:-1]:
         output = outputs[tensor["name"]]
         assert output["datatype"] == tensor["datatype"]
         assert len(output["shape"]) == len(tensor["shape"])
