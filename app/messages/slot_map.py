@@ -1,8 +1,8 @@
 """Slots: places in shared memory for the pixels of one image each, from its decoding to its answer.
 
 The memory is a file without a name, made by the supervisor and inherited by front ends and workers. Every
-front end has a range of slots of its own, so taking one needs no lock between processes. Its pages exist once
-they are written to.
+front end has a range of slots of its own, so taking one needs no lock between processes. The file's pages
+exist once they are written to, so its size costs nothing.
 """
 
 import mmap
@@ -35,5 +35,16 @@ class SlotMap:
 
 
 def stride(pixel_bytes: int) -> int:
-    """Bytes from one slot to the next: whole pages."""
-    return -(-pixel_bytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+    """Bytes from one slot to the next: pages, as many as a power of two."""
+    pages = -(-pixel_bytes // mmap.ALLOCATIONGRANULARITY)
+    return mmap.ALLOCATIONGRANULARITY << max(0, pages - 1).bit_length()
+
+
+def start_of(slot: int, slots: int, pixel_bytes: int) -> int:
+    """Where the slot of that number begins for an image of so many bytes, where there are so many ``slots``.
+
+    Every stride has a part of the file for itself, so that images of several models, whose inputs differ in
+    size, lie beside each other. The part begins at ``slots`` strides and ends at twice as many, where that of
+    the next power of two begins.
+    """
+    return (slots + slot) * stride(pixel_bytes)

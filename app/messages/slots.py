@@ -2,6 +2,7 @@
 app.messages.slot_map."""
 
 import fcntl
+import math
 import mmap
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from app.messages.pixels import copy_pixels
-from app.messages.slot_map import SlotMap, stride
+from app.messages.slot_map import SlotMap, start_of, stride
 
 _KEPT = 64  # slots whose memory is kept when all are free
 
@@ -22,8 +23,7 @@ class SlotWriter:
         self._descriptor = descriptor
         self._map = slot_map
         self._range = slot_map.range_of(front_end)
-        self._memory: mmap.mmap | None = None
-        self._pixel_bytes = 0
+        self._parts: dict[int, mmap.mmap] = {}  # of the file, by their strides
         self._free = list(reversed(self._range))
         self._taken: set[int] = set()
         self._highest = -1  # of all slots that were taken since all were free
@@ -47,8 +47,8 @@ class SlotWriter:
 
     def write(self, slot: int, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
         """Copy the pixels of an image into the slot. Raises ValueError for a slot that is not taken."""
-        if pixels.nbytes != self._pixel_bytes:
-            self._resize(pixels.nbytes)
+        if stride(pixels.nbytes) not in self._parts:
+            self._map_part(pixels.nbytes)
         copy_pixels(self.view(slot, pixels.shape), pixels)
 
     def view(self, slot: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "height width 3"]:
@@ -56,9 +56,10 @@ class SlotWriter:
         not taken."""
         if slot not in self._taken:
             raise ValueError(f"slot {slot} is not taken")
-        assert self._memory is not None
-        start = (slot - self._range.start) * stride(self._pixel_bytes)
-        return np.frombuffer(self._memory, np.uint8, self._pixel_bytes, start).reshape(shape)
+        size = math.prod(shape)
+        step = stride(size)
+        start = (slot - self._range.start) * step
+        return np.frombuffer(self._parts[step], np.uint8, size, start).reshape(shape)
 
     def free(self, slot: int) -> None:
         """The image in it needs it no more. Raises KeyError for a slot that is not taken."""
@@ -67,28 +68,23 @@ class SlotWriter:
         if not self._taken:
             self._trim()
 
-    def _resize(self, pixel_bytes: int) -> None:
-        """For images of another size, as of another model. Slots of the old size are not read any more."""
-        step = stride(pixel_bytes)
-        _grow(self._descriptor, self._map.count * step)
+    def _map_part(self, pixel_bytes: int) -> None:
+        """For images of a size that has not come before, as another model's."""
+        step, slots = stride(pixel_bytes), self._map.count
+        _grow(self._descriptor, start_of(slots, slots, pixel_bytes))
         size = len(self._range) * step
-        self._memory = mmap.mmap(self._descriptor, size, offset=self._range.start * step)
-        self._pixel_bytes = pixel_bytes
-        self._remove(0, size)  # what a predecessor that died left behind
+        start = start_of(self._range.start, slots, pixel_bytes)
+        self._parts[step] = mmap.mmap(self._descriptor, size, offset=start)
+        _remove(self._parts[step], 0, size)  # what a predecessor that died left behind
 
     def _trim(self) -> None:
         """Give back the memory of all slots but a few, and take the first ones first again."""
         used = self._highest - self._range.start + 1
         if used > _KEPT:
-            step = stride(self._pixel_bytes)
-            self._remove(_KEPT * step, (used - _KEPT) * step)
+            for step, memory in self._parts.items():
+                _remove(memory, _KEPT * step, (used - _KEPT) * step)
         self._free = list(reversed(self._range))
         self._highest = -1
-
-    def _remove(self, start: int, size: int) -> None:
-        """Give the memory back to the system; what is read there is 0 then. On Linux only."""
-        if self._memory is not None and hasattr(mmap, "MADV_REMOVE"):
-            self._memory.madvise(mmap.MADV_REMOVE, start, size)
 
 
 class SlotReader:
@@ -97,9 +93,9 @@ class SlotReader:
     def __init__(self, descriptor: int, slot_map: SlotMap, pixel_bytes: int) -> None:
         self._count, self._pixel_bytes = slot_map.count, pixel_bytes
         self._step = stride(pixel_bytes)
-        size = self._count * self._step
-        _grow(descriptor, size)
-        self._memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        _grow(descriptor, start_of(self._count, self._count, pixel_bytes))
+        start = start_of(0, self._count, pixel_bytes)
+        self._memory = mmap.mmap(descriptor, self._count * self._step, offset=start, access=mmap.ACCESS_READ)
 
     def view(self, slot: int) -> UInt8[np.ndarray, " bytes"]:
         """The slot's bytes where they are, not a copy. Raises IndexError for a slot that there is not."""
@@ -109,6 +105,12 @@ class SlotReader:
 
 
 ReadSlot = Callable[[int], UInt8[np.ndarray, " bytes"]]
+
+
+def _remove(memory: mmap.mmap, start: int, size: int) -> None:
+    """Give the memory back to the system; what is read there is 0 then. On Linux only."""
+    if hasattr(mmap, "MADV_REMOVE"):
+        memory.madvise(mmap.MADV_REMOVE, start, size)
 
 
 def _grow(descriptor: int, size: int) -> None:

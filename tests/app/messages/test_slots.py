@@ -1,6 +1,7 @@
 """Slots in shared memory."""
 
 import gc
+import math
 import mmap
 import os
 import subprocess
@@ -47,12 +48,11 @@ def test_a_full_queue_of_one_front_end_has_room() -> None:
 
 
 def test_slots_begin_on_pages() -> None:
-    """So that each front end can map its own range."""
-    assert [stride(1), stride(mmap.PAGESIZE), stride(mmap.PAGESIZE + 1)] == [
-        mmap.PAGESIZE,
-        mmap.PAGESIZE,
-        2 * mmap.PAGESIZE,
-    ]
+    """So that each front end can map its own range; their number is a power of two, so that the parts of
+    the file for different sizes do not overlap."""
+    page = mmap.PAGESIZE
+    sizes = (1, page, page + 1, 2 * page, 2 * page + 1, 5 * page)
+    assert [stride(size) for size in sizes] == [page, page, 2 * page, 2 * page, 4 * page, 8 * page]
 
 
 def test_what_front_ends_write_a_worker_reads(memory: int) -> None:
@@ -93,6 +93,23 @@ def test_a_model_with_another_input_has_slots_of_its_size(memory: int) -> None:
     writer.write(slot, large)
     assert (SlotReader(memory, SLOTS, large.nbytes).view(slot) == 7).all()
     reader.view(SLOTS.count - 1)
+
+
+def test_images_of_several_sizes_lie_beside_each_other(memory: int) -> None:
+    """As those of several models: no slot of one size covers any of another, from whichever front end."""
+    shapes = [(13, 7, 3), (40, 50, 3), (80, 90, 3), (170, 180, 3)]
+    writers = [SlotWriter(memory, SLOTS, front_end) for front_end in range(3)]
+    written = {}
+    for number in range(SLOTS.count):
+        writer, shape = writers[number % 3], shapes[number % 4]
+        slot = writer.take()
+        assert slot is not None
+        writer.write(slot, np.full(shape, number + 1, np.uint8))
+        written[slot] = writer, shape, number + 1
+    readers = {shape: SlotReader(memory, SLOTS, math.prod(shape)) for shape in shapes}
+    for slot, (writer, shape, value) in written.items():
+        assert (readers[shape].view(slot) == value).all()
+        assert (writer.view(slot, shape) == value).all()
 
 
 def resident(descriptor: int) -> int:
