@@ -75,7 +75,7 @@ def _prediction(pruning: Pruning, top_k: int) -> Prediction:
 
 def compute_nothing(settings: Settings, args: WorkerArgs) -> None:
     """What a worker does here in the place of app.worker.process.run."""
-    make_loop(settings, args, InstantBackend(), f"cpu:{args.index}").run()
+    make_loop(settings, args, [InstantBackend()], f"cpu:{args.index}").run()
 
 
 if __name__ == "__main__":

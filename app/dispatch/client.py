@@ -10,7 +10,7 @@ is in link.py, readiness.py, refusals.py, answers.py, questions.py and slot.py.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ import msgspec
 from app.dispatch.answers import check_prediction
 from app.dispatch.link import Link
 from app.dispatch.policy.load_page import LoadPage
-from app.dispatch.policy.shares import shares
+from app.dispatch.policy.shares import shares, unpruned_macs
 from app.dispatch.policy.smoothed import Smoothed
 from app.dispatch.questions import Expected as Expected
 from app.dispatch.questions import Question as Question
@@ -34,7 +34,7 @@ from app.messages import to_front_end
 from app.messages.model import ModelInfo
 from app.messages.slots import SlotWriter
 from app.messages.to_dispatcher import Cancel, FrontEnd, Record, Submit
-from app.messages.to_front_end import Answer, Load, Model, Outcomes, Refuse, Workers
+from app.messages.to_front_end import Answer, Load, Models, Outcomes, Refuse, Workers
 from app.processes import background
 from app.telemetry.logs import request_id
 from app.telemetry.rarely import Rarely
@@ -47,8 +47,8 @@ _LOOK_EVERY_S = 0.25
 
 @dataclass(slots=True)
 class _Pending:
-    """An image on its way. ``least`` and ``most`` are the shares of compute that it may cost. ``sent``: a
-    dispatcher has got it."""
+    """An image on its way. ``least`` and ``most`` are what it may cost, in unpruned images of the default
+    model. ``sent``: a dispatcher has got it."""
 
     record: Record
     answered: asyncio.Future[Answer]
@@ -62,16 +62,17 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Expecting:
-    """Counts an image as one that is decoded."""
+    """Counts an image as one that is decoded, and that costs so much."""
 
     load: LoadPage
     expected: Expected
+    compute: float
 
     def __enter__(self) -> None:
-        self.load.decoding(self.expected.caller, self.expected.priority, self.expected.share)
+        self.load.decoding(self.expected.caller, self.expected.priority, self.compute)
 
     def __exit__(self, *_: object) -> None:
-        self.load.decoded(self.expected.caller, self.expected.priority, self.expected.share)
+        self.load.decoded(self.expected.caller, self.expected.priority, self.compute)
 
 
 class DispatchClient:
@@ -105,6 +106,8 @@ class DispatchClient:
         self._closing = False
         self._last_id = 0
         self._load = LoadPage()
+        # What an unpruned image of each model costs, in those of the default one.
+        self._weights: dict[str, float] = {}
         self._way = Smoothed()
         self._nonsense = Rarely()
 
@@ -131,7 +134,7 @@ class DispatchClient:
 
     @property
     def model(self) -> ModelInfo | None:
-        """What the workers serve; None while none of them is ready, or the dispatcher does not answer."""
+        """The default model; None while no worker is ready, or the dispatcher does not answer."""
         return self._readiness.model
 
     @property
@@ -140,8 +143,14 @@ class DispatchClient:
         return self._readiness.last_model
 
     @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """What the workers served last, by name, the default model first."""
+        return self._readiness.models
+
+    @property
     def work(self) -> float:
-        """Our images that wait or are computed, in unpruned images: each counts as its share of compute."""
+        """Our images that wait or are computed, in unpruned images of the default model: each counts as its
+        share of compute."""
         return sum(pending.most for pending in self._pending.values())
 
     @property
@@ -160,6 +169,8 @@ class DispatchClient:
             self._for_dispatcher(expected.deadline_s),
             expected.wait_limit_s,
             time.monotonic(),
+            expected.model,
+            self._weight(expected.model),
         )
         return None if refusal is None else problem_of(refusal.reason, refusal.retry_after_s)
 
@@ -168,7 +179,7 @@ class DispatchClient:
         known to refuse it, so that it need not be decoded."""
         if (refusal := self.refusal(expected)) is not None:
             raise refusal
-        return _Expecting(self._load, expected)
+        return _Expecting(self._load, expected, expected.share * self._weight(expected.model))
 
     @property
     def trouble(self) -> str | None:
@@ -209,8 +220,9 @@ class DispatchClient:
         self._last_id += 1
         record = record_of(question, self._last_id, slot, self._for_dispatcher(question.deadline_s))
         most, *_, least = (1.0, 1.0)
-        if (model := self.last_model) is not None:
-            most, *_, least = shares(model, record.ask)
+        if (model := self.models.get(record.model)) is not None:
+            weight = self._weight(record.model)
+            most, *_, least = (share * weight for share in shares(model, record.ask))
         now = time.monotonic()
         answered = asyncio.get_running_loop().create_future()
         given_up_at = now + question.deadline_s
@@ -222,6 +234,9 @@ class DispatchClient:
     def _for_dispatcher(self, deadline_s: float) -> float:
         """What is left of a deadline for the dispatcher, by how long the way there and back took lately."""
         return deadline_s - self._way.allowance_s(deadline_s)
+
+    def _weight(self, model: str) -> float:
+        return self._weights.get(model, 1.0)
 
     # --- to the dispatcher --------------------------------------------------------------------------
     def _send(self, pending: _Pending, record: Record) -> None:
@@ -286,16 +301,19 @@ class DispatchClient:
                 self._load.tell(message, now)
             case Workers(workers):
                 self._readiness.told(workers)
-            case Model(info):
-                self._readiness.last_model = info
+            case Models(infos):
+                self._readiness.models = {info.name: info for info in infos}
+                default = unpruned_macs(infos[0])
+                self._weights = {info.name: unpruned_macs(info) / default for info in infos}
 
     def _answer(self, answer: Answer) -> None:
         pending = self._pending.get(answer.id)
         if pending is None or pending.answered.done():
             return
-        model = self.last_model
-        assert model is not None
+        model = self.models.get(pending.record.model)
         try:
+            if model is None:
+                raise ValueError(f"there is no model {pending.record.model!r} any more")
             check_prediction(answer.prediction, pending.record.ask, len(model.labels), model.features)
         except ValueError as error:
             self._tell_of_nonsense("a worker sent what is no answer to its image", error)

@@ -35,7 +35,7 @@ from app.messages.to_dispatcher import (
     ToDispatcher,
     Worker,
 )
-from app.messages.to_front_end import Answer, Model, RefusalReason, Refuse
+from app.messages.to_front_end import Answer, Models, RefusalReason, Refuse
 from app.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -139,8 +139,8 @@ class Dispatcher:
             raise Unexpected("a peer says twice what it is")
         self._front_ends[peer] = 0
         log.info("front end %d has connected", message.index)
-        if self._fleet.model is not None:
-            self.outbox.tell_front_end(peer, Model(self._fleet.model))
+        if self._fleet.models:
+            self.outbox.tell_front_end(peer, Models(list(self._fleet.models.values())))
         self._announcements.workers_changed = self._announcements.load_changed = True
 
     def _from_front_end(self, peer: int, message: ToDispatcher, now: float) -> None:
@@ -177,11 +177,11 @@ class Dispatcher:
             self._waiting[key] = None
 
     def _schedule(self, key: Key, image: _Image, now: float) -> None:
-        assert self._fleet.model is not None
-        if image.record.size != self._fleet.model.pixel_bytes:  # prepared for another model
-            log.error(
-                "an image has %d bytes of pixels, not %d", image.record.size, self._fleet.model.pixel_bytes
-            )
+        record = image.record
+        model = self._fleet.models.get(record.model)
+        if model is None or record.size != model.pixel_bytes:  # prepared for another model
+            takes = "that no worker holds" if model is None else f"not {model.pixel_bytes}"
+            log.error("an image has %d bytes of pixels for %r, %s", record.size, record.model, takes)
             self._images.pop(key, None)
             self._refuse(key, "worker-fault")
             return
@@ -196,8 +196,8 @@ class Dispatcher:
         image.admitted = True
 
     def _entry(self, key: Key, image: _Image, now: float) -> Entry:
-        assert self._fleet.model is not None
-        return self._fleet.predictions.entry(key, image.record, self._fleet.model, now, image.deadline)
+        model = self._fleet.models[image.record.model]
+        return self._fleet.predictions.entry(key, image.record, model, now, image.deadline)
 
     def _withdraw(self, key: Key) -> None:
         """Nobody waits for the image any more. If it is being computed, the result is dropped."""
@@ -228,7 +228,7 @@ class Dispatcher:
             raise Unexpected("a peer says twice what it is")
         if self._fleet.join(peer, hello, now):
             for front_end in self._front_ends:
-                self.outbox.tell_front_end(front_end, Model(hello.info))
+                self.outbox.tell_front_end(front_end, Models(list(self._fleet.models.values())))
         self._announcements.workers_changed = self._announcements.load_changed = True
         waiting, self._waiting = self._waiting, {}
         for key in waiting:
@@ -304,7 +304,8 @@ class Dispatcher:
             computing.lowered.append(lowered)
         self._fleet.members[batch.worker].computing[self._batches] = computing
         self.outbox.tell_worker(
-            batch.worker, to_worker.Batch(self._batches, batch.threads, batch.tokens, computing.orders)
+            batch.worker,
+            to_worker.Batch(self._batches, batch.threads, batch.tokens, computing.orders, batch.model),
         )
 
     def _finish(self, peer: int, worker: Member, computing: Computing, done: Done) -> None:
@@ -328,9 +329,13 @@ class Dispatcher:
             if (hold := computing.orders[index].hold) is not None:
                 self._agreement.answered(Check(peer, hold, result.classes[0], result.keep_ratio))
         error = self._fleet.learn(peer, computing.batch, done)
-        assert self._fleet.model is not None
         self._batch_metrics.count(
-            self._fleet.model, worker.hello.limits.batch_tokens, computing, done, error, worker.heard
+            self._fleet.models[computing.batch.model],
+            worker.hello.limits.batch_tokens,
+            computing,
+            done,
+            error,
+            worker.heard,
         )
 
     def _check_one(self) -> None:

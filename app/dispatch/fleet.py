@@ -1,13 +1,13 @@
 """The workers behind the queue: which are there, what each computes, and what is predicted of them. Pure."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from app.dispatch.policy.batches import Batch, QueueLimits, WorkerLane
 from app.dispatch.policy.brown_out import CEILINGS
 from app.dispatch.policy.budget import Budget
-from app.dispatch.policy.load import load_of
+from app.dispatch.policy.load import Image, load_of
 from app.dispatch.policy.predictions import Predictions
 from app.dispatch.policy.scheduler import Scheduler
 from app.dispatch.policy.shares import tokens
@@ -63,11 +63,12 @@ class Member:
 
 
 class Fleet:
-    """All workers serve the same model. While there is none, the scheduler is asked for nothing."""
+    """All workers serve the same ``models``, by their names, the default one first. While there is no worker,
+    the scheduler is asked for nothing."""
 
     def __init__(self, limits: QueueLimits) -> None:
         self.limits = limits
-        self.model: ModelInfo | None = None
+        self.models: dict[str, ModelInfo] = {}
         self.members: dict[int, Member] = {}
         self.scheduler = Scheduler(limits)
         self.predictions = Predictions(self.scheduler)
@@ -76,22 +77,24 @@ class Fleet:
         return len(self.members)
 
     def join(self, peer: int, hello: Worker, now: float) -> bool:
-        """A worker has come; gives back whether the model is another one now. Raises Unexpected for one with
-        another model than the others have."""
-        if self.members and self.model is not None and not self.model.serves_as(hello.info):
+        """A worker has come; gives back whether the models are others now. Raises Unexpected for one with
+        other models than the others have."""
+        models = {held.info.name: held.info for held in hello.models}
+        names = ", ".join(models)
+        if self.members and not _serve_alike(self.models, models):
             raise Unexpected(
-                f"{hello.name} has loaded another model ({hello.info.name}) than the other workers have; it "
-                "gets no images while they run"
+                f"{hello.name} has loaded another model ({names}) than the other workers have; it gets no "
+                "images while they run"
             )
-        is_new = not self.members and self.model != hello.info
+        is_new = not self.members and self.models != models
         if is_new:
-            self.model = hello.info
+            self.models = models
         self.members[peer] = Member(hello, Budget(hello.limits), now)
         self.scheduler.join(peer, WorkerLane(hello.limits))
-        self.predictions.join(peer, hello.limits, hello.measured)
+        self.predictions.join(peer, hello.limits, {held.info.name: held.measured for held in hello.models})
         log.info(
             "%s is ready: %s on %s in %s",
-            *(hello.name, hello.info.name, hello.info.device, hello.info.dtype),
+            *(hello.name, names, hello.models[0].info.device, hello.models[0].info.dtype),
         )
         return is_new
 
@@ -127,7 +130,9 @@ class Fleet:
             predictions = [result for result in done.results if isinstance(result, Prediction)]
             if len(predictions) == images and done.seconds > 0:  # what it cost is known of all
                 work = Work(images, sum(one.compute for one in predictions))
-                error = self.predictions.observe(peer, Measured(batch.threads, work, done.seconds))
+                error = self.predictions.observe(
+                    peer, batch.model, Measured(batch.threads, work, done.seconds)
+                )
         elif done.memory_was_short:
             member.budget.did_not_fit(batch.tokens, done.at_once / images)
             metrics.OUT_OF_MEMORY.inc()
@@ -144,14 +149,28 @@ class Fleet:
         """How the workers are."""
         return [
             WorkerState(
-                member.hello.name, member.hello.info.device, member.is_ready(now), len(list(member.keys))
+                member.hello.name,
+                member.hello.models[0].info.device,
+                member.is_ready(now),
+                len(list(member.keys)),
             )
             for member in self.members.values()
         ]
 
     def load(self, now: float) -> Load | None:
         """The load as front ends are told it; None while there is no worker."""
-        if not self.members or self.model is None:
+        if not self.members:
             return None
-        cheapest = compute(self.model.architecture, self.model.method.stages, CEILINGS[-1])
-        return load_of(self.scheduler, self.predictions, cheapest, tokens(self.model, 1.0), now)
+        images = {
+            name: Image(
+                compute(info.architecture, info.method.stages, CEILINGS[-1]),
+                tokens(info, 1.0),
+            )
+            for name, info in self.models.items()
+        }
+        return load_of(self.scheduler, self.predictions, images, now)
+
+
+def _serve_alike(models: Mapping[str, ModelInfo], others: Mapping[str, ModelInfo]) -> bool:
+    """Whether two workers with these models give the same answers."""
+    return list(models) == list(others) and all(info.serves_as(others[name]) for name, info in models.items())

@@ -17,19 +17,21 @@ class Question:
     own_deadline: bool = False
     caller: str = ""
     priority: Priority = "normal"
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is known of a question before its image is decoded: the share of the unpruned model's compute that
-    it will cost at least, what is left until its deadline, and how long it may wait if that is the server's
-    (infinite if it is its own)."""
+    """What is known of a question before its image is decoded: the share of the unpruned ``model``'s compute
+    that it will cost at least, what is left until its deadline, and how long it may wait if that is the
+    server's (infinite if it is its own)."""
 
     share: float
     deadline_s: float
     wait_limit_s: float
     caller: str
     priority: Priority
+    model: str = ""
 
 
 def record_of(question: Question, number: int, slot: Slot, deadline_s: float) -> Record:
@@ -43,4 +45,5 @@ def record_of(question: Question, number: int, slot: Slot, deadline_s: float) ->
         own_deadline=question.own_deadline,
         caller=question.caller,
         priority=question.priority,
+        model=question.model,
     )

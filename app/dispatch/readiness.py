@@ -19,7 +19,7 @@ class Readiness:
     supervisor's ``reports`` say that none will come up soon."""
 
     def __init__(self, workers: int, reports: Path | None, patience_s: float, most_waiting: int) -> None:
-        self.last_model: ModelInfo | None = None
+        self.models: dict[str, ModelInfo] = {}
         self.workers: list[WorkerState] = []
         self._some_are_ready = False
         self.heard_at = -math.inf
@@ -32,8 +32,13 @@ class Readiness:
         self._news = asyncio.Event()
 
     @property
+    def last_model(self) -> ModelInfo | None:
+        """The default model of the ``models`` that were served last, whether or not they still are."""
+        return next(iter(self.models.values()), None)
+
+    @property
     def model(self) -> ModelInfo | None:
-        """What the workers serve; None while none of them is ready, or the dispatcher does not answer."""
+        """The default model; None while no worker is ready, or the dispatcher does not answer."""
         return self.last_model if self._some_are_ready and self._is_heard else None
 
     @property
@@ -72,8 +77,8 @@ class Readiness:
             self._news.set()
 
     async def wait(self, within_s: float) -> ModelInfo:
-        """The model, as soon as a worker is ready. Raises NotReady where none is in time or none is expected,
-        QueueFull where too many wait already."""
+        """The default model, as soon as a worker is ready. Raises NotReady where none is in time or none is
+        expected, QueueFull where too many wait already."""
         if (model := self.model) is not None:
             return model
         if self._callers >= self._most_waiting:

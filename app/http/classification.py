@@ -179,7 +179,7 @@ class Classification:
     def _left_of(self, known: Expected, caller: str, gone_s: float) -> Expected:
         """With the time that will be left once the image has been decoded, by what others took lately."""
         left_s = known.deadline_s - gone_s - self._decode.allowance_s(known.deadline_s)
-        return Expected(known.share, left_s, known.wait_limit_s, caller, known.priority)
+        return Expected(known.share, left_s, known.wait_limit_s, caller, known.priority, known.model)
 
     async def _answer(
         self,
@@ -248,6 +248,7 @@ class Classification:
             own_deadline=options.deadline_ms is not None,
             caller=caller_of(scope),
             priority=known.priority,
+            model=known.model,
         )
 
 

@@ -49,4 +49,5 @@ def expected(
         wait_limit_s=settings.max_queue_s if options.deadline_ms is None else math.inf,
         caller=caller,
         priority=priority_of(options, highest),
+        model=model.name,
     )

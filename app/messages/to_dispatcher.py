@@ -25,7 +25,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
     Its pixels, ``size`` bytes, are in the slot. ``caller`` is whose share of the workers it takes.
     ``own_deadline``: the deadline was asked for, and is not the server's default. ``again``: an earlier
-    dispatcher had accepted it.
+    dispatcher had accepted it. ``model``: the name of the one that is asked.
     """
 
     id: int
@@ -37,6 +37,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     caller: str = ""
     priority: Priority = "normal"
     again: bool = False
+    model: str = ""
 
     def __post_init__(self) -> None:
         if math.isnan(self.deadline_s):
@@ -56,16 +57,20 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 # --- from workers ------------------------------------------------------------------------------------
-class Worker(msgspec.Struct, frozen=True, tag=True):
-    """The first message of a worker, which has loaded its model and warmed up.
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """A model that a worker has loaded and warmed up. ``measured`` are the batches that it timed, from which
+    the dispatcher predicts."""
 
-    ``measured`` are the batches that it timed, from which the dispatcher predicts.
-    """
+    info: ModelInfo
+    measured: Annotated[tuple[Measured, ...], Meta(min_length=1)]
+
+
+class Worker(msgspec.Struct, frozen=True, tag=True):
+    """The first message of a worker, which holds these models, the default one first."""
 
     name: str
-    info: ModelInfo
+    models: Annotated[tuple[Held, ...], Meta(min_length=1)]
     limits: Limits
-    measured: Annotated[tuple[Measured, ...], Meta(min_length=1)]
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

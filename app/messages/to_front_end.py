@@ -21,10 +21,10 @@ RefusalReason = (
 )
 
 
-class Model(msgspec.Struct, frozen=True, tag=True):
-    """What the workers serve: told once, and again when it changes."""
+class Models(msgspec.Struct, frozen=True, tag=True):
+    """What the workers serve, the default model first: told once, and again when it changes."""
 
-    info: ModelInfo
+    infos: Annotated[list[ModelInfo], Meta(min_length=1)]
 
 
 class WorkerState(msgspec.Struct, frozen=True, array_like=True):
@@ -43,7 +43,7 @@ class Workers(msgspec.Struct, frozen=True, tag=True):
 
 
 class Terms(msgspec.Struct, frozen=True, array_like=True):
-    """What an image takes, as predicted: see app.dispatch.policy.admission.
+    """What an image of one model takes, as predicted: see app.dispatch.policy.admission.
 
     A batch takes ``overhead_s``, and for each image in it ``image_s`` and, times its share of compute,
     ``compute_s``; a lone image on idle workers in the same way ``alone_s`` and ``alone_compute_s``. A full
@@ -67,7 +67,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     ``work_s`` is what is served before an image, in seconds of one stream. It holds for callers who have
     little waiting, by priority; ``callers`` are those with the most, and what is before a caller in one
     priority each. ``free_in_s``: when each stream is free, ascending. ``seen`` is the last record of the
-    front end that all this counts. ``idle``: nothing waits and nothing runs.
+    front end that all this counts. ``idle``: nothing waits and nothing runs. ``terms``: by model.
     """
 
     work_s: dict[Priority, float]
@@ -75,7 +75,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     free_in_s: Annotated[list[float], Meta(min_length=1)]
     seen: int
     idle: bool = False
-    terms: Terms = Terms()
+    terms: dict[str, Terms] = {}
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -105,7 +105,7 @@ class Outcomes(msgspec.Struct, frozen=True, tag=True):
     refusals: list[Refuse]
 
 
-ToFrontEnd = Model | Workers | Load | Outcomes
+ToFrontEnd = Models | Workers | Load | Outcomes
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ToFrontEnd)

@@ -18,12 +18,14 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Batch(msgspec.Struct, frozen=True, tag=True):
-    """Images to compute together, at once, on so many threads. ``tokens`` is the weight of the batch."""
+    """Images of one model to compute together, at once, on so many threads. ``tokens`` is the weight of the
+    batch."""
 
     number: int
     threads: Annotated[int, Meta(ge=1)]
     tokens: int
     images: Annotated[list[Order], Meta(min_length=1)]
+    model: str = ""
 
 
 class Check(msgspec.Struct, frozen=True, tag=True):

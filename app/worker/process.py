@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def run(settings: Settings, args: WorkerArgs) -> None:
     title = f"{device}:{args.index}" if on_cpu else device
     limits = limits_of(settings, threads, on_cpu=on_cpu)
     backend = TorchBackend(settings, title, device, dtype, limits, threads, args.learned)
-    worker = make_loop(settings, args, backend, title)
+    worker = make_loop(settings, args, [backend], title)
     try:
         worker.run()
     except (ModelError, UnsupportedModelError, OSError) as error:
@@ -118,14 +118,15 @@ def limits_of(settings: Settings, threads: int, *, on_cpu: bool) -> Limits:
     )
 
 
-def make_loop(settings: Settings, args: WorkerArgs, backend: Backend, title: str) -> WorkerLoop:
-    """The worker on that backend, as what this process is for: it is called so, and SIGTERM stops it."""
+def make_loop(settings: Settings, args: WorkerArgs, backends: Sequence[Backend], title: str) -> WorkerLoop:
+    """The worker on those backends, one for each model, as what this process is for: it is called so, and
+    SIGTERM stops it."""
     setproctitle(f"trimvit: worker {title}")
     slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
     worker = WorkerLoop(
         args.name,
         args.socket,
-        backend,
+        backends,
         lambda pixel_bytes: SlotReader(args.slots, slots, pixel_bytes).view,
         None if args.heartbeat is None else Heartbeat(args.heartbeat),
         settings.hang_after_s,

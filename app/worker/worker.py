@@ -1,8 +1,8 @@
 """A worker: it takes batches from the dispatcher and gives back their results.
 
-It knows no queue and no deadline. One thread talks with the dispatcher; compute threads, the streams, take a
-batch each. What computes is behind `Backend`, so this module knows no torch. When the dispatcher is replaced
-the worker connects to the successor; its model stays loaded.
+It knows no queue and no deadline. A batch is of one of the models that it holds. One thread talks with the
+dispatcher; compute threads, the streams, take a batch each. What computes is behind `Backend`, so this module
+knows no torch. When the dispatcher is replaced the worker connects to the successor; its models stay loaded.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 
 from app.messages.image import Ask, Prediction
 from app.messages.slots import ReadSlot
-from app.messages.to_dispatcher import Alive, Checked, Done, Worker
+from app.messages.to_dispatcher import Alive, Checked, Done, Held, Worker
 from app.messages.to_worker import Batch, Check
 from app.processes import background
 from app.processes.heartbeat import Beat, Heartbeat, Progress
@@ -53,6 +53,17 @@ _FAULTS = {
 
 
 @dataclass(frozen=True, slots=True)
+class _Model:
+    """A model that is held: what computes it, what reads the slots of its images, and an image that it can
+    compute."""
+
+    backend: Backend
+    loaded: Loaded
+    read_slot: ReadSlot
+    harmless: Job
+
+
+@dataclass(frozen=True, slots=True)
 class _Order:
     """A batch or a check, and the connection on which it came: only there the result is of use."""
 
@@ -61,7 +72,8 @@ class _Order:
 
 
 class WorkerLoop:
-    """Computes for the dispatcher at that path until `stop`.
+    """Computes for the dispatcher at that path until `stop`, with a backend for each model, the default one
+    first.
 
     ``slots`` gives the reader of slots with images of so many bytes.
     """
@@ -70,20 +82,20 @@ class WorkerLoop:
         self,
         name: str,
         path: Path,
-        backend: Backend,
+        backends: Sequence[Backend],
         slots: Callable[[int], ReadSlot],
         heartbeat: Heartbeat | None = None,
         hang_after_s: float = 10.0,
     ) -> None:
         self.name = name
-        self._path, self._backend, self._slots_of, self._heartbeat = path, backend, slots, heartbeat
+        self._path, self._backends, self._slots_of, self._heartbeat = path, backends, slots, heartbeat
+        self._limits = backends[0].limits
         self._progress = Progress(hang_after_s)
         self._watched = threading.Lock()
         self._turns = 0
-        self._loaded: Loaded | None = None
-        self._read_slot: ReadSlot | None = None
-        self._harmless: Job | None = None
-        self._held: deque[tuple[int, UInt8[np.ndarray, " bytes"]]] = deque(maxlen=MOST_HELD)
+        self._models: dict[str, _Model] = {}
+        self._ready = False
+        self._held: deque[tuple[int, str, UInt8[np.ndarray, " bytes"]]] = deque(maxlen=MOST_HELD)
         self._failures: SimpleQueue[BaseException] = SimpleQueue()
         self._computing = 0
         self._woken, self._waker = socket.socketpair()
@@ -96,8 +108,8 @@ class WorkerLoop:
 
     @property
     def loaded(self) -> bool:
-        """Whether it has had a model that works."""
-        return self._loaded is not None
+        """Whether it has had models that work."""
+        return self._ready
 
     def stop(self) -> None:
         """Finish what is being computed, then return from `run`. Safe in a signal handler."""
@@ -106,21 +118,19 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Load, then compute. Raises what `Backend.load` raised, and BackendBroken."""
-        self._streams = Streams(self._backend.limits.streams, self._take)
+        self._streams = Streams(self._limits.streams, self._take)
         background.thread(self._load, "load", background.end_process)
         try:
-            while self._loaded is None and not self._stopping:
+            while not self._ready and not self._stopping:
                 select.select([self._woken], [], [], _TURN_S)
                 self._hear_of_failures()
                 self._beat()
-            if self._loaded is None:
-                return
-            while not self._stopping:
-                self._serve(self._loaded)
+            while self._ready and not self._stopping:
+                self._serve()
         finally:
             self._streams.end(_END_S)
 
-    def _serve(self, loaded: Loaded) -> None:
+    def _serve(self) -> None:
         """Until the dispatcher has gone, or this is to stop."""
         try:
             connection = Connection(self._path)
@@ -130,7 +140,8 @@ class WorkerLoop:
             return
         connected = time.monotonic()
         try:
-            connection.send(Worker(self.name, loaded.info, loaded.limits, loaded.measured))
+            held = [Held(model.loaded.info, model.loaded.measured) for model in self._models.values()]
+            connection.send(Worker(self.name, tuple(held), self._limits))
             self._talk(connection)
         except Gone:
             now = time.monotonic()
@@ -138,7 +149,7 @@ class WorkerLoop:
                 dropped = "; what is being computed for it is dropped" if self._computing else ""
                 log.info("the dispatcher has gone%s", dropped)
             self._beat()
-            # One that hangs up at once does not want this worker: the others have another model.
+            # One that hangs up at once does not want this worker: the others have other models.
             time.sleep(_TRY_EVERY_S if now > connected + _SETTLED_S else _UNWANTED_S)
         finally:
             connection.close()
@@ -171,20 +182,24 @@ class WorkerLoop:
         if self._heartbeat is not None:
             with self._watched:
                 number, allowed_s = self._progress.oldest
-            self._heartbeat.write(Beat(self._turns, number, allowed_s, self._loaded is not None))
+            self._heartbeat.write(Beat(self._turns, number, allowed_s, self._ready))
 
     # --- threads ------------------------------------------------------------------------------------
     def _load(self) -> None:
         began = time.monotonic()
         try:
-            loaded = self._backend.load(self._streams.on_all)
-            self._read_slot = self._slots_of(loaded.info.pixel_bytes)
-            self._harmless = _blank(loaded)
-            self._progress.first_s = _first_batch_s(loaded, time.monotonic() - began)
+            for backend in self._backends:
+                loaded = backend.load(self._streams.on_all)
+                read_slot = self._slots_of(loaded.info.pixel_bytes)
+                self._models[loaded.info.name] = _Model(backend, loaded, read_slot, _blank(loaded))
+            load_s = (time.monotonic() - began) / len(self._models)
+            self._progress.first_s = max(
+                _first_batch_s(model.loaded, load_s) for model in self._models.values()
+            )
             for fault in _FAULTS:  # there from the start, so that the first shows as a rise
                 metrics.IMAGES_FAILED.labels(fault)
-            metrics.labelled(metrics.DEVICE_MEMORY, self.name).set(self._backend.memory_bytes())
-            self._loaded = loaded
+            self._tell_of_memory()
+            self._ready = True
         except BaseException as error:
             self._failures.put(error)
         self._wake()
@@ -209,33 +224,37 @@ class WorkerLoop:
             self._wake()
 
     def _compute(self, connection: Connection, batch: Batch) -> None:
-        assert self._harmless is not None
-        assert self._read_slot is not None
+        model = self._models[batch.model]
         began = time.monotonic()
         try:
-            jobs = [Job(order.ask, self._read_slot(order.slot)) for order in batch.images]
-            compute = partial(self._backend.classify, threads=batch.threads)
-            computed = compute_in_parts(compute, jobs, self._harmless)
+            jobs = [Job(order.ask, model.read_slot(order.slot)) for order in batch.images]
+            compute = partial(model.backend.classify, threads=batch.threads)
+            computed = compute_in_parts(compute, jobs, model.harmless)
         finally:
             seconds = time.monotonic() - began
             with self._watched:
                 self._progress.ended(id(batch), batch.tokens, seconds)
         for order, job, result in zip(batch.images, jobs, computed.results, strict=True):
             if order.hold is not None and isinstance(result, Prediction) and result.keep_ratio < 1:
-                self._held.append((order.hold, job.pixels.copy()))
+                self._held.append((order.hold, batch.model, job.pixels.copy()))
         connection.send(
             Done(batch.number, computed.results, seconds, computed.at_once, computed.memory_was_short)
         )
         _tell_of_faults(batch, computed)
-        metrics.labelled(metrics.DEVICE_MEMORY, self.name).set(self._backend.memory_bytes())
+        self._tell_of_memory()
+
+    def _tell_of_memory(self) -> None:
+        """Of all models together, which are on one device."""
+        metrics.labelled(metrics.DEVICE_MEMORY, self.name).set(self._backends[0].memory_bytes())
 
     def _check(self, connection: Connection, check: Check) -> None:
         """Run an answered image unpruned, on one thread: an image that comes meanwhile has the others."""
-        pixels = next((pixels for hold, pixels in self._held if hold == check.hold), None)
+        held = next((held for held in self._held if held[0] == check.hold), None)
         label: int | None = None
-        if pixels is not None:
+        if held is not None:
+            _, model, pixels = held
             try:
-                (prediction,) = self._backend.classify([Job(_CHECKED, pixels)], 1)
+                (prediction,) = self._models[model].backend.classify([Job(_CHECKED, pixels)], 1)
                 label = prediction.classes[0]
             except Exception as error:
                 refuse_lost(error)

@@ -46,6 +46,18 @@ HEADLESS = msgspec.structs.replace(
 # The feature vectors that the stand-ins give: exact in float32.
 FEATURES = tuple(0.5 * index - 3 for index in range(22))
 
+# Another one, whose images are larger and cost four times as much, and which knows seven classes.
+LARGER = msgspec.structs.replace(
+    MODEL,
+    name="larger",
+    labels=tuple(f"larger {index}" for index in range(7)),
+    input=InputSpec((42, 70), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", "center", 1.0),
+    architecture=Architecture(
+        depth=6, dim=22, mlp_dim=33, grid=(6, 10), prefix_tokens=2, patch_inputs=147, classes=7
+    ),
+    cascade=None,
+)
+
 # The logits that the stand-ins give: of falling order, and exact in float32.
 LOGITS = tuple(2.5 - 0.75 * index for index in range(11))
 

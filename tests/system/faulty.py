@@ -99,7 +99,7 @@ def worker() -> None:
             return [self.result(job) for job in jobs]
 
     def compute(settings: Settings, args: WorkerArgs) -> None:
-        make_loop(settings, args, Faulty(Faulty.limits), f"cpu:{args.index}").run()
+        make_loop(settings, args, [Faulty(Faulty.limits)], f"cpu:{args.index}").run()
 
     main(compute)
 

@@ -36,7 +36,8 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Entries to compute together by a worker on ``threads`` threads; predicted to end at ``ends``."""
+    """Entries of one model to compute together by a worker on ``threads`` threads; predicted to end at
+    ``ends``."""
 
     worker: int
     taken: tuple[Taken, ...]
@@ -49,26 +50,46 @@ class Batch(msgspec.Struct, frozen=True):
         return tuple(taken.entry for taken in self.taken)
 
     @property
+    def model(self) -> str:
+        """Whose images they are."""
+        return self.taken[0].entry.model
+
+    @property
     def tokens(self) -> int:
         """Weight of the whole batch."""
         return sum(taken.tokens for taken in self.taken)
 
 
-@dataclass(slots=True)
-class WorkerLane:
-    """What the scheduler knows of one worker.
+class Rates(msgspec.Struct, frozen=True):
+    """How one worker computes one model: what a batch costs there beside its images, and how many times as
+    long it takes for an image as the entries say, in a batch and alone."""
 
-    ``overhead_s`` is what a batch costs there beside its images. The worker takes ``pace`` times as long for
-    an image as the entries say, and ``alone_pace`` times as long for a lone one. One that is not
-    ``accepting`` gets no batch.
-    """
-
-    limits: Limits
     overhead_s: float = 0.0
     pace: float = 1.0
     alone_pace: float = 1.0
+
+
+_UNKNOWN = Rates()
+
+
+@dataclass(slots=True)
+class WorkerLane:
+    """What the scheduler knows of one worker: its ``rates`` by model. One that is not ``accepting`` gets no
+    batch."""
+
+    limits: Limits
+    rates: dict[str, Rates] = field(default_factory=dict)
     accepting: bool = True
     running: list[Batch] = field(default_factory=list)
+
+    def rates_of(self, model: str) -> Rates:
+        """Those of that model."""
+        return self.rates.get(model, _UNKNOWN)
+
+    @property
+    def pace(self) -> float:
+        """On average over the models, whichever comes next."""
+        return sum(each.pace for each in self.rates.values()) / max(1, len(self.rates))
 
     @property
     def busy_threads(self) -> int:

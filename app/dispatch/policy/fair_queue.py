@@ -3,135 +3,25 @@
 Both levels are start-time fair queueing (Goyal, Vin and Cheng 1996): a flow carries the virtual time at
 which it is served next; what is served moves it on by its predicted seconds over its weight, and a flow that
 comes anew starts at the virtual time of now. So no flow starves, a caller's backlog delays that caller, and
-an idle share goes to the others. What one caller sends in one priority stays in order. Pure data.
+an idle share goes to the others. What one caller sends to one model in one priority stays in order.
+
+A batch is of one model: it begins with the entry whose turn it is, and goes on with those of the same model
+in the order of their turns. Who is served before their turn so, is served the later afterwards. Pure data.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, nlargest
+from heapq import nlargest
 from types import MappingProxyType
-from typing import TypeVar
 
-import msgspec
-
+from app.dispatch.policy.entry import Entry as Entry
+from app.dispatch.policy.flows import MOST_LEADS as MOST_LEADS
+from app.dispatch.policy.flows import PriorityClass
 from app.dispatch.policy.totals import Totals
 from app.priority import Priority
-
-T = TypeVar("T")
 
 # Shares of the workers while all three have work waiting: 16, 4 and 1 of 21.
 WEIGHTS: dict[Priority, float] = {"high": 16.0, "normal": 4.0, "batch": 1.0}
 _ROUNDS = 3
-# Callers whose lead is remembered although they have nothing waiting, for each priority. There are more only
-# where so many callers come at once that a share of the workers is next to nothing.
-MOST_LEADS = 1024
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """An image in the queue.
-
-    ``seconds`` and ``tokens`` are what it is predicted to cost in a batch at every depth of a brown-out, from
-    0 (as asked) to the deepest: they never rise, and are all alike where the image may not be lowered.
-    ``tokens`` are the model's, times the share of compute. ``alone_s`` is how long it takes on an idle worker
-    with all threads, at every depth. ``deadline`` may be infinite. ``wait_limit_s`` bounds the predicted wait
-    of an image without a deadline of its own. ``batch_slack_s`` is what it left to those behind it in its
-    batch when it was accepted.
-    """
-
-    key: Hashable
-    tokens: tuple[int, ...]
-    seconds: tuple[float, ...]
-    alone_s: tuple[float, ...]
-    arrived: float
-    deadline: float
-    wait_limit_s: float = float("inf")
-    caller: str = ""
-    priority: Priority = "normal"
-    least_depth: int = 0
-    batch_slack_s: float = 0.0
-
-    def leaving(self, batch_slack_s: float) -> "Entry":
-        """The entry, which leaves so much to those behind it."""
-        return msgspec.structs.replace(self, batch_slack_s=batch_slack_s) if batch_slack_s else self
-
-    def at_least(self, depth: int) -> "Entry":
-        """The entry, lowered to that depth whatever the brown-out's."""
-        if depth == self.least_depth:
-            return self
-
-        def lowered(costs: tuple[T, ...]) -> tuple[T, ...]:
-            return (costs[depth],) * depth + costs[depth:]
-
-        return msgspec.structs.replace(
-            self,
-            tokens=lowered(self.tokens),
-            seconds=lowered(self.seconds),
-            alone_s=lowered(self.alone_s),
-            least_depth=depth,
-        )
-
-
-@dataclass(slots=True, eq=False)
-class _Flow:
-    """What one caller has waiting in one priority. ``start`` is the virtual time of its next service."""
-
-    caller: str
-    work: Totals
-    start: float = 0.0
-    entries: OrderedDict[Hashable, Entry] = field(default_factory=OrderedDict)
-
-
-@dataclass(slots=True, eq=False)
-class _Class:
-    """One priority: the flows that have entries, in a heap by when they are served next.
-
-    ``leads`` keeps the virtual start of callers with nothing waiting that were served ahead of now: whoever
-    comes back before then goes on from there. A lead that now has reached means nothing and is forgotten.
-    When nothing waits, nobody was held up by a lead, and all of them are.
-    """
-
-    weight: float
-    work: Totals
-    start: float = 0.0
-    now: float = 0.0
-    entries: int = 0
-    flows: dict[str, _Flow] = field(default_factory=dict)
-    heap: list[tuple[float, int, _Flow]] = field(default_factory=list)
-    leads: dict[str, float] = field(default_factory=dict)
-
-    def first(self) -> _Flow | None:
-        """The flow whose turn it is."""
-        while self.heap:
-            flow = self.heap[0][2]
-            if flow.entries:
-                return flow
-            heappop(self.heap)
-        return None
-
-    def start_of(self, caller: str) -> float:
-        """Where a flow of that caller begins, which has none now."""
-        return max(self.now, self.leads.pop(caller, self.now))
-
-    def line_up(self, flow: _Flow, turn: int) -> None:
-        """Put it into the heap. Withdrawn flows stay there until their turn, but not many of them."""
-        heappush(self.heap, (flow.start, turn, flow))
-        if len(self.heap) > 2 * len(self.flows) + 64:
-            self.heap = [item for item in self.heap if item[2].entries]
-            heapify(self.heap)
-
-    def forget(self, flow: _Flow) -> None:
-        """The flow has run empty."""
-        del self.flows[flow.caller]
-        if not self.flows:
-            self.heap.clear()
-            self.leads.clear()
-            return
-        if flow.start > self.now:
-            self.leads[flow.caller] = flow.start
-        if len(self.leads) > MOST_LEADS:
-            ahead = [(start, caller) for caller, start in self.leads.items() if start > self.now]
-            self.leads = {caller: start for start, caller in nlargest(MOST_LEADS // 2, ahead)}
 
 
 class FairQueue:
@@ -139,7 +29,7 @@ class FairQueue:
 
     def __init__(self, depths: int) -> None:
         self._depths = depths
-        self._classes = {name: _Class(weight, Totals(depths)) for name, weight in WEIGHTS.items()}
+        self._classes = {name: PriorityClass(weight, Totals(depths)) for name, weight in WEIGHTS.items()}
         self._entries: dict[Hashable, Entry] = {}
         self._by_caller: dict[str, int] = {}
         self._now = 0.0
@@ -171,9 +61,10 @@ class FairQueue:
 
     @property
     def remembered(self) -> int:
-        """Everything that is kept of callers: flows, places in the heaps and leads."""
+        """Everything that is kept of callers: flows, places in the lines and leads."""
         return sum(
-            len(class_.flows) + len(class_.heap) + len(class_.leads) for class_ in self._classes.values()
+            len(class_.flows) + sum(map(len, class_.lines.values())) + len(class_.leads)
+            for class_ in self._classes.values()
         )
 
     def add(self, entry: Entry) -> None:
@@ -183,13 +74,10 @@ class FairQueue:
         class_ = self._classes[entry.priority]
         if not class_.entries:
             class_.start = max(class_.start, self._now)
-        flow = class_.flows.get(entry.caller)
-        if flow is None:
-            start = class_.start_of(entry.caller)
-            flow = class_.flows[entry.caller] = _Flow(entry.caller, Totals(self._depths), start)
-            flow.entries[entry.key] = entry
-            self._line_up(class_, flow)
-        flow.entries[entry.key] = entry
+        flow = class_.flow_for(entry.caller, self._depths)
+        flow.add(entry)
+        self._turns += 1
+        class_.line_up(flow, entry.model, self._turns)
         self._entries[entry.key] = entry
         self._by_caller[entry.caller] = self.held_by(entry.caller) + 1
         class_.entries += 1
@@ -203,7 +91,7 @@ class FairQueue:
             return None
         class_ = self._classes[entry.priority]
         flow = class_.flows[entry.caller]
-        del flow.entries[key]
+        flow.remove(entry)
         class_.entries -= 1
         self._by_caller[entry.caller] -= 1
         if not self._by_caller[entry.caller]:
@@ -214,28 +102,32 @@ class FairQueue:
             class_.forget(flow)
         return entry
 
-    def first(self) -> Entry | None:
-        """The entry whose turn it is."""
+    def first(self, model: str | None = None) -> Entry | None:
+        """The entry whose turn it is: of that model, or of any."""
         if not self._entries:
             return None
-        class_ = self._next_class()
-        flow = None if class_ is None else class_.first()
-        return None if flow is None else next(iter(flow.entries.values()))
+        found: Entry | None = None
+        best = 0.0
+        for class_ in self._classes.values():
+            if class_.entries and (found is None or class_.start < best):
+                entry = class_.first(model)
+                if entry is not None:
+                    found, best = entry, class_.start
+        return found
 
     def serve(self, entry: Entry, seconds: float) -> None:
         """Take out the entry that `first` gave, at that cost to its caller's and its priority's share.
         Raises ValueError for any other."""
-        if entry is not self.first():
+        if entry is not self.first(entry.model):
             raise ValueError(f"it is not the turn of {entry.key!r}")
         class_ = self._classes[entry.priority]
         flow = class_.flows[entry.caller]
-        heappop(class_.heap)
-        self._now, class_.now = class_.start, flow.start
-        class_.start += seconds / class_.weight
-        flow.start += seconds
+        self._now = max(self._now, min(each.start for each in self._classes.values() if each.entries))
+        class_.served(flow, entry, seconds)
         self.remove(entry.key)
-        if flow.entries:
-            self._line_up(class_, flow)
+        if entry.model in flow.entries:
+            self._turns += 1
+            class_.line_up(flow, entry.model, self._turns)
 
     def work_before(
         self,
@@ -274,14 +166,3 @@ class FairQueue:
             heaviest = nlargest(number, class_.flows.values(), key=lambda flow: flow.work[0])
             found += [(flow.caller, name) for flow in heaviest]
         return found
-
-    def _next_class(self) -> _Class | None:
-        found: _Class | None = None
-        for class_ in self._classes.values():
-            if class_.entries and (found is None or class_.start < found.start):
-                found = class_
-        return found
-
-    def _line_up(self, class_: _Class, flow: _Flow) -> None:
-        self._turns += 1
-        class_.line_up(flow, self._turns)

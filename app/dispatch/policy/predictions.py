@@ -6,11 +6,12 @@ worker, or several equal ones, every pace is 1.
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from app.dispatch.policy.batches import Rates
 from app.dispatch.policy.brown_out import DEPTHS
 from app.dispatch.policy.cost import CostModel
 from app.dispatch.policy.fair_queue import Entry
@@ -42,9 +43,13 @@ class Line(msgspec.Struct, frozen=True):
 
 _UNKNOWN = Line(0.0, 1.0)
 
+Weights = dict[Ask, tuple[tuple[float, ...], tuple[int, ...]]]
+
 
 @dataclass(slots=True)
-class _Worker:
+class _Costs:
+    """Of one model on one worker."""
+
     limits: Limits
     costs: CostModel
     in_batch: Line = _UNKNOWN
@@ -61,46 +66,49 @@ class _Worker:
 
 @dataclass(slots=True)
 class Predictions:
-    """Keeps a scheduler's view of its workers up to date with what they take.
+    """Keeps a scheduler's view of its workers up to date with what they take, for each model by its name.
 
     ``in_batch`` is what an image takes in a batch on one stream, ``alone`` what it takes by itself on idle
     workers.
     """
 
     scheduler: Scheduler
-    in_batch: Line = _UNKNOWN
-    alone: Line = _UNKNOWN
-    _workers: dict[int, _Worker] = field(default_factory=dict)
-    _model: ModelInfo | None = None
-    _weights: dict[Ask, tuple[tuple[float, ...], tuple[int, ...]]] = field(default_factory=dict)
+    in_batch: dict[str, Line] = field(default_factory=dict)
+    alone: dict[str, Line] = field(default_factory=dict)
+    _costs: dict[str, dict[int, _Costs]] = field(default_factory=dict)  # by model and worker
+    _weights: dict[str, tuple[ModelInfo, Weights]] = field(default_factory=dict)
 
-    def join(self, name: int, limits: Limits, measured: tuple[Measured, ...]) -> None:
-        """A worker that the scheduler has, with what it measured at its start."""
-        self._workers[name] = _Worker(limits, CostModel.learned(measured))
-        self._predict()
+    def join(self, name: int, limits: Limits, measured: Mapping[str, tuple[Measured, ...]]) -> None:
+        """A worker that the scheduler has, with what it measured of each model at its start."""
+        for model, batches in measured.items():
+            self._costs.setdefault(model, {})[name] = _Costs(limits, CostModel.learned(batches))
+            self._predict(model)
 
     def leave(self, name: int) -> None:
         """It is gone."""
-        del self._workers[name]
-        if self._workers:
-            self._predict()
+        for model in [model for model, workers in self._costs.items() if workers.pop(name, None)]:
+            if self._costs[model]:
+                self._predict(model)
+            else:
+                del self._costs[model], self.in_batch[model], self.alone[model]
 
-    def observe(self, name: int, measured: Measured) -> float:
+    def observe(self, name: int, model: str, measured: Measured) -> float:
         """Learn from a batch of that worker. Gives back the relative error of what was predicted for it."""
-        error = self._workers[name].costs.observe(measured)
-        self._predict()
+        error = self._costs[model][name].costs.observe(measured)
+        self._predict(model)
         return error
 
     def entry(self, key: Hashable, record: Record, info: ModelInfo, now: float, deadline: float) -> Entry:
         """The image as the scheduler knows it, with what it is predicted to cost."""
         at_depths, weights = self._weights_of(info, record.ask)
         limit_s = math.inf if record.own_deadline else self.scheduler.limits.wait_s
+        in_batch, alone = self.in_batch[info.name], self.alone[info.name]
         if record.ask.min_keep_ratio is None:  # it cannot be lowered: all depths are alike
-            seconds = (self.in_batch.at(at_depths[0]),) * DEPTHS
-            alone_s = (self.alone.at(at_depths[0]),) * DEPTHS
+            seconds = (in_batch.at(at_depths[0]),) * DEPTHS
+            alone_s = (alone.at(at_depths[0]),) * DEPTHS
         else:
-            seconds = tuple(map(self.in_batch.at, at_depths))
-            alone_s = tuple(map(self.alone.at, at_depths))
+            seconds = tuple(map(in_batch.at, at_depths))
+            alone_s = tuple(map(alone.at, at_depths))
         return Entry(
             key=key,
             tokens=weights,
@@ -111,46 +119,44 @@ class Predictions:
             wait_limit_s=limit_s,
             caller=record.caller,
             priority=record.priority,
+            model=info.name,
         )
 
     def _weights_of(self, info: ModelInfo, ask: Ask) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """What the image costs at every depth, as shares of compute and in tokens, remembered for a model."""
-        if info is not self._model or len(self._weights) >= _MOST_REMEMBERED:
-            self._model = info
-            self._weights.clear()
-        found = self._weights.get(ask)
+        known = self._weights.get(info.name)
+        if known is None or info is not known[0] or len(known[1]) >= _MOST_REMEMBERED:
+            known = self._weights[info.name] = info, {}
+        found = known[1].get(ask)
         if found is None:
             at_depths = shares(info, ask)
             found = at_depths, tuple(tokens(info, share) for share in at_depths)
-            self._weights[ask] = found
+            known[1][ask] = found
         return found
 
-    def _predict(self) -> None:
-        if len(self._workers) == 1:  # as below, where all paces are 1
-            ((name, only),) = self._workers.items()
-            lane = self.scheduler.workers[name]
-            lane.overhead_s = only.predict()
-            lane.pace = lane.alone_pace = 1.0
-            self.in_batch, self.alone = only.in_batch, only.alone
-            self.scheduler.caution = only.costs.caution
-            self.scheduler.refresh()
-            return
-        overheads = {name: worker.predict() for name, worker in self._workers.items()}
-        self._predict_for_all()
-        unpruned_s, alone_s = self.in_batch.unpruned_s, self.alone.unpruned_s
-        caution = 1.0
-        for name, worker in self._workers.items():
-            lane = self.scheduler.workers[name]
-            lane.overhead_s = overheads[name]
-            lane.pace = worker.in_batch.unpruned_s / unpruned_s
-            lane.alone_pace = worker.alone.unpruned_s / alone_s
-            caution = max(caution, worker.costs.caution)
-        self.scheduler.caution = caution
+    def _predict(self, model: str) -> None:
+        workers = self._costs[model]
+        overheads = {name: worker.predict() for name, worker in workers.items()}
+        if len(workers) == 1:  # as below, where all paces are 1
+            ((name, only),) = workers.items()
+            self.in_batch[model], self.alone[model] = only.in_batch, only.alone
+            self.scheduler.workers[name].rates[model] = Rates(overheads[name])
+        else:
+            self._predict_for_all(model, workers.values())
+            unpruned_s, alone_s = self.in_batch[model].unpruned_s, self.alone[model].unpruned_s
+            for name, worker in workers.items():
+                self.scheduler.workers[name].rates[model] = Rates(
+                    overheads[name],
+                    worker.in_batch.unpruned_s / unpruned_s,
+                    worker.alone.unpruned_s / alone_s,
+                )
+        self.scheduler.caution = max(
+            each.costs.caution for workers in self._costs.values() for each in workers.values()
+        )
         self.scheduler.refresh()
 
-    def _predict_for_all(self) -> None:
+    def _predict_for_all(self, model: str, workers: Collection[_Costs]) -> None:
         """One line for several workers: the mean with which the queue's throughput comes out right."""
-        workers = self._workers.values()
         streams = sum(worker.limits.streams for worker in workers)
         unpruned_s = streams / sum(worker.limits.streams / worker.in_batch.unpruned_s for worker in workers)
         constant_s = sum(
@@ -158,5 +164,5 @@ class Predictions:
             for worker in workers
         )
         constant_s *= unpruned_s / streams
-        self.in_batch = Line(constant_s, unpruned_s - constant_s)
-        self.alone = min((worker.alone for worker in workers), key=lambda line: line.unpruned_s)
+        self.in_batch[model] = Line(constant_s, unpruned_s - constant_s)
+        self.alone[model] = min((worker.alone for worker in workers), key=lambda line: line.unpruned_s)

@@ -42,9 +42,9 @@ class Scheduler:
 
     It has at least one worker while it is asked for anything: see `join`. ``caution`` is the factor on a
     batch's prediction that makes it one to promise by; whoever predicts keeps it, and what `WorkerLane` says
-    of a worker's pace, up to date (`refresh`). ``streams``: batches that run at once at most, at all workers.
-    ``batch_tokens``: those of a full batch, at the worker with the smallest ones. ``overhead_s``: what a
-    batch costs beside its images, on average over the streams.
+    of a worker's rates, up to date (`refresh`). ``streams``: batches that run at once at most, at all
+    workers. ``batch_tokens``: those of a full batch, at the worker with the smallest ones. ``overheads_s``:
+    what a batch of each model costs beside its images, on average over the streams.
     """
 
     limits: QueueLimits
@@ -52,7 +52,7 @@ class Scheduler:
     workers: dict[int, WorkerLane] = field(default_factory=dict)
     streams: int = field(default=0, init=False)
     batch_tokens: int = field(default=1, init=False)
-    overhead_s: float = field(default=0.0, init=False)
+    overheads_s: dict[str, float] = field(default_factory=dict, init=False)
     _queue: FairQueue = field(default_factory=lambda: FairQueue(DEPTHS))
     _brown_out: BrownOut = field(default_factory=lambda: BrownOut(1))
     _tokens: int = 0
@@ -85,17 +85,19 @@ class Scheduler:
 
     def refresh(self) -> None:
         """What a `WorkerLane` says has changed."""
-        streams, overhead_s = 0, 0.0
+        streams = 0
+        overheads: dict[str, float] = {}
         smallest: int | None = None
         for lane in self.workers.values():
             limits = lane.limits
             streams += limits.streams
-            overhead_s += lane.overhead_s * limits.streams
+            for model, rates in lane.rates.items():
+                overheads[model] = overheads.get(model, 0.0) + rates.overhead_s * limits.streams
             if smallest is None or limits.batch_tokens < smallest:
                 smallest = limits.batch_tokens
         self.streams = streams
         self.batch_tokens = 1 if smallest is None else smallest
-        self.overhead_s = overhead_s / max(1, streams)
+        self.overheads_s = {model: overhead / max(1, streams) for model, overhead in overheads.items()}
         self._brown_out.streams = max(1, self.streams)
         self._ends = None
 
@@ -140,7 +142,7 @@ class Scheduler:
         self._brown_out.offered(entry.seconds, now)
         self._forget_rates(now)
         self.relax(now)
-        streams = self.streams_at(now)
+        streams = self.streams_at(entry.model, now)
         free = self.limits.images - len(self._queue)
         if self._queue.held_by(entry.caller) >= _TIMES_FREE * free:
             wanted = self._wanted(entry, self.depth, now)
@@ -240,8 +242,12 @@ class Scheduler:
         self._forget_rates(now)
         return self._work_before(caller, priority, seconds, DEPTHS - 1)
 
-    def streams_at(self, now: float) -> Streams:
-        """What runs, as admission sees it."""
+    def overhead_s(self, model: str) -> float:
+        """What a batch of that model costs beside its images."""
+        return self.overheads_s.get(model, 0.0)
+
+    def streams_at(self, model: str, now: float) -> Streams:
+        """What runs, as admission sees it for an image of that model."""
         if self._ends is None:
             self._ends = []
             for worker in self.workers.values():
@@ -250,7 +256,7 @@ class Scheduler:
             self._ends.sort()
         busy = [max(0.0, ends - now) for ends in self._ends]
         free_in_s = [0.0] * (self.streams - len(busy)) + busy
-        return Streams(free_in_s, self.idle, self.overhead_s, self.caution)
+        return Streams(free_in_s, self.idle, self.overhead_s(model), self.caution)
 
     def heaviest(self, number: int) -> list[tuple[str, Priority]]:
         """The callers with the most work waiting in each priority."""
@@ -315,7 +321,7 @@ class Scheduler:
 
     def _hopeless_at(self, entry: Entry) -> float:
         """When it can no longer be computed in time: it is given up then, and costs nobody else theirs."""
-        return entry.deadline - min(entry.alone_s[-1], self.overhead_s + entry.seconds[-1])
+        return entry.deadline - min(entry.alone_s[-1], self.overhead_s(entry.model) + entry.seconds[-1])
 
     def _accept(self, entry: Entry, leaves: float) -> None:
         self._queue.add(entry)
@@ -340,19 +346,23 @@ class Scheduler:
         return entry
 
     def _take(self, name: int, threads: int, share_s: float, now: float, *, alone: bool) -> Batch:
-        """Entries in turn, at least one, within the token budget and the share of what waits.
+        """Entries in turn, at least one, all of the first one's model, within the token budget and the share
+        of what waits.
 
         A batch ends early where one image more would make one in it late, but not before it is as large as
         its images left room for when they were accepted: those behind were accepted on that. Where every
         image that is in haste got a batch of its own, its overhead would make all the others late.
         """
-        worker = self.workers[name]
-        pace = worker.alone_pace if alone else worker.pace
+        entry = self._queue.first()
+        assert entry is not None
+        worker, model = self.workers[name], entry.model
+        rates = worker.rates_of(model)
+        pace = rates.alone_pace if alone else rates.pace
         taken: list[Taken] = []
         tokens, work, room = 0, 0.0, float("inf")
-        ends = now if alone else now + worker.overhead_s
+        ends = now if alone else now + rates.overhead_s
         soonest = float("inf")
-        while (entry := self._queue.first()) is not None:
+        while entry is not None:
             seconds = entry.alone_s if alone else entry.seconds
             least = max(self.depth, entry.least_depth)
             found = self._in_time(entry.deadline, seconds, pace, least, ends - now, now)
@@ -369,11 +379,12 @@ class Scheduler:
             tokens += entry.tokens[depth]
             work = spent
             ends += pace * seconds[depth]
-            room = min(room, spent + min(entry.batch_slack_s, _ENOUGH * worker.overhead_s))
+            room = min(room, spent + min(entry.batch_slack_s, _ENOUGH * rates.overhead_s))
             if found is not None:  # nothing is to be won by haste for an image that is late all the same
                 soonest = min(soonest, entry.deadline)
             self._queue.serve(entry, entry.seconds[depth])
             self._tokens -= entry.tokens[0]
+            entry = self._queue.first(model)
         return Batch(name, tuple(taken), threads, ends)
 
     def _in_time(

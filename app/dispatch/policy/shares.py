@@ -5,7 +5,7 @@ from functools import lru_cache
 from app.dispatch.policy.brown_out import DEPTHS, ratios
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
-from models.schedule import Architecture, Reducer, Stages, compute
+from models.schedule import Architecture, Reducer, Stages, compute, macs
 
 
 def shares(info: ModelInfo, ask: Ask) -> tuple[float, ...]:
@@ -33,3 +33,9 @@ def _shares_of(
 def tokens(info: ModelInfo, share: float) -> int:
     """What an image of that share counts in queue and batch: as many of the model's tokens."""
     return max(1, round((info.architecture.patches + info.architecture.prefix_tokens) * share))
+
+
+def unpruned_macs(info: ModelInfo) -> int:
+    """Multiply-accumulates of an image that is not pruned."""
+    arch, stages = info.architecture, info.method.stages
+    return macs(arch, stages, (arch.patches,) * len(stages.blocks))

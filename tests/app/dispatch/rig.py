@@ -27,11 +27,12 @@ from app.messages import to_dispatcher, to_front_end, to_worker
 from app.messages.capacity import Limits, Measured, Work
 from app.messages.frames import FrameReader, framed
 from app.messages.image import Ask, Prediction
+from app.messages.model import ModelInfo
 from app.messages.shared_memory import make_shared_memory
 from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotReader, SlotWriter
-from app.messages.to_dispatcher import Cancel, Done, FrontEnd, Record, Submit, ToDispatcher, Worker
-from app.messages.to_front_end import Answer, Load, Model, Outcomes, Refuse, ToFrontEnd, Workers
+from app.messages.to_dispatcher import Cancel, Done, FrontEnd, Held, Record, Submit, ToDispatcher, Worker
+from app.messages.to_front_end import Answer, Load, Models, Outcomes, Refuse, ToFrontEnd, Workers
 from app.messages.to_worker import Batch, ToWorker
 from app.worker.backend import Job, Loaded
 from app.worker.streams import OnAll
@@ -85,7 +86,7 @@ def question(number: int = 1, **changes: object) -> Asked:
     ``changes`` may name fields of the pruning and of the Ask beside those of a Question.
     """
     ask, others = _asked(changes)
-    return Asked(ask, pixels=picture(number), **{"deadline_s": PATIENCE_S, **others})  # type: ignore[arg-type]
+    return Asked(ask, pixels=picture(number), **{"deadline_s": PATIENCE_S, "model": MODEL.name, **others})  # type: ignore[arg-type]
 
 
 def record(number: int = 1, slot: int | None = None, **changes: object) -> Record:
@@ -98,6 +99,7 @@ def record(number: int = 1, slot: int | None = None, **changes: object) -> Recor
             "size": MODEL.pixel_bytes,
             "ask": ask,
             "deadline_s": PATIENCE_S,
+            "model": MODEL.name,
             **others,
         }
     )
@@ -126,8 +128,8 @@ def measured(limits: Limits, image_s: float = 0.001) -> tuple[Measured, ...]:
 
 def hello(name: str = "worker-0", limits: Limits = ONE_STREAM, **changes: Any) -> Worker:
     """What a worker says first."""
-    said = {"name": name, "info": MODEL, "limits": limits, "measured": measured(limits), **changes}
-    return Worker(**said)
+    held = Held(changes.pop("info", MODEL), changes.pop("measured", measured(limits)))
+    return Worker(**{"name": name, "models": (held,), "limits": limits, **changes})
 
 
 def found(asked: Ask, first: int, *, runs: int = 1, finite: bool = True) -> Prediction:
@@ -156,6 +158,7 @@ class FakeBackend:
     """
 
     limits: Limits = ONE_STREAM
+    model: ModelInfo = MODEL
     load_error: BaseException | None = None
     poisoned: set[int] = field(default_factory=set)
     most_at_once: int = 1_000_000  # images that fit into memory
@@ -183,7 +186,7 @@ class FakeBackend:
         if self.load_error is not None:
             raise self.load_error
         self.loads += 1
-        return Loaded(MODEL, self.limits, measured(self.limits, self.image_s))
+        return Loaded(self.model, self.limits, measured(self.limits, self.image_s))
 
     def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
         if self.together is not None:
@@ -282,15 +285,16 @@ def running_dispatcher(
 
 @contextmanager
 def running_worker(
-    house: House, backend: FakeBackend | None = None, name: str = "worker-0"
+    house: House, backend: FakeBackend | None = None, name: str = "worker-0", *others: FakeBackend
 ) -> Iterator[tuple[WorkerLoop, Running]]:
-    """A worker until the block ends."""
-    backend = backend or FakeBackend()
-    worker = WorkerLoop(name, house.path, backend, house.reader)
+    """A worker until the block ends, with a backend for each of its models."""
+    backends = [backend or FakeBackend(), *others]
+    worker = WorkerLoop(name, house.path, backends, house.reader)
 
     def stop() -> None:
-        backend.may_load.set()
-        backend.may_answer.set()
+        for each in backends:
+            each.may_load.set()
+            each.may_answer.set()
         worker.stop()
 
     with in_a_thread(worker.run, stop, name) as running:
@@ -374,7 +378,7 @@ class FrontEndPeer:
         self.slots = house.slots(slot_map)
         self.workers: Workers | None = None
         self.load: Load | None = None
-        self.model: Model | None = None
+        self.models: Models | None = None
         self._outcomes: list[Answer | Refuse] = []
         if introduced:
             self.say(FrontEnd(0))
@@ -400,7 +404,8 @@ class FrontEndPeer:
         assert slot is not None
         pixels = np.full(self._shape, (number if picture_of is None else picture_of) % 256, np.uint8)
         self.slots.write(slot, pixels)
-        self.say(Submit([record(number, slot, **{"size": pixels.nbytes, **changes})]))
+        model = MODEL.name if self.models is None else self.models.infos[0].name
+        self.say(Submit([record(number, slot, **{"size": pixels.nbytes, "model": model, **changes})]))
 
     def cancel(self, *numbers: int) -> None:
         self.say(Cancel(list(numbers)))
@@ -419,8 +424,8 @@ class FrontEndPeer:
                 self.workers = message
             case Load():
                 self.load = message
-            case Model():
-                self.model = message
+            case Models():
+                self.models = message
 
     def take_next(self) -> None:
         """Wait for one message."""

@@ -27,7 +27,7 @@ from app.messages.image import Ask
 from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotReader, SlotWriter
 from app.messages.to_dispatcher import Cancel, FrontEnd, Record, Submit
-from app.messages.to_front_end import Load, Model, Outcomes, RefusalReason, Refuse, Workers, WorkerState
+from app.messages.to_front_end import Load, Models, Outcomes, RefusalReason, Refuse, Workers, WorkerState
 from app.processes.reports import WorkerReport, write_reports
 from models.schedule import Pruning
 from tests.app.dispatch.rig import (
@@ -75,7 +75,7 @@ async def introduced(made: "asyncio.Queue[ScriptedDispatcher]") -> ScriptedDispa
     """The next dispatcher that the client connects to, which says that a worker is ready."""
     async with asyncio.timeout(PATIENCE_S):
         dispatcher = await made.get()
-    dispatcher.say(Model(MODEL))
+    dispatcher.say(Models([MODEL]))
     dispatcher.say(ONE_READY)
     return dispatcher
 
@@ -198,6 +198,7 @@ async def test_a_question_and_its_answer_travel_whole(house: House) -> None:
                 caller="somebody",
                 priority="high",
                 own_deadline=True,
+                model=MODEL.name,
             ),
         )
         record = await dispatcher.next_record()
@@ -210,6 +211,7 @@ async def test_a_question_and_its_answer_travel_whole(house: House) -> None:
             own_deadline=True,
             caller="somebody",
             priority="high",
+            model=MODEL.name,
         )
         assert dispatcher.heard[0] == FrontEnd(2)
         pixels = house.reader(MODEL.pixel_bytes)(record.slot)

@@ -19,15 +19,16 @@ from app.messages.to_dispatcher import (
     Checked,
     Done,
     FrontEnd,
+    Held,
     Submit,
     ToDispatcher,
 )
-from app.messages.to_front_end import Answer, Load, Model, Outcomes, Refuse, Workers
+from app.messages.to_front_end import Answer, Load, Models, Outcomes, Refuse, Workers
 from app.messages.to_worker import Batch, Check
 from app.telemetry import tallies
 from models.schedule import Pruning, compute
-from tests.app.dispatch.rig import ONE_AT_A_TIME, ONE_STREAM, QUEUE, found, hello, record
-from tests.app.fakes import MODEL
+from tests.app.dispatch.rig import ONE_AT_A_TIME, ONE_STREAM, QUEUE, found, hello, measured, record
+from tests.app.fakes import LARGER, MODEL
 
 FRONT, OTHER = 1, 2  # front ends' connections
 WORKER, SECOND = 11, 12  # workers' connections
@@ -254,10 +255,12 @@ def test_a_slot_that_there_is_not_is_refused_before_it_reaches_a_batch(
     one = talk()
     one.ask(1, slot=SLOTS)
     one.ask(2, size=MODEL.pixel_bytes - 1)
-    assert one.outcomes() == [Refuse(1, "worker-fault", 1.0), Refuse(2, "worker-fault", 1.0)]
+    one.ask(3, model="unheard-of")
+    assert one.outcomes() == [Refuse(number, "worker-fault", 1.0) for number in (1, 2, 3)]
     assert one.batches() == []
     assert "a front end names slot 1000 of 1000" in caplog.text
-    assert "an image has 2204 bytes of pixels, not 2205" in caplog.text
+    assert "an image has 2204 bytes of pixels for 'toy', not 2205" in caplog.text
+    assert "an image has 2205 bytes of pixels for 'unheard-of', that no worker holds" in caplog.text
 
 
 @pytest.mark.parametrize("fault", ["out-of-memory", "worker-fault", "no-number"])
@@ -336,7 +339,7 @@ def test_front_ends_are_told_the_model_once() -> None:
     for _ in range(10):
         one.turn(0.5)
     for peer in (FRONT, OTHER):
-        assert one.heard(peer, Model) == [Model(MODEL)]
+        assert one.heard(peer, Models) == [Models([MODEL])]
         states = one.heard(peer, Workers)
         assert len(states) >= 10
         (state,) = states[0 if peer == OTHER else 1].workers
@@ -464,10 +467,10 @@ def test_a_worker_with_another_model_is_turned_away_until_the_others_have_gone()
     other = msgspec.structs.replace(MODEL, name="other")
     with pytest.raises(Unexpected, match="worker-12 has loaded another model"):
         one.worker(SECOND, info=other)
-    one.heard(FRONT, Model)
+    one.heard(FRONT, Models)
     one.gone(WORKER)
     one.worker(SECOND, info=other)
-    assert one.heard(FRONT, Model) == [Model(other)]
+    assert one.heard(FRONT, Models) == [Models([other])]
 
 
 def test_a_worker_on_another_device_is_welcome() -> None:
@@ -781,4 +784,89 @@ def test_cost_is_counted_as_computed() -> None:
     one.turn(0.1)
     load = one.heard(FRONT, Load)[-1]
     share = compute(MODEL.architecture, MODEL.method.stages, 0.5)
-    assert 0 < load.terms.image_s + share * load.terms.compute_s < 1
+    assert 0 < load.terms[MODEL.name].image_s + share * load.terms[MODEL.name].compute_s < 1
+
+
+# --- several models ---------------------------------------------------------------------------------
+BOTH = (Held(MODEL, measured(ONE_STREAM)), Held(LARGER, measured(ONE_STREAM, 0.004)))
+FOR_LARGER = {"model": LARGER.name, "size": LARGER.pixel_bytes}
+
+
+def talk_of_two() -> Talk:
+    """A worker holds two models."""
+    one = Talk()
+    one.front_end()
+    one.worker(models=BOTH)
+    return one
+
+
+def test_front_ends_are_told_of_all_models_the_default_one_first() -> None:
+    """In the order in which the worker names them."""
+    assert talk_of_two().heard(FRONT, Models) == [Models([MODEL, LARGER])]
+
+
+def test_a_batch_names_its_model_and_holds_no_other() -> None:
+    """What waits for another model is in a batch of its own."""
+    one = talk_of_two()
+    one.ask(1)
+    first = one.batch()
+    one.ask(2, 3)
+    one.ask(4, 5, **FOR_LARGER)
+    one.answer(first)
+    second = one.batch()
+    one.answer(second)
+    third = one.batch()
+    one.answer(third)
+    assert [(batch.model, slots(batch)) for batch in (first, second, third)] == [
+        (MODEL.name, [1]),
+        (MODEL.name, [2, 3]),
+        (LARGER.name, [4, 5]),
+    ]
+    assert one.answered() == [1, 2, 3, 4, 5]
+
+
+def test_an_image_of_another_models_size_is_refused() -> None:
+    """Each model has its own."""
+    one = talk_of_two()
+    one.ask(1, model=LARGER.name)
+    one.ask(2, size=LARGER.pixel_bytes)
+    assert one.outcomes() == [Refuse(1, "worker-fault", 1.0), Refuse(2, "worker-fault", 1.0)]
+
+
+def test_what_an_image_takes_is_learned_for_each_model() -> None:
+    """From its own batches, and told front ends by its name."""
+    one = talk_of_two()
+
+    def image_s(load: Load, model: str) -> float:
+        return load.terms[model].image_s + load.terms[model].compute_s
+
+    one.turn(1.0)
+    before = one.heard(FRONT, Load)[-1]
+    assert list(before.terms) == [MODEL.name, LARGER.name]
+    assert image_s(before, LARGER.name) == pytest.approx(4 * image_s(before, MODEL.name))
+    for number in range(10):
+        one.ask(number, **FOR_LARGER)
+        (order,) = (batch := one.batch()).images
+        one.come(WORKER, Done(batch.number, [found(order.ask, 1)], 0.04, 1))
+    one.turn(1.0)
+    after = one.heard(FRONT, Load)[-1]
+    assert image_s(after, LARGER.name) > 1.2 * image_s(before, LARGER.name)
+    assert image_s(after, MODEL.name) == image_s(before, MODEL.name)
+
+
+def test_a_worker_that_holds_fewer_models_gets_no_images() -> None:
+    """Nor one that has them in another order, which has another default."""
+    one = talk_of_two()
+    for models in (BOTH[:1], BOTH[::-1]):
+        with pytest.raises(Unexpected, match="has loaded another model"):
+            one.worker(WORKER + 1, models=models)
+
+
+def test_a_worker_that_dies_leaves_the_images_of_all_models_to_the_next() -> None:
+    """Each is computed by its own model again."""
+    one = talk_of_two()
+    one.ask(1, **FOR_LARGER)
+    one.gone(WORKER)
+    one.worker(WORKER + 1, models=BOTH)
+    batch = one.batch(WORKER + 1)
+    assert (batch.model, slots(batch)) == (LARGER.name, [1])

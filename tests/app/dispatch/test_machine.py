@@ -11,12 +11,19 @@ from app.dispatch.dispatcher import Dispatcher
 from app.dispatch.policy.batches import QueueLimits
 from app.messages import to_front_end, to_worker
 from app.messages.capacity import Limits
-from app.messages.to_dispatcher import Alive, Cancel, Done, FrontEnd, Submit
+from app.messages.model import ModelInfo
+from app.messages.to_dispatcher import Alive, Cancel, Done, FrontEnd, Held, Submit
 from app.messages.to_front_end import Outcomes
 from app.messages.to_worker import Batch
-from tests.app.dispatch.rig import found, hello, record
+from tests.app.dispatch.rig import found, hello, measured, record
+from tests.app.fakes import LARGER, MODEL
 
 MOST_FRONT_ENDS, MOST_WORKERS, SLOTS_EACH = 3, 3, 6
+
+
+def both(limits: Limits) -> tuple[Held, ...]:
+    """Two models that a worker holds."""
+    return Held(MODEL, measured(limits)), Held(LARGER, measured(limits, 0.004))
 
 
 class Machine(RuleBasedStateMachine):
@@ -32,6 +39,7 @@ class Machine(RuleBasedStateMachine):
         self.free = {index: list(range(SLOTS_EACH)) for index in range(MOST_FRONT_ENDS)}
         self.open: dict[int, dict[int, int]] = {}  # front end's index -> image -> its slot
         self.running: list[tuple[int, Batch]] = []
+        self.models: dict[int, ModelInfo] = {}  # that the images are for
         self.ended: set[int] = set()
         self.crashes: dict[int, int] = {}  # slot -> how often a worker died with it in a batch
         self.dispatcher: Dispatcher | None = None
@@ -100,9 +108,16 @@ class Machine(RuleBasedStateMachine):
         deadline_s=st.sampled_from([0.5, 30.0, 1e6]),
         caller=st.sampled_from("ab"),
         floor=st.sampled_from([None, 0.3]),
+        model=st.sampled_from([MODEL, LARGER]),
     )
     def images_come(
-        self, data: st.DataObject, number: int, deadline_s: float, caller: str, floor: float | None
+        self,
+        data: st.DataObject,
+        number: int,
+        deadline_s: float,
+        caller: str,
+        floor: float | None,
+        model: ModelInfo,
     ) -> None:
         peer = data.draw(st.sampled_from(sorted(self.front_ends)))
         index = self.front_ends[peer]
@@ -112,6 +127,8 @@ class Machine(RuleBasedStateMachine):
             slot = self.free[index].pop()
             self.open[index][self.images] = slot
             asked: dict[str, Any] = {"deadline_s": deadline_s, "caller": caller, "min_keep_ratio": floor}
+            self.models[self.images] = model
+            asked |= {"model": model.name, "size": model.pixel_bytes}
             records.append(record(self.images, index * SLOTS_EACH + slot, **asked))
         self.say(peer, Submit(records))
 
@@ -149,7 +166,13 @@ class Machine(RuleBasedStateMachine):
         assert self.dispatcher is not None
         self.dispatcher.received(self.peers, FrontEnd(index), self.now)
         records = [
-            record(image, index * SLOTS_EACH + slot, again=True)
+            record(
+                image,
+                index * SLOTS_EACH + slot,
+                again=True,
+                model=self.models[image].name,
+                size=self.models[image].pixel_bytes,
+            )
             for image, slot in self.open.get(index, {}).items()
         ]
         self.dispatcher.received(self.peers, Submit(records), self.now)
@@ -158,7 +181,9 @@ class Machine(RuleBasedStateMachine):
         self.peers += 1
         self.workers[self.peers] = limits
         assert self.dispatcher is not None
-        self.dispatcher.received(self.peers, hello(f"worker-{self.peers}", limits), self.now)
+        self.dispatcher.received(
+            self.peers, hello(f"worker-{self.peers}", limits, models=both(limits)), self.now
+        )
 
     def say(self, peer: int, message: Any) -> None:
         assert self.dispatcher is not None
@@ -173,12 +198,19 @@ class Machine(RuleBasedStateMachine):
             if parcel.peer in self.workers:
                 message = to_worker.decode(parcel.data)
                 assert isinstance(message, Batch)
+                assert {self.model_in(order.slot) for order in message.images} == {message.model}
                 self.running.append((parcel.peer, message))
             elif parcel.peer in self.front_ends:
                 told = to_front_end.decode(parcel.data)
                 if isinstance(told, Outcomes):
                     for outcome in (*told.answers, *told.refusals):
                         self.image_ended(self.front_ends[parcel.peer], outcome.id)
+
+    def model_in(self, slot: int) -> str:
+        """The model that the image in that slot is for."""
+        index, place = divmod(slot, SLOTS_EACH)
+        (image,) = (image for image, taken in self.open[index].items() if taken == place)
+        return self.models[image].name
 
     def image_ended(self, index: int, image: int) -> None:
         assert image not in self.ended, "an image ended twice"

@@ -18,6 +18,7 @@ from app.messages.to_dispatcher import (
     Checked,
     Done,
     FrontEnd,
+    Held,
     Record,
     Submit,
     ToDispatcher,
@@ -26,7 +27,7 @@ from app.messages.to_dispatcher import (
 from app.messages.to_front_end import (
     Answer,
     Load,
-    Model,
+    Models,
     Outcomes,
     Refuse,
     ToFrontEnd,
@@ -188,14 +189,14 @@ def test_what_is_asked_of_an_image_comes_through_unchanged(
 
 def test_a_worker_introduces_itself() -> None:
     """With its model, its limits and what it measured."""
-    hello = Worker("worker-3", MODEL, Limits(70, 4, 2), (Measured(2, Work(3, 1.25), 0.5),))
+    hello = Worker("worker-3", (Held(MODEL, (Measured(2, Work(3, 1.25), 0.5),)),), Limits(70, 4, 2))
     assert to_dispatcher.decode(to_dispatcher.encode(hello)) == hello
 
 
 def test_a_worker_that_has_measured_nothing_is_no_message() -> None:
     """Nothing could be predicted of it."""
     with pytest.raises(msgspec.DecodeError):
-        to_dispatcher.decode(to_dispatcher.encode(Worker("worker-3", MODEL, Limits(70, 4, 2), ())))
+        to_dispatcher.decode(to_dispatcher.encode(Worker("worker-3", (Held(MODEL, ()),), Limits(70, 4, 2))))
 
 
 @given(
@@ -222,7 +223,7 @@ def test_a_models_description_comes_through_unchanged(
     cascade: dict[str, Any] | None,
     choices: Any,
 ) -> None:
-    """A Model carries everything a front end must know of the model, nested records included."""
+    """Models carry everything a front end must know of the model, nested records included."""
     depth, dim, mlp_dim, rows, columns, prefix, patch_inputs, classes = sizes
     mean, std, share = tuple(floats[:3]), tuple(floats[3:6]), floats[6]
     criterion, reducer, attention_rows, interpolation, crop = choices
@@ -239,7 +240,7 @@ def test_a_models_description_comes_through_unchanged(
         device=device,
         dtype=dtype,
     )
-    told = Model(info)
+    told = Models([info])
     assert to_front_end.decode(to_front_end.encode(told)) == told
 
 

@@ -95,11 +95,11 @@ def model_served(settings: Settings, house: House, learned: Path | None = None, 
         try:
             with Peer(house, settings) as peer:
                 peer.wait_until_ready()
-                assert peer.model is not None
+                assert peer.models is not None
                 for image in range(images):
                     peer.submit(image, picture_of=0)
                     assert isinstance(peer.hear(), Answer)
-                return peer.model.info
+                return peer.models.infos[0]
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 

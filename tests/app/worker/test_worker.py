@@ -15,7 +15,8 @@ from app.dispatch.policy.agreement import Agreement
 from app.errors import InternalFault
 from app.messages.capacity import Limits
 from app.messages.image import Prediction
-from app.messages.to_front_end import Answer, Refuse
+from app.messages.to_dispatcher import Submit
+from app.messages.to_front_end import Answer, Models, Refuse
 from app.worker.backend import Job
 from app.worker.parts import BackendBroken
 from models.schedule import UNPRUNED
@@ -32,13 +33,14 @@ from tests.app.dispatch.rig import (
     connected,
     question,
     ready_client,
+    record,
     running_dispatcher,
     running_worker,
     served,
     until,
     wait_for,
 )
-from tests.app.fakes import LOGITS, MODEL
+from tests.app.fakes import LARGER, LOGITS, MODEL
 from tests.app.worker.cuda_errors import cuda_error
 
 pytestmark = pytest.mark.anyio
@@ -60,8 +62,8 @@ def test_a_worker_that_loads_is_not_there_yet(house: House) -> None:
         assert "0 workers" in repr(running.dispatcher)
         backend.may_load.set()
         peer.wait_until_ready()
-        assert peer.model is not None
-        assert peer.model.info == MODEL
+        assert peer.models is not None
+        assert peer.models.infos[0] == MODEL
 
 
 @pytest.mark.parametrize("error", [OSError("no such file"), SystemExit(3)], ids=repr)
@@ -129,7 +131,7 @@ def ask():
         peer.submit()
         peer.hear()
 threading.Thread(target=ask, daemon=True).start()
-WorkerLoop("worker-0", house.path, Dying(), house.reader).run()
+WorkerLoop("worker-0", house.path, [Dying()], house.reader).run()
 """
 
 
@@ -472,3 +474,26 @@ def test_device_memory_is_told(house: House) -> None:
 def test_a_workers_files_stay_closed_to_others(house: House) -> None:
     """The shared memory is passed on where it is asked for, and not to every process that is started."""
     assert not os.get_inheritable(house.memory)
+
+
+def test_each_model_has_a_backend_of_its_own(house: House) -> None:
+    """It is given the images of its model, at its size; checks of what was held go to it, too."""
+    toy, larger = FakeBackend(), FakeBackend(model=LARGER)
+    agreement = Agreement(1.0)
+    with (
+        running_dispatcher(house, agreement=agreement),
+        running_worker(house, toy, "worker-0", larger),
+        FrontEndPeer(house) as peer,
+    ):
+        peer.wait_until_ready()
+        assert peer.models == Models([MODEL, LARGER])
+        peer.submit(1)
+        slot = peer.slots.take()
+        assert slot is not None
+        peer.slots.write(slot, np.full((*LARGER.input.size, 3), 2, np.uint8))
+        asked = {"size": LARGER.pixel_bytes, "model": LARGER.name, "keep_ratio": 0.5}
+        peer.say(Submit([record(2, slot, **asked)]))
+        answers = [peer.hear(), peer.hear()]
+        assert sorted(one.id for one in answers if isinstance(one, Answer)) == [1, 2]
+        wait_for(lambda: len(larger.numbers) == 2, "the check")
+    assert (toy.numbers, larger.numbers) == ([1], [2, 2])

@@ -4,7 +4,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from app.dispatch.policy.admission import starts_in
-from app.dispatch.policy.batches import QueueLimits, WorkerLane
+from app.dispatch.policy.batches import QueueLimits, Rates, WorkerLane
 from app.dispatch.policy.brown_out import DEPTHS
 from app.dispatch.policy.fair_queue import Entry
 from app.dispatch.policy.scheduler import Scheduler
@@ -12,6 +12,7 @@ from app.messages.capacity import Limits
 from app.priority import Priority
 
 INFINITE = float("inf")
+MODELS = ("", "other")  # that the worker holds
 
 
 def entry(
@@ -26,6 +27,7 @@ def entry(
     wait_limit_s: float = INFINITE,
     caller: str = "",
     priority: Priority = "normal",
+    model: str = "",
 ) -> Entry:
     """An image that takes as many milliseconds as it has tokens, unless told otherwise; by every depth of a
     brown-out it ``falls`` by that share of both."""
@@ -42,6 +44,7 @@ def entry(
         wait_limit_s,
         caller,
         priority,
+        model=model,
     )
 
 
@@ -65,11 +68,11 @@ class Sizes:
 
     def scheduler(self, overhead_s: float = 0.0, caution: float = 1.0) -> Scheduler:
         made = Scheduler(QueueLimits(self.queue_images, self.queue_s), caution)
-        made.join(1, WorkerLane(self.worker, overhead_s))
+        made.join(1, WorkerLane(self.worker, {model: Rates(overhead_s) for model in MODELS}))
         return made
 
 
 def wait_s(scheduler: Scheduler, caller: str | None, priority: Priority, seconds: float, now: float) -> float:
     """How long a further image of that caller is predicted to wait."""
     work_s = scheduler.work_before(caller, priority, seconds, now)
-    return starts_in(work_s, scheduler.streams_at(now).free_in_s)
+    return starts_in(work_s, scheduler.streams_at("", now).free_in_s)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from app.dispatch.policy.admission import Refusal
-from app.dispatch.policy.batches import Batch
+from app.dispatch.policy.batches import Batch, Rates
 from app.dispatch.policy.brown_out import ratios
 from app.dispatch.policy.cost import CostModel
 from app.dispatch.policy.fair_queue import Entry
@@ -238,7 +238,8 @@ class Simulation:
         heappush(self._events, (at, self._number, event))
 
     def _predict(self) -> None:
-        self.scheduler.workers[1].overhead_s = self.costs.overhead_s(self.limits.stream_threads)
+        overhead_s = self.costs.overhead_s(self.limits.stream_threads)
+        self.scheduler.workers[1].rates[""] = Rates(overhead_s)
         self.scheduler.refresh()
         self.scheduler.caution = self.costs.caution
 

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.dispatch.policy.admission import Refusal
+from app.dispatch.policy.batches import Rates
 from app.dispatch.policy.brown_out import DEPTHS
 from app.dispatch.policy.cost import CostModel
 from app.dispatch.policy.fair_queue import Entry
-from app.dispatch.policy.load import load_of
+from app.dispatch.policy.load import Image, load_of
 from app.dispatch.policy.load_page import LoadPage
 from app.dispatch.policy.predictions import Predictions
 from app.messages.capacity import Measured, Work
@@ -20,7 +21,7 @@ from app.messages.to_front_end import Load, Terms
 from app.priority import Priority
 from tests.app.dispatch.policy.entries import Sizes
 
-QUARTER = Terms(compute_s=0.25)  # what an unpruned image takes, in a batch and alone
+QUARTER = {"": Terms(compute_s=0.25)}  # what an unpruned image takes, in a batch and alone
 LOAD = Load(
     work_s={"high": 0.5, "normal": 2.0, "batch": 8.0},
     callers=(("heavy", "normal", 6.0), ("heavy", "high", 1.0)),
@@ -120,7 +121,7 @@ def test_an_idle_dispatcher_decides_for_itself_once_all_is_decoded(
     """However many images were decoded at once, and in whatever order they were done: rounding leaves
     nothing behind."""
     page = LoadPage()
-    page.tell(msgspec.structs.replace(LOAD, idle=True, terms=Terms(overhead_s=0.5)), 100.0)
+    page.tell(msgspec.structs.replace(LOAD, idle=True, terms={"": Terms(overhead_s=0.5)}), 100.0)
     for share in shares:
         page.decoding("light", "normal", share)
     assert page.refusal("any", "normal", 1.0, 0.001, math.inf, 100.0) is not None
@@ -144,7 +145,7 @@ def test_what_an_image_takes_itself_is_no_time_to_wait() -> None:
     terms = Terms(
         overhead_s=0.5, image_s=0.25, compute_s=1.5, batch_tokens=200, image_tokens=100, caution=2.0
     )
-    page.tell(Load(LOAD.work_s, (), [0.0], seen=7, terms=terms), 100.0)
+    page.tell(Load(LOAD.work_s, (), [0.0], seen=7, terms={"": terms}), 100.0)
     # 2.0 s are waited for, and half a second more for the overhead of one batch of 2 s, a quarter of the 8 s.
     # It takes 1.5 s itself, with its batch's overhead, and leaves 1.0 s to another image.
     missing = page.refusal("light", "normal", 0.5, 8.0, math.inf, 100.0)
@@ -156,9 +157,9 @@ def test_where_even_idle_workers_would_be_late_there_is_no_time_to_wait_for() ->
     page = LoadPage()
     terms = Terms(overhead_s=1.0, compute_s=1.0, alone_s=2.0)
     hopeless = Refusal("deadline-unmeetable", None)
-    page.tell(Load({"normal": 1.0}, (), [0.0], seen=0, terms=terms), 0.0)
+    page.tell(Load({"normal": 1.0}, (), [0.0], seen=0, terms={"": terms}), 0.0)
     assert page.refusal("any", "normal", 1.0, 1.9, math.inf, 0.0) == hopeless
-    page.tell(Load({"normal": 0.0}, (), [0.0], seen=0, idle=True, terms=terms), 1.0)
+    page.tell(Load({"normal": 0.0}, (), [0.0], seen=0, idle=True, terms={"": terms}), 1.0)
     assert page.refusal("any", "normal", 1.0, 1.9, math.inf, 1.0) is None
     page.decoding("light", "normal", 1.0)
     assert page.refusal("any", "normal", 1.0, 1.9, math.inf, 1.0) == hopeless, "one at a time"
@@ -168,7 +169,7 @@ MEASURED = tuple(
     Measured(threads, Work(n, n), 0.01 + n * 0.1 / threads) for threads in (1, 2) for n in (1, 4)
 )
 COSTS = CostModel.learned(MEASURED)
-Image = tuple[str, Priority, float, float, float]  # caller, priority, share, deadline_s, wait_limit_s
+Asked = tuple[str, Priority, float, float, float]  # caller, priority, share, deadline_s, wait_limit_s
 IMAGES = st.tuples(
     st.sampled_from(("a", "b")),
     st.sampled_from(("high", "normal", "batch")),
@@ -178,7 +179,7 @@ IMAGES = st.tuples(
 )
 
 
-def entry(key: object, image: Image, now: float) -> Entry:
+def entry(key: object, image: Asked, now: float) -> Entry:
     caller, priority, share, deadline_s, wait_limit_s = image
     return Entry(
         key,
@@ -194,15 +195,16 @@ def entry(key: object, image: Image, now: float) -> Entry:
 
 
 def both(
-    waiting: list[Image], asked: Image, overhead_s: float, caution: float, now: float, *, running: bool
+    waiting: list[Asked], asked: Asked, overhead_s: float, caution: float, now: float, *, running: bool
 ) -> tuple[Refusal | None, Refusal | None]:
     """What a front end says of an image, and then the dispatcher: with these images waiting since the start,
     or some of them running."""
     sizes = Sizes(4096, 1024, 2, 2)
     scheduler = sizes.scheduler()
     predictions = Predictions(scheduler)
-    predictions.join(1, sizes.worker, MEASURED)
-    scheduler.workers[1].overhead_s, scheduler.caution = overhead_s, caution
+    predictions.join(1, sizes.worker, {"": MEASURED})
+    scheduler.workers[1].rates[""] = Rates(overhead_s)
+    scheduler.caution = caution
     scheduler.refresh()
     for number, image in enumerate(waiting):
         scheduler.submit(entry(number, image, 0.0), 0.0)
@@ -210,7 +212,7 @@ def both(
             pass
     scheduler.expire(now)
     page = LoadPage()
-    page.tell(load_of(scheduler, predictions, asked[2], 200, now), now)
+    page.tell(load_of(scheduler, predictions, {"": Image(asked[2], 200)}, now), now)
     early = page.refusal(*asked, now)
     return early, scheduler.submit(entry("asked", asked, now), now)
 
@@ -226,7 +228,7 @@ STATES = {
 
 @given(waiting=st.lists(IMAGES, max_size=30), asked=IMAGES, **STATES)
 def test_nothing_is_refused_that_the_dispatcher_would_accept(
-    waiting: list[Image], asked: Image, overhead_s: float, caution: float, now: float, *, running: bool
+    waiting: list[Asked], asked: Asked, overhead_s: float, caution: float, now: float, *, running: bool
 ) -> None:
     """Whatever waits or runs, of whomever."""
     early, refusal = both(waiting, asked, overhead_s, caution, now, running=running)
@@ -236,7 +238,7 @@ def test_nothing_is_refused_that_the_dispatcher_would_accept(
 
 @given(number=st.integers(0, 60), image=IMAGES, **STATES)
 def test_nothing_is_let_through_that_the_dispatcher_would_refuse(
-    number: int, image: Image, overhead_s: float, caution: float, now: float, *, running: bool
+    number: int, image: Asked, overhead_s: float, caution: float, now: float, *, running: bool
 ) -> None:
     """Of images alike from one caller, where something is waited for: they would be decoded in vain."""
     early, refusal = both([image] * number, image, overhead_s, caution, now, running=running)
@@ -253,6 +255,22 @@ def test_a_dispatcher_that_is_gone_has_said_nothing() -> None:
     page.lost()
     page.tell(Load({"normal": 0.0}, (), [0.0], seen=0), 101.0)
     assert wait_s(page, "heavy", "normal", 1.0, 101.0) == 0
+
+
+def test_every_model_has_terms_of_its_own() -> None:
+    """An image is reckoned by what its model takes; what is in flight for another by what that one costs, in
+    images of the default model."""
+    terms = {"": Terms(compute_s=0.25, alone_s=0.5), "large": Terms(compute_s=1.0, alone_s=2.0)}
+    page = LoadPage()
+    page.tell(Load({"normal": 0.0}, (), [0.0], seen=0, terms=terms), 100.0)
+    page.decoding("light", "normal", 4.0)  # an unpruned image of the large one
+
+    def would_be_refused(deadline_s: float, model: str, weight: float) -> bool:
+        asked = page.refusal("light", "normal", 1.0, deadline_s, math.inf, 100.0, model, weight)
+        return asked is not None
+
+    assert [would_be_refused(deadline_s, "", 1.0) for deadline_s in (1.2, 1.3)] == [True, False]
+    assert [would_be_refused(deadline_s, "large", 4.0) for deadline_s in (1.9, 2.1)] == [True, False]
 
 
 SECONDS = st.sampled_from((0.0, 0.001, 0.25, 3.0))
@@ -275,12 +293,12 @@ def test_what_is_sure_to_be_admitted_is_admitted(
     told_s: float,
     heavy_s: float,
     free_in_s: list[float],
-    in_flight: list[Image],
-    asked: Image,
+    in_flight: list[Asked],
+    asked: Asked,
     passed_s: float,
 ) -> None:
     """The short way to say so never says it of an image that `admission` refuses."""
-    load = Load({"normal": told_s}, (("a", "normal", heavy_s),), free_in_s, seen=0, terms=terms)
+    load = Load({"normal": told_s}, (("a", "normal", heavy_s),), free_in_s, seen=0, terms={"": terms})
 
     class Thorough(LoadPage):
         def _is_sure(self, *_: object) -> bool:

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.dispatch.policy.admission import Refusal
-from app.dispatch.policy.batches import Batch
+from app.dispatch.policy.batches import Batch, Rates
 from app.dispatch.policy.brown_out import DEPTHS
 from app.dispatch.policy.fair_queue import Entry
 from app.dispatch.policy.scheduler import Scheduler
 from app.priority import Priority
-from tests.app.dispatch.policy.entries import INFINITE, Sizes, entry, wait_s
+from tests.app.dispatch.policy.entries import INFINITE, MODELS, Sizes, entry, wait_s
 
 ROOMY = Sizes(batch_tokens=1000, queue_images=100, threads=4, streams=2)
 
@@ -466,6 +466,78 @@ def test_a_higher_priority_goes_first_and_a_lower_one_does_not_starve() -> None:
     }
 
 
+def batches_of(scheduler: Scheduler, number: int) -> list[Batch]:
+    """So many batches, each computed before the next is formed."""
+    found = []
+    for _ in range(number):
+        batch = scheduler.next_batch(0.0)
+        assert batch is not None
+        scheduler.finished(batch)
+        found.append(batch)
+    return found
+
+
+def test_a_batch_holds_images_of_one_model_and_is_full_all_the_same() -> None:
+    """Images of two models that come in turns are not computed one by one, and those of the model that was
+    not asked first do not wait for ever."""
+    scheduler = Sizes(batch_tokens=40, queue_images=1000, threads=1, streams=1).scheduler()
+    for number in range(16):
+        scheduler.submit(entry(number, caller=str(number), model=MODELS[number % 2]), 0.0)
+    batches = batches_of(scheduler, 4)
+    assert [batch.model for batch in batches] == ["", "other", "", "other"]
+    assert [[taken.key for taken in batch.entries] for batch in batches] == [
+        [0, 2, 4, 6],
+        [1, 3, 5, 7],
+        [8, 10, 12, 14],
+        [9, 11, 13, 15],
+    ]
+
+
+def test_a_caller_gets_an_equal_share_whichever_model_it_asks() -> None:
+    """By cost: one who asks a model whose images take four times as long gets a quarter as many."""
+    scheduler = Sizes(batch_tokens=80, queue_images=1000, threads=1, streams=1).scheduler()
+    for number in range(100):
+        scheduler.submit(entry(("a", number), 10, 0.01, caller="a"), 0.0)
+        scheduler.submit(entry(("b", number), 40, 0.04, caller="b", model="other"), 0.0)
+    served = [taken.caller for batch in batches_of(scheduler, 10) for taken in batch.entries]
+    assert (served.count("a"), served.count("b")) == (40, 10)
+
+
+def test_whoever_was_served_before_their_turn_waits_the_longer_afterwards() -> None:
+    """A batch that another began takes images of its model along; what they cost is counted."""
+    scheduler = Sizes(batch_tokens=20, queue_images=1000, threads=1, streams=1).scheduler()
+    for number in range(60):
+        scheduler.submit(entry(("a", number), caller="a"), 0.0)
+        scheduler.submit(entry(("b", number), caller="b", model="other"), 0.0)
+        scheduler.submit(entry(("c", number), caller="c", model="other"), 0.0)
+    served = [taken.caller for batch in batches_of(scheduler, 45) for taken in batch.entries]
+    assert {caller: served.count(caller) for caller in "abc"} == {"a": 30, "b": 30, "c": 30}
+
+
+def test_one_callers_models_are_served_in_the_order_in_which_they_were_asked() -> None:
+    """The oldest image decides, so a stream of images for one model does not hold up another's."""
+    scheduler = Sizes(batch_tokens=40, queue_images=1000, threads=1, streams=1).scheduler()
+    scheduler.submit(entry("first", arrived=0.0), 0.0)
+    scheduler.submit(entry("second", arrived=1.0, model="other"), 1.0)
+    for number in range(20):
+        scheduler.submit(entry(number, arrived=2.0 + number), 2.0 + number)
+    assert [batch.model for batch in batches_of(scheduler, 3)] == ["", "other", ""]
+
+
+def test_a_batch_costs_what_its_model_costs() -> None:
+    """Overhead and pace are those of the model on the worker that computes it."""
+    scheduler = Sizes(batch_tokens=100, queue_images=1000, threads=2, streams=2).scheduler()
+    scheduler.workers[1].rates["other"] = Rates(overhead_s=0.5, pace=2.0)
+    scheduler.refresh()
+    for number in range(2):
+        scheduler.submit(entry(number, seconds=0.25, caller=str(number), model=MODELS[number]), 0.0)
+    ends = {}
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        ends[batch.model] = batch.ends
+    assert ends == {"": 0.25, "other": 0.5 + 2 * 0.25}
+    assert [scheduler.streams_at(model, 0.0).overhead_s for model in MODELS] == [0.0, 0.5]
+
+
 # Against a model of it.
 
 COMMON = st.sampled_from(["", "a", "b", "c"])
@@ -511,6 +583,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         wait_limit_s=st.sampled_from([INFINITE, 10.0]),
         caller=COMMON,
         priority=PRIORITY,
+        model=st.sampled_from(MODELS),
     )
     def submit(
         self,
@@ -521,6 +594,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         wait_limit_s: float,
         caller: str,
         priority: Priority,
+        model: str = "",
     ) -> None:
         self.last_key += 1
         new = entry(
@@ -534,6 +608,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             wait_limit_s=wait_limit_s,
             caller=caller,
             priority=priority,
+            model=model,
         )
         held = sum(other.caller == caller for other in self.waiting.values())
         place = held < 3 * (self.limits.queue_images - len(self.waiting))
@@ -583,7 +658,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         may = {
             key
             for key, waits in self.waiting.items()
-            if self.now + min(waits.alone_s[-1], self.scheduler.overhead_s + waits.seconds[-1])
+            if self.now + min(waits.alone_s[-1], self.scheduler.overhead_s(waits.model) + waits.seconds[-1])
             >= waits.deadline - 1e-9
         }
         assert must <= late <= may
@@ -626,14 +701,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert batch.threads >= 1
         if idle_before and alone:
             assert batch.threads == self.limits.threads
+        assert {taken.entry.model for taken in batch.taken} == {batch.model}, "a batch of several models"
         for taken in batch.taken:
             assert self.scheduler.depth <= taken.depth < DEPTHS
             assert taken.by_deadline == (taken.depth > self.scheduler.depth)
-            # Within one caller's share of a priority it is first come, first served.
+            # Within one caller's share of a priority it is first come, first served for each model.
+            alike = taken.entry.caller, taken.entry.priority, taken.entry.model
             same = next(
                 key
                 for key, waits in self.waiting.items()
-                if (waits.caller, waits.priority) == (taken.entry.caller, taken.entry.priority)
+                if (waits.caller, waits.priority, waits.model) == alike
             )
             assert same == taken.entry.key
             if len(batch.taken) > 1:
@@ -644,7 +721,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 # What is late whoever comes behind it has nothing to win by a smaller batch.
                 place = batch.taken.index(taken)
                 before = sum(other.entry.seconds[other.depth] for other in batch.taken[:place])
-                own_end = self.scheduler.overhead_s + before + taken.entry.seconds[-1]
+                own_end = self.scheduler.overhead_s(taken.entry.model) + before + taken.entry.seconds[-1]
                 assert (
                     promised <= taken.entry.deadline + 1e-9
                     or first.deadline < promised
