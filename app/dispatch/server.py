@@ -90,6 +90,7 @@ class Server:
                 if self._heartbeat is not None and now > beaten + _BEAT_EVERY_S:
                     beaten = now
                     self._heartbeat.write(Beat(turns, ready=True))
+            self._dispatcher.turn(time.monotonic(), stopping=True)  # what was counted last is written
         finally:
             self._close()
 
