@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.attend import Attention, Parts, Way, way_for
+from models.attend import Attention, Parts, Runs, Way, way_for
 from models.families import Family
 from models.families.family import Wanted
 from models.linear.mlp import mlp
@@ -16,7 +16,7 @@ from models.ragged import Packing, Tokens
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """The blocks of a network as one forward pass computes them. ``modules``: timm's own; ``way``: attention;
-    ``exact``: with timm's own operations, so that the bits are timm's."""
+    ``exact``: by timm's own operations (see `PrunedViT.exact`)."""
 
     family: Family
     modules: tuple[Any, ...]
@@ -25,9 +25,10 @@ class Blocks:
 
     @staticmethod
     def of(family: Family, rows: Tensor, *, exact: bool) -> "Blocks":
-        """What is best for rows of this device and dtype."""
+        """What is best for rows of this device and dtype, or ``exact``."""
         modules = tuple(family.blocks)
-        return Blocks(family, modules, way_for(modules[0].attn, rows, exact=exact), exact)
+        attn = modules[0].attn
+        return Blocks(family, modules, Runs(attn.fused_attn) if exact else way_for(attn, rows), exact)
 
     def plain(self, index: int, tokens: Tokens) -> Tokens:
         """The tokens behind block ``index``, which prunes nothing."""
@@ -63,7 +64,8 @@ class Blocks:
     def mlp(self, index: int, tokens: Tokens) -> Tokens:
         """The tokens with the update of the block's MLP."""
         block = self.modules[index]
-        update = mlp(block.mlp, block.norm2(tokens.rows), self.exact)
+        normed = block.norm2(tokens.rows)
+        update = block.mlp(normed) if self.exact else mlp(block.mlp, normed)
         return self._add(tokens, update, self.family.scales(block)[1], block.drop_path2)
 
     def _add(self, tokens: Tokens, update: Tensor, scale: Tensor | None, drop_path: nn.Module) -> Tokens:

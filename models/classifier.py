@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from models.attend.windows import takes_windows
 from models.cascade import margins, second_run_compute
 from models.device import input_dtype
 from models.families.family import Wanted
@@ -103,8 +102,8 @@ class Classifier:
 
     The model is changed in place. In int8 the linear layers of the blocks compute in int8, and everything
     between them, as the patch embedding and the head, in the CPU's own dtype. On a GPU each thread should
-    have its own stream. With ``graphs``, small batches become CUDA graphs (models.graphs).
-    ``scores``: what makes logits scores.
+    have its own stream. With ``graphs``, small batches become CUDA graphs (models.graphs). ``exact``: see
+    `PrunedViT`. ``scores``: what makes logits scores.
     """
 
     def __init__(
@@ -115,6 +114,7 @@ class Classifier:
         dtype: torch.dtype,
         *,
         graphs: bool = False,
+        exact: bool = False,
         scores: Scores = "softmax",
     ) -> None:
         blocks = model.family.blocks
@@ -128,6 +128,7 @@ class Classifier:
             replace_linears(blocks, Int8Linear, parts)
         self._between = input_dtype(device, dtype)
         self.model = model.to(device=device, dtype=self._between).eval()
+        self.model.exact = exact
         _refuse_overflow(self.model, self._between)
         if device == "cpu" and can_pack(self._between):
             replace_linears(blocks, PackedLinear, parts)
@@ -148,9 +149,9 @@ class Classifier:
     @torch.inference_mode()
     def make_kernels(self, most_rows: int, enough_s: float) -> None:
         """Make ahead, in ``enough_s`` seconds at most, what linear layers need for pruned batches of up to
-        ``most_rows`` rows. Does nothing where new numbers of rows are not slow (see `takes_windows`)."""
+        ``most_rows`` rows. Does nothing where new numbers of rows are not slow (see `Way.rounding`)."""
         like = next(self.model.parameters())
-        if takes_windows(like):
+        if self.model.blocks_for(like).way.rounding:
             # All blocks are alike, but only a stage's computes parts.
             stages = self.model.stages.blocks
             block = self.model.family.blocks[stages[0] if stages else 0]
@@ -220,16 +221,9 @@ class Classifier:
         self, pixels: UInt8[Tensor, "B height width 3"], prunings: Sequence[Sequence[Pruning]]
     ) -> list[Output]:
         """The model's outputs for the same images under several prunings each, one output for each entry of
-        ``prunings`` [settings][B]. What comes before the first stage is computed once for all that prune;
-        what prunes nothing is computed apart, with timm's own kernels, as it is when it is served."""
-        inputs = self._inputs(pixels)
-        tokens = self.model.begin(inputs)
-        return [
-            self.model.finish(tokens, of_images)
-            if any(pruning.prunes for pruning in of_images)
-            else self.model(inputs, of_images)
-            for of_images in prunings
-        ]
+        ``prunings`` [settings][B]. What comes before the first stage is computed once for all."""
+        tokens = self.begin(pixels)
+        return [self.model.finish(tokens, of_images) for of_images in prunings]
 
     @torch.inference_mode()
     def begin(self, pixels: UInt8[Tensor, "B height width 3"]) -> Tokens:

@@ -2,8 +2,9 @@
 
 It goes through the network's own submodules: what differs between classes of networks is in families/, how
 attention is computed in attend/, what a block does in blocks.py, and a stage, a block that prunes, in
-stage.py. At keep ratio 1 the same operations run in the same order as in timm, so the logits are timm's to
-the last bit; `check_against_timm` asserts it on the loaded weights.
+stage.py. At keep ratio 1 it computes what timm does, by the same kernels as at every other ratio, so the
+logits are timm's but for rounding. Where it is `exact`, every operation is timm's own, and so is every bit;
+`check_against_timm` asserts that on the loaded weights.
 """
 
 from collections.abc import Sequence
@@ -54,8 +55,11 @@ class PrunedViT(nn.Module):
             )
         replace_linears(self.family.blocks, PlainLinear)
         self.vit = self.family.network
-        # Takes the place of the patch embedding where something is pruned (models.linear.packed).
+        # Takes the place of the patch embedding (models.linear.packed).
         self.packed_patches: nn.Module | None = None
+        # Every operation as timm has it, rather than the fastest one of the same precision: the logits of
+        # batches in which nothing is pruned then have timm's bits.
+        self.exact = False
         self._first_stage = self.stages.blocks[0] if self.stages.blocks else self.arch.depth
         self.train(vit.training)
 
@@ -71,16 +75,11 @@ class PrunedViT(nn.Module):
         """Classify normalised ``pixels``; ``prunings`` has one entry per image."""
         if len(prunings) != len(pixels):
             raise ValueError(f"{len(pixels)} images, but {len(prunings)} prunings")
-        # Nothing to prune: timm's kernels, so that the bits are timm's.
-        exact = not self.training and not any(pruning.prunes for pruning in prunings)
-        return self.finish(self.begin(pixels, exact=exact), prunings, exact=exact)
+        return self.finish(self.begin(pixels), prunings)
 
-    def begin(self, pixels: Float[Tensor, "B C height width"], *, exact: bool = False) -> Tokens:
-        """The part of the forward pass that no pruning changes: everything before the first stage's block.
-
-        ``exact`` takes timm's own kernels.
-        """
-        rows, rotations = self.family.embed(pixels, None if exact else self.packed_patches)
+    def begin(self, pixels: Float[Tensor, "B C height width"]) -> Tokens:
+        """The part of the forward pass that no pruning changes: everything before the first stage's block."""
+        rows, rotations = self.family.embed(pixels, None if self.exact else self.packed_patches)
         images, length, _ = rows.shape
         places = torch.arange(-self.arch.prefix_tokens, self.arch.patches, device=rows.device)
         tokens = Tokens(
@@ -90,14 +89,18 @@ class PrunedViT(nn.Module):
             places.repeat(images),
             rotations=rotations,
         )
-        blocks = Blocks.of(self.family, rows, exact=exact)
+        blocks = self.blocks_for(rows)
         for index in range(self._first_stage):
             tokens = blocks.plain(index, tokens)
         return tokens
 
-    def finish(self, tokens: Tokens, prunings: Sequence[Pruning], *, exact: bool = False) -> Output:
-        """The rest of it, from what `begin` gave. ``exact`` needs prunings that prune nothing."""
-        blocks = Blocks.of(self.family, tokens.rows, exact=exact)
+    def blocks_for(self, like: Tensor) -> Blocks:
+        """The blocks as a forward pass computes them for rows of the device and the dtype of ``like``."""
+        return Blocks.of(self.family, like, exact=self.exact)
+
+    def finish(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Output:
+        """The rest of it, from what `begin` gave."""
+        blocks = self.blocks_for(tokens.rows)
         if not self.stages.blocks or not any(pruning.prunes for pruning in prunings):
             return self._finish_unpruned(blocks, tokens)
         return self.finish_by(Pruner(blocks, self.stages, tokens.rows, prunings), tokens)
@@ -133,19 +136,21 @@ class PrunedViT(nn.Module):
         criterion of each image's pruning. Raises ValueError for a model without stages."""
         if not self.stages.blocks:
             raise ValueError("a model without stages gives its patches no importance")
-        blocks = Blocks.of(self.family, tokens.rows, exact=False)
-        pruner = Pruner(blocks, self.stages, tokens.rows, prunings)
+        pruner = Pruner(self.blocks_for(tokens.rows), self.stages, tokens.rows, prunings)
         return pruner.as_asked(pruner.first_look(pruner.ordered(tokens)).values)
 
 
 @torch.inference_mode()
 def check_against_timm(model: PrunedViT, pixels: Float[Tensor, "B C height width"]) -> None:
-    """Raise UnsupportedModelError unless keep ratio 1 gives timm's own logits for ``pixels``, bit for bit."""
-    was_training = model.training
+    """Raise UnsupportedModelError unless keep ratio 1, by timm's operations, gives timm's own logits for
+    ``pixels``, bit for bit."""
+    was_training, was_exact = model.training, model.exact
     model.eval()
+    model.exact = True
     ours = model(pixels, [UNPRUNED] * len(pixels)).logits
     timms = model.vit(pixels)
     model.train(was_training)
+    model.exact = was_exact
     if not torch.equal(ours, timms):
         difference = (ours.float() - timms.float()).abs().max().item()
         raise UnsupportedModelError(

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.attend.varlen import takes_varlen
-from models.blocks import Blocks
+from models.attend.varlen import Varlen
 from models.budget import Budget, budgets, kept_of, plan_within
 from models.kept import Kept
 from models.pruned_vit import Output, PrunedViT
@@ -96,7 +95,7 @@ class RaggedGraphs:
             bool(self._model.stages.blocks)
             and self._criterion != "random"
             and not family.pools_patches
-            and takes_varlen(family.blocks[0].attn, like)
+            and isinstance(self._model.blocks_for(like).way, Varlen)
         )
 
     def _is_other(self, pruning: Pruning) -> bool:
@@ -115,8 +114,9 @@ class RaggedGraphs:
 
         def forward() -> Tables:
             tokens = model.begin(pixels)
-            blocks = Blocks.of(model.family, tokens.rows, exact=False)
-            pruner = Pruner.planned(blocks, model.stages, plan, tables, self._criterion)
+            pruner = Pruner.planned(
+                model.blocks_for(tokens.rows), model.stages, plan, tables, self._criterion
+            )
             output = model.finish_by(pruner, tokens)
             starts[:] = [output.kept.starts[:, 0]]
             return output.logits, output.pooled, output.kept.ids

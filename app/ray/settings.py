@@ -26,7 +26,7 @@ REFUSED = {
 }
 HONOURED = frozenset({
     "model", "architecture", "patch_stride", "input_size", "labels", "stages", "rows",
-    "device", "workers_per_device", "engines", "dtype", "threads", "streams", "cuda_graphs",
+    "device", "workers_per_device", "engines", "dtype", "exact", "threads", "streams", "cuda_graphs",
     "max_batch_tokens",
     "max_queue_images", "max_queue_s", "agreement_share",
     "host", "port", "http_workers", "api_keys_file", "max_priority", "tls_certificate", "tls_key",

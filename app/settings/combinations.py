@@ -24,6 +24,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "--architecture is for a checkpoint file, which --model names; the bundled model has its own"
     if {"engines", "workers_per_device"} <= given:
         yield "--engines is the former name of --workers-per-device: leave it out"
+    if settings.exact and settings.dtype == "int8":
+        yield "--exact has no effect with --dtype int8, which timm does not have: leave one of them out"
     most, of_one = settings.max_connections, settings.max_connections_per_client
     if of_one is not None and of_one > most:
         yield f"--max-connections-per-client {of_one} is more than --max-connections {most}"

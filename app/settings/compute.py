@@ -24,6 +24,11 @@ class ComputeSettings(BaseModel):
         description="auto: bfloat16 where the device computes in it, else float32 on a CPU and float16 on a "
         "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX2 or AVX-512.",
     )
+    exact: bool = Field(
+        False,  # noqa: FBT003
+        description="Every operation as timm has it: batches in which nothing is pruned then have the bits "
+        "of timm's logits. Slower where the CPU or GPU computes in bfloat16 or float16. Not for int8.",
+    )
     threads: int = Field(
         0, ge=0, description="Compute threads of a worker. 0: its share of the cores; never more than cores."
     )

@@ -34,8 +34,12 @@ class Operands:
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """argparse would print the usage, which has a line for each three flags."""
-        flag = re.match(r"argument (?:-\w/)?(--[\w-]+): expected .* argument", message)
-        raise WrongUsage(f"{flag[1]} needs a value" if flag else message.removeprefix("argument "))
+        found = re.match(
+            r"argument (?:-\w/)?(--[\w-]+)[^:]*: (expected .*|ignored explicit) argument", message
+        )
+        if found is None:
+            raise WrongUsage(message.removeprefix("argument "))
+        raise WrongUsage(f"{found[1]} {'takes no' if found[2].startswith('ignored') else 'needs a'} value")
 
 
 def parse(

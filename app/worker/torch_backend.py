@@ -74,7 +74,13 @@ class TorchBackend:
             check_against_timm(loaded.model, torch.rand(1, loaded.input.channels, height, width))
         graphs = not self._on_cpu and self.settings.cuda_graphs == "auto"
         self._classifier = Classifier(
-            loaded.model, loaded.input, self.device, self.dtype, graphs=graphs, scores=loaded.scores
+            loaded.model,
+            loaded.input,
+            self.device,
+            self.dtype,
+            graphs=graphs,
+            exact=self.settings.exact,
+            scores=loaded.scores,
         )
         if learned is None:
             # Before the first stage a pruned batch has up to twice its mean tokens, which are limited.

@@ -7,6 +7,7 @@ which one is chosen once a forward pass (choice.py).
 
 from models.attend.choice import way_for
 from models.attend.heads import Attention, Parts, apart, heads, placed, width_of
+from models.attend.runs import Runs
 from models.attend.way import Way
 
-__all__ = ["Attention", "Parts", "Way", "apart", "heads", "placed", "way_for", "width_of"]
+__all__ = ["Attention", "Parts", "Runs", "Way", "apart", "heads", "placed", "way_for", "width_of"]

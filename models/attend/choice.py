@@ -10,11 +10,8 @@ from models.attend.way import Way
 from models.attend.windows import Windows, takes_windows
 
 
-def way_for(attn: Attention, rows: Tensor, *, exact: bool) -> Way:
-    """The fastest way for rows of this device and dtype, with modules like ``attn``; ``exact``: the one whose
-    bits are timm's."""
-    if exact:
-        return Runs(attn.fused_attn)
+def way_for(attn: Attention, rows: Tensor) -> Way:
+    """The fastest way for rows of this device and dtype, with modules like ``attn``."""
     if takes_windows(rows):
         return Windows()
     # On a CPU in bfloat16 the plain form takes a third less in training than PyTorch's fused one.

@@ -24,7 +24,7 @@ class Family(Protocol):
 
     Blocks of all classes have norm1, attn, drop_path1, norm2, mlp and drop_path2 under these names, and their
     attn has q_norm, k_norm, norm, gate, proj and proj_drop, as timm's do. They are called in timm's order, so
-    that the logits at keep ratio 1 are timm's to the last bit.
+    that the exact logits at keep ratio 1 are timm's to the last bit.
     """
 
     @property

@@ -33,5 +33,5 @@ def make_kernels(
         for project in projections:
             project(normed)
         attn.proj(like.new_zeros((rows, attn.proj.in_features)))
-        mlp(block.mlp, normed, exact=False)
+        mlp(block.mlp, normed)
         rows = rounded(rows + 1)

@@ -4,10 +4,10 @@ from timm.layers import GluMlp, Mlp, SwiGLU
 from torch import Tensor, nn
 
 
-def mlp(module: Mlp | GluMlp | SwiGLU, normed: Tensor, exact: bool) -> Tensor:
-    """What the MLP gives for ``normed`` rows; ``exact`` with timm's own operations. Otherwise GELU is asked
-    of the first layer, which saves a pass and a rounding between the two if it has it fused."""
-    if not exact and type(module) is Mlp and type(module.norm) is nn.Identity and type(module.act) is nn.GELU:
+def mlp(module: Mlp | GluMlp | SwiGLU, normed: Tensor) -> Tensor:
+    """What the MLP gives for ``normed`` rows. GELU is asked of the first layer, which saves a pass and a
+    rounding between the two if it has it fused."""
+    if type(module) is Mlp and type(module.norm) is nn.Identity and type(module.act) is nn.GELU:
         inner = module.fc1.with_gelu(normed, module.act.approximate)
         return module.drop2(module.fc2(module.drop1(inner)))
     update: Tensor = module(normed)

@@ -55,12 +55,13 @@ def flag(name: str) -> str:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_setting_is_a_flag_of_serve(run: Run, name: str) -> None:
-    """--some-setting VALUE sets it, and nothing else."""
+    """--some-setting VALUE sets it, and nothing else; what is on or off has no value."""
     text, value = SAMPLES[name]
-    assert run("serve", flag(name), text) == (0, [Settings(**{name: value})])  # type: ignore[arg-type]
+    typed = [flag(name)] if value is True else [flag(name), text]
+    assert run("serve", *typed) == (0, [Settings(**{name: value})])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", [name for name, (_, value) in SAMPLES.items() if value is not True])
 def test_a_flag_may_be_joined_to_its_value(run: Run, name: str) -> None:
     """--some-setting=VALUE is the same."""
     text, value = SAMPLES[name]
@@ -127,6 +128,7 @@ def test_a_bad_value_exits_with_2_and_says_what_is_allowed(
         (["serve", "--zebra"], "trimvit serve: there is no flag --zebra\n"),
         (["serve", "extra"], "trimvit serve: it takes no 'extra'"),
         (["serve", "--port"], "trimvit serve: --port needs a value\n"),
+        (["serve", "--exact=maybe"], "trimvit serve: --exact takes no value\n"),
         (["classify"], "trimvit classify: the following arguments are required: PHOTO\n"),
         (["classify", "a.jpg", "--dtype=bf16"], "; got 'bf16'; did you mean 'bfloat16'?"),
         (["classify", "a.jpg", "--keep-ratio=0,5"], "; got '0,5'; did you mean 0.5?"),

@@ -66,6 +66,18 @@ def test_scores_are_the_softmax_in_falling_order(classifier: Classifier) -> None
         assert prediction.scores.sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exact_logits_are_timms_to_the_last_bit(make_vit: MakeViT, dtype: torch.dtype) -> None:
+    """Others, of a network with LayerScale, are rounded otherwise."""
+    vit, pixels = make_vit(init_values=1e-5).to(dtype), photographs(3)
+    with torch.inference_mode():
+        timms = vit(normalise(pixels, SPEC, dtype)).float().numpy()
+    for exact in (True, False):
+        classifier = Classifier(PrunedViT(vit), SPEC, "cpu", dtype, exact=exact)
+        found = classifier.classify(pixels, [ImageRequest(Pruning(), logits=True)] * 3)
+        assert np.array_equal([one.logits for one in found], timms) == exact
+
+
 def test_logits_are_the_networks_own_for_those_who_ask(classifier: Classifier) -> None:
     """Of all classes in their order, whatever top_k; nobody else gets them."""
     pixels = photographs(3)

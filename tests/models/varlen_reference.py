@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import models.attend.choice
-import models.ragged_graphs
 
 
 class Reference:
@@ -71,5 +70,4 @@ class Reference:
 
 def take_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the device."""
-    for module in (models.attend.choice, models.ragged_graphs):
-        monkeypatch.setattr(module, "takes_varlen", lambda _attn, _rows: True)
+    monkeypatch.setattr(models.attend.choice, "takes_varlen", lambda _attn, _rows: True)

@@ -27,6 +27,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "workers_per_device": ("3", 3),
     "engines": ("3", 3),
     "dtype": ("float16", "float16"),
+    "exact": ("true", True),
     "threads": ("3", 3),
     "streams": ("2", 2),
     "cuda_graphs": ("auto", "auto"),

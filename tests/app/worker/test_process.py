@@ -203,6 +203,22 @@ def test_a_model_can_be_served_in_int8(house: House, checkpoint: Path) -> None:
     assert model_served(settings_for(checkpoint, dtype="int8"), house).dtype == "int8"
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_exact_reaches_the_network(
+    house: House, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    """The setting is that of the network that computes."""
+    made: list[Classifier] = []
+
+    def classifier(*arguments: Any, **options: Any) -> Classifier:
+        made.append(Classifier(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(torch_backend, "Classifier", classifier)
+    model_served(settings_for(checkpoint, exact=exact), house)
+    assert [each.model.exact for each in made] == [exact]
+
+
 @pytest.mark.parametrize(("dtype", "told"), [("auto", True), ("float32", False)])
 def test_int8_is_offered_where_it_is_faster(
     house: House,

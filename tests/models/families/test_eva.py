@@ -15,6 +15,7 @@ from models.families import UnsupportedModelError
 from models.pruned_vit import PrunedViT, check_against_timm
 from models.schedule import CRITERIA, REDUCERS, UNPRUNED, Criterion, Pruning, Reducer, keep_counts
 from tests.models.reference import reference
+from tests.models.served import TOLERANCE, difference_from_timm
 
 MakePixels = Callable[..., Tensor]
 Randomise = Callable[..., nn.Module]
@@ -67,14 +68,25 @@ def images_for(eva: Eva, make_pixels: MakePixels, images: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ratio_1_is_timm_to_the_last_bit(eva: Eva, make_pixels: MakePixels, dtype: torch.dtype) -> None:
-    """For every kind, at keep ratio 1 the logits are timm's own, bit for bit, and every patch is kept."""
+    """For every kind, at keep ratio 1 the exact logits are timm's own, bit for bit, and every patch is
+    kept."""
     eva = eva.to(dtype)
     pixels = images_for(eva, make_pixels, 2).to(dtype)
+    model = PrunedViT(eva)
+    model.exact = True
     with torch.inference_mode():
-        output = PrunedViT(eva)(pixels, [UNPRUNED] * 2)
+        output = model(pixels, [UNPRUNED] * 2)
         assert torch.equal(output.logits, eva(pixels))
     assert output.logits.std() > 0.1
     assert [[kept.tolist() for kept in stage] for stage in output.kept] == [[list(range(15))] * 2] * 3
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_is_served_at_ratio_1_is_near_timm(
+    eva: Eva, make_pixels: MakePixels, dtype: torch.dtype
+) -> None:
+    """For every kind, within the tolerance that is published for the dtype."""
+    assert difference_from_timm(eva, images_for(eva, make_pixels, 3), dtype) <= TOLERANCE[dtype]
 
 
 def test_every_parameter_matters(eva: Eva, make_pixels: MakePixels) -> None:
