@@ -20,15 +20,16 @@ RUN groupadd --gid 10001 trimvit \
 ENV PATH=/opt/trimvit/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# The version ranges, read from pyproject.toml, with those of the extra `otel`: in a container traces are asked
-# for by the environment alone. In files of their own, so that the layers that install them
+# The version ranges, read from pyproject.toml, with those of the extras `otel` and `grpc`: in a container
+# traces and gRPC are asked for by the environment alone. In files of their own, so that the layers that install them
 # change with the ranges only, and not with every other line of pyproject.toml.
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml ./
 RUN python -c "import tomllib; \
     project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    needs = project['dependencies'] + project['optional-dependencies']['otel']; \
+    extras = project['optional-dependencies']; \
+    needs = project['dependencies'] + extras['otel'] + extras['grpc']; \
     heavy = [need for need in needs if need.startswith('torch')]; \
     light = [need for need in needs if need not in heavy]; \
     print(*heavy, sep=chr(10), file=open('heavy.txt', 'w')); \

@@ -8,9 +8,9 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +70,8 @@ from app.telemetry.tracing import Tracing
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
 the share of patches kept at each pruning stage, and so its own point between accuracy and cost."""
 
+Beside = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
 _BEAT_S = 0.25
 _LAST_EXPORT_S = 2.0  # how long the end of the process waits for a traces collector that does not answer
 
@@ -86,12 +88,14 @@ def create_app(
     traffic: Traffic | None = None,
     threads: Executor | None = None,
     listening_on: str | None = None,
+    beside: Beside | None = None,
 ) -> FastAPI:
     """The application on these workers, with images decoded by ``decoders``: by default, in threads of this
     process; its requests traced or not. A DispatchClient is started, and it, the decoders and tracing are
     closed, with the application. ``traffic``: where to count what is under way. ``threads``: where
     images that came decoded are resized, and large answers written. ``listening_on``: the address that
-    decides about the hosts that are answered; without it, all are.
+    decides about the hosts that are answered; without it, all are. ``beside``: what runs while the
+    application does, and asks it too.
 
     Raises KeysError where the API keys cannot be read.
     """
@@ -102,7 +106,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if isinstance(dispatch, DispatchClient):
             await dispatch.start()
-        yield
+        async with nullcontext() if beside is None else beside(app):
+            yield
         if isinstance(dispatch, DispatchClient):
             await dispatch.close()
         work.close()
@@ -232,7 +237,13 @@ async def run(
     )
     traffic = Traffic()
     app = create_app(
-        settings, client, decoders, tracing.from_environment(), traffic, listening_on=settings.host
+        settings,
+        client,
+        decoders,
+        tracing.from_environment(),
+        traffic,
+        listening_on=settings.host,
+        beside=_grpc(settings),
     )
     # The application is a great many objects that stay. Looking for garbage in them all, again and again, was
     # 44 % of what a profile saw of this process under overload, in pauses that all requests wait for.
@@ -247,6 +258,14 @@ async def run(
     finally:
         beating.cancel()
         tallies.write()
+
+
+def _grpc(settings: Settings) -> Beside | None:
+    if settings.grpc_port is None:
+        return None
+    from app.grpc.server import grpc_server  # of the extra grpc
+
+    return partial(grpc_server, settings=settings)
 
 
 async def _beat(heartbeat: Heartbeat) -> None:

@@ -15,6 +15,9 @@ _MALLOC = {
 _ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096", "LRU_CACHE_CAPACITY": "64"}
 
 
+# Its handlers around fork() are of no use: what a process starts is a new program.
+_GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "false"}
+
 # Of PyTorch's allocator for GPUs, under its names in this PyTorch and before. Batches come in ever new sizes,
 # and blocks that cannot grow would be left over from each.
 _CUDA_MEMORY = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -31,5 +34,5 @@ def tune_libraries(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("GOMP_SPINCOUNT", "2000")
     if not any(name in environment for name in _CUDA_MEMORY):
         environment[_CUDA_MEMORY[0]] = "expandable_segments:True"
-    for name, value in (_MALLOC | _ONEDNN).items():
+    for name, value in (_MALLOC | _ONEDNN | _GRPC).items():
         environment.setdefault(name, value)

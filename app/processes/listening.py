@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _BACKLOG = 2048
 _TRIES = 8  # to find one free port on all addresses of a name
@@ -15,6 +15,7 @@ _ADVICE = {
     errno.EAFNOSUPPORT: "; this machine has no IPv6, whose every IPv4 address is 0.0.0.0",
 }
 
+_Opened = Callable[[socket.AddressFamily, tuple[str | int, ...]], socket.socket]
 Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
 
@@ -25,10 +26,20 @@ class CannotListen(Exception):
 def listen(host: str, port: int, flag: str = "--port") -> list[socket.socket]:
     """Listening sockets on all addresses of ``host``, with one port: of 0, a free one. ``flag`` is where the
     port was given. Raises CannotListen."""
+    return _open(host, port, flag, _listener)
+
+
+def reserve_port(host: str, port: int, flag: str) -> list[socket.socket]:
+    """Sockets on all addresses of ``host`` that keep the port for processes of this user which share it
+    (SO_REUSEPORT), and do not listen themselves. Raises CannotListen."""
+    return _open(host, port, flag, _reservation)
+
+
+def _open(host: str, port: int, flag: str, opened: _Opened) -> list[socket.socket]:
     addresses = _addresses(host, port)
     for _ in range(_TRIES):
         try:
-            return _on_all(addresses, port)
+            return _on_all(addresses, port, opened)
         except OSError as error:
             failure = error
             if port != 0 or error.errno != errno.EADDRINUSE:
@@ -39,13 +50,13 @@ def listen(host: str, port: int, flag: str = "--port") -> list[socket.socket]:
     ) from failure
 
 
-def _on_all(addresses: Sequence[Address], port: int) -> list[socket.socket]:
+def _on_all(addresses: Sequence[Address], port: int, opened: _Opened) -> list[socket.socket]:
     """Raises OSError where one cannot be listened on, but for addresses of a name that the machine has not:
     localhost is ::1, too, where there is no IPv6."""
     listeners: list[socket.socket] = []
     for number, (family, address) in enumerate(addresses, start=1):
         try:
-            listeners.append(_listener(family, (address[0], port, *address[2:])))
+            listeners.append(opened(family, (address[0], port, *address[2:])))
         except OSError as error:
             if error.errno in _NO_SUCH_ADDRESS and (listeners or number < len(addresses)):
                 continue
@@ -71,18 +82,31 @@ def _addresses(host: str, port: int) -> Sequence[Address]:
 
 
 def _listener(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = _bound(family, address, socket.SO_REUSEADDR)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:  # :: is all addresses, of IPv4 too; others are of IPv6 alone
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
-        listener.bind(address)
         listener.listen(_BACKLOG)
         listener.setblocking(False)  # noqa: FBT003
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _reservation(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:
+    return _bound(family, address, socket.SO_REUSEPORT)
+
+
+def _bound(family: socket.AddressFamily, address: tuple[str | int, ...], option: int) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, option, 1)
+        if family == socket.AF_INET6:  # :: is all addresses, of IPv4 too; others are of IPv6 alone
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+        opened.bind(address)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def url(scheme: str, listener: socket.socket) -> str:

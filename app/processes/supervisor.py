@@ -13,6 +13,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from setproctitle import setproctitle
@@ -23,7 +24,7 @@ from app.processes.fork_server import ForkServer
 from app.processes.keeper import End, Keeper, Program, drain
 from app.processes.lifeline import LOAD_FAILED
 from app.processes.limits import TooLow, raise_limits
-from app.processes.listening import CannotListen, listen, url
+from app.processes.listening import CannotListen, listen, reserve_port, url
 from app.processes.orphans import reap_orphans
 from app.processes.private_folder import NoFolder, PrivateFolder
 from app.processes.programs import dispatcher_program, fork_server, front_end_program, worker_program
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_AFTER_S = 10.0  # between two looks at the private folder
 _REPORTS = "workers.json"
+_FOR_GRPC = ("grpc", "grpc_health", "grpc_reflection")
 
 
 class CannotStart(Exception):
@@ -45,13 +47,14 @@ class CannotStart(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Listeners:
-    """Of the main port and of the operations port."""
+    """Of the main port and of the operations port; and what keeps the gRPC port for the front ends."""
 
     main: list[socket.socket]
     operations: list[socket.socket]
+    grpc: list[socket.socket]
 
     def close(self) -> None:
-        for listener in (*self.main, *self.operations):
+        for listener in (*self.main, *self.operations, *self.grpc):
             listener.close()
 
 
@@ -235,7 +238,9 @@ def _write_metrics_into(folder: Path) -> None:
 
 
 def _check(settings: Settings) -> None:
-    """Raises CannotStart for keys or certificates that no HTTP process could start with."""
+    """Raises CannotStart for what no HTTP process could start with: keys, certificates, missing packages."""
+    if settings.grpc_port is not None and any(find_spec(name) is None for name in _FOR_GRPC):
+        raise CannotStart("--grpc-port needs packages that are not installed: pip install 'trimvit[grpc]'")
     try:
         key_ring(settings)
         check_tls(settings)
@@ -245,12 +250,14 @@ def _check(settings: Settings) -> None:
 
 def _listen(settings: Settings) -> _Listeners:
     """Raises CannotStart."""
-    listeners = _Listeners([], [])
+    listeners = _Listeners([], [], [])
     try:
         listeners.main.extend(listen(settings.host, settings.port))
         if settings.operations_port is not None:
             operations = listen(settings.operations_host, settings.operations_port, "--operations-port")
             listeners.operations.extend(operations)
+        if settings.grpc_port is not None:
+            listeners.grpc.extend(reserve_port(settings.host, settings.grpc_port, "--grpc-port"))
     except CannotListen as error:
         listeners.close()
         raise CannotStart(str(error)) from error
@@ -263,6 +270,8 @@ def _tell_where(settings: Settings, listeners: _Listeners) -> None:
         log.info("listening on %s", url(scheme, listener))
     for listener in listeners.operations:
         log.info("operations on %s", url("http", listener))
+    for listener in listeners.grpc:
+        log.info("gRPC on %s", url("grpc", listener).removeprefix("grpc://"))
 
 
 def serve(settings: Settings) -> int:

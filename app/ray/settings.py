@@ -18,6 +18,8 @@ _OF_RAYS_PROXIES = "Ray's proxies hold the connections, without such a limit: se
 REFUSED = {
     "operations_host": "a replica has no port of its own",
     "operations_port": "a replica has no port of its own: /metrics of the main one answers for all",
+    "grpc_port": "a replica has no port of its own; gRPC is offered by trimvit serve",
+    "grpc_calls": "a replica has no port of its own",
     "max_connections": _OF_RAYS_PROXIES,
     "max_connections_per_client": _OF_RAYS_PROXIES,
     "head_timeout_s": _OF_RAYS_PROXIES,

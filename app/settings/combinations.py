@@ -18,6 +18,12 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "--operations-host has no effect without --operations-port: give both, or neither"
     if settings.operations_port == settings.port != 0 and _overlap(settings.host, settings.operations_host):
         yield f"--port and --operations-port are both {settings.port}: choose another for one of them"
+    if "grpc_calls" in given and settings.grpc_port is None:
+        yield "--grpc-calls has no effect without --grpc-port: give both, or neither"
+    if settings.grpc_port == settings.port:
+        yield f"--port and --grpc-port are both {settings.port}: choose another for one of them"
+    if settings.grpc_port is not None and settings.grpc_port == settings.operations_port:
+        yield f"--operations-port and --grpc-port are both {settings.grpc_port}: choose another for one"
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         yield "--tls-certificate and --tls-key go together: give both, or neither"
     if settings.architecture is not None and settings.model == BUNDLED_MODEL:

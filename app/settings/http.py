@@ -19,6 +19,20 @@ class HttpSettings(BaseModel):
         description="A port of its own for /metrics, which the main port then does not serve, /livez and "
         "/readyz, without TLS and without API keys; 0 takes a free one.",
     )
+    grpc_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="A port for the Open Inference Protocol over gRPC, on the same address, with the same "
+        "certificate and API keys; needs the extra grpc. Default: none.",
+    )
+    grpc_calls: int = Field(
+        64,
+        ge=1,
+        le=65535,
+        description="gRPC calls at a time in each HTTP process. Each may hold a message of as many bytes as "
+        "a body may have.",
+    )
     trusted_proxies: Addresses = Field(
         None,
         description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are "

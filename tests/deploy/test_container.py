@@ -116,7 +116,8 @@ def test_requirements_are_those_of_pyproject(
     light = (tmp_path / "light.txt").read_text().splitlines()
     assert [re.split(r"\W", need)[0] for need in heavy] == ["torch", "torchvision"]
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    needed = project["dependencies"] + project["optional-dependencies"]["otel"]
+    extras = project["optional-dependencies"]
+    needed = project["dependencies"] + extras["otel"] + extras["grpc"]
     assert sorted(heavy + light) == sorted(needed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.server import Server, running_server
+from tests.system.server import Server, free_port, running_server
 from tests.system.small_network import save_small_network
 
 
@@ -21,7 +21,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with the bundled model, for tests that do it no harm."""
-    with running_server(tmp_path_factory.mktemp("server"), "--log-level", "debug") as running:
+    flags = ("--log-level", "debug", "--grpc-port", str(free_port()))
+    with running_server(tmp_path_factory.mktemp("server"), *flags) as running:
         yield running
 
 

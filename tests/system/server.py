@@ -1,6 +1,7 @@
 """A real server in processes of its own, as `trimvit serve` starts it."""
 
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ class Server:
     supervisor: subprocess.Popen[bytes]
     url: str
     log: Path
+    grpc: str = ""  # host and port, where it has one
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Its processes whose title begins so."""
@@ -76,6 +78,14 @@ def wait_until(condition: Callable[[], bool], what: str, within_s: float = READY
         time.sleep(0.05)
 
 
+def free_port() -> int:
+    """A port on which nobody listens now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 def is_ready(url: str) -> bool:
     try:
         return CLIENT.get(f"{url}/readyz").status_code == 200
@@ -100,7 +110,8 @@ def running_server(
         wait_until(lambda: "listening on" in log.read_text(), "the server to listen")
         found = re.search(r"listening on (https?://[^\s\"]+)", log.read_text())
         assert found is not None
-        server = Server(supervisor, found[1], log)
+        grpc = re.search(r"gRPC on ([^\s\"]+)", log.read_text())
+        server = Server(supervisor, found[1], log, "" if grpc is None else grpc[1])
         wait_until(lambda: is_ready(server.url), f"the server to be ready; its log:\n{log.read_text()}")
         yield server
     finally:

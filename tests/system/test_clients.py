@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from huggingface_hub import AsyncInferenceClient, InferenceClient
@@ -93,8 +95,9 @@ SNIPPETS = [
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.splitlines()[0])
 def test_a_snippet_of_the_documentation_works(server: Server, snippet: str) -> None:
     """Each Python snippet runs as it stands and finds the church."""
-    assert "127.0.0.1:8000" in snippet
+    assert "127.0.0.1:8000" in snippet or "127.0.0.1:8001" in snippet
     here = snippet.replace("127.0.0.1:8000", server.url.removeprefix("http://"))
+    here = here.replace("127.0.0.1:8001", server.grpc)
     done = subprocess.run(
         [sys.executable, "-c", here], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
@@ -103,7 +106,8 @@ def test_a_snippet_of_the_documentation_works(server: Server, snippet: str) -> N
 
 def test_the_documentation_shows_both_clients() -> None:
     """There are snippets to run."""
-    assert any("tritonclient" in snippet for snippet in SNIPPETS)
+    assert any("tritonclient.http" in snippet for snippet in SNIPPETS)
+    assert any("tritonclient.grpc" in snippet for snippet in SNIPPETS)
     assert any("huggingface_hub" in snippet for snippet in SNIPPETS)
 
 
@@ -311,3 +315,96 @@ def test_huggingface_hub_shows_what_was_wrong(server: Server) -> None:
         InferenceClient(model=server.url).image_classification(PHOTOGRAPHS[0], top_k=1001)
     with pytest.raises(HfHubHTTPError, match=f"allowed is '{MODEL}'"):
         InferenceClient(model=f"{server.url}/models/another").image_classification(PHOTOGRAPHS[0])
+
+
+# tritonclient.grpc
+
+
+@pytest.fixture
+def grpc_client(server: Server) -> Iterator[triton_grpc.InferenceServerClient]:
+    with triton_grpc.InferenceServerClient(server.grpc) as client:
+        yield client
+
+
+def grpc_input(images: list[bytes]) -> triton_grpc.InferInput:
+    tensor = triton_grpc.InferInput("image", [len(images), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array(images, object).reshape(-1, 1))
+    return tensor
+
+
+def test_tritonclient_reads_health_metadata_and_configuration_over_grpc(
+    grpc_client: triton_grpc.InferenceServerClient,
+) -> None:
+    """All its calls that ask what is there, with and without a version."""
+    client = grpc_client
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.get_server_metadata().name == "trimvit"
+    for version in ("", "1"):
+        assert client.is_model_ready(MODEL, version)
+        metadata = client.get_model_metadata(MODEL, version)
+        assert [tensor.name for tensor in metadata.inputs] == ["image", "pixels"]
+        assert client.get_model_config(MODEL, version).config.max_batch_size == 64
+    for name, version in ((MODEL, "2"), ("another", "")):
+        with pytest.raises(InferenceServerException, match="there is no") as caught:
+            client.is_model_ready(name, version)
+        assert caught.value.status() == "StatusCode.NOT_FOUND"
+
+
+def test_tritonclient_infers_over_grpc(
+    server: Server, grpc_client: triton_grpc.InferenceServerClient
+) -> None:
+    """All outputs, for several photographs at once, as encoded files; and as pixels."""
+    parameters = {"keep_ratio": 0.5, "top_k": 3}
+    result = grpc_client.infer(MODEL, [grpc_input(PHOTOGRAPHS)], request_id="seven", parameters=parameters)
+    assert result.get_response().id == "seven"
+    assert_as_v1(server, result, PHOTOGRAPHS, keep_ratio=0.5)
+    pixels = np.asarray(Image.open(io.BytesIO(PHOTOGRAPHS[0])).convert("RGB"))[None]
+    tensor = triton_grpc.InferInput("pixels", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    label = triton_grpc.InferRequestedOutput("label")
+    best = triton_grpc.InferRequestedOutput("score", class_count=1)
+    result = grpc_client.infer(MODEL, [tensor], outputs=[label, best])
+    assert result.as_numpy("label")[0, 0].decode() == v1(server, PHOTOGRAPHS[0])["labels"][0]["label"]
+    assert result.as_numpy("score")[0, 0].decode().count(":") == 2
+
+
+def test_errors_over_grpc_say_what_is_wrong(grpc_client: triton_grpc.InferenceServerClient) -> None:
+    for image, parameters, status, words in (
+        (b"no photograph", {}, "INVALID_ARGUMENT", "image 0"),
+        (PHOTOGRAPHS[0], {"keep_ratio": 2.0}, "INVALID_ARGUMENT", "keep_ratio"),
+        (PHOTOGRAPHS[0], {"deadline_ms": 1}, "DEADLINE_EXCEEDED", "deadline"),
+    ):
+        with pytest.raises(InferenceServerException, match=words) as caught:
+            grpc_client.infer(MODEL, [grpc_input([image])], parameters=parameters)
+        assert caught.value.status() == f"StatusCode.{status}"
+
+
+def test_many_asyncio_calls_over_grpc_are_answered_each_with_its_own(server: Server) -> None:
+    """32 at once, each photograph with its own keep ratio."""
+    ratios = [0.3 + 0.02 * place for place in range(32)]
+
+    async def all_at_once() -> list[triton_grpc.InferResult]:
+        async with triton_grpc_aio.InferenceServerClient(server.grpc) as client:
+            calls = [
+                client.infer(MODEL, [grpc_input([PHOTOGRAPHS[place % 3]])], parameters={"keep_ratio": ratio})
+                for place, ratio in enumerate(ratios)
+            ]
+            return await asyncio.gather(*calls)
+
+    results = asyncio.run(all_at_once())
+    assert [result.as_numpy("keep_ratio")[0, 0] for result in results] == pytest.approx(ratios)
+    for place, result in enumerate(results[:3]):
+        label = result.as_numpy("label")[0, 0].decode()
+        assert_labels_as_v1(
+            server, PHOTOGRAPHS[place], [(label, result.as_numpy("score")[0, 0])], keep_ratio=ratios[place]
+        )
+
+
+def test_calls_over_grpc_are_counted_with_the_requests(
+    server: Server, grpc_client: triton_grpc.InferenceServerClient
+) -> None:
+    labels = {"route": "/v2/models/{model_name}/infer", "method": "POST", "status": "200"}
+    before = server.metric("trimvit_requests_total", **labels)
+    grpc_client.infer(MODEL, [grpc_input(PHOTOGRAPHS[:1])])
+    assert server.metric("trimvit_requests_total", **labels) == before + 1

@@ -1,0 +1,46 @@
+"""The server's certificate for gRPC, read again when its files change."""
+
+import logging
+from pathlib import Path
+
+import grpc
+
+from app.security.file_version import version_of
+from app.security.tls import TlsError, server_context
+from app.settings.security import SecuritySettings
+
+log = logging.getLogger(__name__)
+
+
+def credentials(settings: SecuritySettings) -> grpc.ServerCredentials:
+    """Those of the settings, which have both files. Raises TlsError where they cannot be used now; files that
+    become wrong later change nothing, and the log says why."""
+    assert settings.tls_certificate is not None
+    assert settings.tls_key is not None
+    certificate, key = settings.tls_certificate, settings.tls_key
+    version = _version(certificate, key)
+    current = _configuration(certificate, key)
+
+    def if_changed() -> grpc.ServerCertificateConfiguration | None:
+        """Asked for each connection that begins; None: as before."""
+        nonlocal version
+        now = _version(certificate, key)
+        if now == version:
+            return None
+        version = now
+        try:
+            return _configuration(certificate, key)
+        except TlsError as error:
+            log.error("the certificate for gRPC stays as it was: %s", error)
+            return None
+
+    return grpc.dynamic_ssl_server_credentials(current, if_changed)  # type: ignore[arg-type] # None is allowed
+
+
+def _version(certificate: Path, key: Path) -> tuple[object, object]:
+    return version_of(certificate), version_of(key)
+
+
+def _configuration(certificate: Path, key: Path) -> grpc.ServerCertificateConfiguration:
+    server_context(certificate, key)  # says what is wrong with them
+    return grpc.ssl_server_certificate_configuration([(key.read_bytes(), certificate.read_bytes())])

@@ -1,0 +1,106 @@
+"""ModelInfer's messages and the body of /v2/models/NAME/infer: one into the other."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from app.errors import InvalidValue
+from app.grpc.asking import Answer
+from app.grpc.protocol import message_class
+from app.http.routes.open_inference.tensors import HEADER_LENGTH, write_elements
+from app.wrong_values import short
+
+_LONGEST_DEADLINE_MS = 600_000
+_DEADLINES = ("deadline_ms", "timeout")
+
+_Response = message_class("ModelInferResponse")
+
+
+def request_of(message: Any, left_s: float | None) -> tuple[list[bytes], int]:
+    """The body of the HTTP request that a ModelInferRequest is, in parts, of which the first is JSON, and how
+    long that is. ``left_s``: until the call's deadline, which holds where the message names none.
+
+    Raises InvalidValue for what the protocol does not allow, and for tensors in the fields of another type.
+    """
+    raw = list(message.raw_input_contents)
+    if raw and len(raw) != len(message.inputs):
+        raise InvalidValue(
+            f"the request has {len(message.inputs)} inputs and {len(raw)} raw_input_contents: each input "
+            "needs one, or has its data in contents"
+        )
+    inputs, parts = [], []
+    for index, tensor in enumerate(message.inputs):
+        if raw and tensor.HasField("contents"):
+            raise InvalidValue(
+                f"the input {tensor.name} has contents beside raw_input_contents; one is allowed"
+            )
+        data = raw[index] if raw else _packed(tensor)
+        parts.append(data)
+        parameters = _parameters(tensor.parameters)
+        inputs.append(
+            {
+                "name": tensor.name,
+                "datatype": tensor.datatype,
+                "shape": list(tensor.shape),
+                "parameters": {**parameters, "binary_data_size": len(data)},
+            }
+        )
+    parameters = {**_parameters(message.parameters), "binary_data_output": True}
+    if left_s is not None and not any(name in parameters for name in _DEADLINES):
+        parameters["deadline_ms"] = max(1, min(int(left_s * 1000), _LONGEST_DEADLINE_MS))
+    head: dict[str, Any] = {"parameters": parameters, "inputs": inputs}
+    if message.id:
+        head["id"] = message.id
+    if message.outputs:
+        head["outputs"] = [
+            {"name": output.name, "parameters": _parameters(output.parameters)} for output in message.outputs
+        ]
+    text = json.dumps(head, separators=(",", ":")).encode()
+    return [text, *parts], len(text)
+
+
+def response_of(answer: Answer) -> Any:
+    """The ModelInferResponse that an answer of /v2/models/NAME/infer is."""
+    size = int(answer.headers[HEADER_LENGTH.lower()])
+    head = json.loads(answer.body[:size])
+    response = _Response(
+        model_name=head["model_name"], model_version=head["model_version"], id=head.get("id", "")
+    )
+    for output in head["outputs"]:
+        response.outputs.add(name=output["name"], datatype=output["datatype"], shape=output["shape"])
+        end = size + output["parameters"]["binary_data_size"]
+        response.raw_output_contents.append(answer.body[size:end])
+        size = end
+    return response
+
+
+def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises InvalidValue for a parameter without a value."""
+    values = {}
+    for name, parameter in given.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is None:
+            raise InvalidValue(f"the parameter {short.repr(name)} has no value")
+        values[name] = getattr(parameter, kind)
+    return values
+
+
+def _packed(tensor: Any) -> bytes:
+    """The data in a tensor's own field, as it would be among the raw contents. Raises InvalidValue."""
+    filled = {field.name: value for field, value in tensor.contents.ListFields()}
+    wanted = {"BYTES": "bytes_contents", "UINT8": "uint_contents"}.get(tensor.datatype)
+    if wanted is None:  # what is wrong with the datatype is said where all else is
+        return b""
+    if set(filled) - {wanted}:
+        others = ", ".join(sorted(set(filled) - {wanted}))
+        raise InvalidValue(
+            f"the input {tensor.name} of {tensor.datatype} has {others}; allowed is {wanted}, or "
+            "raw_input_contents"
+        )
+    values: Iterable[Any] = filled.get(wanted, ())
+    if tensor.datatype == "BYTES":
+        return write_elements(values)
+    try:
+        return bytes(values)
+    except ValueError as error:
+        raise InvalidValue(f"uint_contents of the input {tensor.name} must be from 0 to 255") from error

@@ -1,0 +1,211 @@
+"""The messages of the Open Inference Protocol over gRPC, and Triton's additions to it.
+
+Their definition: specification/protocol/open_inference_grpc.proto of
+https://github.com/kserve/open-inference-protocol, and protobuf/grpc_service.proto and model_config.proto of
+https://github.com/triton-inference-server/common. Of the configuration there is what this server says of a
+model. They are described here as data and not by generated code: the types lie in a pool of their own, so a
+client's generated code (tritonclient) can live in the same process.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+    ServiceDescriptorProto,
+)
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+PACKAGE = "inference"
+SERVICE = f"{PACKAGE}.GRPCInferenceService"
+_FILE = "trimvit/inference.proto"
+
+# A field: its number and type; `[]` behind it where it is repeated, `{}` where it is a map from strings,
+# and `|` before it where it is one of the message's alternatives.
+_Fields = Mapping[str, tuple[int, str]]
+
+_MODEL: _Fields = {"name": (1, "string"), "version": (2, "string")}
+_TENSOR: _Fields = {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "int64[]")}
+_MESSAGES: Mapping[str, _Fields] = {
+    "ServerLiveRequest": {},
+    "ServerLiveResponse": {"live": (1, "bool")},
+    "ServerReadyRequest": {},
+    "ServerReadyResponse": {"ready": (1, "bool")},
+    "ModelReadyRequest": _MODEL,
+    "ModelReadyResponse": {"ready": (1, "bool")},
+    "ServerMetadataRequest": {},
+    "ServerMetadataResponse": {
+        "name": (1, "string"),
+        "version": (2, "string"),
+        "extensions": (3, "string[]"),
+    },
+    "ModelMetadataRequest": _MODEL,
+    "ModelMetadataResponse": {
+        "name": (1, "string"),
+        "versions": (2, "string[]"),
+        "platform": (3, "string"),
+        "inputs": (4, "ModelMetadataResponse.TensorMetadata[]"),
+        "outputs": (5, "ModelMetadataResponse.TensorMetadata[]"),
+    },
+    "ModelMetadataResponse.TensorMetadata": _TENSOR,
+    "InferParameter": {
+        "bool_param": (1, "|bool"),
+        "int64_param": (2, "|int64"),
+        "string_param": (3, "|string"),
+        "double_param": (4, "|double"),
+        "uint64_param": (5, "|uint64"),
+    },
+    "InferTensorContents": {
+        "bool_contents": (1, "bool[]"),
+        "int_contents": (2, "int32[]"),
+        "int64_contents": (3, "int64[]"),
+        "uint_contents": (4, "uint32[]"),
+        "uint64_contents": (5, "uint64[]"),
+        "fp32_contents": (6, "float[]"),
+        "fp64_contents": (7, "double[]"),
+        "bytes_contents": (8, "bytes[]"),
+    },
+    "ModelInferRequest": {
+        "model_name": (1, "string"),
+        "model_version": (2, "string"),
+        "id": (3, "string"),
+        "parameters": (4, "InferParameter{}"),
+        "inputs": (5, "ModelInferRequest.InferInputTensor[]"),
+        "outputs": (6, "ModelInferRequest.InferRequestedOutputTensor[]"),
+        "raw_input_contents": (7, "bytes[]"),
+    },
+    "ModelInferRequest.InferInputTensor": {
+        **_TENSOR,
+        "parameters": (4, "InferParameter{}"),
+        "contents": (5, "InferTensorContents"),
+    },
+    "ModelInferRequest.InferRequestedOutputTensor": {
+        "name": (1, "string"),
+        "parameters": (2, "InferParameter{}"),
+    },
+    "ModelInferResponse": {
+        "model_name": (1, "string"),
+        "model_version": (2, "string"),
+        "id": (3, "string"),
+        "parameters": (4, "InferParameter{}"),
+        "outputs": (5, "ModelInferResponse.InferOutputTensor[]"),
+        "raw_output_contents": (6, "bytes[]"),
+    },
+    "ModelInferResponse.InferOutputTensor": {
+        **_TENSOR,
+        "parameters": (4, "InferParameter{}"),
+        "contents": (5, "InferTensorContents"),
+    },
+    "ModelConfigRequest": _MODEL,
+    "ModelConfigResponse": {"config": (1, "ModelConfig")},
+    "ModelConfig": {
+        "name": (1, "string"),
+        "platform": (2, "string"),
+        "backend": (17, "string"),
+        "max_batch_size": (4, "int32"),
+        "input": (5, "ModelInput[]"),
+        "output": (6, "ModelOutput[]"),
+    },
+    "ModelInput": {
+        "name": (1, "string"),
+        "data_type": (2, "DataType"),
+        "dims": (4, "int64[]"),
+        "optional": (8, "bool"),
+    },
+    "ModelOutput": {"name": (1, "string"), "data_type": (2, "DataType"), "dims": (3, "int64[]")},
+}
+
+_DATA_TYPES = (
+    *("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "STRING", "BF16"),
+)
+
+# Calls of one message each way, which are called as their messages begin.
+METHODS = (
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelInfer",
+    "ModelConfig",
+)
+
+_FIELD = FieldDescriptorProto
+_SCALARS = {
+    "bool": _FIELD.TYPE_BOOL,
+    "bytes": _FIELD.TYPE_BYTES,
+    "double": _FIELD.TYPE_DOUBLE,
+    "float": _FIELD.TYPE_FLOAT,
+    "int32": _FIELD.TYPE_INT32,
+    "int64": _FIELD.TYPE_INT64,
+    "string": _FIELD.TYPE_STRING,
+    "uint32": _FIELD.TYPE_UINT32,
+    "uint64": _FIELD.TYPE_UINT64,
+}
+
+
+def _described() -> FileDescriptorProto:
+    file = FileDescriptorProto(name=_FILE, package=PACKAGE, syntax="proto3")
+    made: dict[str, DescriptorProto] = {}
+    for name, fields in _MESSAGES.items():
+        outer, _, own = name.rpartition(".")
+        message = made[name] = made[outer].nested_type.add() if outer else file.message_type.add()
+        message.name = own
+        for field_name, (number, kind) in fields.items():
+            _add_field(message, f".{PACKAGE}.{name}", field_name, number, kind)
+    types = EnumDescriptorProto(name="DataType")
+    for number, data_type in enumerate(_DATA_TYPES):
+        types.value.add(name=f"TYPE_{data_type}", number=number)
+    file.enum_type.append(types)
+    service = ServiceDescriptorProto(name=SERVICE.removeprefix(f"{PACKAGE}."))
+    for method in METHODS:
+        service.method.add(
+            name=method,
+            input_type=f".{PACKAGE}.{method}Request",
+            output_type=f".{PACKAGE}.{method}Response",
+        )
+    file.service.append(service)
+    return file
+
+
+def _add_field(message: DescriptorProto, full_name: str, name: str, number: int, kind: str) -> None:
+    field = message.field.add(name=name, number=number, label=_FIELD.LABEL_OPTIONAL)
+    if kind.startswith("|"):
+        if not message.oneof_decl:
+            message.oneof_decl.add(name="parameter_choice")
+        field.oneof_index = 0
+        kind = kind.removeprefix("|")
+    if kind.endswith("[]"):
+        field.label = _FIELD.LABEL_REPEATED
+        kind = kind.removesuffix("[]")
+    elif kind.endswith("{}"):
+        entry = message.nested_type.add(name=f"{name.title()}Entry")
+        entry.options.map_entry = True
+        _add_field(entry, full_name, "key", 1, "string")
+        _add_field(entry, full_name, "value", 2, kind.removesuffix("{}"))
+        field.label = _FIELD.LABEL_REPEATED
+        field.type, field.type_name = _FIELD.TYPE_MESSAGE, f"{full_name}.{entry.name}"
+        return
+    if kind in _SCALARS:
+        field.type = _SCALARS[kind]
+    else:
+        field.type = _FIELD.TYPE_ENUM if kind == "DataType" else _FIELD.TYPE_MESSAGE
+        field.type_name = f".{PACKAGE}.{kind}"
+
+
+POOL = DescriptorPool()
+POOL.AddSerializedFile(_described().SerializeToString())
+FILE = POOL.FindFileByName(_FILE)
+
+
+def message_class(name: str) -> Any:
+    """The class of a message of the protocol, such as ``ModelInferRequest``. (It is made from a description,
+    so a type checker knows nothing of its fields.)"""
+    found: type[Message] = GetMessageClass(POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+    return found

@@ -1,0 +1,181 @@
+"""The calls of the Open Inference Protocol over gRPC, each as a request of /v2."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from starlette.types import ASGIApp
+
+from app.errors import Problem
+from app.grpc.asking import Answer, Caller, ask, caller
+from app.grpc.inference import request_of, response_of
+from app.grpc.protocol import METHODS, POOL, SERVICE, message_class
+from app.http.paths import OPEN_INFERENCE, OPEN_INFERENCE_LIVE, OPEN_INFERENCE_READY
+from app.http.routes.model_names import MODELS_FOLDER
+from app.http.routes.open_inference.tensors import HEADER_LENGTH
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+# gRPC's words for the status of an answer; all other errors of a client are INVALID_ARGUMENT.
+_CODES = {
+    HTTPStatus.UNAUTHORIZED: grpc.StatusCode.UNAUTHENTICATED,
+    HTTPStatus.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    HTTPStatus.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    HTTPStatus.TOO_MANY_REQUESTS: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    HTTPStatus.INSUFFICIENT_STORAGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+# Headers of an answer that go on as trailing metadata.
+_SENT_ON = ("x-request-id", "retry-after", "server-timing")
+
+
+class InferenceService:
+    """What `GRPCInferenceService` offers, answered by the application. ``secure``: whether over TLS."""
+
+    def __init__(self, app: ASGIApp, *, secure: bool) -> None:
+        self._app = app
+        self._secure = secure
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """For `grpc.aio.Server.add_generic_rpc_handlers`."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                name: grpc.unary_unary_rpc_method_handler(
+                    self._handler(name),
+                    request_deserializer=message_class(f"{name}Request").FromString,
+                    response_serializer=message_class(f"{name}Response").SerializeToString,
+                )
+                for name in METHODS
+            },
+        )
+
+    def _handler(self, name: str) -> Callable[[Any, _Context], Awaitable[Any]]:
+        answer = _ANSWERS[name]
+
+        async def handle(message: Any, context: _Context) -> Any:
+            return await answer(message, _Call(self._app, context, secure=self._secure))
+
+        return handle
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """grpc.health.v1: whether images are answered. (Watch is not implemented: each would hold one of the
+    calls that are allowed at a time.)"""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Of the server ("") and of the service by its name."""
+        if request.service not in ("", SERVICE):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"allowed are {SERVICE!r} and the empty name")
+        answer = await ask(self._app, Caller(None, ()), "GET", OPEN_INFERENCE_READY.path)
+        answered = health_pb2.HealthCheckResponse
+        status = answered.SERVING if answer.status == HTTPStatus.OK else answered.NOT_SERVING
+        return answered(status=status)
+
+
+class _Call:
+    """A call, and how the application is asked for it."""
+
+    def __init__(self, app: ASGIApp, context: _Context, *, secure: bool) -> None:
+        self._app = app
+        self.context = context
+        self._caller = caller(context.peer(), list(context.invocation_metadata() or ()), secure=secure)
+
+    async def get(self, path: str) -> Answer:
+        """Ask for it."""
+        return await ask(self._app, self._caller, "GET", path)
+
+    async def post(self, path: str, body: list[bytes], *headers: tuple[bytes, bytes]) -> Answer:
+        """Send the body there."""
+        told = Caller(self._caller.address, (*self._caller.headers, *headers), self._caller.secure)
+        return await ask(self._app, told, "POST", path, body)
+
+    async def found(self, answer: Answer) -> Answer:
+        """The answer, where it is one; else the call ends in an error."""
+        self.context.set_trailing_metadata(_metadata(answer))
+        if answer.status != HTTPStatus.OK:
+            await self.end(answer.status, answer.error)
+        return answer
+
+    async def end(self, status: int, why: str) -> None:
+        """End it in an error."""
+        own = grpc.StatusCode.INTERNAL if status >= 500 else grpc.StatusCode.INVALID_ARGUMENT
+        await self.context.abort(_CODES.get(HTTPStatus(status), own), why)
+
+
+def _metadata(answer: Answer) -> tuple[tuple[str, str], ...]:
+    return tuple((name, answer.headers[name]) for name in _SENT_ON if name in answer.headers)
+
+
+def _of_model(name: str, version: str, part: str = "") -> str:
+    return f"{MODELS_FOLDER}{name}" + (f"/versions/{version}" if version else "") + part
+
+
+async def _infer(message: Any, call: _Call) -> Any:
+    try:
+        body, json_bytes = request_of(message, call.context.time_remaining())
+    except Problem as problem:
+        await call.end(problem.status, problem.detail)
+        raise
+    path = _of_model(message.model_name, message.model_version, "/infer")
+    length = (HEADER_LENGTH.lower().encode(), str(json_bytes).encode())
+    return response_of(await call.found(await call.post(path, body, length)))
+
+
+async def _server_live(_: Any, call: _Call) -> Any:
+    live = (await call.get(OPEN_INFERENCE_LIVE.path)).status == HTTPStatus.OK
+    return _response("ServerLive", {"live": live})
+
+
+async def _server_ready(_: Any, call: _Call) -> Any:
+    ready = (await call.get(OPEN_INFERENCE_READY.path)).status == HTTPStatus.OK
+    return _response("ServerReady", {"ready": ready})
+
+
+async def _model_ready(message: Any, call: _Call) -> Any:
+    answer = await call.get(_of_model(message.name, message.version, "/ready"))
+    ready = answer.status != HTTPStatus.SERVICE_UNAVAILABLE
+    if ready:
+        await call.found(answer)
+    return _response("ModelReady", {"ready": ready})
+
+
+async def _server_metadata(_: Any, call: _Call) -> Any:
+    answer = await call.found(await call.get(OPEN_INFERENCE.path))
+    return _response("ServerMetadata", answer.document)
+
+
+async def _model_metadata(message: Any, call: _Call) -> Any:
+    answer = await call.found(await call.get(_of_model(message.name, message.version)))
+    return _response("ModelMetadata", answer.document)
+
+
+async def _model_config(message: Any, call: _Call) -> Any:
+    answer = await call.found(await call.get(_of_model(message.name, message.version, "/config")))
+    return _response("ModelConfig", {"config": answer.document})
+
+
+def _response(name: str, content: dict[str, Any]) -> Any:
+    """The message of that answer. What /v2 says beyond the protocol's fields is left out."""
+    return ParseDict(
+        content, message_class(f"{name}Response")(), ignore_unknown_fields=True, descriptor_pool=POOL
+    )
+
+
+_ANSWERS: dict[str, Callable[[Any, _Call], Awaitable[Any]]] = {
+    "ServerLive": _server_live,
+    "ServerReady": _server_ready,
+    "ModelReady": _model_ready,
+    "ServerMetadata": _server_metadata,
+    "ModelMetadata": _model_metadata,
+    "ModelInfer": _infer,
+    "ModelConfig": _model_config,
+}
