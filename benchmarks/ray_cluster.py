@@ -48,6 +48,8 @@ class RayCluster:
         return str(self.cluster.address)
 
     def start(self, nodes: int) -> None:
+        # Wherever its own files are, Ray writes down the last cluster's address here, and needs the folder.
+        (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
         self.cluster.add_node(
             num_cpus=0,
             object_store_memory=OBJECT_STORE_BYTES,
