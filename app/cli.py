@@ -138,6 +138,13 @@ def _sweep() -> tuple[type[BaseModel], Callable[[Any], int]]:
     return SweepConfig, sweep
 
 
+def _head() -> tuple[type[BaseModel], Callable[[Any], int]]:
+    from models.training.command import head
+    from models.training.config import HeadConfig
+
+    return HeadConfig, head
+
+
 def _calibrate() -> tuple[type[BaseModel], Callable[[Any], int]]:
     from models.training.command import calibrate
     from models.training.config import CalibrateConfig
@@ -218,6 +225,7 @@ exit codes:
   2  wrong usage""",
     ),
     "train": Command("fine-tune a pretrained ViT with pruning on a folder of images", _train),
+    "head": Command("fit a linear head on a network's features: a classifier in minutes", _head),
     "average": Command("write the mean of several checkpoints' weights", _average),
     "evaluate": Command(
         "measure accuracy, agreement, cost and speed over keep ratios and methods", _evaluate

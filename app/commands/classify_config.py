@@ -26,6 +26,7 @@ _OF_THE_MODEL = (
     "patch_stride",
     "input_size",
     "labels",
+    "head",
     "stages",
     "rows",
     "device",
@@ -83,6 +84,7 @@ class ClassifyConfig(BaseModel):
     patch_stride: int | None = same_as(Settings, "patch_stride")
     input_size: InputSize = same_as(Settings, "input_size")
     labels: Path | None = same_as(Settings, "labels")
+    head: Path | None = same_as(Settings, "head")
     stages: Blocks = same_as(Settings, "stages")
     rows: Rows | None = same_as(Settings, "rows")
     device: str = Field(

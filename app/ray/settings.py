@@ -27,7 +27,7 @@ REFUSED = {
     "slow_retry_s": "a replica whose worker does not come up is replaced by Ray",
 }
 HONOURED = frozenset({
-    "model", "architecture", "patch_stride", "input_size", "labels", "stages", "rows",
+    "model", "architecture", "patch_stride", "input_size", "labels", "head", "stages", "rows",
     "device", "workers_per_device", "engines", "dtype", "exact", "threads", "streams", "cuda_graphs",
     "max_batch_tokens",
     "max_queue_images", "max_queue_s", "agreement_share",

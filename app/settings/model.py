@@ -35,6 +35,11 @@ class ModelSettings(BaseModel):
     labels: File | None = Field(
         None, description="File of labels in class order: one a line, or JSON (a list or a map)."
     )
+    head: File | None = Field(
+        None,
+        description="Safetensors file of a head that is put on the network: `weight` and `bias` (as trimvit "
+        "head writes), or `class_embeddings` (zero-shot), with `labels`.",
+    )
     stages: Blocks = Field(
         None, description="Blocks that prune, counted from 1. Default: the checkpoint's, else 4, 7, 10 of 12."
     )

@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 def load_model(settings: Settings) -> LoadedModel:
-    """The model, with the settings' labels, stages, rows, stride and input size in place of the checkpoint's.
+    """The model, with the settings' head, labels, stages, rows, stride and input size in place of the
+    checkpoint's.
 
     Raises as `models.load.load` does, and ModelError for a file of labels that cannot be read.
     """
@@ -28,6 +29,7 @@ def load_model(settings: Settings) -> LoadedModel:
         patch_stride=settings.patch_stride,
         input_size=pixels_of(settings.input_size),
         headless=True,
+        head=settings.head,
     )
     own = loaded.model.stages
     blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)

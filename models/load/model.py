@@ -21,6 +21,7 @@ from models.load.folder import weights_in
 from models.load.hub import offline_unless_the_hub_answers, transformers_folder
 from models.load.input_spec import at_size, input_spec_of
 from models.load.labels import of_collection
+from models.load.own_head import Head, read_head
 from models.load.reference import WEIGHT_ENDINGS, existing, located
 from models.load.state_dict import Weights, find_weights, holds_network
 from models.load.timm_models import FEATURES_ONLY, create_timm, is_projection, project_features
@@ -107,6 +108,7 @@ def load(
     patch_stride: int | None = None,
     input_size: tuple[int, int] | None = None,
     headless: bool = False,
+    head: Path | None = None,
 ) -> LoadedModel:
     """Load a model by reference: the bundled model's name, a timm name (weights from the hub or its local
     cache), ``owner/name`` on the hub, or the path of a file or folder. Whether timm or transformers saved a
@@ -116,7 +118,8 @@ def load(
     ``patch_stride`` and ``input_size`` (height, width in pixels) replace what the checkpoint says. Another
     stride or size than the one that the weights were trained with needs no other weights: the position
     embedding is resampled to the new grid. ``headless`` allows a network without classes, for its features;
-    the projection of a tower of CLIP is part of these.
+    the projection of a tower of CLIP is part of these. ``head`` is a file with a head of one's own, which is
+    put on the network.
 
     Raises ModelError where there is no such model, its weights cannot be had or do not fit,
     UnsupportedModelError where its patches cannot be pruned or take no stride, and ValueError for stages, a
@@ -128,7 +131,8 @@ def load(
     else:
         with offline_unless_the_hub_answers():
             network = _by_name(place, architecture, patch_stride)
-    return _loaded(network, labels, stages, patch_stride, input_size, headless=headless)
+    own_head = None if head is None else read_head(head)
+    return _loaded(network, labels, stages, patch_stride, input_size, own_head, headless=headless)
 
 
 def _loaded(
@@ -137,25 +141,30 @@ def _loaded(
     stages: Stages | None,
     patch_stride: int | None,
     input_size: tuple[int, int] | None,
+    head: Head | None,
     *,
     headless: bool,
 ) -> LoadedModel:
     vit, name, card = network.vit, network.name, network.card
+    headless |= head is not None
     if vit.num_classes == 0 and not headless:
         raise ModelError(f"{name} {FEATURES_ONLY.format(why='it has no head')}")
     named = labels or network.labels or (card.labels if card else None)
     sure = "." in network.architecture  # timm's own weights, by their tag
     projects = vit.num_classes and is_projection(network.architecture, vit.num_classes)
-    if card is None and (sure or not named) and projects:
+    if card is None and (sure or not named or head is not None) and projects:
         why = f"its head of {vit.num_classes} is a projection of CLIP"
         hint = "" if sure else " (if they are classes, name them with --labels)"
         if not headless:
             raise ModelError(f"{name} {FEATURES_ONLY.format(why=why)}{hint}")
-        log.info("%s: %s, so it is served for its features%s", name, why, hint)
+        log.info("%s: %s, so it is part of the features%s", name, why, hint)
         project_features(vit)
         named = None
     if input_size is not None:
         set_image_size(vit, input_size)
+    if head is not None:
+        head.put_on(vit, PrunedViT(vit, Stages((), "all")).feature_width)
+        named = labels or head.labels or tuple(f"class {index}" for index in range(vit.num_classes))
     _refuse_no_numbers(vit, name)
     model = PrunedViT(vit.eval(), stages or (card.stages if card else None))
     if card is None:
@@ -164,7 +173,7 @@ def _loaded(
             labels=labels or ((named or _labels_of(vit, name)) if vit.num_classes else ()),
             input=at_size(network.input or input_spec_of(vit), tuple(vit.patch_embed.img_size)),
             stages=model.stages,
-            scores=network.scores,
+            scores=network.scores if head is None else head.scores,
             model_args={
                 **(network.model_args or {}),
                 "num_classes": vit.num_classes,
@@ -172,6 +181,9 @@ def _loaded(
             },
             patch_stride=patch_stride,
         )
+    elif head is not None:  # the cascade was fitted for another
+        assert named is not None
+        card = replace(card, labels=named, scores=head.scores, cascade=None, folders=None)
     if labels:
         card = replace(card, labels=labels)
     if patch_stride not in (None, card.patch_stride):

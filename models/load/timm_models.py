@@ -21,8 +21,8 @@ from models.load.reference import known
 from models.patch_embed import set_patch_stride
 
 FEATURES_ONLY = (
-    "answers with features, not with classes: {why}; trimvit serve gives them (/v1/embed), trimvit train "
-    "fine-tunes it to classes"
+    "answers with features, not with classes: {why}; trimvit serve gives them (/v1/embed), trimvit head "
+    "makes a head for it (--head), trimvit train fine-tunes it"
 )
 
 

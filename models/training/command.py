@@ -14,12 +14,20 @@ from models.names import in_words
 from models.training.average import average as run_average
 from models.training.calibrate import calibrate as run_calibration
 from models.training.calibrate import table as calibration_table
-from models.training.config import AverageConfig, CalibrateConfig, EvaluateConfig, SweepConfig, TrainConfig
+from models.training.config import (
+    AverageConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    HeadConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from models.training.evaluate import evaluate as run_evaluation
 from models.training.evaluate import table
 from models.training.fine_tune import fine_tune
 from models.training.loading import is_reader_death
 from models.training.packages import MissingPackageError
+from models.training.probe import fit_head
 from models.training.sweep import sweep as run_sweep
 
 _FORESEEN = (ModelError, UnsupportedModelError, MissingPackageError, OSError, ValueError)
@@ -79,6 +87,19 @@ def evaluate(config: EvaluateConfig) -> int:
     if config.output is not None:
         text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
         write_whole(config.output, lambda file: file.write(text.encode()))
+    return 0
+
+
+@_tells_what_was_foreseen
+def head(config: HeadConfig) -> int:
+    """Fit a linear head, write it, and say how good it is."""
+    fitted = fit_head(config)
+    print(
+        f"top-1 {100 * fitted.top1:.2f} ± {100 * fitted.top1_error:.2f} % on {fitted.held_out} held-out "
+        f"images; {config.output} is fitted on all {fitted.images} images of {fitted.classes} classes "
+        f"(penalty {fitted.penalty:g})\n"
+        f"serve it: trimvit serve --model {config.model} --head {config.output}"
+    )
     return 0
 
 

@@ -184,6 +184,32 @@ class EvaluateConfig(BaseModel):
     output: Path | None = Field(None, description="Also write the table as JSON to this file.")
 
 
+class HeadConfig(BaseModel):
+    """Fit a linear head on the features of a network, which stays as it is: a classifier in minutes.
+
+    `trimvit serve --model MODEL --head OUTPUT` serves it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(description="Folder with one sub-folder of images per class.")
+    output: Path = Field(description="Safetensors file for the head.")
+    model: Model = "trimvit-small-imagenette"
+    architecture: Architecture = None
+    labels: Path | None = Field(None, description="JSON file of folder names and their labels.")
+    patch_stride: int | None = Field(
+        None, ge=1, description="Pixels from one patch to the next, as of trimvit serve."
+    )
+    input_size: InputSizeFlag = None
+    keep_ratio: Ratio = Field(
+        1.0, description="Keep ratio of the features; a head fitted at 1 serves lower ratios, too."
+    )
+    batch_size: BatchSize = 32
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    workers: Workers = 1
+    broken_images: BrokenPolicy = "skip"
+
+
 class SweepConfig(BaseModel):
     """Compare methods over keep ratios on a folder of labelled images: table, plots, pictures."""
 

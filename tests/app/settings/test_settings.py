@@ -18,6 +18,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "patch_stride": ("12", 12),
     "input_size": ("224 X 448", "224x448"),
     "labels": ("labels.txt", Path("labels.txt")),
+    "head": ("head.safetensors", Path("head.safetensors")),
     "stages": ("3,5,9", (3, 5, 9)),
     "rows": ("all", "all"),
     "default_keep_ratio": ("0.7", 0.7),

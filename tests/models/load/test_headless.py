@@ -24,6 +24,7 @@ def saved(path: Path, architecture: str, **arguments: object) -> torch.nn.Module
 
 
 def features(loaded: LoadedModel, pixels: torch.Tensor) -> torch.Tensor:
+    loaded.model.exact = True
     with torch.inference_mode():
         return loaded.model.family.features(loaded.model(pixels, [UNPRUNED] * len(pixels)).pooled)
 
