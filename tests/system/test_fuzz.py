@@ -124,7 +124,8 @@ def test_odd_requests_are_answered_in_words(target: Server, count: int) -> None:
 
     requests = odd_requests(count, SEED, BUNDLED_MODEL)
     with ThreadPoolExecutor(CLIENTS) as pool:
-        statuses = Counter(pool.map(send, islice(requests, count // 10)))
+        # Until the caches are full: few of these are images, and each asks for another pruning.
+        statuses = Counter(pool.map(send, islice(requests, 2 * count // 5)))
         before = memory(target)
         statuses += Counter(pool.map(send, requests))
     assert statuses[200] > count / 20
