@@ -3,9 +3,15 @@
 The method is that of arXiv 2507.19175 (abstract): a patch matters where the heads disagree about it, so
 its importance is the spread of its softmaxed attention weights ACROSS HEADS. The baselines `mean`
 (EViT, arXiv 2202.07800, section 3.2), `mean_value_norm` (ATS, arXiv 2111.15667, equation 3) and `random`
-stand behind the same switch. Everything is computed in float32.
+stand behind the same switch.
+
+Two kinds read the attention of all queries instead of one row. `renyi_*` is the Renyi entropy of a patch's
+own attention (arXiv 2604.03803), `column_l2` the norm of the attention that a patch gets (Col-Ln, arXiv
+2603.27900); of both, the abstract is what is known, and the formulas are a reconstruction
+(docs/methods.md). Everything is computed in float32.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,13 +37,56 @@ def attention_rows(
     """
     if rows == "cls":
         q = q[:, :, :1]
-    logits = (q.float() * scale) @ k.float().transpose(-2, -1)
-    if gaps is not None:
-        logits = logits.masked_fill(gaps[:, None, None], -torch.inf)
-    weights = logits.softmax(dim=-1)
+    weights = attention_matrix(q, k, scale, gaps)
     if shares is not None and rows == "all":
         return (shares[:, None, None] @ weights).squeeze(2)
     return weights.squeeze(2) if weights.shape[2] == 1 else weights.mean(dim=2)
+
+
+def attention_matrix(
+    q: Float[Tensor, "B H Q D"],
+    k: Float[Tensor, "B H T D"],
+    scale: float,
+    gaps: Bool[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B H Q T"]:
+    """Softmaxed attention weights of every query there is. Nothing attends to ``gaps``."""
+    logits = (q.float() * scale) @ k.float().transpose(-2, -1)
+    if gaps is not None:
+        logits = logits.masked_fill(gaps[:, None, None], -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def renyi_entropy(weights: Float[Tensor, "*rows T"], order: float) -> Float[Tensor, "*rows"]:
+    """Renyi entropy in nats of distributions over the last dimension: log(sum p^order) / (1 - order).
+
+    Its limits are Shannon's entropy at order 1 and -log(max p) at infinity. Orders above 0.
+    """
+    if order == 1:
+        return torch.special.entr(weights).sum(dim=-1)
+    largest = weights.amax(dim=-1, keepdim=True)
+    peak = largest.squeeze(-1).log()
+    if math.isinf(order):
+        return -peak
+    # By the largest weight, so that no power of all weights underflows at a high order.
+    return (order * peak + (weights / largest).pow(order).sum(dim=-1).log()) / (1 - order)
+
+
+def renyi(matrix: Float[Tensor, "B H Q T"], order: float) -> Float[Tensor, "B Q"]:
+    """exp(-H) of each query's own attention, H being its Renyi entropy, the mean over heads.
+
+    The lower the entropy, the higher the importance. exp(H) is the number of tokens that a patch would attend
+    to if it attended to all of them alike (Hill's number of this order), so the importance is from 1 / T to 1.
+    """
+    return (-renyi_entropy(matrix, order).mean(dim=1)).exp()
+
+
+def column_l2(
+    matrix: Float[Tensor, "B H Q T"], gaps: Bool[Tensor, "B Q"] | None = None
+) -> Float[Tensor, "B T"]:
+    """Euclidean norm of the weights that a key gets from all queries but ``gaps``, the mean over heads."""
+    if gaps is not None:
+        matrix = matrix.masked_fill(gaps[:, None, :, None], 0.0)
+    return torch.linalg.vector_norm(matrix, dim=2).mean(dim=1)
 
 
 def variance(attention: Float[Tensor, "B H N"]) -> Float[Tensor, "B N"]:
@@ -92,6 +141,25 @@ ACROSS_HEADS: dict[Criterion, Callable[[Tensor], Tensor]] = {
 }
 
 
+RENYI_ORDERS: dict[Criterion, float] = {
+    "renyi_half": 0.5,
+    "renyi_1": 1.0,
+    "renyi_2": 2.0,
+    "renyi_inf": math.inf,
+}
+# Criteria that read the attention of all queries.
+OF_THE_MATRIX: frozenset[Criterion] = frozenset((*RENYI_ORDERS, "column_l2"))
+
+
+def matrix_importance(
+    criterion: Criterion, matrix: Float[Tensor, "B H T T"], gaps: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, "B T"]:
+    """Importance of every token under a criterion of `OF_THE_MATRIX`; behind ``gaps`` stands anything."""
+    if criterion == "column_l2":
+        return column_l2(matrix, gaps)
+    return renyi(matrix, RENYI_ORDERS[criterion])
+
+
 def importance(
     criterion: Criterion,
     attention: Float[Tensor, "B H N"],
@@ -99,7 +167,8 @@ def importance(
     value_norms: Float[Tensor, "B H N"] | None,
     drawn: Float[Tensor, "B N"] | None,
 ) -> Float[Tensor, "B N"]:
-    """Importance of each patch under any criterion, from all that one of them may read; never negative.
+    """Importance of each patch under any criterion but those of `OF_THE_MATRIX`, from all that one of them
+    may read; never negative.
 
     ``value_norms``, the Euclidean norms of the value vectors, are there for `mean_value_norm` only,
     ``drawn``, what `random` gives, for that.

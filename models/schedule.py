@@ -10,7 +10,19 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Literal, get_args
 
-Criterion = Literal["variance", "mad", "iqr", "mean", "mean_value_norm", "random"]
+Criterion = Literal[
+    "variance",
+    "mad",
+    "iqr",
+    "mean",
+    "mean_value_norm",
+    "renyi_half",
+    "renyi_1",
+    "renyi_2",
+    "renyi_inf",
+    "column_l2",
+    "random",
+]
 Rows = Literal["cls", "all"]
 Reducer = Literal["drop", "fuse", "merge"]
 

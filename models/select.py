@@ -14,7 +14,15 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from models.attend import Attention, Parts, apart, heads, placed
-from models.criteria import attention_rows, importance, most_important, random
+from models.criteria import (
+    OF_THE_MATRIX,
+    attention_matrix,
+    attention_rows,
+    importance,
+    matrix_importance,
+    most_important,
+    random,
+)
 from models.plan import Group, Selection
 from models.ragged import Tokens
 from models.schedule import Criterion, Pruning, Rows
@@ -29,6 +37,11 @@ class Criteria:
     names: tuple[Criterion, ...]
     chosen: Int[Tensor, " B"] | None
     drawn: Float[Tensor, "B patches"] | None
+
+    @property
+    def of_the_matrix(self) -> tuple[Criterion, ...]:
+        """Those that read the attention of all queries."""
+        return tuple(name for name in self.names if name in OF_THE_MATRIX)
 
     @staticmethod
     def arrays(prunings: Sequence[Pruning]) -> list[np.ndarray]:
@@ -86,18 +99,20 @@ def decide(
     tables: Sequence[Tensor],
 ) -> tuple[Float[Tensor, "B H N"], Float[Tensor, "B N"]]:
     """Attention weights and importance of all patches, N being the most that an image has; behind those of an
-    image with fewer stands anything. ``deciding``: query rows, of all tokens or (``rows`` "cls") one for each
-    image. ``source``: keys and values of all tokens, ``rotation``: how these are rotated.
+    image with fewer stands anything. ``deciding``: query rows, of all tokens or, where ``rows`` is "cls" and
+    no criterion reads the attention of all queries, one for each image. ``source``: keys and values of all tokens, ``rotation``: how these are rotated.
 
     Attention is computed group by group; all that follows is for the whole batch at once, each image in rows
     of its own, so that it is the same alone and in any batch.
     """
     keys, values = apart(attn, source)
+    of_all = bool(criteria.of_the_matrix)
     attention = []
+    of_matrix: dict[Criterion, list[Tensor]] = {name: [] for name in criteria.of_the_matrix}
     for group in groups:
         run = group.run
         (k,) = heads(attn, side_by_side(keys, group, tables))
-        if rows == "all":
+        if rows == "all" or of_all:
             (q,) = heads(attn, side_by_side(deciding, group, tables))
         else:
             (q,) = heads(attn, deciding[run.first_image : run.first_image + run.images].unsqueeze(1))
@@ -105,10 +120,15 @@ def decide(
         shares = None if group.shares is None else tables[group.shares]
         beside = rotation_beside(rotation, group, tables)
         # A CLS token has no position.
-        q = placed(attn, attn.q_norm, q, beside if rows == "all" else None)
+        q = placed(attn, attn.q_norm, q, beside if rows == "all" or of_all else None)
         k = placed(attn, attn.k_norm, k, beside)
         weights = attention_rows(q, k, attn.scale, rows, gaps, shares)
-        attention.append(weights[:, :, prefix : prefix + group.patches])
+        patches = slice(prefix, prefix + group.patches)
+        attention.append(weights[:, :, patches])
+        if of_all:
+            matrix = attention_matrix(q, k, attn.scale, gaps)
+            for name, parts in of_matrix.items():
+                parts.append(matrix_importance(name, matrix, gaps)[:, patches])
     padded = _padded(attention)
     norms = drawn = None
     if "mean_value_norm" in criteria.names:
@@ -118,7 +138,12 @@ def decide(
         flat = tokens.ids.unsqueeze(1)
         ids = _padded([_patches(flat, group, prefix, tables).squeeze(2) for group in groups])
         drawn = criteria.drawn.gather(1, ids.clamp(min=0))
-    planes = [importance(name, padded, value_norms=norms, drawn=drawn) for name in criteria.names]
+    planes = [
+        _padded(of_matrix[name])
+        if name in of_matrix
+        else importance(name, padded, value_norms=norms, drawn=drawn)
+        for name in criteria.names
+    ]
     if criteria.chosen is None:
         return padded, planes[0]
     return padded, torch.stack(planes).flatten(0, 1).index_select(0, criteria.chosen)

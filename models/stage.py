@@ -53,11 +53,12 @@ class Stage:
     tables: Sequence[Tensor]
 
     def look(self, tokens: Tokens, groups: Sequence[Group], first_rows: Tensor | None) -> Look:
-        """What decides in this block: keys, and the queries of ``rows``. ``first_rows``: the number of each
+        """What decides in this block: keys, and the queries of ``rows`` or, for some criteria, all queries.
+        ``first_rows``: the number of each
         image's first row, where they are of different lengths."""
         blocks, index = self.blocks, self.index
         attn, normed = blocks.attn(index), blocks.normed(index, tokens)
-        if self.rows == "all":
+        if self.rows == "all" or self.criteria.of_the_matrix:
             first, *others = blocks.project(index, normed, "qkv")
             queries = deciding = first[..., : width_of(attn)]
             source = tuple(others) or (first[..., width_of(attn) :],)

@@ -26,6 +26,11 @@ const CRITERIA = {
   iqr: "Keeps where the middle half of the heads disagrees.",
   mean: "Keeps where the heads look most on average (EViT).",
   mean_value_norm: "Average attention times the size of what it carries (ATS).",
+  renyi_half: "Keeps patches that attend to few others, by Renyi entropy of order 1/2.",
+  renyi_1: "Keeps patches that attend to few others, by Shannon entropy.",
+  renyi_2: "Keeps patches that attend to few others, by Renyi entropy of order 2.",
+  renyi_inf: "Keeps patches whose largest attention weight is large.",
+  column_l2: "Keeps patches that some others attend to strongly (Col-Ln).",
   random: "Keeps patches by lot, for comparison.",
 };
 const REDUCERS = {

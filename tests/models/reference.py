@@ -1,6 +1,7 @@
 """A slow and obvious pruned network: one image at a time, float64, the attention matrix in full."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,10 @@ def reference(
                 x, sizes, patches = reference_merge(x, mean_key, sizes, patches, count, prefix)
                 stands_for = sizes
             else:
-                values = reference_importance(row, qkv[prefix:, 2].numpy(), pruning, patches)
+                if pruning.criterion in ORDERS or pruning.criterion == "column_l2":
+                    values = importance_of_all(weights, prefix, len(patches), pruning.criterion)
+                else:
+                    values = reference_importance(row, qkv[prefix:, 2].numpy(), pruning, patches)
                 places = sorted(
                     sorted(range(len(patches)), key=lambda place: (-values[place], place))[:count]
                 )
@@ -143,6 +147,33 @@ def reference_merge(
     rows = torch.cat((x[:prefix], torch.stack([token[0] for token in tokens])))
     new_sizes = torch.cat((sizes[:prefix], torch.stack([token[2] for token in tokens])))
     return rows, new_sizes, [token[3] for token in tokens]
+
+
+ORDERS: dict[str, float] = {"renyi_half": 0.5, "renyi_1": 1, "renyi_2": 2, "renyi_inf": math.inf}
+
+
+def importance_of_all(weights: np.ndarray, prefix: int, patches: int, criterion: str) -> list[float]:
+    """Of the patches, from the weights [H, T, T] of all queries, a number at a time."""
+    heads, tokens, _ = weights.shape
+    importance = []
+    for patch in range(prefix, prefix + patches):
+        total = 0.0
+        for head in range(heads):
+            if criterion == "column_l2":
+                total += math.sqrt(sum(float(weights[head, query, patch]) ** 2 for query in range(tokens)))
+            else:
+                total += entropy([float(weight) for weight in weights[head, patch]], ORDERS[criterion])
+        importance.append(total / heads if criterion == "column_l2" else math.exp(-total / heads))
+    return importance
+
+
+def entropy(distribution: list[float], order: float) -> float:
+    """Renyi's, as textbooks write it."""
+    if order == 1:
+        return -sum(p * math.log(p) for p in distribution if p > 0)
+    if order == math.inf:
+        return -math.log(max(distribution))
+    return math.log(sum(p**order for p in distribution)) / (1 - order)
 
 
 def reference_importance(

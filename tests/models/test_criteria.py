@@ -1,6 +1,7 @@
 """The importance of patches: against float64 numpy, and against answers worked out by hand."""
 
-from itertools import product
+import math
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,18 +13,25 @@ from torch import Tensor
 
 from models.criteria import (
     ACROSS_HEADS,
+    OF_THE_MATRIX,
+    attention_matrix,
     attention_rows,
+    column_l2,
     comparators,
     iqr,
     mad,
+    matrix_importance,
     mean,
     mean_value_norm,
     most_important,
     random,
+    renyi,
+    renyi_entropy,
     variance,
 )
 from models.criteria import importance as importance_of
 from models.schedule import CRITERIA, Criterion
+from tests.models.reference import importance_of_all
 
 HEADS = (1, 2, 3, 6, 12)
 
@@ -121,6 +129,12 @@ def test_mean_and_mean_value_norm_by_hand() -> None:
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_importance_serves_every_criterion(criterion: Criterion) -> None:
     """`importance` gives each criterion the inputs it reads, one value a patch."""
+    if criterion in OF_THE_MATRIX:
+        matrix = torch.rand(2, 5, 7, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=3)
+        of_all = matrix_importance(criterion, matrix, None)
+        want = [importance_of_all(image.double().numpy(), 0, 7, criterion) for image in matrix]
+        torch.testing.assert_close(of_all, torch.tensor(want))
+        return
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(2, 5, 7, generator=generator)
     norms = torch.rand(2, 5, 7, generator=generator) if criterion == "mean_value_norm" else None
@@ -144,6 +158,75 @@ def test_half_precision_weights_are_computed_in_float32(criterion: Criterion, dt
     weights = torch.rand(2, 6, 37, generator=torch.Generator().manual_seed(0)).to(dtype)
     got = ACROSS_HEADS[criterion](weights)
     assert torch.equal(got, ACROSS_HEADS[criterion](weights.float()))
+
+
+# Renyi entropy and Col-Ln.
+
+ORDERS = (0.5, 0.9, 1.0, 1.1, 2.0, 7.0, 64.0, math.inf)
+
+
+def test_entropy_by_hand() -> None:
+    """Of 1/2, 1/4, 1/4 and 0: twice log(1/sqrt 2 + 1), 3/2 log 2, log 8/3 and log 2."""
+    weights = torch.tensor([0.5, 0.25, 0.25, 0.0])
+    wanted = {
+        0.5: 2 * math.log(0.5**0.5 + 1),
+        1.0: 1.5 * math.log(2),
+        2.0: math.log(8 / 3),
+        math.inf: math.log(2),
+    }
+    for order, entropy in wanted.items():
+        assert float(renyi_entropy(weights, order)) == pytest.approx(entropy, rel=1e-6)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_attention_to_m_tokens_alike_has_entropy_log_m(order: float) -> None:
+    """Whatever the order, and however small the weights that are left."""
+    for count in (1, 3, 200):
+        weights = torch.zeros(1000)
+        weights[:count] = 1 / count
+        assert float(renyi_entropy(weights, order)) == pytest.approx(math.log(count), abs=1e-5)
+
+
+@given(seed=st.integers(0, 2**31))
+def test_entropy_falls_as_the_order_rises(seed: int) -> None:
+    """As Renyi's does, from at most log T to no less than nothing; at order 1 there is no gap."""
+    logits = torch.randn(13, generator=torch.Generator().manual_seed(seed)) * 4
+    weights = logits.softmax(dim=0)
+    entropies = [float(renyi_entropy(weights, order)) for order in ORDERS]
+    assert math.log(13) + 1e-5 > entropies[0]
+    assert all(low <= high + 1e-5 for high, low in pairwise(entropies))
+    assert entropies[-1] > -1e-5
+    beside = float(renyi_entropy(weights.double(), 1 + 1e-6))
+    assert float(renyi_entropy(weights.double(), 1.0)) == pytest.approx(beside, abs=1e-4)
+
+
+def test_low_entropy_is_important_and_the_mean_is_over_heads() -> None:
+    """A patch that attends to 1 token in one head and to 4 alike in the other counts as one that attends to
+    2 in both: exp(-(0 + log 4) / 2) = 1/2."""
+    rows = torch.zeros(1, 2, 2, 4)
+    rows[0, 0, 0, 1] = 1
+    rows[0, 1, 0] = 0.25
+    rows[0, :, 1] = 0.25
+    for order in ORDERS:
+        torch.testing.assert_close(renyi(rows, order), torch.tensor([[0.5, 0.25]]))
+
+
+def test_column_l2_by_hand() -> None:
+    """Columns (0.6, 0.8) and (0.4, 0.2) have lengths 1 and sqrt 0.2; what a gap attends to is not seen."""
+    matrix = torch.tensor([[[[0.6, 0.4], [0.8, 0.2]]]])
+    torch.testing.assert_close(column_l2(matrix), torch.tensor([[1.0, 0.2**0.5]]))
+    gaps = torch.tensor([[False, True]])
+    torch.testing.assert_close(column_l2(matrix, gaps), torch.tensor([[0.6, 0.4]]))
+
+
+@pytest.mark.parametrize("criterion", sorted(OF_THE_MATRIX))
+def test_gaps_change_nothing(criterion: Criterion) -> None:
+    """Tokens of a short image have the same importance among gaps as without."""
+    q, k = torch.randn(2, 1, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    gaps = torch.arange(7)[None] >= 4
+    alone = matrix_importance(criterion, attention_matrix(q[:, :, :4], k[:, :, :4], 0.4), None)
+    among = matrix_importance(criterion, attention_matrix(q, k, 0.4, gaps), gaps)
+    torch.testing.assert_close(among[:, :4], alone)
 
 
 # The rows that the statistics read.

@@ -4,7 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-Criterion = Literal["variance", "mad", "iqr", "mean", "mean_value_norm", "random"]
+Criterion = Literal[
+    "variance",
+    "mad",
+    "iqr",
+    "mean",
+    "mean_value_norm",
+    "renyi_half",
+    "renyi_1",
+    "renyi_2",
+    "renyi_inf",
+    "column_l2",
+    "random",
+]
 Reducer = Literal["drop", "fuse", "merge"]
 MaskFormat = Literal["none", "indices", "grid", "png"]
 Priority = Literal["high", "normal", "batch"]
