@@ -53,6 +53,7 @@ class Pruner:
         given = iter(all_on_device([array for part in parts for array in part], like.device))
         self._tables, self._moves, self._masses, criteria = ([next(given) for _ in part] for part in parts)
         self._criteria = Criteria.of(prunings, criteria, self._arch.patches)
+        self._fuses = any(pruning.reducer == "fuse" for pruning in prunings)
 
     def ordered(self, tokens: Tokens) -> Tokens:
         """The tokens that come to the first stage, image by image in the order of all that follows."""
@@ -78,6 +79,7 @@ class Pruner:
         pruner.blocks, pruner._stages, pruner._arch = blocks, stages, blocks.family.architecture
         pruner._plan, pruner._tables, pruner._moves = plan, list(tables), []
         pruner._criteria, pruner._next = Criteria((criterion,), None, None), 0
+        pruner._fuses = False
         return pruner
 
     def stage(self, index: int, tokens: Tokens) -> Tokens:
@@ -103,7 +105,7 @@ class Pruner:
 
     def _stage(self, index: int) -> Stage:
         prefix = self._arch.prefix_tokens
-        return Stage(self.blocks, index, self._criteria, self._stages.rows, prefix, self._tables)
+        return Stage(self.blocks, index, self._criteria, self._stages.rows, self._fuses, prefix, self._tables)
 
     def _plan_for(self, ratios: Sequence[float]) -> Plan:
         return plan_of(

@@ -4,7 +4,7 @@ All that follows from lengths comes with the plan (plan.py), so a batch takes as
 has groups: one for each run of images of one length, or one in all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +85,6 @@ def rotation_beside(
     return side_by_side(rotation.flatten(1), group, tables).unflatten(2, rotation.shape[1:]).transpose(1, 2)
 
 
-@torch.no_grad()
 def decide(
     attn: Attention,
     deciding: Tensor,
@@ -100,10 +99,13 @@ def decide(
 ) -> tuple[Float[Tensor, "B H N"], Float[Tensor, "B N"]]:
     """Attention weights and importance of all patches, N being the most that an image has; behind those of an
     image with fewer stands anything. ``deciding``: query rows, of all tokens or, where ``rows`` is "cls" and
-    no criterion reads the attention of all queries, one for each image. ``source``: keys and values of all tokens, ``rotation``: how these are rotated.
+    no criterion reads the attention of all queries, one for each image. ``source``: keys and values of all
+    tokens, ``rotation``: how these are rotated.
 
     Attention is computed group by group; all that follows is for the whole batch at once, each image in rows
     of its own, so that it is the same alone and in any batch.
+
+    Importance has no gradient; the weights have one where gradients are enabled, for what `fuse` weighs by.
     """
     keys, values = apart(attn, source)
     of_all = bool(criteria.of_the_matrix)
@@ -126,10 +128,28 @@ def decide(
         patches = slice(prefix, prefix + group.patches)
         attention.append(weights[:, :, patches])
         if of_all:
-            matrix = attention_matrix(q, k, attn.scale, gaps)
-            for name, parts in of_matrix.items():
-                parts.append(matrix_importance(name, matrix, gaps)[:, patches])
+            with torch.no_grad():
+                matrix = attention_matrix(q, k, attn.scale, gaps)
+                for name, parts in of_matrix.items():
+                    parts.append(matrix_importance(name, matrix, gaps)[:, patches])
     padded = _padded(attention)
+    with torch.no_grad():
+        return padded, _values(attn, padded, values, of_matrix, tokens, groups, criteria, prefix, tables)
+
+
+def _values(
+    attn: Attention,
+    padded: Float[Tensor, "B H N"],
+    values: Tensor,
+    of_matrix: Mapping[Criterion, Sequence[Tensor]],
+    tokens: Tokens,
+    groups: Sequence[Group],
+    criteria: Criteria,
+    prefix: int,
+    tables: Sequence[Tensor],
+) -> Float[Tensor, "B N"]:
+    """Importance of all patches from their attention. ``values``: value vectors of all tokens; ``of_matrix``:
+    importance by criterion and group, where it is computed from the attention of all queries."""
     norms = drawn = None
     if "mean_value_norm" in criteria.names:
         lengths = torch.linalg.vector_norm(values.unflatten(-1, (attn.num_heads, -1)).float(), dim=-1)
@@ -145,8 +165,8 @@ def decide(
         for name in criteria.names
     ]
     if criteria.chosen is None:
-        return padded, planes[0]
-    return padded, torch.stack(planes).flatten(0, 1).index_select(0, criteria.chosen)
+        return planes[0]
+    return torch.stack(planes).flatten(0, 1).index_select(0, criteria.chosen)
 
 
 def _patches(rows: Tensor, group: Group, prefix: int, tables: Sequence[Tensor]) -> Tensor:

@@ -42,13 +42,15 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Block ``index`` as a stage. ``rows``: the attention rows that decide; ``prefix``: tokens of an image
-    that are never pruned; ``tables``: those of the plan, on the device."""
+    """Block ``index`` as a stage. ``rows``: the attention rows that decide; ``fuses``: whether an image's
+    patches may be fused, so that gradients are wanted of the weights that they are fused by; ``prefix``:
+    tokens of an image that are never pruned; ``tables``: those of the plan, on the device."""
 
     blocks: Blocks
     index: int
     criteria: Criteria
     rows: Rows
+    fuses: bool
     prefix: int
     tables: Sequence[Tensor]
 
@@ -58,28 +60,30 @@ class Stage:
         image's first row, where they are of different lengths."""
         blocks, index = self.blocks, self.index
         attn, normed = blocks.attn(index), blocks.normed(index, tokens)
+        learned = torch.is_grad_enabled() and self.fuses
         if self.rows == "all" or self.criteria.of_the_matrix:
             first, *others = blocks.project(index, normed, "qkv")
             queries = deciding = first[..., : width_of(attn)]
             source = tuple(others) or (first[..., width_of(attn) :],)
         else:
             queries, source = None, blocks.project(index, normed, "kv")
-            with torch.no_grad():
+            with torch.set_grad_enabled(learned):
                 first = _first_of_each(normed, tokens.packing, first_rows)
                 (deciding,) = blocks.project(index, first, "q")
         rotation = tokens.rotation(index)
-        attention, values = decide(
-            attn,
-            deciding,
-            source,
-            rotation,
-            tokens,
-            groups,
-            self.criteria,
-            self.rows,
-            self.prefix,
-            self.tables,
-        )
+        with torch.set_grad_enabled(learned):
+            attention, values = decide(
+                attn,
+                deciding,
+                source,
+                rotation,
+                tokens,
+                groups,
+                self.criteria,
+                self.rows,
+                self.prefix,
+                self.tables,
+            )
         return Look(normed, queries, source, rotation, attention, values)
 
     def prune(self, tokens: Tokens, seen: Look, plan: StagePlan) -> Tokens:

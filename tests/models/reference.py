@@ -19,6 +19,14 @@ def reference(
     vit: VisionTransformer | Eva, stages: Stages, image: Tensor, pruning: Pruning
 ) -> tuple[np.ndarray, list[list[int]]]:
     """Logits and the patches left after each stage."""
+    logits, kept = reference_logits(vit, stages, image, pruning)
+    return logits.detach().numpy(), kept
+
+
+def reference_logits(
+    vit: VisionTransformer | Eva, stages: Stages, image: Tensor, pruning: Pruning
+) -> tuple[Tensor, list[list[int]]]:
+    """As `reference`, with gradients to the image."""
     vit = copy.deepcopy(vit).double()
     prefix = vit.num_prefix_tokens
     embedded, rope = vit._pos_embed(vit.patch_embed(image[None].double())), None
@@ -52,8 +60,8 @@ def reference(
             out = out * torch.sigmoid(attn.gate(normed))
         x = x + scaled(block, 1, attn.proj(out))
         if index in stages.blocks:
-            weights = torch.stack(matrices).numpy()  # [H, T, T]
-            row = weights[:, 0] if stages.rows == "cls" else weights.mean(axis=1)
+            weights = torch.stack(matrices)  # [H, T, T]
+            row = weights[:, 0] if stages.rows == "cls" else weights.mean(dim=1)
             row = row[:, prefix : prefix + len(patches)]
             count = counts[len(kept)]
             if pruning.reducer == "merge":
@@ -62,9 +70,12 @@ def reference(
                 stands_for = sizes
             else:
                 if pruning.criterion in ORDERS or pruning.criterion == "column_l2":
-                    values = importance_of_all(weights, prefix, len(patches), pruning.criterion)
+                    values = importance_of_all(
+                        weights.detach().numpy(), prefix, len(patches), pruning.criterion
+                    )
                 else:
-                    values = reference_importance(row, qkv[prefix:, 2].numpy(), pruning, patches)
+                    own = qkv[prefix:, 2].detach().numpy()
+                    values = reference_importance(row.detach().numpy(), own, pruning, patches)
                 places = sorted(
                     sorted(range(len(patches)), key=lambda place: (-values[place], place))[:count]
                 )
@@ -72,7 +83,7 @@ def reference(
                 fused = x[prefix + len(patches) :]
                 stands_for = torch.cat((torch.ones(prefix + count), stands_for[prefix + len(patches) :]))
                 if pruning.reducer == "fuse" and dropped:
-                    share = row.mean(axis=0) / row.mean(axis=0)[dropped].sum()
+                    share = row.mean(dim=0) / row.mean(dim=0)[dropped].sum()
                     lost = sum(share[place] * x[prefix + place] for place in dropped)
                     fused = torch.cat((fused, lost[None]))
                     stands_for = torch.cat((stands_for, torch.tensor([float(len(dropped))])))
@@ -87,8 +98,8 @@ def reference(
         pooled = (stands_for[start:, None] * x[0, start:]).sum(dim=0) / stands_for[start:].sum()
         if vit.global_pool == "avgmax":
             pooled = (pooled + x[0, start:].amax(dim=0)) / 2
-        return vit.head(vit.fc_norm(pooled[None]))[0].numpy(), kept
-    return vit.forward_head(x)[0].numpy(), kept
+        return vit.head(vit.fc_norm(pooled[None]))[0], kept
+    return vit.forward_head(x)[0], kept
 
 
 def projected(attn: Any, normed: Tensor) -> Tensor:
@@ -119,7 +130,7 @@ def reference_merge(
         matches = []
         for odd in range(1, len(tokens), 2):
             likeness = [
-                float(torch.cosine_similarity(tokens[odd][1], tokens[even][1], dim=0))
+                float(torch.cosine_similarity(tokens[odd][1], tokens[even][1], dim=0).detach())
                 for even in range(0, len(tokens), 2)
             ]
             best = max(range(len(likeness)), key=likeness.__getitem__)

@@ -30,7 +30,7 @@ from models.schedule import (
     keep_counts,
     macs,
 )
-from tests.models.reference import reference
+from tests.models.reference import reference, reference_logits
 from tests.models.served import TOLERANCE, difference_from_timm
 
 MakeViT = Callable[..., VisionTransformer]
@@ -223,6 +223,25 @@ def test_kept_patches_and_logits_agree_with_a_slow_reference(
             assert kept_lists(output.kept, image) == kept
             assert [len(stage) for stage in kept] == [21, 13, 8]
             np.testing.assert_allclose(output.logits[image], logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", ["cls", "all"])
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_gradients_agree_with_a_slow_reference(
+    make_vit: MakeViT, make_pixels: MakePixels, reducer: Reducer, rows: Rows
+) -> None:
+    """Also through the weights that patches are fused by: attention learns what to fuse."""
+    vit, stages = make_vit(), default_stages(5, rows)
+    pixels = make_pixels(2).requires_grad_()
+    prunings = [Pruning(0.6, reducer=reducer), Pruning(0.4, "mad", reducer)]
+    towards = torch.linspace(-1, 1, 13)
+    logits = PrunedViT(vit, stages)(pixels, prunings).logits
+    (got,) = torch.autograd.grad((logits * towards).sum(), pixels)
+    for image, pruning in enumerate(prunings):
+        alone = pixels[image].detach().double().requires_grad_()
+        wanted, _ = reference_logits(vit, stages, alone, pruning)
+        (gradient,) = torch.autograd.grad((wanted * towards).sum(), alone)
+        torch.testing.assert_close(got[image].double(), gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_every_family_agrees_with_the_slow_reference(
