@@ -75,7 +75,7 @@ def renyi(matrix: Float[Tensor, "B H Q T"], order: float) -> Float[Tensor, "B Q"
     """exp(-H) of each query's own attention, H being its Renyi entropy, the mean over heads.
 
     The lower the entropy, the higher the importance. exp(H) is the number of tokens that a patch would attend
-    to if it attended to all of them alike (Hill's number of this order), so the importance is from 1 / T to 1.
+    to if it attended to all of them alike (Hill's number), so the importance is from 1 / T to 1.
     """
     return (-renyi_entropy(matrix, order).mean(dim=1)).exp()
 

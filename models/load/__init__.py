@@ -1,6 +1,6 @@
 """A model reference -> weights, labels and input spec, as a checked PrunedViT."""
 
-from models.load.card import Card, read_card, save
+from models.load.card import Card, dtypes_of, read_card, save
 from models.load.errors import ModelError
 from models.load.input_spec import input_spec_of
 from models.load.labels import read_labels
@@ -16,6 +16,7 @@ __all__ = [
     "ModelError",
     "Start",
     "create",
+    "dtypes_of",
     "input_spec_of",
     "load",
     "read_card",

@@ -91,21 +91,40 @@ def read_card(path: Path) -> Card | None:
         ) from error
 
 
-def save(path: Path, vit: Network, card: Card) -> None:
-    """Write half-precision weights and the card as one safetensors file, replaced in one step.
+def save(path: Path, vit: Network, card: Card, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
+    """Write weights and the card as one safetensors file, replaced in one step.
 
-    A tensor with values beyond half precision's range stays in float32. Raises ModelError for weights that
-    are not numbers, as a training that has diverged leaves them.
+    ``dtypes``: those of the weights by their names; without, half precision. A tensor with values beyond
+    half precision's range stays in float32. Raises ModelError for weights that are not numbers, as a training
+    that has diverged leaves them.
     """
-    tensors = {name: _halved(name, tensor.detach()) for name, tensor in vit.state_dict().items()}
+    tensors = {
+        name: _within(name, tensor.detach(), torch.float16 if dtypes is None else dtypes[name])
+        for name, tensor in vit.state_dict().items()
+    }
     content = serialise(tensors, metadata={_HEADER_KEY: _cards().dump_json(card).decode()})
     write_whole(path, lambda file: file.write(content))
 
 
-def _halved(name: str, tensor: Tensor) -> Tensor:
-    half = tensor.half()
-    if torch.isfinite(half).all():
-        return half.contiguous()
+def dtypes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The dtypes that weights came in, which are float32 since they were loaded: the narrowest that hold them
+    exactly. bfloat16 where it holds all of them, else for each tensor half precision or its own dtype."""
+    if all(_holds(torch.bfloat16, tensor) for tensor in weights.values()):
+        return dict.fromkeys(weights, torch.bfloat16)
+    return {
+        name: torch.float16 if _holds(torch.float16, tensor) else tensor.dtype
+        for name, tensor in weights.items()
+    }
+
+
+def _holds(dtype: torch.dtype, tensor: Tensor) -> bool:
+    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+
+
+def _within(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = tensor.to(dtype)
+    if torch.isfinite(cast).all():
+        return cast.contiguous()
     if not torch.isfinite(tensor).all():
         raise ModelError(
             f"the weights are not written: {name} has values that are NaN or infinite, so the training has "

@@ -5,16 +5,18 @@ than any of them, and is often more accurate than all.
 """
 
 from dataclasses import replace
+from functools import reduce
 
 import torch
 
-from models.load import ModelError, load, save
+from models.load import ModelError, dtypes_of, load, save
 from models.training.config import AverageConfig
 from models.training.outputs import check_output_file
 
 
 def average(config: AverageConfig) -> None:
-    """Write the uniform mean. Raises OutputError, and ModelError for checkpoints that are not of one kind."""
+    """Write the uniform mean, in the dtype of the checkpoints or, where these differ, one that holds them.
+    Raises OutputError, and ModelError for checkpoints that are not of one kind."""
     check_output_file(config.output)
     loaded = [load(str(path)) for path in config.models]
     cards = [model.card for model in loaded]
@@ -23,6 +25,8 @@ def average(config: AverageConfig) -> None:
             if getattr(card, what) != getattr(cards[0], what):
                 raise ModelError(f"{path} has other {what} than {config.models[0]}")
     states = [model.model.vit.state_dict() for model in loaded]
+    dtypes = [dtypes_of(state) for state in states]
+    widest = {name: reduce(torch.promote_types, (of[name] for of in dtypes)) for name in states[0]}
     vit = loaded[0].model.vit
     with torch.no_grad():
         # Added up in float64: the order of the checkpoints does not matter.
@@ -34,4 +38,4 @@ def average(config: AverageConfig) -> None:
         )
     # A cascade was fitted for other weights.
     card = replace(cards[0], cascade=None, origin={"mean_of": [dict(card.origin) for card in cards]})
-    save(config.output, vit, card)
+    save(config.output, vit, card, widest)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from models.cascade import Cascade, Fitted, choose_and_fit, expected_compute, margins
 from models.classifier import Classifier
 from models.device import choose_device, choose_dtype
-from models.load import load, save
+from models.load import dtypes_of, load, save
 from models.schedule import UNPRUNED, Pruning, method_name
 from models.training.answers import methods
 from models.training.config import CalibrateConfig
@@ -91,7 +91,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     chosen = _candidate(firsts[cheapest], fitted, config.agreement, name)
     # Loaded anew: the classifier has its weights in its own precision.
     again = load(config.model, architecture=config.architecture)
-    save(config.output, again.model.vit, replace(again.card, cascade=chosen.cascade))
+    vit = again.model.vit
+    save(config.output, vit, replace(again.card, cascade=chosen.cascade), dtypes_of(vit.state_dict()))
     return Calibration(candidates, chosen)
 
 

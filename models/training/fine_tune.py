@@ -200,7 +200,6 @@ class _Training:
                 ):
                     loss, right = loss_of(
                         forward,
-                        self.model,
                         self.teacher,
                         some_inputs,
                         some_wanted,

@@ -1,7 +1,6 @@
 """What a step makes smaller: the distance to the labels and, with a teacher, to its answers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +16,6 @@ from models.training.config import TrainConfig
 
 def loss_of(
     forward: nn.Module,
-    model: PrunedViT,
     teacher: PrunedViT | None,
     inputs: Float[Tensor, "B C height width"],
     wanted: Float[Tensor, "B classes"],
@@ -28,33 +26,23 @@ def loss_of(
 
     With a teacher, and w its weight: (1 - w) CE(label) + w (KL(teacher || student) + 1 - cos(features)). The
     logits of a few classes say little about an image; the teacher's features, which the head reads, say
-    what the pruned network should still have seen. ``forward``: ``model``, or what several processes wrap it
-    in.
+    what the pruned network should still have seen. Of a distilled model they are those of both heads, end to
+    end. ``forward``: the network as a `PrunedViT`, or what several processes wrap that in.
     """
-    with _features(model) as features:
-        logits = forward(inputs, prunings).logits.float()
+    output = forward(inputs, prunings)
+    logits = output.logits.float()
     correct = logits.argmax(1) == wanted.argmax(1)
     loss = F.cross_entropy(logits, wanted)
     if teacher is None:
         return loss, correct
-    with torch.no_grad(), _features(teacher) as teachers_features:
-        answers = teacher(inputs, [UNPRUNED] * len(inputs)).logits.float()
+    with torch.no_grad():
+        whole = teacher(inputs, [UNPRUNED] * len(inputs))
+        answers = whole.logits.float()
     divergence = F.kl_div(
         logits.log_softmax(1), answers.log_softmax(1), reduction="batchmean", log_target=True
     )
-    distance = 1 - F.cosine_similarity(features[0].float(), teachers_features[0].float()).mean()
+    distance = 1 - F.cosine_similarity(output.pooled.float(), whole.pooled.float()).mean()
     return (1 - distillation) * loss + distillation * (divergence + distance), correct
-
-
-@contextmanager
-def _features(model: PrunedViT) -> Iterator[list[Tensor]]:
-    """While inside, collects what the classification head reads: [B, D] per forward pass."""
-    collected: list[Tensor] = []
-    hook = model.vit.head.register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0]))
-    try:
-        yield collected
-    finally:
-        hook.remove()
 
 
 def load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedViT | None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from models.cascade import Cascade
 from models.load import Card, load, save
@@ -33,6 +35,18 @@ def saved(path: Path, seed: int, card: Card = CARD) -> Path:
     return path
 
 
+def in_dtype(path: Path, seed: int, kind: str) -> Path:
+    """A checkpoint whose tensors are all of this dtype."""
+    saved(path, seed)
+    torch.manual_seed(seed)
+    state = timm.create_model(CARD.architecture, **CARD.model_args).state_dict()
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = {name: tensor.to(getattr(torch, kind)).contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata=header)
+    return path
+
+
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return load(str(path)).model.vit.state_dict()
 
@@ -51,6 +65,32 @@ def test_every_weight_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert loaded.cascade is None
     assert loaded.card.criterion == "mad"
     assert loaded.card.origin == {"mean_of": [{"seed": 1}] * 3}
+
+
+@pytest.mark.parametrize("kinds", [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")])
+def test_the_mean_has_the_dtype_of_its_parts(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    """As exact as that dtype is: the mean is rounded to it once."""
+    paths = tuple(in_dtype(tmp_path / f"{seed}.safetensors", seed, kind) for seed, kind in enumerate(kinds))
+    output = tmp_path / "mean.safetensors"
+    assert command.average(AverageConfig(models=paths, output=output)) == 0
+    parts = [load_file(path) for path in paths]
+    for name, tensor in load_file(output).items():
+        mean = sum(part[name].double() for part in parts) / 2
+        dtype = getattr(torch, kinds[0])
+        if parts[0][name].unique().numel() > 9:  # of a few values, nothing says what dtype they came in
+            assert tensor.dtype == dtype
+        assert torch.equal(tensor.to(dtype), mean.to(dtype)), name
+
+
+def test_the_mean_of_two_dtypes_holds_both(tmp_path: Path) -> None:
+    """Half precision cannot hold what bfloat16 can, nor the other way round."""
+    paths = (
+        in_dtype(tmp_path / "a.safetensors", 0, "bfloat16"),
+        in_dtype(tmp_path / "b.safetensors", 1, "float16"),
+    )
+    output = tmp_path / "mean.safetensors"
+    assert command.average(AverageConfig(models=paths, output=output)) == 0
+    assert load_file(output)["blocks.0.mlp.fc1.weight"].dtype == torch.float32
 
 
 def test_other_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

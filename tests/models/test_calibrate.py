@@ -10,6 +10,8 @@ import timm
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from models.cascade import Cascade, fit_margin
 from models.load import Card, input_spec_of, load, save
@@ -267,6 +269,28 @@ def test_the_command_says_what_is_wrong(
     assert told.out == ""
     assert told.err.endswith(f"trimvit calibrate: {words}")
     assert not settings.output.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_calibrating_changes_no_weight(
+    config: Callable[..., CalibrateConfig], model: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """They keep their values, whatever dtype they came in, and take no more room."""
+    with safe_open(model, framework="pt") as file:
+        header = file.metadata()
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: (tensor.float() + 0.01 * torch.randn(tensor.shape, generator=generator)).to(dtype)
+        for name, tensor in load_file(model).items()
+    }
+    start = tmp_path / "start.safetensors"
+    save_file(tensors, start, metadata=header)
+    calibrate(config(model=str(start), limit=20, agreement=0.8, keep_ratios=(0.7,)))
+    written = load_file(config().output)
+    assert written.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert written[name].dtype == dtype, name
+        assert torch.equal(written[name], tensor), name
 
 
 def test_the_command_wants_images(

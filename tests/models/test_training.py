@@ -15,6 +15,7 @@ import torch
 from PIL import ExifTags, Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -604,9 +605,7 @@ def test_the_loss_is_the_one_described(
     mixing = Mixing(config(label_smoothing=0.2), classes=13, device="cpu")
     _, wanted = mixing(pixels, labels, seed=0)
     prunings = [pruning] * 3
-    loss, right = loss_of(
-        model, model, None if weight is None else teacher, pixels, wanted, prunings, weight or 0.0
-    )
+    loss, right = loss_of(model, None if weight is None else teacher, pixels, wanted, prunings, weight or 0.0)
 
     read: list[Tensor] = []
     for vit in (model.vit, teacher.vit):
@@ -632,6 +631,65 @@ def test_the_loss_is_the_one_described(
     (got,) = torch.autograd.grad(loss, parameter)
     (wanted_gradient,) = torch.autograd.grad(want, parameter)
     torch.testing.assert_close(got, wanted_gradient, rtol=1e-3, atol=1e-5)
+
+
+RAGGED = (
+    Pruning(0.3),
+    Pruning(0.8, "mean", "fuse"),
+    Pruning(),
+    Pruning(0.5, reducer="merge"),
+    Pruning(keep_mass=0.4),
+)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"class_token": False, "global_pool": "avg"},
+        {"class_token": False, "reg_tokens": 2, "global_pool": "avg"},
+        {"reg_tokens": 2, "global_pool": "map"},
+        {"cls": VisionTransformerDistilled},
+    ],
+    ids=["CLS", "patches", "registers", "map", "distilled"],
+)
+def test_features_are_compared_image_by_image(
+    make_vit: MakeViT, make_pixels: MakePixels, layout: dict[str, Any]
+) -> None:
+    """Whatever token comes first and whatever each image is pruned by, the loss of a batch is the mean of its
+    images' losses."""
+    model, teacher = PrunedViT(make_vit(**layout)).train(), PrunedViT(make_vit(seed=1, **layout)).eval()
+    pixels = make_pixels(len(RAGGED))
+    wanted = torch.full((len(RAGGED), 13), 1 / 13)
+    together, _ = loss_of(model, teacher, pixels, wanted, RAGGED, 0.7)
+    alone = [
+        loss_of(model, teacher, pixels[image : image + 1], wanted[:1], [pruning], 0.7)[0]
+        for image, pruning in enumerate(RAGGED)
+    ]
+    assert torch.stack(alone).std() > 0.01
+    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_both_heads_of_a_distilled_model_are_compared(make_vit: MakeViT, make_pixels: MakePixels) -> None:
+    """1 - cos of what they read, end to end: of the CLS token and of the distillation token."""
+    vit, other = (make_vit(VisionTransformerDistilled, seed) for seed in (0, 1))
+    read: dict[str, Tensor] = {}
+    for name, network in (("own", vit), ("other", other)):
+        for head in ("head", "head_dist"):
+            getattr(network, head).register_forward_pre_hook(
+                lambda _, inputs, key=name + head: read.update({key: inputs[0]})
+            )
+    pixels, prunings = make_pixels(3), [Pruning(0.4)] * 3
+    model, teacher = PrunedViT(vit), PrunedViT(other)
+    logits = model(pixels, prunings).logits.log_softmax(1)
+    answers = teacher(pixels, [UNPRUNED] * 3).logits.log_softmax(1)
+    divergence = (answers.exp() * (answers - logits)).sum(dim=1).mean()
+    own, others = (
+        torch.cat([read[of + head] for head in ("head", "head_dist")], dim=1) for of in ("own", "other")
+    )
+    distance = 1 - torch.cosine_similarity(own, others).mean()
+    loss, _ = loss_of(model, teacher, pixels, torch.full((3, 13), 1 / 13), prunings, 1.0)
+    torch.testing.assert_close(loss, divergence + distance, rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_comes_closer_to_its_teacher(config: Callable[..., TrainConfig], trained: Path) -> None:
