@@ -20,7 +20,7 @@ from app.worker import process
 from app.worker.backend import Job, Loaded
 from app.worker.process import WorkerArgs, make_loop
 from app.worker.streams import OnAll
-from models.schedule import Architecture, Method, Pruning, compute, default_stages, keep_counts
+from models.schedule import Architecture, Method, Pruning, compute, default_stages
 from models.transforms import InputSpec
 
 # A ViT-S/14 with the classes of ImageNet.
@@ -66,7 +66,7 @@ def _prediction(pruning: Pruning, top_k: int) -> Prediction:
     return Prediction(
         classes=list(range(top_k)),
         scores=[2.0**-index for index in range(1, top_k + 1)],
-        kept_counts=keep_counts(arch.patches, pruning.keep_ratio, len(stages.blocks)),
+        kept_counts=stages.keep_counts(arch.patches, pruning.keep_ratio),
         keep_ratio=pruning.keep_ratio,
         compute=compute(arch, stages, pruning.keep_ratio, pruning.reducer),
         runs=1,

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from models.plan import End, Group, Plan, Selection, StagePlan, Table
 from models.ragged import Packing, Run
-from models.schedule import Architecture, Reducer, Rows, Stages, keep_counts
+from models.schedule import Architecture, Reducer, Rows, Stages
 
 LEVELS = (1.0, 0.7, 0.5)
 IMAGES = (32, 16, 8, 4, 2)
@@ -41,7 +41,7 @@ def budgets(arch: Architecture, stages: Stages) -> list[Budget]:
     found = []
     for images in IMAGES:
         for level in LEVELS:
-            counts = keep_counts(arch.patches, level, len(stages.blocks))
+            counts = stages.keep_counts(arch.patches, level)
             # One of them may be left whole.
             least = tokens + (images - 1) * (arch.prefix_tokens + 1)
             rows = tuple(max(least, images * (arch.prefix_tokens + count)) for count in counts)
@@ -51,7 +51,7 @@ def budgets(arch: Architecture, stages: Stages) -> list[Budget]:
 
 def kept_of(ratios: Sequence[float], arch: Architecture, stages: Stages) -> Int[np.ndarray, "B stages"]:
     """Patches that images of these ratios keep at each stage."""
-    counts = [keep_counts(arch.patches, ratio, len(stages.blocks)) for ratio in ratios]
+    counts = [stages.keep_counts(arch.patches, ratio) for ratio in ratios]
     return np.array(counts, np.int64).reshape(len(ratios), len(stages.blocks))
 
 

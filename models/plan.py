@@ -28,6 +28,7 @@ class Asked:
     are rounded up (see `ragged.rounded`); 0: not at all.
     ``in_one``: images of different lengths are computed side by side in one table with gaps, so that the
     number of operations does not grow with the number of lengths; else run by run.
+    ``evenly``: see `schedule.Stages`.
     """
 
     ratios: tuple[float, ...]
@@ -39,6 +40,7 @@ class Asked:
     pools_patches: bool
     rounding: int
     in_one: bool
+    evenly: bool = False
 
 
 @dataclass(frozen=True, slots=True)

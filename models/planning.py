@@ -29,7 +29,7 @@ def plan_of(asked: Asked) -> Plan:
     """The plan of a batch, of one stage at least. Its arrays are shared and must not be changed."""
     tables = _Tables()
     counts = np.array(
-        [keep_counts(asked.patches, ratio, asked.stages) for ratio in asked.ratios], np.int64
+        [keep_counts(asked.patches, ratio, asked.stages, asked.evenly) for ratio in asked.ratios], np.int64
     ).reshape(len(asked.ratios), asked.stages)
     patches = np.full(len(counts), asked.patches)
     fused = np.zeros_like(patches)

@@ -35,7 +35,7 @@ class Pruner:
         # Where each image is now.
         self.places: Sequence[int] = sorted(range(len(order)), key=order.__getitem__)
         self._order = order
-        prunings = [prunings[image] for image in order]
+        prunings = [stages.allowing(prunings[image]) for image in order]
         self.blocks, self._stages, self._prunings = blocks, stages, prunings
         self._arch, self._in_one = blocks.family.architecture, in_one(like)
         self._next = 0
@@ -119,6 +119,7 @@ class Pruner:
                 self.blocks.family.pools_patches,
                 self.blocks.way.rounding or (_ON_A_GPU if self._in_one else 0),
                 self._in_one,
+                self._stages.evenly,
             )
         )
 

@@ -75,10 +75,15 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The blocks (0-based, ascending) in which patches are pruned, and the attention rows that decide."""
+    """The blocks (0-based, ascending) in which patches are pruned, and the attention rows that decide.
+
+    ``evenly``: after the last stage as many patches are left as if each kept a share of them, but every stage
+    takes away as many as any other (ToMe's constant schedule, arXiv 2210.09461, section 3).
+    """
 
     blocks: tuple[int, ...]
     rows: Rows = "cls"
+    evenly: bool = False
 
     def __post_init__(self) -> None:
         if list(self.blocks) != sorted(set(self.blocks)) or any(block < 0 for block in self.blocks):
@@ -92,6 +97,19 @@ class Stages:
                 f"stage in block {self.blocks[-1] + 1}, but the model has {depth} blocks (counted from 1)"
             )
         return self
+
+    def keep_counts(self, patches: int, keep_ratio: float) -> tuple[int, ...]:
+        """Patches left after each stage, starting from ``patches``."""
+        return keep_counts(patches, keep_ratio, len(self.blocks), self.evenly)
+
+    def allowing(self, pruning: "Pruning") -> "Pruning":
+        """The pruning, or ValueError for one that these stages cannot do."""
+        if self.evenly and pruning.keep_mass is not None:
+            raise ValueError(
+                "keep_mass says how many patches the first stage keeps, but this model's stages lose as many "
+                "patches each; allowed are keep_ratio and compute"
+            )
+        return pruning
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +186,11 @@ def default_stages(depth: int, rows: Rows = "cls") -> Stages:
     return Stages(tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)})), rows)
 
 
+def every_block(depth: int, rows: Rows = "cls") -> Stages:
+    """A few patches in every block."""
+    return Stages(tuple(range(depth)), rows, evenly=True)
+
+
 def keep_count(patches: int, keep_ratio: float) -> int:
     """``ceil(keep_ratio * patches)``, at least 1.
 
@@ -177,9 +200,16 @@ def keep_count(patches: int, keep_ratio: float) -> int:
 
 
 @lru_cache(maxsize=_MOST_REMEMBERED)
-def keep_counts(patches: int, keep_ratio: float, stages: int) -> tuple[int, ...]:
-    """Patches left after each of ``stages`` stages, starting from ``patches``."""
+def keep_counts(patches: int, keep_ratio: float, stages: int, evenly: bool = False) -> tuple[int, ...]:
+    """Patches left after each of ``stages`` stages, starting from ``patches``.
+
+    ``evenly``: ``ceil(keep_ratio ** stages * patches)`` after the last one, and the stages differ by one
+    patch at most in what they take away.
+    """
     _share("keep_ratio", keep_ratio)
+    if evenly:
+        lost = patches - keep_count(patches, keep_ratio**stages)
+        return tuple(patches - lost * stage // stages for stage in range(1, stages + 1))
     counts = []
     for _ in range(stages):
         patches = keep_count(patches, keep_ratio)
@@ -231,7 +261,7 @@ def macs(
 @lru_cache(maxsize=_MOST_REMEMBERED)
 def compute(arch: Architecture, stages: Stages, keep_ratio: float, reducer: Reducer = "drop") -> float:
     """Share of the unpruned model's MACs that one image costs at ``keep_ratio``; 1.0 at ratio 1."""
-    counts = keep_counts(arch.patches, keep_ratio, len(stages.blocks))
+    counts = stages.keep_counts(arch.patches, keep_ratio)
     return compute_of_counts(arch, stages, counts, reducer)
 
 

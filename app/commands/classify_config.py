@@ -8,10 +8,10 @@ from app.commands.fields import same_as
 from app.inference.options import ImageOptions, MaskFormat, Share
 from app.settings.settings import Settings
 from app.settings.truncated_images import TruncatedImages
-from app.settings.types import Blocks
 from models.dtypes import DtypeName
 from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer, Rows
+from models.stage_flag import BlocksFlag
 
 # The options of a request under the same name here. `mask` is a file here and `mask_format` the option; what
 # is about waiting (`deadline_ms`) means nothing without a server.
@@ -85,7 +85,7 @@ class ClassifyConfig(BaseModel):
     input_size: InputSize = same_as(Settings, "input_size")
     labels: Path | None = same_as(Settings, "labels")
     head: Path | None = same_as(Settings, "head")
-    stages: Blocks = same_as(Settings, "stages")
+    stages: BlocksFlag = same_as(Settings, "stages")
     rows: Rows | None = same_as(Settings, "rows")
     device: str = Field(
         "auto",

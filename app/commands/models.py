@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from app.commands.failures import FAILED, complain, tells_what_was_foreseen
 from app.inference.options import Share
-from models.schedule import keep_counts, macs
+from models.schedule import macs
 
 if TYPE_CHECKING:
     from models.catalogue import Entry
@@ -54,7 +54,7 @@ def models(config: ModelsConfig, patterns: Sequence[str]) -> int:
 
 
 def _gmacs(entry: "Entry", keep_ratio: float) -> float:
-    counts = keep_counts(entry.arch.patches, keep_ratio, len(entry.stages.blocks))
+    counts = entry.stages.keep_counts(entry.arch.patches, keep_ratio)
     return macs(entry.arch, entry.stages, counts) / 1e9
 
 

@@ -11,7 +11,7 @@ from app.messages.model import ModelInfo
 from app.messages.to_dispatcher import Done
 from app.telemetry import metrics, tallies
 from app.telemetry.tallies import CounterTally, HistogramTally
-from models.schedule import Reducer, compute, keep_counts, macs, tokens_after
+from models.schedule import Reducer, compute, macs, tokens_after
 
 _WRITE_EVERY_S = 0.25
 _MOST_REMEMBERED = 4096  # clients choose the ratios
@@ -137,6 +137,6 @@ class BatchMetrics:
         arch = self._model.architecture
         if len(self._lengths) >= _MOST_REMEMBERED:
             self._lengths.clear()
-        counts = keep_counts(arch.patches, ratio, len(self._model.method.stages.blocks))
+        counts = self._model.method.stages.keep_counts(arch.patches, ratio)
         lengths = self._lengths[ratio, reducer] = tokens_after(arch, counts, reducer)
         return lengths

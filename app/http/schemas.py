@@ -275,6 +275,9 @@ class ModelDescription(BaseModel):
         description="Pixels from one patch to the next, down and across; below the size, patches overlap."
     )
     stages: list[int] = Field(description="Blocks that prune, counted from 1.")
+    evenly: bool = Field(
+        description="Whether every stage takes away as many patches as any other; else each keeps a share."
+    )
     criteria: list[Criterion] = Field(description="Criteria that may be asked for.")
     reducers: list[Reducer] = Field(description="Reducers that may be asked for.")
     default_keep_ratio: float = Field(gt=0, le=1, description="Of images that ask for none.")

@@ -65,7 +65,8 @@ def _pruning(
     method = default_method(settings, model)
     criterion, reducer = options.criterion or method.criterion, options.reducer or method.reducer
     if options.keep_mass is not None:
-        return Pruning(1.0, criterion, reducer, options.seed, options.keep_mass), None
+        by_mass = Pruning(1.0, criterion, reducer, options.seed, options.keep_mass)
+        return method.stages.allowing(by_mass), None
     if options.compute is not None:
         ratio = keep_ratio_for(model.architecture, method.stages, options.compute, reducer)
     elif options.keep_ratio == "auto":

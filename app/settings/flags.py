@@ -112,6 +112,8 @@ def _make_readable(parser: ArgumentParser) -> None:
     for action in parser._actions:
         if isinstance(action.metavar, str):
             action.metavar = re.sub(r"tuple\[(.+),\.\.\.\]", r"\1,...", action.metavar)
+            # A list or a word.
+            action.metavar = re.sub(r"^\{(\w+,\.\.\.),(\w+)\}$", r"\1|\2", action.metavar)
         if action.help:
             action.help = action.help.replace(" (default: None)", "")
             action.help = re.sub(

@@ -2,9 +2,10 @@
 
 from pydantic import BaseModel, Field
 
-from app.settings.types import Blocks, File
+from app.settings.types import File
 from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer, Rows
+from models.stage_flag import BlocksFlag
 
 BUNDLED_MODEL = "trimvit-small-imagenette"
 
@@ -40,8 +41,10 @@ class ModelSettings(BaseModel):
         description="Safetensors file of a head that is put on the network: `weight` and `bias` (as trimvit "
         "head writes), or `class_embeddings` (zero-shot), with `labels`.",
     )
-    stages: Blocks = Field(
-        None, description="Blocks that prune, counted from 1. Default: the checkpoint's, else 4, 7, 10 of 12."
+    stages: BlocksFlag = Field(
+        None,
+        description="Blocks that prune, counted from 1, or `every`: a few patches in every block, as many in "
+        "each (ToMe's way, with the reducer merge). Default: the checkpoint's, else 4, 7, 10 of 12.",
     )
     rows: Rows | None = Field(
         None,

@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator
 
 _OWN_FOLDERS = frozenset({"v1", "v2", "models", "static", "docs"})
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\s/]*):(?P<port>\d+)")
@@ -73,19 +73,6 @@ def _names(value: object) -> object:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-def _listed(value: object) -> object:
-    """Blocks as they are typed in an environment variable: 4,7,10."""
-    if isinstance(value, str):
-        return value.split(",")
-    return (value,) if isinstance(value, int) else value
-
-
-def _ascending(blocks: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    if blocks is not None and list(blocks) != sorted(set(blocks)):
-        raise ValueError("the blocks must ascend, as in 4,7,10")
-    return blocks
-
-
 def _address(text: str) -> str:
     try:
         ip_network(text)
@@ -106,8 +93,5 @@ Devices = Annotated[str, AfterValidator(_devices)]
 Host = Annotated[str, AfterValidator(_host)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...] | None, BeforeValidator(_names)]
 CudaGraphs = Literal["auto", "off"]
-Blocks = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_listed), AfterValidator(_ascending)
-]
 Addresses = Annotated[tuple[Annotated[str, AfterValidator(_address)], ...] | None, BeforeValidator(_names)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, BeforeValidator(_names)]

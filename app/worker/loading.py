@@ -1,7 +1,6 @@
 """The model that the settings ask for, and what is told of it. It imports torch: for who computes only."""
 
 import logging
-from dataclasses import replace
 
 import torch
 
@@ -9,8 +8,6 @@ from app.messages.model import ModelInfo
 from app.settings.settings import Settings
 from models.image_sizes import pixels_of
 from models.load import LoadedModel, load, read_labels
-from models.pruned_vit import PrunedViT
-from models.schedule import Stages
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +28,10 @@ def load_model(settings: Settings) -> LoadedModel:
         headless=True,
         head=settings.head,
     )
-    own = loaded.model.stages
-    blocks = own.blocks if settings.stages is None else tuple(block - 1 for block in settings.stages)
-    stages = Stages(blocks, settings.rows or own.rows)
-    if stages == own:
-        return loaded
-    if loaded.cascade is not None:
+    served = loaded.at_stages(settings.stages, settings.rows)
+    if loaded.cascade is not None and served.cascade is None:
         log.warning("%s is served without its cascade, fitted for stages of its own", loaded.name)
-    return replace(loaded, model=PrunedViT(loaded.model.vit, stages))
+    return served
 
 
 def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:

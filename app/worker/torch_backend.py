@@ -124,11 +124,12 @@ class TorchBackend:
 
     def _warm_up(self, _: int) -> None:
         """All ways through the network, in this thread. Raises ModelError for scores that are no numbers."""
+        by_mass = [] if self._classifier.model.stages.evenly else [Pruning(keep_mass=0.8)]
         for prunings in (
             [UNPRUNED],
             [Pruning(0.5)],
             [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
-            [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), Pruning(keep_mass=0.8)],
+            [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), *by_mass],
         ):
             black = np.zeros(self._pixel_bytes, np.uint8)
             found = self._classify_all(black, prunings, self.limits.stream_threads)

@@ -32,8 +32,9 @@ from models.load.transformers_format.weights import resampled, under_timms_names
 from models.load.uninitialised import Uninitialised
 from models.patch_embed import patch_grid, set_image_size, set_patch_stride
 from models.pruned_vit import PrunedViT
-from models.schedule import Method, Stages
+from models.schedule import Method, Rows, Stages
 from models.scores import Scores
+from models.stage_blocks import Blocks, stages_of
 from models.transforms import InputSpec
 
 __all__ = ["HEADS", "LoadedModel", "Start", "create", "load"]
@@ -69,6 +70,13 @@ class LoadedModel:
     def scores(self) -> Scores:
         """What makes its logits scores."""
         return self.card.scores
+
+    def at_stages(self, blocks: Blocks | None, rows: Rows | None = None) -> "LoadedModel":
+        """The same, pruned in other blocks or by other rows (see `stage_blocks.stages_of`). Raises ValueError
+        for blocks that it does not have, UnsupportedModelError for rows."""
+        own = self.model.stages
+        stages = stages_of(blocks, rows, own, self.model.arch.depth)
+        return self if stages == own else replace(self, model=PrunedViT(self.model.vit, stages))
 
     @property
     def cascade(self) -> Cascade | None:

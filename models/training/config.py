@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from models.dtypes import DtypeName
 from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer
+from models.stage_flag import BlocksFlag
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 # What several commands ask for alike.
@@ -18,6 +19,7 @@ Workers = Annotated[int, Field(ge=0, description="Processes that read images.")]
 Dtype = Annotated[DtypeName, Field(description="As for trimvit serve.")]
 Model = Annotated[str, Field(description="Model reference, as for trimvit serve.")]
 InputSizeFlag = Annotated[InputSize, Field(description="As for trimvit serve.")]
+StagesFlag = Annotated[BlocksFlag, Field(description="Blocks that prune, as for trimvit serve.")]
 Architecture = Annotated[
     str | None, Field(description="timm architecture of a file that does not name its own.")
 ]
@@ -57,6 +59,7 @@ class TrainConfig(BaseModel):
         description="Pixels from one patch to the next; below the patch size, patches overlap and are more. "
         "Default: the patch size.",
     )
+    stages: StagesFlag = None
     trained: Literal["all", "head"] = Field(
         "all",
         description="What is trained: the whole network, or its head alone (a linear probe of a network that "
@@ -172,6 +175,7 @@ class EvaluateConfig(BaseModel):
         "else the patch size.",
     )
     input_size: InputSizeFlag = None
+    stages: StagesFlag = None
     keep_ratios: tuple[Ratio, ...] = Field((1.0, 0.9, 0.7, 0.5, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(("variance", "mad", "mean", "random"), min_length=1)
     reducers: Reducers = ("drop",)
@@ -235,6 +239,7 @@ class SweepConfig(BaseModel):
         "each checkpoint's, else the patch size.",
     )
     input_size: InputSizeFlag = None
+    stages: StagesFlag = None
     keep_ratios: tuple[Ratio, ...] = Field((0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(
         ("variance", "mad", "iqr", "mean", "mean_value_norm", "random"), min_length=1

@@ -36,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
         labels=labels_in(config.labels),
         patch_stride=config.patch_stride,
         input_size=pixels_of(config.input_size),
-    )
+    ).at_stages(config.stages)
     samples = spread_samples(samples_for(loaded.card, config.data), config.limit)
     classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
     settings = settings_of(config.keep_ratios, methods(config.criteria, config.reducers))

@@ -28,6 +28,7 @@ from models.load import HEADS, Card, create, input_spec_of, read_card, save
 from models.names import shown
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
+from models.stage_blocks import stages_of
 from models.training.config import TrainConfig
 from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatches
 from models.training.folders import class_folders
@@ -92,7 +93,11 @@ class _Training:
         vit = start.vit.to(device)
         for name, parameter in vit.named_parameters():
             parameter.requires_grad_(config.trained == "all" or name.startswith(HEADS))
-        self.model = PrunedViT(vit).train()
+        self.model = PrunedViT(vit)
+        if config.stages is not None:
+            own = self.model.stages
+            self.model = PrunedViT(vit, stages_of(config.stages, None, own, self.model.arch.depth))
+        self.model.train()
         self.card = _card(config, self.model, self.classes, self.labels, start.model_args)
         self.spec = input_spec_of(vit)
         self.teacher = load_teacher(config, self.model, device)
@@ -308,6 +313,8 @@ def _fingerprint(
 ) -> dict[str, object]:
     """What must not change between the parts of one run; where it runs and lies and how it reads may."""
     left_out = {"data", "labels", "workers", "broken_images", "save_every", "output", "device", "track"}
+    if config.stages is None:  # runs that began before there was a choice go on
+        left_out.add("stages")
     return {
         **config.model_dump(mode="json", exclude=left_out),
         "classes": list(classes),

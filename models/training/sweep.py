@@ -99,13 +99,16 @@ def sweep(config: SweepConfig) -> list[Row]:
 
 
 def _load(config: SweepConfig, model: str) -> LoadedModel:
-    return load(
+    loaded = load(
         model,
         architecture=config.architecture,
         labels=labels_in(config.labels),
         patch_stride=config.patch_stride,
         input_size=pixels_of(config.input_size),
-    )
+    ).at_stages(config.stages)
+    for mass in config.keep_masses:
+        loaded.model.stages.allowing(Pruning(keep_mass=mass))
+    return loaded
 
 
 class _Few:
@@ -152,6 +155,8 @@ def _fingerprint(config: SweepConfig, computing: str) -> dict[str, object]:
     left_out = {"data", "labels", "broken_images"}
     left_out |= {"output", "workers", "device", "dtype", "reference", "models", "speed", "speed_rounds"}
     left_out |= {"correlation_images", "picture_images"}
+    if config.stages is None:  # sweeps that began before there was a choice go on
+        left_out.add("stages")
     weights, images = {}, {}
     for label, model in config.labelled_models.items():
         loaded = _load(config, model)

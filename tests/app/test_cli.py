@@ -94,6 +94,14 @@ def test_stages_may_be_typed_in_the_natural_way(run: Run, arguments: list[str]) 
     assert settings.stages == (4, 7, 10)
 
 
+@pytest.mark.parametrize("command", ["serve", "classify", "evaluate"])
+def test_every_block_may_be_a_stage(run: Run, command: str) -> None:
+    """By one word, for whoever serves or measures."""
+    more = {"classify": ["photo.jpg"], "evaluate": ["--data", "images"]}.get(command, [])
+    _, (settings, *_) = run(command, "--stages", "every", *more)
+    assert settings.stages == "every"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(("name", "text", "words"), BAD)
 @pytest.mark.parametrize("by_environment", [False, True], ids=["flag", "environment"])
 def test_a_bad_value_exits_with_2_and_says_what_is_allowed(
@@ -216,9 +224,9 @@ def test_help_of_a_command_lists_its_flags_readably(
 
 
 def test_help_shows_how_lists_are_typed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """The metavar and the default of a list have commas and no brackets."""
+    """The metavar and the default of a list have commas and no brackets; a word may stand in its place."""
     run("serve", "--help")
-    assert "--stages int,..." in capsys.readouterr().out
+    assert "--stages int,...|every" in capsys.readouterr().out
     run("evaluate", "--help")
     told = capsys.readouterr().out
     assert "--keep-ratios float,..." in told

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.criteria import random as random_importance
-from models.schedule import Pruning, Stages, keep_counts
+from models.schedule import Pruning, Stages
 
 
 def reference(
@@ -36,7 +36,7 @@ def reference_logits(
     patches = list(range(len(x) - prefix))
     sizes = torch.ones(len(x)).double()  # by which keys are weighted
     stands_for = sizes  # by which an average is
-    counts = list(keep_counts(len(patches), pruning.keep_ratio, len(stages.blocks)))
+    counts = list(stages.keep_counts(len(patches), pruning.keep_ratio))
     kept: list[list[int]] = []
     for index, block in enumerate(vit.blocks):
         attn = block.attn

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from models.classifier import levels_of, normalise
+from models.criteria import OF_THE_MATRIX
 from models.patch_embed import set_patch_stride
 from models.patch_product import PatchProduct
 from models.pruned_vit import PrunedViT
@@ -136,12 +137,16 @@ def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT, reducer: 
 
 
 def test_many_criteria_take_few_operations_more(make_vit: MakeViT) -> None:
-    """All criteria and 64 ratios launch at most 1.5 times the kernels of one ratio and one criterion."""
+    """All criteria of one row and 64 ratios launch at most 1.5 times the kernels of one ratio and one
+    criterion. Each that reads the attention of all queries is computed by itself: with all five of them
+    it is 2.5 times, with one of them still 1.5."""
     one, _ = launched(make_vit, [Pruning(0.5)] * 64)
-    mixed = [Pruning(ratio, CRITERIA[image % len(CRITERIA)]) for image, ratio in enumerate(RATIOS)]
-    many, copies = launched(make_vit, mixed)
-    assert many <= 1.5 * one, (many, one)
-    assert copies == 1
+    of_a_row = [name for name in CRITERIA if name not in OF_THE_MATRIX]
+    for criteria, most in ((of_a_row, 1.5), (("variance", "renyi_2"), 1.5), (CRITERIA, 2.5)):
+        mixed = [Pruning(ratio, criteria[image % len(criteria)]) for image, ratio in enumerate(RATIOS)]
+        many, copies = launched(make_vit, mixed)
+        assert many <= most * one, (criteria, many, one)
+        assert copies == 1
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "avgmax", "map", "prr"])
@@ -154,12 +159,12 @@ def test_pooling_takes_as_many_operations_for_many_lengths(make_vit: MakeViT, po
 
 
 def test_operations_do_not_grow_with_the_batch(make_vit: MakeViT) -> None:
-    """With everything that images can differ in, 63 launch what 9 do."""
+    """With everything that images can differ in, 63 launch what 33 do."""
     mixed = [
         Pruning(ratio, CRITERIA[image % len(CRITERIA)], REDUCERS[image % len(REDUCERS)])
         for image, ratio in enumerate(RATIOS[:63])
     ]
-    assert launched(make_vit, mixed, depth=4) == launched(make_vit, mixed[:9], depth=4)
+    assert launched(make_vit, mixed, depth=4) == launched(make_vit, mixed[:33], depth=4)
 
 
 @pytest.mark.parametrize("stride", [4, 3])

@@ -27,6 +27,7 @@ from models.schedule import (
     Rows,
     Stages,
     default_stages,
+    every_block,
     keep_counts,
     macs,
 )
@@ -223,6 +224,35 @@ def test_kept_patches_and_logits_agree_with_a_slow_reference(
             assert kept_lists(output.kept, image) == kept
             assert [len(stage) for stage in kept] == [21, 13, 8]
             np.testing.assert_allclose(output.logits[image], logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+@pytest.mark.parametrize("prefix", [{}, {"reg_tokens": 2}, {"class_token": False, "global_pool": "avg"}])
+def test_a_few_patches_in_every_block_agree_with_a_slow_reference(
+    make_vit: MakeViT, make_pixels: MakePixels, reducer: Reducer, prefix: dict[str, Any]
+) -> None:
+    """ToMe's schedule, for every reducer: in a mixed batch each image loses evenly, as it does alone."""
+    vit, pixels = make_vit(**prefix), make_pixels(4)
+    model = PrunedViT(vit, every_block(5, "all" if "global_pool" in prefix else "cls"))
+    prunings = [Pruning(ratio, reducer=reducer) for ratio in (0.8, 0.95, 1.0, 0.6)]
+    with torch.inference_mode():
+        output = model(pixels, prunings)
+        for image, pruning in enumerate(prunings):
+            logits, kept = reference(vit, model.stages, pixels[image], pruning)
+            assert kept_lists(output.kept, image) == kept
+            np.testing.assert_allclose(output.logits[image], logits, rtol=1e-4, atol=2e-4)
+    assert output.kept.counts.T.tolist() == [
+        [31, 26, 22, 17, 12],
+        [34, 33, 31, 30, 28],
+        [35] * 5,
+        [29, 23, 16, 10, 3],
+    ]
+
+
+def test_mass_is_refused_where_patches_are_lost_evenly(make_vit: MakeViT, make_pixels: MakePixels) -> None:
+    """With the reason, whoever asks."""
+    with pytest.raises(ValueError, match="this model's stages lose as many patches each"):
+        PrunedViT(make_vit(), every_block(5))(make_pixels(1), [Pruning(keep_mass=0.5)])
 
 
 @pytest.mark.parametrize("rows", ["cls", "all"])

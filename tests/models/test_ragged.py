@@ -206,8 +206,9 @@ def shapes_entering(model: PrunedViT, pixels: Tensor, prunings: list[Pruning]) -
 def test_a_common_ratio_stays_dense(make_vit: MakeViT, make_pixels: MakePixels) -> None:
     """Images of one ratio are never packed, whatever their criteria: [images, tokens, width] throughout."""
     prunings = [Pruning(0.6, criterion) for criterion in CRITERIA]
-    assert shapes_entering(PrunedViT(make_vit()), make_pixels(6), prunings) == [
-        (6, tokens, 66) for tokens in (36, 22, 14, 9, 9)
+    images = len(prunings)
+    assert shapes_entering(PrunedViT(make_vit()), make_pixels(images), prunings) == [
+        (images, tokens, 66) for tokens in (36, 22, 14, 9, 9)
     ]
 
 

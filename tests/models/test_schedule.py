@@ -19,6 +19,7 @@ from models.schedule import (
     UnreachableComputeError,
     compute,
     default_stages,
+    every_block,
     keep_count,
     keep_counts,
     keep_ratio_for,
@@ -315,3 +316,51 @@ def test_a_pruning_that_cannot_be_is_refused(pruning: dict[str, Any], words: str
     """Where it is made, so that no batch fails of it; the text names what is allowed."""
     with pytest.raises(ValueError, match=words):
         Pruning(**pruning)
+
+
+# The same number in every block.
+
+
+@pytest.mark.parametrize(
+    ("pairs", "rounded", "gmacs"), [(8, 0.9454, 3.4), (13, 0.8759, 2.7), (16, 0.723, 2.3)]
+)
+def test_macs_of_tome_are_those_published(pairs: int, rounded: float, gmacs: float) -> None:
+    """Off-the-shelf DeiT-S of ToMe (arXiv 2210.09461): r tokens go in each of twelve blocks."""
+    ratio = ((196 - 12 * pairs) / 196) ** (1 / 12)
+    every = every_block(12)
+    counts = every.keep_counts(196, ratio)
+    assert counts == tuple(196 - pairs * block for block in range(1, 13))
+    assert counts == every.keep_counts(196, rounded)
+    assert round(macs(DEIT_SMALL, every, counts, "merge") / 1e9, 1) == gmacs
+
+
+def test_a_number_that_does_not_divide_is_spread() -> None:
+    """35 patches become ceil(0.8 ** 5 * 35) = 12 in five stages: 23 go, 4 or 5 at a time."""
+    assert Stages((0, 1, 2, 3, 4), evenly=True).keep_counts(35, 0.8) == (31, 26, 22, 17, 12)
+
+
+@given(patches=st.integers(1, 1000), ratio=RATIOS, stages=st.integers(1, 24))
+def test_an_even_schedule_ends_where_a_share_each_would(patches: int, ratio: float, stages: int) -> None:
+    """In steps that differ by one at most, and where the ratio is 1 in none."""
+    counts = keep_counts(patches, ratio, stages, evenly=True)
+    assert counts[-1] == keep_count(patches, ratio**stages)
+    steps = [before - after for before, after in zip((patches, *counts), counts, strict=False)]
+    assert max(steps) - min(steps) <= 1
+    assert min(steps) >= 0
+
+
+@given(share=st.floats(0.5, 1))
+def test_a_compute_is_met_by_an_even_schedule(share: float) -> None:
+    """The ratio that is found costs no more, and the next one more, or it is 1."""
+    every = every_block(12)
+    ratio = keep_ratio_for(DEIT_SMALL, every, share, "merge")
+    assert compute(DEIT_SMALL, every, ratio, "merge") <= share
+    assert ratio == 1 or compute(DEIT_SMALL, every, round(ratio + 1e-4, 4), "merge") > share
+
+
+def test_mass_is_refused_where_all_stages_lose_as_many() -> None:
+    """It would say how many the first stage keeps."""
+    with pytest.raises(ValueError, match="allowed are keep_ratio and compute"):
+        every_block(12).allowing(Pruning(keep_mass=0.5))
+    assert every_block(12).allowing(Pruning(0.5)) == Pruning(0.5)
+    assert STAGES.allowing(Pruning(keep_mass=0.5)) == Pruning(keep_mass=0.5)

@@ -667,7 +667,7 @@ def test_features_are_compared_image_by_image(
         for image, pruning in enumerate(RAGGED)
     ]
     assert torch.stack(alone).std() > 0.01
-    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=2e-5, atol=1e-6)
 
 
 def test_both_heads_of_a_distilled_model_are_compared(make_vit: MakeViT, make_pixels: MakePixels) -> None:

@@ -47,6 +47,7 @@ def models_router(settings: ModelSettings, dispatch: Dispatch) -> APIRouter:
             patch_size=model.patch_size,
             patch_stride=model.patch_stride,
             stages=[block + 1 for block in method.stages.blocks],
+            evenly=method.stages.evenly,
             criteria=list(CRITERIA),
             reducers=list(REDUCERS),
             default_keep_ratio=settings.default_keep_ratio,

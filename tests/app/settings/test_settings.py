@@ -160,12 +160,19 @@ def test_every_setting_can_be_given_in_the_environment(name: str, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("text", "stages"), [("4,7,10", (4, 7, 10)), ("[4, 7, 10]", (4, 7, 10)), ("4", (4,)), ("4, 7", (4, 7))]
+    ("text", "stages"),
+    [
+        ("4,7,10", (4, 7, 10)),
+        ("[4, 7, 10]", (4, 7, 10)),
+        ("4", (4,)),
+        ("4, 7", (4, 7)),
+        ("every", "every"),
+    ],
 )
 def test_stages_in_the_environment_may_be_typed_or_json(
-    text: str, stages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    text: str, stages: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A list with commas, a JSON list, and a single block are all read."""
+    """A list with commas, a JSON list, a single block and `every` are all read."""
     monkeypatch.setenv("TRIMVIT_STAGES", text)
     assert Settings().stages == stages
 

@@ -254,6 +254,7 @@ def test_int8_on_a_gpu_is_told_and_not_tried_again(
         ({"rows": "cls"}, Stages((1,), "cls")),
         ({"stages": (1, 3)}, Stages((0, 2), "all")),
         ({"stages": (4,), "rows": "cls"}, Stages((3,), "cls")),
+        ({"stages": "every"}, Stages((0, 1, 2, 3), "all", evenly=True)),
     ],
     ids=str,
 )

@@ -136,7 +136,7 @@ class Cascade:
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that is served, and what images get that ask for nothing. ``scores``: "softmax" over all
-    classes, or "sigmoid" of each by itself."""
+    classes, or "sigmoid" of each by itself. ``evenly``: whether every stage takes away as many patches."""
 
     name: str
     labels: tuple[str, ...]
@@ -151,6 +151,7 @@ class Model:
     device: str
     dtype: str
     scores: str = "softmax"
+    evenly: bool = False
 
 
 def classification_of(document: Mapping[str, Any], request_id: str | None) -> Classification:
@@ -195,6 +196,7 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
             device=str(each["device"]),
             dtype=str(each["dtype"]),
             scores=str(each.get("scores", "softmax")),
+            evenly=bool(each.get("evenly", False)),
         )
         for each in document["models"]
     )

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -171,6 +172,18 @@ def test_keep_mass_with_the_reducer_merge_is_refused(
         )
         assert_problem(response, 422, "invalid-value", "keep_mass", "merge", "drop and fuse", image=0)  # type: ignore[arg-type]
     assert dispatch.questions == []
+
+
+def test_keep_mass_is_refused_where_every_stage_loses_as_many(
+    classify: Classify, dispatch: FakeDispatch
+) -> None:
+    """With what is allowed; a ratio or a compute is served."""
+    stages = replace(STAGES, evenly=True)
+    dispatch.model = msgspec.structs.replace(MODEL, method=replace(MODEL.method, stages=stages))
+    refused = classify(params={"keep_mass": 0.8})
+    assert_problem(refused, 422, "invalid-value", "keep_mass", "keep_ratio and compute", image=0)
+    assert dispatch.questions == []
+    assert classify(params={"keep_ratio": 0.8}).status_code == 200
 
 
 @pytest.mark.parametrize("unsure", [False, True])

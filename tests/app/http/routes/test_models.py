@@ -37,6 +37,7 @@ def test_the_model_is_described_with_its_defaults(make_client: Callable[..., Tes
                 "patch_size": [7, 7],
                 "patch_stride": [7, 7],
                 "stages": [2, 4],
+                "evenly": False,
                 "criteria": list(CRITERIA),
                 "reducers": list(REDUCERS),
                 "default_keep_ratio": 0.7,
