@@ -12,7 +12,7 @@ own attention (arXiv 2604.03803), `column_l2` the norm of the attention that a p
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -158,6 +158,26 @@ def matrix_importance(
     if criterion == "column_l2":
         return column_l2(matrix, gaps)
     return renyi(matrix, RENYI_ORDERS[criterion])
+
+
+@torch.no_grad()
+def matrix_importances(
+    criteria: Sequence[Criterion],
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B H T D"],
+    scale: float,
+    gaps: Bool[Tensor, "B T"] | None,
+) -> dict[Criterion, Float[Tensor, "B T"]]:
+    """`matrix_importance` under each of the ``criteria``. On a CPU image by image: so the attention of all
+    queries is in memory for one image at a time, and an image is computed as it is alone."""
+    images = [slice(None)] if q.is_cuda else [slice(image, image + 1) for image in range(len(q))]
+    found: dict[Criterion, list[Tensor]] = {name: [] for name in criteria}
+    for own in images:
+        own_gaps = None if gaps is None else gaps[own]
+        matrix = attention_matrix(q[own], k[own], scale, own_gaps)
+        for name, parts in found.items():
+            parts.append(matrix_importance(name, matrix, own_gaps))
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
 
 def importance(

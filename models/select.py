@@ -16,10 +16,9 @@ from torch import Tensor
 from models.attend import Attention, Parts, apart, heads, placed
 from models.criteria import (
     OF_THE_MATRIX,
-    attention_matrix,
     attention_rows,
     importance,
-    matrix_importance,
+    matrix_importances,
     most_important,
     random,
 )
@@ -128,10 +127,9 @@ def decide(
         patches = slice(prefix, prefix + group.patches)
         attention.append(weights[:, :, patches])
         if of_all:
-            with torch.no_grad():
-                matrix = attention_matrix(q, k, attn.scale, gaps)
-                for name, parts in of_matrix.items():
-                    parts.append(matrix_importance(name, matrix, gaps)[:, patches])
+            found = matrix_importances(criteria.of_the_matrix, q, k, attn.scale, gaps)
+            for name, parts in of_matrix.items():
+                parts.append(found[name][:, patches])
     padded = _padded(attention)
     with torch.no_grad():
         return padded, _values(attn, padded, values, of_matrix, tokens, groups, criteria, prefix, tables)

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
+from models import criteria as criteria_module
 from models.criteria import (
     ACROSS_HEADS,
     OF_THE_MATRIX,
@@ -21,6 +23,7 @@ from models.criteria import (
     iqr,
     mad,
     matrix_importance,
+    matrix_importances,
     mean,
     mean_value_norm,
     most_important,
@@ -228,6 +231,26 @@ def test_gaps_change_nothing(criterion: Criterion) -> None:
     alone = matrix_importance(criterion, attention_matrix(q[:, :, :4], k[:, :, :4], 0.4), None)
     among = matrix_importance(criterion, attention_matrix(q, k, 0.4, gaps), gaps)
     torch.testing.assert_close(among[:, :4], alone)
+
+
+def test_no_more_than_one_images_attention_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU; and an image has the same importance, to the bit, as alone."""
+    q, k = torch.randn(2, 4, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    criteria = sorted(OF_THE_MATRIX)
+    together = matrix_importances(criteria, q, k, 0.4, None)
+    for image in range(4):
+        own = slice(image, image + 1)
+        alone = matrix_importances(criteria, q[own], k[own], 0.4, None)
+        assert all(torch.equal(together[name][own], alone[name]) for name in criteria)
+    seen: list[int] = []
+
+    def watched(*arguments: Any) -> Tensor:
+        seen.append(len(arguments[0]))
+        return attention_matrix(*arguments)
+
+    monkeypatch.setattr(criteria_module, "attention_matrix", watched)
+    matrix_importances(criteria, q, k, 0.4, None)
+    assert seen == [1] * 4
 
 
 # The rows that the statistics read.
