@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
-from models.device import cpu_has_vnni
+from models.device import cpu_has_bfloat16, cpu_has_vnni
 
 # What stands for 0 among the integers of a row of `EightBitWeight`. They are unsigned because oneDNN has no
 # fast kernel for int8 times int8 without AMX: the one it falls back to is a thousand times slower.
@@ -44,13 +44,13 @@ class Int8Linear(nn.Module):
         self,
         linear: nn.Linear,
         parts: Sequence[slice] = (),
-        quantised: "type[EightBitWeight | SevenBitWeight] | None" = None,
+        quantised: "type[Quantised] | None" = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float()
         if quantised is None:
-            quantised = EightBitWeight if cpu_has_vnni() else SevenBitWeight
+            quantised = form_of_this_cpu()
         # Attributes and not buffers: `to` must neither round the scales nor move what oneDNN has packed.
         self._whole = quantised(weight)
         self._parts = {(part.start, part.stop): quantised(weight[part]) for part in parts}
@@ -71,7 +71,7 @@ class Int8Linear(nn.Module):
 
 
 class EightBitWeight:
-    """Rows and weights of eight bits, for a CPU with VNNI: it adds the products up in 32 bits.
+    """Rows and weights of eight bits, for bfloat16 rows on a CPU with VNNI: it adds products up in 32 bits.
 
     Both are symmetric, as in torchao's `Int8DynamicActivationInt8WeightConfig`.
     """
@@ -87,16 +87,17 @@ class EightBitWeight:
         return product.mul_(scales) if bias is None else torch.addcmul(bias, product, scales)
 
 
-class SevenBitWeight:
-    """Rows of eight bits and weights of seven, for a CPU with AVX2: it adds products up in 16 bits, two by
-    two, and two products of eight bits each would not fit in.
+class EightBitsByRange:
+    """Rows and weights of eight bits, for float32 rows on a CPU with VNNI.
 
     A row's integers go from its least value (0) to its largest one (255), so that none are wasted where most
     of a row lies on one side of 0, as after GELU.
     """
 
+    largest = 127  # integer of a weight
+
     def __init__(self, weight: Float[Tensor, "outputs inputs"]) -> None:
-        integers, self._scales = quantise_weight(weight, LARGEST_OF_SEVEN_BITS)
+        integers, self._scales = quantise_weight(weight, self.largest)
         self._sums = integers.sum(dim=1) * self._scales
         # The rows come with their scales behind them; zeros take these out of the product.
         self._packed = torch.ops.onednn.qlinear_prepack(F.pad(integers, (0, _TAIL)), None)
@@ -110,6 +111,23 @@ class SevenBitWeight:
         if bias is not None:
             product.add_(bias)
         return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class SevenBitWeight(EightBitsByRange):
+    """Rows of eight bits and weights of seven, for a CPU with AVX2: it adds products up in 16 bits, two by
+    two, and two products of eight bits each would not fit in."""
+
+    largest = LARGEST_OF_SEVEN_BITS
+
+
+Quantised = EightBitWeight | EightBitsByRange
+
+
+def form_of_this_cpu() -> type[Quantised]:
+    """The fastest form of a weight here (docs/design/0013)."""
+    if not cpu_has_vnni():
+        return SevenBitWeight
+    return EightBitWeight if cpu_has_bfloat16() else EightBitsByRange
 
 
 def quantise_weight(
