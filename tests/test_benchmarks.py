@@ -13,6 +13,8 @@ from PIL import Image
 
 from benchmarks import accuracy, engine, host, outside, speed, warm_up
 from benchmarks.contestants import Contestant, load_model
+from benchmarks.features import nearest
+from benchmarks.features import rows_of as features_rows
 from benchmarks.memory import trend
 from benchmarks.photographs import load_photographs
 from benchmarks.report import Spread, spread, table
@@ -322,3 +324,21 @@ def test_warm_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for row in report["results"]:
         assert row["measured_by_predicted"]["median"] > 0
         assert 0 <= row["within_20_percent"] <= 1
+
+
+def test_the_nearest_feature_is_of_another_image() -> None:
+    """Never the image itself, however near it is to itself."""
+    index = np.array([[1.0, 0], [0.9, 0.1], [0, 1]])
+    assert nearest(index, index).tolist() == [1, 0, 1]
+
+
+def test_features_are_compared_by_hand() -> None:
+    """The pruned feature of the third image is turned to the first one, and with it goes its neighbour."""
+    unpruned = np.array([[1.0, 0], [0.8, 0.6], [0, 2], [-0.6, 0.8]])
+    pruned = unpruned.copy()
+    pruned[2] = [3, 0]
+    features = np.stack([unpruned, pruned])
+    whole, some = features_rows((1.0, 0.5), (1.0, 0.6), features, np.array([0, 0, 1, 1]))
+    assert (whole["cosine"], whole["neighbour, index unpruned"], whole["same class"]) == (1.0, 100.0, 100.0)
+    assert (some["cosine"], some["cosine_error"]) == (0.75, 0.25)
+    assert (some["neighbour, index unpruned"], some["same class"]) == (75.0, 75.0)

@@ -12,6 +12,7 @@ from trimvit_client import (
     AsyncClient,
     Classification,
     Client,
+    Embedding,
     Image,
     InvalidValue,
     Options,
@@ -110,6 +111,26 @@ def test_an_image_is_sent_with_its_options(kind: str) -> None:
     )  # fmt: skip
     assert request.headers["Content-Type"] == "application/octet-stream"
     assert request.headers["Authorization"] == "Bearer secret"
+
+
+def test_an_embedding_is_asked_for_as_base64(kind: str) -> None:
+    """With the options of the image, and the time that is left."""
+    seen: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        (result,) = ANSWER["results"]  # type: ignore[misc]
+        vector = {**result, "embedding": "AACAPwAAAMA="}  # type: ignore[dict-item]
+        return httpx.Response(200, json={**ANSWER, "results": [vector]})
+
+    answer = Both(kind, respond).call("embed", b"photograph", Options(keep_ratio=0.5), normalize=True)
+    assert isinstance(answer, Embedding)
+    assert answer.values == (1.0, -2.0)
+    (request,) = seen
+    assert (request.method, str(request.url)) == (
+        "POST", "http://test/v1/embed?keep_ratio=0.5&encoding=base64&normalize=true",
+    )  # fmt: skip
+    assert request.content == b"photograph"
 
 
 def test_a_refusal_is_waited_out_and_a_fault_is_raised(kind: str) -> None:

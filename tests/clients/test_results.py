@@ -13,11 +13,11 @@ from PIL import Image as Pictures
 from starlette.testclient import TestClient
 from trimvit_client import StageMask, UnreadableImage
 from trimvit_client.images import encoded as as_file
-from trimvit_client.results import Classification, classification_of, models_of
+from trimvit_client.results import Classification, classification_of, embedding_of, models_of
 
 from app.main import create_app
 from app.settings.settings import Settings
-from tests.app.fakes import MODEL, FakeDispatch, encoded, kept_patches
+from tests.app.fakes import FEATURES, MODEL, FakeDispatch, encoded, kept_patches
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,33 @@ def test_an_answer_is_a_record(server: TestClient) -> None:
     assert answer.request_id
     with pytest.raises(FrozenInstanceError):
         answer.model = "another"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("query", ["", "&top_k=2"])
+def test_an_embedding_is_a_record(server: TestClient, query: str) -> None:
+    """With the numbers of the vector, and labels where they are asked for."""
+    content = encoded()
+    answer = server.post(f"/v1/embed?keep_ratio=0.5&encoding=base64{query}", content=content)
+    found = embedding_of(answer.json(), "mine")
+    assert found.values == FEATURES
+    assert found.array().dtype == np.float32
+    assert found.array().tolist() == list(FEATURES)
+    assert [label.index for label in found.labels] == ([0, 1] if query else [])
+    assert (found.model, found.keep_ratio, found.reducer, found.request_id) == ("toy", 0.5, "drop", "mine")
+    assert found.patches == trimvit_client.Patches(15, 4, (8, 4), (3, 5))
+    assert found.timings_ms.compute == 7.0
+
+
+@pytest.mark.parametrize("text", ["AAAAAAA=", "no base64", ""])
+def test_what_is_no_embedding_is_told(server: TestClient, text: str) -> None:
+    """Bytes that are no float32 numbers are not read as some."""
+    document = server.post("/v1/embed?encoding=base64", content=encoded()).json()
+    document["results"][0]["embedding"] = text
+    if text:
+        with pytest.raises(ValueError, match=r"float32|base64"):
+            embedding_of(document, None)
+    else:
+        assert embedding_of(document, None).values == ()
 
 
 def test_merge_reads_no_criterion(server: TestClient) -> None:

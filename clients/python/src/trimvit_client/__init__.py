@@ -33,7 +33,17 @@ from trimvit_client.errors import (
 )
 from trimvit_client.images import Image, ImageSource
 from trimvit_client.options import Criterion, MaskFormat, Options, Priority, Reducer
-from trimvit_client.results import Cascade, Classification, Input, Label, Model, Patches, StageMask, Timings
+from trimvit_client.results import (
+    Cascade,
+    Classification,
+    Embedding,
+    Input,
+    Label,
+    Model,
+    Patches,
+    StageMask,
+    Timings,
+)
 from trimvit_client.retries import Retries
 
 __all__ = [
@@ -46,6 +56,7 @@ __all__ = [
     "Criterion",
     "DeadlinePassed",
     "DeadlineUnmeetable",
+    "Embedding",
     "Image",
     "ImageSource",
     "Input",

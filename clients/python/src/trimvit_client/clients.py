@@ -21,6 +21,7 @@ from trimvit_client.exchange import (
     Rules,
     Wait,
     classify_call,
+    embed_call,
     exchange,
     failure_of,
     headers_of,
@@ -28,7 +29,7 @@ from trimvit_client.exchange import (
 )
 from trimvit_client.images import Image, ImageSource, encoded
 from trimvit_client.options import Options
-from trimvit_client.results import Classification, Model
+from trimvit_client.results import Classification, Embedding, Model
 from trimvit_client.retries import Retries
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -144,6 +145,18 @@ class Client:
                 pool.shutdown(cancel_futures=True)
 
         return answers()
+
+    def embed(
+        self,
+        image: ImageSource,
+        options: Options | None = None,
+        *,
+        normalize: bool = False,
+        deadline_s: float | None = None,
+    ) -> Embedding:
+        """The feature vector of one image, with ``normalize`` of length 1 (L2); else as `classify`."""
+        call = embed_call(encoded(image), options or Options(), normalize=normalize)
+        return self._run(exchange(call, self._rules, deadline_s))
 
     def models(self) -> tuple[Model, ...]:
         """What is served. Raises TrimViTError."""
@@ -279,6 +292,19 @@ class AsyncClient:
                 await asyncio.gather(*window, return_exceptions=True)
 
         return answers()
+
+    async def embed(
+        self,
+        image: ImageSource,
+        options: Options | None = None,
+        *,
+        normalize: bool = False,
+        deadline_s: float | None = None,
+    ) -> Embedding:
+        """The feature vector of one image; see `Client.embed`. A file is read in a thread."""
+        data = await asyncio.to_thread(encoded, image)
+        call = embed_call(data, options or Options(), normalize=normalize)
+        return await self._run(exchange(call, self._rules, deadline_s))
 
     async def models(self) -> tuple[Model, ...]:
         """What is served. Raises TrimViTError."""

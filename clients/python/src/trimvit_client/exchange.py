@@ -17,7 +17,14 @@ import httpx
 from trimvit_client.address import why
 from trimvit_client.errors import ConnectionFailed, TimedOut, TrimViTError, UnexpectedAnswer, problem_of
 from trimvit_client.options import Options
-from trimvit_client.results import Classification, Model, classification_of, models_of
+from trimvit_client.results import (
+    Classification,
+    Embedding,
+    Model,
+    classification_of,
+    embedding_of,
+    models_of,
+)
 from trimvit_client.retries import Retries, retry_after_s
 
 _PROBLEM = "application/problem+json"
@@ -147,6 +154,16 @@ def classify_call(image: bytes, options: Options) -> Call[Classification]:
         return classification_of(answer.json(), answer.headers.get("X-Request-ID"))
 
     return Call("POST", "/v1/classify", read, options.query(), image, tells_deadline=True)
+
+
+def embed_call(image: bytes, options: Options, *, normalize: bool) -> Call[Embedding]:
+    """The embedding of one image; as base64, which is a third of the numbers in JSON."""
+
+    def read(answer: httpx.Response) -> Embedding:
+        return embedding_of(answer.json(), answer.headers.get("X-Request-ID"))
+
+    params = {**options.query(), "encoding": "base64", "normalize": "true" if normalize else "false"}
+    return Call("POST", "/v1/embed", read, params, image, tells_deadline=True)
 
 
 def models_call() -> Call[tuple[Model, ...]]:

@@ -5,7 +5,8 @@ Members that a newer server adds are passed over; one that is missing is an Unex
 
 import base64
 import io
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,6 +115,35 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """The feature vector of one image, and what was applied: see `Classification`. ``labels`` only where the
+    options have a ``top_k``."""
+
+    model: str
+    values: tuple[float, ...]
+    labels: tuple[Label, ...]
+    keep_ratio: float
+    requested_keep_ratio: float | Literal["auto"] | None
+    lowered: str | None
+    criterion: str | None
+    reducer: str
+    patches: Patches
+    compute: float
+    runs: int
+    timings_ms: Timings
+    request_id: str | None
+
+    def array(self) -> "NDArray[np.float32]":
+        """The values. Raises ImportError without numpy."""
+        try:
+            import numpy as np
+        except ImportError as error:
+            raise ImportError(_WITHOUT.format("numpy")) from error
+
+        return np.array(self.values, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """What the model sees of a photograph, in pixels."""
 
@@ -136,7 +166,9 @@ class Cascade:
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that is served, and what images get that ask for nothing. ``scores``: "softmax" over all
-    classes, or "sigmoid" of each by itself. ``evenly``: whether every stage takes away as many patches."""
+    classes, or "sigmoid" of each by itself. ``evenly``: whether every stage takes away as many patches.
+    ``embedding_size``: numbers of an embedding; None of a server that gives none. Without a head it has no
+    ``labels``."""
 
     name: str
     labels: tuple[str, ...]
@@ -152,31 +184,54 @@ class Model:
     dtype: str
     scores: str = "softmax"
     evenly: bool = False
+    embedding_size: int | None = None
 
 
 def classification_of(document: Mapping[str, Any], request_id: str | None) -> Classification:
     """Of an answer with one result. Raises KeyError, TypeError or ValueError for what is none."""
     (result,) = document["results"]
-    timings = document["timings_ms"]
-    patches = result["patches"]
-    grid = _pair(patches["grid"])
+    grid = _pair(result["patches"]["grid"])
     return Classification(
-        model=str(document["model"]),
-        labels=tuple(
-            Label(int(each["index"]), str(each["label"]), float(each["score"])) for each in result["labels"]
-        ),
-        keep_ratio=float(result["keep_ratio"]),
-        requested_keep_ratio=result["requested_keep_ratio"],
-        lowered=result["lowered"],
-        criterion=result["criterion"],
-        reducer=str(result["reducer"]),
-        patches=Patches(int(patches["total"]), int(patches["kept"]), tuple(patches["per_stage"]), grid),
-        compute=float(result["compute"]),
-        runs=int(result["runs"]),
         mask=tuple(_mask_of(each, grid) for each in result.get("mask") or ()),
-        timings_ms=Timings(*(float(timings[name]) for name in ("decode", "queue", "compute", "total"))),
         request_id=request_id,
+        **_common(document, result, grid, result["labels"]),
     )
+
+
+def embedding_of(document: Mapping[str, Any], request_id: str | None) -> Embedding:
+    """Of an answer with one result, in base64. Raises KeyError, TypeError or ValueError for what is none."""
+    (result,) = document["results"]
+    grid = _pair(result["patches"]["grid"])
+    data = base64.b64decode(result["embedding"], validate=True)
+    if len(data) % _FLOAT_BYTES:
+        raise ValueError(f"{len(data)} bytes are no float32 numbers")
+    return Embedding(
+        values=struct.unpack(f"<{len(data) // _FLOAT_BYTES}f", data),
+        request_id=request_id,
+        **_common(document, result, grid, result.get("labels") or ()),
+    )
+
+
+def _common(
+    document: Mapping[str, Any], result: Mapping[str, Any], grid: tuple[int, int], labels: Iterable[Any]
+) -> dict[str, Any]:
+    """What every answer says of an image."""
+    timings, patches = document["timings_ms"], result["patches"]
+    return {
+        "model": str(document["model"]),
+        "labels": tuple(
+            Label(int(each["index"]), str(each["label"]), float(each["score"])) for each in labels
+        ),
+        "keep_ratio": float(result["keep_ratio"]),
+        "requested_keep_ratio": result["requested_keep_ratio"],
+        "lowered": result["lowered"],
+        "criterion": result["criterion"],
+        "reducer": str(result["reducer"]),
+        "patches": Patches(int(patches["total"]), int(patches["kept"]), tuple(patches["per_stage"]), grid),
+        "compute": float(result["compute"]),
+        "runs": int(result["runs"]),
+        "timings_ms": Timings(*(float(timings[name]) for name in ("decode", "queue", "compute", "total"))),
+    }
 
 
 def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
@@ -197,6 +252,7 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
             dtype=str(each["dtype"]),
             scores=str(each.get("scores", "softmax")),
             evenly=bool(each.get("evenly", False)),
+            embedding_size=each.get("embedding_size"),
         )
         for each in document["models"]
     )
@@ -228,4 +284,5 @@ def _pair(values: Any) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
+_FLOAT_BYTES = 4
 _WITHOUT = "this needs {}: pip install 'trimvit-client[pictures]'"

@@ -1,0 +1,138 @@
+"""What pruning does to a feature vector, image by image.
+
+    python -m benchmarks.features --data FOLDER
+
+FOLDER holds a folder of images for each class, as of `trimvit evaluate`. For each keep ratio: the cosine of
+an image's feature to its own unpruned one; and how often its nearest neighbour by cosine, among all other
+images, is the one that the unpruned feature has. "index unpruned" looks for it among unpruned features, as in
+an index that was built before; "index pruned" among features at the same ratio. "same class" is how often the
+neighbour (index unpruned) is of the image's class. Standard errors are over images, in points for shares.
+
+Images are taken in an order drawn with a seed, until ``--cpu-s`` seconds of CPU time are spent.
+`--output FILE.json` writes the result.
+"""
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from app.settings.model import BUNDLED_MODEL
+from benchmarks import machine
+from benchmarks.contestants import load_model
+from benchmarks.report import Row, table, write
+from models.classifier import Classifier
+from models.device import choose_dtype
+from models.schedule import Pruning, compute
+from models.training.labelled import samples_for
+from models.training.loading import BrokenImages, evaluation_batches
+
+
+def rows_of(
+    ratios: Sequence[float],
+    shares: Sequence[float],
+    features: Float[np.ndarray, "ratios images features"],
+    truth: Int[np.ndarray, " images"],
+) -> list[Row]:
+    """A row for each ratio, whose cost is in ``shares``; the first ratio is what others are compared with."""
+    features = features / np.linalg.norm(features, axis=2, keepdims=True)
+    unpruned = features[0]
+    wanted = nearest(unpruned, unpruned)
+    rows: list[Row] = []
+    for ratio, share, own in zip(ratios, shares, features, strict=True):
+        found = nearest(own, unpruned)
+        cosines = (own * unpruned).sum(axis=1)
+        rows.append(
+            {
+                "keep_ratio": ratio,
+                "compute": round(share, 3),
+                "images": len(own),
+                "cosine": round(float(cosines.mean()), 4),
+                "cosine_error": round(_error(cosines), 4),
+                "cosine_5th_percentile": round(float(np.quantile(cosines, 0.05)), 4),
+                **_in_points("neighbour, index unpruned", found == wanted),
+                **_in_points("neighbour, index pruned", nearest(own, own) == wanted),
+                **_in_points("same class", truth[found] == truth),
+            }
+        )
+    return rows
+
+
+def nearest(
+    queries: Float[np.ndarray, "images features"], index: Float[np.ndarray, "images features"]
+) -> Int[np.ndarray, " images"]:
+    """Of each query the place in the index with the greatest product, but for its own."""
+    products = queries @ index.T
+    np.fill_diagonal(products, -np.inf)
+    return products.argmax(axis=1)
+
+
+def _in_points(name: str, hits: np.ndarray) -> Row:
+    shares = hits.astype(float)
+    return {name: round(100 * float(shares.mean()), 2), f"{name}, error": round(100 * _error(shares), 2)}
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def _vectors(classifier: Classifier, pixels: Tensor, ratios: Sequence[float]) -> np.ndarray:
+    """[ratios, images, features]"""
+    outputs = classifier.compare(pixels, [[Pruning(ratio)] * len(pixels) for ratio in ratios])
+    with torch.inference_mode():
+        found = [classifier.model.family.features(output.pooled).float() for output in outputs]
+        return torch.stack(found).cpu().numpy()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.features", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of a folder for each class")
+    parser.add_argument("--model", default=BUNDLED_MODEL, help="as of trimvit serve")
+    parser.add_argument("--dtype", default="auto", help="as of trimvit serve")
+    parser.add_argument("--ratios", type=float, nargs="+", default=(0.9, 0.7, 0.5, 0.3), help="keep ratios")
+    parser.add_argument("--cpu-s", type=float, default=math.inf, help="seconds of CPU time")
+    parser.add_argument("--batch-size", type=int, default=16, help="images")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    options = parser.parse_args(arguments)
+    loaded = load_model(options.model)
+    samples = samples_for(loaded.card, options.data)
+    random.Random(0).shuffle(samples)
+    classifier = Classifier(loaded.model, loaded.input, "cpu", choose_dtype("cpu", options.dtype))
+    ratios = (1.0, *options.ratios)
+    batches = evaluation_batches(
+        samples, loaded.input, BrokenImages("skip"), batch_size=options.batch_size, workers=0
+    )
+    parts, truth = [], []
+    for batch in tqdm(batches, dynamic_ncols=True):
+        if len(batch.numbers):
+            parts.append(_vectors(classifier, torch.from_numpy(batch.pixels), ratios))
+            truth.append(batch.truth)
+        if time.process_time() > options.cpu_s:
+            break
+    model = loaded.model
+    shares = [compute(model.arch, model.stages, ratio) for ratio in ratios]
+    rows = rows_of(ratios, shares, np.concatenate(parts, axis=1), np.concatenate(truth))
+    if options.output is not None:
+        report = {
+            "command": "python -m benchmarks.features",
+            "machine": machine.describe(),
+            "model": Path(options.model).name,
+            "dtype": str(classifier.dtype).removeprefix("torch."),
+            "cpu_s": round(time.process_time()),
+            "results": rows,
+        }
+        write(options.output, report)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
