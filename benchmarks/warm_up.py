@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = Settings(device=device, **({"model": options.model} if options.model else {}))
     dtype = choose_dtype(device, settings.dtype)
     limits = limits_of(settings, cores(), on_cpu=device == "cpu")
-    backend = TorchBackend(settings, device, device, dtype, limits, cores())
+    backend = TorchBackend(settings, settings.models[0], device, device, dtype, limits, cores())
     threads = torch.get_num_threads()
     rows = list(measure(backend, options.batches, options.seed))
     torch.set_num_threads(threads)

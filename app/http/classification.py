@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from app.decoding.images import Take
 from app.dispatch.policy.smoothed import Smoothed
 from app.dispatch.questions import Expected, Question
 from app.dispatch.slot import Slot
-from app.errors import DeadlinePassed, NotReady, Problem
+from app.errors import DeadlinePassed, InvalidValue, NotFound, NotReady, Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
@@ -36,6 +36,7 @@ from app.messages.to_front_end import Answer
 from app.priority import Priority
 from app.settings.settings import Settings
 from app.telemetry import metrics, tallies, tracing
+from app.wrong_values import no_such, short
 from models.transforms import InputSpec
 
 
@@ -44,11 +45,11 @@ class Dispatch(Protocol):
 
     @property
     def model(self) -> ModelInfo | None:
-        """None until a worker is ready."""
+        """The default one; None until a worker is ready."""
 
     @property
-    def last_model(self) -> ModelInfo | None:
-        """What was ready last, whether or not it still is; None before anything was."""
+    def models(self) -> Mapping[str, ModelInfo]:
+        """All that were ready last, by name, the default one first."""
 
     @property
     def workers(self) -> list[dict[str, object]]:
@@ -117,14 +118,15 @@ class Classification:
         self._decode = Smoothed()
 
     @property
-    def last_model(self) -> ModelInfo | None:
-        """The model, as far as it is known: also while no worker is ready, if one was."""
-        return self._dispatch.last_model
-
-    @property
     def model_now(self) -> ModelInfo | None:
         """The model; None while no worker is ready."""
         return self._dispatch.model
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """All models by their names, the default one first, as far as they are known: also while no worker is
+        ready, if one was."""
+        return self._dispatch.models
 
     def max_priority_of(self, scope: Scope) -> Priority:
         """The highest priority that the request's caller may ask for."""
@@ -141,19 +143,20 @@ class Classification:
         return self._dispatch.refusal(self._left_of(expected, caller, gone_s))
 
     async def model(self, request: Request, options: Sequence[ImageOptions]) -> ModelInfo:
-        """The model that answers images with these ``options``. While no worker is ready it is waited for,
+        """The model that images with these ``options`` name. While no worker is ready it is waited for,
         until the first of their deadlines, which count from when the request came, and while the client of
-        ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed or
-        ClientDisconnect."""
+        ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed,
+        ClientDisconnect, NotFound for a model that there is not, or InvalidValue for several."""
         with _Outcomes(len(options)):
             deadline_s = min(deadline_s_of(each, self._settings) for each in options)
             left_s = deadline_s - seconds_since(request.scope)
             model = self._dispatch.model
             if model is None and left_s > 0:
-                return await unless_gone(request, self._dispatch.wait_until_ready(left_s))
+                model = await unless_gone(request, self._dispatch.wait_until_ready(left_s))
             if model is None:
                 raise _passed_on_the_way(deadline_s)
-            return model
+            name = model_named(options)
+            return model if name in (None, model.name) else found_model(self.models, name)
 
     async def answers(
         self,
@@ -257,6 +260,32 @@ def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
         f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
         "it counts from when the request's head is there"
     )
+
+
+def model_named(options: Sequence[ImageOptions]) -> str | None:
+    """The model that images with these options name; None where they name none. Raises InvalidValue where
+    they name several."""
+    first = options[0].model
+    for index, each in enumerate(options):
+        if each.model != first:
+            raise InvalidValue(
+                f"all images of a request are answered by one model: this one is for {_shown(each.model)}, "
+                f"the first for {_shown(first)}",
+                image=index,
+            )
+    return first
+
+
+def _shown(name: str | None) -> str:
+    return "the default one" if name is None else short.repr(name)
+
+
+def found_model(models: Mapping[str, ModelInfo], name: str) -> ModelInfo:
+    """The model of that name. Raises NotFound."""
+    model = models.get(name)
+    if model is None:
+        raise NotFound(no_such("model", name, models))
+    return model
 
 
 def no_model_yet() -> NotReady:

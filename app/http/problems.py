@@ -152,6 +152,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, meaning in {
         400: "The request cannot be read.",
         403: "The priority is above what this caller may ask for.",
+        404: "There is no such model.",
         408: "The body came too slowly.",
         413: "More bytes, pixels or images than allowed.",
         415: "Not an image type.",

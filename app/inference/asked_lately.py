@@ -21,16 +21,12 @@ _MOST, _LONGEST_QUERY = 1024, 512
 
 
 class AskedLately:
-    """Remembers, for one model at a time, what is asked of it for images with these options, and what is
-    known of them."""
+    """Remembers, for each model, what is asked of it for images with these options, and what is known of
+    them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._model: ModelInfo | None = None
-        self._known: dict[tuple[ImageOptions, bool, Priority, bool, bool], tuple[Ask, Expected]] = {}
-        # The same by the identity of the options, which are kept: most requests have the very same ones, by
-        # `by_query`, and their hash takes longer than all else here.
-        self._same: dict[tuple[int, Priority, bool, bool], tuple[ImageOptions, tuple[Ask, Expected]]] = {}
+        self._of_models: dict[str, _OfModel] = {}
 
     def known(
         self,
@@ -43,8 +39,30 @@ class AskedLately:
     ) -> tuple[Ask, Expected]:
         """What is asked of the model, and what is known of the image but for its caller, who may ask for no
         priority above ``highest``. Raises InvalidValue, NoClasses or PriorityNotAllowed."""
-        if model is not self._model or len(self._same) >= _MOST:
-            self._model = model
+        found = self._of_models.get(model.name)
+        if found is None or found.model is not model:
+            found = self._of_models[model.name] = _OfModel(self._settings, model)
+        return found.known(options, highest, logits=logits, features=features)
+
+
+class _OfModel:
+    def __init__(self, settings: Settings, model: ModelInfo) -> None:
+        self.model = model
+        self._settings = settings
+        self._known: dict[tuple[ImageOptions, bool, Priority, bool, bool], tuple[Ask, Expected]] = {}
+        # The same by the identity of the options, which are kept: most requests have the very same ones, by
+        # `by_query`, and their hash takes longer than all else here.
+        self._same: dict[tuple[int, Priority, bool, bool], tuple[ImageOptions, tuple[Ask, Expected]]] = {}
+
+    def known(
+        self,
+        options: ImageOptions,
+        highest: Priority,
+        *,
+        logits: bool,
+        features: bool,
+    ) -> tuple[Ask, Expected]:
+        if len(self._same) >= _MOST:
             self._known.clear()
             self._same.clear()
         same = self._same.get((id(options), highest, logits, features))
@@ -54,8 +72,8 @@ class AskedLately:
         key = options, "priority" in options.model_fields_set, highest, logits, features
         found = self._known.get(key)
         if found is None:
-            ask = ask_of(options, self._settings, model, logits=logits, features=features)
-            found = ask, expected(options, ask, self._settings, model, highest)
+            ask = ask_of(options, self._settings, self.model, logits=logits, features=features)
+            found = ask, expected(options, ask, self._settings, self.model, highest)
             self._known[key] = found
         self._same[id(options), highest, logits, features] = options, found
         return found

@@ -38,6 +38,12 @@ class ImageOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    model: str | None = Field(
+        None,
+        description="The model that answers, by its name in /v1/models; all images of a request have the "
+        "same. Default: the first one there.",
+        examples=[None],
+    )
     keep_ratio: KeepRatio | None = Field(
         None,
         description="Share of the remaining patches kept at each stage; 1 prunes nothing. `auto`: the "

@@ -5,9 +5,12 @@ Whoever gives one of these expects something that will not happen, so the server
 
 from collections.abc import Iterator
 
+from app.settings.flags import flag
 from app.settings.model import BUNDLED_MODEL
 from app.settings.settings import Settings
 
+# What makes a model another one than its checkpoint says.
+_OF_ONE_MODEL = ("architecture", "head", "patch_stride", "input_size", "labels", "stages", "rows")
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
 
 
@@ -26,8 +29,11 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield f"--operations-port and --grpc-port are both {settings.grpc_port}: choose another for one"
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         yield "--tls-certificate and --tls-key go together: give both, or neither"
-    if settings.architecture is not None and settings.model == BUNDLED_MODEL:
+    if settings.architecture is not None and settings.models[0].reference == BUNDLED_MODEL:
         yield "--architecture is for a checkpoint file, which --model names; the bundled model has its own"
+    if len(settings.models) > 1:
+        for name in (name for name in _OF_ONE_MODEL if getattr(settings, name) is not None):
+            yield f"{flag(name)} is for one model, and --model names {len(settings.models)}: leave it out"
     if {"engines", "workers_per_device"} <= given:
         yield "--engines is the former name of --workers-per-device: leave it out"
     if settings.exact and settings.dtype == "int8":

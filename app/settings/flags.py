@@ -2,7 +2,7 @@
 
 import os
 import re
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from inspect import cleandoc
 from typing import Any, NoReturn, cast
@@ -31,6 +31,15 @@ class Operands:
     help: str
 
 
+class _Joined(Action):
+    """A flag that may be given again: its values with commas between them, as a variable has them."""
+
+    def __call__(self, _: ArgumentParser, namespace: Namespace, values: Any, __: str | None = None) -> None:
+        """Take one more."""
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
+
+
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """argparse would print the usage, which has a line for each three flags."""
@@ -53,6 +62,14 @@ def parse(
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    repeated = {flag(name) for name in getattr(settings_type, "repeated_flags", ())}
+
+    def add_argument(place: Any, *names: str, **options: Any) -> Action:
+        if repeated.intersection(names):
+            options["action"] = _Joined
+        added: Action = ArgumentParser.add_argument(place, *names, **options)
+        return added
+
     source: CliSettingsSource[Any] = CliSettingsSource(
         cast("type[BaseSettings]", settings_type),
         cli_prog_name=program,
@@ -61,6 +78,7 @@ def parse(
         cli_hide_none_type=True,
         cli_avoid_json=True,
         root_parser=parser,
+        add_argument_method=add_argument,
         formatter_class=RawDescriptionHelpFormatter,
     )
     _make_readable(parser)

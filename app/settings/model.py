@@ -1,7 +1,10 @@
-"""Which model is served, and what images get that ask for nothing."""
+"""Which models are served, and what images get that ask for nothing."""
 
-from pydantic import BaseModel, Field
+from typing import ClassVar
 
+from pydantic import BaseModel, Field, field_validator
+
+from app.settings.served_models import ServedModel, served_models
 from app.settings.types import File
 from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer, Rows
@@ -11,13 +14,16 @@ BUNDLED_MODEL = "trimvit-small-imagenette"
 
 
 class ModelSettings(BaseModel):
-    """Which model is served, and what images get that ask for nothing."""
+    """Which models are served, and what images get that ask for nothing."""
+
+    repeated_flags: ClassVar[frozenset[str]] = frozenset({"model"})
 
     model: str = Field(
         BUNDLED_MODEL,
         description="Bundled name, timm name (weights from the hub), OWNER/NAME on the hub, or the path of a "
         "file or folder that timm, transformers or a training script saved. The bundled model knows ten "
-        "classes; deit_small_patch16_224.fb_in1k knows a thousand.",
+        "classes; deit_small_patch16_224.fb_in1k knows a thousand. Several as NAME=REFERENCE, with the flag "
+        "given again or commas between them; the first is the default.",
     )
     architecture: str | None = Field(
         None, description="timm architecture of weights that do not name their own."
@@ -59,3 +65,14 @@ class ModelSettings(BaseModel):
     default_reducer: Reducer | None = Field(
         None, description="Reducer of images that ask for none. Default: the checkpoint's, else drop."
     )
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_taken_apart(cls, given: str) -> str:
+        served_models(given)
+        return given
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """The models that ``model`` names, the default one first."""
+        return served_models(self.model)

@@ -12,15 +12,15 @@ from models.load import LoadedModel, load, read_labels
 log = logging.getLogger(__name__)
 
 
-def load_model(settings: Settings) -> LoadedModel:
-    """The model, with the settings' head, labels, stages, rows, stride and input size in place of the
-    checkpoint's.
+def load_model(settings: Settings, reference: str | None = None) -> LoadedModel:
+    """The model of that reference, or the settings' default one, with the settings' head, labels, stages,
+    rows, stride and input size in place of the checkpoint's.
 
     Raises as `models.load.load` does, and ModelError for a file of labels that cannot be read.
     """
     labels = None if settings.labels is None else read_labels(settings.labels)
     loaded = load(
-        settings.model,
+        reference or settings.models[0].reference,
         architecture=settings.architecture,
         labels=labels,
         patch_stride=settings.patch_stride,

@@ -94,8 +94,11 @@ def run(settings: Settings, args: WorkerArgs) -> None:
     threads = min(settings.threads or max(1, cores() // args.sharing), cores())
     title = f"{device}:{args.index}" if on_cpu else device
     limits = limits_of(settings, threads, on_cpu=on_cpu)
-    backend = TorchBackend(settings, title, device, dtype, limits, threads, args.learned)
-    worker = make_loop(settings, args, [backend], title)
+    backends = [
+        TorchBackend(settings, served, title, device, dtype, limits, threads, _of_model(args.learned, number))
+        for number, served in enumerate(settings.models)
+    ]
+    worker = make_loop(settings, args, backends, title)
     try:
         worker.run()
     except (ModelError, UnsupportedModelError, OSError) as error:
@@ -105,6 +108,11 @@ def run(settings: Settings, args: WorkerArgs) -> None:
         if args.reason is not None:
             tell_reason(args.reason, error)
         sys.exit(LOAD_FAILED)
+
+
+def _of_model(learned: Path | None, number: int) -> Path | None:
+    """The file for what is learned of that model; the first one's has the plain name."""
+    return learned if learned is None or not number else learned.with_name(f"{learned.name}-{number}")
 
 
 def limits_of(settings: Settings, threads: int, *, on_cpu: bool) -> Limits:

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from app.messages.capacity import Limits
 from app.messages.image import Ask, Prediction
 from app.messages.model import MOST_PATCHES
 from app.messages.pixels import copy_pixels
+from app.settings.served_models import ServedModel
 from app.settings.settings import Settings
 from app.worker.backend import Job, Loaded
 from app.worker.classifying import classify
@@ -34,10 +35,11 @@ _KERNELS_S = 4.0  # in which kernels are made ahead at most
 
 @dataclass
 class TorchBackend:
-    """``name`` is the device as front ends are told it. ``threads``: those that loading may use.
-    ``learned``: the file for what it leaves to its successor."""
+    """One model on its device. ``name`` is the device as front ends are told it. ``threads``: those that
+    loading may use. ``learned``: the file for what it leaves to its successor."""
 
     settings: Settings
+    served: ServedModel
     name: str
     device: str
     dtype: torch.dtype
@@ -58,7 +60,7 @@ class TorchBackend:
         if not self._on_cpu:
             use_gpu(self.device)
         try:
-            loaded = load_model(self.settings)
+            loaded = load_model(self.settings, self.served.reference)
         except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
             raise ModelError(str(error)) from error
         patches = loaded.model.arch.patches
@@ -67,6 +69,8 @@ class TorchBackend:
                 f"it has {patches} patches, and at most {MOST_PATCHES} can be numbered; "
                 "choose a larger patch stride or a smaller input"
             )
+        if self.served.name is not None:
+            loaded = replace(loaded, name=self.served.name)
         info = describe(loaded, self.name, self.dtype)
         learned = None if self.learned is None else recall(self.learned, info, self.limits)
         if learned is None:

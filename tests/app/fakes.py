@@ -135,6 +135,7 @@ class FakeSlot(Slot):
 class FakeDispatch:
     """A dispatcher that answers at once, unless told to wait or to fail.
 
+    ``others``: models that it has beside the default one.
     ``becomes``: the model that it gets ``ready_after_s`` after somebody began to wait for it.
     ``fails``: what is raised for every question that ``fails_for`` holds for.
     ``was_ready``: whether it had a ``model`` before it lost it.
@@ -145,6 +146,7 @@ class FakeDispatch:
     """
 
     model: ModelInfo | None = MODEL
+    others: tuple[ModelInfo, ...] = ()
     was_ready: bool = False
     takes_its_time: bool = False
     overflows: bool = False
@@ -167,6 +169,11 @@ class FakeDispatch:
     @property
     def last_model(self) -> ModelInfo | None:
         return MODEL if self.model is None and self.was_ready else self.model
+
+    @property
+    def models(self) -> dict[str, ModelInfo]:
+        default = self.last_model
+        return {} if default is None else {each.name: each for each in (default, *self.others)}
 
     @property
     def workers(self) -> list[dict[str, object]]:

@@ -225,7 +225,7 @@ def test_options_are_those_of_the_server() -> None:
     full = Options(
         keep_ratio=0.5, compute=0.5, keep_mass=0.5, cascade=False, criterion="mad", reducer="fuse", top_k=3,
         mask="grid", mask_stages=True, seed=7, deadline_ms=100,
-        min_keep_ratio=0.3, priority="batch", more={"from_tomorrow": 1},
+        min_keep_ratio=0.3, priority="batch", model="small", more={"from_tomorrow": 1},
     ).query()  # fmt: skip
     assert full.keys() - {"from_tomorrow"} == ImageOptions.model_fields.keys()
     assert (full["cascade"], full["mask_stages"], full["keep_ratio"]) == ("false", "true", "0.5")

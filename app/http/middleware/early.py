@@ -14,7 +14,7 @@ from app.errors import Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import is_raw_image, kind_of
 from app.http.callers import caller_of
-from app.http.classification import Classification
+from app.http.classification import Classification, found_model
 from app.http.head import header_of
 from app.http.paths import HUGGING_FACE, PATHS, QueryForm, known
 from app.http.problems import problem_response
@@ -62,7 +62,7 @@ class RefuseEarly:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Refuse, or pass on."""
         model = self._classification.model_now
-        route = None if model is None else _route(scope, model)
+        route = None if model is None else _route(scope)
         if model is None or route is None:
             return self._app(scope, receive, send)
         problem = self._problem(scope, route, model)
@@ -81,7 +81,11 @@ class RefuseEarly:
         options_of = _OPTIONS[route.query]
         highest = self._classification.max_priority_of(scope)
         try:
-            expected = self._classification.expected(options_of(query_of(scope)), model, highest)
+            options = options_of(query_of(scope))
+            name = _named_in_path(scope) or options.model
+            if name is not None:
+                model = found_model(self._classification.models, name)
+            expected = self._classification.expected(options, model, highest)
         except Problem:  # it cannot be answered, and the route has the words for it
             return None
         return self._classification.refusal(expected, caller_of(scope), seconds_since(scope))
@@ -100,11 +104,14 @@ _OPTIONS: dict[QueryForm, Callable[[bytes], ImageOptions]] = {
 }
 
 
-def _route(scope: Scope, model: ModelInfo) -> ImageRoute | None:
-    """The route that the request takes, if that takes raw images for this model."""
+def _route(scope: Scope) -> ImageRoute | None:
+    """The route that the request takes, if that takes raw images."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
-    path = known(scope["path"])
-    if path is HUGGING_FACE and scope["path"] != path.path + model.name:
-        return None
-    return _ROUTES.get(path)
+    return _ROUTES.get(known(scope["path"]))
+
+
+def _named_in_path(scope: Scope) -> str | None:
+    """The model that Hugging Face's path names."""
+    path: str = scope["path"]
+    return path.removeprefix(HUGGING_FACE.path) if known(path) is HUGGING_FACE else None

@@ -23,7 +23,7 @@ from app.http.paths import HUGGING_FACE, PAGE
 from app.http.problems import PROBLEMS
 from app.http.rendering import timings_ms
 from app.http.routes.direct import DirectRoute
-from app.http.routes.model_names import check_name
+from app.http.routes.model_names import model_of
 from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE
 from app.inference.option_layers import merged, options_of, single_values
@@ -103,9 +103,10 @@ def hugging_face_router(classification: Classification) -> APIRouter:
 
     async def answer(request: Request, model_name: str | None) -> JSONResponse:
         image, function = await _read(request, classification.body_limits)
-        model = await classification.model(request, [image.options])
-        if model_name is not None:
-            check_name(model, model_name, HUGGING_FACE.path)
+        if model_name is None:
+            model = await classification.model(request, [image.options])
+        else:
+            model = await model_of(request, classification, [image.options], model_name, HUGGING_FACE.path)
         try:
             wants_logits = function not in (None, model.scores)
             answered = await classification.answers(request, [image], model, logits=wants_logits)

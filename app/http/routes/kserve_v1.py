@@ -21,7 +21,14 @@ from app.http.health import Health
 from app.http.paths import KSERVE_V1
 from app.http.problems import PROBLEMS
 from app.http.rendering import results_of, timings_ms
-from app.http.routes.model_names import ModelName, ModelNameConvertor, ModelReady, check_name, ready_model
+from app.http.routes.model_names import (
+    ModelName,
+    ModelNameConvertor,
+    ModelReady,
+    check_early,
+    model_of,
+    ready_model,
+)
 from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE, ImageResult
 from app.inference.option_layers import merged, options_of, single_values
@@ -123,11 +130,10 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
     )
     async def predict(request: Request, model_name: ModelName) -> Response:
         """Images in base64. The Content-Type is not read."""
-        if classification.last_model is not None:
-            check_name(classification.last_model, model_name, KSERVE_V1.path)
+        check_early(classification, model_name, KSERVE_V1.path)
         images = await _read(request, classification.body_limits)
-        model = await classification.model(request, [image.options for image in images])
-        check_name(model, model_name, KSERVE_V1.path)
+        options = [image.options for image in images]
+        model = await model_of(request, classification, options, model_name, KSERVE_V1.path)
         answered = await classification.answers(request, images, model)
         results = await results_of(request.scope, images, answered, model, classification.work)
         timings = timings_ms(answered, request.scope)

@@ -1,23 +1,25 @@
-"""Routes with a model's name in their path: how it is read, and whether it is that of the model served."""
+"""Routes with a model's name in their path: how it is read, and which model it is."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import Path
+from fastapi import Path, Request
 from pydantic import BaseModel, Field
 from starlette.convertors import Convertor, register_url_convertor
 
-from app.errors import NotFound, NotReady
-from app.http.classification import Classification, no_model_yet
+from app.errors import InvalidValue, NotFound, NotReady
+from app.http.classification import Classification, model_named, no_model_yet
 from app.http.health import Health
 from app.http.paths import OPEN_INFERENCE_REST
 from app.http.unknown_paths import of_another_server
+from app.inference.options import ImageOptions
 from app.messages.model import ModelInfo
 from app.nearest import did_you_mean
-from app.wrong_values import short
+from app.wrong_values import no_such, short
 
 MODELS_FOLDER = OPEN_INFERENCE_REST.path + "models/"
 _PARTS = ("infer", "ready", "config", "versions/1")  # what a path may go on with after a model's name
-VERSION = "1"  # a server has one model, and that one version
+VERSION = "1"  # a model has one version
 
 
 class ModelNameConvertor(Convertor[str]):
@@ -52,11 +54,9 @@ class ModelReady(BaseModel):
 
 def known_model(classification: Classification, name: str, folder: str = MODELS_FOLDER) -> ModelInfo:
     """The model of this name, without waiting for a worker. Raises NotFound or NotReady."""
-    model = classification.last_model
-    if model is None:
+    if not classification.models:
         raise no_model_yet()
-    check_name(model, name, folder)
-    return model
+    return model_at(classification, name, folder)
 
 
 def ready_model(
@@ -78,13 +78,41 @@ def check_version(model: ModelInfo, model_version: str) -> None:
         )
 
 
-def check_name(model: ModelInfo, name: str, folder: str = MODELS_FOLDER) -> None:
-    """Raises NotFound for another model's name; ``folder`` is the path of which the name is the rest."""
-    if name != model.name:
-        path = f"{folder}{name}"
-        if (words := of_another_server(path)) is not None:
-            raise NotFound(f"there is no {path}; {words}")
-        if name.startswith(f"{model.name}/"):
-            tail = name.removeprefix(f"{model.name}/")
-            raise NotFound(f"the model {model.name!r} has no {short.repr(tail)}{did_you_mean(tail, _PARTS)}")
-        raise NotFound(f"there is no model {short.repr(name)}; allowed is {model.name!r}")
+def check_early(classification: Classification, name: str, folder: str = MODELS_FOLDER) -> ModelInfo | None:
+    """The model of this name before the body is read; None while no model is known. Raises NotFound."""
+    return model_at(classification, name, folder) if classification.models else None
+
+
+async def model_of(
+    request: Request,
+    classification: Classification,
+    options: Sequence[ImageOptions],
+    name: str,
+    folder: str = MODELS_FOLDER,
+) -> ModelInfo:
+    """The model of the path, which waits as `Classification.model` does. Raises as that does, and
+    InvalidValue where the options name another model."""
+    asked = model_named(options)
+    if asked not in (None, name):
+        raise InvalidValue(
+            f"the path names the model {short.repr(name)}, and the options {short.repr(asked)}: leave one out"
+        )
+    await classification.model(request, [each.model_copy(update={"model": None}) for each in options])
+    return model_at(classification, name, folder)
+
+
+def model_at(classification: Classification, name: str, folder: str = MODELS_FOLDER) -> ModelInfo:
+    """The model of this name. Raises NotFound; ``folder`` is the path of which the name is the rest."""
+    models = classification.models
+    if (model := models.get(name)) is not None:
+        return model
+    path = f"{folder}{name}"
+    if (words := of_another_server(path)) is not None:
+        raise NotFound(f"there is no {path}; {words}")
+    for known in models:
+        if name.startswith(f"{known}/"):
+            tail = name.removeprefix(f"{known}/")
+            raise NotFound(f"the model {known!r} has no {short.repr(tail)}{did_you_mean(tail, _PARTS)}")
+    if len(models) > 1:
+        raise NotFound(no_such("model", name, models))
+    raise NotFound(f"there is no model {short.repr(name)}; allowed is {next(iter(models))!r}")

@@ -9,13 +9,14 @@ from app.http.paths import MODELS
 from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
 from app.inference.asks import default_method
+from app.messages.model import ModelInfo
 from app.settings.model import ModelSettings
 from models.cascade import Cascade
 from models.schedule import CRITERIA, REDUCERS
 
 
 def models_router(settings: ModelSettings, dispatch: Dispatch) -> APIRouter:
-    """The route, describing the model of these workers."""
+    """The route, describing the models of these workers."""
     router = APIRouter(tags=["models"])
     not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
 
@@ -26,41 +27,44 @@ def models_router(settings: ModelSettings, dispatch: Dispatch) -> APIRouter:
         summary="Models, their labels and their defaults",
     )
     async def models() -> ModelList:
-        model = dispatch.last_model  # also while a worker is replaced
-        if model is None:
+        if not dispatch.models:  # they are also known while a worker is replaced
             raise no_model_yet()
-        height, width = model.input.size
-        method = default_method(settings, model)
-        description = ModelDescription(
-            name=model.name,
-            labels=list(model.labels),
-            input=InputInfo(
-                height=height,
-                width=width,
-                interpolation=model.input.interpolation,
-                crop=model.input.crop,
-                crop_share=model.input.crop_share,
-            ),
-            embedding_size=model.features,
-            patches=model.architecture.patches,
-            grid=model.architecture.grid,
-            patch_size=model.patch_size,
-            patch_stride=model.patch_stride,
-            stages=[block + 1 for block in method.stages.blocks],
-            evenly=method.stages.evenly,
-            criteria=list(CRITERIA),
-            reducers=list(REDUCERS),
-            default_keep_ratio=settings.default_keep_ratio,
-            default_criterion=method.criterion,
-            default_reducer=method.reducer,
-            scores=model.scores,
-            cascade=None if model.cascade is None else _described(model.cascade),
-            device=model.device,
-            dtype=model.dtype,
-        )
-        return ModelList(models=[description])
+        return ModelList(models=[described(settings, model) for model in dispatch.models.values()])
 
     return router
+
+
+def described(settings: ModelSettings, model: ModelInfo) -> ModelDescription:
+    """What may be asked of the model."""
+    height, width = model.input.size
+    method = default_method(settings, model)
+    return ModelDescription(
+        name=model.name,
+        labels=list(model.labels),
+        input=InputInfo(
+            height=height,
+            width=width,
+            interpolation=model.input.interpolation,
+            crop=model.input.crop,
+            crop_share=model.input.crop_share,
+        ),
+        embedding_size=model.features,
+        patches=model.architecture.patches,
+        grid=model.architecture.grid,
+        patch_size=model.patch_size,
+        patch_stride=model.patch_stride,
+        stages=[block + 1 for block in method.stages.blocks],
+        evenly=method.stages.evenly,
+        criteria=list(CRITERIA),
+        reducers=list(REDUCERS),
+        default_keep_ratio=settings.default_keep_ratio,
+        default_criterion=method.criterion,
+        default_reducer=method.reducer,
+        scores=model.scores,
+        cascade=None if model.cascade is None else _described(model.cascade),
+        device=model.device,
+        dtype=model.dtype,
+    )
 
 
 def _described(cascade: Cascade) -> CascadeDescription:

@@ -22,6 +22,7 @@ from app.settings.settings import Settings
         ({"architecture": "vit_small_patch16_224"}, "the bundled model has its own"),
         ({"max_connections": 10, "max_connections_per_client": 11}, "11 is more than --max-connections 10"),
         ({"max_body_bytes": 20, "max_bodies_bytes": 10}, "the largest body allowed would never be taken"),
+        ({"model": "a=x,b=y", "labels": "README.md"}, "--labels is for one model, and --model names 2"),
         ({"engines": 2, "workers_per_device": 2}, "--engines is the former name"),
         ({"exact": True, "dtype": "int8"}, "--exact has no effect with --dtype int8"),
         ({"device": "cuda:0,cuda:1", "threads": 2}, "--threads 2 is for a CPU"),

@@ -20,8 +20,9 @@ from app.http.routes.model_names import (
     VERSION,
     ModelName,
     ModelVersion,
-    check_name,
+    check_early,
     check_version,
+    model_of,
 )
 from app.http.routes.open_inference.infer import AskedInference, Inference, asked_inference, read_inference
 from app.http.routes.open_inference.outputs import output_tensors
@@ -98,8 +99,7 @@ def infer_router(classification: Classification) -> APIRouter:
             return asked_inference(head, header_length), binary
 
         asked, binary = await share.run_if_large(json_bytes(len(body), header_length), first)
-        model = await classification.model(request, asked.options_of_each(limits))
-        check_name(model, model_name)
+        model = await model_of(request, classification, asked.options_of_each(limits), model_name)
         check_version(model, model_version)
         if binary:  # its images are where they came
             return read_inference(asked, binary, limits, model, share), model
@@ -111,9 +111,8 @@ def infer_router(classification: Classification) -> APIRouter:
         return inference, model
 
     async def answer(request: Request, model_name: str, model_version: str) -> Response:
-        if classification.last_model is not None:
-            check_name(classification.last_model, model_name)
-            check_version(classification.last_model, model_version)
+        if (known := check_early(classification, model_name)) is not None:
+            check_version(known, model_version)
         inference, model = await read(request, model_name, model_version)
         answered = await classification.answers(
             request, inference.images, model, logits=inference.logits, features=inference.features

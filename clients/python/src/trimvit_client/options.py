@@ -32,9 +32,11 @@ class Options:
     (a cheap run first, the unpruned model where it is unsure). ``deadline_ms`` is for the server's part;
     a client's ``deadline_s`` also covers the way and the retries, and sets it. ``min_keep_ratio`` allows the
     server to lower the ratio as far as this under load; `auto` leaves the ratio to it, by ``deadline_ms``.
+    ``model``: which of the server's models answers, by its name; the first one by default.
     ``more``: options that this client does not know yet.
     """
 
+    model: str | None = None
     keep_ratio: float | Literal["auto"] | None = None
     compute: float | None = None
     keep_mass: float | None = None

@@ -1,0 +1,41 @@
+"""Which models a server holds: the value of --model taken apart."""
+
+import re
+from dataclasses import dataclass
+
+# A comma parts models only where a name follows: a path may have commas.
+_BETWEEN = re.compile(r",(?=[\w.-]+=)")
+_NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<reference>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model by its reference, and the name under which it is served; without one, its own."""
+
+    reference: str
+    name: str | None = None
+
+
+def served_models(value: str) -> tuple[ServedModel, ...]:
+    """One model by its reference alone, or any number as NAME=REFERENCE, the default one first. Raises
+    ValueError."""
+    models = tuple(map(_served, _BETWEEN.split(value)))
+    names = [model.name for model in models]
+    if len(models) > 1 and None in names:
+        nameless = next(model.reference for model in models if model.name is None)
+        raise ValueError(f"must name each of several models, as in small={nameless}")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"must give every model a name of its own; {twice} is there twice")
+    return models
+
+
+def _served(text: str) -> ServedModel:
+    named = _NAMED.fullmatch(text)
+    if named is None:
+        return ServedModel(text)
+    if not named["reference"]:
+        raise ValueError(
+            f"must have a reference behind {named['name']}=, such as {named['name']}=deit_tiny_patch16_224"
+        )
+    return ServedModel(named["reference"], named["name"])

@@ -1,0 +1,57 @@
+"""Several models in one setting."""
+
+import pytest
+
+from app.settings.flags import WrongUsage, parse
+from app.settings.served_models import ServedModel, served_models
+from app.settings.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("value", "models"),
+    [
+        ("deit_tiny_patch16_224", [(None, "deit_tiny_patch16_224")]),
+        ("run, the third/model.safetensors", [(None, "run, the third/model.safetensors")]),
+        ("/data/lr=0.1/model.safetensors", [(None, "/data/lr=0.1/model.safetensors")]),
+        ("small=owner/name@main", [("small", "owner/name@main")]),
+        ("small=a,b/c,large-2.0=d=e", [("small", "a,b/c"), ("large-2.0", "d=e")]),
+    ],
+)
+def test_a_name_stands_before_its_reference(value: str, models: list[tuple[str | None, str]]) -> None:
+    """References may have commas and equals signs: a comma parts models where a name follows."""
+    assert served_models(value) == tuple(ServedModel(reference, name) for name, reference in models)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("deit_tiny_patch16_224,large=b", "must name each of several models, as in small=deit_tiny"),
+        ("a=x,a=y", "a is there twice"),
+        ("a=", "must have a reference behind a="),
+    ],
+)
+def test_what_names_no_models_is_told(value: str, words: str) -> None:
+    """In a sentence."""
+    with pytest.raises(ValueError, match=words):
+        served_models(value)
+
+
+def parsed(*arguments: str) -> Settings:
+    settings, _ = parse("trimvit serve", Settings, None, "", list(arguments))
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def test_the_flag_is_given_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment they stand behind each other, and flags go before them."""
+    models = (ServedModel("x", "a"), ServedModel("y", "b"))
+    assert parsed("--model", "a=x", "--model=b=y").models == models
+    monkeypatch.setenv("TRIMVIT_MODEL", "a=x,b=y")
+    assert parsed().models == models
+    assert parsed("--model", "z").models == (ServedModel("z"),)
+
+
+def test_a_flag_that_names_no_models_is_wrong_usage() -> None:
+    """Before anything is started."""
+    with pytest.raises(WrongUsage, match="twice"):
+        parsed("--model", "a=x", "--model", "a=y")
