@@ -76,8 +76,9 @@ class FairQueue:
             class_.start = max(class_.start, self._now)
         flow = class_.flow_for(entry.caller, self._depths)
         flow.add(entry)
-        self._turns += 1
-        class_.line_up(flow, entry.model, self._turns)
+        if entry.model not in flow.lined_up:
+            self._turns += 1
+            class_.line_up(flow, entry.model, self._turns)
         self._entries[entry.key] = entry
         self._by_caller[entry.caller] = self.held_by(entry.caller) + 1
         class_.entries += 1
@@ -122,7 +123,12 @@ class FairQueue:
             raise ValueError(f"it is not the turn of {entry.key!r}")
         class_ = self._classes[entry.priority]
         flow = class_.flows[entry.caller]
-        self._now = max(self._now, min(each.start for each in self._classes.values() if each.entries))
+        now = class_.start
+        for each in self._classes.values():
+            if each.entries and each.start < now:  # it has nothing of this model
+                now = each.start
+        if now > self._now:
+            self._now = now
         class_.served(flow, entry, seconds)
         self.remove(entry.key)
         if entry.model in flow.entries:
