@@ -159,6 +159,13 @@ def _classify() -> tuple[type[BaseModel], Callable[..., int]]:
     return ClassifyConfig, classify
 
 
+def _embed() -> tuple[type[BaseModel], Callable[..., int]]:
+    from app.commands.embed import embed
+    from app.commands.embed_config import EmbedConfig
+
+    return EmbedConfig, embed
+
+
 def _models() -> tuple[type[BaseModel], Callable[..., int]]:
     from app.commands.models import ModelsConfig, models
 
@@ -189,6 +196,20 @@ COMMANDS = {
 exit codes:
   0  every photograph was answered
   1  some were not (standard error says which and why), or the model cannot be loaded
+  2  wrong usage: nothing was done""",
+    ),
+    "embed": Command(
+        "write the feature vectors of photographs into a file",
+        _embed,
+        Operands("PHOTO", "+", "Image file, or folder of images (with its sub-folders)."),
+        """examples:
+  trimvit embed photographs/ --output features.npy
+  trimvit embed photographs/ --output features.npy --normalize --keep-ratio 0.7
+  trimvit embed photographs/ --output features.npy --model vit_small_patch16_dinov3.lvd1689m
+
+exit codes:
+  0  every photograph has a vector
+  1  some have none (standard error says which and why), or the model cannot be loaded
   2  wrong usage: nothing was done""",
     ),
     "models": Command(

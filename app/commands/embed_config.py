@@ -1,0 +1,36 @@
+"""The flags of `trimvit embed`."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from app.commands.fields import same_as
+from app.commands.offline_config import OfflineConfig
+from app.inference.options import EmbedOptions
+
+
+class EmbedConfig(OfflineConfig):
+    """Write the feature vectors of photographs into a file, without a server.
+
+    Each PHOTO may be a file or a folder of images. The vectors are those of POST /v1/embed."""
+
+    output: Path = Field(
+        description="The vectors as NumPy's .npy, float32 [photographs, features]. Beside it, under the same "
+        "name with the ending .json, stand the photographs in the order of its rows, and how they were "
+        "pruned."
+    )
+    normalize: bool = same_as(EmbedOptions, "normalize")
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> "EmbedConfig":
+        _ = self.options
+        if self.output.suffix != ".npy":
+            raise ValueError(f"--output must end in .npy, such as features.npy; it is {self.output.name}")
+        if not self.output.parent.is_dir():
+            raise ValueError(f"there is no folder {self.output.parent} for --output")
+        return self
+
+    @property
+    def options(self) -> EmbedOptions:
+        """What is asked of each image. Raises ValueError as `pruned` does."""
+        return self.pruned(EmbedOptions, normalize=self.normalize)
