@@ -237,8 +237,8 @@ def test_settings_of_a_server_in_the_environment_change_nothing(
 
 
 def test_every_option_of_a_request_is_there() -> None:
-    """But those that mean something to a server only."""
-    of_a_server = {"deadline_ms", "min_keep_ratio", "priority"}
+    """But those that mean something to a server only; which of several models is meant is one of them."""
+    of_a_server = {"deadline_ms", "min_keep_ratio", "model", "priority"}
     assert ImageOptions.model_fields.keys() - of_a_server <= ClassifyConfig.model_fields.keys()
     for name in ImageOptions.model_fields.keys() - of_a_server - {"mask", "mask_stages"}:
         ours, theirs = ClassifyConfig.model_fields[name], ImageOptions.model_fields[name]
