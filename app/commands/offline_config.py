@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.commands.fields import same_as
 from app.inference.options import ImageOptions, Share
+from app.settings.model import BUNDLED_MODEL
 from app.settings.settings import Settings
 from app.settings.truncated_images import TruncatedImages
 from models.dtypes import DtypeName
@@ -34,6 +35,9 @@ _OF_THE_MODEL = (
 )
 
 
+_ONE_MODEL = (Settings.model_fields["model"].description or "").partition(" Several as ")[0]
+
+
 class OfflineConfig(BaseModel):
     """How each photograph is pruned, the model, and what is read of photographs."""
 
@@ -56,7 +60,7 @@ class OfflineConfig(BaseModel):
     reducer: Reducer | None = same_as(ImageOptions, "reducer", default_is="the checkpoint's")
     seed: int = same_as(ImageOptions, "seed")
 
-    model: str = same_as(Settings, "model")
+    model: str = Field(BUNDLED_MODEL, description=_ONE_MODEL)
     architecture: str | None = same_as(Settings, "architecture")
     patch_stride: int | None = same_as(Settings, "patch_stride")
     input_size: InputSize = same_as(Settings, "input_size")

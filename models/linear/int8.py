@@ -14,6 +14,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from models.device import cpu_has_bfloat16, cpu_has_vnni
+from models.ragged import rounded
 
 # What stands for 0 among the integers of a row of `EightBitWeight`. They are unsigned because oneDNN has no
 # fast kernel for int8 times int8 without AMX: the one it falls back to is a thousand times slower.
@@ -25,6 +26,10 @@ LARGEST = 126
 LARGEST_OF_SEVEN_BITS = 64
 # The least magnitude that is looked at: rows and channels of zeros need a scale, too.
 SMALLEST = 1e-30
+
+# oneDNN makes and keeps a kernel for each number of rows, so they are rounded up to one of few: by 2 % on
+# average (`models.ragged.rounded`).
+_PARTS = 32
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 # A row as `embedding_bag_byte_prepack` gives it ends with two numbers in float32: scale and least value.
@@ -158,8 +163,10 @@ def _product(
     rows: UInt8[Tensor, "*rows inputs"], zero_point: int, packed: Tensor, scales: Tensor, dtype: torch.dtype
 ) -> Float[Tensor, "*rows outputs"]:
     """(``rows`` - ``zero_point``) times the weight, in its ``scales``."""
-    return torch.ops.onednn.qlinear_pointwise(
-        rows,
+    flat = rows.flatten(0, -2)
+    more = rounded(len(flat), _PARTS) - len(flat)
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        F.pad(flat, (0, 0, 0, more)) if more else flat,
         1.0,  # the kernel takes one scale for all rows, so theirs follow on the product
         zero_point,
         packed,
@@ -173,6 +180,7 @@ def _product(
         [],
         "",
     )
+    return product[: len(flat)].unflatten(0, rows.shape[:-1])
 
 
 def quantise_rows(

@@ -213,6 +213,25 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(
 
 
 @in_each_way
+def test_the_kernel_sees_few_numbers_of_rows(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps what it made for each of them."""
+    layer = Int8Linear(nn.Linear(16, 8), quantised=way)
+    seen = set()
+    product = torch.ops.onednn.qlinear_pointwise
+
+    def watched(rows: Tensor, *rest: Any) -> Tensor:
+        seen.add(len(rows))
+        result: Tensor = product(rows, *rest)
+        return result
+
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", watched)
+    with torch.inference_mode():
+        for rows in range(1024, 2048):
+            assert layer(torch.ones(rows, 16)).shape == (rows, 8)
+    assert len(seen) <= 33
+
+
+@in_each_way
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_part_is_that_of_the_whole(way: Way, bias: bool) -> None:
     """To the bit, and only the parts that were named can be had."""
