@@ -9,8 +9,9 @@ from app.worker.streams import OnAll
 from models.schedule import Architecture, Pruning, Stages, compute
 
 _RATIOS = (1.0, 0.7, 0.5, 0.3)
-_ENOUGH_S = 2.0
-_LONE_PASSES = 3
+_ENOUGH_S = 1.5
+_LONE_PASSES = 2
+_MIXED = 4  # images of a small batch
 
 Classify = Callable[[Sequence[Pruning], int], object]
 
@@ -23,7 +24,7 @@ def time_batches(
 
     Lone images run on all threads, batches up to the token budget in all streams at once. The first time of
     each does not count: there memory is got, and kernels are chosen. Single images are always measured;
-    larger batches until some seconds are over, with what there was time for, even if that is the first time.
+    of larger batches those that there is time for.
     """
 
     def timed(prunings: Sequence[Pruning], threads: int) -> Measured:
@@ -44,19 +45,18 @@ def time_batches(
 
     began = time.perf_counter()
     measured = [one for part in on_all(lone) for one in part]
-    batches = list(_batches(arch, stages, limits))
 
-    def enough() -> bool:
-        return time.perf_counter() > began + _ENOUGH_S
+    def is_time_for(batch: Sequence[Pruning]) -> bool:
+        """To compute it twice, if its work takes no longer than the same work took in the best case so
+        far."""
+        work = sum(compute(arch, stages, pruning.keep_ratio) for pruning in batch)
+        fastest = min(one.seconds / one.work.compute for one in measured)
+        return time.perf_counter() + 2 * work * fastest < began + _ENOUGH_S
 
-    for batch in batches:
-        single = len(batch) == 1
-        if enough() and not single:
-            continue
-        found = at_once(batch)
-        if single or not enough():
-            found = at_once(batch)
-        measured += found
+    for batch in _batches(arch, stages, limits):
+        if len(batch) == 1 or is_time_for(batch):
+            at_once(batch)
+            measured += at_once(batch)
     return tuple(measured)
 
 
@@ -68,6 +68,7 @@ def _batches(arch: Architecture, stages: Stages, limits: Limits) -> Iterator[lis
         ratio: max(1, int(limits.batch_tokens / (tokens * compute(arch, stages, ratio)))) for ratio in _RATIOS
     }
     yield from ([Pruning(ratio)] for ratio in _RATIOS)
+    yield _mixed(min(full[0.5], _MIXED))
     yield _mixed(full[0.5])
     yield from ([Pruning(ratio)] * full[ratio] for ratio in (1.0, 0.5) if full[ratio] > 1)
     for size in takewhile(lambda size: size == 4 or 4 * size <= full[1.0], (4**power for power in count(1))):

@@ -1,7 +1,7 @@
 """What is measured before the worker is ready."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import pytest
@@ -10,7 +10,7 @@ from app.messages.capacity import Limits
 from app.worker import warm_up
 from app.worker.streams import Streams
 from app.worker.warm_up import time_batches
-from models.schedule import Pruning
+from models.schedule import Pruning, compute
 from tests.app.fakes import MODEL
 
 ARCH, STAGES = MODEL.architecture, MODEL.method.stages
@@ -48,8 +48,8 @@ def test_batches_are_measured_in_the_shapes_and_the_threads_of_serving(streams: 
     full = {ratio: max(size for size, own in one_ratio if own == ratio) for ratio in RATIOS}
     assert full[1.0] == 6 < full[0.7] < full[0.5] < full[0.3]
     assert one_ratio == {(size, ratio) for ratio in RATIOS for size in (1, 4, full[ratio])}
-    ((mixed, ratios),) = (batch for batch in at_once if len(batch[1]) > 1)
-    assert mixed == len(ratios) == full[0.5]
+    mixed = {size for size, ratios in at_once if size == len(ratios) > 1}
+    assert mixed == {4, full[0.5]}
     # The first pass of each does not count.
     assert {(batch.threads, batch.work.images) for batch in measured} == {
         (threads, size) for threads, size, _ in seen
@@ -70,23 +70,22 @@ def test_a_slow_device_is_not_kept_from_serving(
     assert {batch.threads for batch in measured} == {4, 2}
 
 
-def test_a_batch_that_there_was_time_for_once_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Better a first time that is too long than none."""
+def test_a_batch_that_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that takes a second for each unpruned image: there is time for the smallest batch of many
+    ratios, and then for no other."""
     now = 0.0
 
     def classify(prunings: Sequence[Pruning], threads: int) -> None:
         nonlocal now
-        now += 1.0 if len(prunings) > 1 else 0.0
+        now += sum(compute(ARCH, STAGES, pruning.keep_ratio) for pruning in prunings)
 
-    def on_one(work: Callable[[int], R]) -> list[R]:
-        return [work(0)]
-
-    monkeypatch.setattr(warm_up, "_ENOUGH_S", 2.0)
+    of_one_each = sum(compute(ARCH, STAGES, ratio) for ratio in RATIOS)
+    enough_s = 2 * of_one_each + 2 * of_one_each + 2 * 4 * compute(ARCH, STAGES, 0.5)
+    monkeypatch.setattr(warm_up, "_ENOUGH_S", enough_s)
     monkeypatch.setattr(warm_up.time, "perf_counter", lambda: now)
-    measured = time_batches(classify, ARCH, STAGES, Limits(17 * 6, 1, 1), on_one)
-    larger = [batch for batch in measured if batch.work.images > 1]
-    # Twice, as long as there was time, of which one counts; and one that came only once.
-    assert [batch.seconds for batch in larger] == [1.0] * 2
+    measured = time_batches(classify, ARCH, STAGES, Limits(17 * 6, 1, 1), lambda work: [work(0)])
+    assert now <= enough_s
+    assert [batch.work.images for batch in measured if batch.work.images > 1] == [4]
 
 
 def test_a_failing_network_fails_the_start(streams: Streams[None]) -> None:
