@@ -89,7 +89,7 @@ def test_settings_can_be_given_from_outside(compose: dict[str, Any]) -> None:
     """Each setting can be set in the shell, but those of an address or a file, which the container decides,
     and the grace time, which has to fit the file's own."""
     inside = {"host", "port", "operations_host", "operations_port", "shutdown_grace_s"}
-    inside |= {"labels", "api_keys_file", "tls_certificate", "tls_key"}
+    inside |= {"labels", "head", "api_keys_file", "tls_certificate", "tls_key"}
     given = compose["services"]["trimvit"]["environment"]
     settings = [f"TRIMVIT_{name.upper()}" for name in Settings.model_fields if name not in inside]
     assert set(given) == {*settings, KEYS_VARIABLE, "OTEL_EXPORTER_OTLP_ENDPOINT"}

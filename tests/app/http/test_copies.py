@@ -140,7 +140,7 @@ async def test_pixels_are_copied_twice_between_decoder_and_device(
 
     for module in (slots, held_slots, torch_backend):
         counting(module)
-    backend = Backend(Settings(), "cpu:0", "cpu", torch.float32, ONE_STREAM, threads=1)
+    backend = Backend(Settings(), Settings().models[0], "cpu:0", "cpu", torch.float32, ONE_STREAM, threads=1)
     expected = decode(PNG, LARGE.input, LIMITS).pixels
     ready = np.random.default_rng(1).integers(0, 256, SIZE, np.uint8)
     requests: list[tuple[str, dict[str, Any], np.ndarray, list[str]]] = [

@@ -34,7 +34,9 @@ def test_no_more_than_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) ->
     lately = AskedLately(Settings())
     for seed in range(10):
         assert lately.known(ImageOptions(seed=seed), MODEL, "high")[0].pruning.seed == seed
-    assert len(lately._known) <= 3
+    (of_the_model,) = lately._of_models.values()
+    assert len(of_the_model._known) <= 3
+    assert len(of_the_model._same) <= 3
 
 
 def test_a_query_is_read_once() -> None:

@@ -12,6 +12,7 @@ MEMORY = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
     "LRU_CACHE_CAPACITY": "64",
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "GRPC_ENABLE_FORK_SUPPORT": "false",
 }
 
 

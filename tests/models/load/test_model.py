@@ -123,7 +123,7 @@ def test_saved_weights_are_half_precision_with_a_readable_header(
         assert file.get_tensor("head.weight").dtype == torch.float16
     assert header["architecture"] == ARCHITECTURE
     assert header["labels"] == list(CARD.labels)
-    assert header["stages"] == {"blocks": [0, 2], "rows": "all"}
+    assert header["stages"] == {"blocks": [0, 2], "rows": "all", "evenly": False}
     assert header["input"]["size"] == [32, 48]
     assert header["origin"] == {"epochs": 3}
 

@@ -856,7 +856,11 @@ def test_no_url_is_fetched(classify: Classify) -> None:
     "path", ["../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "other.safetensors"]
 )
 def test_no_file_can_be_asked_for(classify: Classify, dispatch: FakeDispatch, name: str, path: str) -> None:
-    """Which model is served is the operator's choice: a request can name none."""
+    """Which models are served is the operator's choice: a request can name one of those, and nothing else."""
     for request in ({"params": {name: path}}, {"json": {"image": BASE64, name: path}}):
-        assert_problem(classify(**request), 422, "invalid-value", f"there is no option '{name}'", image=0)
+        response = classify(**request)
+        if name == "model":
+            assert_problem(response, 404, "not-found", f"there is no model '{path}'", "models are toy")
+        else:
+            assert_problem(response, 422, "invalid-value", f"there is no option '{name}'", image=0)
     assert dispatch.questions == []

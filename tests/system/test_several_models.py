@@ -1,0 +1,82 @@
+"""Two networks of different sizes and labels in one server: each request is answered by the one it names."""
+
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from app.settings.model import BUNDLED_MODEL
+from models.classifier import Classifier, ImageRequest
+from models.load import load
+from models.schedule import Pruning
+from tests.system.server import Server, running_server
+from tests.system.small_network import LABELS, PHOTOGRAPHS, alone
+
+RATIOS = (1.0, 0.7, 0.5, 0.3)
+
+
+@pytest.fixture(scope="module")
+def both(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The bundled model, and a small one that sees 64 x 64 pixels."""
+    models = ("--model", f"photo={BUNDLED_MODEL}", "--model", f"small={calibrated}")
+    with running_server(tmp_path_factory.mktemp("both"), *models, "--dtype", "float32") as running:
+        yield running
+
+
+def ask(server: Server, photograph: bytes, **options: object) -> dict[str, Any]:
+    response = httpx.post(f"{server.url}/v1/classify", params=options, content=photograph, timeout=120)  # type: ignore[arg-type]
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_under_mixed_load_each_model_gives_its_own_answers(both: Server, calibrated: Path) -> None:
+    """All at once, with different ratios: what each network says of the photograph alone."""
+    networks = {"photo": load(BUNDLED_MODEL), "small": load(str(calibrated))}
+    classifiers = {
+        name: Classifier(loaded.model, loaded.input, "cpu", torch.float32)
+        for name, loaded in networks.items()
+    }
+    asked = [
+        (name, photograph, ratio)
+        for photograph in PHOTOGRAPHS
+        for ratio in RATIOS
+        for name in networks
+    ]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda each: ask(both, each[1], model=each[0], keep_ratio=each[2]), asked))
+    for (name, photograph, ratio), answer in zip(asked, answers, strict=True):
+        labels = networks[name].labels
+        expected = alone(classifiers[name], photograph, ImageRequest(Pruning(ratio), top_k=len(labels)))
+        scores = {labels[index]: score for index, score in zip(expected.classes, expected.scores, strict=True)}
+        assert answer["model"] == name
+        for entry in answer["results"][0]["labels"]:
+            assert entry["score"] == pytest.approx(scores[entry["label"]], abs=1e-3)
+
+
+def test_the_first_model_is_the_default_and_paths_name_the_others(both: Server) -> None:
+    assert ask(both, PHOTOGRAPHS[0])["model"] == "photo"
+    listed = httpx.get(f"{both.url}/v1/models").json()["models"]
+    assert [(model["name"], len(model["labels"])) for model in listed] == [("photo", 10), ("small", 3)]
+    assert httpx.get(f"{both.url}/v2/models/small/ready").json() == {"name": "small", "ready": True}
+    named = httpx.post(f"{both.url}/models/small", content=PHOTOGRAPHS[0]).json()
+    assert {entry["label"] for entry in named} == set(LABELS)
+    response = httpx.post(f"{both.url}/v1/classify?model=smal", content=PHOTOGRAPHS[0])
+    assert response.status_code == 404
+    assert "did you mean" in response.json()["detail"]
+
+
+def test_many_images_of_one_model_do_not_keep_the_other_waiting(both: Server) -> None:
+    """Of a hundred images for the large model, some are still waiting when one for the small model, which
+    came last, is answered."""
+    with ThreadPoolExecutor(100) as pool:
+        many = [pool.submit(ask, both, PHOTOGRAPHS[0], model="photo") for _ in range(100)]
+        wait(many, return_when=FIRST_COMPLETED)
+        assert ask(both, PHOTOGRAPHS[0], model="small")["model"] == "small"
+        waiting = sum(not each.done() for each in many)
+        assert {each.result()["model"] for each in many} == {"photo"}
+    assert waiting > 10
