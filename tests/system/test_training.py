@@ -95,7 +95,9 @@ def test_training_needs_no_shared_memory(start: Start, tmp_path: Path) -> None:
 
 def test_an_interrupted_training_says_how_to_go_on(start: Start, tmp_path: Path) -> None:
     """Ctrl-C, which the reading processes get, too, is one line; the same command goes on."""
-    process = start("--epochs", "5000", "--workers", "2")
+    # What a shell starts in the background ignores SIGINT, and these tests may be such a thing.
+    heeding = ("env", "--default-signal=INT")
+    process = start("--epochs", "5000", "--workers", "2", before=heeding)
     wait_for_a_state(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate()
