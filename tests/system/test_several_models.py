@@ -41,18 +41,15 @@ def test_under_mixed_load_each_model_gives_its_own_answers(both: Server, calibra
         name: Classifier(loaded.model, loaded.input, "cpu", torch.float32)
         for name, loaded in networks.items()
     }
-    asked = [
-        (name, photograph, ratio)
-        for photograph in PHOTOGRAPHS
-        for ratio in RATIOS
-        for name in networks
-    ]
+    asked = [(name, photograph, ratio) for photograph in PHOTOGRAPHS for ratio in RATIOS for name in networks]
     with ThreadPoolExecutor(len(asked)) as pool:
         answers = list(pool.map(lambda each: ask(both, each[1], model=each[0], keep_ratio=each[2]), asked))
     for (name, photograph, ratio), answer in zip(asked, answers, strict=True):
         labels = networks[name].labels
         expected = alone(classifiers[name], photograph, ImageRequest(Pruning(ratio), top_k=len(labels)))
-        scores = {labels[index]: score for index, score in zip(expected.classes, expected.scores, strict=True)}
+        scores = {
+            labels[index]: score for index, score in zip(expected.classes, expected.scores, strict=True)
+        }
         assert answer["model"] == name
         for entry in answer["results"][0]["labels"]:
             assert entry["score"] == pytest.approx(scores[entry["label"]], abs=1e-3)
