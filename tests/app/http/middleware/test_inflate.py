@@ -87,17 +87,17 @@ def test_another_coding_is_a_415_that_names_what_is_allowed(
     [
         (b"abc", "gzip", 400),
         (b"", "gzip", 400),
-        (gzip.compress(IMAGE)[:-9], "gzip", 400),
-        (gzip.compress(IMAGE) + b"x", "gzip", 400),
+        (gzip.compress(IMAGE, mtime=0)[:-9], "gzip", 400),
+        (gzip.compress(IMAGE, mtime=0) + b"x", "gzip", 400),
         (zlib.compress(IMAGE) + b"x", "deflate", 400),
         (zlib.compress(IMAGE)[:-1], "deflate", 400),
         (b"x", "deflate", 400),
-        (gzip.compress(bytes(1001)), "gzip", 413),
+        (gzip.compress(bytes(1001), mtime=0), "gzip", 413),
         (raw_deflate(bytes(1001)), "deflate", 413),
-        (gzip.compress(gzip.compress(bytes(10**7))), "gzip, gzip", 413),
-        (gzip.compress(b"") * 40, "gzip", 422),
+        (gzip.compress(gzip.compress(bytes(10**7), mtime=0), mtime=0), "gzip, gzip", 413),
+        (gzip.compress(b"", mtime=0) * 40, "gzip", 422),
     ],
-    # gzip has the time of day in it, and the two processes that tests run in must give them the same names.
+    # The two processes that tests run in must give them the same names, so no body may depend on the time.
     ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )
 def test_what_cannot_be_inflated_is_refused(
