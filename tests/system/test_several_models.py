@@ -23,7 +23,8 @@ RATIOS = (1.0, 0.7, 0.5, 0.3)
 def both(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The bundled model, and a small one that sees 64 x 64 pixels."""
     models = ("--model", f"photo={BUNDLED_MODEL}", "--model", f"small={calibrated}")
-    with running_server(tmp_path_factory.mktemp("both"), *models, "--dtype", "float32") as running:
+    flags = (*models, "--dtype", "float32", "--max-queue-s", "600")
+    with running_server(tmp_path_factory.mktemp("both"), *flags) as running:
         yield running
 
 
@@ -68,12 +69,12 @@ def test_the_first_model_is_the_default_and_paths_name_the_others(both: Server) 
 
 
 def test_many_images_of_one_model_do_not_keep_the_other_waiting(both: Server) -> None:
-    """Of a hundred images for the large model, some are still waiting when one for the small model, which
+    """Of forty images for the large model, some are still waiting when one for the small model, which
     came last, is answered."""
-    with ThreadPoolExecutor(100) as pool:
-        many = [pool.submit(ask, both, PHOTOGRAPHS[0], model="photo") for _ in range(100)]
+    with ThreadPoolExecutor(40) as pool:
+        many = [pool.submit(ask, both, PHOTOGRAPHS[0], model="photo") for _ in range(40)]
         wait(many, return_when=FIRST_COMPLETED)
         assert ask(both, PHOTOGRAPHS[0], model="small")["model"] == "small"
         waiting = sum(not each.done() for each in many)
         assert {each.result()["model"] for each in many} == {"photo"}
-    assert waiting > 10
+    assert waiting > 5
