@@ -1,17 +1,14 @@
 """Results as bytes of JSON, and the headers beside them."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, Protocol
 
 import msgspec
-import numpy as np
-from jaxtyping import UInt8
 
 from app.inference.embeddings import embedding_result
-from app.inference.options import EmbedOptions, ImageOptions
 from app.inference.results import image_result
-from app.messages.image import Ask, Lowered, Prediction
-from app.messages.model import ModelInfo
+
+_P = ParamSpec("_P")
 
 WARNINGS_HEADER = "Image-Warnings"
 WARNINGS_HEADER_SCHEMA: dict[str, Any] = {
@@ -26,50 +23,17 @@ WARNINGS_HEADER_SCHEMA: dict[str, Any] = {
 _LONGEST_HEADER = 1000
 
 
-def result_json(
-    prediction: Prediction,
-    model: ModelInfo,
-    *,
-    options: ImageOptions,
-    ask: Ask,
-    lowered: Lowered | None,
-    picture: UInt8[np.ndarray, "height width 3"] | None,
-    warnings: Sequence[str],
-) -> bytes:
-    """The result of one image as JSON."""
-    result = image_result(
-        prediction,
-        model,
-        options=options,
-        ask=ask,
-        lowered=lowered,
-        picture=picture,
-        warnings=warnings,
-    )
-    return _json(result)
+def _in_json(result_of: Callable[_P, dict[str, Any]]) -> Callable[_P, bytes]:
+    """What the function says of one image, as JSON."""
+
+    def in_json(*args: _P.args, **kwargs: _P.kwargs) -> bytes:
+        return _json(result_of(*args, **kwargs))
+
+    return in_json
 
 
-def embedding_json(
-    prediction: Prediction,
-    model: ModelInfo,
-    *,
-    options: EmbedOptions,
-    ask: Ask,
-    lowered: Lowered | None,
-    picture: UInt8[np.ndarray, "height width 3"] | None,
-    warnings: Sequence[str],
-) -> bytes:
-    """The result of one image whose embedding is asked for, as JSON."""
-    result = embedding_result(
-        prediction,
-        model,
-        options=options,
-        ask=ask,
-        lowered=lowered,
-        picture=picture,
-        warnings=warnings,
-    )
-    return _json(result)
+result_json = _in_json(image_result)
+embedding_json = _in_json(embedding_result)
 
 
 def pieces_of_results(model: str, results: Sequence[bytes], timings_ms: dict[str, float]) -> list[bytes]:
