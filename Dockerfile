@@ -40,6 +40,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 COPY models ./models
+COPY trimvit ./trimvit
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip wheel --no-deps --wheel-dir /wheel .
 

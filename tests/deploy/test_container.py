@@ -124,12 +124,12 @@ def test_requirements_are_those_of_pyproject(
 def test_wheel_gets_all_that_its_build_reads(repository: Path, instructions: Instructions) -> None:
     """The files and packages that pyproject.toml names are let through by .dockerignore, and copied."""
     project = tomllib.loads((repository / "pyproject.toml").read_text())
-    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
     needed = {
         "pyproject.toml",
         project["project"]["readme"],
         *project["project"]["license-files"],
-        *(pattern.rstrip("*") for pattern in packages),
+        *packages,
     }
     copied = {source for word, rest in instructions if word == "COPY" for source in rest.split()[:-1]}
     ignore = (repository / ".dockerignore").read_text().splitlines()

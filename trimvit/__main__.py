@@ -1,0 +1,5 @@
+"""`python -m trimvit`, the same as `trimvit`."""
+
+from trimvit import main
+
+main()
