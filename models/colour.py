@@ -4,7 +4,7 @@ As Pillow's ImageCms does it by default: littleCMS, perceptual intent, into its 
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +22,8 @@ _NO_CHANGE = 1  # levels: an image in sRGB with its profile stays as it is
 _STEPS = 9  # of each channel, to see what a profile changes
 _USUAL_GAMMA, _NEARLY_USUAL = 1 / 2.2, 0.025
 _GAMMAS = (0.1, 10.0)
+_HDR = {16, 18}  # PQ and HLG (ITU-T H.273, table 3)
+_WIDE_PRIMARIES = {9, 11, 12}  # BT.2020, DCI-P3 and Display P3 (table 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,20 @@ def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
     profile = image.info.get("icc_profile")
     if profile:
         return _by_profile(profile, mode, say)
+    _say_what_numbers_mean(image.info.get("nclx_profile"), say)
     if "srgb" not in image.info and isinstance(gamma := image.info.get("gamma"), float):
         return _by_gamma(gamma, mode)
     return None
+
+
+def _say_what_numbers_mean(numbers: Mapping[str, object] | None, say: Say) -> None:
+    """HEIF may name colours by numbers (ITU-T H.273) in the place of a profile; they are not converted."""
+    if not numbers:
+        return
+    if numbers.get("transfer_characteristics") in _HDR:
+        say("the image is HDR and has no colour profile: it is read as sRGB, so its brightness may be off")
+    elif numbers.get("color_primaries") in _WIDE_PRIMARIES:
+        say("the image's colours are wider than sRGB and have no profile: they are read as sRGB, so paler")
 
 
 def _is_grey(image: Image.Image) -> bool:

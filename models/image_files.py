@@ -29,7 +29,7 @@ RAW_ENDINGS = frozenset(
 _OTHER_ENDINGS = frozenset(
     f".{ending}"
     for family in (
-        "heic heif hif avif avifs",
+        "heic heics heif heifs hif avif avifs",
         "jp2 jpf jpx j2k j2c jpc jxl jxr wdp hdp",
         "psd psb tga pcx ico cur icns svg ppm pgm pbm pnm xbm xpm exr hdr dds qoi eps",
     )

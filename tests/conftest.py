@@ -2,7 +2,9 @@
 
 import os
 
+import pillow_heif
 from hypothesis import settings
+from PIL import Image
 
 # As the command line does: the tests share their cores with servers of their own. Before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -10,3 +12,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # No deadline: the machine may be busy, and no test here is about time.
 settings.register_profile("trimvit", deadline=None, print_blob=True)
 settings.load_profile("trimvit")
+
+
+def _save_heif(image: Image.Image, file: object, _name: object) -> None:
+    pillow_heif.from_pillow(image).save(file, **image.encoderinfo)
+
+
+# The product decodes HEIC and has no encoder; tests write one as they write every other format.
+Image.register_save("HEIF", _save_heif)

@@ -8,7 +8,8 @@ from app.errors import Problem, UndecodableImage, UnsupportedMediaType
 
 _ADVICE = "convert it to JPEG or PNG"
 
-# Formats of images that are not taken; no decoder of theirs gets to see the bytes.
+# Formats of images that are told by their first bytes. Most are not taken, and no decoder of theirs gets to
+# see the bytes.
 _IMAGES = [
     (name, re.compile(signature, re.DOTALL))
     for name, signature in {
@@ -43,6 +44,9 @@ _IMAGES = [
         "FITS": rb"SIMPLE  =",
     }.items()
 ]
+
+# What Pillow calls them, where it is another name.
+_FORMATS = {"HEIC": "HEIF"}
 
 _TEXT = rb"(?:\xef\xbb\xbf)?\s*"
 # What else people send by mistake, and what to do about it.
@@ -131,8 +135,9 @@ def raw_file(data: bytes) -> Problem | None:
 def unidentified(data: bytes, allowed: str) -> Problem:
     """What is said of bytes that no decoder of the ``allowed`` formats takes."""
     for name, signature in _IMAGES:
-        if signature.match(data) and name not in allowed.split(", "):
-            return _of_image(name, allowed)
+        if signature.match(data):
+            taken = _FORMATS.get(name, name) in allowed.split(", ")
+            return _broken(name) if taken else _of_image(name, allowed)
     for signature, what, advice in _OTHERS:
         if signature.match(data):
             return UndecodableImage(f"the bytes are {what}, not an image; {advice}")
@@ -143,11 +148,15 @@ def unidentified(data: bytes, allowed: str) -> Problem:
         )
     for signature_, name in _SIGNATURES.items():
         if len(signature_) > 2 and data.startswith(signature_):
-            return UndecodableImage(
-                f"the bytes begin as {name}, but are broken or of a kind that is not decoded here; save the "
-                "image again, as JPEG or as PNG of 8 bits"
-            )
+            return _broken(name)
     return UndecodableImage(f"the bytes are not an image in a known format ({allowed})")
+
+
+def _broken(name: str) -> Problem:
+    return UndecodableImage(
+        f"the bytes begin as {name}, but are broken or of a kind that is not decoded here; save the image "
+        "again, as JPEG or as PNG of 8 bits"
+    )
 
 
 def _of_image(name: str, allowed: str) -> Problem:

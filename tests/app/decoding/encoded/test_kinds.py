@@ -26,9 +26,7 @@ def heif(brand: bytes, *others: bytes) -> bytes:
 # pytest undoes the filter that app.decoding.images sets for its process.
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 
-HEIC_BRANDS = [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"]
 IMAGES = {
-    **{f"HEIF of {brand.decode()}": (heif(brand, b"mif1", b"heic"), "HEIC") for brand in HEIC_BRANDS},
     "CR3": (heif(b"crx ", b"isom"), "CR3"),
     "CR2": (b"II*\0\x10\0\0\0CR\x02\0" + bytes(60), "CR2"),
     "ORF": (b"IIRO\x08\0\0\0" + bytes(60), "ORF"),
@@ -59,7 +57,7 @@ def test_avif_is_not_taken_for_heic() -> None:
     """Both are HEIF: a sound AVIF is answered, and one that is broken is no HEIC."""
     assert seen(encoded(noisy(), "AVIF")).pixels.any()
     problem = refusal(heif(b"avif", b"mif1", b"miaf"))
-    assert "HEIC" not in problem.detail
+    assert problem.detail.startswith("the bytes begin as AVIF, but are broken")
 
 
 PHOTOGRAPH = encoded(noisy(), "JPEG")
