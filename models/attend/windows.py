@@ -77,8 +77,9 @@ def _windows(
     own = rows[run.start : run.start + run.images * run.tokens]
     own = own.view(run.images, run.tokens, -1, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     shape = (*own.shape[:3], size, attn.head_dim)
-    windows = own.new_empty(shape) if size == run.tokens else own.new_zeros(shape)
+    windows = own.new_empty(shape)
     windows[..., : run.tokens, :].copy_(own)
+    windows[..., run.tokens :, :] = 0
     return windows.flatten(1, 2)
 
 
