@@ -444,7 +444,7 @@ def test_the_ends_of_a_link_are_private() -> None:
         ("RGBA", "WEBP", {"lossless": True, "quality": 0, "method": 0}),
         ("RGB", "BMP", {}),
         ("RGBA", "AVIF", {"speed": 10}),
-        ("RGBA", "HEIF", {}),
+        ("RGBA", "HEIF", {"quality": 10, "enc_params": {"preset": "ultrafast"}}),
     ],
     ids=str,
 )
