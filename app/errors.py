@@ -65,6 +65,12 @@ class PriorityNotAllowed(ClientProblem):
     status, slug, title = 403, "priority-not-allowed", "The priority is not allowed"
 
 
+class AdminOnly(ClientProblem):
+    """The API key may not load and unload models: it is not marked `admin`."""
+
+    status, slug, title = 403, "admin-only", "The API key may not do this"
+
+
 class CrossSiteRequest(ClientProblem):
     """A page of another site sent the request, and `--cors-origins` does not allow that site."""
 
@@ -87,6 +93,12 @@ class TooSlow(ClientProblem):
     """The head or the body did not arrive in the time allowed."""
 
     status, slug, title = 408, "too-slow", "The request came too slowly"
+
+
+class RepositoryConflict(ClientProblem):
+    """Another model is being loaded or unloaded, or the default model is to be unloaded."""
+
+    status, slug, title = 409, "repository-conflict", "The model cannot be changed now"
 
 
 class TooLarge(ClientProblem):
@@ -117,6 +129,12 @@ class InvalidValue(ClientProblem):
     """An option is unknown, or its value is out of range."""
 
     status, slug, title = 422, "invalid-value", "A value is not allowed"
+
+
+class ModelNotLoadable(ClientProblem):
+    """What the name of a model stands for does not exist or cannot be served; the detail says why."""
+
+    status, slug, title = 422, "model-not-loadable", "The model cannot be loaded"
 
 
 class NoClasses(ClientProblem):
@@ -188,3 +206,9 @@ class InternalFault(ServerProblem):
     """A bug in the server, logged under the request id, or an image whose scores are not finite."""
 
     status, slug, title = 500, "internal-fault", "Something went wrong in the server"
+
+
+class InsufficientMemory(ServerProblem):
+    """There is not enough memory for a further model; the detail has the numbers."""
+
+    status, slug, title = 507, "insufficient-memory", "There is not enough memory for the model"

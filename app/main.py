@@ -47,6 +47,7 @@ from app.http.routes.hugging_face import hugging_face_router
 from app.http.routes.kserve_v1 import kserve_v1_router
 from app.http.routes.models import models_router
 from app.http.routes.open_inference.infer_routes import infer_router
+from app.http.routes.open_inference.repository import repository_router
 from app.http.routes.open_inference.routes import open_inference_router
 from app.http.routes.operations import operations_router
 from app.http.routes.page import page_router
@@ -144,7 +145,8 @@ def create_app(
         sagemaker_router(classification),
     )
     others = (
-        open_inference_router(classification, health),
+        open_inference_router(classification, health, with_repository=settings.model_repository),
+        *((repository_router(dispatch, classification.body_limits),) if settings.model_repository else ()),
         kserve_v1_router(classification, health),
         models_router(settings, dispatch),
         operations_router(health, with_metrics=settings.operations_port is None),

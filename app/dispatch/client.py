@@ -4,13 +4,14 @@ An image's pixels are in one of the front end's slots from its decoding to the a
 replaced, all open records are sent to its successor: the pixels are still where they were.
 
 Above 300 lines: every way in which an image ends meets at the table of pending ones. What does not touch it
-is in link.py, readiness.py, refusals.py, answers.py, questions.py and slot.py.
+is in link.py, readiness.py, front_end_models.py, asked_changes.py, refusals.py, answers.py, questions.py and
+slot.py.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +20,11 @@ from pathlib import Path
 import msgspec
 
 from app.dispatch.answers import check_prediction
+from app.dispatch.asked_changes import AskedChanges
+from app.dispatch.front_end_models import FrontEndModels
 from app.dispatch.link import Link
 from app.dispatch.policy.load_page import LoadPage
-from app.dispatch.policy.shares import shares, unpruned_macs
+from app.dispatch.policy.shares import shares
 from app.dispatch.policy.smoothed import Smoothed
 from app.dispatch.questions import Expected as Expected
 from app.dispatch.questions import Question as Question
@@ -32,9 +35,19 @@ from app.dispatch.slot import Slot as Slot
 from app.errors import DeadlinePassed, InternalFault, NotReady, Problem
 from app.messages import to_front_end
 from app.messages.model import ModelInfo
+from app.messages.repository import ModelEntry
 from app.messages.slots import SlotWriter
-from app.messages.to_dispatcher import Cancel, FrontEnd, Record, Submit
-from app.messages.to_front_end import Answer, Load, Models, Outcomes, Refuse, Workers
+from app.messages.to_dispatcher import Cancel, FrontEnd, ModelLeft, Record, Submit, ToDispatcher
+from app.messages.to_front_end import (
+    Answer,
+    Load,
+    ModelChanged,
+    Models,
+    Outcomes,
+    Refuse,
+    Repository,
+    Workers,
+)
 from app.processes import background
 from app.telemetry.logs import request_id
 from app.telemetry.rarely import Rarely
@@ -47,10 +60,12 @@ _LOOK_EVERY_S = 0.25
 
 @dataclass(slots=True)
 class _Pending:
-    """An image on its way. ``least`` and ``most`` are what it may cost, in unpruned images of the default
-    model. ``sent``: a dispatcher has got it."""
+    """An image on its way. ``model``: the one that is asked, as it was then; None while none was known.
+    ``least`` and ``most`` are what it may cost, in unpruned images of the default model. ``sent``: a
+    dispatcher has got it."""
 
     record: Record
+    model: ModelInfo | None
     answered: asyncio.Future[Answer]
     began: float
     given_up_at: float
@@ -106,8 +121,8 @@ class DispatchClient:
         self._closing = False
         self._last_id = 0
         self._load = LoadPage()
-        # What an unpruned image of each model costs, in those of the default one.
-        self._weights: dict[str, float] = {}
+        self._models = FrontEndModels(lambda name: self._link.send(ModelLeft(name)))
+        self._changes = AskedChanges(self._send_if_up)
         self._way = Smoothed()
         self._nonsense = Rarely()
 
@@ -131,6 +146,7 @@ class DispatchClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for pending in self._pending.values():
             _fail(pending, NotReady("the server is shutting down", retry_after_s=_RETRY_AFTER_S))
+        self._changes.lost("the server is shutting down")
 
     @property
     def model(self) -> ModelInfo | None:
@@ -146,6 +162,20 @@ class DispatchClient:
     def models(self) -> Mapping[str, ModelInfo]:
         """What the workers served last, by name, the default model first."""
         return self._readiness.models
+
+    def using(self, model: ModelInfo) -> AbstractContextManager[None]:
+        """Around a request for that model, which is not dropped meanwhile. Raises NotFound where it is not
+        served any more."""
+        return self._models.using(model)
+
+    @property
+    def repository(self) -> Sequence[ModelEntry]:
+        """The models that are served or may be loaded while serving; none where that is not offered."""
+        return self._changes.models
+
+    async def change_model(self, name: str, *, load: bool) -> None:
+        """Load or unload a model of the repository: see `AskedChanges.ask`."""
+        await self._changes.ask(name, load=load)
 
     @property
     def work(self) -> float:
@@ -170,7 +200,7 @@ class DispatchClient:
             expected.wait_limit_s,
             time.monotonic(),
             expected.model,
-            self._weight(expected.model),
+            self._models.weight(expected.model),
         )
         return None if refusal is None else problem_of(refusal.reason, refusal.retry_after_s)
 
@@ -179,7 +209,7 @@ class DispatchClient:
         known to refuse it, so that it need not be decoded."""
         if (refusal := self.refusal(expected)) is not None:
             raise refusal
-        return _Expecting(self._load, expected, expected.share * self._weight(expected.model))
+        return _Expecting(self._load, expected, expected.share * self._models.weight(expected.model))
 
     @property
     def trouble(self) -> str | None:
@@ -220,13 +250,13 @@ class DispatchClient:
         self._last_id += 1
         record = record_of(question, self._last_id, slot, self._for_dispatcher(question.deadline_s))
         most, *_, least = (1.0, 1.0)
-        if (model := self.models.get(record.model)) is not None:
-            weight = self._weight(record.model)
+        if (model := self._models.named(record.model)) is not None:
+            weight = self._models.weight(record.model)
             most, *_, least = (share * weight for share in shares(model, record.ask))
         now = time.monotonic()
         answered = asyncio.get_running_loop().create_future()
         given_up_at = now + question.deadline_s
-        pending = _Pending(record, answered, now, given_up_at, request_id.get(), least, most)
+        pending = _Pending(record, model, answered, now, given_up_at, request_id.get(), least, most)
         self._pending[record.id] = pending
         self._send(pending, record)
         return pending
@@ -234,9 +264,6 @@ class DispatchClient:
     def _for_dispatcher(self, deadline_s: float) -> float:
         """What is left of a deadline for the dispatcher, by how long the way there and back took lately."""
         return deadline_s - self._way.allowance_s(deadline_s)
-
-    def _weight(self, model: str) -> float:
-        return self._weights.get(model, 1.0)
 
     # --- to the dispatcher --------------------------------------------------------------------------
     def _send(self, pending: _Pending, record: Record) -> None:
@@ -247,6 +274,10 @@ class DispatchClient:
         self._load.sent(record.id, record.caller, record.priority, pending.least)
         self._send_soon()
         self._records.append(record)
+
+    def _send_if_up(self, message: ToDispatcher) -> bool:
+        self._link.send(message)
+        return self._link.is_up
 
     def _withdraw(self, number: int) -> None:
         if self._link.is_up:
@@ -280,6 +311,7 @@ class DispatchClient:
         self._records, self._withdrawn = [], []
         self._readiness.lost()
         self._load.lost()
+        self._changes.lost("the dispatcher ended meanwhile; see which models are served, and ask again")
         if not self._closing:
             log.warning("lost the dispatcher, which had %d of our images", len(self._pending))
 
@@ -302,18 +334,21 @@ class DispatchClient:
             case Workers(workers):
                 self._readiness.told(workers)
             case Models(infos):
-                self._readiness.models = {info.name: info for info in infos}
-                default = unpruned_macs(infos[0])
-                self._weights = {info.name: unpruned_macs(info) / default for info in infos}
+                self._models.told(infos)
+                self._readiness.models = self._models.now
+            case Repository(models):
+                self._changes.models = tuple(models)
+            case ModelChanged():
+                self._changes.answered(message)
 
     def _answer(self, answer: Answer) -> None:
         pending = self._pending.get(answer.id)
         if pending is None or pending.answered.done():
             return
-        model = self.models.get(pending.record.model)
+        model = pending.model or self._models.named(pending.record.model)
         try:
             if model is None:
-                raise ValueError(f"there is no model {pending.record.model!r} any more")
+                raise ValueError(f"there is no model {pending.record.model!r}")
             check_prediction(answer.prediction, pending.record.ask, len(model.labels), model.features)
         except ValueError as error:
             self._tell_of_nonsense("a worker sent what is no answer to its image", error)

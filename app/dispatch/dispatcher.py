@@ -5,17 +5,19 @@ It decides everything and does nothing: it has no sockets and no clock. Whoever 
 each connection, so nothing of an earlier connection is ever mixed up with a later one.
 
 Above 300 lines: one state machine, whose every event may end images. What can be told apart from them has
-files of its own: fleet.py, suspects.py, announcements.py, batch_metrics.py and outbox.py.
+files of its own: fleet.py, suspects.py, model_changes.py, announcements.py, batch_metrics.py and outbox.py.
 """
 
 import logging
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from app.dispatch.announcements import Announcements
 from app.dispatch.batch_metrics import BatchMetrics
-from app.dispatch.fleet import Computing, Fleet, Key, Member, Unexpected
+from app.dispatch.fleet import Computing, Fleet, Key, Member, TakenIn, Unexpected
+from app.dispatch.model_changes import ModelChanges
 from app.dispatch.outbox import Outbox
 from app.dispatch.policy.agreement import Agreement, Check
 from app.dispatch.policy.batches import Batch, QueueLimits, Taken
@@ -30,12 +32,18 @@ from app.messages.to_dispatcher import (
     Checked,
     Done,
     FrontEnd,
+    LoadModel,
+    ModelLeft,
+    ModelLoaded,
+    ModelNotLoaded,
+    ModelUnloaded,
     Record,
     Submit,
     ToDispatcher,
+    UnloadModel,
     Worker,
 )
-from app.messages.to_front_end import Answer, Models, RefusalReason, Refuse
+from app.messages.to_front_end import Answer, RefusalReason, Refuse
 from app.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -57,7 +65,12 @@ class _Image:
 
 
 class Dispatcher:
-    """``slots``: how many there are. While no worker is there, images wait for one for ``patience_s``."""
+    """``slots``: how many there are. While no worker is there, images wait for one for ``patience_s``.
+
+    ``listed``: the names of models that may be loaded while serving, and ``others``: of those that are served
+    beside the default one at first; None where what is served does not change. ``remember`` is told when it
+    has changed.
+    """
 
     def __init__(
         self,
@@ -65,9 +78,12 @@ class Dispatcher:
         slots: int,
         patience_s: float = 30.0,
         agreement: Agreement | None = None,
+        listed: Collection[str] | None = None,
+        others: Collection[str] | None = None,
+        remember: Callable[[Collection[str]], None] = lambda _: None,
     ) -> None:
         self.outbox = Outbox()
-        self._fleet = Fleet(limits)
+        self._fleet = Fleet(limits, others)
         self._slots, self._patience_s = slots, patience_s
         self._agreement = agreement or Agreement(0.0)
         self._front_ends: dict[int, int] = {}  # their connections, and the last record that came on each
@@ -76,6 +92,7 @@ class Dispatcher:
         self._suspects = Suspects()
         self._checking: Check | None = None
         self._batches = 0
+        self._changes = ModelChanges(self._fleet, self.outbox, self._front_ends, listed, remember)
         self._announcements = Announcements(self.outbox)
         self._batch_metrics = BatchMetrics()
         metrics.QUEUE_LIMIT.set(limits.images)
@@ -102,9 +119,9 @@ class Dispatcher:
             self._worker_came(peer, message, now)
         elif peer in self._front_ends:
             self._from_front_end(peer, message, now)
-        elif (worker := self._fleet.members.get(peer)) is not None:
+        elif (worker := self._fleet.worker(peer)) is not None:
             worker.heard = now
-            self._from_worker(peer, worker, message)
+            self._from_worker(peer, worker, message, now)
         else:
             raise Unexpected("a peer does not say first what it is")
 
@@ -114,9 +131,11 @@ class Dispatcher:
             mine = [key for key in self._images if key[0] == peer]
             for key in mine:
                 self._withdraw(key)
+            self._changes.front_end_gone(peer)
             log.info("a front end has gone%s", f"; {len(mine)} of its images are dropped" if mine else "")
-        elif (worker := self._fleet.members.get(peer)) is not None:
+        elif (worker := self._fleet.worker(peer)) is not None:
             self._worker_lost(peer, worker)
+            self._changes.worker_gone(peer)
 
     def turn(self, now: float, *, stopping: bool = False) -> float:
         """Decide what follows from all that came. Gives back the most seconds until the next turn."""
@@ -125,6 +144,7 @@ class Dispatcher:
         self._start_batches(now)
         if not stopping:
             self._check_one()
+            self._changes.drop_if_unused(self._is_asked)
         self._announcements.tell_workers(self._fleet, self._front_ends, now)
         beside = len(self._waiting) + len(self._suspects)
         self._announcements.tell_load(self._fleet, beside, self._front_ends, now)
@@ -135,12 +155,11 @@ class Dispatcher:
 
     # --- front ends ---------------------------------------------------------------------------------
     def _front_end_came(self, peer: int, message: FrontEnd) -> None:
-        if peer in self._front_ends or peer in self._fleet.members:
+        if peer in self._front_ends or self._fleet.worker(peer) is not None:
             raise Unexpected("a peer says twice what it is")
         self._front_ends[peer] = 0
         log.info("front end %d has connected", message.index)
-        if self._fleet.models:
-            self.outbox.tell_front_end(peer, Models(list(self._fleet.models.values())))
+        self._changes.front_end_came(peer)
         self._announcements.workers_changed = self._announcements.load_changed = True
 
     def _from_front_end(self, peer: int, message: ToDispatcher, now: float) -> None:
@@ -154,6 +173,10 @@ class Dispatcher:
                 self._announcements.load_changed = True
                 for number in ids:
                     self._withdraw((peer, number))
+            case LoadModel() | UnloadModel():
+                self._changes.asked(peer, message)
+            case ModelLeft(name):
+                self._changes.left(peer, name)
             case _:
                 raise Unexpected(f"a front end sends {type(message).__name__}")
 
@@ -179,6 +202,10 @@ class Dispatcher:
     def _schedule(self, key: Key, image: _Image, now: float) -> None:
         record = image.record
         model = self._fleet.models.get(record.model)
+        if model is None and self._changes.are_allowed:  # it came too late
+            self._images.pop(key, None)
+            self._refuse(key, "model-unloaded", None)
+            return
         if model is None or record.size != model.pixel_bytes:  # prepared for another model
             takes = "that no worker holds" if model is None else f"not {model.pixel_bytes}"
             log.error("an image has %d bytes of pixels for %r, %s", record.size, record.model, takes)
@@ -206,6 +233,10 @@ class Dispatcher:
             self._suspects.withdraw(key)
             self._fleet.scheduler.cancel(key)
 
+    def _is_asked(self, model: str) -> bool:
+        """Whether an image of that model waits or is computed."""
+        return any(image.record.model == model for image in self._images.values())
+
     def _refuse(self, key: Key, reason: RefusalReason, retry_after_s: float | None = _RETRY_AFTER_S) -> None:
         self.outbox.refuse(key[0], Refuse(key[1], reason, retry_after_s))
 
@@ -224,20 +255,30 @@ class Dispatcher:
 
     # --- workers ------------------------------------------------------------------------------------
     def _worker_came(self, peer: int, hello: Worker, now: float) -> None:
-        if peer in self._front_ends or peer in self._fleet.members:
+        if peer in self._front_ends or self._fleet.worker(peer) is not None:
             raise Unexpected("a peer says twice what it is")
-        if self._fleet.join(peer, hello, now):
-            for front_end in self._front_ends:
-                self.outbox.tell_front_end(front_end, Models(list(self._fleet.models.values())))
+        self._taken_in(peer, self._fleet.join(peer, hello, now), now)
+
+    def _taken_in(self, peer: int, found: TakenIn, now: float) -> None:
+        """A worker has said which models it holds."""
+        self._changes.worker_came(peer, found)
         self._announcements.workers_changed = self._announcements.load_changed = True
+        if not self._fleet.members:
+            return
         waiting, self._waiting = self._waiting, {}
         for key in waiting:
             self._schedule(key, self._images[key], now)
 
-    def _from_worker(self, peer: int, worker: Member, message: ToDispatcher) -> None:
+    def _from_worker(self, peer: int, worker: Member, message: ToDispatcher, now: float) -> None:
         match message:
             case Alive():
                 pass
+            case ModelLoaded(held) if peer in self._fleet.aside:
+                worker.held[held.info.name] = held
+                self._taken_in(peer, self._fleet.take_in(peer), now)
+            case ModelLoaded() | ModelUnloaded() | ModelNotLoaded():
+                self._changes.worker_said(peer, worker, message)
+                self._announcements.load_changed = True
             case Done(batch):
                 if (computing := worker.computing.pop(batch, None)) is None:
                     raise Unexpected(f"{worker.hello.name} has computed a batch that it was not given")

@@ -1,7 +1,7 @@
 """The workers behind the queue: which are there, what each computes, and what is predicted of them. Pure."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from app.dispatch.policy.batches import Batch, QueueLimits, WorkerLane
@@ -15,7 +15,7 @@ from app.messages import to_worker
 from app.messages.capacity import Measured, Work
 from app.messages.image import Lowered, Prediction
 from app.messages.model import ModelInfo
-from app.messages.to_dispatcher import Done, Worker
+from app.messages.to_dispatcher import Done, Held, Worker
 from app.messages.to_front_end import Load, WorkerState
 from app.telemetry import metrics
 from models.schedule import compute
@@ -45,11 +45,13 @@ class Computing:
 
 @dataclass(slots=True)
 class Member:
-    """One worker: what it said of itself, when it was heard last, and what it computes."""
+    """One worker: what it said of itself, when it was heard last, the models that it holds by their names,
+    and what it computes."""
 
     hello: Worker
     budget: Budget
     heard: float
+    held: dict[str, Held]
     computing: dict[int, Computing] = field(default_factory=dict)
 
     def is_ready(self, now: float) -> bool:
@@ -62,44 +64,119 @@ class Member:
         return (key for computing in self.computing.values() for key in computing.keys)
 
 
-class Fleet:
-    """All workers serve the same ``models``, by their names, the default one first. While there is no worker,
-    the scheduler is asked for nothing."""
+@dataclass(frozen=True, slots=True)
+class TakenIn:
+    """What comes of a worker that has said which models it holds. ``is_new``: the models are others now.
+    ``lacks``: those that it needs yet, until when it is set aside; ``beyond``: those that it is to drop."""
 
-    def __init__(self, limits: QueueLimits) -> None:
+    is_new: bool = False
+    lacks: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ()
+
+
+class Fleet:
+    """All ``members`` hold the same ``models``, by their names, the default one first. While there is none,
+    the scheduler is asked for nothing.
+
+    ``others``: the names of what is served beside the default model, where that may change; a worker that
+    lacks some of it is ``aside`` until it has loaded that. None: what the first worker holds is served.
+    """
+
+    def __init__(self, limits: QueueLimits, others: Collection[str] | None = None) -> None:
         self.limits = limits
+        self.others = None if others is None else list(others)
         self.models: dict[str, ModelInfo] = {}
         self.members: dict[int, Member] = {}
+        self.aside: dict[int, Member] = {}
         self.scheduler = Scheduler(limits)
         self.predictions = Predictions(self.scheduler)
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def join(self, peer: int, hello: Worker, now: float) -> bool:
-        """A worker has come; gives back whether the models are others now. Raises Unexpected for one with
-        other models than the others have."""
-        models = {held.info.name: held.info for held in hello.models}
-        names = ", ".join(models)
-        if self.members and not _serve_alike(self.models, models):
+    def worker(self, peer: int) -> Member | None:
+        """The worker of that connection, whether or not it is set aside."""
+        return self.members.get(peer) or self.aside.get(peer)
+
+    def join(self, peer: int, hello: Worker, now: float) -> TakenIn:
+        """A worker has come. Raises Unexpected for one with other models than the others have."""
+        held = {each.info.name: each for each in hello.models}
+        self.aside[peer] = Member(hello, Budget(hello.limits), now, held)
+        return self.take_in(peer)
+
+    def take_in(self, peer: int) -> TakenIn:
+        """Make a worker that is set aside a member, if it holds what is served. Raises as `join` does."""
+        member = self.aside[peer]
+        held, hello = member.held, member.hello
+        wanted = self._wanted(hello)
+        lacks = tuple(name for name in wanted if name not in held)
+        beyond = tuple(name for name in held if name not in wanted)
+        if not self._fits(hello, held) or (self.others is None and (lacks or beyond)):
+            del self.aside[peer]
             raise Unexpected(
-                f"{hello.name} has loaded another model ({names}) than the other workers have; it gets no "
-                "images while they run"
+                f"{hello.name} has loaded another model ({', '.join(held)}) than the other workers have; it "
+                "gets no images while they run"
             )
+        for name in beyond:
+            del held[name]
+        if lacks:
+            return TakenIn(lacks=lacks, beyond=beyond)
+        models = {name: held[name].info for name in wanted}
         is_new = not self.members and self.models != models
         if is_new:
             self.models = models
-        self.members[peer] = Member(hello, Budget(hello.limits), now)
+        self.members[peer] = self.aside.pop(peer)
         self.scheduler.join(peer, WorkerLane(hello.limits))
-        self.predictions.join(peer, hello.limits, {held.info.name: held.measured for held in hello.models})
+        self.predictions.join(peer, hello.limits, {name: held[name].measured for name in wanted})
         log.info(
             "%s is ready: %s on %s in %s",
-            *(hello.name, names, hello.models[0].info.device, hello.models[0].info.dtype),
+            *(hello.name, ", ".join(wanted), hello.models[0].info.device, hello.models[0].info.dtype),
         )
-        return is_new
+        return TakenIn(is_new, beyond=beyond)
+
+    def add_model(self, name: str) -> bool:
+        """Serve a model that all members hold; False where they hold different ones under this name."""
+        infos = [member.held[name].info for member in self.members.values()]
+        if not all(infos[0].serves_as(info) for info in infos):
+            return False
+        self.models[name] = infos[0]
+        for peer, member in self.members.items():
+            self.predictions.join(peer, member.hello.limits, {name: member.held[name].measured})
+        return True
+
+    def remove_model(self, name: str) -> None:
+        """Serve it no more; nothing of it waits or runs."""
+        del self.models[name]
+        self.predictions.forget(name)
+
+    def computes(self, name: str) -> bool:
+        """Whether a batch of that model is being computed, perhaps for nobody any more."""
+        return any(
+            computing.batch.model == name
+            for member in self.members.values()
+            for computing in member.computing.values()
+        )
+
+    def _wanted(self, hello: Worker) -> list[str]:
+        """The names of what a worker must hold, the default one first."""
+        if self.members:
+            return list(self.models)
+        names = [each.info.name for each in hello.models]
+        return (
+            names if self.others is None else [names[0], *(name for name in self.others if name != names[0])]
+        )
+
+    def _fits(self, hello: Worker, held: dict[str, Held]) -> bool:
+        """Whether what a worker holds gives the same answers as what members hold under the same names."""
+        if not self.members:
+            return True
+        same = all(held[name].info.serves_as(info) for name, info in self.models.items() if name in held)
+        return same and hello.models[0].info.name == next(iter(self.models))
 
     def leave(self, peer: int) -> list[Key]:
-        """A worker has gone. Where it was the last one: all that waits, in order."""
+        """A worker has gone. Where it was the last member: all that waits, in order."""
+        if self.aside.pop(peer, None) is not None:
+            return []
         del self.members[peer]
         self.scheduler.leave(peer)
         self.predictions.leave(peer)
@@ -169,8 +246,3 @@ class Fleet:
             for name, info in self.models.items()
         }
         return load_of(self.scheduler, self.predictions, images, now)
-
-
-def _serve_alike(models: Mapping[str, ModelInfo], others: Mapping[str, ModelInfo]) -> bool:
-    """Whether two workers with these models give the same answers."""
-    return list(models) == list(others) and all(info.serves_as(others[name]) for name, info in models.items())

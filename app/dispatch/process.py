@@ -4,7 +4,9 @@ torch."""
 import gc
 import os
 import signal
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from setproctitle import setproctitle
 
@@ -12,7 +14,9 @@ from app.dispatch.dispatcher import Dispatcher
 from app.dispatch.policy.agreement import Agreement
 from app.dispatch.policy.batches import QueueLimits
 from app.dispatch.server import Server
+from app.messages.served_now import read_served, write_served
 from app.messages.slot_map import SlotMap
+from app.processes import background
 from app.processes.heap import give_back_freed_memory
 from app.processes.heartbeat import Heartbeat
 from app.processes.lifeline import die_with_parent
@@ -21,20 +25,40 @@ from app.settings.settings import Settings
 from app.telemetry.logs import configure_logging
 
 
-def run(settings: Settings, path: Path, heartbeat: Heartbeat | None = None) -> None:
-    """Dispatch at that path until SIGTERM."""
+def run(
+    settings: Settings, path: Path, heartbeat: Heartbeat | None = None, served: Path | None = None
+) -> None:
+    """Dispatch at that path until SIGTERM. ``served``: the file for which models are served."""
     slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
     dispatcher = Dispatcher(
         QueueLimits(settings.max_queue_images, settings.max_queue_s),
         slots.count,
         settings.restart_wait_s,
         Agreement(settings.agreement_share),
+        **_changing(settings, served),
     )
     server = Server(dispatcher, path, heartbeat)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     gc.collect()
     gc.freeze()  # what is there now stays: no looking for garbage in it while images wait
     server.run()
+
+
+def _changing(settings: Settings, served: Path | None) -> dict[str, Any]:
+    """What the dispatcher is told of models that may be loaded and unloaded."""
+    if not settings.model_repository or served is None:
+        return {}
+    others = read_served(served)
+    if others is None:
+        others = tuple(model.name for model in settings.models[1:] if model.name is not None)
+
+    def remember(names: Collection[str]) -> None:
+        try:
+            write_served(served, names)
+        except OSError as error:  # whoever starts anew loads what was served before, and is told the rest
+            background.incident("list of served models", error)
+
+    return {"listed": tuple(settings.listed_models), "others": others, "remember": remember}
 
 
 def main() -> None:
@@ -49,6 +73,7 @@ def main() -> None:
             settings,
             Path(os.environ["TRIMVIT_DISPATCHER_SOCKET"]),
             Heartbeat(Path(os.environ["TRIMVIT_DISPATCHER_HEARTBEAT"])),
+            Path(os.environ["TRIMVIT_DISPATCHER_SERVED"]),
         )
     except Exception as error:
         tell_reason(Path(os.environ["TRIMVIT_DISPATCHER_REASON"]), error)

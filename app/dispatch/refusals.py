@@ -4,6 +4,7 @@ from app.errors import (
     DeadlinePassed,
     DeadlineUnmeetable,
     InternalFault,
+    NotFound,
     OutOfMemory,
     Problem,
     QueueFull,
@@ -30,6 +31,10 @@ def problem_of(reason: RefusalReason, retry_after_s: float | None) -> Problem:
             )
         case "worker-lost":
             return WorkerLost("2 workers died while they computed this image")
+        case "model-unloaded":
+            return NotFound(
+                "the model was unloaded while the image was on its way; /v1/models lists the others"
+            )
         case "no-number":
             return InternalFault(
                 "the network's scores for this image are not finite numbers, so there is no answer; a wider "

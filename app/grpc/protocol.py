@@ -31,6 +31,11 @@ _Fields = Mapping[str, tuple[int, str]]
 
 _MODEL: _Fields = {"name": (1, "string"), "version": (2, "string")}
 _TENSOR: _Fields = {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "int64[]")}
+_CHANGE: _Fields = {
+    "repository_name": (1, "string"),
+    "model_name": (2, "string"),
+    "parameters": (3, "ModelRepositoryParameter{}"),
+}
 _MESSAGES: Mapping[str, _Fields] = {
     "ServerLiveRequest": {},
     "ServerLiveResponse": {"live": (1, "bool")},
@@ -102,6 +107,24 @@ _MESSAGES: Mapping[str, _Fields] = {
         "contents": (5, "InferTensorContents"),
     },
     "ModelConfigRequest": _MODEL,
+    "RepositoryIndexRequest": {"repository_name": (1, "string"), "ready": (2, "bool")},
+    "RepositoryIndexResponse": {"models": (1, "RepositoryIndexResponse.ModelIndex[]")},
+    "RepositoryIndexResponse.ModelIndex": {
+        "name": (1, "string"),
+        "version": (2, "string"),
+        "state": (3, "string"),
+        "reason": (4, "string"),
+    },
+    "ModelRepositoryParameter": {
+        "bool_param": (1, "|bool"),
+        "int64_param": (2, "|int64"),
+        "string_param": (3, "|string"),
+        "bytes_param": (4, "|bytes"),
+    },
+    "RepositoryModelLoadRequest": _CHANGE,
+    "RepositoryModelLoadResponse": {},
+    "RepositoryModelUnloadRequest": _CHANGE,
+    "RepositoryModelUnloadResponse": {},
     "ModelConfigResponse": {"config": (1, "ModelConfig")},
     "ModelConfig": {
         "name": (1, "string"),
@@ -134,6 +157,9 @@ METHODS = (
     "ModelMetadata",
     "ModelInfer",
     "ModelConfig",
+    "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
 )
 
 _FIELD = FieldDescriptorProto

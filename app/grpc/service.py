@@ -1,5 +1,6 @@
 """The calls of the Open Inference Protocol over gRPC, each as a request of /v2."""
 
+import json
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -13,7 +14,13 @@ from app.errors import Problem
 from app.grpc.asking import Answer, Caller, ask, caller
 from app.grpc.inference import request_of, response_of
 from app.grpc.protocol import METHODS, POOL, SERVICE, message_class
-from app.http.paths import OPEN_INFERENCE, OPEN_INFERENCE_LIVE, OPEN_INFERENCE_READY
+from app.http.paths import (
+    OPEN_INFERENCE,
+    OPEN_INFERENCE_LIVE,
+    OPEN_INFERENCE_READY,
+    REPOSITORY_INDEX,
+    REPOSITORY_MODELS,
+)
 from app.http.routes.model_names import MODELS_FOLDER
 from app.http.routes.open_inference.tensors import HEADER_LENGTH
 
@@ -24,6 +31,7 @@ _CODES = {
     HTTPStatus.UNAUTHORIZED: grpc.StatusCode.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
     HTTPStatus.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    HTTPStatus.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     HTTPStatus.TOO_MANY_REQUESTS: grpc.StatusCode.RESOURCE_EXHAUSTED,
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
@@ -163,6 +171,36 @@ async def _model_config(message: Any, call: _Call) -> Any:
     return _response("ModelConfig", {"config": answer.document})
 
 
+async def _repository_index(message: Any, call: _Call) -> Any:
+    asked = _repository_body(message, {"ready": message.ready})
+    answer = await call.found(await call.post(REPOSITORY_INDEX.path, asked))
+    return _response("RepositoryIndex", {"models": answer.document})
+
+
+def _repository_model(verb: str) -> Callable[[Any, _Call], Awaitable[Any]]:
+    async def change(message: Any, call: _Call) -> Any:
+        parameters = {
+            name: _readable(getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None))
+            for name, parameter in message.parameters.items()
+        }
+        asked = _repository_body(message, {"parameters": parameters})
+        await call.found(await call.post(f"{REPOSITORY_MODELS.path}{message.model_name}/{verb}", asked))
+        return _response(f"RepositoryModel{verb.title()}", {})
+
+    return change
+
+
+def _repository_body(message: Any, members: dict[str, Any]) -> list[bytes]:
+    """As JSON. There is one repository, which has no name: one that is named is refused where all else is."""
+    named = {"repository_name": message.repository_name} if message.repository_name else {}
+    return [json.dumps({**named, **members}).encode()]
+
+
+def _readable(value: Any) -> Any:
+    """A file's bytes are refused by the parameter's name: they are not sent on."""
+    return None if isinstance(value, bytes) else value
+
+
 def _response(name: str, content: dict[str, Any]) -> Any:
     """The message of that answer. What /v2 says beyond the protocol's fields is left out."""
     return ParseDict(
@@ -178,4 +216,7 @@ _ANSWERS: dict[str, Callable[[Any, _Call], Awaitable[Any]]] = {
     "ModelMetadata": _model_metadata,
     "ModelInfer": _infer,
     "ModelConfig": _model_config,
+    "RepositoryIndex": _repository_index,
+    "RepositoryModelLoad": _repository_model("load"),
+    "RepositoryModelUnload": _repository_model("unload"),
 }

@@ -1,4 +1,4 @@
-"""Who a request is from, and which priority that caller may ask for."""
+"""Who a request is from, and what that caller may do."""
 
 from starlette.types import Scope
 
@@ -22,3 +22,10 @@ def max_priority_of(scope: Scope, settings: SecuritySettings) -> Priority:
     setting."""
     of_the_key: Priority | None = scope.get("state", {}).get("max_priority")
     return of_the_key or settings.max_priority
+
+
+def is_admin(scope: Scope) -> bool:
+    """Whether the caller may load and unload models: where API keys are asked for, those that are marked so,
+    else whoever reaches the server."""
+    of_the_key: bool = scope.get("state", {}).get("is_admin", True)
+    return of_the_key

@@ -32,6 +32,7 @@ from app.inference.options import ImageOptions
 from app.inference.results import check_numbers
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
+from app.messages.repository import ModelEntry
 from app.messages.to_front_end import Answer
 from app.priority import Priority
 from app.settings.settings import Settings
@@ -67,6 +68,16 @@ class Dispatch(Protocol):
 
     def expecting(self, expected: Expected) -> AbstractContextManager[None]:
         """Around the decoding of an image; a Problem if it would be refused anyhow."""
+
+    def using(self, model: ModelInfo) -> AbstractContextManager[None]:
+        """Around a request for that model, which is not dropped meanwhile; raises NotFound where it was."""
+
+    @property
+    def repository(self) -> Sequence[ModelEntry]:
+        """The models that are served or may be loaded while serving; none where that is not offered."""
+
+    async def change_model(self, name: str, *, load: bool) -> None:
+        """Load or unload a model of the repository, or raise a Problem."""
 
     def slot(self) -> AbstractContextManager[Slot]:
         """Around an image's decoding and its question: where its pixels are to be written."""
@@ -156,7 +167,18 @@ class Classification:
             if model is None:
                 raise _passed_on_the_way(deadline_s)
             name = model_named(options)
-            return model if name in (None, model.name) else found_model(self.models, name)
+            return model if name in (None, model.name) else self.found(name)
+
+    def found(self, name: str) -> ModelInfo:
+        """The model of that name. Raises NotFound."""
+        self.refuse_unloaded(name)
+        return found_model(self.models, name)
+
+    def refuse_unloaded(self, name: str) -> None:
+        """Raises NotFound for a model that may be loaded and is not."""
+        if name not in self.models and any(each.name == name for each in self._dispatch.repository):
+            served = ", ".join(map(repr, self.models))
+            raise NotFound(f"the model {name!r} is not loaded now; loaded: {served}")
 
     async def answers(
         self,
@@ -170,11 +192,11 @@ class Classification:
         """All answers in order, with all classes' ``logits`` and with the ``features`` if asked for, or the
         first Problem. Deadlines count from when the request came. Raises ClientDisconnect where the client,
         whose body has been read, goes away first."""
-        work = [
-            self._answer(image, index, model, request.scope, logits=logits, features=features)
-            for index, image in enumerate(images)
-        ]
-        with _Outcomes(len(images)):
+        with _Outcomes(len(images)), self._dispatch.using(model):
+            work = [
+                self._answer(image, index, model, request.scope, logits=logits, features=features)
+                for index, image in enumerate(images)
+            ]
             answered = await unless_gone(request, _all_or_first_problem(work))
         metrics.labelled(metrics.IMAGES, "answered").inc(len(images))
         return answered

@@ -55,6 +55,8 @@ KSERVE_V1 = KnownPath("/v1/models/", plain_errors=True)
 OPEN_INFERENCE = KnownPath("/v2", plain_errors=True)
 OPEN_INFERENCE_LIVE = KnownPath("/v2/health/live", public=True, traced=False, plain_errors=True)
 OPEN_INFERENCE_READY = KnownPath("/v2/health/ready", public=True, traced=False, plain_errors=True)
+REPOSITORY_INDEX = KnownPath("/v2/repository/index", plain_errors=True)
+REPOSITORY_MODELS = KnownPath("/v2/repository/models/", plain_errors=True)
 OPEN_INFERENCE_REST = KnownPath("/v2/", plain_errors=True)
 
 PATHS = tuple(value for value in globals().values() if isinstance(value, KnownPath))

@@ -16,9 +16,10 @@ _HEALTH = "GET /readyz says whether images are answered, GET /livez whether the 
 _METRICS = "GET /metrics has the metrics for Prometheus, GET /v1/stats a few of them as JSON"
 _DOCS = "GET /docs is the documentation, GET /openapi.json the OpenAPI document"
 _MODELS = "GET /v1/models describes the model, GET /v2/models/NAME its tensors"
-_ONE_MODEL = (
-    "a server has one model, which is chosen when it is started (--model), so none is loaded, unloaded or "
-    "listed; GET /v1/models describes it"
+_REPOSITORY = (
+    "models are listed, loaded and unloaded by POST /v2/repository/index and "
+    "/v2/repository/models/NAME/load or /unload, where the server was started with --model-repository; "
+    "GET /v1/models describes those that are served"
 )
 _INFER = "POST /v2/models/NAME/infer classifies images"
 
@@ -26,10 +27,7 @@ _INFER = "POST /v2/models/NAME/infer classifies images"
 _OF_OTHERS: tuple[tuple[str, str], ...] = (
     # Triton and KServe.
     (r"/v2/models(/.+)?/stats", f"Triton's statistics are not offered; {_METRICS}"),
-    (
-        r"/v2/repository(/.*)?|/v2/models/.+/(un)?load",
-        f"Triton's model repository is not offered: {_ONE_MODEL}",
-    ),
+    (r"/v2/repository(/.*)?|/v2/models/.+/(un)?load", _REPOSITORY),
     (
         r"/v2/(system|cuda)sharedmemory(/.*)?",
         "Triton's shared memory is not offered: data comes and goes with the request, as JSON or binary "

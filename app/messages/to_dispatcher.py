@@ -10,6 +10,7 @@ from msgspec import Meta
 from app.messages.capacity import Limits, Measured
 from app.messages.image import Ask, Fault, Prediction
 from app.messages.model import ModelInfo
+from app.messages.repository import LoadFault
 from app.priority import Priority
 
 
@@ -56,6 +57,27 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     ids: list[int]
 
 
+class LoadModel(msgspec.Struct, frozen=True, tag=True):
+    """Serve that model from now on. The answer has the ``id``."""
+
+    id: int
+    name: str
+
+
+class UnloadModel(msgspec.Struct, frozen=True, tag=True):
+    """Serve that model no more. The answer has the ``id``."""
+
+    id: int
+    name: str
+
+
+class ModelLeft(msgspec.Struct, frozen=True, tag=True):
+    """The model, which the front end was told is not served any more, has no more requests there: no image
+    for it follows."""
+
+    name: str
+
+
 # --- from workers ------------------------------------------------------------------------------------
 class Held(msgspec.Struct, frozen=True, array_like=True):
     """A model that a worker has loaded and warmed up. ``measured`` are the batches that it timed, from which
@@ -71,6 +93,26 @@ class Worker(msgspec.Struct, frozen=True, tag=True):
     name: str
     models: Annotated[tuple[Held, ...], Meta(min_length=1)]
     limits: Limits
+
+
+class ModelLoaded(msgspec.Struct, frozen=True, tag=True):
+    """The worker holds this model, too, from now on."""
+
+    held: Held
+
+
+class ModelUnloaded(msgspec.Struct, frozen=True, tag=True):
+    """The worker does not hold this model any more."""
+
+    name: str
+
+
+class ModelNotLoaded(msgspec.Struct, frozen=True, tag=True):
+    """The model could not be loaded; ``words`` say why."""
+
+    name: str
+    fault: LoadFault
+    words: str
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -98,7 +140,21 @@ class Alive(msgspec.Struct, frozen=True, tag=True):
     """The worker's main loop goes on."""
 
 
-ToDispatcher = FrontEnd | Submit | Cancel | Worker | Done | Checked | Alive
+ToDispatcher = (
+    FrontEnd
+    | Submit
+    | Cancel
+    | LoadModel
+    | UnloadModel
+    | ModelLeft
+    | Worker
+    | ModelLoaded
+    | ModelUnloaded
+    | ModelNotLoaded
+    | Done
+    | Checked
+    | Alive
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ToDispatcher)

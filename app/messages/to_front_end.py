@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from app.messages.image import Fault, Lowered, Prediction
 from app.messages.model import ModelInfo
+from app.messages.repository import ChangeFault, ModelEntry
 from app.priority import Priority
 
 RefusalReason = (
@@ -16,6 +17,7 @@ RefusalReason = (
         "deadline-unmeetable",
         "deadline-passed",
         "worker-lost",
+        "model-unloaded",
     ]
     | Fault
 )
@@ -25,6 +27,21 @@ class Models(msgspec.Struct, frozen=True, tag=True):
     """What the workers serve, the default model first: told once, and again when it changes."""
 
     infos: Annotated[list[ModelInfo], Meta(min_length=1)]
+
+
+class Repository(msgspec.Struct, frozen=True, tag=True):
+    """The models that are served or may be loaded, where they may be at all: told once, and again when it
+    changes."""
+
+    models: list[ModelEntry]
+
+
+class ModelChanged(msgspec.Struct, frozen=True, tag=True):
+    """What became of a LoadModel or UnloadModel with that ``id``: it was done, or ``words`` say why not."""
+
+    id: int
+    fault: ChangeFault | None = None
+    words: str = ""
 
 
 class WorkerState(msgspec.Struct, frozen=True, array_like=True):
@@ -105,7 +122,7 @@ class Outcomes(msgspec.Struct, frozen=True, tag=True):
     refusals: list[Refuse]
 
 
-ToFrontEnd = Models | Workers | Load | Outcomes
+ToFrontEnd = Models | Repository | ModelChanged | Workers | Load | Outcomes
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ToFrontEnd)

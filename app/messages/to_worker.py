@@ -34,7 +34,20 @@ class Check(msgspec.Struct, frozen=True, tag=True):
     hold: int
 
 
-ToWorker = Batch | Check
+class LoadModel(msgspec.Struct, frozen=True, tag=True):
+    """Load that model beside the others, which are computed meanwhile. A name is all that is said: what it
+    stands for is in the settings."""
+
+    name: str
+
+
+class UnloadModel(msgspec.Struct, frozen=True, tag=True):
+    """No batch of that model follows, and none is being computed: drop it."""
+
+    name: str
+
+
+ToWorker = Batch | Check | LoadModel | UnloadModel
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ToWorker)

@@ -25,6 +25,11 @@ class ProcessFiles:
         return self.folder / DISPATCHER
 
     @property
+    def served(self) -> Path:
+        """Which models are served now (app.messages.served_now), the same for every process."""
+        return self.folder / "served-models"
+
+    @property
     def heartbeat(self) -> Path:
         """Its beats (app.processes.heartbeat)."""
         return self.folder / f"{self.name}.heartbeat"
@@ -46,6 +51,7 @@ def dispatcher_variables(files: ProcessFiles) -> dict[str, str]:
         "TRIMVIT_DISPATCHER_SOCKET": str(files.socket),
         "TRIMVIT_DISPATCHER_HEARTBEAT": str(files.heartbeat),
         "TRIMVIT_DISPATCHER_REASON": str(files.reason),
+        "TRIMVIT_DISPATCHER_SERVED": str(files.served),
     }
 
 
@@ -63,6 +69,7 @@ def worker_variables(
         "TRIMVIT_WORKER_HEARTBEAT": str(files.heartbeat),
         "TRIMVIT_WORKER_REASON": str(files.reason),
         "TRIMVIT_WORKER_LEARNED": str(files.learned),
+        "TRIMVIT_WORKER_SERVED": str(files.served),
     }
 
 

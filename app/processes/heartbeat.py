@@ -78,6 +78,10 @@ class Progress:
         del self._running[batch]
         self._slowest = max(seconds / tokens, _FORGET * (self._slowest or 0.0))
 
+    def may_take(self, tokens: int, seconds: float) -> None:
+        """Batches of this weight may take so long from now on, as those of another model."""
+        self._slowest = max(seconds / tokens, self._slowest or 0.0)
+
     @property
     def oldest(self) -> tuple[int, float]:
         """Number of the batch that has run longest, and the seconds that it may take; (0, 0) without one."""

@@ -80,6 +80,11 @@ class Supervisor:
         """Raises CannotStart if the port is taken."""
         setproctitle("trimvit: supervisor")
         _check(self.settings)
+        if self.settings.model_repository and key_ring(self.settings) is None:
+            log.warning(
+                "--model-repository without API keys: whoever reaches the port may load and unload models; "
+                "see --api-keys-file"
+            )
         try:
             raise_limits()
         except TooLow as error:

@@ -20,6 +20,8 @@ REFUSED = {
     "operations_port": "a replica has no port of its own: /metrics of the main one answers for all",
     "grpc_port": "a replica has no port of its own; gRPC is offered by trimvit serve",
     "grpc_calls": "a replica has no port of its own",
+    "model_repository": "a model would be loaded by one replica of several; name all models with --model",
+    "loadable": "no model is loaded while replicas serve; name all models with --model",
     "max_connections": _OF_RAYS_PROXIES,
     "max_connections_per_client": _OF_RAYS_PROXIES,
     "head_timeout_s": _OF_RAYS_PROXIES,

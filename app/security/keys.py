@@ -24,7 +24,8 @@ _CHECK_EVERY_S = 1.0
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _COMMENT = re.compile(r"(^|\s)#.*")
 _KEY = re.compile(r"[!-+\--~]+")  # printable ASCII without space and comma
-_ATTRIBUTES: dict[str, Priority] = {f"priority={priority}": priority for priority in PRIORITIES}
+_OF_PRIORITY: dict[str, Priority] = {f"priority={priority}": priority for priority in PRIORITIES}
+_ADMIN = "admin"
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
@@ -37,11 +38,13 @@ class ApiKey:
     """A caller's name and the SHA-256 of the key. A name may have several keys, as while one is rotated.
 
     ``max_priority``: the highest that the key may ask for; None where the setting of that name decides.
+    ``is_admin``: whether it may load and unload models.
     """
 
     name: str
     digest: bytes
     max_priority: Priority | None = None
+    is_admin: bool = False
 
     def __repr__(self) -> str:
         return f"ApiKey({self.name!r})"
@@ -49,7 +52,8 @@ class ApiKey:
 
 def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
     """One `name:key` or `name:sha256:HEX` a line or between commas; # begins a comment.
-    Behind a key may stand the highest priority that it may ask for: `name:key priority=high`.
+    Behind a key may stand the highest priority that it may ask for, and whether it may load and unload
+    models: `name:key priority=high admin`.
 
     Raises KeysError, which names the source and the line.
     """
@@ -57,19 +61,21 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
     for number, line in enumerate(text.splitlines(), start=1):
         for entry in filter(None, (part.strip() for part in _COMMENT.sub("", line).split(","))):
             name, colon, rest = entry.partition(":")
-            secret, *attributes = re.split(r"\s+", rest, maxsplit=1)
+            secret, *attributes = re.split(r"\s+", rest)
             # Nothing of the line itself: what was mistaken for a name may be a key.
             where = f"line {number} of {source}"
             if not colon or not _NAME.fullmatch(name):
                 raise KeysError(f"{where} is not name:key or name:sha256:HEX; names are of A-Z a-z 0-9 . _ -")
-            if any(attribute not in _ATTRIBUTES for attribute in attributes):
+            priorities = [_OF_PRIORITY[each] for each in attributes if each in _OF_PRIORITY]
+            is_admin = _ADMIN in attributes
+            if len(attributes) > len(priorities) + is_admin or len(priorities) > 1:
                 raise KeysError(
                     f"{where}: the key must have no space; after it may stand only one of "
-                    f"{', '.join(_ATTRIBUTES)}"
+                    f"{', '.join(_OF_PRIORITY)}, and {_ADMIN}"
                 )
-            max_priority = _ATTRIBUTES[attributes[0]] if attributes else None
+            max_priority = priorities[0] if priorities else None
             if hashed := _HASHED.fullmatch(secret):
-                keys.append(ApiKey(name, bytes.fromhex(hashed[1]), max_priority))
+                keys.append(ApiKey(name, bytes.fromhex(hashed[1]), max_priority, is_admin))
                 continue
             if secret.startswith("sha256:"):
                 raise KeysError(f"{where}: the hash is not 64 hexadecimal digits")
@@ -78,13 +84,13 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
                     f"{where}: the key must have at least {SHORTEST_KEY} printable ASCII "
                     "characters, and no space, comma or #"
                 )
-            keys.append(ApiKey(name, hashlib.sha256(secret.encode()).digest(), max_priority))
+            keys.append(ApiKey(name, hashlib.sha256(secret.encode()).digest(), max_priority, is_admin))
     owners: dict[bytes, ApiKey] = {}
     for key in keys:
         if owners.setdefault(key.digest, key) != key:
             other = owners[key.digest].name
             raise KeysError(
-                f"{source}: {other} and {key.name} have the same key, or it is there with two priorities; "
+                f"{source}: {other} and {key.name} have the same key, or it is there with other rights; "
                 "give each caller one of its own"
             )
     if not keys:

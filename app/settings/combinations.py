@@ -31,9 +31,7 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "--tls-certificate and --tls-key go together: give both, or neither"
     if settings.architecture is not None and settings.models[0].reference == BUNDLED_MODEL:
         yield "--architecture is for a checkpoint file, which --model names; the bundled model has its own"
-    if len(settings.models) > 1:
-        for name in (name for name in _OF_ONE_MODEL if getattr(settings, name) is not None):
-            yield f"{flag(name)} is for one model, and --model names {len(settings.models)}: leave it out"
+    yield from _of_several_models(settings)
     if {"engines", "workers_per_device"} <= given:
         yield "--engines is the former name of --workers-per-device: leave it out"
     if settings.exact and settings.dtype == "int8":
@@ -52,6 +50,20 @@ def contradictions(settings: Settings) -> Iterator[str]:
     kinds = {device.partition(":")[0] for device in settings.device.split(",")}
     if len(kinds) == 1 and kinds != {"auto"}:
         yield from without_effect(settings, on_cpu=kinds == {"cpu"})
+
+
+def _of_several_models(settings: Settings) -> Iterator[str]:
+    several = len(settings.models) + len(settings.loadable_models)
+    if several > 1:
+        names = "--model names" if settings.loadable is None else "--model and --loadable name"
+        for name in (name for name in _OF_ONE_MODEL if getattr(settings, name) is not None):
+            yield f"{flag(name)} is for one model, and {names} {several}: leave it out"
+    if settings.loadable is not None and not settings.model_repository:
+        yield "--loadable has no effect without --model-repository: give both, or neither"
+    served = {model.name for model in settings.models}
+    for model in settings.loadable_models:
+        if model.name in served:
+            yield f"--model and --loadable both name {model.name}: give each model a name of its own"
 
 
 def without_effect(settings: Settings, *, on_cpu: bool) -> Iterator[str]:

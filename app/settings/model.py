@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, Field, field_validator
 
-from app.settings.served_models import ServedModel, served_models
+from app.settings.served_models import ServedModel, loadable_models, served_models
 from app.settings.types import File
 from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer, Rows
@@ -16,7 +16,7 @@ BUNDLED_MODEL = "trimvit-small-imagenette"
 class ModelSettings(BaseModel):
     """Which models are served, and what images get that ask for nothing."""
 
-    repeated_flags: ClassVar[frozenset[str]] = frozenset({"model"})
+    repeated_flags: ClassVar[frozenset[str]] = frozenset({"model", "loadable"})
 
     model: str = Field(
         BUNDLED_MODEL,
@@ -24,6 +24,17 @@ class ModelSettings(BaseModel):
         "file or folder that timm, transformers or a training script saved. The bundled model knows ten "
         "classes; deit_small_patch16_224.fb_in1k knows a thousand. Several as NAME=REFERENCE, with the flag "
         "given again or commas between them; the first is the default.",
+    )
+    model_repository: bool = Field(
+        False,  # noqa: FBT003
+        description="List, load and unload models while serving, by POST /v2/repository/... (Triton's model "
+        "repository). What may be loaded is what --model and --loadable name. With API keys only those "
+        "marked admin may load and unload.",
+    )
+    loadable: str | None = Field(
+        None,
+        description="NAME=REFERENCE of a model that may be loaded while serving, with the flag given again "
+        "or commas between several. It takes --model-repository.",
     )
     architecture: str | None = Field(
         None, description="timm architecture of weights that do not name their own."
@@ -72,7 +83,25 @@ class ModelSettings(BaseModel):
         served_models(given)
         return given
 
+    @field_validator("loadable")
+    @classmethod
+    def _are_named(cls, given: str | None) -> str | None:
+        if given is not None:
+            loadable_models(given)
+        return given
+
     @property
     def models(self) -> tuple[ServedModel, ...]:
         """The models that ``model`` names, the default one first."""
         return served_models(self.model)
+
+    @property
+    def loadable_models(self) -> tuple[ServedModel, ...]:
+        """The models that ``loadable`` names."""
+        return () if self.loadable is None else loadable_models(self.loadable)
+
+    @property
+    def listed_models(self) -> dict[str, ServedModel]:
+        """By its name, every model that may be loaded while serving: the default one is never unloaded."""
+        listed = (*self.models[1:], *self.loadable_models)
+        return {model.name: model for model in listed if model.name is not None}

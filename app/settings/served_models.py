@@ -1,4 +1,4 @@
-"""Which models a server holds: the value of --model taken apart."""
+"""Which models a server holds or may load: the values of --model and --loadable taken apart."""
 
 import re
 from dataclasses import dataclass
@@ -27,6 +27,14 @@ def served_models(value: str) -> tuple[ServedModel, ...]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"must give every model a name of its own; {twice} is there twice")
+    return models
+
+
+def loadable_models(value: str) -> tuple[ServedModel, ...]:
+    """Models that may be loaded while serving, each as NAME=REFERENCE. Raises ValueError."""
+    models = served_models(value)
+    if models[0].name is None:
+        raise ValueError(f"must name what may be loaded, as in small={models[0].reference}")
     return models
 
 

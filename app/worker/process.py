@@ -14,6 +14,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from app.messages.capacity import Limits
+from app.messages.served_now import read_served
 from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotReader
 from app.processes.heap import give_back_freed_memory
@@ -21,10 +22,11 @@ from app.processes.heartbeat import Heartbeat
 from app.processes.lifeline import LOAD_FAILED, die_with_parent
 from app.processes.reports import tell_reason
 from app.settings.combinations import without_effect
+from app.settings.served_models import ServedModel
 from app.settings.settings import Settings
 from app.telemetry.logs import configure_logging
 from app.worker.backend import Backend
-from app.worker.worker import WorkerLoop
+from app.worker.worker import WorkerLoop, only_those_of_the_start
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class WorkerArgs:
     """What the supervisor tells a worker beside the settings. ``socket``: where the dispatcher listens;
     ``slots``: the descriptor of the shared memory; ``sharing``: workers on the same device; ``heartbeat``:
     file for its beats; ``learned``: file for what it leaves to its successor; ``reason``: file for why it
-    could not start."""
+    could not start; ``served``: file that says which models are served now."""
 
     index: int
     device: str
@@ -47,6 +49,7 @@ class WorkerArgs:
     heartbeat: Path | None = None
     learned: Path | None = None
     reason: Path | None = None
+    served: Path | None = None
 
     @classmethod
     def from_environment(cls) -> "WorkerArgs":
@@ -61,6 +64,7 @@ class WorkerArgs:
             Path(told["TRIMVIT_WORKER_HEARTBEAT"]),
             Path(told["TRIMVIT_WORKER_LEARNED"]),
             Path(told["TRIMVIT_WORKER_REASON"]),
+            Path(told["TRIMVIT_WORKER_SERVED"]),
         )
 
     @property
@@ -71,6 +75,7 @@ class WorkerArgs:
 
 def run(settings: Settings, args: WorkerArgs) -> None:
     """Load the model and compute for the dispatcher until SIGTERM."""
+    from app.worker.model_memory import check_memory
     from app.worker.torch_backend import TorchBackend
     from models.device import choose_device, choose_dtype, cores, int8_is_faster
     from models.families import UnsupportedModelError
@@ -95,10 +100,20 @@ def run(settings: Settings, args: WorkerArgs) -> None:
     title = f"{device}:{args.index}" if on_cpu else device
     limits = limits_of(settings, threads, on_cpu=on_cpu)
     backends = [
-        TorchBackend(settings, served, title, device, dtype, limits, threads, _of_model(args.learned, number))
-        for number, served in enumerate(settings.models)
+        TorchBackend(settings, served, title, device, dtype, limits, threads, _of_model(args.learned, served))
+        for served in served_now(settings, args.served)
     ]
-    worker = make_loop(settings, args, backends, title)
+
+    def backend_of(name: str) -> Backend:
+        """Of a model that is loaded beside others, on no more threads than a batch of theirs has."""
+        served = settings.listed_models[name]
+        check_memory(served.reference, device)
+        learned = _of_model(args.learned, served)
+        if learned is not None:  # of what had this name before
+            learned.unlink(missing_ok=True)
+        return TorchBackend(settings, served, title, device, dtype, limits, limits.stream_threads, learned)
+
+    worker = make_loop(settings, args, backends, title, backend_of)
     try:
         worker.run()
     except (ModelError, UnsupportedModelError, OSError) as error:
@@ -110,9 +125,21 @@ def run(settings: Settings, args: WorkerArgs) -> None:
         sys.exit(LOAD_FAILED)
 
 
-def _of_model(learned: Path | None, number: int) -> Path | None:
-    """The file for what is learned of that model; the first one's has the plain name."""
-    return learned if learned is None or not number else learned.with_name(f"{learned.name}-{number}")
+def served_now(settings: Settings, served: Path | None) -> list[ServedModel]:
+    """The models to load at the start, the default one first: those that are served now, where some have been
+    loaded or unloaded since the server's start."""
+    others = None if served is None or not settings.model_repository else read_served(served)
+    if others is None:
+        return list(settings.models)
+    listed = settings.listed_models
+    return [settings.models[0], *(listed[name] for name in others if name in listed)]
+
+
+def _of_model(learned: Path | None, served: ServedModel) -> Path | None:
+    """The file for what is learned of that model."""
+    if learned is None or served.name is None:
+        return learned
+    return learned.with_name(f"{learned.name}-{served.name}")
 
 
 def limits_of(settings: Settings, threads: int, *, on_cpu: bool) -> Limits:
@@ -126,9 +153,15 @@ def limits_of(settings: Settings, threads: int, *, on_cpu: bool) -> Limits:
     )
 
 
-def make_loop(settings: Settings, args: WorkerArgs, backends: Sequence[Backend], title: str) -> WorkerLoop:
-    """The worker on those backends, one for each model, as what this process is for: it is called so, and
-    SIGTERM stops it."""
+def make_loop(
+    settings: Settings,
+    args: WorkerArgs,
+    backends: Sequence[Backend],
+    title: str,
+    backend_of: Callable[[str], Backend] = only_those_of_the_start,
+) -> WorkerLoop:
+    """The worker on those backends, one for each model, and on those that ``backend_of`` gives later, as what
+    this process is for: it is called so, and SIGTERM stops it."""
     setproctitle(f"trimvit: worker {title}")
     slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
     worker = WorkerLoop(
@@ -138,6 +171,7 @@ def make_loop(settings: Settings, args: WorkerArgs, backends: Sequence[Backend],
         lambda pixel_bytes: SlotReader(args.slots, slots, pixel_bytes).view,
         None if args.heartbeat is None else Heartbeat(args.heartbeat),
         settings.hang_after_s,
+        backend_of,
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     return worker

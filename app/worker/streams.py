@@ -5,11 +5,11 @@ OpenMP's threads. So there are the same threads from before the model is loaded 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from queue import SimpleQueue
-from threading import Barrier
+from threading import Barrier, Condition
 from typing import Any, Generic, Protocol, TypeVar
 
 from app.processes import background
@@ -19,10 +19,10 @@ Order = TypeVar("Order")
 
 
 class OnAll(Protocol):
-    """What `Streams.on_all` is."""
+    """What `Streams.on_all` and `Streams.in_turn` are."""
 
     def __call__(self, work: Callable[[int], R]) -> list[R]:
-        """What ``work`` gives in each thread, by its number, all of them at once."""
+        """What ``work`` gives in each thread, by its number."""
 
 
 class Streams(Generic[Order]):
@@ -32,8 +32,11 @@ class Streams(Generic[Order]):
     def __init__(self, count: int, take: Callable[[Order], None]) -> None:
         self.count = count
         self._take = take
-        self._orders: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._threads = [background.thread(self._run, "stream", background.end_process) for _ in range(count)]
+        self._orders = _Orders(count)
+        self._threads = [
+            background.thread(partial(self._run, index), "stream", background.end_process)
+            for index in range(count)
+        ]
 
     def put(self, order: Order) -> None:
         """Any thread that is free takes it next."""
@@ -47,14 +50,21 @@ class Streams(Generic[Order]):
 
         def one(index: int) -> None:
             meeting.wait()  # a thread that waits here takes no other part
-            try:
-                results[index].set_result(work(index))
-            except BaseException as error:
-                results[index].set_exception(error)
+            _into(results[index], work, index)
 
         for index in range(self.count):
             self._orders.put(partial(one, index))
         return [result.result() for result in results]
+
+    def in_turn(self, work: Callable[[int], R]) -> list[R]:
+        """Run ``work`` in one thread after the other, each as soon as it has ended the order that it has, and
+        wait. What it raises is raised here."""
+        results = []
+        for index in range(self.count):
+            result: Future[R] = Future()
+            self._orders.put_for(index, partial(_into, result, work, index))
+            results.append(result.result())
+        return results
 
     def end(self, wait_s: float | None = None) -> None:
         """Each thread ends after the order it has. Wait for that, all in all so long at most.
@@ -67,6 +77,41 @@ class Streams(Generic[Order]):
         for thread in self._threads:
             thread.join(None if over is None else max(0.0, over - time.monotonic()))
 
-    def _run(self) -> None:
-        while (order := self._orders.get()) is not None:
+    def _run(self, index: int) -> None:
+        while (order := self._orders.take(index)) is not None:
             order()
+
+
+class _Orders:
+    """What is to be done by any thread, and what by one of them, which takes that first."""
+
+    def __init__(self, threads: int) -> None:
+        self._for_any: deque[Callable[[], object] | None] = deque()
+        self._for_one: list[deque[Callable[[], object]]] = [deque() for _ in range(threads)]
+        self._come = Condition()
+
+    def put(self, order: Callable[[], object] | None) -> None:
+        with self._come:
+            self._for_any.append(order)
+            self._come.notify()
+
+    def put_for(self, index: int, order: Callable[[], object]) -> None:
+        with self._come:
+            self._for_one[index].append(order)
+            self._come.notify_all()
+
+    def take(self, index: int) -> Callable[[], object] | None:
+        """The next for that thread; waits for it."""
+        own = self._for_one[index]
+        with self._come:
+            while not own and not self._for_any:
+                self._come.wait()
+            return own.popleft() if own else self._for_any.popleft()
+
+
+def _into(result: "Future[R]", work: Callable[[int], R], index: int) -> None:
+    """What comes of the work."""
+    try:
+        result.set_result(work(index))
+    except BaseException as error:
+        result.set_exception(error)

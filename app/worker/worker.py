@@ -1,8 +1,9 @@
 """A worker: it takes batches from the dispatcher and gives back their results.
 
 It knows no queue and no deadline. A batch is of one of the models that it holds. One thread talks with the
-dispatcher; compute threads, the streams, take a batch each. What computes is behind `Backend`, so this module
-knows no torch. When the dispatcher is replaced the worker connects to the successor; its models stay loaded.
+dispatcher; compute threads, the streams, take a batch each; another one loads and unloads models meanwhile.
+What computes is behind `Backend`, so this module knows no torch. When the dispatcher is replaced the worker
+connects to the successor; its models stay loaded.
 """
 
 import contextlib
@@ -23,14 +24,16 @@ from jaxtyping import UInt8
 
 from app.messages.image import Ask, Prediction
 from app.messages.slots import ReadSlot
-from app.messages.to_dispatcher import Alive, Checked, Done, Held, Worker
-from app.messages.to_worker import Batch, Check
+from app.messages.to_dispatcher import Alive, Checked, Done, ModelLoaded, Worker
+from app.messages.to_worker import Batch, Check, LoadModel, UnloadModel
 from app.processes import background
 from app.processes.heartbeat import Beat, Heartbeat, Progress
 from app.telemetry import metrics
 from app.telemetry.rarely import Rarely
-from app.worker.backend import Backend, Job, Loaded
+from app.worker.backend import Backend, Job
 from app.worker.connection import Connection, Gone
+from app.worker.held_models import HeldModels
+from app.worker.model_loader import ModelLoader, Told
 from app.worker.parts import BackendBroken, Computed, compute_in_parts, refuse_lost
 from app.worker.streams import Streams
 from models.schedule import UNPRUNED
@@ -53,17 +56,6 @@ _FAULTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
-    """A model that is held: what computes it, what reads the slots of its images, and an image that it can
-    compute."""
-
-    backend: Backend
-    loaded: Loaded
-    read_slot: ReadSlot
-    harmless: Job
-
-
-@dataclass(frozen=True, slots=True)
 class _Order:
     """A batch or a check, and the connection on which it came: only there the result is of use."""
 
@@ -71,11 +63,17 @@ class _Order:
     asked: Batch | Check
 
 
+def only_those_of_the_start(name: str) -> Backend:
+    """Raises ValueError: none is loaded later."""
+    raise ValueError(f"{name} is no model of this worker")
+
+
 class WorkerLoop:
     """Computes for the dispatcher at that path until `stop`, with a backend for each model, the default one
     first.
 
-    ``slots`` gives the reader of slots with images of so many bytes.
+    ``slots`` gives the reader of slots with images of so many bytes. ``backend_of`` gives the backend of a
+    model that is loaded while others are served (app.worker.model_loader).
     """
 
     def __init__(
@@ -86,14 +84,18 @@ class WorkerLoop:
         slots: Callable[[int], ReadSlot],
         heartbeat: Heartbeat | None = None,
         hang_after_s: float = 10.0,
+        backend_of: Callable[[str], Backend] = only_those_of_the_start,
     ) -> None:
         self.name = name
-        self._path, self._backends, self._slots_of, self._heartbeat = path, backends, slots, heartbeat
+        self._path, self._backends, self._heartbeat = path, backends, heartbeat
+        self._backend_of = backend_of
         self._limits = backends[0].limits
         self._progress = Progress(hang_after_s)
         self._watched = threading.Lock()
         self._turns = 0
-        self._models: dict[str, _Model] = {}
+        self._models = HeldModels(slots)
+        self._connection: Connection | None = None  # on which the dispatcher knows what is held
+        self._telling = threading.Lock()
         self._ready = False
         self._held: deque[tuple[int, str, UInt8[np.ndarray, " bytes"]]] = deque(maxlen=MOST_HELD)
         self._failures: SimpleQueue[BaseException] = SimpleQueue()
@@ -120,6 +122,10 @@ class WorkerLoop:
         """Load, then compute. Raises what `Backend.load` raised, and BackendBroken."""
         self._streams = Streams(self._limits.streams, self._take)
         background.thread(self._load, "load", background.end_process)
+        self._loader = ModelLoader(
+            self._models, self._backend_of, self._streams.in_turn, self._tell, self._failed
+        )
+        self._loader.start()
         try:
             while not self._ready and not self._stopping:
                 select.select([self._woken], [], [], _TURN_S)
@@ -140,8 +146,10 @@ class WorkerLoop:
             return
         connected = time.monotonic()
         try:
-            held = [Held(model.loaded.info, model.loaded.measured) for model in self._models.values()]
-            connection.send(Worker(self.name, tuple(held), self._limits))
+            with self._telling:
+                held = tuple(model.told for model in self._models.all)
+                connection.send(Worker(self.name, held, self._limits))
+                self._connection = connection
             self._talk(connection)
         except Gone:
             now = time.monotonic()
@@ -152,12 +160,32 @@ class WorkerLoop:
             # One that hangs up at once does not want this worker: the others have other models.
             time.sleep(_TRY_EVERY_S if now > connected + _SETTLED_S else _UNWANTED_S)
         finally:
+            with self._telling:
+                self._connection = None
             connection.close()
+
+    def _tell(self, what: Told) -> None:
+        """The dispatcher that is there now; one that comes later is told what is held."""
+        if isinstance(what, ModelLoaded) and (model := self._models.get(what.held.info.name)) is not None:
+            with self._watched:
+                self._progress.may_take(self._limits.batch_tokens, model.full_batch_s)
+        self._tell_of_memory()
+        with self._telling, contextlib.suppress(Gone):
+            if self._connection is not None:
+                self._connection.send(what)
+
+    def _failed(self, error: BaseException) -> None:
+        """In a thread: it ends the process, for health must not stay green."""
+        self._failures.put(error)
+        self._wake()
 
     def _talk(self, connection: Connection) -> None:
         said = time.monotonic()
         while not (self._stopping and not self._computing):
             for message in connection.receive(self._woken, _TURN_S):
+                if isinstance(message, LoadModel | UnloadModel):
+                    self._loader.put(message)
+                    continue
                 with self._watched:
                     self._computing += 1
                     if isinstance(message, Batch):
@@ -189,13 +217,10 @@ class WorkerLoop:
         began = time.monotonic()
         try:
             for backend in self._backends:
-                loaded = backend.load(self._streams.on_all)
-                read_slot = self._slots_of(loaded.info.pixel_bytes)
-                self._models[loaded.info.name] = _Model(backend, loaded, read_slot, _blank(loaded))
+                self._models.add(backend, backend.load(self._streams.on_all))
             load_s = (time.monotonic() - began) / len(self._models)
-            self._progress.first_s = max(
-                _first_batch_s(model.loaded, load_s) for model in self._models.values()
-            )
+            # Or a quarter of the load, in which a few batches were computed.
+            self._progress.first_s = max(load_s / 4, *(model.full_batch_s for model in self._models.all))
             for fault in _FAULTS:  # there from the start, so that the first shows as a rise
                 metrics.IMAGES_FAILED.labels(fault)
             self._tell_of_memory()
@@ -224,7 +249,8 @@ class WorkerLoop:
             self._wake()
 
     def _compute(self, connection: Connection, batch: Batch) -> None:
-        model = self._models[batch.model]
+        model = self._models.get(batch.model)
+        assert model is not None, batch.model
         began = time.monotonic()
         try:
             jobs = [Job(order.ask, model.read_slot(order.slot)) for order in batch.images]
@@ -251,10 +277,9 @@ class WorkerLoop:
         """Run an answered image unpruned, on one thread: an image that comes meanwhile has the others."""
         held = next((held for held in self._held if held[0] == check.hold), None)
         label: int | None = None
-        if held is not None:
-            _, model, pixels = held
+        if held is not None and (model := self._models.get(held[1])) is not None:
             try:
-                (prediction,) = self._models[model].backend.classify([Job(_CHECKED, pixels)], 1)
+                (prediction,) = model.backend.classify([Job(_CHECKED, held[2])], 1)
                 label = prediction.classes[0]
             except Exception as error:
                 refuse_lost(error)
@@ -274,18 +299,3 @@ def _tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
                 "one image of a batch of %d is refused (%s), the others are answered; it asked for %s",
                 *(images, _FAULTS[result], order.ask.pruning),
             )
-
-
-def _blank(loaded: Loaded) -> Job:
-    """An image that every sound backend can compute."""
-    ask = Ask(pruning=UNPRUNED, top_k=1, features=not loaded.info.labels)
-    return Job(ask, np.zeros(loaded.info.pixel_bytes, np.uint8))
-
-
-def _first_batch_s(loaded: Loaded, load_s: float) -> float:
-    """What the first batch may be expected to take: a full one of unpruned images, by the slowest that was
-    measured, or a quarter of the load, in which a few were computed."""
-    arch = loaded.info.architecture
-    images = max(1, loaded.limits.batch_tokens // (arch.patches + arch.prefix_tokens))
-    slowest_s = max(measured.seconds / measured.work.compute for measured in loaded.measured)
-    return max(load_s / 4, images * slowest_s)

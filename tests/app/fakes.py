@@ -16,6 +16,7 @@ from app.dispatch.client import Expected, Question, Slot
 from app.errors import NotReady, Problem
 from app.messages.image import Lowered, Prediction
 from app.messages.model import ModelInfo
+from app.messages.repository import ModelEntry
 from app.messages.to_front_end import Answer
 from models.cascade import Cascade, second_run_compute
 from models.schedule import UNPRUNED, Architecture, Method, Pruning, Stages, compute, keep_count, keep_counts
@@ -142,7 +143,8 @@ class FakeDispatch:
     ``takes_its_time``: whether the time that answers name has really passed.
     ``overflows``: whether scores and features are NaN.
     ``refuses``: what is raised before an image is decoded. ``lowers_to``: the ratio that all are lowered to.
-    ``unsure``: whether a cascade runs images again.
+    ``unsure``: whether a cascade runs images again. ``repository``: models that may be loaded; ``changes``:
+    what was loaded (True) and unloaded; ``change_fails``: what is raised instead.
     """
 
     model: ModelInfo | None = MODEL
@@ -165,6 +167,10 @@ class FakeDispatch:
     becomes: ModelInfo | None = None
     ready_after_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
+    repository: tuple[ModelEntry, ...] = ()
+    changes: list[tuple[str, bool]] = field(default_factory=list)
+    change_fails: Problem | None = None
+    used: list[ModelInfo] = field(default_factory=list)
 
     @property
     def last_model(self) -> ModelInfo | None:
@@ -202,6 +208,16 @@ class FakeDispatch:
         if self.refuses is not None:
             raise self.refuses
         yield
+
+    @contextmanager
+    def using(self, model: ModelInfo) -> Iterator[None]:
+        self.used.append(model)
+        yield
+
+    async def change_model(self, name: str, *, load: bool) -> None:
+        if self.change_fails is not None:
+            raise self.change_fails
+        self.changes.append((name, load))
 
     @contextmanager
     def slot(self) -> Iterator[Slot]:

@@ -7,8 +7,8 @@ import pytest
 from app import errors
 from app.errors import ClientProblem, NotReady, Problem, QueueFull, ServerProblem, TooLarge
 
-# What DESIGN allows on /v1, what every HTTP server needs, and a fault of our own.
-STATUSES = {400, 408, 413, 415, 417, 421, 422, 429, 431, 503, 504} | {401, 403, 404, 405} | {500}
+# What DESIGN allows on /v1, what every HTTP server needs, a fault of our own, and what changing models needs.
+STATUSES = {400, 408, 413, 415, 417, 421, 422, 429, 431, 503, 504} | {401, 403, 404, 405} | {500} | {409, 507}
 
 PROBLEMS = [
     cls

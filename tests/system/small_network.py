@@ -66,3 +66,23 @@ def save_headless_network(path: Path) -> None:
         model_args=arguments,
     )
     save(path, vit, card)
+
+
+OTHER_LABELS = ("four", "five")
+
+
+def save_other_network(path: Path) -> None:
+    """Write one that has labels and an input size of its own."""
+    arguments = {"img_size": 48, "embed_dim": 96, "depth": 4, "num_classes": len(OTHER_LABELS)}
+    torch.manual_seed(7)
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
+    with torch.no_grad():
+        vit.head.weight *= 50
+    card = Card(
+        architecture="vit_tiny_patch16_224",
+        labels=OTHER_LABELS,
+        input=InputSpec((48, 48), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        stages=Stages((1, 2)),
+        model_args=arguments,
+    )
+    save(path, vit, card)

@@ -246,8 +246,8 @@ def test_what_triton_has_beside_is_told_by_what_stands_here(client: triton.Infer
     for call, words in (
         (lambda: client.get_inference_statistics(MODEL), "statistics are not offered; GET /metrics"),
         (client.get_inference_statistics, "statistics are not offered; GET /metrics"),
-        (client.get_model_repository_index, "one model, which is chosen when it is started"),
-        (lambda: client.load_model(MODEL), "one model, which is chosen when it is started"),
+        (client.get_model_repository_index, "--model-repository"),
+        (lambda: client.load_model(MODEL), "--model-repository"),
         (client.get_system_shared_memory_status, "shared memory is not offered"),
     ):
         with pytest.raises(InferenceServerException) as caught:

@@ -92,6 +92,15 @@ class Predictions:
             else:
                 del self._costs[model], self.in_batch[model], self.alone[model]
 
+    def forget(self, model: str) -> None:
+        """No worker has the model any more."""
+        for name in self._costs.pop(model, {}):
+            self.scheduler.workers[name].rates.pop(model, None)
+        self.in_batch.pop(model, None)
+        self.alone.pop(model, None)
+        self._weights.pop(model, None)
+        self._settle()
+
     def observe(self, name: int, model: str, measured: Measured) -> float:
         """Learn from a batch of that worker. Gives back the relative error of what was predicted for it."""
         error = self._costs[model][name].costs.observe(measured)
@@ -150,9 +159,11 @@ class Predictions:
                     worker.in_batch.unpruned_s / unpruned_s,
                     worker.alone.unpruned_s / alone_s,
                 )
-        self.scheduler.caution = max(
-            each.costs.caution for workers in self._costs.values() for each in workers.values()
-        )
+        self._settle()
+
+    def _settle(self) -> None:
+        cautions = (each.costs.caution for workers in self._costs.values() for each in workers.values())
+        self.scheduler.caution = max(cautions, default=self.scheduler.caution)
         self.scheduler.refresh()
 
     def _predict_for_all(self, model: str, workers: Collection[_Costs]) -> None:

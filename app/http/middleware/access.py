@@ -38,8 +38,8 @@ _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.D
 
 class RequireKey:
     """Lets requests with a valid key through, with the caller's name in ``scope["state"]["caller"]`` and the
-    key's highest priority in ``scope["state"]["max_priority"]``, and requests that read public paths; answers
-    the rest with 401."""
+    key's highest priority in ``scope["state"]["max_priority"]`` and whether it may load and unload models in
+    ``scope["state"]["is_admin"]``, and requests that read public paths; answers the rest with 401."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
@@ -53,7 +53,9 @@ class RequireKey:
         presented = _presented(Headers(scope=scope))
         key = None if presented is None else self._keys.key_of(presented)
         if key is not None:
-            scope.setdefault("state", {}).update(caller=key.name, max_priority=key.max_priority)
+            scope.setdefault("state", {}).update(
+                caller=key.name, max_priority=key.max_priority, is_admin=key.is_admin
+            )
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # RFC 6455: policy violation
             return

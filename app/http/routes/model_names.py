@@ -106,6 +106,7 @@ def model_at(classification: Classification, name: str, folder: str = MODELS_FOL
     models = classification.models
     if (model := models.get(name)) is not None:
         return model
+    classification.refuse_unloaded(name)
     path = f"{folder}{name}"
     if (words := of_another_server(path)) is not None:
         raise NotFound(f"there is no {path}; {words}")

@@ -275,9 +275,10 @@ def running_dispatcher(
     limits: QueueLimits = QUEUE,
     agreement: Agreement | None = None,
     patience_s: float = PATIENCE_S,
+    **options: Any,
 ) -> Iterator[RunningDispatcher]:
     """A dispatcher until the block ends."""
-    dispatcher = Dispatcher(limits, SLOTS.count, patience_s, agreement)
+    dispatcher = Dispatcher(limits, SLOTS.count, patience_s, agreement, **options)
     server = Server(dispatcher, house.path)
     with in_a_thread(server.run, server.stop, "dispatcher") as running:
         yield RunningDispatcher(dispatcher, server, running)

@@ -1,6 +1,6 @@
 """The paths that are listed, against the routes that are served."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from fastapi import FastAPI
@@ -24,8 +24,9 @@ def paths_in(routes: Iterable[BaseRoute]) -> Iterator[str]:
 
 
 @pytest.fixture
-def served(client: TestClient) -> list[str]:
-    """The paths of the application's routes, as they are written there."""
+def served(make_client: Callable[..., TestClient]) -> list[str]:
+    """The paths of the application's routes, as they are written there; with those that a setting adds."""
+    client = make_client(model_repository=True)
     assert isinstance(client.app, FastAPI)
     paths = list(paths_in(client.app.routes))
     assert len(paths) > len(PATHS)

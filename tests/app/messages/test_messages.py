@@ -1,7 +1,7 @@
 """Messages: what goes in comes out, and nothing else comes in."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -12,6 +12,7 @@ from app.messages import to_dispatcher, to_front_end, to_worker
 from app.messages.capacity import Limits, Measured, Work
 from app.messages.image import Ask, Prediction
 from app.messages.model import ModelInfo
+from app.messages.repository import LoadFault, ModelEntry, ModelState
 from app.messages.to_dispatcher import (
     Alive,
     Cancel,
@@ -19,17 +20,24 @@ from app.messages.to_dispatcher import (
     Done,
     FrontEnd,
     Held,
+    LoadModel,
+    ModelLeft,
+    ModelNotLoaded,
+    ModelUnloaded,
     Record,
     Submit,
     ToDispatcher,
+    UnloadModel,
     Worker,
 )
 from app.messages.to_front_end import (
     Answer,
     Load,
+    ModelChanged,
     Models,
     Outcomes,
     Refuse,
+    Repository,
     ToFrontEnd,
     Workers,
     WorkerState,
@@ -94,6 +102,7 @@ PREDICTIONS = st.builds(
     logits=st.none() | st.binary(max_size=9),
 )
 FAULTS = st.sampled_from(["out-of-memory", "worker-fault", "no-number"])
+LOAD_FAULTS = st.sampled_from(get_args(LoadFault))
 TO_DISPATCHER: st.SearchStrategy[ToDispatcher] = st.one_of(
     st.builds(FrontEnd, index=SIZES),
     st.builds(Cancel, ids=st.lists(IDS, max_size=3)),
@@ -107,8 +116,26 @@ TO_DISPATCHER: st.SearchStrategy[ToDispatcher] = st.one_of(
     ),
     st.builds(Checked, hold=IDS, label=st.none() | SIZES),
     st.just(Alive()),
+    st.builds(LoadModel, id=IDS, name=TEXTS),
+    st.builds(UnloadModel, id=IDS, name=TEXTS),
+    st.builds(ModelLeft, name=TEXTS),
+    st.builds(ModelUnloaded, name=TEXTS),
+    st.builds(ModelNotLoaded, name=TEXTS, fault=LOAD_FAULTS, words=TEXTS),
 )
 TO_FRONT_END: st.SearchStrategy[ToFrontEnd] = st.one_of(
+    st.builds(
+        Repository,
+        models=st.lists(
+            st.builds(ModelEntry, name=TEXTS, state=st.sampled_from(get_args(ModelState)), reason=TEXTS),
+            max_size=3,
+        ),
+    ),
+    st.builds(
+        ModelChanged,
+        id=IDS,
+        fault=st.none() | st.sampled_from(["busy", "default", "no-worker", "worker-lost", "differs"]),
+        words=TEXTS,
+    ),
     st.builds(
         Outcomes,
         answers=st.lists(

@@ -59,9 +59,22 @@ def test_the_highest_priority_of_a_key_stands_behind_it() -> None:
     )
 
 
+def test_who_may_load_models_is_marked_behind_the_key() -> None:
+    """Before or behind the priority, of plain and hashed keys."""
+    hashed = f"bob:sha256:{digest(BOB).hex()} priority=high admin"
+    text = f"alice:{ALICE} admin\nalice:{CAROL} admin priority=batch,{hashed}"
+    assert parse_keys(text, "here") == (
+        ApiKey("alice", digest(ALICE), None, is_admin=True),
+        ApiKey("alice", digest(CAROL), "batch", is_admin=True),
+        ApiKey("bob", digest(BOB), "high", is_admin=True),
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (f"alice:{ALICE} admin admin", "and admin"),
+        (f"alice:{ALICE} priority=high priority=batch", "only one of priority=high"),
         (f"alice:{ALICE} priority=highest", "only one of priority=high, priority=normal, priority=batch"),
         (f"alice:{ALICE} high", "only one of priority=high"),
         (f"alice: {ALICE}", "must have no space|at least 16"),
@@ -247,7 +260,7 @@ def test_a_key_has_no_number_sign() -> None:
         parse_keys(f"alice:{ALICE}#more-of-the-key", "here")
 
 
-@pytest.mark.parametrize("other", [f"bob:{ALICE}", f"alice:{ALICE} priority=high"])
+@pytest.mark.parametrize("other", [f"bob:{ALICE}", f"alice:{ALICE} priority=high", f"alice:{ALICE} admin"])
 def test_one_key_of_two_callers_is_refused(other: str) -> None:
     """Whose share would it take? The key is not shown."""
     with pytest.raises(KeysError, match="have the same key") as caught:

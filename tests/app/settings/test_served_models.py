@@ -55,3 +55,12 @@ def test_a_flag_that_names_no_models_is_wrong_usage() -> None:
     """Before anything is started."""
     with pytest.raises(WrongUsage, match="twice"):
         parsed("--model", "a=x", "--model", "a=y")
+
+
+def test_what_may_be_loaded_is_all_that_is_named_but_the_default_model() -> None:
+    """The flag is given once for each, as --model is."""
+    repeated = ("--model", "a=x", "--model", "b=y", "--loadable", "c=z", "--loadable=d=w")
+    settings = parsed(*repeated, "--model-repository")
+    listed = {name: model.reference for name, model in settings.listed_models.items()}
+    assert listed == {"b": "y", "c": "z", "d": "w"}
+    assert parsed("--model", "x").listed_models == {}

@@ -14,6 +14,8 @@ from app.wrong_values import wrong_values
 # A value other than the default for every setting, as text and as what it must become.
 SAMPLES: dict[str, tuple[str, object]] = {
     "model": ("deit_small_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k"),
+    "model_repository": ("true", True),
+    "loadable": ("small=some/where", "small=some/where"),
     "architecture": ("deit_small_patch16_224", "deit_small_patch16_224"),
     "patch_stride": ("12", 12),
     "input_size": ("224 X 448", "224x448"),
@@ -76,6 +78,8 @@ SAMPLES: dict[str, tuple[str, object]] = {
 
 # Values out of range, and what the refusal must say.
 BAD: list[tuple[str, str, str]] = [
+    ("loadable", "deit_tiny_patch16_224", "must name what may be loaded, as in small=deit_tiny"),
+    ("loadable", "a=x,a=y", "a is there twice"),
     ("patch_stride", "0", "of at least 1"),
     ("patch_stride", "half", "whole number"),
     ("input_size", "0", "from 1 to 16384"),

@@ -1,6 +1,7 @@
 """Compute threads: the same ones from the warm-up to the end."""
 
 import threading
+from queue import SimpleQueue
 
 import pytest
 
@@ -67,3 +68,22 @@ def test_the_end_waits_for_what_is_computed_but_not_for_ever() -> None:
     streams.end()
     assert done.is_set()
     assert not any(thread.name == "stream" and thread.is_alive() for thread in streams._threads)
+
+
+def test_in_turn_each_thread_works_between_its_orders() -> None:
+    """While one is at work the others take orders; what is raised is raised to the caller."""
+    done: SimpleQueue[str] = SimpleQueue()
+    streams: Streams[str] = Streams(2, done.put)
+    where = streams.in_turn(lambda index: (index, threading.get_ident()))
+    assert [index for index, _ in where] == [0, 1]
+    assert len({thread for _, thread in where}) == 2
+
+    def work(index: int) -> int:
+        streams.put(f"beside {index}")
+        assert done.get(timeout=60) == f"beside {index}"
+        return index
+
+    assert streams.in_turn(work) == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        streams.in_turn(lambda index: 1 // index)
+    streams.end(60)

@@ -47,10 +47,14 @@ EXTENSIONS = [
 _NO_MODEL = errors(404, 503)
 
 
-def open_inference_router(classification: Classification, health: Health) -> APIRouter:
-    """The routes, with images answered by ``classification``."""
+def open_inference_router(
+    classification: Classification, health: Health, *, with_repository: bool = False
+) -> APIRouter:
+    """The routes, with images answered by ``classification``. ``with_repository``: whether those of
+    repository.py are there."""
     router = APIRouter(tags=["open inference protocol"])
     limits = classification.body_limits
+    extensions = sorted([*EXTENSIONS, *(["model_repository"] if with_repository else [])])
 
     def described(name: str, model_version: str = VERSION) -> ModelInfo:
         """What is known of the model, without waiting for a worker."""
@@ -62,7 +66,7 @@ def open_inference_router(classification: Classification, health: Health) -> API
         OPEN_INFERENCE.path, operation_id="v2_server_metadata", summary="What answers, and its extensions"
     )
     async def server_metadata() -> ServerMetadata:
-        return ServerMetadata(name=SERVER, version=version("trimvit"), extensions=EXTENSIONS)
+        return ServerMetadata(name=SERVER, version=version("trimvit"), extensions=extensions)
 
     @router.get(OPEN_INFERENCE_LIVE.path, operation_id="v2_server_live", summary="The HTTP process runs")
     async def live() -> ServerLive:

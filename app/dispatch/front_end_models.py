@@ -1,0 +1,66 @@
+"""Which models a front end was told are served, and which requests are still for them.
+
+A model that is unloaded is told of no more; the front end says when its last request for it has ended.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from app.dispatch.policy.shares import unpruned_macs
+from app.errors import NotFound
+from app.messages.model import ModelInfo
+
+
+@dataclass(slots=True)
+class FrontEndModels:
+    """``left`` is called with the name of a model that is not served any more, once no request is for it."""
+
+    left: Callable[[str], None]
+    now: dict[str, ModelInfo] = field(default_factory=dict)  # the default one first
+    # What an unpruned image of each costs, in those of the default one.
+    _weights: dict[str, float] = field(default_factory=dict)
+    _leaving: dict[str, ModelInfo] = field(default_factory=dict)
+    _requests: dict[str, int] = field(default_factory=dict)
+
+    def told(self, infos: Sequence[ModelInfo]) -> None:
+        """These are served from now on. Models that stayed as they were stay the same objects."""
+        before, self.now = self.now, {}
+        for info in infos:
+            known = before.get(info.name)
+            self.now[info.name] = known if known is not None and known == info else info
+            self._leaving.pop(info.name, None)
+        default = unpruned_macs(infos[0])
+        self._weights |= {info.name: unpruned_macs(info) / default for info in infos}
+        for name, info in before.items():
+            if name not in self.now:
+                self._leaving[name] = info
+                self._leave_if_unused(name)
+
+    def named(self, name: str) -> ModelInfo | None:
+        """The model of that name, also one that is being left; None where there is none."""
+        return self.now.get(name) or self._leaving.get(name)
+
+    def weight(self, name: str) -> float:
+        """What an unpruned image of that model costs, in those of the default one."""
+        return self._weights.get(name, 1.0)
+
+    @contextmanager
+    def using(self, model: ModelInfo) -> Iterator[None]:
+        """Around a request for it. Raises NotFound where it is not served any more."""
+        name = model.name
+        served = self.now.get(name)
+        if served is not model and (served is None or not served.serves_as(model)):
+            raise NotFound(f"the model {name!r} was unloaded while the request came")
+        self._requests[name] = self._requests.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            self._requests[name] -= 1
+            if not self._requests[name]:
+                del self._requests[name]
+                self._leave_if_unused(name)
+
+    def _leave_if_unused(self, name: str) -> None:
+        if name not in self._requests and self._leaving.pop(name, None) is not None:
+            self.left(name)

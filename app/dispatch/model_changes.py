@@ -1,0 +1,260 @@
+"""Loading and unloading models while serving. Pure: messages in, messages out.
+
+One change is made at a time. A model is loaded by one worker after the other, each of which looks first
+whether it has the memory, and front ends hear of it once all workers hold it. A model is unloaded the other
+way round: front ends hear of it first, each says when its last request for the model has ended, and the
+workers drop it once nothing of it waits or runs. So no image is lost that was accepted.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from app.dispatch.fleet import Fleet, Member, TakenIn, Unexpected
+from app.dispatch.outbox import Outbox
+from app.messages import to_worker
+from app.messages.model import ModelInfo
+from app.messages.repository import ChangeFault, ModelEntry, ModelState
+from app.messages.to_dispatcher import LoadModel, ModelLoaded, ModelNotLoaded, ModelUnloaded, UnloadModel
+from app.messages.to_front_end import ModelChanged, Models, Repository
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Change:
+    """``askers``: front ends, and their numbers for it. ``front_ends``: those that may still send images of a
+    model that is unloaded. ``workers``: those that were told, and have not said yet that it is done.
+    ``dropped``: nothing of a model that is unloaded waits or runs any more."""
+
+    name: str
+    loads: bool
+    askers: list[tuple[int, int]]
+    front_ends: set[int] = field(default_factory=set)
+    workers: set[int] = field(default_factory=set)
+    dropped: bool = False
+
+
+class ModelChanges:
+    """``listed``: the names of what may be loaded; None where nothing may be. ``remember`` is told the names
+    of what is served beside the default model, for processes that start anew."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        outbox: Outbox,
+        front_ends: Mapping[int, int],
+        listed: Collection[str] | None,
+        remember: Callable[[Collection[str]], None],
+    ) -> None:
+        self._fleet, self._outbox, self._front_ends = fleet, outbox, front_ends
+        self._listed, self._remember = listed, remember
+        self._change: _Change | None = None
+        self._reasons: dict[str, str] = {}  # why models could not be loaded
+
+    def __repr__(self) -> str:
+        change = self._change
+        if change is None:
+            return f"<ModelChanges {len(self._fleet.models)} models>"
+        return f"<ModelChanges {'loads' if change.loads else 'unloads'} {change.name}>"
+
+    @property
+    def are_allowed(self) -> bool:
+        """Whether models may be loaded and unloaded at all."""
+        return self._listed is not None
+
+    @property
+    def served(self) -> list[ModelInfo]:
+        """What front ends are told, the default model first."""
+        return [info for name, info in self._fleet.models.items() if not self._unloads(name)]
+
+    # --- front ends ---------------------------------------------------------------------------------
+    def front_end_came(self, peer: int) -> None:
+        """It is told what is served."""
+        if self._fleet.models:
+            self._outbox.tell_front_end(peer, Models(self.served))
+        if self._listed is not None:
+            self._outbox.tell_front_end(peer, self._entries(self._listed))
+
+    def front_end_gone(self, peer: int) -> None:
+        """Nothing follows from there. What it asked for is done all the same."""
+        if (change := self._change) is not None:
+            change.front_ends.discard(peer)
+            change.askers = [asker for asker in change.askers if asker[0] != peer]
+
+    def asked(self, peer: int, message: LoadModel | UnloadModel) -> None:
+        """Begin the change, or say why not. Raises Unexpected."""
+        loads, name, asker = isinstance(message, LoadModel), message.name, (peer, message.id)
+        if self._listed is None or (name not in self._listed and name not in self._fleet.models):
+            raise Unexpected(f"a front end asks for the model {name!r}, which may not be loaded")
+        change = self._change
+        if change is not None and (change.name, change.loads) == (name, loads):
+            change.askers.append(asker)
+        elif change is not None:
+            doing = "loaded" if change.loads else "unloaded"
+            self._answer(
+                asker, "busy", f"the model {change.name!r} is being {doing}; one change is made at a time"
+            )
+        elif loads == (name in self._fleet.models):  # as it is
+            self._answer(asker)
+        elif not self._fleet.members:
+            self._answer(asker, "no-worker", "no worker is ready; see /readyz")
+        elif not loads and name == next(iter(self._fleet.models)):
+            self._answer(asker, "default", f"{name!r} is the default model, which is always served")
+        else:
+            self._begin(_Change(name, loads, [asker]))
+
+    def left(self, peer: int, name: str) -> None:
+        """The front end sends no more images of that model."""
+        if self._unloads(name):
+            assert self._change is not None
+            self._change.front_ends.discard(peer)
+
+    # --- workers ------------------------------------------------------------------------------------
+    def worker_came(self, peer: int, found: TakenIn) -> None:
+        """It is told what it lacks and what it holds for nothing."""
+        for name in found.beyond:
+            self._outbox.tell_worker(peer, to_worker.UnloadModel(name))
+        if found.lacks:
+            self._outbox.tell_worker(peer, to_worker.LoadModel(found.lacks[0]))
+        if found.is_new:
+            self.tell_models()
+        self._go_on()
+
+    def worker_gone(self, peer: int) -> None:
+        """It is no member any more."""
+        change = self._change
+        if change is None:
+            return
+        if change.loads and peer in change.workers:
+            self._fail(
+                "worker-lost",
+                "the worker died while it loaded the model, as where memory runs out; see the log",
+            )
+            return
+        change.workers.discard(peer)
+        self._go_on()
+
+    def worker_said(
+        self, peer: int, member: Member, message: ModelLoaded | ModelUnloaded | ModelNotLoaded
+    ) -> None:
+        """What became of what a member was told. Raises Unexpected for one that is set aside and cannot load
+        what is served."""
+        change = self._change
+        match message:
+            case ModelLoaded(held):
+                name = held.info.name
+                if change is not None and change.loads and change.name == name:
+                    member.held[name] = held
+                    change.workers.discard(peer)
+                    self._go_on()
+                elif name not in self._fleet.models:  # a change that nobody knows of any more
+                    self._outbox.tell_worker(peer, to_worker.UnloadModel(name))
+            case ModelUnloaded(name):
+                if change is not None and not change.loads and change.name == name:
+                    change.workers.discard(peer)
+                    self._go_on()
+            case ModelNotLoaded(name, fault, words):
+                if peer in self._fleet.aside:
+                    raise Unexpected(f"{member.hello.name} cannot load {name}, which is served: {words}")
+                if change is not None and change.loads and change.name == name and peer in change.workers:
+                    self._fail(fault, words)
+
+    # --- how ----------------------------------------------------------------------------------------
+    def tell_models(self) -> None:
+        """All front ends, what is served."""
+        for peer in self._front_ends:
+            self.front_end_came(peer)
+
+    def drop_if_unused(self, is_asked: Callable[[str], bool]) -> None:
+        """Have the workers drop a model that is unloaded, once no image of it is asked for or computed."""
+        change = self._change
+        if change is None or change.loads or change.dropped or change.front_ends:
+            return
+        name = change.name
+        if is_asked(name) or self._fleet.computes(name):
+            return
+        change.dropped = True
+        assert self._fleet.others is not None
+        self._fleet.others.remove(name)
+        self._remember(self._fleet.others)
+        self._fleet.remove_model(name)
+        change.workers = set(self._drop_at_workers(name))
+        self._go_on()
+
+    def _begin(self, change: _Change) -> None:
+        self._change = change
+        log.info("%s the model %s", "loading" if change.loads else "unloading", change.name)
+        self._reasons.pop(change.name, None)
+        if not change.loads:
+            change.front_ends = set(self._front_ends)
+        self.tell_models()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """The next step, where it can be made now."""
+        change = self._change
+        if change is None or change.workers or not (change.loads or change.dropped):
+            return
+        if not change.loads:
+            self._end()
+            return
+        if not self._fleet.members:
+            self._fail("no-worker", "no worker is ready; see /readyz")
+            return
+        lacking = (peer for peer, each in self._fleet.members.items() if change.name not in each.held)
+        if (peer := next(lacking, None)) is not None:
+            change.workers.add(peer)
+            self._outbox.tell_worker(peer, to_worker.LoadModel(change.name))
+        elif self._fleet.add_model(change.name):
+            assert self._fleet.others is not None
+            self._fleet.others.append(change.name)
+            self._remember(self._fleet.others)
+            self._end()
+        else:
+            self._fail("differs", "two workers loaded different models: has its file changed meanwhile?")
+
+    def _end(self, fault: ChangeFault | None = None, words: str = "") -> None:
+        change, self._change = self._change, None
+        assert change is not None
+        done = "loaded" if change.loads else "unloaded"
+        if fault is None:
+            log.info("the model %s is %s", change.name, done)
+        else:
+            log.error("the model %s is not %s: %s", change.name, done, words)
+        self.tell_models()  # before the answer, so that whoever has it finds the model
+        for asker in change.askers:
+            self._answer(asker, fault, words)
+
+    def _fail(self, fault: ChangeFault, words: str) -> None:
+        """Of a load: workers that have the model drop it."""
+        assert self._change is not None
+        self._drop_at_workers(self._change.name)
+        self._reasons[self._change.name] = words
+        self._end(fault, words)
+
+    def _drop_at_workers(self, name: str) -> list[int]:
+        told = []
+        for peer, member in (*self._fleet.members.items(), *self._fleet.aside.items()):
+            if member.held.pop(name, None) is not None:
+                self._outbox.tell_worker(peer, to_worker.UnloadModel(name))
+                told.append(peer)
+        return told
+
+    def _answer(self, asker: tuple[int, int], fault: ChangeFault | None = None, words: str = "") -> None:
+        self._outbox.tell_front_end(asker[0], ModelChanged(asker[1], fault, words))
+
+    def _unloads(self, name: str) -> bool:
+        return self._change is not None and not self._change.loads and self._change.name == name
+
+    def _entries(self, listed: Collection[str]) -> Repository:
+        names = dict.fromkeys((*self._fleet.models, *listed))
+        return Repository(
+            [ModelEntry(name, self._state(name), self._reasons.get(name, "")) for name in names]
+        )
+
+    def _state(self, name: str) -> ModelState:
+        change = self._change
+        if change is not None and change.name == name:
+            return "loading" if change.loads else "unloading"
+        return "ready" if name in self._fleet.models else "unloaded"

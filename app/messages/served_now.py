@@ -1,0 +1,28 @@
+"""Which models are served beside the default one, as the dispatcher leaves word of it for whoever starts
+anew: workers, and its own successor."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+
+def write_served(path: Path, names: Iterable[str]) -> None:
+    """Replace the file at once. Raises OSError."""
+    new = path.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(list(names)))
+    new.replace(path)
+
+
+def read_served(path: Path) -> tuple[str, ...] | None:
+    """The names; None while nothing has been loaded or unloaded since the start."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        log.error("which models are served cannot be read, so those of the start are: %s", error)
+        return None

@@ -1,0 +1,73 @@
+"""What a model's weights take in float32, by its reference, before anything of it is loaded."""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import scan_cache_dir
+from huggingface_hub.errors import CacheNotFound
+
+from models.load.files import is_safetensors, shards_in
+from models.load.folder import weights_in
+from models.load.reference import located
+
+_HUB = "hf-hub:"
+_BYTES = 4  # of a number in float32
+_LONGEST_HEADER = 100_000_000  # of safetensors, by its definition
+
+
+def float32_bytes(reference: str) -> int | None:
+    """Bytes of its weights in float32; None for what is on the hub and not in the local cache. Of files other
+    than safetensors it is the file's size.
+
+    Raises ModelError for what does not exist, and OSError for what cannot be read.
+    """
+    place = located(reference)
+    if isinstance(place, Path):
+        return _of_path(place)
+    if place.startswith(_HUB):
+        return _of_cache(place.removeprefix(_HUB).partition("@")[0])
+    with torch.device("meta"):  # shapes alone
+        network = timm.create_model(place, pretrained=False)
+    return _BYTES * sum(parameter.numel() for parameter in network.parameters())
+
+
+def _of_path(path: Path) -> int:
+    file = weights_in(path) if path.is_dir() else path
+    if file.name.endswith(".index.json"):
+        return sum(_of_file(file.parent / shard) for shard in shards_in(file))
+    return _of_file(file)
+
+
+def _of_file(file: Path) -> int:
+    return _BYTES * _numbers_in(file) if is_safetensors(file) else file.stat().st_size
+
+
+def _numbers_in(file: Path) -> int:
+    """Of all tensors of a file of safetensors; 0 for one that is broken, which loading tells in words."""
+    with file.open("rb") as opened:
+        length = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))[0]
+        try:
+            header = json.loads(opened.read(min(length, _LONGEST_HEADER)))
+            return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return 0
+
+
+def _of_cache(repository: str) -> int | None:
+    """By the largest of the files in the hub's local cache."""
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return None
+    files = [
+        file.size_on_disk
+        for each in repositories
+        if each.repo_id == repository
+        for revision in each.revisions
+        for file in revision.files
+    ]
+    return max(files, default=None)
