@@ -191,7 +191,8 @@ class OutOfMemory(ServerProblem):
 
 
 class WorkerLost(ServerProblem):
-    """Two workers died while they computed the image. Do not send it again: it may be the cause."""
+    """Two workers died while they computed the image, or one while it loaded the model. Do not send it again:
+    it may be the cause."""
 
     status, slug, title = 500, "engine-lost", "The worker was lost while it worked on the request"
 

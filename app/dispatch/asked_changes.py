@@ -11,6 +11,7 @@ from app.errors import (
     NotReady,
     Problem,
     RepositoryConflict,
+    WorkerLost,
 )
 from app.messages.repository import ModelEntry
 from app.messages.to_dispatcher import LoadModel, UnloadModel
@@ -32,7 +33,8 @@ class AskedChanges:
     async def ask(self, name: str, *, load: bool) -> None:
         """Have that model loaded or unloaded. Cancelling it changes nothing: what was begun is done.
 
-        Raises ModelNotLoadable, InsufficientMemory, RepositoryConflict, NotReady or InternalFault."""
+        Raises ModelNotLoadable, InsufficientMemory, RepositoryConflict, NotReady, WorkerLost or
+        InternalFault."""
         self._last_id += 1
         number = self._last_id
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -71,7 +73,9 @@ def _problem_of(changed: ModelChanged, name: str, *, load: bool) -> Problem | No
             return InsufficientMemory(said)
         case "refused" | "differs":
             return ModelNotLoadable(said)
-        case "unreadable" | "no-worker" | "worker-lost":
+        case "unreadable" | "no-worker":
             return NotReady(said, retry_after_s=_RETRY_AFTER_S)
+        case "worker-lost":
+            return WorkerLost(said)
         case "fault":
             return InternalFault(said)

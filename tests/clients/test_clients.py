@@ -12,13 +12,17 @@ from trimvit_client import (
     AsyncClient,
     Classification,
     Client,
+    ClientProblem,
     Embedding,
     Image,
     InvalidValue,
     Options,
     QueueFull,
+    RepositoryModel,
     Retries,
+    ServerProblem,
     TrimViTError,
+    UnexpectedAnswer,
     UnreadableImage,
 )
 
@@ -278,6 +282,39 @@ def test_models_and_readiness(kind: str) -> None:
 
     assert Both(kind, gone).call("is_ready") is False
     assert Both(kind, lambda _: httpx.Response(200)).call("is_ready") is True
+
+
+def test_models_are_listed_loaded_and_unloaded(kind: str) -> None:
+    """By their names; what is refused there in plain words is a problem all the same, and a worker that dies
+    of a model is not sent it again."""
+    asked: list[tuple[str, str]] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode().removeprefix("/v2/repository/")
+        asked.append((request.method, path))
+        if path == "index":
+            return httpx.Response(200, json=[{"name": "a/b", "version": "1", "state": "READY", "reason": ""}])
+        if path.endswith("/load"):
+            return httpx.Response(200, json={})
+        return httpx.Response(409 if "first" in path else 500, json={"error": "it stays"})
+
+    client = Both(kind, respond, retries=QUICK)
+    assert client.call("repository") == (RepositoryModel("a/b", "READY"),)
+    client.call("load", "a/b c")
+    with pytest.raises(ClientProblem, match="it stays") as caught:
+        client.call("unload", "first")
+    assert caught.value.status == 409
+    with pytest.raises(ServerProblem):
+        client.call("unload", "other")
+    assert asked == [
+        ("POST", "index"),
+        ("POST", "models/a/b%20c/load"),
+        ("POST", "models/first/unload"),
+        ("POST", "models/other/unload"),
+    ]
+    page = Both(kind, lambda _: httpx.Response(404, text="<html>"))
+    with pytest.raises(UnexpectedAnswer):
+        page.call("repository")
 
 
 def test_a_client_closes_its_own_connections_only() -> None:

@@ -15,19 +15,34 @@ from app.dispatch.client import DispatchClient, Expected
 from app.dispatch.policy.batches import QueueLimits
 from app.errors import (
     DeadlinePassed,
+    InsufficientMemory,
     InternalFault,
+    ModelNotLoadable,
+    NotFound,
     NotReady,
     OutOfMemory,
     Overloaded,
     Problem,
     QueueFull,
+    RepositoryConflict,
     WorkerLost,
 )
 from app.messages.image import Ask
+from app.messages.repository import ChangeFault, ModelEntry
 from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotReader, SlotWriter
-from app.messages.to_dispatcher import Cancel, FrontEnd, Record, Submit
-from app.messages.to_front_end import Load, Models, Outcomes, RefusalReason, Refuse, Workers, WorkerState
+from app.messages.to_dispatcher import Cancel, FrontEnd, LoadModel, ModelLeft, Record, Submit, UnloadModel
+from app.messages.to_front_end import (
+    Load,
+    ModelChanged,
+    Models,
+    Outcomes,
+    RefusalReason,
+    Refuse,
+    Repository,
+    Workers,
+    WorkerState,
+)
 from app.processes.reports import WorkerReport, write_reports
 from models.schedule import Pruning
 from tests.app.dispatch.rig import (
@@ -53,7 +68,7 @@ from tests.app.dispatch.rig import (
     served,
     until,
 )
-from tests.app.fakes import MODEL, Asked
+from tests.app.fakes import LARGER, MODEL, Asked
 
 pytestmark = pytest.mark.anyio
 
@@ -514,3 +529,95 @@ def test_slots_of_another_map_are_refused(house: House) -> None:
     """A reader never leaves its memory."""
     with pytest.raises(IndexError):
         SlotReader(house.memory, SlotMap(1, 2), 10).view(2)
+
+
+# Models that are loaded and unloaded.
+
+
+async def test_a_change_is_asked_of_the_dispatcher_and_answered(house: House) -> None:
+    """Each answer goes to who asked; its list of models is what the dispatcher said last."""
+    async with scripted(house) as (client, dispatcher):
+        entries = [ModelEntry("toy", "ready"), ModelEntry("larger", "unloaded")]
+        dispatcher.say(Repository(entries))
+        await until(lambda: list(client.repository) == entries, "the list")
+        load = asyncio.create_task(client.change_model("larger", load=True))
+        unload = asyncio.create_task(client.change_model("third", load=False))
+        asked = [LoadModel(1, "larger"), UnloadModel(2, "third")]
+        await until(lambda: [each for each in dispatcher.heard if each in asked] == asked, "both")
+        dispatcher.say(ModelChanged(2, "default", "it stays"))
+        with pytest.raises(RepositoryConflict, match="'third' is not unloaded: it stays"):
+            await unload
+        assert not load.done()
+        dispatcher.say(ModelChanged(1))
+        await load
+        dispatcher.say(ModelChanged(1))  # nobody waits for it
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ("busy", RepositoryConflict),
+        ("no-memory", InsufficientMemory),
+        ("refused", ModelNotLoadable),
+        ("differs", ModelNotLoadable),
+        ("unreadable", NotReady),
+        ("no-worker", NotReady),
+        ("worker-lost", WorkerLost),
+        ("fault", InternalFault),
+    ],
+)
+async def test_why_a_model_is_not_loaded_is_told(
+    house: House, fault: ChangeFault, problem: type[Problem]
+) -> None:
+    """Each in a status of its own, in the dispatcher's words."""
+    async with scripted(house) as (client, dispatcher):
+        load = asyncio.create_task(client.change_model("larger", load=True))
+        await until(lambda: LoadModel(1, "larger") in dispatcher.heard, "the question")
+        dispatcher.say(ModelChanged(1, fault, "so it is"))
+        with pytest.raises(problem, match="'larger' is not loaded: so it is"):
+            await load
+
+
+async def test_a_change_whose_dispatcher_dies_is_not_answered_by_its_successor(house: House) -> None:
+    """Who asked is told to look and ask again; without a dispatcher it is told so at once."""
+    async with connected(house) as client:
+        async with scripted_dispatcher(house) as made:
+            await introduced(made)
+            await until(lambda: client.model is not None, "a worker to be ready")
+            load = asyncio.create_task(client.change_model("larger", load=True))
+            await asyncio.sleep(0)
+        with pytest.raises(NotReady):
+            await load
+        with pytest.raises(NotReady):
+            await client.change_model("larger", load=True)
+
+
+async def test_a_model_is_left_once_its_last_image_is_answered(house: House) -> None:
+    """An image that is under way when its model is unloaded is answered by it, and only then is it left."""
+    async with scripted(house) as (client, dispatcher):
+        dispatcher.say(Models([MODEL, LARGER]))
+        await until(lambda: "larger" in client.models, "both models")
+        larger = client.models["larger"]
+        with client.using(larger):
+            dispatcher.say(Models([MODEL]))
+            await until(lambda: "larger" not in client.models, "the model to go")
+            waiting = asking(client, question(model="larger"))
+            record = await dispatcher.next_record()
+            assert ModelLeft("larger") not in dispatcher.heard
+            dispatcher.answer(record, classes=[6])
+            assert (await waiting).prediction.classes == [6]
+        await until(lambda: ModelLeft("larger") in dispatcher.heard, "the model to be left")
+        with pytest.raises(NotFound), client.using(larger):
+            pass
+
+
+async def test_an_answer_is_checked_by_the_model_as_it_was_when_it_was_asked(house: House) -> None:
+    """Another model with fewer classes may have the name by then."""
+    async with scripted(house) as (client, dispatcher):
+        waiting = asking(client, question())
+        record = await dispatcher.next_record()
+        fewer = msgspec.structs.replace(MODEL, labels=MODEL.labels[:3])
+        dispatcher.say(Models([fewer]))
+        await until(lambda: client.models["toy"] == fewer, "the other model")
+        dispatcher.answer(record, classes=[10])
+        assert (await waiting).prediction.classes == [10]

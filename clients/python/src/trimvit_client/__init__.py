@@ -41,6 +41,7 @@ from trimvit_client.results import (
     Label,
     Model,
     Patches,
+    RepositoryModel,
     StageMask,
     Timings,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Problem",
     "QueueFull",
     "Reducer",
+    "RepositoryModel",
     "Retries",
     "ServerProblem",
     "StageMask",

@@ -20,16 +20,18 @@ from trimvit_client.exchange import (
     Reply,
     Rules,
     Wait,
+    change_call,
     classify_call,
     embed_call,
     exchange,
     failure_of,
     headers_of,
     models_call,
+    repository_call,
 )
 from trimvit_client.images import Image, ImageSource, encoded
 from trimvit_client.options import Options
-from trimvit_client.results import Classification, Embedding, Model
+from trimvit_client.results import Classification, Embedding, Model, RepositoryModel
 from trimvit_client.retries import Retries
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -161,6 +163,20 @@ class Client:
     def models(self) -> tuple[Model, ...]:
         """What is served. Raises TrimViTError."""
         return self._run(exchange(models_call(), self._rules, None))
+
+    def repository(self) -> tuple[RepositoryModel, ...]:
+        """What is served or may be loaded, where the server was started with ``--model-repository``. Raises
+        TrimViTError."""
+        return self._run(exchange(repository_call(), self._rules, None))
+
+    def load(self, name: str, *, timeout_s: float = 600.0) -> None:
+        """Have a model served, too; returns once it is. An API key must be marked ``admin``. ``timeout_s``:
+        for one attempt; the server goes on loading after it. Raises TrimViTError."""
+        self._run(exchange(change_call(name, "load", timeout_s), self._rules, None))
+
+    def unload(self, name: str, *, timeout_s: float = 600.0) -> None:
+        """Have a model served no more; returns once its memory is free; see `load`."""
+        self._run(exchange(change_call(name, "unload", timeout_s), self._rules, None))
 
     def is_ready(self) -> bool:
         """Whether images are answered now."""
@@ -309,6 +325,18 @@ class AsyncClient:
     async def models(self) -> tuple[Model, ...]:
         """What is served. Raises TrimViTError."""
         return await self._run(exchange(models_call(), self._rules, None))
+
+    async def repository(self) -> tuple[RepositoryModel, ...]:
+        """What is served or may be loaded; see `Client.repository`."""
+        return await self._run(exchange(repository_call(), self._rules, None))
+
+    async def load(self, name: str, *, timeout_s: float = 600.0) -> None:
+        """Have a model served, too; see `Client.load`."""
+        await self._run(exchange(change_call(name, "load", timeout_s), self._rules, None))
+
+    async def unload(self, name: str, *, timeout_s: float = 600.0) -> None:
+        """Have a model served no more; see `Client.unload`."""
+        await self._run(exchange(change_call(name, "unload", timeout_s), self._rules, None))
 
     async def is_ready(self) -> bool:
         """Whether images are answered now."""

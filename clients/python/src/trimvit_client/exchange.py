@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 import httpx
 
@@ -21,13 +22,15 @@ from trimvit_client.results import (
     Classification,
     Embedding,
     Model,
+    RepositoryModel,
     classification_of,
     embedding_of,
     models_of,
+    repository_of,
 )
 from trimvit_client.retries import Retries, retry_after_s
 
-_PROBLEM = "application/problem+json"
+_PROBLEM, _JSON = "application/problem+json", "application/json"
 _LONGEST_DEADLINE_MS = 600_000  # of the server
 _SHOWN = 200  # characters of an answer that cannot be read
 
@@ -37,7 +40,8 @@ Result = TypeVar("Result")
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Result]):
     """What is asked of the server, and how its answer is read. With ``tells_deadline`` the server is told
-    what is left of it."""
+    what is left of it. ``timeout_s``: for one attempt, in place of the client's. ``plain_errors``: those of
+    the path are `{"error": ...}`."""
 
     method: str
     path: str
@@ -45,6 +49,8 @@ class Call(Generic[Result]):
     params: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
     tells_deadline: bool = False
+    timeout_s: float | None = None
+    plain_errors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,8 @@ def exchange(call: Call[Result], rules: Rules, deadline_s: float | None) -> Exch
         left_s = ends - rules.clock()
         if left_s <= 0:
             raise TimedOut(f"the deadline of {deadline_s:g} s passed")
-        attempt = Attempt(_told(call, left_s), min(rules.timeout_s, left_s))
+        timeout_s = rules.timeout_s if call.timeout_s is None else call.timeout_s
+        attempt = Attempt(_told(call, left_s), min(timeout_s, left_s))
         reply = yield attempt
         try:
             if isinstance(reply, TrimViTError):
@@ -115,10 +122,13 @@ def result_of(call: Call[Result], answer: httpx.Response) -> Result:
     try:
         if answer.is_success:
             return call.read(answer)
-        if answer.headers.get("Content-Type", "").partition(";")[0].strip() == _PROBLEM:
+        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        if kind == (_JSON if call.plain_errors else _PROBLEM):
             document = answer.json()
             if not isinstance(document, dict):
                 raise TypeError("a problem is an object")
+            if call.plain_errors:
+                document = {"detail": document["error"]}
             raise problem_of(
                 answer.status_code,
                 document,
@@ -169,6 +179,19 @@ def embed_call(image: bytes, options: Options, *, normalize: bool) -> Call[Embed
 def models_call() -> Call[tuple[Model, ...]]:
     """What is served."""
     return Call("GET", "/v1/models", lambda answer: models_of(answer.json()))
+
+
+def repository_call() -> Call[tuple[RepositoryModel, ...]]:
+    """What is served or may be loaded."""
+    return Call(
+        "POST", "/v2/repository/index", lambda answer: repository_of(answer.json()), plain_errors=True
+    )
+
+
+def change_call(name: str, verb: str, timeout_s: float) -> Call[None]:
+    """``load`` or ``unload`` a model."""
+    path = f"/v2/repository/models/{quote(name)}/{verb}"
+    return Call("POST", path, lambda _: None, timeout_s=timeout_s, plain_errors=True)
 
 
 def headers_of(api_key: str | None, content: bytes | None) -> dict[str, str]:

@@ -258,6 +258,23 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RepositoryModel:
+    """A model that is served or may be loaded. ``state``: READY, LOADING, UNLOADING or UNAVAILABLE (not
+    loaded); ``reason``: why it could not be loaded, else empty."""
+
+    name: str
+    state: str
+    reason: str = ""
+
+
+def repository_of(document: Iterable[Mapping[str, Any]]) -> tuple[RepositoryModel, ...]:
+    """Of the answer of /v2/repository/index. Raises KeyError or TypeError for what is none."""
+    return tuple(
+        RepositoryModel(str(each["name"]), str(each["state"]), str(each["reason"])) for each in document
+    )
+
+
 def _cascade_of(document: Mapping[str, Any]) -> Cascade:
     return Cascade(
         keep_ratio=float(document["keep_ratio"]),
