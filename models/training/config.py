@@ -65,6 +65,12 @@ class TrainConfig(BaseModel):
         description="What is trained: the whole network, or its head alone (a linear probe of a network that "
         "stays as it came).",
     )
+    frozen_blocks: int = Field(
+        0,
+        ge=0,
+        description="First blocks that stay as they came, with the embeddings before them. No gradients are "
+        "computed for them, so a step takes less time.",
+    )
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(64, ge=1, description="Images per step, over all processes.")
     accumulate: int = Field(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -94,6 +95,7 @@ class _Training:
         for name, parameter in vit.named_parameters():
             parameter.requires_grad_(config.trained == "all" or name.startswith(HEADS))
         self.model = PrunedViT(vit)
+        _freeze_first_blocks(self.model, config.frozen_blocks)
         if config.stages is not None:
             own = self.model.stages
             self.model = PrunedViT(vit, stages_of(config.stages, None, own, self.model.arch.depth))
@@ -257,6 +259,23 @@ class _Training:
             write_whole(output / CHECKPOINT, lambda file: file.write(content))
 
 
+def _freeze_first_blocks(model: PrunedViT, count: int) -> None:
+    """Let so many blocks and all that comes before them stay as they are. Raises ValueError where no
+    block would be left to train."""
+    if count == 0:
+        return
+    if count >= model.arch.depth:
+        raise ValueError(
+            f"--frozen-blocks {count} leaves no block to train: the network has {model.arch.depth}, so "
+            f"{model.arch.depth - 1} is the most"
+        )
+    # 0: what comes before the blocks; then one number a block, as layer_decay counts.
+    number_of = group_parameters(model.vit, model.vit.group_matcher(coarse=False), reverse=True)
+    for name, parameter in model.vit.named_parameters():
+        if number_of[name] <= count:
+            parameter.requires_grad_(requires_grad=False)
+
+
 def _optimizer(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:
     return create_optimizer_v2(
         vit,
@@ -313,8 +332,11 @@ def _fingerprint(
 ) -> dict[str, object]:
     """What must not change between the parts of one run; where it runs and lies and how it reads may."""
     left_out = {"data", "labels", "workers", "broken_images", "save_every", "output", "device", "track"}
-    if config.stages is None:  # runs that began before there was a choice go on
+    # Runs that began before there was a choice go on.
+    if config.stages is None:
         left_out.add("stages")
+    if config.frozen_blocks == 0:
+        left_out.add("frozen_blocks")
     return {
         **config.model_dump(mode="json", exclude=left_out),
         "classes": list(classes),

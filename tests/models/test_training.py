@@ -358,6 +358,7 @@ def finished(run: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathF
         {"seed": 1},
         {"min_keep_ratio": 0.5},
         {"criteria": ("mad",)},
+        {"frozen_blocks": 2},
         {"distillation": 0.1},
         {"image_size": 32},
         {"patch_stride": 12},
@@ -723,6 +724,23 @@ def test_the_head_alone_is_trained(config: Callable[..., TrainConfig], start: Pa
         name for name, tensor in tensors_of(settings).items() if not tensor.equal(untrained[name].half())
     }
     assert changed == {"head.weight", "head.bias"}
+
+
+def test_frozen_blocks_stay_as_they_came(config: Callable[..., TrainConfig], start: Path) -> None:
+    """The first blocks and the embeddings before them keep their bits, and every other weight learns."""
+    settings = config(frozen_blocks=4, learning_rate=1e-2, layer_decay=1.0)
+    fine_tune(settings)
+    torch.manual_seed(settings.seed)
+    untrained = create(ARCHITECTURE, start, num_classes=3, img_size=48).vit.state_dict()
+    same = {name for name, tensor in tensors_of(settings).items() if tensor.equal(untrained[name].half())}
+    frozen = ("patch_embed.", "pos_embed", "reg_token", *(f"blocks.{number}." for number in range(4)))
+    assert same == {name for name in untrained if name.startswith(frozen)}
+
+
+def test_all_blocks_frozen_are_refused(config: Callable[..., TrainConfig]) -> None:
+    """Nothing would be left to learn but the head, for which there is a flag."""
+    with pytest.raises(ValueError, match=r"--frozen-blocks 9 leaves no block to train: .* 9, so 8 is"):
+        fine_tune(config(frozen_blocks=9))
 
 
 # The settings.
