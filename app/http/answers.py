@@ -5,6 +5,7 @@ from typing import Any, ParamSpec, Protocol
 
 import msgspec
 
+from app.errors import Problem
 from app.inference.embeddings import embedding_result
 from app.inference.results import image_result
 
@@ -36,6 +37,21 @@ result_json = _in_json(image_result)
 embedding_json = _in_json(embedding_result)
 
 
+def problem_json(problem: Problem) -> bytes:
+    """A ProblemDocument of the schemas as JSON."""
+    return _json(problem.to_dict())
+
+
+def status_and_headers(images: Sequence[object]) -> tuple[int, dict[str, str]]:
+    """Of an answer to these images, some of which may be problems: 207 (RFC 4918, section 13) if any is, and
+    Retry-After with the longest of their times."""
+    problems = [image for image in images if isinstance(image, Problem)]
+    if not problems:
+        return 200, {}
+    headers = [problem.headers() for problem in problems]
+    return 207, max(headers, key=lambda each: int(each.get("Retry-After", 0)))
+
+
 def pieces_of_results(model: str, results: Sequence[bytes], timings_ms: dict[str, float]) -> list[bytes]:
     """A ClassifyResponse or EmbedResponse of the schemas as JSON, in pieces, of results that are JSON."""
     pieces = [b'{"model":' + _json(model) + b',"results":[']
@@ -59,11 +75,18 @@ class Answered(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """What its sender should know of how it was read."""
 
+    @property
+    def cached(self) -> bool | None:
+        """Whether the answer is from the answer cache; None where there is none."""
 
-def warning_headers(answered: Sequence[Answered]) -> dict[str, str]:
+
+def warning_headers(answered: Sequence[Answered | Problem]) -> dict[str, str]:
     """The header that says what the results' ``warnings`` say, for answers that have no place for them."""
     told = "; ".join(
-        f"image {index}: {warning}" for index, image in enumerate(answered) for warning in image.warnings
+        f"image {index}: {warning}"
+        for index, image in enumerate(answered)
+        if not isinstance(image, Problem)
+        for warning in image.warnings
     )
     if not told:
         return {}
@@ -72,11 +95,25 @@ def warning_headers(answered: Sequence[Answered]) -> dict[str, str]:
     return {WARNINGS_HEADER: cut}
 
 
+def image_headers(answered: Sequence[Answered | Problem]) -> dict[str, str]:
+    """Headers that say of the images what their results say: warnings, and whether they come from the answer
+    cache (Cache-Status, RFC 9211)."""
+    asked = [
+        image.cached for image in answered if not isinstance(image, Problem) and image.cached is not None
+    ]
+    if not asked:
+        return warning_headers(answered)
+    hits = sum(asked)
+    status = "hit" if hits == len(asked) else f"fwd={'partial' if hits else 'miss'}"
+    several = f'; detail="{hits} of {len(asked)} images"' if len(asked) > 1 else ""
+    return {"Cache-Status": f"trimvit; {status}{several}", **warning_headers(answered)}
+
+
 def server_timing(timings_ms: dict[str, float]) -> str:
     """The value of a Server-Timing header (W3C Server Timing, section 4)."""
     return ", ".join(f"{phase};dur={duration:.3f}" for phase, duration in timings_ms.items())
 
 
 def longest(durations_s: Sequence[float]) -> float:
-    """Milliseconds of the longest."""
-    return round(max(durations_s) * 1000, 3)
+    """Milliseconds of the longest; 0 of none."""
+    return round(max(durations_s, default=0.0) * 1000, 3)

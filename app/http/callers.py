@@ -10,11 +10,17 @@ from app.settings.security import SecuritySettings
 def caller_of(scope: Scope) -> str:
     """Whose share of the workers a request takes: the name that its API key stands for, where it has one, or
     the client's address (of IPv6, its network)."""
-    named: str | None = scope.get("state", {}).get("caller")
+    named = named_caller_of(scope)
     if named is not None:
         return named
     client: tuple[str, int] | None = scope.get("client")
     return "" if client is None else client_of(client[0])
+
+
+def named_caller_of(scope: Scope) -> str | None:
+    """The name that the request's API key stands for; None where no keys are asked for."""
+    named: str | None = scope.get("state", {}).get("caller")
+    return named
 
 
 def max_priority_of(scope: Scope, settings: SecuritySettings) -> Priority:

@@ -5,26 +5,27 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from fastapi import Request
 from jaxtyping import UInt8
-from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from app.decoding.image_work import ImageWork
-from app.decoding.images import Take
+from app.decoding.images import Data, Take
 from app.dispatch.policy.smoothed import Smoothed
 from app.dispatch.questions import Expected, Question
 from app.dispatch.slot import Slot
 from app.errors import DeadlinePassed, InvalidValue, NotFound, NotReady, Problem
+from app.http.answer_cache import AnswerCache, CachedAnswer
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
-from app.http.callers import caller_of, max_priority_of
+from app.http.callers import caller_of, max_priority_of, named_caller_of
 from app.http.client_gone import unless_gone
 from app.http.in_time import in_time
+from app.http.outcomes import Outcomes, all_or_first_problem, answers_or_problems
 from app.inference.asked_lately import AskedLately
 from app.inference.asks import requested_keep_ratio
 from app.inference.expected import deadline_s_of
@@ -97,6 +98,14 @@ class RequestedImage(Protocol):
     def size(self) -> int:
         """Bytes that it holds."""
 
+    @property
+    def content(self) -> tuple[tuple[int, ...], Data]:
+        """Its bytes as they came; of pixels with their shape."""
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why it cannot be answered, where that is known and the others are answered all the same."""
+
     async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
         """Have what the model sees of it taken, and give back the warnings; raises a Problem."""
 
@@ -104,13 +113,15 @@ class RequestedImage(Protocol):
 @dataclass(frozen=True, slots=True)
 class AnsweredImage:
     """What was asked of one image, and its answer. ``warnings``: what its sender should know of how it was
-    read. ``picture``: what the model saw, where a mask is to be drawn over it."""
+    read. ``picture``: what the model saw, where a mask is to be drawn over it. ``cached``: whether the answer
+    is from the answer cache, None where there is none."""
 
     ask: Ask
     answer: Answer
     decode_s: float
     warnings: tuple[str, ...] = ()
     picture: UInt8[np.ndarray, "height width 3"] | None = None
+    cached: bool | None = None
 
 
 class Classification:
@@ -127,6 +138,7 @@ class Classification:
         self._settings, self._dispatch = settings, dispatch
         self._lately = AskedLately(settings)
         self._decode = Smoothed()
+        self._cache = AnswerCache(settings.answer_cache_bytes) if settings.answer_cache_bytes else None
 
     @property
     def model_now(self) -> ModelInfo | None:
@@ -150,7 +162,9 @@ class Classification:
 
     def refusal(self, expected: Expected, caller: str, gone_s: float) -> Problem | None:
         """What the workers are known to answer to such an image of this caller, whose request came so long
-        ago; None where one may accept it."""
+        ago; None where one may accept it, or its answer may be in the cache."""
+        if self._cache is not None:
+            return None
         return self._dispatch.refusal(self._left_of(expected, caller, gone_s))
 
     async def model(self, request: Request, options: Sequence[ImageOptions]) -> ModelInfo:
@@ -158,7 +172,7 @@ class Classification:
         until the first of their deadlines, which count from when the request came, and while the client of
         ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed,
         ClientDisconnect, NotFound for a model that there is not, or InvalidValue for several."""
-        with _Outcomes(len(options)):
+        with Outcomes(len(options)):
             deadline_s = min(deadline_s_of(each, self._settings) for each in options)
             left_s = deadline_s - seconds_since(request.scope)
             model = self._dispatch.model
@@ -192,14 +206,32 @@ class Classification:
         """All answers in order, with all classes' ``logits`` and with the ``features`` if asked for, or the
         first Problem. Deadlines count from when the request came. Raises ClientDisconnect where the client,
         whose body has been read, goes away first."""
-        with _Outcomes(len(images)), self._dispatch.using(model):
+        with Outcomes(len(images)), self._dispatch.using(model):
             work = [
                 self._answer(image, index, model, request.scope, logits=logits, features=features)
                 for index, image in enumerate(images)
             ]
-            answered = await unless_gone(request, _all_or_first_problem(work))
+            answered = await unless_gone(request, all_or_first_problem(work))
         metrics.labelled(metrics.IMAGES, "answered").inc(len(images))
         return answered
+
+    async def answers_or_problems(
+        self, request: Request, images: Sequence[RequestedImage], model: ModelInfo, *, features: bool = False
+    ) -> list[AnsweredImage | Problem]:
+        """As `answers`; where the images' options want an answer for each, with the problem of an image in
+        the place of its answer."""
+        if images[0].options.errors == "first":
+            return [*await self.answers(request, images, model, features=features)]
+        with Outcomes(len(images)), self._dispatch.using(model):
+            work = [
+                self._answer(image, index, model, request.scope, logits=False, features=features)
+                for index, image in enumerate(images)
+            ]
+            each = await unless_gone(request, answers_or_problems(work))
+        for one in each:
+            outcome = one.slug if isinstance(one, Problem) else "answered"
+            metrics.labelled(metrics.IMAGES, outcome).inc()
+        return each
 
     def _left_of(self, known: Expected, caller: str, gone_s: float) -> Expected:
         """With the time that will be left once the image has been decoded, by what others took lately."""
@@ -217,16 +249,21 @@ class Classification:
         features: bool,
     ) -> AnsweredImage:
         try:
+            if image.problem is not None:
+                raise image.problem
             highest = max_priority_of(scope, self._settings)
             ask, known = self._lately.known(image.options, model, highest, logits=logits, features=features)
             if isinstance(ratio := requested_keep_ratio(image.options, ask), float):
                 tallies.observe(metrics.REQUESTED_KEEP_RATIO, ratio)
             if seconds_since(scope) >= known.deadline_s:
                 raise _passed_on_the_way(known.deadline_s)
+            wants_picture = image.options.mask == "png"
+            key = None if self._cache is None else await self._key(self._cache, image, model, ask, scope)
+            if key is not None and (kept := self._kept(key, ask, model, scope)) is not None:
+                return kept
             with self._dispatch.slot() as slot:
                 warnings, decode_s = await self._decoded(image, model, known, slot, scope)
                 tracing.phase("decode", index, decode_s)
-                wants_picture = image.options.mask == "png"
                 if wants_picture:
                     share_of(scope).take(slot.size)  # kept until the answer is written
                 question = self._question(image.options, ask, known, scope)
@@ -241,7 +278,50 @@ class Classification:
         except Problem as problem:
             problem.image = index
             raise
-        return AnsweredImage(ask, answer, decode_s, warnings, picture)
+        if key is None:
+            return AnsweredImage(ask, answer, decode_s, warnings, picture)
+        self._keep(key, model, answer, warnings, picture)
+        return AnsweredImage(ask, answer, decode_s, warnings, picture, cached=False)
+
+    async def _key(
+        self, cache: AnswerCache, image: RequestedImage, model: ModelInfo, ask: Ask, scope: Scope
+    ) -> bytes:
+        """Of the image's answer in the cache."""
+        shape, data = image.content
+        caller = None if self._settings.answer_cache_shared else named_caller_of(scope)
+        picture = image.options.mask == "png"
+
+        def key() -> bytes:
+            return cache.key(model, ask, data, shape=shape, picture=picture, caller=caller)
+
+        return await share_of(scope).run_if_large(image.size, key)
+
+    def _kept(self, key: bytes, ask: Ask, model: ModelInfo, scope: Scope) -> AnsweredImage | None:
+        """The answer that is in the cache: it waited for nothing, and nothing was computed."""
+        found = None if self._cache is None else self._cache.get(key)
+        if found is None:
+            return None
+        picture = None
+        if found.picture is not None:
+            share_of(scope).take(len(found.picture))
+            picture = np.frombuffer(found.picture, np.uint8).reshape(*model.input.size, 3)
+        return AnsweredImage(
+            ask, Answer(0, found.prediction, 0.0, 0.0), 0.0, found.warnings, picture, cached=True
+        )
+
+    def _keep(
+        self,
+        key: bytes,
+        model: ModelInfo,
+        answer: Answer,
+        warnings: tuple[str, ...],
+        picture: UInt8[np.ndarray, "height width 3"] | None,
+    ) -> None:
+        """Put it into the cache, if it is what was asked for, of the model that is still served."""
+        if self._cache is None or answer.lowered is not None or self.models.get(model.name) is not model:
+            return
+        seen = None if picture is None else picture.tobytes()
+        self._cache.put(key, CachedAnswer(answer.prediction, warnings, seen))
 
     async def _decoded(
         self, image: RequestedImage, model: ModelInfo, known: Expected, slot: Slot, scope: Scope
@@ -313,32 +393,3 @@ def found_model(models: Mapping[str, ModelInfo], name: str) -> ModelInfo:
 def no_model_yet() -> NotReady:
     """What a route says that needs the model, while there is none."""
     return NotReady("no worker has loaded the model yet; see /readyz", retry_after_s=1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcomes:
-    """Counts the images that end within, in a problem or with their client. (A generator would take thrice as
-    long to enter and leave.)"""
-
-    images: int
-
-    def __enter__(self) -> None:
-        """There is nothing to begin."""
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Problem):
-            metrics.labelled(metrics.IMAGES, error.slug).inc(self.images)
-        elif isinstance(error, ClientDisconnect):
-            metrics.labelled(metrics.IMAGES, "client-gone").inc(self.images)
-
-
-async def _all_or_first_problem(answers: list[Any]) -> list[AnsweredImage]:
-    """All answers, or the first problem, with what was still under way withdrawn."""
-    if len(answers) == 1:
-        return [await answers[0]]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer) for answer in answers]
-    except* Problem as problems:
-        raise problems.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -12,19 +12,23 @@ from starlette.types import Receive, Scope, Send
 _SMALL = 2**16  # bytes, which are sent at once
 
 
-def in_pieces(pieces: Sequence[bytes], *, media_type: str, headers: Mapping[str, str]) -> Response:
+def in_pieces(
+    pieces: Sequence[bytes], *, media_type: str, headers: Mapping[str, str], status: int = 200
+) -> Response:
     """An answer with this body."""
     size = sum(map(len, pieces))
     if size <= _SMALL:
-        return Response(b"".join(pieces), media_type=media_type, headers=dict(headers))
-    return _Pieces(pieces, media_type, {**headers, "Content-Length": str(size)})
+        return Response(b"".join(pieces), status, media_type=media_type, headers=dict(headers))
+    return _Pieces(pieces, status, media_type, {**headers, "Content-Length": str(size)})
 
 
 class _Pieces(Response):
     """Each piece is sent when the client has read those before it."""
 
-    def __init__(self, pieces: Sequence[bytes], media_type: str, headers: dict[str, str]) -> None:
-        super().__init__(media_type=media_type, headers=headers)
+    def __init__(
+        self, pieces: Sequence[bytes], status: int, media_type: str, headers: dict[str, str]
+    ) -> None:
+        super().__init__(status_code=status, media_type=media_type, headers=headers)
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002

@@ -9,10 +9,12 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.errors import InvalidValue, MethodNotAllowed, NotFound, Problem, UnreadableRequest
+from app.http.answers import WARNINGS_HEADER_SCHEMA
 from app.http.methods import METHODS, allow
 from app.http.paths import known
 from app.http.schemas import ProblemDocument
@@ -138,6 +140,19 @@ def _methods(request: Request) -> set[str]:
 
 
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+
+
+def each(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of the answer with errors=each where some image has a problem."""
+    return {
+        207: {
+            "model": model,
+            "description": "With errors=each: some image cannot be answered, and its problem takes the place "
+            "of its result. Retry-After: when all that may be tried again can be.",
+            "headers": {**WARNINGS_HEADER_SCHEMA, **_RETRY_AFTER},
+        }
+    }
+
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {

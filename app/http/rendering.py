@@ -7,7 +7,8 @@ from functools import partial
 from starlette.types import Scope
 
 from app.decoding.image_work import ImageWork
-from app.http.answers import longest, result_json
+from app.errors import Problem
+from app.http.answers import longest, problem_json, result_json
 from app.http.arrival import seconds_since
 from app.http.callers import caller_of
 from app.http.classification import AnsweredImage, RequestedImage
@@ -23,10 +24,11 @@ _FLOAT_BYTES = 4
 Render = Callable[..., bytes]
 
 
-def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, float]:
-    """Milliseconds of each phase, of several images the longest, and since the request of this ``scope``
-    came; counted in the metrics image by image."""
+def timings_ms(images: Sequence[AnsweredImage | Problem], scope: Scope) -> dict[str, float]:
+    """Milliseconds of each phase, of several answered images the longest, and since the request of this
+    ``scope`` came; counted in the metrics image by image."""
     total_s = seconds_since(scope)
+    answered = [image for image in images if not isinstance(image, Problem)]
     timings = {
         "decode": longest([image.decode_s for image in answered]),
         "queue": longest([image.answer.queue_s for image in answered]),
@@ -34,9 +36,10 @@ def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, flo
         "total": longest([total_s]),
     }
     for image in answered:
-        tallies.observe(metrics.PHASE_SECONDS, image.decode_s, "decode")
-        tallies.observe(metrics.PHASE_SECONDS, image.answer.queue_s, "queue")
-        tallies.observe(metrics.PHASE_SECONDS, image.answer.compute_s, "compute")
+        if not image.cached:  # else it went through none of them
+            tallies.observe(metrics.PHASE_SECONDS, image.decode_s, "decode")
+            tallies.observe(metrics.PHASE_SECONDS, image.answer.queue_s, "queue")
+            tallies.observe(metrics.PHASE_SECONDS, image.answer.compute_s, "compute")
         tallies.observe(metrics.PHASE_SECONDS, total_s, "total")
     return timings
 
@@ -44,15 +47,17 @@ def timings_ms(answered: Sequence[AnsweredImage], scope: Scope) -> dict[str, flo
 async def results_of(
     scope: Scope,
     images: Sequence[RequestedImage],
-    answered: Sequence[AnsweredImage],
+    answered: Sequence[AnsweredImage | Problem],
     model: ModelInfo,
     work: ImageWork,
     render: Render = result_json,
 ) -> list[bytes]:
-    """Each image's result as JSON, by ``render``. Large ones are rendered image by image off the event loop,
-    where other callers' work has its turn between them."""
+    """Each image's result, by ``render``, or its problem, as JSON. Large ones are rendered image by image off
+    the event loop, where other callers' work has its turn between them."""
     tasks = [
-        partial(
+        partial(problem_json, one)
+        if isinstance(one, Problem)
+        else partial(
             render,
             one.answer.prediction,
             model,
@@ -61,10 +66,11 @@ async def results_of(
             lowered=one.answer.lowered,
             picture=one.picture,
             warnings=one.warnings,
+            cached=one.cached is True,
         )
         for image, one in zip(images, answered, strict=True)
     ]
-    values = sum(_values_of(one.answer.prediction) for one in answered)
+    values = sum(_values_of(one.answer.prediction) for one in answered if not isinstance(one, Problem))
     if values <= _MOST_VALUES_AT_ONCE and all(image.options.mask == "none" for image in images):
         return [task() for task in tasks]
     caller = caller_of(scope)

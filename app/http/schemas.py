@@ -124,6 +124,11 @@ class Applied(BaseModel):
         description="What the sender should know of how the image was read; only where there is something "
         "to say. The header Image-Warnings says the same.",
     )
+    cached: bool | None = Field(
+        None,
+        description="true where the answer comes from the answer cache: nothing was decoded or computed. "
+        "Else left out.",
+    )
 
 
 class ImageResult(Applied):
@@ -147,6 +152,18 @@ class ClassifyResponse(BaseModel):
     model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     results: list[ImageResult] = Field(description="One per image.")
     timings_ms: Timings = Field(description="Milliseconds; the header Server-Timing says the same.")
+
+
+class ClassifyEachResponse(BaseModel):
+    """With errors=each, one result or problem per image, in the order of the request."""
+
+    model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    results: "list[ImageResult | ProblemDocument]" = Field(
+        description="One per image: its result, or the problem that it alone would have been refused with."
+    )
+    timings_ms: Timings = Field(
+        description="Milliseconds, of the answered images; the header Server-Timing says the same."
+    )
 
 
 class JsonImageToEmbed(EmbedOptions):
@@ -203,6 +220,18 @@ class EmbedResponse(BaseModel):
     model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     results: list[EmbedResult] = Field(description="One per image.")
     timings_ms: Timings = Field(description="Milliseconds; the header Server-Timing says the same.")
+
+
+class EmbedEachResponse(BaseModel):
+    """With errors=each, one result or problem per image, in the order of the request."""
+
+    model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    results: "list[EmbedResult | ProblemDocument]" = Field(
+        description="One per image: its result, or the problem that it alone would have been refused with."
+    )
+    timings_ms: Timings = Field(
+        description="Milliseconds, of the answered images; the header Server-Timing says the same."
+    )
 
 
 class ProblemDocument(BaseModel):

@@ -24,11 +24,19 @@ def embedding_result(
     lowered: Lowered | None = None,
     picture: UInt8[np.ndarray, "height width 3"] | None,
     warnings: Sequence[str],
+    cached: bool = False,
 ) -> dict[str, Any]:
     """One EmbedResult of the schemas, as plain data. The parameters are those of `image_result`."""
     vector = embedding_of(prediction, normalize=options.normalize)
     result = image_result(
-        prediction, model, options=options, ask=ask, lowered=lowered, picture=picture, warnings=warnings
+        prediction,
+        model,
+        options=options,
+        ask=ask,
+        lowered=lowered,
+        picture=picture,
+        warnings=warnings,
+        cached=cached,
     )
     if not options.top_k:
         del result["labels"]

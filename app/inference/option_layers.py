@@ -6,7 +6,7 @@ from typing import Any, TypeVar, overload
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.errors import InvalidValue
-from app.inference.options import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
+from app.inference.options import CHOSEN_BY_A_CASCADE, OF_SEVERAL_IMAGES, WAYS_TO_CHOOSE, ImageOptions
 from app.wrong_values import no_such, short, wrong_values
 
 _FLAGS = TypeAdapter(bool)
@@ -36,6 +36,21 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
                 values.pop(name, None)
         values.update(layer)
     return values
+
+
+def refuse_those_of_v1(values: Mapping[str, Any]) -> None:
+    """Raises InvalidValue for options that this interface has no place for."""
+    for name in OF_SEVERAL_IMAGES:
+        if name in values:
+            raise InvalidValue(
+                f"{name}: only /v1/classify and /v1/embed answer for each image by itself; leave it out, or "
+                "ask them"
+            )
+
+
+def asks_for_each(values: Mapping[str, Any]) -> bool:
+    """Whether these options, which may be wrong, want an answer for each image."""
+    return values.get("errors") == "each"
 
 
 def _is_true(flag: object) -> bool:

@@ -11,6 +11,7 @@ from models.schedule import Criterion, Reducer
 
 MaskFormat = Literal["none", "indices", "grid", "png"]
 Encoding = Literal["float", "base64"]
+Errors = Literal["first", "each"]
 
 
 def _no_flag(value: object) -> object:
@@ -31,6 +32,7 @@ KeepRatio = Annotated[
 WAYS_TO_CHOOSE = ("keep_ratio", "compute", "keep_mass", "cascade")
 CHOSEN_BY_A_CASCADE = ("criterion", "reducer")
 MASK_OPTIONS = ("mask", "mask_stages")
+OF_SEVERAL_IMAGES = ("errors",)  # what /v1 alone has a place for
 
 
 class ImageOptions(BaseModel):
@@ -110,6 +112,12 @@ class ImageOptions(BaseModel):
         "normal",
         description="While images of all three wait, `high` gets 16, `normal` 4 and `batch` 1 of 21 parts of "
         "the worker. A priority above what the server allows the caller is refused with 403.",
+    )
+    errors: Errors = Field(
+        "first",
+        description="What an image that cannot be answered does to the others of its request, all of which "
+        "have the same value here. `first`: the request is refused with the first problem. `each`: the "
+        "others are answered, and its problem takes the place of its result; the status is then 207.",
     )
 
     @model_validator(mode="after")

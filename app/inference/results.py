@@ -24,9 +24,10 @@ def image_result(
     lowered: Lowered | None = None,
     picture: UInt8[np.ndarray, "height width 3"] | None,
     warnings: Sequence[str],
+    cached: bool = False,
 ) -> dict[str, Any]:
     """One ImageResult of the schemas, as plain data. ``ask``: what became of the ``options``. ``picture``:
-    what the model saw, for a mask as PNG."""
+    what the model saw, for a mask as PNG. ``cached``: it comes from the answer cache."""
     pruning, mask = ask.pruning, options.mask
     total = model.architecture.patches
     result: dict[str, Any] = {
@@ -56,6 +57,8 @@ def image_result(
         ]
     if warnings:
         result["warnings"] = list(warnings)
+    if cached:
+        result["cached"] = True
     return result
 
 

@@ -16,7 +16,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     ``patch_size`` and ``patch_stride`` are (vertical, horizontal), in pixels. ``device`` and ``dtype`` are
     those of the worker that tells it. ``scores``: what makes logits scores. ``features``: numbers of a
-    feature vector. Without a head it has no ``labels``.
+    feature vector. Without a head it has no ``labels``. ``fingerprint``: a digest of the weights, where the
+    answer cache has use for it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     dtype: str
     scores: Scores = "softmax"
     features: int = 0
+    fingerprint: str = ""
 
     @property
     def pixel_bytes(self) -> int:

@@ -23,6 +23,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield f"--port and --operations-port are both {settings.port}: choose another for one of them"
     if "grpc_calls" in given and settings.grpc_port is None:
         yield "--grpc-calls has no effect without --grpc-port: give both, or neither"
+    if "answer_cache_shared" in given and not settings.answer_cache_bytes:
+        yield "--answer-cache-shared has no effect without --answer-cache-bytes: give both, or neither"
     if settings.grpc_port == settings.port:
         yield f"--port and --grpc-port are both {settings.port}: choose another for one of them"
     if settings.grpc_port is not None and settings.grpc_port == settings.operations_port:

@@ -28,6 +28,12 @@ class LimitSettings(BaseModel):
         description="Memory of all bodies in an HTTP process, inflated and with what is made of them; beyond "
         "it 503.",
     )
+    answer_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of the answer cache in an HTTP process: the same image with the same options is "
+        "then answered without decoding and computing it again. 0: no cache.",
+    )
     max_image_pixels: int = Field(
         100_000_000,
         ge=1,

@@ -14,6 +14,11 @@ class SecuritySettings(BaseModel):
         description="File with one API key a line, as name:key or name:sha256:HEX; read again when it "
         "changes. Without it, and without TRIMVIT_API_KEYS, no key is asked for.",
     )
+    answer_cache_shared: bool = Field(
+        default=False,
+        description="Whether callers with different API keys may get each other's answers from the answer "
+        "cache. Without keys it is shared by all callers.",
+    )
     max_priority: Priority = Field(
         "normal",
         description="Highest priority that a request may ask for, unless the line of its API key says "

@@ -62,6 +62,18 @@ REQUESTED_KEEP_RATIO = Histogram(
     buckets=_SHARES,
 )
 REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])
+ANSWER_CACHE_HITS = Counter("trimvit_answer_cache_hits", "Images answered from the answer cache.")
+ANSWER_CACHE_MISSES = Counter(
+    "trimvit_answer_cache_misses", "Images that the answer cache had no answer for."
+)
+ANSWER_CACHE_EVICTIONS = Counter(
+    "trimvit_answer_cache_evictions", "Answers that the answer cache dropped to make room for others."
+)
+ANSWER_CACHE_BYTES = Gauge(
+    "trimvit_answer_cache_bytes",
+    "Memory of the answer caches of all HTTP processes.",
+    multiprocess_mode="livesum",
+)
 DECODERS_REPLACED = Counter(
     "trimvit_decoders_replaced",
     "Decoding processes replaced, by cause: slow (an image over the time limit) or died.",

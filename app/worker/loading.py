@@ -1,5 +1,6 @@
 """The model that the settings ask for, and what is told of it. It imports torch: for who computes only."""
 
+import hashlib
 import logging
 
 import torch
@@ -32,6 +33,15 @@ def load_model(settings: Settings, reference: str | None = None) -> LoadedModel:
     if loaded.cascade is not None and served.cascade is None:
         log.warning("%s is served without its cascade, fitted for stages of its own", loaded.name)
     return served
+
+
+def fingerprint(network: torch.nn.Module) -> str:
+    """A digest of all its numbers and their names: other weights have another one."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:

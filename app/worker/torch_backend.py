@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -21,7 +22,7 @@ from app.settings.settings import Settings
 from app.worker.backend import Job, Loaded
 from app.worker.classifying import classify
 from app.worker.learned import Learned, recall, remember
-from app.worker.loading import describe, load_model
+from app.worker.loading import describe, fingerprint, load_model
 from app.worker.streams import OnAll
 from app.worker.warm_up import time_batches
 from models.classifier import Classifier
@@ -72,6 +73,8 @@ class TorchBackend:
         if self.served.name is not None:
             loaded = replace(loaded, name=self.served.name)
         info = describe(loaded, self.name, self.dtype)
+        if self.settings.answer_cache_bytes:
+            info = msgspec.structs.replace(info, fingerprint=fingerprint(loaded.model.vit))
         learned = None if self.learned is None else recall(self.learned, info, self.limits)
         if learned is None:
             height, width = loaded.input.size

@@ -1,6 +1,7 @@
 """The sync and the async client do the same: one test for both wherever they can."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from trimvit_client import (
     Retries,
     ServerProblem,
     TrimViTError,
+    UndecodableImage,
     UnexpectedAnswer,
     UnreadableImage,
 )
@@ -327,3 +329,39 @@ def test_a_client_closes_its_own_connections_only() -> None:
         pass
     assert own._http.is_closed
     assert encoded()
+
+
+def test_images_sent_together_have_an_answer_each(kind: str) -> None:
+    """One request with the images in order, each with its own options; a problem takes the place of an
+    answer."""
+    seen: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        bad = {"type": "urn:trimvit:problem:undecodable-image", "title": "T", "status": 422, "detail": "why"}
+        results = [*ANSWER["results"], {**bad, "image": 1}]  # type: ignore[misc]
+        return httpx.Response(207, json={**ANSWER, "results": results})
+
+    images = [b"one", Image(b"two", Options(top_k=2))]
+    good, bad = Both(kind, respond).call("classify_together", images, Options(keep_ratio=0.5))
+    assert isinstance(good, Classification)
+    assert isinstance(bad, UndecodableImage)
+    assert (bad.status, bad.detail) == (422, "why")
+    (request,) = seen
+    assert str(request.url) == "http://test/v1/classify?errors=each"
+    assert request.headers["Content-Type"] == "application/json"
+    assert json.loads(request.content) == {
+        "images": [{"image": "b25l", "keep_ratio": "0.5"}, {"image": "dHdv", "top_k": "2"}]
+    }
+
+
+def test_a_lone_images_problem_is_raised_whatever_the_status(kind: str) -> None:
+    """Who asks for errors=each by hand gets no half-read answer; too few results are told."""
+    bad = {"type": "urn:trimvit:problem:undecodable-image", "title": "T", "status": 422, "detail": "why"}
+    client = Both(kind, lambda _: httpx.Response(207, json={**ANSWER, "results": [bad]}))
+    with pytest.raises(UndecodableImage):
+        client.call("classify", b"one", Options(more={"errors": "each"}))
+    with pytest.raises(UnexpectedAnswer):
+        client.call("classify_together", [b"one", b"two"])
+    with pytest.raises(ValueError, match="no image"):
+        client.call("classify_together", [])

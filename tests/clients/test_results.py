@@ -46,6 +46,7 @@ def test_an_answer_is_a_record(server: TestClient) -> None:
     assert answer.timings_ms.queue == 3.0
     assert answer.timings_ms.compute == 7.0
     assert answer.request_id
+    assert answer.cached is False
     with pytest.raises(FrozenInstanceError):
         answer.model = "another"  # type: ignore[misc]
 

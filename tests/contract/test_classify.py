@@ -280,6 +280,19 @@ def test_of_several_images_the_one_at_fault_is_named(deployment: Deployment) -> 
     assert response.json()["image"] == 1
 
 
+def test_with_errors_each_every_image_has_its_own_answer(deployment: Deployment) -> None:
+    """The others are answered, and the place of the one at fault has the problem that it alone would get."""
+    files = [("image", ("a.jpg", CHINA)), ("image", ("b.jpg", b"no image")), ("image", ("c.jpg", CHINA))]
+    alone = deployment.classify(b"no image")
+    for path, member in (("/v1/classify", "labels"), ("/v1/embed", "embedding")):
+        response = httpx.post(f"{deployment.url}{path}", files=files, data={"errors": "each"}, timeout=120)
+        assert response.status_code == 207, response.text
+        first, problem, last = response.json()["results"]
+        assert member in first
+        assert member in last
+        assert problem == {**alone.json(), "image": 1}
+
+
 def test_a_deadline_that_passes_is_told(deployment: Deployment) -> None:
     """What cannot be answered within deadline_ms is answered with 504. Only while a worker has something
     else to do is it known at once that it takes longer (503)."""

@@ -4,21 +4,21 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import Data, Take
 from app.decoding.signatures import begins_as_image
-from app.errors import DeadlinePassed, Problem, TooLarge, UnreadableRequest
+from app.errors import DeadlinePassed, InvalidValue, Problem, TooLarge, UnreadableRequest
 from app.http.arrival import seconds_since
 from app.http.bodies.content import BodyLimits, Pairs, images_in, is_raw_image, kind_of
 from app.http.bodies.memory import share_of
 from app.http.head import header_of
 from app.http.in_time import in_time
 from app.inference.asked_lately import embed_options_of_query, options_of_query, values_of_query
-from app.inference.option_layers import Options, options_of
+from app.inference.option_layers import Options, asks_for_each, options_of
 from app.inference.options import EmbedOptions, ImageOptions
 from models.transforms import InputSpec
 
@@ -29,15 +29,22 @@ _DEADLINES = (b"deadline_ms", b"timeout")  # what says it in a form or in JSON
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage(Generic[Options]):
-    """One image as it came, and what is asked of it."""
+    """One image as it came, and what is asked of it; or the ``problem`` that it has already, where each image
+    is to be answered."""
 
     data: Data
     options: Options
+    problem: Problem | None = None
 
     @property
     def size(self) -> int:
         """Bytes that it holds."""
         return len(self.data)
+
+    @property
+    def content(self) -> tuple[tuple[int, ...], Data]:
+        """No shape, and the bytes of the file."""
+        return (), self.data
 
     async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
         """Have what the model sees of it taken, and give back the warnings. Raises what
@@ -75,17 +82,44 @@ async def _read_images(
     def work(body: bytearray) -> int:
         return 0 if begins_as_image(body) else len(body)  # one that is an image is taken as it is
 
-    pairs = await read_content(request, limits, read, lambda pairs: [data for data, _ in pairs], work)
+    pairs = await read_content(request, limits, read, _data_of, work)
     if not pairs:
         raise UnreadableRequest("the request has no image")
     if len(pairs) > limits.images:
         raise TooLarge(f"the request has {len(pairs)} images; at most {limits.images} are allowed")
-    if len(pairs) == 1 and pairs[0][1] is common:  # nothing is asked beside the query
-        return [EncodedImage(pairs[0][0], options_of_query(query))]
-    return [
-        EncodedImage(data, options_of(values, index, options_type=options_type))
-        for index, (data, values) in enumerate(pairs)
-    ]
+    data, values = pairs[0]
+    if len(pairs) == 1 and values is common and not isinstance(data, Problem):  # all is asked in the query
+        return [EncodedImage(data, options_of_query(query))]
+    images = [_image(data, values, index, options_type) for index, (data, values) in enumerate(pairs)]
+    for index, image in enumerate(images):
+        if image.options.errors != images[0].options.errors:
+            raise InvalidValue(
+                f"errors holds for the whole request: it is {image.options.errors!r} for this image and "
+                f"{images[0].options.errors!r} for the first; give it once, beside the images",
+                image=index,
+            )
+    return images
+
+
+def _data_of(pairs: Pairs) -> list[Data]:
+    return [data for data, _ in pairs if not isinstance(data, Problem)]
+
+
+def _image(
+    data: Data | Problem, values: dict[str, Any], index: int, options_type: type[Options]
+) -> EncodedImage[Options]:
+    """The image at this place. Raises InvalidValue, unless each image is to be answered."""
+    try:
+        options = options_of(values, index, options_type=options_type)
+    except InvalidValue as problem:
+        if not asks_for_each(values):
+            raise
+        model = values.get("model")
+        named = {"model": model} if isinstance(model, str) else {}
+        return EncodedImage(b"", options_type(errors="each", **named), problem)
+    if isinstance(data, Problem):
+        return EncodedImage(b"", options, data)
+    return EncodedImage(data, options)
 
 
 async def read_content(

@@ -24,7 +24,7 @@ from app.errors import (
 from app.http.bodies.base64_images import from_base64, look_of
 from app.http.bodies.documents import read_document
 from app.http.bodies.forms import Part, read_form
-from app.inference.option_layers import merged
+from app.inference.option_layers import asks_for_each, merged
 from app.inference.options import ImageOptions
 from app.wrong_values import short
 
@@ -49,7 +49,8 @@ _IMAGE_FIELDS = frozenset(
 )  # fmt: skip
 
 Hold = Callable[[int], None]
-Pairs = list[tuple[Data, dict[str, Any]]]
+# An image, or what is wrong with it where each is to be answered, and what is asked of it.
+Pairs = list[tuple[Data | Problem, dict[str, Any]]]
 Body = bytes | bytearray
 
 
@@ -182,9 +183,20 @@ def _from_json(body: Body, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
     pairs: Pairs = []
     for index, item in enumerate(images):
         own = dict(item)
-        data = from_base64(own.pop("image", None), index)
-        pairs.append((data, merged(common, document, own)))
+        image = own.pop("image", None)
+        values = merged(common, document, own)
+        pairs.append((_image_or_problem(image, index, asks_for_each(values)), values))
     return pairs
+
+
+def _image_or_problem(text: object, index: int, each: bool) -> Data | Problem:
+    """An image in base64; what is wrong with it is raised, or given back where ``each`` is to be answered."""
+    try:
+        return from_base64(text, index)
+    except Problem as problem:
+        if not each:
+            raise
+        return problem
 
 
 def _fields(body: Body, limits: BodyLimits) -> list[Part]:
@@ -209,7 +221,7 @@ def _is_image_field(name: str, value: Data) -> bool:
 
 
 def _from_parts(parts: Sequence[Part], limits: BodyLimits, common: dict[str, Any], hold: Hold) -> Pairs:
-    images: list[Data] = []
+    images: list[Data | Problem] = []
     fields: dict[str, str] = {}
     for part in parts:
         if part.is_left_empty:
@@ -218,7 +230,10 @@ def _from_parts(parts: Sequence[Part], limits: BodyLimits, common: dict[str, Any
             images.append(part.data)
         elif part.kind != JSON and _is_image_field(part.name, part.data):
             hold(len(part.data) * 3 // 4)
-            images.append(from_base64(memoryview(part.data), len(images), part.name))
+            try:
+                images.append(from_base64(memoryview(part.data), len(images), part.name))
+            except Problem as problem:  # whether each is to be answered, a later field may say
+                images.append(problem)
         else:
             name = "options" if part.kind == JSON else part.name
             if name in fields:
@@ -230,7 +245,11 @@ def _from_parts(parts: Sequence[Part], limits: BodyLimits, common: dict[str, Any
         if len(images) > limits.images:
             raise TooLarge(f"the form has more than {limits.images} images")
     each = _options_of_each(fields.pop("options", None), limits, len(images))
-    return [(data, merged(common, fields, own)) for data, own in zip(images, each, strict=True)]
+    pairs = [(data, merged(common, fields, own)) for data, own in zip(images, each, strict=True)]
+    for data, values in pairs:
+        if isinstance(data, Problem) and not asks_for_each(values):
+            raise data
+    return pairs
 
 
 def _options_of_each(text: str | None, limits: BodyLimits, images: int) -> Sequence[Mapping[str, Any]]:

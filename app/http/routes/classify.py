@@ -5,16 +5,22 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.http.answers import WARNINGS_HEADER_SCHEMA, pieces_of_results, server_timing, warning_headers
+from app.http.answers import (
+    WARNINGS_HEADER_SCHEMA,
+    image_headers,
+    pieces_of_results,
+    server_timing,
+    status_and_headers,
+)
 from app.http.bodies.body import read_images
 from app.http.bodies.content import JSON, MULTIPART, RAW
 from app.http.classification import Classification
 from app.http.paths import CLASSIFY
 from app.http.pieces import in_pieces
-from app.http.problems import PROBLEMS
+from app.http.problems import PROBLEMS, each
 from app.http.rendering import results_of, timings_ms
 from app.http.routes.direct import DirectRoute
-from app.http.schemas import ClassifyRequest, ClassifyResponse, JsonImage
+from app.http.schemas import ClassifyEachResponse, ClassifyRequest, ClassifyResponse, JsonImage
 from app.inference.options import ImageOptions, option_schemas
 
 
@@ -26,13 +32,14 @@ def classify_router(classification: Classification) -> APIRouter:
         CLASSIFY.path,
         operation_id="classify",
         response_model=ClassifyResponse,
-        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **PROBLEMS},
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **each(ClassifyEachResponse), **PROBLEMS},
         openapi_extra=BODY,
         summary="Classify photographs, each at its own keep ratio",
     )
     async def classify(request: Request) -> Response:
         """Send an image as the raw body (options in the query), one or many files in a form (options as
-        fields), or base64 in JSON. All images are answered, or the first problem is."""
+        fields), or base64 in JSON. All images are answered, or the first problem is; with errors=each, the
+        problem of an image takes the place of its result."""
         return await classified(request, classification)
 
     return router
@@ -42,13 +49,15 @@ async def classified(request: Request, classification: Classification) -> Respon
     """The answer to a request with the body and the options of /v1/classify."""
     images = await read_images(request, classification.body_limits)
     model = await classification.model(request, [image.options for image in images])
-    answered = await classification.answers(request, images, model)
+    answered = await classification.answers_or_problems(request, images, model)
     results = await results_of(request.scope, images, answered, model, classification.work)
     timings = timings_ms(answered, request.scope)
+    status, headers = status_and_headers(answered)
     return in_pieces(
         pieces_of_results(model.name, results, timings),
         media_type=JSON,
-        headers={"Server-Timing": server_timing(timings), **warning_headers(answered)},
+        headers={"Server-Timing": server_timing(timings), **headers, **image_headers(answered)},
+        status=status,
     )
 
 

@@ -6,14 +6,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.errors import InvalidValue
+from app.errors import InvalidValue, Problem
 from app.http.accept import prefers_bytes
 from app.http.answers import (
     WARNINGS_HEADER_SCHEMA,
     embedding_json,
+    image_headers,
     pieces_of_results,
     server_timing,
-    warning_headers,
+    status_and_headers,
 )
 from app.http.bodies.body import EncodedImage, read_images_to_embed
 from app.http.bodies.content import JSON, RAW
@@ -21,11 +22,11 @@ from app.http.classification import AnsweredImage, Classification
 from app.http.head import header_of
 from app.http.paths import EMBED
 from app.http.pieces import in_pieces
-from app.http.problems import PROBLEMS
+from app.http.problems import PROBLEMS, each
 from app.http.rendering import results_of, timings_ms
 from app.http.routes.classify import body_of
 from app.http.routes.direct import DirectRoute
-from app.http.schemas import EmbedRequest, EmbedResponse, JsonImageToEmbed
+from app.http.schemas import EmbedEachResponse, EmbedRequest, EmbedResponse, JsonImageToEmbed
 from app.inference.embeddings import embedding_of
 from app.inference.options import EmbedOptions
 
@@ -57,6 +58,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             },
         },
     },
+    **each(EmbedEachResponse),
     **PROBLEMS,
 }
 
@@ -75,33 +77,35 @@ def embed_router(classification: Classification) -> APIRouter:
     )
     async def embed(request: Request) -> Response:
         """The bodies and options of /v1/classify. The vector is what the network's head reads; a model
-        without a head has one, too. All images are answered, or the first problem is."""
+        without a head has one, too. All images are answered, or the first problem is;
+        with errors=each, the problem of an image takes the place of its result."""
         images = await read_images_to_embed(request, classification.body_limits)
         as_bytes = prefers_bytes(header_of(request.scope, b"accept") or "")
         if as_bytes:
             _only_vectors(images)
         model = await classification.model(request, [image.options for image in images])
-        answered = await classification.answers(request, images, model, features=True)
         if as_bytes:
+            answered = await classification.answers(request, images, model, features=True)
             content = _bytes_of(images, answered)
             timings = timings_ms(answered, request.scope)
             headers = {**_numbers_of(answered, model.features), **_headers(answered, timings)}
             return Response(content, media_type=RAW, headers=headers)
-        results = await results_of(
-            request.scope, images, answered, model, classification.work, embedding_json
-        )
-        timings = timings_ms(answered, request.scope)
+        ended = await classification.answers_or_problems(request, images, model, features=True)
+        results = await results_of(request.scope, images, ended, model, classification.work, embedding_json)
+        timings = timings_ms(ended, request.scope)
+        status, headers = status_and_headers(ended)
         return in_pieces(
             pieces_of_results(model.name, results, timings),
             media_type=JSON,
-            headers=_headers(answered, timings),
+            headers={**_headers(ended, timings), **headers},
+            status=status,
         )
 
     return router
 
 
-def _headers(answered: Sequence[AnsweredImage], timings: dict[str, float]) -> dict[str, str]:
-    return {"Server-Timing": server_timing(timings), **_VARY, **warning_headers(answered)}
+def _headers(answered: Sequence[AnsweredImage | Problem], timings: dict[str, float]) -> dict[str, str]:
+    return {"Server-Timing": server_timing(timings), **_VARY, **image_headers(answered)}
 
 
 def _only_vectors(images: Sequence[EncodedImage[EmbedOptions]]) -> None:
@@ -112,6 +116,7 @@ def _only_vectors(images: Sequence[EncodedImage[EmbedOptions]]) -> None:
             "top_k": options.top_k > 0,
             "mask": options.mask != "none",
             "encoding": options.encoding != "float",
+            "errors": options.errors != "first",
         }
         for name, is_asked in beside.items():
             if is_asked:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from app.decoding.images import Data
 from app.errors import InvalidValue, Problem, UnreadableRequest, UnsupportedMediaType
-from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
+from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timing
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage, read_content
 from app.http.bodies.content import JSON, RAW, BodyLimits, form_of, kind_of, parse_json, raw_image
@@ -26,8 +26,8 @@ from app.http.routes.direct import DirectRoute
 from app.http.routes.model_names import model_of
 from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE
-from app.inference.option_layers import merged, options_of, single_values
-from app.inference.options import MASK_OPTIONS, ImageOptions, option_schemas
+from app.inference.option_layers import merged, options_of, refuse_those_of_v1, single_values
+from app.inference.options import MASK_OPTIONS, OF_SEVERAL_IMAGES, ImageOptions, option_schemas
 from app.messages.model import ModelInfo
 from app.wrong_values import said_of
 
@@ -52,7 +52,9 @@ class HuggingFaceRequest(BaseModel):
         None,
         description="Options of /v1/classify but for the masks, and `function_to_apply`.",
         examples=[{"top_k": 3, "keep_ratio": 0.7}],
-        json_schema_extra={"properties": {"function_to_apply": _FUNCTION, **option_schemas(MASK_OPTIONS)}},
+        json_schema_extra={
+            "properties": {"function_to_apply": _FUNCTION, **option_schemas(MASK_OPTIONS + OF_SEVERAL_IMAGES)}
+        },
     )
 
 
@@ -115,7 +117,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
             raise
         labels = _labels(answered[0], model, function)
         timings = timings_ms(answered, request.scope)
-        headers = {"Server-Timing": server_timing(timings), **warning_headers(answered)}
+        headers = {"Server-Timing": server_timing(timings), **image_headers(answered)}
         return JSONResponse(labels, headers=headers)
 
     return router
@@ -159,6 +161,7 @@ def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function | None]:
     for name in MASK_OPTIONS:
         if name in given:
             raise InvalidValue(f"{name}: this shape has no place for a mask; ask /v1/classify")
+    refuse_those_of_v1(given)
     return options_of(given, None, ("function_to_apply",)), function
 
 
@@ -207,7 +210,10 @@ _BODY: dict[str, Any] = {
             "description": schema["description"],
             "schema": schema,
         }
-        for name, schema in {"function_to_apply": _FUNCTION, **option_schemas(MASK_OPTIONS)}.items()
+        for name, schema in {
+            "function_to_apply": _FUNCTION,
+            **option_schemas(MASK_OPTIONS + OF_SEVERAL_IMAGES),
+        }.items()
     ],
     "requestBody": {
         "required": True,

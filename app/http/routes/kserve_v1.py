@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.convertors import register_url_convertor
 
 from app.errors import InvalidValue, TooLarge, UnreadableRequest
-from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
+from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timing
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage, read_content
 from app.http.bodies.content import JSON, BodyLimits, Hold, parse_json
@@ -31,8 +31,8 @@ from app.http.routes.model_names import (
 )
 from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE, ImageResult
-from app.inference.option_layers import merged, options_of, single_values
-from app.inference.options import ImageOptions, option_schemas
+from app.inference.option_layers import merged, options_of, refuse_those_of_v1, single_values
+from app.inference.options import OF_SEVERAL_IMAGES, ImageOptions, option_schemas
 from app.wrong_values import no_such
 
 # The names under which clients of the several servers send an image.
@@ -92,7 +92,7 @@ class PredictRequest(BaseModel):
     parameters: dict[str, Any] | None = Field(
         None,
         description="Options of /v1/classify for all images; an instance's own go before them.",
-        json_schema_extra={"properties": {**option_schemas()}},
+        json_schema_extra={"properties": {**option_schemas(OF_SEVERAL_IMAGES)}},
     )
 
 
@@ -140,7 +140,7 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
         return Response(
             b'{"predictions":[' + b",".join(results) + b"]}",
             media_type=JSON,
-            headers={"Server-Timing": server_timing(timings), **warning_headers(answered)},
+            headers={"Server-Timing": server_timing(timings), **image_headers(answered)},
         )
 
     return router
@@ -185,7 +185,9 @@ def _images_in(
 def _image(instance: object, index: int, common: Mapping[str, Any]) -> EncodedImage[ImageOptions]:
     given, own = _parted(instance, index)
     data = from_base64(given, index, "the image of the instance")
-    return EncodedImage(data, options_of(merged(common, own), index))
+    values = merged(common, own)
+    refuse_those_of_v1(values)
+    return EncodedImage(data, options_of(values, index))
 
 
 def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:

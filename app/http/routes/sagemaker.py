@@ -11,10 +11,10 @@ from starlette.types import Scope
 from app.http.answers import WARNINGS_HEADER_SCHEMA
 from app.http.classification import Classification
 from app.http.paths import SAGEMAKER
-from app.http.problems import PROBLEMS
+from app.http.problems import PROBLEMS, each
 from app.http.routes.classify import BODY, classified
 from app.http.routes.direct import DirectRoute
-from app.http.schemas import ClassifyResponse
+from app.http.schemas import ClassifyEachResponse, ClassifyResponse
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 
@@ -42,7 +42,7 @@ def sagemaker_router(classification: Classification) -> APIRouter:
         SAGEMAKER.path,
         operation_id="sagemaker_invocations",
         response_model=ClassifyResponse,
-        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **PROBLEMS},
+        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **each(ClassifyEachResponse), **PROBLEMS},
         openapi_extra=_BODY,
         summary="Classify photographs, for Amazon SageMaker",
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.settings.settings import Settings
-from app.worker.loading import describe, load_model
+from app.worker.loading import describe, fingerprint, load_model
 from models.load import LoadedModel
 from tests.system.small_network import save_small_network
 
@@ -44,3 +44,16 @@ def test_in_its_own_dtype_or_an_unknown_one_nothing_is_said(
     with caplog.at_level(logging.WARNING):
         describe(fitted_in(loaded, dtype), "cpu:0", torch.bfloat16)
     assert caplog.records == []
+
+
+def test_a_fingerprint_is_that_of_the_weights(loaded: LoadedModel) -> None:
+    """The same twice; any number that changes, in any tensor, changes it, whatever its dtype."""
+    network = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
+    first = fingerprint(network)
+    assert fingerprint(network) == first
+    assert fingerprint(network.to(torch.bfloat16)) != first
+    of_bfloat16 = fingerprint(network)
+    with torch.no_grad():
+        network[0].bias[4] += 1
+    assert fingerprint(network) != of_bfloat16
+    assert len({fingerprint(loaded.model.vit), first, of_bfloat16}) == 3

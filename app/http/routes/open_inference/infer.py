@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from pydantic import ValidationError
 
 from app.decoding.image_work import ImageWork
-from app.decoding.images import Take
+from app.decoding.images import Data, Take
 from app.errors import InvalidValue, TooLarge
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage
@@ -28,7 +28,7 @@ from app.http.routes.open_inference.schemas import (
     TensorMetadata,
 )
 from app.http.routes.open_inference.tensors import allot, check_shape, image_bytes, image_pixels, parsed
-from app.inference.option_layers import options_of, said
+from app.inference.option_layers import options_of, refuse_those_of_v1, said
 from app.inference.options import MASK_OPTIONS, ImageOptions
 from app.messages.model import ModelInfo
 from app.priority import Priority
@@ -61,6 +61,15 @@ class DecodedImage:
     def size(self) -> int:
         """Bytes that it holds."""
         return self.pixels.nbytes
+
+    @property
+    def content(self) -> tuple[tuple[int, ...], Data]:
+        """The shape and the bytes of the pixels."""
+        return self.pixels.shape, self.pixels.tobytes()
+
+    @property
+    def problem(self) -> None:
+        """Not known before the pixels are there."""
 
     async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
         """Have what the model sees of it taken; there are no warnings. Raises what
@@ -181,6 +190,7 @@ def _options(parameters: dict[str, Any]) -> ImageOptions:
     for name in MASK_OPTIONS:
         if name in values:
             raise InvalidValue(f"there is no parameter {name!r} here; ask for the output 'kept_patches'")
+    refuse_those_of_v1(values)
     timeout = values.pop("timeout", 0)
     if type(timeout) is not int or not 0 <= timeout <= _LONGEST_TIMEOUT:
         raise _wrong("timeout", timeout)

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.http.answers import WARNINGS_HEADER_SCHEMA, server_timing, warning_headers
+from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timing
 from app.http.bodies.body import read_body
 from app.http.bodies.content import JSON, RAW
 from app.http.bodies.memory import share_of
@@ -128,7 +128,7 @@ def infer_router(classification: Classification) -> APIRouter:
             else await classification.work.render(caller_of(request.scope), write)
         )
         timings = timings_ms(answered, request.scope)
-        headers = {"Server-Timing": server_timing(timings), **warning_headers(answered)}
+        headers = {"Server-Timing": server_timing(timings), **image_headers(answered)}
         if json_bytes is None:
             return Response(content, media_type=JSON, headers=headers)
         return Response(content, media_type=RAW, headers={**headers, HEADER_LENGTH: str(json_bytes)})

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.http.routes.open_inference.tensors import Datatype
 from app.http.schemas import EXAMPLE_IMAGE
-from app.inference.options import MASK_OPTIONS, option_schemas
+from app.inference.options import MASK_OPTIONS, OF_SEVERAL_IMAGES, option_schemas
 from app.priority import Priority
 
 InputName = Literal["image", "pixels"]
@@ -176,7 +176,7 @@ class InferRequest(BaseModel):
         description="What is asked of all images: options of /v1/classify but for the masks, and Triton's "
         "own.",
         examples=[{"keep_ratio": 0.7, "top_k": 2, "timeout": 2_000_000}],
-        json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS), **TRITONS}},
+        json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS + OF_SEVERAL_IMAGES), **TRITONS}},
     )
     inputs: list[InferInput] = Field(min_length=1, max_length=1, description="One: `image` or `pixels`.")
     outputs: list[RequestedOutput] = Field(

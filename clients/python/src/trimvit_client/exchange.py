@@ -5,8 +5,10 @@ returns the result or raises. The sync and the async client only carry out what 
 that knows of retries, deadlines and answers.
 """
 
+import base64
+import json
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -16,7 +18,14 @@ from urllib.parse import quote
 import httpx
 
 from trimvit_client.address import why
-from trimvit_client.errors import ConnectionFailed, TimedOut, TrimViTError, UnexpectedAnswer, problem_of
+from trimvit_client.errors import (
+    ConnectionFailed,
+    Problem,
+    TimedOut,
+    TrimViTError,
+    UnexpectedAnswer,
+    problem_of,
+)
 from trimvit_client.options import Options
 from trimvit_client.results import (
     Classification,
@@ -27,6 +36,7 @@ from trimvit_client.results import (
     embedding_of,
     models_of,
     repository_of,
+    results_of,
 )
 from trimvit_client.retries import Retries, retry_after_s
 
@@ -51,6 +61,7 @@ class Call(Generic[Result]):
     tells_deadline: bool = False
     timeout_s: float | None = None
     plain_errors: bool = False
+    content_type: str = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +177,28 @@ def classify_call(image: bytes, options: Options) -> Call[Classification]:
     return Call("POST", "/v1/classify", read, options.query(), image, tells_deadline=True)
 
 
+def together_call(images: Sequence[tuple[bytes, Options]]) -> Call[tuple[Classification | Problem, ...]]:
+    """Label several images in one request."""
+
+    def read(answer: httpx.Response) -> tuple[Classification | Problem, ...]:
+        results = results_of(answer.json(), answer.headers.get("X-Request-ID"))
+        if len(results) != len(images):
+            raise ValueError(f"{len(results)} results for {len(images)} images")
+        return results
+
+    each = [{"image": base64.b64encode(data).decode(), **options.query()} for data, options in images]
+    content = json.dumps({"images": each}).encode()
+    return Call(
+        "POST",
+        "/v1/classify",
+        read,
+        {"errors": "each"},
+        content,
+        tells_deadline=True,
+        content_type="application/json",
+    )
+
+
 def embed_call(image: bytes, options: Options, *, normalize: bool) -> Call[Embedding]:
     """The embedding of one image; as base64, which is a third of the numbers in JSON."""
 
@@ -194,7 +227,7 @@ def change_call(name: str, verb: str, timeout_s: float) -> Call[None]:
     return Call("POST", path, lambda _: None, timeout_s=timeout_s, plain_errors=True)
 
 
-def headers_of(api_key: str | None, content: bytes | None) -> dict[str, str]:
+def headers_of(api_key: str | None, call: Call[object]) -> dict[str, str]:
     """Of every request."""
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    return headers if content is None else {**headers, "Content-Type": "application/octet-stream"}
+    return headers if call.content is None else {**headers, "Content-Type": call.content_type}

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from trimvit_client.errors import Problem, problem_of
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -91,7 +93,7 @@ class Classification:
     ``compute`` is the share of the unpruned model's multiply-accumulates that it cost, of both runs where
     ``runs`` is 2; ``criterion`` is None with the reducer `merge`, which reads none. ``lowered`` says why
     ``keep_ratio`` is below ``requested_keep_ratio`` (None with `keep_mass` or a cascade), where it is.
-    ``mask`` is empty where none was asked for.
+    ``mask`` is empty where none was asked for. ``cached``: it comes from the server's answer cache.
     """
 
     model: str
@@ -107,6 +109,7 @@ class Classification:
     mask: tuple[StageMask, ...]
     timings_ms: Timings
     request_id: str | None
+    cached: bool = False
 
     @property
     def best(self) -> Label:
@@ -132,6 +135,7 @@ class Embedding:
     runs: int
     timings_ms: Timings
     request_id: str | None
+    cached: bool = False
 
     def array(self) -> "NDArray[np.float32]":
         """The values. Raises ImportError without numpy."""
@@ -188,8 +192,28 @@ class Model:
 
 
 def classification_of(document: Mapping[str, Any], request_id: str | None) -> Classification:
-    """Of an answer with one result. Raises KeyError, TypeError or ValueError for what is none."""
-    (result,) = document["results"]
+    """Of an answer with one result. Raises KeyError, TypeError or ValueError for what is none, and the
+    Problem that may stand in its place."""
+    (result,) = results_of(document, request_id)
+    if isinstance(result, Problem):
+        raise result
+    return result
+
+
+def results_of(document: Mapping[str, Any], request_id: str | None) -> tuple[Classification | Problem, ...]:
+    """Of an answer with any number of results or problems. Raises KeyError, TypeError or ValueError for what
+    is none."""
+    return tuple(
+        problem_of(int(result["status"]), result, request_id, None)
+        if "status" in result
+        else _classification(document, result, request_id)
+        for result in document["results"]
+    )
+
+
+def _classification(
+    document: Mapping[str, Any], result: Mapping[str, Any], request_id: str | None
+) -> Classification:
     grid = _pair(result["patches"]["grid"])
     return Classification(
         mask=tuple(_mask_of(each, grid) for each in result.get("mask") or ()),
@@ -230,6 +254,7 @@ def _common(
         "patches": Patches(int(patches["total"]), int(patches["kept"]), tuple(patches["per_stage"]), grid),
         "compute": float(result["compute"]),
         "runs": int(result["runs"]),
+        "cached": bool(result.get("cached", False)),
         "timings_ms": Timings(*(float(timings[name]) for name in ("decode", "queue", "compute", "total"))),
     }
 
