@@ -55,6 +55,7 @@ from app.http.routes.sagemaker import sagemaker_router
 from app.http.routes.stats import stats_router
 from app.http.server.listeners import serve
 from app.http.server.traffic import Bounded, Traffic
+from app.http.started import is_for_people, started
 from app.http.unknown_paths import paths_of
 from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotWriter
@@ -62,11 +63,13 @@ from app.processes import background
 from app.processes.heap import give_back_freed_memory, map_large_memory
 from app.processes.heartbeat import Beat, Heartbeat
 from app.processes.lifeline import die_with_parent
+from app.processes.listening import url
 from app.security.keys import KeyRing, key_ring
 from app.settings.settings import Settings
 from app.telemetry import metrics, tallies, tracing
 from app.telemetry.logs import configure_logging
 from app.telemetry.tracing import Tracing
+from models.cores import cores
 
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
 the share of patches kept at each pruning stage, and so its own point between accuracy and cost."""
@@ -74,6 +77,7 @@ the share of patches kept at each pruning stage, and so its own point between ac
 Beside = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _BEAT_S = 0.25
+_LOOK_EVERY_S = 0.1
 _LAST_EXPORT_S = 2.0  # how long the end of the process waits for a traces collector that does not answer
 
 # How long another thread may keep the interpreter from the event loop, which may wait for it many times in
@@ -229,10 +233,17 @@ async def run(
     client: DispatchClient,
     operations_listeners: list[socket.socket],
     heartbeat: Heartbeat,
+    told: Path | None = None,
 ) -> None:
-    """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished."""
+    """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished. ``told``: the file
+    that is there once a terminal has been told that the server is ready; None where there is none."""
     background.tell_of_stray_failures()
     beating = background.kept(partial(_beat, heartbeat), "heartbeat")
+    telling = None
+    if told is not None:
+        telling = background.kept(
+            partial(_tell_when_ready, settings, listeners[0], client, told), "start message"
+        )
     metrics.INCIDENTS.labels("heartbeat")  # so that a panel of incidents has data before there is one
     decoders = DecodingProcesses(
         settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
@@ -259,6 +270,8 @@ async def run(
         await serve(app, settings, listeners, traffic, operations, operations_listeners)
     finally:
         beating.cancel()
+        if telling is not None:
+            telling.cancel()
         tallies.write()
 
 
@@ -268,6 +281,39 @@ def _grpc(settings: Settings) -> Beside | None:
     from app.grpc.server import grpc_server  # of the extra grpc
 
     return partial(grpc_server, settings=settings)
+
+
+async def _tell_when_ready(
+    settings: Settings, listener: socket.socket, client: DispatchClient, told: Path
+) -> None:
+    """Once a worker is ready, tell the terminal, unless another front end or an earlier one has."""
+    while True:
+        load = client.load
+        if client.model is not None and load is not None:
+            break
+        await asyncio.sleep(_LOOK_EVERY_S)
+    if not await asyncio.to_thread(_is_first, told):
+        return
+    screen = started(
+        settings,
+        list(client.models.values()),
+        load.terms,
+        streams=len(load.free_in_s),
+        cores=cores(),
+        url=url("http" if settings.tls_certificate is None else "https", listener),
+        with_keys=key_ring(settings) is not None,
+    )
+    sys.stderr.write(screen)
+    sys.stderr.flush()
+
+
+def _is_first(told: Path) -> bool:
+    """Whether the file was not there before; now it is."""
+    try:
+        told.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 async def _beat(heartbeat: Heartbeat) -> None:
@@ -303,8 +349,10 @@ def main() -> None:
         patience_s=settings.restart_wait_s,
         most_waiting=settings.max_queue_images,
     )
-    heartbeat = Heartbeat(Path(os.environ["TRIMVIT_HTTP_HEARTBEAT"]))
-    asyncio.run(run(settings, listeners, client, operations, heartbeat))
+    beats = Path(os.environ["TRIMVIT_HTTP_HEARTBEAT"])
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    told = beats.with_name("told") if is_for_people(settings, on_terminal=on_terminal) else None
+    asyncio.run(run(settings, listeners, client, operations, Heartbeat(beats), told))
 
 
 if __name__ == "__main__":

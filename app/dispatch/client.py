@@ -178,6 +178,11 @@ class DispatchClient:
         await self._changes.ask(name, load=load)
 
     @property
+    def load(self) -> Load | None:
+        """What the dispatcher said last of what waits and of what images take; None where it said nothing."""
+        return self._load.load
+
+    @property
     def work(self) -> float:
         """Our images that wait or are computed, in unpruned images of the default model: each counts as its
         share of compute."""

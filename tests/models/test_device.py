@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import models
+from models import cores as cores_module
 from models import device
 from models.device import choose_device, choose_dtype, cores
 from models.dtypes import DtypeName
@@ -130,7 +131,7 @@ def test_native_dtypes_are_what_the_processor_says() -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_cores_are_those_this_process_may_use() -> None:
     """A process that is bound to one core of many counts one."""
-    assert cores() == max(1, math.ceil(min(len(os.sched_getaffinity(0)), device._cores_of_time())))
+    assert cores() == max(1, math.ceil(min(len(os.sched_getaffinity(0)), cores_module._cores_of_time())))
     code = "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); "
     code += "from models.device import cores; print(cores())"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True)
@@ -175,17 +176,17 @@ def test_a_container_s_limit_counts(
         file = tmp_path / "groups" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    assert device._cores_of_time(tmp_path / "membership", tmp_path / "groups") == cores_of_time
+    assert cores_module._cores_of_time(tmp_path / "membership", tmp_path / "groups") == cores_of_time
 
 
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     """On a system that has none."""
-    assert device._cores_of_time(tmp_path / "none", tmp_path) == math.inf
+    assert cores_module._cores_of_time(tmp_path / "none", tmp_path) == math.inf
 
 
 @pytest.mark.parametrize(("time", "number"), [(0.2, 1), (1.0, 1), (1.5, 2), (math.inf, 64)])
 def test_a_part_of_a_core_is_one(monkeypatch: pytest.MonkeyPatch, time: float, number: int) -> None:
     """Rounded up, on a machine of 64 cores."""
-    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(device, "_cores_of_time", lambda: time)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(cores_module, "_cores_of_time", lambda: time)
     assert cores() == number

@@ -1,0 +1,121 @@
+"""What the person who started a server in a terminal reads once it is ready: one screen. Programs read the
+log."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.messages.model import ModelInfo
+from app.messages.to_front_end import Terms
+from app.settings.settings import Settings
+from models.schedule import compute
+
+PHOTOGRAPH = Path(__file__).parents[1] / "static" / "examples" / "china.jpg"
+_MOST_LABELS, _LONGEST_LABELS = 3, 60
+_SHOWN_RATIO = 0.5
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104
+
+
+def is_for_people(settings: Settings, *, on_terminal: bool) -> bool:
+    """Whether a person reads what is written, and wants to."""
+    return on_terminal and settings.log_format != "json" and settings.log_level in ("debug", "info")
+
+
+def started(
+    settings: Settings,
+    models: Sequence[ModelInfo],
+    terms: Mapping[str, Terms],
+    *,
+    streams: int,
+    cores: int,
+    url: str,
+    with_keys: bool,
+) -> str:
+    """The screen. ``models``: what is served, the default one first; ``terms``: what the warm-up found that
+    they take; ``streams``: batches at a time, of all workers; ``cores``: of this machine; ``url``: of the
+    server, without a slash at its end."""
+    model = models[0]
+    for everywhere, here in _EVERYWHERE.items():
+        url = url.replace(f"//{everywhere}:", f"//{here}:")
+    rows = [
+        ("model", _model(model)),
+        *(("and", _model(other)) for other in models[1:]),
+        ("pruning", _pruning(settings, model)),
+        ("runs on", _device(settings, model, cores)),
+        *_speed(settings, model, terms.get(model.name), streams),
+        ("page", f"{url}/"),
+        ("API", f"{url}/docs"),
+    ]
+    lines = [f"  {name:<9}{text}" for name, text in rows]
+    return "\n".join(["", "TrimViT is ready.", *lines, "", "Try it:", f"  {_curl(model, url, with_keys)}", "",
+                      "Ctrl-C stops the server.", "", ""])  # fmt: skip
+
+
+def _model(model: ModelInfo) -> str:
+    height, width = model.input.size
+    if not model.labels:
+        knows = "no labels, embeddings only"
+    else:
+        some = ", ".join(model.labels[:_MOST_LABELS])
+        more = ", ..." if len(model.labels) > _MOST_LABELS else ""
+        few = f" ({some}{more})" if len(some) <= _LONGEST_LABELS else ""
+        knows = f"{len(model.labels)} labels{few}"
+    return f"{model.name}: {knows}, sees {height} x {width} pixels"
+
+
+def _pruning(settings: Settings, model: ModelInfo) -> str:
+    criterion = settings.default_criterion or model.method.criterion
+    reducer = settings.default_reducer or model.method.reducer
+    return (
+        f"keep ratio {settings.default_keep_ratio:g}, criterion {criterion}, reducer {reducer}, "
+        "unless a request says otherwise"
+    )
+
+
+def _device(settings: Settings, model: ModelInfo, cores: int) -> str:
+    workers = len(settings.devices)
+    several = f", {workers} workers" if workers > 1 else ""
+    if not model.device.startswith("cpu"):
+        return f"{model.device} in {model.dtype}{several}"
+    sharing = settings.devices.count(settings.devices[0])
+    threads = min(settings.threads or max(1, cores // sharing), cores)
+    each = " each" if workers > 1 else ""
+    return f"{model.device} in {model.dtype}{several}, {threads} thread{'s' if threads > 1 else ''}{each}"
+
+
+def _speed(settings: Settings, model: ModelInfo, terms: Terms | None, streams: int) -> list[tuple[str, str]]:
+    """At keep ratio 1, the default one, and one half."""
+    if terms is None:
+        return []
+    rows: list[tuple[str, str]] = []
+    for ratio in sorted({1.0, settings.default_keep_ratio, _SHOWN_RATIO}, reverse=True):
+        share = compute(model.architecture, model.method.stages, ratio)
+        alone_ms = 1000 * (terms.alone_s + terms.alone_compute_s * share)
+        images = max(1, terms.batch_tokens // max(1, round(terms.image_tokens * share)))
+        batch_s = terms.overhead_s + images * (terms.image_s + terms.compute_s * share)
+        many = f"{_rounded(streams * images / batch_s)} images/s" if batch_s > 0 else "unknown"
+        rows.append(
+            (
+                "" if rows else "speed",
+                f"keep ratio {ratio:g}: one image in {_rounded(alone_ms)} ms, many at {many}",
+            )
+        )
+    return [*rows, ("", "(the network alone, as the warm-up measured it; decoding comes on top)")]
+
+
+def _rounded(value: float) -> str:
+    """To two digits, as more are not known."""
+    return f"{float(f'{value:.2g}'):g}" if value < 1000 else f"{value:.0f}"
+
+
+def _curl(model: ModelInfo, url: str, with_keys: bool) -> str:
+    """One request that works from here."""
+    relative = os.path.relpath(PHOTOGRAPH)
+    path = str(PHOTOGRAPH) if relative.startswith("..") else relative
+    key = '-H "Authorization: Bearer YOUR_KEY" ' if with_keys else ""
+    route = (
+        f"classify?keep_ratio={_SHOWN_RATIO:g}&top_k=2"
+        if model.labels
+        else f"embed?keep_ratio={_SHOWN_RATIO:g}"
+    )
+    return f'curl {key}--data-binary "@{path}" "{url}/v1/{route}"'
