@@ -71,6 +71,12 @@ class AdminOnly(ClientProblem):
     status, slug, title = 403, "admin-only", "The API key may not do this"
 
 
+class NotLocal(ClientProblem):
+    """Shared memory is for clients on the server's own machine, which connect without a proxy."""
+
+    status, slug, title = 403, "not-local", "This is for clients on the same machine"
+
+
 class CrossSiteRequest(ClientProblem):
     """A page of another site sent the request, and `--cors-origins` does not allow that site."""
 

@@ -39,6 +39,7 @@ from app.http.middleware.prefix import UnderPrefix
 from app.http.middleware.sites import RefuseOtherSites
 from app.http.openapi import install_openapi, operation_id
 from app.http.problems import install_problem_handlers
+from app.http.regions.table import Regions
 from app.http.routes.classify import classify_router
 from app.http.routes.direct import include
 from app.http.routes.documentation import documentation_router
@@ -49,6 +50,8 @@ from app.http.routes.models import models_router
 from app.http.routes.open_inference.infer_routes import infer_router
 from app.http.routes.open_inference.repository import repository_router
 from app.http.routes.open_inference.routes import open_inference_router
+from app.http.routes.open_inference.shared_memory import shared_memory_router
+from app.http.routes.open_inference.statistics import statistics_router
 from app.http.routes.operations import operations_router
 from app.http.routes.page import page_router
 from app.http.routes.sagemaker import sagemaker_router
@@ -94,13 +97,14 @@ def create_app(
     threads: Executor | None = None,
     listening_on: str | None = None,
     beside: Beside | None = None,
+    regions: Regions | None = None,
 ) -> FastAPI:
     """The application on these workers, with images decoded by ``decoders``: by default, in threads of this
     process; its requests traced or not. A DispatchClient is started, and it, the decoders and tracing are
     closed, with the application. ``traffic``: where to count what is under way. ``threads``: where
     images that came decoded are resized, and large answers written. ``listening_on``: the address that
     decides about the hosts that are answered; without it, all are. ``beside``: what runs while the
-    application does, and asks it too.
+    application does, and asks it too. ``regions``: clients' shared memory; without it, none is used.
 
     Raises KeysError where the API keys cannot be read.
     """
@@ -144,12 +148,20 @@ def create_app(
     for_images = (
         classify_router(classification),
         embed_router(classification),
-        infer_router(classification),
+        infer_router(classification, regions, settings.open_inference_input),
         hugging_face_router(classification),
         sagemaker_router(classification),
     )
     others = (
-        open_inference_router(classification, health, with_repository=settings.model_repository),
+        shared_memory_router(regions, classification.body_limits),
+        statistics_router(classification),
+        open_inference_router(
+            classification,
+            health,
+            settings.open_inference_input,
+            with_repository=settings.model_repository,
+            with_shared_memory=regions is not None,
+        ),
         *((repository_router(dispatch, classification.body_limits),) if settings.model_repository else ()),
         kserve_v1_router(classification, health),
         models_router(settings, dispatch),
@@ -257,6 +269,7 @@ async def run(
         traffic,
         listening_on=settings.host,
         beside=_grpc(settings),
+        regions=_regions(settings),
     )
     # The application is a great many objects that stay. Looking for garbage in them all, again and again, was
     # 44 % of what a profile saw of this process under overload, in pauses that all requests wait for.
@@ -314,6 +327,13 @@ def _is_first(told: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _regions(settings: Settings) -> Regions | None:
+    if settings.shared_memory_bytes is None:
+        return None
+    file = Path(os.environ["TRIMVIT_HTTP_REGIONS"])
+    return Regions(file, settings.shared_memory_bytes, settings.shared_memory_regions)
 
 
 async def _beat(heartbeat: Heartbeat) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Histogram, Summary
 
 from app.dispatch.fleet import Computing
 from app.messages.image import Ask, Lowered, Prediction
@@ -14,6 +14,7 @@ from app.telemetry.tallies import CounterTally, HistogramTally
 from models.schedule import Reducer, compute, macs, tokens_after
 
 _WRITE_EVERY_S = 0.25
+_MOST_SIZES = 64  # of batches, counted one by one: each is a label's value
 _MOST_REMEMBERED = 4096  # clients choose the ratios
 
 
@@ -39,6 +40,7 @@ class BatchMetrics:
         self._saved_macs = self._counter(metrics.COMPUTE_SAVED)
         self._second_runs = self._counter(metrics.SECOND_RUNS)
         self._second_macs = self._counter(metrics.COMPUTE_SECOND_RUNS)
+        self._by_model: dict[tuple[str, int], HistogramTally] = {}  # by model and images
         self._unwritten_since: float | None = None
         self._model: ModelInfo | None = None
         self._macs = 0  # of an unpruned image
@@ -85,6 +87,7 @@ class BatchMetrics:
         self._tokens.observe(tokens)
         self._fill.observe(tokens / batch_tokens)
         self._seconds.observe(done.seconds)
+        self._of_model(model.name, len(answered)).observe(done.seconds)
         if error is not None:
             self._error.observe(abs(error))
         self._count_images(model, answered)
@@ -92,12 +95,19 @@ class BatchMetrics:
             if reason is not None:
                 self._lowered[reason].add()
 
+    def _of_model(self, model: str, images: int) -> HistogramTally:
+        size = images if images <= _MOST_SIZES else 0
+        if (tally := self._by_model.get((model, size))) is None:
+            child = metrics.MODEL_BATCH_SECONDS.labels(model, str(size) if size else "more")
+            tally = self._by_model[model, size] = self._histogram(child)
+        return tally
+
     def _counter(self, counter: Counter) -> CounterTally:
         tally = CounterTally(counter)
         self._all.append(tally)
         return tally
 
-    def _histogram(self, histogram: Histogram) -> HistogramTally:
+    def _histogram(self, histogram: Histogram | Summary) -> HistogramTally:
         tally = HistogramTally(histogram)
         self._all.append(tally)
         return tally

@@ -14,6 +14,8 @@ from app.processes import background
 
 # Of a call's metadata, what the application reads as headers.
 _READ = frozenset(("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate"))
+# And what a proxy adds, by which a client is known to be elsewhere.
+_READ |= frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from app.http.routes.open_inference.tensors import HEADER_LENGTH, write_elements
 from app.wrong_values import short
 
 _LONGEST_DEADLINE_MS = 600_000
+_REGION = "shared_memory_region"
 _DEADLINES = ("deadline_ms", "timeout")
 
 _Response = message_class("ModelInferResponse")
@@ -23,28 +24,31 @@ def request_of(message: Any, left_s: float | None) -> tuple[list[bytes], int]:
     Raises InvalidValue for what the protocol does not allow, and for tensors in the fields of another type.
     """
     raw = list(message.raw_input_contents)
-    if raw and len(raw) != len(message.inputs):
+    with_data = sum(_REGION not in tensor.parameters for tensor in message.inputs)
+    if raw and len(raw) != with_data:
         raise InvalidValue(
-            f"the request has {len(message.inputs)} inputs and {len(raw)} raw_input_contents: each input "
-            "needs one, or has its data in contents"
+            f"the request has {with_data} inputs and {len(raw)} raw_input_contents: each input "
+            "needs one, or has its data in contents or in shared memory"
         )
+    left = iter(raw)
     inputs, parts = [], []
-    for index, tensor in enumerate(message.inputs):
+    for tensor in message.inputs:
+        parameters = _parameters(tensor.parameters)
+        described = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        if _REGION in parameters:
+            if tensor.HasField("contents"):
+                raise InvalidValue(
+                    f"the input {tensor.name} has contents beside shared memory; one is allowed"
+                )
+            inputs.append({**described, "parameters": parameters})
+            continue
         if raw and tensor.HasField("contents"):
             raise InvalidValue(
                 f"the input {tensor.name} has contents beside raw_input_contents; one is allowed"
             )
-        data = raw[index] if raw else _packed(tensor)
+        data = next(left) if raw else _packed(tensor)
         parts.append(data)
-        parameters = _parameters(tensor.parameters)
-        inputs.append(
-            {
-                "name": tensor.name,
-                "datatype": tensor.datatype,
-                "shape": list(tensor.shape),
-                "parameters": {**parameters, "binary_data_size": len(data)},
-            }
-        )
+        inputs.append({**described, "parameters": {**parameters, "binary_data_size": len(data)}})
     parameters = {**_parameters(message.parameters), "binary_data_output": True}
     if left_s is not None and not any(name in parameters for name in _DEADLINES):
         parameters["deadline_ms"] = max(1, min(int(left_s * 1000), _LONGEST_DEADLINE_MS))
@@ -61,14 +65,15 @@ def request_of(message: Any, left_s: float | None) -> tuple[list[bytes], int]:
 
 def response_of(answer: Answer) -> Any:
     """The ModelInferResponse that an answer of /v2/models/NAME/infer is."""
-    size = int(answer.headers[HEADER_LENGTH.lower()])
+    size = int(answer.headers.get(HEADER_LENGTH.lower(), len(answer.body)))
     head = json.loads(answer.body[:size])
     response = _Response(
         model_name=head["model_name"], model_version=head["model_version"], id=head.get("id", "")
     )
     for output in head["outputs"]:
         response.outputs.add(name=output["name"], datatype=output["datatype"], shape=output["shape"])
-        end = size + output["parameters"]["binary_data_size"]
+        # Of an output in shared memory the contents are empty, as Triton's are.
+        end = size + output.get("parameters", {}).get("binary_data_size", 0)
         response.raw_output_contents.append(answer.body[size:end])
         size = end
     return response

@@ -36,6 +36,24 @@ _CHANGE: _Fields = {
     "model_name": (2, "string"),
     "parameters": (3, "ModelRepositoryParameter{}"),
 }
+
+
+def _regions(kind: str, described: _Fields, registered: _Fields | None = None) -> dict[str, _Fields]:
+    """The messages about one kind of shared memory. ``described``: what is said of a region beside its name;
+    ``registered``: what is told to register one, where that differs."""
+    name: _Fields = {"name": (1, "string")}
+    status = f"{kind}SharedMemoryStatus"
+    return {
+        f"{status}Request": name,
+        f"{status}Response": {"regions": (1, f"{status}Response.RegionStatus{{}}")},
+        f"{status}Response.RegionStatus": {**name, **described},
+        f"{kind}SharedMemoryRegisterRequest": {**name, **(registered or described)},
+        f"{kind}SharedMemoryRegisterResponse": {},
+        f"{kind}SharedMemoryUnregisterRequest": name,
+        f"{kind}SharedMemoryUnregisterResponse": {},
+    }
+
+
 _MESSAGES: Mapping[str, _Fields] = {
     "ServerLiveRequest": {},
     "ServerLiveResponse": {"live": (1, "bool")},
@@ -106,6 +124,51 @@ _MESSAGES: Mapping[str, _Fields] = {
         "parameters": (4, "InferParameter{}"),
         "contents": (5, "InferTensorContents"),
     },
+    "ModelStatisticsRequest": _MODEL,
+    "ModelStatisticsResponse": {"model_stats": (1, "ModelStatistics[]")},
+    "ModelStatistics": {
+        "name": (1, "string"),
+        "version": (2, "string"),
+        "last_inference": (3, "uint64"),
+        "inference_count": (4, "uint64"),
+        "execution_count": (5, "uint64"),
+        "inference_stats": (6, "InferStatistics"),
+        "batch_stats": (7, "InferBatchStatistics[]"),
+        "memory_usage": (8, "MemoryUsage[]"),
+        "response_stats": (9, "InferResponseStatistics{}"),
+    },
+    "StatisticDuration": {"count": (1, "uint64"), "ns": (2, "uint64")},
+    "InferStatistics": {
+        "success": (1, "StatisticDuration"),
+        "fail": (2, "StatisticDuration"),
+        "queue": (3, "StatisticDuration"),
+        "compute_input": (4, "StatisticDuration"),
+        "compute_infer": (5, "StatisticDuration"),
+        "compute_output": (6, "StatisticDuration"),
+        "cache_hit": (7, "StatisticDuration"),
+        "cache_miss": (8, "StatisticDuration"),
+    },
+    "InferBatchStatistics": {
+        "batch_size": (1, "uint64"),
+        "compute_input": (2, "StatisticDuration"),
+        "compute_infer": (3, "StatisticDuration"),
+        "compute_output": (4, "StatisticDuration"),
+    },
+    "InferResponseStatistics": {
+        "compute_infer": (1, "StatisticDuration"),
+        "compute_output": (2, "StatisticDuration"),
+        "success": (3, "StatisticDuration"),
+        "fail": (4, "StatisticDuration"),
+        "empty_response": (5, "StatisticDuration"),
+        "cancel": (6, "StatisticDuration"),
+    },
+    "MemoryUsage": {"type": (1, "string"), "id": (2, "int64"), "byte_size": (3, "uint64")},
+    **_regions("System", {"key": (2, "string"), "offset": (3, "uint64"), "byte_size": (4, "uint64")}),
+    **_regions(
+        "Cuda",
+        {"device_id": (2, "uint64"), "byte_size": (3, "uint64")},
+        {"raw_handle": (2, "bytes"), "device_id": (3, "int64"), "byte_size": (4, "uint64")},
+    ),
     "ModelConfigRequest": _MODEL,
     "RepositoryIndexRequest": {"repository_name": (1, "string"), "ready": (2, "bool")},
     "RepositoryIndexResponse": {"models": (1, "RepositoryIndexResponse.ModelIndex[]")},
@@ -160,6 +223,12 @@ METHODS = (
     "RepositoryIndex",
     "RepositoryModelLoad",
     "RepositoryModelUnload",
+    "ModelStatistics",
+    *(
+        f"{kind}SharedMemory{verb}"
+        for kind in ("System", "Cuda")
+        for verb in ("Status", "Register", "Unregister")
+    ),
 )
 
 _FIELD = FieldDescriptorProto
@@ -211,7 +280,7 @@ def _add_field(message: DescriptorProto, full_name: str, name: str, number: int,
         field.label = _FIELD.LABEL_REPEATED
         kind = kind.removesuffix("[]")
     elif kind.endswith("{}"):
-        entry = message.nested_type.add(name=f"{name.title()}Entry")
+        entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
         entry.options.map_entry = True
         _add_field(entry, full_name, "key", 1, "string")
         _add_field(entry, full_name, "value", 2, kind.removesuffix("{}"))

@@ -15,6 +15,7 @@ from app.grpc.asking import Answer, Caller, ask, caller
 from app.grpc.inference import request_of, response_of
 from app.grpc.protocol import METHODS, POOL, SERVICE, message_class
 from app.http.paths import (
+    MODEL_STATISTICS,
     OPEN_INFERENCE,
     OPEN_INFERENCE_LIVE,
     OPEN_INFERENCE_READY,
@@ -22,6 +23,7 @@ from app.http.paths import (
     REPOSITORY_MODELS,
 )
 from app.http.routes.model_names import MODELS_FOLDER
+from app.http.routes.open_inference.shared_memory import CUDA, SYSTEM
 from app.http.routes.open_inference.tensors import HEADER_LENGTH
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -201,6 +203,50 @@ def _readable(value: Any) -> Any:
     return None if isinstance(value, bytes) else value
 
 
+async def _model_statistics(message: Any, call: _Call) -> Any:
+    path = _of_model(message.name, message.version, "/stats") if message.name else MODEL_STATISTICS.path
+    answer = await call.found(await call.get(path))
+    return _response("ModelStatistics", answer.document)
+
+
+async def _regions(message: Any, call: _Call) -> Any:
+    answer = await call.found(await call.get(_of_region(SYSTEM, message.name, "/status")))
+    return _response(
+        "SystemSharedMemoryStatus", {"regions": {each["name"]: each for each in answer.document}}
+    )
+
+
+async def _register(message: Any, call: _Call) -> Any:
+    asked = {"key": message.key, "offset": message.offset, "byte_size": message.byte_size}
+    path = f"{SYSTEM}/region/{message.name}/register"
+    await call.found(await call.post(path, [json.dumps(asked).encode()]))
+    return _response("SystemSharedMemoryRegister", {})
+
+
+async def _unregister(message: Any, call: _Call) -> Any:
+    await call.found(await call.post(_of_region(SYSTEM, message.name, "/unregister"), []))
+    return _response("SystemSharedMemoryUnregister", {})
+
+
+async def _cuda_regions(message: Any, call: _Call) -> Any:
+    await call.found(await call.get(_of_region(CUDA, message.name, "/status")))
+    return _response("CudaSharedMemoryStatus", {})
+
+
+async def _cuda_register(message: Any, call: _Call) -> Any:
+    await call.found(await call.post(f"{CUDA}/region/{message.name}/register", []))
+    return _response("CudaSharedMemoryRegister", {})
+
+
+async def _cuda_unregister(message: Any, call: _Call) -> Any:
+    await call.found(await call.post(_of_region(CUDA, message.name, "/unregister"), []))
+    return _response("CudaSharedMemoryUnregister", {})
+
+
+def _of_region(folder: str, name: str, part: str) -> str:
+    return folder + (f"/region/{name}" if name else "") + part
+
+
 def _response(name: str, content: dict[str, Any]) -> Any:
     """The message of that answer. What /v2 says beyond the protocol's fields is left out."""
     return ParseDict(
@@ -219,4 +265,11 @@ _ANSWERS: dict[str, Callable[[Any, _Call], Awaitable[Any]]] = {
     "RepositoryIndex": _repository_index,
     "RepositoryModelLoad": _repository_model("load"),
     "RepositoryModelUnload": _repository_model("unload"),
+    "ModelStatistics": _model_statistics,
+    "SystemSharedMemoryStatus": _regions,
+    "SystemSharedMemoryRegister": _register,
+    "SystemSharedMemoryUnregister": _unregister,
+    "CudaSharedMemoryStatus": _cuda_regions,
+    "CudaSharedMemoryRegister": _cuda_register,
+    "CudaSharedMemoryUnregister": _cuda_unregister,
 }

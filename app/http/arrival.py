@@ -1,10 +1,10 @@
-"""When a request came: deadlines count from when its head was there."""
+"""When a request came: deadlines count from when its head was there. And when its images were answered."""
 
 import time
 
 from starlette.types import Scope
 
-_ARRIVED = "arrived"
+_ARRIVED, _ANSWERED = "arrived", "answered"
 
 
 def arrives(scope: Scope) -> None:
@@ -20,3 +20,14 @@ def seconds_since(scope: Scope) -> float:
         arrives(scope)
         return 0.0
     return time.perf_counter() - came
+
+
+def images_answered(scope: Scope) -> None:
+    """Note that its last image was answered now: what follows is the writing of its answer."""
+    scope["state"][_ANSWERED] = time.perf_counter()
+
+
+def seconds_since_answered(scope: Scope) -> float:
+    """How long ago its last image was answered."""
+    answered: float = scope["state"][_ANSWERED]
+    return time.perf_counter() - answered

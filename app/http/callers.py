@@ -23,6 +23,11 @@ def named_caller_of(scope: Scope) -> str | None:
     return named
 
 
+def key_name_of(scope: Scope) -> str:
+    """The name that the request's API key stands for; empty where none is asked for."""
+    return named_caller_of(scope) or ""
+
+
 def max_priority_of(scope: Scope, settings: SecuritySettings) -> Priority:
     """The highest priority that the caller may ask for: what the line of its API key says, else the
     setting."""

@@ -19,7 +19,7 @@ from app.dispatch.questions import Expected, Question
 from app.dispatch.slot import Slot
 from app.errors import DeadlinePassed, InvalidValue, NotFound, NotReady, Problem
 from app.http.answer_cache import AnswerCache, CachedAnswer
-from app.http.arrival import seconds_since
+from app.http.arrival import images_answered, seconds_since
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of, max_priority_of, named_caller_of
@@ -206,12 +206,13 @@ class Classification:
         """All answers in order, with all classes' ``logits`` and with the ``features`` if asked for, or the
         first Problem. Deadlines count from when the request came. Raises ClientDisconnect where the client,
         whose body has been read, goes away first."""
-        with Outcomes(len(images)), self._dispatch.using(model):
+        with Outcomes(len(images), model.name, request.scope), self._dispatch.using(model):
             work = [
                 self._answer(image, index, model, request.scope, logits=logits, features=features)
                 for index, image in enumerate(images)
             ]
             answered = await unless_gone(request, all_or_first_problem(work))
+        images_answered(request.scope)
         metrics.labelled(metrics.IMAGES, "answered").inc(len(images))
         return answered
 
@@ -222,12 +223,13 @@ class Classification:
         the place of its answer."""
         if images[0].options.errors == "first":
             return [*await self.answers(request, images, model, features=features)]
-        with Outcomes(len(images)), self._dispatch.using(model):
+        with Outcomes(len(images), model.name, request.scope), self._dispatch.using(model):
             work = [
                 self._answer(image, index, model, request.scope, logits=False, features=features)
                 for index, image in enumerate(images)
             ]
             each = await unless_gone(request, answers_or_problems(work))
+        images_answered(request.scope)
         for one in each:
             outcome = one.slug if isinstance(one, Problem) else "answered"
             metrics.labelled(metrics.IMAGES, outcome).inc()

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from app.http.routes.hugging_face import HuggingFaceRequest
 from app.http.routes.kserve_v1 import PredictRequest
 from app.http.routes.open_inference.schemas import InferRequest
+from app.http.routes.open_inference.shared_memory import RegionRequest
 from app.http.routes.plain_errors import ErrorAnswer
 from app.http.schemas import ClassifyRequest, EmbedRequest, JsonImage, JsonImageToEmbed, ProblemDocument
 
@@ -25,6 +26,7 @@ _BY_HAND: Sequence[type[BaseModel]] = (
     ProblemDocument,
     ErrorAnswer,
     InferRequest,
+    RegionRequest,
     HuggingFaceRequest,
     PredictRequest,
 )

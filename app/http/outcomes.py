@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from app.errors import Problem
+from app.http.model_counts import failed
 from app.telemetry import metrics
 
 _T = TypeVar("_T")
@@ -16,10 +18,12 @@ Answers = Sequence[Coroutine[Any, Any, _T]]
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Counts the images that end within, in a problem or with their client. (A generator would take thrice as
-    long to enter and leave.)"""
+    """Counts the images that end within, in a problem or with their client, and where the ``model`` is known,
+    their request of this ``scope``. (A generator would take thrice as long to enter and leave.)"""
 
     images: int
+    model: str | None = None
+    scope: Scope | None = None
 
     def __enter__(self) -> None:
         """There is nothing to begin."""
@@ -29,6 +33,10 @@ class Outcomes:
             metrics.labelled(metrics.IMAGES, error.slug).inc(self.images)
         elif isinstance(error, ClientDisconnect):
             metrics.labelled(metrics.IMAGES, "client-gone").inc(self.images)
+        else:
+            return
+        if self.model is not None and self.scope is not None:
+            failed(self.model, self.scope)
 
 
 async def all_or_first_problem(answers: Answers[_T]) -> list[_T]:

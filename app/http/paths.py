@@ -57,6 +57,7 @@ OPEN_INFERENCE_LIVE = KnownPath("/v2/health/live", public=True, traced=False, pl
 OPEN_INFERENCE_READY = KnownPath("/v2/health/ready", public=True, traced=False, plain_errors=True)
 REPOSITORY_INDEX = KnownPath("/v2/repository/index", plain_errors=True)
 REPOSITORY_MODELS = KnownPath("/v2/repository/models/", plain_errors=True)
+MODEL_STATISTICS = KnownPath("/v2/models/stats", plain_errors=True)
 OPEN_INFERENCE_REST = KnownPath("/v2/", plain_errors=True)
 
 PATHS = tuple(value for value in globals().values() if isinstance(value, KnownPath))

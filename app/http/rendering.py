@@ -12,6 +12,7 @@ from app.http.answers import longest, problem_json, result_json
 from app.http.arrival import seconds_since
 from app.http.callers import caller_of
 from app.http.classification import AnsweredImage, RequestedImage
+from app.http.model_counts import count
 from app.messages.image import Prediction
 from app.messages.model import ModelInfo
 from app.telemetry import metrics, tallies
@@ -24,9 +25,11 @@ _FLOAT_BYTES = 4
 Render = Callable[..., bytes]
 
 
-def timings_ms(images: Sequence[AnsweredImage | Problem], scope: Scope) -> dict[str, float]:
+def timings_ms(images: Sequence[AnsweredImage | Problem], model: ModelInfo, scope: Scope) -> dict[str, float]:
     """Milliseconds of each phase, of several answered images the longest, and since the request of this
-    ``scope`` came; counted in the metrics image by image."""
+    ``scope`` came, whose answer has been written. Counted in the metrics image by image, and as a request to
+    the model."""
+    count(images, model.name, scope)
     total_s = seconds_since(scope)
     answered = [image for image in images if not isinstance(image, Problem)]
     timings = {

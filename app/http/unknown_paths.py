@@ -26,12 +26,10 @@ _INFER = "POST /v2/models/NAME/infer classifies images"
 # The whole path of a route that other servers have, and what stands in its place here. The first one holds.
 _OF_OTHERS: tuple[tuple[str, str], ...] = (
     # Triton and KServe.
-    (r"/v2/models(/.+)?/stats", f"Triton's statistics are not offered; {_METRICS}"),
     (r"/v2/repository(/.*)?|/v2/models/.+/(un)?load", _REPOSITORY),
     (
         r"/v2/(system|cuda)sharedmemory(/.*)?",
-        "Triton's shared memory is not offered: data comes and goes with the request, as JSON or binary "
-        f"tensors; {_INFER}",
+        "of Triton's shared memory there is the system's: POST /v2/systemsharedmemory/region/NAME/register",
     ),
     (r"/v2(/models/.+)?/(trace/setting|logging)", "trace and log settings cannot be changed while it runs"),
     (r"/v2/models/.+/(generate|generate_stream|explain)", f"only infer is offered: {_INFER}"),

@@ -90,6 +90,7 @@ def front_end_variables(
         "TRIMVIT_HTTP_OPERATIONS_SOCKETS": " ".join(map(str, operations)),
         "TRIMVIT_HTTP_DISPATCHER": str(files.socket),
         "TRIMVIT_HTTP_SLOTS": str(slots),
+        "TRIMVIT_HTTP_REGIONS": str(files.folder / "regions"),
     }
 
 

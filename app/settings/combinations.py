@@ -25,6 +25,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "--grpc-calls has no effect without --grpc-port: give both, or neither"
     if "answer_cache_shared" in given and not settings.answer_cache_bytes:
         yield "--answer-cache-shared has no effect without --answer-cache-bytes: give both, or neither"
+    if "shared_memory_regions" in given and settings.shared_memory_bytes is None:
+        yield "--shared-memory-regions has no effect without --shared-memory-bytes: give both, or neither"
     if settings.grpc_port == settings.port:
         yield f"--port and --grpc-port are both {settings.port}: choose another for one of them"
     if settings.grpc_port is not None and settings.grpc_port == settings.operations_port:

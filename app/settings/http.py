@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-from app.settings.types import Addresses, Host, RootPath
+from app.settings.types import Addresses, Host, InputName, RootPath
 
 
 class HttpSettings(BaseModel):
@@ -32,6 +32,20 @@ class HttpSettings(BaseModel):
         le=65535,
         description="gRPC calls at a time in each HTTP process. Each may hold a message of as many bytes as "
         "a body may have.",
+    )
+    open_inference_input: InputName | None = Field(
+        None,
+        description="The one input that models have in the Open Inference Protocol, image or pixels, for "
+        "clients that send all there are, such as perf_analyzer. Default: both, of which a request has one.",
+    )
+    shared_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Bytes of shared memory that clients on this machine may register as regions, all "
+        "together, for tensors of the Open Inference Protocol. Default: shared memory is not used.",
+    )
+    shared_memory_regions: int = Field(
+        256, ge=1, description="Regions of shared memory that may be registered at a time."
     )
     trusted_proxies: Addresses = Field(
         None,

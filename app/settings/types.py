@@ -93,5 +93,6 @@ Devices = Annotated[str, AfterValidator(_devices)]
 Host = Annotated[str, AfterValidator(_host)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...] | None, BeforeValidator(_names)]
 CudaGraphs = Literal["auto", "off"]
+InputName = Literal["image", "pixels"]  # of the Open Inference Protocol
 Addresses = Annotated[tuple[Annotated[str, AfterValidator(_address)], ...] | None, BeforeValidator(_names)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, BeforeValidator(_names)]

@@ -17,12 +17,14 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Summary,
     generate_latest,
     values,
 )
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
 
-Labelled = TypeVar("Labelled", Counter, Gauge, Histogram)
+Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
 
 SLOT_VARIABLE = "TRIMVIT_METRICS_SLOT"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -74,6 +76,24 @@ ANSWER_CACHE_BYTES = Gauge(
     "Memory of the answer caches of all HTTP processes.",
     multiprocess_mode="livesum",
 )
+MODEL_REQUEST_SECONDS = Summary(
+    "trimvit_model_request_seconds",
+    "From the head of a request for images to its answer, by model and outcome: success or fail.",
+    ["model", "outcome"],
+)
+MODEL_REQUEST_IMAGES = Summary("trimvit_model_request_images", "Images of an answered request.", ["model"])
+MODEL_PHASE_SECONDS = Summary(
+    "trimvit_model_phase_seconds",
+    "Time of an answered request in a phase, of several images that of the slowest: decode, queue, compute, "
+    "render.",
+    ["model", "phase"],
+)
+MODEL_LAST_REQUEST = Gauge(
+    "trimvit_model_last_request_timestamp_seconds",
+    "When a request was last answered, in Unix time.",
+    ["model"],
+    multiprocess_mode="mostrecent",
+)
 DECODERS_REPLACED = Counter(
     "trimvit_decoders_replaced",
     "Decoding processes replaced, by cause: slow (an image over the time limit) or died.",
@@ -113,6 +133,11 @@ BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_
 BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)
 BATCH_FILL = Histogram("trimvit_batch_fill", "Share of the token budget that a batch used.", buckets=_SHARES)
 BATCH_SECONDS = Histogram("trimvit_batch_seconds", "Time to compute a batch.", buckets=_SECONDS)
+MODEL_BATCH_SECONDS = Summary(
+    "trimvit_model_batch_seconds",
+    "Time to compute a batch, by the number of its images: 1 to 64, or more.",
+    ["model", "images"],
+)
 PREDICTION_ERROR = Histogram(
     "trimvit_batch_prediction_error",
     "By how much of its predicted time a batch took longer or shorter.",

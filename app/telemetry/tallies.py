@@ -12,7 +12,7 @@ import asyncio
 import os
 from bisect import bisect_left
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from app.telemetry import metrics
 
@@ -38,9 +38,9 @@ class CounterTally:
 
 
 class HistogramTally:
-    """What is to be added to a histogram without labels."""
+    """What is to be added to a histogram or a summary, of which ``histogram`` has no labels or is a child."""
 
-    def __init__(self, histogram: Histogram) -> None:
+    def __init__(self, histogram: Histogram | Summary) -> None:
         self._histogram = histogram
         self._values: list[float] = []
 
@@ -55,17 +55,19 @@ class HistogramTally:
             self._values = []
 
 
-_observed: dict[tuple[Histogram, tuple[str, ...]], list[float]] = {}
+Observed = Histogram | Summary | Gauge
+
+_observed: dict[tuple[Observed, tuple[str, ...]], list[float]] = {}
 _shares_files = metrics.SLOT_VARIABLE in os.environ
 _due = False
 
 
-def observe(histogram: Histogram, value: float, *labels: str) -> None:
-    """Observe a value of the histogram with these labels."""
+def observe(metric: Observed, value: float, *labels: str) -> None:
+    """Observe a value of the histogram or summary with these labels, or set the gauge to it."""
     if _keeps():
-        _observed.setdefault((histogram, labels), []).append(value)
+        _observed.setdefault((metric, labels), []).append(value)
     else:
-        _child(histogram, labels).observe(value)
+        observe_all(_child(metric, labels), [value])
 
 
 def write() -> None:
@@ -73,12 +75,22 @@ def write() -> None:
     global _due, _observed
     _due = False
     observed, _observed = _observed, {}
-    for (histogram, labels), values in observed.items():
-        observe_all(_child(histogram, labels), values)
+    for (metric, labels), values in observed.items():
+        observe_all(_child(metric, labels), values)
 
 
-def observe_all(histogram: Histogram, values: list[float]) -> None:
+def observe_all(metric: Observed, values: list[float]) -> None:
     """As `observe` of each value. The client library has no such call."""
+    if isinstance(metric, Gauge):
+        metric.set(values[-1])
+    elif isinstance(metric, Summary):
+        metric._count.inc(len(values))
+        metric._sum.inc(sum(values))
+    else:
+        _count_in_buckets(metric, values)
+
+
+def _count_in_buckets(histogram: Histogram, values: list[float]) -> None:
     buckets: dict[int, int] = {}
     for value in values:
         place = bisect_left(histogram._upper_bounds, value)
@@ -103,5 +115,5 @@ def _keeps() -> bool:
     return True
 
 
-def _child(histogram: Histogram, labels: tuple[str, ...]) -> Histogram:
-    return metrics.labelled(histogram, *labels) if labels else histogram
+def _child(metric: Observed, labels: tuple[str, ...]) -> Observed:
+    return metrics.labelled(metric, *labels) if labels else metric

@@ -5,13 +5,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from app.telemetry import metrics
 
 # Given to every series by the scrape, and to the buckets of histograms by their format.
 TARGET_LABELS = frozenset({"job", "instance"})
-SUFFIXES = {Counter: ("_total",), Gauge: ("",), Histogram: ("_bucket", "_sum", "_count")}
+SUFFIXES = {
+    Counter: ("_total",),
+    Gauge: ("",),
+    Histogram: ("_bucket", "_sum", "_count"),
+    Summary: ("_sum", "_count"),
+}
 
 _SELECTOR = re.compile(r"\b(?P<name>trimvit_\w+)(?:\{(?P<matchers>[^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')

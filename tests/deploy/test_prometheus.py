@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from app.telemetry import metrics
 from tests.deploy.promql import SUFFIXES, dashboard_queries
@@ -39,6 +39,8 @@ LABELS = {
     "process": ["http-0"],
     "cause": ["slow", "died"],
     "task": ["metrics"],
+    "model": ["toy"],
+    "images": ["1", "more"],
 }
 EVERY_S, UNTIL_S = 15, 600
 START = 1_700_000_000
@@ -133,6 +135,9 @@ def samples(kind: type, metric: Any, second: int) -> Iterator[tuple[str, dict[st
             yield "_bucket", {"le": edge}, second * (number + 1) // len(bounds)
         yield "_count", {}, second
         yield "_sum", {}, second * bounds[0]
+    elif kind is Summary:
+        yield "_count", {}, second
+        yield "_sum", {}, second / 2
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with the bundled model, for tests that do it no harm."""
-    flags = ("--log-level", "debug", "--grpc-port", str(free_port()))
+    flags = ("--log-level", "debug", "--grpc-port", str(free_port()), "--shared-memory-bytes", "10000000")
     with running_server(tmp_path_factory.mktemp("server"), *flags) as running:
         yield running
 

@@ -16,6 +16,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from google.protobuf import json_format
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
@@ -241,14 +242,47 @@ def test_tritonclient_shows_what_was_wrong(client: triton.InferenceServerClient)
         assert words in caught.value.message()
 
 
+def statistics(client: Any) -> dict[str, Any]:
+    """Of the model, as either of Triton's clients reads them: uint64 comes as a string over gRPC."""
+    for found in (client.get_inference_statistics(MODEL, "1"), client.get_inference_statistics()):
+        if isinstance(client, triton_grpc.InferenceServerClient):
+            found = json_format.MessageToDict(found, preserving_proto_field_name=True)
+        (stats,) = found["model_stats"]
+    assert (stats["name"], stats["version"]) == (MODEL, "1")
+    counted: dict[str, Any] = stats
+    return counted
+
+
+def test_both_of_tritons_clients_read_the_same_statistics(
+    server: Server, client: triton.InferenceServerClient, grpc_client: triton_grpc.InferenceServerClient
+) -> None:
+    """Of requests over HTTP and gRPC together, whichever front end answered them."""
+    before = statistics(client)
+    for _ in range(5):
+        client.infer(MODEL, [image_input(PHOTOGRAPHS[:2])])
+        grpc_client.infer(MODEL, [grpc_input(PHOTOGRAPHS[:1])])
+    over_grpc, after = statistics(grpc_client), statistics(client)
+    for name in ("inference_count", "execution_count", "last_inference"):
+        assert int(over_grpc[name]) == after[name]
+    assert after["inference_count"] - before["inference_count"] == 15
+    assert 10 <= after["execution_count"] - before["execution_count"] <= 15
+    for name, duration in after["inference_stats"].items():
+        assert int(over_grpc["inference_stats"][name].get("count", 0)) == duration["count"]
+        came = duration["count"] - before["inference_stats"][name]["count"]
+        assert came == (0 if name == "fail" else 10)
+        assert (duration["ns"] > before["inference_stats"][name]["ns"]) == (name != "fail")
+    assert sum(each["compute_infer"]["count"] for each in after["batch_stats"]) == after["execution_count"]
+    batched = sum(each["batch_size"] * each["compute_infer"]["count"] for each in after["batch_stats"])
+    assert batched == after["inference_count"]
+    client.infer(MODEL, [image_input(PHOTOGRAPHS[:1])])
+    assert statistics(client)["last_inference"] > after["last_inference"]
+
+
 def test_what_triton_has_beside_is_told_by_what_stands_here(client: triton.InferenceServerClient) -> None:
-    """Its clients show why there are no statistics, no repository and no shared memory."""
+    """Its clients show why there is no repository."""
     for call, words in (
-        (lambda: client.get_inference_statistics(MODEL), "statistics are not offered; GET /metrics"),
-        (client.get_inference_statistics, "statistics are not offered; GET /metrics"),
         (client.get_model_repository_index, "--model-repository"),
         (lambda: client.load_model(MODEL), "--model-repository"),
-        (client.get_system_shared_memory_status, "shared memory is not offered"),
     ):
         with pytest.raises(InferenceServerException) as caught:
             call()

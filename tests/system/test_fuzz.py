@@ -73,7 +73,7 @@ def send_mutants(server: Server, images: Iterator[bytes]) -> Counter[int]:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of its own, whose processes are counted."""
-    with running_server(tmp_path_factory.mktemp("fuzzed")) as server:
+    with running_server(tmp_path_factory.mktemp("fuzzed"), "--shared-memory-bytes", "1000000") as server:
         yield server
 
 

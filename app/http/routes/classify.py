@@ -51,7 +51,7 @@ async def classified(request: Request, classification: Classification) -> Respon
     model = await classification.model(request, [image.options for image in images])
     answered = await classification.answers_or_problems(request, images, model)
     results = await results_of(request.scope, images, answered, model, classification.work)
-    timings = timings_ms(answered, request.scope)
+    timings = timings_ms(answered, model, request.scope)
     status, headers = status_and_headers(answered)
     return in_pieces(
         pieces_of_results(model.name, results, timings),

@@ -87,12 +87,12 @@ def embed_router(classification: Classification) -> APIRouter:
         if as_bytes:
             answered = await classification.answers(request, images, model, features=True)
             content = _bytes_of(images, answered)
-            timings = timings_ms(answered, request.scope)
+            timings = timings_ms(answered, model, request.scope)
             headers = {**_numbers_of(answered, model.features), **_headers(answered, timings)}
             return Response(content, media_type=RAW, headers=headers)
         ended = await classification.answers_or_problems(request, images, model, features=True)
         results = await results_of(request.scope, images, ended, model, classification.work, embedding_json)
-        timings = timings_ms(ended, request.scope)
+        timings = timings_ms(ended, model, request.scope)
         status, headers = status_and_headers(ended)
         return in_pieces(
             pieces_of_results(model.name, results, timings),

@@ -116,7 +116,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
             problem.image = None  # there is but one
             raise
         labels = _labels(answered[0], model, function)
-        timings = timings_ms(answered, request.scope)
+        timings = timings_ms(answered, model, request.scope)
         headers = {"Server-Timing": server_timing(timings), **image_headers(answered)}
         return JSONResponse(labels, headers=headers)
 

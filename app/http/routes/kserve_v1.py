@@ -136,7 +136,7 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
         model = await model_of(request, classification, options, model_name, KSERVE_V1.path)
         answered = await classification.answers(request, images, model)
         results = await results_of(request.scope, images, answered, model, classification.work)
-        timings = timings_ms(answered, request.scope)
+        timings = timings_ms(answered, model, request.scope)
         return Response(
             b'{"predictions":[' + b",".join(results) + b"]}",
             media_type=JSON,

@@ -18,7 +18,13 @@ from app.nearest import did_you_mean
 from app.wrong_values import no_such, short
 
 MODELS_FOLDER = OPEN_INFERENCE_REST.path + "models/"
-_PARTS = ("infer", "ready", "config", "versions/1")  # what a path may go on with after a model's name
+_PARTS = (
+    "infer",
+    "ready",
+    "config",
+    "stats",
+    "versions/1",
+)  # what a path may go on with after a model's name
 VERSION = "1"  # a model has one version
 
 
@@ -26,7 +32,7 @@ class ModelNameConvertor(Convertor[str]):
     """A model's name in a path: it may have slashes (hf-hub:owner/name), but behind them none of the words
     that the protocol's paths go on with."""
 
-    regex = "[^/]+(?:/(?!(?:versions|ready|config|infer)(?:/|$))[^/]+)*"
+    regex = "[^/]+(?:/(?!(?:versions|ready|config|infer|stats)(?:/|$))[^/]+)*"
 
     def convert(self, value: str) -> str:
         """As it stands."""

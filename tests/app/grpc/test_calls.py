@@ -17,11 +17,16 @@ from app.errors import DeadlinePassed, NotReady, Overloaded, Problem
 from app.grpc.asking import caller
 from app.grpc.protocol import SERVICE, message_class
 from app.grpc.server import grpc_server
+from app.http.regions import memory
+from app.http.regions.table import Regions
 from app.main import create_app
 from app.settings.settings import Settings
 from tests.app.fakes import MODEL, FakeDispatch, encoded
+from tests.app.http.regions.conftest import make_memory
 from tests.app.security.test_tls import self_signed
 from tests.system.server import free_port
+
+__all__ = ["make_memory"]
 
 pytestmark = pytest.mark.anyio
 
@@ -53,10 +58,12 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(dispatch: FakeDispatch, **given: Any) -> AsyncIterator[Client]:
+async def serving(
+    dispatch: FakeDispatch, regions: Regions | None = None, **given: Any
+) -> AsyncIterator[Client]:
     port = free_port()
     settings, target = Settings(grpc_port=port, **given), f"127.0.0.1:{port}"
-    app = create_app(settings, dispatch)
+    app = create_app(settings, dispatch, regions=regions)
     async with (
         app.router.lifespan_context(app),
         grpc_server(app, settings),
@@ -160,6 +167,76 @@ async def test_what_is_known_of_server_and_model(client: Client) -> None:
     assert all(tensor.optional for tensor in config.input)
 
 
+async def test_statistics_are_those_of_v2(client: Client) -> None:
+    """Of one model, and of all where none is named; what batches have no time for is not set."""
+    before = (await client.call("ModelStatistics", name=NAME, version="1")).model_stats[0]
+    await client.call("ModelInfer", infer(encoded(), encoded()))
+    response = await client.call("ModelStatistics")
+    assert [each.name for each in response.model_stats] == [NAME]
+    after = response.model_stats[0]
+    assert after.inference_count == before.inference_count + 2
+    assert after.inference_stats.success.count == before.inference_stats.success.count + 1
+    assert after.inference_stats.queue.ns > before.inference_stats.queue.ns
+    assert after.last_inference >= before.last_inference > 1_700_000_000_000 or before.last_inference == 0
+    assert not any(each.HasField("compute_input") for each in after.batch_stats)
+
+
+async def test_tensors_may_lie_in_shared_memory(
+    dispatch: FakeDispatch, tmp_path: Path, make_memory: Callable[[bytes], str]
+) -> None:
+    """Registered, told, read, written and forgotten as over HTTP; what lies there has empty contents."""
+    key = make_memory(bytes(range(12)) + bytes(100))
+    regions = Regions(tmp_path / "regions", most_bytes=1000, most_regions=2)
+    async with serving(dispatch, regions=regions) as client:
+        await client.call("SystemSharedMemoryRegister", name="r", key=key, offset=0, byte_size=112)
+        told = (await client.call("SystemSharedMemoryStatus")).regions
+        assert [(each.name, each.key, each.offset, each.byte_size) for each in told.values()] == [
+            ("r", key, 0, 112)
+        ]
+        message = message_class("ModelInferRequest")(model_name=NAME)
+        tensor = message.inputs.add(name="pixels", datatype="UINT8", shape=[1, 2, 2, 3])
+        place(tensor, 12)
+        place(message.outputs.add(name="keep_ratio"), 4, offset=20)
+        message.outputs.add(name="index")
+        message.parameters["keep_ratio"].double_param = 0.5
+        response = await client.call("ModelInfer", message)
+        assert values(response, "keep_ratio") == b""
+        assert len(values(response, "index")) == 20
+        assert memory.read(key, 20, 4) == struct.pack("<f", 0.5)
+        tensor.contents.uint_contents.append(1)
+        code, why = await client.refused("ModelInfer", message)
+        assert (code, "beside shared memory" in why) == (Code.INVALID_ARGUMENT, True)
+        code, why = await client.refused("SystemSharedMemoryRegister", name="x", key="../x", byte_size=1)
+        assert (code, "no name of POSIX" in why) == (Code.INVALID_ARGUMENT, True)
+        assert (await client.refused("SystemSharedMemoryStatus", name="x"))[0] == Code.NOT_FOUND
+        await client.call("CudaSharedMemoryUnregister")
+        assert not (await client.call("CudaSharedMemoryStatus")).regions
+        assert (await client.refused("CudaSharedMemoryRegister", name="x"))[0] == Code.NOT_FOUND
+        forwarded = await client.refused(
+            "SystemSharedMemoryStatus", metadata=(("x-forwarded-for", "10.0.0.1"),)
+        )
+        assert forwarded[0] == Code.PERMISSION_DENIED
+        await client.call("SystemSharedMemoryUnregister", name="r")
+        assert not (await client.call("SystemSharedMemoryStatus")).regions
+
+
+def place(tensor: Any, size: int, offset: int = 0) -> None:
+    tensor.parameters["shared_memory_region"].string_param = "r"
+    tensor.parameters["shared_memory_byte_size"].int64_param = size
+    tensor.parameters["shared_memory_offset"].int64_param = offset
+
+
+async def test_tritons_parameter_of_streams_has_no_effect(client: Client) -> None:
+    """perf_analyzer sends it with every request."""
+    message = infer(encoded())
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    assert (await client.call("ModelInfer", message)).outputs
+    message.parameters["triton_enable_empty_final_response"].string_param = "yes"
+    code, why = await client.refused("ModelInfer", message)
+    assert code == Code.INVALID_ARGUMENT
+    assert "triton_enable_empty_final_response" in why
+
+
 async def test_a_server_without_workers_is_not_ready(client: Client, dispatch: FakeDispatch) -> None:
     dispatch.model = None
     assert (await client.call("ServerLive")).live
@@ -180,7 +257,7 @@ async def test_health_is_of_the_server_and_of_the_service(client: Client) -> Non
     assert caught.value.code() == Code.NOT_FOUND
 
 
-@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata", "ModelConfig"])
+@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"])
 async def test_another_model_is_not_found(client: Client, method: str) -> None:
     code, why = await client.refused(method, name="other")
     assert code == Code.NOT_FOUND

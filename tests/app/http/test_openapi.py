@@ -65,7 +65,7 @@ def _with_sound_images(case: schemathesis.Case) -> bool:
     """Put a real image wherever the case has made one up, and the model's name: else hardly a request would
     get past decoding."""
     if case.path_parameters:
-        case.path_parameters = {"model_name": MODEL.name, "model_version": "1"}
+        case.path_parameters = {"model_name": MODEL.name, "model_version": "1", "region_name": "images"}
     body: Any = copy.deepcopy(case.body)  # cases share what they are made of
     if case.media_type == "application/octet-stream":
         case.body = SOUND
@@ -123,6 +123,16 @@ def test_every_route_is_in_the_document() -> None:
         ("/v2/models/{model_name}/versions/{model_version}/ready", "get"),
         ("/v2/models/{model_name}/versions/{model_version}/config", "get"),
         ("/v2/models/{model_name}/versions/{model_version}/infer", "post"),
+        ("/v2/models/stats", "get"),
+        ("/v2/systemsharedmemory/status", "get"),
+        ("/v2/systemsharedmemory/unregister", "post"),
+        ("/v2/systemsharedmemory/region/{region_name}/status", "get"),
+        ("/v2/systemsharedmemory/region/{region_name}/register", "post"),
+        ("/v2/systemsharedmemory/region/{region_name}/unregister", "post"),
+        ("/v2/cudasharedmemory/status", "get"),
+        ("/v2/cudasharedmemory/unregister", "post"),
+        ("/v2/models/{model_name}/stats", "get"),
+        ("/v2/models/{model_name}/versions/{model_version}/stats", "get"),
         ("/", "get"),
         ("/", "post"),
         ("/models/{model_name}", "post"),
@@ -279,7 +289,8 @@ def _example(schema: dict[str, Any]) -> Any:
 EXAMPLES = [
     (path, example)
     for path, method, operation in _operations()
-    if method == "post"
+    # No client's shared memory is there to be registered.
+    if method == "post" and "sharedmemory" not in path
     for schema in _json_bodies(operation)
     for example in (schema.get("examples") or [_example(schema)])
 ]

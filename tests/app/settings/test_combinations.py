@@ -16,6 +16,10 @@ from app.settings.settings import Settings
         ({"host": "::", "port": 9000, "operations_port": 9000}, "are both 9000: choose another"),
         ({"grpc_calls": 10}, "--grpc-calls has no effect without --grpc-port"),
         ({"answer_cache_shared": True}, "--answer-cache-shared has no effect without --answer-cache-bytes"),
+        (
+            {"shared_memory_regions": 10},
+            "--shared-memory-regions has no effect without --shared-memory-bytes",
+        ),
         ({"port": 9000, "grpc_port": 9000}, "--port and --grpc-port are both 9000"),
         ({"operations_port": 9000, "grpc_port": 9000}, "--operations-port and --grpc-port are both 9000"),
         ({"tls_key": Path("key.pem")}, "go together"),
@@ -53,6 +57,7 @@ def test_what_can_have_no_effect_is_told(settings: dict[str, object], words: str
         {"port": 0, "operations_port": 0},
         {"port": 8000, "grpc_port": 8001, "grpc_calls": 10},
         {"answer_cache_bytes": 2**20, "answer_cache_shared": True},
+        {"shared_memory_bytes": 1000, "shared_memory_regions": 10},
         {"host": "127.0.0.1", "port": 9000, "operations_host": "127.0.0.2", "operations_port": 9000},
         {"tls_key": Path("key.pem"), "tls_certificate": Path("chain.pem")},
         {"model": "my.pth", "architecture": "vit_small_patch16_224"},

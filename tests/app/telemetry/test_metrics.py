@@ -115,5 +115,7 @@ def test_every_metric_is_ours_described_and_named_once() -> None:
             "worker",
             "process",
             "task",
+            "model",
+            "images",
         }
     assert len(seen) > 15

@@ -12,9 +12,8 @@ from app.telemetry.metrics_files import reserve
 
 _WRITES = """
 from app.telemetry import metrics
-import prometheus_client
 for metric in vars(metrics).values():
-    if isinstance(metric, (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)):
+    if hasattr(metric, "_labelnames"):
         for number in range(12):
             labels = [f"a label of some length {number}"] * len(metric._labelnames)
             child = metric.labels(*labels) if labels else metric

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 from prometheus_client.exposition import generate_latest
 
 from app.telemetry import tallies
@@ -59,6 +59,26 @@ def test_what_is_observed_is_written_a_moment_later() -> None:
             assert samples(seconds)[("seconds_count", ("queue",))] == turn
 
     asyncio.run(main())
+
+
+@pytest.mark.usefixtures("_shared")
+def test_summaries_add_up_and_gauges_take_the_last_value() -> None:
+    """By label, as if each had been observed or set at once."""
+    registry = CollectorRegistry()
+    summary = Summary("seconds", "Some.", ["model"], registry=registry)
+    gauge = Gauge("last", "The last one.", ["model"], registry=registry)
+
+    async def main() -> None:
+        for value in VALUES:
+            tallies.observe(summary, value, "toy")
+            tallies.observe(gauge, value, "toy")
+        tallies.write()
+
+    asyncio.run(main())
+    of_toy = {"model": "toy"}
+    assert registry.get_sample_value("seconds_count", of_toy) == len(VALUES)
+    assert registry.get_sample_value("seconds_sum", of_toy) == pytest.approx(sum(VALUES))
+    assert registry.get_sample_value("last", of_toy) == VALUES[-1]
 
 
 @pytest.mark.usefixtures("_shared")

@@ -7,6 +7,7 @@ from app.http.routes.open_inference.outputs import outputs_of
 from app.http.routes.open_inference.schemas import ModelConfig, ModelMetadata, ModelTensor, TensorMetadata
 from app.http.routes.open_inference.tensors import Datatype
 from app.messages.model import ModelInfo
+from app.settings.types import InputName
 
 SERVER = "trimvit"
 
@@ -19,23 +20,31 @@ _TRITON_TYPES: dict[Datatype, str] = {
 }
 
 
-def metadata_of(model: ModelInfo) -> ModelMetadata:
-    """Its inputs and outputs."""
+def metadata_of(model: ModelInfo, only: InputName | None) -> ModelMetadata:
+    """Its inputs, or the ``only`` one that the server takes, and its outputs."""
     return ModelMetadata(
-        name=model.name, versions=[VERSION], platform=SERVER, inputs=INPUTS, outputs=outputs_of(model)
+        name=model.name,
+        versions=[VERSION],
+        platform=SERVER,
+        inputs=_inputs(only),
+        outputs=outputs_of(model),
     )
 
 
-def config_of(model: ModelInfo, limits: BodyLimits) -> ModelConfig:
-    """Its configuration, in Triton's words."""
+def config_of(model: ModelInfo, limits: BodyLimits, only: InputName | None) -> ModelConfig:
+    """Its configuration, in Triton's words. ``only``: see `metadata_of`."""
     return ModelConfig(
         name=model.name,
         platform=SERVER,
         backend=SERVER,
         max_batch_size=limits.images,
-        input=[_configured(tensor, optional=True) for tensor in INPUTS],
+        input=[_configured(tensor, optional=only is None) for tensor in _inputs(only)],
         output=[_configured(tensor) for tensor in outputs_of(model)],
     )
+
+
+def _inputs(only: InputName | None) -> list[TensorMetadata]:
+    return [tensor for tensor in INPUTS if only in (None, tensor.name)]
 
 
 def _configured(tensor: TensorMetadata, *, optional: bool = False) -> ModelTensor:

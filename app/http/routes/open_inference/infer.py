@@ -17,6 +17,7 @@ from app.http.bodies.body import EncodedImage
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import Share
 from app.http.classification import RequestedImage
+from app.http.regions.access import Place
 from app.http.routes.open_inference.outputs import OF_CLASSES, WantedOutput, outputs_by_default
 from app.http.routes.open_inference.schemas import (
     TRITONS,
@@ -24,6 +25,7 @@ from app.http.routes.open_inference.schemas import (
     InferRequest,
     InputParameters,
     OutputParameters,
+    RegionParameters,
     RequestedOutput,
     TensorMetadata,
 )
@@ -32,6 +34,7 @@ from app.inference.option_layers import options_of, refuse_those_of_v1, said
 from app.inference.options import MASK_OPTIONS, ImageOptions
 from app.messages.model import ModelInfo
 from app.priority import Priority
+from app.settings.types import InputName
 from app.wrong_values import no_such, said_of, short
 from models.transforms import InputSpec
 
@@ -116,6 +119,19 @@ class AskedInference:
             self._of_model = model, _of_model(self.request, self.options, model)
         return self._of_model[1]
 
+    @property
+    def places(self) -> list[Place]:
+        """Where its data is in shared memory: of the input, if it is there, first. Raises InvalidValue."""
+        found = [_place(each.parameters, f"the input {each.name}") for each in self.request.inputs]
+        found += [_place(each.parameters, f"the output {each.name}") for each in self.request.outputs]
+        return [place for place in found if place is not None]
+
+    @property
+    def input_place(self) -> Place | None:
+        """Where the input's data is in shared memory, if it is there. Raises InvalidValue."""
+        (given,) = self.request.inputs
+        return _place(given.parameters, f"the input {given.name}")
+
     def options_of_each(self, limits: BodyLimits) -> list[ImageOptions]:
         """Once for each image that the JSON announces, as far as so many are allowed."""
         return [self.options] * max(1, min(self.request.inputs[0].shape[0], limits.images))
@@ -152,18 +168,39 @@ def _asked_inference(document: Any) -> AskedInference:
     return AskedInference(request, _options(request.parameters))
 
 
+def check_input(request: InferRequest, only: InputName | None) -> None:
+    """Raises InvalidValue for an input that the server does not take."""
+    (given,) = request.inputs
+    if only not in (None, given.name):
+        raise InvalidValue(
+            f"the input {given.name} is not taken by this server, which is set to {only} alone "
+            "(--open-inference-input)"
+        )
+
+
 def read_inference(
-    asked: AskedInference, binary: memoryview, limits: BodyLimits, model: ModelInfo, share: Share
+    asked: AskedInference,
+    binary: memoryview,
+    limits: BodyLimits,
+    model: ModelInfo,
+    share: Share,
+    elsewhere: bytearray | None = None,
 ) -> Inference:
-    """The images and outputs of a request to this model, with the binary data behind its JSON. Copies of its
-    pixels are counted in ``share``.
+    """The images and outputs of a request to this model, with the binary data behind its JSON, or with what
+    its input had ``elsewhere``. Copies of its pixels are counted in ``share``.
 
     Raises InvalidValue, TooLarge, or UnreadableRequest for what is no base64.
     """
     of_model = asked.of(model)
     (given,) = asked.request.inputs
     _only_known(given.parameters, f"the input {given.name}")
+    if elsewhere is not None and (given.parameters.binary_data_size is not None or given.data is not None):
+        raise InvalidValue(
+            f"the input {given.name} names shared memory and has data or binary_data_size; allowed is one"
+        )
     (data,) = allot([given.parameters.binary_data_size], binary)
+    if elsewhere is not None:
+        data = memoryview(elsewhere)
     images = _images(given, data, of_model.options, limits, share)
     return Inference(asked.request.id, images, of_model.outputs, of_model.top_k)
 
@@ -187,6 +224,9 @@ def _options(parameters: dict[str, Any]) -> ImageOptions:
             raise InvalidValue(
                 f"there are no sequences here, every image is answered by itself: leave out {name}"
             )
+    final = values.pop("triton_enable_empty_final_response", False)
+    if type(final) is not bool:
+        raise _wrong("triton_enable_empty_final_response", final)
     for name in MASK_OPTIONS:
         if name in values:
             raise InvalidValue(f"there is no parameter {name!r} here; ask for the output 'kept_patches'")
@@ -236,17 +276,27 @@ def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:
                 f"classification is asked of the output {output.name}; allowed are score and logits"
             )
         binary = output.parameters.binary_data
-        wanted.append(WantedOutput(output.name, by_default if binary is None else binary, classes))
+        place = _place(output.parameters, f"the output {output.name}")
+        wanted.append(WantedOutput(output.name, by_default if binary is None else binary, classes, place))
     return wanted
+
+
+def _place(parameters: RegionParameters, of: str) -> Place | None:
+    """Raises InvalidValue where a part of it is missing."""
+    if parameters.shared_memory_region is None:
+        if parameters.shared_memory_byte_size is not None or parameters.shared_memory_offset:
+            raise InvalidValue(f"{of} has a place in shared memory, but no shared_memory_region")
+        return None
+    if parameters.shared_memory_byte_size is None:
+        raise InvalidValue(f"{of} names a shared_memory_region, but no shared_memory_byte_size")
+    return Place(
+        parameters.shared_memory_region, parameters.shared_memory_offset, parameters.shared_memory_byte_size
+    )
 
 
 def _only_known(parameters: InputParameters | OutputParameters, of: str) -> None:
     """Raises InvalidValue for a parameter that is not declared."""
     for name in parameters.model_extra or {}:
-        if name.startswith("shared_memory_"):
-            raise InvalidValue(
-                f"{of} names shared memory, which is not offered: data comes and goes with the request"
-            )
         raise InvalidValue(f"{of}: " + no_such("parameter", name, type(parameters).model_fields))
 
 

@@ -1,18 +1,23 @@
 """/v2/models/NAME/infer: images as tensors in, labels as tensors out (Open Inference Protocol)."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.errors import Problem, TooLarge
 from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timing
 from app.http.bodies.body import read_body
 from app.http.bodies.content import JSON, RAW
-from app.http.bodies.memory import share_of
+from app.http.bodies.memory import Share, share_of
 from app.http.callers import caller_of
 from app.http.classification import AnsweredImage, Classification
+from app.http.model_counts import failed
 from app.http.problems import PROBLEMS
+from app.http.regions.access import Access, access_of
+from app.http.regions.table import Regions
 from app.http.rendering import timings_ms
 from app.http.routes.direct import DirectRoute
 from app.http.routes.model_names import (
@@ -24,13 +29,21 @@ from app.http.routes.model_names import (
     check_version,
     model_of,
 )
-from app.http.routes.open_inference.infer import AskedInference, Inference, asked_inference, read_inference
+from app.http.routes.open_inference.infer import (
+    AskedInference,
+    Inference,
+    asked_inference,
+    check_input,
+    read_inference,
+)
 from app.http.routes.open_inference.outputs import output_tensors
 from app.http.routes.open_inference.schemas import InferRequest, InferResponse
 from app.http.routes.open_inference.tensors import HEADER_LENGTH, joined, json_bytes, split
 from app.http.routes.plain_errors import errors
 from app.messages.model import ModelInfo
+from app.settings.types import InputName
 
+_COPIED_AT_ONCE = 2**20  # bytes of a region; more take longer than the event loop should stand still
 _BINARY = {"type": "string", "format": "binary"}
 _HEADER_LENGTH = {
     "description": "Bytes of JSON at the beginning of the body; binary data follows.",
@@ -56,8 +69,11 @@ _INFER_BODY: dict[str, Any] = {
 }
 
 
-def infer_router(classification: Classification) -> APIRouter:
-    """The routes, with images answered by ``classification``."""
+def infer_router(
+    classification: Classification, regions: Regions | None = None, only: InputName | None = None
+) -> APIRouter:
+    """The routes, with images answered by ``classification``, and tensors in these ``regions`` of clients.
+    ``only``: the one input that is taken."""
     router = APIRouter(tags=["open inference protocol"], route_class=DirectRoute)
     limits = classification.body_limits
 
@@ -87,7 +103,22 @@ def infer_router(classification: Classification) -> APIRouter:
         not read."""
         return await answer(request, model_name, VERSION)
 
-    async def read(request: Request, model_name: str, model_version: str) -> tuple[Inference, ModelInfo]:
+    async def from_region(asked: AskedInference, access: Access, share: Share) -> bytearray | None:
+        """A copy of the input's data, where that is in shared memory."""
+        if (place := asked.input_place) is None:
+            return None
+        if place.size > limits.bytes:
+            raise TooLarge(
+                f"the input has {place.size} bytes in shared memory; at most {limits.bytes} are allowed"
+            )
+        share.take(place.size)
+        if place.size <= _COPIED_AT_ONCE:
+            return access.read(place)
+        return await asyncio.to_thread(access.read, place)
+
+    async def read(
+        request: Request, model_name: str, model_version: str
+    ) -> tuple[Inference, ModelInfo, Access | None]:
         # Of the body, no more is kept than what the inference refers to.
         body = await read_body(request, limits)
         share = share_of(request.scope)
@@ -99,35 +130,45 @@ def infer_router(classification: Classification) -> APIRouter:
             return asked_inference(head, header_length), binary
 
         asked, binary = await share.run_if_large(json_bytes(len(body), header_length), first)
+        check_input(asked.request, only)
         model = await model_of(request, classification, asked.options_of_each(limits), model_name)
         check_version(model, model_version)
-        if binary:  # its images are where they came
-            return read_inference(asked, binary, limits, model, share), model
+        access = elsewhere = None
+        if places := asked.places:
+            access = access_of(regions, request.scope)
+            access.check(places)
+            elsewhere = await from_region(asked, access, share)
+        if binary or elsewhere is not None:  # its images are where they came
+            return read_inference(asked, binary, limits, model, share, elsewhere), model, access
         inference = await share.run_if_large(
             len(body),
             partial(read_inference, asked, binary, limits, model, share),
             lambda inference: sum(image.size for image in inference.images),
         )
-        return inference, model
+        return inference, model, access
 
     async def answer(request: Request, model_name: str, model_version: str) -> Response:
         if (known := check_early(classification, model_name)) is not None:
             check_version(known, model_version)
-        inference, model = await read(request, model_name, model_version)
+        inference, model, access = await read(request, model_name, model_version)
         answered = await classification.answers(
             request, inference.images, model, logits=inference.logits, features=inference.features
         )
         head = {"model_name": model.name, "model_version": VERSION}
         if inference.id is not None:
             head["id"] = inference.id
-        write = partial(_written, head, inference, answered, model)
+        write = partial(_written, head, inference, answered, model, access)
         # The outputs of many images take long to write.
-        content, json_bytes = (
-            write()
-            if len(answered) == 1
-            else await classification.work.render(caller_of(request.scope), write)
-        )
-        timings = timings_ms(answered, request.scope)
+        try:
+            content, json_bytes = (
+                write()
+                if len(answered) == 1
+                else await classification.work.render(caller_of(request.scope), write)
+            )
+        except Problem:  # a region has no room for an output
+            failed(model.name, request.scope)
+            raise
+        timings = timings_ms(answered, model, request.scope)
         headers = {"Server-Timing": server_timing(timings), **image_headers(answered)}
         if json_bytes is None:
             return Response(content, media_type=JSON, headers=headers)
@@ -137,6 +178,10 @@ def infer_router(classification: Classification) -> APIRouter:
 
 
 def _written(
-    head: dict[str, Any], inference: Inference, answered: Sequence[AnsweredImage], model: ModelInfo
+    head: dict[str, Any],
+    inference: Inference,
+    answered: Sequence[AnsweredImage],
+    model: ModelInfo,
+    access: Access | None,
 ) -> tuple[bytes, int | None]:
-    return joined(head, output_tensors(inference.outputs, inference.top_k, answered, model))
+    return joined(head, output_tensors(inference.outputs, inference.top_k, answered, model, access))

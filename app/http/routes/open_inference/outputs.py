@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from app.http.classification import AnsweredImage
+from app.http.regions.access import Access, Place
 from app.http.routes.open_inference.schemas import OutputName, TensorMetadata
-from app.http.routes.open_inference.tensors import Datatype, OutputTensor
+from app.http.routes.open_inference.tensors import Datatype, OutputTensor, PutElsewhere
 from app.inference.embeddings import embedding_of
 from app.messages.model import ModelInfo
 from models.pictures import cells_of
@@ -53,24 +55,32 @@ def outputs_by_default(model: ModelInfo) -> list[OutputName]:
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output and how it is wanted. ``classes``: so many as `value:index:label`; 0: the numbers."""
+    """An output and how it is wanted. ``classes``: so many as `value:index:label`; 0: the numbers.
+    ``place``: where in shared memory."""
 
     name: OutputName
     binary: bool
     classes: int
+    place: Place | None = None
 
 
 def output_tensors(
-    outputs: Sequence[WantedOutput], top_k: int, answered: Sequence[AnsweredImage], model: ModelInfo
-) -> list[tuple[OutputTensor, bool]]:
-    """The outputs that were asked for, each with whether it is wanted as binary data. ``top_k``: classes in
-    the outputs label, score and index."""
+    outputs: Sequence[WantedOutput],
+    top_k: int,
+    answered: Sequence[AnsweredImage],
+    model: ModelInfo,
+    access: Access | None = None,
+) -> list[tuple[OutputTensor, bool | PutElsewhere]]:
+    """The outputs that were asked for, each with whether it is wanted as binary data, or how it is put into
+    shared memory by ``access``. ``top_k``: classes in the outputs label, score and index."""
     return [
         (
             _classified(output, answered, model)
             if output.classes
             else _plain(output.name, answered, model, top_k),
-            output.binary,
+            output.binary
+            if output.place is None or access is None
+            else partial(access.write, output.name, output.place),
         )
         for output in outputs
     ]

@@ -34,6 +34,7 @@ from app.http.routes.open_inference.schemas import (
 )
 from app.http.routes.plain_errors import errors
 from app.messages.model import ModelInfo
+from app.settings.types import InputName
 
 EXTENSIONS = [
     "binary_tensor_data",
@@ -41,6 +42,7 @@ EXTENSIONS = [
     "model_configuration",
     "parameters",
     "schedule_policy",
+    "statistics",
 ]
 
 
@@ -48,13 +50,20 @@ _NO_MODEL = errors(404, 503)
 
 
 def open_inference_router(
-    classification: Classification, health: Health, *, with_repository: bool = False
+    classification: Classification,
+    health: Health,
+    only: InputName | None = None,
+    *,
+    with_repository: bool = False,
+    with_shared_memory: bool = False,
 ) -> APIRouter:
-    """The routes, with images answered by ``classification``. ``with_repository``: whether those of
-    repository.py are there."""
+    """The routes, with images answered by ``classification``. ``only``: the one input that is taken.
+    ``with_repository``, ``with_shared_memory``: whether the routes of repository.py are there, and those of
+    shared_memory.py at work."""
     router = APIRouter(tags=["open inference protocol"])
     limits = classification.body_limits
-    extensions = sorted([*EXTENSIONS, *(["model_repository"] if with_repository else [])])
+    optional = {"model_repository": with_repository, "system_shared_memory": with_shared_memory}
+    extensions = sorted([*EXTENSIONS, *(name for name, offered in optional.items() if offered)])
 
     def described(name: str, model_version: str = VERSION) -> ModelInfo:
         """What is known of the model, without waiting for a worker."""
@@ -115,7 +124,7 @@ def open_inference_router(
         responses=_NO_MODEL,
     )
     async def version_config(model_name: ModelName, model_version: ModelVersion) -> ModelConfig:
-        return config_of(described(model_name, model_version), limits)
+        return config_of(described(model_name, model_version), limits, only)
 
     @router.get(
         MODELS_FOLDER + "{model_name:model}/config",
@@ -124,7 +133,7 @@ def open_inference_router(
         responses=_NO_MODEL,
     )
     async def model_config(model_name: ModelName) -> ModelConfig:
-        return config_of(described(model_name), limits)
+        return config_of(described(model_name), limits, only)
 
     @router.get(
         MODELS_FOLDER + "{model_name:model}/versions/{model_version}",
@@ -133,7 +142,7 @@ def open_inference_router(
         responses=_NO_MODEL,
     )
     async def version_metadata(model_name: ModelName, model_version: ModelVersion) -> ModelMetadata:
-        return metadata_of(described(model_name, model_version))
+        return metadata_of(described(model_name, model_version), only)
 
     @router.get(
         MODELS_FOLDER + "{model_name:model}",
@@ -142,6 +151,6 @@ def open_inference_router(
         responses=_NO_MODEL,
     )
     async def model_metadata(model_name: ModelName) -> ModelMetadata:
-        return metadata_of(described(model_name))
+        return metadata_of(described(model_name), only)
 
     return router

@@ -8,8 +8,8 @@ from app.http.routes.open_inference.tensors import Datatype
 from app.http.schemas import EXAMPLE_IMAGE
 from app.inference.options import MASK_OPTIONS, OF_SEVERAL_IMAGES, option_schemas
 from app.priority import Priority
+from app.settings.types import InputName
 
-InputName = Literal["image", "pixels"]
 OutputName = Literal[
     "label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute", "embedding"
 ]
@@ -29,6 +29,11 @@ TRITONS: dict[str, Any] = {
         "maximum": 600_000_000,
         "description": "Give up after so many microseconds, with 504. 0: the server's default. In place of "
         "`deadline_ms`.",
+    },
+    "triton_enable_empty_final_response": {
+        "type": "boolean",
+        "default": False,
+        "description": "Has no effect: it is about streams of answers, and there is always one answer.",
     },
     "binary_data_output": {
         "type": "boolean",
@@ -104,7 +109,17 @@ class ModelConfig(BaseModel):
     output: list[ModelTensor] = Field(description="What a request can ask for.")
 
 
-class InputParameters(BaseModel):
+class RegionParameters(BaseModel):
+    """Where a tensor's data lies in shared memory, for clients on the server's machine."""
+
+    shared_memory_region: str | None = Field(
+        None, description="Name of a region that is registered, in place of data in the request or answer."
+    )
+    shared_memory_byte_size: int | None = Field(None, ge=0, description="Bytes of the data there.")
+    shared_memory_offset: int = Field(0, ge=0, description="Where the data begins in the region, in bytes.")
+
+
+class InputParameters(RegionParameters):
     """How an input's data comes."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
@@ -141,8 +156,8 @@ class InferInput(BaseModel):
     )
 
 
-class OutputParameters(BaseModel):
-    """How an output is wanted."""
+class OutputParameters(RegionParameters):
+    """How an output is wanted. In shared memory, `shared_memory_byte_size` is the room for it."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
@@ -209,7 +224,9 @@ class InferOutput(BaseModel):
     shape: list[int] = Field(description="Length of each axis.", examples=[[1, 2]])
     parameters: OutputDataParameters | None = Field(None, description="Only of data behind the JSON.")
     data: list[Any] | None = Field(
-        None, description="The elements, flattened row by row.", examples=[["church", "parachute"]]
+        None,
+        description="The elements, flattened row by row, unless they are behind the JSON or in a region.",
+        examples=[["church", "parachute"]],
     )
 
 

@@ -35,6 +35,10 @@ _PIECE = 2**15
 _LENGTH = struct.Struct("<I")
 
 
+# Puts an output's binary data somewhere else. The answer has neither data nor parameters of it, as Triton's.
+PutElsewhere = Callable[[bytes], None]
+
+
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
     """A tensor of an answer: ``values`` row by row; BYTES as text, which is sent as UTF-8."""
@@ -217,7 +221,7 @@ def image_pixels(
     elif len(binary) != math.prod(shape):
         raise InvalidValue(
             f"the input pixels has the shape {_said(shape)}, which is {short.repr(math.prod(shape))} bytes, "
-            f"but its binary data has {len(binary)}"
+            f"but its data has {len(binary)}"
         )
     return np.frombuffer(binary, np.uint8).reshape(shape)
 
@@ -241,8 +245,11 @@ def _said(shape: Sequence[int]) -> str:
 
 
 # --- answers -----------------------------------------------------------------------------------------
-def joined(head: dict[str, Any], outputs: Sequence[tuple[OutputTensor, bool]]) -> tuple[bytes, int | None]:
-    """The body of an answer: ``head`` with its ``outputs``, each with whether it goes as binary data.
+def joined(
+    head: dict[str, Any], outputs: Sequence[tuple[OutputTensor, bool | PutElsewhere]]
+) -> tuple[bytes, int | None]:
+    """The body of an answer: ``head`` with its ``outputs``, each with whether it goes as binary data, or what
+    is to be done with it.
 
     With it the length of the JSON, or None where nothing follows it.
     """
@@ -254,7 +261,9 @@ def joined(head: dict[str, Any], outputs: Sequence[tuple[OutputTensor, bool]]) -
             "datatype": tensor.datatype,
             "shape": list(tensor.shape),
         }
-        if as_binary:
+        if callable(as_binary):
+            as_binary(tensor.binary)
+        elif as_binary:
             parts.append(tensor.binary)
             entry["parameters"] = {"binary_data_size": len(parts[-1])}
         else:

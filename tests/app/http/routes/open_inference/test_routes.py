@@ -41,6 +41,7 @@ from tests.app.fakes import (
 IMAGE = encoded()
 BASE64 = base64.b64encode(IMAGE).decode()
 INFER = "/v2/models/toy/infer"
+IN_MEMORY = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
 
 
 def image_input(*images: str, **changes: object) -> dict[str, Any]:
@@ -219,7 +220,7 @@ def test_a_name_may_have_slashes(client: TestClient, dispatch: FakeDispatch) -> 
         assert response.json()["model_name"] == "hf-hub:owner/name"
 
 
-@pytest.mark.parametrize("tail", ["", "/ready", "/config", "/infer"])
+@pytest.mark.parametrize("tail", ["", "/ready", "/config", "/stats", "/infer"])
 def test_other_models_and_versions_are_not_found(client: TestClient, tail: str) -> None:
     """404 says what there is."""
     method = "POST" if tail == "/infer" else "GET"
@@ -230,14 +231,31 @@ def test_other_models_and_versions_are_not_found(client: TestClient, tail: str) 
 
 
 def test_what_else_a_client_may_ask_of_triton_is_refused_in_the_protocols_shape(client: TestClient) -> None:
-    """Statistics, the repository and shared memory do not exist here, and clients can show that."""
+    """The repository and shared memory do not exist here, and clients can show that."""
     for method, path in (
-        ("GET", "/v2/models/stats/x"),
         ("POST", "/v2/repository/index"),
         ("GET", "/v2/systemsharedmemory/status"),
     ):
         assert error_of(client.request(method, path), 404)  # type: ignore[arg-type]
     assert "takes POST" in error_of(client.get("/models/toy"), 405)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("only", "other"), [("image", "pixels"), ("pixels", "image")])
+def test_a_server_may_take_one_input_alone(
+    make_client: Callable[..., TestClient], only: str, other: str
+) -> None:
+    """Which is no longer optional, for clients that send all that there are."""
+    client = make_client(open_inference_input=only)
+    assert [each["name"] for each in client.get("/v2/models/toy").json()["inputs"]] == [only]
+    (config,) = client.get("/v2/models/toy/config").json()["input"]
+    assert (config["name"], config["optional"]) == (only, False)
+    inputs = {
+        "image": image_input(BASE64),
+        "pixels": {"name": "pixels", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [0, 0, 0]},
+    }
+    assert client.post(INFER, json={"inputs": [inputs[only]]}).status_code == 200
+    error = error_of(client.post(INFER, json={"inputs": [inputs[other]]}), 422)  # type: ignore[arg-type]
+    assert f"set to {only} alone" in error
 
 
 # Answers.
@@ -547,9 +565,9 @@ SIZED = {"binary_data_size": 4}
         ({"inputs": [image_input(BASE64, data=None)]}, 422, ["data must be a list"]),
         ({"inputs": [image_input(BASE64, parameters=SIZED)]}, 422, ["4 bytes", "but 0 bytes"]),
         (
-            {"inputs": [image_input(BASE64, parameters={"shared_memory_region": "r"})]},
+            {"inputs": [image_input(BASE64, parameters=IN_MEMORY, data=None)]},
             422,
-            ["shared memory", "not offered"],
+            ["shared memory", "not offered", "--shared-memory-bytes"],
         ),
         ({"inputs": [image_input(BASE64, parameters={"size": 3})]}, 422, ["'size'", "binary_data_size"]),
         (
@@ -574,7 +592,7 @@ SIZED = {"binary_data_size": 4}
         ({"outputs": names("label", "label")}, 422, ["label", "more than once"]),
         ({"outputs": [{"name": "label", "parameters": {"classification": 2}}]}, 422, ["score and logits"]),
         ({"outputs": [{"name": "score", "parameters": {"classification": -1}}]}, 422, ["classification"]),
-        ({"outputs": [{"name": "score", "parameters": {"shared_memory_region": "r"}}]}, 422, ["not offered"]),
+        ({"outputs": [{"name": "score", "parameters": IN_MEMORY}]}, 422, ["not offered"]),
         ({"outputs": [{"name": "score", "parameters": {"top": 2}}]}, 422, ["'top'", "classification"]),
         ({"id": 5}, 422, ["id"]),
         ({"id": "x" * 1025}, 422, ["id", "1024"]),

@@ -1,0 +1,1 @@
+"""Shared memory of clients on this machine: images are read from it, and outputs written there."""

@@ -1,0 +1,112 @@
+"""A client's shared memory, a file in /dev/shm that is opened by its name at each use.
+
+It is read and written by copies (pread, pwrite), and never mapped: a client may shrink its file at any time,
+and whoever then touches a mapping of it is killed (SIGBUS).
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.errors import InvalidValue
+from app.wrong_values import short
+
+FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open has its files
+_LONGEST_KEY = 255  # bytes of a file's name
+_SEMAPHORE = "sem."  # what sem_open's files begin with
+
+# What the system says, in words that tell whoever sent the key what to do.
+_REASONS = {
+    errno.ENOENT: "there is none; create it first, and register it while it exists",
+    errno.ELOOP: "it is a symbolic link; a region is a file of shm_open",
+    errno.EACCES: "the server's user may not open it; create it for that user, or for all",
+}
+
+
+def file_name(key: str) -> str:
+    """The name of the file in /dev/shm. Raises InvalidValue for a key that is not the name of one."""
+    name = key.removeprefix("/")
+    if (
+        not name
+        or "/" in name
+        or name in (".", "..")
+        or not name.isprintable()
+        or name.startswith(_SEMAPHORE)
+        or len(name.encode(errors="replace")) > _LONGEST_KEY
+    ):
+        raise InvalidValue(
+            f"the key {short.repr(key)} is no name of POSIX shared memory: at most {_LONGEST_KEY} bytes, "
+            "with no slash but the first and nothing unprintable, such as /images; names of semaphores "
+            "(sem.*) are not allowed"
+        )
+    return name
+
+
+def check(key: str, end: int) -> None:
+    """Raises InvalidValue unless there is shared memory of that name with at least ``end`` bytes."""
+    with _opened(key, os.O_RDONLY) as descriptor:
+        _check_size(key, descriptor, end)
+
+
+def read(key: str, start: int, size: int) -> bytearray:
+    """The bytes there. Raises InvalidValue where there are not so many (any more)."""
+    data = bytearray(size)
+    view = memoryview(data)
+    with _opened(key, os.O_RDONLY) as descriptor:
+        _check_size(key, descriptor, start + size)
+        done = 0
+        while done < size:
+            if (count := os.preadv(descriptor, [view[done:]], start + done)) == 0:
+                raise _too_short(key, start + done, start + size)
+            done += count
+    return data
+
+
+def write(key: str, start: int, data: bytes) -> None:
+    """Write the bytes there. Raises InvalidValue where there is no room for them (any more)."""
+    view = memoryview(data)
+    with _opened(key, os.O_RDWR) as descriptor:
+        _check_size(key, descriptor, start + len(data))
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(descriptor, view[done:], start + done)
+            except OSError as error:
+                raise _unusable(key, error) from error
+
+
+@contextmanager
+def _opened(key: str, mode: int) -> Iterator[int]:
+    path = FOLDER / file_name(key)
+    try:
+        # A FIFO or a device that lies there must not keep the process waiting.
+        descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unusable(key, error) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InvalidValue(f"the shared memory {short.repr(key)} cannot be used: it is no plain file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _check_size(key: str, descriptor: int, end: int) -> None:
+    there = os.fstat(descriptor).st_size
+    if end > there:
+        raise _too_short(key, there, end)
+
+
+def _too_short(key: str, there: int, end: int) -> InvalidValue:
+    return InvalidValue(
+        f"the shared memory {short.repr(key)} has {there} bytes; {short.repr(end)} are needed (offset and "
+        "size together)"
+    )
+
+
+def _unusable(key: str, error: OSError) -> InvalidValue:
+    reason = _REASONS.get(error.errno or 0) or error.strerror
+    return InvalidValue(f"the shared memory {short.repr(key)} cannot be used: {reason}")

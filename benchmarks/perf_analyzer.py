@@ -1,0 +1,137 @@
+"""Sweeps of NVIDIA's perf_analyzer, as it is: HTTP, gRPC and shared memory, encoded images and pixels.
+
+    python -m benchmarks.perf_analyzer --program perf/bin/perf_analyzer [--photograph FILE]
+        [--concurrency 1:9:4] [--window-ms 1000] [--output benchmarks/results/perf_analyzer.json]
+
+Eight sweeps over concurrency against a server of its own for each input, in less than four minutes. The
+figures are perf_analyzer's own: the mean of its last windows. docs/perf-analyzer.md says where the program
+comes from.
+"""
+
+import argparse
+import base64
+import csv
+import json
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+from app.settings.model import BUNDLED_MODEL
+from benchmarks import machine
+from benchmarks.report import Row, table, write
+from benchmarks.server import running
+
+_PHOTOGRAPH = Path(__file__).parents[1] / "tests/photographs/china.jpg"
+_SIDE = 224  # of the pixels
+_REGIONS_BYTES = 200_000_000
+_LIMIT_S = 120.0  # of one sweep
+# perf_analyzer's columns, and what they are called here.
+_COLUMNS = {
+    "Concurrency": "concurrency",
+    "Inferences/Second": "images/s",
+    "p50 latency": "p50, ms",
+    "p99 latency": "p99, ms",
+    "Server Queue": "queue, ms",
+    "Server Compute Input": "input, ms",
+    "Server Compute Infer": "infer, ms",
+    "Server Compute Output": "output, ms",
+}
+_US_PER_MS = 1000
+
+
+def data_of(photograph: bytes) -> dict[str, object]:
+    """The file of data that has this one image. A BYTES element stands after its length."""
+    element = struct.pack("<I", len(photograph)) + photograph
+    return {"data": [{"image": {"b64": base64.b64encode(element).decode()}}]}
+
+
+def sweep(
+    program: Path, where: Sequence[str], data: Sequence[str], concurrency: str, window_ms: int
+) -> list[dict[str, float]]:
+    """The rows of one sweep. Raises RuntimeError with what perf_analyzer said where it did not end well."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.csv"
+        command = [
+            *(str(program), "-m", BUNDLED_MODEL, *where, *data),
+            *("--concurrency-range", concurrency, "--measurement-interval", str(window_ms)),
+            # Three windows in which nothing is asked of their agreement: the spread belongs to the machine.
+            *("--max-trials", "3", "--stability-percentage", "999", "-f", str(report)),
+        ]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
+        if ended.returncode != 0 or not report.exists():
+            raise RuntimeError(
+                f"{' '.join(command)} ended with {ended.returncode}: {ended.stdout}{ended.stderr}"
+            )
+        with report.open(newline="") as rows:
+            return [_row(row) for row in csv.DictReader(rows)]
+
+
+def _row(row: dict[str, str]) -> dict[str, float]:
+    return {
+        ours: float(row[theirs]) / (_US_PER_MS if ours.endswith("ms") else 1)
+        for theirs, ours in _COLUMNS.items()
+    }
+
+
+def sweeps(program: Path, photograph: Path, concurrency: str, window_ms: int) -> Iterator[Row]:
+    """Every row of all eight."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "image.json"
+        images.write_text(json.dumps(data_of(photograph.read_bytes())))
+        data = {
+            "image": ["--input-data", str(images)],
+            "pixels": ["--shape", f"pixels:{_SIDE},{_SIDE},3"],
+        }
+        for name, given in data.items():
+            grpc = _free_port()
+            flags = ("--grpc-port", str(grpc), "--shared-memory-bytes", str(_REGIONS_BYTES))
+            with running(*flags, "--open-inference-input", name) as server:
+                protocols = {
+                    "HTTP": ["-u", f"127.0.0.1:{server.port}"],
+                    "gRPC": ["-i", "grpc", "-u", f"127.0.0.1:{grpc}"],
+                }
+                for (protocol, where), memory in product(protocols.items(), ("none", "system")):
+                    rows = sweep(program, [*where, "--shared-memory", memory], given, concurrency, window_ms)
+                    for row in rows:
+                        yield {"input": name, "protocol": protocol, "shared memory": memory, **row}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.perf_analyzer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--program", type=Path, required=True, help="perf_analyzer, or what starts it")
+    parser.add_argument("--photograph", type=Path, default=_PHOTOGRAPH, help="the encoded image")
+    parser.add_argument("--concurrency", default="1:9:4", help="from:to:step")
+    parser.add_argument("--window-ms", type=int, default=1000, help="of which each point takes three")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results/perf_analyzer.json", help="JSON file"
+    )
+    options = parser.parse_args()
+    rows = list(sweeps(options.program, options.photograph, options.concurrency, options.window_ms))
+    print(table(rows))
+    write(
+        options.output,
+        {
+            "command": f"python -m benchmarks.perf_analyzer --concurrency {options.concurrency}",
+            "machine": machine.describe(),
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
