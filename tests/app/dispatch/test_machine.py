@@ -1,5 +1,6 @@
-"""The dispatcher through any order of events: processes come, die and are replaced, images are withdrawn,
-time passes. Every image ends once, and its slot is free then."""
+"""The dispatcher through any order of events: processes come, die and are replaced, images are withdrawn, a
+model is loaded and unloaded, time passes. Every image ends once, and its slot is free then; no image is
+refused because its model was unloaded, and no worker is asked for what it does not hold."""
 
 from typing import Any
 
@@ -8,12 +9,26 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.dispatch.dispatcher import Dispatcher
+from app.dispatch.fleet import Unexpected
 from app.dispatch.policy.batches import QueueLimits
 from app.messages import to_front_end, to_worker
 from app.messages.capacity import Limits
 from app.messages.model import ModelInfo
-from app.messages.to_dispatcher import Alive, Cancel, Done, FrontEnd, Held, Submit
-from app.messages.to_front_end import Outcomes
+from app.messages.to_dispatcher import (
+    Alive,
+    Cancel,
+    Done,
+    FrontEnd,
+    Held,
+    LoadModel,
+    ModelLeft,
+    ModelLoaded,
+    ModelNotLoaded,
+    ModelUnloaded,
+    Submit,
+    UnloadModel,
+)
+from app.messages.to_front_end import ModelChanged, Models, Outcomes, Refuse
 from app.messages.to_worker import Batch
 from tests.app.dispatch.rig import found, hello, measured, record
 from tests.app.fakes import LARGER, MODEL
@@ -21,9 +36,11 @@ from tests.app.fakes import LARGER, MODEL
 MOST_FRONT_ENDS, MOST_WORKERS, SLOTS_EACH = 3, 3, 6
 
 
-def both(limits: Limits) -> tuple[Held, ...]:
-    """Two models that a worker holds."""
-    return Held(MODEL, measured(limits)), Held(LARGER, measured(limits, 0.004))
+def held(name: str, limits: Limits) -> Held:
+    """A model that a worker holds."""
+    if name == MODEL.name:
+        return Held(MODEL, measured(limits))
+    return Held(LARGER, measured(limits, 0.004))
 
 
 class Machine(RuleBasedStateMachine):
@@ -36,6 +53,12 @@ class Machine(RuleBasedStateMachine):
         self.images = 0
         self.front_ends: dict[int, int] = {}  # connection -> index
         self.workers: dict[int, Limits] = {}
+        self.holds: dict[int, set[str]] = {}  # what each worker holds
+        self.orders: list[tuple[int, to_worker.LoadModel | to_worker.UnloadModel]] = []
+        self.left: list[str] = [LARGER.name]  # what processes that start anew are told is served
+        self.told: dict[int, set[str]] = {}  # what front ends know, by their index
+        self.leaving: set[int] = set()  # front ends with images of a model that is not served any more
+        self.changes: set[tuple[int, int]] = set()  # that front ends wait for
         self.free = {index: list(range(SLOTS_EACH)) for index in range(MOST_FRONT_ENDS)}
         self.open: dict[int, dict[int, int]] = {}  # front end's index -> image -> its slot
         self.running: list[tuple[int, Batch]] = []
@@ -50,7 +73,17 @@ class Machine(RuleBasedStateMachine):
         self.start_dispatcher()
 
     def start_dispatcher(self) -> None:
-        self.dispatcher = Dispatcher(self.limits, MOST_FRONT_ENDS * SLOTS_EACH, patience_s=40.0)
+        self.dispatcher = Dispatcher(
+            self.limits,
+            MOST_FRONT_ENDS * SLOTS_EACH,
+            patience_s=40.0,
+            listed=(LARGER.name,),
+            others=self.left,
+            remember=self.remember,
+        )
+
+    def remember(self, names: Any) -> None:
+        self.left = list(names)
 
     # --- what happens -------------------------------------------------------------------------------
     @precondition(lambda self: len(self.front_ends) < MOST_FRONT_ENDS)
@@ -68,6 +101,9 @@ class Machine(RuleBasedStateMachine):
         peer = data.draw(st.sampled_from(sorted(self.front_ends)))
         index = self.front_ends.pop(peer)
         self.open[index] = {}
+        self.leaving.discard(index)
+        self.told.pop(index, None)
+        self.changes = {change for change in self.changes if change[0] != peer}
         self.free[index] = list(range(SLOTS_EACH))
         assert self.dispatcher is not None
         self.dispatcher.gone(peer)
@@ -83,23 +119,36 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_worker_dies(self, data: st.DataObject) -> None:
         peer = data.draw(st.sampled_from(sorted(self.workers)))
-        del self.workers[peer]
-        self.running = [(worker, batch) for worker, batch in self.running if worker != peer]
-        assert self.dispatcher is not None
-        self.dispatcher.gone(peer)
+        self.lose_worker(peer)
         self.turn()
 
     @rule()
     def the_dispatcher_dies(self) -> None:
         """Front ends and workers connect to the successor; open images are sent again."""
-        fronts, workers = list(self.front_ends.values()), list(self.workers.values())
+        fronts = list(self.front_ends.values())
+        workers = [(limits, self.holds[peer]) for peer, limits in self.workers.items()]
         self.front_ends, self.workers, self.running = {}, {}, []
+        self.holds, self.orders, self.changes = {}, [], set()
         self.start_dispatcher()
         for index in fronts:
             self.connect_front_end(index)
-        for limits in workers:
-            self.connect_worker(limits)
+        for limits, holds in workers:
+            self.connect_worker(limits, holds)
         self.turn()
+
+    @precondition(lambda self: self.front_ends)
+    @rule(data=st.data(), load=st.booleans())
+    def a_change_is_asked_for(self, data: st.DataObject, load: bool) -> None:
+        peer = data.draw(st.sampled_from(sorted(self.front_ends)))
+        self.images += 1
+        self.changes.add((peer, self.images))
+        self.say(peer, (LoadModel if load else UnloadModel)(self.images, LARGER.name))
+
+    @precondition(lambda self: self.orders)
+    @rule(data=st.data(), fails=st.sampled_from([False, False, True]))
+    def a_worker_does_what_it_was_told(self, data: st.DataObject, fails: bool) -> None:
+        peer = data.draw(st.sampled_from(sorted({peer for peer, _ in self.orders})))
+        self.do_order(peer, fails=fails)
 
     @precondition(lambda self: self.front_ends)
     @rule(
@@ -121,6 +170,9 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         peer = data.draw(st.sampled_from(sorted(self.front_ends)))
         index = self.front_ends[peer]
+        known = self.told.get(index, {MODEL.name})
+        if model.name not in known and index not in self.leaving:  # then it was being decoded
+            return
         records = []
         for _ in range(min(number, len(self.free[index]))):
             self.images += 1
@@ -177,13 +229,49 @@ class Machine(RuleBasedStateMachine):
         ]
         self.dispatcher.received(self.peers, Submit(records), self.now)
 
-    def connect_worker(self, limits: Limits) -> None:
+    def connect_worker(self, limits: Limits, holds: set[str] | None = None) -> None:
+        """One that starts anew holds what it was left word of."""
         self.peers += 1
         self.workers[self.peers] = limits
+        mine = self.holds[self.peers] = {MODEL.name, *self.left} if holds is None else holds
+        models = tuple(held(name, limits) for name in sorted(mine, reverse=True))  # the default one first
         assert self.dispatcher is not None
-        self.dispatcher.received(
-            self.peers, hello(f"worker-{self.peers}", limits, models=both(limits)), self.now
-        )
+        self.dispatcher.received(self.peers, hello(f"worker-{self.peers}", limits, models=models), self.now)
+
+    def lose_worker(self, peer: int) -> None:
+        del self.workers[peer], self.holds[peer]
+        self.running = [(worker, batch) for worker, batch in self.running if worker != peer]
+        self.orders = [order for order in self.orders if order[0] != peer]
+        assert self.dispatcher is not None
+        self.dispatcher.gone(peer)
+
+    def do_order(self, peer: int, *, fails: bool = False) -> None:
+        order = next(order for order in self.orders if order[0] == peer)
+        self.orders.remove(order)
+        name = order[1].name
+        if isinstance(order[1], to_worker.UnloadModel):
+            assert name not in {batch.model for worker, batch in self.running if worker == peer}
+            self.holds[peer].discard(name)
+            self.say(peer, ModelUnloaded(name))
+        elif fails:
+            try:
+                self.say(peer, ModelNotLoaded(name, "refused", "no"))
+            except Unexpected:  # it is served, so the worker is of no use
+                self.lose_worker(peer)
+                self.turn()
+        else:
+            self.holds[peer].add(name)
+            self.say(peer, ModelLoaded(held(name, self.workers[peer])))
+
+    @precondition(lambda self: self.leaving)
+    @rule()
+    def front_ends_leave_the_model(self) -> None:
+        """Those whose last image of it has ended say so."""
+        for peer, index in list(self.front_ends.items()):
+            mine = {self.models[image].name for image in self.open.get(index, {})}
+            if index in self.leaving and LARGER.name not in mine:
+                self.leaving.discard(index)
+                self.say(peer, ModelLeft(LARGER.name))
 
     def say(self, peer: int, message: Any) -> None:
         assert self.dispatcher is not None
@@ -197,14 +285,29 @@ class Machine(RuleBasedStateMachine):
         for parcel in self.dispatcher.outbox.take():
             if parcel.peer in self.workers:
                 message = to_worker.decode(parcel.data)
-                assert isinstance(message, Batch)
+                if not isinstance(message, Batch):
+                    assert isinstance(message, to_worker.LoadModel | to_worker.UnloadModel)
+                    self.orders.append((parcel.peer, message))
+                    continue
+                assert message.model in self.holds[parcel.peer]
+                assert (parcel.peer, to_worker.UnloadModel(message.model)) not in self.orders
                 assert {self.model_in(order.slot) for order in message.images} == {message.model}
                 self.running.append((parcel.peer, message))
             elif parcel.peer in self.front_ends:
                 told = to_front_end.decode(parcel.data)
+                index = self.front_ends[parcel.peer]
                 if isinstance(told, Outcomes):
                     for outcome in (*told.answers, *told.refusals):
-                        self.image_ended(self.front_ends[parcel.peer], outcome.id)
+                        assert not isinstance(outcome, Refuse) or outcome.reason != "model-unloaded"
+                        self.image_ended(index, outcome.id)
+                elif isinstance(told, Models):
+                    names = {info.name for info in told.infos}
+                    if LARGER.name in self.told.get(index, set()) - names:
+                        self.leaving.add(index)
+                    self.leaving -= {index} if LARGER.name in names else set()
+                    self.told[index] = names
+                elif isinstance(told, ModelChanged):
+                    self.changes.remove((parcel.peer, told.id))
 
     def model_in(self, slot: int) -> str:
         """The model that the image in that slot is for."""
@@ -255,14 +358,20 @@ class Machine(RuleBasedStateMachine):
         self.connect_worker(Limits(1000, 1, 1))
         self.turn()
         for _ in range(300):
-            if not any(self.open.values()):
+            if not any(self.open.values()) and not self.orders and not self.leaving:
                 break
+            if self.leaving:
+                self.front_ends_leave_the_model()
             if self.running:
                 self.finish(0)
+            elif self.orders:
+                self.do_order(self.orders[0][0])
             else:
                 self.workers_are_alive()
         assert not any(self.open.values())
         assert self.dispatcher.idle
+        assert not self.changes, "a change was not answered"
+        assert {frozenset(each) for each in self.holds.values()} == {frozenset({MODEL.name, *self.left})}
 
 
 TestMachine = Machine.TestCase
