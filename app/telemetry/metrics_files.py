@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # The kinds of files that prometheus_client makes for our metrics, and what they take at most of a process.
-_KINDS = ("counter", "histogram", "summary", "gauge_mostrecent")
+_KINDS = ("counter", "histogram", "summary", "gauge_mostrecent", "gauge_livesum")
 _TAKEN_BYTES = 256 * 1024
 _FILE_BYTES = 1024 * 1024  # as large as prometheus_client makes a new one
 
