@@ -67,7 +67,7 @@ def sweep(
                 f"{' '.join(command)} ended with {ended.returncode}: {ended.stdout}{ended.stderr}"
             )
         with report.open(newline="") as rows:
-            return [_row(row) for row in csv.DictReader(rows)]
+            return sorted(map(_row, csv.DictReader(rows)), key=lambda row: row["concurrency"])
 
 
 def _row(row: dict[str, str]) -> dict[str, float]:
