@@ -63,6 +63,7 @@ def test_rows_order_the_panels(dashboard: dict[str, Any]) -> None:
         "Queue and batches",
         "Workers and processes",
         "Models",
+        "Answer cache",
     ]
     assert not any(row["collapsed"] or row["panels"] for row in rows)
     heights = [panel["gridPos"]["y"] for panel in dashboard["panels"]]
