@@ -44,6 +44,14 @@ def test_on_a_cpu(make_vit: MakeViT) -> None:
         assert way_for(attn, half.float()) == Runs(fused=False)
 
 
+def test_in_training_autocast_decides(make_vit: MakeViT) -> None:
+    """There the rows are float32, and what is computed of them is not."""
+    attn, rows = make_vit(depth=1).blocks[0].attn, torch.zeros(1)
+    assert way_for(attn, rows) == Runs(fused=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert way_for(attn, rows) == Runs(fused=False)
+
+
 def test_one_call_where_the_kernel_is(make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch) -> None:
     """And runs, where images are alike or it cannot be."""
     attn, rows = make_vit(depth=1).blocks[0].attn, torch.zeros(1)
