@@ -26,7 +26,8 @@ from app.decoding.pool import Decoders, DecodingProcesses, InExecutor, memory_fo
 from app.dispatch.client import DispatchClient
 from app.http.answers import WARNINGS_HEADER
 from app.http.bodies.memory import most_held
-from app.http.classification import Classification, Dispatch
+from app.http.classification import Classification
+from app.http.dispatch import Dispatch
 from app.http.health import Health
 from app.http.methods import HeadAsGet
 from app.http.middleware.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,14 +16,16 @@ from app.decoding.images import Data, Take
 from app.dispatch.policy.smoothed import Smoothed
 from app.dispatch.questions import Expected, Question
 from app.dispatch.slot import Slot
-from app.errors import DeadlinePassed, InvalidValue, NotFound, NotReady, Problem
+from app.errors import DeadlinePassed, NotFound, Problem
 from app.http.answer_cache import AnswerCache, CachedAnswer
 from app.http.arrival import images_answered, seconds_since
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of, max_priority_of, named_caller_of
 from app.http.client_gone import unless_gone
+from app.http.dispatch import Dispatch
 from app.http.in_time import in_time
+from app.http.model_choice import found_model, model_named
 from app.http.outcomes import Outcomes, all_or_first_problem, answers_or_problems
 from app.inference.asked_lately import AskedLately
 from app.inference.asks import requested_keep_ratio
@@ -33,58 +34,11 @@ from app.inference.options import ImageOptions
 from app.inference.results import check_numbers
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
-from app.messages.repository import ModelEntry
 from app.messages.to_front_end import Answer
 from app.priority import Priority
 from app.settings.settings import Settings
 from app.telemetry import metrics, tallies, tracing
-from app.wrong_values import no_such, short
 from models.transforms import InputSpec
-
-
-class Dispatch(Protocol):
-    """What a front end needs of the dispatcher; in a server app.dispatch.client.DispatchClient."""
-
-    @property
-    def model(self) -> ModelInfo | None:
-        """The default one; None until a worker is ready."""
-
-    @property
-    def models(self) -> Mapping[str, ModelInfo]:
-        """All that were ready last, by name, the default one first."""
-
-    @property
-    def workers(self) -> list[dict[str, object]]:
-        """How each worker is."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Why no worker is ready, where none is expected soon."""
-
-    async def wait_until_ready(self, within_s: float) -> ModelInfo:
-        """The model, once a worker is ready; raises NotReady or QueueFull."""
-
-    def refusal(self, expected: Expected) -> Problem | None:
-        """What the dispatcher is known to answer to such an image; None where it may accept it."""
-
-    def expecting(self, expected: Expected) -> AbstractContextManager[None]:
-        """Around the decoding of an image; a Problem if it would be refused anyhow."""
-
-    def using(self, model: ModelInfo) -> AbstractContextManager[None]:
-        """Around a request for that model, which is not dropped meanwhile; raises NotFound where it was."""
-
-    @property
-    def repository(self) -> Sequence[ModelEntry]:
-        """The models that are served or may be loaded while serving; none where that is not offered."""
-
-    async def change_model(self, name: str, *, load: bool) -> None:
-        """Load or unload a model of the repository, or raise a Problem."""
-
-    def slot(self) -> AbstractContextManager[Slot]:
-        """Around an image's decoding and its question: where its pixels are to be written."""
-
-    async def classify(self, question: Question, slot: Slot) -> Answer:
-        """Answer the image in that slot or raise a Problem."""
 
 
 class RequestedImage(Protocol):
@@ -364,34 +318,3 @@ def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
         f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
         "it counts from when the request's head is there"
     )
-
-
-def model_named(options: Sequence[ImageOptions]) -> str | None:
-    """The model that images with these options name; None where they name none. Raises InvalidValue where
-    they name several."""
-    first = options[0].model
-    for index, each in enumerate(options):
-        if each.model != first:
-            raise InvalidValue(
-                f"all images of a request are answered by one model: this one is for {_shown(each.model)}, "
-                f"the first for {_shown(first)}",
-                image=index,
-            )
-    return first
-
-
-def _shown(name: str | None) -> str:
-    return "the default one" if name is None else short.repr(name)
-
-
-def found_model(models: Mapping[str, ModelInfo], name: str) -> ModelInfo:
-    """The model of that name. Raises NotFound."""
-    model = models.get(name)
-    if model is None:
-        raise NotFound(no_such("model", name, models))
-    return model
-
-
-def no_model_yet() -> NotReady:
-    """What a route says that needs the model, while there is none."""
-    return NotReady("no worker has loaded the model yet; see /readyz", retry_after_s=1.0)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from app.decoding.pool import Decoders
-from app.http.classification import Dispatch
+from app.http.dispatch import Dispatch
 from app.http.server.traffic import Traffic
 
 

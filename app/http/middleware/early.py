@@ -14,8 +14,9 @@ from app.errors import Problem
 from app.http.arrival import seconds_since
 from app.http.bodies.content import is_raw_image, kind_of
 from app.http.callers import caller_of
-from app.http.classification import Classification, found_model
+from app.http.classification import Classification
 from app.http.head import header_of
+from app.http.model_choice import found_model
 from app.http.paths import HUGGING_FACE, PATHS, QueryForm, known
 from app.http.problems import problem_response
 from app.http.routes.hugging_face import asked_of

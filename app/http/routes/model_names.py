@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field
 from starlette.convertors import Convertor, register_url_convertor
 
 from app.errors import InvalidValue, NotFound, NotReady
-from app.http.classification import Classification, model_named, no_model_yet
+from app.http.classification import Classification
 from app.http.health import Health
+from app.http.model_choice import model_named, no_model_yet
 from app.http.paths import OPEN_INFERENCE_REST
 from app.http.unknown_paths import of_another_server
 from app.inference.options import ImageOptions

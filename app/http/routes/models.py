@@ -4,7 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.http.classification import Dispatch, no_model_yet
+from app.http.dispatch import Dispatch
+from app.http.model_choice import no_model_yet
 from app.http.paths import MODELS
 from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList

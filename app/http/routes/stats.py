@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.http.classification import Dispatch
+from app.http.dispatch import Dispatch
 from app.http.paths import STATS
 from app.telemetry import metrics, tallies
 

@@ -14,8 +14,9 @@ from app.http.bodies.body import read_body
 from app.http.bodies.content import JSON, BodyLimits
 from app.http.bodies.documents import read_document
 from app.http.callers import is_admin
-from app.http.classification import Dispatch, no_model_yet
 from app.http.client_gone import unless_gone
+from app.http.dispatch import Dispatch
+from app.http.model_choice import no_model_yet
 from app.http.paths import REPOSITORY_INDEX, REPOSITORY_MODELS
 from app.http.routes.model_names import VERSION, ModelName
 from app.http.routes.plain_errors import errors
