@@ -24,11 +24,10 @@ from tritonclient.utils import InferenceServerException
 
 from tests.system.photographs import SHIPPED
 from tests.system.server import Server
+from tests.system.tolerance import SCORE_TOLERANCE
 
 MODEL = "trimvit-small-imagenette"
 PHOTOGRAPHS = [(SHIPPED / name).read_bytes() for name in ("china.jpg", "coffee.jpg", "chelsea.jpg")]
-# bfloat16 keeps 8 bits: a probability moves by up to about a hundredth with the company in the batch.
-TOLERANCE = 0.03
 
 
 def v1(server: Server, image: bytes, **options: object) -> dict[str, Any]:
@@ -60,9 +59,9 @@ def assert_labels_as_v1(
     scores = {entry["label"]: entry["score"] for entry in v1(server, image, top_k=1000, **options)["labels"]}
     assert labels
     for label, score in labels:
-        assert score == pytest.approx(scores[label], abs=TOLERANCE)
+        assert score == pytest.approx(scores[label], abs=SCORE_TOLERANCE)
     assert [score for _, score in labels] == sorted((score for _, score in labels), reverse=True)
-    assert labels[0][1] >= max(scores.values()) - TOLERANCE
+    assert labels[0][1] >= max(scores.values()) - SCORE_TOLERANCE
 
 
 def assert_as_v1(server: Server, result: triton.InferResult, images: list[bytes], **options: object) -> None:
@@ -185,7 +184,7 @@ def test_tritonclient_chooses_outputs_and_their_form(
     assert result.as_numpy("label").tolist() == [[best["label"]]]
     score, index, label = result.as_numpy("score")[0, 0].decode().split(":", 2)
     assert (int(index), label) == (best["index"], best["label"])
-    assert float(score) == pytest.approx(best["score"], abs=TOLERANCE)
+    assert float(score) == pytest.approx(best["score"], abs=SCORE_TOLERANCE)
     assert result.as_numpy("logits").shape == (1, 3)
     assert result.as_numpy("index") is None
 
@@ -273,7 +272,8 @@ def test_both_of_tritons_clients_read_the_same_statistics(
         assert (duration["ns"] > before["inference_stats"][name]["ns"]) == (name != "fail")
     assert sum(each["compute_infer"]["count"] for each in after["batch_stats"]) == after["execution_count"]
     batched = sum(each["batch_size"] * each["compute_infer"]["count"] for each in after["batch_stats"])
-    assert batched == after["inference_count"]
+    # Also those whose client did not wait for them.
+    assert batched >= after["inference_count"]
     client.infer(MODEL, [image_input(PHOTOGRAPHS[:1])])
     assert statistics(client)["last_inference"] > after["last_inference"]
 
@@ -318,9 +318,9 @@ def test_huggingface_hubs_parameters_are_honoured(server: Server) -> None:
     assert len(logits) == 10
     total = sum(np.exp(logit) for logit in logits.values())
     for label in by_function["softmax"]:
-        assert label.score == pytest.approx(np.exp(logits[label.label]) / total, abs=TOLERANCE)
+        assert label.score == pytest.approx(np.exp(logits[label.label]) / total, abs=SCORE_TOLERANCE)
     for label in by_function["sigmoid"]:
-        assert label.score == pytest.approx(1 / (1 + np.exp(-logits[label.label])), abs=TOLERANCE)
+        assert label.score == pytest.approx(1 / (1 + np.exp(-logits[label.label])), abs=SCORE_TOLERANCE)
     pruned = InferenceClient(model=f"{server.url}/?keep_ratio=0.3&top_k=2").image_classification(photograph)
     assert len(pruned) == 2
     assert_labels_as_v1(server, photograph, [(label.label, label.score) for label in pruned], keep_ratio=0.3)

@@ -16,6 +16,7 @@ from PIL import Image
 from trimvit_client import AsyncClient, Client, InvalidValue, Options
 
 from tests.system.server import TRIMVIT, Server
+from tests.system.tolerance import SCORE_TOLERANCE
 
 ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = sorted((ROOT / "tests" / "photographs").glob("*.jpg"))
@@ -51,7 +52,7 @@ def test_classify_says_what_the_server_says(server: Server, tmp_path: Path) -> N
         (theirs,) = answer["results"]
         assert line["model"] == answer["model"]
         assert line["labels"][0]["label"] == theirs["labels"][0]["label"]
-        assert line["labels"][0]["score"] == pytest.approx(theirs["labels"][0]["score"], abs=0.03)
+        assert line["labels"][0]["score"] == pytest.approx(theirs["labels"][0]["score"], abs=SCORE_TOLERANCE)
         for name in ("keep_ratio", "criterion", "reducer", "patches", "compute", "runs"):
             assert line[name] == theirs[name]
 

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,12 @@ class Driven:
             assert least <= self.rise(f"{name}_bucket", **dict(where)) <= most, (name, edge)
 
     @property
+    def model(self) -> str:
+        """The name that the answers give."""
+        (name,) = {body["model"] for _, body in self.answers}
+        return str(name)
+
+    @property
     def results(self) -> list[dict[str, Any]]:
         return [body["results"][0] for _, body in self.answers]
 
@@ -143,9 +150,10 @@ class Driven:
         return macs(arch, stages, (arch.patches,) * len(stages.blocks))
 
     def send(self, method: str, path: str, route: str, **request: Any) -> httpx.Response:
+        began = time.perf_counter()
         response = httpx.request(method, self.server.url + path, timeout=60, **request)
         self.requests[route, method, response.status_code] += 1
-        self.seconds[route] += response.elapsed.total_seconds()
+        self.seconds[route] += time.perf_counter() - began
         return response
 
     def ask_everything(self) -> None:
@@ -264,6 +272,48 @@ def phases_take_what_the_answers_say(driven: Driven) -> None:
         driven.histogram("trimvit_phase_seconds", driven.seconds_told(phase), rel=1e-3, phase=phase)
 
 
+@of(metrics.MODEL_REQUEST_SECONDS)
+def requests_of_a_model_take_what_the_answers_say(driven: Driven) -> None:
+    name, told = "trimvit_model_request_seconds", sum(driven.seconds_told("total"))
+    success = {"model": driven.model, "outcome": "success"}
+    assert driven.rise(f"{name}_count", **success) == len(driven.answers)
+    # The answer is told its time before it is written.
+    assert driven.rise(f"{name}_sum", **success) == pytest.approx(told, rel=0.05)
+    assert driven.rise(f"{name}_count", model=driven.model, outcome="fail") <= driven.refusals.total()
+
+
+@of(metrics.MODEL_REQUEST_IMAGES)
+def every_request_had_one_image(driven: Driven) -> None:
+    for sample in ("count", "sum"):
+        risen = driven.rise(f"trimvit_model_request_images_{sample}", model=driven.model)
+        assert risen == len(driven.answers)
+
+
+@of(metrics.MODEL_PHASE_SECONDS)
+def phases_of_a_model_take_what_the_answers_say(driven: Driven) -> None:
+    for phase in ("decode", "queue", "compute"):
+        labels = {"model": driven.model, "phase": phase}
+        told = driven.seconds_told(phase)
+        assert driven.rise("trimvit_model_phase_seconds_count", **labels) == len(told)
+        assert driven.rise("trimvit_model_phase_seconds_sum", **labels) == pytest.approx(sum(told), rel=1e-3)
+
+
+@of(metrics.MODEL_LAST_REQUEST)
+def the_last_answer_is_not_long_ago(driven: Driven) -> None:
+    key = ("trimvit_model_last_request_timestamp_seconds", frozenset({("model", driven.model)}))
+    assert time.time() - 3600 < driven.after[key] <= time.time()
+
+
+@of(metrics.ANSWER_CACHE_HITS)
+@of(metrics.ANSWER_CACHE_MISSES)
+@of(metrics.ANSWER_CACHE_EVICTIONS)
+@of(metrics.ANSWER_CACHE_BYTES)
+def a_cache_that_is_off_is_not_asked(driven: Driven) -> None:
+    """What one that is on counts is in test_answer_cache.py."""
+    for name in ("hits_total", "misses_total", "evictions_total", "bytes"):
+        assert total(driven.after, f"trimvit_answer_cache_{name}") == 0
+
+
 @of(metrics.IMAGES)
 def each_image_counts_by_how_it_ended(driven: Driven) -> None:
     risen = {dict(labels)["outcome"]: value for labels, value in driven.rises("trimvit_images_total").items()}
@@ -355,6 +405,14 @@ def fill_is_the_share_of_the_token_budget(driven: Driven) -> None:
 @of(metrics.BATCH_SECONDS)
 def a_batch_of_one_takes_its_images_compute(driven: Driven) -> None:
     driven.histogram("trimvit_batch_seconds", driven.seconds_told("compute"), rel=1e-3)
+
+
+@of(metrics.MODEL_BATCH_SECONDS)
+def a_batch_of_one_is_a_batch_of_its_model(driven: Driven) -> None:
+    labels = {"model": driven.model, "images": "1"}
+    for sample in ("count", "sum"):
+        alone = driven.rise(f"trimvit_model_batch_seconds_{sample}", **labels)
+        assert alone == pytest.approx(sum(driven.rises(f"trimvit_batch_seconds_{sample}").values()), rel=1e-6)
 
 
 @of(metrics.AGREEMENT_CHECKS)

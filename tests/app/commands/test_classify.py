@@ -49,7 +49,7 @@ def test_a_line_of_json_has_the_form_of_a_servers_result(
     assert (code, err) == (0, "")
     assert (line.pop("photograph"), line.pop("model")) == (str(photographs / "a.jpg"), "pond")
     result = ImageResult.model_validate(line)
-    assert line.keys() == ImageResult.model_fields.keys() - {"mask", "warnings"}
+    assert line.keys() == ImageResult.model_fields.keys() - {"cached", "mask", "warnings"}
     assert result.patches.model_dump() == {"total": 6, "kept": 2, "per_stage": [3, 2], "grid": (2, 3)}
     assert (result.keep_ratio, result.criterion, result.reducer, result.runs) == (0.5, "mad", "drop", 1)
     assert [label.label for label in result.labels] == [LABELS[label.index] for label in result.labels]
@@ -238,7 +238,7 @@ def test_settings_of_a_server_in_the_environment_change_nothing(
 
 def test_every_option_of_a_request_is_there() -> None:
     """But those that mean something to a server only; which of several models is meant is one of them."""
-    of_a_server = {"deadline_ms", "min_keep_ratio", "model", "priority"}
+    of_a_server = {"deadline_ms", "errors", "min_keep_ratio", "model", "priority"}
     assert ImageOptions.model_fields.keys() - of_a_server <= ClassifyConfig.model_fields.keys()
     for name in ImageOptions.model_fields.keys() - of_a_server - {"mask", "mask_stages"}:
         ours, theirs = ClassifyConfig.model_fields[name], ImageOptions.model_fields[name]

@@ -489,7 +489,16 @@ def test_priority_is_tritons_number_or_a_word_of_v1(
 def test_tritons_words_for_nothing_are_taken(client: TestClient) -> None:
     """What its clients may send where nothing is asked for."""
     outputs_of(
-        asked(client, parameters={"priority": 0, "timeout": 0, "sequence_id": 0, "sequence_end": False})
+        asked(
+            client,
+            parameters={
+                "priority": 0,
+                "timeout": 0,
+                "sequence_id": 0,
+                "sequence_end": False,
+                "triton_enable_empty_final_response": True,
+            },
+        )
     )
 
 
@@ -517,7 +526,7 @@ def test_tritons_words_for_nothing_are_taken(client: TestClient) -> None:
         ({"sequence_id": 7}, ["no sequences", "sequence_id"]),
         ({"sequence_id": "a"}, ["no sequences"]),
         ({"headers": "x"}, ["no parameter 'headers'"]),
-        ({"triton_enable_empty_final_response": True}, ["no parameter 'triton_"]),
+        ({"triton_unknown": True}, ["no parameter 'triton_"]),
         ({"mask": "grid"}, ["'mask'", "kept_patches"]),
         ({"mask_stages": True}, ["'mask_stages'", "kept_patches"]),
         ({"binary_data_output": 1}, ["binary_data_output", "true or false"]),
