@@ -227,6 +227,7 @@ def test_a_worker_that_dies_comes_back_with_what_is_served_now(repository: Serve
     ]
 
 
+@pytest.mark.long  # the route's own tests refuse such a key, too
 def test_only_a_key_that_is_marked_may_load(calibrated: Path, other: Path, tmp_path: Path) -> None:
     """Any key may list."""
     keys = tmp_path / "keys"
