@@ -4,6 +4,8 @@ import math
 import os
 from pathlib import Path
 
+from models.control_groups import GROUPS, MEMBERSHIP, groups_of
+
 
 def cores() -> int:
     """Cores this process may use: those it is bound to, but no more than a container's limit (`docker run
@@ -12,25 +14,9 @@ def cores() -> int:
     return max(1, math.ceil(min(bound_to, _cores_of_time())))
 
 
-def _cores_of_time(
-    membership: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
-) -> float:
-    """How many cores' time the control groups of this process may take (cgroups(7)); infinite without a
-    limit. A group's is that of every group above it as well; in a container, the topmost that is seen is its
-    own."""
-    if not membership.exists():
-        return math.inf
-    least = math.inf
-    for line in membership.read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = groups / "cpu" if controllers else groups  # version 1, or 2
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top):
-                least = min(least, _limit_of(folder))
-    return least
+def _cores_of_time(membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> float:
+    """How many cores' time the control groups of this process may take; infinite without a limit."""
+    return min(map(_limit_of, groups_of("cpu", membership, groups)), default=math.inf)
 
 
 def _limit_of(group: Path) -> float:

@@ -4,50 +4,32 @@ says; elsewhere nothing is known."""
 from collections.abc import Iterator
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
+from models.control_groups import GROUPS, MEMBERSHIP, groups_of
+
 _MEMORY = Path("/proc/meminfo")
+# Of either version of control groups.
+_LIMIT_AND_USED = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
-def room_bytes(
-    cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP, memory: Path = _MEMORY
-) -> int | None:
+def room_bytes(groups: Path = GROUPS, membership: Path = MEMBERSHIP, memory: Path = _MEMORY) -> int | None:
     """The least of what this process's control groups and the machine have left; None where neither says.
 
     What only keeps files in memory counts as free, for the kernel drops it first.
     """
-    found = [*_left_in_groups(cgroups, membership), *_available(memory)]
+    found = [*_left_in_groups(groups, membership), *_available(memory)]
     return min(found, default=None)
 
 
-def _left_in_groups(cgroups: Path, membership: Path) -> Iterator[int]:
-    """Of each group that has a limit, from this process's up to the root: a group's limit holds for all below
-    it. Within a container its own group is the root that is seen."""
-    for folder, limit, used in _groups(cgroups, membership):
-        most = _number(folder / limit)
-        if most is not None and (taken := _number(folder / used)) is not None:
-            yield max(0, most - taken + _file_pages(folder))
-
-
-def _groups(cgroups: Path, membership: Path) -> Iterator[tuple[Path, str, str]]:
-    try:
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            root, names = cgroups, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        folder = root / path.lstrip("/")
-        while True:
-            yield folder, *names
-            if folder == root:
-                break
-            folder = folder.parent
+def _left_in_groups(groups: Path, membership: Path) -> Iterator[int]:
+    """Of each group that has a limit."""
+    for folder in groups_of("memory", membership, groups):
+        for limit, used in _LIMIT_AND_USED:
+            most, taken = _number(folder / limit), _number(folder / used)
+            if most is not None and taken is not None:
+                yield max(0, most - taken + _file_pages(folder))
 
 
 def _file_pages(folder: Path) -> int:

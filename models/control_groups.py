@@ -1,0 +1,23 @@
+"""Which of the kernel's control groups (cgroups(7)) this process is in. It imports no torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def groups_of(controller: str, membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> Iterator[Path]:
+    """The folders of the groups in which ``controller`` ("cpu", "memory") limits this process, of either
+    version: its own group, and every group above it, whose limits hold as well. In a container, the topmost
+    that is seen is its own. None where the kernel does not say."""
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = groups / controller if controllers else groups  # version 1, or 2
+        group = top / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
