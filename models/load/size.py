@@ -1,14 +1,13 @@
 """What a model's weights take in float32, by its reference, before anything of it is loaded."""
 
-import json
 import math
-import struct
 from pathlib import Path
 
 import timm
 import torch
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
+from safetensors import SafetensorError, safe_open
 
 from models.load.files import is_safetensors, shards_in
 from models.load.folder import weights_in
@@ -16,7 +15,6 @@ from models.load.reference import located
 
 _HUB = "hf-hub:"
 _BYTES = 4  # of a number in float32
-_LONGEST_HEADER = 100_000_000  # of safetensors, by its definition
 
 
 def float32_bytes(reference: str) -> int | None:
@@ -48,13 +46,11 @@ def _of_file(file: Path) -> int:
 
 def _numbers_in(file: Path) -> int:
     """Of all tensors of a file of safetensors; 0 for one that is broken, which loading tells in words."""
-    with file.open("rb") as opened:
-        length = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))[0]
-        try:
-            header = json.loads(opened.read(min(length, _LONGEST_HEADER)))
-            return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return 0
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except SafetensorError:
+        return 0
 
 
 def _of_cache(repository: str) -> int | None:
