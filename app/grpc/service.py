@@ -15,15 +15,16 @@ from app.grpc.asking import Answer, Caller, ask, caller
 from app.grpc.inference import request_of, response_of
 from app.grpc.protocol import METHODS, POOL, SERVICE, message_class
 from app.http.paths import (
+    CUDA_REGIONS,
     MODEL_STATISTICS,
     OPEN_INFERENCE,
     OPEN_INFERENCE_LIVE,
     OPEN_INFERENCE_READY,
     REPOSITORY_INDEX,
     REPOSITORY_MODELS,
+    SYSTEM_REGIONS,
 )
 from app.http.routes.model_names import MODELS_FOLDER
-from app.http.routes.open_inference.shared_memory import CUDA, SYSTEM
 from app.http.routes.open_inference.tensors import HEADER_LENGTH
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -210,7 +211,7 @@ async def _model_statistics(message: Any, call: _Call) -> Any:
 
 
 async def _regions(message: Any, call: _Call) -> Any:
-    answer = await call.found(await call.get(_of_region(SYSTEM, message.name, "/status")))
+    answer = await call.found(await call.get(_of_region(SYSTEM_REGIONS, message.name, "/status")))
     return _response(
         "SystemSharedMemoryStatus", {"regions": {each["name"]: each for each in answer.document}}
     )
@@ -218,28 +219,28 @@ async def _regions(message: Any, call: _Call) -> Any:
 
 async def _register(message: Any, call: _Call) -> Any:
     asked = {"key": message.key, "offset": message.offset, "byte_size": message.byte_size}
-    path = f"{SYSTEM}/region/{message.name}/register"
+    path = f"{SYSTEM_REGIONS}/region/{message.name}/register"
     await call.found(await call.post(path, [json.dumps(asked).encode()]))
     return _response("SystemSharedMemoryRegister", {})
 
 
 async def _unregister(message: Any, call: _Call) -> Any:
-    await call.found(await call.post(_of_region(SYSTEM, message.name, "/unregister"), []))
+    await call.found(await call.post(_of_region(SYSTEM_REGIONS, message.name, "/unregister"), []))
     return _response("SystemSharedMemoryUnregister", {})
 
 
 async def _cuda_regions(message: Any, call: _Call) -> Any:
-    await call.found(await call.get(_of_region(CUDA, message.name, "/status")))
+    await call.found(await call.get(_of_region(CUDA_REGIONS, message.name, "/status")))
     return _response("CudaSharedMemoryStatus", {})
 
 
 async def _cuda_register(message: Any, call: _Call) -> Any:
-    await call.found(await call.post(f"{CUDA}/region/{message.name}/register", []))
+    await call.found(await call.post(f"{CUDA_REGIONS}/region/{message.name}/register", []))
     return _response("CudaSharedMemoryRegister", {})
 
 
 async def _cuda_unregister(message: Any, call: _Call) -> Any:
-    await call.found(await call.post(_of_region(CUDA, message.name, "/unregister"), []))
+    await call.found(await call.post(_of_region(CUDA_REGIONS, message.name, "/unregister"), []))
     return _response("CudaSharedMemoryUnregister", {})
 
 

@@ -58,10 +58,11 @@ OPEN_INFERENCE_READY = KnownPath("/v2/health/ready", public=True, traced=False, 
 REPOSITORY_INDEX = KnownPath("/v2/repository/index", plain_errors=True)
 REPOSITORY_MODELS = KnownPath("/v2/repository/models/", plain_errors=True)
 MODEL_STATISTICS = KnownPath("/v2/models/stats", plain_errors=True)
-SHARED_MEMORY_STATUS = KnownPath("/v2/systemsharedmemory/status", plain_errors=True)
-SHARED_MEMORY_UNREGISTER = KnownPath("/v2/systemsharedmemory/unregister", plain_errors=True)
-CUDA_SHARED_MEMORY_STATUS = KnownPath("/v2/cudasharedmemory/status", plain_errors=True)
-CUDA_SHARED_MEMORY_UNREGISTER = KnownPath("/v2/cudasharedmemory/unregister", plain_errors=True)
+SYSTEM_REGIONS, CUDA_REGIONS = "/v2/systemsharedmemory", "/v2/cudasharedmemory"
+SHARED_MEMORY_STATUS = KnownPath(SYSTEM_REGIONS + "/status", plain_errors=True)
+SHARED_MEMORY_UNREGISTER = KnownPath(SYSTEM_REGIONS + "/unregister", plain_errors=True)
+CUDA_SHARED_MEMORY_STATUS = KnownPath(CUDA_REGIONS + "/status", plain_errors=True)
+CUDA_SHARED_MEMORY_UNREGISTER = KnownPath(CUDA_REGIONS + "/unregister", plain_errors=True)
 OPEN_INFERENCE_REST = KnownPath("/v2/", plain_errors=True)
 
 PATHS = tuple(value for value in globals().values() if isinstance(value, KnownPath))

@@ -14,7 +14,13 @@ from app.errors import InvalidValue
 from app.http.bodies.body import read_body
 from app.http.bodies.content import JSON, BodyLimits
 from app.http.callers import key_name_of
-from app.http.paths import OPEN_INFERENCE_REST
+from app.http.paths import (
+    CUDA_SHARED_MEMORY_STATUS,
+    CUDA_SHARED_MEMORY_UNREGISTER,
+    SHARED_MEMORY_STATUS,
+    SHARED_MEMORY_UNREGISTER,
+    SYSTEM_REGIONS,
+)
 from app.http.regions.access import regions_for
 from app.http.regions.table import Region, Regions
 from app.http.routes.open_inference.tensors import parsed
@@ -22,8 +28,6 @@ from app.http.routes.plain_errors import errors
 from app.inference.option_layers import said
 from app.wrong_values import short
 
-SYSTEM = OPEN_INFERENCE_REST.path + "systemsharedmemory"
-CUDA = OPEN_INFERENCE_REST.path + "cudasharedmemory"
 LONGEST_NAME = 255
 _MOST = 2**63 - 1
 
@@ -76,7 +80,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         return Response()
 
     @router.get(
-        SYSTEM + "/status",
+        SHARED_MEMORY_STATUS.path,
         operation_id="v2_system_shared_memory_status",
         summary="The caller's regions of shared memory",
         responses=_ERRORS,
@@ -85,7 +89,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         return await status_of(request)
 
     @router.get(
-        SYSTEM + "/region/{region_name}/status",
+        SYSTEM_REGIONS + "/region/{region_name}/status",
         operation_id="v2_system_shared_memory_region_status",
         summary="One of the caller's regions of shared memory",
         responses=_ERRORS,
@@ -94,7 +98,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         return await status_of(request, region_name)
 
     @router.post(
-        SYSTEM + "/region/{region_name}/register",
+        SYSTEM_REGIONS + "/region/{region_name}/register",
         operation_id="v2_system_shared_memory_register",
         summary="Register a region of shared memory",
         response_class=Response,
@@ -111,7 +115,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         return Response()
 
     @router.post(
-        SYSTEM + "/unregister",
+        SHARED_MEMORY_UNREGISTER.path,
         operation_id="v2_system_shared_memory_unregister_all",
         summary="Forget all of the caller's regions",
         response_class=Response,
@@ -121,7 +125,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         return await forget(request)
 
     @router.post(
-        SYSTEM + "/region/{region_name}/unregister",
+        SYSTEM_REGIONS + "/region/{region_name}/unregister",
         operation_id="v2_system_shared_memory_unregister",
         summary="Forget a region",
         response_class=Response,
@@ -131,7 +135,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         return await forget(request, region_name)
 
     @router.get(
-        CUDA + "/status",
+        CUDA_SHARED_MEMORY_STATUS.path,
         operation_id="v2_cuda_shared_memory_status",
         summary="Always empty: there is no CUDA shared memory",
         responses=_ERRORS,
@@ -141,7 +145,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         return []
 
     @router.post(
-        CUDA + "/unregister",
+        CUDA_SHARED_MEMORY_UNREGISTER.path,
         operation_id="v2_cuda_shared_memory_unregister_all",
         summary="Does nothing: there is no CUDA shared memory",
         response_class=Response,
