@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -26,7 +26,7 @@ from app.http.client_gone import unless_gone
 from app.http.dispatch import Dispatch
 from app.http.in_time import in_time
 from app.http.model_choice import found_model, model_named
-from app.http.outcomes import Outcomes, all_or_first_problem, answers_or_problems
+from app.http.outcomes import Answers, Outcomes, all_or_first_problem, answers_or_problems
 from app.inference.asked_lately import AskedLately
 from app.inference.asks import requested_keep_ratio
 from app.inference.expected import deadline_s_of
@@ -39,6 +39,8 @@ from app.priority import Priority
 from app.settings.settings import Settings
 from app.telemetry import metrics, tallies, tracing
 from models.transforms import InputSpec
+
+_T = TypeVar("_T")
 
 
 class RequestedImage(Protocol):
@@ -160,13 +162,9 @@ class Classification:
         """All answers in order, with all classes' ``logits`` and with the ``features`` if asked for, or the
         first Problem. Deadlines count from when the request came. Raises ClientDisconnect where the client,
         whose body has been read, goes away first."""
-        with Outcomes(len(images), model.name, request.scope), self._dispatch.using(model):
-            work = [
-                self._answer(image, index, model, request.scope, logits=logits, features=features)
-                for index, image in enumerate(images)
-            ]
-            answered = await unless_gone(request, all_or_first_problem(work))
-        images_answered(request.scope)
+        answered = await self._each(
+            request, images, model, all_or_first_problem, logits=logits, features=features
+        )
         metrics.labelled(metrics.IMAGES, "answered").inc(len(images))
         return answered
 
@@ -177,17 +175,31 @@ class Classification:
         the place of its answer."""
         if images[0].options.errors == "first":
             return [*await self.answers(request, images, model, features=features)]
-        with Outcomes(len(images), model.name, request.scope), self._dispatch.using(model):
-            work = [
-                self._answer(image, index, model, request.scope, logits=False, features=features)
-                for index, image in enumerate(images)
-            ]
-            each = await unless_gone(request, answers_or_problems(work))
-        images_answered(request.scope)
+        each = await self._each(request, images, model, answers_or_problems, features=features)
         for one in each:
             outcome = one.slug if isinstance(one, Problem) else "answered"
             metrics.labelled(metrics.IMAGES, outcome).inc()
         return each
+
+    async def _each(
+        self,
+        request: Request,
+        images: Sequence[RequestedImage],
+        model: ModelInfo,
+        gathered: Callable[[Answers[AnsweredImage]], Coroutine[Any, Any, list[_T]]],
+        *,
+        logits: bool = False,
+        features: bool,
+    ) -> list[_T]:
+        """What becomes of each image, as ``gathered`` from their answers."""
+        with Outcomes(len(images), model.name, request.scope), self._dispatch.using(model):
+            work = [
+                self._answer(image, index, model, request.scope, logits=logits, features=features)
+                for index, image in enumerate(images)
+            ]
+            found = await unless_gone(request, gathered(work))
+        images_answered(request.scope)
+        return found
 
     def _left_of(self, known: Expected, caller: str, gone_s: float) -> Expected:
         """With the time that will be left once the image has been decoded, by what others took lately."""
@@ -213,31 +225,42 @@ class Classification:
                 tallies.observe(metrics.REQUESTED_KEEP_RATIO, ratio)
             if seconds_since(scope) >= known.deadline_s:
                 raise _passed_on_the_way(known.deadline_s)
-            wants_picture = image.options.mask == "png"
-            key = None if self._cache is None else await self._key(self._cache, image, model, ask, scope)
-            if key is not None and (kept := self._kept(key, ask, model, scope)) is not None:
-                return kept
-            with self._dispatch.slot() as slot:
-                warnings, decode_s = await self._decoded(image, model, known, slot, scope)
-                tracing.phase("decode", index, decode_s)
-                if wants_picture:
-                    share_of(scope).take(slot.size)  # kept until the answer is written
-                question = self._question(image.options, ask, known, scope)
-                answer = await self._dispatch.classify(question, slot)
-                picture = slot.copy() if wants_picture else None
-            found = answer.prediction
-            check_numbers(found, model)
-            tracing.phase("queue", index, answer.queue_s, ended_s_ago=answer.compute_s)
-            tracing.phase(
-                "compute", index, answer.compute_s, keep_ratio=found.keep_ratio, compute=found.compute
-            )
+            if self._cache is None:
+                return await self._computed(image, index, model, ask, known, scope)
+            key = await self._key(self._cache, image, model, ask, scope)
+            if (found := self._cache.get(key)) is not None:
+                return _from_cache(found, model, ask, scope)
+            answered = await self._computed(image, index, model, ask, known, scope)
+            if answered.answer.lowered is None and self.models.get(model.name) is model:
+                self._cache.put(key, _for_cache(answered))
+            return replace(answered, cached=False)
         except Problem as problem:
             problem.image = index
             raise
-        if key is None:
-            return AnsweredImage(ask, answer, decode_s, warnings, picture)
-        self._keep(key, model, answer, warnings, picture)
-        return AnsweredImage(ask, answer, decode_s, warnings, picture, cached=False)
+
+    async def _computed(
+        self,
+        image: RequestedImage,
+        index: int,
+        model: ModelInfo,
+        ask: Ask,
+        known: Expected,
+        scope: Scope,
+    ) -> AnsweredImage:
+        wants_picture = image.options.mask == "png"
+        with self._dispatch.slot() as slot:
+            warnings, decode_s = await self._decoded(image, model, known, slot, scope)
+            tracing.phase("decode", index, decode_s)
+            if wants_picture:
+                share_of(scope).take(slot.size)  # kept until the answer is written
+            question = self._question(image.options, ask, known, scope)
+            answer = await self._dispatch.classify(question, slot)
+            picture = slot.copy() if wants_picture else None
+        found = answer.prediction
+        check_numbers(found, model)
+        tracing.phase("queue", index, answer.queue_s, ended_s_ago=answer.compute_s)
+        tracing.phase("compute", index, answer.compute_s, keep_ratio=found.keep_ratio, compute=found.compute)
+        return AnsweredImage(ask, answer, decode_s, warnings, picture)
 
     async def _key(
         self, cache: AnswerCache, image: RequestedImage, model: ModelInfo, ask: Ask, scope: Scope
@@ -251,33 +274,6 @@ class Classification:
             return cache.key(model, ask, data, shape=shape, picture=picture, caller=caller)
 
         return await share_of(scope).run_if_large(image.size, key)
-
-    def _kept(self, key: bytes, ask: Ask, model: ModelInfo, scope: Scope) -> AnsweredImage | None:
-        """The answer that is in the cache: it waited for nothing, and nothing was computed."""
-        found = None if self._cache is None else self._cache.get(key)
-        if found is None:
-            return None
-        picture = None
-        if found.picture is not None:
-            share_of(scope).take(len(found.picture))
-            picture = np.frombuffer(found.picture, np.uint8).reshape(*model.input.size, 3)
-        return AnsweredImage(
-            ask, Answer(0, found.prediction, 0.0, 0.0), 0.0, found.warnings, picture, cached=True
-        )
-
-    def _keep(
-        self,
-        key: bytes,
-        model: ModelInfo,
-        answer: Answer,
-        warnings: tuple[str, ...],
-        picture: UInt8[np.ndarray, "height width 3"] | None,
-    ) -> None:
-        """Put it into the cache, if it is what was asked for, of the model that is still served."""
-        if self._cache is None or answer.lowered is not None or self.models.get(model.name) is not model:
-            return
-        seen = None if picture is None else picture.tobytes()
-        self._cache.put(key, CachedAnswer(answer.prediction, warnings, seen))
 
     async def _decoded(
         self, image: RequestedImage, model: ModelInfo, known: Expected, slot: Slot, scope: Scope
@@ -318,3 +314,19 @@ def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
         f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
         "it counts from when the request's head is there"
     )
+
+
+def _from_cache(found: CachedAnswer, model: ModelInfo, ask: Ask, scope: Scope) -> AnsweredImage:
+    """It waited for nothing, and nothing was computed."""
+    picture = None
+    if found.picture is not None:
+        share_of(scope).take(len(found.picture))
+        picture = np.frombuffer(found.picture, np.uint8).reshape(*model.input.size, 3)
+    return AnsweredImage(
+        ask, Answer(0, found.prediction, 0.0, 0.0), 0.0, found.warnings, picture, cached=True
+    )
+
+
+def _for_cache(answered: AnsweredImage) -> CachedAnswer:
+    seen = None if answered.picture is None else answered.picture.tobytes()
+    return CachedAnswer(answered.answer.prediction, answered.warnings, seen)
