@@ -25,7 +25,7 @@ from app.http.routes.open_inference.tensors import HEADER_LENGTH, write_elements
 from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.photographs import image_files
-from benchmarks.report import spread, table, write
+from benchmarks.report import by_way, spread, table, write
 from benchmarks.sender import Sender, requests
 from benchmarks.server import cpu_seconds, running
 
@@ -122,10 +122,7 @@ def main() -> None:
     shares = [
         one / other for one, other in zip(found["grpc"]["images/s"], found["http"]["images/s"], strict=True)
     ]
-    rows = [
-        {"way": way, **{name: spread(values) for name, values in figures.items()}}
-        for way, figures in found.items()
-    ]
+    rows = by_way(found)
     print(table(rows))
     print(f"gRPC as a share of HTTP: {spread(shares)}")
     if options.output is not None:

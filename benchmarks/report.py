@@ -33,6 +33,14 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median, lower, upper, lowest, highest)
 
 
+def by_way(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Row]:
+    """A row for each way, with the spread of each of its figures."""
+    return [
+        {"way": way, **{name: spread(values) for name, values in figures.items()}}
+        for way, figures in found.items()
+    ]
+
+
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table with a column for each key. Lists are for the file only."""
     headings = list(dict.fromkeys(key for row in rows for key in row))

@@ -22,7 +22,7 @@ import numpy as np
 from app.http.routes.open_inference.tensors import HEADER_LENGTH
 from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
-from benchmarks.report import spread, table, write
+from benchmarks.report import by_way, spread, table, write
 from benchmarks.sender import Sender, requests
 from benchmarks.server import cpu_seconds, running
 
@@ -100,10 +100,7 @@ def main() -> None:
         memory.unlink()
     sockets, shared = (found[way]["images/s"] for way in senders)
     ratio = spread([one / other for one, other in zip(shared, sockets, strict=True)])
-    rows = [
-        {"way": way, **{name: spread(values) for name, values in figures.items()}}
-        for way, figures in found.items()
-    ]
+    rows = by_way(found)
     print(table(rows))
     print(f"shared memory as a multiple of sockets: {ratio}")
     if options.output is not None:

@@ -79,7 +79,8 @@ def _windows(
     shape = (*own.shape[:3], size, attn.head_dim)
     windows = own.new_empty(shape)
     windows[..., : run.tokens, :].copy_(own)
-    windows[..., run.tokens :, :] = 0
+    if size > run.tokens:
+        windows[..., run.tokens :, :] = 0
     return windows.flatten(1, 2)
 
 
