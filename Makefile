@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 serve: $(VENV)/.installed        ## start the server with the bundled model
 	$(BIN)/trimvit serve $(ARGS)
 
-test: $(VENV)/.installed-dev     ## run the tests; a file's tests stay in one of two processes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+test: $(VENV)/.installed-dev     ## run the tests; a file's tests stay in one of two processes, slow files first
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 gpu-check:                       ## tests, speed and a verdict on an NVIDIA GPU; installs nothing (ARGS=--help explains)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
