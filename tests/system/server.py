@@ -107,9 +107,11 @@ def running_server(
         command = [*program, "serve", "--port", str(port), *flags]
         supervisor = subprocess.Popen(command, stderr=sink, cwd=started_in)
     try:
-        wait_until(lambda: "listening on" in log.read_text(), "the server to listen")
+        wait_until(
+            lambda: "listening on" in log.read_text() or supervisor.poll() is not None, "the server to listen"
+        )
         found = re.search(r"listening on (https?://[^\s\"]+)", log.read_text())
-        assert found is not None
+        assert found is not None, f"the server ended before it listened: {log.read_text()}"
         grpc = re.search(r"gRPC on ([^\s\"]+)", log.read_text())
         server = Server(supervisor, found[1], log, "" if grpc is None else grpc[1])
         wait_until(lambda: is_ready(server.url), f"the server to be ready; its log:\n{log.read_text()}")
