@@ -100,7 +100,7 @@ def bench(config: BenchConfig, operands: Sequence[str]) -> int:
         url = server_url(operands[0])
     except ValueError as error:
         raise UsageError(str(error)) from error
-    images = _images(config.photographs or EXAMPLES)
+    images = _images(config.photographs) if config.photographs else _examples()
     samples: list[Sample] = []
     try:
         model = asyncio.run(_load(config, url, images, samples))
@@ -116,6 +116,11 @@ def bench(config: BenchConfig, operands: Sequence[str]) -> int:
     if draw_plot is not None and summary.answered:
         draw_plot([sample for sample in samples if sample.due_s >= config.warmup_s])
     return 0 if summary.answered == summary.images > 0 else FAILED
+
+
+def _examples() -> list[bytes]:
+    """TrimViT's own photographs, without a word about what else lies beside them."""
+    return [path.read_bytes() for path in sorted(EXAMPLES.glob("*.jpg"))]
 
 
 def _images(folder: Path) -> list[bytes]:
@@ -161,7 +166,7 @@ async def _load(
         **connecting(url),
     )
     async with client:
-        model = await _described(client, url)
+        model = await _described(client, url, config.options.get("model"))
         draw = random.Random(config.seed)
         send = _Sender(client, images, config.options, draw)
         mix = Mix(config.keep_ratios, draw)
@@ -190,13 +195,16 @@ async def _tick(progress: "tqdm[Any]", samples: Sequence[Sample]) -> None:
         progress.update(1)
 
 
-async def _described(client: httpx.AsyncClient, url: str) -> dict[str, str]:
+async def _described(client: httpx.AsyncClient, url: str, name: str | None) -> dict[str, str]:
+    """The model of that name. For none, and for a name that the server does not know, its default model: the
+    image that is sent first will be refused in the server's own words."""
     answer = await client.get("/v1/models")
     try:
         document = answer.json()
         if answer.status_code == 200:
-            (model,) = document["models"]
-            return {name: model[name] for name in ("name", "device", "dtype")}
+            default, *others = document["models"]
+            model = next((each for each in others if each["name"] == name), default)
+            return {member: model[member] for member in ("name", "device", "dtype")}
         refusal = f"{url} answers with {answer.status_code}: {document['detail']}"
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -251,7 +259,8 @@ class _Sender:
         try:
             document = answer.json()
             if status == ANSWERED:
-                return Outcome(status, compute=document["results"][0]["compute"])
+                (result,) = document["results"]
+                return Outcome(status, compute=result["compute"], cached=result.get("cached", False))
             return Outcome(status, document["type"].removeprefix(_PROBLEM))
         except (ValueError, KeyError, TypeError, IndexError):
             return Outcome(f"{status} (not TrimViT's)")
@@ -266,8 +275,10 @@ def _report(config: BenchConfig, url: str, model: dict[str, str], photographs: i
         f"{url}: {model['name']} on {model['device']} in {model['dtype']}",
         f"{loop}; {photographs} photographs; {config.duration_s:g} s after {config.warmup_s:g} s of warm-up",
         "",
-        f"{summary.answered} of {summary.images} images answered, {summary.images_per_s:.1f} images/s"
-        + ("" if summary.mean_compute is None else f", mean compute {summary.mean_compute:.3f}"),
+        f"{summary.answered} of {summary.images} images answered; "
+        f"{summary.images_per_s:.1f} images/s within the {config.duration_s:g} s"
+        + ("" if summary.mean_compute is None else f"; mean compute {summary.mean_compute:.3f}"),
+        *([f"  {summary.cached} of them from the server's answer cache"] if summary.cached else []),
         *(f"  {count} x {status}" for status, count in summary.by_status.items() if status != ANSWERED),
         *(f"  {count} x {problem}" for problem, count in summary.by_problem.items()),
     ]

@@ -16,11 +16,13 @@ ANSWERED = "200"
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What an image ended in: the HTTP status, or a word where there was none; the problem's type, if it was
-    one; the share of the unpruned model's multiply-accumulates, if it was answered."""
+    one; the share of the unpruned model's multiply-accumulates, if it was answered, and whether the answer
+    came from the server's answer cache."""
 
     status: str
     problem: str | None = None
     compute: float | None = None
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

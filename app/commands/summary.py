@@ -27,11 +27,13 @@ class Summary:
 
     ``images_per_s`` counts the answers that came between warm-up and end. Latencies are those of answered
     images, in milliseconds, by percentile (`p50`, ..., `max`): from the time when an image was due, and from
-    when it was sent. ``late_ms``: how long after it was due an image was sent.
+    when it was sent. ``late_ms``: how long after it was due an image was sent. ``cached``: how many of the
+    answered images the server's answer cache answered.
     """
 
     images: int
     answered: int
+    cached: int
     images_per_s: float
     by_status: dict[str, int]
     by_problem: dict[str, int]
@@ -68,6 +70,7 @@ def summarise(samples: Sequence[Sample], warmup_s: float, duration_s: float) -> 
     return Summary(
         images=len(counted),
         answered=len(answered),
+        cached=sum(sample.outcome.cached for sample in answered),
         images_per_s=round(len(in_time) / duration_s, 3),
         by_status=dict(sorted(Counter(sample.outcome.status for sample in counted).items())),
         by_problem=dict(sorted(Counter(filter(None, (each.outcome.problem for each in counted))).items())),

@@ -60,10 +60,12 @@ def test_every_service_is_without_capabilities(compose: dict[str, Any]) -> None:
 
 
 def test_only_this_machine_reaches_the_ports(compose: dict[str, Any]) -> None:
-    """Each service publishes its port, on the loopback address only."""
+    """Each service publishes its ports, on the loopback address only: the server that of gRPC, too, wherever
+    the setting puts it."""
+    grpc = "${TRIMVIT_GRPC_PORT:-8001}"
     published = {name: service["ports"] for name, service in compose["services"].items()}
     assert published == {
-        "trimvit": [f"127.0.0.1:{PORT}:{PORT}"],
+        "trimvit": [f"127.0.0.1:{PORT}:{PORT}", f"127.0.0.1:{grpc}:{grpc}"],
         "prometheus": ["127.0.0.1:9090:9090"],
         "grafana": ["127.0.0.1:3000:3000"],
     }

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from app.messages.to_front_end import Answer
 from app.settings.settings import Settings
 from models.schedule import Pruning
 from tests.app.commands.conftest import Trimvit
-from tests.app.fakes import FakeDispatch, cost, encoded
+from tests.app.fakes import LARGER, FakeDispatch, cost, encoded
 
 SHORT = ("--duration-s", "0.5", "--warmup-s", "0.1")
 
@@ -31,9 +32,16 @@ def dispatch() -> FakeDispatch:
 
 @pytest.fixture
 def url(dispatch: FakeDispatch) -> Iterator[str]:
-    """The address of a server with this dispatcher, in a thread."""
+    """The address of a server with this dispatcher."""
+    with served(Settings.model_construct(), dispatch) as address:
+        yield address
+
+
+@contextmanager
+def served(settings: Settings, dispatch: FakeDispatch) -> Iterator[str]:
+    """The address of a server, in a thread."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings.model_construct(), dispatch), log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, dispatch), log_config=None))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     while not server.started:
@@ -82,7 +90,8 @@ def test_the_report_is_a_table(trimvit: Trimvit, url: str, photographs: Path) ->
     for words in (
         f"{url}: toy on cpu:0 in float32",
         "open loop, 50 images/s; 1 photographs; 0.5 s after 0.1 s of warm-up",
-        "images answered",
+        "images answered; ",
+        " images/s within the 0.5 s; mean compute ",
         "since it was due ",
         "since it was sent ",
         "sent late by ",
@@ -92,6 +101,42 @@ def test_the_report_is_a_table(trimvit: Trimvit, url: str, photographs: Path) ->
         "p99.9",
     ):
         assert words in out
+
+
+def test_a_server_of_several_models_is_loaded_with_one_of_them(
+    trimvit: Trimvit, url: str, photographs: Path, dispatch: FakeDispatch
+) -> None:
+    """The default one, or the one that the query names; an unknown one is refused with the server's words."""
+    dispatch.others = (LARGER,)
+    for query, name in (("", "toy"), ("model=larger", "larger")):
+        code, out, err = trimvit(
+            "bench", url, *SHORT, "--photographs", photographs, "--query", query, "--json"
+        )
+        assert (code, err) == (0, "")
+        assert json.loads(out)["model"]["name"] == name
+    code, _, err = trimvit("bench", url, *SHORT, "--photographs", photographs, "--query", "model=other")
+    assert code == 1
+    assert f"{url} refuses the image with 404: there is no model 'other'" in err
+
+
+def test_the_report_says_what_the_answer_cache_answered(
+    trimvit: Trimvit, dispatch: FakeDispatch, photographs: Path
+) -> None:
+    """Or its throughput would be taken for the model's."""
+    with served(Settings(answer_cache_bytes=1 << 20), dispatch) as url:
+        code, out, err = trimvit("bench", url, *SHORT, "--photographs", photographs)
+        assert (code, err) == (0, "")
+        assert " from the server's answer cache" in out
+        _, out, _ = trimvit("bench", url, *SHORT, "--photographs", photographs, "--json")
+        report = json.loads(out)
+        assert report["cached"] == report["answered"] > 0
+
+
+def test_the_bundled_photographs_are_sent_without_a_remark(trimvit: Trimvit, url: str) -> None:
+    """What else lies in their folder is the package's own affair."""
+    code, out, err = trimvit("bench", url, *SHORT)
+    assert (code, err) == (0, "")
+    assert "; 4 photographs; " in out
 
 
 def test_refused_images_are_counted_and_fail_the_command(
