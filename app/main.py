@@ -18,33 +18,26 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from setproctitle import setproctitle
-from starlette.middleware.cors import CORSMiddleware
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import ImageLimits
 from app.decoding.pool import Decoders, DecodingProcesses, InExecutor, memory_for
 from app.dispatch.client import DispatchClient
-from app.http.answers import WARNINGS_HEADER
-from app.http.bodies.memory import most_held
 from app.http.classification import Classification
 from app.http.dispatch import Dispatch
 from app.http.health import Health
 from app.http.methods import HeadAsGet
-from app.http.middleware.access import KEY_HEADER, BrowserHeaders, RequireKey, declare_keys
-from app.http.middleware.early import RefuseEarly
-from app.http.middleware.expectation import CloseUnasked
+from app.http.middleware.access import BrowserHeaders, declare_keys
 from app.http.middleware.hosts import AnswerHosts, Hosts, answered_hosts
-from app.http.middleware.inflate import Inflated
-from app.http.middleware.observe import REQUEST_ID, Observe
-from app.http.middleware.prefix import UnderPrefix
-from app.http.middleware.sites import RefuseOtherSites
+from app.http.middleware.observe import Observe
+from app.http.middleware.stack import surround
 from app.http.openapi import install_openapi, operation_id
 from app.http.problems import install_problem_handlers
 from app.http.regions.table import Regions
 from app.http.routes.classify import classify_router
 from app.http.routes.direct import include
 from app.http.routes.documentation import documentation_router
-from app.http.routes.embed import SHAPE_HEADERS, embed_router
+from app.http.routes.embed import embed_router
 from app.http.routes.hugging_face import hugging_face_router
 from app.http.routes.kserve_v1 import kserve_v1_router
 from app.http.routes.models import models_router
@@ -58,8 +51,9 @@ from app.http.routes.page import page_router
 from app.http.routes.sagemaker import sagemaker_router
 from app.http.routes.stats import stats_router
 from app.http.server.listeners import serve
-from app.http.server.traffic import Bounded, Traffic
-from app.http.started import is_for_people, started
+from app.http.server.traffic import Traffic
+from app.http.start_message import tell_when_ready
+from app.http.started import is_for_people
 from app.http.unknown_paths import paths_of
 from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotWriter
@@ -67,13 +61,11 @@ from app.processes import background
 from app.processes.heap import give_back_freed_memory, map_large_memory
 from app.processes.heartbeat import Beat, Heartbeat
 from app.processes.lifeline import die_with_parent
-from app.processes.listening import url
-from app.security.keys import KeyRing, key_ring
+from app.security.keys import key_ring
 from app.settings.settings import Settings
 from app.telemetry import metrics, tallies, tracing
 from app.telemetry.logs import configure_logging
 from app.telemetry.tracing import Tracing
-from models.cores import cores
 
 _DESCRIPTION = """Vision transformers that prune their own patches. Each image chooses its keep ratio:
 the share of patches kept at each pruning stage, and so its own point between accuracy and cost."""
@@ -81,7 +73,6 @@ the share of patches kept at each pruning stage, and so its own point between ac
 Beside = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _BEAT_S = 0.25
-_LOOK_EVERY_S = 0.1
 _LAST_EXPORT_S = 2.0  # how long the end of the process waits for a traces collector that does not answer
 
 # How long another thread may keep the interpreter from the event loop, which may wait for it many times in
@@ -172,7 +163,7 @@ def create_app(
         documentation_router(),
     )
     include(app, for_images)
-    _surround(app, settings, classification, traffic, keys, tracing, listening_on)
+    surround(app, settings, classification, traffic, keys, tracing, listening_on)
     for router in others:
         app.include_router(router)
     install_problem_handlers(app, paths_of((*for_images, *others)))
@@ -180,47 +171,6 @@ def create_app(
     if keys is not None:
         declare_keys(app)
     return app
-
-
-def _surround(
-    app: FastAPI,
-    settings: Settings,
-    classification: Classification,
-    traffic: Traffic,
-    keys: KeyRing | None,
-    tracing: Tracing | None,
-    listening_on: str | None,
-) -> None:
-    """Add the middleware. The last one added is the outermost."""
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(RefuseEarly, classification=classification)
-    app.add_middleware(Inflated, most_bytes=settings.max_body_bytes)
-    app.add_middleware(
-        Bounded,
-        traffic=traffic,
-        body_timeout_s=settings.body_timeout_s,
-        most_body_bytes=most_held(settings.max_bodies_bytes, settings.max_body_bytes),
-    )
-    app.add_middleware(RefuseOtherSites, origins=settings.cors_origins or ())
-    if keys is not None:
-        app.add_middleware(RequireKey, keys=keys)
-    if settings.cors_origins is not None:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
-            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing", WARNINGS_HEADER, *SHAPE_HEADERS],
-            allow_private_network=True,  # a page of a public site may be one of the origins
-        )
-    if listening_on is not None:
-        hosts = answered_hosts(listening_on, settings.allowed_hosts, with_keys=keys is not None)
-        app.add_middleware(AnswerHosts, hosts=hosts)
-    app.add_middleware(CloseUnasked)
-    app.add_middleware(Observe, tracing=tracing)
-    app.add_middleware(BrowserHeaders)
-    if settings.root_path is not None:
-        app.add_middleware(UnderPrefix, prefix=settings.root_path)
 
 
 def create_operations_app(health: Health, hosts: Hosts | None = None) -> FastAPI:
@@ -255,7 +205,7 @@ async def run(
     telling = None
     if told is not None:
         telling = background.kept(
-            partial(_tell_when_ready, settings, listeners[0], client, told), "start message"
+            partial(tell_when_ready, settings, listeners[0], client, told), "start message"
         )
     metrics.INCIDENTS.labels("heartbeat")  # so that a panel of incidents has data before there is one
     decoders = DecodingProcesses(
@@ -295,39 +245,6 @@ def _grpc(settings: Settings) -> Beside | None:
     from app.grpc.server import grpc_server  # of the extra grpc
 
     return partial(grpc_server, settings=settings)
-
-
-async def _tell_when_ready(
-    settings: Settings, listener: socket.socket, client: DispatchClient, told: Path
-) -> None:
-    """Once a worker is ready, tell the terminal, unless another front end or an earlier one has."""
-    while True:
-        load = client.load
-        if client.model is not None and load is not None:
-            break
-        await asyncio.sleep(_LOOK_EVERY_S)
-    if not await asyncio.to_thread(_is_first, told):
-        return
-    screen = started(
-        settings,
-        list(client.models.values()),
-        load.terms,
-        streams=len(load.free_in_s),
-        cores=cores(),
-        url=url("http" if settings.tls_certificate is None else "https", listener),
-        with_keys=key_ring(settings) is not None,
-    )
-    sys.stderr.write(screen)
-    sys.stderr.flush()
-
-
-def _is_first(told: Path) -> bool:
-    """Whether the file was not there before; now it is."""
-    try:
-        told.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _regions(settings: Settings) -> Regions | None:

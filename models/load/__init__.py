@@ -2,10 +2,12 @@
 
 from models.load.card import Card, dtypes_of, read_card, save
 from models.load.errors import ModelError
+from models.load.fit import HEADS
 from models.load.input_spec import input_spec_of
 from models.load.labels import read_labels
-from models.load.model import HEADS, LoadedModel, Start, create, load
+from models.load.model import LoadedModel, load
 from models.load.reference import BUNDLED, WEIGHTS_FOLDER
+from models.load.start import Start, create
 
 __all__ = [
     "BUNDLED",

@@ -18,6 +18,11 @@ _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args"
 _DEEPEST = 4
 
 
+def file_at(path: Path) -> Path:
+    """The file of weights: the path, or the one in the folder there. Raises as `weights_in` does."""
+    return weights_in(path) if path.is_dir() else path
+
+
 def weights_in(folder: Path) -> Path:
     """The file of weights. Raises ModelError where there is none, or several and nothing says which."""
     names = _names(folder)

@@ -4,40 +4,27 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from models.cascade import Cascade
 from models.families import Network
-from models.finite import all_finite
-from models.load.card import Card, read_card
-from models.load.config import TimmConfig, config_in, of_training
+from models.load.card import Card
 from models.load.errors import ModelError
-from models.load.files import read_file
-from models.load.fit import HEADS, Fit, fit, load_into
-from models.load.folder import weights_in
-from models.load.hub import offline_unless_the_hub_answers, transformers_folder
+from models.load.hub import offline_unless_the_hub_answers
 from models.load.input_spec import at_size, input_spec_of
 from models.load.labels import of_collection
+from models.load.numbers import refuse_no_numbers
 from models.load.own_head import Head, read_head
-from models.load.reference import WEIGHT_ENDINGS, existing, located
-from models.load.state_dict import Weights, find_weights, holds_network
-from models.load.timm_models import FEATURES_ONLY, create_timm, is_projection, project_features
-from models.load.transformers_format.config import TransformersConfig
-from models.load.transformers_format.config import config_in as transformers_config_in
-from models.load.transformers_format.preprocessor import input_spec
-from models.load.transformers_format.weights import resampled, under_timms_names
-from models.load.uninitialised import Uninitialised
-from models.patch_embed import patch_grid, set_image_size, set_patch_stride
+from models.load.reference import located
+from models.load.saved_network import SavedNetwork, by_name, from_path
+from models.load.timm_models import FEATURES_ONLY, is_projection, project_features
+from models.patch_embed import set_image_size
 from models.pruned_vit import PrunedViT
 from models.schedule import Method, Rows, Stages
 from models.scores import Scores
 from models.stage_blocks import Blocks, stages_of
 from models.transforms import InputSpec
-
-__all__ = ["HEADS", "LoadedModel", "Start", "create", "load"]
 
 log = logging.getLogger(__name__)
 
@@ -84,29 +71,6 @@ class LoadedModel:
         return self.card.cascade if self.model.stages == self.card.stages else None
 
 
-@dataclass(frozen=True)
-class Start:
-    """A network to fine-tune, and what a card must say to build it again beside classes and image size."""
-
-    vit: Network
-    model_args: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Network:
-    """A network with weights, as its source has it: with a card, or with what is known without one.
-    ``input``: None for timm's own preprocessing of it."""
-
-    name: str
-    vit: Network
-    architecture: str
-    card: Card | None = None
-    labels: tuple[str, ...] | None = None
-    model_args: dict[str, Any] | None = None
-    input: InputSpec | None = None
-    scores: Scores = "softmax"
-
-
 def load(
     reference: str,
     *,
@@ -135,16 +99,16 @@ def load(
     """
     place = located(reference)
     if isinstance(place, Path):
-        network = _from_path(place, architecture, patch_stride)
+        network = from_path(place, architecture, patch_stride)
     else:
         with offline_unless_the_hub_answers():
-            network = _by_name(place, architecture, patch_stride)
+            network = by_name(place, architecture, patch_stride)
     own_head = None if head is None else read_head(head)
     return _loaded(network, labels, stages, patch_stride, input_size, own_head, headless=headless)
 
 
 def _loaded(
-    network: _Network,
+    network: SavedNetwork,
     labels: tuple[str, ...] | None,
     stages: Stages | None,
     patch_stride: int | None,
@@ -154,51 +118,25 @@ def _loaded(
     headless: bool,
 ) -> LoadedModel:
     vit, name, card = network.vit, network.name, network.card
-    headless |= head is not None
-    if vit.num_classes == 0 and not headless:
+    if vit.num_classes == 0 and not headless and head is None:
         raise ModelError(f"{name} {FEATURES_ONLY.format(why='it has no head')}")
     named = labels or network.labels or (card.labels if card else None)
-    sure = "." in network.architecture  # timm's own weights, by their tag
-    projects = vit.num_classes and is_projection(network.architecture, vit.num_classes)
-    if card is None and (sure or not named or head is not None) and projects:
-        why = f"its head of {vit.num_classes} is a projection of CLIP"
-        hint = "" if sure else " (if they are classes, name them with --labels)"
-        if not headless:
-            raise ModelError(f"{name} {FEATURES_ONLY.format(why=why)}{hint}")
-        log.info("%s: %s, so it is part of the features%s", name, why, hint)
-        project_features(vit)
+    if _is_projection(network, named, head):
+        _make_features(network, allowed=headless or head is not None)
         named = None
     if input_size is not None:
         set_image_size(vit, input_size)
     if head is not None:
         head.put_on(vit, PrunedViT(vit, Stages((), "all")).feature_width)
         named = labels or head.labels or tuple(f"class {index}" for index in range(vit.num_classes))
-    _refuse_no_numbers(vit, name)
+    refuse_no_numbers(vit, name)
     model = PrunedViT(vit.eval(), stages or (card.stages if card else None))
     if card is None:
-        card = Card(
-            architecture=vit.pretrained_cfg["architecture"],
-            labels=labels or ((named or _labels_of(vit, name)) if vit.num_classes else ()),
-            input=at_size(network.input or input_spec_of(vit), tuple(vit.patch_embed.img_size)),
-            stages=model.stages,
-            scores=network.scores if head is None else head.scores,
-            model_args={
-                **(network.model_args or {}),
-                "num_classes": vit.num_classes,
-                "img_size": vit.patch_embed.img_size,
-            },
-            patch_stride=patch_stride,
-        )
+        card = _card_of(network, model, named, head)
     elif head is not None:  # the cascade was fitted for another
         assert named is not None
         card = replace(card, labels=named, scores=head.scores, cascade=None, folders=None)
-    if labels:
-        card = replace(card, labels=labels)
-    if patch_stride not in (None, card.patch_stride):
-        card = replace(card, patch_stride=patch_stride, cascade=None)  # it was fitted for another grid
-    if input_size not in (None, card.input.size):
-        args = {**card.model_args, "img_size": input_size}
-        card = replace(card, input=at_size(card.input, input_size), model_args=args, cascade=None)
+    card = _as_asked(card, labels, patch_stride, input_size)
     if len(card.labels) != vit.num_classes:
         raise ModelError(
             f"{len(card.labels)} labels, but {name} has {vit.num_classes or 'no'} classes; "
@@ -207,248 +145,62 @@ def _loaded(
     return LoadedModel(name, model, card)
 
 
-def create(
-    architecture: str, weights: Path | None, *, patch_stride: int | None = None, **model_args: Any
-) -> Start:
-    """A timm model to fine-tune: from the hub, or from weights of the same architecture.
+def _is_sure(network: SavedNetwork) -> bool:
+    """Whether the weights are timm's own, by their tag."""
+    return "." in network.architecture
 
-    The position embedding is resampled to the grid of the image size and of ``patch_stride`` (None: the
-    plain grid, whatever the weights were trained with); a head of another size is left as initialised.
-    Raises ModelError where weights other than the head's are missing or left over, UnsupportedModelError and
-    ValueError where the patch stride cannot be.
-    """
-    if weights is None and patch_stride is None:
-        return Start(create_timm(architecture, pretrained=True, **model_args), {})
-    if weights is None:
-        create_timm(architecture, pretrained=False, patch_stride=patch_stride, **model_args)
-        # At the hub's own image size, so that its position embedding is resampled once and not twice.
-        at_own_size = {name: value for name, value in model_args.items() if name != "img_size"}
-        own = create_timm(architecture, pretrained=True, **at_own_size)
-        started = Fit(
-            architecture,
-            {},
-            None,
-            own.state_dict(),
-            tuple(own.patch_embed.grid_size),
-            tuple(own.patch_embed.img_size),
-            tuple(own.patch_embed.img_size),
-            architecture,
-        )
-    else:
-        started = _start(architecture, _file_at(existing(str(weights))), patch_stride)
-    size = model_args.pop("img_size", started.usual)
-    vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
-    _refuse_no_numbers(vit, started.source)
-    return Start(
-        vit,
-        {
-            name: value
-            for name, value in started.model_args.items()
-            if name not in ("num_classes", "img_size")
+
+def _is_projection(network: SavedNetwork, named: tuple[str, ...] | None, head: Head | None) -> bool:
+    """Whether what looks like a head is the projection of a tower of CLIP."""
+    if network.card is not None or not (_is_sure(network) or not named or head is not None):
+        return False
+    return network.vit.num_classes > 0 and is_projection(network.architecture, network.vit.num_classes)
+
+
+def _make_features(network: SavedNetwork, *, allowed: bool) -> None:
+    """Make the projection a part of the features. Raises ModelError unless that is allowed."""
+    why = f"its head of {network.vit.num_classes} is a projection of CLIP"
+    hint = "" if _is_sure(network) else " (if they are classes, name them with --labels)"
+    if not allowed:
+        raise ModelError(f"{network.name} {FEATURES_ONLY.format(why=why)}{hint}")
+    log.info("%s: %s, so it is part of the features%s", network.name, why, hint)
+    project_features(network.vit)
+
+
+def _card_of(
+    network: SavedNetwork, model: PrunedViT, named: tuple[str, ...] | None, head: Head | None
+) -> Card:
+    """What is said of a network that came without a card."""
+    vit = network.vit
+    return Card(
+        architecture=vit.pretrained_cfg["architecture"],
+        labels=(named or _labels_of(vit, network.name)) if vit.num_classes else (),
+        input=at_size(network.input or input_spec_of(vit), tuple(vit.patch_embed.img_size)),
+        stages=model.stages,
+        scores=network.scores if head is None else head.scores,
+        model_args={
+            **(network.model_args or {}),
+            "num_classes": vit.num_classes,
+            "img_size": vit.patch_embed.img_size,
         },
     )
 
 
-def _start(architecture: str, file: Path, patch_stride: int | None) -> Fit:
-    """Weights to start from: their head does not matter, and how they pool only where it is certain."""
-    card = read_card(file)
-    content = read_file(file)
-    if not holds_network(content) and transformers_config_in(file.parent) is not None:
-        raise ModelError(
-            f"{file} is of transformers, whose classifiers are served, not yet trained further; start from "
-            "timm's weights of the network (--architecture), or train it with transformers"
-        )
-    found = find_weights(content, file)
-    if card is not None:
-        size = card.input.size
-        grid = _grid(card)
-        args = {name: value for name, value in card.model_args.items() if name != "num_classes"}
-        return fit(
-            architecture,
-            found.tensors,
-            file.name,
-            model_args={**args, "img_size": size},
-            grid=grid,
-            pooling_matters=False,
-        )
-    known = _known(file, found, architecture)
-    args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
-    return fit(
-        architecture,
-        found.tensors,
-        file.name,
-        model_args=args,
-        pretrained_cfg=known.pretrained_cfg,
-        patch_stride=patch_stride,
-        pooling_matters=False,
-    )
-
-
-def _grid(card: Card) -> tuple[int, int]:
-    vit = create_timm(card.architecture, pretrained=False, patch_stride=None, **dict(card.model_args))
-    kernel = vit.patch_embed.proj.kernel_size
-    stride = (card.patch_stride, card.patch_stride) if card.patch_stride else kernel
-    return patch_grid(card.input.size, kernel, stride)
-
-
-def _by_name(name: str, architecture: str | None, patch_stride: int | None) -> _Network:
-    """timm's name, or ``hf-hub:owner/name``."""
-    on_hub = name.startswith("hf-hub:")
-    folder = transformers_folder(name.removeprefix("hf-hub:")) if on_hub else None
-    if folder is not None:
-        return replace(_from_path(folder, architecture, patch_stride), name=name)
-    vit = create_timm(name, pretrained=True, patch_stride=patch_stride)
-    tagged = name if "." in name and not on_hub else vit.pretrained_cfg["architecture"]
-    args = dict(getattr(vit, "pretrained_model_args", {}) or {})
-    return _Network(name, vit, tagged, model_args=args)
-
-
-def _from_path(path: Path, architecture: str | None, patch_stride: int | None) -> _Network:
-    file = _file_at(path)
-    card = read_card(file)
-    name = _name_of(path)
-    if card is not None:
-        with Uninitialised():
-            vit = create_timm(
-                card.architecture, pretrained=False, patch_stride=card.patch_stride, **card.model_args
-            )
-        # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
-        load_into(vit, find_weights(read_file(file), file).tensors, file.name, head_may_differ=False)
-        if patch_stride is not None:
-            set_patch_stride(vit, patch_stride)
-        return _Network(name, vit, card.architecture, card)
-    content = read_file(file)
-    config = None if holds_network(content) else transformers_config_in(file.parent)
-    if config is not None:
-        return _of_transformers(name, file, content, config, architecture, patch_stride)
-    found = find_weights(content, file)
-    known = _known(file, found, architecture)
-    if known.architecture is None:
-        raise ModelError(
-            f"{file.name} does not say which timm architecture it is of; name it with --architecture, "
-            f"for example --architecture {_looks_like(found)}"
-        )
-    if found.clips:
-        raise ModelError(f"{name} {FEATURES_ONLY.format(why='it is an image tower of CLIP')}")
-    fitted = fit(
-        known.architecture,
-        found.tensors,
-        file.name,
-        model_args=known.model_args,
-        pretrained_cfg=known.pretrained_cfg,
-        patch_stride=patch_stride,
-    )
-    classes = fitted.model_args.get("num_classes")
-    if classes and known.num_classes not in (None, classes):
-        raise ModelError(
-            f"{file.name} has a head of {classes} classes, but {known.path} says {known.num_classes}; "
-            "one of them belongs to another model"
-        )
-    if fitted.size != fitted.usual:
-        log.warning(
-            "%s: its position embedding is of %d x %d pixels, so it sees images of that size, not %d x %d "
-            "of %s",
-            *(file.name, *fitted.size, *fitted.usual, known.path or known.architecture),
-        )
-    vit = fitted.build(patch_stride=patch_stride)
-    return _Network(name, vit, _stem(known.architecture), labels=known.labels, model_args=fitted.model_args)
-
-
-def _of_transformers(
-    name: str,
-    file: Path,
-    content: object,
-    config: TransformersConfig,
-    architecture: str | None,
+def _as_asked(
+    card: Card,
+    labels: tuple[str, ...] | None,
     patch_stride: int | None,
-) -> _Network:
-    if architecture is not None:
-        log.warning("%s says what it is (%s); --architecture is not needed", config.path, config.name)
-    tensors = under_timms_names(content, config, file)
-    seen = input_spec(file.parent, config)
-    classes = len(tensors["head.weight"])
-    args = {**config.args, "img_size": seen.size, "num_classes": classes}
-    with Uninitialised():
-        vit = create_timm(config.kind.architecture, pretrained=False, **args)
-    tensors = resampled(tensors, config, tuple(vit.patch_embed.grid_size))
-    load_into(vit, tensors, file.name, head_may_differ=False)
-    if patch_stride is not None:
-        set_patch_stride(vit, patch_stride)
-    return _Network(
-        name, vit, config.kind.architecture, None, config.labels, args, input=seen, scores=config.scores
-    )
-
-
-def _file_at(path: Path) -> Path:
-    return weights_in(path) if path.is_dir() else path
-
-
-def _name_of(path: Path) -> str:
-    """What a model is called after its file or folder."""
-    if path.is_dir():
-        return path.resolve().name or str(path)
-    name = path.name.removesuffix(".index.json")
-    ending = next((ending for ending in WEIGHT_ENDINGS if name.endswith(ending)), "")
-    return name.removesuffix(ending) or path.name
-
-
-def _known(file: Path, found: Weights, architecture: str | None) -> TimmConfig:
-    """What config.json beside the file says, else what timm's training script wrote into it, else the
-    architecture named."""
-    config = config_in(file.parent)
-    if config is not None:
-        if architecture is not None and _stem(architecture) != _stem(config.architecture):
-            raise ModelError(
-                f"{config.path} says that the architecture is {config.architecture}, and --architecture says "
-                f"{architecture}; leave the flag out, or move the weights to a folder of their own"
-            )
-        return config
-    if found.architecture and architecture and _stem(architecture) != _stem(found.architecture):
-        log.warning(
-            "%s says that it is of %s; it is loaded as %s, as asked for",
-            *(file.name, found.architecture, architecture),
-        )
-        return TimmConfig(architecture=architecture)
-    if found.architecture is not None:
-        return of_training(architecture or found.architecture, found.arguments)
-    return TimmConfig(architecture=architecture)
-
-
-def _stem(architecture: str | None) -> str:
-    return (architecture or "").partition(".")[0]
-
-
-def _looks_like(found: Weights) -> str:
-    """An architecture of this width and patch size, as an example."""
-    weight = found.tensors.get("patch_embed.proj.weight")
-    sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
-    if weight is None or weight.ndim != 4 or weight.shape[0] not in sizes:
-        return "deit_small_patch16_224"
-    return f"vit_{sizes[weight.shape[0]]}_patch{weight.shape[2]}_224"
-
-
-def _refuse_no_numbers(vit: Network, name: str) -> None:
-    """Weights from the hub are looked at here; those of files also where they are read. Finite weights may
-    be so large that what is computed from them is not."""
-    for tensor_name, tensor in vit.state_dict().items():
-        if not all_finite(tensor):
-            raise ModelError(
-                f"{name} is not served: {tensor_name} has values that are NaN or infinite; "
-                "take an earlier checkpoint"
-            )
-    convolution = vit.patch_embed.proj
-    height, width = vit.patch_embed.img_size
-    was_training = vit.training
-    noise = torch.randn(1, convolution.in_channels, height, width, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        scores = vit.eval()(noise)
-    vit.train(was_training)
-    if not torch.isfinite(scores).all():
-        largest = max(vit.state_dict().items(), key=lambda item: item[1].abs().max().item())[0]
-        raise ModelError(
-            f"{name} is not served: its scores for noise are NaN or infinite, although its weights "
-            f"are not ({largest} has the largest); the file is damaged, or its training diverged"
-        )
+    input_size: tuple[int, int] | None,
+) -> Card:
+    """With what replaces the checkpoint's own. A cascade is left out with another grid than its own."""
+    if labels:
+        card = replace(card, labels=labels)
+    if patch_stride not in (None, card.patch_stride):
+        card = replace(card, patch_stride=patch_stride, cascade=None)
+    if input_size not in (None, card.input.size):
+        args = {**card.model_args, "img_size": input_size}
+        card = replace(card, input=at_size(card.input, input_size), model_args=args, cascade=None)
+    return card
 
 
 def _labels_of(vit: Network, name: str) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from app.http.bodies.memory import Share
 from app.http.classification import RequestedImage
 from app.http.regions.access import Place
 from app.http.routes.open_inference.outputs import OF_CLASSES, WantedOutput, outputs_by_default
+from app.http.routes.open_inference.parameters import options_in, wrong_parameter
 from app.http.routes.open_inference.schemas import (
-    TRITONS,
     InferInput,
     InferRequest,
     InputParameters,
@@ -30,12 +30,11 @@ from app.http.routes.open_inference.schemas import (
     TensorMetadata,
 )
 from app.http.routes.open_inference.tensors import allot, check_shape, image_bytes, image_pixels, parsed
-from app.inference.option_layers import options_of, refuse_those_of_v1, said
-from app.inference.options import MASK_OPTIONS, ImageOptions
+from app.inference.option_layers import said
+from app.inference.options import ImageOptions
 from app.messages.model import ModelInfo
-from app.priority import Priority
 from app.settings.types import InputName
-from app.wrong_values import no_such, said_of, short
+from app.wrong_values import no_such, short
 from models.transforms import InputSpec
 
 INPUTS = [
@@ -44,12 +43,7 @@ INPUTS = [
 ]
 _DATATYPES = {tensor.name: tensor.datatype for tensor in INPUTS}
 
-# Triton's names, which its clients set themselves and let nobody use for anything else.
-_OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
-_MICROSECONDS_PER_MS = 1000
-_LONGEST_TIMEOUT = 600_000_000
 _MOST_REMEMBERED, _LONGEST_REMEMBERED = 1024, 512
-_PRIORITIES: tuple[Priority, ...] = ("normal", "high", "normal", "batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +159,7 @@ def _asked_inference(document: Any) -> AskedInference:
         request = InferRequest.model_validate(document)
     except ValidationError as error:
         raise InvalidValue(said(error, InferRequest)) from error
-    return AskedInference(request, _options(request.parameters))
+    return AskedInference(request, options_in(request.parameters))
 
 
 def check_input(request: InferRequest, only: InputName | None) -> None:
@@ -216,54 +210,10 @@ def _of_model(request: InferRequest, options: ImageOptions, model: ModelInfo) ->
     return _OfModel(outputs, top_k, needed)
 
 
-def _options(parameters: dict[str, Any]) -> ImageOptions:
-    """The request's parameters as the options that /v1/classify has, Triton's own read in its way."""
-    values = {name: value for name, value in parameters.items() if name != "binary_data_output"}
-    for name in _OF_SEQUENCES:
-        if values.pop(name, None):
-            raise InvalidValue(
-                f"there are no sequences here, every image is answered by itself: leave out {name}"
-            )
-    final = values.pop("triton_enable_empty_final_response", False)
-    if type(final) is not bool:
-        raise _wrong("triton_enable_empty_final_response", final)
-    for name in MASK_OPTIONS:
-        if name in values:
-            raise InvalidValue(f"there is no parameter {name!r} here; ask for the output 'kept_patches'")
-    refuse_those_of_v1(values)
-    timeout = values.pop("timeout", 0)
-    if type(timeout) is not int or not 0 <= timeout <= _LONGEST_TIMEOUT:
-        raise _wrong("timeout", timeout)
-    if timeout:
-        if "deadline_ms" in values:
-            raise InvalidValue("give only one of timeout and deadline_ms; there are both")
-        values["deadline_ms"] = -(-timeout // _MICROSECONDS_PER_MS)
-    if values.get("priority") == 0 and type(values["priority"]) is int:  # Triton's default: none of its own
-        del values["priority"]
-    if "priority" in values:
-        values["priority"] = _priority(values["priority"])
-    return options_of(values, None, ("timeout", "binary_data_output"), "parameter")
-
-
-def _wrong(name: str, given: object) -> InvalidValue:
-    """What is wrong with a parameter that is Triton's own."""
-    return InvalidValue(said_of(name, name, TRITONS[name], given))
-
-
-def _priority(given: Any) -> Any:
-    """Triton's number as a word: 1 goes before all others, and the greater the later; 0 is the default.
-    Words, which its clients cannot send, stay."""
-    if type(given) is not int:
-        return given
-    if given < 0:
-        raise _wrong("priority", given)
-    return _PRIORITIES[min(given, len(_PRIORITIES) - 1)]
-
-
 def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:
     by_default = request.parameters.get("binary_data_output", False)
     if type(by_default) is not bool:
-        raise _wrong("binary_data_output", by_default)
+        raise wrong_parameter("binary_data_output", by_default)
     asked = request.outputs or [RequestedOutput(name=name) for name in outputs_by_default(model)]
     wanted: list[WantedOutput] = []
     for output in asked:

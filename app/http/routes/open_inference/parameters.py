@@ -1,0 +1,61 @@
+"""The parameters of an infer request -> the options of its images."""
+
+from typing import Any
+
+from app.errors import InvalidValue
+from app.http.routes.open_inference.schemas import TRITONS
+from app.inference.option_layers import options_of, refuse_those_of_v1
+from app.inference.options import MASK_OPTIONS, ImageOptions
+from app.priority import Priority
+from app.wrong_values import said_of
+
+# Triton's names, which its clients set themselves and let nobody use for anything else.
+_OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
+_MICROSECONDS_PER_MS = 1000
+_LONGEST_TIMEOUT = 600_000_000
+_PRIORITIES: tuple[Priority, ...] = ("normal", "high", "normal", "batch")
+
+
+def options_in(parameters: dict[str, Any]) -> ImageOptions:
+    """The request's parameters as the options that /v1/classify has, Triton's own read in its way.
+    Raises InvalidValue."""
+    values = {name: value for name, value in parameters.items() if name != "binary_data_output"}
+    for name in _OF_SEQUENCES:
+        if values.pop(name, None):
+            raise InvalidValue(
+                f"there are no sequences here, every image is answered by itself: leave out {name}"
+            )
+    final = values.pop("triton_enable_empty_final_response", False)
+    if type(final) is not bool:
+        raise wrong_parameter("triton_enable_empty_final_response", final)
+    for name in MASK_OPTIONS:
+        if name in values:
+            raise InvalidValue(f"there is no parameter {name!r} here; ask for the output 'kept_patches'")
+    refuse_those_of_v1(values)
+    timeout = values.pop("timeout", 0)
+    if type(timeout) is not int or not 0 <= timeout <= _LONGEST_TIMEOUT:
+        raise wrong_parameter("timeout", timeout)
+    if timeout:
+        if "deadline_ms" in values:
+            raise InvalidValue("give only one of timeout and deadline_ms; there are both")
+        values["deadline_ms"] = -(-timeout // _MICROSECONDS_PER_MS)
+    if values.get("priority") == 0 and type(values["priority"]) is int:  # Triton's default: none of its own
+        del values["priority"]
+    if "priority" in values:
+        values["priority"] = _priority(values["priority"])
+    return options_of(values, None, ("timeout", "binary_data_output"), "parameter")
+
+
+def wrong_parameter(name: str, given: object) -> InvalidValue:
+    """What is wrong with a parameter that is Triton's own."""
+    return InvalidValue(said_of(name, name, TRITONS[name], given))
+
+
+def _priority(given: Any) -> Any:
+    """Triton's number as a word: 1 goes before all others, and the greater the later; 0 is the default.
+    Words, which its clients cannot send, stay."""
+    if type(given) is not int:
+        return given
+    if given < 0:
+        raise wrong_parameter("priority", given)
+    return _PRIORITIES[min(given, len(_PRIORITIES) - 1)]

@@ -1,0 +1,31 @@
+"""Networks whose weights or scores are not numbers are refused."""
+
+import torch
+
+from models.families import Network
+from models.finite import all_finite
+from models.load.errors import ModelError
+
+
+def refuse_no_numbers(vit: Network, name: str) -> None:
+    """Weights from the hub are looked at here; those of files also where they are read. Finite weights may
+    be so large that what is computed from them is not."""
+    for tensor_name, tensor in vit.state_dict().items():
+        if not all_finite(tensor):
+            raise ModelError(
+                f"{name} is not served: {tensor_name} has values that are NaN or infinite; "
+                "take an earlier checkpoint"
+            )
+    convolution = vit.patch_embed.proj
+    height, width = vit.patch_embed.img_size
+    was_training = vit.training
+    noise = torch.randn(1, convolution.in_channels, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        scores = vit.eval()(noise)
+    vit.train(was_training)
+    if not torch.isfinite(scores).all():
+        largest = max(vit.state_dict().items(), key=lambda item: item[1].abs().max().item())[0]
+        raise ModelError(
+            f"{name} is not served: its scores for noise are NaN or infinite, although its weights "
+            f"are not ({largest} has the largest); the file is damaged, or its training diverged"
+        )

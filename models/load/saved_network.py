@@ -1,0 +1,152 @@
+"""A model reference -> a network with weights, as timm, transformers or `trimvit train` saved it."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from models.families import Network
+from models.load.beside import known_of, stem
+from models.load.card import Card, read_card
+from models.load.errors import ModelError
+from models.load.files import read_file
+from models.load.fit import fit, load_into
+from models.load.folder import file_at
+from models.load.hub import transformers_folder
+from models.load.reference import WEIGHT_ENDINGS
+from models.load.state_dict import Weights, find_weights, holds_network
+from models.load.timm_models import FEATURES_ONLY, create_timm
+from models.load.transformers_format.config import TransformersConfig
+from models.load.transformers_format.config import config_in as transformers_config_in
+from models.load.transformers_format.preprocessor import input_spec
+from models.load.transformers_format.weights import resampled, under_timms_names
+from models.load.uninitialised import Uninitialised
+from models.patch_embed import set_patch_stride
+from models.scores import Scores
+from models.transforms import InputSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """A network with weights, as its source has it: with a card, or with what is known without one.
+    ``input``: None for timm's own preprocessing of it."""
+
+    name: str
+    vit: Network
+    architecture: str
+    card: Card | None = None
+    labels: tuple[str, ...] | None = None
+    model_args: dict[str, Any] | None = None
+    input: InputSpec | None = None
+    scores: Scores = "softmax"
+
+
+def by_name(name: str, architecture: str | None, patch_stride: int | None) -> SavedNetwork:
+    """timm's name, or ``hf-hub:owner/name``. Raises ModelError."""
+    on_hub = name.startswith("hf-hub:")
+    folder = transformers_folder(name.removeprefix("hf-hub:")) if on_hub else None
+    if folder is not None:
+        return replace(from_path(folder, architecture, patch_stride), name=name)
+    vit = create_timm(name, pretrained=True, patch_stride=patch_stride)
+    tagged = name if "." in name and not on_hub else vit.pretrained_cfg["architecture"]
+    args = dict(getattr(vit, "pretrained_model_args", {}) or {})
+    return SavedNetwork(name, vit, tagged, model_args=args)
+
+
+def from_path(path: Path, architecture: str | None, patch_stride: int | None) -> SavedNetwork:
+    """A file or folder. Raises ModelError, also where nothing says of which architecture its weights are."""
+    file = file_at(path)
+    card = read_card(file)
+    name = _name_of(path)
+    if card is not None:
+        with Uninitialised():
+            vit = create_timm(
+                card.architecture, pretrained=False, patch_stride=card.patch_stride, **card.model_args
+            )
+        # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
+        load_into(vit, find_weights(read_file(file), file).tensors, file.name, head_may_differ=False)
+        if patch_stride is not None:
+            set_patch_stride(vit, patch_stride)
+        return SavedNetwork(name, vit, card.architecture, card)
+    content = read_file(file)
+    config = None if holds_network(content) else transformers_config_in(file.parent)
+    if config is not None:
+        return _of_transformers(name, file, content, config, architecture, patch_stride)
+    found = find_weights(content, file)
+    known = known_of(file, found, architecture)
+    if known.architecture is None:
+        raise ModelError(
+            f"{file.name} does not say which timm architecture it is of; name it with --architecture, "
+            f"for example --architecture {_looks_like(found)}"
+        )
+    if found.clips:
+        raise ModelError(f"{name} {FEATURES_ONLY.format(why='it is an image tower of CLIP')}")
+    fitted = fit(
+        known.architecture,
+        found.tensors,
+        file.name,
+        model_args=known.model_args,
+        pretrained_cfg=known.pretrained_cfg,
+        patch_stride=patch_stride,
+    )
+    classes = fitted.model_args.get("num_classes")
+    if classes and known.num_classes not in (None, classes):
+        raise ModelError(
+            f"{file.name} has a head of {classes} classes, but {known.path} says {known.num_classes}; "
+            "one of them belongs to another model"
+        )
+    if fitted.size != fitted.usual:
+        log.warning(
+            "%s: its position embedding is of %d x %d pixels, so it sees images of that size, not %d x %d "
+            "of %s",
+            *(file.name, *fitted.size, *fitted.usual, known.path or known.architecture),
+        )
+    vit = fitted.build(patch_stride=patch_stride)
+    return SavedNetwork(
+        name, vit, stem(known.architecture), labels=known.labels, model_args=fitted.model_args
+    )
+
+
+def _of_transformers(
+    name: str,
+    file: Path,
+    content: object,
+    config: TransformersConfig,
+    architecture: str | None,
+    patch_stride: int | None,
+) -> SavedNetwork:
+    if architecture is not None:
+        log.warning("%s says what it is (%s); --architecture is not needed", config.path, config.name)
+    tensors = under_timms_names(content, config, file)
+    seen = input_spec(file.parent, config)
+    classes = len(tensors["head.weight"])
+    args = {**config.args, "img_size": seen.size, "num_classes": classes}
+    with Uninitialised():
+        vit = create_timm(config.kind.architecture, pretrained=False, **args)
+    tensors = resampled(tensors, config, tuple(vit.patch_embed.grid_size))
+    load_into(vit, tensors, file.name, head_may_differ=False)
+    if patch_stride is not None:
+        set_patch_stride(vit, patch_stride)
+    return SavedNetwork(
+        name, vit, config.kind.architecture, None, config.labels, args, input=seen, scores=config.scores
+    )
+
+
+def _name_of(path: Path) -> str:
+    """What a model is called after its file or folder."""
+    if path.is_dir():
+        return path.resolve().name or str(path)
+    name = path.name.removesuffix(".index.json")
+    ending = next((ending for ending in WEIGHT_ENDINGS if name.endswith(ending)), "")
+    return name.removesuffix(ending) or path.name
+
+
+def _looks_like(found: Weights) -> str:
+    """An architecture of this width and patch size, as an example."""
+    weight = found.tensors.get("patch_embed.proj.weight")
+    sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+    if weight is None or weight.ndim != 4 or weight.shape[0] not in sizes:
+        return "deit_small_patch16_224"
+    return f"vit_{sizes[weight.shape[0]]}_patch{weight.shape[2]}_224"

@@ -1,0 +1,111 @@
+"""A network to fine-tune: from the hub, or from weights of the same architecture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.families import Network
+from models.load.beside import known_of
+from models.load.card import Card, read_card
+from models.load.errors import ModelError
+from models.load.files import read_file
+from models.load.fit import Fit, fit
+from models.load.folder import file_at
+from models.load.numbers import refuse_no_numbers
+from models.load.reference import existing
+from models.load.state_dict import find_weights, holds_network
+from models.load.timm_models import create_timm
+from models.load.transformers_format.config import config_in as transformers_config_in
+from models.patch_embed import patch_grid
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to fine-tune, and what a card must say to build it again beside classes and image size."""
+
+    vit: Network
+    model_args: dict[str, Any]
+
+
+def create(
+    architecture: str, weights: Path | None, *, patch_stride: int | None = None, **model_args: Any
+) -> Start:
+    """A timm model to fine-tune: from the hub, or from weights of the same architecture.
+
+    The position embedding is resampled to the grid of the image size and of ``patch_stride`` (None: the
+    plain grid, whatever the weights were trained with); a head of another size is left as initialised.
+    Raises ModelError where weights other than the head's are missing or left over, UnsupportedModelError and
+    ValueError where the patch stride cannot be.
+    """
+    if weights is None and patch_stride is None:
+        return Start(create_timm(architecture, pretrained=True, **model_args), {})
+    if weights is None:
+        create_timm(architecture, pretrained=False, patch_stride=patch_stride, **model_args)
+        # At the hub's own image size, so that its position embedding is resampled once and not twice.
+        at_own_size = {name: value for name, value in model_args.items() if name != "img_size"}
+        own = create_timm(architecture, pretrained=True, **at_own_size)
+        started = Fit(
+            architecture,
+            {},
+            None,
+            own.state_dict(),
+            tuple(own.patch_embed.grid_size),
+            tuple(own.patch_embed.img_size),
+            tuple(own.patch_embed.img_size),
+            architecture,
+        )
+    else:
+        started = _start(architecture, file_at(existing(str(weights))), patch_stride)
+    size = model_args.pop("img_size", started.usual)
+    vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
+    refuse_no_numbers(vit, started.source)
+    return Start(
+        vit,
+        {
+            name: value
+            for name, value in started.model_args.items()
+            if name not in ("num_classes", "img_size")
+        },
+    )
+
+
+def _start(architecture: str, file: Path, patch_stride: int | None) -> Fit:
+    """Weights to start from: their head does not matter, and how they pool only where it is certain."""
+    card = read_card(file)
+    content = read_file(file)
+    if not holds_network(content) and transformers_config_in(file.parent) is not None:
+        raise ModelError(
+            f"{file} is of transformers, whose classifiers are served, not yet trained further; start from "
+            "timm's weights of the network (--architecture), or train it with transformers"
+        )
+    found = find_weights(content, file)
+    if card is not None:
+        size = card.input.size
+        grid = _grid(card)
+        args = {name: value for name, value in card.model_args.items() if name != "num_classes"}
+        return fit(
+            architecture,
+            found.tensors,
+            file.name,
+            model_args={**args, "img_size": size},
+            grid=grid,
+            pooling_matters=False,
+        )
+    known = known_of(file, found, architecture)
+    args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
+    return fit(
+        architecture,
+        found.tensors,
+        file.name,
+        model_args=args,
+        pretrained_cfg=known.pretrained_cfg,
+        patch_stride=patch_stride,
+        pooling_matters=False,
+    )
+
+
+def _grid(card: Card) -> tuple[int, int]:
+    vit = create_timm(card.architecture, pretrained=False, patch_stride=None, **dict(card.model_args))
+    kernel = vit.patch_embed.proj.kernel_size
+    stride = (card.patch_stride, card.patch_stride) if card.patch_stride else kernel
+    return patch_grid(card.input.size, kernel, stride)
