@@ -404,14 +404,15 @@ def test_tritonclient_infers_over_grpc(
 
 
 def test_errors_over_grpc_say_what_is_wrong(grpc_client: triton_grpc.InferenceServerClient) -> None:
-    for image, parameters, status, words in (
-        (b"no photograph", {}, "INVALID_ARGUMENT", "image 0"),
-        (PHOTOGRAPHS[0], {"keep_ratio": 2.0}, "INVALID_ARGUMENT", "keep_ratio"),
-        (PHOTOGRAPHS[0], {"deadline_ms": 1}, "DEADLINE_EXCEEDED", "deadline"),
+    late = ("DEADLINE_EXCEEDED", "UNAVAILABLE")  # it has passed, or it is seen in time that it will
+    for image, parameters, statuses, words in (
+        (b"no photograph", {}, ("INVALID_ARGUMENT",), "image 0"),
+        (PHOTOGRAPHS[0], {"keep_ratio": 2.0}, ("INVALID_ARGUMENT",), "keep_ratio"),
+        (PHOTOGRAPHS[0], {"deadline_ms": 1}, late, "deadline"),
     ):
         with pytest.raises(InferenceServerException, match=words) as caught:
             grpc_client.infer(MODEL, [grpc_input([image])], parameters=parameters)
-        assert caught.value.status() == f"StatusCode.{status}"
+        assert caught.value.status().removeprefix("StatusCode.") in statuses
 
 
 def test_many_asyncio_calls_over_grpc_are_answered_each_with_its_own(server: Server) -> None:
