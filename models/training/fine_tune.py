@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -33,6 +32,7 @@ from models.stage_blocks import stages_of
 from models.training.config import TrainConfig
 from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatches
 from models.training.folders import class_folders
+from models.training.freezing import begin_alike, freeze_first_blocks
 from models.training.labelled import label_names, tell, training_order
 from models.training.loading import Batches, BrokenImageError, BrokenImages
 from models.training.mixing import Mixing
@@ -95,7 +95,7 @@ class _Training:
         for name, parameter in vit.named_parameters():
             parameter.requires_grad_(config.trained == "all" or name.startswith(HEADS))
         self.model = PrunedViT(vit)
-        _freeze_first_blocks(self.model, config.frozen_blocks)
+        freeze_first_blocks(self.model, config.frozen_blocks)
         if config.stages is not None:
             own = self.model.stages
             self.model = PrunedViT(vit, stages_of(config.stages, None, own, self.model.arch.depth))
@@ -103,6 +103,7 @@ class _Training:
         self.card = _card(config, self.model, self.classes, self.labels, start.model_args)
         self.spec = input_spec_of(vit)
         self.teacher = load_teacher(config, self.model, device)
+        self.begun_once = self.teacher is not None and begin_alike(self.model, self.teacher)
         self.mixing = Mixing(config, len(self.classes), device)
         self.validation = None
         if config.validation_data is not None:
@@ -212,6 +213,7 @@ class _Training:
                         some_wanted,
                         [pruning] * len(some_inputs),
                         config.distillation,
+                        begun_once=self.begun_once,
                     )
                 (loss / len(parts)).backward()
             losses.append(loss.detach())
@@ -257,23 +259,6 @@ class _Training:
         else:
             content = (output / BEST).read_bytes()
             write_whole(output / CHECKPOINT, lambda file: file.write(content))
-
-
-def _freeze_first_blocks(model: PrunedViT, count: int) -> None:
-    """Let so many blocks and all that comes before them stay as they are. Raises ValueError where no
-    block would be left to train."""
-    if count == 0:
-        return
-    if count >= model.arch.depth:
-        raise ValueError(
-            f"--frozen-blocks {count} leaves no block to train: the network has {model.arch.depth}, so "
-            f"{model.arch.depth - 1} is the most"
-        )
-    # 0: what comes before the blocks; then one number a block, as layer_decay counts.
-    number_of = group_parameters(model.vit, model.vit.group_matcher(coarse=False), reverse=True)
-    for name, parameter in model.vit.named_parameters():
-        if number_of[name] <= count:
-            parameter.requires_grad_(requires_grad=False)
 
 
 def _optimizer(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.load import ModelError, load
 from models.pruned_vit import PrunedViT
+from models.ragged import Tokens
 from models.schedule import UNPRUNED, Pruning
 from models.training.config import TrainConfig
 
@@ -21,22 +22,31 @@ def loss_of(
     wanted: Float[Tensor, "B classes"],
     prunings: Sequence[Pruning],
     distillation: float,
+    *,
+    begun_once: bool = False,
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, " B"]]:
     """Loss of the pruned network on one batch, and whose first label is right.
 
     With a teacher, and w its weight: (1 - w) CE(label) + w (KL(teacher || student) + 1 - cos(features)). The
     logits of a few classes say little about an image; the teacher's features, which the head reads, say
     what the pruned network should still have seen. Of a distilled model they are those of both heads, end to
-    end. ``forward``: the network as a `PrunedViT`, or what several processes wrap that in.
+    end. ``forward``: the network as a `PrunedViT`, or what several processes wrap that in. ``begun_once``:
+    the teacher begins like it (`freezing.begin_alike`).
     """
-    output = forward(inputs, prunings)
+    begun: Tokens | None = None
+    if begun_once and isinstance(forward, PrunedViT):
+        begun = forward.begin(inputs)
+        output = forward.finish(begun, prunings)
+    else:
+        output = forward(inputs, prunings)
     logits = output.logits.float()
     correct = logits.argmax(1) == wanted.argmax(1)
     loss = F.cross_entropy(logits, wanted)
     if teacher is None:
         return loss, correct
     with torch.no_grad():
-        whole = teacher(inputs, [UNPRUNED] * len(inputs))
+        unpruned = [UNPRUNED] * len(inputs)
+        whole = teacher(inputs, unpruned) if begun is None else teacher.finish(begun, unpruned)
         answers = whole.logits.float()
     divergence = F.kl_div(
         logits.log_softmax(1), answers.log_softmax(1), reduction="batchmean", log_target=True

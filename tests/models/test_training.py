@@ -737,6 +737,38 @@ def test_frozen_blocks_stay_as_they_came(config: Callable[..., TrainConfig], sta
     assert same == {name for name in untrained if name.startswith(frozen)}
 
 
+def test_a_frozen_start_is_computed_once_for_student_and_teacher(
+    config: Callable[..., TrainConfig], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both begin with the same weights and none of them is trained; what is learned is the same but for
+    rounding. Not where some of it is trained or left out at random, or where the first stage is another."""
+    begun: list[PrunedViT] = []
+    begin = PrunedViT.begin
+
+    def counting(model: PrunedViT, pixels: Tensor) -> Any:
+        begun.append(model)
+        return begin(model, pixels)
+
+    monkeypatch.setattr(PrunedViT, "begin", counting)
+    first = min(load(str(trained)).model.stages.blocks)
+
+    def begins(name: str, **changes: Any) -> int:
+        begun.clear()
+        like = {"weights": trained, "teacher": trained, "frozen_blocks": first, "epochs": 1}
+        fine_tune(config(output=tmp_path / name, **{**like, **changes}))
+        return len(begun)
+
+    assert begins("once") == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "begin_alike", lambda *_: False)
+        assert begins("twice") == 6
+    once, twice = (log_of(config(output=tmp_path / name)) for name in ("once", "twice"))
+    assert [line["loss"] for line in once] == pytest.approx([line["loss"] for line in twice], rel=1e-4)
+    assert begins("trained", frozen_blocks=first - 1) == 6
+    assert begins("random", drop_path=0.2) == 6
+    assert begins("later", stages=(first + 2, first + 4)) == 6
+
+
 def test_all_blocks_frozen_are_refused(config: Callable[..., TrainConfig]) -> None:
     """Nothing would be left to learn but the head, for which there is a flag."""
     with pytest.raises(ValueError, match=r"--frozen-blocks 9 leaves no block to train: .* 9, so 8 is"):
