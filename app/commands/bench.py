@@ -44,35 +44,46 @@ class BenchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     concurrency: int | None = Field(
-        None, ge=1, description="Closed loop: images under way at any time. Default: 8."
+        None, ge=1, description="Closed loop: number of images in flight. Default: 8."
     )
     rate: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Open loop: images a second on average, at random (Poisson) times.",
+        description="Open loop: average images per second, sent at random (Poisson) times.",
     )
     most_under_way: int = Field(
-        512, ge=1, description="Open loop: unanswered images, beyond which the next ones wait to be sent."
+        512,
+        ge=1,
+        description="Open loop: maximum number of images in flight. Further images wait to be sent.",
     )
-    duration_s: float = Field(10.0, gt=0, allow_inf_nan=False, description="Seconds that are measured.")
+    duration_s: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="Duration of the measurement in seconds."
+    )
     warmup_s: float = Field(
-        2.0, ge=0, allow_inf_nan=False, description="Seconds of the same load before, not measured."
+        2.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Duration of the same load before the measurement, in seconds.",
     )
-    timeout_s: float = Field(30.0, gt=0, allow_inf_nan=False, description="Wait for an answer so long.")
+    timeout_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="Maximum time to wait for an answer, in seconds."
+    )
     keep_ratios: tuple[Share, ...] = Field(
-        (), description="Ratios to draw from, one for each image, all alike often. Default: the server's own."
+        (), description="Keep ratios to choose from at random for each image. Default: that of the server."
     )
     query: str = Field(
-        "", description="Further options of each image, as in a URL's query: criterion=mad&mask=grid."
+        "", description="Further options of each image, in the form of a URL query: criterion=mad&mask=grid."
     )
     photographs: Path | None = Field(
-        None, description="Folder of images to send, the first 256. Default: a few photographs of TrimViT's."
+        None,
+        description="Folder of images to send (at most 256). Default: four photographs that come with "
+        "TrimViT.",
     )
-    seed: int = Field(0, description="Of the times, the ratios and the order of the photographs.")
+    seed: int = Field(0, description="Seed for the times, the ratios and the order of the photographs.")
     as_json: bool = Field(default=False, validation_alias="json", description="Print the result as JSON.")
     plot: Path | None = Field(
-        None, description="Save latency over time and its distribution as a picture (.png, .svg or .pdf)."
+        None, description="Save a plot of latency over time and its distribution (.png, .svg or .pdf)."
     )
 
     @model_validator(mode="after")

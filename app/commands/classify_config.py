@@ -20,20 +20,21 @@ class ClassifyConfig(OfflineConfig):
     as_json: bool = Field(
         default=False,
         validation_alias="json",
-        description="A line of JSON for each photograph, in the form of the server's results; one that could "
-        "not be answered has a `problem`.",
+        description="Print a line of JSON for each photograph, in the format of the server's results. A "
+        "photograph that could not be answered has a `problem`.",
     )
     mask: Path | None = Field(
         None,
-        description="Save what the model saw with the pruned patches dimmed: a file for one photograph, a "
-        "folder for several.",
+        description="Save a picture of the model's input with the pruned patches dimmed: to a file for one "
+        "photograph, to a folder for several.",
     )
     mask_format: MaskFormat = Field(
-        "none", description="Also put the kept patches into the lines of --json, as over HTTP."
+        "none", description="Also include the kept patches in the lines of --json, in this format."
     )
     mask_stages: bool = Field(
         default=False,
-        description="The mask after every stage, not only after the last; in the picture side by side.",
+        description="Save the mask after every stage instead of only after the last; in a picture, side by "
+        "side.",
     )
 
     @model_validator(mode="after")

@@ -15,9 +15,9 @@ class EmbedConfig(OfflineConfig):
     Each PHOTO may be a file or a folder of images. The vectors are those of POST /v1/embed."""
 
     output: Path = Field(
-        description="The vectors as NumPy's .npy, float32 [photographs, features]. Beside it, under the same "
-        "name with the ending .json, stand the photographs in the order of its rows, and how they were "
-        "pruned."
+        description="File for the vectors: a NumPy .npy file, float32 [photographs, features]. A file with "
+        "the same name and the extension .json lists the photographs in the order of the rows, "
+        "and how they were pruned."
     )
     normalize: bool = same_as(EmbedOptions, "normalize")
 

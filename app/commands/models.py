@@ -23,10 +23,10 @@ class ModelsConfig(BaseModel):
 
     keep_ratios: tuple[Share, ...] = Field((1.0, 0.7, 0.5, 0.3), min_length=1)
     architecture: str | None = Field(
-        None, description="timm architecture of a file or folder that does not name its own."
+        None, description="timm architecture of a file or folder that does not contain its name."
     )
     as_json: bool = Field(
-        default=False, validation_alias="json", description="A line of JSON for each model."
+        default=False, validation_alias="json", description="Print a line of JSON for each model."
     )
 
 

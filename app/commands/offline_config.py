@@ -35,7 +35,7 @@ _OF_THE_MODEL = (
 )
 
 
-_ONE_MODEL = (Settings.model_fields["model"].description or "").partition(" Several as ")[0]
+_ONE_MODEL = (Settings.model_fields["model"].description or "").partition(" To serve several models")[0]
 
 
 class OfflineConfig(BaseModel):
@@ -46,18 +46,18 @@ class OfflineConfig(BaseModel):
     keep_ratio: Share | None = Field(
         None,
         description="Share of the remaining patches kept at each stage; 1 prunes nothing. Only one of "
-        "`keep_ratio`, `compute`, `keep_mass` and `cascade`. Default: 1.",
+        "`keep_ratio`, `compute`, `keep_mass` and `cascade` can be given. Default: 1.",
     )
     compute: Share | None = same_as(ImageOptions, "compute")
     keep_mass: Share | None = same_as(ImageOptions, "keep_mass")
     cascade: bool = Field(
         default=False,
-        description="A cheap run first, and the unpruned model where that is unsure, both as `trimvit "
-        "calibrate` fitted them for this checkpoint. In place of `keep_ratio`; not with `criterion` or "
-        "`reducer`.",
+        description="Computes the image at a low ratio first, and again without pruning if the result is "
+        "uncertain, as fitted by `trimvit calibrate` for this checkpoint. Cannot be combined "
+        "with `keep_ratio`, `criterion` or `reducer`.",
     )
-    criterion: Criterion | None = same_as(ImageOptions, "criterion", default_is="the checkpoint's")
-    reducer: Reducer | None = same_as(ImageOptions, "reducer", default_is="the checkpoint's")
+    criterion: Criterion | None = same_as(ImageOptions, "criterion", default_is="that of the checkpoint")
+    reducer: Reducer | None = same_as(ImageOptions, "reducer", default_is="that of the checkpoint")
     seed: int = same_as(ImageOptions, "seed")
 
     model: str = Field(BUNDLED_MODEL, description=_ONE_MODEL)
@@ -71,10 +71,10 @@ class OfflineConfig(BaseModel):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto (the first GPU, else the CPU), cpu or cuda:N.",
+        description="Device: auto (the first GPU, or the CPU), cpu or cuda:N.",
     )
     dtype: DtypeName = same_as(Settings, "dtype")
-    batch_size: int = Field(16, ge=1, description="Images computed together.")
+    batch_size: int = Field(16, ge=1, description="Images per batch.")
     max_image_pixels: int = same_as(Settings, "max_image_pixels")
     truncated_images: TruncatedImages = same_as(Settings, "truncated_images")
 

@@ -42,82 +42,88 @@ class ImageOptions(BaseModel):
 
     model: str | None = Field(
         None,
-        description="The model that answers, by its name in /v1/models; all images of a request have the "
-        "same. Default: the first one there.",
+        description="Name of the model, as listed in /v1/models; the same for all images of a request. "
+        "Default: the first one listed.",
         examples=[None],
     )
     keep_ratio: KeepRatio | None = Field(
         None,
         description="Share of the remaining patches kept at each stage; 1 prunes nothing. `auto`: the "
-        "largest with which the answer is predicted to come by `deadline_ms`, but not below "
-        "`min_keep_ratio` (0.3 if not given). Only one of `keep_ratio`, `compute`, `keep_mass` and "
-        "`cascade`. Default: the server's (see /v1/models).",
+        "largest ratio that is predicted to meet `deadline_ms`, but not below `min_keep_ratio` "
+        "(0.3 if not given). Only one of `keep_ratio`, `compute`, `keep_mass` and `cascade` "
+        "can be given. Default: that of the server (see /v1/models).",
         examples=[0.5],
     )
     compute: Share | None = Field(
         None,
-        description="Share of the unpruned model's multiply-accumulates to spend at most; the keep ratio "
-        "follows, the same for every image. In place of `keep_ratio`.",
+        description="Maximum cost, as a share of the unpruned model's multiply-accumulates. The keep ratio "
+        "is computed from it and is the same for every image. Cannot be combined with "
+        "`keep_ratio`.",
         examples=[None],
     )
     min_keep_ratio: Share | None = Field(
         None,
-        description="Allows the server to lower the keep ratio as far as this, under load or to keep "
-        "`deadline_ms`, before it refuses anybody; the answer says so in `lowered`. Not with `keep_mass` or "
-        "`cascade`.",
+        description="Lowest keep ratio to which the server may lower this image under load or to meet "
+        "`deadline_ms`; `lowered` in the answer says whether it did. Cannot be combined with "
+        "`keep_mass` or `cascade`.",
         examples=[None],
     )
     keep_mass: Share | None = Field(
         None,
-        description="Share of the image's total importance: the first stage keeps the fewest patches that "
-        "hold it, and the share of patches they are is the keep ratio of the later stages. So each image "
-        "gets its own ratio, which the answer names. In place of `keep_ratio`; not with the reducer `merge`.",
+        description="Share of the image's total importance. The first stage keeps the fewest patches that "
+        "contain this share, and the later stages use the resulting keep ratio, so each image "
+        "gets its own ratio. Cannot be combined with `keep_ratio` or the reducer `merge`.",
         examples=[None],
     )
     cascade: bool = Field(
         default=False,
-        description="A cheap run first, and the unpruned model where that is unsure, both as `trimvit "
-        "calibrate` fitted them for this checkpoint (see `cascade` in /v1/models). In place of `keep_ratio`; "
-        "not with `criterion` or `reducer`.",
+        description="Computes the image at a low ratio first, and again without pruning if the result is "
+        "uncertain, as fitted by `trimvit calibrate` for this checkpoint (see `cascade` in "
+        "/v1/models). Cannot be combined with `keep_ratio`, `criterion` or `reducer`.",
         examples=[False],
     )
     criterion: Criterion | None = Field(
         None,
-        description="How a patch's importance is computed; the reducer `merge` reads none. Default: the "
-        "server's (see /v1/models).",
+        description="How the importance of a patch is computed. The reducer `merge` uses no criterion. "
+        "Default: that of the server (see /v1/models).",
     )
     reducer: Reducer | None = Field(
         None,
-        description="What becomes of the patches that are not kept: they are dropped (`drop`), fused into "
-        "one token a stage (`fuse`), or merged into the kept ones most like them (`merge`). Default: the "
-        "server's (see /v1/models).",
+        description="What happens to the patches that are not kept: they are dropped (`drop`), fused into "
+        "one token per stage (`fuse`), or merged into the most similar kept patches (`merge`). "
+        "Default: that of the server (see /v1/models).",
         examples=[None],
     )
-    top_k: Annotated[int, NoFlag] = Field(5, ge=1, le=1000, description="Labels to answer with, best first.")
+    top_k: Annotated[int, NoFlag] = Field(
+        5, ge=1, le=1000, description="Number of labels in the answer, best first."
+    )
     mask: MaskFormat = Field(
         "none",
-        description="Which patches were kept: as `indices` (row by row from the top left), as a `grid` of 0 "
-        "and 1, or as a `png` of what the model saw with the pruned patches dimmed (base64).",
+        description="Format of the mask of kept patches: `indices` (row by row from the top left), a "
+        "`grid` of 0 and 1, or a `png` of the model's input with the pruned patches dimmed "
+        "(base64).",
     )
     mask_stages: bool = Field(
-        default=False, description="The mask after every stage, not only after the last."
+        default=False, description="Return the mask after every stage instead of only after the last."
     )
     seed: Annotated[int, NoFlag] = Field(0, ge=0, lt=2**31, description="Seed of the `random` criterion.")
     deadline_ms: Annotated[int, Field(ge=1, le=600_000), NoFlag] | None = Field(
         None,
-        description="The answer is wanted within so many milliseconds: refused at once with 503 if that is "
-        "predicted to fail, given up with 504 if it does.",
+        description="Time within which the answer is needed, in milliseconds. The request is refused at "
+        "once with 503 if it is predicted to miss the deadline, and with 504 if it misses it.",
     )
     priority: Priority = Field(
         "normal",
-        description="While images of all three wait, `high` gets 16, `normal` 4 and `batch` 1 of 21 parts of "
-        "the worker. A priority above what the server allows the caller is refused with 403.",
+        description="Priority in the queue. While images of all three priorities wait, `high` gets 16, "
+        "`normal` 4 and `batch` 1 of 21 parts of the compute time. A priority higher than the "
+        "caller is allowed is refused with 403.",
     )
     errors: Errors = Field(
         "first",
-        description="What an image that cannot be answered does to the others of its request, all of which "
-        "have the same value here. `first`: the request is refused with the first problem. `each`: the "
-        "others are answered, and its problem takes the place of its result; the status is then 207.",
+        description="What happens if one of several images cannot be answered. `first`: the request is "
+        "refused with the first problem. `each`: the other images are answered, the problem is "
+        "in the place of the result, and the status is 207. The same for all images of a "
+        "request.",
     )
 
     @model_validator(mode="after")
@@ -150,15 +156,17 @@ class EmbedOptions(ImageOptions):
     """What may be asked of one image whose embedding is wanted."""
 
     top_k: Annotated[int, NoFlag] = Field(
-        0, ge=0, le=1000, description="Labels to answer with beside the embedding, best first; 0: none."
+        0, ge=0, le=1000, description="Number of labels to return with the embedding, best first. 0: none."
     )
     normalize: bool = Field(
-        default=False, description="The embedding divided by its length (L2), so that a product is a cosine."
+        default=False,
+        description="Divide the embedding by its length (L2 norm), so that dot products are cosine "
+        "similarities.",
     )
     encoding: Encoding = Field(
         "float",
-        description="The embedding in JSON: a list of numbers (`float`), or the bytes of float32 numbers, "
-        "little-endian, in base64 (`base64`).",
+        description="Encoding of the embedding in JSON: a list of numbers (`float`), or little-endian "
+        "float32 bytes in base64 (`base64`).",
     )
 
 

@@ -51,41 +51,48 @@ class RaySettings(Settings):
 
     ray_address: str | None = Field(
         None,
-        description="The cluster: auto (the one this node is part of) or host:port. Default: start one here.",
+        description="Address of the cluster: auto (the cluster of this node) or host:port. Default: start "
+        "a cluster on this machine.",
     )
-    min_replicas: int = Field(1, ge=1, description="Replicas that always run.")
+    min_replicas: int = Field(1, ge=1, description="Minimum number of replicas.")
     max_replicas: int = Field(
-        1, ge=1, description="Most replicas; above the least, their number follows the work in hand."
+        1, ge=1, description="Maximum number of replicas. Their number follows the waiting work."
     )
     replica_cpus: float = Field(
-        1.0, gt=0, description="CPUs that a replica reserves. On a CPU also its compute threads, rounded up."
+        1.0,
+        gt=0,
+        description="CPUs that a replica reserves. If it computes on a CPU, also the number of its compute "
+        "threads, rounded up.",
     )
     replica_gpus: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="GPU that a replica reserves; 0.25: four replicas share one. 0: the CPU computes.",
+        description="Share of a GPU that a replica reserves; with 0.25, four replicas share one. 0: "
+        "compute on the CPU.",
     )
     target_work: float = Field(
         16.0,
         gt=0,
         allow_inf_nan=False,
-        description="Work in hand per replica that autoscaling aims at, in unpruned images: an image counts "
-        "as its share of compute.",
+        description="Target of autoscaling: work per replica, waiting or in progress, in unpruned images. "
+        "A pruned image counts as its `compute`.",
     )
     scale_up_after_s: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="Time above the target before replicas are added."
     )
     scale_down_after_s: float = Field(
-        300.0, ge=0, allow_inf_nan=False, description="Time below the target before replicas are taken away."
+        300.0, ge=0, allow_inf_nan=False, description="Time below the target before replicas are removed."
     )
     proxies: Proxies = Field(
         "every-node",
-        description="Nodes that listen: every-node with a replica, for a load balancer, or head-node.",
+        description="Nodes that listen for requests: every-node (every node with a replica, for a load "
+        "balancer) or head-node.",
     )
     detach: bool = Field(
         False,  # noqa: FBT003
-        description="Return once the replicas answer and leave them running; serve shutdown ends them.",
+        description="Return when the replicas are ready, and leave them running. `serve shutdown` stops "
+        "them.",
     )
 
     @field_validator("ray_address")

@@ -11,44 +11,51 @@ class ComputeSettings(BaseModel):
 
     device: Devices = Field(
         "auto",
-        description="auto (the first GPU, else the CPU), cpu, cuda:N; separated by commas, one worker each.",
+        description="Device: auto (the first GPU, or the CPU), cpu, or cuda:N. With several, separated by "
+        "commas, each gets a worker.",
     )
     workers_per_device: int = Field(
-        1, ge=1, le=64, description="Worker processes for each device named; on a CPU they share its cores."
+        1, ge=1, le=64, description="Worker processes per device. On a CPU, they share its cores."
     )
-    engines: int | None = Field(
-        None, ge=1, le=64, description="Deprecated: the former name of --workers-per-device."
-    )
+    engines: int | None = Field(None, ge=1, le=64, description="Deprecated, use --workers-per-device.")
     dtype: DtypeName = Field(
         "auto",
-        description="auto: bfloat16 where the device computes in it, else float32 on a CPU and float16 on a "
-        "GPU. Or float32, bfloat16, float16; int8 on a CPU with AVX2 or AVX-512.",
+        description="Data type of the computation: float32, bfloat16, float16, or int8 (on a CPU with AVX2 "
+        "or AVX-512). auto: bfloat16 if the device supports it natively, otherwise float32 on "
+        "a CPU and float16 on a GPU.",
     )
     exact: bool = Field(
         False,  # noqa: FBT003
-        description="Every operation as timm has it: batches in which nothing is pruned then have the bits "
-        "of timm's logits. Slower where the CPU or GPU computes in bfloat16 or float16. Not for int8.",
+        description="Uses only timm's operations, so that the logits of batches without pruning are equal "
+        "to timm's, bit for bit. Slower in bfloat16 and float16. Not available with int8.",
     )
     threads: int = Field(
-        0, ge=0, description="Compute threads of a worker. 0: its share of the cores; never more than cores."
+        0,
+        ge=0,
+        description="Compute threads per worker, at most the number of cores. 0: the worker's share of the "
+        "cores.",
     )
     streams: int = Field(
         0,
         ge=0,
-        description="Batches a worker computes at once. 0: one per thread, to 8, on a CPU; two on a GPU.",
+        description="Batches that a worker computes concurrently. 0: on a CPU one per thread, up to 8; on "
+        "a GPU two.",
     )
     cuda_graphs: CudaGraphs = Field(
-        "off", description="auto: small batches as CUDA graphs on a GPU. Not tried on one yet."
+        "off", description="auto: use CUDA graphs for small batches on a GPU. Not tested on a GPU yet."
     )
     max_batch_tokens: int = Field(
-        0, ge=0, description="Tokens of a batch, weighted by their cost. 0: 4096 on a CPU, 65536 on a GPU."
+        0,
+        ge=0,
+        description="Maximum number of tokens in a batch, weighted by cost. 0: 4096 on a CPU, 65536 on a "
+        "GPU.",
     )
     decode_processes: int = Field(
         3,
         ge=1,
         le=64,
-        description="Processes that decode images, per HTTP process. One caller gets all but one of them, so "
-        "that its slow images never hold up others; with 1 they do.",
+        description="Image decoding processes per HTTP process. A single caller can use all but one of "
+        "them, so that its slow images do not delay other callers (which needs at least 2).",
     )
 
     @property

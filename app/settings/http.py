@@ -8,52 +8,56 @@ from app.settings.types import Addresses, Host, InputName, RootPath
 class HttpSettings(BaseModel):
     """Where the server listens, and what stands before it."""
 
-    host: Host = Field("127.0.0.1", description="Address to listen on, or a name: then all its addresses.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    http_workers: int = Field(1, ge=1, le=64, description="HTTP processes.")
-    operations_host: Host = Field("127.0.0.1", description="Address of the operations port.")
+    host: Host = Field(
+        "127.0.0.1",
+        description="Address to listen on. For a host name, the server listens on all its addresses.",
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0: any free port.")
+    http_workers: int = Field(1, ge=1, le=64, description="Number of HTTP processes.")
+    operations_host: Host = Field("127.0.0.1", description="Address for --operations-port.")
     operations_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="A port of its own for /metrics, which the main port then does not serve, /livez and "
-        "/readyz, without TLS and without API keys; 0 takes a free one.",
+        description="Separate port for /metrics, /livez and /readyz, without TLS and API keys. The main "
+        "port then does not serve /metrics. 0: any free port.",
     )
     grpc_port: int | None = Field(
         None,
         ge=1,
         le=65535,
-        description="A port for the Open Inference Protocol over gRPC, on the same address, with the same "
-        "certificate and API keys; needs the extra grpc. Default: none.",
+        description="Port for the Open Inference Protocol over gRPC, with the same address, certificate "
+        "and API keys as HTTP. Needs the extra grpc. Default: no gRPC.",
     )
     grpc_calls: int = Field(
         64,
         ge=1,
         le=65535,
-        description="gRPC calls at a time in each HTTP process. Each may hold a message of as many bytes as "
-        "a body may have.",
+        description="Maximum number of concurrent gRPC calls per HTTP process. The message of each call "
+        "may be as large as --max-body-bytes.",
     )
     open_inference_input: InputName | None = Field(
         None,
-        description="The one input that models have in the Open Inference Protocol, image or pixels, for "
-        "clients that send all there are, such as perf_analyzer. Default: both, of which a request has one.",
+        description="Offers only the input image or pixels in the Open Inference Protocol, for clients "
+        "such as perf_analyzer that send all inputs of a model. Default: both are offered, and "
+        "a request has one of them.",
     )
     shared_memory_bytes: int | None = Field(
         None,
         ge=1,
-        description="Bytes of shared memory that clients on this machine may register as regions, all "
-        "together, for tensors of the Open Inference Protocol. Default: shared memory is not used.",
+        description="Maximum total size of the shared memory regions that clients on this machine can "
+        "register for tensors of the Open Inference Protocol. Default: shared memory is off.",
     )
     shared_memory_regions: int = Field(
-        256, ge=1, description="Regions of shared memory that may be registered at a time."
+        256, ge=1, description="Maximum number of registered shared memory regions."
     )
     trusted_proxies: Addresses = Field(
         None,
-        description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are "
-        "believed, separated by commas. Default: none.",
+        description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto headers "
+        "are trusted, separated by commas. Default: none.",
     )
     root_path: RootPath | None = Field(
         None,
-        description="Path under which a proxy publishes the server, such as /vit, where the proxy passes it "
-        "on; requests without it are answered as well. A proxy that takes it off needs no setting.",
+        description="Path prefix under which a proxy publishes the server, such as /vit, if the proxy does "
+        "not strip it. Requests without the prefix are also answered.",
     )

@@ -11,74 +11,81 @@ class LimitSettings(BaseModel):
     max_queue_images: int = Field(
         1024,
         ge=1,
-        description="Images that may wait, for all workers together; beyond them 429. One caller alone may "
-        "have three quarters of them.",
+        description="Maximum number of waiting images, for all workers together. Further images get 429. A "
+        "single caller can have at most three quarters of them.",
     )
     max_queue_s: float = Field(
         10.0,
         gt=0,
         allow_inf_nan=False,
-        description="Predicted wait beyond which an image without a deadline_ms is answered 429.",
+        description="Maximum predicted wait of an image without deadline_ms. Beyond it, the image gets 429.",
     )
-    max_images_per_request: int = Field(64, ge=1, description="Images in one request.")
-    max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
+    max_images_per_request: int = Field(64, ge=1, description="Maximum number of images in a request.")
+    max_body_bytes: int = Field(32 * 2**20, ge=1, description="Maximum size of a request body.")
     max_bodies_bytes: int = Field(
         512 * 2**20,
         ge=1,
-        description="Memory of all bodies in an HTTP process, inflated and with what is made of them; beyond "
-        "it 503.",
+        description="Maximum memory for all request bodies in an HTTP process, including decompressed and "
+        "decoded data. Further requests get 503.",
     )
     answer_cache_bytes: int = Field(
         0,
         ge=0,
-        description="Memory of the answer cache in an HTTP process: the same image with the same options is "
-        "then answered without decoding and computing it again. 0: no cache.",
+        description="Size of the answer cache in each HTTP process. With a cache, the same image with the "
+        "same options is answered without decoding and computing it again. 0: no cache.",
     )
     max_image_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="Pixels of an image as it is decoded, before it is resized. A large JPEG is decoded at a "
-        "half, a quarter or an eighth of its sides, and may have as many more.",
+        description="Maximum number of pixels of a decoded image, before it is resized. Large JPEGs are "
+        "decoded at a half, a quarter or an eighth of their width and height, and may be "
+        "correspondingly larger.",
     )
     truncated_images: TruncatedImages = Field(
         "refuse",
-        description="What becomes of a JPEG that ends too soon: refuse it, or answer it, with a warning, if "
-        "at least half of its rows are there.",
+        description="How to handle truncated JPEGs: refuse, or answer with a warning if at least half of "
+        "the rows are present.",
     )
     decode_timeout_s: float = Field(
-        10.0, gt=0, allow_inf_nan=False, description="Time to decode one image; its process is then replaced."
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Maximum time to decode one image. After it, the decoding process is replaced.",
     )
     max_connections: int = Field(
-        10_000, ge=1, description="Connections that an HTTP process holds; beyond them 503."
+        10_000,
+        ge=1,
+        description="Maximum number of connections per HTTP process. Further connections get 503.",
     )
     max_connections_per_client: int | None = Field(
         None,
         ge=1,
-        description="Connections of one address (IPv6: one /64 network) that an HTTP process holds; no limit "
-        "for --trusted-proxies. Default: three quarters of --max-connections, but for this machine's own.",
+        description="Maximum number of connections per client address (IPv6: per /64 network) and HTTP "
+        "process. --trusted-proxies are not limited. Default: three quarters of "
+        "--max-connections, and no limit for clients on this machine.",
     )
     head_timeout_s: float = Field(
         20.0,
         gt=0,
         allow_inf_nan=False,
-        description="Time for a TLS handshake and a request's head to arrive.",
+        description="Maximum time for the TLS handshake and the request head.",
     )
     body_timeout_s: float = Field(
         20.0,
         gt=0,
         allow_inf_nan=False,
-        description="Time for a request's body to arrive, beside what it needs at 16 KiB a second.",
+        description="Maximum time for the request body to arrive, plus the time that it takes at 16 KiB/s.",
     )
     write_timeout_s: float = Field(
         30.0,
         gt=0,
         allow_inf_nan=False,
-        description="Time that a client may stand still, or read at less than 16 KiB a second, while its "
-        "answer waits.",
+        description="Maximum time for which a client may read its response at less than 16 KiB/s, or not "
+        "at all.",
     )
     keep_alive_s: float = Field(
-        75.0, gt=0, allow_inf_nan=False, description="Time that a connection may be idle between requests."
+        75.0, gt=0, allow_inf_nan=False, description="Maximum idle time of a connection between requests."
     )
     default_deadline_ms: int = Field(
-        30_000, ge=1, description="Time after which a request without deadline_ms is given up, with 504."
+        30_000, ge=1, description="Deadline of requests without deadline_ms. After it, they get 504."
     )

@@ -20,61 +20,68 @@ class ModelSettings(BaseModel):
 
     model: str = Field(
         BUNDLED_MODEL,
-        description="Bundled name, timm name (weights from the hub), OWNER/NAME on the hub, or the path of a "
-        "file or folder that timm, transformers or a training script saved. The bundled model knows ten "
-        "classes; deit_small_patch16_224.fb_in1k knows a thousand. Several as NAME=REFERENCE, with the flag "
-        "given again or commas between them; the first is the default.",
+        description="Name of the bundled model, of a timm model (weights from the hub) or of a repository "
+        "OWNER/NAME on the hub, or path of a file or folder that timm, transformers or a "
+        "training script saved. The bundled model has ten classes; "
+        "deit_small_patch16_224.fb_in1k has a thousand. To serve several models, give each as "
+        "NAME=REFERENCE, separated by commas or with the flag repeated; the first is the "
+        "default.",
     )
     model_repository: bool = Field(
         False,  # noqa: FBT003
-        description="List, load and unload models while serving, by POST /v2/repository/... (Triton's model "
-        "repository). What may be loaded is what --model and --loadable name. With API keys only those "
-        "marked admin may load and unload.",
+        description="Allows clients to list, load and unload models while serving (Triton's model "
+        "repository, POST /v2/repository/...). Only models that --model and --loadable name "
+        "can be loaded. With API keys, loading and unloading needs a key marked admin.",
     )
     loadable: str | None = Field(
         None,
-        description="NAME=REFERENCE of a model that may be loaded while serving, with the flag given again "
-        "or commas between several. It takes --model-repository.",
+        description="Model that can be loaded while serving, as NAME=REFERENCE. Separate several by "
+        "commas, or repeat the flag. Needs --model-repository.",
     )
     architecture: str | None = Field(
-        None, description="timm architecture of weights that do not name their own."
+        None, description="timm architecture of weights that do not contain its name."
     )
     patch_stride: int | None = Field(
         None,
         ge=1,
-        description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
-        "else the patch size.",
+        description="Distance between neighboring patches in pixels, at most the patch size. Default: that "
+        "of the checkpoint, or the patch size.",
     )
     input_size: InputSize = Field(
         None,
-        description="Pixels that the network sees: 224, or height x width as 224x448. The position embedding "
-        "is resampled. Default: the checkpoint's.",
+        description="Input size of the network in pixels: 224, or height x width such as 224x448. The "
+        "position embedding is resampled. Default: that of the checkpoint.",
     )
     labels: File | None = Field(
-        None, description="File of labels in class order: one a line, or JSON (a list or a map)."
+        None, description="File with the labels in class order: one per line, or JSON (a list or a map)."
     )
     head: File | None = Field(
         None,
-        description="Safetensors file of a head that is put on the network: `weight` and `bias` (as trimvit "
-        "head writes), or `class_embeddings` (zero-shot), with `labels`.",
+        description="Safetensors file with a classification head for the network: `weight` and `bias` (as "
+        "written by trimvit head), or `class_embeddings` (zero-shot), with `labels`.",
     )
     stages: BlocksFlag = Field(
         None,
-        description="Blocks that prune, counted from 1, or `every`: a few patches in every block, as many in "
-        "each (ToMe's way, with the reducer merge). Default: the checkpoint's, else 4, 7, 10 of 12.",
+        description="Blocks in which patches are pruned, counted from 1, or `every`: the same number of "
+        "patches in every block (ToMe's schedule, with the reducer merge). Default: those of "
+        "the checkpoint, or 4, 7, 10 of 12.",
     )
     rows: Rows | None = Field(
         None,
-        description="Attention rows that decide. Default: the checkpoint's, else CLS where there is one.",
+        description="Attention rows that the criterion reads: cls, or all (the mean over all queries). "
+        "Default: that of the checkpoint, or cls if the model has a CLS token.",
     )
     default_keep_ratio: float = Field(
-        1.0, gt=0, le=1, description="Ratio of images that ask for none. 1 prunes nothing."
+        1.0, gt=0, le=1, description="Keep ratio of requests that do not specify one. 1 prunes nothing."
     )
     default_criterion: Criterion | None = Field(
-        None, description="Criterion of images that ask for none. Default: the checkpoint's, else variance."
+        None,
+        description="Criterion of requests that do not specify one. Default: that of the checkpoint, or "
+        "variance.",
     )
     default_reducer: Reducer | None = Field(
-        None, description="Reducer of images that ask for none. Default: the checkpoint's, else drop."
+        None,
+        description="Reducer of requests that do not specify one. Default: that of the checkpoint, or drop.",
     )
 
     @field_validator("model")

@@ -10,28 +10,32 @@ class ProcessSettings(BaseModel):
         30.0,
         ge=0,
         allow_inf_nan=False,
-        description="Longest that a request waits, within its deadline, for a worker that is being started; "
-        "then 503.",
+        description="Maximum time that a request waits, within its deadline, for a worker to start. After "
+        "it, the request gets 503.",
     )
     hang_after_s: float = Field(
         10.0,
         gt=0,
         allow_inf_nan=False,
-        description="Silence of a process's main loop, or time of a batch beyond ten times the expected, "
-        "after which the process is killed and replaced.",
+        description="A process is killed and replaced if its main loop does not respond for this time, or "
+        "if a batch takes this much longer than ten times its predicted time.",
     )
     load_limit_s: float = Field(
         600.0,
         gt=0,
         allow_inf_nan=False,
-        description="Longest that a worker may load before it counts as hung.",
+        description="Maximum time for a worker to load its models. After it, the worker is killed and "
+        "replaced.",
     )
     slow_retry_s: float = Field(
         60.0,
         gt=0,
         allow_inf_nan=False,
-        description="Time from one start of a worker to the next once five in a row have failed.",
+        description="Time between attempts to start a worker after five starts in a row have failed.",
     )
     shutdown_grace_s: float = Field(
-        30.0, ge=0, allow_inf_nan=False, description="Time for accepted requests to finish on SIGTERM."
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Maximum time for accepted requests to finish after SIGTERM.",
     )

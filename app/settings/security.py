@@ -11,31 +11,32 @@ class SecuritySettings(BaseModel):
 
     api_keys_file: File | None = Field(
         None,
-        description="File with one API key a line, as name:key or name:sha256:HEX; read again when it "
-        "changes. Without it, and without TRIMVIT_API_KEYS, no key is asked for.",
+        description="File with one API key per line, as name:key or name:sha256:HEX. It is reloaded when "
+        "it changes. Without it and without TRIMVIT_API_KEYS, no API key is required.",
     )
     answer_cache_shared: bool = Field(
         default=False,
-        description="Whether callers with different API keys may get each other's answers from the answer "
-        "cache. Without keys it is shared by all callers.",
+        description="Shares the answer cache between callers with different API keys. Without API keys, it "
+        "is always shared.",
     )
     max_priority: Priority = Field(
         "normal",
-        description="Highest priority that a request may ask for, unless the line of its API key says "
-        "otherwise: high, normal or batch.",
+        description="Highest priority that requests can have: high, normal or batch. The line of an API "
+        "key can override it.",
     )
     tls_certificate: File | None = Field(
-        None, description="PEM file with the certificate chain. With it, the port speaks HTTPS only."
+        None, description="PEM file with the certificate chain. The port then only accepts HTTPS."
     )
-    tls_key: File | None = Field(None, description="PEM file with the certificate's private key.")
+    tls_key: File | None = Field(None, description="PEM file with the private key of the certificate.")
     cors_origins: Origins = Field(
         None,
-        description="Origins whose pages may call the API from a browser, separated by commas. Default: "
-        "none but the server's own.",
+        description="Origins of web pages that can call the API from a browser, separated by commas. "
+        "Default: only the server's own.",
     )
     allowed_hosts: HostNames = Field(
         None,
-        description="Names of this server that a request's Host header may have beside those of this machine "
-        "(localhost, 127.0.0.1), separated by commas; *.example.org: all names below it; *: every name. "
-        "Default: every name where API keys are asked for or --host is not a loopback address, else none.",
+        description="Host names accepted in the Host header in addition to those of this machine "
+        "(localhost, 127.0.0.1), separated by commas. *.example.org accepts all subdomains, * "
+        "every name. Default: every name if API keys are required or --host is not a loopback "
+        "address, otherwise none.",
     )

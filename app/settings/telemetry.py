@@ -9,13 +9,13 @@ class TelemetrySettings(BaseModel):
     """What the server says of itself."""
 
     log_format: LogFormat = Field(
-        "auto", description="text, or json: one object a line. auto: text on a terminal, else json."
+        "auto", description="text, or json (one object per line). auto: text in a terminal, otherwise json."
     )
-    log_level: LogLevel = Field("info", description="debug logs a line per request.")
+    log_level: LogLevel = Field("info", description="Log level. debug logs every request.")
     agreement_share: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of the pruned images to run again unpruned while the workers are idle, to count "
-        "how often pruning changes the first label. 0: none.",
+        description="Share of the pruned images that are computed again without pruning while the workers "
+        "are idle, to measure how often pruning changes the top label. 0: none.",
     )

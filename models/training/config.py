@@ -15,27 +15,31 @@ from models.stage_flag import BlocksFlag
 Ratio = Annotated[float, Field(gt=0, le=1)]
 # What several commands ask for alike.
 BatchSize = Annotated[int, Field(ge=1)]
-Workers = Annotated[int, Field(ge=0, description="Processes that read images.")]
+Workers = Annotated[int, Field(ge=0, description="Number of processes that read images.")]
 Dtype = Annotated[DtypeName, Field(description="As for trimvit serve.")]
 Model = Annotated[str, Field(description="Model reference, as for trimvit serve.")]
 InputSizeFlag = Annotated[InputSize, Field(description="As for trimvit serve.")]
 StagesFlag = Annotated[BlocksFlag, Field(description="Blocks that prune, as for trimvit serve.")]
 Architecture = Annotated[
-    str | None, Field(description="timm architecture of a file that does not name its own.")
+    str | None, Field(description="timm architecture of a file that does not contain its name.")
 ]
 Reducers = Annotated[
     tuple[Reducer, ...],
-    Field(min_length=1, description="Each with each criterion; merge once, since it reads none."),
+    Field(
+        min_length=1,
+        description="Reducers, each combined with each criterion. merge uses no criterion and is measured "
+        "once.",
+    ),
 ]
 BrokenPolicy = Annotated[
     Literal["skip", "stop"],
-    Field(description="An image that cannot be read: skip (it is counted and named), or stop there."),
+    Field(description="What to do with an image that cannot be read: skip it and report it, or stop."),
 ]
 Labels = Annotated[
     Path | None,
     Field(description="Labels of a checkpoint that has none, in class order, as for trimvit serve."),
 ]
-Limit = Annotated[int | None, Field(ge=1, description="Use so many images only, spread over the folder.")]
+Limit = Annotated[int | None, Field(ge=1, description="Maximum number of images, spread over the folder.")]
 
 
 class TrainConfig(BaseModel):
@@ -56,36 +60,40 @@ class TrainConfig(BaseModel):
     patch_stride: int | None = Field(
         None,
         ge=1,
-        description="Pixels from one patch to the next; below the patch size, patches overlap and are more. "
-        "Default: the patch size.",
+        description="Distance between neighboring patches in pixels. If it is smaller than the patch size, "
+        "patches overlap and there are more of them. Default: the patch size.",
     )
     stages: StagesFlag = None
     trained: Literal["all", "head"] = Field(
         "all",
-        description="What is trained: the whole network, or its head alone (a linear probe of a network that "
-        "stays as it came).",
+        description="What to train: the whole network, or only its head (a linear probe).",
     )
     frozen_blocks: int = Field(
         0,
         ge=0,
-        description="First blocks that stay as they came, with the embeddings before them. No gradients are "
-        "computed for them, so a step takes less time.",
+        description="Number of first blocks that are not trained, together with the embeddings before "
+        "them. No gradients are computed for them, so a step takes less time.",
     )
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(64, ge=1, description="Images per step, over all processes.")
     accumulate: int = Field(
-        1, ge=1, description="Parts in which a process computes its images of a step, to need less memory."
+        1,
+        ge=1,
+        description="Number of parts into which a process splits its images of a step, to use less memory "
+        "(gradient accumulation).",
     )
     optimizer: str = Field("adamw", description="One of timm's optimizers, such as adamw, lamb or sgd.")
     schedule: Literal["cosine", "tanh", "poly"] = Field(
-        "cosine", description="How the learning rate falls; timm's schedules."
+        "cosine", description="Learning rate schedule, one of timm's."
     )
     learning_rate: float = Field(1.5e-4, gt=0, description="Peak learning rate of the last layer.")
     layer_decay: float = Field(
-        0.75, gt=0, le=1, description="Learning-rate factor from a block to the one below."
+        0.75, gt=0, le=1, description="Factor of the learning rate from one block to the block before it."
     )
     weight_decay: float = Field(0.05, ge=0)
-    warmup_share: float = Field(0.1, ge=0, lt=1, description="Share of all steps over which the rate rises.")
+    warmup_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of all steps in which the learning rate rises (warm-up)."
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth rate of the last block.")
     min_crop: float = Field(
@@ -93,31 +101,36 @@ class TrainConfig(BaseModel):
     )
     auto_augment: str | None = Field(
         None,
-        description="timm's RandAugment, AutoAugment or AugMix in place of colour changes, such as "
+        description="timm's RandAugment, AutoAugment or AugMix instead of color jitter, such as "
         "rand-m9-mstd0.5-inc1.",
     )
-    erasing: float = Field(0.0, ge=0, le=1, description="Probability of erasing a part of an image.")
+    erasing: float = Field(0.0, ge=0, le=1, description="Probability of random erasing.")
     mixup: float = Field(0.0, ge=0, description="Alpha of mixup; 0: none.")
     cutmix: float = Field(0.0, ge=0, description="Alpha of CutMix; 0: none.")
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Decay of an exponential moving average of the weights, which is what is validated and "
-        "saved then. Default: no average.",
+        description="Decay of an exponential moving average (EMA) of the weights. If given, the average is "
+        "validated and saved. Default: no average.",
     )
     validation_data: Path | None = Field(
         None,
-        description="Folder of labelled images to validate on after each epoch. The model that is saved is "
-        "the best of them. Default: none; the model after the last step is saved.",
+        description="Folder of labelled images for validation after each epoch. The best model is saved. "
+        "Default: no validation; the model after the last step is saved.",
     )
     validation_keep_ratios: tuple[Ratio, ...] = Field(
         (1.0, 0.7, 0.5),
         min_length=1,
-        description="Ratios to validate at, with the first criterion; the best model has the highest mean.",
+        description="Keep ratios for validation, with the first criterion. The best model has the highest "
+        "mean accuracy over them.",
     )
-    min_keep_ratio: Ratio = Field(0.3, description="Ratios are drawn per step from here ...")
-    max_keep_ratio: Ratio = Field(1.0, description="... to here; equal values train at one fixed ratio.")
+    min_keep_ratio: Ratio = Field(
+        0.3, description="Lowest keep ratio; each step draws one between the lowest and the highest."
+    )
+    max_keep_ratio: Ratio = Field(
+        1.0, description="Highest keep ratio. If both are equal, all steps use this ratio."
+    )
     criteria: tuple[Criterion, ...] = Field(
         ("variance",), min_length=1, description="Criteria to draw from, one per step."
     )
@@ -126,27 +139,27 @@ class TrainConfig(BaseModel):
     )
     teacher: Path | None = Field(
         None,
-        description="Checkpoint of the same architecture whose unpruned answers to learn beside the labels.",
+        description="Checkpoint of the same architecture as the teacher for distillation, without pruning.",
     )
     distillation: float = Field(
         0.8,
         ge=0,
         le=1,
-        description="Weight of the teacher against the labels. Read where there is a teacher.",
+        description="Weight of the teacher relative to the labels. Only used with --teacher.",
     )
     seed: int = 0
     device: str = Field(
         "auto",
-        description="auto (the first GPU, else the CPU), cpu or cuda:N. Of several processes (torchrun), "
-        "each takes the GPU of its own number.",
+        description="Device: auto (the first GPU, or the CPU), cpu or cuda:N. With several processes "
+        "(torchrun), each uses the GPU of its local rank.",
     )
     track: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        (), description="Also send the figures to TensorBoard (in the output folder) or Weights & Biases."
+        (), description="Also log to TensorBoard (in the output folder) or Weights & Biases."
     )
     bf16: bool = Field(default=True, description="Mixed precision: bfloat16 with float32 master weights.")
     workers: Workers = 1
     broken_images: BrokenPolicy = "skip"
-    save_every: int = Field(50, ge=1, description="Steps between two resume states.")
+    save_every: int = Field(50, ge=1, description="Number of steps between saved resume states.")
 
     @model_validator(mode="after")
     def _ratios_in_order(self) -> "TrainConfig":
@@ -177,8 +190,8 @@ class EvaluateConfig(BaseModel):
     patch_stride: int | None = Field(
         None,
         ge=1,
-        description="Pixels from one patch to the next, at most the patch size. Default: the checkpoint's, "
-        "else the patch size.",
+        description="Distance between neighboring patches in pixels, at most the patch size. Default: that "
+        "of the checkpoint, or the patch size.",
     )
     input_size: InputSizeFlag = None
     stages: StagesFlag = None
@@ -205,13 +218,11 @@ class HeadConfig(BaseModel):
     output: Path = Field(description="Safetensors file for the head.")
     model: Model = "trimvit-small-imagenette"
     architecture: Architecture = None
-    labels: Path | None = Field(None, description="JSON file of folder names and their labels.")
-    patch_stride: int | None = Field(
-        None, ge=1, description="Pixels from one patch to the next, as of trimvit serve."
-    )
+    labels: Path | None = Field(None, description="JSON file that maps folder names to labels.")
+    patch_stride: int | None = Field(None, ge=1, description="As for trimvit serve.")
     input_size: InputSizeFlag = None
     keep_ratio: Ratio = Field(
-        1.0, description="Keep ratio of the features; a head fitted at 1 serves lower ratios, too."
+        1.0, description="Keep ratio of the features. A head that is fitted at 1 also works at lower ratios."
     )
     batch_size: BatchSize = 32
     device: str = "auto"
@@ -228,21 +239,23 @@ class SweepConfig(BaseModel):
     data: Path = Field(
         description="Folder with one sub-folder of images per class, named by the models' labels."
     )
-    output: Path = Field(description="Folder for the results; the same command goes on from what it holds.")
+    output: Path = Field(
+        description="Folder for the results. If the command is interrupted, run it again to resume."
+    )
     models: tuple[str, ...] = Field(
         ("trimvit-small-imagenette",),
         min_length=1,
-        description="Model references, as for trimvit serve, each with a label if wanted: LABEL=REFERENCE.",
+        description="Model references, as for trimvit serve, with optional labels: LABEL=REFERENCE.",
     )
     architecture: str | None = Field(
-        None, description="timm architecture of files that do not name their own."
+        None, description="timm architecture of files that do not contain its name."
     )
     labels: Labels = None
     patch_stride: int | None = Field(
         None,
         ge=1,
-        description="Pixels from one patch to the next, at most the patch size, for every model. Default: "
-        "each checkpoint's, else the patch size.",
+        description="Distance between neighboring patches in pixels, at most the patch size, for all "
+        "models. Default: that of each checkpoint, or the patch size.",
     )
     input_size: InputSizeFlag = None
     stages: StagesFlag = None
@@ -252,11 +265,12 @@ class SweepConfig(BaseModel):
     )
     reducers: Reducers = ("drop",)
     keep_masses: tuple[Ratio, ...] = Field(
-        (), description="Shares of the importance to keep, beside the ratios; not with merge."
+        (), description="Values of keep_mass to measure in addition to the ratios. Not available with merge."
     )
     reference: str | None = Field(
         None,
-        description="Method that the others are compared with. Default: variance, else the first.",
+        description="Method that the others are compared with. Default: variance if it is measured, "
+        "otherwise the first.",
     )
     batch_size: BatchSize = 32
     limit: Limit = None
@@ -264,11 +278,17 @@ class SweepConfig(BaseModel):
     dtype: Dtype = "auto"
     workers: Workers = 1
     broken_images: BrokenPolicy = "skip"
-    speed: bool = Field(default=True, description="Also measure images/s, of ratios and not of masses.")
-    speed_rounds: int = Field(5, ge=1, description="Rounds of measuring, every setting once in each.")
-    speed_batches: int = Field(2, ge=1, description="Batches of a round.")
-    correlation_images: int = Field(64, ge=1, description="Images for the rank correlation of the criteria.")
-    picture_images: int = Field(2, ge=0, description="Images to draw with their kept patches.")
+    speed: bool = Field(
+        default=True, description="Also measure images/s (for keep ratios, not for keep_mass)."
+    )
+    speed_rounds: int = Field(
+        5, ge=1, description="Number of measuring rounds. Each round measures every setting once."
+    )
+    speed_batches: int = Field(2, ge=1, description="Batches per setting in a round.")
+    correlation_images: int = Field(
+        64, ge=1, description="Number of images for the rank correlation of the criteria."
+    )
+    picture_images: int = Field(2, ge=0, description="Number of images for the pictures of kept patches.")
 
     @property
     def labelled_models(self) -> dict[str, str]:
@@ -301,21 +321,29 @@ class CalibrateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: Path = Field(description="Folder of images, in sub-folders or not; none of them trained on.")
-    output: Path = Field(description="Safetensors file to write: the model with its cascade.")
+    data: Path = Field(
+        description="Folder of images, which may have subfolders. The model must not have been trained on "
+        "them."
+    )
+    output: Path = Field(description="Safetensors file to write: the model with the cascade.")
     model: Model = "trimvit-small-imagenette"
     architecture: Architecture = None
     agreement: float = Field(
-        0.995, gt=0, lt=1, description="Share of further images that are to be answered as unpruned."
+        0.995,
+        gt=0,
+        lt=1,
+        description="Required share of new images that get the same label as from the unpruned model.",
     )
     keep_ratios: tuple[Ratio, ...] = Field(
-        (0.3, 0.4, 0.5, 0.6, 0.7), min_length=1, description="First runs to choose from, by their cost."
+        (0.3, 0.4, 0.5, 0.6, 0.7),
+        min_length=1,
+        description="Keep ratios to try for the first run. The cheapest cascade is chosen.",
     )
     criteria: tuple[Criterion, ...] | None = Field(
-        None, min_length=1, description="Likewise. Default: the checkpoint's."
+        None, min_length=1, description="Likewise. Default: that of the checkpoint."
     )
     reducers: tuple[Reducer, ...] | None = Field(
-        None, min_length=1, description="Likewise. Default: the checkpoint's."
+        None, min_length=1, description="Likewise. Default: that of the checkpoint."
     )
     batch_size: BatchSize = 32
     limit: Limit = None
