@@ -5,9 +5,12 @@ and the bytes of the image as they came. It is a keyed hash with a secret of thi
 can aim at an entry. Entries are kept encoded: then their bytes are known, and nobody can change them.
 """
 
+import asyncio
 import hashlib
 import secrets
 from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 from msgspec import Struct, structs
@@ -45,6 +48,7 @@ class AnswerCache:
         self._entries: OrderedDict[bytes, bytes] = OrderedDict()
         self._secret = secrets.token_bytes(hashlib.blake2b.MAX_KEY_SIZE)
         self._models: dict[str, tuple[ModelInfo, bytes]] = {}
+        self._under_way: dict[Hashable, asyncio.Future[bool]] = {}
         metrics.ANSWER_CACHE_BYTES.set(0)
 
     def __repr__(self) -> str:
@@ -96,6 +100,40 @@ class AnswerCache:
         self._entries.move_to_end(key)
         metrics.ANSWER_CACHE_HITS.inc()
         return _decode(data)
+
+    async def wait(self, key: bytes, asked: Hashable, left_s: float) -> None:
+        """While what is ``asked`` is being computed and has no answer here yet, wait for it. Whoever finds no
+        answer of ``key`` then computes it: the first one was not answered, or with what is not kept.
+
+        Raises TimeoutError after ``left_s``.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + left_s
+        while key not in self._entries and (first := self._under_way.get(asked)) is not None:
+            # Unlike awaiting the future, this leaves it alone if who waits is cancelled.
+            done, _ = await asyncio.wait((first,), timeout=max(until - loop.time(), 0))
+            if not done:
+                raise TimeoutError
+            if first.result():
+                return
+
+    @contextmanager
+    def computing(self, asked: Hashable) -> Iterator[None]:
+        """Who asks for the same waits meanwhile: for an answer, or, where it fails or is cancelled, to be the
+        next one that computes it. What is under way already is computed beside it."""
+        if asked in self._under_way:
+            yield
+            return
+        answered = self._under_way[asked] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        except BaseException:
+            answered.set_result(False)
+            raise
+        else:
+            answered.set_result(True)
+        finally:
+            del self._under_way[asked]
 
     def put(self, key: bytes, answer: CachedAnswer) -> None:
         """Keep it, in place of what was not asked for the longest. One that is too large alone is not."""

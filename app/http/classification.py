@@ -228,11 +228,18 @@ class Classification:
             if self._cache is None:
                 return await self._computed(image, index, model, ask, known, scope)
             key = await self._key(self._cache, image, model, ask, scope)
+            # Of the same caller and priority: nobody waits behind somebody else's place in the queue.
+            asked = (key, caller_of(scope), known.priority)
+            try:
+                await self._cache.wait(key, asked, known.deadline_s - seconds_since(scope))
+            except TimeoutError:
+                raise DeadlinePassed("the deadline passed while the same image was being computed") from None
             if (found := self._cache.get(key)) is not None:
                 return _from_cache(found, model, ask, scope)
-            answered = await self._computed(image, index, model, ask, known, scope)
-            if answered.answer.lowered is None and self.models.get(model.name) is model:
-                self._cache.put(key, _for_cache(answered))
+            with self._cache.computing(asked):
+                answered = await self._computed(image, index, model, ask, known, scope)
+                if answered.answer.lowered is None and self.models.get(model.name) is model:
+                    self._cache.put(key, _for_cache(answered))
             return replace(answered, cached=False)
         except Problem as problem:
             problem.image = index

@@ -1,5 +1,6 @@
 """The answer cache of a real server: two keys, and a model whose file changes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.system.server import is_ready, running_server, wait_until
 from tests.system.small_network import save_small_network
 
 COFFEE = (SHIPPED / "coffee.jpg").read_bytes()
+CHINA = (SHIPPED / "china.jpg").read_bytes()
 ALICE, BOB = "alices-secret-key-1", "bobs-secret-key-22"
 MISS, HIT = "trimvit; fwd=miss", "trimvit; hit"
 
@@ -68,6 +70,16 @@ def test_answers_are_kept_by_caller_and_never_outlive_their_model(
 
             wait_until(next_is_ready, "the next worker")
 
+        def post_china(_: int) -> str:
+            answer = httpx.post(
+                f"{server.url}/v1/classify", content=CHINA, headers={"X-API-Key": ALICE}, timeout=60
+            )
+            assert answer.status_code == 200, answer.text
+            return answer.headers["Cache-Status"]
+
+        with ThreadPoolExecutor(8) as threads:  # at the same time: one is computed
+            assert sorted(threads.map(post_china, range(8))) == [MISS] + [HIT] * 7
+
         negate_head(model)
         serve_again()
         status, others = ask()
@@ -79,6 +91,6 @@ def test_answers_are_kept_by_caller_and_never_outlive_their_model(
         status, again = ask()
         assert again == labels
         assert status == HIT, "the fingerprint is that of the weights"
-        assert server.metric("trimvit_answer_cache_hits_total") == 5
-        assert server.metric("trimvit_answer_cache_misses_total") == 3
+        assert server.metric("trimvit_answer_cache_hits_total") == 12
+        assert server.metric("trimvit_answer_cache_misses_total") == 4
         assert 0 < server.metric("trimvit_answer_cache_bytes") <= 2**20

@@ -1,11 +1,13 @@
 """The answer cache: what its key knows, what it holds, and what a request gets from it."""
 
+import asyncio
 import base64
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from hypothesis import given
@@ -152,7 +154,127 @@ def test_what_is_too_large_alone_leaves_the_others_in_place() -> None:
     assert cache.get(b"a" * 32) is not None
 
 
+class Flights:
+    """What is asked for the same key, in any order, with a dispatcher whose outcomes are chosen from outside.
+
+    Whoever computes waits for an outcome: kept, answered without being kept, or failed.
+    """
+
+    def __init__(self) -> None:
+        self.cache = AnswerCache(CACHE_BYTES)
+        self.key = b"a" * 32
+        self.computing: list[asyncio.Future[str]] = []
+        self.asked: list[asyncio.Task[str]] = []
+
+    async def ask(self) -> str:
+        await self.cache.wait(self.key, self.key, 60)
+        if self.cache.get(self.key) is not None:
+            return "hit"
+        with self.cache.computing(self.key):
+            mine = asyncio.get_running_loop().create_future()
+            self.computing.append(mine)
+            try:
+                outcome = await mine
+            finally:
+                self.computing.remove(mine)
+            if outcome == "fail":
+                raise QueueFull("full", retry_after_s=1.0)
+            if outcome == "keep":
+                self.cache.put(self.key, CachedAnswer(prediction(1)))
+            return outcome
+
+    async def settle(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+@given(
+    st.lists(st.sampled_from(["ask", "keep", "lower", "fail", "cancel first", "cancel last"]), max_size=25)
+)
+def test_equal_images_under_way_are_computed_once_and_none_is_lost(steps: list[str]) -> None:
+    """Under any order of asking, answering, failing and cancelling: while one computes what nobody has
+    computed yet, the others wait for it; one that fails or is cancelled is followed by the next; nobody waits
+    for nothing, and everybody who was not cancelled ends in an answer or in its own failure."""
+
+    async def play() -> None:
+        flights = Flights()
+        lowered = False
+        for step in steps:
+            if step == "ask":
+                flights.asked.append(asyncio.create_task(flights.ask()))
+            elif step.startswith("cancel"):
+                waiting = [task for task in flights.asked if not task.done()]
+                if waiting:
+                    waiting[0 if step == "cancel first" else -1].cancel()
+            elif flights.computing:
+                flights.computing[0].set_result(step)
+                lowered |= step == "lower"
+            await flights.settle()
+            waiting = [task for task in flights.asked if not task.done()]
+            assert bool(waiting) == bool(flights.computing), "somebody waits for nothing"
+            if not lowered:
+                assert len(flights.computing) <= 1
+        while flights.computing:
+            flights.computing[0].set_result("keep")
+            await flights.settle()
+        for task in flights.asked:
+            assert task.done()
+            assert (
+                task.cancelled()
+                or isinstance(task.exception(), QueueFull)
+                or task.result() in ("hit", "keep", "lower")
+            )
+        assert not flights.cache._under_way
+
+    asyncio.run(play())
+
+
+def test_who_waits_for_an_equal_image_waits_no_longer_than_it_may() -> None:
+    """And who is not of the same caller does not wait at all."""
+
+    async def play() -> None:
+        cache = AnswerCache(CACHE_BYTES)
+        key = b"a" * 32
+        with cache.computing((key, "alice")):
+            with pytest.raises(TimeoutError):
+                await cache.wait(key, (key, "alice"), 0.01)
+            await cache.wait(key, (key, "bob"), 60)
+
+    asyncio.run(play())
+
+
 # Through the application.
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_equal_images_at_the_same_time_are_computed_once(fails: bool) -> None:
+    """One is asked of the dispatcher, and the others get its answer; where it fails, the next is asked."""
+
+    async def play() -> tuple[FakeDispatch, list[httpx.Response]]:
+        go_on = asyncio.Event()
+        dispatch = FakeDispatch(wait_for=go_on)
+        app = create_app(Settings(answer_cache_bytes=CACHE_BYTES), dispatch)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            asked = [asyncio.create_task(client.post("/v1/classify", content=encoded())) for _ in range(4)]
+            for _ in range(100):  # until one is asked of the dispatcher, and the others had the time for it
+                await asyncio.sleep(0.01 if dispatch.questions else 0.1)
+                if len(dispatch.questions) > 1:
+                    break
+            if fails:
+                failing, dispatch.fails = dispatch.questions[0], QueueFull("full", retry_after_s=1.0)
+                dispatch.fails_for = lambda question: question is failing
+            go_on.set()
+            return dispatch, await asyncio.gather(*asked)
+
+    dispatch, answers = asyncio.run(play())
+    assert sorted(answer.status_code for answer in answers) == ([200] * 3 + [429] if fails else [200] * 4)
+    assert len(dispatch.questions) == (2 if fails else 1)
+    statuses = [answer.headers["Cache-Status"] for answer in answers if answer.status_code == 200]
+    assert sorted(statuses) == ["trimvit; fwd=miss"] + ["trimvit; hit"] * (len(statuses) - 1)
 
 
 def post(client: TestClient, path: str = "/v1/classify", **request: Any) -> Any:
