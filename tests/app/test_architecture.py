@@ -35,8 +35,8 @@ def loaded_after(statement: str) -> set[str]:
         "import app.dispatch.client",
         "import app.dispatch.process",
         "import app.worker.process",
-        "import app.cli; app.cli.COMMANDS['serve'].load()",
-        "import app.cli; [app.cli.COMMANDS[name].load() for name in ('classify', 'models', 'bench')]",
+        "import app.command_table as t; t.COMMANDS['serve'].load()",
+        "import app.command_table as t; [t.COMMANDS[it].load() for it in ('classify', 'models', 'bench')]",
         "import app.commands.plot",
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from app import cli
-from app.cli import COMMANDS, Command, main
+from app.cli import main
+from app.command_table import COMMANDS, Command
 from app.commands.bench import BenchConfig
 from app.commands.classify_config import ClassifyConfig
 from app.commands.models import ModelsConfig

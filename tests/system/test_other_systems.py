@@ -31,7 +31,8 @@ for module, names in gone.items():
     for name in names:
         delattr(module, name)
 
-from app.cli import COMMANDS, main
+from app.cli import main
+from app.command_table import COMMANDS
 
 def run(*arguments):
     try:
