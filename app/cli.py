@@ -65,7 +65,7 @@ def _run(program: str, name: str, arguments: list[str]) -> int:
             wrong = f"{name} comes after a command, as in trimvit serve --port 8000"
         return complain(program, f"{wrong}\n'trimvit --help' lists the commands", USAGE_ERROR)
     getproctitle()  # finds the title's memory by the environment's, which is moved by the next lines
-    tune_libraries(os.environ)
+    tune_libraries(os.environ, trains=name == "train")
     import_own_packages(os.environ, sys.path)
     if not sys.stderr.isatty():  # a progress bar is for who watches
         os.environ.setdefault("TQDM_DISABLE", "1")

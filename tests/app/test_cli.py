@@ -1,5 +1,6 @@
 """The command line: flags, usage errors, help."""
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -269,6 +270,17 @@ def test_a_server_that_cannot_start_exits_with_1_and_says_why(
     assert capsys.readouterr().err == (
         "trimvit serve: cannot listen on 127.0.0.1 port 4711: Address already in use\n"
     )
+
+
+@pytest.mark.parametrize(("command", "kernels"), [("train", "256"), ("evaluate", "4096")])
+def test_training_keeps_fewer_kernels_than_what_repeats_its_shapes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, kernels: str
+) -> None:
+    """The environment that oneDNN reads."""
+    environment = {"COLUMNS": "100"}
+    monkeypatch.setattr(os, "environ", environment)
+    assert run(command, "--data", "photographs", *(("--output", "run") if command == "train" else ()))[0] == 0
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kernels
 
 
 def test_the_exit_code_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:

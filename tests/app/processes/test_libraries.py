@@ -41,3 +41,10 @@ def test_what_was_said_stays(given: dict[str, str], told: dict[str, str]) -> Non
     """Defaults go where nobody has chosen."""
     tune_libraries(given)
     assert given == told
+
+
+def test_training_keeps_the_kernels_of_a_step_or_two() -> None:
+    """Each step has a ratio of its own: where all kernels stay, they fill the memory."""
+    environment: dict[str, str] = {}
+    tune_libraries(environment, trains=True)
+    assert environment == {"GOMP_SPINCOUNT": "2000", **MEMORY, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
