@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.commands.endings import FAILED, USAGE_ERROR, complain
-from app.settings.combinations import contradictions
+from app.settings.combinations import contradictions, defaults_of_nobody
 from app.settings.flags import Operands
 from app.settings.settings import Settings
 from app.settings.variables import remarks
@@ -65,6 +65,8 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
             return FAILED
         from app.telemetry.logs import configure_logging
 
+        if wrong := list(defaults_of_nobody(settings)):
+            return complain("trimvit ray", "\ntrimvit ray: ".join(wrong), USAGE_ERROR)
         configure_logging(settings.log_level, "ray", settings.log_format)
         _tell_of_variables(RaySettings)
         try:
@@ -217,6 +219,7 @@ examples:
   trimvit bench http://127.0.0.1:8000 --concurrency 16 --keep-ratios 0.5
   trimvit bench http://127.0.0.1:8000 --rate 40 --keep-ratios 0.3,0.5,1 --duration-s 60 --plot latency.png
   trimvit bench http://127.0.0.1:8000 --rate 40 --photographs folder --query "criterion=mad" --json
+  trimvit bench http://127.0.0.1:8000 --model large                 one of a server's models
 
 exit codes:
   0  every image was labelled

@@ -150,8 +150,7 @@ def create_app(
         open_inference_router(
             classification,
             health,
-            settings.open_inference_input,
-            with_repository=settings.model_repository,
+            settings,
             with_shared_memory=regions is not None,
         ),
         *((repository_router(dispatch, classification.body_limits),) if settings.model_repository else ()),

@@ -196,7 +196,9 @@ _MESSAGES: Mapping[str, _Fields] = {
         "max_batch_size": (4, "int32"),
         "input": (5, "ModelInput[]"),
         "output": (6, "ModelOutput[]"),
+        "parameters": (14, "ModelParameter{}"),
     },
+    "ModelParameter": {"string_value": (1, "string")},
     "ModelInput": {
         "name": (1, "string"),
         "data_type": (2, "DataType"),

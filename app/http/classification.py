@@ -29,7 +29,7 @@ from app.http.model_choice import found_model, model_named
 from app.http.outcomes import Answers, Outcomes, all_or_first_problem, answers_or_problems
 from app.inference.asked_lately import AskedLately
 from app.inference.asks import requested_keep_ratio
-from app.inference.expected import deadline_s_of
+from app.inference.expected import deadline_s_of, longest_default_deadline_s
 from app.inference.options import ImageOptions
 from app.inference.results import check_numbers
 from app.messages.image import Ask
@@ -88,7 +88,7 @@ class Classification:
 
     def __init__(self, settings: Settings, dispatch: Dispatch, work: ImageWork) -> None:
         self.body_limits = BodyLimits(
-            settings.max_body_bytes, settings.max_images_per_request, settings.default_deadline_ms / 1000
+            settings.max_body_bytes, settings.max_images_per_request, longest_default_deadline_s(settings)
         )
         self.work = work
         self._settings, self._dispatch = settings, dispatch
@@ -123,13 +123,17 @@ class Classification:
             return None
         return self._dispatch.refusal(self._left_of(expected, caller, gone_s))
 
-    async def model(self, request: Request, options: Sequence[ImageOptions]) -> ModelInfo:
+    async def model(
+        self, request: Request, options: Sequence[ImageOptions], in_path: str | None = None
+    ) -> ModelInfo:
         """The model that images with these ``options`` name. While no worker is ready it is waited for,
         until the first of their deadlines, which count from when the request came, and while the client of
-        ``request``, whose body has been read, is there. Raises NotReady, QueueFull, DeadlinePassed,
-        ClientDisconnect, NotFound for a model that there is not, or InvalidValue for several."""
+        ``request``, whose body has been read, is there. ``in_path``: the model that the path names, whose
+        default deadline holds. Raises NotReady, QueueFull, DeadlinePassed, ClientDisconnect, NotFound for a
+        model that there is not, or InvalidValue for several."""
         with Outcomes(len(options)):
-            deadline_s = min(deadline_s_of(each, self._settings) for each in options)
+            asked = in_path or options[0].model or self._settings.models[0].name
+            deadline_s = min(deadline_s_of(each, self._settings, asked) for each in options)
             left_s = deadline_s - seconds_since(request.scope)
             model = self._dispatch.model
             if model is None and left_s > 0:

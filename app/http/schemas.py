@@ -312,6 +312,7 @@ class ModelDescription(BaseModel):
     default_keep_ratio: float = Field(gt=0, le=1, description="Of images that ask for none.")
     default_criterion: Criterion = Field(description="Of images that ask for none.")
     default_reducer: Reducer = Field(description="Of images that ask for none.")
+    default_deadline_ms: int = Field(ge=1, description="Of images that ask for none.", examples=[30_000])
     scores: Scores = Field(
         description="What makes logits scores: `softmax` over all classes, or `sigmoid` of each by itself, "
         "where several labels may be true of an image."
@@ -324,7 +325,7 @@ class ModelDescription(BaseModel):
 class ModelList(BaseModel):
     """Everything that is served."""
 
-    models: list[ModelDescription] = Field(description="Always one.")
+    models: list[ModelDescription] = Field(description="The default one first.")
 
 
 class WorkerState(BaseModel):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from app.inference.asks import default_keep_ratio, default_method
 from app.messages.model import ModelInfo
 from app.messages.to_front_end import Terms
 from app.settings.settings import Settings
@@ -40,7 +41,7 @@ def started(
     rows = [
         ("model", _model(model)),
         *(("and", _model(other)) for other in models[1:]),
-        ("pruning", _pruning(settings, model)),
+        *_pruning(settings, models),
         ("runs on", _device(settings, model, cores)),
         *_speed(settings, model, terms.get(model.name), streams),
         ("page", f"{url}/"),
@@ -63,13 +64,20 @@ def _model(model: ModelInfo) -> str:
     return f"{model.name}: {knows}, sees {height} x {width} pixels"
 
 
-def _pruning(settings: Settings, model: ModelInfo) -> str:
-    criterion = settings.default_criterion or model.method.criterion
-    reducer = settings.default_reducer or model.method.reducer
-    return (
-        f"keep ratio {settings.default_keep_ratio:g}, criterion {criterion}, reducer {reducer}, "
-        "unless a request says otherwise"
-    )
+def _pruning(settings: Settings, models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
+    """What images get that ask for nothing: once, where it is the same for all models."""
+    of_each = {model.name: _defaults(settings, model) for model in models}
+    (first, *others) = of_each.values()
+    if all(other == first for other in others):
+        return [("pruning", f"{first}, unless a request says otherwise")]
+    rows = [f"{name}: {defaults}" for name, defaults in of_each.items()]
+    return [("pruning", "unless a request says otherwise"), *(("", row) for row in rows)]
+
+
+def _defaults(settings: Settings, model: ModelInfo) -> str:
+    method = default_method(settings, model)
+    ratio = default_keep_ratio(settings, model)
+    return f"keep ratio {ratio:g}, criterion {method.criterion}, reducer {method.reducer}"
 
 
 def _device(settings: Settings, model: ModelInfo, cores: int) -> str:
@@ -88,7 +96,7 @@ def _speed(settings: Settings, model: ModelInfo, terms: Terms | None, streams: i
     if terms is None:
         return []
     rows: list[tuple[str, str]] = []
-    for ratio in sorted({1.0, settings.default_keep_ratio, _SHOWN_RATIO}, reverse=True):
+    for ratio in sorted({1.0, default_keep_ratio(settings, model), _SHOWN_RATIO}, reverse=True):
         share = compute(model.architecture, model.method.stages, ratio)
         alone_ms = 1000 * (terms.alone_s + terms.alone_compute_s * share)
         images = max(1, terms.batch_tokens // max(1, round(terms.image_tokens * share)))

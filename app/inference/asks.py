@@ -13,11 +13,20 @@ from models.schedule import Method, Pruning, keep_ratio_for
 
 
 def default_method(settings: ModelSettings, model: ModelInfo) -> Method:
-    """What images get that name no criterion or reducer: the server's, else the checkpoint's."""
-    own = model.method
+    """What images get that name no criterion or reducer: the model's own default, else the server's, else the
+    checkpoint's."""
+    own, checkpoint = settings.own_defaults(model.name), model.method
     return Method(
-        own.stages, settings.default_criterion or own.criterion, settings.default_reducer or own.reducer
+        checkpoint.stages,
+        own.criterion or settings.default_criterion or checkpoint.criterion,
+        own.reducer or settings.default_reducer or checkpoint.reducer,
     )
+
+
+def default_keep_ratio(settings: ModelSettings, model: ModelInfo) -> float:
+    """What images get that name no ratio and nothing in its place: the model's own default, else the
+    server's."""
+    return settings.own_defaults(model.name).keep_ratio or settings.default_keep_ratio
 
 
 def ask_of(
@@ -72,7 +81,7 @@ def _pruning(
     elif options.keep_ratio == "auto":
         ratio = 1.0
     else:
-        ratio = options.keep_ratio or settings.default_keep_ratio
+        ratio = options.keep_ratio or default_keep_ratio(settings, model)
     floor = options.min_keep_ratio or (AUTO_FLOOR if options.keep_ratio == "auto" else None)
     return Pruning(ratio, criterion, reducer, options.seed), floor
 

@@ -9,7 +9,8 @@ from app.inference.options import ImageOptions
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.priority import Priority, up_to
-from app.settings.limits import LimitSettings
+from app.settings.own_defaults import own_defaults
+from app.settings.settings import Settings
 
 
 def priority_of(options: ImageOptions, highest: Priority) -> Priority:
@@ -28,15 +29,26 @@ def priority_of(options: ImageOptions, highest: Priority) -> Priority:
     )
 
 
-def deadline_s_of(options: ImageOptions, settings: LimitSettings) -> float:
-    """The image's deadline or the server's, from when the request came."""
-    return (options.deadline_ms or settings.default_deadline_ms) / 1000
+def default_deadline_ms(settings: Settings, model: str | None) -> int:
+    """The deadline of images that name none: the own one of the model of that name, else the server's."""
+    return settings.own_defaults(model).deadline_ms or settings.default_deadline_ms
+
+
+def longest_default_deadline_s(settings: Settings) -> float:
+    """Of all models, for as long as it is not known which one is asked."""
+    own = {} if settings.model_default is None else own_defaults(settings.model_default)
+    return max(settings.default_deadline_ms, *(each.deadline_ms or 0 for each in own.values()), 0) / 1000
+
+
+def deadline_s_of(options: ImageOptions, settings: Settings, model: str | None) -> float:
+    """The image's deadline, or the default one of the model of that name, from when the request came."""
+    return (options.deadline_ms or default_deadline_ms(settings, model)) / 1000
 
 
 def expected(
     options: ImageOptions,
     ask: Ask,
-    settings: LimitSettings,
+    settings: Settings,
     model: ModelInfo,
     highest: Priority,
     caller: str = "",
@@ -45,7 +57,7 @@ def expected(
     Raises PriorityNotAllowed."""
     return Expected(
         share=shares(model, ask)[-1],
-        deadline_s=deadline_s_of(options, settings),
+        deadline_s=deadline_s_of(options, settings, model.name),
         wait_limit_s=settings.max_queue_s if options.deadline_ms is None else math.inf,
         caller=caller,
         priority=priority_of(options, highest),

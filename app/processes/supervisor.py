@@ -31,6 +31,7 @@ from app.processes.programs import dispatcher_program, fork_server, front_end_pr
 from app.processes.reports import WorkerReport, write_reports
 from app.security.keys import KeysError, key_ring
 from app.security.tls import TlsError, check_tls
+from app.settings.own_defaults import own_defaults
 from app.settings.settings import Settings
 from app.telemetry.metrics_files import reserve
 
@@ -277,6 +278,9 @@ def _tell_where(settings: Settings, listeners: _Listeners) -> None:
         log.info("operations on %s", url("http", listener))
     for listener in listeners.grpc:
         log.info("gRPC on %s", url("grpc", listener).removeprefix("grpc://"))
+    if settings.model_default is not None:
+        for name, defaults in own_defaults(settings.model_default).items():
+            log.info("defaults of the model %s: %s", name, defaults)
 
 
 def serve(settings: Settings) -> int:

@@ -41,7 +41,7 @@ HONOURED = frozenset({
     "decode_processes", "decode_timeout_s", "max_body_bytes", "max_image_pixels", "truncated_images",
     "max_bodies_bytes", "answer_cache_bytes",
     "body_timeout_s", "keep_alive_s", "max_images_per_request",
-    "default_keep_ratio", "default_criterion", "default_reducer", "default_deadline_ms",
+    "default_keep_ratio", "default_criterion", "default_reducer", "default_deadline_ms", "model_default",
     "restart_wait_s", "hang_after_s", "load_limit_s", "shutdown_grace_s", "log_format", "log_level",
 })  # fmt: skip
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from app.settings.flags import flag
 from app.settings.model import BUNDLED_MODEL
+from app.settings.own_defaults import own_defaults
 from app.settings.settings import Settings
+from app.wrong_values import no_such
 
 # What makes a model another one than its checkpoint says.
 _OF_ONE_MODEL = ("architecture", "head", "patch_stride", "input_size", "labels", "stages", "rows")
@@ -36,6 +38,7 @@ def contradictions(settings: Settings) -> Iterator[str]:
     if settings.architecture is not None and settings.models[0].reference == BUNDLED_MODEL:
         yield "--architecture is for a checkpoint file, which --model names; the bundled model has its own"
     yield from _of_several_models(settings)
+    yield from defaults_of_nobody(settings)
     if {"engines", "workers_per_device"} <= given:
         yield "--engines is the former name of --workers-per-device: leave it out"
     if settings.exact and settings.dtype == "int8":
@@ -68,6 +71,21 @@ def _of_several_models(settings: Settings) -> Iterator[str]:
     for model in settings.loadable_models:
         if model.name in served:
             yield f"--model and --loadable both name {model.name}: give each model a name of its own"
+
+
+def defaults_of_nobody(settings: Settings) -> Iterator[str]:
+    """Defaults of models that there are not."""
+    if settings.model_default is None:
+        return
+    known = [model.name for model in (*settings.models, *settings.loadable_models) if model.name is not None]
+    for name in own_defaults(settings.model_default):
+        if not known:
+            yield (
+                f"--model-default is for models with a name, as in --model {name}=REFERENCE: give the model "
+                "that name, or take --default-keep-ratio and its like"
+            )
+        elif name not in known:
+            yield f"--model-default: {no_such('model', name, known)}"
 
 
 def without_effect(settings: Settings, *, on_cpu: bool) -> Iterator[str]:

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, Field, field_validator
 
+from app.settings.own_defaults import NO_DEFAULTS, OwnDefaults, own_defaults
 from app.settings.served_models import ServedModel, loadable_models, served_models
 from app.settings.types import File
 from models.image_sizes import InputSize
@@ -16,7 +17,7 @@ BUNDLED_MODEL = "trimvit-small-imagenette"
 class ModelSettings(BaseModel):
     """Which models are served, and what images get that ask for nothing."""
 
-    repeated_flags: ClassVar[frozenset[str]] = frozenset({"model", "loadable"})
+    repeated_flags: ClassVar[frozenset[str]] = frozenset({"model", "loadable", "model_default"})
 
     model: str = Field(
         BUNDLED_MODEL,
@@ -83,6 +84,12 @@ class ModelSettings(BaseModel):
         None,
         description="Reducer of requests that do not specify one. Default: that of the checkpoint, or drop.",
     )
+    model_default: str | None = Field(
+        None,
+        description="Default of one model in place of --default-OPTION, as NAME.OPTION=VALUE, such as "
+        "small.keep_ratio=0.5. OPTION is keep_ratio, criterion, reducer or deadline_ms. Separate several by "
+        "commas, or repeat the flag.",
+    )
 
     @field_validator("model")
     @classmethod
@@ -95,6 +102,13 @@ class ModelSettings(BaseModel):
     def _are_named(cls, given: str | None) -> str | None:
         if given is not None:
             loadable_models(given)
+        return given
+
+    @field_validator("model_default")
+    @classmethod
+    def _are_defaults(cls, given: str | None) -> str | None:
+        if given is not None:
+            own_defaults(given)
         return given
 
     @property
@@ -112,3 +126,9 @@ class ModelSettings(BaseModel):
         """By its name, every model that may be loaded while serving: the default one is never unloaded."""
         listed = (*self.models[1:], *self.loadable_models)
         return {model.name: model for model in listed if model.name is not None}
+
+    def own_defaults(self, name: str | None) -> OwnDefaults:
+        """What ``model_default`` says of the model of that name."""
+        if self.model_default is None or name is None:
+            return NO_DEFAULTS
+        return own_defaults(self.model_default).get(name, NO_DEFAULTS)

@@ -111,7 +111,7 @@ def test_models_are_records(server: TestClient) -> None:
     assert (model.name, model.labels, model.device, model.dtype) == ("toy", MODEL.labels, "cpu:0", "float32")
     assert (model.input.height, model.input.width, model.patches, model.grid) == (21, 35, 15, (3, 5))
     assert (model.stages, model.default_criterion, model.default_reducer) == ((2, 4), "mean", "drop")
-    assert (model.default_keep_ratio, model.evenly) == (1, False)
+    assert (model.default_keep_ratio, model.default_deadline_ms, model.evenly) == (1, 30_000, False)
     assert model.cascade == trimvit_client.Cascade(0.5, "iqr", "fuse", 0.99, 0.8125)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.settings.model import BUNDLED_MODEL
 from tests.system.server import Server, free_port, running_server
 from tests.system.small_network import save_small_network
 
@@ -32,6 +33,16 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("calibrated") / "small.safetensors"
     save_small_network(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def both(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the bundled model, and a small one that sees 64 x 64 pixels and has defaults of its own."""
+    models = ("--model", f"photo={BUNDLED_MODEL}", "--model", f"small={calibrated}")
+    own = ("--model-default", "small.keep_ratio=0.5", "--model-default", "small.reducer=fuse")
+    flags = (*models, *own, "--dtype", "float32", "--max-queue-s", "600")
+    with running_server(tmp_path_factory.mktemp("both"), *flags) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Two networks of different sizes and labels in one server: each request is answered by the one it names."""
 
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,10 @@ from app.settings.model import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
 from models.load import load
 from models.schedule import Pruning
-from tests.system.server import Server, running_server
+from tests.system.server import Server
 from tests.system.small_network import LABELS, PHOTOGRAPHS, alone
 
 RATIOS = (1.0, 0.7, 0.5, 0.3)
-
-
-@pytest.fixture(scope="module")
-def both(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The bundled model, and a small one that sees 64 x 64 pixels."""
-    models = ("--model", f"photo={BUNDLED_MODEL}", "--model", f"small={calibrated}")
-    flags = (*models, "--dtype", "float32", "--max-queue-s", "600")
-    with running_server(tmp_path_factory.mktemp("both"), *flags) as running:
-        yield running
 
 
 def ask(server: Server, photograph: bytes, **options: object) -> dict[str, Any]:
@@ -66,6 +56,14 @@ def test_the_first_model_is_the_default_and_paths_name_the_others(both: Server) 
     response = httpx.post(f"{both.url}/v1/classify?model=smal", content=PHOTOGRAPHS[0])
     assert response.status_code == 404
     assert "did you mean" in response.json()["detail"]
+
+
+def test_each_model_has_defaults_of_its_own(both: Server) -> None:
+    """What a request does not ask for follows its model; the log says so at the start."""
+    for name, ratio, reducer in (("photo", 1.0, "drop"), ("small", 0.5, "fuse")):
+        (result,) = ask(both, PHOTOGRAPHS[0], model=name)["results"]
+        assert (result["keep_ratio"], result["reducer"]) == (ratio, reducer)
+    assert "defaults of the model small: keep_ratio 0.5, reducer fuse" in both.log.read_text()
 
 
 def test_many_images_of_one_model_do_not_keep_the_other_waiting(both: Server) -> None:

@@ -104,7 +104,8 @@ async def model_of(
         raise InvalidValue(
             f"the path names the model {short.repr(name)}, and the options {short.repr(asked)}: leave one out"
         )
-    await classification.model(request, [each.model_copy(update={"model": None}) for each in options])
+    unnamed = [each.model_copy(update={"model": None}) for each in options]
+    await classification.model(request, unnamed, name)
     return model_at(classification, name, folder)
 
 

@@ -9,14 +9,15 @@ from app.http.model_choice import no_model_yet
 from app.http.paths import MODELS
 from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
-from app.inference.asks import default_method
+from app.inference.asks import default_keep_ratio, default_method
+from app.inference.expected import default_deadline_ms
 from app.messages.model import ModelInfo
-from app.settings.model import ModelSettings
+from app.settings.settings import Settings
 from models.cascade import Cascade
 from models.schedule import CRITERIA, REDUCERS
 
 
-def models_router(settings: ModelSettings, dispatch: Dispatch) -> APIRouter:
+def models_router(settings: Settings, dispatch: Dispatch) -> APIRouter:
     """The route, describing the models of these workers."""
     router = APIRouter(tags=["models"])
     not_ready: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
@@ -35,7 +36,7 @@ def models_router(settings: ModelSettings, dispatch: Dispatch) -> APIRouter:
     return router
 
 
-def described(settings: ModelSettings, model: ModelInfo) -> ModelDescription:
+def described(settings: Settings, model: ModelInfo) -> ModelDescription:
     """What may be asked of the model."""
     height, width = model.input.size
     method = default_method(settings, model)
@@ -58,9 +59,10 @@ def described(settings: ModelSettings, model: ModelInfo) -> ModelDescription:
         evenly=method.stages.evenly,
         criteria=list(CRITERIA),
         reducers=list(REDUCERS),
-        default_keep_ratio=settings.default_keep_ratio,
+        default_keep_ratio=default_keep_ratio(settings, model),
         default_criterion=method.criterion,
         default_reducer=method.reducer,
+        default_deadline_ms=default_deadline_ms(settings, model.name),
         scores=model.scores,
         cascade=None if model.cascade is None else _described(model.cascade),
         device=model.device,

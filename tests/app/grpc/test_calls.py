@@ -165,6 +165,8 @@ async def test_what_is_known_of_server_and_model(client: Client) -> None:
     assert config.max_batch_size == Settings().max_images_per_request
     assert [tensor.data_type for tensor in config.input] == [13, 2]  # TYPE_STRING, TYPE_UINT8
     assert all(tensor.optional for tensor in config.input)
+    assert config.parameters["keep_ratio"].string_value == "1"
+    assert config.parameters["criterion"].string_value == MODEL.method.criterion
 
 
 async def test_statistics_are_those_of_v2(client: Client) -> None:

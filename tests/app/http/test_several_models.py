@@ -1,11 +1,13 @@
 """A request names its model, on every route that answers images; without a name the first one answers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from app.errors import QueueFull
+from models.schedule import Pruning
 from tests.app.fakes import LARGER, MODEL, FakeDispatch
 from tests.app.http.image_routes import BASE64, IMAGE_ROUTES, SOUND
 
@@ -116,3 +118,67 @@ def test_a_model_is_found_out_once_a_worker_is_ready(client: TestClient, dispatc
     dispatch.model, dispatch.becomes = None, MODEL
     assert client.post("/models/larger", content=SOUND).status_code == 200
     assert dispatch.questions[-1].model == "larger"
+
+
+OWN = "larger.keep_ratio=0.5,larger.criterion=mad,larger.reducer=fuse,larger.deadline_ms=7000"
+
+
+@pytest.fixture
+def with_defaults(make_client: Callable[..., TestClient]) -> TestClient:
+    """The larger model has defaults of its own."""
+    return make_client(default_keep_ratio=0.9, model_default=OWN)
+
+
+@pytest.mark.parametrize("route", BY_AN_OPTION, ids=str)
+def test_each_model_has_its_own_defaults(
+    route: tuple[str, str], with_defaults: TestClient, dispatch: FakeDispatch
+) -> None:
+    """On every route; what a request asks for goes before them."""
+
+    def pruning_of(**options: object) -> Pruning:
+        assert IMAGE_ROUTES[route](with_defaults, options).status_code == 200
+        return dispatch.questions[-1].ask.pruning
+
+    assert pruning_of() == Pruning(0.9, "mean", "drop")
+    assert pruning_of(model="larger") == Pruning(0.5, "mad", "fuse")
+    assert dispatch.expected[-1].deadline_s == pytest.approx(7, abs=1)
+    assert pruning_of(model="larger", keep_ratio=0.75, reducer="drop") == Pruning(0.75, "mad", "drop")
+
+
+def test_a_path_asks_for_its_models_defaults(with_defaults: TestClient, dispatch: FakeDispatch) -> None:
+    """Of other protocols."""
+    for path, document in (
+        ("/v2/models/larger/infer", INFER),
+        ("/v1/models/larger:predict", {"instances": [{"b64": BASE64}]}),
+        ("/models/larger", {"inputs": BASE64}),
+    ):
+        assert with_defaults.post(path, json=document).status_code == 200
+        assert dispatch.questions[-1].ask.pruning == Pruning(0.5, "mad", "fuse"), path
+
+
+def test_defaults_are_told_for_each_model(with_defaults: TestClient) -> None:
+    """By the lists of models, and in Triton's configuration."""
+    names = ("keep_ratio", "criterion", "reducer", "deadline_ms")
+    toy, larger = with_defaults.get("/v1/models").json()["models"]
+    assert [toy[f"default_{name}"] for name in names] == [0.9, "mean", "drop", 30_000]
+    assert [larger[f"default_{name}"] for name in names] == [0.5, "mad", "fuse", 7000]
+    told = with_defaults.get("/v2/models/larger/config").json()["parameters"]
+    assert {name: told[name]["string_value"] for name in names} == {
+        "keep_ratio": "0.5",
+        "criterion": "mad",
+        "reducer": "fuse",
+        "deadline_ms": "7000",
+    }
+
+
+def test_a_model_waits_for_its_worker_as_long_as_its_own_deadline(
+    make_client: Callable[..., TestClient], dispatch: FakeDispatch
+) -> None:
+    """Named by an option or by the path; the body may take as long as the longest."""
+    client = make_client(
+        model="toy=x,larger=y", default_deadline_ms=2000, model_default="toy.deadline_ms=4000," + OWN
+    )
+    for path, seconds in (("/v1/classify?model=larger", 7), ("/models/larger", 7), ("/v1/classify", 4)):
+        dispatch.model, dispatch.becomes = None, MODEL
+        assert client.post(path, content=SOUND).status_code == 200
+        assert dispatch.waits_s.pop() == pytest.approx(seconds, abs=0.9), path

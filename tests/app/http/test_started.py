@@ -70,6 +70,9 @@ def test_other_models() -> None:
     text = screen(LARGER, MODEL)
     assert text.index("larger: 7 labels") < text.index("toy: 11 labels")
     assert "images/s" not in text
+    text = screen(LARGER, MODEL, settings=Settings(model_default="larger.keep_ratio=0.5,larger.reducer=fuse"))
+    assert "larger: keep ratio 0.5, criterion mean, reducer fuse" in text
+    assert "toy: keep ratio 1, criterion mean, reducer drop" in text
     text = screen(HEADLESS)
     assert "headless: no labels, embeddings only" in text
     assert "/v1/embed?keep_ratio=0.5" in text

@@ -1,12 +1,20 @@
 """The model as the Open Inference Protocol describes it, and as Triton configures it."""
 
-from app.http.bodies.content import BodyLimits
 from app.http.routes.model_names import VERSION
 from app.http.routes.open_inference.infer import INPUTS
 from app.http.routes.open_inference.outputs import outputs_of
-from app.http.routes.open_inference.schemas import ModelConfig, ModelMetadata, ModelTensor, TensorMetadata
+from app.http.routes.open_inference.schemas import (
+    ConfigParameter,
+    ModelConfig,
+    ModelMetadata,
+    ModelTensor,
+    TensorMetadata,
+)
 from app.http.routes.open_inference.tensors import Datatype
+from app.inference.asks import default_keep_ratio, default_method
+from app.inference.expected import default_deadline_ms
 from app.messages.model import ModelInfo
+from app.settings.settings import Settings
 from app.settings.types import InputName
 
 SERVER = "trimvit"
@@ -31,15 +39,24 @@ def metadata_of(model: ModelInfo, only: InputName | None) -> ModelMetadata:
     )
 
 
-def config_of(model: ModelInfo, limits: BodyLimits, only: InputName | None) -> ModelConfig:
-    """Its configuration, in Triton's words. ``only``: see `metadata_of`."""
+def config_of(settings: Settings, model: ModelInfo) -> ModelConfig:
+    """Its configuration, in Triton's words."""
+    only = settings.open_inference_input
+    method = default_method(settings, model)
+    defaults = {
+        "keep_ratio": f"{default_keep_ratio(settings, model):g}",
+        "criterion": method.criterion,
+        "reducer": method.reducer,
+        "deadline_ms": str(default_deadline_ms(settings, model.name)),
+    }
     return ModelConfig(
         name=model.name,
         platform=SERVER,
         backend=SERVER,
-        max_batch_size=limits.images,
+        max_batch_size=settings.max_images_per_request,
         input=[_configured(tensor, optional=only is None) for tensor in _inputs(only)],
         output=[_configured(tensor) for tensor in outputs_of(model)],
+        parameters={name: ConfigParameter(string_value=value) for name, value in defaults.items()},
     )
 
 

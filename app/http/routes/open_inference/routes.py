@@ -34,7 +34,7 @@ from app.http.routes.open_inference.schemas import (
 )
 from app.http.routes.plain_errors import errors
 from app.messages.model import ModelInfo
-from app.settings.types import InputName
+from app.settings.settings import Settings
 
 EXTENSIONS = [
     "binary_tensor_data",
@@ -52,17 +52,15 @@ _NO_MODEL = errors(404, 503)
 def open_inference_router(
     classification: Classification,
     health: Health,
-    only: InputName | None = None,
+    settings: Settings,
     *,
-    with_repository: bool = False,
     with_shared_memory: bool = False,
 ) -> APIRouter:
-    """The routes, with images answered by ``classification``. ``only``: the one input that is taken.
-    ``with_repository``, ``with_shared_memory``: whether the routes of repository.py are there, and those of
-    shared_memory.py at work."""
+    """The routes, with images answered by ``classification``. ``with_shared_memory``: whether the routes of
+    shared_memory.py are at work."""
     router = APIRouter(tags=["open inference protocol"])
-    limits = classification.body_limits
-    optional = {"model_repository": with_repository, "system_shared_memory": with_shared_memory}
+    only = settings.open_inference_input
+    optional = {"model_repository": settings.model_repository, "system_shared_memory": with_shared_memory}
     extensions = sorted([*EXTENSIONS, *(name for name, offered in optional.items() if offered)])
 
     def described(name: str, model_version: str = VERSION) -> ModelInfo:
@@ -124,7 +122,7 @@ def open_inference_router(
         responses=_NO_MODEL,
     )
     async def version_config(model_name: ModelName, model_version: ModelVersion) -> ModelConfig:
-        return config_of(described(model_name, model_version), limits, only)
+        return config_of(settings, described(model_name, model_version))
 
     @router.get(
         MODELS_FOLDER + "{model_name:model}/config",
@@ -133,7 +131,7 @@ def open_inference_router(
         responses=_NO_MODEL,
     )
     async def model_config(model_name: ModelName) -> ModelConfig:
-        return config_of(described(model_name), limits, only)
+        return config_of(settings, described(model_name))
 
     @router.get(
         MODELS_FOLDER + "{model_name:model}/versions/{model_version}",

@@ -98,6 +98,12 @@ class ModelTensor(BaseModel):
     optional: bool = Field(default=False, description="Whether a request may leave it out.")
 
 
+class ConfigParameter(BaseModel):
+    """A value in Triton's form."""
+
+    string_value: str = Field(description="Always text.", examples=["0.5"])
+
+
 class ModelConfig(BaseModel):
     """A model's configuration, as far as Triton's has a word for it."""
 
@@ -107,6 +113,10 @@ class ModelConfig(BaseModel):
     max_batch_size: int = Field(ge=1, description="Most images in one request.", examples=[64])
     input: list[ModelTensor] = Field(description="Of which a request has one.")
     output: list[ModelTensor] = Field(description="What a request can ask for.")
+    parameters: dict[str, ConfigParameter] = Field(
+        description="What images get that ask for nothing: `keep_ratio`, `criterion`, `reducer` and "
+        "`deadline_ms`."
+    )
 
 
 class RegionParameters(BaseModel):

@@ -172,7 +172,7 @@ class Model:
     """A model that is served, and what images get that ask for nothing. ``scores``: "softmax" over all
     classes, or "sigmoid" of each by itself. ``evenly``: whether every stage takes away as many patches.
     ``embedding_size``: numbers of an embedding; None of a server that gives none. Without a head it has no
-    ``labels``."""
+    ``labels``. ``default_deadline_ms``: None of a server that does not tell."""
 
     name: str
     labels: tuple[str, ...]
@@ -189,6 +189,7 @@ class Model:
     scores: str = "softmax"
     evenly: bool = False
     embedding_size: int | None = None
+    default_deadline_ms: int | None = None
 
 
 def classification_of(document: Mapping[str, Any], request_id: str | None) -> Classification:
@@ -278,6 +279,7 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
             scores=str(each.get("scores", "softmax")),
             evenly=bool(each.get("evenly", False)),
             embedding_size=each.get("embedding_size"),
+            default_deadline_ms=each.get("default_deadline_ms"),
         )
         for each in document["models"]
     )

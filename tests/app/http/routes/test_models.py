@@ -43,6 +43,7 @@ def test_the_model_is_described_with_its_defaults(make_client: Callable[..., Tes
                 "default_keep_ratio": 0.7,
                 "default_criterion": "mad",
                 "default_reducer": "fuse",
+                "default_deadline_ms": 30_000,
                 "scores": "softmax",
                 "cascade": {
                     "keep_ratio": 0.5,
