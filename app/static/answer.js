@@ -8,13 +8,15 @@ const PHASES = { decode: "decode", queue: "queue", compute: "compute", rest: "th
 /** Show the result of a question; `query` is what was asked. */
 export function showResult(came, query) {
   const [answer] = came.results;
-  const [best] = answer.labels;
+  const { labels = [] } = answer; // none of a model without a head
+  const [best] = labels;
   byId("answer").classList.remove("stale");
-  say("label", shortLabel(best.label));
-  say("score", percent(best.score));
+  for (const id of ["verdict", "labels"]) byId(id).hidden = !best;
+  say("label", best ? shortLabel(best.label) : "");
+  say("score", best ? percent(best.score) : "");
   say("remark", remarks(answer, query).join(" "));
   byId("labels").replaceChildren(
-    ...answer.labels.map(({ label, score }) =>
+    ...labels.map(({ label, score }) =>
       element("li", {}, element("span", { className: "name" }, shortLabel(label)), bar(score), percent(score, 1)),
     ),
   );
@@ -27,15 +29,15 @@ export function showResult(came, query) {
   showTimings(came);
   say(
     "status",
-    `${shortLabel(best.label)}, ${percent(best.score)}. ${percent(Math.max(0, saved), 0)} of the compute saved, ` +
+    `${best ? `${shortLabel(best.label)}, ${percent(best.score)}. ` : ""}${percent(Math.max(0, saved), 0)} of the compute saved, ` +
       `${kept} of ${total} patches left, ${duration(came.timings_ms.total)}.`,
   );
 }
 
 /** What is worth knowing of an answer beyond its numbers. */
-function remarks({ labels, keep_ratio, runs }, query) {
+function remarks({ labels = [], keep_ratio, runs }, query) {
   const said = [];
-  if (labels[0].score < 0.5) said.push("The model is unsure: no label has half of the probability.");
+  if (labels[0]?.score < 0.5) said.push("The model is unsure: no label has half of the probability.");
   if (runs === 2) said.push("The cheap run was unsure, so the unpruned model was asked as well.");
   else if (query.has("cascade")) said.push(`The cheap run, at keep ratio ${keep_ratio}, was sure.`);
   if (query.has("compute") || query.has("keep_mass")) said.push(`This came to keep ratio ${Number(keep_ratio.toFixed(3))}.`);

@@ -39,14 +39,24 @@ const REDUCERS = {
   merge: "The others are merged into those most like them (ToMe); reads no criterion.",
 };
 
-let model = null;
+const SHOWN_RATIO = WAYS.keep_ratio.value; // where the default prunes nothing, so that there is something to see
 
-/** Offer what the model offers; what was chosen before stays chosen where it can. */
-export function offer(loaded) {
-  if (model === null && loaded.default_keep_ratio < 1) WAYS.keep_ratio.value = loaded.default_keep_ratio;
+let model = null;
+let named = false; // whether requests must name the model: it is not the default one
+
+/**
+ * Offer what the model, one of these, offers. Another model has its own defaults; of the same one, what was
+ * chosen before stays chosen where it can.
+ */
+export function offer(loaded, models) {
+  const another = model?.name !== loaded.name;
+  if (another) WAYS.keep_ratio.value = loaded.default_keep_ratio < 1 ? loaded.default_keep_ratio : SHOWN_RATIO;
   model = loaded;
-  fillSelect("criterion", model.criteria, model.default_criterion);
-  fillSelect("reducer", model.reducers, model.default_reducer);
+  named = model.name !== models[0].name;
+  fillSelect("model", models.map(({ name }) => name), model.name, another);
+  byId("model-choice").hidden = models.length === 1;
+  fillSelect("criterion", model.criteria, model.default_criterion, another);
+  fillSelect("reducer", model.reducers, model.default_reducer, another);
   byId("way-cascade").hidden = model.cascade === null;
   if (way() === "cascade" && model.cascade === null) document.forms.controls.way.value = "keep_ratio";
   showChoice();
@@ -59,10 +69,11 @@ export function chooseRatio(ratio) {
   showChoice();
 }
 
-function fillSelect(id, names, chosen) {
+function fillSelect(id, names, chosen, afresh) {
   const select = byId(id);
-  const kept = names.includes(select.value) ? select.value : chosen;
-  select.replaceChildren(...names.map((name) => element("option", { value: name }, name.replaceAll("_", " "))));
+  const kept = !afresh && names.includes(select.value) ? select.value : chosen;
+  const words = (name) => (id === "model" ? name : name.replaceAll("_", " "));
+  select.replaceChildren(...names.map((name) => element("option", { value: name }, words(name))));
   select.value = kept;
 }
 
@@ -77,6 +88,7 @@ export function choice() {
     value: Number(byId("value").value),
     criterion: byId("criterion").value,
     reducer: byId("reducer").value,
+    model: named ? model.name : null,
   };
 }
 

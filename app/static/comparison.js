@@ -4,7 +4,7 @@ import { bar, byId, element, say } from "./dom.js";
 import { Latest } from "./latest.js";
 import { MaskedPicture } from "./picture.js";
 import { queryOf } from "./request.js";
-import { classifyPatiently } from "./server.js";
+import { answerPatiently } from "./server.js";
 import { Trouble, duration, percent, shortLabel } from "./words.js";
 
 const COMPARED = [1, 0.9, 0.7, 0.5, 0.3];
@@ -22,7 +22,7 @@ export function clearComparison() {
  * Ask for the five ratios one after the other, so that none waits in another's batch.
  * `onChoose` is told of the ratio whose card is clicked, `onTrouble` of what went wrong.
  */
-export async function compare(photograph, model, { criterion, reducer }, { onChoose, onTrouble }) {
+export async function compare(photograph, model, chosen, { onChoose, onTrouble }) {
   clearComparison();
   const turn = comparisons.next();
   const cards = COMPARED.map((ratio) => card(ratio, model, onChoose));
@@ -32,8 +32,8 @@ export async function compare(photograph, model, { criterion, reducer }, { onCho
   try {
     let unpruned = null;
     for (const [index, ratio] of COMPARED.entries()) {
-      const query = queryOf({ way: "keep_ratio", value: ratio, criterion, reducer });
-      const came = await classifyPatiently(photograph.blob, query, turn.signal, (trouble) => {
+      const query = queryOf({ ...chosen, way: "keep_ratio", value: ratio });
+      const came = await answerPatiently("v1/classify", photograph.blob, query, turn.signal, (trouble) => {
         say("status", `${trouble.title} Trying again in ${trouble.retryAfterS} s.`);
         say("compare", "Waiting for the server …");
       });

@@ -7,8 +7,9 @@ import { byId, element, say, whole } from "./dom.js";
 import { Latest, debounced } from "./latest.js";
 import { watchServer } from "./now.js";
 import { MaskedPicture, cropped, movesAllowed } from "./picture.js";
-import { curlCommand, queryOf } from "./request.js";
-import { classify, classifyPatiently, currentKey, fetchModel, route, useKey } from "./server.js";
+import { clearNearest, showNearest } from "./nearest.js";
+import { addressOf, curlCommand, modelOf, queryOf } from "./request.js";
+import { answer as answered, answerPatiently, answering, currentKey, fetchModels, route, useKey } from "./server.js";
 import { Trouble, shortLabel, tooLarge, unreachable } from "./words.js";
 
 const FEW_LABELS = 20;
@@ -16,6 +17,7 @@ const STAGE_SHOWN_MS = 850;
 const MODEL_AGAIN_MS = 2000;
 const THEMES = ["system", "light", "dark"];
 
+let models = []; // those that are served, the default one first
 let model = null;
 let photograph = null; // {blob, name, url?, opening: of a bitmap, seen: canvas or null}
 let reloadedFor = null; // the name of a model; asked for once only, as two servers may take turns
@@ -28,15 +30,12 @@ const plays = new Latest();
 
 // --- the model ---------------------------------------------------------------------------------------
 
-async function loadModel() {
+async function loadModels() {
   for (;;) {
     try {
-      showModel(await fetchModel());
+      models = await fetchModels();
       hideTrouble();
-      if (photograph) {
-        seePhotograph();
-        ask();
-      }
+      chooseModel(modelOf(models, location.search));
       return;
     } catch (trouble) {
       if (!(trouble instanceof Trouble)) throw trouble;
@@ -51,6 +50,19 @@ async function loadModel() {
   }
 }
 
+/** From now on this model is asked, and the address says so. */
+function chooseModel(chosen) {
+  history.replaceState(null, "", addressOf(location.href, models, chosen));
+  clearComparison();
+  clearNearest();
+  stopPlaying();
+  showModel(chosen);
+  if (photograph) {
+    seePhotograph();
+    ask();
+  }
+}
+
 function showModel(loaded) {
   model = loaded;
   answer = null;
@@ -59,14 +71,17 @@ function showModel(loaded) {
   const few = names.length <= FEW_LABELS;
   say(
     "knows-text",
-    `The model knows ${whole.format(names.length)} labels and answers with the nearest of them, whatever the ` +
+    names.length === 0
+      ? `The model has no labels. It makes ${whole.format(model.embedding_size)} features of a photograph, by which pictures can be compared.`
+      : `The model knows ${whole.format(names.length)} labels and answers with the nearest of them, whatever the ` +
       `photograph shows${few ? `: ${names.join(", ")}` : ""}.`,
   );
   byId("knows-all").hidden = few;
   say("knows-list", few ? "" : names.join(", "));
   byId("knows").hidden = false;
+  byId("nearest").hidden = false;
 
-  offer(model);
+  offer(model, models);
   const legend = byId("stages").firstElementChild;
   byId("stages").replaceChildren(
     legend,
@@ -122,7 +137,10 @@ async function seePhotograph() {
 /** The photograph as the model sees it: a mask that keeps everything. */
 async function pictureFromServer(blob) {
   try {
-    const { results } = await classify(blob, new URLSearchParams({ keep_ratio: "1", top_k: "1", mask: "png" }));
+    const query = queryOf({ ...choice(), way: "keep_ratio", value: 1 }, { labels: model.labels.length > 0 });
+    query.set("mask", "png");
+    query.delete("mask_stages");
+    const { results } = await answered(answering(model), blob, query);
     const png = Uint8Array.from(atob(results[0].mask[0].png), (byte) => byte.charCodeAt(0));
     return await createImageBitmap(new Blob([png], { type: "image/png" }));
   } catch {
@@ -151,6 +169,19 @@ async function openExample(name) {
   if (turn.isCurrent()) open(blob, name, new URL(image.src));
 }
 
+/** An example of the page, as a picture. */
+async function exampleOf(button) {
+  const { src } = button.querySelector("img");
+  return { blob: await (await fetch(src)).blob(), name: button.textContent };
+}
+
+/** Compare pictures by their features, with the model and the pruning that are chosen now. */
+function compareFeatures(pictures) {
+  if (!model) return;
+  hideTrouble();
+  showNearest(pictures, model, choice(), showTrouble);
+}
+
 // --- asking ------------------------------------------------------------------------------------------
 
 /** Ask about the photograph as it is chosen now. Only the newest question's answer is shown. */
@@ -158,10 +189,11 @@ async function ask() {
   if (!photograph || !model) return;
   const turn = questions.next();
   const asked = photograph;
-  const query = queryOf(choice());
+  const path = answering(model);
+  const query = queryOf(choice(), { labels: model.labels.length > 0 });
   setBusy(true);
   try {
-    const came = await classifyPatiently(asked.blob, query, turn.signal, (trouble) => {
+    const came = await answerPatiently(path, asked.blob, query, turn.signal, (trouble) => {
       if (turn.isCurrent()) showTrouble(trouble, `Trying again in ${trouble.retryAfterS} s.`);
     });
     if (!turn.isCurrent()) return;
@@ -170,6 +202,11 @@ async function ask() {
   } catch (trouble) {
     if (!turn.isCurrent()) return;
     if (!(trouble instanceof Trouble)) throw trouble;
+    if (trouble.isGone && model.name !== models[0].name && model.name !== reloadedFor) {
+      reloadedFor = model.name;
+      loadModels();
+      return;
+    }
     if (trouble.aboutPhotograph) {
       answer = null;
       byId("answer").hidden = true;
@@ -193,7 +230,7 @@ function showAnswer(came, asked, query) {
   if (came.model !== model.name && came.model !== reloadedFor) {
     // The server was started anew with another model, whose patches may be others.
     reloadedFor = came.model;
-    loadModel();
+    loadModels();
     return;
   }
   const first = answer === null;
@@ -201,8 +238,9 @@ function showAnswer(came, asked, query) {
   if (!asked.seen) seePhotograph();
   showResult(came, query);
   showCounts();
-  say("curl", curlCommand(route("v1/classify", query), asked, currentKey() !== null));
-  for (const id of ["answer", "command", "comparison", "through"]) byId(id).hidden = false;
+  say("curl", curlCommand(route(answering(model), query), asked, currentKey() !== null));
+  for (const id of ["answer", "command", "through"]) byId(id).hidden = false;
+  byId("comparison").hidden = model.labels.length === 0;
   if (first && movesAllowed() && stage === model.stages.length) play();
   else showStage({ fade: true });
 }
@@ -304,9 +342,23 @@ function openFirst(files) {
   if (file) open(file, file.name || "photograph.png");
 }
 
-byId("file").addEventListener("change", ({ target }) => {
-  openFirst(target.files);
-  target.value = ""; // so that the same file may be chosen again
+for (const id of ["file", "camera"]) {
+  byId(id).addEventListener("change", ({ target }) => {
+    openFirst(target.files);
+    target.value = ""; // so that the same file may be chosen again
+  });
+}
+byId("pictures").addEventListener("change", ({ target }) => {
+  const chosen = [...target.files].map((file) => ({ blob: file, name: file.name || "picture" }));
+  target.value = "";
+  if (chosen.length) compareFeatures(chosen);
+});
+byId("nearest-examples").addEventListener("click", async () => {
+  try {
+    compareFeatures(await Promise.all([...document.querySelectorAll("[data-example]")].map(exampleOf)));
+  } catch {
+    showTrouble(unreachable());
+  }
 });
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) {
@@ -337,6 +389,10 @@ byId("value").addEventListener("input", () => {
 });
 byId("controls").addEventListener("change", ({ target }) => {
   if (target.id === "value" || !model) return;
+  if (target.id === "model") {
+    chooseModel(models.find(({ name }) => name === target.value));
+    return;
+  }
   showChoice();
   if (target.id === "criterion" || target.id === "reducer") clearComparison();
   ask();
@@ -366,7 +422,7 @@ byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey(byId("key").value.trim());
   hideTrouble();
-  loadModel();
+  loadModels();
 });
 byId("copy").addEventListener("click", async () => {
   const command = byId("curl");
@@ -384,5 +440,5 @@ byId("theme").addEventListener("click", nextTheme);
 
 showTheme();
 showChoice();
-loadModel();
+loadModels();
 watchServer();

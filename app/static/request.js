@@ -6,13 +6,16 @@
  * @property {number} value of the way, above 0 and at most 1; a cascade reads none
  * @property {string} criterion
  * @property {string} reducer
+ * @property {string | null} model its name, or null for the default one
  */
 
 export const LABELS = 5;
+const MODEL = "model"; // in the page's own query
 
-/** The query of a request. A cascade chooses criterion and reducer itself, and merging reads no criterion. */
-export function queryOf(/** @type {Choice} */ { way, value, criterion, reducer }) {
+/** What a choice says of pruning. A cascade chooses criterion and reducer itself, and merging reads no criterion. */
+function pruningOf(/** @type {Choice} */ { way, value, criterion, reducer, model = null }) {
   const query = new URLSearchParams();
+  if (model !== null) query.set("model", model);
   if (way === "cascade") {
     query.set("cascade", "true");
   } else {
@@ -20,9 +23,23 @@ export function queryOf(/** @type {Choice} */ { way, value, criterion, reducer }
     if (reducer !== "merge") query.set("criterion", criterion);
     query.set("reducer", reducer);
   }
-  query.set("top_k", String(LABELS));
+  return query;
+}
+
+/** The query of a request; of a model without labels, that for its features. */
+export function queryOf(/** @type {Choice} */ choice, { labels = true } = {}) {
+  const query = pruningOf(choice);
+  if (labels) query.set("top_k", String(LABELS));
   query.set("mask", "indices");
   query.set("mask_stages", "true");
+  return query;
+}
+
+/** The query of a request for features alone, as vectors of length 1. */
+export function featuresQueryOf(/** @type {Choice} */ choice) {
+  const query = pruningOf(choice);
+  query.set("normalize", "true");
+  query.set("encoding", "base64");
   return query;
 }
 
@@ -42,4 +59,18 @@ export function curlCommand(url, photograph, withKey = false) {
   const key = withKey ? '-H "X-API-Key: $TRIMVIT_KEY" ' : "";
   const ask = `curl ${key}--data-binary ${shellWord(from)} ${shellWord(url.href)}`;
   return photograph.url ? `curl -s ${shellWord(photograph.url.href)} | ${ask}` : ask;
+}
+
+/** The model that the page's address names, if it is one of these; else the first. */
+export function modelOf(models, search) {
+  const name = new URLSearchParams(search).get(MODEL);
+  return models.find((model) => model.name === name) ?? models[0];
+}
+
+/** The page's address, which names the model; the first of the `models` needs no name. */
+export function addressOf(href, models, model) {
+  const url = new URL(href);
+  if (model.name === models[0].name) url.searchParams.delete(MODEL);
+  else url.searchParams.set(MODEL, model.name);
+  return url.href;
 }

@@ -50,32 +50,41 @@ async function fetchJson(url, options) {
   throw troubleOf(response.status, problem, response.headers.get("Retry-After"));
 }
 
-/** The model that is served. */
-export async function fetchModel() {
-  return (await fetchJson(route("v1/models"))).models[0];
+/** The models that are served, the default one first. */
+export async function fetchModels() {
+  return (await fetchJson(route("v1/models"))).models;
 }
 
 export function fetchStats() {
   return fetchJson(route("v1/stats"));
 }
 
-/** One photograph's answer, and how long it took as seen from here, in milliseconds. */
-export async function classify(blob, query, signal) {
-  const started = performance.now();
-  const headers = { "Content-Type": blob.type.startsWith("image/") ? blob.type : "application/octet-stream" };
-  const answer = await fetchJson(route("v1/classify", query), { method: "POST", body: blob, headers, signal });
-  return { ...answer, roundTripMs: performance.now() - started };
+/** The route that answers with a model's labels, or with its features where it has none. */
+export function answering({ labels }) {
+  return labels.length ? "v1/classify" : "v1/embed";
 }
 
-/** As `classify`, but where the server says when to come back, it is asked again; `onWait` is told of it. */
-export async function classifyPatiently(blob, query, signal, onWait) {
+/** One photograph's answer, and how long it took as seen from here, in milliseconds. */
+export async function answer(path, blob, query, signal) {
+  const started = performance.now();
+  const headers = { "Content-Type": blob.type.startsWith("image/") ? blob.type : "application/octet-stream" };
+  const came = await fetchJson(route(path, query), { method: "POST", body: blob, headers, signal });
+  return { ...came, roundTripMs: performance.now() - started };
+}
+
+/** As `answer`, but where the server says when to come back, it is asked again; `onWait` is told of it. */
+export async function answerPatiently(path, blob, query, signal, onWait) {
   for (let tries = 1; ; tries += 1) {
     try {
-      return await classify(blob, query, signal);
+      return await answer(path, blob, query, signal);
     } catch (trouble) {
       if (!(trouble instanceof Trouble) || trouble.retryAfterS === null || tries === TRIES) throw trouble;
       onWait(trouble);
       await pause(trouble.retryAfterS * 1000, signal);
     }
   }
+}
+
+export function embedPatiently(...given) {
+  return answerPatiently("v1/embed", ...given);
 }

@@ -44,13 +44,14 @@ const TITLES = {
 
 /** What went wrong with a request, for a person. `retryAfterS` is null where trying again would not help. */
 export class Trouble extends Error {
-  constructor(title, detail, { retryAfterS = null, aboutPhotograph = false, wantsKey = false } = {}) {
+  constructor(title, detail, { retryAfterS = null, aboutPhotograph = false, wantsKey = false, isGone = false } = {}) {
     super(title);
     this.title = title;
     this.detail = detail;
     this.retryAfterS = retryAfterS;
     this.aboutPhotograph = aboutPhotograph;
     this.wantsKey = wantsKey;
+    this.isGone = isGone;
   }
 }
 
@@ -68,6 +69,7 @@ export function troubleOf(status, problem, retryAfter) {
     retryAfterS: Number.isFinite(seconds) ? Math.max(seconds, 0) : null,
     aboutPhotograph: ["too-large", "unsupported-media-type", "undecodable-image"].includes(slug),
     wantsKey: status === 401,
+    isGone: status === 404, // the model was unloaded
   });
 }
 

@@ -1,5 +1,6 @@
 """The page's pure functions, run in Node: the one that Playwright brings along, or that on the path."""
 
+import base64
 import json
 import math
 import shutil
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from app import errors
 from app.http.routes.page import FOLDER
-from app.inference.options import WAYS_TO_CHOOSE, ImageOptions
+from app.inference.options import WAYS_TO_CHOOSE, EmbedOptions, ImageOptions
 from models.pictures import dimmed
 from models.schedule import CRITERIA, REDUCERS
 from models.transforms import InputSpec, crop_box
@@ -107,8 +108,8 @@ def test_the_page_dims_the_pixels_that_the_server_dims(cases: list[tuple[int, in
 def test_what_can_be_chosen_is_what_the_server_takes() -> None:
     """Every choice the page lets a person make is a sound request, with what was chosen in it."""
     choices = [
-        {"way": way, "value": 0.35, "criterion": criterion, "reducer": reducer}
-        for way, criterion, reducer in product(WAYS_TO_CHOOSE, CRITERIA, REDUCERS)
+        {"way": way, "value": 0.35, "criterion": criterion, "reducer": reducer, "model": model}
+        for way, criterion, reducer, model in product(WAYS_TO_CHOOSE, CRITERIA, REDUCERS, (None, "a/b"))
     ]
     came = run("request.js", "return given.map((choice) => it.queryOf(choice).toString());", choices)
     queries = run("request.js", "return given.map((query) => [...new URLSearchParams(query)]);", came)
@@ -120,6 +121,52 @@ def test_what_can_be_chosen_is_what_the_server_takes() -> None:
         reads_one = not cascade and choice["reducer"] != "merge"
         assert options.criterion == (choice["criterion"] if reads_one else None)
         assert (options.mask, options.mask_stages) == ("indices", True)
+        assert options.model == choice["model"]
+    of_features = run(
+        "request.js",
+        """return given.map((choice) => [[...it.queryOf(choice, {labels: false})],
+                                       [...it.featuresQueryOf(choice)]]);""",
+        choices,
+    )
+    for seen, features in of_features:
+        assert EmbedOptions.model_validate(dict(seen)).top_k == 0
+        asked = EmbedOptions.model_validate(dict(features))
+        assert (asked.normalize, asked.encoding, asked.mask) == (True, "base64", "none")
+
+
+def test_the_pages_address_names_the_model() -> None:
+    """The default one needs no name; a name that there is not is passed over; other parameters stay."""
+    assert run(
+        "request.js",
+        """const models = [{name: "photo"}, {name: "a/b & c"}];
+           const named = it.addressOf("http://host:1/vit/?x=1", models, models[1]);
+           const of = (href) => it.modelOf(models, new URL(href).search).name;
+           return [named, of(named), it.addressOf(named, models, models[0]), of("http://host:1/?model=no")];""",
+    ) == ["http://host:1/vit/?x=1&model=a%2Fb+%26+c", "a/b & c", "http://host:1/vit/?x=1", "photo"]
+
+
+few_vectors = st.integers(2, 8).flatmap(
+    lambda count: st.lists(
+        st.lists(st.integers(-3, 3), min_size=5, max_size=5), min_size=count, max_size=count
+    )
+)
+
+
+@settings(max_examples=6)
+@given(st.lists(few_vectors, min_size=10, max_size=30))
+def test_the_nearest_come_first(cases: list[list[list[int]]]) -> None:
+    """Each picture has all others beside it, by falling cosine, of equal ones the earlier first. The vectors
+    come as the server writes them."""
+    written = [
+        [base64.b64encode(np.array(vector, "<f4").tobytes()).decode() for vector in case] for case in cases
+    ]
+    came = run("features.js", "return given.map((case_) => it.neighbours(case_.map(it.floatsOf)));", written)
+    for found, case in zip(came, cases, strict=True):
+        products = np.array(case) @ np.array(case).T
+        for own, others in enumerate(found):
+            expected = sorted(set(range(len(case))) - {own}, key=lambda each: (-products[own, each], each))
+            assert [other["index"] for other in others] == expected
+            assert [other["cosine"] for other in others] == products[own, expected].tolist()
 
 
 @settings(max_examples=6)

@@ -37,7 +37,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def both(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the bundled model, and a small one that sees 64 x 64 pixels and has defaults of its own."""
+    """The bundled model, and a small one that sees 64 x 64 pixels and has defaults of its own."""
     models = ("--model", f"photo={BUNDLED_MODEL}", "--model", f"small={calibrated}")
     own = ("--model-default", "small.keep_ratio=0.5", "--model-default", "small.reducer=fuse")
     flags = (*models, *own, "--dtype", "float32", "--max-queue-s", "600")

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,22 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, server: Server) -> Iterator[Callable[..., Visit]]:
-    """Opens the page, in a browser that remembers nothing. Whatever the test does, the page must ask no other
-    host and the browser must have nothing to say against it."""
+    """Opens the page; see `visiting`."""
+    with visiting(browser, server) as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit_both(browser: Any, both: Server) -> Iterator[Callable[..., Visit]]:
+    """Opens the page of a server with two models."""
+    with visiting(browser, both) as opened:
+        yield opened
+
+
+@contextmanager
+def visiting(browser: Any, server: Server) -> Iterator[Callable[..., Visit]]:
+    """What opens the page, in a browser that remembers nothing. Whatever the test does, the page must ask no
+    other host and the browser must have nothing to say against it."""
     visits: list[Visit] = []
     contexts: list[Any] = []
 
@@ -108,7 +123,7 @@ def visit(browser: Any, server: Server) -> Iterator[Callable[..., Visit]]:
             # That a request failed, Chromium says by itself; all else would be ours.
             lambda line: line.text.startswith("Failed to load resource") or came.complaints.append(line.text),
         )
-        page.route(f"{server.url}/", _strictly)
+        page.route(re.compile(rf"^{re.escape(server.url)}/(\?.*)?$"), _strictly)
         page.goto(f"{server.url}/")
         came.shows("#knows")
         visits.append(came)
@@ -467,10 +482,110 @@ def test_the_keyboard_is_enough(visit: Open) -> None:
     tab_to("#compare")
     keys.press("Enter")
     page.says("#compare", "Compare again")
+    tab_to("#nearest-examples")
+    keys.press("Enter")
+    page.says("#nearest-note", "cosine")
+    tab_to("#pictures")
     tab_to("#copy")
     tab_to("#stages :checked")  # round again
     keys.press("ArrowLeft")
     assert page.see("#stages [value='2']").is_checked()
+
+
+def test_the_model_is_chosen_of_several(visit_both: Open, both: Server) -> None:
+    """Its labels, its own defaults, its patches; the address remembers it, and a gone one is passed over."""
+    page = visit_both()
+    page.shows("#model")
+    assert page.see("#model option").all_text_contents() == ["photo", "small"]
+    page.example("china.jpg")
+    page.says("#left", "32 of 256")
+    page.see("#model").select_option("small")
+    page.says("#served", "small")
+    page.says("#knows", "3 labels")
+    page.says("#curl", "model=small&keep_ratio=0.5&")
+    page.says("#curl", "reducer=fuse")
+    photograph = example(both, page, "china.jpg")
+    expected = classified(both, photograph, model="small")
+    page.says("#left", f"{expected['patches']['kept']} of {expected['patches']['total']}")
+    page.says("#label", expected["labels"][0]["label"])
+    assert page.page.url == f"{both.url}/?model=small"
+    page.page.reload()
+    page.says("#knows", "3 labels")
+    assert page.see("#model").input_value() == "small"
+    page.see("#model").select_option("photo")
+    page.says("#knows", "10 labels")
+    assert page.page.url == f"{both.url}/"
+    page.page.goto(f"{both.url}/?model=nobody")
+    page.says("#served", "photo")
+
+
+def test_with_one_model_there_is_nothing_to_choose(visit: Open) -> None:
+    """The default keep ratio of 1 prunes nothing, so the page shows one half."""
+    page = visit()
+    page.hides("#model-choice")
+    page.says("#value-shown", "0.50")
+
+
+def test_a_model_without_labels_shows_what_it_keeps(visit: Open, server: Server) -> None:
+    """It is asked for features, and there is nothing to compare labels of."""
+
+    def headless(route: Any) -> None:
+        document = route.fetch().json()
+        document["models"][0]["labels"] = []
+        route.fulfill(json=document)
+
+    page = visit()
+    page.page.route(re.compile("/v1/models"), headless)
+    page.page.reload()
+    page.says("#knows", "The model has no labels. It makes 384 features")
+    page.example("china.jpg")
+    page.says("#left", "32 of 256")
+    page.says("#curl", "/v1/embed?keep_ratio=0.5")
+    page.hides("#verdict")
+    page.hides("#comparison")
+
+
+def test_pictures_are_ordered_by_how_alike_they_are(visit: Open, server: Server) -> None:
+    """As the server's features say; too few and too many pictures are told of, and so is what is none."""
+    page = visit()
+    names = ["china.jpg", "chelsea.jpg", "coffee.jpg"]
+    files = [
+        {"name": name, "mimeType": "image/jpeg", "buffer": example(server, page, name)} for name in names
+    ]
+    page.see("#pictures").set_input_files(files)
+    page.says("#nearest-note", "384 features, at keep ratio 0.5")
+    vectors = []
+    for file in files:
+        options = {"keep_ratio": "0.5", "normalize": "true"}
+        answer = httpx.post(f"{server.url}/v1/embed", params=options, content=file["buffer"])
+        vectors.append(answer.raise_for_status().json()["results"][0]["embedding"])
+    cosines = np.array(vectors) @ np.array(vectors).T
+    for own, row in enumerate(page.see("#neighbours > li").all()):
+        expected = sorted({0, 1, 2} - {own}, key=lambda other: -cosines[own, other])
+        shown = [each.get_attribute("aria-label") for each in row.locator(".others canvas").all()]
+        assert shown == [names[other] for other in expected]
+        said = [float(text) for text in row.locator(".others span").all_text_contents()]
+        assert said == pytest.approx(cosines[own, expected], abs=0.006)
+    page.see("#pictures").set_input_files(files[:1])
+    page.says("#nearest-note", "Choose 2 to 8 pictures; these are 1.")
+    page.see("#pictures").set_input_files(files * 3)
+    page.says("#nearest-note", "these are 9")
+    page.see("#pictures").set_input_files(
+        [files[0], {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"none"}]
+    )
+    page.says("#trouble", "not a picture")
+    assert page.see("#neighbours > li").count() == 0
+
+
+def test_a_phone_takes_photographs(visit: Open) -> None:
+    """With its camera; what it took is a photograph like others. A desk has no such button."""
+    page = visit(viewport=PHONE, has_touch=True, is_mobile=True)
+    page.shows("label[for=camera]")
+    assert page.see("#camera").get_attribute("capture") == "environment"
+    page.see("#camera").set_input_files(SHIPPED / "china.jpg")
+    page.says("#label", "church")
+    desk = visit()
+    desk.hides("label[for=camera]")
 
 
 def test_a_theme_is_kept(visit: Open) -> None:
@@ -503,6 +618,8 @@ def test_nothing_scrolls_sideways_on_a_phone(visit: Open) -> None:
     page.answered()
     page.see("#compare").click()
     page.says("#compare", "Compare again")
+    page.see("#nearest-examples").click()
+    page.says("#nearest-note", "cosine")
     assert fits()
     page.choose("notes.txt", b"no picture", "text/plain")
     page.says("#trouble", "not a picture")
@@ -511,10 +628,10 @@ def test_nothing_scrolls_sideways_on_a_phone(visit: Open) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_axe_finds_nothing_serious(visit: Open, scheme: str, viewport: dict[str, int]) -> None:
+def test_axe_finds_nothing_serious(visit_both: Open, scheme: str, viewport: dict[str, int]) -> None:
     """Empty, answered with a comparison, and in trouble, in both schemes."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page = visit(color_scheme=scheme, viewport=viewport)
+    page = visit_both(color_scheme=scheme, viewport=viewport)
 
     def serious() -> list[tuple[str, list[str]]]:
         found = axe.run(page.page).response["violations"]
@@ -528,6 +645,8 @@ def test_axe_finds_nothing_serious(visit: Open, scheme: str, viewport: dict[str,
     page.example("china.jpg")
     page.see("#compare").click()
     page.says("#compare", "Compare again")
+    page.see("#nearest-examples").click()
+    page.says("#nearest-note", "cosine")
     assert serious() == []
     page.choose("notes.txt", b"no picture", "text/plain")
     page.says("#trouble", "not a picture")

@@ -11,11 +11,12 @@ import torch
 from app.settings.model import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
 from models.load import load
-from models.schedule import Pruning
+from models.schedule import Pruning, Reducer
 from tests.system.server import Server
 from tests.system.small_network import LABELS, PHOTOGRAPHS, alone
 
 RATIOS = (1.0, 0.7, 0.5, 0.3)
+REDUCERS: dict[str, Reducer] = {"photo": "drop", "small": "fuse"}  # their defaults
 
 
 def ask(server: Server, photograph: bytes, **options: object) -> dict[str, Any]:
@@ -37,7 +38,11 @@ def test_under_mixed_load_each_model_gives_its_own_answers(both: Server, calibra
         answers = list(pool.map(lambda each: ask(both, each[1], model=each[0], keep_ratio=each[2]), asked))
     for (name, photograph, ratio), answer in zip(asked, answers, strict=True):
         labels = networks[name].labels
-        expected = alone(classifiers[name], photograph, ImageRequest(Pruning(ratio), top_k=len(labels)))
+        expected = alone(
+            classifiers[name],
+            photograph,
+            ImageRequest(Pruning(ratio, reducer=REDUCERS[name]), top_k=len(labels)),
+        )
         scores = {
             labels[index]: score for index, score in zip(expected.classes, expected.scores, strict=True)
         }
