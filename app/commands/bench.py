@@ -26,6 +26,7 @@ from app.commands.summary import Summary, summarise
 from app.inference.options import Share
 from app.processes import background
 from app.settings.variables import plain
+from app.wrong_values import no_such
 from models.image_files import decoded_endings
 from models.names import shown
 
@@ -33,6 +34,8 @@ KEY_VARIABLE = "TRIMVIT_API_KEY"
 EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
 
 _MOST_PHOTOGRAPHS = 256  # held in memory; more make no difference to a server that remembers none
+CLASSIFY, EMBED = "/v1/classify", "/v1/embed"
+
 _PROBLEM = "urn:trimvit:problem:"
 
 
@@ -72,6 +75,9 @@ class BenchConfig(BaseModel):
     keep_ratios: tuple[Share, ...] = Field(
         (), description="Keep ratios to choose from at random for each image. Default: that of the server."
     )
+    model: str | None = Field(
+        None, description="Which of the server's models answers. Default: its default one."
+    )
     query: str = Field(
         "", description="Further options of each image, in the form of a URL query: criterion=mad&mask=grid."
     )
@@ -92,7 +98,14 @@ class BenchConfig(BaseModel):
             raise ValueError("give --concurrency (a closed loop) or --rate (an open one), not both")
         if "keep_ratio" in self.options and self.keep_ratios:
             raise ValueError("give --keep-ratios or keep_ratio in --query, not both")
+        if "model" in self.options and self.model is not None:
+            raise ValueError("give --model or model in --query, not both")
         return self
+
+    @property
+    def asked_model(self) -> str | None:
+        """The model that all images are for, if it is named."""
+        return self.model or self.options.get("model")
 
     @property
     def options(self) -> dict[str, str]:
@@ -166,8 +179,8 @@ def _plotter(path: Path) -> Callable[[Sequence[Sample]], None]:
 async def _load(
     config: BenchConfig, url: str, images: Sequence[bytes], samples: list[Sample]
 ) -> dict[str, str]:
-    """Fill ``samples``; gives back what the server says of its model. Raises httpx.RequestError where it
-    cannot be reached, ValueError where it is not ready or is none of ours."""
+    """Fill ``samples``; gives back what the server says of the model. Raises httpx.RequestError where it
+    cannot be reached, ValueError where it is not ready, is none of ours or has no such model."""
     key = plain(os.environ.get(KEY_VARIABLE, ""))
     client = httpx.AsyncClient(
         base_url=url,
@@ -177,9 +190,10 @@ async def _load(
         **connecting(url),
     )
     async with client:
-        model = await _described(client, url, config.options.get("model"))
+        model, path = await _described(client, url, config.asked_model)
         draw = random.Random(config.seed)
-        send = _Sender(client, images, config.options, draw)
+        options = config.options if config.model is None else {**config.options, "model": config.model}
+        send = _Sender(client, path, images, options, draw)
         mix = Mix(config.keep_ratios, draw)
         await _refuse_what_is_refused(client, send.request(mix()), url)
         total_s = config.warmup_s + config.duration_s
@@ -206,18 +220,21 @@ async def _tick(progress: "tqdm[Any]", samples: Sequence[Sample]) -> None:
         progress.update(1)
 
 
-async def _described(client: httpx.AsyncClient, url: str, name: str | None) -> dict[str, str]:
-    """The model of that name. For none, and for a name that the server does not know, its default model: the
-    image that is sent first will be refused in the server's own words."""
+async def _described(client: httpx.AsyncClient, url: str, asked: str | None) -> tuple[dict[str, str], str]:
+    """The model that is asked, by default the first, and the route that it answers."""
     answer = await client.get("/v1/models")
     try:
         document = answer.json()
         if answer.status_code == 200:
-            default, *others = document["models"]
-            model = next((each for each in others if each["name"] == name), default)
-            return {member: model[member] for member in ("name", "device", "dtype")}
-        refusal = f"{url} answers with {answer.status_code}: {document['detail']}"
-    except (KeyError, TypeError, ValueError) as error:
+            models = {str(model["name"]): model for model in document["models"]}
+            name = next(iter(models)) if asked is None else asked
+            if name in models:
+                path = CLASSIFY if models[name]["labels"] else EMBED
+                return {each: models[name][each] for each in ("name", "device", "dtype")}, path
+            refusal = f"{url}: {no_such('model', name, models)}"
+        else:
+            refusal = f"{url} answers with {answer.status_code}: {document['detail']}"
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise ValueError(
             f"{url} does not answer as a TrimViT server (/v1/models: {answer.status_code}); is it another "
             "server's address?"
@@ -242,11 +259,13 @@ class _Sender:
     def __init__(
         self,
         client: httpx.AsyncClient,
+        path: str,
         images: Sequence[bytes],
         options: dict[str, str],
         draw: random.Random,
     ) -> None:
         self._client = client
+        self._path = path
         self._images = images
         self._options = options
         self._draw = draw
@@ -255,9 +274,7 @@ class _Sender:
         """For one image; None is the server's default ratio."""
         own = {} if keep_ratio is None else {"keep_ratio": repr(keep_ratio)}
         image = self._draw.choice(self._images)
-        return self._client.build_request(
-            "POST", "/v1/classify", content=image, params={**self._options, **own}
-        )
+        return self._client.build_request("POST", self._path, content=image, params={**self._options, **own})
 
     async def __call__(self, keep_ratio: float | None) -> Outcome:
         try:

@@ -20,7 +20,7 @@ from app.messages.to_front_end import Answer
 from app.settings.settings import Settings
 from models.schedule import Pruning
 from tests.app.commands.conftest import Trimvit
-from tests.app.fakes import LARGER, FakeDispatch, cost, encoded
+from tests.app.fakes import HEADLESS, LARGER, FakeDispatch, cost, encoded
 
 SHORT = ("--duration-s", "0.5", "--warmup-s", "0.1")
 
@@ -103,20 +103,25 @@ def test_the_report_is_a_table(trimvit: Trimvit, url: str, photographs: Path) ->
         assert words in out
 
 
-def test_a_server_of_several_models_is_loaded_with_one_of_them(
-    trimvit: Trimvit, url: str, photographs: Path, dispatch: FakeDispatch
+def test_one_of_several_models_is_loaded(
+    trimvit: Trimvit, url: str, dispatch: FakeDispatch, photographs: Path
 ) -> None:
-    """The default one, or the one that the query names; an unknown one is refused with the server's words."""
-    dispatch.others = (LARGER,)
-    for query, name in (("", "toy"), ("model=larger", "larger")):
-        code, out, err = trimvit(
-            "bench", url, *SHORT, "--photographs", photographs, "--query", query, "--json"
-        )
+    """The default one, unless another is named; one without labels answers with features."""
+    dispatch.others = (LARGER, HEADLESS)
+    for named, model in (
+        ((), "toy"),
+        (("--model", "larger"), "larger"),
+        (("--query", "model=larger"), "larger"),
+    ):
+        dispatch.questions.clear()
+        code, out, err = trimvit("bench", url, *named, *SHORT, "--photographs", photographs, "--json")
         assert (code, err) == (0, "")
-        assert json.loads(out)["model"]["name"] == name
-    code, _, err = trimvit("bench", url, *SHORT, "--photographs", photographs, "--query", "model=other")
-    assert code == 1
-    assert f"{url} refuses the image with 404: there is no model 'other'" in err
+        assert json.loads(out)["model"]["name"] == model
+        assert {question.model for question in dispatch.questions} == {model}
+    dispatch.questions.clear()
+    code, _, _ = trimvit("bench", url, "--model", "headless", *SHORT, "--photographs", photographs)
+    assert code == 0
+    assert all(question.ask.features and question.model == "headless" for question in dispatch.questions)
 
 
 def test_the_report_says_what_the_answer_cache_answered(
@@ -204,6 +209,8 @@ def test_without_matplotlib_a_plot_is_refused_at_once(
         (["--query", "top_k"], 2, "--query must be name=value&name=value, got 'top_k'"),
         (["--rate", "5", "--concurrency", "2"], 2, "give --concurrency (a closed loop) or --rate"),
         (["--query", "keep_ratio=1", "--keep-ratios", "1"], 2, "give --keep-ratios or keep_ratio in --query"),
+        (["--query", "model=toy", "--model", "toy"], 2, "give --model or model in --query, not both"),
+        (["--model", "tot"], 1, "there is no model 'tot'; did you mean toy? models are toy"),
         (["--plot", "plot.txt"], 2, "--plot plot.txt must end with .png, .svg or .pdf"),
         (
             ["--keep-ratios", "0.5,2"],

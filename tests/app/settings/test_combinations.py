@@ -34,7 +34,10 @@ from app.settings.settings import Settings
         ),
         ({"loadable": "b=y"}, "--loadable has no effect without --model-repository"),
         ({"model": "b=x", "loadable": "b=y", "model_repository": True}, "both name b: give each"),
-        ({"model_default": "a.keep_ratio=0.5"}, "--model-default is for models with a name, as in --model a=REF"),
+        (
+            {"model_default": "a.keep_ratio=0.5"},
+            "--model-default is for models with a name, as in --model a=REF",
+        ),
         (
             {"model": "a=x,large=y", "model_default": "a.keep_ratio=0.5,lage.reducer=fuse"},
             "--model-default: there is no model 'lage'; did you mean large? models are a, large",

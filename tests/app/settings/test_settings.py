@@ -154,7 +154,11 @@ BAD: list[tuple[str, str, str]] = [
     ("default_reducer", "pool", "'drop', 'fuse' or 'merge'"),
     ("default_deadline_ms", "0", "of at least 1"),
     ("model_default", "0.5", "must be NAME.OPTION=VALUE, as in small.keep_ratio=0.5, and not '0.5'"),
-    ("model_default", "a.keep-ratio=0.5", "no option 'keep-ratio'; did you mean keep_ratio? options are keep"),
+    (
+        "model_default",
+        "a.keep-ratio=0.5",
+        "no option 'keep-ratio'; did you mean keep_ratio? options are keep",
+    ),
     ("model_default", "a.top_k=3", "no option 'top_k'; options are keep_ratio, criterion, reducer, deadline"),
     ("model_default", "a.keep_ratio=0", "a.keep_ratio must be a number above 0 and at most 1, such as 0.5"),
     ("model_default", "a.keep_ratio=50%", "did you mean 0.5?"),
