@@ -34,6 +34,7 @@ from app.inference.options import ImageOptions
 from app.inference.results import check_numbers
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
+from app.messages.repository import ModelEntry
 from app.messages.to_front_end import Answer
 from app.priority import Priority
 from app.settings.settings import Settings
@@ -148,9 +149,15 @@ class Classification:
         self.refuse_unloaded(name)
         return found_model(self.models, name)
 
+    def unloaded(self, name: str) -> ModelEntry | None:
+        """The model of that name, if it may be loaded and is not served now."""
+        if name in self.models:
+            return None
+        return next((each for each in self._dispatch.repository if each.name == name), None)
+
     def refuse_unloaded(self, name: str) -> None:
         """Raises NotFound for a model that may be loaded and is not."""
-        if name not in self.models and any(each.name == name for each in self._dispatch.repository):
+        if self.unloaded(name) is not None:
             served = ", ".join(map(repr, self.models))
             raise NotFound(f"the model {name!r} is not loaded now; loaded: {served}")
 

@@ -178,6 +178,11 @@ def test_tritons_grpc_client_lists_loads_and_unloads(repository: Server) -> None
     assert {each["name"]: each["state"] for each in index["models"]}["third"] == "READY"
     assert client.is_model_ready("third")
     client.unload_model("third")
+    assert not client.is_model_ready("third")
+    assert not client.is_model_ready("third", model_version="1")
+    with pytest.raises(InferenceServerException, match="there is no model 'fourth'") as unknown:
+        client.is_model_ready("fourth")
+    assert "NOT_FOUND" in str(unknown.value.status())
     found = {each.name: each for each in client.get_model_repository_index().models}
     assert (found["third"].state, found["third"].version) == ("UNAVAILABLE", "1")
     for refused, words, status in (

@@ -11,10 +11,11 @@ from app.errors import InvalidValue, NotFound, NotReady
 from app.http.classification import Classification
 from app.http.health import Health
 from app.http.model_choice import model_named, no_model_yet
-from app.http.paths import OPEN_INFERENCE_REST
+from app.http.paths import OPEN_INFERENCE_REST, REPOSITORY_MODELS
 from app.http.unknown_paths import of_another_server
 from app.inference.options import ImageOptions
 from app.messages.model import ModelInfo
+from app.messages.repository import ModelEntry
 from app.nearest import did_you_mean
 from app.wrong_values import no_such, short
 
@@ -56,7 +57,9 @@ class ModelReady(BaseModel):
     """Whether images are answered with this model."""
 
     name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
-    ready: bool = Field(description="Always true: a model that is not ready is answered with 503.")
+    ready: bool = Field(
+        description="Always true: a model that is not ready, or not loaded now, is answered with 503."
+    )
 
 
 def known_model(classification: Classification, name: str, folder: str = MODELS_FOLDER) -> ModelInfo:
@@ -67,21 +70,40 @@ def known_model(classification: Classification, name: str, folder: str = MODELS_
 
 
 def ready_model(
-    classification: Classification, health: Health, name: str, folder: str = MODELS_FOLDER
+    classification: Classification,
+    health: Health,
+    name: str,
+    folder: str = MODELS_FOLDER,
+    version: str = VERSION,
 ) -> ModelReady:
-    """That the model of this name answers. Raises NotFound or NotReady."""
+    """That the model of this name answers. Raises NotFound, or NotReady also where it may be loaded and is
+    not."""
+    entry = classification.unloaded(name)
+    if entry is not None:
+        check_version(name, version)
+        raise _unloaded(entry)
     model = known_model(classification, name, folder)
+    check_version(name, version)
     if not health.is_ready():
         raise NotReady("images are not answered now; see /readyz", retry_after_s=1.0)
     return ModelReady(name=model.name, ready=True)
 
 
-def check_version(model: ModelInfo, model_version: str) -> None:
-    """Raises NotFound for another version than the model has."""
+def _unloaded(entry: ModelEntry) -> NotReady:
+    name, doing = entry.name, entry.state
+    if doing in ("loading", "unloading"):
+        return NotReady(f"the model {name!r} is {doing}", retry_after_s=1.0 if doing == "loading" else None)
+    reason = f" (the last load failed: {entry.reason})" if entry.reason else ""
+    return NotReady(
+        f"the model {name!r} is not loaded; POST {REPOSITORY_MODELS.path}{name}/load loads it{reason}"
+    )
+
+
+def check_version(name: str, model_version: str) -> None:
+    """Raises NotFound for another version than models have."""
     if model_version != VERSION:
         raise NotFound(
-            f"there is no version {short.repr(model_version)} of the model {model.name!r}; "
-            f"allowed is {VERSION!r}"
+            f"there is no version {short.repr(model_version)} of the model {name!r}; allowed is {VERSION!r}"
         )
 
 

@@ -20,6 +20,7 @@ from app.grpc.server import grpc_server
 from app.http.regions import memory
 from app.http.regions.table import Regions
 from app.main import create_app
+from app.messages.repository import ModelEntry
 from app.settings.settings import Settings
 from tests.app.fakes import MODEL, FakeDispatch, encoded
 from tests.app.http.regions.conftest import make_memory
@@ -167,6 +168,18 @@ async def test_what_is_known_of_server_and_model(client: Client) -> None:
     assert all(tensor.optional for tensor in config.input)
     assert config.parameters["keep_ratio"].string_value == "1"
     assert config.parameters["criterion"].string_value == MODEL.method.criterion
+
+
+async def test_a_model_that_may_be_loaded_is_not_ready(dispatch: FakeDispatch) -> None:
+    """Triton says so, too; a name that nobody knows is NOT_FOUND."""
+    dispatch.repository = (ModelEntry(NAME, "ready"), ModelEntry("small", "unloaded"))
+    async with serving(dispatch, model_repository=True) as client:
+        assert (await client.call("ModelReady", name=NAME)).ready
+        for fields in ({}, {"version": "1"}):
+            assert not (await client.call("ModelReady", name="small", **fields)).ready
+        code, words = await client.refused("ModelReady", name="smal")
+        assert (code, "there is no model 'smal'" in words) == (Code.NOT_FOUND, True)
+        assert (await client.refused("ModelReady", name="small", version="2"))[0] == Code.NOT_FOUND
 
 
 async def test_statistics_are_those_of_v2(client: Client) -> None:

@@ -66,7 +66,7 @@ def open_inference_router(
     def described(name: str, model_version: str = VERSION) -> ModelInfo:
         """What is known of the model, without waiting for a worker."""
         model = known_model(classification, name)
-        check_version(model, model_version)
+        check_version(name, model_version)
         return model
 
     @router.get(
@@ -103,8 +103,7 @@ def open_inference_router(
         responses=_NO_MODEL,
     )
     async def version_ready(model_name: ModelName, model_version: ModelVersion) -> ModelReady:
-        check_version(known_model(classification, model_name), model_version)
-        return ready_model(classification, health, model_name)
+        return ready_model(classification, health, model_name, version=model_version)
 
     @router.get(
         MODELS_FOLDER + "{model_name:model}/ready",

@@ -143,3 +143,21 @@ def test_only_a_marked_key_may_change_models(
     assert ask(client, "index", headers=caller)[0] == 200
     assert dispatch.changes == []
     assert ask(client, "models/owner/small/load", headers=operator)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/v2/models/{}/ready", "/v2/models/{}/versions/1/ready", "/v1/models/{}"])
+def test_a_model_that_may_be_loaded_is_not_ready(repository: TestClient, path: str) -> None:
+    """503; of a name that nobody knows 404. What to do is told, and when to come back while it loads."""
+    response = repository.get(path.format("owner/small"))
+    assert (response.status_code, response.headers.get("Retry-After")) == (503, None)
+    assert response.json()["error"] == (
+        "the model 'owner/small' is not loaded; POST /v2/repository/models/owner/small/load loads it (the "
+        "last load failed: there is no file)"
+    )
+    response = repository.get(path.format("large"))
+    assert (response.status_code, response.headers.get("Retry-After")) == (503, "1")
+    assert response.json()["error"] == "the model 'large' is loading"
+    assert repository.get(path.format("toy")).status_code == 200
+    assert repository.get(path.format("nobody")).status_code == 404
+    assert repository.get("/v2/models/large/versions/2/ready").status_code == 404
+    assert repository.post("/v2/models/large/infer", json={"inputs": []}).status_code == 404
