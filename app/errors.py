@@ -209,6 +209,12 @@ class DeadlinePassed(ServerProblem):
     status, slug, title = 504, "deadline-passed", "The deadline has passed"
 
 
+class ModelLoadTooSlow(ServerProblem):
+    """Loading a further model took longer than `--load-limit-s`; the models that are served go on."""
+
+    status, slug, title = 504, "model-load-too-slow", "Loading the model takes too long"
+
+
 class InternalFault(ServerProblem):
     """A bug in the server, logged under the request id, or an image whose scores are not finite."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from app.errors import (
     InsufficientMemory,
     InternalFault,
+    ModelLoadTooSlow,
     ModelNotLoadable,
     NotReady,
     Problem,
@@ -33,8 +34,8 @@ class AskedChanges:
     async def ask(self, name: str, *, load: bool) -> None:
         """Have that model loaded or unloaded. Cancelling it changes nothing: what was begun is done.
 
-        Raises ModelNotLoadable, InsufficientMemory, RepositoryConflict, NotReady, WorkerLost or
-        InternalFault."""
+        Raises ModelNotLoadable, ModelLoadTooSlow, InsufficientMemory, RepositoryConflict, NotReady,
+        WorkerLost or InternalFault."""
         self._last_id += 1
         number = self._last_id
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -75,6 +76,8 @@ def _problem_of(changed: ModelChanged, name: str, *, load: bool) -> Problem | No
             return ModelNotLoadable(said)
         case "unreadable" | "no-worker":
             return NotReady(said, retry_after_s=_RETRY_AFTER_S)
+        case "too-slow":
+            return ModelLoadTooSlow(said)
         case "worker-lost":
             return WorkerLost(said)
         case "fault":

@@ -9,6 +9,7 @@ files of its own: fleet.py, suspects.py, model_changes.py, announcements.py, bat
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
@@ -69,7 +70,7 @@ class Dispatcher:
 
     ``listed``: the names of models that may be loaded while serving, and ``others``: of those that are served
     beside the default one at first; None where what is served does not change. ``remember`` is told when it
-    has changed.
+    has changed. ``load_limit_s``: the longest that a worker may load one of them.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Dispatcher:
         listed: Collection[str] | None = None,
         others: Collection[str] | None = None,
         remember: Callable[[Collection[str]], None] = lambda _: None,
+        load_limit_s: float = math.inf,
     ) -> None:
         self.outbox = Outbox()
         self._fleet = Fleet(limits, others)
@@ -92,7 +94,9 @@ class Dispatcher:
         self._suspects = Suspects()
         self._checking: Check | None = None
         self._batches = 0
-        self._changes = ModelChanges(self._fleet, self.outbox, self._front_ends, listed, remember)
+        self._changes = ModelChanges(
+            self._fleet, self.outbox, self._front_ends, listed, remember, load_limit_s
+        )
         self._announcements = Announcements(self.outbox)
         self._batch_metrics = BatchMetrics()
         metrics.QUEUE_LIMIT.set(limits.images)
@@ -145,6 +149,7 @@ class Dispatcher:
         if not stopping:
             self._check_one()
             self._changes.drop_if_unused(self._is_asked)
+            self._changes.give_up_slow(now)
         self._announcements.tell_workers(self._fleet, self._front_ends, now)
         beside = len(self._waiting) + len(self._suspects)
         self._announcements.tell_load(self._fleet, beside, self._front_ends, now)

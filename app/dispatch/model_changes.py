@@ -7,6 +7,7 @@ workers drop it once nothing of it waits or runs. So no image is lost that was a
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 class _Change:
     """``askers``: front ends, and their numbers for it. ``front_ends``: those that may still send images of a
     model that is unloaded. ``workers``: those that were told, and have not said yet that it is done.
-    ``dropped``: nothing of a model that is unloaded waits or runs any more."""
+    ``dropped``: nothing of a model that is unloaded waits or runs any more. ``told``: since when a worker
+    loads, as far as that is known."""
 
     name: str
     loads: bool
@@ -33,11 +35,13 @@ class _Change:
     front_ends: set[int] = field(default_factory=set)
     workers: set[int] = field(default_factory=set)
     dropped: bool = False
+    told: float | None = None
 
 
 class ModelChanges:
     """``listed``: the names of what may be loaded; None where nothing may be. ``remember`` is told the names
-    of what is served beside the default model, for processes that start anew."""
+    of what is served beside the default model, for processes that start anew. ``load_limit_s``: the longest
+    that a worker may load."""
 
     def __init__(
         self,
@@ -46,11 +50,14 @@ class ModelChanges:
         front_ends: Mapping[int, int],
         listed: Collection[str] | None,
         remember: Callable[[Collection[str]], None],
+        load_limit_s: float = math.inf,
     ) -> None:
         self._fleet, self._outbox, self._front_ends = fleet, outbox, front_ends
-        self._listed, self._remember = listed, remember
+        self._listed, self._remember, self._load_limit_s = listed, remember, load_limit_s
         self._change: _Change | None = None
         self._reasons: dict[str, str] = {}  # why models could not be loaded
+        # Workers that have been told to give up a model's load, and have not said yet that they did.
+        self._giving_up: set[tuple[int, str]] = set()
 
     def __repr__(self) -> str:
         change = self._change
@@ -123,6 +130,7 @@ class ModelChanges:
 
     def worker_gone(self, peer: int) -> None:
         """It is no member any more."""
+        self._giving_up = {each for each in self._giving_up if each[0] != peer}
         change = self._change
         if change is None:
             return
@@ -144,13 +152,16 @@ class ModelChanges:
         match message:
             case ModelLoaded(held):
                 name = held.info.name
-                if change is not None and change.loads and change.name == name:
+                if (peer, name) in self._giving_up:  # it had just ended, and is dropped
+                    pass
+                elif change is not None and change.loads and change.name == name:
                     member.held[name] = held
                     change.workers.discard(peer)
                     self._go_on()
                 elif name not in self._fleet.models:  # a change that nobody knows of any more
                     self._outbox.tell_worker(peer, to_worker.UnloadModel(name))
             case ModelUnloaded(name):
+                self._giving_up.discard((peer, name))
                 if change is not None and not change.loads and change.name == name:
                     change.workers.discard(peer)
                     self._go_on()
@@ -182,6 +193,23 @@ class ModelChanges:
         change.workers = set(self._drop_at_workers(name))
         self._go_on()
 
+    def give_up_slow(self, now: float) -> None:
+        """End a load that takes too long: the worker may hang in it for ever, on a disk or a network."""
+        change = self._change
+        if change is None or not change.loads or not change.workers:
+            return
+        if change.told is None:
+            change.told = now
+        elif now >= change.told + self._load_limit_s:
+            for peer in change.workers:
+                self._giving_up.add((peer, change.name))
+                self._outbox.tell_worker(peer, to_worker.UnloadModel(change.name))
+            self._fail(
+                "too-slow",
+                f"a worker has not loaded it within {self._load_limit_s:g} s (--load-limit-s); the "
+                "models that are served go on",
+            )
+
     def _begin(self, change: _Change) -> None:
         self._change = change
         log.info("%s the model %s", "loading" if change.loads else "unloading", change.name)
@@ -205,6 +233,7 @@ class ModelChanges:
         lacking = (peer for peer, each in self._fleet.members.items() if change.name not in each.held)
         if (peer := next(lacking, None)) is not None:
             change.workers.add(peer)
+            change.told = None
             self._outbox.tell_worker(peer, to_worker.LoadModel(change.name))
         elif self._fleet.add_model(change.name):
             assert self._fleet.others is not None

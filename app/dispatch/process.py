@@ -58,7 +58,12 @@ def _changing(settings: Settings, served: Path | None) -> dict[str, Any]:
         except OSError as error:  # whoever starts anew loads what was served before, and is told the rest
             background.incident("list of served models", error)
 
-    return {"listed": tuple(settings.listed_models), "others": others, "remember": remember}
+    return {
+        "listed": tuple(settings.listed_models),
+        "others": others,
+        "remember": remember,
+        "load_limit_s": settings.load_limit_s,
+    }
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ ModelState = Literal["ready", "loading", "unloading", "unloaded"]
 LoadFault = Literal["no-memory", "refused", "unreadable", "fault"]
 
 # Why a model is not loaded or unloaded: so; or another change is under way, it is the default one, no worker
-# is there, the worker died, or workers loaded different models under its name.
-ChangeFault = LoadFault | Literal["busy", "default", "no-worker", "worker-lost", "differs"]
+# is there, the worker died, workers loaded different models under its name, or one took too long.
+ChangeFault = LoadFault | Literal["busy", "default", "no-worker", "worker-lost", "differs", "too-slow"]
 
 
 class ModelEntry(msgspec.Struct, frozen=True, array_like=True):

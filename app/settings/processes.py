@@ -25,7 +25,7 @@ class ProcessSettings(BaseModel):
         gt=0,
         allow_inf_nan=False,
         description="Maximum time for a worker to load its models. After it, the worker is killed and "
-        "replaced.",
+        "replaced. The loading of a further model while serving is given up instead, with 504.",
     )
     slow_retry_s: float = Field(
         60.0,

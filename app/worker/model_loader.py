@@ -2,9 +2,12 @@
 other. The streams are used by turns (`Streams.in_turn`), so that batches go on."""
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
+from typing import TypeVar
 
 from app.messages.repository import LoadFault
 from app.messages.to_dispatcher import ModelLoaded, ModelNotLoaded, ModelUnloaded
@@ -21,36 +24,68 @@ log = logging.getLogger(__name__)
 Told = ModelLoaded | ModelNotLoaded | ModelUnloaded
 
 
+R = TypeVar("R")
+
+
 class NoRoom(Exception):
     """There is not enough memory for a model; the text has the numbers."""
+
+
+class _GivenUp(Exception):
+    """The dispatcher waits for this load no more."""
+
+
+@dataclass(slots=True)
+class _Thread:
+    """What one thread does. ``loading``: the model that it loads now; ``given_up``: it took too long, another
+    thread does what comes next, and this one ends when it can."""
+
+    messages: "SimpleQueue[LoadModel | UnloadModel]" = field(default_factory=SimpleQueue)
+    loading: str | None = None
+    given_up: bool = False
 
 
 @dataclass(slots=True)
 class ModelLoader:
     """``backend_of`` gives the backend of a model by its name, and raises NoRoom where there is not the
-    memory for it; ``tell`` is given what came of each message, and ``failed`` what ends the process."""
+    memory for it; ``tell`` is given what came of each message, and ``failed`` what ends the process.
+
+    A thread that hangs cannot be ended. To unload the model that it loads gives it up: it is left alone, and
+    a new one takes its place.
+    """
 
     models: HeldModels
     backend_of: Callable[[str], Backend]
     in_turn: OnAll
     tell: Callable[[Told], None]
     failed: Callable[[BaseException], None]
-    _messages: "SimpleQueue[LoadModel | UnloadModel]" = field(default_factory=SimpleQueue)
+    _thread: _Thread = field(default_factory=_Thread)
+    _changing: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
         """In its thread."""
-        background.thread(self._run, "model loader", background.end_process)
+        background.thread(partial(self._run, self._thread), "model loader", background.end_process)
 
     def put(self, message: LoadModel | UnloadModel) -> None:
         """Do that after what came before."""
-        self._messages.put(message)
+        with self._changing:
+            hung = self._thread
+            if isinstance(message, UnloadModel) and message.name == hung.loading:
+                log.error("loading %s is given up: it takes too long", message.name)
+                hung.given_up, self._thread = True, _Thread()
+                while not hung.messages.empty():
+                    self._thread.messages.put(hung.messages.get())
+                self.start()
+            self._thread.messages.put(message)
 
-    def _run(self) -> None:
-        while True:
-            message = self._messages.get()
+    def _run(self, thread: _Thread) -> None:
+        while not thread.given_up:
+            message = thread.messages.get()
             try:
                 if isinstance(message, LoadModel):
-                    self.tell(self._loaded(message.name))
+                    told = self._loaded(message.name, thread)
+                    if told is not None:
+                        self.tell(told)
                 else:
                     self.models.drop(message.name)
                     log.info("unloaded %s", message.name)
@@ -58,21 +93,45 @@ class ModelLoader:
             except BackendBroken as error:
                 self.failed(error)
 
-    def _loaded(self, name: str) -> ModelLoaded | ModelNotLoaded:
+    def _loaded(self, name: str, thread: _Thread) -> ModelLoaded | ModelNotLoaded | None:
+        """What is told of the load; None where it was given up meanwhile."""
+
+        def in_turn(work: Callable[[int], R]) -> list[R]:
+            def unless_given_up(index: int) -> R:
+                if thread.given_up:
+                    raise _GivenUp
+                return work(index)
+
+            return self.in_turn(unless_given_up)
+
         if (held := self.models.get(name)) is not None:
             return ModelLoaded(held.told)
         log.info("loading %s beside the other models", name)
+        with self._changing:
+            thread.loading = name
         try:
             backend = self.backend_of(name)
-            model = self.models.add(backend, backend.load(self.in_turn))
+            loaded = backend.load(in_turn)
+            with self._changing:
+                if thread.given_up:
+                    raise _GivenUp
+                model = self.models.add(backend, loaded)
+        except _GivenUp:
+            log.info("the load of %s that was given up has ended", name)
+            return None
         except Exception as error:
             fault = _fault(error)
             log.log(
                 logging.ERROR, "cannot load %s: %s", name, error, exc_info=error if fault == "fault" else None
             )
             refuse_lost(error)
+            if thread.given_up:
+                return None
             words = f"{type(error).__name__}, see the worker's log" if fault == "fault" else str(error)
             return ModelNotLoaded(name, fault, words)
+        finally:
+            with self._changing:
+                thread.loading = None
         return ModelLoaded(model.told)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.system.server import Server, running_server
 
 FOLDER_VARIABLE = "TRIMVIT_TEST_FAULTS"
+HANG_IN_LOADING = "hang-in-loading"  # a file of this name in the folder: further models hang
 FAIL_TO_LOAD = "fail-to-load"  # a file of this name in the folder
 SECONDS_PER_BATCH = "seconds-per-batch"  # a file that holds the number
 LOADS = "loads"  # a file with a letter for each load of the model
@@ -61,6 +62,8 @@ def worker() -> None:
     import ctypes
     import signal
 
+    import msgspec
+
     from app.messages.capacity import Limits
     from app.messages.image import Prediction
     from app.settings.settings import Settings
@@ -83,7 +86,7 @@ def worker() -> None:
                 raise RuntimeError("told to fail")
             with (folder / LOADS).open("a") as loads:
                 loads.write("!")
-            return Loaded(MODEL, self.limits, measured(self.limits))
+            return Loaded(self.model, self.limits, measured(self.limits))
 
         def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
             colours = [tuple(job.pixels[:3].tolist()) for job in jobs]
@@ -98,8 +101,19 @@ def worker() -> None:
                 raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return [self.result(job) for job in jobs]
 
+    class Further(Faulty):
+        """A model that is loaded while others are served."""
+
+        def load(self, on_all: OnAll) -> Loaded:
+            if (folder / HANG_IN_LOADING).exists():
+                time.sleep(100_000)
+            return super().load(on_all)
+
+    def further(name: str) -> Faulty:
+        return Further(Faulty.limits, model=msgspec.structs.replace(MODEL, name=name))
+
     def compute(settings: Settings, args: WorkerArgs) -> None:
-        make_loop(settings, args, [Faulty(Faulty.limits)], f"cpu:{args.index}").run()
+        make_loop(settings, args, [Faulty(Faulty.limits)], f"cpu:{args.index}", further).run()
 
     main(compute)
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.system.faulty import (
     FAIL_TO_LOAD,
+    HANG_IN_LOADING,
     HANGS,
     HARMLESS,
     HOLDS_THE_LOCK,
@@ -274,3 +275,36 @@ def test_workers_are_replaced_while_the_server_drains(tmp_path: Path, pool: Thre
         os.kill(worker_of(server).pid, signal.SIGKILL)
         assert {answer.result().status_code for answer in answers} == {200}
         assert server.supervisor.wait(200) == 0
+
+
+def test_a_model_that_hangs_in_loading_is_given_up(tmp_path: Path) -> None:
+    """The caller is told after the limit, images of the served model are answered all the time by the same
+    worker, and later loads are possible."""
+    models = ("--model", "toy=toy", "--loadable", "slow=slow", "--loadable", "other=other")
+    flags = (*models, "--model-repository", "--load-limit-s", "15", "--workers-per-device", "1")
+    with faulty_server(tmp_path, *flags) as server, httpx.Client(base_url=server.url, timeout=120) as client:
+        worker = server.only_process("trimvit: worker").pid
+        (tmp_path / HANG_IN_LOADING).touch()
+
+        def load(name: str) -> httpx.Response:
+            return client.post(f"/v2/repository/models/{name}/load")
+
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(load, "slow")
+            answered = 0
+            while not loading.done():
+                assert client.post("/v1/classify", content=picture()).status_code == 200
+                answered += 1
+        response = loading.result()
+        assert response.status_code == 504, response.text
+        assert "within 15 s (--load-limit-s)" in response.json()["error"]
+        assert answered > 1
+        index = {each["name"]: each for each in client.post("/v2/repository/index").json()}
+        assert index["slow"]["state"] == "UNAVAILABLE"
+        assert "within 15 s" in index["slow"]["reason"]
+        (tmp_path / HANG_IN_LOADING).unlink()
+        for name in ("other", "slow"):
+            assert (response := load(name)).status_code == 200, response.text
+            answer = client.post(f"/v1/classify?model={name}", content=picture())
+            assert (answer.status_code, answer.json()["model"]) == (200, name)
+        assert server.only_process("trimvit: worker").pid == worker

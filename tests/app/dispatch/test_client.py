@@ -17,6 +17,7 @@ from app.errors import (
     DeadlinePassed,
     InsufficientMemory,
     InternalFault,
+    ModelLoadTooSlow,
     ModelNotLoadable,
     NotFound,
     NotReady,
@@ -558,6 +559,7 @@ async def test_a_change_is_asked_of_the_dispatcher_and_answered(house: House) ->
     [
         ("busy", RepositoryConflict),
         ("no-memory", InsufficientMemory),
+        ("too-slow", ModelLoadTooSlow),
         ("refused", ModelNotLoadable),
         ("differs", ModelNotLoadable),
         ("unreadable", NotReady),

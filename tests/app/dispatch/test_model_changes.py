@@ -25,6 +25,7 @@ from tests.app.dispatch.rig import ONE_STREAM, found, hello, measured
 from tests.app.dispatch.test_dispatcher import FRONT, OTHER, SECOND, WORKER, Talk
 from tests.app.fakes import LARGER, MODEL
 
+LIMIT_S = 60.0
 LARGE = {"model": LARGER.name, "size": LARGER.pixel_bytes}
 TOY = Held(MODEL, measured(ONE_STREAM))
 LARGE_ONE = Held(LARGER, measured(ONE_STREAM, 0.004))
@@ -37,7 +38,10 @@ class Repo(Talk):
     def __init__(self, *served: str) -> None:
         self.left: list[list[str]] = []
         super().__init__(
-            listed=(LARGER.name, "third"), others=served, remember=lambda names: self.left.append(list(names))
+            listed=(LARGER.name, "third"),
+            others=served,
+            remember=lambda names: self.left.append(list(names)),
+            load_limit_s=LIMIT_S,
         )
         self.front_end()
 
@@ -284,3 +288,36 @@ def test_the_last_worker_dies_while_a_model_is_unloaded() -> None:
     assert talk.left == [[]]
     talk.gone(SECOND)
     assert talk.changed() == [(1, None)]
+
+
+def test_a_load_that_hangs_is_given_up() -> None:
+    """Each worker has its own time. Who asked is told, the worker too, and images of others go on; then it
+    may be tried again."""
+    talk = Repo()
+    talk.worker(WORKER)
+    talk.worker(SECOND)
+    talk.come(FRONT, LoadModel(7, "larger"))
+    talk.turn(LIMIT_S - 1)
+    talk.come(WORKER, ModelLoaded(LARGE_ONE))
+    talk.turn(LIMIT_S - 1)
+    assert talk.changed() == []
+    talk.ask(1)
+    assert len(talk.batches(WORKER) + talk.batches(SECOND)) == 1
+    talk.turn(1.5)
+    (changed,) = talk.heard(FRONT, ModelChanged)
+    assert (changed.id, changed.fault) == (7, "too-slow")
+    assert "within 60 s (--load-limit-s)" in changed.words
+    for peer in (WORKER, SECOND):
+        assert talk.orders(peer) == [to_worker.LoadModel("larger"), to_worker.UnloadModel("larger")]
+    assert talk.names() == ["toy"]
+    assert talk.states()["larger"] == "unloaded"
+    talk.turn(10 * LIMIT_S)
+    assert talk.changed() == []
+    talk.come(FRONT, LoadModel(8, "larger"))
+    talk.come(SECOND, ModelLoaded(LARGE_ONE))  # the load that hung had ended in that moment
+    talk.come(WORKER, ModelUnloaded("larger"), ModelLoaded(LARGE_ONE))
+    assert talk.orders(SECOND) == [to_worker.LoadModel("larger")]
+    assert talk.changed() == []
+    talk.come(SECOND, ModelUnloaded("larger"), ModelLoaded(LARGE_ONE))
+    assert talk.changed() == [(8, None)]
+    assert talk.names() == ["toy", "larger"]

@@ -47,9 +47,10 @@ class Loading:
         self.loader.start()
 
     def asked(self, *messages: to_worker.LoadModel | to_worker.UnloadModel) -> list[object]:
+        expected = len(self.told) + len(messages)
         for message in messages:
             self.loader.put(message)
-        wait_for(lambda: len(self.told) + len(self.failures) == len(messages), "all to be told")
+        wait_for(lambda: len(self.told) + len(self.failures) == expected, "all to be told")
         return self.told
 
 
@@ -91,6 +92,42 @@ def test_a_load_that_loses_the_device_ends_the_worker() -> None:
     assert loading.asked(to_worker.LoadModel("larger")) == []
     (failure,) = loading.failures
     assert isinstance(failure, BackendBroken)
+
+
+class Hangs(FakeBackend):
+    """Loads for as long as it is not told to go on, and then uses the streams."""
+
+    def __init__(self) -> None:
+        super().__init__(model=LARGER)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.warmed_up: list[int] = []
+
+    def load(self, on_all: OnAll) -> Loaded:
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE_S)
+        on_all(self.warmed_up.append)
+        return super().load(on_all)
+
+
+@pytest.mark.parametrize("ends", ["later", "before the next"])
+def test_a_load_that_hangs_is_left_alone(ends: str) -> None:
+    """To unload the model gives it up: what comes next is done at once, and what the load comes to, should it
+    ever end, is held by nobody and told to nobody."""
+    hangs, toy = Hangs(), FakeBackend()
+    loading = Loading(larger=hangs, toy=toy)
+    loading.loader.put(to_worker.LoadModel("larger"))
+    assert hangs.begun.wait(PATIENCE_S)
+    told = loading.asked(to_worker.UnloadModel("larger"))
+    assert told == [ModelUnloaded("larger")]
+    if ends == "before the next":
+        hangs.go_on.set()
+    told = loading.asked(to_worker.LoadModel("toy"))
+    wait_for(lambda: loading.models.get("toy") is not None, "the next model")
+    hangs.go_on.set()
+    told = loading.asked(to_worker.UnloadModel("toy"))
+    assert hangs.warmed_up == []
+    assert loading.models.get("larger") is None
+    assert [type(each) for each in told] == [ModelUnloaded, ModelLoaded, ModelUnloaded]
 
 
 class WarmsUp(FakeBackend):

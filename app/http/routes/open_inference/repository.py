@@ -32,6 +32,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         for status, meaning in {
             403: "The API key is not marked admin.",
             409: "Another model is being loaded or unloaded, or it is the default one.",
+            504: "Loading took longer than the server allows.",
             507: "There is not enough memory for the model.",
         }.items()
     },
