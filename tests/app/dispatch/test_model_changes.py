@@ -9,6 +9,7 @@ from app.dispatch.fleet import Unexpected
 from app.messages import to_worker
 from app.messages.repository import ModelEntry
 from app.messages.to_dispatcher import (
+    Alive,
     Done,
     FrontEnd,
     Held,
@@ -61,6 +62,12 @@ class Repo(Talk):
 
     def changed(self, peer: int = FRONT) -> list[tuple[int, str | None]]:
         return [(each.id, each.fault) for each in self.heard(peer, ModelChanged)]
+
+    def later(self, seconds: float) -> None:
+        """Both workers are heard of."""
+        self.now += seconds
+        for peer in (WORKER, SECOND):
+            self.come(peer, Alive())
 
     def finish(self, batch: Batch, peer: int = WORKER) -> None:
         results = [found(order.ask, 1) for order in batch.images]
@@ -297,13 +304,13 @@ def test_a_load_that_hangs_is_given_up() -> None:
     talk.worker(WORKER)
     talk.worker(SECOND)
     talk.come(FRONT, LoadModel(7, "larger"))
-    talk.turn(LIMIT_S - 1)
+    talk.later(LIMIT_S - 1)
     talk.come(WORKER, ModelLoaded(LARGE_ONE))
-    talk.turn(LIMIT_S - 1)
+    talk.later(LIMIT_S - 1)
     assert talk.changed() == []
     talk.ask(1)
     assert len(talk.batches(WORKER) + talk.batches(SECOND)) == 1
-    talk.turn(1.5)
+    talk.later(1.5)
     (changed,) = talk.heard(FRONT, ModelChanged)
     assert (changed.id, changed.fault) == (7, "too-slow")
     assert "within 60 s (--load-limit-s)" in changed.words
@@ -311,7 +318,7 @@ def test_a_load_that_hangs_is_given_up() -> None:
         assert talk.orders(peer) == [to_worker.LoadModel("larger"), to_worker.UnloadModel("larger")]
     assert talk.names() == ["toy"]
     assert talk.states()["larger"] == "unloaded"
-    talk.turn(10 * LIMIT_S)
+    talk.later(10 * LIMIT_S)
     assert talk.changed() == []
     talk.come(FRONT, LoadModel(8, "larger"))
     talk.come(SECOND, ModelLoaded(LARGE_ONE))  # the load that hung had ended in that moment

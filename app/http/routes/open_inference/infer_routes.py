@@ -132,7 +132,7 @@ def infer_router(
         asked, binary = await share.run_if_large(json_bytes(len(body), header_length), first)
         check_input(asked.request, only)
         model = await model_of(request, classification, asked.options_of_each(limits), model_name)
-        check_version(model, model_version)
+        check_version(model.name, model_version)
         access = elsewhere = None
         if places := asked.places:
             access = access_of(regions, request.scope)
@@ -149,7 +149,7 @@ def infer_router(
 
     async def answer(request: Request, model_name: str, model_version: str) -> Response:
         if (known := check_early(classification, model_name)) is not None:
-            check_version(known, model_version)
+            check_version(known.name, model_version)
         inference, model, access = await read(request, model_name, model_version)
         answered = await classification.answers(
             request, inference.images, model, logits=inference.logits, features=inference.features

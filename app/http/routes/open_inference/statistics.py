@@ -103,7 +103,7 @@ def statistics_router(classification: Classification) -> APIRouter:
     )
     async def version_statistics(model_name: ModelName, model_version: ModelVersion) -> Statistics:
         model = known_model(classification, model_name)
-        check_version(model, model_version)
+        check_version(model.name, model_version)
         return await _of([model.name])
 
     @router.get(

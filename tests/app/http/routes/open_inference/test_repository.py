@@ -98,7 +98,7 @@ def test_a_model_that_is_not_loaded_is_said_to_be_so(repository: TestClient) -> 
     words = "the model 'owner/small' is not loaded now; loaded: 'toy'"
     response = repository.post("/v1/classify?model=owner/small", content=encoded())
     assert (response.status_code, response.json()["detail"]) == (404, words)
-    response = repository.get("/v2/models/owner/small/ready")
+    response = repository.get("/v2/models/owner/small/config")
     assert (response.status_code, response.json()["error"]) == (404, words)
 
 
