@@ -8,6 +8,10 @@ with the same HTTP parser and event loop. Clients ask again as soon as they are 
   small    JPEGs of about 7 KB: the folder's photographs, made as small as the model's input
   large    the folder's photographs as they are (in the published figures about 110 KB)
   pixels   pixels of the model's size over /v2, as binary data
+and, asked for by --loads, the small JPEGs again for their embeddings
+  embed           as JSON numbers
+  embed_base64    as base64 in JSON
+  embed_binary    as bytes
 Reported are requests/s, latencies and the CPU time a request (user and system) of each kind of process:
 medians over the rounds (quartiles; extremes). Ratios are taken within a round. The decoders' CPU time stands
 beside what the same decoding takes in a plain loop. `generator` is the process that sends the requests. On a
@@ -44,6 +48,8 @@ SPEC = InputSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LIMITS = ImageLimits(64_000_000)
 QUALITY = 42  # of the small JPEGs
 SETTLING_S = 1.0
+USUAL = ("small", "large", "pixels")
+EMBEDDING = ("embed", "embed_base64", "embed_binary")
 
 Cpu = Callable[[], Mapping[str, float]]
 
@@ -69,12 +75,16 @@ class Sample:
 
 
 def loads_of(photographs: Sequence[bytes]) -> dict[str, Load]:
-    """The three loads that are made of photographs."""
+    """The loads that are made of photographs."""
     small = [reduced(each) for each in photographs]
+    as_bytes = {**JPEG, "Accept": "application/octet-stream"}
     return {
         "small": Load("/v1/classify", JPEG, small, small),
         "large": Load("/v1/classify", JPEG, photographs, photographs),
         "pixels": pixels_load([decode(each, SPEC, LIMITS).pixels for each in photographs]),
+        "embed": Load("/v1/embed", JPEG, small, small),
+        "embed_base64": Load("/v1/embed?encoding=base64", JPEG, small, small),
+        "embed_binary": Load("/v1/embed", as_bytes, small, small),
     }
 
 
@@ -196,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "python -m benchmarks.host", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photographs", type=Path, required=True, help="folder of JPEGs")
-    parser.add_argument("--loads", nargs="+", choices=("small", "large", "pixels"))
+    parser.add_argument("--loads", nargs="+", default=USUAL, choices=(*USUAL, *EMBEDDING))
     parser.add_argument("--clients", type=int, nargs="+", default=(1, 16, 64))
     parser.add_argument("--rounds", type=int, default=5, help="that count; one more warms up")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each sample")
@@ -207,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     files = image_files(options.photographs)[: options.most_photographs]
     loads = loads_of([file.read_bytes() for file in files])
-    loads = {name: loads[name] for name in options.loads or loads}
+    loads = {name: loads[name] for name in options.loads}
     left_out = ("photographs", "output")
     report = {
         "command": "python -m benchmarks.host",

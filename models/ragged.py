@@ -168,12 +168,13 @@ class Tokens:
 
     def rotation(self, block: int) -> Float[Tensor, "rows heads sin_cos"] | None:
         """How the queries and keys of a block are rotated, row by row."""
-        if self.rotations is None:
-            return None
+        return None if self.rotations is None else self.by_place(self.rotations[block % len(self.rotations)])
+
+    def by_place(self, table: Shaped[Tensor, "places *values"]) -> Shaped[Tensor, "rows *values"]:
+        """What a table says of each place (see `Rotations`), row by row."""
         places = (self.ids + 1).clamp(min=0)
         if len(places) < self.packing.rows:
             places = torch.nn.functional.pad(places, (0, self.packing.rows - len(places)))
-        table = self.rotations[block % len(self.rotations)]
         return table.index_select(0, places)
 
 
