@@ -86,7 +86,7 @@ class CrossSiteRequest(ClientProblem):
 class NotFound(ClientProblem):
     """The path does not exist."""
 
-    status, slug, title = 404, "not-found", "There is nothing here"
+    status, slug, title = 404, "not-found", "Not found"
 
 
 class MethodNotAllowed(ClientProblem):

@@ -16,6 +16,7 @@ from app.messages.slots import SlotWriter
 from app.settings.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+_VARIABLE = re.compile(r"(?<=<code>)TRIMVIT_[A-Z0-9_]+(?=</code>)")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\.?/[^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -42,3 +43,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return path if text.strip("`") in path else f"{text} ({path})"
 
     return _LINK.sub(named, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+    """Long names of variables break after an underscore in narrow columns of tables, not within a word."""
+    return _VARIABLE.sub(lambda name: name[0].replace("_", "_<wbr>"), html)

@@ -40,7 +40,7 @@ _TOKENS = tuple(2**power for power in range(6, 18))
 
 # --- every process -----------------------------------------------------------------------------------
 INCIDENTS = Counter(
-    "trimvit_incidents", "Background tasks and threads that failed, by name; the log has why.", ["task"]
+    "trimvit_incidents", "Background tasks and threads that failed, by name; the log says why.", ["task"]
 )
 
 # --- the front end -----------------------------------------------------------------------------------
@@ -60,14 +60,12 @@ PHASE_SECONDS = Histogram(
 IMAGES = Counter("trimvit_images", "Images by how they ended: answered, or the problem's type.", ["outcome"])
 REQUESTED_KEEP_RATIO = Histogram(
     "trimvit_requested_keep_ratio",
-    "Keep ratio an image asked for; with auto, keep_mass or cascade it asks for none.",
+    "Requested keep ratio of an image. Not observed with auto, keep_mass or cascade.",
     buckets=_SHARES,
 )
 REFUSALS = Counter("trimvit_refusals", "Requests refused or given up, by the problem's type.", ["reason"])
 ANSWER_CACHE_HITS = Counter("trimvit_answer_cache_hits", "Images answered from the answer cache.")
-ANSWER_CACHE_MISSES = Counter(
-    "trimvit_answer_cache_misses", "Images that the answer cache had no answer for."
-)
+ANSWER_CACHE_MISSES = Counter("trimvit_answer_cache_misses", "Images that were not in the answer cache.")
 ANSWER_CACHE_EVICTIONS = Counter(
     "trimvit_answer_cache_evictions", "Answers that the answer cache dropped to make room for others."
 )
@@ -102,11 +100,11 @@ DECODERS_REPLACED = Counter(
 
 # --- the dispatcher ----------------------------------------------------------------------------------
 IMAGES_SENT_AGAIN = Counter(
-    "trimvit_images_sent_again", "Images that a worker was computing when it died, given to the next one."
+    "trimvit_images_sent_again", "Images computed again by another worker because theirs died."
 )
 APPLIED_KEEP_RATIO = Histogram(
     "trimvit_applied_keep_ratio",
-    "Keep ratio an image was answered with: what keep_mass came to, 1 after a second run.",
+    "Applied keep ratio of an image. With keep_mass the resulting ratio; 1 after a second run.",
     buckets=_SHARES,
 )
 PATCHES_KEPT = Counter("trimvit_patches_kept", "Patches left after the last stage.")
@@ -120,15 +118,13 @@ COMPUTE_SAVED = Counter(
 COMPUTE_SECOND_RUNS = Counter(
     "trimvit_compute_second_runs_macs", "Multiply-accumulates that a cascade's second runs cost."
 )
-SECOND_RUNS = Counter("trimvit_second_runs", "Images that a cascade was unsure of and ran again unpruned.")
+SECOND_RUNS = Counter("trimvit_second_runs", "Images that a cascade computed a second time without pruning.")
 BATCHES = Counter(
     "trimvit_batches",
     "Batches computed, by form: dense (images of one length at every stage) or ragged.",
     ["form"],
 )
-OUT_OF_MEMORY = Counter(
-    "trimvit_out_of_memory", "Batches that did not fit into memory and were computed in parts."
-)
+OUT_OF_MEMORY = Counter("trimvit_out_of_memory", "Batches that did not fit into memory and were split.")
 BATCH_IMAGES = Histogram("trimvit_batch_images", "Images in a batch.", buckets=_COUNTS)
 BATCH_TOKENS = Histogram("trimvit_batch_tokens", "Tokens in a batch, weighted by cost.", buckets=_TOKENS)
 BATCH_FILL = Histogram("trimvit_batch_fill", "Share of the token budget that a batch used.", buckets=_SHARES)
@@ -140,12 +136,12 @@ MODEL_BATCH_SECONDS = Summary(
 )
 PREDICTION_ERROR = Histogram(
     "trimvit_batch_prediction_error",
-    "By how much of its predicted time a batch took longer or shorter.",
+    "Relative error of a batch's predicted time.",
     buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 LOWERED = Counter(
     "trimvit_lowered",
-    "Images answered below the ratio they asked for, by reason: brown-out or deadline.",
+    "Images answered at a lower keep ratio than requested, by reason: brown-out or deadline.",
     ["reason"],
 )
 BROWN_OUT = Gauge(
@@ -155,12 +151,12 @@ BROWN_OUT = Gauge(
 )
 QUEUE_SECONDS = Gauge(
     "trimvit_queue_seconds",
-    "Predicted time to compute what waits, on one stream.",
+    "Predicted time to compute all waiting images on one stream.",
     multiprocess_mode="mostrecent",
 )
 AGREEMENT_CHECKS = Counter(
     "trimvit_agreement_checks",
-    "Answered images run again unpruned, by applied keep ratio and whether the first label stayed.",
+    "Answered images computed again without pruning, by applied keep ratio and whether the top label stayed.",
     ["ratio_bucket", "outcome"],
 )
 QUEUE_IMAGES = Gauge("trimvit_queue_images", "Images waiting for a batch.", multiprocess_mode="mostrecent")

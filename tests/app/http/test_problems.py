@@ -15,7 +15,7 @@ from tests.app.http.problem import assert_problem
 def test_an_unknown_path_is_a_404_problem(client: TestClient, path: str) -> None:
     """404 names the path and where to look, as test_unknown_paths.py has it."""
     document = assert_problem(client.get(path), 404, "not-found", "there is no /", "; ")  # type: ignore[arg-type]
-    assert document.title == "There is nothing here"
+    assert document.title == "Not found"
 
 
 @pytest.mark.parametrize(
