@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from models.linear.kernels import make_kernels
 from models.linear.layer import replace_linears
 from models.linear.packed import PackedLinear, PackedPatches, can_pack, packs_patches
 from models.load.errors import ModelError
+from models.normalise import levels_of, normalise
 from models.patch_product import PatchProduct, is_a_product
 from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
@@ -289,49 +290,3 @@ def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:
                 f"{name} has values beyond the range of {str(dtype).removeprefix('torch.')} "
                 f"({torch.finfo(dtype).max:g}); choose --dtype bfloat16 or float32"
             )
-
-
-class Levels(NamedTuple):
-    """Of each channel's values of 0 to 255: mean and standard deviation, and what to multiply them by and
-    then to add, which comes to the same."""
-
-    mean: Float[Tensor, "channels 1 1"]
-    std: Float[Tensor, "channels 1 1"]
-    scale: Float[Tensor, "channels 1 1"]
-    shift: Float[Tensor, "channels 1 1"]
-
-
-def levels_of(spec: InputSpec, device: torch.device) -> Levels:
-    """The levels of an input, on the device."""
-    mean, std = (255 * np.array(part, np.float32) for part in (spec.mean, spec.std))
-    both = on_device(np.stack((mean, std, 1 / std, -mean / std)), device)
-    return Levels(*both.unsqueeze(2).unsqueeze(3).unbind())
-
-
-def normalise(
-    pixels: UInt8[Tensor, "B height width 3"],
-    spec: InputSpec,
-    dtype: torch.dtype,
-    levels: Levels | None = None,
-) -> Float[Tensor, "B channels height width"]:
-    """uint8 RGB to the model's input: (value / 255 - mean) / std per channel, on the pixels' device. For a
-    model that sees grey, one channel, weighted as Pillow does it. ``levels``: `levels_of`, if they are there
-    already."""
-    if spec.channels == 1:
-        red, green, blue = pixels.permute(3, 0, 1, 2).int()
-        grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-        return grey.unsqueeze(1).float().sub(255 * spec.mean[0]).div(255 * spec.std[0]).to(dtype)
-    levels = levels_of(spec, pixels.device) if levels is None else levels
-    if pixels.is_cuda:
-        return in_one_pass(pixels, dtype, levels)
-    return pixels.permute(0, 3, 1, 2).float().sub(levels.mean).div(levels.std).to(dtype)
-
-
-def in_one_pass(
-    pixels: UInt8[Tensor, "B height width 3"], dtype: torch.dtype, levels: Levels
-) -> Float[Tensor, "B 3 height width"]:
-    """As `normalise`, but for rounding, in one operation: on a GPU each one reads and writes all pixels. It
-    computes in float32."""
-    values = pixels.permute(0, 3, 1, 2)
-    inputs = torch.empty(values.shape, dtype=dtype, device=pixels.device)
-    return torch.addcmul(levels.shift, values, levels.scale, out=inputs)

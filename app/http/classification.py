@@ -3,27 +3,25 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
-import numpy as np
 from fastapi import Request
-from jaxtyping import UInt8
 from starlette.types import Scope
 
 from app.decoding.image_work import ImageWork
-from app.decoding.images import Data, Take
 from app.dispatch.policy.smoothed import Smoothed
 from app.dispatch.questions import Expected, Question
 from app.dispatch.slot import Slot
 from app.errors import DeadlinePassed, NotFound, Problem
-from app.http.answer_cache import AnswerCache, CachedAnswer
+from app.http.answer_cache import AnswerCache
 from app.http.arrival import images_answered, seconds_since
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import share_of
 from app.http.callers import caller_of, max_priority_of, named_caller_of
 from app.http.client_gone import unless_gone
 from app.http.dispatch import Dispatch
+from app.http.images import AnsweredImage, RequestedImage, for_cache, from_cache
 from app.http.in_time import in_time
 from app.http.model_choice import found_model, model_named
 from app.http.outcomes import Answers, Outcomes, all_or_first_problem, answers_or_problems
@@ -35,50 +33,11 @@ from app.inference.results import check_numbers
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.messages.repository import ModelEntry
-from app.messages.to_front_end import Answer
 from app.priority import Priority
 from app.settings.settings import Settings
 from app.telemetry import metrics, tallies, tracing
-from models.transforms import InputSpec
 
 _T = TypeVar("_T")
-
-
-class RequestedImage(Protocol):
-    """One image as it came, and what is asked of it."""
-
-    @property
-    def options(self) -> ImageOptions:
-        """What is asked."""
-
-    @property
-    def size(self) -> int:
-        """Bytes that it holds."""
-
-    @property
-    def content(self) -> tuple[tuple[int, ...], Data]:
-        """Its bytes as they came; of pixels with their shape."""
-
-    @property
-    def problem(self) -> Problem | None:
-        """Why it cannot be answered, where that is known and the others are answered all the same."""
-
-    async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
-        """Have what the model sees of it taken, and give back the warnings; raises a Problem."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnsweredImage:
-    """What was asked of one image, and its answer. ``warnings``: what its sender should know of how it was
-    read. ``picture``: what the model saw, where a mask is to be drawn over it. ``cached``: whether the answer
-    is from the answer cache, None where there is none."""
-
-    ask: Ask
-    answer: Answer
-    decode_s: float
-    warnings: tuple[str, ...] = ()
-    picture: UInt8[np.ndarray, "height width 3"] | None = None
-    cached: bool | None = None
 
 
 class Classification:
@@ -246,11 +205,11 @@ class Classification:
             except TimeoutError:
                 raise DeadlinePassed("the deadline passed while the same image was being computed") from None
             if (found := self._cache.get(key)) is not None:
-                return _from_cache(found, model, ask, scope)
+                return from_cache(found, model, ask, scope)
             with self._cache.computing(asked):
                 answered = await self._computed(image, index, model, ask, known, scope)
                 if answered.answer.lowered is None and self.models.get(model.name) is model:
-                    self._cache.put(key, _for_cache(answered))
+                    self._cache.put(key, for_cache(answered))
             return replace(answered, cached=False)
         except Problem as problem:
             problem.image = index
@@ -332,19 +291,3 @@ def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
         f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
         "it counts from when the request's head is there"
     )
-
-
-def _from_cache(found: CachedAnswer, model: ModelInfo, ask: Ask, scope: Scope) -> AnsweredImage:
-    """It waited for nothing, and nothing was computed."""
-    picture = None
-    if found.picture is not None:
-        share_of(scope).take(len(found.picture))
-        picture = np.frombuffer(found.picture, np.uint8).reshape(*model.input.size, 3)
-    return AnsweredImage(
-        ask, Answer(0, found.prediction, 0.0, 0.0), 0.0, found.warnings, picture, cached=True
-    )
-
-
-def _for_cache(answered: AnsweredImage) -> CachedAnswer:
-    seen = None if answered.picture is None else answered.picture.tobytes()
-    return CachedAnswer(answered.answer.prediction, answered.warnings, seen)

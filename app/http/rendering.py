@@ -11,7 +11,7 @@ from app.errors import Problem
 from app.http.answers import longest, problem_json, result_json
 from app.http.arrival import seconds_since
 from app.http.callers import caller_of
-from app.http.classification import AnsweredImage, RequestedImage
+from app.http.images import AnsweredImage, RequestedImage
 from app.http.model_counts import count
 from app.messages.image import Prediction
 from app.messages.model import ModelInfo

@@ -20,12 +20,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from models.classifier import normalise
 from models.device import choose_device
 from models.families import Network
 from models.files import write_whole
 from models.load import HEADS, Card, create, input_spec_of, read_card, save
 from models.names import shown
+from models.normalise import normalise
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
 from models.stage_blocks import stages_of

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from models.classifier import normalise
 from models.load import Card, input_spec_of
+from models.normalise import normalise
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
 from models.training.config import TrainConfig

@@ -11,8 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from app.worker.device_errors import is_lost, is_out_of_memory
-from models.classifier import in_one_pass, levels_of, normalise
 from models.device import choose_dtype, use_gpu
+from models.normalise import in_one_pass, levels_of, normalise
 from models.patch_product import PatchProduct
 from models.ragged import on_device
 from tests.models.cuda_batches import SPEC

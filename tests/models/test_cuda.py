@@ -13,8 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from models.classifier import levels_of, normalise
 from models.criteria import OF_THE_MATRIX
+from models.normalise import levels_of, normalise
 from models.patch_embed import set_patch_stride
 from models.patch_product import PatchProduct
 from models.pruned_vit import PrunedViT

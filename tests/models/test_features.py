@@ -11,7 +11,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.classifier import Classifier, ImageRequest, normalise
+from models.classifier import Classifier, ImageRequest
+from models.normalise import normalise
 from models.pruned_vit import PrunedViT
 from models.schedule import REDUCERS, UNPRUNED, Pruning
 from models.transforms import InputSpec

@@ -20,8 +20,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models import device
-from models.classifier import normalise
 from models.load import ModelError, create, input_spec_of, load, read_card, save
+from models.normalise import normalise
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, Stages, compute
 from models.training import command

@@ -18,8 +18,9 @@ from app.http.answers import (
 )
 from app.http.bodies.body import EncodedImage, read_images_to_embed
 from app.http.bodies.content import JSON, RAW
-from app.http.classification import AnsweredImage, Classification
+from app.http.classification import Classification
 from app.http.head import header_of
+from app.http.images import AnsweredImage
 from app.http.paths import EMBED
 from app.http.pieces import in_pieces
 from app.http.problems import PROBLEMS, each

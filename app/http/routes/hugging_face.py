@@ -18,7 +18,8 @@ from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timin
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage, read_content
 from app.http.bodies.content import JSON, RAW, BodyLimits, form_of, kind_of, parse_json, raw_image
-from app.http.classification import AnsweredImage, Classification
+from app.http.classification import Classification
+from app.http.images import AnsweredImage
 from app.http.paths import HUGGING_FACE, PAGE
 from app.http.problems import PROBLEMS
 from app.http.rendering import timings_ms

@@ -18,8 +18,9 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from models.catalogue import candidates
-from models.classifier import Classifier, ImageRequest, normalise
+from models.classifier import Classifier, ImageRequest
 from models.load import Card, ModelError, create, load, save
+from models.normalise import normalise
 from models.schedule import UNPRUNED, Stages
 from models.transforms import InputSpec, to_pixels
 

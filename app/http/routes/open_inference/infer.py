@@ -16,7 +16,7 @@ from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import Share
-from app.http.classification import RequestedImage
+from app.http.images import RequestedImage
 from app.http.regions.access import Place
 from app.http.routes.open_inference.outputs import OF_CLASSES, WantedOutput, outputs_by_default
 from app.http.routes.open_inference.parameters import options_in, wrong_parameter

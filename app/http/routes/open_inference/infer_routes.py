@@ -13,7 +13,8 @@ from app.http.bodies.body import read_body
 from app.http.bodies.content import JSON, RAW
 from app.http.bodies.memory import Share, share_of
 from app.http.callers import caller_of
-from app.http.classification import AnsweredImage, Classification
+from app.http.classification import Classification
+from app.http.images import AnsweredImage
 from app.http.model_counts import failed
 from app.http.problems import PROBLEMS
 from app.http.regions.access import Access, access_of

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from app.http.classification import AnsweredImage
+from app.http.images import AnsweredImage
 from app.http.regions.access import Access, Place
 from app.http.routes.open_inference.schemas import OutputName, TensorMetadata
 from app.http.routes.open_inference.tensors import Datatype, OutputTensor, PutElsewhere

@@ -20,10 +20,10 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from models.classifier import normalise
 from models.load import ModelError
 from models.load.transformers_format.config import parse
 from models.load.transformers_format.preprocessor import input_spec
+from models.normalise import normalise
 from models.transforms import InputSpec, photograph, to_pixels
 
 SHIPPED = Path(__file__).parents[3] / "photographs"
