@@ -1,6 +1,6 @@
 """Queries, keys and values, as layers give them, cut into heads, normed and rotated."""
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
@@ -10,18 +10,22 @@ from torch import Tensor, nn
 Parts = tuple[Tensor, ...]
 
 
-@runtime_checkable
-class Attention(Protocol):
-    """What attention is computed by: a module of timm's, of whatever class."""
+if TYPE_CHECKING:
 
-    num_heads: int
-    head_dim: int
-    scale: float
-    fused_attn: bool
-    attn_drop: nn.Dropout
-    q_norm: nn.Module
-    k_norm: nn.Module
-    training: bool
+    class Attention(Protocol):
+        """What attention is computed by: a module of timm's, of whatever class."""
+
+        num_heads: int
+        head_dim: int
+        scale: float
+        fused_attn: bool
+        attn_drop: nn.Dropout
+        q_norm: nn.Module
+        k_norm: nn.Module
+        training: bool
+
+else:  # from Python 3.12 on, isinstance() with a protocol does not see the submodules of a module
+    Attention = nn.Module
 
 
 def width_of(attn: Attention) -> int:

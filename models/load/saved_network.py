@@ -79,7 +79,8 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
     if known.architecture is None:
         raise ModelError(
             f"{file.name} does not say which timm architecture it is of; name it with --architecture, "
-            f"for example --architecture {_looks_like(found)}"
+            f"for example --architecture {_looks_like(found)}, or, in a server of several models, in a "
+            f'config.json beside the file: {{"architecture": "{_looks_like(found)}"}}'
         )
     if found.clips:
         raise ModelError(f"{name} {FEATURES_ONLY.format(why='it is an image tower of CLIP')}")

@@ -1,8 +1,5 @@
 """Queries and keys rotated in the rows of a whole batch."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,10 +21,17 @@ def tokens_at(ids: list[int], rotations: Tensor) -> Tokens:
     return Tokens(rows, packing, (len(ids),), torch.tensor(ids), rotations=rotations)
 
 
-def attention(norm: nn.Module, *, half: bool) -> Any:
-    named = {"num_heads": HEADS, "head_dim": WIDTH, "q_norm": norm, "k_norm": norm, "rotate_half": half}
-    others = {"scale": 1.0, "fused_attn": False, "attn_drop": nn.Dropout(0.0), "training": False}
-    return SimpleNamespace(**named, **others)
+class _Attention(nn.Module):
+    """What the functions here ask of an attention of timm's."""
+
+    num_heads, head_dim = HEADS, WIDTH
+    scale, fused_attn = 1.0, False
+
+    def __init__(self, norm: nn.Module, *, half: bool) -> None:
+        super().__init__()
+        self.q_norm = self.k_norm = norm
+        self.rotate_half = half
+        self.attn_drop = nn.Dropout(0.0)
 
 
 @settings(max_examples=20)
@@ -55,7 +59,7 @@ def test_each_row_is_turned_by_its_place(
         torch.randn((len(some.rows), HEADS * WIDTH), generator=made).to(dtype)
         for some in (tokens, source, source)
     )
-    found = placed_rows(attention(norm, half=False), (q, k, v), tokens, source, 3)
+    found = placed_rows(_Attention(norm, half=False), (q, k, v), tokens, source, 3)
     assert found[2] is v or torch.equal(found[2], v)
     for part, some, given_rows in ((found[0], tokens, q), (found[1], source, k)):
         assert part.dtype == dtype

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -274,13 +275,17 @@ def test_a_stride_that_does_not_fit_the_patches_is_refused(
 
 
 def test_a_file_without_header_needs_its_architecture(tmp_path: Path) -> None:
-    """A plain safetensors file is refused without --architecture, with the flag in the message."""
+    """A plain safetensors file is refused without --architecture, with the flag in the message, and with what
+    a server of several models, which has no such flag, needs instead."""
     path = tmp_path / "plain.safetensors"
     save_file(full_size(), path)
     with pytest.raises(ModelError) as caught:
         load(str(path))
     assert "plain.safetensors does not say which timm architecture it is of" in str(caught.value)
     assert "--architecture vit_tiny_patch16_224" in str(caught.value)
+    (advised,) = re.findall(r"\{.*\}", str(caught.value))
+    (tmp_path / "config.json").write_text(advised)
+    assert load(str(path)).labels
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt", ".bin"])
