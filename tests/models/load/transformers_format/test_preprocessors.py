@@ -120,7 +120,9 @@ def test_photographs_are_cut_upright(
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(turned[orientation]))
     stored.format = "JPEG"
     stored.getexif()[ExifTags.Base.Orientation] = orientation
-    assert np.abs(to_pixels(stored, spec).astype(int) - to_pixels(upright, spec)).max() <= 1
+    # Rows and columns are averaged one after the other, each rounded to a level, and turned pictures in the
+    # other order: either is within one level of the exact value, so they are within two of each other.
+    assert np.abs(to_pixels(stored, spec).astype(int) - to_pixels(upright, spec)).max() <= 2
 
 
 @pytest.mark.parametrize(
