@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import gc
 import os
 
 import pillow_heif
@@ -21,6 +22,12 @@ def _save_heif(image: Image.Image, file: object, _name: object) -> None:
 
 # The product decodes HEIC and has no encoder; tests write one as they write every other format.
 Image.register_save("HEIF", _save_heif)
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: no looking for garbage in it, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,7 +33,7 @@ REFUSED = {
 HONOURED = frozenset({
     "model", "architecture", "patch_stride", "input_size", "labels", "head", "stages", "rows",
     "device", "workers_per_device", "engines", "dtype", "exact", "threads", "streams", "cuda_graphs",
-    "max_batch_tokens",
+    "max_batch_tokens", "warm_up_s",
     "max_queue_images", "max_queue_s", "agreement_share",
     "host", "port", "http_workers", "api_keys_file", "answer_cache_shared", "max_priority",
     "tls_certificate", "tls_key",

@@ -50,6 +50,13 @@ class ComputeSettings(BaseModel):
         description="Maximum number of tokens in a batch, weighted by cost. 0: 4096 on a CPU, 65536 on a "
         "GPU.",
     )
+    warm_up_s: float = Field(
+        5.5,
+        ge=0,
+        description="Maximum time that the first worker spends on timing batches and, in bfloat16 on a CPU, "
+        "on preparing kernels before it is ready. With less, the server starts sooner, its first batches are "
+        "slower, and its predictions of latency are worse.",
+    )
     decode_processes: int = Field(
         3,
         ge=1,

@@ -24,14 +24,12 @@ from app.worker.classifying import classify
 from app.worker.learned import Learned, recall, remember
 from app.worker.loading import describe, fingerprint, load_model
 from app.worker.streams import OnAll
-from app.worker.warm_up import time_batches
+from app.worker.warm_up import TIMING_S, time_batches
 from models.classifier import Classifier
 from models.device import use_gpu
 from models.load import ModelError
 from models.pruned_vit import check_against_timm
 from models.schedule import REDUCERS, UNPRUNED, Criterion, Pruning
-
-_KERNELS_S = 4.0  # in which kernels are made ahead at most
 
 
 @dataclass
@@ -90,12 +88,13 @@ class TorchBackend:
             scores=loaded.scores,
         )
         if learned is None:
+            timing_s = min(self.settings.warm_up_s, TIMING_S)
             # Before the first stage a pruned batch has up to twice its mean tokens, which are limited.
-            self._classifier.make_kernels(2 * self.limits.batch_tokens, _KERNELS_S)
+            self._classifier.make_kernels(2 * self.limits.batch_tokens, self.settings.warm_up_s - timing_s)
             on_all(self._warm_up)
             on_all(lambda _: self._capture_graphs(info.method.criterion))
             arch, stages = info.architecture, info.method.stages
-            measured = time_batches(self._classify_noise, arch, stages, self.limits, on_all)
+            measured = time_batches(self._classify_noise, arch, stages, self.limits, on_all, timing_s)
             learned = Learned(info, self.limits, measured)
         else:
             on_all(self._warm_up)

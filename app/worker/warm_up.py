@@ -9,22 +9,29 @@ from app.worker.streams import OnAll
 from models.schedule import Architecture, Pruning, Stages, compute
 
 _RATIOS = (1.0, 0.7, 0.5, 0.3)
-_ENOUGH_S = 1.5
 _LONE_PASSES = 2
 _MIXED = 4  # images of a small batch
+
+# What it takes to see how batches of all sizes do; with more time, larger ones are measured.
+TIMING_S = 1.5
 
 Classify = Callable[[Sequence[Pruning], int], object]
 
 
 def time_batches(
-    classify: Classify, arch: Architecture, stages: Stages, limits: Limits, on_all: OnAll
+    classify: Classify,
+    arch: Architecture,
+    stages: Stages,
+    limits: Limits,
+    on_all: OnAll,
+    enough_s: float = TIMING_S,
 ) -> tuple[Measured, ...]:
     """Time ``classify(prunings, threads)`` as the worker will call it, in the threads that will: what the
     cost model is fitted to.
 
     Lone images run on all threads, batches up to the token budget in all streams at once. The first time of
     each does not count: there memory is got, and kernels are chosen. Single images are always measured;
-    of larger batches those that there is time for.
+    of larger batches those that there is time for in ``enough_s``.
     """
 
     def timed(prunings: Sequence[Pruning], threads: int) -> Measured:
@@ -51,7 +58,7 @@ def time_batches(
         far."""
         work = sum(compute(arch, stages, pruning.keep_ratio) for pruning in batch)
         fastest = min(one.seconds / one.work.compute for one in measured)
-        return time.perf_counter() + 2 * work * fastest < began + _ENOUGH_S
+        return time.perf_counter() + 2 * work * fastest < began + enough_s
 
     for batch in _batches(arch, stages, limits):
         if len(batch) == 1 or is_time_for(batch):

@@ -57,14 +57,11 @@ def test_batches_are_measured_in_the_shapes_and_the_threads_of_serving(streams: 
     assert len(measured) == len(seen) - len(RATIOS) - LIMITS.streams * len(at_once)
 
 
-def test_a_slow_device_is_not_kept_from_serving(
-    monkeypatch: pytest.MonkeyPatch, streams: Streams[None]
-) -> None:
+def test_a_slow_device_is_not_kept_from_serving(streams: Streams[None]) -> None:
     """Once enough time is over only single images are measured."""
-    monkeypatch.setattr(warm_up, "_ENOUGH_S", -1.0)
     sizes = set()
     measured = time_batches(
-        lambda prunings, _: sizes.add(len(prunings)), ARCH, STAGES, LIMITS, streams.on_all
+        lambda prunings, _: sizes.add(len(prunings)), ARCH, STAGES, LIMITS, streams.on_all, 0.0
     )
     assert sizes == {1}
     assert {batch.threads for batch in measured} == {4, 2}
@@ -81,9 +78,8 @@ def test_a_batch_that_would_take_too_long_is_left_out(monkeypatch: pytest.Monkey
 
     of_one_each = sum(compute(ARCH, STAGES, ratio) for ratio in RATIOS)
     enough_s = 2 * of_one_each + 2 * of_one_each + 2 * 4 * compute(ARCH, STAGES, 0.5)
-    monkeypatch.setattr(warm_up, "_ENOUGH_S", enough_s)
     monkeypatch.setattr(warm_up.time, "perf_counter", lambda: now)
-    measured = time_batches(classify, ARCH, STAGES, Limits(17 * 6, 1, 1), lambda work: [work(0)])
+    measured = time_batches(classify, ARCH, STAGES, Limits(17 * 6, 1, 1), lambda work: [work(0)], enough_s)
     assert now <= enough_s
     assert [batch.work.images for batch in measured if batch.work.images > 1] == [4]
 
