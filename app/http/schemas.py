@@ -1,4 +1,7 @@
-"""The bodies of /v1: requests, answers and problems."""
+"""The bodies of /v1: requests, answers and problems.
+
+Above 300 lines: most of them are the descriptions and examples that /docs shows.
+"""
 
 from typing import Literal
 

@@ -1,5 +1,8 @@
 """The settings of a training run: one frozen record, which the command line, the resume state and the
-model card share."""
+model card share.
+
+Above 300 lines: a flag each, with the description that is its help.
+"""
 
 import re
 from pathlib import Path

@@ -16,8 +16,9 @@ def freeze_first_blocks(model: PrunedViT, count: int) -> None:
             f"--frozen-blocks {count} leaves no block to train: the network has {model.arch.depth}, so "
             f"{model.arch.depth - 1} is the most"
         )
+    start = _start(model, count)
     for name, parameter in model.vit.named_parameters():
-        if name in _start(model, count):
+        if name in start:
             parameter.requires_grad_(requires_grad=False)
 
 

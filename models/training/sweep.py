@@ -4,18 +4,12 @@ Answers are written batch by batch and timings round by round, so that the same 
 stopped; the figures are made of these files at the end.
 """
 
-import csv
 import hashlib
 import importlib.util
-import io
 import json
-import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from models.classifier import Classifier, ImageRequest
-from models.device import choose_device, choose_dtype, cores
+from models.device import choose_device, choose_dtype
 from models.files import write_whole
 from models.image_sizes import pixels_of
 from models.load import LoadedModel, load
@@ -34,24 +28,15 @@ from models.training.answers import Answers, Method, Row, answers_to, methods, r
 from models.training.config import SweepConfig
 from models.training.correlation import RankCorrelation, rank_correlation
 from models.training.data import Sample, spread_samples
-from models.training.evaluate import table
 from models.training.labelled import labels_in, samples_for
 from models.training.loading import BrokenImages, evaluation_batches
 from models.training.outputs import make_output_folder
 from models.training.packages import MissingPackageError
 from models.training.resuming import ResumeError, check_same_run, digest_of_names
 from models.training.speed import speed_round
+from models.training.sweep_report import Picture, plot_figures, pruning_ratios, replace_file, write_figures
 
 STATE = "state.json"
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """An image, and what is left of it: ``kept[method][ratio]``."""
-
-    caption: str
-    pixels: np.ndarray
-    kept: list[list[np.ndarray]]
 
 
 def sweep(config: SweepConfig) -> list[Row]:
@@ -77,7 +62,7 @@ def sweep(config: SweepConfig) -> list[Row]:
 
     rows: list[Row] = []
     correlations: list[tuple[str, RankCorrelation]] = []
-    pictures: dict[str, list[_Picture]] = {}
+    pictures: dict[str, list[Picture]] = {}
     for label, model in config.labelled_models.items():
         loaded = _load(config, model)
         # What a folder's names mean was told when the fingerprint was taken.
@@ -93,8 +78,8 @@ def sweep(config: SweepConfig) -> list[Row]:
                 (label, rank_correlation(classifier, batches, list(dict.fromkeys(config.criteria))))
             )
             pictures[label] = _pictures(config, classifier, loaded.labels, pairs, few)
-    _write(config, computing, rows, correlations)
-    _plot(config, rows, correlations, pictures, [method_name(*pair) for pair in pairs])
+    write_figures(config, computing, rows, correlations)
+    plot_figures(config, rows, correlations, pictures, [method_name(*pair) for pair in pairs])
     return rows
 
 
@@ -183,17 +168,13 @@ def _weights_digest(network: torch.nn.Module) -> str:
 def _resume(path: Path, fingerprint: Mapping[str, object]) -> None:
     """Raises ResumeError where the state is of other settings; writes it where there is none."""
     if not path.exists():
-        _replace(path, json.dumps(fingerprint, indent=1) + "\n")
+        replace_file(path, json.dumps(fingerprint, indent=1) + "\n")
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ResumeError(f"{path} cannot be read ({error}); choose another output folder") from error
     check_same_run(path.parent, there, fingerprint)
-
-
-def _replace(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _answers(
@@ -258,7 +239,8 @@ def _speeds(
         batches = [pixels for pixels, _ in few(images)]
         speed_round(classifier, batches[:1], own)
         for path in tqdm(open_, desc=f"{label}: speed", unit="round", dynamic_ncols=True):
-            _replace(path, json.dumps([round(speed, 3) for speed in speed_round(classifier, batches, own)]))
+            measured = [round(speed, 3) for speed in speed_round(classifier, batches, own)]
+            replace_file(path, json.dumps(measured))
     speeds = np.full((len(paths), len(settings)), np.nan)
     speeds[:, timed] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return speeds
@@ -270,9 +252,9 @@ def _pictures(
     labels: Sequence[str],
     pairs: Sequence[Method],
     few: _Few,
-) -> list[_Picture]:
+) -> list[Picture]:
     """A few images spread over the folder, with what every method leaves of them at every ratio."""
-    pictures: list[_Picture] = []
+    pictures: list[Picture] = []
     if config.picture_images == 0:
         return pictures
     grid, patch = classifier.model.arch.grid, classifier.model.vit.patch_embed.proj
@@ -282,96 +264,10 @@ def _pictures(
         for criterion, reducer in pairs:
             requests = [
                 ImageRequest(Pruning(ratio, criterion, reducer, seed=len(pictures)), 1, kept_patches=True)
-                for ratio in _ratios(config)
+                for ratio in pruning_ratios(config)
             ]
             predictions = classifier.classify(pixels.expand(len(requests), -1, -1, -1), requests)
             left = [prediction.kept[-1] for prediction in predictions if prediction.kept]
             kept.append([dimmed(cells_of(own, grid), seen, patch.kernel_size, patch.stride) for own in left])
-        pictures.append(_Picture(labels[truth[0]], seen, kept))
+        pictures.append(Picture(labels[truth[0]], seen, kept))
     return pictures
-
-
-def _ratios(config: SweepConfig) -> list[float]:
-    """The ratios that prune, the largest first."""
-    return sorted(set(config.keep_ratios) - {1.0}, reverse=True)
-
-
-def _write(
-    config: SweepConfig,
-    computing: str,
-    rows: Sequence[Row],
-    correlations: Sequence[tuple[str, RankCorrelation]],
-) -> None:
-    """Table and figures, as Markdown, CSV and JSON. Where files lie on this machine is not in them."""
-    figures = [{**asdict(row), "method": row.method} for row in rows]
-    _replace(config.output / "sweep.md", table(rows) + "\n")
-    lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, list(figures[0]))
-    writer.writeheader()
-    writer.writerows(figures)
-    _replace(config.output / "sweep.csv", lines.getvalue())
-    record = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "processor": _processor(),
-            "cores": cores(),
-            "gpu": _gpu(computing),
-            "computing": computing,
-        },
-        "versions": {name: version(name) for name in ("torch", "timm", "numpy")}
-        | {"python": platform.python_version()},
-        "settings": config.model_dump(
-            mode="json", exclude={"data", "output", "models", "architecture", "labels"}
-        )
-        | {"data": config.data.name, "models": list(config.labelled_models)},
-        "images": rows[0].images,
-        "rows": figures,
-        "rank_correlation": {
-            label: {
-                "criteria": correlation.criteria,
-                "images": correlation.images,
-                "mean": correlation.mean.round(4).tolist(),
-                "error": correlation.error.round(4).tolist(),
-            }
-            for label, correlation in correlations
-        },
-    }
-    _replace(config.output / "sweep.json", json.dumps(record, indent=1) + "\n")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.exists() else []
-    return names[0] if names else platform.processor()
-
-
-def _gpu(computing: str) -> str | None:
-    return torch.cuda.get_device_name() if computing.startswith("cuda") else None
-
-
-def _plot(
-    config: SweepConfig,
-    rows: Sequence[Row],
-    correlations: Sequence[tuple[str, RankCorrelation]],
-    pictures: Mapping[str, Sequence[_Picture]],
-    names: Sequence[str],
-) -> None:
-    from models.training import plots
-
-    plots.accuracy_against_compute(rows, config.output / "accuracy_compute.png")
-    plots.agreement_against_compute(rows, config.output / "agreement_compute.png")
-    if config.speed:
-        plots.accuracy_against_speed(rows, config.output / "accuracy_speed.png")
-    if correlations:
-        plots.rank_correlations(correlations, config.output / "rank_correlation.png")
-    ratios = _ratios(config)
-    for label, own in pictures.items():
-        if own and ratios:
-            name = "kept.png" if len(config.models) == 1 else f"kept-{label}.png"
-            plots.kept_patches(
-                [(picture.caption, picture.pixels) for picture in own],
-                [picture.kept for picture in own],
-                names,
-                ratios,
-                config.output / name,
-            )

@@ -1,4 +1,8 @@
-"""The sync and the async client: they send, wait and run many at once as `trimvit_client.exchange` says."""
+"""The sync and the async client: they send, wait and run many at once as `trimvit_client.exchange` says.
+
+Above 300 lines: every method twice, sync and async, with its documentation, so that either client can be read
+by itself.
+"""
 
 import asyncio
 import random

@@ -1,6 +1,8 @@
 """What the server answers, as frozen records.
 
 Members that a newer server adds are passed over; one that is missing is an UnexpectedAnswer.
+
+Above 300 lines: a record for everything that the server answers, each with what its members mean.
 """
 
 import base64
