@@ -10,7 +10,7 @@ from importlib.metadata import version
 from setproctitle import getproctitle
 
 from app.command_table import COMMANDS
-from app.commands.endings import FAILED, INTERRUPTED, TERMINATED, USAGE_ERROR, complain
+from app.commands.failures import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, complain
 from app.commands.streams import forget_output, open_standard_streams, use_utf8
 from app.nearest import did_you_mean
 from app.processes.environment import import_own_packages
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         use_utf8()
     open_standard_streams()
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    program = f"trimvit {name}" if name in COMMANDS else "trimvit"
+    command = name if name in COMMANDS else ""
     try:
-        code = _run(program, name, rest)
+        code = _run(name, rest)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        code = complain(program, "interrupted", INTERRUPTED)
+        code = complain(command, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # `| head` has read enough
         forget_output()
         code = FAILED
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno not in _OUTPUT_FAILS or error.filename is not None:
             raise
         forget_output()
-        code = complain(program, f"the output cannot be written: {error.strerror}", FAILED)
+        code = complain(command, f"the output cannot be written: {error.strerror}")
     sys.exit(code)
 
 
-def _run(program: str, name: str, arguments: list[str]) -> int:
+def _run(name: str, arguments: list[str]) -> int:
     if name in ("-h", "--help"):
         print(_usage())
         return 0
@@ -63,7 +63,7 @@ def _run(program: str, name: str, arguments: list[str]) -> int:
         wrong = f"there is no command {name!r}{did_you_mean(name, COMMANDS)}"
         if name.startswith("-"):
             wrong = f"{name} comes after a command, as in trimvit serve --port 8000"
-        return complain(program, f"{wrong}\n'trimvit --help' lists the commands", USAGE_ERROR)
+        return complain("", f"{wrong}\n'trimvit --help' lists the commands", WRONG_USAGE)
     getproctitle()  # finds the title's memory by the environment's, which is moved by the next lines
     tune_libraries(os.environ, trains=name == "train")
     import_own_packages(os.environ, sys.path)
@@ -74,11 +74,13 @@ def _run(program: str, name: str, arguments: list[str]) -> int:
     command = COMMANDS[name]
     settings_type, run = command.load()
     try:
-        settings, operands = parse(program, settings_type, command.operands, command.epilog, arguments)
+        settings, operands = parse(
+            f"trimvit {name}", settings_type, command.operands, command.epilog, arguments
+        )
     except WrongUsage as error:
         for line in str(error).splitlines():
-            complain(program, line, USAGE_ERROR)
-        return USAGE_ERROR
+            complain(name, line, WRONG_USAGE)
+        return WRONG_USAGE
     except SystemExit as end:  # the help was asked for
         return int(end.code or 0)
     return run(settings) if command.operands is None else run(settings, operands)

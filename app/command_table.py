@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.commands.endings import FAILED, USAGE_ERROR, complain
+from app.commands.failures import FAILED, WRONG_USAGE, complain
 from app.settings.combinations import contradictions, defaults_of_nobody
 from app.settings.flags import Operands
 from app.settings.settings import Settings
@@ -46,13 +46,13 @@ def _serve() -> tuple[type[BaseModel], Callable[[Any], int]]:
         from app.telemetry.logs import configure_logging
 
         if wrong := list(contradictions(settings)):
-            return complain("trimvit serve", "\ntrimvit serve: ".join(wrong), USAGE_ERROR)
+            return complain("serve", "\ntrimvit serve: ".join(wrong), WRONG_USAGE)
         configure_logging(settings.log_level, "supervisor", settings.log_format)
         _tell_of_variables(Settings)
         try:
             return serve(settings)
         except CannotStart as error:
-            return complain("trimvit serve", str(error), FAILED)
+            return complain("serve", error)
 
     return Settings, run
 
@@ -66,7 +66,7 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
         from app.telemetry.logs import configure_logging
 
         if wrong := list(defaults_of_nobody(settings)):
-            return complain("trimvit ray", "\ntrimvit ray: ".join(wrong), USAGE_ERROR)
+            return complain("ray", "\ntrimvit ray: ".join(wrong), WRONG_USAGE)
         configure_logging(settings.log_level, "ray", settings.log_format)
         _tell_of_variables(RaySettings)
         try:
@@ -74,7 +74,7 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
-            return complain("trimvit ray", "Ray is not installed; pip install 'trimvit[ray]'", FAILED)
+            return complain("ray", "Ray is not installed; pip install 'trimvit[ray]'")
         return run(settings)
 
     return RaySettings, run
@@ -86,7 +86,7 @@ def _is_linux(command: str) -> bool:
     if system.startswith("linux"):
         return True
     advice = "run it in Docker or, on Windows, in WSL; trimvit classify needs no server"
-    complain(f"trimvit {command}", f"the server needs Linux, and this is {system}: {advice}", FAILED)
+    complain(command, f"the server needs Linux, and this is {system}: {advice}")
     return False
 
 

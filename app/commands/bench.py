@@ -129,8 +129,7 @@ def bench(config: BenchConfig, operands: Sequence[str]) -> int:
     try:
         model = asyncio.run(_load(config, url, images, samples))
     except httpx.RequestError as error:
-        complain("bench", f"{url} cannot be reached: {why(error)}")
-        return FAILED
+        return complain("bench", f"{url} cannot be reached: {why(error)}")
     summary = summarise(samples, config.warmup_s, config.duration_s)
     if config.as_json:
         load = config.model_dump(mode="json", exclude={"as_json", "plot"})

@@ -1,4 +1,4 @@
-"""What a command does about what went wrong: a line on standard error and an exit code."""
+"""How a command ends where something went wrong: a line on standard error and an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from models.names import in_words
 
 FAILED = 1
 WRONG_USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+TERMINATED = 143  # 128 + SIGTERM
 
 Action = TypeVar("Action", bound=Callable[..., int])
 
@@ -17,9 +19,11 @@ class UsageError(Exception):
     """What was typed cannot be meant, for a reason that no single flag shows."""
 
 
-def complain(command: str, message: object) -> None:
-    """A line on standard error."""
-    print(f"trimvit {command}: {message}", file=sys.stderr)
+def complain(command: str, message: object, code: int = FAILED) -> int:
+    """Say it in a line on standard error, and give the exit code back. ``command``: empty where there is
+    none."""
+    print(f"trimvit {command}".strip() + f": {message}", file=sys.stderr)
+    return code
 
 
 def tells_what_was_foreseen(action: Action) -> Action:
@@ -33,10 +37,8 @@ def tells_what_was_foreseen(action: Action) -> Action:
         except BrokenPipeError:
             raise
         except UsageError as error:
-            complain(action.__name__, error)
-            return WRONG_USAGE
+            return complain(action.__name__, error, WRONG_USAGE)
         except (ImportError, OSError, ValueError) as error:
-            complain(action.__name__, in_words(error))
-            return FAILED
+            return complain(action.__name__, in_words(error))
 
     return cast("Action", run)

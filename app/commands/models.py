@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from app.commands.failures import FAILED, complain, tells_what_was_foreseen
+from app.commands.failures import complain, tells_what_was_foreseen
 from app.inference.options import Share
 from models.schedule import macs
 
@@ -43,8 +43,7 @@ def models(config: ModelsConfig, patterns: Sequence[str]) -> int:
             entries.append(entry)
     if not entries:
         why = " (features without classes, and other networks, are not served)" if possible else ""
-        complain("models", f"no model that can be pruned is called {' or '.join(patterns)}{why}")
-        return FAILED
+        return complain("models", f"no model that can be pruned is called {' or '.join(patterns)}{why}")
     if config.as_json:
         for entry in entries:
             print(json.dumps(_as_dict(entry, config)))
