@@ -28,7 +28,8 @@ class Blocks:
         """What is best for rows of this device and dtype, or ``exact``."""
         modules = tuple(family.blocks)
         attn = modules[0].attn
-        return Blocks(family, modules, Runs(attn.fused_attn) if exact else way_for(attn, rows), exact)
+        way = Runs(attn.fused_attn) if exact else way_for(attn, rows, family.architecture.tokens)
+        return Blocks(family, modules, way, exact)
 
     def plain(self, index: int, tokens: Tokens) -> Tokens:
         """The tokens behind block ``index``, which prunes nothing."""

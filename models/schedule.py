@@ -72,6 +72,11 @@ class Architecture:
         """Patches of an unpruned image."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of an unpruned image."""
+        return self.prefix_tokens + self.patches
+
 
 @dataclass(frozen=True, slots=True)
 class Stages:

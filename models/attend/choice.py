@@ -10,10 +10,11 @@ from models.attend.way import Way
 from models.attend.windows import Windows, takes_windows
 
 
-def way_for(attn: Attention, rows: Tensor) -> Way:
-    """The fastest way for rows of this device and dtype, with modules like ``attn``."""
+def way_for(attn: Attention, rows: Tensor, unpruned: int) -> Way:
+    """The fastest way for rows of this device and dtype, with modules like ``attn``. ``unpruned``: tokens of
+    an image of which none are pruned."""
     if takes_windows(rows):
-        return Windows()
+        return Windows(unpruned)
     # On a CPU in bfloat16 the plain form takes a third less in training than PyTorch's fused one.
     plain_is_faster = rows.device.type == "cpu" and _computed_in(rows) == torch.bfloat16
     runs = Runs(attn.fused_attn and not plain_is_faster)

@@ -2,8 +2,8 @@
 
 oneDNN makes a kernel for every shape that it has not seen, which takes longer than the attention of one
 image (docs/design/0023). So a packed batch has one of few numbers of rows, and attention is computed in
-windows whose number of rows is a multiple of `STEP`: an image's own, and zeros, which are masked as keys and
-left out as queries. An image's window, and so its answer, is the same in any batch.
+windows of few sizes: an image's own rows, and zeros, which are masked as keys and left out as queries. The
+size of an image's window depends on its number of tokens alone, and so its answer is the same in any batch.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,13 @@ from models.attend.heads import Attention, Parts
 from models.attend.rows import changes, placed_rows
 from models.ragged import Run, Tokens
 
-STEP = 16
+# Windows of queries are a multiple of this, or one more: half of the patches of a square image and one CLS
+# token are one more than such a multiple.
+QUERY_STEP = 16
+# Windows of keys. They are what softmax goes along, 32 values of bfloat16 at a time; it takes the values
+# behind the last 32 one by one, and a few of them still cost less than 32 more columns of both products.
+KEY_STEP = 32
+_FEW_BEHIND = 8
 # Logits of one product, so that they stay in a core's cache between product, softmax and product.
 MOST_LOGITS = 1 << 19
 
@@ -29,7 +35,11 @@ def takes_windows(rows: Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """An image's own rows and zeros: a window of a size that many lengths share."""
+    """An image's own rows and zeros: a window of a size that many lengths share. ``unpruned``: tokens of an
+    unpruned image. Every image has this length in the blocks before the first stage, so it is worth a size of
+    its own."""
+
+    unpruned: int
 
     @property
     def rounding(self) -> int:
@@ -46,13 +56,15 @@ class Windows:
         if packing.padding:
             mixed[-packing.padding :] = 0
         for run, source_run in packing.runs_beside(source.packing):
-            size, source_size = (-(-some.tokens // STEP) * STEP for some in (run, source_run))
+            size, source_size = self.query_size(run.tokens), self.key_size(source_run.tokens)
             most = max(1, MOST_LOGITS // (attn.num_heads * size * source_size))
             for first_image, images in _groups(run.images, most):
                 group, source_group = (_part(some, first_image, images) for some in (run, source_run))
-                own = _windows(attn, first, group, size)
+                size_of_first = size if others else max(size, source_size)
+                own = _windows(attn, first, group, size_of_first)
                 others_own = (_windows(attn, rows, source_group, source_size) for rows in others)
                 q, k, v = (*own, *(one for windows in others_own for one in windows))
+                q, k, v = q[:, :size], k[:, :source_size], v[:, :source_size]
                 logits = q.new_empty((len(q), size, source_size))
                 torch.baddbmm(logits, q, k.mT, beta=0, alpha=attn.scale, out=logits)
                 if source.bias is not None:
@@ -66,6 +78,17 @@ class Windows:
                 rows = rows.view(images, run.tokens, *mixed.shape[1:])
                 rows.copy_(answers[:, :, : run.tokens].transpose(1, 2))
         return packing.shaped(mixed.flatten(1))
+
+    def query_size(self, tokens: int) -> int:
+        """Rows of the window for the queries of so many tokens."""
+        exact = tokens == self.unpruned or tokens % QUERY_STEP == 1
+        return tokens if exact else -(-tokens // QUERY_STEP) * QUERY_STEP
+
+    def key_size(self, tokens: int) -> int:
+        """Rows of the window for the keys and values of so many tokens."""
+        behind = tokens % KEY_STEP
+        exact = behind == 1 or (tokens == self.unpruned and behind <= _FEW_BEHIND)
+        return tokens if exact else -(-tokens // KEY_STEP) * KEY_STEP
 
 
 def _windows(

@@ -29,31 +29,35 @@ def test_exact_is_timms_kernel(
     rows = torch.zeros(1, dtype=dtype)
     with torch.inference_mode():
         assert Blocks.of(family, rows, exact=True).way == Runs(fused)
-        assert Blocks.of(family, rows, exact=False).way == way_for(family.blocks[0].attn, rows) != Runs(fused)
+        assert (
+            Blocks.of(family, rows, exact=False).way
+            == way_for(family.blocks[0].attn, rows, family.architecture.tokens)
+            != Runs(fused)
+        )
 
 
 def test_on_a_cpu(make_vit: MakeViT) -> None:
     """Windows in bfloat16, but for training, which takes the plain form there; runs in float32."""
     attn = make_vit(depth=1).blocks[0].attn
     half = torch.zeros(1, dtype=torch.bfloat16)
-    assert way_for(attn, half) == Runs(fused=False)
+    assert way_for(attn, half, 17) == Runs(fused=False)
     with torch.inference_mode():
-        assert way_for(attn, half) == Windows()
-        assert way_for(attn, half.float()) == Runs(fused=True)
+        assert way_for(attn, half, 17) == Windows(unpruned=17)
+        assert way_for(attn, half.float(), 17) == Runs(fused=True)
         attn.fused_attn = False
-        assert way_for(attn, half.float()) == Runs(fused=False)
+        assert way_for(attn, half.float(), 17) == Runs(fused=False)
 
 
 def test_in_training_autocast_decides(make_vit: MakeViT) -> None:
     """There the rows are float32, and what is computed of them is not."""
     attn, rows = make_vit(depth=1).blocks[0].attn, torch.zeros(1)
-    assert way_for(attn, rows) == Runs(fused=True)
+    assert way_for(attn, rows, 17) == Runs(fused=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert way_for(attn, rows) == Runs(fused=False)
+        assert way_for(attn, rows, 17) == Runs(fused=False)
 
 
 def test_one_call_where_the_kernel_is(make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch) -> None:
     """And runs, where images are alike or it cannot be."""
     attn, rows = make_vit(depth=1).blocks[0].attn, torch.zeros(1)
     monkeypatch.setattr(models.attend.choice, "takes_varlen", lambda _attn, _rows: True)
-    assert way_for(attn, rows) == Varlen(Runs(fused=True))
+    assert way_for(attn, rows, 17) == Varlen(Runs(fused=True))

@@ -12,15 +12,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.attend.windows import STEP, Windows, takes_windows
+from models.attend.windows import KEY_STEP, QUERY_STEP, Windows, takes_windows
 from models.pruned_vit import PrunedViT
 from models.ragged import Packing, Tokens, rounded
 from models.schedule import Pruning
 
 HEADS, WIDTH = 3, 8
+# Tokens of an unpruned image.
+UNPRUNED = 37
 
 images = st.lists(
-    st.integers(1, 3 * STEP).flatmap(lambda length: st.tuples(st.integers(1, length), st.just(length))),
+    st.integers(1, 3 * QUERY_STEP).flatmap(lambda length: st.tuples(st.integers(1, length), st.just(length))),
     min_size=1,
     max_size=5,
 )
@@ -42,7 +44,7 @@ def attended(
     """By windows, of tokens of which nothing else is asked."""
     ids = torch.zeros(0, dtype=torch.int64)
     tokens, of_source = (Tokens(parts[0], one, one.lengths, ids, bias=bias) for one in (packing, source))
-    return Windows().attend(attn, parts, tokens, of_source, 0)
+    return Windows(UNPRUNED).attend(attn, parts, tokens, of_source, 0)
 
 
 @given(images=images, seed=st.integers(0, 9), weighted=st.booleans())
@@ -51,6 +53,8 @@ def attended(
     images=[(17, 17), (32, 32), (5, 5)], seed=1, weighted=True
 )  # queries, keys and values of the same rows
 @example(images=[(20, 20)] * 11, seed=0, weighted=True)  # groups of eight, two and one
+@example(images=[(UNPRUNED, UNPRUNED)] * 2, seed=2, weighted=True)  # windows without zeros
+@example(images=[(33, 47), (17, 33)], seed=3, weighted=True)  # some without zeros, in a stage
 def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, weighted: bool) -> None:
     """As softmax(q k / sqrt(d) + bias) v in float64 of each image by itself, and with the same bits as in a
     batch of its own; rows behind the images are 0."""
@@ -79,6 +83,27 @@ def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, 
             alone = attended(attn, (q[own].flatten(1), kv[keys]), one, its_source, own_bias)
             assert alone.flatten(0, 1).equal(mixed[own])
     assert not mixed[sum(kept) :].any()
+
+
+@given(unpruned=st.integers(1, 600), tokens=st.integers(1, 600))
+@example(unpruned=257, tokens=129)
+@example(unpruned=197, tokens=197)
+def test_windows_hold_the_tokens_in_few_sizes(unpruned: int, tokens: int) -> None:
+    """A size is a multiple of its step, or one more, or that of an unpruned image; zeros are fewer than a
+    step."""
+    windows = Windows(unpruned)
+    for size, step in ((windows.query_size(tokens), QUERY_STEP), (windows.key_size(tokens), KEY_STEP)):
+        assert tokens <= size < tokens + step
+        assert size % step in (0, 1) or size == tokens == unpruned
+
+
+def test_common_lengths_have_windows_without_zeros() -> None:
+    """Of 16 x 16 patches and one CLS token: all, a half, a quarter and an eighth of the patches. Of 14 x 14:
+    all of them, whose last 5 keys cost less than 27 more."""
+    for tokens in (257, 129, 65, 33):
+        assert Windows(257).query_size(tokens) == Windows(257).key_size(tokens) == tokens
+    assert (Windows(197).query_size(197), Windows(197).key_size(197)) == (197, 197)
+    assert (Windows(187).query_size(187), Windows(187).key_size(187)) == (187, 192)
 
 
 class Shapes(TorchDispatchMode):
