@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 import pillow_heif
 import pytest
@@ -10,6 +11,11 @@ from PIL import Image
 
 # As the command line does: the tests share their cores with servers of their own. Before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Tests start hundreds of Python processes. Where the environment forbids files of bytecode, each would
+# compile torch and timm again, which is nearly half of what a server's start costs.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # No deadline: the machine may be busy, and no test here is about time.
 settings.register_profile("trimvit", deadline=None, print_blob=True)

@@ -39,12 +39,12 @@ os.fork = full
     "endless": "import time\ntime.sleep(600)",
     # Tells of itself in a file, replaced at once; then ends as it is told, or waits to be ended.
     "program": """
-import json, os, signal, sys, time
+import gc, json, os, signal, sys, time
 from pathlib import Path
 from app.processes.lifeline import die_with_parent
 die_with_parent()
 said = {"environment": dict(os.environ), "heavy": "heavy" in sys.modules}
-said |= {"name": __name__, "pid": os.getpid()}
+said |= {"name": __name__, "pid": os.getpid(), "collects": gc.isenabled()}
 said["blocked"] = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 Path(f"{os.environ['SAY']}.{os.getpid()}").write_text(json.dumps(said))
 Path(f"{os.environ['SAY']}.{os.getpid()}").replace(os.environ["SAY"])
@@ -108,6 +108,7 @@ async def test_a_fork_has_what_was_imported_and_its_own_environment(modules: Pat
         assert (told["heavy"], told["name"], told["pid"]) == (True, "__main__", process.pid)
         assert isinstance(told["environment"], dict)
         assert told["environment"]["NUMBER"] == "7"
+        assert told["collects"], "garbage is collected, though not during the imports"
         assert "ONLY_ITS_OWN" not in told["environment"]
         assert told["blocked"] == []
         assert process.returncode is None
