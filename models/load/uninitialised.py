@@ -17,6 +17,8 @@ _DRAWS = frozenset(
         nn.init.kaiming_uniform_,
     )
 )
+# What timm does with what was drawn.
+_OF_DRAWN = frozenset((Tensor.mul_, Tensor.add_, Tensor.clamp_))
 
 
 class Uninitialised(TorchFunctionMode):
@@ -30,8 +32,10 @@ class Uninitialised(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Nothing is drawn; everything else is done."""
+        """Nothing is drawn, or brought into shape where it would have been drawn; everything else is done."""
         named = kwargs or {}
         if func in _DRAWS:
             return args[0] if args else named["tensor"]
+        if func in _OF_DRAWN and isinstance(args[0], nn.Parameter):
+            return args[0]
         return func(*args, **named)

@@ -1,6 +1,7 @@
 """Keys, TLS and the operations port, in real processes."""
 
 import hashlib
+import os
 import re
 import shutil
 import socket
@@ -14,26 +15,27 @@ import pytest
 
 from tests.app.security.test_tls import self_signed
 from tests.system.photographs import SHIPPED
-from tests.system.server import TRIMVIT, Server, running_server, wait_until
+from tests.system.server import CLIENT, ENVIRONMENT, TRIMVIT, Server, is_ready, running_server, wait_until
 
 COFFEE = (SHIPPED / "coffee.jpg").read_bytes()
 ALICE, BOB, CAROL = "alices-secret-key-1", "bobs-secret-key-22", "carols-secret-key-3"
 
 
-def test_keys_are_asked_for_rotated_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_asked_for_rotated_and_never_shown(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Keys of a file and of the environment; a changed file counts in every process within seconds, without
     a restart; no log line and no worker's environment holds a key."""
     keys = tmp_path / "keys"
     hashed = hashlib.sha256(ALICE.encode()).hexdigest()
     keys.write_text(f"alice:sha256:{hashed}\n")
     monkeypatch.setenv("TRIMVIT_API_KEYS", f"bob:{BOB}")
-    with running_server(
-        tmp_path, "--api-keys-file", str(keys), "--http-workers", "2", "--log-level", "debug"
-    ) as server:
+    flags = ("--api-keys-file", str(keys), "--http-workers", "2", "--log-level", "debug")
+    with running_server(tmp_path, "--model", str(calibrated), *flags) as server:
 
         def status(key: str | None) -> int:
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-            return httpx.post(
+            return CLIENT.post(
                 f"{server.url}/v1/classify", content=COFFEE, headers=headers, timeout=60
             ).status_code
 
@@ -54,16 +56,19 @@ def test_keys_are_asked_for_rotated_and_never_shown(tmp_path: Path, monkeypatch:
         assert secret not in log
 
 
-def test_tls_and_operations_on_a_port_of_their_own(tmp_path: Path) -> None:
+def test_tls_and_operations_on_a_port_of_their_own(calibrated: Path, tmp_path: Path) -> None:
     """HTTPS by certificate and key; plain HTTP is refused in words there. Probes and metrics have their own
     listener, and the main port serves no metrics."""
     settings = self_signed(tmp_path)
     assert settings.tls_certificate is not None
     log = tmp_path / "server.log"
     flags = ["--tls-certificate", str(settings.tls_certificate), "--tls-key", str(settings.tls_key)]
+    flags += ["--model", str(calibrated)]
     with log.open("wb") as sink:
         supervisor = subprocess.Popen(
-            [TRIMVIT, "serve", "--port", "0", "--operations-port", "0", *flags], stderr=sink
+            [TRIMVIT, "serve", "--port", "0", "--operations-port", "0", *flags],
+            stderr=sink,
+            env={**ENVIRONMENT, **os.environ},
         )
     try:
         wait_until(lambda: "operations on" in log.read_text(), "both listeners")
@@ -73,13 +78,7 @@ def test_tls_and_operations_on_a_port_of_their_own(tmp_path: Path) -> None:
         assert beside is not None
         url, operations = main[1], beside[1]
 
-        def ready() -> bool:
-            try:
-                return httpx.get(f"{operations}/readyz").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_until(ready, f"the server to be ready; its log:\n{log.read_text()}")
+        wait_until(lambda: is_ready(operations), f"the server to be ready; its log:\n{log.read_text()}")
         trusting = ssl.create_default_context(cafile=settings.tls_certificate)
         with httpx.Client(verify=trusting, timeout=60) as client:
             assert client.post(f"{url}/v1/classify", content=COFFEE).status_code == 200

@@ -9,14 +9,14 @@ import psutil
 import pytest
 
 from tests.system.photographs import SHIPPED, photographs
-from tests.system.server import Server, running_server, wait_until
+from tests.system.server import CLIENT, Server, running_server, wait_until
 from tests.system.small_network import PHOTOGRAPHS, save_small_network
 
 CHINA = (SHIPPED / "china.jpg").read_bytes()
 
 
 def classify(server: Server, image: bytes, **options: object) -> httpx.Response:
-    return httpx.post(
+    return CLIENT.post(
         f"{server.url}/v1/classify",
         params={name: str(value) for name, value in options.items()},
         content=image,

@@ -9,13 +9,14 @@ import subprocess
 import time
 
 from benchmarks.server import end
-from tests.system.server import READY_WITHIN_S, TRIMVIT
+from tests.system.server import ENVIRONMENT, READY_WITHIN_S, TRIMVIT
 
 
 def test_a_terminal_is_told_what_is_served_and_what_to_try() -> None:
     """Once, when the server is ready; the curl line works as it stands."""
     terminal, stderr = pty.openpty()
-    server = subprocess.Popen([TRIMVIT, "serve", "--port", "0", "--http-workers", "2"], stderr=stderr)
+    command = [TRIMVIT, "serve", "--port", "0", "--http-workers", "2"]
+    server = subprocess.Popen(command, stderr=stderr, env={**ENVIRONMENT, **os.environ})
     os.close(stderr)
     try:
         screen = read_until(terminal, "Ctrl-C stops the server.")
