@@ -2,6 +2,9 @@
 
 Pure Python: the front end, the scheduler and the model all count with these functions, so every
 length in a batch is known on the host before anything is launched.
+
+Above 300 lines: counts follow from a pruning, costs from counts, and a keep ratio is solved for a cost, so
+one chain of formulas stands in one place.
 """
 
 import math
@@ -296,9 +299,8 @@ def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Re
             "of the unpruned model"
         )
     low, high = 1, _RATIO_STEPS
-    while (
-        low < high
-    ):  # compute never falls as the ratio rises, so the last step that fits is found by halving
+    # `compute` never falls as the ratio rises, so the last step that fits is found by halving.
+    while low < high:
         middle = (low + high + 1) // 2
         if compute(arch, stages, middle / _RATIO_STEPS, reducer) <= share:
             low = middle

@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from app.commands.address import connecting, server_url, why
 from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
-from app.commands.load import ANSWERED, Mix, Outcome, Sample, closed_loop, open_loop, poisson_arrivals
+from app.commands.load import ANSWERED, Mix, Sample, closed_loop, open_loop, poisson_arrivals
+from app.commands.loaded_server import Sender, described, refuse_what_is_refused
 from app.commands.photographs import in_folder
 from app.commands.summary import Summary, summarise
 from app.inference.options import Share
 from app.processes import background
 from app.settings.variables import plain
-from app.wrong_values import no_such
 from models.image_files import decoded_endings
 from models.names import shown
 
@@ -34,9 +34,6 @@ KEY_VARIABLE = "TRIMVIT_API_KEY"
 EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
 
 _MOST_PHOTOGRAPHS = 256  # held in memory; more make no difference to a server that remembers none
-CLASSIFY, EMBED = "/v1/classify", "/v1/embed"
-
-_PROBLEM = "urn:trimvit:problem:"
 
 
 class BenchConfig(BaseModel):
@@ -189,12 +186,12 @@ async def _load(
         **connecting(url),
     )
     async with client:
-        model, path = await _described(client, url, config.asked_model)
+        model, path = await described(client, url, config.asked_model)
         draw = random.Random(config.seed)
         options = config.options if config.model is None else {**config.options, "model": config.model}
-        send = _Sender(client, path, images, options, draw)
+        send = Sender(client, path, images, options, draw)
         mix = Mix(config.keep_ratios, draw)
-        await _refuse_what_is_refused(client, send.request(mix()), url)
+        await refuse_what_is_refused(client, send.request(mix()), url)
         total_s = config.warmup_s + config.duration_s
         with tqdm(
             total=round(total_s), unit="s", bar_format="{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}",
@@ -217,80 +214,6 @@ async def _tick(progress: "tqdm[Any]", samples: Sequence[Sample]) -> None:
         await asyncio.sleep(1)
         progress.set_postfix_str(f"{len(samples)} images", refresh=False)
         progress.update(1)
-
-
-async def _described(client: httpx.AsyncClient, url: str, asked: str | None) -> tuple[dict[str, str], str]:
-    """The model that is asked, by default the first, and the route that it answers."""
-    answer = await client.get("/v1/models")
-    try:
-        document = answer.json()
-        if answer.status_code == 200:
-            models = {str(model["name"]): model for model in document["models"]}
-            name = next(iter(models)) if asked is None else asked
-            if name in models:
-                path = CLASSIFY if models[name]["labels"] else EMBED
-                return {each: models[name][each] for each in ("name", "device", "dtype")}, path
-            refusal = f"{url}: {no_such('model', name, models)}"
-        else:
-            refusal = f"{url} answers with {answer.status_code}: {document['detail']}"
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise ValueError(
-            f"{url} does not answer as a TrimViT server (/v1/models: {answer.status_code}); is it another "
-            "server's address?"
-        ) from error
-    raise ValueError(refusal)
-
-
-async def _refuse_what_is_refused(client: httpx.AsyncClient, request: httpx.Request, url: str) -> None:
-    """One image before all others: what the server will never answer need not be sent for a minute."""
-    answer = await client.send(request)
-    if answer.is_client_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
-        try:
-            detail = answer.json()["detail"]
-        except (ValueError, KeyError, TypeError):
-            detail = answer.text[:200]
-        raise ValueError(f"{url} refuses the image with {answer.status_code}: {detail}")
-
-
-class _Sender:
-    """Sends one of the images, drawn at random, over connections that are kept."""
-
-    def __init__(
-        self,
-        client: httpx.AsyncClient,
-        path: str,
-        images: Sequence[bytes],
-        options: dict[str, str],
-        draw: random.Random,
-    ) -> None:
-        self._client = client
-        self._path = path
-        self._images = images
-        self._options = options
-        self._draw = draw
-
-    def request(self, keep_ratio: float | None) -> httpx.Request:
-        """For one image; None is the server's default ratio."""
-        own = {} if keep_ratio is None else {"keep_ratio": repr(keep_ratio)}
-        image = self._draw.choice(self._images)
-        return self._client.build_request("POST", self._path, content=image, params={**self._options, **own})
-
-    async def __call__(self, keep_ratio: float | None) -> Outcome:
-        try:
-            answer = await self._client.send(self.request(keep_ratio))
-        except httpx.TimeoutException:
-            return Outcome("timeout")
-        except httpx.TransportError as error:
-            return Outcome(f"no answer ({type(error).__name__})")
-        status = str(answer.status_code)
-        try:
-            document = answer.json()
-            if status == ANSWERED:
-                (result,) = document["results"]
-                return Outcome(status, compute=result["compute"], cached=result.get("cached", False))
-            return Outcome(status, document["type"].removeprefix(_PROBLEM))
-        except (ValueError, KeyError, TypeError, IndexError):
-            return Outcome(f"{status} (not TrimViT's)")
 
 
 def _report(config: BenchConfig, url: str, model: dict[str, str], photographs: int, summary: Summary) -> str:

@@ -32,9 +32,10 @@ from app.telemetry import metrics
 from app.telemetry.rarely import Rarely
 from app.worker.backend import Backend, Job
 from app.worker.connection import Connection, Gone
+from app.worker.faults import show_faults, tell_of_faults
 from app.worker.held_models import HeldModels
 from app.worker.model_loader import ModelLoader, Told
-from app.worker.parts import BackendBroken, Computed, compute_in_parts, refuse_lost
+from app.worker.parts import BackendBroken, compute_in_parts, refuse_lost
 from app.worker.streams import Streams
 from models.schedule import UNPRUNED
 
@@ -49,10 +50,6 @@ MOST_HELD = 4  # images whose pixels are kept to be run again
 
 # What is asked of an image that is run for ourselves.
 _CHECKED = Ask(pruning=UNPRUNED, top_k=1)
-_FAULTS = {
-    "worker-fault": "computing it alone failed, though a blank image can be computed",
-    "no-number": "its scores are not finite numbers",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +218,7 @@ class WorkerLoop:
             load_s = (time.monotonic() - began) / len(self._models)
             # Or a quarter of the load, in which a few batches were computed.
             self._progress.first_s = max(load_s / 4, *(model.full_batch_s for model in self._models.all))
-            for fault in _FAULTS:  # there from the start, so that the first shows as a rise
-                metrics.IMAGES_FAILED.labels(fault)
+            show_faults()
             self._tell_of_memory()
             self._ready = True
         except BaseException as error:
@@ -266,7 +262,7 @@ class WorkerLoop:
         connection.send(
             Done(batch.number, computed.results, seconds, computed.at_once, computed.memory_was_short)
         )
-        _tell_of_faults(batch, computed)
+        tell_of_faults(batch, computed)
         self._tell_of_memory()
 
     def _tell_of_memory(self) -> None:
@@ -285,17 +281,3 @@ class WorkerLoop:
                 refuse_lost(error)
                 log.exception("an image that was to be run again unpruned failed")
         connection.send(Checked(check.hold, label))
-
-
-def _tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
-    """In the log: which images have no result, and what was raised."""
-    images = len(batch.images)
-    for error in computed.errors:
-        log.error("computing a batch of %d images failed:\n%s", images, error.rstrip())
-    for order, result in zip(batch.images, computed.results, strict=True):
-        if not isinstance(result, Prediction) and result in _FAULTS:
-            metrics.IMAGES_FAILED.labels(result).inc()
-            log.error(
-                "one image of a batch of %d is refused (%s), the others are answered; it asked for %s",
-                *(images, _FAULTS[result], order.ask.pruning),
-            )

@@ -9,12 +9,9 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
+from timm.optim import list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,7 +20,7 @@ from tqdm import tqdm
 from models.device import choose_device
 from models.families import Network
 from models.files import write_whole
-from models.load import HEADS, Card, create, input_spec_of, read_card, save
+from models.load import HEADS, create, input_spec_of, read_card, save
 from models.names import shown
 from models.normalise import normalise
 from models.pruned_vit import PrunedViT
@@ -37,9 +34,11 @@ from models.training.labelled import label_names, tell, training_order
 from models.training.loading import Batches, BrokenImageError, BrokenImages
 from models.training.mixing import Mixing
 from models.training.objective import load_teacher, loss_of
+from models.training.optimizing import optimizer_of, schedule_of
 from models.training.processes import Processes, joined, of_environment
 from models.training.recording import Recorder
-from models.training.resuming import BEST, CHECKPOINT, Run, State, digest_of_names
+from models.training.resuming import BEST, CHECKPOINT, Run, State
+from models.training.run_identity import card_of, fingerprint
 from models.training.validation import Validation
 
 
@@ -77,7 +76,7 @@ class _Training:
         if config.optimizer not in list_optimizers():
             raise ValueError(f"--optimizer {config.optimizer!r} is none of timm's; adamw is the usual one")
         self.classes, self.samples, self.labels = _training_images(config)
-        self.folder = Run(config.output, _fingerprint(config, self.classes, self.labels, self.samples))
+        self.folder = Run(config.output, fingerprint(config, self.classes, self.labels, self.samples))
         if processes.leads:
             self.folder.prepare(config.data)
         processes.wait()
@@ -100,7 +99,7 @@ class _Training:
             own = self.model.stages
             self.model = PrunedViT(vit, stages_of(config.stages, None, own, self.model.arch.depth))
         self.model.train()
-        self.card = _card(config, self.model, self.classes, self.labels, start.model_args)
+        self.card = card_of(config, self.model, self.classes, self.labels, start.model_args)
         self.spec = input_spec_of(vit)
         self.teacher = load_teacher(config, self.model, device)
         self.begun_once = self.teacher is not None and begin_alike(self.model, self.teacher)
@@ -122,8 +121,8 @@ class _Training:
         ema = None
         if config.ema_decay is not None:
             ema = ModelEmaV3(vit, decay=config.ema_decay, use_warmup=True)
-        self.state = State(vit, _optimizer(config, vit), ema)
-        self.schedule = _schedule(config, self.state.optimizer, self.steps)
+        self.state = State(vit, optimizer_of(config, vit), ema)
+        self.schedule = schedule_of(config, self.state.optimizer, self.steps)
         self.folder.resume(self.state, self.broken)
 
     def run(self) -> TrainReport:
@@ -261,31 +260,6 @@ class _Training:
             write_whole(output / CHECKPOINT, lambda file: file.write(content))
 
 
-def _optimizer(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:
-    return create_optimizer_v2(
-        vit,
-        opt=config.optimizer,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
-    )
-
-
-def _schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.schedule,
-        num_epochs=steps,  # steps are what is counted here
-        updates_per_epoch=1,
-        step_on_epochs=False,
-        min_lr=config.learning_rate / 100,
-        warmup_epochs=round(steps * config.warmup_share),
-        warmup_lr=config.learning_rate / 100,
-        warmup_prefix=True,
-    )
-    return schedule
-
-
 def _draw(config: TrainConfig, step: int) -> Pruning:
     draw = random.Random(hash((config.seed, step)))
     ratio = draw.uniform(config.min_keep_ratio, config.max_keep_ratio)
@@ -310,46 +284,3 @@ def _refuse_a_lost_class(batch: Batch, batch_size: int) -> None:
     if len(batch.numbers) < batch_size:
         folder = batch.broken[-1].path.parent
         raise BrokenImageError(f"none of the images of {shown(folder)} can be read: {batch.broken[-1]}")
-
-
-def _fingerprint(
-    config: TrainConfig, classes: tuple[str, ...], labels: tuple[str, ...], samples: list[Sample]
-) -> dict[str, object]:
-    """What must not change between the parts of one run; where it runs and lies and how it reads may."""
-    left_out = {"data", "labels", "workers", "broken_images", "save_every", "output", "device", "track"}
-    # Runs that began before there was a choice go on.
-    if config.stages is None:
-        left_out.add("stages")
-    if config.frozen_blocks == 0:
-        left_out.add("frozen_blocks")
-    return {
-        **config.model_dump(mode="json", exclude=left_out),
-        "classes": list(classes),
-        "labels": list(labels),
-        "images": digest_of_names((path for path, _ in samples), config.data),
-    }
-
-
-def _card(
-    config: TrainConfig,
-    model: PrunedViT,
-    classes: tuple[str, ...],
-    labels: tuple[str, ...],
-    model_args: dict[str, Any],
-) -> Card:
-    left_out = {
-        *("data", "output", "weights", "labels", "teacher", "validation_data"),
-        *("broken_images", "device", "track"),
-    }
-    return Card(
-        architecture=config.architecture,
-        labels=labels,
-        input=input_spec_of(model.vit),
-        stages=model.stages,
-        criterion=config.criteria[0],
-        reducer=config.reducers[0],
-        model_args={**model_args, "num_classes": len(classes), "img_size": config.image_size},
-        patch_stride=config.patch_stride,
-        origin=config.model_dump(mode="json", exclude=left_out),
-        folders=classes,
-    )

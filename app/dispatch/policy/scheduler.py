@@ -148,25 +148,19 @@ class Scheduler:
             wanted = self._wanted(entry, self.depth, now)
             return Refusal("queue-full", self._ahead(entry, wanted, self.depth, streams).wait_s)
         found = self._place(entry, streams, now)
-        if found is not None:
-            depth, own, place = found
-            self._brown_out.deepen(depth, place.wait_s, now)
-            if place.wait_s > _COMFORT * place.spare_s:
-                self._brown_out.press(place.wait_s, now)
-            lowered = entry.at_least(own if own > depth else 0)
-            self._accept(lowered.leaving(place.batch_slack_s), self._hopeless_at(lowered))
-            return None
-        if streams.idle and now >= self._probed + _PROBE_EVERY_S:
+        if isinstance(found, Refusal):
+            if not streams.idle or now < self._probed + _PROBE_EVERY_S:
+                return found
             self._probed = now
             self._accept(entry.at_least(DEPTHS - 1), entry.deadline)
             return None
-        wanted = self._wanted(entry, DEPTHS - 1, now)
-        ahead = self._ahead(entry, wanted, DEPTHS - 1, streams)
-        refused = refusal(wanted, ahead, streams)
-        if refused is None:  # in time after all, by batches of images that are lowered as far as this one
-            lowered = entry.at_least(DEPTHS - 1).leaving(place_of(wanted, ahead, streams).batch_slack_s)
-            self._accept(lowered, self._hopeless_at(lowered))
-        return refused
+        depth, own, place = found
+        self._brown_out.deepen(depth, place.wait_s, now)
+        if place.wait_s > _COMFORT * place.spare_s:
+            self._brown_out.press(place.wait_s, now)
+        lowered = entry.at_least(own if own > depth else 0)
+        self._accept(lowered.leaving(place.batch_slack_s), self._hopeless_at(lowered))
+        return None
 
     def readmit(self, entry: Entry, now: float) -> None:
         """Queue an entry that had been accepted before, when another worker or another dispatcher was there:
@@ -301,9 +295,9 @@ class Scheduler:
         work_s = self._work_before(entry.caller, entry.priority, wanted.seconds, depth)
         return ahead_of(wanted, work_s, streams)
 
-    def _place(self, entry: Entry, streams: Streams, now: float) -> tuple[int, int, Place] | None:
+    def _place(self, entry: Entry, streams: Streams, now: float) -> tuple[int, int, Place] | Refusal:
         """The least depth of brown-out under which the entry is in time, under that the least of its own, and
-        its place then. None if it would be late under the deepest."""
+        its place then. A Refusal if it would be late under the deepest."""
         for depth in range(self.depth, DEPTHS):
             wanted = self._wanted(entry, depth, now)
             ahead = self._ahead(entry, wanted, depth, streams)
@@ -315,9 +309,16 @@ class Scheduler:
                     return depth, own, place
                 if entry.seconds[own] <= entry.seconds[-1]:  # a deeper one changes nothing
                     break
-            if self._queue.work[depth] <= self._queue.work[-1]:
+            if self._queue.work[depth] <= self._queue.work[-1]:  # a deeper one frees nothing
                 break
-        return None
+        # Batches of images that are lowered as far as this one may be still larger than those tried above.
+        wanted = self._wanted(entry, DEPTHS - 1, now)
+        ahead = self._ahead(entry, wanted, DEPTHS - 1, streams)
+        return refusal(wanted, ahead, streams) or (
+            self.depth,
+            DEPTHS - 1,
+            place_of(wanted, ahead, streams),
+        )
 
     def _hopeless_at(self, entry: Entry) -> float:
         """When it can no longer be computed in time: it is given up then, and costs nobody else theirs."""

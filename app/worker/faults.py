@@ -1,0 +1,35 @@
+"""Images without a result, as the log and the metrics tell of them."""
+
+import logging
+
+from app.messages.image import Prediction
+from app.messages.to_worker import Batch
+from app.telemetry import metrics
+from app.worker.parts import Computed
+
+log = logging.getLogger(__name__)
+
+_FAULTS = {
+    "worker-fault": "computing it alone failed, though a blank image can be computed",
+    "no-number": "its scores are not finite numbers",
+}
+
+
+def show_faults() -> None:
+    """Give the metric a value for each fault from the start, so that the first fault shows as a rise."""
+    for fault in _FAULTS:
+        metrics.IMAGES_FAILED.labels(fault)
+
+
+def tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
+    """What was raised, and which images of the batch are refused and why."""
+    images = len(batch.images)
+    for error in computed.errors:
+        log.error("computing a batch of %d images failed:\n%s", images, error.rstrip())
+    for order, result in zip(batch.images, computed.results, strict=True):
+        if not isinstance(result, Prediction) and result in _FAULTS:
+            metrics.IMAGES_FAILED.labels(result).inc()
+            log.error(
+                "one image of a batch of %d is refused (%s), the others are answered; it asked for %s",
+                *(images, _FAULTS[result], order.ask.pruning),
+            )

@@ -1,0 +1,53 @@
+"""What a training run is known by: its fingerprint, by which it is resumed, and its checkpoint's card."""
+
+from typing import Any
+
+from models.load import Card, input_spec_of
+from models.pruned_vit import PrunedViT
+from models.training.config import TrainConfig
+from models.training.data import Sample
+from models.training.resuming import digest_of_names
+
+
+def fingerprint(
+    config: TrainConfig, classes: tuple[str, ...], labels: tuple[str, ...], samples: list[Sample]
+) -> dict[str, object]:
+    """What must not change between the parts of one run; where it runs and lies and how it reads may."""
+    left_out = {"data", "labels", "workers", "broken_images", "save_every", "output", "device", "track"}
+    # Runs that began before there was a choice go on.
+    if config.stages is None:
+        left_out.add("stages")
+    if config.frozen_blocks == 0:
+        left_out.add("frozen_blocks")
+    return {
+        **config.model_dump(mode="json", exclude=left_out),
+        "classes": list(classes),
+        "labels": list(labels),
+        "images": digest_of_names((path for path, _ in samples), config.data),
+    }
+
+
+def card_of(
+    config: TrainConfig,
+    model: PrunedViT,
+    classes: tuple[str, ...],
+    labels: tuple[str, ...],
+    model_args: dict[str, Any],
+) -> Card:
+    """What the checkpoint says of itself; of the settings, none that name a place."""
+    left_out = {
+        *("data", "output", "weights", "labels", "teacher", "validation_data"),
+        *("broken_images", "device", "track"),
+    }
+    return Card(
+        architecture=config.architecture,
+        labels=labels,
+        input=input_spec_of(model.vit),
+        stages=model.stages,
+        criterion=config.criteria[0],
+        reducer=config.reducers[0],
+        model_args={**model_args, "num_classes": len(classes), "img_size": config.image_size},
+        patch_stride=config.patch_stride,
+        origin=config.model_dump(mode="json", exclude=left_out),
+        folders=classes,
+    )
