@@ -5,6 +5,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,13 @@ from torch import Tensor
 
 from benchmarks.rounds import Contestant
 
-_PACKAGES = ("openvino", "onnxruntime", "onnx", "onnxscript")
+_PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx", "onnxscript")
 
 # Largest difference from timm's logits, as a share of the largest of them.
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.3}
+
+# NNCF finds the ranges of activations on at most so many batches.
+_CALIBRATION_BATCHES = 4
 
 
 class MissingPackageError(RuntimeError):
@@ -39,19 +44,24 @@ def require_packages() -> None:
 
 
 def references(vit: VisionTransformer, batches: Sequence[Tensor]) -> dict[str, Contestant]:
-    """OpenVINO in float32 and bfloat16 and ONNX Runtime in float32, for batches of one size, on all cores.
+    """OpenVINO in float32, bfloat16 and int8 and ONNX Runtime in float32 and int8, for batches of one size, on
+    all cores.
 
-    ``vit`` and ``batches`` are float32 on the CPU. Raises RuntimeError where a runtime's logits differ from
+    OpenVINO's int8 has one range of activations for each layer, found by NNCF on the first of ``batches``;
+    what is not int8 is computed in the fastest dtype of the CPU. ONNX Runtime's finds the range of each batch
+    as it comes. ``vit`` and ``batches`` are float32 on the CPU. Raises RuntimeError where a runtime's logits differ from
     timm's: what computes something else is no reference.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.export.export(vit, (batches[0],))
-        openvino = _from_openvino(exported, batches[0])
+        openvino, onnx = _from_openvino(exported, batches[0]), _to_onnx(exported)
         found = {
-            "OpenVINO float32": _openvino(openvino, "f32", batches),
-            "OpenVINO bfloat16": _openvino(openvino, "bf16", batches),
-            "ONNX Runtime float32": _onnxruntime(exported, batches),
+            "OpenVINO float32": _openvino(openvino, {"INFERENCE_PRECISION_HINT": "f32"}, batches),
+            "OpenVINO bfloat16": _openvino(openvino, {"INFERENCE_PRECISION_HINT": "bf16"}, batches),
+            "OpenVINO int8": _openvino(_quantised_by_nncf(openvino, batches), {}, batches),
+            "ONNX Runtime float32": _onnxruntime(onnx, batches),
+            "ONNX Runtime int8": _onnxruntime(_quantised_by_onnxruntime(onnx), batches),
         }
     for name, contestant in found.items():
         _check(name, contestant, vit, batches[0])
@@ -68,11 +78,19 @@ def _from_openvino(exported: torch.export.ExportedProgram, pixels: Tensor) -> An
     return model
 
 
-def _openvino(model: Any, precision: str, batches: Sequence[Tensor]) -> Contestant:
+def _quantised_by_nncf(model: Any, batches: Sequence[Tensor]) -> Any:
+    import nncf
+
+    arrays = [batch.numpy() for batch in batches[:_CALIBRATION_BATCHES]]
+    return nncf.quantize(
+        model, nncf.Dataset(arrays), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(arrays)
+    )
+
+
+def _openvino(model: Any, settings: dict[str, str], batches: Sequence[Tensor]) -> Contestant:
     import openvino
 
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
+    settings = settings | {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch
     }
@@ -85,17 +103,33 @@ def _openvino(model: Any, precision: str, batches: Sequence[Tensor]) -> Contesta
     return Contestant(len(arrays[0]), run)
 
 
-def _onnxruntime(exported: torch.export.ExportedProgram, batches: Sequence[Tensor]) -> Contestant:
-    import onnxruntime
-
+def _to_onnx(exported: torch.export.ExportedProgram) -> bytes:
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     program = torch.onnx.export(exported, input_names=["pixels"], dynamo=True, verbose=False)
     assert program is not None
+    serialized: bytes = program.model_proto.SerializeToString()
+    return serialized
+
+
+def _quantised_by_onnxruntime(model: bytes) -> bytes:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().setLevel(
+        logging.ERROR
+    )  # it advises to prepare the model, and gives the same after it
+    with TemporaryDirectory() as folder:
+        given, quantised = Path(folder, "given.onnx"), Path(folder, "quantised.onnx")
+        given.write_bytes(model)
+        quantize_dynamic(given, quantised, per_channel=True, weight_type=QuantType.QInt8)
+        return quantised.read_bytes()
+
+
+def _onnxruntime(model: bytes, batches: Sequence[Tensor]) -> Contestant:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     arrays = [batch.numpy() for batch in batches]
 
     def run(turn: int) -> np.ndarray:

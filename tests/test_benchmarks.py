@@ -247,7 +247,7 @@ def test_user(results: Callable[..., list[dict[str, Any]]]) -> None:
 def test_outside_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the runtimes the command ends and names the extra."""
     monkeypatch.setattr(outside, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"not installed: openvino, onnxruntime.*'\.\[bench\]'"):
+    with pytest.raises(SystemExit, match=r"not installed: openvino, nncf, onnxruntime.*'\.\[bench\]'"):
         engine.main(["outside", *SHORT])
 
 
@@ -257,7 +257,8 @@ def test_outside(results: Callable[..., list[dict[str, Any]]]) -> None:
     rows = results("outside", *SHORT, "--batch-sizes", "2", "--ratios", "0.5")
     assert {row["contestant"] for row in rows} == {
         *("timm float32", "keep_ratio 0.5 float32"),
-        *("OpenVINO float32", "OpenVINO bfloat16", "ONNX Runtime float32"),
+        *("OpenVINO float32", "OpenVINO bfloat16", "OpenVINO int8"),
+        *("ONNX Runtime float32", "ONNX Runtime int8"),
     }
     timm = rows[0]["images_per_s"]
     for row in rows:
