@@ -44,13 +44,13 @@ def require_packages() -> None:
 
 
 def references(vit: VisionTransformer, batches: Sequence[Tensor]) -> dict[str, Contestant]:
-    """OpenVINO in float32, bfloat16 and int8 and ONNX Runtime in float32 and int8, for batches of one size, on
-    all cores.
+    """OpenVINO in float32, bfloat16 and int8, and ONNX Runtime in float32 and int8, for batches of one size,
+    on all cores.
 
     OpenVINO's int8 has one range of activations for each layer, found by NNCF on the first of ``batches``;
     what is not int8 is computed in the fastest dtype of the CPU. ONNX Runtime's finds the range of each batch
-    as it comes. ``vit`` and ``batches`` are float32 on the CPU. Raises RuntimeError where a runtime's logits differ from
-    timm's: what computes something else is no reference.
+    as it comes. ``vit`` and ``batches`` are float32 on the CPU. Raises RuntimeError where a runtime's logits
+    differ from timm's: what computes something else is no reference.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -114,9 +114,6 @@ def _to_onnx(exported: torch.export.ExportedProgram) -> bytes:
 def _quantised_by_onnxruntime(model: bytes) -> bytes:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().setLevel(
-        logging.ERROR
-    )  # it advises to prepare the model, and gives the same after it
     with TemporaryDirectory() as folder:
         given, quantised = Path(folder, "given.onnx"), Path(folder, "quantised.onnx")
         given.write_bytes(model)
