@@ -40,7 +40,8 @@ def both(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The bundled model, and a small one that sees 64 x 64 pixels and has defaults of its own."""
     models = ("--model", f"photo={BUNDLED_MODEL}", "--model", f"small={calibrated}")
     own = ("--model-default", "small.keep_ratio=0.5", "--model-default", "small.reducer=fuse")
-    flags = (*models, *own, "--dtype", "float32", "--max-queue-s", "600")
+    patience = ("--max-queue-s", "600", "--default-deadline-ms", "300000")
+    flags = (*models, *own, *patience, "--dtype", "float32")
     with running_server(tmp_path_factory.mktemp("both"), *flags) as running:
         yield running
 

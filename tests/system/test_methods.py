@@ -11,13 +11,13 @@ import torch
 
 from models.classifier import Classifier, ImageRequest
 from models.load import load
-from tests.system.server import Server, running_server
+from tests.system.server import CLIENT, Server, running_server
 from tests.system.small_network import PHOTOGRAPHS, alone
 
 
 def ask(server: Server, image: bytes, **options: object) -> httpx.Response:
     params = {name: str(value).lower() for name, value in options.items()}
-    return httpx.post(f"{server.url}/v1/classify", params=params, content=image, timeout=60)
+    return CLIENT.post(f"{server.url}/v1/classify", params=params, content=image, timeout=60)
 
 
 def result_of(response: httpx.Response) -> dict[str, Any]:
