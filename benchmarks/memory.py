@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.classifier import Classifier, ImageRequest
+from models.offered import OF_ANY_MODEL
 from models.pruned_vit import Pruning
-from models.schedule import CRITERIA, REDUCERS
+from models.schedule import REDUCERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def _random_requests(draw: Random, most_images: int, ratio_decimals: int) -> lis
         ImageRequest(
             Pruning(
                 round(draw.uniform(0.3, 1.0), ratio_decimals),
-                draw.choice(CRITERIA),
+                draw.choice(OF_ANY_MODEL),
                 draw.choice(REDUCERS),
                 seed=draw.randrange(1000),
             ),

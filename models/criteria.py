@@ -149,6 +149,8 @@ RENYI_ORDERS: dict[Criterion, float] = {
 }
 # Criteria that read the attention of all queries.
 OF_THE_MATRIX: frozenset[Criterion] = frozenset((*RENYI_ORDERS, "column_l2"))
+# Criteria that read no attention: what they give a patch is known before the first stage, and stays.
+OF_THE_IMAGE: frozenset[Criterion] = frozenset(("life", "random"))
 
 
 def matrix_importance(
@@ -185,20 +187,15 @@ def importance(
     attention: Float[Tensor, "B H N"],
     *,
     value_norms: Float[Tensor, "B H N"] | None,
-    drawn: Float[Tensor, "B N"] | None,
 ) -> Float[Tensor, "B N"]:
-    """Importance of each patch under any criterion but those of `OF_THE_MATRIX`, from all that one of them
-    may read; never negative.
+    """Importance of each patch under any criterion but those of `OF_THE_MATRIX` and `OF_THE_IMAGE`, from all
+    that one of them may read; never negative.
 
-    ``value_norms``, the Euclidean norms of the value vectors, are there for `mean_value_norm` only,
-    ``drawn``, what `random` gives, for that.
+    ``value_norms``, the Euclidean norms of the value vectors, are there for `mean_value_norm` only.
     """
     if criterion == "mean_value_norm":
         assert value_norms is not None
         return mean_value_norm(attention, value_norms)
-    if criterion == "random":
-        assert drawn is not None
-        return drawn
     return ACROSS_HEADS[criterion](attention)
 
 

@@ -8,9 +8,10 @@ logits are timm's but for rounding. Where it is `exact`, every operation is timm
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,12 +19,14 @@ from models.blocks import Blocks
 from models.families import UnsupportedModelError, family_of
 from models.head import pooled_of
 from models.kept import Kept
+from models.life import LifePredictor, faded, predictor_of
 from models.linear.layer import replace_linears
 from models.linear.plain import PlainLinear
+from models.offered import check_criteria, offered
 from models.plan import End, Group
 from models.pruner import Pruner
 from models.ragged import Packing, Run, Tokens
-from models.schedule import UNPRUNED, Pruning, Rows, Stages, default_stages
+from models.schedule import UNPRUNED, Criterion, Pruning, Rows, Stages, default_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class Output:
 class PrunedViT(nn.Module):
     """A vision transformer whose every image chooses its own pruning; in the mode that the network is in. The
     linear layers of its blocks are replaced by ones that do the same and more (models.linear.plain).
+
+    A network with a life predictor (models.life) can also be pruned by `life`, if its first stage is the
+    block that the predictor was made for. In training mode, with gradients, batches that are pruned by `life`
+    alone lose no patch: patches fade, and the predictor learns from it.
 
     Raises UnsupportedModelError for a model it does not know how to prune.
     """
@@ -64,6 +71,17 @@ class PrunedViT(nn.Module):
         self.train(vit.training)
 
     @property
+    def life_predictor(self) -> LifePredictor | None:
+        """The network's, where the stages can use it."""
+        found = predictor_of(self.vit)
+        return found if found is not None and self.stages.blocks[:1] == (found.block,) else None
+
+    @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """Those that its patches can be judged by."""
+        return offered(predicts_life=self.life_predictor is not None)
+
+    @property
     def feature_width(self) -> int:
         """Numbers of a feature vector (see `Family.features`)."""
         like = next(self.parameters())
@@ -72,7 +90,8 @@ class PrunedViT(nn.Module):
             return self.family.features(self.family.pooled(table, None, None)).shape[1]
 
     def forward(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
-        """Classify normalised ``pixels``; ``prunings`` has one entry per image."""
+        """Classify normalised ``pixels``; ``prunings`` has one entry per image. Raises ValueError for a
+        criterion that the model does not offer (see `criteria`)."""
         if len(prunings) != len(pixels):
             raise ValueError(f"{len(pixels)} images, but {len(prunings)} prunings")
         return self.finish(self.begin(pixels), prunings)
@@ -100,10 +119,24 @@ class PrunedViT(nn.Module):
 
     def finish(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Output:
         """The rest of it, from what `begin` gave."""
+        check_criteria([pruning.criterion for pruning in prunings], self.criteria)
         blocks = self.blocks_for(tokens.rows)
         if not self.stages.blocks or not any(pruning.prunes for pruning in prunings):
             return self._finish_unpruned(blocks, tokens)
-        return self.finish_by(Pruner(blocks, self.stages, tokens.rows, prunings), tokens)
+        if self.training and torch.is_grad_enabled() and all(map(_fades, prunings)):
+            return self._finish_fading(blocks, tokens, prunings)
+        return self.finish_by(self._pruner(tokens, prunings), tokens)
+
+    def lives_for(self, tokens: Tokens, criteria: Sequence[Criterion]) -> Float[Tensor, "B patches"] | None:
+        """The lives of all patches, from what `begin` gave, if one of the criteria reads them."""
+        predictor = self.life_predictor
+        if predictor is None or "life" not in criteria:
+            return None
+        return predictor.lives(tokens.rows, self.arch.prefix_tokens)
+
+    def _pruner(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Pruner:
+        lives = self.lives_for(tokens, [pruning.criterion for pruning in prunings])
+        return Pruner(self.blocks_for(tokens.rows), self.stages, tokens.rows, prunings, lives)
 
     def finish_by(self, pruner: Pruner, tokens: Tokens) -> Output:
         """As `finish`, where something is pruned, with the pruner that is to do it."""
@@ -121,6 +154,25 @@ class PrunedViT(nn.Module):
     def _finish_unpruned(self, blocks: Blocks, tokens: Tokens) -> Output:
         for index in range(self._first_stage, self.arch.depth):
             tokens = blocks.plain(index, tokens)
+        return self._output_of_all(tokens)
+
+    def _finish_fading(self, blocks: Blocks, tokens: Tokens, prunings: Sequence[Pruning]) -> Output:
+        """In training by `life`: all patches to the end, of which less and less is attended to and averaged.
+        Reducers have nothing to do."""
+        predictor, prefix = self.life_predictor, self.arch.prefix_tokens
+        assert predictor is not None
+        counts = [self.stages.keep_counts(self.arch.patches, pruning.keep_ratio) for pruning in prunings]
+        weights = dict(zip(self.stages.blocks, faded(predictor(tokens.rows, prefix), counts), strict=True))
+        for index in range(self._first_stage, self.arch.depth):
+            tokens = blocks.plain(index, tokens)
+            if index in weights:
+                # What comes before the patches, and has no life, keeps all its weight.
+                bias = F.pad(weights[index], (prefix, 0)).flatten()
+                tokens = replace(tokens, sizes=bias.exp(), bias=bias.to(tokens.rows.dtype))
+        return self._output_of_all(tokens)
+
+    def _output_of_all(self, tokens: Tokens) -> Output:
+        """Of tokens that nothing was taken away from."""
         images, length = len(tokens.patches), tokens.packing.longest
         end = End((Group(Run(0, images, 0, length), self.arch.patches),))
         after_stages = [tokens] * len(self.stages.blocks)
@@ -133,11 +185,17 @@ class PrunedViT(nn.Module):
     @torch.no_grad()
     def first_importance(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Float[Tensor, "B patches"]:
         """The importance that the first stage gives to each patch, from what `begin` gave, under the
-        criterion of each image's pruning. Raises ValueError for a model without stages."""
+        criterion of each image's pruning. Raises ValueError for a model without stages, and for a criterion
+        that it does not offer."""
         if not self.stages.blocks:
             raise ValueError("a model without stages gives its patches no importance")
-        pruner = Pruner(self.blocks_for(tokens.rows), self.stages, tokens.rows, prunings)
+        check_criteria([pruning.criterion for pruning in prunings], self.criteria)
+        pruner = self._pruner(tokens, prunings)
         return pruner.as_asked(pruner.first_look(pruner.ordered(tokens)).values)
+
+
+def _fades(pruning: Pruning) -> bool:
+    return pruning.criterion == "life" and pruning.keep_mass is None
 
 
 @torch.inference_mode()

@@ -23,14 +23,22 @@ _ON_A_GPU = 32
 
 class Pruner:
     """Prunes a batch stage by stage, its images in the order of `planning.order_of`. ``like``: rows of the
-    tokens that come to the first stage.
+    tokens that come to the first stage; ``lives``: what the life predictor gives their patches, image by
+    image as the prunings are, if one is judged by `life`.
 
     The device gets all that it has to know of them in one copy; of a batch whose images are alike, nothing.
     Only `keep_mass` is known no sooner than the first stage has been looked at: then the device is asked
     once, and gets a second copy.
     """
 
-    def __init__(self, blocks: Blocks, stages: Stages, like: Tensor, prunings: Sequence[Pruning]) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        stages: Stages,
+        like: Tensor,
+        prunings: Sequence[Pruning],
+        lives: Float[Tensor, "B patches"] | None = None,
+    ) -> None:
         order = order_of(prunings)
         # Where each image is now.
         self.places: Sequence[int] = sorted(range(len(order)), key=order.__getitem__)
@@ -52,7 +60,9 @@ class Pruner:
         parts = (own, moves, masses, Criteria.arrays(prunings))
         given = iter(all_on_device([array for part in parts for array in part], like.device))
         self._tables, self._moves, self._masses, criteria = ([next(given) for _ in part] for part in parts)
-        self._criteria = Criteria.of(prunings, criteria, self._arch.patches)
+        if lives is not None and self._moves:
+            lives = lives.index_select(0, self._moves[0])
+        self._criteria = Criteria.of(prunings, criteria, self._arch.patches, lives)
         self._fuses = any(pruning.reducer == "fuse" for pruning in prunings)
 
     def ordered(self, tokens: Tokens) -> Tokens:
@@ -70,15 +80,22 @@ class Pruner:
 
     @classmethod
     def planned(
-        cls, blocks: Blocks, stages: Stages, plan: Plan, tables: Sequence[Tensor], criterion: Criterion
+        cls,
+        blocks: Blocks,
+        stages: Stages,
+        plan: Plan,
+        tables: Sequence[Tensor],
+        criterion: Criterion,
+        lives: Float[Tensor, "B patches"] | None = None,
     ) -> "Pruner":
         """For images in the order of a ``plan`` whose ``tables`` are on the device, judged by one criterion
-        that draws nothing."""
+        that draws nothing. ``lives``: for `life`."""
         pruner = cls.__new__(cls)
         pruner.places = range(len(plan.stages[0].patches))
         pruner.blocks, pruner._stages, pruner._arch = blocks, stages, blocks.family.architecture
         pruner._plan, pruner._tables, pruner._moves = plan, list(tables), []
-        pruner._criteria, pruner._next = Criteria((criterion,), None, None), 0
+        given: dict[Criterion, Tensor] = {} if lives is None else {"life": lives}
+        pruner._criteria, pruner._next = Criteria((criterion,), None, given), 0
         pruner._fuses = False
         return pruner
 

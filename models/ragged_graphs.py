@@ -114,8 +114,9 @@ class RaggedGraphs:
 
         def forward() -> Tables:
             tokens = model.begin(pixels)
+            lives = model.lives_for(tokens, [self._criterion])
             pruner = Pruner.planned(
-                model.blocks_for(tokens.rows), model.stages, plan, tables, self._criterion
+                model.blocks_for(tokens.rows), model.stages, plan, tables, self._criterion, lives
             )
             output = model.finish_by(pruner, tokens)
             starts[:] = [output.kept.starts[:, 0]]

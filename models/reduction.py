@@ -20,18 +20,19 @@ KeysOf = Callable[[Group], Tensor]
 def reduce(
     tokens: Tokens,
     keys: KeysOf,
-    attention: Float[Tensor, "B H N"],
+    attention: Float[Tensor, "B H N"] | None,
     values: Float[Tensor, "B N"],
     stage: StagePlan,
     prefix: int,
     tables: Sequence[Tensor],
 ) -> Tokens:
-    """Fuse or merge what is left after the stage's attention, until its ``counts`` are. ``attention`` and
-    ``values`` are of the patches before the stage, of which images that fuse or merge have lost none."""
+    """Fuse or merge what is left after the stage's attention, until its ``counts`` are. ``attention`` (None
+    where no image fuses) and ``values`` are of the patches before the stage, of which images that fuse or
+    merge have lost none."""
     sizes = tokens.sizes
     if sizes is None:
         sizes = torch.ones(sum(tokens.packing.lengths), device=tokens.rows.device)
-    weights = attention.mean(dim=1)
+    weights = values if attention is None else attention.mean(dim=1)  # read by `fuse` only
     if stage.reduction is None:
         rows, ids, sizes = _by_runs(tokens, sizes, keys, weights, values, stage, prefix)
     else:

@@ -24,6 +24,7 @@ Criterion = Literal[
     "renyi_2",
     "renyi_inf",
     "column_l2",
+    "life",
     "random",
 ]
 Rows = Literal["cls", "all"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.attend import Attention, Parts, apart, heads, placed
 from models.criteria import (
+    OF_THE_IMAGE,
     OF_THE_MATRIX,
     attention_rows,
     importance,
@@ -30,12 +31,17 @@ from models.schedule import Criterion, Pruning, Rows
 @dataclass(frozen=True, slots=True)
 class Criteria:
     """What each image of a batch is judged by: the different ``names``, where there are several for each
-    image its number among the images judged by each of them in turn (``chosen``), and, if one of them is
-    `random`, what it gives each patch of the whole image (``drawn``), which stays the same at all stages."""
+    image its number among the images judged by each of them in turn (``chosen``), and what those of
+    `OF_THE_IMAGE` give each patch of the whole image (``given``), which stays the same at all stages."""
 
     names: tuple[Criterion, ...]
     chosen: Int[Tensor, " B"] | None
-    drawn: Float[Tensor, "B patches"] | None
+    given: Mapping[Criterion, Float[Tensor, "B patches"]]
+
+    @property
+    def read_attention(self) -> bool:
+        """Whether any of them does."""
+        return not OF_THE_IMAGE.issuperset(self.names)
 
     @property
     def of_the_matrix(self) -> tuple[Criterion, ...]:
@@ -51,14 +57,21 @@ class Criteria:
         return [np.array(chosen)] * (len(names) > 1) + [np.array(seeds)] * ("random" in names)
 
     @staticmethod
-    def of(prunings: Sequence[Pruning], tensors: Sequence[Tensor], patches: int) -> "Criteria":
-        """``tensors``: what `arrays` gave, on the device. ``patches``: of an image before the first stage."""
+    def of(
+        prunings: Sequence[Pruning],
+        tensors: Sequence[Tensor],
+        patches: int,
+        lives: Float[Tensor, "B patches"] | None,
+    ) -> "Criteria":
+        """``tensors``: what `arrays` gave, on the device. ``patches``: of an image before the first stage.
+        ``lives``: what the life predictor gives, if an image is judged by `life`."""
         names = _names(prunings)
-        drawn = None
+        given: dict[Criterion, Tensor] = {} if lives is None else {"life": lives}
         if "random" in names:
             seeds = tensors[-1]
-            drawn = random(torch.arange(patches, device=seeds.device).expand(len(seeds), -1), seeds)
-        return Criteria(names, tensors[0] if len(names) > 1 else None, drawn)
+            places = torch.arange(patches, device=seeds.device).expand(len(seeds), -1)
+            given["random"] = random(places, seeds)
+        return Criteria(names, tensors[0] if len(names) > 1 else None, given)
 
 
 def _names(prunings: Sequence[Pruning]) -> tuple[Criterion, ...]:
@@ -86,7 +99,7 @@ def rotation_beside(
 
 def decide(
     attn: Attention,
-    deciding: Tensor,
+    deciding: Tensor | None,
     source: Parts,
     rotation: Tensor | None,
     tokens: Tokens,
@@ -95,10 +108,11 @@ def decide(
     rows: Rows,
     prefix: int,
     tables: Sequence[Tensor],
-) -> tuple[Float[Tensor, "B H N"], Float[Tensor, "B N"]]:
+) -> tuple[Float[Tensor, "B H N"] | None, Float[Tensor, "B N"]]:
     """Attention weights and importance of all patches, N being the most that an image has; behind those of an
     image with fewer stands anything. ``deciding``: query rows, of all tokens or, where ``rows`` is "cls" and
-    no criterion reads the attention of all queries, one for each image. ``source``: keys and values of all
+    no criterion reads the attention of all queries, one for each image; None where nothing reads attention,
+    which is not computed then. ``source``: keys and values of all
     tokens, ``rotation``: how these are rotated.
 
     Attention is computed group by group; all that follows is for the whole batch at once, each image in rows
@@ -107,6 +121,9 @@ def decide(
     Importance has no gradient; the weights have one where gradients are enabled, for what `fuse` weighs by.
     """
     keys, values = apart(attn, source)
+    if deciding is None:
+        with torch.no_grad():
+            return None, _values(attn, None, values, {}, tokens, groups, criteria, prefix, tables)
     of_all = bool(criteria.of_the_matrix)
     attention = []
     of_matrix: dict[Criterion, list[Tensor]] = {name: [] for name in criteria.of_the_matrix}
@@ -137,7 +154,7 @@ def decide(
 
 def _values(
     attn: Attention,
-    padded: Float[Tensor, "B H N"],
+    padded: Float[Tensor, "B H N"] | None,
     values: Tensor,
     of_matrix: Mapping[Criterion, Sequence[Tensor]],
     tokens: Tokens,
@@ -146,22 +163,26 @@ def _values(
     prefix: int,
     tables: Sequence[Tensor],
 ) -> Float[Tensor, "B N"]:
-    """Importance of all patches from their attention. ``values``: value vectors of all tokens; ``of_matrix``:
-    importance by criterion and group, where it is computed from the attention of all queries."""
-    norms = drawn = None
+    """Importance of all patches from their attention (``padded``; None where no criterion reads it).
+    ``values``: value vectors of all tokens; ``of_matrix``: importance by criterion and group, where it is
+    computed from the attention of all queries."""
+    norms = ids = None
     if "mean_value_norm" in criteria.names:
         lengths = torch.linalg.vector_norm(values.unflatten(-1, (attn.num_heads, -1)).float(), dim=-1)
         norms = _padded([_patches(lengths, group, prefix, tables).mT for group in groups])
-    if criteria.drawn is not None:
+    if criteria.given:
         flat = tokens.ids.unsqueeze(1)
-        ids = _padded([_patches(flat, group, prefix, tables).squeeze(2) for group in groups])
-        drawn = criteria.drawn.gather(1, ids.clamp(min=0))
-    planes = [
-        _padded(of_matrix[name])
-        if name in of_matrix
-        else importance(name, padded, value_norms=norms, drawn=drawn)
-        for name in criteria.names
-    ]
+        ids = _padded([_patches(flat, group, prefix, tables).squeeze(2) for group in groups]).clamp(min=0)
+    planes = []
+    for name in criteria.names:
+        if name in criteria.given:
+            assert ids is not None
+            planes.append(criteria.given[name].gather(1, ids))
+        elif name in of_matrix:
+            planes.append(_padded(of_matrix[name]))
+        else:
+            assert padded is not None
+            planes.append(importance(name, padded, value_norms=norms))
     if criteria.chosen is None:
         return planes[0]
     return torch.stack(planes).flatten(0, 1).index_select(0, criteria.chosen)

@@ -29,14 +29,14 @@ class Look:
 
     ``normed`` rows; ``queries`` of all of them, None where only those that decide were computed; ``source``:
     keys and values; ``rotation``: of all rows; ``attention`` and ``values``: weights and importance of all
-    patches (see `decide`).
+    patches (see `decide`), without weights where nothing reads them.
     """
 
     normed: Tensor
     queries: Tensor | None
     source: Parts
     rotation: Tensor | None
-    attention: Float[Tensor, "B H N"]
+    attention: Float[Tensor, "B H N"] | None
     values: Float[Tensor, "B N"]
 
 
@@ -55,18 +55,22 @@ class Stage:
     tables: Sequence[Tensor]
 
     def look(self, tokens: Tokens, groups: Sequence[Group], first_rows: Tensor | None) -> Look:
-        """What decides in this block: keys, and the queries of ``rows`` or, for some criteria, all queries.
-        ``first_rows``: the number of each
-        image's first row, where they are of different lengths."""
+        """What decides in this block: keys, and the queries of ``rows`` or, for some criteria, all queries;
+        no queries where nothing reads attention. ``first_rows``: the number of each image's first row, where
+        they are of different lengths."""
         blocks, index = self.blocks, self.index
         attn, normed = blocks.attn(index), blocks.normed(index, tokens)
         learned = torch.is_grad_enabled() and self.fuses
-        if self.rows == "all" or self.criteria.of_the_matrix:
+        queries: Tensor | None = None
+        deciding: Tensor | None = None
+        if not (self.fuses or self.criteria.read_attention):
+            source = blocks.project(index, normed, "kv")
+        elif self.rows == "all" or self.criteria.of_the_matrix:
             first, *others = blocks.project(index, normed, "qkv")
             queries = deciding = first[..., : width_of(attn)]
             source = tuple(others) or (first[..., width_of(attn) :],)
         else:
-            queries, source = None, blocks.project(index, normed, "kv")
+            source = blocks.project(index, normed, "kv")
             with torch.set_grad_enabled(learned):
                 first = _first_of_each(normed, tokens.packing, first_rows)
                 (deciding,) = blocks.project(index, first, "q")

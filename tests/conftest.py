@@ -3,7 +3,6 @@
 import gc
 import os
 import sys
-from collections.abc import Generator
 
 import pillow_heif
 import pytest
@@ -29,16 +28,6 @@ def _save_heif(image: Image.Image, file: object, _name: object) -> None:
 
 # The product decodes HEIC and has no encoder; tests write one as they write every other format.
 Image.register_save("HEIF", _save_heif)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Hardly anything that is imported or collected is garbage: no looking for it."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.enable()
 
 
 def pytest_collection_finish() -> None:

@@ -9,6 +9,7 @@ from app.inference.options import ImageOptions
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.settings.model import ModelSettings
+from models.offered import check_criteria
 from models.schedule import Method, Pruning, keep_ratio_for
 
 
@@ -58,7 +59,9 @@ def ask_of(
         return Ask(first, top_k, margin, kept_patches, logits, features=features)
     try:
         pruning, floor = _pruning(options, settings, model)
-    except ValueError as error:  # a compute that no ratio reaches, or merging by mass
+    except (
+        ValueError
+    ) as error:  # a criterion that it has not, a compute that no ratio reaches, merging by mass
         raise InvalidValue(str(error)) from error
     if floor is not None and floor > pruning.keep_ratio:
         raise InvalidValue(
@@ -73,6 +76,7 @@ def _pruning(
     """Without a cascade, and how far its ratio may be lowered. Raises ValueError."""
     method = default_method(settings, model)
     criterion, reducer = options.criterion or method.criterion, options.reducer or method.reducer
+    check_criteria([criterion], model.criteria)
     if options.keep_mass is not None:
         by_mass = Pruning(1.0, criterion, reducer, options.seed, options.keep_mass)
         return method.stages.allowing(by_mass), None

@@ -85,6 +85,7 @@ class ImageOptions(BaseModel):
     criterion: Criterion | None = Field(
         None,
         description="How the importance of a patch is computed. The reducer `merge` uses no criterion. "
+        "`life` needs a model with a life predictor. "
         "Default: that of the server (see /v1/models).",
     )
     reducer: Reducer | None = Field(

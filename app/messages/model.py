@@ -3,7 +3,8 @@
 import msgspec
 
 from models.cascade import Cascade
-from models.schedule import Architecture, Method
+from models.offered import OF_ANY_MODEL
+from models.schedule import Architecture, Criterion, Method
 from models.scores import Scores
 from models.transforms import InputSpec
 
@@ -17,7 +18,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``patch_size`` and ``patch_stride`` are (vertical, horizontal), in pixels. ``device`` and ``dtype`` are
     those of the worker that tells it. ``scores``: what makes logits scores. ``features``: numbers of a
     feature vector. Without a head it has no ``labels``. ``fingerprint``: a digest of the weights, where the
-    answer cache has use for it.
+    answer cache has use for it. ``criteria``: those that it can be judged by.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     scores: Scores = "softmax"
     features: int = 0
     fingerprint: str = ""
+    criteria: tuple[Criterion, ...] = OF_ANY_MODEL
 
     @property
     def pixel_bytes(self) -> int:

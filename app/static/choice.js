@@ -31,6 +31,7 @@ const CRITERIA = {
   renyi_2: "Keeps patches that attend to few others, by Renyi entropy of order 2.",
   renyi_inf: "Keeps patches whose largest attention weight is large.",
   column_l2: "Keeps patches that some others attend to strongly (Col-Ln).",
+  life: "Keeps patches that the model expects to need longest, predicted once (life regression).",
   random: "Keeps patches by lot, for comparison.",
 };
 const REDUCERS = {

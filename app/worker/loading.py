@@ -35,6 +35,14 @@ def load_model(settings: Settings, reference: str | None = None) -> LoadedModel:
     return served
 
 
+def check_default_criterion(settings: Settings, loaded: LoadedModel) -> None:
+    """Raises ValueError where the settings' default criterion for this model is none that it can be judged
+    by."""
+    wanted = settings.own_defaults(loaded.name).criterion or settings.default_criterion
+    if wanted is not None:
+        loaded.check_criteria([wanted])
+
+
 def fingerprint(network: torch.nn.Module) -> str:
     """A digest of all its numbers and their names: other weights have another one."""
     digest = hashlib.blake2b(digest_size=16)
@@ -65,4 +73,5 @@ def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
         dtype=served,
         scores=loaded.scores,
         features=loaded.model.feature_width,
+        criteria=loaded.model.criteria,
     )

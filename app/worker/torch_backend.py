@@ -22,7 +22,7 @@ from app.settings.settings import Settings
 from app.worker.backend import Job, Loaded
 from app.worker.classifying import classify
 from app.worker.learned import Learned, recall, remember
-from app.worker.loading import describe, fingerprint, load_model
+from app.worker.loading import check_default_criterion, describe, fingerprint, load_model
 from app.worker.streams import OnAll
 from app.worker.warm_up import TIMING_S, time_batches
 from models.classifier import Classifier
@@ -60,6 +60,9 @@ class TorchBackend:
             use_gpu(self.device)
         try:
             loaded = load_model(self.settings, self.served.reference)
+            if self.served.name is not None:
+                loaded = replace(loaded, name=self.served.name)
+            check_default_criterion(self.settings, loaded)
         except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
             raise ModelError(str(error)) from error
         patches = loaded.model.arch.patches
@@ -68,8 +71,6 @@ class TorchBackend:
                 f"it has {patches} patches, and at most {MOST_PATCHES} can be numbered; "
                 "choose a larger patch stride or a smaller input"
             )
-        if self.served.name is not None:
-            loaded = replace(loaded, name=self.served.name)
         info = describe(loaded, self.name, self.dtype)
         if self.settings.answer_cache_bytes:
             info = msgspec.structs.replace(info, fingerprint=fingerprint(loaded.model.vit))
@@ -130,12 +131,14 @@ class TorchBackend:
 
     def _warm_up(self, _: int) -> None:
         """All ways through the network, in this thread. Raises ModelError for scores that are no numbers."""
-        by_mass = [] if self._classifier.model.stages.evenly else [Pruning(keep_mass=0.8)]
+        model = self._classifier.model
+        by_mass = [] if model.stages.evenly else [Pruning(keep_mass=0.8)]
+        by_life = [Pruning(0.5, "life")] if "life" in model.criteria else []
         for prunings in (
             [UNPRUNED],
             [Pruning(0.5)],
             [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
-            [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), *by_mass],
+            [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), *by_mass, *by_life],
         ):
             black = np.zeros(self._pixel_bytes, np.uint8)
             found = self._classify_all(black, prunings, self.limits.stream_threads)

@@ -11,6 +11,13 @@ from torch import Tensor
 from models.families.cls_and_patches import ClsAndPatches
 
 
+def averages(network: VisionTransformer | Eva) -> bool:
+    """Whether the head reads patches, if it reads any, by their average."""
+    if network.attn_pool is not None:
+        return isinstance(network.attn_pool, ClsAndPatches)
+    return network.global_pool in ("token", "avg")
+
+
 def pool(
     network: VisionTransformer | Eva,
     first: int,

@@ -38,7 +38,8 @@ class Card:
 
     ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap. ``folders``:
     names of the folders of its training images, in class order like the labels, where they are known.
-    ``scores``: what makes its logits scores.
+    ``scores``: what makes its logits scores. ``life_block``: the block (0-based) that the network's life
+    predictor was made for (models.life), if it has one.
     """
 
     architecture: str
@@ -53,6 +54,7 @@ class Card:
     patch_stride: int | None = None
     folders: tuple[str, ...] | None = None
     scores: Scores = "softmax"
+    life_block: int | None = None
 
 
 @cache

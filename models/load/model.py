@@ -19,9 +19,10 @@ from models.load.own_head import Head, read_head
 from models.load.reference import located
 from models.load.saved_network import SavedNetwork, by_name, from_path
 from models.load.timm_models import FEATURES_ONLY, is_projection, project_features
+from models.offered import check_criteria
 from models.patch_embed import set_image_size
 from models.pruned_vit import PrunedViT
-from models.schedule import Method, Rows, Stages
+from models.schedule import Criterion, Method, Rows, Stages
 from models.scores import Scores
 from models.stage_blocks import Blocks, stages_of
 from models.transforms import InputSpec
@@ -37,6 +38,18 @@ class LoadedModel:
     name: str
     model: PrunedViT
     card: Card
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the stages leave the checkpoint's own criterion without what it needs."""
+        if self.card.criterion not in self.model.criteria:
+            block = self.card.life_block
+            made = "it has no life predictor"
+            if block is not None:
+                made = f"its life predictor is for block {block + 1}"
+            raise ValueError(
+                f"{self.name} is pruned by the criterion {self.card.criterion} where nothing else is asked "
+                f"for, and {made}, which must be the first block that prunes"
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -57,6 +70,11 @@ class LoadedModel:
     def scores(self) -> Scores:
         """What makes its logits scores."""
         return self.card.scores
+
+    def check_criteria(self, wanted: Sequence[Criterion]) -> "LoadedModel":
+        """Itself. Raises ValueError for a criterion that it cannot be judged by."""
+        check_criteria(wanted, self.model.criteria)
+        return self
 
     def at_stages(self, blocks: Blocks | None, rows: Rows | None = None) -> "LoadedModel":
         """The same, pruned in other blocks or by other rows (see `stage_blocks.stages_of`). Raises ValueError

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.families import Network
+from models.life import add_predictor
 from models.load.beside import known_of, stem
 from models.load.card import Card, read_card
 from models.load.errors import ModelError
@@ -65,6 +66,8 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
             vit = create_timm(
                 card.architecture, pretrained=False, patch_stride=card.patch_stride, **card.model_args
             )
+            if card.life_block is not None:
+                add_predictor(vit, card.life_block)
         # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
         load_into(vit, find_weights(read_file(file), file).tensors, file.name, head_may_differ=False)
         if patch_stride is not None:

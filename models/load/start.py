@@ -1,10 +1,13 @@
 """A network to fine-tune: from the hub, or from weights of the same architecture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from models.families import Network
+from models.life import NAME as LIFE
 from models.load.beside import known_of
 from models.load.card import Card, read_card
 from models.load.errors import ModelError
@@ -21,10 +24,14 @@ from models.patch_embed import patch_grid
 
 @dataclass(frozen=True)
 class Start:
-    """A network to fine-tune, and what a card must say to build it again beside classes and image size."""
+    """A network to fine-tune, and what a card must say to build it again beside classes and image size.
+    ``life``: the weights of the checkpoint's life predictor, if it has one, and ``life_block`` the block that
+    it was made for. The network has no predictor yet."""
 
     vit: Network
     model_args: dict[str, Any]
+    life: dict[str, Tensor] = field(default_factory=dict)
+    life_block: int | None = None
 
 
 def create(
@@ -54,8 +61,10 @@ def create(
             tuple(own.patch_embed.img_size),
             architecture,
         )
+        life: dict[str, Tensor] = {}
+        life_block = None
     else:
-        started = _start(architecture, file_at(existing(str(weights))), patch_stride)
+        started, life, life_block = _start(architecture, file_at(existing(str(weights))), patch_stride)
     size = model_args.pop("img_size", started.usual)
     vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
     refuse_no_numbers(vit, started.source)
@@ -66,11 +75,16 @@ def create(
             for name, value in started.model_args.items()
             if name not in ("num_classes", "img_size")
         },
+        life,
+        life_block,
     )
 
 
-def _start(architecture: str, file: Path, patch_stride: int | None) -> Fit:
-    """Weights to start from: their head does not matter, and how they pool only where it is certain."""
+def _start(
+    architecture: str, file: Path, patch_stride: int | None
+) -> tuple[Fit, dict[str, Tensor], int | None]:
+    """Weights to start from: their head does not matter, and how they pool only where it is certain. Those of
+    a life predictor, and its block, are by themselves."""
     card = read_card(file)
     content = read_file(file)
     if not holds_network(content) and transformers_config_in(file.parent) is not None:
@@ -83,17 +97,25 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> Fit:
         size = card.input.size
         grid = _grid(card)
         args = {name: value for name, value in card.model_args.items() if name != "num_classes"}
-        return fit(
+        before = f"{LIFE}."
+        of_network = {name: each for name, each in found.tensors.items() if not name.startswith(before)}
+        life = {
+            name.removeprefix(before): each
+            for name, each in found.tensors.items()
+            if name.startswith(before) and card.life_block is not None
+        }
+        fitted = fit(
             architecture,
-            found.tensors,
+            of_network,
             file.name,
             model_args={**args, "img_size": size},
             grid=grid,
             pooling_matters=False,
         )
+        return fitted, life, card.life_block
     known = known_of(file, found, architecture)
     args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
-    return fit(
+    fitted = fit(
         architecture,
         found.tensors,
         file.name,
@@ -102,6 +124,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> Fit:
         patch_stride=patch_stride,
         pooling_matters=False,
     )
+    return fitted, {}, None
 
 
 def _grid(card: Card) -> tuple[int, int]:

@@ -21,7 +21,16 @@ def average(config: AverageConfig) -> None:
     loaded = [load(str(path)) for path in config.models]
     cards = [model.card for model in loaded]
     for path, card in zip(config.models, cards, strict=True):
-        for what in ("architecture", "model_args", "labels", "input", "stages", "patch_stride", "scores"):
+        for what in (
+            "architecture",
+            "model_args",
+            "labels",
+            "input",
+            "stages",
+            "patch_stride",
+            "scores",
+            "life_block",
+        ):
             if getattr(card, what) != getattr(cards[0], what):
                 raise ModelError(f"{path} has other {what} than {config.models[0]}")
     states = [model.model.vit.state_dict() for model in loaded]

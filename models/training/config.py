@@ -6,7 +6,7 @@ Above 300 lines: a flag each, with the description that is its help.
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -137,6 +137,11 @@ class TrainConfig(BaseModel):
     criteria: tuple[Criterion, ...] = Field(
         ("variance",), min_length=1, description="Criteria to draw from, one per step."
     )
+    life: bool = Field(
+        default=False,
+        description="Give the network a life predictor, which the criterion life needs, and train it in the "
+        "steps that draw this criterion. Without --criteria, all steps do.",
+    )
     reducers: tuple[Reducer, ...] = Field(
         ("drop",), min_length=1, description="Reducers to draw from, one per step."
     )
@@ -163,6 +168,24 @@ class TrainConfig(BaseModel):
     workers: Workers = 1
     broken_images: BrokenPolicy = "skip"
     save_every: int = Field(50, ge=1, description="Number of steps between saved resume states.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _life_alone(cls, values: Any) -> Any:
+        """A predictor that no step would train is not what is meant."""
+        if isinstance(values, dict) and values.get("life") is True and "criteria" not in values:
+            return {**values, "criteria": ("life",)}
+        return values
+
+    @model_validator(mode="after")
+    def _life_is_trained(self) -> "TrainConfig":
+        if self.life and "life" not in self.criteria:
+            raise ValueError(
+                "life adds a predictor that steps with the criterion life train: add it to criteria"
+            )
+        if "life" in self.criteria and not self.life:
+            raise ValueError("the criterion life needs a life predictor: add --life")
+        return self
 
     @model_validator(mode="after")
     def _ratios_in_order(self) -> "TrainConfig":

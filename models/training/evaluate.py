@@ -30,13 +30,17 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
     if config.output is not None:
         check_output_file(config.output)
     device = choose_device(config.device)
-    loaded = load(
-        config.model,
-        architecture=config.architecture,
-        labels=labels_in(config.labels),
-        patch_stride=config.patch_stride,
-        input_size=pixels_of(config.input_size),
-    ).at_stages(config.stages)
+    loaded = (
+        load(
+            config.model,
+            architecture=config.architecture,
+            labels=labels_in(config.labels),
+            patch_stride=config.patch_stride,
+            input_size=pixels_of(config.input_size),
+        )
+        .at_stages(config.stages)
+        .check_criteria(config.criteria)
+    )
     samples = spread_samples(samples_for(loaded.card, config.data), config.limit)
     classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
     settings = settings_of(config.keep_ratios, methods(config.criteria, config.reducers))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from models.device import choose_device
 from models.families import Network
 from models.files import write_whole
+from models.life import NAME as LIFE
 from models.load import HEADS, create, input_spec_of, read_card, save
 from models.names import shown
 from models.normalise import normalise
@@ -31,6 +32,7 @@ from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatche
 from models.training.folders import class_folders
 from models.training.freezing import begin_alike, freeze_first_blocks
 from models.training.labelled import label_names, tell, training_order
+from models.training.life import give_predictor
 from models.training.loading import Batches, BrokenImageError, BrokenImages
 from models.training.mixing import Mixing
 from models.training.objective import load_teacher, loss_of
@@ -90,14 +92,17 @@ class _Training:
             img_size=config.image_size,
             drop_path_rate=config.drop_path,
         )
-        vit = start.vit.to(device)
-        for name, parameter in vit.named_parameters():
-            parameter.requires_grad_(config.trained == "all" or name.startswith(HEADS))
-        self.model = PrunedViT(vit)
-        freeze_first_blocks(self.model, config.frozen_blocks)
+        stages = PrunedViT(start.vit).stages
         if config.stages is not None:
-            own = self.model.stages
-            self.model = PrunedViT(vit, stages_of(config.stages, None, own, self.model.arch.depth))
+            stages = stages_of(config.stages, None, stages, len(start.vit.blocks))
+        if config.life:
+            give_predictor(start, stages)
+        vit = start.vit.to(device)
+        heads = (*HEADS, f"{LIFE}.")
+        for name, parameter in vit.named_parameters():
+            parameter.requires_grad_(config.trained == "all" or name.startswith(heads))
+        self.model = PrunedViT(vit, stages)
+        freeze_first_blocks(self.model, config.frozen_blocks)
         self.model.train()
         self.card = card_of(config, self.model, self.classes, self.labels, start.model_args)
         self.spec = input_spec_of(vit)
@@ -181,7 +186,12 @@ class _Training:
         if self.processes.count == 1:
             return self.model
         on = [torch.device(self.device)] if self.device.startswith("cuda") else None
-        return DistributedDataParallel(self.model, device_ids=on, broadcast_buffers=False)
+        return DistributedDataParallel(
+            self.model,
+            device_ids=on,
+            broadcast_buffers=False,
+            find_unused_parameters=self.config.life,  # in steps by other criteria
+        )
 
     def _step(self, forward: nn.Module, step: int, batch: Batch, recorder: Recorder) -> None:
         config, state = self.config, self.state

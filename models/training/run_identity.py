@@ -19,6 +19,8 @@ def fingerprint(
         left_out.add("stages")
     if config.frozen_blocks == 0:
         left_out.add("frozen_blocks")
+    if not config.life:
+        left_out.add("life")
     return {
         **config.model_dump(mode="json", exclude=left_out),
         "classes": list(classes),
@@ -48,6 +50,7 @@ def card_of(
         reducer=config.reducers[0],
         model_args={**model_args, "num_classes": len(classes), "img_size": config.image_size},
         patch_stride=config.patch_stride,
+        life_block=model.stages.blocks[0] if config.life else None,
         origin=config.model_dump(mode="json", exclude=left_out),
         folders=classes,
     )

@@ -84,13 +84,17 @@ def sweep(config: SweepConfig) -> list[Row]:
 
 
 def _load(config: SweepConfig, model: str) -> LoadedModel:
-    loaded = load(
-        model,
-        architecture=config.architecture,
-        labels=labels_in(config.labels),
-        patch_stride=config.patch_stride,
-        input_size=pixels_of(config.input_size),
-    ).at_stages(config.stages)
+    loaded = (
+        load(
+            model,
+            architecture=config.architecture,
+            labels=labels_in(config.labels),
+            patch_stride=config.patch_stride,
+            input_size=pixels_of(config.input_size),
+        )
+        .at_stages(config.stages)
+        .check_criteria(config.criteria)
+    )
     for mass in config.keep_masses:
         loaded.model.stages.allowing(Pruning(keep_mass=mass))
     return loaded

@@ -19,7 +19,17 @@ from app.messages.model import ModelInfo
 from app.messages.repository import ModelEntry
 from app.messages.to_front_end import Answer
 from models.cascade import Cascade, second_run_compute
-from models.schedule import UNPRUNED, Architecture, Method, Pruning, Stages, compute, keep_count, keep_counts
+from models.schedule import (
+    CRITERIA,
+    UNPRUNED,
+    Architecture,
+    Method,
+    Pruning,
+    Stages,
+    compute,
+    keep_count,
+    keep_counts,
+)
 from models.transforms import InputSpec
 
 # Every axis has its own size, so that a swapped one cannot pass: 3 x 5 patches of 7 x 7 pixels, 11 classes,
@@ -38,6 +48,7 @@ MODEL = ModelInfo(
     device="cpu:0",
     dtype="float32",
     features=22,
+    criteria=CRITERIA,
 )
 # The same network without its head.
 HEADLESS = msgspec.structs.replace(

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from benchmarks.ray_cluster import ray_cluster, running_on_ray
-from tests.system.server import CLIENT, running_server, samples
+from tests.system.server import running_server, samples
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Deployment:
         return self._post("/v1/embed", image, options)
 
     def _post(self, path: str, image: bytes, options: Mapping[str, object]) -> httpx.Response:
-        return CLIENT.post(
+        return httpx.post(
             f"{self.url}{path}",
             params={name: str(value).lower() for name, value in options.items()},
             content=image,

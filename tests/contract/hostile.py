@@ -13,7 +13,6 @@ import httpx
 from PIL import Image
 
 from tests.system.photographs import SHIPPED
-from tests.system.server import CLIENT
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Hostile:
         headers = dict(self.headers)
         if self.content_type is not None:
             headers["Content-Type"] = self.content_type
-        return CLIENT.request(
+        return httpx.request(
             self.method, f"{url}{self.path}{self.query}", content=self.content, headers=headers, timeout=60
         )
 

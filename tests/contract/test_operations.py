@@ -10,13 +10,13 @@ from app.settings.model import BUNDLED_MODEL
 from tests.contract.deployments import Deployment, result_of
 from tests.deploy.promql import TARGET_LABELS, exposed
 from tests.system.photographs import SHIPPED, photographs
-from tests.system.server import CLIENT, samples, wait_until
+from tests.system.server import samples, wait_until
 
 CHINA = (SHIPPED / "china.jpg").read_bytes()
 
 
 def get(deployment: Deployment, path: str, **headers: str) -> httpx.Response:
-    return CLIENT.get(f"{deployment.url}{path}", headers=headers, timeout=60)
+    return httpx.get(f"{deployment.url}{path}", headers=headers, timeout=60)
 
 
 def test_it_is_alive_and_ready(deployment: Deployment) -> None:

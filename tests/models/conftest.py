@@ -8,6 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.life import add_predictor
+
 MakeViT = Callable[..., VisionTransformer]
 
 # Every axis has its own size, so that a swapped one cannot pass: grid 5 x 7, patches of 4 x 4 pixels,
@@ -36,10 +38,19 @@ def randomise() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def make_vit() -> MakeViT:
-    """A small random ViT in evaluation mode; keyword arguments are timm's."""
+    """A small random ViT in evaluation mode; keyword arguments are timm's. ``life``: with a life predictor,
+    also random, for that block."""
 
-    def make(cls: type[VisionTransformer] = VisionTransformer, seed: int = 0, **changes: Any) -> Any:
-        return randomise_(cls(**{**SMALL, **changes}), seed).eval()
+    def make(
+        cls: type[VisionTransformer] = VisionTransformer,
+        seed: int = 0,
+        life: int | None = None,
+        **changes: Any,
+    ) -> Any:
+        vit = randomise_(cls(**{**SMALL, **changes}), seed).eval()
+        if life is not None:
+            randomise_(add_predictor(vit, life), seed + 1)
+        return vit.eval()
 
     return make
 

@@ -6,7 +6,8 @@ from models.schedule import CRITERIA, REDUCERS, Pruning
 from models.transforms import InputSpec
 
 SPEC = InputSpec((20, 28), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-HEADS_OF_8 = {"embed_dim": 48}
+# With a life predictor, for the criterion that needs one.
+HEADS_OF_8 = {"embed_dim": 48, "life": 1}
 
 BATCHES = {
     "unpruned": [Pruning()] * 3,

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.criteria import random as random_importance
+from models.life import FADING
 from models.schedule import Pruning, Stages
 
 
@@ -38,7 +39,10 @@ def reference_logits(
     stands_for = sizes  # by which an average is
     counts = list(stages.keep_counts(len(patches), pruning.keep_ratio))
     kept: list[list[int]] = []
+    lives: list[float] = []
     for index, block in enumerate(vit.blocks):
+        if pruning.criterion == "life" and index == stages.blocks[0]:
+            lives = [1 / (1 + math.exp(-life)) for life in reference_lives(vit, x.detach(), prefix)]
         attn = block.attn
         normed = block.norm1(x)
         qkv = projected(attn, normed).unflatten(-1, (3, attn.num_heads, attn.head_dim))
@@ -69,7 +73,9 @@ def reference_logits(
                 x, sizes, patches = reference_merge(x, mean_key, sizes, patches, count, prefix)
                 stands_for = sizes
             else:
-                if pruning.criterion in ORDERS or pruning.criterion == "column_l2":
+                if lives:
+                    values = [lives[patch] for patch in patches]
+                elif pruning.criterion in ORDERS or pruning.criterion == "column_l2":
                     values = importance_of_all(
                         weights.detach().numpy(), prefix, len(patches), pruning.criterion
                     )
@@ -100,6 +106,76 @@ def reference_logits(
             pooled = (pooled + x[0, start:].amax(dim=0)) / 2
         return vit.head(vit.fc_norm(pooled[None]))[0], kept
     return vit.forward_head(x)[0], kept
+
+
+def reference_lives(vit: Any, x: Tensor, prefix: int) -> list[float]:
+    """Of each patch, from the tokens of one image, a number at a time: in deviations from the mean."""
+    predictor = vit.life
+    gain, shift = predictor.norm.weight.tolist(), predictor.norm.bias.tolist()
+    tokens = []
+    for row in x.tolist():
+        mean = sum(row) / len(row)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in row) / len(row) + 1e-6)
+        scaled = [(value - mean) / deviation for value in row]
+        tokens.append([a * value + b for a, value, b in zip(gain, scaled, shift, strict=True)])
+    whole = [sum(token[place] for token in tokens) / len(tokens) for place in range(len(gain))]
+    found = []
+    for token in tokens[prefix:]:
+        total = 0.0
+        for unit, out in enumerate(predictor.out.weight[0].tolist()):
+            value = predictor.own.bias[unit].item()
+            value += sum(w * t for w, t in zip(predictor.own.weight[unit].tolist(), token, strict=True))
+            value += sum(w * t for w, t in zip(predictor.whole.weight[unit].tolist(), whole, strict=True))
+            total += out * value * (1 + math.erf(value / math.sqrt(2))) / 2
+        found.append(total)
+    mean = sum(found) / len(found)
+    deviation = math.sqrt(sum((life - mean) ** 2 for life in found) / len(found) + 1e-12)
+    return [(life - mean) / deviation for life in found]
+
+
+def reference_fading(
+    vit: Any, stages: Stages, image: Tensor, keep_ratio: float
+) -> tuple[Tensor, list[list[float]]]:
+    """Logits of a training step by `life`, with gradients to the network, which is in float64; and the
+    weights of the patches behind each stage. For networks whose head reads a CLS token or an average of
+    patches."""
+    prefix = vit.num_prefix_tokens
+    x = vit.norm_pre(vit._pos_embed(vit.patch_embed(image[None].double())))[0]
+    patches = len(x) - prefix
+    counts = list(stages.keep_counts(patches, keep_ratio))
+    weights = torch.ones(len(x)).double()
+    behind = []
+    for index, block in enumerate(vit.blocks):
+        if index == stages.blocks[0]:
+            lives = vit.life(x[None], prefix)[0]  # in float32: that it is right is another test's business
+        attn = block.attn
+        qkv = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        mixed = []
+        for head in range(attn.num_heads):
+            q, k, v = qkv[:, 0, head], qkv[:, 1, head], qkv[:, 2, head]
+            shares = weights * torch.exp(q @ k.T / attn.head_dim**0.5)
+            mixed.append(shares / shares.sum(dim=1, keepdim=True) @ v)
+        x = x + attn.proj(torch.cat(mixed, dim=1))
+        x = x + block.mlp(block.norm2(x))
+        if index in stages.blocks:
+            count = counts[len(behind)]
+            longest = sorted(lives.tolist(), reverse=True)
+            own = []
+            for life in lives:
+                if count == patches:
+                    own.append(torch.tensor(1.0).double())
+                else:
+                    quantile = (longest[count - 1] + longest[count]) / 2
+                    own.append(1 / (1 + torch.exp(-(life.double() - quantile) / FADING)))
+            weights = torch.cat((torch.ones(prefix).double(), torch.stack(own)))
+            behind.append([float(weight.detach()) for weight in own])
+    x = vit.norm(x)
+    if vit.global_pool == "avg":
+        of_patches = weights[prefix:, None]
+        x = (of_patches * x[prefix:]).sum(dim=0) / of_patches.sum()
+    else:
+        x = x[0]
+    return vit.head(vit.fc_norm(x)), behind
 
 
 def projected(attn: Any, normed: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def test_the_first_stage_keeps_what_is_most_important(
     make_vit: MakeViT, make_pixels: MakePixels, criterion: Criterion, rows: Rows
 ) -> None:
     """`first_importance` is what the forward pass decides by: its largest values are the patches kept."""
-    model = PrunedViT(make_vit(), Stages((1, 3), rows))
+    model = PrunedViT(make_vit(life=1), Stages((1, 3), rows))
     prunings = [Pruning(0.4, criterion, seed=seed) for seed in (3, 8, 5)]
     with torch.inference_mode():
         tokens = model.begin(make_pixels(3))

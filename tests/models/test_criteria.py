@@ -15,6 +15,7 @@ from torch import Tensor
 from models import criteria as criteria_module
 from models.criteria import (
     ACROSS_HEADS,
+    OF_THE_IMAGE,
     OF_THE_MATRIX,
     attention_matrix,
     attention_rows,
@@ -129,7 +130,7 @@ def test_mean_and_mean_value_norm_by_hand() -> None:
     torch.testing.assert_close(mean_value_norm(weights, norms), torch.tensor([[0.8, 0.2, 1.6]]))
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in OF_THE_IMAGE])
 def test_importance_serves_every_criterion(criterion: Criterion) -> None:
     """`importance` gives each criterion the inputs it reads, one value a patch."""
     if criterion in OF_THE_MATRIX:
@@ -141,14 +142,9 @@ def test_importance_serves_every_criterion(criterion: Criterion) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(2, 5, 7, generator=generator)
     norms = torch.rand(2, 5, 7, generator=generator) if criterion == "mean_value_norm" else None
-    patch_ids = torch.arange(14).view(2, 7)
-    seeds = torch.tensor([11, 12])
-    drawn = random(patch_ids, seeds) if criterion == "random" else None
-    got = importance_of(criterion, weights, value_norms=norms, drawn=drawn)
+    got = importance_of(criterion, weights, value_norms=norms)
     if norms is not None:
         want = (weights.double() * norms.double()).mean(dim=1)
-    elif criterion == "random":
-        want = random(patch_ids, seeds)
     else:
         want = torch.from_numpy(NUMPY[criterion](weights.double().numpy()))
     torch.testing.assert_close(got, want.float())

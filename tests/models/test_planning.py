@@ -215,7 +215,10 @@ def test_in_one_table_is_as_run_by_run(
     Where rounding decides which of two patches stays, both ways are right: without a prefix token, the last
     two patches of an image share all attention, and their spread over heads is the same number.
     """
-    model, pixels = PrunedViT(make_vit(**arguments), Stages((1, 2, 3), rows)), make_pixels(len(prunings))
+    model, pixels = (
+        PrunedViT(make_vit(life=1, **arguments), Stages((1, 2, 3), rows)),
+        make_pixels(len(prunings)),
+    )
     importances: list[Tensor] = []
 
     def decided(*own: Any) -> tuple[Tensor, Tensor]:

@@ -213,7 +213,7 @@ def test_kept_patches_and_logits_agree_with_a_slow_reference(
     heads: int,
 ) -> None:
     """Every criterion and reducer, on either row, with odd and even heads, keeps what its definition says."""
-    vit = make_vit(num_heads=heads, embed_dim=11 * heads)
+    vit = make_vit(num_heads=heads, embed_dim=11 * heads, life=1)
     stages = default_stages(5, rows)
     pixels = make_pixels(3)
     prunings = [Pruning(0.6, criterion, reducer, seed=image) for image in range(3)]
@@ -327,7 +327,7 @@ def test_criteria_choose_differently(make_vit: MakeViT, make_pixels: MakePixels)
     """The criteria are different ones: over ten images no two keep the same patches."""
     pixels = make_pixels(10).repeat(len(CRITERIA), 1, 1, 1)
     prunings = [Pruning(0.4, criterion) for criterion in CRITERIA for _ in range(10)]
-    kept = [kept.tolist() for kept in PrunedViT(make_vit())(pixels, prunings).kept[0]]
+    kept = [kept.tolist() for kept in PrunedViT(make_vit(life=1))(pixels, prunings).kept[0]]
     of_each = {str(kept[10 * place : 10 * place + 10]) for place in range(len(CRITERIA))}
     assert len(of_each) == len(CRITERIA)
 

@@ -164,7 +164,7 @@ def test_in_any_company_an_image_is_treated_as_alone(
 ) -> None:
     """Whatever mix of prunings it is in, an image keeps the patches that it keeps alone, and has the logits
     it has alone, to 2e-5 in float32 and 0.25 in bfloat16."""
-    model = PrunedViT(make_vit(**arguments).to(dtype))
+    model = PrunedViT(make_vit(life=1, **arguments).to(dtype))
     pixels = make_pixels(len(prunings), seed=seed).to(dtype)
     with torch.inference_mode():
         together = model(pixels, prunings)
@@ -207,7 +207,7 @@ def test_a_common_ratio_stays_dense(make_vit: MakeViT, make_pixels: MakePixels) 
     """Images of one ratio are never packed, whatever their criteria: [images, tokens, width] throughout."""
     prunings = [Pruning(0.6, criterion) for criterion in CRITERIA]
     images = len(prunings)
-    assert shapes_entering(PrunedViT(make_vit()), make_pixels(images), prunings) == [
+    assert shapes_entering(PrunedViT(make_vit(life=1)), make_pixels(images), prunings) == [
         (images, tokens, 66) for tokens in (36, 22, 14, 9, 9)
     ]
 

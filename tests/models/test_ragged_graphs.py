@@ -13,7 +13,7 @@ from torch import Tensor
 from models.budget import budgets
 from models.graphs import GraphedModel
 from models.pruned_vit import Output, PrunedViT
-from models.schedule import Pruning, Stages
+from models.schedule import Criterion, Pruning, Stages
 from tests.models.fake_capture import FakeCapture
 from tests.models.fake_gpu import fake_gpu, to_fake_gpu
 from tests.models.varlen_reference import Reference, take_varlen
@@ -24,6 +24,7 @@ MakePixels = Callable[..., Tensor]
 # Eight values a head, the least that the kernel takes.
 VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
     "CLS": ({"embed_dim": 48}, "cls"),
+    "lives": ({"embed_dim": 48, "life": 1}, "cls"),
     "registers, LayerScale, norms": (
         {"embed_dim": 48, "reg_tokens": 2, "init_values": 0.1, "qk_norm": True},
         "all",
@@ -40,12 +41,18 @@ def inference() -> Iterator[None]:
         yield
 
 
-def warmed(patch: pytest.MonkeyPatch, model: PrunedViT, like: Tensor, capture: FakeCapture) -> GraphedModel:
+def warmed(
+    patch: pytest.MonkeyPatch,
+    model: PrunedViT,
+    like: Tensor,
+    capture: FakeCapture,
+    criterion: Criterion = "variance",
+) -> GraphedModel:
     """On the CPU, with the slow kernel."""
     patch.setattr("torch.nn.attention.varlen.varlen_attn", Reference().varlen_attn)
     take_varlen(patch)
     graphed = GraphedModel(model, lambda: capture)
-    graphed.warm_up(like, "variance")
+    graphed.warm_up(like, criterion)
     return graphed
 
 
@@ -66,16 +73,17 @@ def test_a_replay_answers_as_the_model(
     """Batch after batch, whatever was computed before and however many images there are, with the same logits
     and the same patches."""
     arguments, rows = VARIANTS[variant]
+    criterion: Criterion = "life" if variant == "lives" else "variance"
     model = PrunedViT(make_vit(**arguments), Stages((1, 2, 3), rows))
     capture = FakeCapture()
     asked = [
-        (make_pixels(len(own), seed=seed), [Pruning(ratio) for ratio in own])
+        (make_pixels(len(own), seed=seed), [Pruning(ratio, criterion) for ratio in own])
         for seed, own in enumerate(batches)
     ]
     with torch.inference_mode():
         wanted = [model(pixels, prunings) for pixels, prunings in asked]
         with pytest.MonkeyPatch.context() as patch:
-            graphed = warmed(patch, model, make_pixels(1), capture)
+            graphed = warmed(patch, model, make_pixels(1), capture, criterion)
             captures = capture.captures
             got = [graphed(pixels, prunings) for pixels, prunings in asked]
     assert captures == capture.captures == len(budgets(model.arch, model.stages))

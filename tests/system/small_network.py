@@ -11,6 +11,7 @@ import torch
 from app.decoding.images import ImageLimits, decode
 from models.cascade import Cascade
 from models.classifier import Classifier, ImageRequest, Prediction
+from models.life import add_predictor
 from models.load import Card, load, save
 from models.schedule import Pruning, Stages
 from models.transforms import InputSpec
@@ -29,18 +30,20 @@ def alone(classifier: Classifier, image: bytes, request: ImageRequest) -> Predic
 
 
 def save_small_network(path: Path) -> None:
-    """Write it as a checkpoint."""
+    """Write it as a checkpoint. It has a life predictor."""
     arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
     torch.manual_seed(3)
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
     with torch.no_grad():
         vit.head.weight *= 50  # so that its answers differ by more than rounding
+    add_predictor(vit, 1)
     card = Card(
         architecture="vit_tiny_patch16_224",
         labels=LABELS,
         input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         stages=Stages((1, 2)),
         model_args=arguments,
+        life_block=1,
     )
     save(path, vit, card)
     loaded = load(str(path))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import safe_open, save_file
 
 from tests.system.photographs import SHIPPED
-from tests.system.server import CLIENT, is_ready, running_server, wait_until
+from tests.system.server import is_ready, running_server, wait_until
 from tests.system.small_network import save_small_network
 
 COFFEE = (SHIPPED / "coffee.jpg").read_bytes()
@@ -45,7 +45,7 @@ def test_answers_are_kept_by_caller_and_never_outlive_their_model(
     with running_server(tmp_path, *flags) as server:
 
         def ask(key: str = ALICE) -> tuple[str, list[dict[str, Any]]]:
-            response = CLIENT.post(
+            response = httpx.post(
                 f"{server.url}/v1/classify?top_k=3",
                 content=COFFEE,
                 headers={"Authorization": f"Bearer {key}"},

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.system.photographs import photographs
-from tests.system.server import CLIENT, Server, wait_until
+from tests.system.server import Server, wait_until
 
 CLIENTS = 64
 FLOOR = 0.3
@@ -21,7 +21,7 @@ PICTURE = photographs(1)[0]
 
 
 def ask(server: Server, **options: Any) -> dict[str, Any]:
-    response = CLIENT.post(f"{server.url}/v1/classify", content=PICTURE, params=options, timeout=60)
+    response = httpx.post(f"{server.url}/v1/classify", content=PICTURE, params=options, timeout=60)
     result: dict[str, Any] = response.raise_for_status().json()["results"][0]
     return result
 

@@ -23,7 +23,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from tests.system.photographs import SHIPPED
-from tests.system.server import CLIENT, Server
+from tests.system.server import Server
 from tests.system.tolerance import SCORE_TOLERANCE
 
 MODEL = "trimvit-small-imagenette"
@@ -32,7 +32,7 @@ PHOTOGRAPHS = [(SHIPPED / name).read_bytes() for name in ("china.jpg", "coffee.j
 
 def v1(server: Server, image: bytes, **options: object) -> dict[str, Any]:
     """The result of /v1/classify for an image."""
-    response = CLIENT.post(f"{server.url}/v1/classify", params=options, content=image, timeout=60)  # type: ignore[arg-type]
+    response = httpx.post(f"{server.url}/v1/classify", params=options, content=image, timeout=60)  # type: ignore[arg-type]
     assert response.status_code == 200, response.text
     result: dict[str, Any] = response.json()["results"][0]
     return result

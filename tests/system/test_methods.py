@@ -11,13 +11,14 @@ import torch
 
 from models.classifier import Classifier, ImageRequest
 from models.load import load
-from tests.system.server import CLIENT, Server, running_server
+from models.schedule import Pruning, compute
+from tests.system.server import Server, running_server
 from tests.system.small_network import PHOTOGRAPHS, alone
 
 
 def ask(server: Server, image: bytes, **options: object) -> httpx.Response:
     params = {name: str(value).lower() for name, value in options.items()}
-    return CLIENT.post(f"{server.url}/v1/classify", params=params, content=image, timeout=60)
+    return httpx.post(f"{server.url}/v1/classify", params=params, content=image, timeout=60)
 
 
 def result_of(response: httpx.Response) -> dict[str, Any]:
@@ -72,12 +73,45 @@ def test_a_cascade_runs_again_what_it_is_unsure_of(cascading: Server, calibrated
     }
 
 
+def test_lives_decide_in_a_batch_with_other_criteria(cascading: Server, calibrated: Path) -> None:
+    """Every image is answered as it is alone and offline, at the cost that its ratio has under any criterion;
+    a mass of lives gives each its own count."""
+    loaded = load(str(calibrated))
+    classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
+    asked: list[dict[str, Any]] = [
+        {"keep_ratio": ratio, "criterion": criterion}
+        for ratio in (0.3, 0.7)
+        for criterion in ("life", "variance", "random")
+    ] + [{"keep_mass": 0.5, "criterion": "life"}, {"keep_ratio": 0.5, "criterion": "life", "reducer": "fuse"}]
+    work = [(image, options) for options in asked for image in PHOTOGRAPHS]
+    with ThreadPoolExecutor(len(work)) as pool:
+        results = list(
+            pool.map(lambda each: result_of(ask(cascading, each[0], **each[1], mask="indices")), work)
+        )
+    for (image, options), result in zip(work, results, strict=True):
+        expected = alone(classifier, image, ImageRequest(Pruning(**options), 3, kept_patches=True))
+        assert expected.kept is not None
+        assert result["criterion"] == options["criterion"]
+        assert result["mask"][0]["indices"] == expected.kept[-1].tolist()
+        assert result["compute"] == pytest.approx(expected.compute, abs=1e-6)
+        if "keep_ratio" in options and "reducer" not in options:
+            share = compute(loaded.model.arch, loaded.model.stages, options["keep_ratio"])
+            assert result["compute"] == pytest.approx(share, abs=1e-6)
+    (model,) = httpx.get(f"{cascading.url}/v1/models").json()["models"]
+    assert "life" in model["criteria"]
+
+
 def test_without_a_cascade_it_is_refused_and_told_how_to_get_one(calibrated: Path, tmp_path: Path) -> None:
-    """Served with other stages than it was fitted for, the network has no cascade."""
-    flags = ("--model", str(calibrated), "--stages", "2", "--default-reducer", "merge")
+    """Served with other stages than it was fitted for, the network has no cascade; nor can its lives be
+    predicted where the predictor does not read what comes to the first stage."""
+    flags = ("--model", str(calibrated), "--stages", "3", "--default-reducer", "merge")
     with running_server(tmp_path, *flags) as server:
         assert_refused(ask(server, PHOTOGRAPHS[0], cascade=True), "no cascade", "trimvit calibrate")
         assert result_of(ask(server, PHOTOGRAPHS[0], keep_ratio=0.5))["reducer"] == "merge"
         (model,) = httpx.get(f"{server.url}/v1/models").json()["models"]
         assert model["cascade"] is None
+        assert "life" not in model["criteria"]
+        assert_refused(
+            ask(server, PHOTOGRAPHS[0], criterion="life"), "the criterion life", "trimvit train --life"
+        )
         assert "without its cascade" in server.log.read_text()

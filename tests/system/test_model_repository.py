@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from models.classifier import Classifier, ImageRequest
 from models.load import load
 from models.schedule import Pruning
-from tests.system.server import CLIENT, Server, free_port, running_server, wait_until
+from tests.system.server import Server, free_port, running_server, wait_until
 from tests.system.small_network import LABELS, OTHER_LABELS, PHOTOGRAPHS, alone, save_other_network
 
 RATIOS = (1.0, 0.6, 0.4)
@@ -45,11 +45,11 @@ def repository(calibrated: Path, other: Path, tmp_path_factory: pytest.TempPathF
 
 def change(server: Server, name: str, verb: str, **headers: str) -> httpx.Response:
     url = f"{server.url}/v2/repository/models/{name}/{verb}"
-    return CLIENT.post(url, json={}, headers=headers, timeout=120)
+    return httpx.post(url, json={}, headers=headers, timeout=120)
 
 
 def states(server: Server) -> dict[str, str]:
-    found = CLIENT.post(f"{server.url}/v2/repository/index", timeout=60).raise_for_status().json()
+    found = httpx.post(f"{server.url}/v2/repository/index", timeout=60).raise_for_status().json()
     return {model["name"]: model["state"] for model in found}
 
 
@@ -220,7 +220,7 @@ def test_a_worker_that_dies_comes_back_with_what_is_served_now(repository: Serve
     dispatcher.send_signal(signal.SIGKILL)
     wait_until(lambda: repository.only_process("trimvit: dispatcher").pid != dispatcher.pid, "a dispatcher")
     wait_until(
-        lambda: CLIENT.get(f"{repository.url}/v2/models/third/ready", timeout=60).status_code == 200,
+        lambda: httpx.get(f"{repository.url}/v2/models/third/ready", timeout=60).status_code == 200,
         "the model",
     )
     assert set(LABELS) == set(httpx.get(f"{repository.url}/v1/models").json()["models"][0]["labels"])

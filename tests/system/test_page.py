@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
 from tests.system.photographs import SHIPPED
-from tests.system.server import CLIENT, Server
+from tests.system.server import Server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -147,14 +148,14 @@ Open = Callable[..., Visit]
 
 def classified(server: Server, photograph: bytes, **options: object) -> dict[str, Any]:
     """What the server itself says of a photograph."""
-    response = CLIENT.post(f"{server.url}/v1/classify", params=options, content=photograph)  # type: ignore[arg-type]
+    response = httpx.post(f"{server.url}/v1/classify", params=options, content=photograph)  # type: ignore[arg-type]
     result: dict[str, Any] = response.raise_for_status().json()["results"][0]
     return result
 
 
 def example(server: Server, visit: Visit, name: str) -> bytes:
     source = visit.see(f"[data-example='{name}'] img").get_attribute("src")
-    return CLIENT.get(f"{server.url}/{source}").raise_for_status().content
+    return httpx.get(f"{server.url}/{source}").raise_for_status().content
 
 
 def test_the_whole_way(visit: Open, server: Server, tmp_path: Path) -> None:
@@ -556,7 +557,7 @@ def test_pictures_are_ordered_by_how_alike_they_are(visit: Open, server: Server)
     vectors = []
     for file in files:
         options = {"keep_ratio": "0.5", "normalize": "true"}
-        answer = CLIENT.post(f"{server.url}/v1/embed", params=options, content=file["buffer"])
+        answer = httpx.post(f"{server.url}/v1/embed", params=options, content=file["buffer"])
         vectors.append(answer.raise_for_status().json()["results"][0]["embedding"])
     cosines = np.array(vectors) @ np.array(vectors).T
     for own, row in enumerate(page.see("#neighbours > li").all()):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.system.photographs import SHIPPED
-from tests.system.server import ENVIRONMENT, TRIMVIT, running_server, wait_until
+from tests.system.server import TRIMVIT, running_server, wait_until
 from tests.system.small_network import save_small_network
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def test_a_server_starts_in_an_odd_environment_and_speaks_utf_8(tmp_path: Path) 
     long.mkdir()
     # PYTHONPATH comes first, and a server that is started from the checkout changes it: a process would look
     # there for the memory of its title.
-    kept = {**ENVIRONMENT, "PYTHONPATH": f".:{os.environ.get('PYTHONPATH', '')}"} | {
+    kept = {"PYTHONPATH": f".:{os.environ.get('PYTHONPATH', '')}"} | {
         name: value for name, value in os.environ.items() if name not in ("HOME", "LANG", "PYTHONPATH")
     }
     environment = (

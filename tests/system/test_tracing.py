@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -14,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.system.server import CLIENT, running_server
+from tests.system.server import running_server
 from tests.system.small_network import PHOTOGRAPHS
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -86,12 +87,12 @@ def test_a_request_reaches_the_collector_as_one_trace(
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")  # nothing is sent before the end
         with running_server(tmp_path, "--model", str(calibrated)) as server:
             responses = [
-                CLIENT.post(
+                httpx.post(
                     f"{server.url}/v1/classify?keep_ratio=0.5",
                     files=[("image", photograph) for photograph in PHOTOGRAPHS[:2]],
                     headers={"traceparent": f"00-{TRACE}-{PARENT}-01"},
                 ),
-                CLIENT.post(f"{server.url}/v1/classify", content=b"no image"),
+                httpx.post(f"{server.url}/v1/classify", content=b"no image"),
             ]
             assert [response.status_code for response in responses] == [200, 422]
             assert collector.requests == []

@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks.server import end
 from tests.deploy.promql import dashboard_queries
 from tests.system.prometheus import Prometheus, needs_prometheus
-from tests.system.server import CLIENT, ENVIRONMENT, wait_until
+from tests.system.server import wait_until
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/walkthrough.md").read_text()
@@ -68,7 +68,7 @@ class Walk:
         (folder / ".venv" / ".installed").touch()
         self._ports = {"127.0.0.1:8000": free_address(), "127.0.0.1:9091": free_address()}
         self.url, self.prometheus = (f"http://{address}" for address in self._ports.values())
-        self._environment = {**ENVIRONMENT, **os.environ, "TRIMVIT_PORT": self.url.rpartition(":")[2]}
+        self._environment = {**os.environ, "TRIMVIT_PORT": self.url.rpartition(":")[2]}
 
     def run(self, block: str) -> str:
         """Run a block to its end; what it writes."""
@@ -122,7 +122,7 @@ def free_address() -> str:
 
 def answers(url: str) -> bool:
     try:
-        return CLIENT.get(url, timeout=10).status_code == 200
+        return httpx.get(url, timeout=10).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -28,7 +28,7 @@ from models.load import LoadedModel, load
 from models.schedule import Pruning, compute, keep_ratio_for, macs
 from tests.deploy.promql import dashboard_queries
 from tests.system.prometheus import needs_prometheus, running_prometheus
-from tests.system.server import CLIENT, Samples, Server, running_server, wait_until
+from tests.system.server import Samples, Server, running_server, wait_until
 from tests.system.small_network import FIRST, PHOTOGRAPHS
 
 PHASES = ("decode", "queue", "compute", "total")
@@ -151,7 +151,7 @@ class Driven:
 
     def send(self, method: str, path: str, route: str, **request: Any) -> httpx.Response:
         began = time.perf_counter()
-        response = CLIENT.request(method, self.server.url + path, timeout=60, **request)
+        response = httpx.request(method, self.server.url + path, timeout=60, **request)
         self.requests[route, method, response.status_code] += 1
         self.seconds[route] += time.perf_counter() - began
         return response

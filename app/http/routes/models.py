@@ -14,7 +14,7 @@ from app.inference.expected import default_deadline_ms
 from app.messages.model import ModelInfo
 from app.settings.settings import Settings
 from models.cascade import Cascade
-from models.schedule import CRITERIA, REDUCERS
+from models.schedule import REDUCERS
 
 
 def models_router(settings: Settings, dispatch: Dispatch) -> APIRouter:
@@ -57,7 +57,7 @@ def described(settings: Settings, model: ModelInfo) -> ModelDescription:
         patch_stride=model.patch_stride,
         stages=[block + 1 for block in method.stages.blocks],
         evenly=method.stages.evenly,
-        criteria=list(CRITERIA),
+        criteria=list(model.criteria),
         reducers=list(REDUCERS),
         default_keep_ratio=default_keep_ratio(settings, model),
         default_criterion=method.criterion,

@@ -12,6 +12,7 @@ from timm.models.eva import Eva, EvaBlockPostNorm
 from torch import Tensor, nn
 
 from models.families import UnsupportedModelError
+from models.life import add_predictor
 from models.pruned_vit import PrunedViT, check_against_timm
 from models.schedule import CRITERIA, REDUCERS, UNPRUNED, Criterion, Pruning, Reducer, keep_counts
 from tests.models.reference import reference
@@ -124,6 +125,7 @@ def test_every_criterion_agrees_with_a_slow_reference(
 ) -> None:
     """By the CLS row and by all rows."""
     eva = make(name, randomise)
+    randomise(add_predictor(eva, 1))
     model, pixels = PrunedViT(eva), images_for(eva, make_pixels, 2)
     prunings = [Pruning(0.6, criterion, reducer, seed=image) for image in range(2)]
     with torch.inference_mode():

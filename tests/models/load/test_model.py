@@ -25,10 +25,12 @@ from torch.nn import functional as F
 
 import models
 from models.families import UnsupportedModelError
+from models.life import add_predictor, predictor_of
 from models.load import Card, ModelError, create, input_spec_of, load, save
+from models.offered import OF_ANY_MODEL
 from models.patch_embed import set_patch_stride
 from models.pruned_vit import PrunedViT
-from models.schedule import Pruning, Stages
+from models.schedule import CRITERIA, Pruning, Stages
 from models.transforms import InputSpec
 
 REPOSITORY = Path(models.__file__).parents[1]
@@ -805,3 +807,69 @@ def test_an_unknown_crop_is_refused() -> None:
     vit = timm.create_model(ARCHITECTURE, device="meta", pretrained_cfg_overlay={"crop_mode": "border"})
     with pytest.raises(ModelError, match="unknown crop mode 'border'; supported: center, squash"):
         input_spec_of(vit)
+
+
+# Life predictors.
+
+LIVES = replace(CARD, criterion="life", life_block=0)
+
+
+def test_a_life_predictor_is_saved_with_its_network(
+    vit: VisionTransformer, tmp_path: Path, make_pixels: Callable[..., Tensor], randomise: Randomise
+) -> None:
+    """Its tensors lie beside the network's, the header names its block, and what is loaded prunes by it."""
+    randomise(add_predictor(vit, 0))
+    path = tmp_path / "living.safetensors"
+    save(path, vit, LIVES)
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["trimvit"])["life_block"] == 0
+        assert file.get_tensor("life.out.weight").shape == (1, 16)
+    loaded = load(str(path))
+    assert loaded.method.criterion == "life"
+    pixels, prunings = make_pixels(2, size=(32, 48)), [Pruning(0.5, "life"), Pruning(0.2, "life")]
+    with torch.inference_mode():
+        before, after = PrunedViT(vit, CARD.stages)(pixels, prunings), loaded.model(pixels, prunings)
+    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=0.05)
+    assert [stage.tolist() for stage in after.kept[0]] == [stage.tolist() for stage in before.kept[0]]
+
+
+def test_a_header_without_a_life_predictor_is_of_an_older_checkpoint(
+    vit: VisionTransformer, tmp_path: Path
+) -> None:
+    """It is read as ever, and the criterion is refused by name."""
+    path = tmp_path / "older.safetensors"
+    save(path, vit, CARD)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["trimvit"])
+    del header["life_block"]
+    loaded = load(str(with_header(vit, path, json.dumps(header))))
+    assert loaded.card.life_block is None
+    assert loaded.model.stages == CARD.stages
+    with pytest.raises(ValueError, match="the criterion life needs a life predictor"):
+        loaded.check_criteria(["mad", "life"])
+    assert loaded.check_criteria(["mad"]) is loaded
+
+
+def test_stages_that_leave_a_checkpoint_without_its_criterion_are_refused(
+    vit: VisionTransformer, tmp_path: Path
+) -> None:
+    """Where it would be the default one; another checkpoint only does not offer it any more."""
+    add_predictor(vit, 0)
+    save(tmp_path / "by_life.safetensors", vit, LIVES)
+    by_life = load(str(tmp_path / "by_life.safetensors"))
+    assert by_life.at_stages((1, 2)).model.criteria == CRITERIA
+    with pytest.raises(ValueError, match="its life predictor is for block 1, which must be the first block"):
+        by_life.at_stages((2, 3))
+    save(tmp_path / "by_mad.safetensors", vit, replace(LIVES, criterion="mad"))
+    by_mad = load(str(tmp_path / "by_mad.safetensors")).at_stages((2, 3))
+    assert by_mad.model.criteria == OF_ANY_MODEL
+
+
+def test_create_takes_a_checkpoints_life_predictor_apart(vit: VisionTransformer, tmp_path: Path) -> None:
+    """The network to train has none until one is given to it."""
+    predictor = add_predictor(vit, 0)
+    save(tmp_path / "start.safetensors", vit, LIVES)
+    start = create(ARCHITECTURE, tmp_path / "start.safetensors", num_classes=5)
+    assert predictor_of(start.vit) is None
+    assert start.life_block == 0
+    assert start.life.keys() == predictor.state_dict().keys()

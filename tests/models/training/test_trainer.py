@@ -116,17 +116,28 @@ def test_a_batch_in_parts_is_the_batch(config: Callable[..., TrainConfig], tmp_p
 
 
 @pytest.mark.system
-def test_two_processes_train_what_one_does(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    """Started by torchrun, each with half of every batch; one of them writes."""
-    alone, together = config(), config(output=tmp_path / "together")
+@pytest.mark.parametrize("life", [False, True])
+def test_two_processes_train_what_one_does(
+    config: Callable[..., TrainConfig], tmp_path: Path, *, life: bool
+) -> None:
+    """Started by torchrun, each with half of every batch; one of them writes. Also with a life predictor,
+    which has no part in some of the steps."""
+    own: dict[str, Any] = {}
+    if life:
+        torch.manual_seed(0)
+        weights = tmp_path / "start.pth"
+        torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), weights)
+        own = {"life": True, "criteria": ("life", "mad"), "architecture": "test_vit", "weights": weights}
+    alone, together = config(**own), config(output=tmp_path / "together", **own)
     fine_tune(alone)
     flags = [
         f"--{name.replace('_', '-')}={value}"
         for name, value in {
             "data": together.data,
             "output": together.output,
-            "architecture": ARCHITECTURE,
+            "architecture": together.architecture,
             "weights": together.weights,
+            "criteria": ",".join(together.criteria),
             "image-size": 48,
             "epochs": 3,
             "batch-size": 6,
@@ -136,6 +147,7 @@ def test_two_processes_train_what_one_does(config: Callable[..., TrainConfig], t
             "save-every": 2,
         }.items()
     ]
+    flags += ["--life"] * life
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

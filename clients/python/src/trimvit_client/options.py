@@ -15,6 +15,7 @@ Criterion = Literal[
     "renyi_2",
     "renyi_inf",
     "column_l2",
+    "life",
     "random",
 ]
 Reducer = Literal["drop", "fuse", "merge"]

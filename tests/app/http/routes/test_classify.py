@@ -26,6 +26,7 @@ from app.main import create_app
 from app.settings.settings import Settings
 from app.telemetry import logs
 from models.cascade import second_run_compute
+from models.offered import OF_ANY_MODEL
 from models.schedule import CRITERIA, REDUCERS, Method, Pruning, Reducer, compute, keep_ratio_for
 from tests.app.fakes import MODEL, FakeDispatch, encoded, kept_patches
 from tests.app.http.conftest import Classify
@@ -138,6 +139,16 @@ def test_every_criterion_can_be_asked_for(classify: Classify, dispatch: FakeDisp
     """The criterion reaches the dispatcher and comes back in the answer."""
     result = result_of(classify(params={"criterion": criterion}))
     assert dispatch.questions[0].ask.pruning.criterion == result["criterion"] == criterion
+
+
+def test_a_criterion_that_the_model_has_not_is_refused(classify: Classify, dispatch: FakeDispatch) -> None:
+    """By name, with what it would need and what is allowed; also at ratio 1."""
+    dispatch.model = msgspec.structs.replace(MODEL, criteria=OF_ANY_MODEL)
+    for ratio in (0.5, 1):
+        response = classify(params={"criterion": "life", "keep_ratio": ratio})
+        words = ("the criterion life needs a life predictor", "allowed are variance, mad, ")
+        assert_problem(response, 422, "invalid-value", *words, image=0)
+    assert result_of(classify(params={"criterion": "mad"}))["criterion"] == "mad"
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
