@@ -58,7 +58,7 @@ def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_valu
     except UnicodeDecodeError as error:
         raise UnreadableRequest(f"{what} is not JSON: {error}") from error
     if rest is None:
-        raise TooLarge(f"{what} has more than {most_bytes} bytes of JSON beside images; {hint}")
+        raise TooLarge(f"{what} has more than {most_bytes} bytes of JSON in addition to images; {hint}")
     # Commas in strings count, too, but neither base64 nor an option has any.
     if rest.count(b",") > most_values:
         raise TooLarge(f"{what} has more than {most_values} values; {hint}")
@@ -66,9 +66,14 @@ def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_valu
         value = msgspec.json.decode(rest)
         if len(rest) <= _CHECKED:
             json.loads(rest, object_pairs_hook=_only_once)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _filled_in(value, views) if views else value
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UnreadableRequest(f"{what} is not JSON: {_fault(rest) or error}{_advice(text)}") from error
-    return _filled_in(value, views) if views else value
+    except RecursionError as error:
+        # Each Python has a limit of its own, for what the parser does and for what we do with its value.
+        raise UnreadableRequest(
+            f"{what} is nested too deeply; options are values and lists of values, not lists in lists"
+        ) from error
 
 
 def _fault(text: bytes) -> UnicodeDecodeError | None:
@@ -162,7 +167,7 @@ def _advice(text: bytes | bytearray | memoryview) -> str:
     if not begin:
         return " (the body is empty)"
     if begin.startswith((b"'", b"{'")):
-        return " (names and strings stand in double quotes: in Python json.dumps(...) makes them)"
+        return " (names and strings must be in double quotes: in Python, use json.dumps(...))"
     if begin.startswith(b"@"):
-        return " (curl reads a file after @ with --data or --data-binary only)"
+        return " (curl reads the file after @ only with --data or --data-binary)"
     return ""
