@@ -17,6 +17,7 @@ import runpy
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,7 @@ class ForkServer:
             self._writer.write(msgspec.json.encode(Order(module, dict(environment))) + b"\n")
             _, late = await asyncio.wait([self._started], timeout=self._patience_s)
             if late and not self._started.done():
-                log.warning("the fork server has not answered for %g s and is killed", self._patience_s)
+                log.warning("killing the fork server: no response for %g s", self._patience_s)
                 assert self._process is not None
                 self._process.kill()
             return await self._started
@@ -217,12 +218,14 @@ def _preload(modules: Sequence[str]) -> bool:
             importlib.import_module(module)
     except Exception:
         # Whoever needs it will fail, too, and say why.
-        log.exception("a module that workers need cannot be imported")
+        log.exception("cannot import a module that workers need")
     threads = [
         (task / "comm").read_text(encoding="utf-8").strip() for task in Path("/proc/self/task").iterdir()
     ]
     if len(threads) > 1:
-        log.warning("workers start slowly: a process with threads cannot be forked (%s)", ", ".join(threads))
+        log.warning(
+            "workers will start slowly: the fork server has threads (%s) and cannot fork", ", ".join(threads)
+        )
     # What is there already is never garbage; a collection in a fork would copy the pages that it lies on.
     gc.collect()
     gc.freeze()
@@ -250,7 +253,7 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
             environment = {**order.environment, SUPERVISOR_VARIABLE: str(os.getpid())}
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it has started before it has ended
             try:
-                pid = os.fork() if can_fork else _spawn(order.module, environment)
+                pid = _fork() if can_fork else _spawn(order.module, environment)
             except OSError as error:  # too many processes, or too little memory: what runs goes on
                 tell(NotStarted(str(error)))
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
@@ -265,6 +268,14 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
             if pid == 0:
                 return order.module
     return None
+
+
+def _fork() -> int:
+    """For a process with one thread, which ``_preload`` checks. Python 3.12 and later count threads, too, but
+    split /proc/self/stat at spaces, of which the name of this process has two, and warn of threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _spawn(module: str, environment: Mapping[str, str]) -> int:

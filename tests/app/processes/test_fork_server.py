@@ -114,6 +114,17 @@ async def test_a_fork_has_what_was_imported_and_its_own_environment(modules: Pat
         assert process.returncode is None
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks are made on Linux only")
+async def test_a_fork_of_one_thread_brings_no_warning(
+    modules: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python 3.12 and later warn of forks with threads, and take the fork server's for one."""
+    async with fork_server(modules) as server:
+        await server.start("program", order(modules))
+        await said(modules)
+    assert "Warning" not in capfd.readouterr().err
+
+
 async def test_how_processes_end_is_told(modules: Path) -> None:
     """Exit codes and signals, also of those that end before anybody could have looked."""
     async with fork_server(modules) as server:
@@ -178,7 +189,7 @@ async def test_a_fork_server_that_cannot_be_understood_is_ended(
     async with fork_server(modules, ("talks_nonsense",)) as server:
         process = await server.start("program", order(modules))
         assert await process.wait() == -signal.SIGKILL
-        assert "talk with the fork server failed" in caplog.text
+        assert "background task failed: talk with the fork server" in caplog.text
 
 
 async def test_nothing_is_started_after_the_end(modules: Path) -> None:
