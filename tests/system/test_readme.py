@@ -12,11 +12,11 @@ from tests.system.server import Server
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    line
+    command
     for page in ("README.md", "docs/api.md")
     for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    for line in block.splitlines()
-    if "curl" in line
+    for command in re.split(r"(?<![\\|])\n", block)  # a line may go on in the next
+    if "curl" in command
 ]
 
 
