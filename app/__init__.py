@@ -1,1 +1,1 @@
-"""The service: HTTP front ends, dispatcher and worker processes, and the supervisor over both."""
+"""The service: HTTP front ends, dispatcher, workers, and the supervisor of these processes."""

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno not in _OUTPUT_FAILS or error.filename is not None:
             raise
         forget_output()
-        code = complain(command, f"the output cannot be written: {error.strerror}")
+        code = complain(command, f"cannot write the output: {error.strerror}")
     sys.exit(code)
 
 
@@ -60,9 +60,9 @@ def _run(name: str, arguments: list[str]) -> int:
         print(f"trimvit {version('trimvit')}")
         return 0
     if name not in COMMANDS:
-        wrong = f"there is no command {name!r}{did_you_mean(name, COMMANDS)}"
+        wrong = f"unknown command {name!r}{did_you_mean(name, COMMANDS)}"
         if name.startswith("-"):
-            wrong = f"{name} comes after a command, as in trimvit serve --port 8000"
+            wrong = f"{name} must come after a command, as in trimvit serve --port 8000"
         return complain("", f"{wrong}\n'trimvit --help' lists the commands", WRONG_USAGE)
     getproctitle()  # finds the title's memory by the environment's, which is moved by the next lines
     tune_libraries(os.environ, trains=name == "train")

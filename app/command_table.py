@@ -86,7 +86,7 @@ def _is_linux(command: str) -> bool:
     if system.startswith("linux"):
         return True
     advice = "run it in Docker or, on Windows, in WSL; trimvit classify needs no server"
-    complain(command, f"the server needs Linux, and this is {system}: {advice}")
+    complain(command, f"the server needs Linux, but this is {system}: {advice}")
     return False
 
 
@@ -162,7 +162,7 @@ COMMANDS = {
     "serve": Command("start the inference server", _serve),
     "ray": Command("serve as replicas on a Ray cluster (extra ray)", _ray),
     "classify": Command(
-        "label photographs without a server",
+        "classify photographs without a server",
         _classify,
         Operands(
             "PHOTO", "+", "Image file, folder of images (with its sub-folders), or - for standard input."
@@ -208,12 +208,12 @@ examples:
   trimvit models run/model.safetensors --keep-ratios 1,0.9,0.8""",
     ),
     "bench": Command(
-        "load a running server and measure its latency and throughput",
+        "send load to a running server and measure its latency and throughput",
         _bench,
         Operands("URL", 1, "Address of the server, for example http://127.0.0.1:8000."),
-        """A closed loop (--concurrency) sends an image when one is answered: how much can the server do?
-An open loop (--rate) sends at random times, whatever the server does: what would its users see? Latency is
-then measured from the time at which an image was due, so a server that stalls cannot hide it.
+        """A closed loop (--concurrency) sends an image when another one is answered. It measures the maximum
+throughput. An open loop (--rate) sends at random times, independently of the server. It measures the latency
+that users see, from the time at which each image was due, so that a stalled server cannot hide it.
 
 examples:
   trimvit bench http://127.0.0.1:8000 --concurrency 16 --keep-ratios 0.5

@@ -1,7 +1,7 @@
-"""Everything that can go wrong with a request: class = whose fault + status + what may be said of it.
+"""The errors of the API. Each class defines a problem type, its HTTP status and its title.
 
-Sent as `application/problem+json` (RFC 9457). ``slug`` names the problem type for programs; ``detail`` is
-for people and says what was wrong and what is allowed.
+Errors are sent as `application/problem+json` (RFC 9457). ``slug`` identifies the problem type for programs;
+``detail`` tells people what was wrong, what is allowed and what to do.
 """
 
 import math
@@ -11,7 +11,7 @@ _LONGEST_RETRY_AFTER_S = 3600.0
 
 
 class Problem(Exception):
-    """A request that ends in an error answer. Subclasses say which."""
+    """The base class of all errors that are sent to clients."""
 
     status: ClassVar[int]
     slug: ClassVar[str]
@@ -24,7 +24,7 @@ class Problem(Exception):
         self.image = image
 
     def to_dict(self) -> dict[str, object]:
-        """The members of the problem document; ``image`` is the place of the image at fault."""
+        """The members of the problem document; ``image`` is the index of the image at fault."""
         document: dict[str, object] = {
             "type": f"urn:trimvit:problem:{self.slug}",
             "title": self.title,
@@ -36,7 +36,7 @@ class Problem(Exception):
         return document
 
     def headers(self) -> dict[str, str]:
-        """Headers that go with the answer."""
+        """Additional headers of the response."""
         seconds = self.retry_after_s
         if seconds is None or not math.isfinite(seconds):  # nobody knows when
             return {}
@@ -48,7 +48,7 @@ class ClientProblem(Problem):
 
 
 class UnreadableRequest(ClientProblem):
-    """The request is not HTTP/1.1, or its body is not what its Content-Type says."""
+    """The request is not valid HTTP/1.1, or its body does not match its Content-Type."""
 
     status, slug, title = 400, "unreadable-request", "The request cannot be read"
 
@@ -56,31 +56,31 @@ class UnreadableRequest(ClientProblem):
 class Unauthorized(ClientProblem):
     """The API key is missing or not valid."""
 
-    status, slug, title = 401, "unauthorized", "A valid API key is needed"
+    status, slug, title = 401, "unauthorized", "A valid API key is required"
 
 
 class PriorityNotAllowed(ClientProblem):
-    """The operator does not allow this caller the priority that it asked for."""
+    """The caller is not allowed to use the requested priority."""
 
     status, slug, title = 403, "priority-not-allowed", "The priority is not allowed"
 
 
 class AdminOnly(ClientProblem):
-    """The API key may not load and unload models: it is not marked `admin`."""
+    """The API key is not marked `admin`, which loading and unloading models requires."""
 
-    status, slug, title = 403, "admin-only", "The API key may not do this"
+    status, slug, title = 403, "admin-only", "The API key does not allow this"
 
 
 class NotLocal(ClientProblem):
-    """Shared memory is for clients on the server's own machine, which connect without a proxy."""
+    """Shared memory is only for clients on the server's machine that connect without a proxy."""
 
-    status, slug, title = 403, "not-local", "This is for clients on the same machine"
+    status, slug, title = 403, "not-local", "Only clients on the same machine can use this"
 
 
 class CrossSiteRequest(ClientProblem):
-    """A page of another site sent the request, and `--cors-origins` does not allow that site."""
+    """The request comes from a web page of another site that `--cors-origins` does not list."""
 
-    status, slug, title = 403, "cross-site-request", "Pages of other sites may not send this"
+    status, slug, title = 403, "cross-site-request", "Cross-site requests are not allowed"
 
 
 class NotFound(ClientProblem):
@@ -92,19 +92,19 @@ class NotFound(ClientProblem):
 class MethodNotAllowed(ClientProblem):
     """The path does not support this method."""
 
-    status, slug, title = 405, "method-not-allowed", "The path does not take this method"
+    status, slug, title = 405, "method-not-allowed", "The path does not support this method"
 
 
 class TooSlow(ClientProblem):
-    """The head or the body did not arrive in the time allowed."""
+    """The request head or body did not arrive within the time limit."""
 
-    status, slug, title = 408, "too-slow", "The request came too slowly"
+    status, slug, title = 408, "too-slow", "The request arrived too slowly"
 
 
 class RepositoryConflict(ClientProblem):
-    """Another model is being loaded or unloaded, or the default model is to be unloaded."""
+    """Another model is being loaded or unloaded, or the request would unload the default model."""
 
-    status, slug, title = 409, "repository-conflict", "The model cannot be changed now"
+    status, slug, title = 409, "repository-conflict", "The model cannot be loaded or unloaded now"
 
 
 class TooLarge(ClientProblem):
@@ -122,13 +122,13 @@ class UnsupportedMediaType(ClientProblem):
 class ExpectationFailed(ClientProblem):
     """The Expect header asks for something other than `100-continue`."""
 
-    status, slug, title = 417, "expectation-failed", "What the request expects cannot be done"
+    status, slug, title = 417, "expectation-failed", "The expectation is not supported"
 
 
 class MisdirectedRequest(ClientProblem):
     """The Host header names a host that this server does not serve; see `--allowed-hosts`."""
 
-    status, slug, title = 421, "misdirected-request", "The server does not answer to this name"
+    status, slug, title = 421, "misdirected-request", "The server does not serve this host"
 
 
 class InvalidValue(ClientProblem):
@@ -138,20 +138,20 @@ class InvalidValue(ClientProblem):
 
 
 class ModelNotLoadable(ClientProblem):
-    """What the name of a model stands for does not exist or cannot be served; the detail says why."""
+    """The model does not exist or cannot be served; the detail says why."""
 
     status, slug, title = 422, "model-not-loadable", "The model cannot be loaded"
 
 
 class NoClasses(ClientProblem):
-    """Classes are asked of a model without a head; `/v1/embed` answers with its features, and `--head` gives
-    it a head."""
+    """The request asks a model without a head for labels. `/v1/embed` returns its features, and `--head` adds
+    a head."""
 
     status, slug, title = 422, "no-classes", "The model has no classes"
 
 
 class UndecodableImage(ClientProblem):
-    """The bytes are not a complete, valid image, or what its samples mean is unknown."""
+    """The bytes are not a complete, valid image, or the meaning of its samples is unknown."""
 
     status, slug, title = 422, "undecodable-image", "The image cannot be decoded"
 
@@ -159,11 +159,11 @@ class UndecodableImage(ClientProblem):
 class HeadersTooLarge(ClientProblem):
     """The request line and the headers are larger than 64 KiB."""
 
-    status, slug, title = 431, "headers-too-large", "The request's head is too large"
+    status, slug, title = 431, "headers-too-large", "The request head is too large"
 
 
 class ServerProblem(Problem):
-    """The server cannot do it now; the same request may succeed later."""
+    """The server cannot process the request now; the same request may succeed later."""
 
 
 class QueueFull(ServerProblem):
@@ -179,28 +179,28 @@ class NotReady(ServerProblem):
 
 
 class DeadlineUnmeetable(ServerProblem):
-    """The predicted wait exceeds the deadline. Without `Retry-After`, an idle server is too slow as well."""
+    """The predicted latency exceeds the deadline; without `Retry-After`, even on an idle server."""
 
     status, slug, title = 503, "deadline-unmeetable", "The deadline cannot be met"
 
 
 class Overloaded(ServerProblem):
-    """The process holds as many connections or request bytes as it may."""
+    """The process has reached its limit of connections or of memory for request bodies."""
 
-    status, slug, title = 503, "overloaded", "The server holds as much as it can"
+    status, slug, title = 503, "overloaded", "The server is overloaded"
 
 
 class OutOfMemory(ServerProblem):
     """The device does not have enough memory for even one image at present."""
 
-    status, slug, title = 503, "out-of-memory", "There is not enough memory"
+    status, slug, title = 503, "out-of-memory", "The device is out of memory"
 
 
 class WorkerLost(ServerProblem):
-    """Two workers died while they computed the image, or one while it loaded the model. Do not send it again:
-    it may be the cause."""
+    """Two workers died while computing the image, or one while loading the model. Do not retry: the request
+    may be the cause."""
 
-    status, slug, title = 500, "engine-lost", "The worker was lost while it worked on the request"
+    status, slug, title = 500, "engine-lost", "A worker died while processing the request"
 
 
 class DeadlinePassed(ServerProblem):
@@ -210,18 +210,18 @@ class DeadlinePassed(ServerProblem):
 
 
 class ModelLoadTooSlow(ServerProblem):
-    """Loading a further model took longer than `--load-limit-s`; the models that are served go on."""
+    """Loading another model took longer than `--load-limit-s`. The other models are still served."""
 
-    status, slug, title = 504, "model-load-too-slow", "Loading the model takes too long"
+    status, slug, title = 504, "model-load-too-slow", "Loading the model took too long"
 
 
 class InternalFault(ServerProblem):
-    """A bug in the server, logged under the request id, or an image whose scores are not finite."""
+    """A bug in the server, logged with the request ID, or an image whose scores are not finite."""
 
-    status, slug, title = 500, "internal-fault", "Something went wrong in the server"
+    status, slug, title = 500, "internal-fault", "Internal server error"
 
 
 class InsufficientMemory(ServerProblem):
-    """There is not enough memory for a further model; the detail has the numbers."""
+    """There is not enough memory to load another model; the detail gives the numbers."""
 
-    status, slug, title = 507, "insufficient-memory", "There is not enough memory for the model"
+    status, slug, title = 507, "insufficient-memory", "Not enough memory for the model"

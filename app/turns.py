@@ -1,4 +1,4 @@
-"""Whose work goes next, where callers share a few places. Pure policy: no clock, no threads."""
+"""Whose work is next when callers share a few places. Pure policy: no clock, no threads."""
 
 from collections import Counter
 from collections.abc import Hashable

@@ -1,4 +1,4 @@
-"""What is wrong with a value, in a sentence for people: what is allowed, an example, and what was given.
+"""Error messages for wrong values: what is allowed, an example, and what was given.
 
 pydantic says "Input should be a valid number, unable to parse string as a number". Whoever typed a flag, a
 variable or an option is told "keep_ratio must be a number above 0 and at most 1, such as 0.5; got '50%'".
@@ -43,7 +43,7 @@ def wrong_values(
     for fault in error.errors(include_url=False):
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] in ("model_type", "model_attributes_type", "dict_type") and not fault["loc"]:
-            message = f"an object with {' and '.join(root.get('required', properties))} is needed; "
+            message = f"an object with {' and '.join(root.get('required', properties))} is required; "
             message += f"got {said_back(fault['input'])}"
         if not fault["loc"]:
             told[message] = message

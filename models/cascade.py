@@ -1,4 +1,4 @@
-"""Two runs where one is not enough: a cheap one for every image, and the unpruned one for the unsure.
+"""Cascades: a cheap run for every image, and a run without pruning for uncertain results.
 
 An image is unsure where the margin (the probability of the first label minus that of the second) of its
 cheap run is not above a threshold. The threshold is fitted on images without labels, for an agreement with
@@ -148,7 +148,7 @@ def choose_and_fit(
         fitted = fit_margin(margin[cheapest, fitting], agrees[cheapest, fitting], agreement)
     except UnreachableAgreementError as error:
         raise UnreachableAgreementError(
-            f"{error}; of {images} images, half serve to choose among {candidates} first runs"
+            f"{error}; of {images} images, half are used to choose among {candidates} first runs"
         ) from None
     return compared, cheapest, with_margin(cheapest, fitting, fitted)
 

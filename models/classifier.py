@@ -287,6 +287,6 @@ def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:
     for name, tensor in model.vit.state_dict().items():
         if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelError(
-                f"{name} has values beyond the range of {str(dtype).removeprefix('torch.')} "
+                f"{name} has values outside the range of {str(dtype).removeprefix('torch.')} "
                 f"({torch.finfo(dtype).max:g}); choose --dtype bfloat16 or float32"
             )

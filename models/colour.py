@@ -54,9 +54,12 @@ def _say_what_numbers_mean(numbers: Mapping[str, object] | None, say: Say) -> No
     if not numbers:
         return
     if numbers.get("transfer_characteristics") in _HDR:
-        say("the image is HDR and has no colour profile: it is read as sRGB, so its brightness may be off")
+        say("the image is HDR and has no color profile: it is read as sRGB, so its brightness may be wrong")
     elif numbers.get("color_primaries") in _WIDE_PRIMARIES:
-        say("the image's colours are wider than sRGB and have no profile: they are read as sRGB, so paler")
+        say(
+            "the image has a wider gamut than sRGB and no color profile: it is read as sRGB, so its colors "
+            "are paler"
+        )
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -66,15 +69,15 @@ def _is_grey(image: Image.Image) -> bool:
 def _by_profile(profile: bytes, mode: str, say: Say) -> ToSrgb | None:
     if len(profile) > LONGEST_PROFILE:
         say(
-            f"the image's colour profile has {len(profile)} bytes, more than {LONGEST_PROFILE}, and was "
-            "passed over: colours are read without it"
+            f"the image's color profile has {len(profile)} bytes, more than {LONGEST_PROFILE}, and was "
+            "ignored: the colors are not converted"
         )
         return None
     try:
         convert = _transform(profile, mode)
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         reason = str(error) if isinstance(error, _AnotherSpace) else "is broken"
-        say(f"the image's colour profile {reason}, and was passed over: colours are read without it")
+        say(f"the image's color profile {reason}, and was ignored: the colors are not converted")
         return None
     return None if convert is None else ToSrgb(mode, convert)
 

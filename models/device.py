@@ -21,7 +21,7 @@ def choose_device(wanted: str) -> str:
         return wanted
     device = wanted if ":" in wanted else f"{wanted}:0"
     if int(device.partition(":")[2]) >= torch.cuda.device_count():
-        raise OSError(f"there is no device {device}; PyTorch sees {torch.cuda.device_count()} GPUs")
+        raise OSError(f"the device {device} does not exist; PyTorch finds {torch.cuda.device_count()} GPUs")
     return device
 
 
@@ -30,7 +30,7 @@ def choose_dtype(device: str, wanted: DtypeName = "auto") -> torch.dtype:
     float16 on a GPU and float32 on a CPU. Raises ValueError for int8 where it cannot be had."""
     if wanted == "int8" and not (device == "cpu" and cpu_has_int8()):
         raise ValueError(
-            "int8 needs a CPU with AVX2, and this is "
+            "int8 needs a CPU with AVX2, but this is "
             + ("a CPU without" if device == "cpu" else device)
             + "; allowed here: auto, float32, bfloat16, float16"
         )

@@ -111,7 +111,9 @@ class GraphedModel:
             try:
                 shape.graph = self._capture(pixels, images, pruning)
             except RuntimeError:
-                log.exception("no CUDA graph for %d images of %s: they are computed eagerly", images, pruning)
+                log.exception(
+                    "cannot capture a CUDA graph for %d images of %s, computing them eagerly", images, pruning
+                )
                 shape.failed = True
         return shape.graph
 

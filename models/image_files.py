@@ -43,7 +43,7 @@ _BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1
 _MOST_NAMES = 20
 
 
-Reason = Literal["no image", "no regular file", "a second way to the same folder", "cannot be read"]
+Reason = Literal["no image", "not a regular file", "another path to the same folder", "cannot be read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = T
         try:
             identity = _identity(current)
             if identity in seen:
-                passed_over.append(PassedOver(current, "a second way to the same folder"))
+                passed_over.append(PassedOver(current, "another path to the same folder"))
                 continue
             seen.add(identity)
             entries = list(os.scandir(current))
@@ -110,7 +110,9 @@ def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = T
                 if sub_folders:
                     (links if entry.is_symlink() else folders).append(path)
             elif os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
-                passed_over.append(PassedOver(path, "no regular file"))  # opening a pipe would wait for ever
+                passed_over.append(
+                    PassedOver(path, "not a regular file")
+                )  # opening a pipe would wait for ever
             elif path.suffix.lower() in endings or _begins_as_an_image(path):
                 images.append(path)
             else:
@@ -122,7 +124,7 @@ def told(passed_over: Sequence[PassedOver], folder: Path) -> str:
     """What was passed over, in a line: the count, and the first names with their reason."""
     names = [f"{shown(each.path.relative_to(folder))} ({each.reason})" for each in passed_over[:_MOST_NAMES]]
     more = len(passed_over) - len(names)
-    return f"{len(passed_over)} passed over in {shown(folder)}: {', '.join(names)}" + (
+    return f"{len(passed_over)} skipped in {shown(folder)}: {', '.join(names)}" + (
         f" and {more} more" if more else ""
     )
 

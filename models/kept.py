@@ -1,4 +1,4 @@
-"""Which patches the images of a batch have left."""
+"""The remaining patches of the images of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

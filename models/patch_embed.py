@@ -26,14 +26,15 @@ def set_patch_stride(vit: Network, stride: int) -> None:
     embed = vit.patch_embed
     if isinstance(vit, Eva):
         raise UnsupportedModelError(
-            "its positions are rotary, so its patches cannot overlap (--patch-stride)"
+            "its position embedding is rotary, so its patches cannot overlap (--patch-stride)"
         )
     if type(embed) is not PatchEmbed:
         raise UnsupportedModelError(
-            f"its patch embedding is {type(embed).__name__}, and only timm's PatchEmbed takes a patch stride"
+            f"its patch embedding is {type(embed).__name__}, but only timm's PatchEmbed supports a patch "
+            "stride"
         )
     if vit.dynamic_img_size or embed.dynamic_img_pad:
-        raise UnsupportedModelError("its patch grid changes with the image (dynamic_img_size or _pad)")
+        raise UnsupportedModelError("its patch grid depends on the image (dynamic_img_size or _pad)")
     kernel = embed.proj.kernel_size
     if not 1 <= stride <= min(kernel):
         raise ValueError(
@@ -65,7 +66,7 @@ def set_image_size(vit: Network, size: tuple[int, int]) -> None:
             near = max(patch, round(side / patch) * patch)
             raise ValueError(
                 f"an input of {size[0]} x {size[1]} pixels cannot be cut into patches of {kernel[0]} x "
-                f"{kernel[1]}: {side} is no multiple of {patch}; the nearest is {near}"
+                f"{kernel[1]}: {side} is not a multiple of {patch}; the nearest is {near}"
             )
     if stride == kernel:
         vit.set_input_size(img_size=size)

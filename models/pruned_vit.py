@@ -213,5 +213,5 @@ def check_against_timm(model: PrunedViT, pixels: Float[Tensor, "B C height width
         difference = (ours.float() - timms.float()).abs().max().item()
         raise UnsupportedModelError(
             f"at keep ratio 1 its logits differ from timm's own by up to {difference:g}, "
-            "so some part of its forward pass is unknown to TrimViT"
+            "so TrimViT does not support some part of its forward pass"
         )

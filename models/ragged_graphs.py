@@ -63,7 +63,7 @@ class RaggedGraphs:
             try:
                 self._graphs.insert(0, self._captured(budget, like))
             except RuntimeError:
-                log.exception("no CUDA graph of %s, nor of smaller ones: they are computed eagerly", budget)
+                log.exception("cannot capture a CUDA graph of %s or smaller, computing them eagerly", budget)
                 return
 
     def compute(

@@ -1,4 +1,4 @@
-"""What becomes of the patches that are not kept, beside dropping them: pure tensor functions.
+"""What happens to the patches that are not kept, other than dropping them: pure tensor functions.
 
 `fuse` is EViT's (arXiv 2202.07800, section 3.3), with weights that sum to 1. `merge` is ToMe's bipartite
 soft matching (arXiv 2210.09461, section 3): pairs that are alike become their mean, weighted by how many

@@ -69,14 +69,14 @@ def _top(image: Image.Image, values: Shaped[np.ndarray, "height width"], say: Sa
         return _top_of_floats(low, high, say)
     if low < 0:
         raise UnclearPixels(
-            f"the image has signed integers, from {low:.0f} to {high:.0f}, and black is not known; save it "
-            "with unsigned ones"
+            f"the image has signed integers, from {low:.0f} to {high:.0f}, so its black level is unknown; "
+            "save it with unsigned ones"
         )
     if 16 in _tag(image, _BITS):
         return 32767.0
     top = next((top for top in (255.0, 65535.0) if high <= top), float(np.iinfo(values.dtype).max))
     if high > 65535:
-        say(f"the image's 32-bit integers go to {high:.0f}; white was taken to be {top:.0f}")
+        say(f"the image has 32-bit integers up to {high:.0f}; {top:.0f} was used as white")
     return top
 
 
@@ -88,7 +88,7 @@ def _top_of_floats(low: float, high: float, say: Say) -> float:
             "0 to 255 or 0 to 65535"
         )
     if top == _FLOAT_RANGES[-1][1]:
-        say(f"the image's floating-point values go to {high:g}; white was taken to be {top:.0f}")
+        say(f"the image has floating-point values up to {high:g}; {top:.0f} was used as white")
     return top
 
 

@@ -115,8 +115,8 @@ class Stages:
         """The pruning, or ValueError for one that these stages cannot do."""
         if self.evenly and pruning.keep_mass is not None:
             raise ValueError(
-                "keep_mass says how many patches the first stage keeps, but this model's stages lose as many "
-                "patches each; allowed are keep_ratio and compute"
+                "keep_mass sets the number of patches of the first stage, but all stages of this model "
+                "remove the same number; use keep_ratio or compute"
             )
         return pruning
 
@@ -178,7 +178,8 @@ class Pruning:
             raise ValueError("give keep_ratio or keep_mass, not both")
         if self.reducer == "merge":
             raise ValueError(
-                "keep_mass goes by importance, which the reducer merge has none of; allowed are drop and fuse"
+                "keep_mass needs the importance of patches, which the reducer merge does not compute; "
+                "use drop or fuse"
             )
 
     @property
@@ -296,8 +297,7 @@ def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Re
     lowest = compute(arch, stages, 1 / _RATIO_STEPS, reducer)
     if lowest > share:
         raise UnreachableComputeError(
-            f"compute {share:g} cannot be reached: one patch a stage already costs {lowest:.3f} "
-            "of the unpruned model"
+            f"compute {share:g} is too low: even one patch per stage costs {lowest:.3f} of the unpruned model"
         )
     low, high = 1, _RATIO_STEPS
     # `compute` never falls as the ratio rises, so the last step that fits is found by halving.

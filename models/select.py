@@ -1,4 +1,4 @@
-"""Which patches of each image stay: their importance, and from it the rows that do.
+"""Selects the patches that each image keeps, by their importance.
 
 All that follows from lengths comes with the plan (plan.py), so a batch takes as many operations as its plan
 has groups: one for each run of images of one length, or one in all.

@@ -17,7 +17,7 @@ def _listed(value: object) -> object:
 
 def _ascending(blocks: Blocks | None) -> Blocks | None:
     if isinstance(blocks, tuple) and list(blocks) != sorted(set(blocks)):
-        raise ValueError("the blocks must ascend, as in 4,7,10")
+        raise ValueError("the blocks must be in ascending order, as in 4,7,10")
     return blocks
 
 

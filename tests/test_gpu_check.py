@@ -223,4 +223,4 @@ def test_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_machine_without_a_gpu_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """In one line."""
     assert gpu_check.main(["--device", "cuda:99"]) == 1
-    assert "there is no device cuda:99" in capsys.readouterr().err
+    assert "the device cuda:99 does not exist" in capsys.readouterr().err

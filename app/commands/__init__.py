@@ -1,1 +1,1 @@
-"""The commands of `trimvit` beside `serve` and training. Who needs torch imports it when it runs."""
+"""The commands of `trimvit` except `serve` and training. Commands that need torch import it when they run."""

@@ -1,4 +1,4 @@
-"""The address of a server, the way to it, and why it could not be reached.
+"""The address of a server, connections to it, and why it cannot be reached.
 
 The client and `trimvit bench` are packages of their own and have a copy each; a test keeps them the same.
 """
@@ -17,7 +17,7 @@ _EXAMPLE = "http://127.0.0.1:8000"
 
 def server_url(text: str) -> str:
     """The address without a slash at its end. Raises ValueError for what is none, with what to write."""
-    what = f"the server's address must be a URL, such as {_EXAMPLE}; got {text!r}"
+    what = f"the address of the server must be a URL, such as {_EXAMPLE}; got {text!r}"
     if not re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
         raise ValueError(f"{what}; did you mean http://{text}?" if text else what)
     try:
@@ -27,7 +27,7 @@ def server_url(text: str) -> str:
     if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
         raise ValueError(what)
     if url.query or url.fragment:
-        raise ValueError(f"{what}: options are no part of the address")
+        raise ValueError(f"{what}, without options")
     if found := re.search(r"/(v1/\w+|v2|predict|livez|readyz|metrics|docs)/?$", url.path):
         raise ValueError(f"{what}: leave out {found[0]}")
     return text.rstrip("/")
@@ -96,9 +96,9 @@ def why(error: Exception) -> str:
     """Why the server could not be reached, and what to do about it."""
     text = str(error) or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"its certificate is not trusted; SSL_CERT_FILE=FILE names one that is ({text})"
+        return f"its certificate is not trusted; to trust it, set SSL_CERT_FILE=FILE ({text})"
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
-        return f"it speaks no TLS; write http:// in place of https:// ({text})"
+        return f"it does not support TLS; use http:// instead of https:// ({text})"
     if isinstance(error, httpx.RemoteProtocolError):
-        return f"it does not answer in HTTP; if it speaks TLS, write https:// ({text})"
+        return f"it does not respond with HTTP; if it uses TLS, write https:// ({text})"
     return text

@@ -1,4 +1,4 @@
-"""`trimvit bench`: loads a running server over HTTP and measures what its users would see.
+"""`trimvit bench`: sends load to a running server over HTTP and measures what its users would see.
 
 It needs no torch: any machine with the package can load any server.
 """
@@ -155,7 +155,7 @@ def _images(folder: Path) -> list[bytes]:
         left_out = len(found.photographs) - len(taken)
         complain(
             "bench",
-            f"{left_out} images in {shown(folder)} are not sent, since they do not end with "
+            f"{left_out} images in {shown(folder)} are not sent, because their names do not end with "
             f"{', '.join(sorted(decoded_endings()))}",
         )
     return [each.read() for each in taken[:_MOST_PHOTOGRAPHS]]
@@ -218,7 +218,7 @@ async def _tick(progress: "tqdm[Any]", samples: Sequence[Sample]) -> None:
 
 def _report(config: BenchConfig, url: str, model: dict[str, str], photographs: int, summary: Summary) -> str:
     if config.rate is None:
-        loop = f"closed loop, {config.concurrency or 8} images under way"
+        loop = f"closed loop, {config.concurrency or 8} images in flight"
     else:
         loop = f"open loop, {config.rate:g} images/s"
     lines = [

@@ -72,7 +72,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
                 report.answered(image.photograph, result, picture)
             progress.update(len(batch))
     if failed and len(photographs) > 1:
-        complain("classify", f"{failed} of {len(photographs)} photographs were not answered")
+        complain("classify", f"{failed} of {len(photographs)} photographs failed")
     return FAILED if failed or found.failures else 0
 
 

@@ -42,7 +42,7 @@ class ClassifyConfig(OfflineConfig):
         _ = self.options
         if self.mask_format != "none" and not self.as_json:
             raise ValueError(
-                "--mask-format is for the lines of --json: give both, or --mask FILE for a picture"
+                "--mask-format only applies to --json: give both, or use --mask FILE for a picture"
             )
         if self.mask_stages and self.mask is None and self.mask_format == "none":
             raise ValueError("--mask-stages needs --mask or --mask-format")

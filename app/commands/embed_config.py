@@ -25,9 +25,9 @@ class EmbedConfig(OfflineConfig):
     def _can_be_meant(self) -> "EmbedConfig":
         _ = self.options
         if self.output.suffix != ".npy":
-            raise ValueError(f"--output must end in .npy, such as features.npy; it is {self.output.name}")
+            raise ValueError(f"--output must end in .npy, such as features.npy; got {self.output.name}")
         if not self.output.parent.is_dir():
-            raise ValueError(f"there is no folder {self.output.parent} for --output")
+            raise ValueError(f"the folder {self.output.parent} of --output does not exist")
         return self
 
     @property

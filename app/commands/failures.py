@@ -1,4 +1,4 @@
-"""How a command ends where something went wrong: a line on standard error and an exit code."""
+"""How a command ends after an error: with a line on standard error and an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Action = TypeVar("Action", bound=Callable[..., int])
 
 
 class UsageError(Exception):
-    """What was typed cannot be meant, for a reason that no single flag shows."""
+    """Invalid usage that no single flag shows."""
 
 
 def complain(command: str, message: object, code: int = FAILED) -> int:

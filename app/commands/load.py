@@ -1,6 +1,7 @@
-"""How a running server is loaded: when each image is sent, and what became of it. Knows no HTTP.
+"""Load on a running server: when each image is sent, and its outcome. Independent of HTTP.
 
-A closed loop keeps so many images under way; an open loop sends at random times, whatever the server does.
+A closed loop keeps a number of images in flight; an open loop sends at random times, independently of the
+server.
 All times are seconds of the event loop's clock, from the start of the load.
 """
 
@@ -15,7 +16,7 @@ ANSWERED = "200"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an image ended in: the HTTP status, or a word where there was none; the problem's type, if it was
+    """The outcome of an image: the HTTP status, or a word if there was none; the problem's type, if it was
     one; the share of the unpruned model's multiply-accumulates, if it was answered, and whether the answer
     came from the server's answer cache."""
 
@@ -72,7 +73,7 @@ class Mix:
 
 
 async def closed_loop(send: Send, mix: Mix, concurrency: int, duration_s: float, observe: Observe) -> None:
-    """Keep ``concurrency`` images under way until the duration is over, and wait for the last answers."""
+    """Keep ``concurrency`` images in flight until the duration is over, and wait for the last answers."""
     loop = asyncio.get_running_loop()
     start = loop.time()
 

@@ -29,11 +29,11 @@ async def described(client: httpx.AsyncClient, url: str, asked: str | None) -> t
                 return {each: models[name][each] for each in ("name", "device", "dtype")}, path
             refusal = f"{url}: {no_such('model', name, models)}"
         else:
-            refusal = f"{url} answers with {answer.status_code}: {document['detail']}"
+            refusal = f"{url} responds with {answer.status_code}: {document['detail']}"
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise ValueError(
-            f"{url} does not answer as a TrimViT server (/v1/models: {answer.status_code}); is it another "
-            "server's address?"
+            f"{url} does not respond like a TrimViT server (/v1/models: {answer.status_code}); check the "
+            "address"
         ) from error
     raise ValueError(refusal)
 
@@ -47,7 +47,7 @@ async def refuse_what_is_refused(client: httpx.AsyncClient, request: httpx.Reque
             detail = answer.json()["detail"]
         except (ValueError, KeyError, TypeError):
             detail = answer.text[:200]
-        raise ValueError(f"{url} refuses the image with {answer.status_code}: {detail}")
+        raise ValueError(f"{url} refused the image with {answer.status_code}: {detail}")
 
 
 class Sender:

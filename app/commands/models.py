@@ -42,8 +42,8 @@ def models(config: ModelsConfig, patterns: Sequence[str]) -> int:
         if entry is not None:
             entries.append(entry)
     if not entries:
-        why = " (features without classes, and other networks, are not served)" if possible else ""
-        return complain("models", f"no model that can be pruned is called {' or '.join(patterns)}{why}")
+        why = " (networks without classes and other kinds of networks are not listed)" if possible else ""
+        return complain("models", f"no model that can be pruned matches {' or '.join(patterns)}{why}")
     if config.as_json:
         for entry in entries:
             print(json.dumps(_as_dict(entry, config)))

@@ -1,4 +1,4 @@
-"""A model in this process, and photographs through it in batches: what the commands without a server share.
+"""A model in this process, which computes photographs in batches: shared by the commands without a server.
 
 Decoding, limits, options and the form of a result are the server's own, so both say the same in the same
 words.

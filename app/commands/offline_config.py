@@ -1,4 +1,4 @@
-"""The flags that the commands without a server share: how to prune, and which model."""
+"""The flags shared by the commands without a server: how to prune, and which model."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +39,7 @@ _ONE_MODEL = (Settings.model_fields["model"].description or "").partition(" To s
 
 
 class OfflineConfig(BaseModel):
-    """How each photograph is pruned, the model, and what is read of photographs."""
+    """How photographs are pruned and read, and the model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -69,7 +69,7 @@ def find(operands: Sequence[str]) -> Found:
             _check_standard_input()
             found.photographs.append(Photograph(None, Path("standard-input")))
         elif not operand.strip():
-            raise UsageError("a PHOTO has an empty name; is a variable of the shell not set?")
+            raise UsageError("a PHOTO has an empty name; check whether a shell variable is not set")
         elif os.path.lexists(operand):
             _add(found, Path(operand))
         elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", operand):
@@ -79,7 +79,7 @@ def find(operands: Sequence[str]) -> Found:
             for path in matching:
                 _add(found, Path(path))
             if not matching:
-                problem = f"no file has a name like {shown(operand)}"
+                problem = f"no file matches {shown(operand)}"
                 found.photographs.append(Photograph(Path(operand), Path("none"), problem))
         else:
             _add(found, Path(operand))
@@ -125,7 +125,7 @@ def _of_url(url: str) -> str:
         return "it is a URL; give the path of the file"
     if url.startswith("data:"):
         return "it is a data URL; decode its base64 and give the image on standard input (-)"
-    return "it is a URL, and nothing is downloaded; write curl -s URL | trimvit classify -"
+    return "it is a URL, and URLs are not downloaded; use curl -s URL | trimvit classify -"
 
 
 def _within_limit(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Where the pictures of several photographs go: one file, or a folder with a file for each."""
+"""Where pictures of masks are saved: a file for one photograph, or a folder for several."""
 
 import tempfile
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ class PictureFiles:
         self._photographs = {each.path.resolve() for each in photographs if each.path is not None}
         if self._is_file and len(photographs) > 1:
             raise UsageError(
-                f"--mask {shown(target)} is one picture, and there are {len(photographs)} photographs; "
-                "name a folder"
+                f"--mask {shown(target)} is a file, but there are {len(photographs)} photographs; give a "
+                "folder"
             )
         if self._is_file and target.suffix.lower() not in ENDINGS:
             raise UsageError(f"--mask {shown(target)} must end with {', '.join(ENDINGS)}, or be a folder")
         if not self._is_file and target.is_file():
             raise UsageError(f"--mask {shown(target)} is a file without an ending, and not a folder")
         if self._is_file and target.resolve() in self._photographs:
-            raise UsageError(f"--mask {shown(target)} is the photograph itself; name another file")
+            raise UsageError(f"--mask {shown(target)} is the photograph itself; give another file")
         _check_can_write(target.parent if self._is_file else target, target)
 
     def save(self, photograph: Photograph, picture: UInt8[np.ndarray, "height width 3"]) -> Path:
@@ -69,4 +69,4 @@ def _check_can_write(folder: Path, target: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"--mask {shown(target)} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"cannot write --mask {shown(target)}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""The picture of a load: needs matplotlib, from the extra `train`."""
+"""The plot of `trimvit bench`: needs matplotlib, from the extra `train`."""
 
 from collections.abc import Sequence
 from pathlib import Path

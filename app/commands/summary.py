@@ -1,4 +1,4 @@
-"""What a load came to, in numbers."""
+"""The results of a load, in numbers."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The front end's end of one decoding process: it is started, asked for one image at a time, and ended.
+"""The front end's side of a decoding process: starts it, sends it one image at a time, and ends it.
 
 The event loop waits for what the process says, no thread does. What it says is checked before it is believed.
 """

@@ -1,4 +1,4 @@
-"""Work of requests off the event loop: bounded, and fair between callers."""
+"""Runs work of requests off the event loop, in a limited number of threads and fairly between callers."""
 
 import asyncio
 from collections.abc import Callable

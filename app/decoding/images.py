@@ -37,7 +37,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
 # Our own limit holds, whatever it is, and is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
-# Of the compressed chunks of a PNG, only a colour profile is left in (app.decoding.encoded.png).
+# Of the compressed chunks of a PNG, only a color profile is left in (app.decoding.encoded.png).
 PngImagePlugin.MAX_TEXT_CHUNK = LONGEST_PROFILE
 # One image is decoded by one thread; libavif would take as many as there are cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -56,7 +56,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """What a model sees of an image. ``warnings``: what its sender should know of how it was read."""
+    """The input of the model for an image. ``warnings``: about how the image was read."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
     warnings: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
         raise
     except Exception as error:
         # Pillow's decoders raise many types on broken data (OSError, SyntaxError, struct.error, ...).
-        raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from error
+        raise UndecodableImage(f"the image is corrupt: {error or type(error).__name__}") from error
 
 
 def _pixels_of_jpeg(

@@ -36,7 +36,7 @@ _RETRY_AFTER_S = 5.0
 
 
 class Decoders(Protocol):
-    """What decodes images."""
+    """Decodes images."""
 
     def decode(
         self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take
@@ -199,7 +199,7 @@ class DecodingProcesses:
                     return _result_of(found)
                 found = None
                 await self._replace(place, "died")
-            raise UndecodableImage("the image broke its decoder, twice")
+            raise UndecodableImage("the decoder crashed on the image twice")
         finally:
             self._idle.put_nowait(place)
 
@@ -239,7 +239,7 @@ class DecodingProcesses:
             if place.child is None:
                 place.child = await self._off_the_loop(self._new)
             if place.child is None:
-                ending = "could not be made"
+                ending = "could not be created"
                 continue
             cause = "died"
             try:
@@ -251,7 +251,7 @@ class DecodingProcesses:
             except Died:
                 pass
             ending = await self._replace(place, cause)
-        self._trouble = f"no decoding process starts; the last one {ending}"
+        self._trouble = f"no decoding process can be started; the last one {ending}"
         log.error("%s", self._trouble)
         raise NotReady(self._trouble, retry_after_s=_RETRY_AFTER_S)
 
@@ -265,7 +265,7 @@ class DecodingProcesses:
             raise UndecodableImage("the server is shutting down")
         self._children.discard(old)
         ending = await self._off_the_loop(lambda: old.end(_DEATH_S if cause == "died" else 0))
-        log.warning("a decoding process %s (%s) and is replaced", ending, cause)
+        log.warning("replacing a decoding process that %s (%s)", ending, cause)
         metrics.DECODERS_REPLACED.labels(cause).inc()
         place.child = await self._off_the_loop(self._new)
         return ending
@@ -282,7 +282,7 @@ class DecodingProcesses:
         try:
             child = DecoderProcess(self._memory_bytes)
         except OSError as error:
-            log.warning("a decoding process cannot be made: %s", error)
+            log.warning("cannot start a decoding process: %s", error)
             return None
         self._children.add(child)
         return child

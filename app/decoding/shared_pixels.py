@@ -1,4 +1,4 @@
-"""Memory in which a decoding process leaves pixels for the front end: both ends of it.
+"""Shared memory through which a decoding process passes pixels to the front end: both sides of it.
 
 Pixels do not go through a socket: to write and read 150 KB there takes longer than the rest of the exchange.
 """

@@ -1,4 +1,4 @@
-"""How encoded images begin: enough to tell one from text, whatever a client says it is."""
+"""The first bytes of encoded images, which tell an image from text regardless of its Content-Type."""
 
 import re
 

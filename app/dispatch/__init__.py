@@ -1,1 +1,1 @@
-"""The dispatcher: the one process that owns the queue; and the client with which front ends ask it."""
+"""The dispatcher, the one process that owns the queue, and its client in the front ends."""

@@ -1,4 +1,4 @@
-"""What all front ends are told again and again: how the workers are, and how long images would wait. Pure."""
+"""Periodic messages to all front ends: the state of the workers and the predicted wait. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What a front end has asked the dispatcher to load and unload, until it is answered."""
+"""Requests of a front end to load and unload models that the dispatcher has not answered yet."""
 
 import asyncio
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class AskedChanges:
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
             if not self.send((LoadModel if load else UnloadModel)(number, name)):
-                raise NotReady("the dispatcher is being started again", retry_after_s=_RETRY_AFTER_S)
+                raise NotReady("the dispatcher is restarting; retry later", retry_after_s=_RETRY_AFTER_S)
             changed = await answered
         finally:
             del self._asked[number]

@@ -1,4 +1,4 @@
-"""What is counted of the batches that workers have computed."""
+"""Metrics of the batches that workers have computed."""
 
 from collections.abc import Sequence
 from typing import get_args

@@ -316,9 +316,9 @@ class DispatchClient:
         self._records, self._withdrawn = [], []
         self._readiness.lost()
         self._load.lost()
-        self._changes.lost("the dispatcher ended meanwhile; see which models are served, and ask again")
+        self._changes.lost("the dispatcher exited during the change; list the models and try again")
         if not self._closing:
-            log.warning("lost the dispatcher, which had %d of our images", len(self._pending))
+            log.warning("lost the connection to the dispatcher with %d images pending", len(self._pending))
 
     # --- from the dispatcher ------------------------------------------------------------------------
     def _heard(self, frame: bytes | memoryview) -> None:
@@ -326,7 +326,7 @@ class DispatchClient:
         try:
             message = to_front_end.decode(frame)
         except msgspec.DecodeError as error:
-            self._tell_of_nonsense("the dispatcher sent what is no message", error)
+            self._tell_of_nonsense("invalid message from the dispatcher", error)
             return
         match message:
             case Outcomes(answers, refusals):
@@ -356,8 +356,8 @@ class DispatchClient:
                 raise ValueError(f"there is no model {pending.record.model!r}")
             check_prediction(answer.prediction, pending.record.ask, len(model.labels), model.features)
         except ValueError as error:
-            self._tell_of_nonsense("a worker sent what is no answer to its image", error)
-            _fail(pending, InternalFault("the worker's answer to this image cannot be used"))
+            self._tell_of_nonsense("invalid answer from a worker", error)
+            _fail(pending, InternalFault("the worker's answer for this image was invalid"))
         else:
             pending.answered.set_result(answer)
 
@@ -368,12 +368,12 @@ class DispatchClient:
             else:
                 problem = problem_of(refusal.reason, refusal.retry_after_s)
             if refusal.reason == "worker-lost":
-                log.error("an image is refused: %s", problem, extra={"request_id": pending.request_id})
+                log.error("image refused: %s", problem, extra={"request_id": pending.request_id})
             _fail(pending, problem)
 
     def _tell_of_nonsense(self, what: str, error: Exception) -> None:
         if (left_out := self._nonsense.due(time.monotonic())) is not None:
-            log.error("%s: %s; %d like it before were not told", what, error, left_out)
+            log.error("%s: %s (%d similar messages suppressed)", what, error, left_out)
 
     # --- while no worker is ready -------------------------------------------------------------------
     async def _look_for_trouble(self) -> None:

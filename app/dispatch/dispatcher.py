@@ -1,4 +1,4 @@
-"""The dispatcher: it takes messages of front ends and workers, and gives back what they are to be told.
+"""The dispatcher: takes messages from front ends and workers, and returns the messages to send.
 
 It decides everything and does nothing: it has no sockets and no clock. Whoever owns the sockets calls
 `received` and `gone`, then `turn`, and sends what is in the ``outbox``. A peer is a number, a new one for
@@ -136,7 +136,7 @@ class Dispatcher:
             for key in mine:
                 self._withdraw(key)
             self._changes.front_end_gone(peer)
-            log.info("a front end has gone%s", f"; {len(mine)} of its images are dropped" if mine else "")
+            log.info("front end disconnected%s", f"; dropped its {len(mine)} images" if mine else "")
         elif (worker := self._fleet.worker(peer)) is not None:
             self._worker_lost(peer, worker)
             self._changes.worker_gone(peer)
@@ -163,7 +163,7 @@ class Dispatcher:
         if peer in self._front_ends or self._fleet.worker(peer) is not None:
             raise Unexpected("a peer says twice what it is")
         self._front_ends[peer] = 0
-        log.info("front end %d has connected", message.index)
+        log.info("front end %d connected", message.index)
         self._changes.front_end_came(peer)
         self._announcements.workers_changed = self._announcements.load_changed = True
 
@@ -189,7 +189,7 @@ class Dispatcher:
         if key in self._images:
             raise Unexpected("a front end sends an image twice")
         if record.slot >= self._slots:
-            log.error("a front end names slot %d of %d", record.slot, self._slots)
+            log.error("a front end sent slot number %d, but there are %d slots", record.slot, self._slots)
             self._refuse(key, "worker-fault")
             return
         if record.deadline_s <= 0:
@@ -212,8 +212,10 @@ class Dispatcher:
             self._refuse(key, "model-unloaded", None)
             return
         if model is None or record.size != model.pixel_bytes:  # prepared for another model
-            takes = "that no worker holds" if model is None else f"not {model.pixel_bytes}"
-            log.error("an image has %d bytes of pixels for %r, %s", record.size, record.model, takes)
+            takes = "which no worker has loaded" if model is None else f"which takes {model.pixel_bytes}"
+            log.error(
+                "an image has %d bytes of pixels for the model %r, %s", record.size, record.model, takes
+            )
             self._images.pop(key, None)
             self._refuse(key, "worker-fault")
             return
@@ -314,7 +316,7 @@ class Dispatcher:
             else:
                 del self._images[key]
                 self._refuse(key, "worker-lost", None)
-        log.warning("lost %s, which was computing %d images", worker.hello.name, len(lost))
+        log.warning("lost %s while it was computing %d images", worker.hello.name, len(lost))
         self._waiting |= dict.fromkeys(self._fleet.leave(peer))
 
     # --- batches ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The workers behind the queue: which are there, what each computes, and what is predicted of them. Pure."""
+"""The connected workers, what each is computing, and the predictions for them. Pure."""
 
 import logging
 from collections.abc import Collection, Iterator
@@ -214,8 +214,8 @@ class Fleet:
             member.budget.did_not_fit(batch.tokens, done.at_once / images)
             metrics.OUT_OF_MEMORY.inc()
             log.warning(
-                "a batch of %d images did not fit into the memory of %s; of at most %d tokens from now on",
-                *(images, member.hello.name, member.budget.tokens),
+                "%s ran out of memory with a batch of %d images; new limit: %d tokens per batch",
+                *(member.hello.name, images, member.budget.tokens),
             )
         if member.budget.tokens != lane.limits.batch_tokens:
             lane.limits = replace(lane.limits, batch_tokens=member.budget.tokens)

@@ -1,4 +1,4 @@
-"""Which models a front end was told are served, and which requests are still for them.
+"""The models that a front end knows as served, and which requests still use them.
 
 A model that is unloaded is told of no more; the front end says when its last request for it has ended.
 """
@@ -51,7 +51,7 @@ class FrontEndModels:
         name = model.name
         served = self.now.get(name)
         if served is not model and (served is None or not served.serves_as(model)):
-            raise NotFound(f"the model {name!r} was unloaded while the request came")
+            raise NotFound(f"the model {name!r} was unloaded before the request had arrived")
         self._requests[name] = self._requests.get(name, 0) + 1
         try:
             yield

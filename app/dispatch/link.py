@@ -1,4 +1,4 @@
-"""A front end's connection to the dispatcher: kept up, and made anew when the dispatcher is replaced."""
+"""A front end's connection to the dispatcher, which reconnects when the dispatcher is replaced."""
 
 import asyncio
 from collections.abc import Callable

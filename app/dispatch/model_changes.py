@@ -100,7 +100,10 @@ class ModelChanges:
         elif change is not None:
             doing = "loaded" if change.loads else "unloaded"
             self._answer(
-                asker, "busy", f"the model {change.name!r} is being {doing}; one change is made at a time"
+                asker,
+                "busy",
+                f"the model {change.name!r} is being {doing}; only one change can be made at a "
+                "time, so retry later",
             )
         elif loads == (name in self._fleet.models):  # as it is
             self._answer(asker)
@@ -137,7 +140,7 @@ class ModelChanges:
         if change.loads and peer in change.workers:
             self._fail(
                 "worker-lost",
-                "the worker died while it loaded the model, as where memory runs out; see the log",
+                "the worker died while loading the model, possibly because memory ran out; see the log",
             )
             return
         change.workers.discard(peer)
@@ -206,13 +209,13 @@ class ModelChanges:
                 self._outbox.tell_worker(peer, to_worker.UnloadModel(change.name))
             self._fail(
                 "too-slow",
-                f"a worker has not loaded it within {self._load_limit_s:g} s (--load-limit-s); the "
-                "models that are served go on",
+                f"no worker loaded it within {self._load_limit_s:g} s (--load-limit-s); the other models "
+                "are still served",
             )
 
     def _begin(self, change: _Change) -> None:
         self._change = change
-        log.info("%s the model %s", "loading" if change.loads else "unloading", change.name)
+        log.info("%s model %s", "loading" if change.loads else "unloading", change.name)
         self._reasons.pop(change.name, None)
         if not change.loads:
             change.front_ends = set(self._front_ends)
@@ -241,16 +244,16 @@ class ModelChanges:
             self._remember(self._fleet.others)
             self._end()
         else:
-            self._fail("differs", "two workers loaded different models: has its file changed meanwhile?")
+            self._fail("differs", "two workers loaded different models; its file may have changed in between")
 
     def _end(self, fault: ChangeFault | None = None, words: str = "") -> None:
         change, self._change = self._change, None
         assert change is not None
         done = "loaded" if change.loads else "unloaded"
         if fault is None:
-            log.info("the model %s is %s", change.name, done)
+            log.info("model %s %s", change.name, done)
         else:
-            log.error("the model %s is not %s: %s", change.name, done, words)
+            log.error("model %s was not %s: %s", change.name, done, words)
         self.tell_models()  # before the answer, so that whoever has it finds the model
         for asker in change.askers:
             self._answer(asker, fault, words)

@@ -1,4 +1,4 @@
-"""What is to be sent at the end of a turn. Pure: whoever owns the sockets takes it from here."""
+"""The messages to send at the end of a turn. Pure: the owner of the sockets takes them from here."""
 
 from dataclasses import dataclass, field
 

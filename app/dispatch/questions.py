@@ -1,4 +1,4 @@
-"""What a front end asks of the dispatcher. Pure data."""
+"""Requests of a front end to the dispatcher. Pure data."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from app.priority import Priority
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of one image; see Record."""
+    """A request for one image; see Record."""
 
     ask: Ask
     deadline_s: float

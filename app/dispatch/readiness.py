@@ -1,4 +1,4 @@
-"""What a front end knows of the workers, and how it waits for one."""
+"""What a front end knows about the workers, and how it waits for one."""
 
 import asyncio
 import math
@@ -83,7 +83,7 @@ class Readiness:
             return model
         if self._callers >= self._most_waiting:
             raise QueueFull(
-                f"no worker is ready and {self._callers} requests wait for one already",
+                f"no worker is ready and {self._callers} requests are already waiting for one",
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._callers += 1

@@ -137,7 +137,9 @@ class Server:
 
     def _tell_of_nonsense(self, error: Exception) -> None:
         if (left_out := self._nonsense.due(time.monotonic())) is not None:
-            log.error("a peer sent what is no message: %s; %d like it before were not told", error, left_out)
+            log.error(
+                "invalid message from another process: %s (%d similar messages suppressed)", error, left_out
+            )
 
     def _send(self, parcel: Parcel) -> None:
         peer = self._peers.get(parcel.peer)

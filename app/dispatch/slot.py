@@ -1,4 +1,4 @@
-"""The slot of one image, as a front end holds it: from its decoding to its answer."""
+"""The slot of one image in a front end, from its decoding to its answer."""
 
 import math
 
@@ -54,7 +54,7 @@ class Slot:
             self._number = self._slots.take()
         if self._number is None:
             raise Overloaded(
-                "this process holds as many images as it has room for", retry_after_s=_RETRY_AFTER_S
+                "this process has no free slot for another image; retry later", retry_after_s=_RETRY_AFTER_S
             )
         self._slots.write(self._number, pixels)
         self._shape = pixels.shape

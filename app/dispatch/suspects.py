@@ -1,4 +1,4 @@
-"""Images that a worker died computing. Each is tried alone, so that the one at fault takes nobody with it;
+"""Images that a worker died computing. Each is computed alone, so that the faulty one affects no others;
 one that two workers died computing is refused. Pure."""
 
 from collections.abc import Hashable

@@ -29,7 +29,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the application answered."""
+    """The answer of the application."""
 
     status: int
     headers: dict[str, str]

@@ -31,7 +31,7 @@ def credentials(settings: SecuritySettings) -> grpc.ServerCredentials:
         try:
             return _configuration(certificate, key)
         except TlsError as error:
-            log.error("the certificate for gRPC stays as it was: %s", error)
+            log.error("the gRPC certificate was not reloaded and stays unchanged: %s", error)
             return None
 
     return grpc.dynamic_ssl_server_credentials(current, if_changed)  # type: ignore[arg-type] # None is allowed

@@ -27,8 +27,8 @@ def request_of(message: Any, left_s: float | None) -> tuple[list[bytes], int]:
     with_data = sum(_REGION not in tensor.parameters for tensor in message.inputs)
     if raw and len(raw) != with_data:
         raise InvalidValue(
-            f"the request has {with_data} inputs and {len(raw)} raw_input_contents: each input "
-            "needs one, or has its data in contents or in shared memory"
+            f"the request has {with_data} inputs and {len(raw)} raw_input_contents: each input needs one, "
+            "unless its data is in contents or in shared memory"
         )
     left = iter(raw)
     inputs, parts = [], []
@@ -38,13 +38,13 @@ def request_of(message: Any, left_s: float | None) -> tuple[list[bytes], int]:
         if _REGION in parameters:
             if tensor.HasField("contents"):
                 raise InvalidValue(
-                    f"the input {tensor.name} has contents beside shared memory; one is allowed"
+                    f"the input {tensor.name} has both contents and shared memory; only one is allowed"
                 )
             inputs.append({**described, "parameters": parameters})
             continue
         if raw and tensor.HasField("contents"):
             raise InvalidValue(
-                f"the input {tensor.name} has contents beside raw_input_contents; one is allowed"
+                f"the input {tensor.name} has both contents and raw_input_contents; only one is allowed"
             )
         data = next(left) if raw else _packed(tensor)
         parts.append(data)

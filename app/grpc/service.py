@@ -46,7 +46,7 @@ _SENT_ON = ("x-request-id", "retry-after", "server-timing")
 
 
 class InferenceService:
-    """What `GRPCInferenceService` offers, answered by the application. ``secure``: whether over TLS."""
+    """The calls of `GRPCInferenceService`, answered by the application. ``secure``: whether over TLS."""
 
     def __init__(self, app: ASGIApp, *, secure: bool) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What a client takes as an answer, by its Accept header (RFC 9110, section 12.5.1)."""
+"""Which media types a client accepts, by its Accept header (RFC 9110, section 12.5.1)."""
 
 from app.http.bodies.content import JSON, RAW
 

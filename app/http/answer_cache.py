@@ -40,7 +40,7 @@ _decode = msgspec.msgpack.Decoder(CachedAnswer).decode
 
 
 class AnswerCache:
-    """Holds up to ``most_bytes``; what was not asked for the longest goes first."""
+    """Holds up to ``most_bytes``; the least recently used answers are dropped first."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes

@@ -1,4 +1,4 @@
-"""Results as bytes of JSON, and the headers beside them."""
+"""Results as JSON bytes, and their headers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol
@@ -14,8 +14,9 @@ _P = ParamSpec("_P")
 WARNINGS_HEADER = "Image-Warnings"
 WARNINGS_HEADER_SCHEMA: dict[str, Any] = {
     WARNINGS_HEADER: {
-        "description": "What the sender should know of how an image was read, each warning with the image's "
-        "place in the request; only where there is something to say.",
+        "description": "Warnings about how images were read, each with the index of its image in the "
+        "request. "
+        "Only present if there are any.",
         "schema": {"type": "string"},
         "required": False,
     }

@@ -1,4 +1,4 @@
-"""When a request came: deadlines count from when its head was there. And when its images were answered."""
+"""When the head of a request arrived, from which deadlines count, and when its images were answered."""
 
 import time
 

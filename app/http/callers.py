@@ -1,4 +1,4 @@
-"""Who a request is from, and what that caller may do."""
+"""The caller of a request, and what it is allowed to do."""
 
 from starlette.types import Scope
 

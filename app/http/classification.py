@@ -118,7 +118,7 @@ class Classification:
         """Raises NotFound for a model that may be loaded and is not."""
         if self.unloaded(name) is not None:
             served = ", ".join(map(repr, self.models))
-            raise NotFound(f"the model {name!r} is not loaded now; loaded: {served}")
+            raise NotFound(f"the model {name!r} is not loaded; loaded models: {served}")
 
     async def answers(
         self,
@@ -288,6 +288,6 @@ class Classification:
 
 def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
     return DeadlinePassed(
-        f"the deadline of {deadline_s * 1000:.0f} ms passed while the request came; "
-        "it counts from when the request's head is there"
+        f"the deadline of {deadline_s * 1000:.0f} ms passed before the whole request had arrived; "
+        "it counts from the arrival of the request head"
     )

@@ -1,4 +1,4 @@
-"""Work for a request, withdrawn where its client goes away."""
+"""Cancels the work for a request when its client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine

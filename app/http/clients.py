@@ -1,4 +1,4 @@
-"""Which addresses are one client, for limits and fair shares."""
+"""Which addresses count as one client, for limits and fair shares."""
 
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address

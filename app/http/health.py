@@ -1,4 +1,4 @@
-"""Whether images are answered: what probes are told."""
+"""Readiness, as reported to probes."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ class Health:
     traffic: Traffic = field(default_factory=Traffic)
 
     def is_ready(self) -> bool:
-        """Whether images are answered."""
+        """Whether the server is ready to answer images."""
         if self.traffic.stopping:
             return False
         return self.dispatch.model is not None and self.decoders.look_for_trouble() is None
@@ -25,5 +25,5 @@ class Health:
     def look_for_trouble(self) -> str | None:
         """Why none are, where that is not expected to pass soon."""
         if self.traffic.stopping:
-            return "the server is stopping"
+            return "the server is shutting down"
         return self.dispatch.trouble or self.decoders.look_for_trouble()

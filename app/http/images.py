@@ -20,7 +20,7 @@ from models.transforms import InputSpec
 
 
 class RequestedImage(Protocol):
-    """One image as it came, and what is asked of it."""
+    """One encoded image and its options."""
 
     @property
     def options(self) -> ImageOptions:

@@ -1,4 +1,4 @@
-"""HEAD on every route that answers GET, and what OPTIONS is answered."""
+"""HEAD for every route that supports GET, and responses to OPTIONS."""
 
 from collections.abc import Awaitable
 

@@ -15,8 +15,8 @@ def model_named(options: Sequence[ImageOptions]) -> str | None:
     for index, each in enumerate(options):
         if each.model != first:
             raise InvalidValue(
-                f"all images of a request are answered by one model: this one is for {_shown(each.model)}, "
-                f"the first for {_shown(first)}",
+                f"all images of a request must name the same model: this one names {_shown(each.model)}, "
+                f"the first names {_shown(first)}",
                 image=index,
             )
     return first

@@ -1,4 +1,4 @@
-"""What is counted of the requests that each model gets, for the statistics of the Open Inference Protocol."""
+"""Metrics of the requests for each model, for the statistics of the Open Inference Protocol."""
 
 import time
 from collections.abc import Sequence

@@ -100,7 +100,7 @@ def install_problem_handlers(app: FastAPI, routes: Collection[str] = ()) -> None
                 return Response(status_code=204, headers=headers)
             taken = ", ".join(method for method in METHODS if method in methods)
             problem = MethodNotAllowed(
-                f"{_shown(path)} takes {taken}, not {request.method}{for_method(request.method, path)}"
+                f"{_shown(path)} supports {taken}, not {request.method}{for_method(request.method, path)}"
             )
         else:
             problem = UnreadableRequest(str(error.detail))
@@ -123,7 +123,7 @@ def _redirected(location: str, request: Request) -> Response:
     """To the path without the slash at its end, by a relative address, which is right behind any proxy."""
     query = request.scope["query_string"].decode("latin-1")
     return PlainTextResponse(
-        "the path has no slash at its end: leave it out, or follow the redirect (curl -L)\n",
+        "the path must not end with a slash; leave it out, or follow the redirect (curl -L)\n",
         status_code=307,
         headers={"Location": f"{location}?{query}" if query else location},
     )
@@ -147,8 +147,8 @@ def each(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {
         207: {
             "model": model,
-            "description": "With errors=each: some image cannot be answered, and its problem takes the place "
-            "of its result. Retry-After: when all that may be tried again can be.",
+            "description": "With errors=each: at least one image failed, and its problem is in the place of "
+            "its result. Retry-After: when all that may be tried again can be.",
             "headers": {**WARNINGS_HEADER_SCHEMA, **_RETRY_AFTER},
         }
     }
@@ -167,14 +167,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, meaning in {
         400: "The request cannot be read.",
         403: "The priority is above what this caller may ask for.",
-        404: "There is no such model.",
-        408: "The body came too slowly.",
+        404: "The model does not exist.",
+        408: "The body arrived too slowly.",
         413: "More bytes, pixels or images than allowed.",
-        415: "Not an image type.",
+        415: "The media type is not supported.",
         422: "A value is out of range, or an image cannot be decoded.",
-        429: "Too much is waiting; see Retry-After.",
-        500: "A bug, or two workers died while they computed the image.",
-        503: "Not ready, stopping, holding too much, or predicted to be too late; see Retry-After.",
+        429: "The queue is full; see Retry-After.",
+        500: "A bug, or two workers died while computing the image.",
+        503: "Not ready, shutting down, overloaded, or the deadline cannot be met; see Retry-After.",
         504: "The deadline passed.",
     }.items()
 }

@@ -27,13 +27,13 @@ class JsonImage(ImageOptions):
     )
 
     image: str = Field(
-        description="The encoded image (JPEG, PNG, ...), in base64; a data URL is taken too.",
+        description="The encoded image (JPEG, PNG, ...) in base64, or a data URL.",
         examples=[EXAMPLE_IMAGE],
     )
 
 
 class ClassifyRequest(ImageOptions):
-    """Many images, each with its own options; options beside `images` hold for those that say nothing."""
+    """Several images. Options next to `images` apply to images that do not set them themselves."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -50,87 +50,90 @@ class ClassifyRequest(ImageOptions):
     )
 
     images: list[JsonImage] = Field(
-        min_length=1, description="Answered in this order; how many at most, the server's settings say."
+        min_length=1, description="Images, answered in this order. The server limits their number."
     )
 
 
 class Label(BaseModel):
     """A class and its score."""
 
-    index: int = Field(ge=0, description="Place of the class among the model's labels, from 0.", examples=[4])
+    index: int = Field(ge=0, description="Index of the class in the model's labels, from 0.", examples=[4])
     label: str = Field(description="The class's name.", examples=["church"])
     score: float = Field(
         ge=0,
         le=1,
-        description="Softmax probability; of a model with several labels an image (`scores`: `sigmoid` in "
-        "/v1/models), that of this label by itself.",
+        description="Softmax probability. For a multi-label model (`scores` is `sigmoid` in /v1/models), "
+        "the probability of this label alone.",
         examples=[0.93],
     )
 
 
 class Patches(BaseModel):
-    """How many patches were there and how many were kept."""
+    """Number of patches before and after pruning."""
 
-    total: int = Field(ge=1, description="Patches of the unpruned image.")
-    kept: int = Field(ge=1, description="After the last stage.")
-    per_stage: list[int] = Field(description="Left after each stage.")
+    total: int = Field(ge=1, description="Number of patches of the unpruned image.")
+    kept: int = Field(ge=1, description="Number left after the last stage.")
+    per_stage: list[int] = Field(description="Number left after each stage.")
     grid: tuple[int, int] = Field(description="Rows and columns of the patch grid.")
 
 
 class StageMask(BaseModel):
-    """The kept patches after one stage, in the format that was asked for."""
+    """The kept patches after one stage, in the requested format."""
 
     block: int = Field(ge=1, description="The block of the stage, counted from 1.")
     indices: list[int] | None = Field(
-        None, description="Numbers of the kept patches, ascending, from 0, row by row from the top left."
+        None,
+        description="Indices of the kept patches in ascending order, from 0, row by row from the top left.",
     )
     grid: list[list[int]] | None = Field(
         None, description="The patch grid, row by row: 1 for every kept patch, 0 for the others."
     )
     png: str | None = Field(
-        None, description="What the model saw, with the pruned patches dimmed: a PNG in base64."
+        None, description="The model's input with the pruned patches dimmed: a PNG in base64."
     )
 
 
 class Applied(BaseModel):
-    """What was applied to one image."""
+    """The pruning that was applied to one image."""
 
     keep_ratio: float = Field(
         gt=0,
         le=1,
-        description="The ratio that was applied: with `keep_mass`, what it came to; of a cascade, the first "
-        "run's, or 1 where there was a second.",
+        description="The applied ratio. With `keep_mass`, the resulting ratio; with a cascade, that of "
+        "the first run, or 1 after a second run.",
     )
     requested_keep_ratio: KeepRatio | None = Field(
-        description="The ratio that was asked for, itself or as a compute; null with `keep_mass` or "
+        description="The requested ratio, given as `keep_ratio` or `compute`; null with `keep_mass` or "
         "`cascade`."
     )
     lowered: Lowered | None = Field(
-        description="Why `keep_ratio` is below the requested one: too much was waiting (`brown-out`), or it "
-        "would have been late (`deadline`). null where it is not."
+        description="Why `keep_ratio` is below the requested one: high load (`brown-out`), or to meet "
+        "the deadline (`deadline`). null if it is not."
     )
-    criterion: Criterion | None = Field(description="null with the reducer `merge`, which reads none.")
-    reducer: Reducer = Field(description="What became of the patches that were not kept.")
-    patches: Patches = Field(description="How many patches were there and how many were kept.")
+    criterion: Criterion | None = Field(description="null with the reducer `merge`, which uses none.")
+    reducer: Reducer = Field(description="What happened to the patches that were not kept.")
+    patches: Patches = Field(description="Number of patches before and after pruning.")
     compute: float = Field(
         gt=0,
         le=2,
-        description="Share of the unpruned model's multiply-accumulates; of both runs together where there "
-        "were two, which is above 1.",
+        description="Cost as a share of the unpruned model's multiply-accumulates. After a second run, "
+        "the sum of both, which is above 1.",
     )
-    runs: int = Field(ge=1, le=2, description="2 where a cascade ran the image again unpruned.")
+    runs: int = Field(
+        ge=1, le=2, description="2 if a cascade computed the image again without pruning, otherwise 1."
+    )
     mask: list[StageMask] | None = Field(
-        None, description="Where one was asked for: after the last stage, or after each with `mask_stages`."
+        None, description="Only if requested: after the last stage, or after each stage with `mask_stages`."
     )
     warnings: list[str] | None = Field(
         None,
-        description="What the sender should know of how the image was read; only where there is something "
-        "to say. The header Image-Warnings says the same.",
+        description="Warnings about how the image was read. Only present if there are any. Also in the "
+        "header Image-Warnings.",
     )
     cached: bool | None = Field(
         None,
-        description="true where the answer comes from the answer cache: nothing was decoded or computed. "
-        "Else left out.",
+        description="true if the answer comes from the answer cache, without decoding or computing. "
+        "Otherwise omitted.",
     )
 
 
@@ -145,8 +148,8 @@ class Timings(BaseModel):
 
     decode: float = Field(ge=0, description="Decoding, cropping and resizing.")
     queue: float = Field(ge=0, description="Waiting for a batch.")
-    compute: float = Field(ge=0, description="The batch's run through the model.")
-    total: float = Field(ge=0, description="From the request's arrival to its answer.")
+    compute: float = Field(ge=0, description="Computing the batch.")
+    total: float = Field(ge=0, description="From the arrival of the request to the response.")
 
 
 class ClassifyResponse(BaseModel):
@@ -154,7 +157,7 @@ class ClassifyResponse(BaseModel):
 
     model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     results: list[ImageResult] = Field(description="One per image.")
-    timings_ms: Timings = Field(description="Milliseconds; the header Server-Timing says the same.")
+    timings_ms: Timings = Field(description="In milliseconds. Also in the header Server-Timing.")
 
 
 class ClassifyEachResponse(BaseModel):
@@ -162,10 +165,10 @@ class ClassifyEachResponse(BaseModel):
 
     model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     results: "list[ImageResult | ProblemDocument]" = Field(
-        description="One per image: its result, or the problem that it alone would have been refused with."
+        description="One per image: its result, or the problem document of its error."
     )
     timings_ms: Timings = Field(
-        description="Milliseconds, of the answered images; the header Server-Timing says the same."
+        description="In milliseconds, for the answered images. Also in the header Server-Timing."
     )
 
 
@@ -177,13 +180,13 @@ class JsonImageToEmbed(EmbedOptions):
     )
 
     image: str = Field(
-        description="The encoded image (JPEG, PNG, ...), in base64; a data URL is taken too.",
+        description="The encoded image (JPEG, PNG, ...) in base64, or a data URL.",
         examples=[EXAMPLE_IMAGE],
     )
 
 
 class EmbedRequest(EmbedOptions):
-    """Many images, each with its own options; options beside `images` hold for those that say nothing."""
+    """Several images. Options next to `images` apply to images that do not set them themselves."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -200,7 +203,7 @@ class EmbedRequest(EmbedOptions):
     )
 
     images: list[JsonImageToEmbed] = Field(
-        min_length=1, description="Answered in this order; how many at most, the server's settings say."
+        min_length=1, description="Images, answered in this order. The server limits their number."
     )
 
 
@@ -208,12 +211,12 @@ class EmbedResult(Applied):
     """The embedding of one image."""
 
     embedding: list[float] | str = Field(
-        description="The feature vector: a list of float32 numbers, or their bytes in base64, as `encoding` "
-        "says. /v1/models says how many numbers it has (`embedding_size`).",
+        description="The feature vector: a list of float32 numbers, or their bytes in base64, depending "
+        "on `encoding`. /v1/models gives its length (`embedding_size`).",
         examples=[[0.25, -1.5, 0.75]],
     )
     labels: list[Label] | None = Field(
-        None, description="The best classes, best first; only where `top_k` is above 0."
+        None, description="The best classes, best first. Only present if `top_k` is above 0."
     )
 
 
@@ -222,7 +225,7 @@ class EmbedResponse(BaseModel):
 
     model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     results: list[EmbedResult] = Field(description="One per image.")
-    timings_ms: Timings = Field(description="Milliseconds; the header Server-Timing says the same.")
+    timings_ms: Timings = Field(description="In milliseconds. Also in the header Server-Timing.")
 
 
 class EmbedEachResponse(BaseModel):
@@ -230,63 +233,67 @@ class EmbedEachResponse(BaseModel):
 
     model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     results: "list[EmbedResult | ProblemDocument]" = Field(
-        description="One per image: its result, or the problem that it alone would have been refused with."
+        description="One per image: its result, or the problem document of its error."
     )
     timings_ms: Timings = Field(
-        description="Milliseconds, of the answered images; the header Server-Timing says the same."
+        description="In milliseconds, for the answered images. Also in the header Server-Timing."
     )
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457: what was wrong and what is allowed."""
+    """An error document (RFC 9457): what was wrong, what is allowed, and what to do."""
 
     type: str = Field(
-        description="What kind of problem, for programs: urn:trimvit:problem:NAME.",
+        description="Problem type, for programs: urn:trimvit:problem:NAME.",
         examples=["urn:trimvit:problem:invalid-value"],
     )
-    title: str = Field(description="The kind in words.", examples=["A value is not allowed"])
+    title: str = Field(description="Title of the problem type.", examples=["A value is not allowed"])
     status: int = Field(description="The HTTP status.", examples=[422])
     detail: str = Field(
-        description="What was wrong and what is allowed.",
+        description="What was wrong, what is allowed, and what to do.",
         examples=["keep_ratio must be a number above 0 and at most 1, or 'auto', such as 0.5; got 1.5"],
     )
     image: int | None = Field(
-        None, ge=0, description="Place in the request of the image at fault, from 0.", examples=[0]
+        None, ge=0, description="Index in the request of the image at fault, from 0.", examples=[0]
     )
 
 
 class InputInfo(BaseModel):
-    """What the model sees of a photograph."""
+    """How a photograph becomes the input of the model."""
 
-    height: int = Field(ge=1, description="Rows of pixels that the model sees.", examples=[224])
-    width: int = Field(ge=1, description="Columns of pixels that the model sees.", examples=[224])
+    height: int = Field(ge=1, description="Height of the input in pixels.", examples=[224])
+    width: int = Field(ge=1, description="Width of the input in pixels.", examples=[224])
     interpolation: str = Field(description="How images are resized.", examples=["bicubic"])
     crop: str = Field(
-        description="`center`: the largest box of the input's proportions, in the middle; `squash`: the "
-        "whole image, whatever its proportions.",
+        description="`center`: the largest centered box with the aspect ratio of the input; `squash`: "
+        "the whole image, without keeping its aspect ratio.",
         examples=["center"],
     )
     crop_share: float = Field(
-        gt=0, le=1, description="Share of each side of that box that is seen, its middle.", examples=[0.9]
+        gt=0,
+        le=1,
+        description="Share of each side of that box that is used, around the center.",
+        examples=[0.9],
     )
 
 
 class CascadeDescription(BaseModel):
-    """What `cascade` does with this model, as it was calibrated."""
+    """The cascade of this model, as calibrated."""
 
     keep_ratio: float = Field(gt=0, le=1, description="Of the first run.")
-    criterion: Criterion | None = Field(description="null with the reducer `merge`, which reads none.")
-    reducer: Reducer = Field(description="What becomes of the patches that the first run does not keep.")
+    criterion: Criterion | None = Field(description="null with the reducer `merge`, which uses none.")
+    reducer: Reducer = Field(description="What happens to the patches that the first run does not keep.")
     agreement: float = Field(
         gt=0,
         le=1,
-        description="Share of images with the unpruned model's first label, as it was wanted when the "
-        "cascade was calibrated; it holds for images of the same kind.",
+        description="Share of images with the same top label as the unpruned model, as required when the "
+        "cascade was calibrated. It holds for images of the same kind.",
     )
     compute: float = Field(
         gt=0,
         le=2,
-        description="Mean share of the unpruned model's multiply-accumulates, over the calibration images.",
+        description="Mean cost over the calibration images, as a share of the unpruned model's "
+        "multiply-accumulates.",
     )
 
 
@@ -295,34 +302,35 @@ class ModelDescription(BaseModel):
 
     name: str = Field(description="Its name.", examples=["trimvit-small-imagenette"])
     labels: list[str] = Field(
-        description="Names of the classes; a label's `index` is its place here. Empty for a model without a "
-        "head, which answers /v1/embed only."
+        description="Names of the classes, in the order of `index`. Empty for a model without a head, "
+        "which only supports /v1/embed."
     )
-    embedding_size: int = Field(ge=1, description="Numbers of an embedding.", examples=[384])
-    input: InputInfo = Field(description="What the model sees of a photograph.")
-    patches: int = Field(ge=1, description="Patches of an image, unpruned.", examples=[256])
+    embedding_size: int = Field(ge=1, description="Length of an embedding.", examples=[384])
+    input: InputInfo = Field(description="How a photograph becomes the input of the model.")
+    patches: int = Field(ge=1, description="Number of patches of an unpruned image.", examples=[256])
     grid: tuple[int, int] = Field(description="Rows and columns of the patch grid.")
-    patch_size: tuple[int, int] = Field(description="Height and width of a patch in the input, in pixels.")
+    patch_size: tuple[int, int] = Field(description="Height and width of a patch, in pixels of the input.")
     patch_stride: tuple[int, int] = Field(
-        description="Pixels from one patch to the next, down and across; below the size, patches overlap."
+        description="Distance between neighboring patches in pixels, vertical and horizontal. If smaller "
+        "than the patch size, patches overlap."
     )
     stages: list[int] = Field(description="Blocks that prune, counted from 1.")
     evenly: bool = Field(
-        description="Whether every stage takes away as many patches as any other; else each keeps a share."
+        description="Whether every stage removes the same number of patches. Otherwise each keeps a share."
     )
-    criteria: list[Criterion] = Field(description="Criteria that may be asked for.")
-    reducers: list[Reducer] = Field(description="Reducers that may be asked for.")
-    default_keep_ratio: float = Field(gt=0, le=1, description="Of images that ask for none.")
-    default_criterion: Criterion = Field(description="Of images that ask for none.")
-    default_reducer: Reducer = Field(description="Of images that ask for none.")
-    default_deadline_ms: int = Field(ge=1, description="Of images that ask for none.", examples=[30_000])
+    criteria: list[Criterion] = Field(description="Criteria that a request can choose.")
+    reducers: list[Reducer] = Field(description="Reducers that a request can choose.")
+    default_keep_ratio: float = Field(gt=0, le=1, description="Default of the option.")
+    default_criterion: Criterion = Field(description="Default of the option.")
+    default_reducer: Reducer = Field(description="Default of the option.")
+    default_deadline_ms: int = Field(ge=1, description="Default of the option.", examples=[30_000])
     scores: Scores = Field(
-        description="What makes logits scores: `softmax` over all classes, or `sigmoid` of each by itself, "
-        "where several labels may be true of an image."
+        description="How logits become scores: `softmax` over all classes, or `sigmoid` of each class in "
+        "a multi-label model."
     )
-    cascade: CascadeDescription | None = Field(description="null where none was calibrated.")
-    device: str = Field(description="Where it is computed.", examples=["cpu:0"])
-    dtype: str = Field(description="What it is computed in.", examples=["bfloat16"])
+    cascade: CascadeDescription | None = Field(description="null if none was calibrated.")
+    device: str = Field(description="Device of the computation.", examples=["cpu:0"])
+    dtype: str = Field(description="Data type of the computation.", examples=["bfloat16"])
 
 
 class ModelList(BaseModel):
@@ -334,16 +342,18 @@ class ModelList(BaseModel):
 class WorkerState(BaseModel):
     """One worker, as this front end sees it."""
 
-    ready: bool = Field(description="Whether it has loaded the model and answers.")
-    device: str | None = Field(description="Where it computes; null until it has loaded the model.")
-    images_pending: int = Field(ge=0, description="Images that this front end waits for from it.")
+    ready: bool = Field(description="Whether it has loaded the model and is ready.")
+    device: str | None = Field(description="Its device; null until it has loaded the model.")
+    images_pending: int = Field(
+        ge=0, description="Images that this front end has sent to it and that are not answered yet."
+    )
 
 
 class Readiness(BaseModel):
     """Whether images are answered, and by which workers."""
 
-    status: Literal["ready", "not ready"] = Field(description="Whether images are answered.")
+    status: Literal["ready", "not ready"] = Field(description="Whether the server is ready to answer images.")
     reason: str | None = Field(
-        None, description="Where no worker, or nothing that decodes images, comes up: why."
+        None, description="Why no worker or decoding process can be started. Otherwise omitted."
     )
     engines: list[WorkerState] = Field(description="Each worker.")

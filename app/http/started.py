@@ -1,4 +1,4 @@
-"""What the person who started a server in a terminal reads once it is ready: one screen. Programs read the
+"""The start screen: what a server that was started in a terminal prints when it is ready. Programs read the
 log."""
 
 import os
@@ -49,19 +49,19 @@ def started(
     ]
     lines = [f"  {name:<9}{text}" for name, text in rows]
     return "\n".join(["", "TrimViT is ready.", *lines, "", "Try it:", f"  {_curl(model, url, with_keys)}", "",
-                      "Ctrl-C stops the server.", "", ""])  # fmt: skip
+                      "Press Ctrl-C to stop the server.", "", ""])  # fmt: skip
 
 
 def _model(model: ModelInfo) -> str:
     height, width = model.input.size
     if not model.labels:
-        knows = "no labels, embeddings only"
+        knows = "no labels (embeddings only)"
     else:
         some = ", ".join(model.labels[:_MOST_LABELS])
         more = ", ..." if len(model.labels) > _MOST_LABELS else ""
         few = f" ({some}{more})" if len(some) <= _LONGEST_LABELS else ""
         knows = f"{len(model.labels)} labels{few}"
-    return f"{model.name}: {knows}, sees {height} x {width} pixels"
+    return f"{model.name}: {knows}, input {height} x {width} pixels"
 
 
 def _pruning(settings: Settings, models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
@@ -69,9 +69,9 @@ def _pruning(settings: Settings, models: Sequence[ModelInfo]) -> list[tuple[str,
     of_each = {model.name: _defaults(settings, model) for model in models}
     (first, *others) = of_each.values()
     if all(other == first for other in others):
-        return [("pruning", f"{first}, unless a request says otherwise")]
+        return [("pruning", f"{first} (defaults; each request can choose its own)")]
     rows = [f"{name}: {defaults}" for name, defaults in of_each.items()]
-    return [("pruning", "unless a request says otherwise"), *(("", row) for row in rows)]
+    return [("pruning", "defaults; each request can choose its own:"), *(("", row) for row in rows)]
 
 
 def _defaults(settings: Settings, model: ModelInfo) -> str:
@@ -105,10 +105,10 @@ def _speed(settings: Settings, model: ModelInfo, terms: Terms | None, streams: i
         rows.append(
             (
                 "" if rows else "speed",
-                f"keep ratio {ratio:g}: one image in {_rounded(alone_ms)} ms, many at {many}",
+                f"keep ratio {ratio:g}: a single image {_rounded(alone_ms)} ms, in batches {many}",
             )
         )
-    return [*rows, ("", "(the network alone, as the warm-up measured it; decoding comes on top)")]
+    return [*rows, ("", "(network only, as measured by the warm-up; without decoding)")]
 
 
 def _rounded(value: float) -> str:

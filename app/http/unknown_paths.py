@@ -1,4 +1,4 @@
-"""What was meant by a path that is not here: a slip in one that is, or a route that another server has."""
+"""Suggestions for unknown paths: typing errors in known ones, and routes of other servers."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -10,12 +10,13 @@ from fastapi.routing import APIRoute
 from app.nearest import nearest
 
 _CLASSIFY = (
-    "photographs are classified by POST /v1/classify, as in curl --data-binary @photo.jpg URL/v1/classify"
+    "to classify photographs, use POST /v1/classify, for example curl --data-binary @photo.jpg "
+    "URL/v1/classify"
 )
-_HEALTH = "GET /readyz says whether images are answered, GET /livez whether the process runs"
-_METRICS = "GET /metrics has the metrics for Prometheus, GET /v1/stats a few of them as JSON"
-_DOCS = "GET /docs is the documentation, GET /openapi.json the OpenAPI document"
-_MODELS = "GET /v1/models describes the model, GET /v2/models/NAME its tensors"
+_HEALTH = "use GET /readyz (ready to answer images) or GET /livez (the process runs)"
+_METRICS = "use GET /metrics (metrics for Prometheus) or GET /v1/stats (a few of them as JSON)"
+_DOCS = "use GET /docs (documentation) or GET /openapi.json (OpenAPI document)"
+_MODELS = "use GET /v1/models (models) or GET /v2/models/NAME (tensors of a model)"
 _REPOSITORY = (
     "models are listed, loaded and unloaded by POST /v2/repository/index and "
     "/v2/repository/models/NAME/load or /unload, where the server was started with --model-repository; "
@@ -29,27 +30,31 @@ _OF_OTHERS: tuple[tuple[str, str], ...] = (
     (r"/v2/repository(/.*)?|/v2/models/.+/(un)?load", _REPOSITORY),
     (
         r"/v2/(system|cuda)sharedmemory(/.*)?",
-        "of Triton's shared memory there is the system's: POST /v2/systemsharedmemory/region/NAME/register",
+        "of Triton's shared memory, only system shared memory is supported: POST "
+        "/v2/systemsharedmemory/region/NAME/register",
     ),
-    (r"/v2(/models/.+)?/(trace/setting|logging)", "trace and log settings cannot be changed while it runs"),
-    (r"/v2/models/.+/(generate|generate_stream|explain)", f"only infer is offered: {_INFER}"),
+    (
+        r"/v2(/models/.+)?/(trace/setting|logging)",
+        "trace and log settings cannot be changed while the server runs",
+    ),
+    (r"/v2/models/.+/(generate|generate_stream|explain)", f"only infer is supported: {_INFER}"),
     (r"/v2/models/.+/versions", "a model has one version, '1': GET /v2/models/NAME/versions/1"),
     (r"/v2/models", _MODELS),
     (
         r"/v1/models/.+:(predict|explain|classify|regress|transform|infer|generate)",
-        "of KServe's and TensorFlow Serving's verbs there is POST /v1/models/NAME:predict",
+        "of the verbs of KServe and TensorFlow Serving, only POST /v1/models/NAME:predict is supported",
     ),
     (r"/v1/models/.+/(metadata|versions/.*|labels/.*)", f"a model has one version; {_MODELS}"),
     # TorchServe, Cog, LitServe, BentoML, Gradio, Seldon, and what people try.
     (r"/predictions(/.*)?|/api/v[\d.]+/predictions", _CLASSIFY),
-    (r"/explanations/.+", f"explanations are not offered; {_CLASSIFY}"),
+    (r"/explanations/.+", f"explanations are not supported; {_CLASSIFY}"),
     (r"(/\w+)*/(predict|classify|infer|inference|classification|image-classification)", _CLASSIFY),
     (r"/(invoke|run|score|upload|images?|classes|gradio_api/.*)|/pipeline/.*", _CLASSIFY),
     # OpenAI's routes, and those of servers of language models.
     (
         r"(/v1)?/(embeddings|chat/completions|completions|responses|images/.+|moderations|audio/.+|rerank|"
         r"messages|generate|generate_stream|embed|score|tokenize)",
-        f"this server classifies images and does nothing else; {_CLASSIFY}",
+        f"this server only classifies and embeds images; {_CLASSIFY}",
     ),
     # What operators look for.
     (

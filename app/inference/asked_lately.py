@@ -1,4 +1,4 @@
-"""What was made of the options that came lately: clients ask for the same again and again."""
+"""A cache of parsed options, because clients send the same options repeatedly."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps

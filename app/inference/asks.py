@@ -44,16 +44,16 @@ def ask_of(
     where classes are asked of a model that has none."""
     if not model.labels and (options.top_k or logits):
         raise NoClasses(
-            f"{model.name} has no head, so it answers with features and not with classes: POST /v1/embed "
-            "gives them, and trimvit serve --head FILE puts a head on it"
+            f"{model.name} has no classification head, only features: use POST /v1/embed, or add a head "
+            "with trimvit serve --head FILE"
         )
     kept_patches = kept_patches or options.mask != "none"
     top_k = min(options.top_k, len(model.labels))
     if options.cascade:
         if model.cascade is None:
             raise InvalidValue(
-                "this model has no cascade (`trimvit calibrate` fits one and writes it into a checkpoint); "
-                "allowed are keep_ratio, compute or keep_mass"
+                "this model has no cascade (`trimvit calibrate` adds one to a checkpoint); use "
+                "keep_ratio, compute or keep_mass"
             )
         first, margin = model.cascade.first, model.cascade.margin
         return Ask(first, top_k, margin, kept_patches, logits, features=features)
@@ -65,7 +65,8 @@ def ask_of(
         raise InvalidValue(str(error)) from error
     if floor is not None and floor > pruning.keep_ratio:
         raise InvalidValue(
-            f"min_keep_ratio is {floor:g}, above the keep ratio of {pruning.keep_ratio:g} that it lowers"
+            f"min_keep_ratio is {floor:g}, but must be at most the keep ratio, which is "
+            f"{pruning.keep_ratio:g}"
         )
     return Ask(pruning, top_k, None, kept_patches, logits, floor, features)
 

@@ -22,10 +22,9 @@ def priority_of(options: ImageOptions, highest: Priority) -> Priority:
     if "priority" not in options.model_fields_set:
         return highest
     raise PriorityNotAllowed(
-        f"priority {options.priority} is not allowed for this caller: ask for {' or '.join(allowed)}, or "
-        "leave it out. Who runs the server can allow it for one API key "
-        f"(priority={options.priority} after the key in its file) or for everybody "
-        f"(--max-priority {options.priority})"
+        f"priority {options.priority} is not allowed for this caller: use {' or '.join(allowed)}, or "
+        f"leave it out. The operator can allow it for one API key (priority={options.priority} after the "
+        f"key in its file) or for all callers (--max-priority {options.priority})"
     )
 
 

@@ -43,8 +43,8 @@ def refuse_those_of_v1(values: Mapping[str, Any]) -> None:
     for name in OF_SEVERAL_IMAGES:
         if name in values:
             raise InvalidValue(
-                f"{name}: only /v1/classify and /v1/embed answer for each image by itself; leave it out, or "
-                "ask them"
+                f"{name}: only /v1/classify and /v1/embed support errors per image; leave it out, or use "
+                "one of them"
             )
 
 

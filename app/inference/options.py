@@ -36,7 +36,7 @@ OF_SEVERAL_IMAGES = ("errors",)  # what /v1 alone has a place for
 
 
 class ImageOptions(BaseModel):
-    """What may be asked of one image."""
+    """The options of one image."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -132,29 +132,29 @@ class ImageOptions(BaseModel):
         given = [name for name in ("keep_mass", "cascade") if getattr(self, name)]
         if self.min_keep_ratio is not None and given:
             raise ValueError(
-                f"min_keep_ratio lowers a keep_ratio or compute, and {given[0]} stands in place of both: "
-                "leave out one"
+                f"min_keep_ratio only applies to keep_ratio and compute, not to {given[0]}: leave one of "
+                "them out"
             )
         if self.keep_ratio == "auto" and self.deadline_ms is None:
-            raise ValueError("keep_ratio auto goes by deadline_ms, which is missing")
+            raise ValueError("keep_ratio auto requires deadline_ms")
         return self
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> "ImageOptions":
         given = [name for name in WAYS_TO_CHOOSE if getattr(self, name)]
         if len(given) > 1:
-            raise ValueError(f"give only one of {', '.join(WAYS_TO_CHOOSE)}; there are {' and '.join(given)}")
+            raise ValueError(f"give only one of {', '.join(WAYS_TO_CHOOSE)}; got {' and '.join(given)}")
         beside = [name for name in CHOSEN_BY_A_CASCADE if getattr(self, name) is not None]
         if self.cascade and beside:
             raise ValueError(
-                f"a cascade runs with the criterion and the reducer that it was calibrated with: "
-                f"leave out {' and '.join(beside)}, or cascade"
+                "a cascade uses the criterion and the reducer with which it was calibrated: leave out "
+                f"{' and '.join(beside)}, or cascade"
             )
         return self
 
 
 class EmbedOptions(ImageOptions):
-    """What may be asked of one image whose embedding is wanted."""
+    """The options of one image whose embedding is requested."""
 
     top_k: Annotated[int, NoFlag] = Field(
         0, ge=0, le=1000, description="Number of labels to return with the embedding, best first. 0: none."

@@ -67,8 +67,8 @@ def check_numbers(prediction: Prediction, model: ModelInfo) -> None:
     if prediction.is_finite:
         return
     raise InternalFault(
-        f"the network's scores for this image are not numbers: {model.name} overflows in {model.dtype}; "
-        "--dtype float32 may help"
+        f"the scores for this image are not finite numbers: {model.name} overflows in {model.dtype}; try "
+        "--dtype float32"
     )
 
 

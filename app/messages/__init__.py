@@ -1,2 +1,2 @@
-"""What the processes say to each other: plain data, as msgpack over Unix sockets, one file for each receiver;
+"""The messages between the processes: plain data, as msgpack over Unix sockets, one file for each receiver;
 and the layout of the shared memory that holds the pixels."""

@@ -9,7 +9,7 @@ LONGEST = 2**30
 
 
 class NoFrame(ValueError):
-    """What came is no sequence of frames: the stream cannot be read any further."""
+    """The data is not a sequence of frames, so the stream cannot be read any further."""
 
 
 def framed(message: bytes) -> bytes:

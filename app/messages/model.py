@@ -1,4 +1,4 @@
-"""What is told of the model that is served."""
+"""The description of a served model."""
 
 import msgspec
 

@@ -24,5 +24,5 @@ def read_served(path: Path) -> tuple[str, ...] | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
-        log.error("which models are served cannot be read, so those of the start are: %s", error)
+        log.error("cannot read the list of served models, using those from startup: %s", error)
         return None

@@ -24,7 +24,7 @@ RefusalReason = (
 
 
 class Models(msgspec.Struct, frozen=True, tag=True):
-    """What the workers serve, the default model first: told once, and again when it changes."""
+    """The models that the workers serve, the default one first. Sent at the start and on changes."""
 
     infos: Annotated[list[ModelInfo], Meta(min_length=1)]
 
@@ -96,7 +96,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """One classified image. ``queue_s`` and ``compute_s``: how long it waited and was computed. ``lowered``:
+    """One classified image. ``queue_s`` and ``compute_s``: its times of waiting and computing. ``lowered``:
     why its ratio is below the asked one, None if it is not."""
 
     id: int
@@ -116,7 +116,7 @@ class Refuse(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcomes(msgspec.Struct, frozen=True, tag=True):
-    """What became of the front end's images: all that ended in one turn of the dispatcher's loop."""
+    """The outcomes of a front end's images that ended in one turn of the dispatcher's loop."""
 
     answers: list[Answer]
     refusals: list[Refuse]

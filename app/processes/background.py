@@ -35,7 +35,7 @@ def incident(name: str, error: BaseException) -> None:
     again = before == text and now - at < _SAME_AGAIN_S
     if not again:
         _told[name] = text, now
-    log.error("in the background, %s failed: %s", name, text, exc_info=None if again else error)
+    log.error("background task failed: %s: %s", name, text, exc_info=None if again else error)
     with contextlib.suppress(Exception):  # metrics may be what fails
         from app.telemetry import metrics  # not before this process knows where to write them
 
@@ -115,7 +115,7 @@ def kept_thread(work: Callable[[], None], name: str) -> threading.Thread:
 
 def end_process(error: BaseException) -> None:
     """End this process at once: whoever watches it starts another. Health must not stay green."""
-    log.critical("this process ends: %s: %s", type(error).__name__, error)
+    log.critical("unrecoverable error, exiting: %s: %s", type(error).__name__, error)
     os._exit(1)
 
 

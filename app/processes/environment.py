@@ -14,7 +14,7 @@ DISPATCHER = "dispatcher"  # the name of the process, and of its socket
 
 @dataclass(frozen=True, slots=True)
 class ProcessFiles:
-    """What a process of that name writes in a private folder."""
+    """The files of a process in the private folder."""
 
     folder: Path
     name: str

@@ -27,7 +27,7 @@ _TICK_S = 0.5  # between two looks at a process's heartbeat
 
 
 class Process(Protocol):
-    """What a keeper needs of a process, however it was started."""
+    """A process as seen by its keeper."""
 
     @property
     def pid(self) -> int:
@@ -162,12 +162,12 @@ class Keeper:
             await asyncio.sleep(_TICK_S)
             beat = heartbeat.read()
             if beat.ready and self._restarts.failed_starts:
-                log.info("%s is up after %d failed starts", self.name, self._restarts.failed_starts)
+                log.info("%s started after %d failed attempts", self.name, self._restarts.failed_starts)
                 self._restarts.came_up()
                 self._is_up()
             self._hung = watch.tick(_TICK_S, beat, lambda: starvation.starved(_TICK_S))
             if self._hung is not None:
-                log.warning("%s hangs and is killed: %s", self.name, self._hung)
+                log.warning("killing %s, which hangs: %s", self.name, self._hung)
                 self._signal(signal.SIGKILL)
                 return
 
@@ -180,11 +180,11 @@ class Keeper:
     def _tell(self, end: End) -> None:
         if end.given_up:
             log.error(
-                "%s has failed to start %d times in a row (%s); the next start is in %g s",
+                "%s failed to start %d times in a row (%s); next attempt in %g s",
                 *(self.name, end.failed_starts, end.reason, end.pause_s),
             )
         else:
-            log.warning("%s ended (%s); starting it again in %.1f s", self.name, end.reason, end.pause_s)
+            log.warning("%s exited (%s); restarting it in %.1f s", self.name, end.reason, end.pause_s)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -20,15 +20,16 @@ def raise_limits() -> None:
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if most < _FEWEST_FILES:
         raise TooLow(
-            f"the limit of open files is {most}, and a server needs {_FEWEST_FILES} and one for each "
-            "connection; raise it, as with ulimit -n 4096"
+            f"the limit of open files is {most}, but a server needs {_FEWEST_FILES} and one for each "
+            "connection; raise it, for example with ulimit -n 4096"
         )
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     memory, _ = resource.getrlimit(resource.RLIMIT_AS)
     if memory != resource.RLIM_INFINITY and memory < _LEAST_MEMORY:
         raise TooLow(
-            f"the limit of address space is {memory // 2**20} MiB, and a server's processes reserve up to "
+            f"the limit of address space is {memory // 2**20} MiB, but the processes of a server reserve "
+            "up to "
             f"{_LEAST_MEMORY // 2**20} MiB each; lift it with ulimit -v unlimited, and limit memory by a "
             "container or cgroup instead"
         )

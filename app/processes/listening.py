@@ -9,10 +9,10 @@ _TRIES = 8  # to find one free port on all addresses of a name
 
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _ADVICE = {
-    errno.EADDRINUSE: "; another program listens there: stop it, or choose another port with {flag}",
-    errno.EACCES: "; ports below 1024 are kept for root: choose a higher one, such as {flag} 8000",
-    errno.EADDRNOTAVAIL: "; it is no address of this machine, whose every address is 0.0.0.0",
-    errno.EAFNOSUPPORT: "; this machine has no IPv6, whose every IPv4 address is 0.0.0.0",
+    errno.EADDRINUSE: "; another program is using the port: stop it, or choose another port with {flag}",
+    errno.EACCES: "; ports below 1024 are reserved for root: choose a higher one, such as {flag} 8000",
+    errno.EADDRNOTAVAIL: "; it is not an address of this machine; use 0.0.0.0 for all of its addresses",
+    errno.EAFNOSUPPORT: "; this machine has no IPv6; use 0.0.0.0 for all IPv4 addresses",
 }
 
 _Opened = Callable[[socket.AddressFamily, tuple[str | int, ...]], socket.socket]

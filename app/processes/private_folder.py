@@ -47,9 +47,15 @@ class PrivateFolder:
                 tried.append(f"{parent}: {error.strerror or error}")
                 continue
             if tried:
-                log.warning("sockets and metrics are in %s (%s)", parent, "; ".join(tried))
+                log.warning(
+                    "using %s for sockets and metrics files, as others cannot be used (%s)",
+                    parent,
+                    "; ".join(tried),
+                )
             return
-        raise NoFolder(f"no folder for sockets and metrics; name one with TMPDIR ({'; '.join(tried)})")
+        raise NoFolder(
+            f"no usable folder for sockets and metrics files; set TMPDIR to one ({'; '.join(tried)})"
+        )
 
     def _made_in(self, parent: Path) -> Path:
         # Under this name nobody looks at it before its lock is held.

@@ -51,7 +51,7 @@ def trouble(reports: Sequence[WorkerReport]) -> tuple[str, float] | None:
     wait_s = max(1.0, soonest.next_try - time.monotonic())
     return (
         f"{soonest.name} failed to start {soonest.failed_starts} times in a row, the last time with: "
-        f"{soonest.reason}; it is tried again in {wait_s:.0f} s",
+        f"{soonest.reason}; next attempt in {wait_s:.0f} s",
         wait_s,
     )
 

@@ -1,4 +1,4 @@
-"""When a process that ended is started again. Pure policy: no clock, no processes."""
+"""When an exited process is restarted. Pure policy: no clock, no processes."""
 
 from dataclasses import dataclass
 

@@ -61,7 +61,7 @@ class _Listeners:
 
 @dataclass(slots=True)
 class Supervisor:
-    """Runs the server until it is told to stop; `run` gives back the exit code."""
+    """Runs the server until it is stopped; `run` returns the exit code."""
 
     settings: Settings
     _dispatchers: list[Keeper] = field(default_factory=list)
@@ -83,8 +83,8 @@ class Supervisor:
         _check(self.settings)
         if self.settings.model_repository and key_ring(self.settings) is None:
             log.warning(
-                "--model-repository without API keys: whoever reaches the port may load and unload models; "
-                "see --api-keys-file"
+                "--model-repository without API keys: anyone who can reach the port can load and unload "
+                "models; see --api-keys-file"
             )
         try:
             raise_limits()
@@ -137,7 +137,10 @@ class Supervisor:
             log.error("stopped: %s", self._failed)
             return 1
         if self._forced or not drained:
-            log.error("stopped before everything was finished: the grace time ended, or a second signal came")
+            log.error(
+                "stopped before all requests were finished: the grace period ended, or a "
+                "second signal was received"
+            )
             return 1
         log.info("stopped")
         return 0
@@ -156,12 +159,12 @@ class Supervisor:
 
     def _signalled(self) -> None:
         if self._stopping.is_set():
-            log.warning("told to stop again: ending at once")
+            log.warning("second signal received: stopping at once")
             self._forced = True
             for keeper in self._keepers:
                 keeper.end(signal.SIGKILL)
             return
-        log.info("stopping: finishing what was accepted")
+        log.info("stopping: finishing the accepted requests")
         self._stopping.set()
 
     def _fail(self, reason: str) -> None:
@@ -177,7 +180,10 @@ class Supervisor:
             if not private.refresh():
                 break
             await asyncio.sleep(_LOOK_AFTER_S)
-        self._fail(f"the folder {private.path} was removed while the server ran; exclude it from cleaning")
+        self._fail(
+            f"the folder {private.path} was removed while the server was running; exclude it from "
+            "cleanup jobs"
+        )
 
     # --- what is kept running -----------------------------------------------------------------------
     def _make_keepers(self, listeners: _Listeners, slots: int, forks: ForkServer) -> None:
@@ -206,7 +212,7 @@ class Supervisor:
 
         def goes_on(end: End) -> bool:
             if end.code == LOAD_FAILED and not end.came_up:
-                self._fail(f"{name} cannot load the model; its log line above says why")
+                self._fail(f"{name} cannot load the model; see its log line above")
                 return False
             next_try = time.monotonic() + end.pause_s
             self._reports[name] = WorkerReport(name, end.failed_starts, end.reason, next_try, end.given_up)
@@ -232,7 +238,7 @@ class Supervisor:
             reserve(self._folder / "metrics", names)
         except OSError as error:
             raise CannotStart(
-                f"no room for metrics files in {self._folder}: {error.strerror or error}"
+                f"cannot write metrics files in {self._folder}: {error.strerror or error}"
             ) from error
 
 
@@ -280,7 +286,7 @@ def _tell_where(settings: Settings, listeners: _Listeners) -> None:
         log.info("gRPC on %s", url("grpc", listener).removeprefix("grpc://"))
     if settings.model_default is not None:
         for name, defaults in own_defaults(settings.model_default).items():
-            log.info("defaults of the model %s: %s", name, defaults)
+            log.info("defaults of model %s: %s", name, defaults)
 
 
 def serve(settings: Settings) -> int:

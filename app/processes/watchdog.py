@@ -1,4 +1,4 @@
-"""Whether a process hangs. A busy one and one that gets no CPU must not be taken for one that hangs."""
+"""Detects hung processes, without mistaking busy ones or ones that get no CPU for them."""
 
 import os
 from collections.abc import Callable
@@ -43,9 +43,9 @@ class Watch:
         self._silent_s = 0.0 if beat.turns != last.turns else self._silent_s + counted
         self._batch_s = 0.0 if beat.batch != last.batch else self._batch_s + counted
         if self._silent_s > self.silence_s:
-            return f"its main loop has not moved for more than {self.silence_s:g} s"
+            return f"its main loop has not responded for more than {self.silence_s:g} s"
         if beat.batch and self._batch_s > beat.allowed_s:
-            return f"a batch has taken more than the {beat.allowed_s:.1f} s that it may"
+            return f"a batch has taken longer than the {beat.allowed_s:.1f} s allowed"
         return None
 
 

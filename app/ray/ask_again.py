@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 REQUEST_ID = "X-Request-ID"
 REPLICAS_A_REQUEST_MAY_OUTLIVE = 2
 _PROXYS_OWN = {
-    503: NotReady("no replica can be started; ask the cluster's operator", retry_after_s=5.0),
-    408: DeadlinePassed("no replica has answered in time"),
+    503: NotReady("no replica can be started; contact the operator of the cluster", retry_after_s=5.0),
+    408: DeadlinePassed("no replica answered in time"),
 }
 
 
@@ -57,7 +57,7 @@ class AskAgain:
                 background.incident("Ray's proxy", error)
             if attempt.answered or any(message["type"] == "http.disconnect" for message in kept):
                 return
-            log.warning("request %s: replica %d that had it is lost", request_id, replica)
+            log.warning("request %s: lost replica %d while it was processing it", request_id, replica)
         problem = WorkerLost(f"{REPLICAS_A_REQUEST_MAY_OUTLIVE} replicas died while they had this request")
         answer = _problem(problem, scope["path"], request_id)
         await answer(scope, receive, send)

@@ -1,4 +1,4 @@
-"""How many replicas the work in hand needs. Runs in Ray Serve's controller."""
+"""The number of replicas for the current work. Runs in Ray Serve's controller."""
 
 from typing import Any, Protocol
 

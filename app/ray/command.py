@@ -69,7 +69,7 @@ def run(settings: RaySettings) -> int:
         )
         serve.run(application(settings), name=NAME, route_prefix="/")
     except RuntimeError as error:
-        log.error("cannot deploy: %s", error)
+        log.error("deployment failed: %s", error)
         serve.delete(NAME)
         return 1
     scheme = "http" if settings.tls_certificate is None else "https"
@@ -77,7 +77,7 @@ def run(settings: RaySettings) -> int:
     if settings.detach:
         return 0
     told.wait()
-    log.info("stopping: finishing what was accepted")
+    log.info("stopping: finishing the accepted requests")
     if starts_cluster:
         serve.shutdown()
     else:

@@ -150,7 +150,7 @@ class Replica:
         """Called from the processes' thread. Before the replica is ready, its start fails; then, it ends."""
         self._failed = reason
         if self._ready:
-            log.error("this replica ends: %s", reason)
+            log.error("this replica exits: %s", reason)
             self._private.remove()
             os._exit(_PROCESS_FAILED)
 

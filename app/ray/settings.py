@@ -14,21 +14,24 @@ Proxies = Literal["every-node", "head-node"]
 
 # Settings of `trimvit serve` that have no effect under Ray, and why: who gives one is told so. All others are
 # those of the replicas, of Ray's proxies, or of both.
-_OF_RAYS_PROXIES = "Ray's proxies hold the connections, without such a limit: set it in the load balancer"
+_OF_RAYS_PROXIES = (
+    "connections are handled by Ray's proxies, which have no such limit: set it in the load balancer"
+)
 REFUSED = {
     "operations_host": "a replica has no port of its own",
-    "operations_port": "a replica has no port of its own: /metrics of the main one answers for all",
-    "grpc_port": "a replica has no port of its own; gRPC is offered by trimvit serve",
-    "shared_memory_bytes": "a request may come to a replica on another machine",
-    "shared_memory_regions": "a request may come to a replica on another machine",
+    "operations_port": "a replica has no port of its own: use /metrics of the main port",
+    "grpc_port": "a replica has no port of its own; for gRPC, use trimvit serve",
+    "shared_memory_bytes": "a request may be handled by a replica on another machine",
+    "shared_memory_regions": "a request may be handled by a replica on another machine",
     "grpc_calls": "a replica has no port of its own",
-    "model_repository": "a model would be loaded by one replica of several; name all models with --model",
-    "loadable": "no model is loaded while replicas serve; name all models with --model",
+    "model_repository": "a model would be loaded by only one of several replicas; name all models with "
+    "--model",
+    "loadable": "models cannot be loaded while replicas are serving; name all models with --model",
     "max_connections": _OF_RAYS_PROXIES,
     "max_connections_per_client": _OF_RAYS_PROXIES,
     "head_timeout_s": _OF_RAYS_PROXIES,
     "write_timeout_s": _OF_RAYS_PROXIES,
-    "slow_retry_s": "a replica whose worker does not come up is replaced by Ray",
+    "slow_retry_s": "Ray replaces a replica whose worker does not start",
 }
 HONOURED = frozenset({
     "model", "architecture", "patch_stride", "input_size", "labels", "head", "stages", "rows",
@@ -114,15 +117,15 @@ class RaySettings(Settings):
         if self.http_workers != 1 or len(self.devices) != 1:
             raise ValueError(
                 "a replica has one HTTP process and one worker: leave out --http-workers and "
-                "--workers-per-device, name one device at most, and add replicas"
+                "--workers-per-device, name at most one device, and use more replicas"
             )
         for name in sorted(REFUSED.keys() & self.model_fields_set):
             raise ValueError(f"leave out {flag(name)}, which has no effect here: {REFUSED[name]}")
         if self.port == 0:
-            raise ValueError("--port must be named and not 0: it is the same on every node")
+            raise ValueError("--port must be given and not be 0: it is the same on every node")
         if self.detach and self.ray_address is None:
             raise ValueError(
-                "--detach needs a cluster that goes on without this process: name its --ray-address"
+                "--detach needs a cluster that keeps running without this process: give its --ray-address"
             )
         return self
 

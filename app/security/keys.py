@@ -1,4 +1,4 @@
-"""API keys: who may ask. Only hashes are kept, and what is compared is compared in constant time."""
+"""API keys. Only hashes are kept, and comparisons take constant time."""
 
 import hashlib
 import hmac
@@ -65,20 +65,22 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
             # Nothing of the line itself: what was mistaken for a name may be a key.
             where = f"line {number} of {source}"
             if not colon or not _NAME.fullmatch(name):
-                raise KeysError(f"{where} is not name:key or name:sha256:HEX; names are of A-Z a-z 0-9 . _ -")
+                raise KeysError(
+                    f"{where} is not name:key or name:sha256:HEX; names may contain A-Z a-z 0-9 . _ -"
+                )
             priorities = [_OF_PRIORITY[each] for each in attributes if each in _OF_PRIORITY]
             is_admin = _ADMIN in attributes
             if len(attributes) > len(priorities) + is_admin or len(priorities) > 1:
                 raise KeysError(
-                    f"{where}: the key must have no space; after it may stand only one of "
-                    f"{', '.join(_OF_PRIORITY)}, and {_ADMIN}"
+                    f"{where}: the key must not contain a space, and may be followed by only one of "
+                    f"{', '.join(_OF_PRIORITY)}, and by {_ADMIN}"
                 )
             max_priority = priorities[0] if priorities else None
             if hashed := _HASHED.fullmatch(secret):
                 keys.append(ApiKey(name, bytes.fromhex(hashed[1]), max_priority, is_admin))
                 continue
             if secret.startswith("sha256:"):
-                raise KeysError(f"{where}: the hash is not 64 hexadecimal digits")
+                raise KeysError(f"{where}: the hash must have 64 hexadecimal digits")
             if len(secret) < SHORTEST_KEY or not _KEY.fullmatch(secret) or "#" in secret:
                 raise KeysError(
                     f"{where}: the key must have at least {SHORTEST_KEY} printable ASCII "
@@ -90,11 +92,11 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
         if owners.setdefault(key.digest, key) != key:
             other = owners[key.digest].name
             raise KeysError(
-                f"{source}: {other} and {key.name} have the same key, or it is there with other rights; "
-                "give each caller one of its own"
+                f"{source}: {other} and {key.name} have the same key, or the key has other rights there; "
+                "give each caller its own key"
             )
     if not keys:
-        raise KeysError(f"{source} has no keys; one is written as name:key")
+        raise KeysError(f"{source} contains no keys; write each as name:key")
     return tuple(keys)
 
 
@@ -149,9 +151,9 @@ class KeyRing:
         try:
             self._from_file = _read(self._path)
         except KeysError as error:
-            log.error("the API keys stay as they were: %s", error)
+            log.error("the API keys were not reloaded and stay unchanged: %s", error)
         else:
-            log.info("read %d API keys from %s", len(self._from_file), self._path)
+            log.info("loaded %d API keys from %s", len(self._from_file), self._path)
 
 
 def key_ring(settings: SecuritySettings, environment: Mapping[str, str] = os.environ) -> KeyRing | None:

@@ -53,9 +53,9 @@ class Certificates:
         try:
             self._context = server_context(self._certificate, self._key)
         except TlsError as error:
-            log.error("the certificate stays as it was: %s", error)
+            log.error("the certificate was not reloaded and stays unchanged: %s", error)
         else:
-            log.info("read the certificate in %s again", self._certificate)
+            log.info("reloaded the certificate from %s", self._certificate)
 
 
 def certificates(settings: SecuritySettings) -> Certificates | None:
@@ -66,7 +66,7 @@ def certificates(settings: SecuritySettings) -> Certificates | None:
     if settings.tls_certificate is None and settings.tls_key is None:
         return None
     if settings.tls_certificate is None or settings.tls_key is None:
-        raise TlsError("--tls-certificate and --tls-key go together: give both, or neither")
+        raise TlsError("--tls-certificate and --tls-key must be given together: give both, or neither")
     return Certificates(settings.tls_certificate, settings.tls_key)
 
 

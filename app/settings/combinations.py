@@ -34,15 +34,15 @@ def contradictions(settings: Settings) -> Iterator[str]:
     if settings.grpc_port is not None and settings.grpc_port == settings.operations_port:
         yield f"--operations-port and --grpc-port are both {settings.grpc_port}: choose another for one"
     if (settings.tls_certificate is None) != (settings.tls_key is None):
-        yield "--tls-certificate and --tls-key go together: give both, or neither"
+        yield "--tls-certificate and --tls-key must be given together: give both, or neither"
     if settings.architecture is not None and settings.models[0].reference == BUNDLED_MODEL:
-        yield "--architecture is for a checkpoint file, which --model names; the bundled model has its own"
+        yield "--architecture only applies to a checkpoint file given with --model, not to the bundled model"
     yield from _of_several_models(settings)
     yield from defaults_of_nobody(settings)
     if {"engines", "workers_per_device"} <= given:
-        yield "--engines is the former name of --workers-per-device: leave it out"
+        yield "--engines is the old name of --workers-per-device: give only one of them"
     if settings.exact and settings.dtype == "int8":
-        yield "--exact has no effect with --dtype int8, which timm does not have: leave one of them out"
+        yield "--exact is not possible with --dtype int8, which timm does not have: leave one of them out"
     most, of_one = settings.max_connections, settings.max_connections_per_client
     if of_one is not None and of_one > most:
         yield f"--max-connections-per-client {of_one} is more than --max-connections {most}"
@@ -52,7 +52,7 @@ def contradictions(settings: Settings) -> Iterator[str]:
     } <= given and settings.max_bodies_bytes < settings.max_body_bytes:
         yield (
             f"--max-bodies-bytes {settings.max_bodies_bytes} is less than --max-body-bytes "
-            f"{settings.max_body_bytes}: the largest body allowed would never be taken"
+            f"{settings.max_body_bytes}: the largest allowed body would never be accepted"
         )
     kinds = {device.partition(":")[0] for device in settings.device.split(",")}
     if len(kinds) == 1 and kinds != {"auto"}:
@@ -64,13 +64,13 @@ def _of_several_models(settings: Settings) -> Iterator[str]:
     if several > 1:
         names = "--model names" if settings.loadable is None else "--model and --loadable name"
         for name in (name for name in _OF_ONE_MODEL if getattr(settings, name) is not None):
-            yield f"{flag(name)} is for one model, and {names} {several}: leave it out"
+            yield f"{flag(name)} only applies to a single model, but {names} {several}: leave it out"
     if settings.loadable is not None and not settings.model_repository:
         yield "--loadable has no effect without --model-repository: give both, or neither"
     served = {model.name for model in settings.models}
     for model in settings.loadable_models:
         if model.name in served:
-            yield f"--model and --loadable both name {model.name}: give each model a name of its own"
+            yield f"--model and --loadable both name {model.name}: give each model its own name"
 
 
 def defaults_of_nobody(settings: Settings) -> Iterator[str]:
@@ -81,8 +81,8 @@ def defaults_of_nobody(settings: Settings) -> Iterator[str]:
     for name in own_defaults(settings.model_default):
         if not known:
             yield (
-                f"--model-default is for models with a name, as in --model {name}=REFERENCE: give the model "
-                "that name, or take --default-keep-ratio and its like"
+                f"--model-default only applies to models with a name, as in --model {name}=REFERENCE: "
+                "name the model, or use --default-keep-ratio and the other --default-... options"
             )
         elif name not in known:
             yield f"--model-default: {no_such('model', name, known)}"
@@ -92,15 +92,15 @@ def without_effect(settings: Settings, *, on_cpu: bool) -> Iterator[str]:
     """Settings that mean nothing on a device of this kind."""
     if not on_cpu:
         if settings.threads:
-            yield f"--threads {settings.threads} is for a CPU, and the device is a GPU: leave it out"
+            yield f"--threads {settings.threads} only applies to a CPU, but the device is a GPU: leave it out"
         if settings.dtype == "int8":
-            yield "--dtype int8 is for a CPU, and the device is a GPU: choose float16 or bfloat16"
+            yield "--dtype int8 only applies to a CPU, but the device is a GPU: choose float16 or bfloat16"
     elif settings.cuda_graphs == "auto":
-        yield "--cuda-graphs auto is for a GPU, and the device is a CPU: leave it out"
+        yield "--cuda-graphs auto only applies to a GPU, but the device is a CPU: leave it out"
     elif settings.threads and settings.streams > settings.threads:
         yield (
             f"--streams {settings.streams} is more than --threads {settings.threads}, and on a CPU each "
-            "batch needs a thread: give at most as many streams"
+            "batch needs a thread: use at most as many streams as threads"
         )
 
 

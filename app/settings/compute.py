@@ -1,4 +1,4 @@
-"""What computes: devices, processes, threads, batches."""
+"""Settings of devices, processes, threads and batches."""
 
 from pydantic import BaseModel, Field
 
@@ -7,7 +7,7 @@ from models.dtypes import DtypeName
 
 
 class ComputeSettings(BaseModel):
-    """What computes: devices, processes, threads, batches."""
+    """Settings of devices, processes, threads and batches."""
 
     device: Devices = Field(
         "auto",

@@ -16,7 +16,7 @@ from app.wrong_values import wrong_values
 
 
 class WrongUsage(Exception):
-    """What was typed is not understood; the text says why, in a line for each fault."""
+    """Invalid usage; the text has a line for each fault."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How much, and how long: the queue, bodies, images, connections, deadlines."""
+"""Limits of the queue, bodies, images, connections and deadlines."""
 
 from pydantic import BaseModel, Field
 
@@ -6,7 +6,7 @@ from app.settings.truncated_images import TruncatedImages
 
 
 class LimitSettings(BaseModel):
-    """How much, and how long: the queue, bodies, images, connections, deadlines."""
+    """Limits of the queue, bodies, images, connections and deadlines."""
 
     max_queue_images: int = Field(
         1024,

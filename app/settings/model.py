@@ -1,4 +1,4 @@
-"""Which models are served, and what images get that ask for nothing."""
+"""Which models are served, and the defaults of requests."""
 
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ BUNDLED_MODEL = "trimvit-small-imagenette"
 
 
 class ModelSettings(BaseModel):
-    """Which models are served, and what images get that ask for nothing."""
+    """Which models are served, and the defaults of requests."""
 
     repeated_flags: ClassVar[frozenset[str]] = frozenset({"model", "loadable", "model_default"})
 

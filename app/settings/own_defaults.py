@@ -1,4 +1,4 @@
-"""What images of one model get that ask for nothing, of several models in a server: --model-default."""
+"""The defaults of each of several models: --model-default."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Who may ask, and how they are kept apart: keys, priorities, TLS, browsers."""
+"""Settings of security: API keys, priorities, TLS, browsers."""
 
 from pydantic import BaseModel, Field
 
@@ -7,7 +7,7 @@ from app.settings.types import File, HostNames, Origins
 
 
 class SecuritySettings(BaseModel):
-    """Who may ask, and how they are kept apart: keys, priorities, TLS, browsers."""
+    """Settings of security: API keys, priorities, TLS, browsers."""
 
     api_keys_file: File | None = Field(
         None,

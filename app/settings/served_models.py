@@ -23,10 +23,10 @@ def served_models(value: str) -> tuple[ServedModel, ...]:
     names = [model.name for model in models]
     if len(models) > 1 and None in names:
         nameless = next(model.reference for model in models if model.name is None)
-        raise ValueError(f"must name each of several models, as in small={nameless}")
+        raise ValueError(f"must name each model if there are several, as in small={nameless}")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"must give every model a name of its own; {twice} is there twice")
+        raise ValueError(f"must give every model its own name; {twice} is used twice")
     return models
 
 
@@ -34,7 +34,7 @@ def loadable_models(value: str) -> tuple[ServedModel, ...]:
     """Models that may be loaded while serving, each as NAME=REFERENCE. Raises ValueError."""
     models = served_models(value)
     if models[0].name is None:
-        raise ValueError(f"must name what may be loaded, as in small={models[0].reference}")
+        raise ValueError(f"must name the models that can be loaded, as in small={models[0].reference}")
     return models
 
 
@@ -44,6 +44,6 @@ def _served(text: str) -> ServedModel:
         return ServedModel(text)
     if not named["reference"]:
         raise ValueError(
-            f"must have a reference behind {named['name']}=, such as {named['name']}=deit_tiny_patch16_224"
+            f"must have a reference after {named['name']}=, such as {named['name']}=deit_tiny_patch16_224"
         )
     return ServedModel(named["reference"], named["name"])

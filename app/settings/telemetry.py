@@ -1,4 +1,4 @@
-"""What the server says of itself."""
+"""Settings of logs and live agreement."""
 
 from pydantic import BaseModel, Field
 
@@ -6,7 +6,7 @@ from app.telemetry.logs import LogFormat, LogLevel
 
 
 class TelemetrySettings(BaseModel):
-    """What the server says of itself."""
+    """Settings of logs and live agreement."""
 
     log_format: LogFormat = Field(
         "auto", description="text, or json (one object per line). auto: text in a terminal, otherwise json."

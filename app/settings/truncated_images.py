@@ -1,4 +1,4 @@
-"""What is done with a JPEG that ends too soon. Decoder processes import this, so it is small."""
+"""How truncated JPEGs are handled. Decoder processes import this, so it is small."""
 
 from typing import Literal
 

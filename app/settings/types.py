@@ -27,34 +27,37 @@ def _devices(text: str) -> str:
 def _host(text: str) -> str:
     """An address or a name, without the brackets that an IPv6 address has in a URL."""
     if "://" in text:
-        raise ValueError("it is a URL; give the address alone, such as 127.0.0.1, and the port with --port")
+        raise ValueError("it is a URL; give only the address, such as 127.0.0.1, and the port with --port")
     if found := _AUTHORITY.fullmatch(text):
         alone = found["host"].strip("[]") or "0.0.0.0"  # noqa: S104
-        raise ValueError(f"it has a port in it; write {alone}, and the port with --port {found['port']}")
+        raise ValueError(f"it contains a port; write {alone}, and give the port with --port {found['port']}")
     host = text.strip("[]") if text.startswith("[") and text.endswith("]") else text
     if ":" in host:
         try:
             ip_address(host)
         except ValueError:
-            raise ValueError("it is no IPv6 address, such as ::1") from None
+            raise ValueError("it is not an IPv6 address, such as ::1") from None
     elif host in ("", "*"):
-        raise ValueError("give an address: 0.0.0.0 is all of IPv4, :: all there are, 127.0.0.1 this machine")
+        raise ValueError(
+            "give an address: 0.0.0.0 for all IPv4 addresses, :: for all addresses, 127.0.0.1 for "
+            "this machine only"
+        )
     elif not re.fullmatch(r"[\w.-]+", host):
-        raise ValueError("it is no address and no name of a machine, such as 127.0.0.1, ::1 or localhost")
+        raise ValueError("it is neither an address nor a host name, such as 127.0.0.1, ::1 or localhost")
     return host
 
 
 def _root_path(text: str) -> str:
     """A path from the root, without a slash at its end."""
     if "://" in text:
-        raise ValueError("it is a URL; give its path alone, such as /vit")
+        raise ValueError("it is a URL; give only its path, such as /vit")
     path = "/" + text.strip("/")
     if path == "/":
-        raise ValueError("the root needs no setting: leave it out, or give a path such as /vit")
+        raise ValueError("the root path is the default: leave it out, or give a path such as /vit")
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", path):
-        raise ValueError("it is no path of letters, digits and . _ ~ -, such as /vit")
+        raise ValueError("it must be a path of letters, digits and . _ ~ -, such as /vit")
     if path.split("/")[1] in _OWN_FOLDERS:
-        raise ValueError(f"the server has routes of its own under {path}; take another path, such as /vit")
+        raise ValueError(f"the server uses {path} for its own routes; use another path, such as /vit")
     return path
 
 
@@ -62,8 +65,8 @@ def _host_name(text: str) -> str:
     """A name to be asked by, or all names below one, or all."""
     if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", text):
         raise ValueError(
-            "give names alone, without scheme, port and path, such as vit.example.org or *.example.org; * is "
-            "every name"
+            "give only host names, without scheme, port and path, such as vit.example.org or "
+            "*.example.org; * accepts every name"
         )
     return text
 
@@ -77,13 +80,15 @@ def _address(text: str) -> str:
     try:
         ip_network(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no address and no network, as in 10.0.0.7 or 10.0.0.0/8") from None
+        raise ValueError(
+            f"{text!r} is neither an address nor a network, such as 10.0.0.7 or 10.0.0.0/8"
+        ) from None
     return text
 
 
 def _origin(text: str) -> str:
     if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?", text):
-        raise ValueError(f"{text!r} is no origin, as in https://example.org or http://localhost:3000")
+        raise ValueError(f"{text!r} is not an origin, such as https://example.org or http://localhost:3000")
     return text
 
 

@@ -58,28 +58,28 @@ def remarks(
     services = sorted(name for name, value in variables.items() if _describes_a_service(name, value))
     if services:
         yield (
-            f"ignored {', '.join(services)}: they describe a Service of the cluster and are no settings "
-            "(enableServiceLinks: false in the pod keeps them out)"
+            f"ignored {', '.join(services)}: they describe a Service of the cluster and are not settings "
+            "(enableServiceLinks: false in the pod prevents them)"
         )
     for name, value in variables.items():
         setting = _setting(name)
         if setting == "api_keys" and not plain(value):
-            yield f"{name} is empty: it asks callers for no key"
+            yield f"{name} is empty, so it requires no API key"
         if setting is None or name in services or _NO_SETTINGS.fullmatch(name.upper()):
             continue
         if setting in seen:
-            yield f"{name} is given twice, in capitals and in small letters: keep one"
+            yield f"{name} is set twice, in upper and in lower case: keep one"
         seen.add(setting)
         command = next((command for command, names in elsewhere.items() if setting in names), None)
         if setting in settings:
             if not plain(value) and setting not in _NEVER_EMPTY:
-                yield f"{name} is empty and counts as not set"
+                yield f"{name} is empty and is treated as not set"
         elif command is not None:
             yield f"{name} is a setting of {command} and has no effect here"
         else:
             found = nearest(setting, settings)
             meant = "" if found is None else f"; did you mean {PREFIX}{found.upper()}?"
-            yield f"{name} is no setting and has no effect{meant}"
+            yield f"{name} is not a known setting and has no effect{meant}"
 
 
 def _setting(name: str) -> str | None:

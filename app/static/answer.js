@@ -37,10 +37,10 @@ export function showResult(came, query) {
 /** What is worth knowing of an answer beyond its numbers. */
 function remarks({ labels = [], keep_ratio, runs }, query) {
   const said = [];
-  if (labels[0]?.score < 0.5) said.push("The model is unsure: no label has half of the probability.");
-  if (runs === 2) said.push("The cheap run was unsure, so the unpruned model was asked as well.");
-  else if (query.has("cascade")) said.push(`The cheap run, at keep ratio ${keep_ratio}, was sure.`);
-  if (query.has("compute") || query.has("keep_mass")) said.push(`This came to keep ratio ${Number(keep_ratio.toFixed(3))}.`);
+  if (labels[0]?.score < 0.5) said.push("The model is uncertain: no label has a probability of 50 % or more.");
+  if (runs === 2) said.push("The first run was uncertain, so the image was computed again without pruning.");
+  else if (query.has("cascade")) said.push(`The first run, at keep ratio ${keep_ratio}, was certain enough.`);
+  if (query.has("compute") || query.has("keep_mass")) said.push(`The resulting keep ratio is ${Number(keep_ratio.toFixed(3))}.`);
   return said;
 }
 
@@ -48,7 +48,7 @@ function showTimings({ timings_ms: timings, roundTripMs }) {
   const known = timings.decode + timings.queue + timings.compute;
   const phases = { ...timings, rest: Math.max(0, timings.total - known) };
   say("total", duration(timings.total));
-  say("round-trip", `${duration(roundTripMs)} as seen from here`);
+  say("round-trip", `${duration(roundTripMs)} including the network`);
   byId("phases").replaceChildren(
     ...Object.entries(PHASES).map(([phase, name]) =>
       element("li", { className: phase }, `${name} `, element("b", {}, duration(phases[phase]))),

@@ -6,38 +6,38 @@ import { percent } from "./words.js";
 const WAYS = {
   keep_ratio: {
     label: "Kept at each stage",
-    meaning: "Share of the patches that are still there; 1 prunes nothing.",
+    meaning: "Share of the remaining patches that each stage keeps; 1 prunes nothing.",
     value: 0.5,
   },
   compute: {
-    label: "Compute spent at most",
-    meaning: "Share of what the unpruned model costs; the keep ratio follows.",
+    label: "Maximum compute",
+    meaning: "Share of the unpruned model's cost. The keep ratio is computed from it.",
     value: 0.6,
   },
   keep_mass: {
     label: "Importance kept at the first stage",
-    meaning: "The keep ratio follows from it, for each photograph its own.",
+    meaning: "The keep ratio is computed from it for each photograph.",
     value: 0.8,
   },
 };
 const CRITERIA = {
-  variance: "Keeps where the attention heads disagree most.",
-  mad: "Keeps where most heads disagree, whatever a single one does.",
-  iqr: "Keeps where the middle half of the heads disagrees.",
-  mean: "Keeps where the heads look most on average (EViT).",
-  mean_value_norm: "Average attention times the size of what it carries (ATS).",
-  renyi_half: "Keeps patches that attend to few others, by Renyi entropy of order 1/2.",
-  renyi_1: "Keeps patches that attend to few others, by Shannon entropy.",
-  renyi_2: "Keeps patches that attend to few others, by Renyi entropy of order 2.",
-  renyi_inf: "Keeps patches whose largest attention weight is large.",
-  column_l2: "Keeps patches that some others attend to strongly (Col-Ln).",
+  variance: "Keeps patches on which the attention heads disagree most.",
+  mad: "The same, but robust to a single outlying head (median absolute deviation).",
+  iqr: "The same, but of the middle half of the heads (interquartile range).",
+  mean: "Keeps patches with the highest mean attention (EViT).",
+  mean_value_norm: "Mean attention times the norm of the value vector (ATS).",
+  renyi_half: "Keeps patches that attend to few others (Rényi entropy of order 1/2).",
+  renyi_1: "Keeps patches that attend to few others (Shannon entropy).",
+  renyi_2: "Keeps patches that attend to few others (Rényi entropy of order 2).",
+  renyi_inf: "Keeps patches with the largest maximum attention weight (min-entropy).",
+  column_l2: "Keeps patches to which some others attend strongly (Col-Ln).",
   life: "Keeps patches that the model expects to need longest, predicted once (life regression).",
-  random: "Keeps patches by lot, for comparison.",
+  random: "Keeps random patches, as a baseline.",
 };
 const REDUCERS = {
   drop: "The other patches are dropped.",
-  fuse: "The others are fused into one token a stage (EViT).",
-  merge: "The others are merged into those most like them (ToMe); reads no criterion.",
+  fuse: "The other patches are fused into one token per stage (EViT).",
+  merge: "The other patches are merged into the most similar ones (ToMe). Uses no criterion.",
 };
 
 const SHOWN_RATIO = WAYS.keep_ratio.value; // where the default prunes nothing, so that there is something to see
@@ -107,8 +107,8 @@ export function showChoice() {
     const { keep_ratio, criterion, reducer: reduced, agreement, compute } = model.cascade;
     say(
       "way-meaning",
-      `A run at keep ratio ${keep_ratio} first (${[criterion, reduced].filter(Boolean).join(", ")}), and the ` +
-        `unpruned model where that is unsure. Calibrated to agree with the unpruned model on ` +
+      `First a run at keep ratio ${keep_ratio} (${[criterion, reduced].filter(Boolean).join(", ")}), then one ` +
+        `without pruning if the result is uncertain. Calibrated to agree with the unpruned model on ` +
         `${percent(agreement, 1)} of images, for ${percent(compute, 0)} of its compute on average.`,
     );
   } else {

@@ -42,7 +42,7 @@ export async function compare(photograph, model, chosen, { onChoose, onTrouble }
       unpruned ??= came.results[0].labels[0].index;
       cards[index].fill(came, photograph.seen, unpruned);
     }
-    say("status", "The five ratios are compared.");
+    say("status", "Compared five ratios.");
   } catch (trouble) {
     if (!turn.isCurrent()) return;
     if (!(trouble instanceof Trouble)) throw trouble;

@@ -27,7 +27,7 @@ export function clearNearest() {
 export async function showNearest(pictures, model, choice, onTrouble) {
   clearNearest();
   if (pictures.length < FEWEST || pictures.length > MOST) {
-    say("nearest-note", `Choose ${FEWEST} to ${MOST} pictures; these are ${pictures.length}.`);
+    say("nearest-note", `Choose ${FEWEST} to ${MOST} pictures; you chose ${pictures.length}.`);
     return;
   }
   const limit = Number(document.body.dataset.maxBodyBytes);
@@ -43,7 +43,7 @@ export async function showNearest(pictures, model, choice, onTrouble) {
     const vectors = [];
     const seen = [];
     for (const [index, { blob }] of pictures.entries()) {
-      say("nearest-note", `Asking for picture ${index + 1} of ${pictures.length} …`);
+      say("nearest-note", `Computing picture ${index + 1} of ${pictures.length} …`);
       const came = await embedPatiently(blob, query, turn.signal, (trouble) => {
         say("nearest-note", `${trouble.title} Trying again in ${trouble.retryAfterS} s.`);
       });
@@ -52,8 +52,8 @@ export async function showNearest(pictures, model, choice, onTrouble) {
       if (!turn.isCurrent()) return;
     }
     show(pictures, seen, neighbours(vectors));
-    say("nearest-note", `By the cosine of ${vectors[0].length} features, ${said(query)}.`);
-    say("status", `${pictures.length} pictures are compared.`);
+    say("nearest-note", `Cosine similarity of ${vectors[0].length} features, ${said(query)}.`);
+    say("status", `Compared ${pictures.length} pictures.`);
   } catch (trouble) {
     if (!turn.isCurrent()) return;
     clearNearest();

@@ -31,9 +31,9 @@ export async function watchServer() {
 function showServer(now, { imagesPerSecond, batchFill, imagesPerBatch }) {
   say("now-state", now.engines_ready === 1 ? "One worker ready." : `${now.engines_ready} workers ready.`);
   say("now-waiting", whole.format(now.queue_images));
-  say("now-limit", `room for ${whole.format(now.queue_limit_images)}`);
+  say("now-limit", `limit: ${whole.format(now.queue_limit_images)}`);
   say("now-fill", batchFill === null ? "–" : percent(batchFill));
-  say("now-per-batch", imagesPerBatch === null ? "idle" : `${imagesPerBatch.toFixed(1)} images a batch`);
+  say("now-per-batch", imagesPerBatch === null ? "idle" : `${imagesPerBatch.toFixed(1)} images per batch`);
   say("now-rate", imagesPerSecond === null ? "–" : imagesPerSecond.toFixed(1));
   say("now-answered", whole.format(now.images_answered));
   say("now-compute", now.compute === null ? "none yet" : `at ${percent(now.compute, 0)} of the unpruned cost`);

@@ -44,7 +44,7 @@ async function loadModels() {
         showTrouble(trouble);
         return; // and again once there is a key
       }
-      showTrouble(trouble, "Asking again until it answers.");
+      showTrouble(trouble, "Trying again until it answers.");
       await new Promise((wake) => setTimeout(wake, (trouble.retryAfterS ?? 0) * 1000 || MODEL_AGAIN_MS));
     }
   }
@@ -72,8 +72,8 @@ function showModel(loaded) {
   say(
     "knows-text",
     names.length === 0
-      ? `The model has no labels. It makes ${whole.format(model.embedding_size)} features of a photograph, by which pictures can be compared.`
-      : `The model knows ${whole.format(names.length)} labels and answers with the nearest of them, whatever the ` +
+      ? `The model has no labels. It computes ${whole.format(model.embedding_size)} features of a photograph, by which pictures can be compared.`
+      : `The model knows ${whole.format(names.length)} labels and always answers with the best match among them, whatever the ` +
       `photograph shows${few ? `: ${names.join(", ")}` : ""}.`,
   );
   byId("knows-all").hidden = few;

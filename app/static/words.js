@@ -30,16 +30,16 @@ export function shortLabel(label) {
 }
 
 const TITLES = {
-  unauthorized: "An API key is needed.",
-  "too-large": "That photograph is too large.",
-  "unsupported-media-type": "The server does not take that kind of picture.",
-  "undecodable-image": "That is not a picture, or not a whole one.",
-  "invalid-value": "The server does not allow that choice.",
+  unauthorized: "A valid API key is required.",
+  "too-large": "The photograph is too large.",
+  "unsupported-media-type": "The server does not support this file type.",
+  "undecodable-image": "The file is not a complete, valid image.",
+  "invalid-value": "The server does not allow this option.",
   "queue-full": "Too many images are waiting.",
   "not-ready": "The model is not ready yet.",
-  "engine-lost": "The worker was lost while it worked on this.",
-  "deadline-passed": "The answer would have come too late.",
-  "internal-fault": "Something went wrong in the server.",
+  "engine-lost": "A worker died while processing this image.",
+  "deadline-passed": "The deadline has passed.",
+  "internal-fault": "Internal server error.",
 };
 
 /** What went wrong with a request, for a person. `retryAfterS` is null where trying again would not help. */
@@ -74,7 +74,7 @@ export function troubleOf(status, problem, retryAfter) {
 }
 
 export function unreachable() {
-  return new Trouble("The server cannot be reached.", "It may have stopped, or the connection is gone.");
+  return new Trouble("The server cannot be reached.", "It may have stopped, or the connection was lost.");
 }
 
 export function tooLarge(size, limit) {

@@ -3,7 +3,7 @@
 With several processes each one writes to files of its own in PROMETHEUS_MULTIPROC_DIR, named after its
 fixed name (``http-0``, ``dispatcher``, ``worker-0``, ``supervisor``) rather than its process id: a restarted
 process goes on with its predecessor's counters, and the files do not grow in number. The supervisor wipes
-them at its start. Any HTTP process answers for all.
+them at its start. Any HTTP process can report the metrics of all.
 """
 
 import os
@@ -164,7 +164,7 @@ AGREEMENT_CHECKS = Counter(
 QUEUE_IMAGES = Gauge("trimvit_queue_images", "Images waiting for a batch.", multiprocess_mode="mostrecent")
 QUEUE_LIMIT = Gauge(
     "trimvit_queue_limit_images",
-    "Images that may wait before more are refused.",
+    "Maximum number of waiting images. Further images are refused.",
     multiprocess_mode="mostrecent",
 )
 QUEUE_TOKENS = Gauge(

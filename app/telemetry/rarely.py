@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Rarely:
-    """The first event is told, and then one in so many seconds."""
+    """Reports the first event, and then at most one in so many seconds."""
 
     every_s: float = 60.0
     _told: float = float("-inf")

@@ -20,7 +20,7 @@ LATEST_S = 0.05
 
 
 class CounterTally:
-    """What is to be added to a counter."""
+    """An amount to be added to a counter."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter

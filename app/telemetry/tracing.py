@@ -30,7 +30,7 @@ _EXPORTERS = ("otlp", "console", "none")
 
 
 class CannotTraceError(Exception):
-    """Traces are asked for, and cannot be had; the text says why."""
+    """Tracing is requested but not possible; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,9 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing | N
         exporters = _exporters(environment)
         return _tracing(exporters) if exporters else None
     except CannotTraceError as error:
-        log.warning("requests are not traced: %s", error)
+        log.warning("tracing is off: %s", error)
     except Exception as error:  # what else the SDK finds wrong with its environment
-        log.warning("requests are not traced: OpenTelemetry cannot be set up: %s", error)
+        log.warning("tracing is off: OpenTelemetry cannot be set up: %s", error)
     return None
 
 
@@ -156,7 +156,7 @@ def _tracing(exporters: list[str]) -> Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
     except ImportError as error:
         raise CannotTraceError(
-            f"the environment asks for traces, but {error.name} is not installed: pip install 'trimvit[otel]'"
+            f"the environment enables tracing, but {error.name} is not installed: pip install 'trimvit[otel]'"
         ) from error
     ours = Resource({"service.name": "trimvit", "service.version": version("trimvit")})
     # `close` ends it, in its own time.

@@ -1,4 +1,4 @@
-"""What an error says of the device: that its memory is short, which passes, or that it is lost to us.
+"""What an error says about the device: temporarily out of memory, or lost.
 
 Errors are known by name and number, since this module has no torch.
 """

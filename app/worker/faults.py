@@ -30,6 +30,6 @@ def tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
         if not isinstance(result, Prediction) and result in _FAULTS:
             metrics.IMAGES_FAILED.labels(result).inc()
             log.error(
-                "one image of a batch of %d is refused (%s), the others are answered; it asked for %s",
+                "refused one image of a batch of %d (%s) and answered the others; its pruning: %s",
                 *(images, _FAULTS[result], order.ask.pruning),
             )

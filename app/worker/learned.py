@@ -32,7 +32,7 @@ def remember(path: Path, learned: Learned) -> None:
         new.write_bytes(msgspec.json.encode(learned))
         new.replace(path)
     except OSError as error:
-        log.warning("what this worker learned cannot be left to the next: %s", error)
+        log.warning("cannot save the measured batch times for the next worker: %s", error)
 
 
 def recall(path: Path, info: ModelInfo, limits: Limits) -> Learned | None:
@@ -43,11 +43,11 @@ def recall(path: Path, info: ModelInfo, limits: Limits) -> Learned | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        log.warning("what the last worker learned cannot be read: %s", error)
+        log.warning("cannot read the batch times that the previous worker measured: %s", error)
         return None
     try:
         learned = msgspec.json.decode(text, type=Learned)
     except msgspec.DecodeError as error:
-        log.warning("what the last worker learned cannot be read: %s", error)
+        log.warning("cannot read the batch times that the previous worker measured: %s", error)
         return None
     return learned if (learned.info, learned.limits) == (info, limits) else None

@@ -31,7 +31,7 @@ def load_model(settings: Settings, reference: str | None = None) -> LoadedModel:
     )
     served = loaded.at_stages(settings.stages, settings.rows)
     if loaded.cascade is not None and served.cascade is None:
-        log.warning("%s is served without its cascade, fitted for stages of its own", loaded.name)
+        log.warning("%s is served without its cascade, which was fitted for other stages", loaded.name)
     return served
 
 
@@ -57,7 +57,7 @@ def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
     served = str(dtype).removeprefix("torch.")
     if loaded.cascade is not None and loaded.cascade.dtype not in (None, served):
         log.warning(
-            "the cascade of %s was fitted in %s and is served in %s: its agreement of %g is not vouched for",
+            "the cascade of %s was fitted in %s but is served in %s: its agreement of %g is not guaranteed",
             *(loaded.name, loaded.cascade.dtype, served, loaded.cascade.agreement),
         )
     return ModelInfo(

@@ -71,7 +71,7 @@ class ModelLoader:
         with self._changing:
             hung = self._thread
             if isinstance(message, UnloadModel) and message.name == hung.loading:
-                log.error("loading %s is given up: it takes too long", message.name)
+                log.error("giving up loading %s: it takes too long", message.name)
                 hung.given_up, self._thread = True, _Thread()
                 while not hung.messages.empty():
                     self._thread.messages.put(hung.messages.get())
@@ -106,7 +106,7 @@ class ModelLoader:
 
         if (held := self.models.get(name)) is not None:
             return ModelLoaded(held.told)
-        log.info("loading %s beside the other models", name)
+        log.info("loading %s in addition to the other models", name)
         with self._changing:
             thread.loading = name
         try:
@@ -117,7 +117,7 @@ class ModelLoader:
                     raise _GivenUp
                 model = self.models.add(backend, loaded)
         except _GivenUp:
-            log.info("the load of %s that was given up has ended", name)
+            log.info("the abandoned load of %s has ended", name)
             return None
         except Exception as error:
             fault = _fault(error)

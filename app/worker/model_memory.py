@@ -1,4 +1,4 @@
-"""Whether there is the memory for a further model, before anything of it is loaded. It imports torch: for the
+"""Checks whether there is enough memory for another model, before it is loaded. It imports torch: for the
 worker's process only."""
 
 import torch
@@ -28,7 +28,7 @@ def refuse_too_little(needed: int, weights: int, room: int | None, of: str) -> N
     """Raises NoRoom where less room is known than is needed."""
     if room is not None and room < needed:
         raise NoRoom(
-            f"it takes about {_megabytes(needed)} MB of {of} ({needed // weights} times its weights in "
+            f"it needs about {_megabytes(needed)} MB of {of} ({needed // weights} times its weights in "
             f"float32), and {_megabytes(room)} MB are free; unload another model first"
         )
 

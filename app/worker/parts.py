@@ -1,4 +1,4 @@
-"""A batch that fails is computed in parts, so that only the images at fault go without an answer.
+"""A batch that fails is computed in parts, so that only the faulty images get no result.
 
 A batch whose computation raises is halved, and its halves are computed by themselves, down to single images:
 with one image at fault that is three times the batch's work at most, and with any number log2(n) + 1 times.
@@ -23,7 +23,7 @@ class BackendBroken(Exception):
 
 
 class Checkable(Protocol):
-    """What is looked at of a result."""
+    """The fields of a result that are checked."""
 
     @property
     def is_finite(self) -> bool:
@@ -110,7 +110,7 @@ class _Parts(Generic[J, R]):
                 f"not even a blank image can be computed: {type(error).__name__}: {error}"
             ) from error
         if not result.is_finite:
-            raise BackendBroken("even for a blank image the network's scores are not finite numbers")
+            raise BackendBroken("the network's scores are not finite numbers even for a blank image")
         self._sound = True
 
 

@@ -89,7 +89,8 @@ def run(settings: Settings, args: WorkerArgs) -> None:
         sys.exit(LOAD_FAILED)
     if settings.dtype == "auto" and int8_is_faster(device, dtype):
         log.info(
-            "this CPU computes in float32; --dtype int8 gives 1.3 to 1.6 times as many images/s, for a model "
+            "computing in float32 on this CPU; --dtype int8 gives 1.3 to 1.6 times as many "
+            "images/s, for a model "
             "whose accuracy allows it (measure it with: trimvit evaluate --dtype int8)"
         )
     on_cpu = device == "cpu"

@@ -68,8 +68,8 @@ class TorchBackend:
         patches = loaded.model.arch.patches
         if patches > MOST_PATCHES:
             raise ModelError(
-                f"it has {patches} patches, and at most {MOST_PATCHES} can be numbered; "
-                "choose a larger patch stride or a smaller input"
+                f"it has {patches} patches, but at most {MOST_PATCHES} are supported; use a larger patch "
+                "stride or a smaller input"
             )
         info = describe(loaded, self.name, self.dtype)
         if self.settings.answer_cache_bytes:
@@ -145,7 +145,8 @@ class TorchBackend:
             if not all(prediction.is_finite for prediction in found):
                 served = str(self.dtype).removeprefix("torch.")
                 raise ModelError(
-                    f"its scores for a black image are not finite numbers in {served}; a wider dtype may help"
+                    f"its scores for a black image are not finite numbers in {served}; try a dtype with a "
+                    "wider range"
                 )
 
     def _capture_graphs(self, criterion: Criterion) -> None:

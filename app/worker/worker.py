@@ -151,8 +151,8 @@ class WorkerLoop:
         except Gone:
             now = time.monotonic()
             if self._lost.due(now) is not None:
-                dropped = "; what is being computed for it is dropped" if self._computing else ""
-                log.info("the dispatcher has gone%s", dropped)
+                dropped = "; dropping its batches in progress" if self._computing else ""
+                log.info("lost the connection to the dispatcher%s", dropped)
             self._beat()
             # One that hangs up at once does not want this worker: the others have other models.
             time.sleep(_TRY_EVERY_S if now > connected + _SETTLED_S else _UNWANTED_S)
@@ -279,5 +279,5 @@ class WorkerLoop:
                 label = prediction.classes[0]
             except Exception as error:
                 refuse_lost(error)
-                log.exception("an image that was to be run again unpruned failed")
+                log.exception("computing an image again without pruning failed")
         connection.send(Checked(check.hold, label))

@@ -106,7 +106,7 @@ class TimmEva:
 def _refuse_unknown(eva: Eva) -> None:
     refuse_unknown_ends(eva)
     if eva.patch_drop is not None:
-        raise UnsupportedModelError("it drops patches at random while training (patch_drop_rate)")
+        raise UnsupportedModelError("it drops random patches during training (patch_drop_rate)")
     for block in eva.blocks:
         if type(block) is not EvaBlock:
             raise UnsupportedModelError(f"it has blocks of class {type(block).__name__}")
@@ -116,5 +116,5 @@ def _refuse_unknown(eva: Eva) -> None:
         if getattr(attn, "num_kv_heads", attn.num_heads) != attn.num_heads:
             raise UnsupportedModelError("its queries share keys and values (num_kv_heads)")
         if getattr(attn, "qkv_bias_separate", False):
-            raise UnsupportedModelError("its attention adds biases by themselves (qkv_bias_separate)")
+            raise UnsupportedModelError("its attention adds separate biases (qkv_bias_separate)")
     refuse_unknown_mlps(eva)

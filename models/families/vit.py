@@ -119,7 +119,7 @@ def architecture_of(network: VisionTransformer | Eva, heads: Sequence[nn.Module 
 def _refuse_unknown(vit: VisionTransformer) -> None:
     refuse_unknown_ends(vit)
     if not isinstance(vit.patch_drop, nn.Identity):
-        raise UnsupportedModelError("it drops patches at random while training (patch_drop_rate)")
+        raise UnsupportedModelError("it drops random patches during training (patch_drop_rate)")
     for block in vit.blocks:
         if type(block) is not Block:
             raise UnsupportedModelError(f"it has blocks of class {type(block).__name__}")
@@ -133,9 +133,9 @@ def refuse_unknown_ends(network: VisionTransformer | Eva) -> None:
     if type(network.patch_embed) is not PatchEmbed:
         raise UnsupportedModelError(f"its patch embedding is {type(network.patch_embed).__name__}")
     if network.dynamic_img_size:
-        raise UnsupportedModelError("it takes images of any size (dynamic_img_size)")
+        raise UnsupportedModelError("it accepts images of any size (dynamic_img_size)")
     if not network.global_pool:
-        raise UnsupportedModelError("it answers for each token, not for the image (global_pool='')")
+        raise UnsupportedModelError("it has an output per token, not per image (global_pool='')")
 
 
 def refuse_unknown_mlps(network: VisionTransformer | Eva) -> None:

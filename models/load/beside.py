@@ -1,4 +1,4 @@
-"""What is known of a timm network beside its weights."""
+"""What the files beside the weights say about a timm network."""
 
 import logging
 from pathlib import Path
@@ -17,13 +17,13 @@ def known_of(file: Path, found: Weights, architecture: str | None) -> TimmConfig
     if config is not None:
         if architecture is not None and stem(architecture) != stem(config.architecture):
             raise ModelError(
-                f"{config.path} says that the architecture is {config.architecture}, and --architecture says "
-                f"{architecture}; leave the flag out, or move the weights to a folder of their own"
+                f"{config.path} names the architecture {config.architecture}, but --architecture is "
+                f"{architecture}; leave the flag out, or move the weights to another folder"
             )
         return config
     if found.architecture and architecture and stem(architecture) != stem(found.architecture):
         log.warning(
-            "%s says that it is of %s; it is loaded as %s, as asked for",
+            "%s names the architecture %s; it is loaded as %s, as requested",
             *(file.name, found.architecture, architecture),
         )
         return TimmConfig(architecture=architecture)

@@ -130,6 +130,6 @@ def _within(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise ModelError(
             f"the weights are not written: {name} has values that are NaN or infinite, so the training has "
-            "diverged; start again with a lower learning rate"
+            "diverged; train again with a lower learning rate"
         )
     return tensor.float().contiguous()

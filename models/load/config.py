@@ -53,9 +53,11 @@ def config_in(folder: Path) -> TimmConfig | None:
         return None
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is not timm's config.json: it is no JSON object; mend or remove it")
+        raise ModelError(
+            f"{path} is not a config.json of timm: it is not a JSON object; correct or remove it"
+        )
     if not isinstance(content.get("architecture"), str) and "pretrained_cfg" not in content:
-        log.warning("%s is not timm's (it names no architecture) and is not read", path)
+        log.warning("ignoring %s: it is not timm's (it names no architecture)", path)
         return None
     return parse(content, path)
 
@@ -65,10 +67,12 @@ def parse(content: Mapping[str, Any], path: Path) -> TimmConfig:
     own = content.get("pretrained_cfg", content)
     args = content.get("model_args") or {}
     if not isinstance(own, Mapping) or not isinstance(args, Mapping):
-        raise ModelError(f"{path}: pretrained_cfg and model_args must be JSON objects; mend or remove it")
+        raise ModelError(
+            f"{path}: pretrained_cfg and model_args must be JSON objects; correct or remove the file"
+        )
     architecture = content.get("architecture") or own.get("architecture")
     if not isinstance(architecture, str) or not timm.is_model(architecture.split(".")[0]):
-        raise ModelError(f"{path}: timm knows no architecture {architecture!r}; mend it or remove the file")
+        raise ModelError(f"{path}: timm has no architecture {architecture!r}; correct it or remove the file")
     labels = next(
         (
             of_collection(where[key], f"{path}: {key}")

@@ -1,4 +1,4 @@
-"""What cannot be loaded, in words for the person who asked for it."""
+"""The error for models that cannot be loaded."""
 
 
 class ModelError(ValueError):

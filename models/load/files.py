@@ -52,7 +52,7 @@ def read_file(path: Path) -> object:
     if zipfile.is_zipfile(path):
         _refuse_other_archives(path)
     elif head.startswith(b"PK\x03\x04"):
-        raise _unreadable(path, "it is cut short (a zip archive without its end)")
+        raise _unreadable(path, "it is truncated (a zip archive without its end)")
     return _read_pickle(path)
 
 
@@ -64,7 +64,7 @@ def is_safetensors(path: Path) -> bool:
 def how_to_export(path: Path, load: str) -> str:
     """The three lines of Python that write the weights alone; ``load`` is the expression of the model."""
     return (
-        "Where you trust it, write its weights alone: "
+        "If you trust the file, save only its weights: "
         f'python -c "import torch; model = {load}; '
         f"torch.save(model.state_dict(), '{path.stem}-weights.pth')\""
     )
@@ -79,7 +79,7 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except FileNotFoundError as error:
-        raise ModelError(f"there is no file {str(path)!r}") from error
+        raise ModelError(f"the file {str(path)!r} does not exist") from error
     except OSError as error:
         why = (error.strerror or first_line(error)).lower()
         raise _unreadable(path, f"it cannot be opened ({why})") from error
@@ -125,9 +125,9 @@ def of_safetensors(path: Path, error: Exception) -> ModelError:
     """What the safetensors library refuses, in words of what happened to the file."""
     why = first_line(error)
     if "incomplete" in why.lower() or "InvalidHeaderLength" in why:
-        why = f"it is cut short ({path.stat().st_size} bytes); copy or download it again"
+        why = f"it is truncated ({path.stat().st_size} bytes); copy or download it again"
     elif "header" in why.lower():
-        why = f"its safetensors header is damaged or not one ({why}); copy or download it again"
+        why = f"its safetensors header is invalid ({why}); copy or download it again"
     return _unreadable(path, why)
 
 
@@ -137,7 +137,7 @@ def _refuse_other_archives(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise _unreadable(path, f"it is a damaged archive ({first_line(error)})") from error
+        raise _unreadable(path, f"it is a corrupt archive ({first_line(error)})") from error
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
         raise _unreadable(
             path,
@@ -150,10 +150,10 @@ def _refuse_other_archives(path: Path) -> None:
     elif any(name.endswith(".npy") for name in names):
         what = "an archive of numpy arrays (.npz)"
     elif any(name.startswith("MAR-INF/") for name in names):
-        what = "a TorchServe archive (.mar): unpack it and pass the weights within"
+        what = "a TorchServe archive (.mar): unpack it and pass the weights file"
     else:
-        what = f"a zip archive of {len(names)} files: unpack it and pass the weights within"
-    raise _unreadable(path, f"it is {what}; TrimViT loads state dicts that torch.save or safetensors wrote")
+        what = f"a zip archive of {len(names)} files: unpack it and pass the weights file"
+    raise _unreadable(path, f"it is {what}; TrimViT loads state dicts saved with torch.save or safetensors")
 
 
 def _read_pickle(path: Path) -> object:
@@ -162,18 +162,18 @@ def _read_pickle(path: Path) -> object:
             legacy = "pickle" in archive.getnames()
         if not legacy:
             raise _unreadable(
-                path, "it is a tar archive: unpack it first (tar -xf) and pass the weights within"
+                path, "it is a tar archive: unpack it first (tar -xf) and pass the weights file"
             )
         raise _unreadable(
             path,
-            "it is in the tar format of PyTorch before 0.1.10. Where you trust it, write it anew: "
+            "it is in the tar format of PyTorch before 0.1.10. If you trust the file, save it again: "
             f"python -c \"import torch; content = torch.load('{path}', weights_only=False); "
             f"torch.save(content, '{path.stem}-new.pth')\"",
         )
     try:
         content = load_pickle(path)
     except UnsafePickleError as error:
-        raise _unreadable(path, f"{error}; get the weights from a source that you trust") from error
+        raise _unreadable(path, f"{error}; get the weights from a trusted source") from error
     except pickle.UnpicklingError as error:
         raise _unreadable(path, _of_pickle(error)) from error
     except Exception as error:
@@ -181,7 +181,7 @@ def _read_pickle(path: Path) -> object:
         why = first_line(error)
         cut = isinstance(error, EOFError) or "PytorchStreamReader" in why or "unexpected EOF" in why
         raise _unreadable(
-            path, "it is cut short or damaged; copy or download it again" if cut else why
+            path, "it is truncated or corrupt; copy or download it again" if cut else why
         ) from error
     if isinstance(content, StandIn):
         raise whole_model(path, content)
@@ -194,7 +194,7 @@ def whole_model(path: Path, content: StandIn, where: str = "") -> ModelError:
     place = "".join(f"[{key!r}]" for key in where.split(".") if key)
     return _unreadable(
         path,
-        f"it is a pickled {kind} object, which only its own code can read. "
+        f"it is a pickled {kind} object, which only its own code can load. "
         + how_to_export(path, f"torch.load('{path}', 'cpu', weights_only=False){place}"),
     )
 
@@ -204,12 +204,12 @@ def _of_pickle(error: pickle.UnpicklingError) -> str:
     text = str(error)
     if "Only persistent_load of storage" in text:
         return (
-            "it holds a pickled network, which only its own code can read. Where you trust it, write its "
-            "weights alone: torch.save(model.state_dict(), 'weights.pth')"
+            "it holds a pickled network, which only its own code can load. If you trust it, save only its "
+            "weights: torch.save(model.state_dict(), 'weights.pth')"
         )
     if "GLOBAL" in text and "blocked" in text:
         name = text.partition("GLOBAL ")[2].split()[0]
-        return f"it calls {name}, which no checkpoint needs; get the weights from a source that you trust"
+        return f"it calls {name}, which no checkpoint needs; get the weights from a trusted source"
     lines = [line.strip() for line in text.splitlines() if "WeightsUnpickler error" in line]
     return (lines[0] if lines else first_line(error))[:300]
 
@@ -225,10 +225,10 @@ def _weight_map(index: Path) -> dict[str, str]:
     content = read_json(index)
     shards = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(shards, Mapping) or not shards:
-        raise _unreadable(index, 'it is no index of shards (it has no "weight_map")')
+        raise _unreadable(index, 'it is not an index of shards (it has no "weight_map")')
     for name in map(str, shards.values()):
         if Path(name).name != name or name.endswith(_INDEX_ENDING):
-            raise _unreadable(index, f"it names a shard outside of its folder: {name!r}")
+            raise _unreadable(index, f"it names a shard outside its folder: {name!r}")
     return {str(tensor): str(name) for tensor, name in shards.items()}
 
 
@@ -239,10 +239,10 @@ def _read_shards(index: Path) -> object:
     for name in sorted(set(shards.values())):
         shard = index.parent / name
         if not shard.is_file():
-            raise _unreadable(index, f"the shard {name} that it lists is not there; download all of them")
+            raise _unreadable(index, f"the shard {name} is missing; download all shards that it lists")
         held = read_file(shard)
         if not isinstance(held, Mapping):
-            raise _unreadable(shard, "it holds no tensors by name")
+            raise _unreadable(shard, "it contains no named tensors")
         tensors |= held
     missing = next((name for name in shards if name not in tensors), None)
     if missing is not None:
@@ -254,7 +254,7 @@ def read_json(path: Path) -> object:
     """A JSON file in UTF-8, with or without a byte-order mark. Raises ModelError for another."""
     try:
         if path.stat().st_size > _MOST_INDEX_BYTES:
-            raise _unreadable(path, "it is longer than any such JSON file")
+            raise _unreadable(path, "it is too long for such a JSON file")
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise _unreadable(path, f"it cannot be opened ({error.strerror or first_line(error)})") from error

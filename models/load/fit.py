@@ -111,8 +111,8 @@ def load_into(vit: Network, tensors: dict[str, Tensor], source: str, *, head_may
     for name, tensor in tensors.items():
         if name in own and own[name].shape != tensor.shape:
             raise ModelError(
-                f"{source} does not fit the architecture: {name} has the shape {list(tensor.shape)}, and "
-                f"{list(own[name].shape)} is wanted"
+                f"{source} does not fit the architecture: {name} has the shape {list(tensor.shape)}, "
+                f"expected {list(own[name].shape)}"
             )
     missing, left_over = vit.load_state_dict(tensors, strict=False)
     if head_may_differ:
@@ -120,7 +120,7 @@ def load_into(vit: Network, tensors: dict[str, Tensor], source: str, *, head_may
     if missing or left_over:
         raise ModelError(
             f"{source} does not fit the architecture: missing {missing[:3] or 'none'}, "
-            f"left over {left_over[:3] or 'none'}"
+            f"unexpected {left_over[:3] or 'none'}"
         )
 
 
@@ -207,12 +207,15 @@ def _parts(
     if norms == {"fc_norm"} and "fc_norm.weight" not in own:
         args["global_pool"] = "avg"
         log.warning(
-            "%s: its norm follows the pooling (fc_norm), so patches are averaged (global_pool=avg)", source
+            "%s: the norm comes after the pooling (fc_norm), so the mean of the patches is "
+            "used (global_pool=avg)",
+            source,
         )
     elif norms == {"norm"} and "norm.weight" not in own and pooling_matters:
         raise ModelError(
-            f"{source} has norm.weight where the architecture has fc_norm.weight, so how it pools is not "
-            'known; say it in a config.json beside the file: {"architecture": ..., "global_pool": "token"}'
+            f"{source} has norm.weight where the architecture has fc_norm.weight, so its pooling is "
+            'unknown; specify it in a config.json in the folder of the file: {"architecture": ..., '
+            '"global_pool": "token"}'
         )
     elif norms == {"norm"} and "norm.weight" not in own:
         args["global_pool"] = "token" if "cls_token" in tensors else "avg"
@@ -254,8 +257,8 @@ def _size_and_grid(
         return usual, None
     if positions.ndim != 3:
         raise ModelError(
-            f"{source} does not fit the architecture: pos_embed has the shape {list(positions.shape)}, and "
-            "[1, tokens, width] is wanted"
+            f"{source} does not fit the architecture: pos_embed has the shape {list(positions.shape)}, "
+            "expected [1, tokens, width]"
         )
     prefix = vit.pos_embed.shape[1] - math.prod(vit.patch_embed.grid_size)
     patches = positions.shape[1] - prefix
@@ -284,7 +287,8 @@ def _unknown_grid(source: str, patches: int, rows: int, columns: int) -> str:
     height, width = pairs[-1] if pairs else (14, 28)
     may = ", ".join(f"{rows * a} x {columns * b}" for a, b in reversed(pairs)) or "none near"
     return (
-        f"{source} does not fit the architecture: its position embedding has {patches} patches, which is no "
-        f"square; it may be of {may} pixels or turned. Say it in a config.json beside the file: "
+        f"{source} does not fit the architecture: its position embedding has {patches} patches, which is not "
+        f"a square number; it may be for {may} pixels or transposed. Specify it in a config.json in its "
+        "folder: "
         f'{{"architecture": ..., "model_args": {{"img_size": [{rows * height}, {columns * width}]}}}}'
     )

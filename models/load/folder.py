@@ -28,12 +28,12 @@ def weights_in(folder: Path) -> Path:
     names = _names(folder)
     if "adapter_config.json" in names or any(name.startswith("adapter_model.") for name in names):
         raise ModelError(
-            f"{folder} holds a LoRA or PEFT adapter, not a network's weights; merge it first: "
+            f"{folder} contains a LoRA or PEFT adapter, not the weights of a network; merge it first: "
             "model = model.merge_and_unload(); torch.save(model.state_dict(), 'merged.pth')"
         )
     if any(name.endswith(".distcp") for name in names):
         raise ModelError(
-            f"{folder} is a distributed checkpoint of PyTorch; write it as one file first: "
+            f"{folder} is a distributed checkpoint of PyTorch; convert it to a single file first: "
             f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth"
         )
     usual = next((name for name in _USUAL if name in names), None)
@@ -46,7 +46,7 @@ def weights_in(folder: Path) -> Path:
         return folder / found[0]
     if found:
         raise ModelError(
-            f"{folder} holds several checkpoints ({_few(found)}); pass the path of one, "
+            f"{folder} contains several checkpoints ({_few(found)}); pass the path of one, "
             f"for example {folder / found[0]}"
         )
     raise ModelError(_nothing_in(folder, names))
@@ -68,12 +68,12 @@ def _names(folder: Path) -> list[str]:
 def _nothing_in(folder: Path, names: list[str]) -> str:
     deeper = _deeper(folder)
     if deeper is not None:
-        return f"{folder} holds no weights itself; there are some in a folder below: pass {deeper}"
+        return f"{folder} contains no weights, but a folder in it does: pass {deeper}"
     if "saved_model.pb" in names:
         return f"{folder} is a TensorFlow model; TrimViT loads PyTorch weights of timm models"
-    held = f"it holds {_few(names)}" if names else "it is empty"
+    held = f"it contains {_few(names)}" if names else "it is empty"
     return (
-        f"the folder {folder} holds no weights ({held}); allowed are files that end in "
+        f"the folder {folder} contains no weights ({held}); allowed are files that end in "
         f"{', '.join(WEIGHT_ENDINGS)}, for example model.safetensors"
     )
 

@@ -35,7 +35,7 @@ def offline_unless_the_hub_answers() -> Iterator[None]:
         return
     why = _why_it_does_not_answer()
     if why is not None:
-        log.warning("%s does not answer (%s); looking in the local cache alone", constants.ENDPOINT, why)
+        log.warning("%s does not respond (%s); using the local cache only", constants.ENDPOINT, why)
         constants.HF_HUB_OFFLINE = True
     try:
         yield
@@ -76,7 +76,9 @@ def transformers_folder(repository: str) -> Path | None:
             # Of files on the hub, and of the way to it, anything can be wrong.
             raise _not_had(repository, error) from error
     if weights is None:
-        raise _not_had(repository, FileNotFoundError(f"it has none of {', '.join(_WEIGHTS)} (or the cache)"))
+        raise _not_had(
+            repository, FileNotFoundError(f"it contains none of {', '.join(_WEIGHTS)} (or the cache)")
+        )
     return config.parent
 
 
@@ -92,7 +94,7 @@ def _optional(file: Callable[[str], Path], name: str) -> Path | None:
 def _not_had(repository: str, error: Exception) -> ModelError:
     return ModelError(
         f"the weights of hf-hub:{repository} could not be loaded: {first_line(error)} "
-        "Where the hub cannot be reached, copy the repository's folder here and pass its path: "
+        "If the hub cannot be reached, copy the repository's folder here and pass its path: "
         "--model /path/to/folder"
     )
 
@@ -115,4 +117,4 @@ def _why_it_does_not_answer() -> str | None:
     asking = threading.Thread(target=ask, name="hub", daemon=True)
     asking.start()
     asking.join(_ANSWERS_S)
-    return outcome[0] if outcome else f"no answer within {_ANSWERS_S:g} s"
+    return outcome[0] if outcome else f"no response within {_ANSWERS_S:g} s"

@@ -55,9 +55,7 @@ def channels_in(channels: int) -> Literal[1, 3]:
         return 1
     if channels == 3:
         return 3
-    raise ModelError(
-        f"the network reads {channels} channels; TrimViT reads photographs, of 3 channels (RGB) or 1 (grey)"
-    )
+    raise ModelError(f"the network has {channels} input channels; TrimViT supports 3 (RGB) and 1 (grayscale)")
 
 
 def at_size(spec: InputSpec, size: tuple[int, int]) -> InputSpec:
@@ -92,15 +90,17 @@ def per_channel(values: Any, what: str, channels: int) -> tuple[float, float, fl
     numbers = [float(value) for value in values]
     if any(number > 1 for number in numbers):
         raise ModelError(
-            f"{what} is of pixel values from 0 to 1, for example {example}; got {values!r} (divide by 255)"
+            f"{what} must be for pixel values from 0 to 1, for example {example}; got {values!r} (divide "
+            "by 255)"
         )
     if deviation and min(numbers) <= 0:
         raise ModelError(f"{what} must be above 0, for example {example}; got {values!r}")
     if channels == 1 and len(set(numbers)) > 1:
         grey = sum(numbers) / len(numbers)
         log.warning(
-            "the network sees grey, but its %s is of three channels, %s; the average, %.4g, is used: "
-            'write the right one into a config.json beside the weights ("pretrained_cfg": {"%s": [0.5]})',
+            "the network has one grayscale channel, but its %s has three, %s; using the mean, %.4g. "
+            'Set the right value in a config.json in the folder of the weights ("pretrained_cfg": {"%s": '
+            "[0.5]})",
             *(what, values, grey, what),
         )
         numbers = [grey]

@@ -41,10 +41,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
     else:
         labels = _of_lines(text, path)
     if not labels:
-        raise ModelError(f"{path} has no labels; write one a line, in class order")
+        raise ModelError(f"{path} contains no labels; write one per line, in class order")
     twice = [label for label, times in Counter(labels).items() if times > 1]
     if twice:
-        log.warning("%s has labels more than once: %s", path, ", ".join(map(repr, twice[:5])))
+        log.warning("%s has duplicate labels: %s", path, ", ".join(map(repr, twice[:5])))
     return labels
 
 
@@ -56,7 +56,7 @@ def of_collection(content: object, where: str) -> tuple[str, ...]:
     if isinstance(content, Sequence) and not isinstance(content, str):
         return tuple(_label(name, index, where) for index, name in enumerate(content))
     raise ModelError(
-        f'{where} is neither a list of labels nor a map, for example ["cat", "dog"], '
+        f'{where} is neither a list of labels nor a map; expected is for example ["cat", "dog"], '
         '{"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}'
     )
 
@@ -65,13 +65,15 @@ def read_bytes(path: Path) -> bytes:
     """The file. Raises ModelError where it cannot be read or is longer than any file of labels."""
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise ModelError(f"{path} is {path.stat().st_size} bytes long, which no file of labels is")
+            raise ModelError(
+                f"{path} is {path.stat().st_size} bytes long, which is too long for a label file"
+            )
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise ModelError(f"there is no file of labels {str(path)!r}") from error
+        raise ModelError(f"the label file {str(path)!r} does not exist") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise ModelError(f"the file of labels {path} cannot be read: {reason}") from error
+        raise ModelError(f"the label file {path} cannot be read: {reason}") from error
 
 
 def _decoded(path: Path, content: bytes) -> str:
@@ -80,7 +82,7 @@ def _decoded(path: Path, content: bytes) -> str:
         # UTF-16 without a mark: of Latin text every other byte is 0.
         zeros = [content[start::2].count(0) for start in (0, 1)]
         if max(zeros) < len(content) / 5:
-            raise ModelError(f"{path} is not a text file of labels; write one a line, in UTF-8")
+            raise ModelError(f"{path} is not a text file with labels; write one per line, in UTF-8")
         encoding = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     try:
         text = content.decode(encoding or "utf-8")
@@ -89,13 +91,13 @@ def _decoded(path: Path, content: bytes) -> str:
             raise ModelError(f"{path} is not readable as {encoding}: {first_line(error)}") from error
         text = content.decode("cp1252", errors="replace")
         log.warning(
-            "%s is not in UTF-8 and is read as Latin-1 (Windows-1252); if labels look wrong, convert it: "
+            "%s is not UTF-8 and is read as Latin-1 (Windows-1252); if labels look wrong, convert it: "
             "iconv -f ENCODING -t UTF-8",
             path,
         )
     odd = next((sign for sign in text if ord(sign) < 32 and sign not in "\t\n\r\f"), None)
     if odd is not None or "\ufffd" in text:
-        raise ModelError(f"{path} is not a text file of labels; write one a line, in UTF-8")
+        raise ModelError(f"{path} is not a text file with labels; write one per line, in UTF-8")
     return text
 
 
@@ -106,8 +108,8 @@ def _of_lines(text: str, path: Path) -> tuple[str, ...]:
     for number, line in enumerate(lines, start=1):
         if not line:
             raise ModelError(
-                f"line {number} of {path} is blank, and a label is on each line in class order; "
-                "remove it or fill it in"
+                f"line {number} of {path} is blank, but each line must have a label, in class order; "
+                "remove the line or fill it in"
             )
     numbered = [re.fullmatch(r"(\d{1,9})\s*[:,;\t]\s*(.+)", line) for line in lines]
     if len(lines) > 1 and all(numbered):
@@ -151,7 +153,7 @@ def _of_map(content: Mapping[Any, Any], where: str) -> tuple[str, ...]:
     missing = next((index for index in range(len(names)) if index not in names), None)
     if missing is not None:
         raise ModelError(
-            f"{where} has {len(names)} labels and none for index {missing}; indices run from 0 to "
+            f"{where} has {len(names)} labels but none for index {missing}; indices must run from 0 to "
             f"{len(names) - 1}"
         )
     return tuple(names[index] for index in range(len(names)))
@@ -161,7 +163,7 @@ def _label(name: object, index: int, where: str) -> str:
     """The name as a label. An escape in JSON can stand for what no answer can hold (half of a surrogate
     pair), or for what moves a terminal's cursor."""
     if not isinstance(name, str) or not name.strip():
-        raise ModelError(f"{where}: label {index} is {name!r}, and must be text that is not blank")
+        raise ModelError(f"{where}: label {index} is {name!r}, but must be text that is not blank")
     odd = next((sign for sign in name.strip() if category(sign) in ("Cc", "Cs") and sign != "\t"), None)
     if odd is not None:
         raise ModelError(f"{where}: label {index} has the control character {odd!r}; remove it")
@@ -174,7 +176,7 @@ def _index(key: object, where: str) -> int:
     if isinstance(key, str) and re.fullmatch(r"\s*\d{1,9}\s*", key):
         return int(key)
     raise ModelError(
-        f"{where} has the key {key!r}, which is no index; map indices to names or names to indices, "
+        f"{where} has the key {key!r}, which is not an index; map indices to names or names to indices, "
         'for example {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}'
     )
 

@@ -8,30 +8,30 @@ from torch import Tensor
 
 from models.load.errors import ModelError
 
-_NOT_YET = "is not read yet; TrimViT loads timm's layout, as timm.create_model(...).state_dict() has it"
+_NOT_YET = "is not supported yet; TrimViT loads the layout of timm, as in timm.create_model(...).state_dict()"
 
 # A pattern that a name of the state dict contains -> what is said of it.
 _LAYOUTS: tuple[tuple[str, str], ...] = (
     (
         r"lora_[AB]\b|lora_embedding|\.base_layer\.|^base_model\.model\.|\.hada_|\.lokr_",
-        "holds a LoRA or PEFT adapter, not a network's weights; merge it first: "
+        "contains a LoRA or PEFT adapter, not the weights of a network; merge it first: "
         "model = model.merge_and_unload(); torch.save(model.state_dict(), 'merged.pth')",
     ),
     (
         r"_packed_params|\.SCB$|\.absmax$|\.quant_state|\.qweight$|\.weight_scale(_inv)?$|\.zero_points?$",
-        "holds quantised weights; save them in float32, float16 or bfloat16 from before quantisation "
-        "(--dtype int8 quantises here)",
+        "contains quantised weights; save the weights from before quantisation in float32, float16 or "
+        "bfloat16 (--dtype int8 quantises them here)",
     ),
     (
         r"\.(weight|bias)_orig$|\.weight_mask$|\.parametrizations\.|\.weight_[gv]$",
-        "holds weights with torch's pruning or parametrisation around them; take it off before saving "
+        "contains weights with PyTorch's pruning or parametrisation; remove it before saving "
         "(torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)",
     ),
     (
         r"embeddings\.patch_embeddings?\.(projection\.)?weight$|embeddings\.patch_embedding\.weight$"
         r"|encoder\.layers?\.\d+\.(attention\.attention|self_attn)\.",
-        "is in the layout of Hugging Face transformers, and only the config.json that it writes says what to "
-        "make of it: put that file (and preprocessor_config.json) beside it, or pass their folder",
+        "is in the layout of Hugging Face transformers, which needs its config.json: put this file (and "
+        "preprocessor_config.json) in the same folder, or pass their folder",
     ),
     (
         r"^(.+\.)?conv_proj\.weight$|encoder\.layers\.encoder_layer_\d+\.",
@@ -40,7 +40,7 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
     (r"patch_embed\.projection\.weight$", f"is in the layout of MMPretrain, which {_NOT_YET}"),
     (
         r"^(optimizer|param_groups)\b|\.exp_avg(_sq)?$",
-        "holds the state of an optimizer, not a network's weights",
+        "contains the state of an optimizer, not the weights of a network",
     ),
 )
 

@@ -158,7 +158,7 @@ def _loaded(
     if len(card.labels) != vit.num_classes:
         raise ModelError(
             f"{len(card.labels)} labels, but {name} has {vit.num_classes or 'no'} classes; "
-            "a label is wanted for each, in class order"
+            "give one label per class, in class order"
         )
     return LoadedModel(name, model, card)
 
@@ -177,8 +177,8 @@ def _is_projection(network: SavedNetwork, named: tuple[str, ...] | None, head: H
 
 def _make_features(network: SavedNetwork, *, allowed: bool) -> None:
     """Make the projection a part of the features. Raises ModelError unless that is allowed."""
-    why = f"its head of {network.vit.num_classes} is a projection of CLIP"
-    hint = "" if _is_sure(network) else " (if they are classes, name them with --labels)"
+    why = f"its head with {network.vit.num_classes} outputs is a projection of CLIP"
+    hint = "" if _is_sure(network) else " (if the outputs are classes, name them with --labels)"
     if not allowed:
         raise ModelError(f"{network.name} {FEATURES_ONLY.format(why=why)}{hint}")
     log.info("%s: %s, so it is part of the features%s", network.name, why, hint)
@@ -229,6 +229,6 @@ def _labels_of(vit: Network, name: str) -> tuple[str, ...]:
     subset = infer_imagenet_subset(vit)
     if subset is None:
         return tuple(f"class {index}" for index in range(vit.num_classes))
-    log.info("%s has %d classes and no labels: ImageNet's (%s) are taken", name, vit.num_classes, subset)
+    log.info("%s has %d classes and no labels: using ImageNet's (%s)", name, vit.num_classes, subset)
     info = ImageNetInfo(subset)
     return tuple(info.index_to_description(index) for index in range(vit.num_classes))

@@ -1,4 +1,4 @@
-"""Networks whose weights or scores are not numbers are refused."""
+"""Refuses networks whose weights or scores are not finite numbers."""
 
 import torch
 
@@ -13,8 +13,8 @@ def refuse_no_numbers(vit: Network, name: str) -> None:
     for tensor_name, tensor in vit.state_dict().items():
         if not all_finite(tensor):
             raise ModelError(
-                f"{name} is not served: {tensor_name} has values that are NaN or infinite; "
-                "take an earlier checkpoint"
+                f"{name} is not served: {tensor_name} has values that are NaN or infinite; use an earlier "
+                "checkpoint"
             )
     convolution = vit.patch_embed.proj
     height, width = vit.patch_embed.img_size
@@ -27,5 +27,5 @@ def refuse_no_numbers(vit: Network, name: str) -> None:
         largest = max(vit.state_dict().items(), key=lambda item: item[1].abs().max().item())[0]
         raise ModelError(
             f"{name} is not served: its scores for noise are NaN or infinite, although its weights "
-            f"are not ({largest} has the largest); the file is damaged, or its training diverged"
+            f"are not ({largest} has the largest); the file is corrupt, or its training diverged"
         )

@@ -34,8 +34,9 @@ from models.scores import Scores
 DEFAULT_SCALE = 100.0
 
 _FORMS = (
-    "wanted are `weight` [classes, features] and perhaps `bias` [classes], or `class_embeddings` [classes, "
-    "features] and perhaps `scale` and `bias`"
+    "expected are `weight` [classes, features] and optionally `bias` [classes], or `class_embeddings` "
+    "[classes, "
+    "features] and optionally `scale` and `bias`"
 )
 
 
@@ -75,14 +76,14 @@ class Head:
         wanted = self.layer.in_features
         if wanted != features:
             raise ModelError(
-                f"{self.source} is a head for features of {wanted} numbers, and those of this network have "
-                f"{features}; it was made for another network"
+                f"{self.source} is a head for {wanted} features, but this network has {features}; it was "
+                "made for another network"
             )
         if isinstance(vit, VisionTransformerDistilled):
             if isinstance(self.layer, CosineHead):
                 raise ModelError(
                     f"{self.source} has class embeddings, and the network has two class tokens (it is "
-                    "distilled), whose mean has no head of its own; a linear head can be put on it"
+                    "distilled), whose mean has no head of its own; use a linear head instead"
                 )
             # The mean of what a linear layer says of each is what it says of their mean.
             vit.head_dist = self.layer
@@ -94,10 +95,10 @@ def read_head(path: Path) -> Head:
     """The head in a file. Raises ModelError, in words that say what is wrong and what is wanted."""
     path = path.expanduser()
     if not path.is_file():
-        raise ModelError(f"there is no file {str(path)!r} with a head")
+        raise ModelError(f"the head file {str(path)!r} does not exist")
     if not is_safetensors(path):
         raise ModelError(
-            f"{path} is no safetensors file; {_FORMS}, as safetensors.torch.save_file writes them"
+            f"{path} is not a safetensors file; {_FORMS}, as written by safetensors.torch.save_file"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -133,12 +134,10 @@ def _layer(tensors: Mapping[str, Tensor], path: Path) -> nn.Linear:
         raise ModelError(f"{path} has the tensors {', '.join(sorted(tensors)) or 'none'}; {_FORMS}")
     matrix = tensors[main]
     if matrix.ndim != 2 or min(matrix.shape) < 1:
-        raise ModelError(
-            f"{path}: `{main}` has the shape {list(matrix.shape)}; wanted is [classes, features]"
-        )
+        raise ModelError(f"{path}: `{main}` has the shape {list(matrix.shape)}; expected [classes, features]")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not all_finite(tensor.float()):
-            raise ModelError(f"{path}: `{name}` has values that are no finite numbers in floating point")
+            raise ModelError(f"{path}: `{name}` has values that are not finite floating-point numbers")
     classes, features = matrix.shape
     if main == "weight":
         layer = nn.Linear(features, classes, bias="bias" in tensors)
@@ -156,7 +155,7 @@ def _layer(tensors: Mapping[str, Tensor], path: Path) -> nn.Linear:
 def _numbers(tensor: Tensor, name: str, allowed: tuple[int, ...], path: Path) -> Float[Tensor, " numbers"]:
     if tensor.ndim > 1 or tensor.numel() not in allowed:
         raise ModelError(
-            f"{path}: `{name}` has the shape {list(tensor.shape)}; wanted is "
+            f"{path}: `{name}` has the shape {list(tensor.shape)}; expected "
             f"{' or '.join(f'[{number}]' for number in sorted(set(allowed)))}"
         )
     return tensor.float().reshape(-1)
@@ -171,7 +170,9 @@ def _labels(metadata: Mapping[str, str], classes: int, path: Path) -> tuple[str,
     except ValueError as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{path}: `labels` in its header is no JSON: {error}") from error
+        raise ModelError(f"{path}: `labels` in its header is not valid JSON: {error}") from error
     if len(labels) != classes:
-        raise ModelError(f"{path} has {len(labels)} labels and {classes} classes; a label is wanted for each")
+        raise ModelError(
+            f"{path} has {len(labels)} labels but {classes} classes; it must have one label per class"
+        )
     return labels

@@ -34,7 +34,7 @@ def located(reference: str) -> Path | str:
     """
     text = reference.strip()
     if not text:
-        raise ModelError(f"no model is named; pass a name or a path, for example {BUNDLED}")
+        raise ModelError(f"no model is given; pass a name or a path, for example {BUNDLED}")
     if text == BUNDLED:
         return WEIGHTS_FOLDER / f"{BUNDLED}.safetensors"
     if text.startswith("file://"):
@@ -66,15 +66,15 @@ def existing(text: str) -> Path:
         return path
     target = _link(path)
     if target is not None:
-        raise ModelError(f"{text} is a link to {target}, which does not exist")
+        raise ModelError(f"{text} is a symbolic link to {target}, which does not exist")
     kind = "file" if text.endswith((*WEIGHT_ENDINGS, *_OTHER_FILE_ENDINGS)) else "file or folder"
     near, hint = _near(path.name, _names_in(path.parent)), ""
     if near:
-        hint = f" There is {', '.join(str(path.parent / name) for name in near)}."
+        hint = f" Similar: {', '.join(str(path.parent / name) for name in near)}."
     elif not _is_there(path.parent):
-        hint = f" There is no folder {str(path.parent)!r} either."
+        hint = f" The folder {str(path.parent)!r} does not exist either."
     shown = text if len(text) <= 200 else f"{text[:197]}..."
-    raise ModelError(f"there is no {kind} {shown!r}.{hint}")
+    raise ModelError(f"the {kind} {shown!r} does not exist.{hint}")
 
 
 def known(name: str) -> str:
@@ -83,16 +83,16 @@ def known(name: str) -> str:
     if not timm.is_model(stem):
         near = get_close_matches(stem.lower(), timm.list_models(), n=5) or timm.list_models(f"*{stem}*")[:5]
         hint = f" Similar names: {', '.join(near)}." if near else ""
-        raise ModelError(f"timm knows no model {name!r}.{hint}")
+        raise ModelError(f"timm has no model {name!r}.{hint}")
     if tag:
         try:
             timm.get_pretrained_cfg(name)
         except RuntimeError as error:
             tags = [each.partition(".")[2] for each in timm.list_models(f"{stem}.*", pretrained=True)]
             near = get_close_matches(tag, tags, n=3, cutoff=0.4) or tags[:3]
-            hint = f" Weights of it: {', '.join(f'{stem}.{each}' for each in near)}." if near else ""
+            hint = f" Available weights: {', '.join(f'{stem}.{each}' for each in near)}." if near else ""
             raise ModelError(
-                f"the weights of {name} could not be loaded: timm knows no weights {tag!r} of {stem}.{hint}"
+                f"the weights of {name} could not be loaded: timm has no weights {tag!r} of {stem}.{hint}"
             ) from error
     return name
 
@@ -137,9 +137,12 @@ def _means_timms(text: str, folder: Path) -> bool:
         return False
     names = _names_in(folder)
     if any(name.endswith(WEIGHT_ENDINGS) or name == "config.json" for name in names):
-        log.warning("the folder %s is loaded, not timm's model of this name, since it holds a model", text)
+        log.warning(
+            "loading the folder %s, not timm's model of the same name, because the folder contains a model",
+            text,
+        )
         return False
-    log.warning("timm's model %s is loaded; the folder of this name (./%s) holds none", text, text)
+    log.warning("loading timm's model %s; the folder of the same name (./%s) contains no model", text, text)
     return True
 
 
@@ -157,8 +160,8 @@ def _of_hub(repository: str, reference: str) -> str:
         return _of_url(repository)
     if not _REPOSITORY.fullmatch(repository):
         raise ModelError(
-            f"the weights of {reference} could not be loaded: a repository of the hub is OWNER/NAME, "
-            "for example hf-hub:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+            f"the weights of {reference} could not be loaded: a repository on the hub is named "
+            "OWNER/NAME, for example hf-hub:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
         )
     return f"hf-hub:{repository}"
 
@@ -170,12 +173,12 @@ def _of_url(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise ModelError(f"{url!r} is no URL: {first_line(error)}") from error
+        raise ModelError(f"{url!r} is not a valid URL: {first_line(error)}") from error
     hosts = (*_HUB_HOSTS, urlsplit(constants.ENDPOINT).hostname)
     match = re.match(r"/([\w.-]+)/([\w.-]+)(?:/(?:tree|blob|resolve)/([\w.-]+))?(?:/|$)", parts.path)
     if parts.hostname not in hosts or match is None:
         raise ModelError(
-            f"{url} is not a model's page on {constants.ENDPOINT}; download the file "
+            f"{url} is not a model page on {constants.ENDPOINT}; download the file "
             "(curl -fLO URL) and pass its path"
         )
     owner, name, revision = match.groups()

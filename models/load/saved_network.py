@@ -81,9 +81,9 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
     known = known_of(file, found, architecture)
     if known.architecture is None:
         raise ModelError(
-            f"{file.name} does not say which timm architecture it is of; name it with --architecture, "
-            f"for example --architecture {_looks_like(found)}, or, in a server of several models, in a "
-            f'config.json beside the file: {{"architecture": "{_looks_like(found)}"}}'
+            f"{file.name} does not contain the name of its timm architecture; give it with --architecture, "
+            f"for example --architecture {_looks_like(found)}, or, on a server with several models, in a "
+            f'config.json in the folder of the file: {{"architecture": "{_looks_like(found)}"}}'
         )
     if found.clips:
         raise ModelError(f"{name} {FEATURES_ONLY.format(why='it is an image tower of CLIP')}")
@@ -98,13 +98,13 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
     classes = fitted.model_args.get("num_classes")
     if classes and known.num_classes not in (None, classes):
         raise ModelError(
-            f"{file.name} has a head of {classes} classes, but {known.path} says {known.num_classes}; "
+            f"{file.name} has a head with {classes} classes, but {known.path} has {known.num_classes}; "
             "one of them belongs to another model"
         )
     if fitted.size != fitted.usual:
         log.warning(
-            "%s: its position embedding is of %d x %d pixels, so it sees images of that size, not %d x %d "
-            "of %s",
+            "%s: its position embedding is for %d x %d pixels, which becomes the input size instead of "
+            "%d x %d of %s",
             *(file.name, *fitted.size, *fitted.usual, known.path or known.architecture),
         )
     vit = fitted.build(patch_stride=patch_stride)
@@ -122,7 +122,7 @@ def _of_transformers(
     patch_stride: int | None,
 ) -> SavedNetwork:
     if architecture is not None:
-        log.warning("%s says what it is (%s); --architecture is not needed", config.path, config.name)
+        log.warning("%s names its architecture (%s); --architecture is not needed", config.path, config.name)
     tensors = under_timms_names(content, config, file)
     seen = input_spec(file.parent, config)
     classes = len(tensors["head.weight"])

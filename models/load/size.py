@@ -1,4 +1,4 @@
-"""What a model's weights take in float32, by its reference, before anything of it is loaded."""
+"""The size of a model's weights in float32, from its reference, before it is loaded."""
 
 import math
 from pathlib import Path

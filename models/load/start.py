@@ -89,8 +89,8 @@ def _start(
     content = read_file(file)
     if not holds_network(content) and transformers_config_in(file.parent) is not None:
         raise ModelError(
-            f"{file} is of transformers, whose classifiers are served, not yet trained further; start from "
-            "timm's weights of the network (--architecture), or train it with transformers"
+            f"{file} is a transformers checkpoint, which can be served but not fine-tuned here; start "
+            "from the timm weights of the network (--architecture), or train it with transformers"
         )
     found = find_weights(content, file)
     if card is not None:

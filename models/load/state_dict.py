@@ -131,13 +131,15 @@ def _chosen(found: list[_Found], path: Path) -> _Found:
     if len(candidates) != 1:
         names = ", ".join(each.name for each in found)
         raise ModelError(
-            f"{path.name} holds several networks ({names}) and TrimViT serves one: save it alone, "
-            "for example torch.save(model.backbone.state_dict(), 'weights.pth')"
+            f"{path.name} contains several networks ({names}), but TrimViT serves one: save only this "
+            "one, for example torch.save(model.backbone.state_dict(), 'weights.pth')"
         )
     (chosen,) = candidates
     if len(found) > 1:
         others = ", ".join(each.name for each in found if each is not chosen)
-        log.warning("%s: the weights of %s are loaded; it also holds %s", path.name, chosen.name, others)
+        log.warning(
+            "%s: loading the weights of %s; the file also contains %s", path.name, chosen.name, others
+        )
     return chosen
 
 
@@ -154,9 +156,11 @@ def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
     ]
     names = {f"{linears[0]}.weight", f"{linears[0]}.bias"} if len(linears) == 1 else set()
     if not names or names != set(found.beside):
-        log.warning("%s: passed over beside the network: %s", path.name, ", ".join(list(found.beside)[:5]))
+        log.warning(
+            "%s: ignored, as not part of the network: %s", path.name, ", ".join(list(found.beside)[:5])
+        )
         return tensors
-    log.warning("%s: %s, beside the backbone %s, is taken for its head", path.name, linears[0], found.name)
+    log.warning("%s: using %s, beside the backbone %s, as its head", path.name, linears[0], found.name)
     head = {f"head.{name.rpartition('.')[2]}": found.beside[name] for name in names}
     return tensors | head
 
@@ -164,15 +168,16 @@ def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
 def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
     """Raises ModelError for a tensor without values, quantised or not finite, by its name."""
     if tensor.is_meta or tensor.is_sparse:
-        raise ModelError(f"{path.name} holds no values for {name}; save the weights from a loaded model")
+        raise ModelError(f"{path.name} contains no values for {name}; save the weights from a loaded model")
     if tensor.dtype not in _FLOATS or tensor.is_quantized:
         raise ModelError(
-            f"{path.name} holds quantised weights ({name} is {str(tensor.dtype).removeprefix('torch.')}); "
-            "save them in float32, float16 or bfloat16 from before quantisation (--dtype int8 quantises here)"
+            f"{path.name} contains quantised weights ({name} is "
+            f"{str(tensor.dtype).removeprefix('torch.')}); save the weights from before quantisation in "
+            "float32, float16 or bfloat16 (--dtype int8 quantises them here)"
         )
     if tensor.numel() == 0:
         raise ModelError(
-            f"{path.name} holds empty tensors, as a shard of DeepSpeed ZeRO-3 does; gather them first: "
+            f"{path.name} contains empty tensors, like a shard of DeepSpeed ZeRO-3; gather them first: "
             "python zero_to_fp32.py CHECKPOINT_FOLDER weights.pth"
         )
     numbers = tensor.float()
@@ -181,7 +186,7 @@ def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
         what = "NaN" if numbers.isnan().any() else "infinite"
         raise ModelError(
             f"{path.name} is not served: {name} has {wrong} of {numbers.numel()} values that "
-            f"are {what}; the training has diverged or the file is damaged, so take an earlier checkpoint"
+            f"are {what}; the training has diverged or the file is corrupt, so use an earlier checkpoint"
         )
     return numbers
 
@@ -206,15 +211,16 @@ def _no_weights(content: object, places: list[tuple[str, dict[str, Tensor]]], pa
     if places:
         names = [name for _, tensors in places for name in tensors][:3]
         return ModelError(
-            f"{path.name} does not fit the architecture: it holds no timm ViT, missing "
+            f"{path.name} does not fit the architecture: it does not contain a timm ViT, missing "
             f"['patch_embed.proj.weight'] among tensors such as {', '.join(names)}"
         )
     if isinstance(content, Mapping) and content and all(isinstance(key, str) for key in content):
-        what = f"it holds {', '.join(list(content)[:5])} and no tensors"
+        what = f"it contains {', '.join(list(content)[:5])} and no tensors"
     elif isinstance(content, Mapping) and not content:
-        what = "it holds nothing, so cls_token, pos_embed and patch_embed.proj.weight are missing"
+        what = "it is empty: cls_token, pos_embed and patch_embed.proj.weight are missing"
     else:
-        what = f"it holds a {type(content).__name__}, not tensors by name"
+        what = f"it contains a {type(content).__name__}, not named tensors"
     return ModelError(
-        f"{path} is not a readable checkpoint: {what}; write torch.save(model.state_dict(), 'weights.pth')"
+        f"{path} is not a readable checkpoint: {what}; save it with torch.save(model.state_dict(), "
+        "'weights.pth')"
     )

@@ -21,8 +21,8 @@ from models.load.reference import known
 from models.patch_embed import set_patch_stride
 
 FEATURES_ONLY = (
-    "answers with features, not with classes: {why}; trimvit serve gives them (/v1/embed), trimvit head "
-    "makes a head for it (--head), trimvit train fine-tunes it"
+    "has features but no classes: {why}; trimvit serve returns the features (/v1/embed), trimvit head "
+    "fits a head for it (--head), trimvit train fine-tunes it"
 )
 
 
@@ -44,12 +44,12 @@ def create_timm(
             raise ModelError(f"timm cannot build {name}: {first_line(error)}") from error
         if isinstance(error, KeyError) and "architecture" in str(error):
             raise ModelError(
-                f"the weights of {name} could not be loaded: its config.json names no architecture of timm's "
-                "and no class of transformers', so it is of another library"
+                f"the weights of {name} could not be loaded: its config.json names neither a timm "
+                "architecture nor a transformers class, so it belongs to another library"
             ) from error
         raise ModelError(
             f"the weights of {name} could not be loaded: {first_line(error)} "
-            "Where the hub cannot be reached, copy the checkpoint here and pass its path: "
+            "If the hub cannot be reached, copy the checkpoint here and pass its path: "
             "--model /path/to/model.safetensors "
             f"--architecture {'NAME_OF_ITS_TIMM_ARCHITECTURE' if on_hub else name}"
         ) from error
@@ -85,7 +85,7 @@ def in_timms_words(model_args: Mapping[str, Any]) -> dict[str, Any]:
         args["mlp_ratio"] = (mlp_dim + 0.5) / args["embed_dim"]
     if mlp is not None:
         if mlp != "swiglu":
-            raise ValueError(f"there is no MLP {mlp!r}; known is swiglu")
+            raise ValueError(f"the MLP {mlp!r} is not supported; supported is swiglu")
         args |= {"mlp_layer": SwiGLUPacked, "act_layer": "silu"}
     return args
 
@@ -93,7 +93,7 @@ def in_timms_words(model_args: Mapping[str, Any]) -> dict[str, Any]:
 def _pool(model: nn.Module, pooling: str) -> None:
     """Put ``pooling`` "cls_and_patches", which timm has no name for, into a Network."""
     if pooling != "cls_and_patches" or not isinstance(model, VisionTransformer):
-        raise ValueError(f"there is no pooling {pooling!r} of a {type(model).__name__}")
+        raise ValueError(f"the pooling {pooling!r} is not supported for a {type(model).__name__}")
     model.attn_pool = ClsAndPatches(model.num_prefix_tokens)
     model.pool_include_prefix = True
     if model.num_classes:

@@ -1,4 +1,4 @@
-"""What a model answers to each image under each setting, and what follows from it, image by image."""
+"""The outputs of a model for each image under each setting, and paired statistics of them."""
 
 import math
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ def average(config: AverageConfig) -> None:
             "life_block",
         ):
             if getattr(card, what) != getattr(cards[0], what):
-                raise ModelError(f"{path} has other {what} than {config.models[0]}")
+                raise ModelError(f"{path} and {config.models[0]} differ in their {what}")
     states = [model.model.vit.state_dict() for model in loaded]
     dtypes = [dtypes_of(state) for state in states]
     widest = {name: reduce(torch.promote_types, (of[name] for of in dtypes)) for name in states[0]}

@@ -1,4 +1,4 @@
-"""Which class each folder of images is of. The one place where class folders get their order."""
+"""Matches folders of images with classes. The one place where class folders get their order."""
 
 import re
 import unicodedata
@@ -61,7 +61,7 @@ def match(
         found = _find(folder, ways)
         if len(found) > 1:
             meant = " or ".join(f"{labels[place]!r} (class {place})" for place in sorted(found)[:3])
-            raise ClassesError(f"the folder {folder!r} may be {meant}; name it as one of them exactly")
+            raise ClassesError(f"the folder {folder!r} may be {meant}; rename it to exactly one of them")
         if found:
             (index[folder],) = found
         else:
@@ -72,7 +72,7 @@ def match(
             examples = ", ".join(
                 f"{name} is {labels[place]!r}" for name, place in list(by_number.items())[:3]
             )
-            return Matched(by_number, (f"folder names are taken for class numbers from 0: {examples}",))
+            return Matched(by_number, (f"using folder names as class numbers from 0: {examples}",))
     if unknown:
         raise ClassesError(_unknown(unknown, len(folders), labels))
     _refuse_two_of_one(index, labels)
@@ -88,13 +88,13 @@ def _by_order(folders: Collection[str], classes: int, empty: Collection[str]) ->
     remarks: list[str] = []
     if by_number is None and len(own) != classes:
         raise ClassesError(
-            f"there are {len(own)} class folders, but the model has {classes} classes and no labels to tell "
-            "them apart; name its classes in their order with --labels FILE, a line each"
+            f"there are {len(own)} class folders, but the model has {classes} classes and no labels to "
+            "match them; give its classes in order with --labels FILE, one per line"
         )
     if by_number is not None and len(own) != classes:
         remarks.append(
-            "the checkpoint has no labels: folder names are taken for class numbers from 0; "
-            f"{len(own)} of its {classes} classes are there"
+            f"the checkpoint has no labels: using folder names as class numbers from 0; {len(own)} of its "
+            f"{classes} classes are present"
         )
     ordered = natural_order(own)
     keys = [_natural_key(name) for name in ordered]
@@ -103,13 +103,13 @@ def _by_order(folders: Collection[str], classes: int, empty: Collection[str]) ->
             if key == keys[place]:
                 raise ClassesError(
                     f"the checkpoint has no labels, and {ordered[place]!r} and {ordered[place + 1]!r} are "
-                    "one in timm's order; name its classes in their order with --labels FILE, a line each"
+                    "the same in timm's order; give its classes in order with --labels FILE, one per line"
                 )
     if ordered != own:
         remarks.append(
-            f"the checkpoint has no labels: its class folders are taken in timm's order ({_begin(ordered)}). "
-            f"If it was trained in torchvision's ({_begin(own)}), name its classes in that order with "
-            "--labels FILE, a line each"
+            f"the checkpoint has no labels: using its class folders in timm's order ({_begin(ordered)}). "
+            f"If it was trained in torchvision's order ({_begin(own)}), give its classes in that order "
+            "with --labels FILE, one per line"
         )
     return Matched(by_number or {name: place for place, name in enumerate(ordered)}, tuple(remarks))
 
@@ -211,8 +211,7 @@ def _refuse_two_of_one(index: Mapping[str, int], labels: Sequence[str]) -> None:
     for folder, place in index.items():
         if place in by_class:
             raise ClassesError(
-                f"the folders {by_class[place]!r} and {folder!r} are both {labels[place]!r}; "
-                "put their images into one"
+                f"the folders {by_class[place]!r} and {folder!r} are both {labels[place]!r}; merge them"
             )
         by_class[place] = folder
 
@@ -221,7 +220,7 @@ def _missing(index: Mapping[str, int], labels: Sequence[str]) -> tuple[str, ...]
     missing = [label for place, label in enumerate(labels) if place not in set(index.values())]
     if not missing:
         return ()
-    return (f"{len(index)} of the model's {len(labels)} classes are there; missing: {_begin(missing)}",)
+    return (f"{len(index)} of the model's {len(labels)} classes are present; missing: {_begin(missing)}",)
 
 
 def _unknown(unknown: Sequence[str], folders: int, labels: Sequence[str]) -> str:
@@ -229,8 +228,8 @@ def _unknown(unknown: Sequence[str], folders: int, labels: Sequence[str]) -> str
     near = get_close_matches(_loose(unknown[0]), loose, n=1)
     hint = f"; did you mean {loose[near[0]]!r}?" if near else ""
     return (
-        f"{len(unknown)} of {folders} class folders are no class of the model: {_begin(unknown)} "
-        f"(its labels: {_begin(labels)}){hint or '; name them by its labels, or take them away'}"
+        f"{len(unknown)} of {folders} class folders are not classes of the model: {_begin(unknown)} "
+        f"(its labels: {_begin(labels)}){hint or '; name them like its labels, or remove them'}"
     )
 
 

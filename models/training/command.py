@@ -48,8 +48,8 @@ def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Conf
             if not is_reader_death(error):
                 raise
             reason = (
-                "a process that reads images was ended from outside, perhaps for lack of memory; run the "
-                "command again, or with --workers 0 to read without such processes"
+                "a process that reads images was killed, possibly because memory ran out; run the "
+                "command again, or use --workers 0 to read without such processes"
             )
         print(f"trimvit {command.__name__}: {reason}", file=sys.stderr)
         return 1
@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> int:
     try:
         report = fine_tune(config)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from {config.output}", file=sys.stderr)
+        print(f"\ninterrupted; run the same command again to resume from {config.output}", file=sys.stderr)
         return 130
     if report.leads:
         best = "" if report.best is None else f", the best of the validations (step {report.best})"
@@ -109,7 +109,7 @@ def sweep(config: SweepConfig) -> int:
     try:
         rows = run_sweep(config)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from {config.output}", file=sys.stderr)
+        print(f"\ninterrupted; run the same command again to resume from {config.output}", file=sys.stderr)
         return 130
     print(f"{rows[0].images} images of {config.data}\n\n{table(rows)}\n\nplots and figures: {config.output}")
     return 0
@@ -121,10 +121,9 @@ def calibrate(config: CalibrateConfig) -> int:
     calibration = run_calibration(config)
     chosen = calibration.chosen.cascade
     print(
-        f"{calibration_table(calibration.candidates)}\n\n"
-        f"fitted on {chosen.images} images for an agreement of {chosen.agreement:g}; {config.output} runs "
-        f"each image at keep ratio {chosen.keep_ratio:g}, and again unpruned up to a margin of "
-        f"{chosen.margin:.4f}: {100 * calibration.chosen.unsure:.1f} % of these images, at a "
-        f"compute of {chosen.compute:.3f}"
+        f"{calibration_table(calibration.candidates)}\n\nfitted on {chosen.images} images for an "
+        f"agreement of {chosen.agreement:g}; {config.output} runs each image at keep ratio "
+        f"{chosen.keep_ratio:g}, and again without pruning if the margin is at most {chosen.margin:.4f}: "
+        f"{100 * calibration.chosen.unsure:.1f} % of these images, at a compute of {chosen.compute:.3f}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""How alike two criteria order the patches of an image: Spearman's rank correlation."""
+"""How similarly two criteria rank the patches of an image: Spearman's rank correlation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -156,7 +156,7 @@ def _auto_augment(text: str, size: int) -> Callable[[Image.Image], Image.Image]:
         return makers.get(text.partition("-")[0], auto_augment_transform)(text, settings)
     except (AssertionError, IndexError, KeyError, ValueError) as error:
         raise ValueError(
-            f"--auto-augment {text!r} is none of timm's; write it as rand-m9-mstd0.5-inc1, "
+            f"--auto-augment {text!r} is not a policy of timm; use for example rand-m9-mstd0.5-inc1, "
             "augmix-m3-w3 or original"
         ) from error
 
@@ -178,10 +178,11 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if images < batch_size:
             raise ValueError(
-                f"{images} training images, but a batch has {batch_size}; give --batch-size {images} or less"
+                f"there are {images} training images, but a batch has {batch_size}; use --batch-size "
+                f"{images} or less"
             )
         if batch_size % count:
-            raise ValueError(f"a batch of {batch_size} images cannot be shared out among {count} processes")
+            raise ValueError(f"a batch of {batch_size} images cannot be divided among {count} processes")
         self.images = images
         self.batch_size = batch_size
         self.rank, self.count = rank, count

@@ -76,7 +76,9 @@ class _Training:
     def __init__(self, config: TrainConfig, processes: Processes, device: str) -> None:
         self.config, self.processes, self.device = config, processes, device
         if config.optimizer not in list_optimizers():
-            raise ValueError(f"--optimizer {config.optimizer!r} is none of timm's; adamw is the usual one")
+            raise ValueError(
+                f"--optimizer {config.optimizer!r} is not an optimizer of timm; the usual one is adamw"
+            )
         self.classes, self.samples, self.labels = _training_images(config)
         self.folder = Run(config.output, fingerprint(config, self.classes, self.labels, self.samples))
         if processes.leads:

@@ -46,7 +46,9 @@ def class_folders(root: Path) -> ClassFolders:
     for name in natural_order({entry.name for entry in sub_folders}):
         target = os.path.realpath(root / name)
         if real.setdefault(target, name) != name:
-            raise FolderError(f"the class folders {real[target]!r} and {name!r} are one; remove the link")
+            raise FolderError(
+                f"the class folders {real[target]!r} and {name!r} are the same; remove the link"
+            )
         found = contents(root / name, within=above)
         passed_over += found.passed_over
         if not any(each.path == root / name for each in found.passed_over):
@@ -63,7 +65,7 @@ def class_folders(root: Path) -> ClassFolders:
     remarks = [told(passed_over, root)] if passed_over else []
     if loose.images:
         remarks.append(
-            f"{len(loose.images)} images lie in {shown(root)} itself and are of no class: passed over "
+            f"{len(loose.images)} images are in {shown(root)} itself and have no class; skipped "
             f"({', '.join(shown(path.name) for path in loose.images[:3])})"
         )
     return ClassFolders(root, images, tuple(remarks))
@@ -75,7 +77,7 @@ def check_is_a_folder(root: Path) -> None:
         return
     if root.exists():
         raise FolderError(f"{shown(root)} is a file, not a folder; unpack an archive first")
-    raise FolderError(f"there is no folder {shown(root)}")
+    raise FolderError(f"the folder {shown(root)} does not exist")
 
 
 def _refuse_parts(root: Path, images: Mapping[str, tuple[Path, ...]]) -> None:
@@ -88,6 +90,6 @@ def _refuse_parts(root: Path, images: Mapping[str, tuple[Path, ...]]) -> None:
     ]
     if parts and (len(parts) == len(images) or len(parts) > 1):
         raise FolderError(
-            f"{shown(root)} holds {' and '.join(parts)}, which look like parts of a data set and not like "
-            f"classes; give one of them, as in {shown(root / parts[0])}"
+            f"{shown(root)} holds {' and '.join(parts)}, which look like parts of a data set, not like "
+            f"classes; give one of them, such as {shown(root / parts[0])}"
         )

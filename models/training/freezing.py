@@ -1,4 +1,4 @@
-"""Blocks that stay as they came, and what a frozen start saves."""
+"""Frozen blocks, and the computations that they save."""
 
 import torch
 from timm.models import group_parameters
@@ -13,8 +13,8 @@ def freeze_first_blocks(model: PrunedViT, count: int) -> None:
         return
     if count >= model.arch.depth:
         raise ValueError(
-            f"--frozen-blocks {count} leaves no block to train: the network has {model.arch.depth}, so "
-            f"{model.arch.depth - 1} is the most"
+            f"--frozen-blocks {count} leaves no block to train: the network has {model.arch.depth}, so at "
+            f"most {model.arch.depth - 1} can be frozen"
         )
     start = _start(model, count)
     for name, parameter in model.vit.named_parameters():

@@ -43,8 +43,8 @@ def training_order(
     names = natural_order(folders.images)
     if len(names) < 2:
         raise FolderError(
-            f"{shown(folders.root)} has one class folder ({shown(names[0])}), and there is nothing to tell "
-            "apart; give the folder whose sub-folders are the classes"
+            f"{shown(folders.root)} has one class folder ({shown(names[0])}), but at least two classes "
+            "are needed; give the folder whose sub-folders are the classes"
         )
     if folders.empty:
         raise FolderError(
@@ -55,19 +55,19 @@ def training_order(
         try:
             return _order_of(teacher, names, labels)
         except ClassesError as error:
-            raise ClassesError(f"the teacher learned other classes: {error}") from error
+            raise ClassesError(f"the teacher has other classes: {error}") from error
     if start is not None:
         try:
             return _order_of(start, names, labels)
         except ClassesError as error:
-            log.info("the head starts from other classes: %s", error)
+            log.info("starting with a new head, as the classes are others: %s", error)
     return tuple(names)
 
 
 def _order_of(card: Card, names: list[str], labels: Mapping[str, str]) -> tuple[str, ...]:
     """The folders in the order of a checkpoint's classes. Raises ClassesError where these are others."""
     if len(card.labels) != len(names):
-        raise ClassesError(f"it has {len(card.labels)} classes, and there are {len(names)} class folders")
+        raise ClassesError(f"it has {len(card.labels)} classes, but there are {len(names)} class folders")
     try:
         matched = match(names, card.labels, card.folders)
         order = matched.index
@@ -97,16 +97,16 @@ def label_names(path: Path, folders: ClassFolders) -> dict[str, str]:
     except json.JSONDecodeError as error:
         raise ValueError(f"--labels {shown(path)} is not JSON ({error}); {example}") from None
     if not isinstance(names, dict) or not all(isinstance(label, str) and label for label in names.values()):
-        raise ValueError(f"--labels {shown(path)} has another form; {example}")
+        raise ValueError(f"--labels {shown(path)} has the wrong form; {example}")
     strange = [name for name in names if name not in folders.images]
     if len(strange) == len(names):
         raise ValueError(
-            f"--labels {shown(path)} names none of the class folders "
+            f"--labels {shown(path)} contains none of the class folders "
             f"({', '.join(map(shown, list(folders.images)[:3]))}, ...); {example}"
         )
     if strange:
         tell(
-            f"{len(strange)} names of {shown(path)} are of no class folder: "
+            f"{len(strange)} names in {shown(path)} are not class folders: "
             f"{', '.join(map(shown, strange[:3]))}{', ...' if len(strange) > 3 else ''}"
         )
     return names

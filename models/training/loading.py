@@ -49,7 +49,7 @@ class BrokenImages:
         for each in broken:
             if self._policy == "stop":
                 raise BrokenImageError(
-                    f"{each}; mend or remove it, or pass over what is broken with --broken-images skip"
+                    f"{each}; repair or remove it, or skip unreadable images with --broken-images skip"
                 )
             self._found.setdefault(shown(each.path), each.why)
 
@@ -91,7 +91,7 @@ class Batches:
             return iter(self._loader)
         except (ImportError, OSError) as error:
             # Without /dev/shm there are no semaphores, and without room for a process no process.
-            log.warning("images are read by this process alone: others cannot be started (%s)", error)
+            log.warning("reading images in this process only: cannot start others (%s)", error)
             return iter(self._in_this_process)
 
 

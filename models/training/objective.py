@@ -1,4 +1,4 @@
-"""What a step makes smaller: the distance to the labels and, with a teacher, to its answers."""
+"""The loss of a step: the distance to the labels and, with a teacher, to its outputs."""
 
 from collections.abc import Sequence
 from dataclasses import replace

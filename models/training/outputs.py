@@ -1,4 +1,4 @@
-"""Where a command may write, looked at before hours of work end in a folder that is not there."""
+"""Checks that a command can write its output, before hours of work."""
 
 import os
 from pathlib import Path
@@ -13,12 +13,14 @@ class OutputError(ValueError):
 def check_output_file(path: Path) -> None:
     """Raises OutputError where no such file can be written."""
     if path.is_dir():
-        raise OutputError(f"--output {shown(path)} is a folder; name a file in it")
+        raise OutputError(f"--output {shown(path)} is a folder; give a file in it")
     parent = path.parent
     if not parent.is_dir():
-        raise OutputError(f"--output {shown(path)}: there is no folder {shown(parent)}; make it first")
+        raise OutputError(
+            f"--output {shown(path)}: the folder {shown(parent)} does not exist; create it first"
+        )
     if not os.access(parent, os.W_OK):
-        raise OutputError(f"--output {shown(path)}: nothing can be written in {shown(parent)}")
+        raise OutputError(f"--output {shown(path)}: the folder {shown(parent)} is not writable")
 
 
 def make_output_folder(path: Path, data: Path) -> None:
@@ -26,14 +28,14 @@ def make_output_folder(path: Path, data: Path) -> None:
     become a class of the images in ``data``."""
     if path.resolve().is_relative_to(data.resolve()):
         raise OutputError(
-            f"--output {shown(path)} lies in --data {shown(data)} and would be taken for images the next "
-            "time; name a folder elsewhere"
+            f"--output {shown(path)} is inside --data {shown(data)}, so its files would be read as images "
+            "next time; give another folder"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise OutputError(f"--output {shown(path)} is a file; name a folder") from None
+        raise OutputError(f"--output {shown(path)} is a file; give a folder") from None
     except OSError as error:
-        raise OutputError(f"--output {shown(path)} cannot be made: {error.strerror}") from error
+        raise OutputError(f"--output {shown(path)} cannot be created: {error.strerror}") from error
     if not os.access(path, os.W_OK):
-        raise OutputError(f"--output {shown(path)}: nothing can be written there")
+        raise OutputError(f"--output {shown(path)} is not writable")

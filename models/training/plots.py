@@ -1,4 +1,4 @@
-"""What a sweep found, as PNGs. Readable without colours: every method has a marker and a line of its own."""
+"""Plots of a sweep, as PNGs. Readable without colours: every method has a marker and a line of its own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

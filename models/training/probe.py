@@ -174,5 +174,5 @@ def _features(config: HeadConfig, samples: Sequence[Sample]) -> tuple[Tensor, Te
     broken.tell(of=len(samples))
     vectors = torch.from_numpy(np.stack(features)).double()
     if not torch.isfinite(vectors).all():
-        raise ValueError("the network's features are not finite numbers; --dtype float32 may help")
+        raise ValueError("the network's features are not finite numbers; try --dtype float32")
     return vectors, torch.from_numpy(np.concatenate(truth))

@@ -68,7 +68,7 @@ def _read(path: Path, use: Callable[[Image.Image], Pixels]) -> Pixels | Broken:
             raise
         return Broken(path, error.strerror or str(error))
     if path.suffix.lower() in RAW_ENDINGS:
-        return Broken(path, "it is a camera's raw file; convert it to JPEG or PNG")
+        return Broken(path, "it is a camera raw file; convert it to JPEG or PNG")
     if not data:
         return Broken(path, "it is empty (0 bytes)")
     read = _decoded(path, data, use)

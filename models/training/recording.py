@@ -1,4 +1,4 @@
-"""What a run writes down: a line a step, a line a validation, and the same to trackers that people use."""
+"""The logs of a run: a line per step and per validation, also for TensorBoard and Weights & Biases."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

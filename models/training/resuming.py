@@ -1,4 +1,4 @@
-"""What an output folder holds of a run, and whether it is the one that a command would go on with."""
+"""The state of a run in its output folder, and whether a command can resume it."""
 
 import hashlib
 import json
@@ -43,14 +43,14 @@ def check_same_run(folder: Path, there: Mapping[str, object], now: Mapping[str, 
     ]
     if differences:
         raise ResumeError(
-            f"{shown(folder)} holds a run with other settings ({'; '.join(differences)}); "
-            "go on with those or choose another output folder"
+            f"{shown(folder)} contains a run with other settings ({'; '.join(differences)}); use those "
+            "settings, or choose another output folder"
         )
 
 
 def _difference(name: str, there: object, now: object) -> str:
     if name == "images":
-        return "the images are others: some were added, removed or renamed"
+        return "the images are different: some were added, removed or renamed"
     if isinstance(there, list) and isinstance(now, list) and max(len(there), len(now)) > _MOST_NAMES:
         gone, new = (
             [each for each in one if each not in other] for one, other in ((there, now), (now, there))
@@ -95,8 +95,8 @@ class Run:
         make_output_folder(self._folder, data)
         if (self._folder / CHECKPOINT).exists() and not self._path.exists():
             raise ResumeError(
-                f"{shown(self._folder)} holds a {CHECKPOINT} and no {RESUME_STATE} to go on from; "
-                "choose another output folder, or move the model away"
+                f"{shown(self._folder)} contains a {CHECKPOINT} but no {RESUME_STATE} to resume from; "
+                "choose another output folder, or move the model"
             )
 
     def resume(self, state: State, broken: BrokenImages) -> None:
@@ -112,8 +112,8 @@ class Run:
         except Exception as error:
             # torch says in many ways that a file is none of its own, or cut off.
             raise ResumeError(
-                f"{shown(self._path)} cannot be read as the state of a run; remove it to start again, "
-                "or choose another output folder"
+                f"{shown(self._path)} is not a readable resume state; remove it to start again, or choose "
+                "another output folder"
             ) from error
         check_same_run(self._folder, config, self._fingerprint)
         state.vit.load_state_dict(there["model"])

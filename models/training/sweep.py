@@ -133,7 +133,9 @@ def _reference(wanted: str | None, pairs: Sequence[Method]) -> Method:
     if wanted is None:
         return by_name.get("variance", pairs[0])
     if wanted not in by_name:
-        raise ValueError(f"the reference {wanted!r} must be one of the methods swept: {', '.join(by_name)}")
+        raise ValueError(
+            f"the reference {wanted!r} must be one of the measured methods: {', '.join(by_name)}"
+        )
     return by_name[wanted]
 
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves: table, figures, plots and pictures of the kept patches."""
+"""The output of a sweep: table, figures, plots and pictures of the kept patches."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""How good the model is after an epoch, on images that are not trained on."""
+"""Validation after an epoch, on images that are not used for training."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -146,7 +146,7 @@ def test_a_bad_value_exits_with_2_and_says_what_is_allowed(
         (["evaluate"], "trimvit evaluate: --data is missing\n"),
         (["sweep", "--data=d"], "trimvit sweep: --output is missing\n"),
         (["average", "--models=a", "--output=o"], "--models must be a list of at least 2 values"),
-        (["--port", "80"], "trimvit: --port comes after a command, as in trimvit serve --port 8000\n"),
+        (["--port", "80"], "trimvit: --port must come after a command, as in trimvit serve --port 8000\n"),
         (["sweep", "--data=d", "--output=o", "--models=a/m.pth,b/m.pth"], "two models are labelled 'm'"),
         (
             ["train", "--data=d", "--output=o", "--criteria=mad,entropy"],
@@ -175,7 +175,7 @@ def test_an_unknown_command_exits_with_2_and_names_the_nearest(
     """And says how all are listed."""
     assert run("server") == (2, [])
     assert capsys.readouterr().err == (
-        "trimvit: there is no command 'server'; did you mean serve?\n'trimvit --help' lists the commands\n"
+        "trimvit: unknown command 'server'; did you mean serve?\n'trimvit --help' lists the commands\n"
     )
 
 

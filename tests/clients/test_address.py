@@ -53,7 +53,7 @@ def test_an_address_is_taken_with_a_slash_and_without(address: ModuleType, url: 
         ("ftp://127.0.0.1", "must be a URL"),
         ("http://127.0.0.1:8000/v1/classify", "leave out /v1/classify"),
         ("http://127.0.0.1:8000/docs/", "leave out /docs"),
-        ("http://127.0.0.1:8000/?keep_ratio=0.5", "options are no part of the address"),
+        ("http://127.0.0.1:8000/?keep_ratio=0.5", "without options"),
     ],
 )
 def test_what_is_no_address_is_refused_with_what_to_write(address: ModuleType, text: str, words: str) -> None:
@@ -127,13 +127,13 @@ def test_no_proxy_is_understood_in_every_form(
     [
         (
             httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate"),
-            "SSL_CERT_FILE=FILE names one",
+            "set SSL_CERT_FILE=FILE",
         ),
         (
             httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number"),
-            "write http:// in place of https://",
+            "use http:// instead of https://",
         ),
-        (httpx.RemoteProtocolError("illegal status line"), "if it speaks TLS, write https://"),
+        (httpx.RemoteProtocolError("illegal status line"), "if it uses TLS, write https://"),
         (httpx.ConnectError("All connection attempts failed"), "All connection attempts failed"),
         (httpx.ReadError(""), "ReadError"),
     ],

@@ -245,7 +245,7 @@ def test_hostile_bodies_are_refused_and_harm_nobody(deployment: Deployment) -> N
 def test_what_cannot_go_together_is_refused_in_words(deployment: Deployment) -> None:
     """422 names what was given and what is allowed."""
     for words, options in [
-        (("merge", "drop and fuse"), {"keep_mass": 0.8, "reducer": "merge"}),
+        (("merge", "drop or fuse"), {"keep_mass": 0.8, "reducer": "merge"}),
         (("only one of", "keep_mass"), {"keep_mass": 0.8, "keep_ratio": 0.5}),
         (("keep_mass", "above 0 and at most 1"), {"keep_mass": 1.5}),
         (("'drop', 'fuse' or 'merge'", "pool"), {"reducer": "pool"}),

@@ -100,5 +100,5 @@ def test_other_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
         saved(tmp_path / "b.safetensors", 1, replace(CARD, labels=("car", "dog"))),
     )
     assert command.average(AverageConfig(models=paths, output=tmp_path / "mean.safetensors")) == 1
-    assert f"{paths[1]} has other labels than {paths[0]}" in capsys.readouterr().err
+    assert f"{paths[1]} and {paths[0]} differ in their labels" in capsys.readouterr().err
     assert not (tmp_path / "mean.safetensors").exists()

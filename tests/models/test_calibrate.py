@@ -103,7 +103,7 @@ def test_images_are_found_in_all_sub_folders_by_path(tmp_path: Path) -> None:
     samples, (remark,) = unlabelled(tmp_path)
     names = [path.relative_to(tmp_path).as_posix() for path, _ in samples]
     assert names == ["a/b/c.jpeg", "a/z.JPG", "b.png", "c.webp"]
-    assert remark == f"2 passed over in {tmp_path}: a/png (no image), notes.txt (no image)"
+    assert remark == f"2 skipped in {tmp_path}: a/png (no image), notes.txt (no image)"
 
 
 def test_they_are_seen_as_in_serving(pictures: Path) -> None:
@@ -235,7 +235,7 @@ def test_the_command_tells_what_there_was_and_what_was_chosen(
     assert [cell.strip() for cell in first[:2]] == [f"{cascade.keep_ratio:g}", "mean+fuse"]
     assert (
         f"\n\nfitted on 20 images for an agreement of 0.9; {settings.output} runs each image at keep ratio "
-        f"{cascade.keep_ratio:g}, and again unpruned up to a margin of {cascade.margin:.4f}: "
+        f"{cascade.keep_ratio:g}, and again without pruning if the margin is at most {cascade.margin:.4f}: "
     ) in out
     assert out.endswith(f"at a compute of {cascade.compute:.3f}\n")
 
@@ -246,13 +246,13 @@ def test_the_command_tells_what_there_was_and_what_was_chosen(
         (
             {"agreement": 0.995},
             "20 images are too few to promise an agreement of 0.995: at least 199 are needed; "
-            "of 40 images, half serve to choose among 3 first runs\n",
+            "of 40 images, half are used to choose among 3 first runs\n",
         ),
         (
             {"limit": 5, "keep_ratios": (0.3,)},
             "5 images are too few to promise an agreement of 0.9: at least 9 are needed\n",
         ),
-        ({"model": "nowhere.safetensors"}, "there is no file 'nowhere.safetensors'.\n"),
+        ({"model": "nowhere.safetensors"}, "the file 'nowhere.safetensors' does not exist.\n"),
     ],
     ids=["too few", "limited to too few", "no model"],
 )
@@ -299,5 +299,5 @@ def test_the_command_wants_images(
     """An empty folder, or a misspelt one, has none."""
     assert command.calibrate(config(data=tmp_path / "nowhere")) == 1
     told = capsys.readouterr().err
-    assert told == f"trimvit calibrate: there is no folder {tmp_path / 'nowhere'}\n"
+    assert told == f"trimvit calibrate: the folder {tmp_path / 'nowhere'} does not exist\n"
     assert not config().output.exists()

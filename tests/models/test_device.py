@@ -48,7 +48,7 @@ def test_choose_device(monkeypatch: pytest.MonkeyPatch, wanted: str, gpus: int, 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str, gpus: int) -> None:
     """A GPU asked for by number must exist; nothing is quietly put on the CPU instead."""
     machine(monkeypatch, gpus)
-    with pytest.raises(OSError, match=f"there is no device cuda:[02]; PyTorch sees {gpus} GPUs"):
+    with pytest.raises(OSError, match=f"the device cuda:[02] does not exist; PyTorch finds {gpus} GPUs"):
         choose_device(wanted)
 
 
@@ -105,7 +105,7 @@ def test_int8_is_refused_where_it_cannot_be_had(
 ) -> None:
     """Not on a GPU, and not on a CPU that would be slow; the refusal says what is allowed instead."""
     machine(monkeypatch, gpus=1, int8=int8)
-    with pytest.raises(ValueError, match=f"int8 needs a CPU with AVX2, and this is {found}") as caught:
+    with pytest.raises(ValueError, match=f"int8 needs a CPU with AVX2, but this is {found}") as caught:
         choose_dtype(on, "int8")
     assert str(caught.value).endswith("allowed here: auto, float32, bfloat16, float16")
 

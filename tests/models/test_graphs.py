@@ -107,7 +107,7 @@ def test_a_failed_capture_is_told_once_and_computed_eagerly(
         assert_same(graphed(pixels, [Pruning(0.5)] * 2), model(pixels, [Pruning(0.5)] * 2))
     assert capture.captures == 1
     (record,) = caplog.records
-    assert "no CUDA graph for 2 images" in record.getMessage()
+    assert "cannot capture a CUDA graph for 2 images" in record.getMessage()
 
 
 def test_graphs_are_bounded(model: PrunedViT, make_pixels: MakePixels) -> None:

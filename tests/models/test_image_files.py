@@ -76,7 +76,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (here / "z").symlink_to(tmp_path / "elsewhere")
     images, passed_over = found(here)
     assert images == ["b/c/1.jpg", "z/2.jpg"]
-    assert passed_over == dict.fromkeys(["a", "b/c/up", "loop"], "a second way to the same folder")
+    assert passed_over == dict.fromkeys(["a", "b/c/up", "loop"], "another path to the same folder")
 
 
 def test_broken_links_are_tried_and_pipes_are_not(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_broken_links_are_tried_and_pipes_are_not(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert found(tmp_path) == (["gone.jpg", "self.jpg"], {"pipe.jpg": "no regular file"})
+    assert found(tmp_path) == (["gone.jpg", "self.jpg"], {"pipe.jpg": "not a regular file"})
 
 
 def test_names_that_are_no_text_are_names(tmp_path: Path) -> None:
@@ -94,14 +94,14 @@ def test_names_that_are_no_text_are_names(tmp_path: Path) -> None:
     there = contents(tmp_path)
     assert len(there.images) == 1
     line = told(there.passed_over, tmp_path)
-    assert line == f"2 passed over in {tmp_path}: \\x1b[2J.csv (no image), two\\nlines.txt (no image)"
+    assert line == f"2 skipped in {tmp_path}: \\x1b[2J.csv (no image), two\\nlines.txt (no image)"
 
 
 def test_many_names_are_cut_but_counted(tmp_path: Path) -> None:
     """A line stays a line."""
     make(tmp_path, *(f"{number:03}.txt" for number in range(50)))
     line = told(contents(tmp_path).passed_over, tmp_path)
-    assert line.startswith("50 passed over in ")
+    assert line.startswith("50 skipped in ")
     assert line.endswith("019.txt (no image) and 30 more")
 
 

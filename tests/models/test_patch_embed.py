@@ -73,7 +73,7 @@ def test_another_image_size_keeps_the_stride(layout: str, make_vit: MakeViT, mak
 
 @pytest.mark.parametrize(("size", "near"), [((21, 28), 20), ((20, 30), 32), ((3, 28), 4)])
 def test_a_size_that_cuts_a_patch_is_refused(make_vit: MakeViT, size: tuple[int, int], near: int) -> None:
-    with pytest.raises(ValueError, match=f"no multiple of 4; the nearest is {near}"):
+    with pytest.raises(ValueError, match=f"not a multiple of 4; the nearest is {near}"):
         set_image_size(make_vit(), size)
 
 
@@ -292,10 +292,14 @@ def with_size(*, dynamic_img_pad: bool, **arguments: Any) -> PatchEmbedWithSize:
 @pytest.mark.parametrize(
     ("name", "arguments", "found"),
     [
-        ("vit_base_r50_s16_224", {}, "its patch embedding is HybridEmbed, and only timm's PatchEmbed takes"),
+        (
+            "vit_base_r50_s16_224",
+            {},
+            "its patch embedding is HybridEmbed, but only timm's PatchEmbed supports",
+        ),
         ("vit_tiny_patch16_224", {"embed_layer": with_size}, "patch embedding is PatchEmbedWithSize"),
-        ("vit_tiny_patch16_224", {"dynamic_img_size": True}, "grid changes with the image"),
-        ("vit_tiny_patch16_224", {"dynamic_img_pad": True}, "grid changes with the image"),
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True}, "grid depends on the image"),
+        ("vit_tiny_patch16_224", {"dynamic_img_pad": True}, "grid depends on the image"),
     ],
 )
 def test_other_patch_embeddings_are_refused(name: str, arguments: dict[str, Any], found: str) -> None:

@@ -251,7 +251,7 @@ def test_a_few_patches_in_every_block_agree_with_a_slow_reference(
 
 def test_mass_is_refused_where_patches_are_lost_evenly(make_vit: MakeViT, make_pixels: MakePixels) -> None:
     """With the reason, whoever asks."""
-    with pytest.raises(ValueError, match="this model's stages lose as many patches each"):
+    with pytest.raises(ValueError, match="all stages of this model remove the same number"):
         PrunedViT(make_vit(), every_block(5))(make_pixels(1), [Pruning(keep_mass=0.5)])
 
 
@@ -466,7 +466,7 @@ def test_macs_are_the_multiplications_that_run(
 
 
 class LocalMlp(Mlp):
-    """Might mix neighbouring patches."""
+    """Might mix neighboring patches."""
 
 
 def unsupported() -> list[Any]:
@@ -481,8 +481,8 @@ def unsupported() -> list[Any]:
         ("vit_base_r50_s16_224", {}, "its patch embedding is HybridEmbed"),
         ("test_vit", {}, "dynamic_img_size"),
         ("vit_tiny_patch16_224", {"dynamic_img_size": True}, "images of any size (dynamic_img_size)"),
-        ("vit_tiny_patch16_224", {"patch_drop_rate": 0.1}, "drops patches at random"),
-        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": ""}, "answers for each token"),
+        ("vit_tiny_patch16_224", {"patch_drop_rate": 0.1}, "drops random patches"),
+        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": ""}, "an output per token"),
         ("vit_tiny_patch16_224", {"mlp_layer": LocalMlp}, "MLPs of class LocalMlp"),
         ("vit_tiny_patch16_224", {"block_fn": ResPostBlock}, "blocks of class ResPostBlock"),
         ("vit_tiny_patch16_224", {"block_fn": ParallelScalingBlock}, "blocks of class ParallelScalingBlock"),

@@ -165,7 +165,7 @@ def test_a_failed_capture_is_told_and_ends_the_warm_up(
     model, capture = PrunedViT(make_vit(embed_dim=48)), FakeCapture(fails=True)
     graphed = warmed(monkeypatch, model, make_pixels(1), capture)
     assert capture.captures == 1
-    assert "no CUDA graph of Budget(images=32" in caplog.text
+    assert "cannot capture a CUDA graph of Budget(images=32" in caplog.text
     assert graphed(make_pixels(2), [Pruning(0.5), Pruning(0.6)]).logits.shape == (2, 13)
 
 

@@ -79,9 +79,9 @@ def test_what_is_clear_is_scaled_without_a_word(name: str) -> None:
 
 
 TOLD = {
-    "floats to 65535": (tiff(np.array([0, 32896, 65535], np.float32)), [0, 128, 255], "go to 65535"),
-    "32-bit integers": (tiff(np.array([0, 2**31, 2**32 - 1], np.uint32)), [0, 128, 255], "go to 4294967295"),
-    "signed 32-bit integers": (tiff(np.array([0, 2**31 - 1], np.int32)), [0, 255], "go to 2147483647"),
+    "floats to 65535": (tiff(np.array([0, 32896, 65535], np.float32)), [0, 128, 255], "up to 65535"),
+    "32-bit integers": (tiff(np.array([0, 2**31, 2**32 - 1], np.uint32)), [0, 128, 255], "up to 4294967295"),
+    "signed 32-bit integers": (tiff(np.array([0, 2**31 - 1], np.int32)), [0, 255], "up to 2147483647"),
 }
 
 

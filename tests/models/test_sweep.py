@@ -353,7 +353,7 @@ def test_other_settings_in_the_same_folder_are_refused(
     settings.output.mkdir()
     module._resume(settings.output / "state.json", module._fingerprint(settings, "cpu float32"))
     before = (settings.output / "state.json").read_bytes()
-    with pytest.raises(ResumeError, match="holds a run with other settings") as caught:
+    with pytest.raises(ResumeError, match="contains a run with other settings") as caught:
         sweep(config(speed=False, **changes))
     assert words in str(caught.value)
     assert (settings.output / "state.json").read_bytes() == before
@@ -402,14 +402,14 @@ def test_the_last_model_is_checked_before_the_first_works(
 ) -> None:
     """A misspelt reference does not cost an hour."""
     interrupt(monkeypatch, "answers_to", 0)
-    with pytest.raises(ModelError, match=r"there is no file 'nowhere\.pth'"):
+    with pytest.raises(ModelError, match=r"the file 'nowhere\.pth' does not exist"):
         sweep(config(models=(str(model), "nowhere.pth")))
 
 
 def test_a_reference_that_is_not_swept_is_refused(config: Callable[..., SweepConfig]) -> None:
     """The methods that are there are named; without variance, the first is the reference."""
     with pytest.raises(
-        ValueError, match="'mad' must be one of the methods swept: variance, mean, random, merge"
+        ValueError, match="'mad' must be one of the measured methods: variance, mean, random, merge"
     ):
         sweep(config(reference="mad"))
     assert module._reference(None, [("mean", "drop"), ("variance", "drop")]) == ("variance", "drop")
@@ -451,6 +451,6 @@ def test_the_command_says_how_to_go_on(
     interrupt(monkeypatch, "answers_to", 2)
     settings = config(speed=False)
     assert command.sweep(settings) == 130
-    assert f"the same command goes on from {settings.output}" in capsys.readouterr().err
+    assert f"run the same command again to resume from {settings.output}" in capsys.readouterr().err
     assert command.sweep(config(speed=False, batch_size=2)) == 1
-    assert f"trimvit sweep: {settings.output} holds a run with other settings" in capsys.readouterr().err
+    assert f"trimvit sweep: {settings.output} contains a run with other settings" in capsys.readouterr().err

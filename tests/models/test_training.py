@@ -249,7 +249,7 @@ def test_drawn_ratios_are_logged(config: Callable[..., TrainConfig]) -> None:
 
 def test_too_few_pictures_for_a_batch_are_refused(config: Callable[..., TrainConfig]) -> None:
     """A batch larger than the folder is an error that says what to lower."""
-    words = "15 training images, but a batch has 16; give --batch-size 15 or less"
+    words = "there are 15 training images, but a batch has 16; use --batch-size 15 or less"
     with pytest.raises(ValueError, match=words):
         fine_tune(config(batch_size=16))
 
@@ -373,7 +373,7 @@ def test_other_settings_in_the_same_folder_are_refused(
     before = {file.name: file.read_bytes() for file in settings.output.iterdir()}
     with pytest.raises(ResumeError) as caught:
         fine_tune(settings.model_copy(update=changes))
-    assert "holds a run with other settings" in str(caught.value)
+    assert "contains a run with other settings" in str(caught.value)
     ((name, value),) = changes.items()
     assert f"{name} " in str(caught.value)
     assert str(value).strip("(),") in str(caught.value)
@@ -486,7 +486,7 @@ def test_other_images_in_the_same_run_are_refused(
         words = r"classes \['amber', 'blue', 'coral'\], not \['amber', 'coral', 'green'\]"
     elif change == "an image":
         (data / "blue" / "3.png").unlink()
-        words = "the images are others"
+        words = "the images are different"
     else:
         (tmp_path / "labels.json").write_text(json.dumps({"amber": "yellow"}))
         settings = config(data=data, epochs=1, labels=tmp_path / "labels.json")
@@ -509,7 +509,7 @@ def test_a_model_without_its_state_is_not_overwritten(config: Callable[..., Trai
     checkpoint = fine_tune(settings).checkpoint
     (settings.output / "resume.pt").unlink()
     before = checkpoint.read_bytes()
-    with pytest.raises(ResumeError, match=r"holds a model\.safetensors and no resume\.pt"):
+    with pytest.raises(ResumeError, match=r"contains a model\.safetensors but no resume\.pt"):
         fine_tune(settings)
     assert checkpoint.read_bytes() == before
 
@@ -520,7 +520,7 @@ def test_a_state_that_cannot_be_read_is_told(config: Callable[..., TrainConfig],
     settings = config(epochs=1)
     settings.output.mkdir()
     (settings.output / "resume.pt").write_bytes(content)
-    with pytest.raises(ResumeError, match=r"resume\.pt cannot be read as the state of a run; remove it"):
+    with pytest.raises(ResumeError, match=r"resume\.pt is not a readable resume state; remove it"):
         fine_tune(settings)
 
 
@@ -535,7 +535,7 @@ def test_a_teacher_decides_the_order_of_classes(
     fine_tune(settings)
     assert load(str(settings.output / "model.safetensors")).labels == ("coral", "amber", "blue")
     save(other, loaded.model.vit, replace(loaded.card, labels=("cat", "amber", "blue"), folders=None))
-    with pytest.raises(ClassesError, match=r"the teacher learned other classes: .* coral"):
+    with pytest.raises(ClassesError, match=r"the teacher has other classes: .* coral"):
         fine_tune(config(teacher=other, epochs=1, output=tmp_path / "new"))
 
 
@@ -557,9 +557,9 @@ def test_going_on_from_a_checkpoint_keeps_its_order_of_classes(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('["yellow", "blue", "red"]', "has another form; it must be a JSON object of folder names"),
-        ('{"amber": 1}', "has another form"),
-        ('{"0": "yellow", "1": "blue"}', r"names none of the class folders \(amber, blue, coral"),
+        ('["yellow", "blue", "red"]', "has the wrong form; it must be a JSON object of folder names"),
+        ('{"amber": 1}', "has the wrong form"),
+        ('{"0": "yellow", "1": "blue"}', r"contains none of the class folders \(amber, blue, coral"),
         ("amber = yellow", "is not JSON"),
         ("", "is not JSON"),
     ],
@@ -581,7 +581,7 @@ def test_a_single_class_is_refused(
     """As is a class without images: there is nothing to learn."""
     data = tmp_path / "data"
     shutil.copytree(pictures / "amber", data / "amber")
-    with pytest.raises(FolderError, match=r"has one class folder \(amber\), and there is nothing"):
+    with pytest.raises(FolderError, match=r"has one class folder \(amber\), but at least two classes"):
         fine_tune(config(data=data))
     (data / "blue").mkdir()
     (data / "blue" / "notes.txt").write_text("")
@@ -639,7 +639,8 @@ RAGGED = (
     Pruning(0.8, "mean", "fuse"),
     Pruning(),
     Pruning(0.5, reducer="merge"),
-    Pruning(keep_mass=0.4),
+    # Never from two patches to one: without a prefix token two share all attention, so rounding decides.
+    Pruning(keep_mass=0.7),
 )
 
 
@@ -771,7 +772,7 @@ def test_a_frozen_start_is_computed_once_for_student_and_teacher(
 
 def test_all_blocks_frozen_are_refused(config: Callable[..., TrainConfig]) -> None:
     """Nothing would be left to learn but the head, for which there is a flag."""
-    with pytest.raises(ValueError, match=r"--frozen-blocks 9 leaves no block to train: .* 9, so 8 is"):
+    with pytest.raises(ValueError, match=r"--frozen-blocks 9 leaves no block to train: .* 9, so at most 8"):
         fine_tune(config(frozen_blocks=9))
 
 
@@ -1015,7 +1016,7 @@ def test_a_subset_of_the_classes_is_evaluated_as_such(
     (row,) = evaluate(evaluation(data=tmp_path, keep_ratios=(1.0,)))
     assert row.images == IMAGES["blue"] + IMAGES["coral"]
     assert row.top1 > 80
-    assert "2 of the model's 3 classes are there; missing: amber" in caplog.text
+    assert "2 of the model's 3 classes are present; missing: amber" in caplog.text
 
 
 def test_folders_that_are_no_class_are_refused(
@@ -1061,7 +1062,7 @@ def test_the_train_command_reports_what_is_wrong(
     """A foreseen error is a line and exit code 1, not a traceback."""
     assert command.train(config(batch_size=16)) == 1
     assert capsys.readouterr().err.endswith(
-        "trimvit train: 15 training images, but a batch has 16; give --batch-size 15 or less\n"
+        "trimvit train: there are 15 training images, but a batch has 16; use --batch-size 15 or less\n"
     )
 
 
@@ -1072,7 +1073,7 @@ def test_the_train_command_says_how_to_go_on(
     interrupt_at(monkeypatch, 2)
     settings = config()
     assert command.train(settings) == 130
-    assert f"the same command goes on from {settings.output}" in capsys.readouterr().err
+    assert f"run the same command again to resume from {settings.output}" in capsys.readouterr().err
 
 
 def test_the_evaluate_command_prints_and_writes(
@@ -1092,4 +1093,4 @@ def test_the_evaluate_command_reports_what_is_wrong(
 ) -> None:
     """A model that is not there is a line and exit code 1."""
     assert command.evaluate(evaluation(model="nowhere.safetensors")) == 1
-    assert "trimvit evaluate: there is no file 'nowhere.safetensors'" in capsys.readouterr().err
+    assert "trimvit evaluate: the file 'nowhere.safetensors' does not exist" in capsys.readouterr().err

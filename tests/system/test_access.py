@@ -51,7 +51,7 @@ def test_keys_are_asked_for_rotated_and_never_shown(
             (process,) = server.processes(title)
             assert "TRIMVIT_API_KEYS" not in process.environ()
         log = server.log.read_text()
-    assert "read 1 API keys" in log, "the log is the one to look at"
+    assert "loaded 1 API keys" in log, "the log is the one to look at"
     for secret in (ALICE, BOB, CAROL, hashed):
         assert secret not in log
 
@@ -139,7 +139,7 @@ def test_the_docs_page_runs_under_its_policy(server: Server) -> None:
     ("flags", "words"),
     [
         (["--api-keys-file", "/nowhere/keys"], "the API keys in /nowhere/keys cannot be read: No such file"),
-        (["--tls-certificate", "/nowhere/c.pem"], "--tls-certificate and --tls-key go together"),
+        (["--tls-certificate", "/nowhere/c.pem"], "--tls-certificate and --tls-key must be given together"),
         (
             ["--tls-certificate", "/nowhere/c.pem", "--tls-key", "/nowhere/k.pem"],
             "/nowhere/c.pem cannot be read: No such file",

@@ -228,7 +228,7 @@ def test_tritonclient_shows_what_was_wrong(client: triton.InferenceServerClient)
     for model, inputs, options, status, words in (
         (MODEL, good, {"parameters": {"keep_ratio": 1.5}}, "422", "got 1.5"),
         (MODEL, good, {"priority": 1}, "403", "--max-priority high"),
-        (MODEL, good, {"sequence_id": 3, "sequence_start": True}, "422", "no sequences"),
+        (MODEL, good, {"sequence_id": 3, "sequence_start": True}, "422", "sequences are not supported"),
         (MODEL, good, {"timeout": 10**15}, "422", "timeout must be a whole number"),
         ("another", good, {}, "404", f"allowed is '{MODEL}'"),
         (MODEL, good, {"model_version": "7"}, "404", "no version '7'"),

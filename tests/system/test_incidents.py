@@ -106,7 +106,7 @@ def test_an_http_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
         front.send_signal(signal.SIGSTOP)
         wait_until(lambda: not front.is_running(), "it to be killed")
         wait_until(lambda: is_ready(server.url), "the next one")
-        assert "http-0 hangs and is killed: its main loop has not moved for more than 2 s" in (
+        assert "killing http-0, which hangs: its main loop has not responded for more than 2 s" in (
             server.log.read_text()
         )
         assert answered(server)
@@ -132,7 +132,9 @@ def test_a_server_whose_private_folder_is_removed_stops_and_says_so(tmp_path: Pa
         folder = private_folder(server)
         shutil.rmtree(folder)
         assert server.supervisor.wait(120) == 1
-        assert f"stopped: the folder {folder} was removed while the server ran" in server.log.read_text()
+        assert (
+            f"stopped: the folder {folder} was removed while the server was running" in server.log.read_text()
+        )
 
 
 def test_processes_that_die_leave_no_files_and_no_zombies(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_commands_without_a_server_work_on_other_systems(platform: str, tmp_path
     assert any(label in done.stdout.splitlines()[-1] for label in LABELS)
     for command in ("serve", "ray"):
         assert (
-            f"trimvit {command}: the server needs Linux, and this is {platform}: run it in Docker"
+            f"trimvit {command}: the server needs Linux, but this is {platform}: run it in Docker"
             in done.stderr
         )
     assert f'File "{ROOT}' not in done.stderr  # no traceback through our code

@@ -217,7 +217,7 @@ def test_every_way_to_choose_is_answered(visit: Open) -> None:
     page = visit()
     page.example("astronaut.jpg")
     page.see("[value=compute]").check()
-    page.says("#remark", "This came to keep ratio")
+    page.says("#remark", "The resulting keep ratio is")
     page.see("[value=keep_mass]").check()
     page.says("#curl", "keep_mass=0.8")
     playwright.expect(page.see("#reducer option[value=merge]")).to_be_disabled()
@@ -229,7 +229,7 @@ def test_every_way_to_choose_is_answered(visit: Open) -> None:
     page.says("#curl", "reducer=drop")
     page.see("[value=cascade]").check()
     page.says("#way-meaning", "Calibrated")
-    page.says("#remark", "the unpruned model was asked as well")
+    page.says("#remark", "computed again without pruning")
     page.says("#saved", "none")
     page.see("[value=keep_ratio]").check()
     for criterion in page.see("#criterion option").all():
@@ -327,7 +327,7 @@ def test_what_is_not_a_picture_is_said_in_words(visit: Open) -> None:
     page = visit()
     page.example("china.jpg")
     page.choose("notes.txt", b"no picture at all", "text/plain")
-    page.says("#trouble", "That is not a picture")
+    page.says("#trouble", "The file is not a complete, valid image")
     page.says("#trouble", "JPEG, PNG")
     page.hides("#answer")
     page.shows("#empty")
@@ -380,9 +380,9 @@ def test_a_server_that_asks_for_a_key_is_given_one(visit: Open) -> None:
     """Nothing works without; a wrong key is refused; with the right one everything does, in this tab only."""
     problem = {
         "type": "urn:trimvit:problem:unauthorized",
-        "title": "A valid API key is needed",
+        "title": "A valid API key is required",
         "status": 401,
-        "detail": "this server asks for an API key",
+        "detail": "this server requires an API key",
     }
 
     def guarded(route: Any) -> None:
@@ -394,7 +394,7 @@ def test_a_server_that_asks_for_a_key_is_given_one(visit: Open) -> None:
     page = visit()
     page.page.route(re.compile("/v1/"), guarded)
     page.page.reload()
-    page.says("#trouble", "An API key is needed.")
+    page.says("#trouble", "A valid API key is required.")
     page.see("[data-example='china.jpg']").click()
     for key in ("wrong", "right"):
         playwright.expect(page.see("#key")).to_be_visible()
@@ -470,7 +470,7 @@ def test_the_keyboard_is_enough(visit: Open) -> None:
     page.answered()
     tab_to("#ways :checked")
     keys.press("ArrowRight")
-    page.says("#value-label", "Compute")
+    page.says("#value-label", "compute")
     keys.press("ArrowLeft")
     page.says("#value-label", "Kept")
     tab_to("#value")
@@ -484,7 +484,7 @@ def test_the_keyboard_is_enough(visit: Open) -> None:
     page.says("#compare", "Compare again")
     tab_to("#nearest-examples")
     keys.press("Enter")
-    page.says("#nearest-note", "cosine")
+    page.says("#nearest-note", "Cosine")
     tab_to("#pictures")
     tab_to("#copy")
     tab_to("#stages :checked")  # round again
@@ -537,7 +537,7 @@ def test_a_model_without_labels_shows_what_it_keeps(visit: Open, server: Server)
     page = visit()
     page.page.route(re.compile("/v1/models"), headless)
     page.page.reload()
-    page.says("#knows", "The model has no labels. It makes 384 features")
+    page.says("#knows", "The model has no labels. It computes 384 features")
     page.example("china.jpg")
     page.says("#left", "32 of 256")
     page.says("#curl", "/v1/embed?keep_ratio=0.5")
@@ -567,13 +567,13 @@ def test_pictures_are_ordered_by_how_alike_they_are(visit: Open, server: Server)
         said = [float(text) for text in row.locator(".others span").all_text_contents()]
         assert said == pytest.approx(cosines[own, expected], abs=0.006)
     page.see("#pictures").set_input_files(files[:1])
-    page.says("#nearest-note", "Choose 2 to 8 pictures; these are 1.")
+    page.says("#nearest-note", "Choose 2 to 8 pictures; you chose 1.")
     page.see("#pictures").set_input_files(files * 3)
-    page.says("#nearest-note", "these are 9")
+    page.says("#nearest-note", "you chose 9")
     page.see("#pictures").set_input_files(
         [files[0], {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"none"}]
     )
-    page.says("#trouble", "not a picture")
+    page.says("#trouble", "not a complete, valid image")
     assert page.see("#neighbours > li").count() == 0
 
 
@@ -619,10 +619,10 @@ def test_nothing_scrolls_sideways_on_a_phone(visit: Open) -> None:
     page.see("#compare").click()
     page.says("#compare", "Compare again")
     page.see("#nearest-examples").click()
-    page.says("#nearest-note", "cosine")
+    page.says("#nearest-note", "Cosine")
     assert fits()
     page.choose("notes.txt", b"no picture", "text/plain")
-    page.says("#trouble", "not a picture")
+    page.says("#trouble", "not a complete, valid image")
     assert fits()
 
 
@@ -646,8 +646,8 @@ def test_axe_finds_nothing_serious(visit_both: Open, scheme: str, viewport: dict
     page.see("#compare").click()
     page.says("#compare", "Compare again")
     page.see("#nearest-examples").click()
-    page.says("#nearest-note", "cosine")
+    page.says("#nearest-note", "Cosine")
     assert serious() == []
     page.choose("notes.txt", b"no picture", "text/plain")
-    page.says("#trouble", "not a picture")
+    page.says("#trouble", "not a complete, valid image")
     assert serious() == []

@@ -68,7 +68,7 @@ def test_each_model_has_defaults_of_its_own(both: Server) -> None:
     for name, ratio, reducer in (("photo", 1.0, "drop"), ("small", 0.5, "fuse")):
         (result,) = ask(both, PHOTOGRAPHS[0], model=name)["results"]
         assert (result["keep_ratio"], result["reducer"]) == (ratio, reducer)
-    assert "defaults of the model small: keep_ratio 0.5, reducer fuse" in both.log.read_text()
+    assert "defaults of model small: keep_ratio 0.5, reducer fuse" in both.log.read_text()
 
 
 def test_many_images_of_one_model_do_not_keep_the_other_waiting(both: Server) -> None:

@@ -19,10 +19,10 @@ def test_a_terminal_is_told_what_is_served_and_what_to_try() -> None:
     server = subprocess.Popen(command, stderr=stderr, env={**ENVIRONMENT, **os.environ})
     os.close(stderr)
     try:
-        screen = read_until(terminal, "Ctrl-C stops the server.")
+        screen = read_until(terminal, "Press Ctrl-C to stop the server.")
         assert "TrimViT is ready." in screen
         assert "trimvit-small-imagenette: 10 labels" in screen
-        assert re.search(r"keep ratio 1: one image in [\d.]+ ms, many at [\d.]+ images/s", screen)
+        assert re.search(r"keep ratio 1: a single image [\d.]+ ms, in batches [\d.]+ images/s", screen)
         found = re.search(r"^ *(curl .*)$", screen, re.MULTILINE)
         assert found is not None
         command = found[1].replace("curl ", "curl --silent --fail --max-time 60 ", 1)

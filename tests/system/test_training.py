@@ -102,7 +102,7 @@ def test_an_interrupted_training_says_how_to_go_on(start: Start, tmp_path: Path)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert err.strip() == f"interrupted; the same command goes on from {tmp_path}/run"
+    assert err.strip() == f"interrupted; run the same command again to resume from {tmp_path}/run"
     steps = len((tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines())
     process = start("--epochs", "5000", "--workers", "0")
     while len((tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()) <= steps:
@@ -119,7 +119,7 @@ def test_a_killed_reader_is_one_line(start: Start, tmp_path: Path) -> None:
     _, err = process.communicate()
     assert process.returncode == 1
     (line,) = err.strip().splitlines()
-    assert line.startswith("trimvit train: a process that reads images was ended from outside")
+    assert line.startswith("trimvit train: a process that reads images was killed")
     assert "--workers 0" in line
 
 

@@ -168,7 +168,7 @@ class Driven:
             problem = self.send("POST", ROUTE, ROUTE, **request).json()
             slug = problem["type"].removeprefix("urn:trimvit:problem:")
             assert slug in slugs
-            self.refusals[slug, known and "while the body came" not in problem["detail"]] += 1
+            self.refusals[slug, known and "bytes of the body had arrived" not in problem["detail"]] += 1
 
     def expected_checks(self) -> Counter[tuple[str, str]]:
         """(ratio bucket, outcome) of every pruned image, run again unpruned."""

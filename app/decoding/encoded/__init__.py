@@ -1,1 +1,1 @@
-"""One file a format: what an encoded image would cost its decoder, looked up before the decoder sees it."""
+"""What an encoded image would cost its decoder, checked before decoding: one file per format."""

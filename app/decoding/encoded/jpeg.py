@@ -30,7 +30,7 @@ _LENGTH = struct.Struct(">H")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a JPEG's frame header says. ``sampling``: of each component, across and down."""
+    """The frame header of a JPEG. ``sampling``: of each component, horizontal and vertical."""
 
     marker: int
     bits: int
@@ -141,7 +141,8 @@ def _check_kind(frame: Frame) -> None:
         kind = f"has {frame.bits} bits per sample"
     if kind:
         raise UndecodableImage(
-            f"the JPEG {kind}, which is not decoded here; save it as an ordinary JPEG of 8 bits, or as PNG"
+            f"the JPEG {kind}, which is not supported; save it as a baseline JPEG with 8 bits per sample, "
+            "or as PNG"
         )
 
 

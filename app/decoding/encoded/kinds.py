@@ -1,4 +1,4 @@
-"""What bytes are that are no image of a known format, by how they begin: so that their sender is told."""
+"""What bytes in an unknown format are, by their first bytes, so that the error message can say it."""
 
 import base64
 import binascii
@@ -15,13 +15,13 @@ _IMAGES = [
     for name, signature in {
         "HEIC": rb"....ftyp(heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|mif2|msf1|miaf)",
         "AVIF": rb"....ftypavi[fso]",
-        "a raw file of a camera (CR3)": rb"....ftypcrx ",
-        "a raw file of a camera (CR2)": rb"II\*\0....CR\x02|MM\0\*....CR\x02",
-        "a raw file of a camera (ORF)": rb"II(RO|RS)|MMOR",
-        "a raw file of a camera (RW2)": rb"IIU\0",
-        "a raw file of a camera (RAF)": rb"FUJIFILMCCD-RAW",
-        "a raw file of a camera (X3F)": rb"FOVb",
-        "a raw file of a camera (MRW)": rb"\0MRM",
+        "a camera raw file (CR3)": rb"....ftypcrx ",
+        "a camera raw file (CR2)": rb"II\*\0....CR\x02|MM\0\*....CR\x02",
+        "a camera raw file (ORF)": rb"II(RO|RS)|MMOR",
+        "a camera raw file (RW2)": rb"IIU\0",
+        "a camera raw file (RAF)": rb"FUJIFILMCCD-RAW",
+        "a camera raw file (X3F)": rb"FOVb",
+        "a camera raw file (MRW)": rb"\0MRM",
         "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
         "JPEG XL": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
         "JPEG XR": rb"II\xbc",
@@ -61,26 +61,26 @@ _OTHERS = [
         (rb"%PDF-", "a PDF", "send a page of it as JPEG or PNG"),
         (
             rb"PK\x03\x04|PK\x05\x06|Rar!|7z\xbc\xaf",
-            "an archive (zip or the like)",
+            "an archive (zip or similar)",
             "unpack it and send the image",
         ),
         (
             rb"\x1f\x8b",
-            "compressed by gzip",
-            "unpack the image, or say Content-Encoding: gzip",
+            "compressed with gzip",
+            "decompress the image, or set Content-Encoding: gzip",
         ),
-        (rb"version https://git-lfs", "a pointer of Git LFS, not the file", "run 'git lfs pull' first"),
+        (rb"version https://git-lfs", "a Git LFS pointer, not the file", "run 'git lfs pull' first"),
         (rb"\x93NUMPY", "a NumPy array", "send its pixels as the tensor 'pixels' over /v2, or as PNG"),
         (rb"\x89HDF|CDF\x01", "a file of arrays (HDF5 or NetCDF)", "send the picture as PNG"),
         (
             _TEXT + rb"(<\?xml.{0,2000}?)?(<!--.{0,2000}?)?(<!DOCTYPE svg.{0,500}?)?<svg",
-            "SVG, a drawing in text",
+            "an SVG drawing",
             "render it and send it as PNG",
         ),
         (
             _TEXT + rb"<(!doctype html|html|head|body)",
-            "an HTML page, often an error page in the place of an image",
-            "look at what was downloaded, and send the image itself",
+            "an HTML page, often an error page instead of an image",
+            "check what was downloaded, and send the image itself",
         ),
         (_TEXT + rb"<\?xml|" + _TEXT + rb"<Error>", "XML", "send the image itself"),
         (
@@ -91,21 +91,21 @@ _OTHERS = [
         (
             _TEXT + rb"(https?|ftp|s3|gs|file)://\S+",
             "a URL in text",
-            "fetch it and send the image itself: the server fetches nothing",
+            "the server does not fetch URLs; download the image and send it",
         ),
         (
             _TEXT + rb"[{\[]",
             "JSON",
-            "say Content-Type: application/json, or send the image itself",
+            "set Content-Type: application/json, or send the image itself",
         ),
         (
             rb"--[^\r\n]{1,200}\r?\nContent-",
             "a form",
-            "say Content-Type: multipart/form-data with its boundary, or send the image itself",
+            "set Content-Type: multipart/form-data with its boundary, or send the image itself",
         ),
         (
             rb"(\xef\xbf\xbd){1,4}|\x89PNG(?!\r\n\x1a\n)|\xc3\xbf\xc3\x98\xc3\xbf|\xc2\x89PNG",
-            "an image that was read or sent as text, which destroys it",
+            "an image that was read or sent as text, which corrupts it",
             "read the file as bytes (with curl: --data-binary, not -d)",
         ),
     )
@@ -128,7 +128,7 @@ _READ_BASE64 = 64
 def raw_file(data: bytes) -> Problem | None:
     """Raw files that begin like a TIFF, whose first picture is but a preview."""
     if data[:2] in (b"II", b"MM") and data[8:10] == b"CR":
-        return _of_image("a raw file of a camera (CR2)", "")
+        return _of_image("a camera raw file (CR2)", "")
     return None
 
 
@@ -154,8 +154,8 @@ def unidentified(data: bytes, allowed: str) -> Problem:
 
 def _broken(name: str) -> Problem:
     return UndecodableImage(
-        f"the bytes begin as {name}, but are broken or of a kind that is not decoded here; save the image "
-        "again, as JPEG or as PNG of 8 bits"
+        f"the bytes begin as {name}, but are corrupt or of an unsupported variant; save the image again "
+        "as JPEG, or as PNG with 8 bits per sample"
     )
 
 

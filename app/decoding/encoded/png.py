@@ -19,7 +19,7 @@ _LONGEST_EXIF = 2**20
 
 
 def without_extras(data: bytes, say: Say) -> bytes:
-    """The same picture; what is cut stays for the decoder to judge. ``say`` hears of a colour profile that
+    """The same picture; what is cut stays for the decoder to judge. ``say`` hears of a color profile that
     cannot be used.
 
     Raises UndecodableImage for too many chunks.
@@ -38,7 +38,7 @@ def without_extras(data: bytes, say: Say) -> bytes:
         if kind in _KEPT and _is_usable(kind, chunk):
             kept.append(chunk)
         elif kind == b"iCCP":
-            say("the image's colour profile is broken or too large, and was passed over")
+            say("the image's color profile is corrupt or too large, and was ignored")
             left_out = True
         else:
             left_out = True

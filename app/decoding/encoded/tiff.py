@@ -1,4 +1,4 @@
-"""TIFF: its first directory is looked at before its reader believes it (TIFF 6.0, section 2)."""
+"""TIFF: the first directory is checked before it is decoded (TIFF 6.0, section 2)."""
 
 import struct
 from collections.abc import Iterator
@@ -87,8 +87,8 @@ def _refuse_raw(entries: dict[int, _Entry], order: str) -> None:
     is_thumbnail = subfile is not None and bool(subfile.number(order) & 1) and _SUBDIRECTORIES in entries
     is_sensor = photometric is not None and photometric.number(order) in _SENSOR
     if _DNG in entries or is_sensor or is_thumbnail:
-        kind = "DNG" if _DNG in entries else "a raw file of a camera"
+        kind = "DNG" if _DNG in entries else "a camera raw file"
         raise UnsupportedMediaType(
-            f"the image is {kind}, which is not developed here (its first picture is but a thumbnail); "
-            "export it as JPEG, PNG or TIFF"
+            f"the image is {kind}, which is not supported (its first image is only a thumbnail); export "
+            "it as JPEG, PNG or TIFF"
         )

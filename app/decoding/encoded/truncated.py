@@ -1,4 +1,4 @@
-"""JPEGs that end too soon: how much of the picture is there, and whether that is answered."""
+"""Truncated JPEGs: how much of the picture is present, and whether it is accepted."""
 
 from app.decoding.encoded.jpeg import Jpeg
 from app.errors import UndecodableImage
@@ -18,15 +18,15 @@ def completed(jpeg: Jpeg, policy: TruncatedImages, say: Say) -> bytes:
         share, found = float(jpeg.scans > 1), "it is less sharp than it should be, or wrong in parts"
     else:
         share = share_of_rows(jpeg.data)
-        found = f"{share:.0%} of its rows are there, the rest is grey"
+        found = f"{share:.0%} of its rows are present, the rest is gray"
         if share == 1:
             return jpeg.data + END_MARK
     if policy == "refuse":
         raise UndecodableImage(
-            f"the JPEG ends too soon ({found}); send the whole file. A server started with "
+            f"the JPEG is truncated ({found}); send the whole file. A server started with "
             "--truncated-images answer answers such images, with a warning"
         )
     if share < LEAST_SHARE:
-        raise UndecodableImage(f"the JPEG ends too soon: less than {LEAST_SHARE:.0%} of its rows are there")
-    say(f"the JPEG ends too soon: {found}")
+        raise UndecodableImage(f"the JPEG is truncated: less than {LEAST_SHARE:.0%} of its rows are present")
+    say(f"the JPEG is truncated: {found}")
     return jpeg.data + END_MARK

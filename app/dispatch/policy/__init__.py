@@ -1,1 +1,1 @@
-"""What is decided, apart from the processes: pure functions and data, without clock, sockets or torch."""
+"""The decisions of the dispatcher as pure functions and data, without clock, sockets or torch."""

@@ -1,4 +1,4 @@
-"""What the scheduler takes and gives: limits, batches, and what it knows of each worker. Pure."""
+"""Inputs and outputs of the scheduler: limits, batches, and what it knows of each worker. Pure."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""An image in the queue, as queue and scheduler know it. Pure data."""
+"""An image in the queue, as seen by the queue and the scheduler. Pure data."""
 
 from collections.abc import Hashable
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Who comes next: priorities share the workers by weight, and the callers of one priority share it alike.
+"""Fair queueing: priorities share the workers by weight, and callers of one priority share it equally.
 
 Both levels are start-time fair queueing (Goyal, Vin and Cheng 1996): a flow carries the virtual time at
 which it is served next; what is served moves it on by its predicted seconds over its weight, and a flow that

@@ -27,23 +27,22 @@ _SHORT = 512  # of text whose look is described
 
 _LOOKS = [
     (re.compile(rb"\s*(?:https?|ftp|s3|gs)://|\s*//[\w.-]+/|\s*www\.", re.I),
-     "a URL: the server fetches nothing; send the bytes of the image"),
+     "a URL: the server does not fetch URLs; send the bytes of the image"),
     (re.compile(rb"\s*blob:", re.I),
-     "a blob URL, which only its own page can read; send the bytes of the image"),
+     "a blob URL, which only the page that made it can read; send the bytes of the image"),
     (re.compile(rb"\s*(?:file:|[/~.][\w./ ~-]*\.\w{2,5}\s*$|/(?:home|tmp|mnt|data|root|var|Users)/"
                 rb"|[a-z]:[\\/]|\\\\|[\w .()\\/-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)\s*$)", re.I),
-     "the name of a file: the server reads none; send the bytes of the image"),
+     "a file name: the server does not read files; send the bytes of the image"),
     (re.compile(rb"\s*b(?P<quote>['\"]).*", re.S),
      "Python's str() of bytes: use base64.b64encode(data).decode()"),
     (re.compile(rb"\s*(?:undefined|null|none|nan|true|false|\[object \w+\]|<[^>]* object at .*)\s*$",
                 re.I | re.S),
-     "what a program writes where a value is missing"),
-    (re.compile(rb"\s*[\"']"), "in quotes of its own: leave them out"),
+     "what a program writes for a missing value"),
+    (re.compile(rb"\s*[\"']"), "quoted twice: leave out the inner quotes"),
     (re.compile(rb"\s*(?:<svg|(?:<\?xml|<!doctype).{0,400}?<svg)", re.I | re.S),
-     "text of another kind, an SVG drawing: render it and send it as PNG"),
+     "an SVG drawing: render it and send it as PNG"),
     (re.compile(rb"\s*(?:<\?xml|<!doctype|<html)", re.I),
-     "text of another kind, a page, often an error page in the place of an image: look at what was "
-     "downloaded"),
+     "an HTML or XML page, often an error page instead of an image: check what was downloaded"),
     (re.compile(rb"\s*[\[{(]?\s*\d{1,3}(?:[\s,]+\d{1,3}){3,}"), "a list of numbers"),
 ]  # fmt: skip
 
@@ -58,9 +57,9 @@ def from_base64(text: object, index: int | None, name: str = "image") -> bytearr
     elif isinstance(text, LongText):
         pieces = _unescaped(text.view)
     elif isinstance(text, list) and text and isinstance(text[0], int):
-        raise InvalidValue(f"'{name}' must be a string in base64; it is a list of numbers", image=index)
+        raise InvalidValue(f"'{name}' must be a base64 string, not a list of numbers", image=index)
     else:
-        raise InvalidValue(f"'{name}' must be a string in base64, such as iVBORw0KGgoAAAAN...", image=index)
+        raise InvalidValue(f"'{name}' must be a base64 string, such as iVBORw0KGgoAAAAN...", image=index)
     beginning = b""
     try:
         first = next(pieces, b"")
@@ -70,7 +69,7 @@ def from_base64(text: object, index: int | None, name: str = "image") -> bytearr
     except (ValueError, msgspec.DecodeError) as error:
         raise UnreadableRequest(f"'{name}' is not base64: {_why(beginning, error)}", image=index) from error
     if not begins_as_image(data) and (look := _look(beginning, data)):
-        raise UnreadableRequest(f"'{name}' is not an image in base64: it is {look}", image=index)
+        raise UnreadableRequest(f"'{name}' is not a base64-encoded image: it is {look}", image=index)
     return data
 
 
@@ -108,7 +107,7 @@ def _after_data_url(first: bytes) -> tuple[bytes, bool]:
     if head is None:
         return first, False
     if b"base64" not in head[1].lower().replace(b" ", b"").split(b";"):
-        raise ValueError("the data URL is not in base64; write ;base64 before its comma")
+        raise ValueError("the data URL must be base64-encoded, with ;base64 before the comma")
     return first[head.end() :], True
 
 
@@ -124,7 +123,7 @@ def _decoded(first: bytes, rest: Iterator[bytes], *, percent: bool) -> bytearray
         if b"=" in piece or padding:
             piece, _, after = piece.partition(b"=")
             if (padding and (piece or after.strip(b"="))) or after.strip(b"="):
-                raise ValueError("data follows the padding")
+                raise ValueError("there is data after the padding")
             padding += len(after) + (b"=" in after or not padding)
         left += piece
         whole = len(left) - len(left) % 4
@@ -132,7 +131,7 @@ def _decoded(first: bytes, rest: Iterator[bytes], *, percent: bool) -> bytearray
         left = left[whole:]
         piece = next(rest, None)
     if len(left) == 1:
-        raise ValueError("its last character is missing, or there is one too many")
+        raise ValueError("its length is wrong: characters are missing at the end, or there is one too many")
     if padding > (-len(left)) % 4:
         raise ValueError("it has too much padding")
     if left:
@@ -173,13 +172,13 @@ class _Blanks:
         """Raises ValueError."""
         if self._lost and not self._pluses:
             raise ValueError(
-                "it has blanks and no +, which a form turns into blanks: encode + as %2B, or send JSON"
+                "it has spaces but no +; URL-encoded forms turn + into spaces: encode + as %2B, or send JSON"
             )
 
 
 def _why(beginning: bytes, error: Exception) -> str:
     look = _look(beginning, b"")
-    return f"it is {look}" if look else f"{error}; in Python, base64.b64encode(data).decode() makes it"
+    return f"it is {look}" if look else f"{error}; in Python, use base64.b64encode(data).decode()"
 
 
 def _look(beginning: bytes, data: bytes | bytearray) -> str | None:
@@ -194,9 +193,9 @@ def _look(beginning: bytes, data: bytes | bytearray) -> str | None:
         and len(digits) % 2 == 0
         and begins_as_image(bytes.fromhex(digits.decode()))
     ):
-        return "hexadecimal; encode the bytes in base64"
+        return "hexadecimal; encode the bytes as base64"
     try:
         again = binascii.a2b_base64(bytes(data[:64]).translate(_ONE_ALPHABET, _WHITE_SPACE), strict_mode=True)
     except ValueError:
         return None
-    return "base64 of base64; encode the bytes once" if begins_as_image(again) else None
+    return "encoded as base64 twice; encode the bytes once" if begins_as_image(again) else None

@@ -29,7 +29,7 @@ _DEADLINES = (b"deadline_ms", b"timeout")  # what says it in a form or in JSON
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage(Generic[Options]):
-    """One image as it came, and what is asked of it; or the ``problem`` that it has already, where each image
+    """One encoded image and its options; or the ``problem`` that it has already, where each image
     is to be answered."""
 
     data: Data
@@ -94,8 +94,9 @@ async def _read_images(
     for index, image in enumerate(images):
         if image.options.errors != images[0].options.errors:
             raise InvalidValue(
-                f"errors holds for the whole request: it is {image.options.errors!r} for this image and "
-                f"{images[0].options.errors!r} for the first; give it once, beside the images",
+                "errors must be the same for all images of a request: it is "
+                f"{image.options.errors!r} for this image and "
+                f"{images[0].options.errors!r} for the first; give it once, next to the images",
                 image=index,
             )
     return images
@@ -161,8 +162,8 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
                 await _fill(body, request, limits, lambda: timeout.reschedule(None))
     except TimeoutError:
         raise DeadlinePassed(
-            f"the deadline of {deadline_s:g} s passed while the body came, of which {len(body)} bytes are "
-            "here; where more time is wanted, say so by deadline_ms in the query"
+            f"the deadline of {deadline_s:g} s passed when {len(body)} bytes of the body had "
+            "arrived; for more time, give deadline_ms in the query"
         ) from None
     except BaseException:
         body.clear()  # now, and not when nothing refers to this frame any more

@@ -56,7 +56,7 @@ Body = bytes | bytearray
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What one request may carry."""
+    """Limits of one request body."""
 
     bytes: int
     images: int
@@ -138,10 +138,13 @@ def raw_image(body: Body, kind: str, allowed: str) -> Data:
             return data
         if kind == _TEXT:
             raise UnsupportedMediaType(
-                f"the Content-Type is {kind!r} and the body is no image in base64; allowed are {allowed}"
+                f"the Content-Type is {kind!r} and the body is not a base64-encoded image; "
+                f"allowed are {allowed}"
             )
         if look := look_of(body):
-            raise UndecodableImage(f"the body is no image: it is {look} (in curl: --data-binary @photo.jpg)")
+            raise UndecodableImage(
+                f"the body is not an image: it is {look} (in curl: --data-binary @photo.jpg)"
+            )
     elif kind == _TEXT:
         raise UnsupportedMediaType(f"the Content-Type is {kind!r}; allowed are {allowed}")
     return body
@@ -155,7 +158,7 @@ def _check_line_ends(body: Body, kind: str) -> None:
     png_without = body.startswith(b"\x89PNG") and not body.startswith(b"\x89PNG\r\n")
     if png_without or (len(body) >= _STRIPPED and b"\n" not in body and b"\r" not in body):
         raise UnreadableRequest(
-            "the image has lost all its line ends on the way here, as curl -d does to files: send it with "
+            "the image has lost all its line breaks, which curl -d removes: send it with "
             "curl --data-binary @photo.jpg, or -F image=@photo.jpg"
         )
 
@@ -173,11 +176,13 @@ def _from_json(body: Body, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
         raise UnreadableRequest("the JSON body must be an object with 'image' or 'images'")
     if ("image" in document) == ("images" in document):
         raise InvalidValue(
-            "the JSON body must have either 'image' or 'images', as in {\"image\": \"iVBORw0KGgo...\"}"
+            "the JSON body must have either 'image' or 'images', for example {\"image\": \"iVBORw0KGgo...\"}"
         )
     images = document.pop("images") if "images" in document else [{"image": document.pop("image")}]
     if not isinstance(images, list) or not all(isinstance(item, dict) for item in images):
-        raise InvalidValue("'images' must be a list of objects, each with 'image' and options of its own")
+        raise InvalidValue(
+            "'images' must be a list of objects, each with 'image' and optionally its own options"
+        )
     if len(images) > limits.images:
         raise TooLarge(f"the request has {len(images)} images; at most {limits.images} are allowed")
     pairs: Pairs = []

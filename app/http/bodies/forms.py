@@ -88,7 +88,7 @@ def _boundary(content_type: str, body: bytes | bytearray) -> bytes:
         seen = f", which is {short.repr(found[1].decode('latin-1'))} in this body" if found else ""
         raise UnreadableRequest(
             f"the Content-Type of the form has no boundary{seen}: let your HTTP client write that header "
-            "itself (curl -F, files= in requests and httpx, a FormData in fetch), and set none"
+            "itself (curl -F, files= in requests and httpx, FormData in fetch) and do not set it yourself"
         )
     if len(boundary) > _LONGEST_BOUNDARY:
         raise UnreadableRequest(f"the boundary of the form has more than {_LONGEST_BOUNDARY} characters")
@@ -116,7 +116,7 @@ def _parts(
         if opened.end < end:
             left.parts -= 1
             if left.parts < 0:
-                raise TooLarge("the form has more parts than images and options together may be")
+                raise TooLarge("the form has more parts than the images and options that are allowed")
             yield from _part(view, opened.end, end, left, nested=nested)
         opened = following
 

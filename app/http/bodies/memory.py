@@ -44,7 +44,7 @@ class Memory:
 
 
 class Share:
-    """What one request holds of it. Every method may be called from any thread."""
+    """The memory that one request holds. All methods are thread-safe."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -56,8 +56,8 @@ class Share:
         with memory.lock:
             if memory.taken + size > memory.most_bytes:
                 raise Overloaded(
-                    f"the bodies of all requests together have more than the {memory.most_bytes} bytes of "
-                    "memory that they may take; send the request again later",
+                    f"the bodies of all requests together need more than the {memory.most_bytes} bytes of "
+                    "memory allowed; retry later",
                     retry_after_s=_RETRY_AFTER_S,
                 )
             self._change(size)

@@ -1,4 +1,4 @@
-"""Who may ask, and from where: API keys, CORS, and the headers that tell a browser what a page may do.
+"""Access control: API keys, CORS, and the headers that tell a browser what a page may do.
 
 All of it is ASGI middleware that goes by the path, so that it holds for every route, whoever adds it.
 """
@@ -80,17 +80,17 @@ def _advice(headers: Headers, query: bytes, presented: str | None) -> str:
     """What is wrong with the key of a request, or with the place where it has one. No key is repeated."""
     if presented is not None:
         if presented.strip("\"'") != presented:
-            return "the API key is not valid: it is sent without quotation marks"
+            return "the API key is not valid: send it without quotation marks"
         if presented == "" or presented.lower().startswith("bearer"):
             return f"the API key is not valid: send 'Authorization: Bearer KEY' or '{KEY_HEADER}: KEY'"
-        return "the API key is not valid (any more)"
-    asked = f"this server asks for an API key, as 'Authorization: Bearer KEY' or '{KEY_HEADER}: KEY'"
+        return "the API key is not valid, or not valid any longer"
+    asked = f"this server requires an API key: send 'Authorization: Bearer KEY' or '{KEY_HEADER}: KEY'"
     if "authorization" in headers:
         scheme = headers["Authorization"].partition(" ")[0].lower()
-        given = f"not {scheme!r}" if scheme in _OTHER_SCHEMES else "with the word Bearer before the key"
+        given = f"not {scheme!r}" if scheme in _OTHER_SCHEMES else "write Bearer before the key"
         return f"{asked}; {given}"
     if any(name.lower() in _KEYS_IN_QUERIES for name in QueryParams(query.decode("latin-1"))):
-        return f"{asked}; a key in the query is not read, as addresses end up in logs"
+        return f"{asked}; a key in the query is ignored, because URLs end up in logs"
     return asked
 
 
@@ -171,7 +171,7 @@ def declare_keys(app: FastAPI) -> None:
                     operation["security"] = []
                 else:
                     operation["responses"]["401"] = {
-                        "description": "No API key, or one that is not valid.",
+                        "description": "The API key is missing or not valid.",
                         "content": _error_content(operation["responses"]),
                         "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
                     }

@@ -1,4 +1,4 @@
-"""By which names the server is asked: what keeps other sites' pages away by their host's name.
+"""Checks the Host header, which protects against DNS rebinding.
 
 A page of evil.example whose name is made to mean 127.0.0.1 (DNS rebinding) is, to a browser, of one origin
 with the server, so neither CORS nor a firewall keeps it out. Its requests still say `Host: evil.example`.
@@ -67,8 +67,8 @@ class AnswerHosts:
             return self._app(scope, receive, send)
         name = _name(host)[:100]
         problem = MisdirectedRequest(
-            f"this server does not answer to the name {name!r}; ask for localhost or, if it is one of "
-            f"its names, start it with --allowed-hosts {name}"
+            f"this server does not serve the host {name!r}; use localhost or, if this is one of its "
+            f"names, start it with --allowed-hosts {name}"
         )
         return problem_response(problem, scope["path"])(scope, receive, send)
 

@@ -64,8 +64,8 @@ def _codings(listed: str) -> list[str]:
     for name in names:
         if name not in _NAMES:
             raise UnsupportedMediaType(
-                f"the Content-Encoding is {short.repr(name)}; allowed are gzip and deflate, or none: "
-                "send the body as it is"
+                f"the Content-Encoding is {short.repr(name)}; allowed are gzip and deflate, or "
+                "none (send the body uncompressed)"
             )
     if len(names) > _MOST_CODINGS:
         raise UnsupportedMediaType(
@@ -155,29 +155,29 @@ class Inflater:
         try:
             piece = self._inflater.decompress(self._left, _PIECE)
         except zlib.error as error:
-            raise UnreadableRequest(f"the body is not {self._coding}: {error}") from error
+            raise UnreadableRequest(f"the body is not valid {self._coding}: {error}") from error
         self._left = self._inflater.unconsumed_tail or self._inflater.unused_data
         self._full = len(piece) == _PIECE and not self._inflater.eof  # zlib may hold more of it back
         self._size += len(piece)
         if self._size > self._most_bytes:
-            raise TooLarge(
-                f"the body has more than {self._most_bytes} bytes, inflated; at most so many are allowed"
-            )
+            raise TooLarge(f"the decompressed body is larger than the {self._most_bytes} bytes allowed")
         return piece
 
     def _next_member(self) -> "zlib._Decompress":
         """For what follows the end, which may be so in gzip only (RFC 1952, 2.2)."""
         self._members += 1
         if self._coding != "gzip":
-            raise UnreadableRequest(f"the body is not {self._coding}: bytes follow its end")
+            raise UnreadableRequest(f"the body is not valid {self._coding}: there are bytes after its end")
         if self._members > _MOST_MEMBERS:
-            raise UnreadableRequest(f"the body is gzip of more than {_MOST_MEMBERS} members")
+            raise UnreadableRequest(
+                f"the gzip body has more than {_MOST_MEMBERS} members; compress it in one"
+            )
         return zlib.decompressobj(_GZIP)
 
     def check_end(self) -> None:
         """Raises UnreadableRequest where the data ends too early."""
         if self._inflater is None or not self._inflater.eof or self._left:
-            raise UnreadableRequest(f"the body is not {self._coding}: it ends before its data")
+            raise UnreadableRequest(f"the body is not valid {self._coding}: it is truncated")
 
 
 def _is_zlib(data: bytes) -> bool:

@@ -61,10 +61,12 @@ class Observe:
         except ClientDisconnect:
             status = CLIENT_GONE
         except Exception:
-            log.exception("a request failed")
+            log.exception("unhandled exception in a request")
             if status:  # half an answer is out; the server must cut the connection
                 raise
-            fault = InternalFault(f"an unforeseen fault; the log has it under request id {request_id}")
+            fault = InternalFault(
+                f"unexpected error; the server log has the details under request ID {request_id}"
+            )
             await problem_response(fault, scope["path"])(scope, receive, send_with_id)
         finally:
             seconds = seconds_since(scope)

@@ -1,4 +1,4 @@
-"""Which sites' pages may send something: what keeps a form on another site's page from being answered.
+"""Refuses cross-site requests, such as a form on a page of another site.
 
 Browsers ask for leave (CORS) before most requests that a page sends elsewhere, but not before a form, or
 what looks like one. They say where each request comes from: in Sec-Fetch-Site or, without TLS, in Origin.
@@ -31,7 +31,8 @@ class RefuseOtherSites:
             return self._app(scope, receive, send)
         origin = (header_of(scope, b"origin") or "another site")[:100]
         problem = CrossSiteRequest(
-            f"a page of {origin} may not send requests to this server; --cors-origins names those that may"
+            f"web pages of {origin} are not allowed to send requests to this server; the option "
+            "--cors-origins allows them"
         )
         return problem_response(problem, scope["path"])(scope, receive, send)
 

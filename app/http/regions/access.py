@@ -1,4 +1,4 @@
-"""Who may use regions, and how a request reads and writes its own."""
+"""Who can use regions, and how a request reads and writes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ class Access:
         """Write the output of that name there. Raises InvalidValue."""
         if len(data) > place.size:
             raise InvalidValue(
-                f"the output {name} has {len(data)} bytes, and its shared_memory_byte_size is {place.size}"
+                f"the output {name} has {len(data)} bytes, but its shared_memory_byte_size is "
+                f"only {place.size}"
             )
         key, start = self._start(place)
         memory.write(key, start, data)
@@ -77,7 +78,7 @@ def regions_for(regions: Regions | None, scope: Scope) -> Regions:
     """Raises NotFound where the server has none, and NotLocal for a client that is not on its machine."""
     if regions is None:
         raise NotFound(
-            "shared memory is not offered by this server; start it with --shared-memory-bytes, or send the "
+            "shared memory is not enabled on this server; start it with --shared-memory-bytes, or send the "
             "data with the request"
         )
     if not _is_local(scope):

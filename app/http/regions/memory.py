@@ -20,9 +20,9 @@ _SEMAPHORE = "sem."  # what sem_open's files begin with
 
 # What the system says, in words that tell whoever sent the key what to do.
 _REASONS = {
-    errno.ENOENT: "there is none; create it first, and register it while it exists",
-    errno.ELOOP: "it is a symbolic link; a region is a file of shm_open",
-    errno.EACCES: "the server's user may not open it; create it for that user, or for all",
+    errno.ENOENT: "it does not exist; create it before you register it",
+    errno.ELOOP: "it is a symbolic link; create the region with shm_open",
+    errno.EACCES: "the server has no permission to open it; allow the server's user to read and write it",
 }
 
 
@@ -38,7 +38,8 @@ def file_name(key: str) -> str:
         or len(name.encode(errors="replace")) > _LONGEST_KEY
     ):
         raise InvalidValue(
-            f"the key {short.repr(key)} is no name of POSIX shared memory: at most {_LONGEST_KEY} bytes, "
+            f"the key {short.repr(key)} is not a valid name of POSIX shared memory: at most "
+            f"{_LONGEST_KEY} bytes, "
             "with no slash but the first and nothing unprintable, such as /images; names of semaphores "
             "(sem.*) are not allowed"
         )
@@ -88,7 +89,9 @@ def _opened(key: str, mode: int) -> Iterator[int]:
         raise _unusable(key, error) from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidValue(f"the shared memory {short.repr(key)} cannot be used: it is no plain file")
+            raise InvalidValue(
+                f"the shared memory {short.repr(key)} cannot be used: it is not a regular file"
+            )
         yield descriptor
     finally:
         os.close(descriptor)

@@ -56,7 +56,7 @@ class Regions:
         if region is None:
             known = [each.name for each in self.of(owner)]
             told = no_such("region", name, known) if known else f"there is no region {short.repr(name)}"
-            raise NotFound(f"{told}; register it first")
+            raise NotFound(f"{told}; register it before you use it")
         return region
 
     def register(self, region: Region) -> None:
@@ -66,8 +66,8 @@ class Regions:
         with self._changing() as regions:
             if any((each.owner, each.name) == (region.owner, region.name) for each in regions):
                 raise InvalidValue(
-                    f"a region {short.repr(region.name)} is registered; unregister it first, or take another "
-                    "name"
+                    f"the region {short.repr(region.name)} is already registered; unregister it "
+                    "first, or use another name"
                 )
             if self._beyond(regions, region) is not None:
                 regions[:] = [each for each in regions if _is_there(each)]

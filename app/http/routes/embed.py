@@ -36,16 +36,15 @@ _LONGEST_HEADER = 1000  # proxies refuse headers of several kilobytes
 _VARY = {"Vary": "Accept"}
 
 _NUMBERS = {
-    SHAPE: "How many embeddings, and numbers of each.",
-    COMPUTE: "Of each image, the share of the unpruned model's multiply-accumulates; left out where it would "
-    "have more than 1,000 bytes.",
-    KEPT: "Of each image, the patches left after the last stage; left out where it would have more than "
-    "1,000 bytes.",
+    SHAPE: "Number of embeddings, and length of each.",
+    COMPUTE: "Cost of each image as a share of the unpruned model's multiply-accumulates. Omitted if "
+    "longer than 1,000 bytes.",
+    KEPT: "Number of patches of each image left after the last stage. Omitted if longer than 1,000 bytes.",
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The embeddings: as JSON, or where Accept names octet-stream as the bytes of float32 "
-        "numbers, little-endian, image after image.",
+        "description": "The embeddings: as JSON or, if the Accept header names octet-stream, as "
+        "little-endian float32 numbers, one image after another.",
         "content": {RAW: {"schema": {"type": "string", "format": "binary"}}},
         "headers": {
             **WARNINGS_HEADER_SCHEMA,
@@ -122,8 +121,8 @@ def _only_vectors(images: Sequence[EncodedImage[EmbedOptions]]) -> None:
         for name, is_asked in beside.items():
             if is_asked:
                 raise InvalidValue(
-                    f"{name}: an answer as {RAW} has embeddings alone; leave it out, or leave {RAW} out of "
-                    "the Accept header",
+                    f"{name}: an answer as {RAW} contains only embeddings; leave this option out, or "
+                    f"remove {RAW} from the Accept header",
                     image=index,
                 )
 

@@ -37,21 +37,21 @@ Function = Literal["softmax", "sigmoid", "none"]
 _FUNCTION: dict[str, Any] = {
     "type": "string",
     "enum": list(get_args(Function)),
-    "description": "What makes a logit a score: `softmax` over all classes, `sigmoid` of each by itself, or "
-    "`none`: the logit as it is. Default: the model's own, as /v1/models says it.",
+    "description": "How logits become scores: `softmax` over all classes, `sigmoid` of each class, or "
+    "`none` for the logits themselves. Default: that of the model (see /v1/models).",
 }
 
 
 class HuggingFaceRequest(BaseModel):
-    """A photograph and what is asked of it."""
+    """A photograph and its options."""
 
     inputs: str = Field(
-        description="The encoded image (JPEG, PNG, ...), in base64; a data URL is taken too.",
+        description="The encoded image (JPEG, PNG, ...) in base64, or a data URL.",
         examples=[EXAMPLE_IMAGE],
     )
     parameters: dict[str, Any] | None = Field(
         None,
-        description="Options of /v1/classify but for the masks, and `function_to_apply`.",
+        description="Options of /v1/classify except masks, and `function_to_apply`.",
         examples=[{"top_k": 3, "keep_ratio": 0.7}],
         json_schema_extra={
             "properties": {"function_to_apply": _FUNCTION, **option_schemas(MASK_OPTIONS + OF_SEVERAL_IMAGES)}
@@ -64,7 +64,7 @@ class HuggingFaceLabel(BaseModel):
 
     label: str = Field(description="The class's name.", examples=["church"])
     score: float = Field(
-        description="From 0 to 1; with `function_to_apply` `none` any number.", examples=[0.93]
+        description="From 0 to 1, or any number if `function_to_apply` is `none`.", examples=[0.93]
     )
 
 
@@ -75,7 +75,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
     @router.post(
         PAGE.path,
         operation_id="hf_image_classification",
-        summary="Classify a photograph, in Hugging Face's shape",
+        summary="Classify a photograph, in Hugging Face's format",
         response_model=list[HuggingFaceLabel],
         responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **errors(*PROBLEMS)},
         openapi_extra=_BODY,
@@ -87,7 +87,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
     @router.post(
         HUGGING_FACE.path + "{model_name:model}",
         operation_id="hf_model_image_classification",
-        summary="Classify a photograph with the model of this name, in Hugging Face's shape",
+        summary="Classify a photograph with this model, in Hugging Face's format",
         response_model=list[HuggingFaceLabel],
         responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **errors(*PROBLEMS, 404)},
         openapi_extra=_BODY,
@@ -97,7 +97,8 @@ def hugging_face_router(classification: Classification) -> APIRouter:
         model_name: Annotated[
             str,
             Path(
-                description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"]
+                description="Name of the model, as listed in /v1/models.",
+                examples=["trimvit-small-imagenette"],
             ),
         ],
     ) -> JSONResponse:
@@ -161,7 +162,7 @@ def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function | None]:
         raise InvalidValue(said_of("function_to_apply", "function_to_apply", _FUNCTION, function))
     for name in MASK_OPTIONS:
         if name in given:
-            raise InvalidValue(f"{name}: this shape has no place for a mask; ask /v1/classify")
+            raise InvalidValue(f"{name}: this format has no field for a mask; use /v1/classify")
     refuse_those_of_v1(given)
     return options_of(given, None, ("function_to_apply",)), function
 

@@ -40,8 +40,7 @@ _IMAGE_NAMES = ("image", "image_bytes", "b64", "data", "content")
 _MEMBERS = ("instances", "parameters")
 _TENSORFLOWS_DEFAULT = ("signature_name", "serving_default")  # which asks for what is done anyway
 _PIXELS = (
-    "an image is sent encoded (JPEG, PNG, ...), in base64; "
-    "pixels as numbers are taken by /v2/models/NAME/infer"
+    "send an image encoded (JPEG, PNG, ...) and in base64; for pixels as numbers, use /v2/models/NAME/infer"
 )
 
 
@@ -61,21 +60,23 @@ class Base64(BaseModel):
 
 
 class Instance(BaseModel):
-    """An image, under one of these names, and options of its own beside it."""
+    """An image, under one of these names, and optionally its own options."""
 
     model_config = ConfigDict(
         json_schema_extra={"additionalProperties": True, "examples": [{"image": {"b64": EXAMPLE_IMAGE}}]}
     )
 
-    image: Base64 | str | None = Field(None, description="The encoded image, in base64, bare or as `b64`.")
+    image: Base64 | str | None = Field(
+        None, description="The encoded image in base64, as a string or in an object with `b64`."
+    )
     image_bytes: Base64 | str | None = Field(None, description="The same.")
-    b64: str | None = Field(None, description="The same, bare.")
+    b64: str | None = Field(None, description="The same, as a string.")
     data: Base64 | str | None = Field(None, description="The same.")
     content: Base64 | str | None = Field(None, description="The same.")
 
 
 class PredictRequest(BaseModel):
-    """Images, and what is asked of them."""
+    """Images and their options."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -87,11 +88,11 @@ class PredictRequest(BaseModel):
     )
 
     instances: list[Instance | str] = Field(
-        min_length=1, description="The images: each an object with one in it, or its base64 alone."
+        min_length=1, description="The images, each as an object that contains it or as a base64 string."
     )
     parameters: dict[str, Any] | None = Field(
         None,
-        description="Options of /v1/classify for all images; an instance's own go before them.",
+        description="Options of /v1/classify for all images. Options of an instance take precedence.",
         json_schema_extra={"properties": {**option_schemas(OF_SEVERAL_IMAGES)}},
     )
 
@@ -99,7 +100,7 @@ class PredictRequest(BaseModel):
 class PredictResponse(BaseModel):
     """One prediction for each instance, in their order."""
 
-    predictions: list[ImageResult] = Field(description="Each as /v1/classify answers it.")
+    predictions: list[ImageResult] = Field(description="One result per image, as in /v1/classify.")
 
 
 def kserve_v1_router(classification: Classification, health: Health) -> APIRouter:
@@ -174,7 +175,7 @@ def _images_in(
     if not isinstance(parameters, dict | None):
         raise InvalidValue('parameters must be an object, such as {"keep_ratio": 0.5}')
     if not instances:
-        raise UnreadableRequest("the list of instances is empty: send an image in each")
+        raise UnreadableRequest("the list of instances is empty; send at least one image")
     if len(instances) > limits.images:
         raise TooLarge(f"the request has {len(instances)} images; at most {limits.images} are allowed")
     return [
@@ -195,7 +196,7 @@ def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
     if isinstance(instance, str | LongText):
         return instance, {}
     if not isinstance(instance, dict):
-        raise InvalidValue(f"an instance must be an object or a text in base64: {_PIXELS}", image=index)
+        raise InvalidValue(f"an instance must be an object or a base64 string: {_PIXELS}", image=index)
     # TensorFlow's models name their inputs as they like, so bytes under any name are the image.
     names = [name for name in instance if name in _IMAGE_NAMES or _has_bytes(instance[name])]
     if len(names) != 1:
@@ -208,7 +209,7 @@ def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
     if _has_bytes(given):
         given = given["b64"]
     if not isinstance(given, str | LongText):
-        raise InvalidValue(f'{names[0]} must be base64, bare or as {{"b64": "..."}}: {_PIXELS}', image=index)
+        raise InvalidValue(f'{names[0]} must be a base64 string or {{"b64": "..."}}: {_PIXELS}', image=index)
     return given, {name: value for name, value in instance.items() if name != names[0]}
 
 

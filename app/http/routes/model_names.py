@@ -48,7 +48,8 @@ class ModelNameConvertor(Convertor[str]):
 register_url_convertor("model", ModelNameConvertor())
 
 ModelName = Annotated[
-    str, Path(description="The model's name, as /v1/models says it.", examples=["trimvit-small-imagenette"])
+    str,
+    Path(description="Name of the model, as listed in /v1/models.", examples=["trimvit-small-imagenette"]),
 ]
 ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[VERSION])]
 
@@ -58,7 +59,7 @@ class ModelReady(BaseModel):
 
     name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     ready: bool = Field(
-        description="Always true: a model that is not ready, or not loaded now, is answered with 503."
+        description="Always true. If the model is not ready or not loaded, the response is 503."
     )
 
 
@@ -85,7 +86,7 @@ def ready_model(
     model = known_model(classification, name, folder)
     check_version(name, version)
     if not health.is_ready():
-        raise NotReady("images are not answered now; see /readyz", retry_after_s=1.0)
+        raise NotReady("the server is not ready; see /readyz", retry_after_s=1.0)
     return ModelReady(name=model.name, ready=True)
 
 
@@ -95,7 +96,7 @@ def _unloaded(entry: ModelEntry) -> NotReady:
         return NotReady(f"the model {name!r} is {doing}", retry_after_s=1.0 if doing == "loading" else None)
     reason = f" (the last load failed: {entry.reason})" if entry.reason else ""
     return NotReady(
-        f"the model {name!r} is not loaded; POST {REPOSITORY_MODELS.path}{name}/load loads it{reason}"
+        f"the model {name!r} is not loaded; load it with POST {REPOSITORY_MODELS.path}{name}/load{reason}"
     )
 
 
@@ -124,7 +125,8 @@ async def model_of(
     asked = model_named(options)
     if asked not in (None, name):
         raise InvalidValue(
-            f"the path names the model {short.repr(name)}, and the options {short.repr(asked)}: leave one out"
+            f"the path names the model {short.repr(name)}, but the options name {short.repr(asked)}: "
+            "leave one out"
         )
     unnamed = [each.model_copy(update={"model": None}) for each in options]
     await classification.model(request, unnamed, name)

@@ -1,4 +1,4 @@
-"""What an operator and an orchestrator ask: alive, ready, metrics."""
+"""Routes for operators and orchestrators: liveness, readiness, metrics."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
     @router.get(
         PING.path,
         operation_id="ping",
-        summary="As /readyz, for Amazon SageMaker and clients of TorchServe",
+        summary="Same as /readyz, for Amazon SageMaker and clients of TorchServe",
         response_model=Readiness,
         responses={503: {"model": Readiness, "description": "Not ready."}},
     )

@@ -9,7 +9,7 @@ from app.http.problems import PROBLEMS
 
 
 class ErrorAnswer(BaseModel):
-    """What was wrong and what is allowed."""
+    """What was wrong, what is allowed, and what to do."""
 
     error: str = Field(description="In words.", examples=["there is no model 'vit'; allowed is 'toy'"])
 

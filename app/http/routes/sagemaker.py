@@ -26,8 +26,8 @@ _BODY = {
             "name": ATTRIBUTES,
             "in": "header",
             "required": False,
-            "description": "Options, where a query cannot be sent: keep_ratio=0.5,top_k=2. What has no = in "
-            "it, such as an id, is passed over.",
+            "description": "Options, for clients that cannot send a query: keep_ratio=0.5,top_k=2. Parts "
+            "without =, such as an ID, are ignored.",
             "schema": {"type": "string"},
         },
     ],

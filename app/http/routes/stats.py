@@ -16,21 +16,23 @@ from app.telemetry import metrics, tallies
 class Stats(BaseModel):
     """Counts since the server's start, over all its processes. Rates are differences of two answers."""
 
-    clock_s: float = Field(description="Seconds of a steady clock; its zero means nothing.")
-    engines_ready: int = Field(ge=0, description="Workers that answer now.")
-    queue_images: int = Field(ge=0, description="Images that wait for a batch now.")
-    queue_limit_images: int = Field(ge=0, description="Images that may wait before more are refused.")
-    images_answered: int = Field(ge=0, description="Images that got labels.")
-    refusals: int = Field(ge=0, description="Requests refused or given up.")
+    clock_s: float = Field(description="Seconds of a monotonic clock. Only differences are meaningful.")
+    engines_ready: int = Field(ge=0, description="Workers that are ready.")
+    queue_images: int = Field(ge=0, description="Images that are waiting for a batch.")
+    queue_limit_images: int = Field(
+        ge=0, description="Maximum number of waiting images. Further images are refused."
+    )
+    images_answered: int = Field(ge=0, description="Images that were answered.")
+    refusals: int = Field(ge=0, description="Requests that were refused or abandoned.")
     batches: int = Field(ge=0, description="Batches computed.")
     batch_images: int = Field(ge=0, description="Images in them.")
     batch_fill_sum: float = Field(
-        ge=0, description="Sum over the batches of the share of the token budget that each used."
+        ge=0, description="Sum over all batches of the used share of the token budget."
     )
     compute: float | None = Field(
         gt=0,
-        description="What the answered images cost as a share of the unpruned model's multiply-accumulates; "
-        "null before the first.",
+        description="Cost of the answered images as a share of the unpruned model's "
+        "multiply-accumulates; null before the first.",
     )
 
 

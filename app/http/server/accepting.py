@@ -1,4 +1,4 @@
-"""Connections taken off a listener, clients in turn.
+"""Accepts connections from a listener, in turn for all clients.
 
 asyncio's own listener takes up to 2,048 connections off the kernel's queue in one go, in the order in which
 they came, and makes a transport and a protocol of each, which takes 0.2 ms. Whoever connects behind a client
@@ -83,7 +83,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
-                log.error("no connection can be accepted for %g s: %s", _PAUSE_S, error.strerror)
+                log.error("cannot accept connections, trying again in %g s: %s", _PAUSE_S, error.strerror)
                 self._pause()
                 self._loop.call_later(_PAUSE_S, self._read)
                 break

@@ -147,7 +147,11 @@ class Connection(HttpToolsProtocol):
             self._cannot_read(unreadable("version", b""))
         elif self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
             if self._idle():
-                self.refuse(HeadersTooLarge(f"a request's head may have at most {MOST_HEAD_BYTES} bytes"))
+                self.refuse(
+                    HeadersTooLarge(
+                        f"the request line and headers may have at most {MOST_HEAD_BYTES} bytes together"
+                    )
+                )
             else:  # trailers without end, behind a body or behind a request that is being answered
                 self.transport.abort()
         elif self._timer is None and self.timeout_keep_alive_task is None and self._idle():
@@ -282,7 +286,9 @@ class Connection(HttpToolsProtocol):
         elif not self._idle():  # the head of a request that was sent behind one that is being answered
             self._arm(self.head_timeout_s)
         elif self._in_head:
-            self.refuse(TooSlow(f"the request's head did not come within {self.head_timeout_s:g} s"))
+            self.refuse(
+                TooSlow(f"the request line and headers did not arrive within {self.head_timeout_s:g} s")
+            )
         else:
             self.transport.close()
 

@@ -1,4 +1,5 @@
-"""A client that sends no more: has it gone, or does it wait for its answer? The same packet says either."""
+"""A client that has stopped sending: has it disconnected, or does it wait for its answer? Both look the same
+on the network."""
 
 import asyncio
 import socket

@@ -106,7 +106,7 @@ class Handshake(asyncio.Protocol):
             self._connection.connection_made(self._transport)
             self._connection.refuse(
                 UnreadableRequest(
-                    "this port speaks HTTPS only, and the client began without TLS; use https://"
+                    "this port only accepts HTTPS, but the client did not use TLS; use https://"
                 )
             )
             return

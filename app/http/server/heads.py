@@ -22,27 +22,26 @@ def checked_head(method: str, version: str, target: bytes, headers: Headers) -> 
     Raises a Problem for a head that cannot be answered, or that servers might understand differently.
     """
     if version not in _VERSIONS:
-        raise UnreadableRequest(f"this server speaks HTTP/1.1 and HTTP/1.0, not HTTP/{version}")
+        raise UnreadableRequest(f"this server supports HTTP/1.1 and HTTP/1.0, not HTTP/{version}")
     if method == "CONNECT":
         raise MethodNotAllowed(
-            "this server is no proxy: CONNECT is not taken; ask it directly, with GET or POST"
+            "this server is not a proxy and does not support CONNECT; send GET or POST requests to it "
+            "directly"
         )
     if len(target) > _LONGEST_TARGET:
-        raise HeadersTooLarge(f"the request's target may have at most {_LONGEST_TARGET} bytes")
+        raise HeadersTooLarge(f"the request target may have at most {_LONGEST_TARGET} bytes")
     # Absolute, as proxies send it; then its host counts (RFC 9112, section 3.2.2).
     if not target.startswith(b"/") and (found := _ABSOLUTE.fullmatch(target)):
         host, target = found.groups()
         target = target if target.startswith(b"/") else b"/" + target
         headers = [*((name, value) for name, value in headers if name != b"host"), (b"host", host)]
     if not target.startswith(b"/") and (method, target) != ("OPTIONS", b"*"):
-        raise UnreadableRequest(
-            f"the request's target must begin with /, as in /livez; it is {_shown(target)}"
-        )
+        raise UnreadableRequest(f"the request target must begin with /, such as /livez; got {_shown(target)}")
     _check_host(version, _values(headers, b"host"))
     _check_transfer_encoding(version, _values(headers, b"transfer-encoding"))
     for value in _values(headers, b"expect"):
         if value.lower() != b"100-continue":
-            raise ExpectationFailed(f"Expect may be 100-continue only, not {_shown(value)}")
+            raise ExpectationFailed(f"Expect must be 100-continue, not {_shown(value)}")
     return target, headers
 
 
@@ -56,23 +55,25 @@ def without_offers(method: bytes, target: bytes, version: str, headers: Headers)
 def _check_host(version: str, hosts: Sequence[bytes]) -> None:
     """RFC 9112, section 3.2."""
     if len(hosts) > 1:
-        raise UnreadableRequest("the request has more than one Host header; give one")
+        raise UnreadableRequest("the request has more than one Host header; send only one")
     if not hosts and version == "1.1":
         raise UnreadableRequest("an HTTP/1.1 request needs a Host header, such as 'Host: localhost:8000'")
     if hosts and not _HOST.fullmatch(hosts[0].strip()):
         raise UnreadableRequest(
-            f"Host is a name or an address, such as localhost:8000, not {_shown(hosts[0])}"
+            f"Host must be a name or an address, such as localhost:8000, not {_shown(hosts[0])}"
         )
 
 
 def _check_transfer_encoding(version: str, codings: Sequence[bytes]) -> None:
     """RFC 9112, section 6.1. What the parser lets through, and a proxy in front may understand otherwise."""
     if codings and version == "1.0":
-        raise UnreadableRequest("HTTP/1.0 has no Transfer-Encoding; use Content-Length, or HTTP/1.1")
+        raise UnreadableRequest(
+            "HTTP/1.0 does not support Transfer-Encoding; use Content-Length, or HTTP/1.1"
+        )
     if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
         raise UnreadableRequest(
-            f"Transfer-Encoding may be 'chunked' only, not {_shown(b', '.join(codings))}; a compressed "
-            "body is announced by Content-Encoding"
+            f"Transfer-Encoding must be 'chunked', not {_shown(b', '.join(codings))}; for a compressed "
+            "body, use Content-Encoding"
         )
 
 

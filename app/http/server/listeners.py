@@ -148,5 +148,9 @@ def _connections(wanted: int) -> int:
     """As many as there may be open files, some of which are needed for other things."""
     may_be = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
     if wanted > may_be:
-        log.warning("at most %d connections, not %d: the limit of open files is too low", may_be, wanted)
+        log.warning(
+            "at most %d connections instead of %d: the limit of open files (ulimit -n) is too low",
+            may_be,
+            wanted,
+        )
     return max(1, min(wanted, may_be))

@@ -1,4 +1,4 @@
-"""Who holds how many connections of a process, and who may have one more. Pure: no sockets."""
+"""The number of connections of each client, and whether it may open another. Pure: no sockets."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -40,10 +40,13 @@ class Places:
         """Why a connection of this client, which is counted already, is one too many; ``beyond``: by more
         than so many."""
         if self._held.total() > self.most + beyond:
-            return f"there are more than {self.most} connections"
+            return f"the limit of {self.most} connections is reached; retry later"
         client = client_of(address)
         if self._held[client] > self._most_each + beyond and not self._spared(address):
-            return f"there are more than {self._most_each} connections from {client}"
+            return (
+                f"the limit of {self._most_each} connections from {client} is reached; close some or "
+                "retry later"
+            )
         return None
 
     def _spared(self, address: str) -> bool:

@@ -46,7 +46,7 @@ class Bounded:
             await self._app(scope, receive, send)
             return
         if self._traffic.stopping and not known(scope["path"]).while_stopping:
-            refusal = NotReady("the server is stopping", retry_after_s=_RETRY_AFTER_S)
+            refusal = NotReady("the server is shutting down", retry_after_s=_RETRY_AFTER_S)
             await problem_response(refusal, scope["path"], {"Connection": "close"})(scope, receive, send)
             return
         share = Share(self._memory)
@@ -80,8 +80,8 @@ class _Body:
             message = await in_time(self._receive(), until)
         except TimeoutError:
             raise TooSlow(
-                f"{self._received} bytes of the body came in time; allowed are {self._timeout_s:g} s and "
-                f"what {SLOWEST_BYTES_PER_S} bytes a second need"
+                f"only {self._received} bytes of the body arrived in time; allowed are "
+                f"{self._timeout_s:g} s plus the time needed at {SLOWEST_BYTES_PER_S} bytes per second"
             ) from None
         if message["type"] == "http.request":
             size = len(message.get("body", b""))

@@ -1,4 +1,4 @@
-"""What is wrong with bytes that are no HTTP request, in words. Pure functions."""
+"""Error messages for bytes that are not a valid HTTP request. Pure functions."""
 
 import re
 
@@ -14,37 +14,41 @@ _METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
 
 # By what the parser says, the first that fits.
 _WORDS = (
-    ("PRI", "this server speaks HTTP/1.1; HTTP/2 without TLS is not spoken (with curl: --http1.1)"),
-    ("Duplicate Content-Length", "Content-Length is given more than once; give it once"),
+    ("PRI", "this server supports HTTP/1.1, but not HTTP/2 without TLS (with curl: --http1.1)"),
+    ("Duplicate Content-Length", "the request has more than one Content-Length header; send only one"),
     (
         "present with",
-        "Content-Length and Transfer-Encoding exclude each other, as servers may disagree which counts; "
-        "give one",
+        "the request has both Content-Length and Transfer-Encoding, which servers may interpret "
+        "differently; send only one",
     ),
-    ("Content-Length overflow", "Content-Length is larger than any body can be"),
-    ("Content-Length", "Content-Length must be the body's number of bytes in decimal digits, such as 1024"),
-    ("Transfer-Encoding", "Transfer-Encoding may be 'chunked' only, given once"),
-    ("chunk data", "a chunk of the body is longer or shorter than the size before it says"),
+    ("Content-Length overflow", "Content-Length is larger than any possible body"),
+    (
+        "Content-Length",
+        "Content-Length must be the number of bytes of the body in decimal digits, such as 1024",
+    ),
+    ("Transfer-Encoding", "Transfer-Encoding must be 'chunked' and given only once"),
+    ("chunk data", "a chunk of the body is longer or shorter than its announced size"),
     (
         "hunk",
         "a chunk of the body must begin with its size in hexadecimal digits, such as 1f40, on a line that "
         "ends with CR LF",
     ),
     ("after header value", "a header must be on one line that ends with CR LF"),
-    ("header value", "a header's value has a control character; NUL, CR and LF are not allowed in it"),
-    ("header", "a header must be 'Name: value', without blanks in or after its name"),
-    ("CRLF", "the lines of a head end with CR LF, not with LF alone"),
-    ("Missing expected", "the lines of a head end with CR LF"),
+    ("header value", "a header value contains a control character; NUL, CR and LF are not allowed"),
+    ("header", "a header must have the form 'Name: value', without spaces in or after its name"),
+    ("CRLF", "header lines must end with CR LF, not with LF alone"),
+    ("Missing expected", "header lines must end with CR LF"),
     ("version", "the request line must end with HTTP/1.1 or HTTP/1.0"),
     ("dot", "the request line must end with HTTP/1.1 or HTTP/1.0"),
     (
         "HTTP/",
-        "the request line must be 'METHOD /path HTTP/1.1'; a blank in the path or the query is written %20",
+        "the request line must be 'METHOD /path HTTP/1.1'; spaces in the path or the query must be "
+        "encoded as %20",
     ),
     (
         "url",
-        "the request's target must begin with / and be ASCII; other characters are percent-encoded as UTF-8, "
-        "such as %C3%BC",
+        "the request target must begin with / and be ASCII; other characters must be percent-encoded as "
+        "UTF-8, such as %C3%BC",
     ),
 )
 
@@ -62,18 +66,18 @@ def unreadable(reason: str, opening: bytes) -> Problem:
 def _foreign(opening: bytes) -> str | None:
     """Words for another protocol, or for a method that there is not."""
     if _TLS_HANDSHAKE.match(opening):
-        return "this port speaks plain HTTP, and the client began with TLS; use http:// in place of https://"
+        return "this port only accepts plain HTTP, but the client used TLS; use http:// instead of https://"
     if opening.startswith(_PROXY_PROTOCOL):
         return (
-            "the PROXY protocol is not spoken here; let the proxy send X-Forwarded-For, and name it in "
-            "--trusted-proxies"
+            "the PROXY protocol is not supported; let the proxy send X-Forwarded-For, and name the proxy "
+            "in --trusted-proxies"
         )
     found = _METHOD.match(opening)
     if found is None or found[1] in (*_METHODS, b"PRI"):
         return None
     if found[1].upper() in _METHODS:
-        return f"methods are written in capitals: {found[1].decode().upper()}, not {found[1].decode()}"
-    return f"{found[1].decode()} is no method that is known here; the API takes GET, HEAD, POST and OPTIONS"
+        return f"methods must be in upper case: {found[1].decode().upper()}, not {found[1].decode()}"
+    return f"{found[1].decode()} is not a supported method; the API supports GET, HEAD, POST and OPTIONS"
 
 
 def _of_parser(reason: str) -> str:
@@ -81,5 +85,7 @@ def _of_parser(reason: str) -> str:
         if part in reason:
             return words
     if "method" in reason:
-        return "this port speaks HTTP/1.1; a request begins with its method, as in 'GET /livez HTTP/1.1'"
-    return f"the request is not HTTP/1.1 ({reason})"
+        return (
+            "this port only accepts HTTP/1.1; a request begins with its method, as in 'GET /livez HTTP/1.1'"
+        )
+    return f"the request is not valid HTTP/1.1 ({reason})"

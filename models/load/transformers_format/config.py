@@ -172,12 +172,14 @@ def parse(content: Mapping[str, Any], path: Path) -> TransformersConfig:
     values = {**_DEFAULTS, **kind.defaults, **{key: each for key, each in own.items() if each is not None}}
     width, heads = _whole(values, "hidden_size", path), _whole(values, "num_attention_heads", path)
     if width % heads or values.get("head_dim", width // heads) != width // heads:
-        raise ModelError(f"{path}: hidden_size {width} is not {heads} heads of equal width, as timm has them")
+        raise ModelError(
+            f"{path}: hidden_size {width} is not a multiple of its {heads} heads, as timm requires"
+        )
     activation = _ACTIVATIONS.get(str(values["hidden_act"]))
     if activation is None:
         raise ModelError(
-            f"{path}: the activation {values['hidden_act']!r} is not served; "
-            f"known are {', '.join(_ACTIVATIONS)}"
+            f"{path}: the activation {values['hidden_act']!r} is not supported; supported are "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     patch = _pair(values, "patch_size", path)
     if name.startswith("Siglip2"):
@@ -218,23 +220,24 @@ def _class_of(content: Mapping[str, Any], path: Path) -> str:
     names = content.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ModelError(
-            f"{path} is of transformers ({content.get('model_type')}) and does not say its class; write it: "
-            f'"architectures": ["ViTForImageClassification"] (served are {SUPPORTED})'
+            f"{path} is a transformers config ({content.get('model_type')}) and does not name its class; "
+            "add it: "
+            f'"architectures": ["ViTForImageClassification"] (supported: {SUPPORTED})'
         )
     found = next((name for name in names if name in KINDS), None)
     if found is not None:
         return str(found)
     name = names[0]
     if name.endswith("ForImageClassification"):
-        what = "whose patches TrimViT does not prune yet"
+        what = "which TrimViT cannot prune yet"
     elif name.startswith(("ViT", "DeiT", "Dinov2", "IJepa", "Siglip", "CLIP")):
         what = (
-            "which has no classifier: it gives features, and they are not served yet, so fine-tune it first "
+            "which has no classifier, only features, which are not supported yet, so fine-tune it first "
             "(transformers' ...ForImageClassification, or trimvit train)"
         )
     else:
-        what = "which is no image classifier that TrimViT knows"
-    raise ModelError(f"{path.parent} is a {name} of transformers, {what}. Served are {SUPPORTED}")
+        what = "which is not an image classifier that TrimViT supports"
+    raise ModelError(f"{path.parent} is a {name} of transformers, {what}. Supported: {SUPPORTED}")
 
 
 def _mlp(values: Mapping[str, Any], width: int, path: Path) -> dict[str, Any]:
@@ -260,7 +263,7 @@ def _scores(content: Mapping[str, Any], labels: tuple[str, ...], path: Path) -> 
     """As transformers' pipeline chooses them: sigmoids for several labels an image, and for a lone one."""
     problem = content.get("problem_type")
     if problem == "regression":
-        raise ModelError(f"{path} says that it answers with a number (regression), not with classes")
+        raise ModelError(f"{path} is for regression, not for classification")
     if problem == "multi_label_classification" or len(labels) == 1:
         return "sigmoid"
     return "softmax"

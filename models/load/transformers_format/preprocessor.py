@@ -74,20 +74,18 @@ def input_spec(folder: Path, config: TransformersConfig) -> InputSpec:
     kind = config.kind.processor if content is None else _kind(content, config.kind.processor)
     if content is None:
         log.warning(
-            "%s holds no %s: images are prepared as %s does by default, for %d x %d pixels; to be sure, save "
-            "the processor beside the model: processor.save_pretrained(FOLDER)",
+            "%s contains no %s: using the defaults of %s for %d x %d pixels. To be sure, save the "
+            "processor with the model: processor.save_pretrained(FOLDER)",
             *(folder, PREPROCESSOR, kind, *config.image_size),
         )
         content = _at_size(_DEFAULTS[kind], config.image_size)
     values = {**_COMMON, **_DEFAULTS.get(kind, {}), **_given(content)}
     unknown = [key for key in _NOT_SERVED if values.get(key)]
     if unknown:
-        raise ModelError(f"{path}: {unknown[0]} is not served; take it out if the model does well without it")
+        raise ModelError(f"{path}: {unknown[0]} is not supported; remove it if the model works without it")
     missing = [key for key in ("image_mean", "image_std") if key not in values and values["do_normalize"]]
     if missing:
-        raise ModelError(
-            f"{path} is of {kind}, which is not known here, and has no {missing[0]}; write it in"
-        )
+        raise ModelError(f"{path} is for {kind}, which is unknown here, and has no {missing[0]}; add it")
     resize, size = _geometry(values, kind, config, path)
     mean, std = _levels(values, config.args["in_chans"], path)
     interpolation = _interpolation(values, path)
@@ -99,7 +97,7 @@ def input_spec(folder: Path, config: TransformersConfig) -> InputSpec:
     if size == config.image_size or config.kind.resampling is not None:
         return spec
     log.warning(
-        "%s prepares images of %d x %d pixels, and the network is made for %d x %d: that is what it is shown",
+        "%s prepares images of %d x %d pixels, but the network is made for %d x %d: using the network's size",
         *(path, *size, *config.image_size),
     )
     return at_size(spec, config.image_size)
@@ -116,7 +114,9 @@ def _content(folder: Path) -> tuple[Mapping[str, Any] | None, Path]:
         return None, path
     content = read_json(path)
     if not isinstance(content, Mapping):
-        raise ModelError(f"{path} is no JSON object; mend it, or remove it for the defaults of its class")
+        raise ModelError(
+            f"{path} is not a JSON object; correct it, or remove it to use the defaults of its class"
+        )
     return content, path
 
 
@@ -150,21 +150,25 @@ def _geometry(
     """What the whole image is resized to (pixels of the short side, or height and width), and height and
     width of what is cut out of its middle."""
     if not values["do_resize"]:
-        raise ModelError(f"{path} resizes no image (do_resize), and photographs have many sizes; set it")
+        raise ModelError(
+            f"{path} turns resizing off (do_resize), but photographs have many sizes; turn it on"
+        )
     resize = _resize(values.get("size"), kind, path)
     if values["do_center_crop"]:
         crop = _resize(values.get("crop_size", values.get("size")), "", path)
         cut = (crop, crop) if isinstance(crop, int) else crop
     elif isinstance(resize, int):
         cut = config.image_size
-        log.warning("%s cuts nothing off (do_center_crop): the middle is cut out, %d x %d", path, *cut)
+        log.warning(
+            "%s turns cropping off (do_center_crop): cropping the center anyway, to %d x %d", path, *cut
+        )
     else:
         cut = resize
     whole = (resize, resize) if isinstance(resize, int) else resize
     if cut[0] > whole[0] or cut[1] > whole[1]:
         raise ModelError(
-            f"{path}: crop_size {cut[0]} x {cut[1]} is larger than size {whole[0]} x {whole[1]}, so images "
-            "would have black borders; make one of them fit"
+            f"{path}: crop_size {cut[0]} x {cut[1]} is larger than size {whole[0]} x {whole[1]}, so "
+            "images would have black borders; change one of them"
         )
     return resize, cut
 
@@ -182,7 +186,7 @@ def _resize(size: object, kind: str, path: Path) -> int | tuple[int, int]:
     if isinstance(size, Sequence) and len(size) == 2 and all(map(_is_side, size)):
         return size[0], size[1]
     raise ModelError(
-        f'{path}: the size {size!r} is not served; it may be {{"height": 224, "width": 224}} or '
+        f'{path}: the size {size!r} is not supported; it can be {{"height": 224, "width": 224}} or '
         '{"shortest_edge": 256}'
     )
 
@@ -223,5 +227,5 @@ def _interpolation(values: Mapping[str, Any], path: Path) -> Interpolation:
     number = values.get("resample", 2)
     if number not in _RESAMPLE:
         names = ", ".join(f"{key} ({name})" for key, name in _RESAMPLE.items())
-        raise ModelError(f"{path}: resample {number!r} is not served; known are {names}")
+        raise ModelError(f"{path}: resample {number!r} is not supported; supported are {names}")
     return _RESAMPLE[number]

@@ -80,8 +80,8 @@ def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
         if any(map(_ANCHOR.match, tensors)):
             return tensors
     raise ModelError(
-        f"{path.name} holds no network in the layout of transformers, which the config.json beside it names: "
-        "no tensor is called ...embeddings.patch_embeddings.projection.weight"
+        f"{path.name} does not contain a network in the layout of transformers, which its config.json "
+        "names: no tensor is named ...embeddings.patch_embeddings.projection.weight"
     )
 
 
@@ -118,8 +118,8 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check(tensors: Mapping[str, Tensor], config: TransformersConfig, path: Path) -> None:
     if "head.weight" not in tensors:
         raise ModelError(
-            f"{path.name} holds no classifier (classifier.weight), though {config.path} says {config.name}; "
-            "its weights are of the network without its head, so fine-tune it first"
+            f"{path.name} contains no classifier (classifier.weight), although {config.path} names "
+            f"{config.name}; it has only the backbone, so fine-tune it first"
         )
     positions, patches = tensors.get("pos_embed"), tensors["patch_embed.proj.weight"]
     if positions is not None:

@@ -205,7 +205,7 @@ def test_without_matplotlib_a_plot_is_refused_at_once(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--query", "top_k=x"], 1, "refuses the image with 422: top_k must be a whole number"),
+        (["--query", "top_k=x"], 1, "refused the image with 422: top_k must be a whole number"),
         (["--query", "top_k"], 2, "--query must be name=value&name=value, got 'top_k'"),
         (["--rate", "5", "--concurrency", "2"], 2, "give --concurrency (a closed loop) or --rate"),
         (["--query", "keep_ratio=1", "--keep-ratios", "1"], 2, "give --keep-ratios or keep_ratio in --query"),
@@ -248,4 +248,4 @@ def test_a_server_that_is_not_there_or_none_of_ours_is_told(
     dispatch.model = None
     code, _, err = trimvit("bench", url, *SHORT)
     assert code == 1
-    assert "answers with 503: no worker has loaded the model yet" in err
+    assert "responds with 503: no worker has loaded the model yet" in err

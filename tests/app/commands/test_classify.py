@@ -64,7 +64,7 @@ def test_a_folder_stands_for_its_images_by_path(
     code, out, err = trimvit("classify", photographs, "--model", tiny_model, "--json", "--batch-size", 2)
     expected = [photographs / name for name in ("a.jpg", "c, d.webp", "deep/b.png")]
     assert code == 0
-    assert err == f"trimvit classify: 1 passed over in {photographs}: notes.txt (no image)\n"
+    assert err == f"trimvit classify: 1 skipped in {photographs}: notes.txt (no image)\n"
     assert [line["photograph"] for line in lines(out)] == [str(path) for path in expected]
 
 
@@ -96,7 +96,7 @@ def test_what_cannot_be_read_is_told_and_the_others_are_answered(
     assert lines(out)[0]["problem"]["type"] == "urn:trimvit:problem:undecodable-image"  # type: ignore[index]
     assert f"trimvit classify: {junk}: the bytes are not an image in a known format" in err
     assert f"trimvit classify: {missing}: it cannot be read: No such file or directory" in err
-    assert "trimvit classify: 2 of 4 photographs were not answered" in err
+    assert "trimvit classify: 2 of 4 photographs failed" in err
 
 
 def test_the_table_has_a_row_for_each_label(trimvit: Trimvit, tiny_model: Path, photographs: Path) -> None:
@@ -169,13 +169,13 @@ def test_a_cascade_and_its_absence_are_told(trimvit: Trimvit, tiny_model: Path, 
         (["--criterion", "max"], "--criterion must be 'variance', 'mad', "),
         (
             ["--keep-ratio", "0.5", "--compute", "0.5"],
-            "give only one of keep_ratio, compute, keep_mass, cascade; there are keep_ratio and compute",
+            "give only one of keep_ratio, compute, keep_mass, cascade; got keep_ratio and compute",
         ),
         (["--cascade", "--reducer", "fuse"], "leave out reducer, or cascade"),
-        (["--compute", "0.0001"], "compute 0.0001 cannot be reached"),
-        (["--mask-format", "grid"], "--mask-format is for the lines of --json"),
+        (["--compute", "0.0001"], "compute 0.0001 is too low"),
+        (["--mask-format", "grid"], "--mask-format only applies to --json"),
         (["--mask-stages"], "--mask-stages needs --mask or --mask-format"),
-        (["--mask", "one.png"], "--mask one.png is one picture, and there are 3 photographs; name a folder"),
+        (["--mask", "one.png"], "--mask one.png is a file, but there are 3 photographs; give a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -204,9 +204,9 @@ def test_a_picture_needs_an_ending_that_is_one(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--model", "no_such_model"], "timm knows no model 'no_such_model'"),
-        (["--model", "gone.safetensors"], "there is no file 'gone.safetensors'"),
-        (["--labels", "gone.txt"], "there is no file of labels 'gone.txt'"),
+        (["--model", "no_such_model"], "timm has no model 'no_such_model'"),
+        (["--model", "gone.safetensors"], "the file 'gone.safetensors' does not exist"),
+        (["--labels", "gone.txt"], "the label file 'gone.txt' does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -274,9 +274,9 @@ def test_every_image_of_a_folder_is_tried(trimvit: Trimvit, tiny_model: Path, tm
         ("IMG_5", True), ("a.jpg", True), ("b.MPO", True), ("c.HEIC", True), ("d.jpf", False),
     ]  # fmt: skip
     told = err.splitlines()
-    assert told[0] == f"trimvit classify: 1 passed over in {tmp_path}: film.mp4 (no image)"
+    assert told[0] == f"trimvit classify: 1 skipped in {tmp_path}: film.mp4 (no image)"
     assert f"{tmp_path}/d.jpf: the image is JPEG2000; allowed are" in told[1]
-    assert told[2] == "trimvit classify: 1 of 5 photographs were not answered"
+    assert told[2] == "trimvit classify: 1 of 5 photographs failed"
 
 
 def test_a_folder_without_images_costs_the_others_nothing(
@@ -328,10 +328,10 @@ def test_a_broken_name_in_an_error_is_spelt_out(trimvit: Trimvit, tiny_model: Pa
 @pytest.mark.parametrize(
     ("operand", "words"),
     [
-        ("https://example.org/cat.jpg", "it is a URL, and nothing is downloaded; write curl -s URL |"),
+        ("https://example.org/cat.jpg", "it is a URL, and URLs are not downloaded; use curl -s URL |"),
         ("file:///tmp/cat.jpg", "it is a URL; give the path of the file"),
         ("data:image/png;base64,AAAA", "it is a data URL"),
-        ("*.nothing", "no file has a name like *.nothing"),
+        ("*.nothing", "no file matches *.nothing"),
         ("x" * 5000, "it cannot be read: File name too long"),
     ],
     ids=["https", "file", "data", "pattern", "long"],
@@ -369,7 +369,7 @@ def test_an_empty_name_is_wrong_usage(trimvit: Trimvit, tiny_model: Path) -> Non
     """As a path it would be the folder one is in."""
     code, out, err = trimvit("classify", "", "--model", tiny_model)
     assert (code, out) == (2, "")
-    assert "a PHOTO has an empty name; is a variable of the shell not set?" in err
+    assert "a PHOTO has an empty name; check whether a shell variable is not set" in err
 
 
 def test_standard_input_without_an_image_is_told(
@@ -395,7 +395,7 @@ def test_a_mask_never_replaces_a_photograph(trimvit: Trimvit, tiny_model: Path, 
     before = photograph.read_bytes()
     code, _, err = trimvit("classify", photograph, "--model", tiny_model, "--mask", photograph)
     assert code == 2
-    assert "is the photograph itself; name another file" in err
+    assert "is the photograph itself; give another file" in err
     assert trimvit("classify", tmp_path, "--model", tiny_model, "--mask", tmp_path)[0] == 0
     assert photograph.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a-2.png"}
@@ -408,7 +408,7 @@ def test_a_mask_that_cannot_be_written_is_told_before_anything_is_computed(
     for target in (photographs / "a.jpg" / "masks", Path("/proc/masks")):
         code, out, err = trimvit("classify", photographs, "--model", "gone.safetensors", "--mask", target)
         assert (code, out) == (2, "")
-        assert f"--mask {target} cannot be written: " in err
+        assert f"cannot write --mask {target}: " in err
 
 
 def test_a_film_is_not_read_whole(trimvit: Trimvit, tiny_model: Path, tmp_path: Path) -> None:
@@ -433,5 +433,5 @@ def test_scores_that_are_no_numbers_are_told(trimvit: Trimvit, tmp_path: Path) -
     code, out, err = trimvit("classify", bright, "--model", path, "--dtype", "float32", "--json")
     assert code == 1
     assert "NaN" not in out
-    assert "are not numbers: huge overflows in float32" in json.loads(out)["problem"]["detail"]
-    assert "are not numbers" in err
+    assert "are not finite numbers: huge overflows in float32" in json.loads(out)["problem"]["detail"]
+    assert "are not finite numbers" in err

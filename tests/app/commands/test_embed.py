@@ -85,8 +85,8 @@ def test_a_vector_does_not_depend_on_its_batch_and_may_have_length_one(
     ("flags", "words"),
     [
         ((), "--output"),
-        (("--output", "features.txt"), "must end in .npy, such as features.npy; it is features.txt"),
-        (("--output", "nowhere/f.npy"), "there is no folder nowhere for --output"),
+        (("--output", "features.txt"), "must end in .npy, such as features.npy; got features.txt"),
+        (("--output", "nowhere/f.npy"), "the folder nowhere of --output does not exist"),
         (("--output", "f.npy", "--keep-ratio", 0.5, "--compute", 0.5), "only one of"),
         (("--output", "f.npy", "--cascade"), "this model has no cascade"),
     ],

@@ -68,7 +68,7 @@ def test_another_input_size_is_a_flag(trimvit: Trimvit, tmp_path: Path) -> None:
     assert json.loads(out)["patches"]["grid"] == [3, 6]
     code, _, err = trimvit("classify", PHOTOGRAPH, *flags, "30")
     assert code == 1
-    assert "30 is no multiple of 7; the nearest is 28" in err
+    assert "30 is not a multiple of 7; the nearest is 28" in err
     code, _, err = trimvit("classify", PHOTOGRAPH, *flags, "large")
     assert code == 2
     assert "--input-size: give pixels, such as 224, or height x width, such as 224x448; got 'large'" in err

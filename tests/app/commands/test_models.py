@@ -75,8 +75,8 @@ def test_no_model_and_no_file_exit_with_1(trimvit: Trimvit, tmp_path: Path) -> N
     assert trimvit("models", "swin*") == (
         1,
         "",
-        "trimvit models: no model that can be pruned is called swin*\n",
+        "trimvit models: no model that can be pruned matches swin*\n",
     )
     code, out, err = trimvit("models", tmp_path / "gone.safetensors")
     assert (code, out) == (1, "")
-    assert "there is no file" in err
+    assert "does not exist" in err

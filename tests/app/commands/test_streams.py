@@ -33,7 +33,7 @@ def test_a_full_disk_is_told_in_a_line() -> None:
     """What was printed is lost, and the exit code says so."""
     done = shell(f"{COMMAND} --help > /dev/full")
     assert done.returncode == 1
-    assert done.stderr == b"trimvit: the output cannot be written: No space left on device\n"
+    assert done.stderr == b"trimvit: cannot write the output: No space left on device\n"
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

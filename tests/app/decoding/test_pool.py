@@ -236,7 +236,7 @@ def test_an_image_that_kills_its_process_twice_is_refused(
     stand_in = StandIn(monkeypatch, CRASHES, CRASHES, SOUND)
     died = replaced("died")
     with Driven(1, WAIT_S, memory_for(1000)) as processes:
-        with pytest.raises(UndecodableImage, match="broke its decoder, twice"):
+        with pytest.raises(UndecodableImage, match="decoder crashed on the image twice"):
             processes.submit(encoded()).result(WAIT_S)
         processes.submit(encoded()).result(WAIT_S)
     assert stand_in.started == 3
@@ -293,11 +293,15 @@ def test_where_no_process_starts_no_image_is_blamed(
     stand_in = StandIn(monkeypatch, *[NEVER_STARTS] * 5, SOUND)
     with Driven(1, WAIT_S, memory_for(1000)) as processes:
         processes.look_for_trouble()
-        assert processes.pool._trouble == "no decoding process starts; the last one ended with exit code 3"
-        with pytest.raises(NotReady, match="no decoding process starts"):
+        assert (
+            processes.pool._trouble
+            == "no decoding process can be started; the last one ended with exit code "
+            "3"
+        )
+        with pytest.raises(NotReady, match="no decoding process can be started"):
             processes.submit(encoded()).result(WAIT_S)
         assert stand_in.started == 5
-        assert "no decoding process starts" in caplog.text
+        assert "no decoding process can be started" in caplog.text
         assert processes.look_for_trouble() is not None
         assert processes.look_for_trouble() is None
         assert processes.submit(encoded()).result(WAIT_S).pixels.shape == (*SPEC.size, 3)
@@ -343,7 +347,7 @@ def test_a_system_without_room_for_a_process_is_no_images_fault(
     with Driven(1, WAIT_S, memory_for(1000)) as processes:
         processes.look_for_trouble()
         refused = processes.submit(encoded())
-        with pytest.raises(NotReady, match="the last one could not be made"):
+        with pytest.raises(NotReady, match="the last one could not be created"):
             refused.result(WAIT_S)
         assert os.strerror(errno.EAGAIN) in caplog.text
         room = True

@@ -258,9 +258,12 @@ def test_a_slot_that_there_is_not_is_refused_before_it_reaches_a_batch(
     one.ask(3, model="unheard-of")
     assert one.outcomes() == [Refuse(number, "worker-fault", 1.0) for number in (1, 2, 3)]
     assert one.batches() == []
-    assert "a front end names slot 1000 of 1000" in caplog.text
-    assert "an image has 2204 bytes of pixels for 'toy', not 2205" in caplog.text
-    assert "an image has 2205 bytes of pixels for 'unheard-of', that no worker holds" in caplog.text
+    assert "a front end sent slot number 1000, but there are 1000 slots" in caplog.text
+    assert "an image has 2204 bytes of pixels for the model 'toy', which takes 2205" in caplog.text
+    assert (
+        "an image has 2205 bytes of pixels for the model 'unheard-of', which no worker has "
+        "loaded" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("fault", ["out-of-memory", "worker-fault", "no-number"])
@@ -772,7 +775,7 @@ def test_losses_are_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     one.ask(1, 2)
     with caplog.at_level(logging.WARNING):
         one.gone(WORKER)
-    assert "lost worker-11, which was computing 2 images" in caplog.text
+    assert "lost worker-11 while it was computing 2 images" in caplog.text
 
 
 def test_cost_is_counted_as_computed() -> None:

@@ -79,9 +79,21 @@ def test_with_several_ways_to_choose_null_was_requested(classify: Classify) -> N
     [
         ({"min_keep_ratio": 0}, ["min_keep_ratio must be a number above 0 and at most 1, such as 0.5"], 0),
         ({"min_keep_ratio": 1.5}, ["min_keep_ratio must be a number above 0 and at most 1, such as 0.5"], 0),
-        ({"min_keep_ratio": 0.8, "keep_ratio": 0.5}, ["min_keep_ratio is 0.8", "the keep ratio of 0.5"], 0),
-        ({"min_keep_ratio": 0.5, "keep_mass": 0.5}, ["min_keep_ratio", "keep_mass", "leave out one"], 0),
-        ({"min_keep_ratio": 0.5, "cascade": "true"}, ["min_keep_ratio", "cascade", "leave out one"], 0),
+        (
+            {"min_keep_ratio": 0.8, "keep_ratio": 0.5},
+            ["min_keep_ratio is 0.8", "at most the keep ratio, which is 0.5"],
+            0,
+        ),
+        (
+            {"min_keep_ratio": 0.5, "keep_mass": 0.5},
+            ["min_keep_ratio", "keep_mass", "leave one of them out"],
+            0,
+        ),
+        (
+            {"min_keep_ratio": 0.5, "cascade": "true"},
+            ["min_keep_ratio", "cascade", "leave one of them out"],
+            0,
+        ),
         ({"keep_ratio": "auto"}, ["keep_ratio auto", "deadline_ms"], 0),
         (
             {"keep_ratio": "Auto", "deadline_ms": 9},

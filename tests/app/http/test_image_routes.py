@@ -73,7 +73,7 @@ def test_what_is_no_number_is_never_answered(client: TestClient, dispatch: FakeD
     dispatch.overflows = True
     response = ask(client, {})
     assert response.status_code == 500
-    assert "are not numbers: toy overflows in float32" in response.text
+    assert "are not finite numbers: toy overflows in float32" in response.text
     assert "NaN" not in response.text
 
 
@@ -103,7 +103,7 @@ def test_a_deadline_that_has_passed_when_the_request_is_there_is_told_at_once(
 
     response = ask(TestClient(on_a_slow_line), {"deadline_ms": 9000})
     assert response.status_code == 504
-    assert "the deadline of 9000 ms passed while the request came" in response.text
+    assert "the deadline of 9000 ms passed before the whole request had arrived" in response.text
     assert dispatch.waits_s == dispatch.questions == dispatch.expected == []
 
 
@@ -143,7 +143,7 @@ def test_a_caller_gets_the_priorities_that_the_operator_allows(
         else:
             assert response.status_code == 403
             assert dispatch.questions == []
-            assert f"ask for {' or '.join(allowed)}" in response.text
+            assert f"use {' or '.join(allowed)}" in response.text
             assert "--max-priority" in response.text
 
 

@@ -25,7 +25,7 @@ def test_an_unknown_path_is_a_404_problem(client: TestClient, path: str) -> None
 def test_another_method_is_a_405_problem(client: TestClient, method: str, path: str, allowed: str) -> None:
     """405 says which method the path takes, in words, and in Allow with those that go with it."""
     response = client.request(method, path)
-    assert_problem(response, 405, "method-not-allowed", f"{path} takes {allowed}, not {method}")  # type: ignore[arg-type]
+    assert_problem(response, 405, "method-not-allowed", f"{path} supports {allowed}, not {method}")  # type: ignore[arg-type]
     assert response.headers["Allow"] == {"POST": "OPTIONS, POST", "GET": "GET, HEAD, OPTIONS"}[allowed]
 
 

@@ -87,8 +87,8 @@ def test_all_images_of_a_request_are_for_one_model(client: TestClient) -> None:
     response = client.post("/v1/classify", json={"images": images})
     assert response.status_code == 422
     assert response.json()["detail"] == (
-        "all images of a request are answered by one model: this one is for the default one, the first for "
-        "'larger'"
+        "all images of a request must name the same model: this one names the default one, "
+        "the first names 'larger'"
     )
     images[1]["model"] = "larger"
     assert client.post("/v1/classify", json={"images": images}).json()["model"] == "larger"

@@ -22,15 +22,15 @@ def screen(*models: object, settings: Settings | None = None, **given: object) -
 def test_it_says_what_is_served_on_what_how_fast_where_and_what_next() -> None:
     """On one screen, with the numbers of the warm-up."""
     text = screen(settings=Settings(default_keep_ratio=0.7, threads=3))
-    assert "toy: 11 labels (label 0, label 1, label 2, ...), sees 21 x 35 pixels" in text
-    assert "keep ratio 0.7, criterion mean, reducer drop, unless" in text
+    assert "toy: 11 labels (label 0, label 1, label 2, ...), input 21 x 35 pixels" in text
+    assert "keep ratio 0.7, criterion mean, reducer drop (defaults" in text
     assert "cpu:0 in float32, 3 threads\n" in text
-    assert "keep ratio 1: one image in 80 ms, many at 40 images/s" in text
+    assert "keep ratio 1: a single image 80 ms, in batches 40 images/s" in text
     half = compute(MODEL.architecture, MODEL.method.stages, 0.5)
     images = 170 // round(17 * half)
     many = 2 * images / (0.1 + images * (0.01 + 0.03 * half))
-    assert f"keep ratio 0.5: one image in {20 + 60 * half:.0f} ms, many at {many:.0f} images/s" in text
-    assert text.index("keep ratio 0.7: one") < text.index("keep ratio 0.5: one")
+    assert f"keep ratio 0.5: a single image {20 + 60 * half:.0f} ms, in batches {many:.0f} images/s" in text
+    assert text.index("keep ratio 0.7: a single") < text.index("keep ratio 0.5: a single")
     assert f"{URL}/\n" in text
     assert f"{URL}/docs\n" in text
     assert f'" "{URL}/v1/classify?keep_ratio=0.5&top_k=2"' in text
@@ -74,7 +74,7 @@ def test_other_models() -> None:
     assert "larger: keep ratio 0.5, criterion mean, reducer fuse" in text
     assert "toy: keep ratio 1, criterion mean, reducer drop" in text
     text = screen(HEADLESS)
-    assert "headless: no labels, embeddings only" in text
+    assert "headless: no labels (embeddings only)" in text
     assert "/v1/embed?keep_ratio=0.5" in text
     on_gpu = msgspec.structs.replace(MODEL, device="cuda:0", dtype="bfloat16")
     assert "cuda:0 in bfloat16\n" in screen(on_gpu, settings=Settings(device="cuda:0"))

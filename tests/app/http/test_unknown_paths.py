@@ -59,9 +59,9 @@ def test_a_slip_is_told_with_the_nearest_route(client: TestClient, path: str, me
         ("/predictions/vit", "POST /v1/classify"),
         ("/predictions", "POST /v1/classify"),
         ("/pipeline/image-classification/vit", "POST /v1/classify"),
-        ("/v1/embeddings", "classifies images and does nothing else"),
-        ("/v1/chat/completions", "classifies images and does nothing else"),
-        ("/chat/completions", "classifies images and does nothing else"),
+        ("/v1/embeddings", "only classifies and embeds images"),
+        ("/v1/chat/completions", "only classifies and embeds images"),
+        ("/chat/completions", "only classifies and embeds images"),
         ("/health", "GET /readyz"),
         ("/healthz", "GET /livez"),
         ("/health/", "GET /readyz"),
@@ -77,8 +77,11 @@ def test_a_slip_is_told_with_the_nearest_route(client: TestClient, path: str, me
         ("/v2/models/toy/versions", "one version, '1'"),
         ("/v2/repository/index", "was started with --model-repository"),
         ("/v2/repository/models/toy/load", "was started with --model-repository"),
-        ("/v2/systemsharedmemory", "there is the system's: POST /v2/systemsharedmemory"),
-        ("/v2/cudasharedmemory/region/a/register", "there is the system's: POST /v2/systemsharedmemory"),
+        ("/v2/systemsharedmemory", "only system shared memory is supported: POST /v2/systemsharedmemory"),
+        (
+            "/v2/cudasharedmemory/region/a/register",
+            "only system shared memory is supported: POST /v2/systemsharedmemory",
+        ),
         ("/v2/trace/setting", "cannot be changed"),
         ("/v2/logging", "cannot be changed"),
         ("/v2/models/toy/generate", "POST /v2/models/NAME/infer"),
@@ -112,7 +115,7 @@ def test_a_wrong_name_or_version_is_told_with_what_there_is(
 
 def test_a_wrong_method_names_the_right_one(client: TestClient) -> None:
     """And on /v2, the route that classifies."""
-    assert "takes POST, not PUT" in client.put("/v1/classify").json()["detail"]
+    assert "supports POST, not PUT" in client.put("/v1/classify").json()["detail"]
     error = client.post(f"/v2/models/{MODEL.name}/infre").json()["error"]
     assert "POST /v2/models/NAME/infer classifies images" in error
 

@@ -26,7 +26,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     path.write_text("{")
     with caplog.at_level(logging.ERROR):
         assert read_served(path) is None
-    assert "which models are served cannot be read" in caplog.text
+    assert "cannot read the list of served models" in caplog.text
 
 
 def test_a_worker_starts_with_what_is_served_now(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ async def test_a_kept_task_that_fails_is_told_and_tried_again(caplog: pytest.Log
         await background.kept(work, "work")
     assert tries == 3
     assert incidents("work") == before + 2
-    assert caplog.text.count("in the background, work failed: OSError: [Errno 24] Too many open files") == 2
+    assert caplog.text.count("background task failed: work: OSError: [Errno 24] Too many open files") == 2
     assert caplog.text.count("Traceback") == 1, "the same again is one line"
 
 
@@ -116,7 +116,7 @@ def test_a_process_can_be_ended_by_its_thread() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == 1
-    assert "this process ends: ZeroDivisionError: division by zero" in ended.stderr
+    assert "unrecoverable error, exiting: ZeroDivisionError: division by zero" in ended.stderr
     assert "Traceback" in ended.stderr
 
 

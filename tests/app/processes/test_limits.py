@@ -22,7 +22,7 @@ except TooLow as error:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("ulimit -n 64", "the limit of open files is 64, and a server needs 256"),
+        ("ulimit -n 64", "the limit of open files is 64, but a server needs 256"),
         ("ulimit -v 2000000", "the limit of address space is 1953 MiB"),
         ("ulimit -S -n 300", "raised"),
         ("true", "raised"),

@@ -72,8 +72,8 @@ def test_a_port_in_use_is_told() -> None:
         with pytest.raises(CannotListen) as caught:
             listen("127.0.0.1", port, "--operations-port")
         assert str(caught.value) == (
-            f"cannot listen on 127.0.0.1 port {port}: Address already in use; another program listens there: "
-            "stop it, or choose another port with --operations-port"
+            f"cannot listen on 127.0.0.1 port {port}: Address already in use; another program is using "
+            "the port: stop it, or choose another port with --operations-port"
         )
         assert open_files() == before
 
@@ -81,7 +81,7 @@ def test_a_port_in_use_is_told() -> None:
 @pytest.mark.parametrize(
     ("host", "words"),
     [
-        ("192.0.2.1", "it is no address of this machine, whose every address is 0.0.0.0"),
+        ("192.0.2.1", "it is not an address of this machine; use 0.0.0.0 for all of its addresses"),
         ("no-such-machine.invalid", "give an address, such as 127.0.0.1, or a name that this machine knows"),
     ],
 )
@@ -109,6 +109,6 @@ except CannotListen as error:
         pytest.skip("this machine lets everybody have port 80")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (
-        "Permission denied; ports below 1024 are kept for root: choose a higher one, such as --port 8000"
+        "Permission denied; ports below 1024 are reserved for root: choose a higher one, such as --port 8000"
         in done.stdout
     )

@@ -106,7 +106,9 @@ def test_another_folder_is_found_where_one_will_not_do(
     fit.mkdir()
     private = PrivateFolder([first, fit])
     assert private.path.parent == fit
-    assert f"sockets and metrics are in {fit} ({first}: {why})" in caplog.text
+    assert (
+        f"using {fit} for sockets and metrics files, as others cannot be used ({first}: {why})" in caplog.text
+    )
     assert list(tmp_path.glob(".trimvit*")) + list(first.glob(".*") if first.is_dir() else []) == []
     private.remove()
 
@@ -148,7 +150,7 @@ def test_a_full_disk_is_found_out_at_the_start(tmp_path: Path) -> None:
 
 def test_no_folder_at_all_is_told_with_what_was_tried(tmp_path: Path) -> None:
     """And with the variable that names another."""
-    with pytest.raises(NoFolder, match=r"name one with TMPDIR .*none: No such file or directory.*nor this"):
+    with pytest.raises(NoFolder, match=r"set TMPDIR to one .*none: No such file or directory.*nor this"):
         PrivateFolder([tmp_path / "none", tmp_path / "nor this"])
 
 

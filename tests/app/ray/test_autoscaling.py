@@ -1,4 +1,4 @@
-"""How many replicas the work in hand needs."""
+"""The number of replicas for the current work."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -50,7 +50,7 @@ def test_a_certificate_and_its_key_are_taken(tmp_path: Path) -> None:
 def test_one_without_the_other_is_refused(tmp_path: Path, name: str) -> None:
     """It is a slip, and must not end in plain HTTP."""
     given = {name: getattr(self_signed(tmp_path), name)}
-    with pytest.raises(TlsError, match="go together"):
+    with pytest.raises(TlsError, match="must be given together"):
         check_tls(Settings(**given))
 
 

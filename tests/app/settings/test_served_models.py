@@ -25,9 +25,9 @@ def test_a_name_stands_before_its_reference(value: str, models: list[tuple[str |
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("deit_tiny_patch16_224,large=b", "must name each of several models, as in small=deit_tiny"),
-        ("a=x,a=y", "a is there twice"),
-        ("a=", "must have a reference behind a="),
+        ("deit_tiny_patch16_224,large=b", "must name each model if there are several, as in small=deit_tiny"),
+        ("a=x,a=y", "a is used twice"),
+        ("a=", "must have a reference after a="),
     ],
 )
 def test_what_names_no_models_is_told(value: str, words: str) -> None:

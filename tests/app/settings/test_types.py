@@ -29,17 +29,17 @@ def test_an_address_is_taken_with_brackets_and_without(text: str, host: str) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("*", "0.0.0.0 is all of IPv4"),
-        ("", "0.0.0.0 is all of IPv4"),
-        ("[]", "0.0.0.0 is all of IPv4"),
+        ("*", "0.0.0.0 for all IPv4"),
+        ("", "0.0.0.0 for all IPv4"),
+        ("[]", "0.0.0.0 for all IPv4"),
         ("http://127.0.0.1:8000", "it is a URL"),
-        ("127.0.0.1:8000", "write 127.0.0.1, and the port with --port 8000"),
-        ("[::1]:8000", "write ::1, and the port with --port 8000"),
-        (":8000", "write 0.0.0.0, and the port with --port 8000"),
-        ("::g", "no IPv6 address, such as ::1"),
-        ("127.0.0.1/8", "no address and no name"),
-        ("my host", "no address and no name"),
-        ("a,b", "no address and no name"),
+        ("127.0.0.1:8000", "write 127.0.0.1, and give the port with --port 8000"),
+        ("[::1]:8000", "write ::1, and give the port with --port 8000"),
+        (":8000", "write 0.0.0.0, and give the port with --port 8000"),
+        ("::g", "not an IPv6 address, such as ::1"),
+        ("127.0.0.1/8", "neither an address nor a host name"),
+        ("my host", "neither an address nor a host name"),
+        ("a,b", "neither an address nor a host name"),
     ],
 )
 def test_what_is_no_address_is_refused_with_what_to_write(text: str, words: str) -> None:

@@ -66,14 +66,14 @@ def test_an_empty_variable_counts_as_not_set_and_the_log_says_so() -> None:
     """As a compose file sets those that the shell has not."""
     assert settings_in({"TRIMVIT_PORT": "", "TRIMVIT_HOST": " "}) == {}
     assert list(remarks({"TRIMVIT_PORT": ""}, SETTINGS, {})) == [
-        "TRIMVIT_PORT is empty and counts as not set"
+        "TRIMVIT_PORT is empty and is treated as not set"
     ]
 
 
 def test_empty_api_keys_are_told_of() -> None:
     """They ask for none, which may not be what was meant."""
     assert list(remarks({KEYS_VARIABLE: ""}, SETTINGS, {})) == [
-        "TRIMVIT_API_KEYS is empty: it asks callers for no key"
+        "TRIMVIT_API_KEYS is empty, so it requires no API key"
     ]
 
 
@@ -90,13 +90,15 @@ def test_an_empty_variable_does_not_turn_security_off(name: str, monkeypatch: py
     [
         (
             "TRIMVIT_DEFUALT_RATIO",
-            "TRIMVIT_DEFUALT_RATIO is no setting and has no effect; did you mean TRIMVIT_DEFAULT_KEEP_RATIO?",
+            "TRIMVIT_DEFUALT_RATIO is not a known setting and has no effect; "
+            "did you mean TRIMVIT_DEFAULT_KEEP_RATIO?",
         ),
         (
             "trimvit_keep_ratio",
-            "trimvit_keep_ratio is no setting and has no effect; did you mean TRIMVIT_DEFAULT_KEEP_RATIO?",
+            "trimvit_keep_ratio is not a known setting and has no effect; "
+            "did you mean TRIMVIT_DEFAULT_KEEP_RATIO?",
         ),
-        ("TRIMVIT_ZEBRA", "TRIMVIT_ZEBRA is no setting and has no effect"),
+        ("TRIMVIT_ZEBRA", "TRIMVIT_ZEBRA is not a known setting and has no effect"),
         ("TRIMVIT_MIN_REPLICAS", "TRIMVIT_MIN_REPLICAS is a setting of trimvit ray and has no effect here"),
     ],
 )  # fmt: skip
@@ -116,7 +118,7 @@ def test_a_variable_with_an_effect_is_not_told_of(name: str) -> None:
 def test_one_setting_in_two_spellings_is_told_of() -> None:
     """Only one of them can count."""
     (remark,) = remarks({"TRIMVIT_PORT": "1", "trimvit_port": "2"}, SETTINGS, {})
-    assert remark == "trimvit_port is given twice, in capitals and in small letters: keep one"
+    assert remark == "trimvit_port is set twice, in upper and in lower case: keep one"
 
 
 def test_the_variable_of_a_setting_is_found() -> None:

@@ -244,7 +244,7 @@ def test_what_cannot_be_had_is_told_and_the_server_goes_on(
     assert from_environment(environment) is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert all(word in record.message for word in ("requests are not traced", *words))
+    assert all(word in record.message for word in ("tracing is off", *words))
 
 
 def test_without_the_extra_the_log_says_how_to_get_it(

@@ -34,7 +34,7 @@ def test_a_cascade_that_was_fitted_in_another_dtype_is_warned_of(
     with caplog.at_level(logging.WARNING):
         told = describe(fitted_in(loaded, "float32"), "cpu:0", torch.bfloat16)
     (record,) = caplog.records
-    assert "was fitted in float32 and is served in bfloat16" in record.getMessage()
+    assert "was fitted in float32 but is served in bfloat16" in record.getMessage()
     assert told.cascade is not None
     assert told.dtype == "bfloat16"
 

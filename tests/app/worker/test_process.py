@@ -245,7 +245,7 @@ def test_int8_on_a_gpu_is_told_and_not_tried_again(
         run(settings_for(checkpoint, dtype="int8"), WorkerArgs(0, "cuda:0", house.path, house.memory))
     assert ended.value.code == LOAD_FAILED
     (record,) = (record for record in caplog.records if record.levelname == "ERROR")
-    assert "int8 needs a CPU with AVX2, and this is cuda:0" in record.getMessage()
+    assert "int8 needs a CPU with AVX2, but this is cuda:0" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_more_patches_than_an_answer_can_number_are_refused(
     with pytest.raises(SystemExit) as ended:
         run(settings_for(checkpoint, patch_stride=6), WorkerArgs(0, "cpu", house.path, house.memory))
     assert ended.value.code == LOAD_FAILED
-    assert "it has 18 patches, and at most 17 can be numbered; choose a larger patch stride" in caplog.text
+    assert "it has 18 patches, but at most 17 are supported; use a larger patch stride" in caplog.text
 
 
 def test_labels_of_a_file_replace_the_checkpoints(house: House, checkpoint: Path, tmp_path: Path) -> None:
@@ -326,9 +326,13 @@ def test_a_network_whose_scores_overflow_is_refused_at_the_start(
         ("cpu", {"patch_stride": 17}, "a patch stride of 17 is out of range"),
         ("cpu", {"labels": b"one\ntwo\n"}, "2 labels, but tiny has 3 classes"),
         ("cpu", {"labels": b"\xff\xfe\xfa"}, "can't decode byte"),
-        ("cpu", {"labels": None}, "there is no file of labels"),
-        ("cpu", {"model": "/nowhere/model.safetensors"}, "there is no file '/nowhere/model.safetensors'"),
-        ("cuda:99", {}, "there is no device cuda:99"),
+        ("cpu", {"labels": None}, "the label file"),
+        (
+            "cpu",
+            {"model": "/nowhere/model.safetensors"},
+            "the file '/nowhere/model.safetensors' does not exist",
+        ),
+        ("cuda:99", {}, "the device cuda:99 does not exist"),
     ],
     ids=str,
 )

@@ -174,8 +174,8 @@ def test_gradients_reach_every_parameter(eva: Eva, make_pixels: MakePixels) -> N
     ("arguments", "found"),
     [
         ({"dynamic_img_size": True}, "dynamic_img_size"),
-        ({"patch_drop_rate": 0.1}, "drops patches at random"),
-        ({"global_pool": ""}, "answers for each token"),
+        ({"patch_drop_rate": 0.1}, "drops random patches"),
+        ({"global_pool": ""}, "an output per token"),
         ({"use_post_norm": True, "qk_norm": False}, f"blocks of class {EvaBlockPostNorm.__name__}"),
         ({"attn_type": "rope", "qkv_fused": False, "num_kv_heads": 3}, "share keys and values"),
     ],

@@ -227,7 +227,7 @@ def test_shards_are_put_together(make: Callable[..., Vit], tmp_path: Path, by: s
     loaded = load(str(tmp_path if by == "folder" else index), architecture=ARCHITECTURE)
     assert same_logits(loaded, vit)
     (tmp_path / f"model-00002-of-00002.{ending}").unlink()
-    with pytest.raises(ModelError, match=r"the shard model-00002-of-00002\..* is not there"):
+    with pytest.raises(ModelError, match=r"the shard model-00002-of-00002\..* is missing"):
         load(str(index), architecture=ARCHITECTURE)
 
 
@@ -347,7 +347,7 @@ def test_the_architecture_named_does_not_hide_config_json(make: Callable[..., Vi
     loaded = load(str(folder / "model.safetensors"), architecture=f"{ARCHITECTURE}.r160_in1k")
     assert loaded.input.mean == (0.1, 0.2, 0.3)
     assert loaded.labels[4] == "parachute"
-    with pytest.raises(ModelError, match="says that the architecture is test_vit, and --architecture says"):
+    with pytest.raises(ModelError, match="names the architecture test_vit, but --architecture is"):
         load(str(folder), architecture="vit_tiny_patch16_224")
 
 
@@ -370,7 +370,7 @@ def test_images_that_are_no_squares_need_a_size(
     torch.save(vit.state_dict(), tmp_path / "wide.pth")
     with pytest.raises(ModelError) as caught:
         load(str(tmp_path / "wide.pth"), architecture=ARCHITECTURE)
-    assert "which is no square" in str(caught.value)
+    assert "which is not" in str(caught.value)
     assert f"{min(size)} x {max(size)}" in str(caught.value)
     assert '"model_args": {"img_size": [' in str(caught.value)
     config = {"architecture": ARCHITECTURE, "model_args": {"img_size": size}}
@@ -419,12 +419,15 @@ def test_weights_of_timm_beside_another_config_of_transformers_are_loaded(tmp_pa
 
 CONFIGS: dict[str, tuple[dict[str, Any] | str, str]] = {
     "no JSON": ("{", "is not readable JSON"),
-    "a list": ("[]", "no JSON object"),
-    "an unknown architecture": ({"architecture": "vit_enormous"}, "knows no architecture 'vit_enormous'"),
-    "another width of head": ({"num_classes": 7}, "a head of 5 classes, but .*config.json says 7"),
+    "a list": ("[]", "not a JSON object"),
+    "an unknown architecture": ({"architecture": "vit_enormous"}, "has no architecture 'vit_enormous'"),
+    "another width of head": ({"num_classes": 7}, "a head with 5 classes, but .*config.json has 7"),
     "too few labels": ({"label_names": ["a", "b"]}, "2 labels, but .* has 5 classes"),
-    "labels that are no text": ({"label_names": [1, 2, 3, 4, 5]}, "label 0 is 1, and must be text"),
-    "a mean of 0 to 255": ({"mean": [123.7, 116.3, 103.5]}, r"mean is of pixel values from 0 to 1.*divide"),
+    "labels that are no text": ({"label_names": [1, 2, 3, 4, 5]}, "label 0 is 1, but must be text"),
+    "a mean of 0 to 255": (
+        {"mean": [123.7, 116.3, 103.5]},
+        r"mean must be for pixel values from 0 to " r"1.*divide",
+    ),
     "a std of 0": ({"std": [0, 1, 1]}, "std must be above 0"),
     "two numbers": ({"mean": [0.5, 0.5]}, "mean must be one number or three"),
     "a crop in per cent": ({"crop_pct": 90}, "crop_pct must be above 0 and at most 1"),
@@ -520,8 +523,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "TorchScript": (scripted, "a TorchScript program.*torch.jit.load.*state_dict"),
     "tar format of old": (legacy_tar, "tar format of PyTorch before 0.1.10.*torch.save"),
     "an empty file": (lambda path: path.write_bytes(b""), "it is empty"),
-    "cut short": (cut, "is cut short"),
-    "safetensors cut short": (cut_safetensors, "is cut short"),
+    "cut short": (cut, "is truncated"),
+    "safetensors cut short": (cut_safetensors, "is truncated"),
     "Git LFS pointer": (
         lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"),
         "git lfs pull",
@@ -591,11 +594,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
             },
             path,
         ),
-        "answers with features, not with classes",
+        "has features but no classes",
     ),
     "no head": (
         lambda path: torch.save({n: t for n, t in state().items() if not n.startswith("head")}, path),
-        "answers with features, not with classes",
+        "has features but no classes",
     ),
     "another width": (
         lambda path: torch.save(timm.create_model("test_vit2", embed_dim=128).state_dict(), path),
@@ -611,11 +614,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "four channels": (
         lambda path: torch.save(timm.create_model(ARCHITECTURE, in_chans=4).state_dict(), path),
-        "4 channels",
+        "4 input channels",
     ),
     "several networks": (
         lambda path: torch.save(prefixed(state(), "student.") | prefixed(state(), "teacher."), path),
-        "holds several networks",
+        "contains several networks",
     ),
     "ZeRO-3": (
         lambda path: torch.save({"module": {n: torch.empty(0) for n in state()}}, path),
@@ -625,7 +628,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: torch.save({"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}, path),
         "no tensors",
     ),
-    "a list": (lambda path: torch.save([torch.zeros(3)], path), "not tensors by name"),
+    "a list": (lambda path: torch.save([torch.zeros(3)], path), "not named tensors"),
 }
 
 

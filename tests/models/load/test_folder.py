@@ -38,10 +38,10 @@ def test_the_weights_are_found(tmp_path: Path, names: list[str], chosen: str) ->
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], r"holds no weights \(it is empty\)"),
-        (["log.txt"], r"holds no weights \(it holds log\.txt\).*for example model\.safetensors"),
+        ([], r"contains no weights \(it is empty\)"),
+        (["log.txt"], r"contains no weights \(it contains log\.txt\).*for example model\.safetensors"),
         (["a.pth", "b.pth"], r"several checkpoints \(a\.pth, b\.pth\); pass the path of one"),
-        (["checkpoints/last.ckpt"], "some in a folder below: pass .*/checkpoints"),
+        (["checkpoints/last.ckpt"], "a folder in it does: pass .*/checkpoints"),
         (["refs/main", "snapshots/abc/model.safetensors"], "pass .*/snapshots/abc"),
         (["adapter_config.json", "adapter_model.safetensors"], "LoRA or PEFT adapter"),
         (["__0_0.distcp"], "dcp_to_torch"),

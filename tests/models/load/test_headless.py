@@ -33,7 +33,7 @@ def test_a_network_without_a_head_is_loaded_for_its_features(tmp_path: Path) -> 
     """With no labels, and the features that timm gives; else it is refused by words that say what to do."""
     path = tmp_path / "headless.safetensors"
     vit = saved(path, "vit_tiny_patch16_224", num_classes=0)
-    with pytest.raises(ModelError, match=r"features, not with classes: it has no head; .*/v1/embed"):
+    with pytest.raises(ModelError, match=r"features but no classes: it has no head; .*/v1/embed"):
         load(str(path), architecture="vit_tiny_patch16_224")
     loaded = load(str(path), architecture="vit_tiny_patch16_224", headless=True)
     assert loaded.labels == ()
@@ -53,7 +53,7 @@ def test_the_projection_of_a_clip_tower_is_part_of_its_features(tmp_path: Path) 
     """They lie in the space that image and text share, as timm's own answer does."""
     path = tmp_path / "tower.safetensors"
     vit = saved(path, TOWER, num_classes=512)
-    with pytest.raises(ModelError, match="its head of 512 is a projection of CLIP"):
+    with pytest.raises(ModelError, match="its head with 512 outputs is a projection of CLIP"):
         load(str(path), architecture=TOWER)
     loaded = load(str(path), architecture=TOWER, headless=True)
     assert loaded.labels == ()

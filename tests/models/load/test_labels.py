@@ -93,22 +93,22 @@ def test_labels_that_are_twice_are_told(tmp_path: Path, caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("labels.txt", "", "has no labels"),
-        ("labels.txt", "\n\n", "has no labels"),
+        ("labels.txt", "", "contains no labels"),
+        ("labels.txt", "\n\n", "contains no labels"),
         ("labels.txt", "cat\n\ndog\n", "line 2 of .* is blank"),
         ("labels.txt", "no text\x00 but something else\x07", "not a text file|not readable"),
         ("labels.txt", "cat\ndog\fbird\n", "label 1 has the control character"),
         ("labels.json", r'["cat", "\ud800"]', "label 1 has the control character"),
         ("labels.json", r'{"0": "a\u001b[31m"}', "label 0 has the control character"),
-        ("labels.json", "[1, 2]", "label 0 is 1, and must be text"),
+        ("labels.json", "[1, 2]", "label 0 is 1, but must be text"),
         ("labels.json", '["cat", ""]', "label 1 is ''"),
         ("labels.json", '["cat", "dog"', "is not readable JSON"),
         ("labels.json", '"cat"', "neither a list of labels nor a map"),
-        ("labels.json", "{}", "has no labels"),
-        ("labels.json", '{"0": "cat", "2": "dog"}', "none for index 1; indices run from 0 to 1"),
+        ("labels.json", "{}", "contains no labels"),
+        ("labels.json", '{"0": "cat", "2": "dog"}', "none for index 1; indices must run from 0 to 1"),
         ("labels.json", '{"1": "cat", "2": "dog"}', "none for index 0"),
         ("labels.json", '{"cat": 0, "dog": 0}', "two labels for index 0: 'cat' and 'dog'"),
-        ("labels.json", '{"cat": "dog"}', "the key 'cat', which is no index"),
+        ("labels.json", '{"cat": "dog"}', "the key 'cat', which is not an index"),
         ("labels.json", '{"0": {"name": "cat"}}', "label 0 is"),
         ("labels.json", "[" * 100_000, "is not readable JSON"),
     ],
@@ -123,7 +123,7 @@ def test_what_is_no_file_of_labels_is_refused(tmp_path: Path, name: str, content
 @pytest.mark.parametrize("kind", ["missing", "folder"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "labels.txt" if kind == "missing" else tmp_path
-    with pytest.raises(ModelError, match=r"there is no file of labels|cannot be read: Is a directory"):
+    with pytest.raises(ModelError, match=r"the label file .* does not exist|cannot be read: Is a directory"):
         read_labels(path)
 
 

@@ -283,7 +283,7 @@ def test_a_file_without_header_needs_its_architecture(tmp_path: Path) -> None:
     save_file(full_size(), path)
     with pytest.raises(ModelError) as caught:
         load(str(path))
-    assert "plain.safetensors does not say which timm architecture it is of" in str(caught.value)
+    assert "plain.safetensors does not contain the name of its timm architecture" in str(caught.value)
     assert "--architecture vit_tiny_patch16_224" in str(caught.value)
     (advised,) = re.findall(r"\{.*\}", str(caught.value))
     (tmp_path / "config.json").write_text(advised)
@@ -390,13 +390,13 @@ def changed(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     ("kind", "named"),
     [
         ("too narrow", "norm.weight"),
-        ("key missing", "missing ['blocks.7.attn.proj.bias'], left over none"),
-        ("key left over", "missing none, left over ['blocks.12.norm1.weight']"),
+        ("key missing", "missing ['blocks.7.attn.proj.bias'], unexpected none"),
+        ("key left over", "missing none, unexpected ['blocks.12.norm1.weight']"),
         ("positions that are no grid", ""),
         ("positions of one axis", ""),
         ("patches of odd size", ""),
         ("head of one number", "head.weight"),
-        ("other things", "it holds no timm ViT"),
+        ("other things", "it does not contain a timm ViT"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str, named: str) -> None:
@@ -445,7 +445,7 @@ def test_pickles_of_something_else_are_refused(tmp_path: Path, content: object) 
 
 def test_a_missing_file_is_named() -> None:
     """A path to nothing says so."""
-    with pytest.raises(ModelError, match=r"there is no file 'nowhere/model\.safetensors'"):
+    with pytest.raises(ModelError, match=r"the file 'nowhere/model\.safetensors' does not exist"):
         load("nowhere/model.safetensors")
 
 
@@ -469,7 +469,7 @@ def test_a_broken_header_is_refused(vit: VisionTransformer, tmp_path: Path, head
     ("changes", "message"),
     [
         ({"labels": ("one", "two")}, "2 labels, but model has 5 classes"),
-        ({"architecture": "vit_enormous"}, "timm knows no model 'vit_enormous'"),
+        ({"architecture": "vit_enormous"}, "timm has no model 'vit_enormous'"),
         ({"model_args": {"wings": 2}}, "timm cannot build vit_tiny_patch16_224: "),
         ({"model_args": {**ARGUMENTS, "num_classes": 7}}, "does not fit the architecture"),
     ],
@@ -503,7 +503,7 @@ def test_a_model_without_classes_is_refused(tmp_path: Path) -> None:
         model_args={"img_size": 28, "depth": 2},
     )
     save(tmp_path / "dino.safetensors", network, card)
-    with pytest.raises(ModelError, match="dino answers with features, not with classes"):
+    with pytest.raises(ModelError, match="dino has features but no classes"):
         load(str(tmp_path / "dino.safetensors"))
 
 
@@ -523,7 +523,7 @@ def test_an_unknown_name_suggests_near_ones(wrong: str, right: str) -> None:
     with pytest.raises(ModelError) as caught:
         load(wrong)
     text = str(caught.value)
-    assert text.startswith(f"timm knows no model '{wrong}'. Similar names: ")
+    assert text.startswith(f"timm has no model '{wrong}'. Similar names: ")
     assert right in text.removesuffix(".").split(": ")[-1].split(", ")
 
 
@@ -531,7 +531,7 @@ def test_a_name_like_no_other_gets_no_suggestion() -> None:
     """Where nothing is near, nothing is suggested."""
     with pytest.raises(ModelError) as caught:
         load("xyzzy")
-    assert str(caught.value) == "timm knows no model 'xyzzy'."
+    assert str(caught.value) == "timm has no model 'xyzzy'."
 
 
 @pytest.mark.parametrize(
@@ -577,7 +577,7 @@ def put_in_cache(hub: Path, repository: str, files: dict[str, bytes]) -> None:
 
 def test_weights_to_start_from_that_are_not_there_are_named(tmp_path: Path) -> None:
     """As a model's file is."""
-    with pytest.raises(ModelError, match=r"there is no file '.*nowhere\.safetensors'"):
+    with pytest.raises(ModelError, match=r"the file '.*nowhere\.safetensors' does not exist"):
         create("test_vit3", tmp_path / "nowhere.safetensors")
 
 
@@ -599,7 +599,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     assert load("test_vit3").name == "test_vit3"
     with pytest.raises(ModelError, match="could not be loaded"):
         load("deit_tiny_patch16_224")
-    assert len([record for record in caplog.records if "does not answer" in record.getMessage()]) == 2
+    assert len([record for record in caplog.records if "does not respond" in record.getMessage()]) == 2
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 

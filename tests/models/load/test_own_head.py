@@ -142,18 +142,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "header", "words"),
     [
-        ({"kernel": some(3, 192)}, {}, "has the tensors kernel; wanted are `weight`"),
-        ({"weight": some(3, 192), "class_embeddings": some(3, 192)}, {}, "wanted are `weight`"),
+        ({"kernel": some(3, 192)}, {}, "has the tensors kernel; expected are `weight`"),
+        ({"weight": some(3, 192), "class_embeddings": some(3, 192)}, {}, "expected are `weight`"),
         ({"weight": some(192)}, {}, r"`weight` has the shape \[192\]"),
-        ({"weight": some(3, 192), "bias": some(4)}, {}, r"`bias` has the shape \[4\]; wanted is \[3\]"),
-        ({"weight": torch.full((3, 192), torch.nan)}, {}, "`weight` has values that are no finite numbers"),
-        ({"weight": torch.ones(3, 192, dtype=torch.int8)}, {}, "no finite numbers in floating point"),
-        ({"class_embeddings": some(3, 192), "scale": some(2)}, {}, r"wanted is \[1\] or \[3\]"),
-        ({"weight": some(3, 192)}, {"labels": '["cat"]'}, "has 1 labels and 3 classes"),
-        ({"weight": some(3, 192)}, {"labels": "cat, dog"}, "`labels` in its header is no JSON"),
+        ({"weight": some(3, 192), "bias": some(4)}, {}, r"`bias` has the shape \[4\]; expected \[3\]"),
+        ({"weight": torch.full((3, 192), torch.nan)}, {}, "`weight` has values that are not finite"),
+        ({"weight": torch.ones(3, 192, dtype=torch.int8)}, {}, "not finite floating-point numbers"),
+        ({"class_embeddings": some(3, 192), "scale": some(2)}, {}, r"expected \[1\] or \[3\]"),
+        ({"weight": some(3, 192)}, {"labels": '["cat"]'}, "has 1 labels but 3 classes"),
+        ({"weight": some(3, 192)}, {"labels": "cat, dog"}, "`labels` in its header is not valid JSON"),
         ({"weight": some(3, 192)}, {"labels": "7"}, "neither a list of labels nor a map"),
         ({"weight": some(3, 192)}, {"scores": "relu"}, "allowed are softmax and sigmoid"),
-        ({"weight": some(3, 384)}, {}, "features of 384 numbers, and those of this network have 192"),
+        ({"weight": some(3, 384)}, {}, "a head for 384 features, but this network has 192"),
     ],
     ids=str,
 )
@@ -174,8 +174,8 @@ def test_two_class_tokens_take_no_class_embeddings(folder: Path, tmp_path: Path)
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     """Missing, or of another format."""
-    with pytest.raises(ModelError, match="there is no file"):
+    with pytest.raises(ModelError, match=r"the head file .* does not exist"):
         read_head(tmp_path / "missing.safetensors")
     torch.save({"weight": some(3, 192)}, tmp_path / "head.pt")
-    with pytest.raises(ModelError, match="no safetensors file; wanted are"):
+    with pytest.raises(ModelError, match="not a safetensors file; expected are"):
         read_head(tmp_path / "head.pt")

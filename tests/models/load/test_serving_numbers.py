@@ -83,7 +83,9 @@ def test_colours_of_three_channels_for_a_grey_network_are_told(
     path = saved(tmp_path / "grey.pth", state(in_chans=1))
     with caplog.at_level(logging.WARNING):
         loaded = load(str(path), architecture=ARCHITECTURE)
-    told = [record.getMessage() for record in caplog.records if "sees grey" in record.getMessage()]
+    told = [
+        record.getMessage() for record in caplog.records if "one grayscale channel" in record.getMessage()
+    ]
     assert len(set(loaded.input.mean)) == 1
     assert bool(told) == (len(set(timm.get_pretrained_cfg(ARCHITECTURE).mean)) > 1)
 
@@ -97,7 +99,7 @@ def test_weights_beyond_half_precision_are_refused_in_it(tmp_path: Path) -> None
     tensors["blocks.2.mlp.fc2.weight"][0, 0] = 1e6
     path = saved(tmp_path / "wide.pth", tensors)
     loaded = load(str(path), architecture=ARCHITECTURE)
-    words = r"blocks\.2\.mlp\.fc2\.weight has values beyond the range of float16.*bfloat16 or float32"
+    words = r"blocks\.2\.mlp\.fc2\.weight has values outside the range of float16.*bfloat16 or float32"
     with pytest.raises(ModelError, match=words):
         Classifier(loaded.model, loaded.input, "cpu", torch.float16)
     loaded = load(str(path), architecture=ARCHITECTURE)
@@ -143,7 +145,7 @@ def test_a_projection_is_no_classifier(tmp_path: Path, width: int) -> None:
     save_file(tensors, tmp_path / "tower.safetensors")
     path = str(tmp_path / "tower.safetensors")
     if width == 512:
-        with pytest.raises(ModelError, match="its head of 512 is a projection of CLIP"):
+        with pytest.raises(ModelError, match="its head with 512 outputs is a projection of CLIP"):
             load(path, architecture=name)
     assert load(path, architecture=name, labels=tuple(map(str, range(width)))).labels[7] == "7"
     assert [each.entry() for each in candidates([f"{name}.*"])] == [None]

@@ -77,13 +77,17 @@ def test_spellings_of_folders_are_forgiven(folder: str, label: str) -> None:
 @pytest.mark.parametrize(
     ("folders", "labels", "words"),
     [
-        (["cat", "dgo"], ["cat", "dog"], "1 of 2 class folders are no class of the model: dgo .*mean 'dog'"),
-        (["x", "y"], ["cat", "dog"], r"2 of 2 .*: x, y \(its labels: cat, dog\); name them by its labels"),
+        (
+            ["cat", "dgo"],
+            ["cat", "dog"],
+            "1 of 2 class folders are not classes of the model: dgo .*mean 'dog'",
+        ),
+        (["x", "y"], ["cat", "dog"], r"2 of 2 .*: x, y \(its labels: cat, dog\); name them like its labels"),
         (["golf_ball"], ["golf ball", "Golf ball"], r"'golf_ball' may be 'golf ball' \(class 0\) or 'Golf"),
         (["golf ball", "golf_ball"], ["golf ball", "x"], "'golf ball' and 'golf_ball' are both 'golf ball'"),
         (["crane"], ["crane", "crane"], "'crane' may be"),
-        (["1", "2", "3"], ["one", "two", "three"], "3 of 3 class folders are no class"),
-        (["1"], ["-1", "0"], "1 of 1 class folders are no class"),
+        (["1", "2", "3"], ["one", "two", "three"], "3 of 3 class folders are not classes"),
+        (["1"], ["-1", "0"], "1 of 1 class folders are not classes"),
     ],
 )
 def test_folders_that_cannot_be_meant_are_refused(folders: list[str], labels: list[str], words: str) -> None:
@@ -94,7 +98,7 @@ def test_folders_that_cannot_be_meant_are_refused(folders: list[str], labels: li
 
 def test_missing_classes_are_told() -> None:
     """A subset is fine."""
-    assert match(["b"], ["a", "b", "c"]).remarks == ("1 of the model's 3 classes are there; missing: a, c",)
+    assert match(["b"], ["a", "b", "c"]).remarks == ("1 of the model's 3 classes are present; missing: a, c",)
 
 
 def test_imagenets_folders_are_known_to_its_labels() -> None:
@@ -110,9 +114,7 @@ def test_class_numbers_name_the_classes_of_a_labelled_checkpoint() -> None:
     """ImageNetV2's folders are called 0 to 999: what that is taken for is said."""
     matched = match(["2", "0"], ["tench", "church", "golf ball"])
     assert matched.index == {"0": 0, "2": 2}
-    assert matched.remarks == (
-        "folder names are taken for class numbers from 0: 0 is 'tench', 2 is 'golf ball'",
-    )
+    assert matched.remarks == ("using folder names as class numbers from 0: 0 is 'tench', 2 is 'golf ball'",)
 
 
 def test_without_labels_timms_order_holds_and_the_other_is_told() -> None:
@@ -121,7 +123,7 @@ def test_without_labels_timms_order_holds_and_the_other_is_told() -> None:
     assert matched.index == {name: int(name) for name in TWELVE}
     (remark,) = matched.remarks
     assert "timm's order (0, 1, 2, 3, 4, ...)" in remark
-    assert "torchvision's (0, 1, 10, 11, 2, ...)" in remark
+    assert "torchvision's order (0, 1, 10, 11, 2, ...)" in remark
     assert "--labels FILE" in remark
     letters = match(["B", "a"], placeholders(2))
     assert letters.index == {"a": 0, "B": 1}
@@ -146,9 +148,9 @@ def test_without_labels_a_subset_cannot_be_known() -> None:
     """But for class numbers, of which it is said what they are taken for."""
     with pytest.raises(ClassesError, match=r"2 class folders, but the model has 3 classes and no labels"):
         match(["a", "b"], placeholders(3))
-    with pytest.raises(ClassesError, match=r"'A1' and 'a1' are one in timm's order"):
+    with pytest.raises(ClassesError, match=r"'A1' and 'a1' are the same in timm's order"):
         match(["a1", "A1"], placeholders(2))
     matched = match(["2", "0"], placeholders(3))
     assert matched.index == {"0": 0, "2": 2}
-    assert "2 of its 3 classes are there" in matched.remarks[0]
+    assert "2 of its 3 classes are present" in matched.remarks[0]
     assert match(["class 2", "class 0"], placeholders(3)).index == {"class 0": 0, "class 2": 2}

@@ -46,7 +46,7 @@ def test_a_broken_image_stops_where_it_is_to(pictures: Path, break_it: Break) ->
     """By its name, with what to do."""
     break_it(pictures / "blue" / "2.png")
     batches = evaluation_batches(samples_of(pictures), SPEC, BrokenImages("stop"), batch_size=4, workers=0)
-    with pytest.raises(BrokenImageError, match=r"blue/2\.png: .*; mend or remove it, or .*--broken-images"):
+    with pytest.raises(BrokenImageError, match=r"blue/2\.png: .*; repair or remove it, or .*--broken-images"):
         list(batches)
 
 

@@ -34,11 +34,11 @@ def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
     found = class_folders(tmp_path)
     assert found.empty == ["dog"]
     files, loose = found.remarks
-    assert files.startswith("3 passed over in ")
+    assert files.startswith("3 skipped in ")
     assert "dog/notes.txt (no image)" in files
-    assert "up (a second way to the same folder)" in files
+    assert "up (another path to the same folder)" in files
     assert "classes.txt (no image)" in files
-    assert loose.startswith("1 images lie in ")
+    assert loose.startswith("1 images are in ")
     assert "loose.jpg" in loose
 
 
@@ -54,7 +54,7 @@ def test_the_folder_above_the_classes_is_refused(tmp_path: Path, parts: tuple[st
     """Its classes would be train and val."""
     for part in parts:
         make(tmp_path, f"{part}/cat/1.jpg", f"{part}/dog/1.jpg")
-    with pytest.raises(FolderError, match=f"look like parts of a data set .*, as in .*/{sorted(parts)[0]}"):
+    with pytest.raises(FolderError, match=f"look like parts of a data set.*, such as .*/{sorted(parts)[0]}"):
         class_folders(tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_two_names_of_one_class_folder_are_refused(tmp_path: Path) -> None:
     """The same images cannot be of two classes."""
     make(tmp_path, "cat/1.jpg")
     (tmp_path / "dog").symlink_to(tmp_path / "cat")
-    with pytest.raises(FolderError, match=r"the class folders 'cat' and 'dog' are one; remove the link"):
+    with pytest.raises(FolderError, match=r"the class folders 'cat' and 'dog' are the same; remove the link"):
         class_folders(tmp_path)
 
 
@@ -81,7 +81,10 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("nowhere", "there is no folder .*nowhere"), ("set.zip", "set.zip is a file, not a folder; unpack")],
+    [
+        ("nowhere", "the folder .*nowhere does not exist"),
+        ("set.zip", "set.zip is a file, not a folder; unpack"),
+    ],
 )
 def test_what_is_no_folder_is_refused(tmp_path: Path, name: str, words: str) -> None:
     """An archive is not looked into."""

@@ -64,7 +64,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="there are no images in the class folders of"):
         samples_for(card("a", "b"), tmp_path)
     make(tmp_path, "strange/1.jpg")
-    with pytest.raises(ClassesError, match="1 of 2 class folders are no class of the model: strange"):
+    with pytest.raises(ClassesError, match="1 of 2 class folders are not classes of the model: strange"):
         samples_for(card("a", "b"), tmp_path)
 
 

@@ -119,4 +119,4 @@ def test_a_raw_file_is_not_trained_on_by_its_preview(tmp_path: Path) -> None:
     Image.new("RGB", (160, 120)).save(tmp_path / "a.NEF", "TIFF")
     read = pixels(tmp_path / "a.NEF", SPEC)
     assert isinstance(read, Broken)
-    assert read.why == "it is a camera's raw file; convert it to JPEG or PNG"
+    assert read.why == "it is a camera raw file; convert it to JPEG or PNG"

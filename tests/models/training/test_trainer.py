@@ -213,13 +213,13 @@ def test_an_automatic_augmentation_follows_from_the_key(pictures: Path) -> None:
     assert np.array_equal(np.random.get_state()[1], before)
     assert np.array_equal(items[1], items[2])
     assert not np.array_equal(items[0], items[1])
-    with pytest.raises(ValueError, match="--auto-augment 'ran-m9' is none of timm's"):
+    with pytest.raises(ValueError, match="--auto-augment 'ran-m9' is not a policy of timm"):
         AugmentedPhotographs(samples, 48, 0.5, 0, "ran-m9")
 
 
 def test_an_optimizer_that_timm_does_not_have_is_refused(config: Callable[..., TrainConfig]) -> None:
     """Before anything is read."""
-    with pytest.raises(ValueError, match="--optimizer 'adamm' is none of timm's"):
+    with pytest.raises(ValueError, match="--optimizer 'adamm' is not an optimizer of timm"):
         fine_tune(config(optimizer="adamm"))
 
 

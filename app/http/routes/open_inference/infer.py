@@ -48,7 +48,7 @@ _MOST_REMEMBERED, _LONGEST_REMEMBERED = 1024, 512
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """One image that came as pixels, and what is asked of it."""
+    """One image that was sent as pixels, and its options."""
 
     pixels: UInt8[np.ndarray, "rows columns 3"]
     options: ImageOptions
@@ -167,8 +167,7 @@ def check_input(request: InferRequest, only: InputName | None) -> None:
     (given,) = request.inputs
     if only not in (None, given.name):
         raise InvalidValue(
-            f"the input {given.name} is not taken by this server, which is set to {only} alone "
-            "(--open-inference-input)"
+            f"this server does not accept the input {given.name}, only {only} (--open-inference-input)"
         )
 
 
@@ -190,7 +189,7 @@ def read_inference(
     _only_known(given.parameters, f"the input {given.name}")
     if elsewhere is not None and (given.parameters.binary_data_size is not None or given.data is not None):
         raise InvalidValue(
-            f"the input {given.name} names shared memory and has data or binary_data_size; allowed is one"
+            f"the input {given.name} has both shared memory and data or binary_data_size; only one is allowed"
         )
     (data,) = allot([given.parameters.binary_data_size], binary)
     if elsewhere is not None:
@@ -219,11 +218,11 @@ def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:
     for output in asked:
         _only_known(output.parameters, f"the output {output.name}")
         if any(other.name == output.name for other in wanted):
-            raise InvalidValue(f"the output {output.name} is asked for more than once")
+            raise InvalidValue(f"the output {output.name} is requested more than once")
         classes = min(output.parameters.classification, len(model.labels))
         if classes and output.name not in ("score", "logits"):
             raise InvalidValue(
-                f"classification is asked of the output {output.name}; allowed are score and logits"
+                f"classification is not available for the output {output.name}, only for score and logits"
             )
         binary = output.parameters.binary_data
         place = _place(output.parameters, f"the output {output.name}")
@@ -235,10 +234,10 @@ def _place(parameters: RegionParameters, of: str) -> Place | None:
     """Raises InvalidValue where a part of it is missing."""
     if parameters.shared_memory_region is None:
         if parameters.shared_memory_byte_size is not None or parameters.shared_memory_offset:
-            raise InvalidValue(f"{of} has a place in shared memory, but no shared_memory_region")
+            raise InvalidValue(f"{of} has shared memory parameters, but no shared_memory_region")
         return None
     if parameters.shared_memory_byte_size is None:
-        raise InvalidValue(f"{of} names a shared_memory_region, but no shared_memory_byte_size")
+        raise InvalidValue(f"{of} has a shared_memory_region, but no shared_memory_byte_size")
     return Place(
         parameters.shared_memory_region, parameters.shared_memory_offset, parameters.shared_memory_byte_size
     )
@@ -258,7 +257,7 @@ def _images(
             f"the input {given.name} has the datatype {given.datatype}; allowed is {_DATATYPES[given.name]}"
         )
     if binary is not None and given.data is not None:
-        raise InvalidValue(f"the input {given.name} has both data and binary_data_size; allowed is one")
+        raise InvalidValue(f"the input {given.name} has both data and binary_data_size; only one is allowed")
     if given.name == "pixels":
         check_shape(given.shape)
     if given.shape[0] > limits.images:

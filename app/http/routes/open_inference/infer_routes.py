@@ -47,12 +47,12 @@ from app.settings.types import InputName
 _COPIED_AT_ONCE = 2**20  # bytes of a region; more take longer than the event loop should stand still
 _BINARY = {"type": "string", "format": "binary"}
 _HEADER_LENGTH = {
-    "description": "Bytes of JSON at the beginning of the body; binary data follows.",
+    "description": "Number of bytes of JSON at the start of the body. Binary data follows.",
     "schema": {"type": "integer", "minimum": 0},
 }
 _INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The outputs; as octet-stream where some come as binary data behind the JSON.",
+        "description": "The outputs, as octet-stream if some are binary data after the JSON.",
         "content": {RAW: {"schema": _BINARY}},
         "headers": {HEADER_LENGTH: _HEADER_LENGTH, **WARNINGS_HEADER_SCHEMA},
     },
@@ -64,7 +64,7 @@ _INFER_BODY: dict[str, Any] = {
         "required": True,
         "content": {
             JSON: {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
-            RAW: {"schema": {**_BINARY, "description": "JSON, and binary data behind it."}},
+            RAW: {"schema": {**_BINARY, "description": "JSON, followed by binary data."}},
         },
     },
 }

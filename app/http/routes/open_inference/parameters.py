@@ -23,21 +23,23 @@ def options_in(parameters: dict[str, Any]) -> ImageOptions:
     for name in _OF_SEQUENCES:
         if values.pop(name, None):
             raise InvalidValue(
-                f"there are no sequences here, every image is answered by itself: leave out {name}"
+                f"sequences are not supported, each image is computed independently: leave out {name}"
             )
     final = values.pop("triton_enable_empty_final_response", False)
     if type(final) is not bool:
         raise wrong_parameter("triton_enable_empty_final_response", final)
     for name in MASK_OPTIONS:
         if name in values:
-            raise InvalidValue(f"there is no parameter {name!r} here; ask for the output 'kept_patches'")
+            raise InvalidValue(
+                f"the parameter {name!r} is not supported here; request the output 'kept_patches'"
+            )
     refuse_those_of_v1(values)
     timeout = values.pop("timeout", 0)
     if type(timeout) is not int or not 0 <= timeout <= _LONGEST_TIMEOUT:
         raise wrong_parameter("timeout", timeout)
     if timeout:
         if "deadline_ms" in values:
-            raise InvalidValue("give only one of timeout and deadline_ms; there are both")
+            raise InvalidValue("give either timeout or deadline_ms, not both")
         values["deadline_ms"] = -(-timeout // _MICROSECONDS_PER_MS)
     if values.get("priority") == 0 and type(values["priority"]) is int:  # Triton's default: none of its own
         del values["priority"]

@@ -31,9 +31,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         status: {**errors(400)[400], "description": meaning}
         for status, meaning in {
             403: "The API key is not marked admin.",
-            409: "Another model is being loaded or unloaded, or it is the default one.",
+            409: "Another model is being loaded or unloaded, or the model is the default one.",
             504: "Loading took longer than the server allows.",
-            507: "There is not enough memory for the model.",
+            507: "Not enough memory for the model.",
         }.items()
     },
 }
@@ -47,7 +47,7 @@ class RepositoryModel(BaseModel):
     state: str = Field(
         description="READY, LOADING, UNLOADING or UNAVAILABLE (not loaded).", examples=["READY"]
     )
-    reason: str = Field(description="Why it could not be loaded; else empty.", examples=[""])
+    reason: str = Field(description="Why the model could not be loaded; otherwise empty.", examples=[""])
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ _INDEX_BODY = _body(
         },
     }
 )
-_PARAMETERS = {"type": "object", "description": "None is taken: what a name stands for is in the settings."}
+_PARAMETERS = {"type": "object", "description": "Not supported: models are defined in the settings."}
 _LOAD_BODY = _body(
     {"type": "object", "additionalProperties": False, "properties": {"parameters": _PARAMETERS}}
 )
@@ -99,7 +99,7 @@ def repository_router(dispatch: Dispatch, limits: BodyLimits) -> APIRouter:
         body = await read_body(request, limits)
         if not body.strip():
             return {}
-        hint = "models are named in the path, and no files are taken"
+        hint = "the model is named in the path, and files are not accepted"
         value = read_document(bytes(body), "the body", _MOST_BYTES, _MOST_VALUES, hint)
         if not isinstance(value, dict):
             raise InvalidValue(f"the body must be an object, such as {{}}, not {said_back(value)}")
@@ -109,8 +109,8 @@ def repository_router(dispatch: Dispatch, limits: BodyLimits) -> APIRouter:
     async def changed(request: Request, name: str, known: tuple[str, ...], *, load: bool) -> RepositoryModel:
         if not is_admin(request.scope):
             raise AdminOnly(
-                "this API key may not load and unload models; the operator marks one that may with admin "
-                "behind it, as in name:key admin"
+                "this API key is not allowed to load and unload models; the operator allows it by adding "
+                "admin to its line, as in name:key admin"
             )
         parameters = (await document(request, ("parameters",))).get("parameters", {})
         if not isinstance(parameters, dict):
@@ -122,7 +122,8 @@ def repository_router(dispatch: Dispatch, limits: BodyLimits) -> APIRouter:
         listed = entries()
         if name not in listed:
             raise NotFound(
-                f"{no_such('model', name, listed)}; what may be loaded is what --model and --loadable name"
+                f"{no_such('model', name, listed)}; only models that --model and --loadable name can be "
+                "loaded"
             )
         await unless_gone(request, dispatch.change_model(name, load=load))
         return _described(ModelEntry(name, "ready" if load else "unloaded"))
@@ -130,7 +131,7 @@ def repository_router(dispatch: Dispatch, limits: BodyLimits) -> APIRouter:
     @router.post(
         REPOSITORY_INDEX.path,
         operation_id="v2_repository_index",
-        summary="Models that are served or may be loaded",
+        summary="Models that are served or can be loaded",
         responses=errors(400, 408, 413, 422, 503),
         openapi_extra=_INDEX_BODY,
     )
@@ -143,7 +144,7 @@ def repository_router(dispatch: Dispatch, limits: BodyLimits) -> APIRouter:
     @router.post(
         REPOSITORY_MODELS.path + "{model_name:model}/load",
         operation_id="v2_repository_model_load",
-        summary="Serve the model, too; answered once it is",
+        summary="Load the model; returns when it is ready",
         responses=_ERRORS,
         openapi_extra=_LOAD_BODY,
     )
@@ -155,7 +156,7 @@ def repository_router(dispatch: Dispatch, limits: BodyLimits) -> APIRouter:
     @router.post(
         REPOSITORY_MODELS.path + "{model_name:model}/unload",
         operation_id="v2_repository_model_unload",
-        summary="Serve the model no more; answered once its memory is free",
+        summary="Unload the model; returns when its memory is free",
         responses=_ERRORS,
         openapi_extra=_UNLOAD_BODY,
     )

@@ -70,7 +70,7 @@ def open_inference_router(
         return model
 
     @router.get(
-        OPEN_INFERENCE.path, operation_id="v2_server_metadata", summary="What answers, and its extensions"
+        OPEN_INFERENCE.path, operation_id="v2_server_metadata", summary="Server name, version and extensions"
     )
     async def server_metadata() -> ServerMetadata:
         return ServerMetadata(name=SERVER, version=version("trimvit"), extensions=extensions)

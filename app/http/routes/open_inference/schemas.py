@@ -20,33 +20,34 @@ TRITONS: dict[str, Any] = {
         "anyOf": [{"type": "integer", "minimum": 0}, {"enum": list(get_args(Priority))}],
         "default": 0,
         "description": "1 is `high`, 2 and 0 are `normal`, 3 and above are `batch`. While images of all "
-        "three wait, they get 16, 4 and 1 of 21 parts of the worker. What the caller may not ask for is "
-        "refused with 403.",
+        "three wait, they get 16, 4 and 1 of 21 parts of the worker. A priority that the caller is not "
+        "allowed to use is refused with 403.",
     },
     "timeout": {
         "type": "integer",
         "minimum": 0,
         "maximum": 600_000_000,
-        "description": "Give up after so many microseconds, with 504. 0: the server's default. In place of "
-        "`deadline_ms`.",
+        "description": "Deadline in microseconds, after which the request gets 504. 0: the server's "
+        "default. Replaces `deadline_ms`.",
     },
     "triton_enable_empty_final_response": {
         "type": "boolean",
         "default": False,
-        "description": "Has no effect: it is about streams of answers, and there is always one answer.",
+        "description": "Has no effect: it is for streaming responses, and there is always one response.",
     },
     "binary_data_output": {
         "type": "boolean",
         "default": False,
-        "description": "Whether outputs that do not say otherwise come as binary data behind the JSON.",
+        "description": "Whether outputs are returned as binary data after the JSON unless they specify "
+        "it themselves.",
     },
 }
 
-_SHAPE = "Length of each axis; -1: as the request has it."
+_SHAPE = "Length of each axis; -1: variable."
 
 
 class ServerMetadata(BaseModel):
-    """What answers."""
+    """The server."""
 
     name: str = Field(description="Always trimvit.", examples=["trimvit"])
     version: str = Field(description="Version of the server.", examples=["0.1.0"])
@@ -63,9 +64,9 @@ class ServerLive(BaseModel):
 
 
 class ServerReady(BaseModel):
-    """Whether images are answered."""
+    """Whether the server is ready to answer images."""
 
-    ready: bool = Field(description="Whether a worker has loaded the model and answers.", examples=[True])
+    ready: bool = Field(description="Whether a worker has loaded the model and is ready.", examples=[True])
 
 
 class TensorMetadata(BaseModel):
@@ -83,10 +84,11 @@ class ModelMetadata(BaseModel):
     versions: list[str] = Field(description="Always one.", examples=[["1"]])
     platform: str = Field(description="Always trimvit.", examples=["trimvit"])
     inputs: list[TensorMetadata] = Field(
-        description="`image`: encoded photographs (JPEG, PNG, ...), n or n x 1. `pixels`: decoded ones, n x "
-        "height x width x RGB, all of one size, which the server crops and resizes as it does photographs."
+        description="`image`: encoded photographs (JPEG, PNG, ...), n or n x 1. `pixels`: decoded "
+        "photographs, n x height x width x RGB, all of the same size; the server crops and resizes them "
+        "in the same way."
     )
-    outputs: list[TensorMetadata] = Field(description="What a request can ask for.")
+    outputs: list[TensorMetadata] = Field(description="Available outputs.")
 
 
 class ModelTensor(BaseModel):
@@ -94,8 +96,8 @@ class ModelTensor(BaseModel):
 
     name: str = Field(description="The tensor's name.", examples=["image"])
     data_type: str = Field(description="Type of its elements.", examples=["TYPE_STRING"])
-    dims: list[int] = Field(description=_SHAPE + " Without the first axis, the images.", examples=[[1]])
-    optional: bool = Field(default=False, description="Whether a request may leave it out.")
+    dims: list[int] = Field(description=_SHAPE + " Without the first axis (images).", examples=[[1]])
+    optional: bool = Field(default=False, description="Whether a request can leave it out.")
 
 
 class ConfigParameter(BaseModel):
@@ -110,12 +112,11 @@ class ModelConfig(BaseModel):
     name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     platform: str = Field(description="Always trimvit.", examples=["trimvit"])
     backend: str = Field(description="Always trimvit.", examples=["trimvit"])
-    max_batch_size: int = Field(ge=1, description="Most images in one request.", examples=[64])
-    input: list[ModelTensor] = Field(description="Of which a request has one.")
-    output: list[ModelTensor] = Field(description="What a request can ask for.")
+    max_batch_size: int = Field(ge=1, description="Maximum number of images in a request.", examples=[64])
+    input: list[ModelTensor] = Field(description="A request has exactly one of them.")
+    output: list[ModelTensor] = Field(description="Available outputs.")
     parameters: dict[str, ConfigParameter] = Field(
-        description="What images get that ask for nothing: `keep_ratio`, `criterion`, `reducer` and "
-        "`deadline_ms`."
+        description="Defaults of the options `keep_ratio`, `criterion`, `reducer` and `deadline_ms`."
     )
 
 
@@ -123,7 +124,8 @@ class RegionParameters(BaseModel):
     """Where a tensor's data lies in shared memory, for clients on the server's machine."""
 
     shared_memory_region: str | None = Field(
-        None, description="Name of a region that is registered, in place of data in the request or answer."
+        None,
+        description="Name of a registered region that is used instead of data in the request or response.",
     )
     shared_memory_byte_size: int | None = Field(None, ge=0, description="Bytes of the data there.")
     shared_memory_offset: int = Field(0, ge=0, description="Where the data begins in the region, in bytes.")
@@ -135,7 +137,7 @@ class InputParameters(RegionParameters):
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
     binary_data_size: int | None = Field(
-        None, ge=0, description="Bytes of its data behind the JSON, in place of `data`."
+        None, ge=0, description="Size in bytes of its binary data after the JSON. Replaces `data`."
     )
 
 
@@ -155,12 +157,12 @@ class InferInput(BaseModel):
         description="BYTES of `image`, UINT8 of `pixels`.", examples=["BYTES"]
     )
     parameters: InputParameters = Field(
-        default_factory=InputParameters, description="For data behind the JSON."
+        default_factory=InputParameters, description="For binary data after the JSON."
     )
     data: Any = Field(
         None,
-        description="The elements, flattened or nested as the shape is: base64 of `image`, integers from 0 "
-        "to 255 (red, green, blue) of `pixels`.",
+        description="The elements, flattened or nested according to the shape: base64 strings for "
+        "`image`, integers from 0 to 255 (red, green, blue) for `pixels`.",
         examples=[[EXAMPLE_IMAGE]],
         json_schema_extra={"type": "array", "items": {}},
     )
@@ -172,13 +174,15 @@ class OutputParameters(RegionParameters):
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
     binary_data: bool | None = Field(
-        None, description="Whether it comes behind the JSON. Default: the request's `binary_data_output`."
+        None,
+        description="Whether it is returned as binary data after the JSON. Default: the request's "
+        "`binary_data_output`.",
     )
     classification: int = Field(
         0,
         ge=0,
-        description="Of `score` and `logits`: so many classes (at most all), best first, each as BYTES "
-        "`value:index:label`. 0: the numbers themselves.",
+        description="For `score` and `logits`: number of best classes to return, each as BYTES "
+        "`value:index:label`. 0: return the numbers themselves.",
         examples=[3],
     )
 
@@ -187,19 +191,20 @@ class RequestedOutput(BaseModel):
     """An output that is wanted."""
 
     name: OutputName = Field(description="The output's name.", examples=["label"])
-    parameters: OutputParameters = Field(default_factory=OutputParameters, description="How it is wanted.")
+    parameters: OutputParameters = Field(
+        default_factory=OutputParameters, description="Options of the output."
+    )
 
 
 class InferRequest(BaseModel):
     """Images, how to prune them, and what to answer with."""
 
     id: str | None = Field(
-        None, max_length=1024, description="Sent back with the answer.", examples=["photograph-7"]
+        None, max_length=1024, description="Returned with the response.", examples=["photograph-7"]
     )
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description="What is asked of all images: options of /v1/classify but for the masks, and Triton's "
-        "own.",
+        description="Options for all images: those of /v1/classify except masks, and Triton's own.",
         examples=[{"keep_ratio": 0.7, "top_k": 2, "timeout": 2_000_000}],
         json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS + OF_SEVERAL_IMAGES), **TRITONS}},
     )
@@ -207,8 +212,8 @@ class InferRequest(BaseModel):
     outputs: list[RequestedOutput] = Field(
         default_factory=list,
         max_length=8,
-        description="The outputs wanted, each once. Default: all but `embedding`; of a model without a head "
-        "all that it has.",
+        description="Requested outputs, each at most once. Default: all except `embedding`; for a model "
+        "without a head, all that it has.",
         examples=[[{"name": "label"}, {"name": "score"}]],
     )
 
@@ -216,7 +221,9 @@ class InferRequest(BaseModel):
 class OutputDataParameters(BaseModel):
     """How an output's data comes."""
 
-    binary_data_size: int = Field(ge=0, description="Bytes of its data behind the JSON, in place of `data`.")
+    binary_data_size: int = Field(
+        ge=0, description="Size in bytes of its binary data after the JSON. Replaces `data`."
+    )
 
 
 class InferOutput(BaseModel):
@@ -232,18 +239,18 @@ class InferOutput(BaseModel):
     name: OutputName = Field(description="The output's name.", examples=["label"])
     datatype: Datatype = Field(description="Type of its elements.", examples=["BYTES"])
     shape: list[int] = Field(description="Length of each axis.", examples=[[1, 2]])
-    parameters: OutputDataParameters | None = Field(None, description="Only of data behind the JSON.")
+    parameters: OutputDataParameters | None = Field(None, description="Only for binary data after the JSON.")
     data: list[Any] | None = Field(
         None,
-        description="The elements, flattened row by row, unless they are behind the JSON or in a region.",
+        description="The elements in row-major order, unless they are after the JSON or in a region.",
         examples=[["church", "parachute"]],
     )
 
 
 class InferResponse(BaseModel):
-    """The outputs that were asked for, in their order."""
+    """The requested outputs, in the order of the request."""
 
     model_name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
     model_version: str = Field(description="The model's version.", examples=["1"])
-    id: str | None = Field(None, description="The request's, where it had one.", examples=["photograph-7"])
-    outputs: list[InferOutput] = Field(description="One for each that was asked for.")
+    id: str | None = Field(None, description="That of the request, if it had one.", examples=["photograph-7"])
+    outputs: list[InferOutput] = Field(description="One per requested output.")

@@ -102,7 +102,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         operation_id="v2_system_shared_memory_register",
         summary="Register a region of shared memory",
         response_class=Response,
-        responses={200: {"description": "It is registered."}, **_ERRORS},
+        responses={200: {"description": "The region is registered."}, **_ERRORS},
         openapi_extra=_BODY,
     )
     async def register(request: Request, region_name: RegionName) -> Response:
@@ -117,9 +117,9 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
     @router.post(
         SHARED_MEMORY_UNREGISTER.path,
         operation_id="v2_system_shared_memory_unregister_all",
-        summary="Forget all of the caller's regions",
+        summary="Unregister all of the caller's regions",
         response_class=Response,
-        responses={200: {"description": "There are none any more."}, **_ERRORS},
+        responses={200: {"description": "No regions are registered any longer."}, **_ERRORS},
     )
     async def unregister_all(request: Request) -> Response:
         return await forget(request)
@@ -127,9 +127,9 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
     @router.post(
         SYSTEM_REGIONS + "/region/{region_name}/unregister",
         operation_id="v2_system_shared_memory_unregister",
-        summary="Forget a region",
+        summary="Unregister a region",
         response_class=Response,
-        responses={200: {"description": "There is no such region any more."}, **_ERRORS},
+        responses={200: {"description": "The region is no longer registered."}, **_ERRORS},
     )
     async def unregister(request: Request, region_name: RegionName) -> Response:
         return await forget(request, region_name)

@@ -33,20 +33,22 @@ class DurationStatistics(BaseModel):
     """How often, and how long altogether."""
 
     count: int = Field(ge=0, description="How often.", examples=[3])
-    ns: int = Field(ge=0, description="How long altogether, in nanoseconds.", examples=[41_000_000])
+    ns: int = Field(ge=0, description="Total duration in nanoseconds.", examples=[41_000_000])
 
 
 class RequestStatistics(BaseModel):
     """Requests, and where the time of those that were answered went. Of a request with several images, the
     phases are those of the image that took longest."""
 
-    success: DurationStatistics = Field(description="Answered requests, from their head to their answer.")
+    success: DurationStatistics = Field(
+        description="Successful requests, from the arrival of the head to the response."
+    )
     fail: DurationStatistics = Field(
-        description="Requests that were read and then ended in an error, or whose client went away."
+        description="Requests that ended in an error after they were read, or whose client disconnected."
     )
     queue: DurationStatistics = Field(description="Waiting for a batch.")
     compute_input: DurationStatistics = Field(
-        description="Decoding an image, or resizing pixels, to what the model sees."
+        description="Decoding images or resizing pixels to the input of the model."
     )
     compute_infer: DurationStatistics = Field(description="Computing the batch.")
     compute_output: DurationStatistics = Field(description="Writing the answer.")
@@ -60,7 +62,7 @@ class BatchStatistics(BaseModel):
 
 
 class ModelStatistics(BaseModel):
-    """What one model has done since the server's start. Images are decoded, and answers written, one by one,
+    """Statistics of one model since the server started. Images are decoded, and answers written, one by one,
     so batches have no time for input and output."""
 
     name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
@@ -78,7 +80,7 @@ class ModelStatistics(BaseModel):
 
 
 class Statistics(BaseModel):
-    """Of each model that was asked for."""
+    """Statistics of the requested models."""
 
     model_stats: list[ModelStatistics] = Field(description="The default model first.")
 
@@ -90,7 +92,7 @@ def statistics_router(classification: Classification) -> APIRouter:
     @router.get(
         MODEL_STATISTICS.path,
         operation_id="v2_statistics",
-        summary="What all models have done since the server's start",
+        summary="Statistics of all models since the start of the server",
     )
     async def statistics() -> Statistics:
         return await _of(classification.models)
@@ -98,7 +100,7 @@ def statistics_router(classification: Classification) -> APIRouter:
     @router.get(
         MODELS_FOLDER + "{model_name:model}/versions/{model_version}/stats",
         operation_id="v2_model_version_statistics",
-        summary="What this version of the model has done since the server's start",
+        summary="Statistics of this version of the model since the start of the server",
         responses=_NO_MODEL,
     )
     async def version_statistics(model_name: ModelName, model_version: ModelVersion) -> Statistics:
@@ -109,7 +111,7 @@ def statistics_router(classification: Classification) -> APIRouter:
     @router.get(
         MODELS_FOLDER + "{model_name:model}/stats",
         operation_id="v2_model_statistics",
-        summary="What the model has done since the server's start",
+        summary="Statistics of the model since the start of the server",
         responses=_NO_MODEL,
     )
     async def model_statistics(model_name: ModelName) -> Statistics:

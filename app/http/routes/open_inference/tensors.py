@@ -89,8 +89,8 @@ def split(body: bytes | bytearray, header_length: str | None) -> tuple[bytes | b
         return body, memoryview(b"")
     if not _is_length(header_length):
         raise UnreadableRequest(
-            f"{HEADER_LENGTH} must be a number of bytes, at most the body's {len(body)}; "
-            f"it is {short.repr(header_length)}"
+            f"{HEADER_LENGTH} must be a number of bytes from 0 to {len(body)} (the length of the body); "
+            f"got {short.repr(header_length)}"
         )
     length = int(header_length)
     if length > len(body):
@@ -105,7 +105,7 @@ def parsed(text: bytes | bytearray, header_length: str | None) -> Any:
         "the body" if header_length is None else f"the body's first {len(text)} bytes (see {HEADER_LENGTH})"
     )
     return read_document(
-        text, what, _MOST_JSON_BYTES, MOST_JSON_VALUES, "send tensors of more as binary data behind the JSON"
+        text, what, _MOST_JSON_BYTES, MOST_JSON_VALUES, "send larger tensors as binary data after the JSON"
     )
 
 
@@ -117,8 +117,8 @@ def allot(sizes: Sequence[int | None], data: memoryview) -> list[memoryview | No
     claimed = sum(size for size in sizes if size is not None)
     if claimed != len(data):
         raise InvalidValue(
-            f"the binary_data_size of the inputs come to {short.repr(claimed)} bytes, but {len(data)} bytes "
-            f"follow the JSON (its length stands in {HEADER_LENGTH})"
+            f"the binary_data_size values of the inputs add up to {short.repr(claimed)} bytes, but "
+            f"{len(data)} bytes follow the JSON, whose length is given by {HEADER_LENGTH}"
         )
     shares: list[memoryview | None] = []
     start = 0
@@ -135,21 +135,21 @@ def read_elements(data: memoryview, count: int) -> list[memoryview]:
     while start < len(data) and len(elements) < count:
         if len(data) - start < _LENGTH.size:
             raise InvalidValue(
-                f"element {len(elements)} has no length: that takes 4 bytes, and {len(data) - start} are left"
+                f"element {len(elements)} has no length: it needs 4 bytes, but {len(data) - start} are left"
             )
         (length,) = _LENGTH.unpack_from(data, start)
         start += _LENGTH.size
         if length > len(data) - start:
             raise InvalidValue(
-                f"element {len(elements)} claims {length} bytes, but {len(data) - start} are left "
-                "(before each element stands its length, 4 bytes little-endian)"
+                f"element {len(elements)} has a length of {length} bytes, but {len(data) - start} are "
+                "left (each element starts with its length, 4 bytes little-endian)"
             )
         elements.append(data[start : start + length])
         start += length
     if len(elements) != count or start != len(data):
         raise InvalidValue(
-            f"the shape has {count} elements, but the data has {len(elements)} "
-            f"and {len(data) - start} bytes behind them"
+            f"the shape has {count} elements, but the data has {len(elements)} and {len(data) - start} "
+            "more bytes"
         )
     return elements
 
@@ -165,13 +165,13 @@ def flat(data: object, shape: Sequence[int]) -> list[Any]:
     Raises InvalidValue where they are not as many as the shape has.
     """
     if not isinstance(data, list):
-        raise InvalidValue("data must be a list, flattened or nested as the shape is")
+        raise InvalidValue("data must be a list, flattened or nested according to the shape")
     level: list[Any] = data
     count = math.prod(shape)
     if data and isinstance(data[0], list):
         for size in shape[1:]:
             if not all(isinstance(part, list) and len(part) == size for part in level):
-                raise InvalidValue(f"data is nested, but not as the shape {_said(shape)} is")
+                raise InvalidValue(f"data is nested, but not according to the shape {_said(shape)}")
             level = list(chain.from_iterable(level))
     if len(level) != count:
         raise InvalidValue(
@@ -186,7 +186,7 @@ def image_bytes(
     """The encoded images of a BYTES tensor of shape [n] or [n, 1]; in JSON each is read by ``decoded``."""
     if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)) or shape[0] < 1:
         raise InvalidValue(
-            f"the input image has the shape {_said(shape)}; allowed are [n] and [n, 1], n from 1"
+            f"the input image has the shape {_said(shape)}; allowed are [n] and [n, 1] with n of at least 1"
         )
     if binary is not None:
         return read_elements(binary, shape[0])
@@ -197,8 +197,8 @@ def check_shape(shape: Sequence[int]) -> None:
     """Raises InvalidValue unless it is that of the input pixels."""
     if len(shape) == 3 and shape[2] == 3:
         raise InvalidValue(
-            f"the input pixels has the shape {_said(shape)}, without an axis for the images: one image of "
-            f"this size is {_said([1, *shape])}"
+            f"the input pixels has the shape {_said(shape)}, without an axis for the images; a single "
+            f"image of this size has the shape {_said([1, *shape])}"
         )
     if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
         raise InvalidValue(

@@ -70,7 +70,7 @@ class ClientProblem(Problem):
 
 
 class ServerProblem(Problem):
-    """The server cannot do it now; the same request may succeed later."""
+    """The server cannot process the request now; the same request may succeed later."""
 
 
 class UnreadableRequest(ClientProblem):

@@ -47,7 +47,7 @@ def test_a_wide_gamut_is_brought_to_srgb() -> None:
     [
         ({"color_primaries": 9, "transfer_characteristics": 16}, "HDR"),
         ({"color_primaries": 9, "transfer_characteristics": 18}, "HDR"),
-        ({"color_primaries": 12, "transfer_characteristics": 13}, "wider than sRGB"),
+        ({"color_primaries": 12, "transfer_characteristics": 13}, "wider gamut than sRGB"),
         ({"color_primaries": 1, "transfer_characteristics": 13}, None),
     ],
     ids=["PQ", "HLG", "Display P3", "sRGB"],
@@ -95,7 +95,7 @@ def test_a_size_that_is_not_the_headers_is_no_way_around_the_limit() -> None:
 def test_a_broken_one_is_called_broken(brand: bytes) -> None:
     """And neither a video, nor of a format that is not taken."""
     brands = brand + bytes(4) + b"mif1heic"
-    with pytest.raises(UndecodableImage, match="begin as HEIC, but are broken"):
+    with pytest.raises(UndecodableImage, match="begin as HEIC, but are corrupt"):
         seen((len(brands) + 8).to_bytes(4, "big") + b"ftyp" + brands + bytes(200))
 
 

@@ -109,7 +109,7 @@ def test_kinds_that_are_not_decoded_are_named(marker: int, bits: int, words: str
         + bytes([bits])
         + PLAIN[frame + 5 :]
     )
-    with pytest.raises(UndecodableImage, match=f"{words}, which is not decoded here; save it as"):
+    with pytest.raises(UndecodableImage, match=f"{words}, which is not supported; save it as"):
         seen(data)
 
 

@@ -57,7 +57,7 @@ def test_avif_is_not_taken_for_heic() -> None:
     """Both are HEIF: a sound AVIF is answered, and one that is broken is no HEIC."""
     assert seen(encoded(noisy(), "AVIF")).pixels.any()
     problem = refusal(heif(b"avif", b"mif1", b"miaf"))
-    assert problem.detail.startswith("the bytes begin as AVIF, but are broken")
+    assert problem.detail.startswith("the bytes begin as AVIF, but are corrupt")
 
 
 PHOTOGRAPH = encoded(noisy(), "JPEG")
@@ -69,8 +69,8 @@ OTHERS = {
     "avi": (b"RIFF\0\0\0\0AVI LIST", "a video"),
     "pdf": (b"%PDF-1.7\n" + bytes(100), "a PDF"),
     "zip": (b"PK\x03\x04" + bytes(100), "an archive"),
-    "gzip": (b"\x1f\x8b\x08\0" + bytes(40), "compressed by gzip"),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS"),
+    "gzip": (b"\x1f\x8b\x08\0" + bytes(40), "compressed with gzip"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
     "npy": (b"\x93NUMPY\x01\0v\0{'descr'", "a NumPy array"),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
     "svg with a head": (b'<?xml version="1.0"?>\n<!-- x -->\n<!DOCTYPE svg PUBLIC "-//W3C">\n<svg>', "SVG"),

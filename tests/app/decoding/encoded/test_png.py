@@ -60,7 +60,7 @@ def test_a_profile_that_cannot_be_read_does_not_cost_the_picture(profile: bytes)
     """It is passed over, and the answer says so."""
     answer = seen(with_chunks((b"iCCP", profile)))
     assert np.array_equal(answer.pixels, PIXELS)
-    assert answer.warnings == ("the image's colour profile is broken or too large, and was passed over",)
+    assert answer.warnings == ("the image's color profile is corrupt or too large, and was ignored",)
 
 
 def test_a_long_profile_is_read() -> None:

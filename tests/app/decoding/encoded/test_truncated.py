@@ -34,7 +34,7 @@ def test_a_jpeg_without_its_end_mark_is_whole() -> None:
 @pytest.mark.parametrize("data", [cut(0.95), cut(0.6), cut(0.1), PROGRESSIVE[:-2], cut(0.5, PROGRESSIVE)])
 def test_a_cut_jpeg_is_refused_by_default_in_words_that_name_the_setting(data: bytes) -> None:
     """Nothing is guessed about the rest unless the operator says so."""
-    with pytest.raises(UndecodableImage, match=r"ends too soon.*--truncated-images answer"):
+    with pytest.raises(UndecodableImage, match=r"is truncated.*--truncated-images answer"):
         seen(data)
 
 
@@ -44,9 +44,9 @@ def test_a_cut_jpeg_is_answered_with_a_warning_where_the_setting_says_so(share: 
     answer = decode(cut(share), SQUARE, ANSWER)
     whole = decode(JPEG, SQUARE, ANSWER).pixels
     (warning,) = answer.warnings
-    assert warning.startswith("the JPEG ends too soon: ")
+    assert warning.startswith("the JPEG is truncated: ")
     rows = share_of_rows(cut(share))
-    assert f"{rows:.0%} of its rows are there" in warning
+    assert f"{rows:.0%} of its rows are present" in warning
     assert abs(rows - share) < 0.1
     there = int(rows * 240) - 16
     assert np.array_equal(answer.pixels[:there], whole[:there])
@@ -56,7 +56,7 @@ def test_a_cut_jpeg_is_answered_with_a_warning_where_the_setting_says_so(share: 
 @pytest.mark.parametrize("share", [0.45, 0.1, 0.01])
 def test_less_than_half_a_picture_is_never_answered(share: float) -> None:
     """An answer would be a guess."""
-    with pytest.raises(UndecodableImage, match="less than 50% of its rows are there"):
+    with pytest.raises(UndecodableImage, match="less than 50% of its rows are present"):
         seen(cut(share), ANSWER)
 
 

@@ -70,33 +70,33 @@ def test_every_route_reads_it(client: TestClient, dispatch: FakeDispatch, name: 
 
 
 MISTAKES = [
-    ("https://example.org/cat.jpg", "a URL: the server fetches nothing; send the bytes of the image"),
+    ("https://example.org/cat.jpg", "a URL: the server does not fetch URLs; send the bytes of the image"),
     ("//cdn.example.org/cat.jpg", "a URL"),
     ("s3://bucket/cat.jpg", "a URL"),
     ("blob:https://example.org/5", "a blob URL"),
-    ("/home/me/cat.jpg", "the name of a file: the server reads none; send the bytes of the image"),
-    ("/home/me/cat", "the name of a file"),
-    ("C:\\Users\\me\\cat.jpg", "the name of a file"),
-    ("file:///cat.jpg", "the name of a file"),
-    ("./cat.png", "the name of a file"),
-    ("holiday (1).JPG", "the name of a file"),
+    ("/home/me/cat.jpg", "a file name: the server does not read files; send the bytes of the image"),
+    ("/home/me/cat", "a file name"),
+    ("C:\\Users\\me\\cat.jpg", "a file name"),
+    ("file:///cat.jpg", "a file name"),
+    ("./cat.png", "a file name"),
+    ("holiday (1).JPG", "a file name"),
     ("b'/9j/4AAQSkZJ'", "base64.b64encode(data).decode()"),
     ('b"/9j/4AAQSkZJ"', "base64.b64encode(data).decode()"),
-    ("undefined", "where a value is missing"),
-    ("null", "where a value is missing"),
-    ("None", "where a value is missing"),
-    ("[object Object]", "where a value is missing"),
-    ("<PIL.Image.Image image mode=RGB object at 0x7f>", "where a value is missing"),
-    (f'"{PLAIN}"', "in quotes of its own"),
-    ("<svg xmlns=''>", "text of another kind"),
+    ("undefined", "for a missing value"),
+    ("null", "for a missing value"),
+    ("None", "for a missing value"),
+    ("[object Object]", "for a missing value"),
+    ("<PIL.Image.Image image mode=RGB object at 0x7f>", "for a missing value"),
+    (f'"{PLAIN}"', "quoted twice"),
+    ("<svg xmlns=''>", "an SVG drawing"),
     ("[137, 80, 78, 71, 13, 10]", "a list of numbers"),
     (IMAGE.hex(), "hexadecimal"),
-    (base64.b64encode(PLAIN.encode()).decode(), "base64 of base64"),
+    (base64.b64encode(PLAIN.encode()).decode(), "encoded as base64 twice"),
     (PLAIN.replace("+", " "), "encode + as %2B"),
-    ("data:image/svg+xml,%3Csvg", "write ;base64 before its comma"),
-    (PLAIN[:401], "its last character is missing"),
+    ("data:image/svg+xml,%3Csvg", "with ;base64 before the comma"),
+    (PLAIN[:401], "characters are missing at the end"),
     (PLAIN + "=", "too much padding"),
-    ("AAAA=AAAA", "data follows the padding"),
+    ("AAAA=AAAA", "there is data after the padding"),
     ("%%%%", "base64.b64encode(data).decode()"),
     ("Ä" * 8, "base64.b64encode(data).decode()"),
 ]
@@ -117,7 +117,7 @@ def test_what_is_no_base64_of_an_image_is_called_what_it_is(
 @pytest.mark.parametrize("value", [None, 5, True, {}, [], [137, 80, 78], ["a"]])
 def test_another_type_is_a_422(value: object) -> None:
     """It says which one is wanted."""
-    with pytest.raises(InvalidValue, match=r"must be a string in base64"):
+    with pytest.raises(InvalidValue, match=r"must be a base64 string"):
         from_base64(value, 0)
 
 

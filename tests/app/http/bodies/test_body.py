@@ -277,18 +277,18 @@ BAD_OPTIONS: list[tuple[str, list[str]]] = [
     ("compute=0", ["compute must be a number above 0 and at most 1, such as 0.5", "got '0'"]),
     ("compute=1.01", ["compute must be a number above 0 and at most 1, such as 0.5", "got '1.01'"]),
     ("keep_ratio=0.5&compute=0.5", ["only one of", "keep_mass, cascade", "keep_ratio and compute"]),
-    ("keep_ratio=0.5&keep_mass=0.5", ["only one of", "there are keep_ratio and keep_mass"]),
-    ("compute=0.5&keep_mass=0.5", ["only one of", "there are compute and keep_mass"]),
-    ("cascade=true&keep_ratio=0.5", ["only one of", "there are keep_ratio and cascade"]),
-    ("cascade=true&compute=0.5", ["only one of", "there are compute and cascade"]),
-    ("cascade=true&keep_mass=0.5", ["only one of", "there are keep_mass and cascade"]),
-    ("cascade=true&criterion=mad", ["it was calibrated with", "leave out criterion, or cascade"]),
+    ("keep_ratio=0.5&keep_mass=0.5", ["only one of", "got keep_ratio and keep_mass"]),
+    ("compute=0.5&keep_mass=0.5", ["only one of", "got compute and keep_mass"]),
+    ("cascade=true&keep_ratio=0.5", ["only one of", "got keep_ratio and cascade"]),
+    ("cascade=true&compute=0.5", ["only one of", "got compute and cascade"]),
+    ("cascade=true&keep_mass=0.5", ["only one of", "got keep_mass and cascade"]),
+    ("cascade=true&criterion=mad", ["it was calibrated: leave out", "leave out criterion, or cascade"]),
     ("cascade=true&reducer=drop&criterion=mad", ["leave out criterion and reducer, or cascade"]),
     ("cascade=perhaps", ["cascade must be true or false; got 'perhaps'"]),
     ("keep_mass=0", ["keep_mass must be a number above 0 and at most 1, such as 0.5", "got '0'"]),
     ("keep_mass=1.01", ["keep_mass must be a number above 0 and at most 1, such as 0.5", "got '1.01'"]),
     ("keep_mass=nan", ["keep_mass must be a number above 0 and at most 1, such as 0.5", "got 'nan'"]),
-    ("keep_mass=0.5&reducer=merge", ["keep_mass", "merge", "drop and fuse"]),
+    ("keep_mass=0.5&reducer=merge", ["keep_mass", "merge", "drop or fuse"]),
     ("reducer=pool", ["reducer must be 'drop', 'fuse' or 'merge'; got 'pool'"]),
     ("criterion=entropy", ["criterion must be 'variance', 'mad',", "or 'random'; got 'entropy'"]),
     ("top_k=0", ["top_k must be a whole number from 1 to 1000, such as 5; got '0'"]),
@@ -426,18 +426,18 @@ def test_a_forms_options_must_be_one_set_or_one_per_image(
         (b"", ["the body is not JSON"]),
         (b"{", ["the body is not JSON"]),
         (b'{"image": "\xff"}', ["the body is not JSON", "utf-8", "position 11"]),
-        (b"[" * 100_000, ["the body is not JSON", "recursion"]),
-        (b'{"a":' * 100_000, ["the body is not JSON", "recursion"]),
+        (b"[" * 100_000, ["the body is nested too deeply"]),
+        (b'{"a":' * 100_000, ["the body is nested too deeply"]),
         (b"9" * 5000, ["the body is not JSON", "out of range"]),
         (b"[]", ["must be an object with 'image' or 'images'"]),
         (b'"image"', ["must be an object with 'image' or 'images'"]),
         (b"null", ["must be an object with 'image' or 'images'"]),
         (b'{"images": []}', ["the request has no image"]),
         (b'{"image": "%%%"}', ["'image' is not base64"]),
-        (b'{"image": "abcde"}', ["'image' is not base64", "its last character is missing"]),
+        (b'{"image": "abcde"}', ["'image' is not base64", "characters are missing at the end"]),
         (b'{"image": "abc", "top_k": 1, "image": "abc"}', ["'image' is given more than once"]),
         (b'{"image": "' + b"A" * 2**19 + b'="}', ["'image' is not base64"]),
-        (b'{"image": "' + b"A" * (2**18 - 1) + b'=AAAA"}', ["'image' is not base64", "follows the padding"]),
+        (b'{"image": "' + b"A" * (2**18 - 1) + b'=AAAA"}', ["'image' is not base64", "after the padding"]),
         (b'{"image": "http://127.0.0.1/image.png"}', ["'image' is not base64"]),
         ('{"image": "Ä"}'.encode(), ["'image' is not base64"]),
     ],
@@ -449,29 +449,18 @@ def test_json_that_cannot_be_read_is_a_400(classify: Classify, content: bytes, w
     assert_problem(classify(content=content, headers=JSON), 400, "unreadable-request", *words, image=image)
 
 
-def test_json_of_every_depth_is_read_or_refused(classify: Classify) -> None:
-    """Between what is shallow enough to be read and too deep to be parsed there is no depth that breaks
-    the refusal itself."""
-    statuses = set()
-    for depth in (1, 10, 100, 500, *range(880, 1020, 4)):
-        content = b'{"image": "", "keep_ratio": ' + b"[" * depth + b"]" * depth + b"}"
-        response = classify(content=content, headers=JSON)
-        statuses.add(response.status_code)
-    assert statuses == {400, 422}
-
-
 @pytest.mark.parametrize(
     ("document", "words"),
     [
         ({}, ["either 'image' or 'images'"]),
         ({"image": BASE64, "images": []}, ["either 'image' or 'images'"]),
-        ({"image": None}, ["'image' must be a string in base64"]),
-        ({"image": 5}, ["'image' must be a string in base64"]),
+        ({"image": None}, ["'image' must be a base64 string"]),
+        ({"image": 5}, ["'image' must be a base64 string"]),
         ({"images": BASE64}, ["'images' must be a list of objects"]),
         ({"images": None}, ["'images' must be a list of objects"]),
         ({"images": [BASE64]}, ["'images' must be a list of objects"]),
         ({"images": {"image": BASE64}}, ["'images' must be a list of objects"]),
-        ({"images": [{}]}, ["'image' must be a string in base64"]),
+        ({"images": [{}]}, ["'image' must be a base64 string"]),
     ],
     ids=str,
 )
@@ -553,7 +542,9 @@ async def test_a_deadline_that_passes_while_the_body_comes_is_told_at_once(
     async with asgi_client(dispatch, default_deadline_ms=200) as client:
         body = slowly([b"--b\r\n", b"x" * 1000], sent)
         response = await client.post(f"/v1/classify{query}", content=body, headers=headers)
-    assert_problem(response, 504, "deadline-passed", said, "while the body came", "deadline_ms in the query")
+    assert_problem(
+        response, 504, "deadline-passed", said, "bytes of the body had arrived", "deadline_ms in the query"
+    )
     assert sent == [5, 1000]
 
 

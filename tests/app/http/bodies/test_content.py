@@ -46,9 +46,9 @@ def test_the_bytes_decide_what_a_body_is(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"photo.jpg", "the name of a file"),
+        (b"photo.jpg", "a file name"),
         (b"https://example.org/photo.jpg", "a URL"),
-        (b"<html><body>no</body></html>", "text of another kind"),
+        (b"<html><body>no</body></html>", "an HTML or XML page"),
     ],
 )
 def test_a_body_of_words_is_called_what_it_is(classify: Classify, content: bytes, words: str) -> None:
@@ -116,7 +116,7 @@ def test_odd_queries_are_refused_in_words(client: TestClient, query: str) -> Non
 def test_pixels_without_an_axis_for_the_images_say_so(client: TestClient) -> None:
     """And not that 224 images are too many."""
     for shape, words in (
-        ([224, 224, 3], "one image of this size is [1, 224, 224, 3]"),
+        ([224, 224, 3], "a single image of this size has the shape [1, 224, 224, 3]"),
         ([3, 224, 224], "[n, height, width, 3]"),
         ([1, 3, 224, 224], "channels first"),
     ):

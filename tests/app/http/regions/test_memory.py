@@ -54,7 +54,7 @@ def test_a_key_may_begin_with_a_slash(key: str) -> None:
     ],
 )
 def test_what_is_no_name_is_refused(key: str) -> None:
-    with pytest.raises(InvalidValue, match="no name of POSIX shared memory"):
+    with pytest.raises(InvalidValue, match="not a valid name of POSIX shared memory"):
         memory.file_name(key)
 
 
@@ -105,7 +105,7 @@ def test_what_is_no_file_keeps_nobody_waiting(make_memory: Make, make: Callable[
 
 
 def test_what_is_not_there_is_told() -> None:
-    with pytest.raises(InvalidValue, match="there is none; create it first"):
+    with pytest.raises(InvalidValue, match="it does not exist; create it before"):
         memory.check("/trimvit-test-nothing", 1)
 
 

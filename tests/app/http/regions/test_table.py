@@ -46,7 +46,7 @@ def test_an_owner_has_names_of_its_own(regions: Regions, make_memory: Make) -> N
     regions.unregister("berta")
     assert regions.of("berta") == []
     assert regions.find("anna", "a").key == one
-    with pytest.raises(NotFound, match="there is no region 'a'; register it first"):
+    with pytest.raises(NotFound, match="there is no region 'a'; register it before you use it"):
         regions.find("berta", "a")
 
 

@@ -181,7 +181,7 @@ def test_keep_mass_with_the_reducer_merge_is_refused(
         response = make_client(**settings).post(
             "/v1/classify", content=encoded(), params={"keep_mass": 0.8, **params}
         )
-        assert_problem(response, 422, "invalid-value", "keep_mass", "merge", "drop and fuse", image=0)  # type: ignore[arg-type]
+        assert_problem(response, 422, "invalid-value", "keep_mass", "merge", "drop or fuse", image=0)  # type: ignore[arg-type]
     assert dispatch.questions == []
 
 
@@ -192,7 +192,7 @@ def test_keep_mass_is_refused_where_every_stage_loses_as_many(
     stages = replace(STAGES, evenly=True)
     dispatch.model = msgspec.structs.replace(MODEL, method=replace(MODEL.method, stages=stages))
     refused = classify(params={"keep_mass": 0.8})
-    assert_problem(refused, 422, "invalid-value", "keep_mass", "keep_ratio and compute", image=0)
+    assert_problem(refused, 422, "invalid-value", "keep_mass", "keep_ratio or compute", image=0)
     assert dispatch.questions == []
     assert classify(params={"keep_ratio": 0.8}).status_code == 200
 
@@ -258,7 +258,7 @@ def test_a_compute_that_no_ratio_reaches_is_refused(classify: Classify) -> None:
         classify(params={"compute": 0.01}),
         422,
         "invalid-value",
-        "compute 0.01 cannot be reached",
+        "compute 0.01 is too low",
         f"{lowest:.3f}",
         image=0,
     )
@@ -347,7 +347,7 @@ def test_each_image_has_the_mask_it_asked_for(classify: Classify) -> None:
     [
         (QueueFull("the queue is full", retry_after_s=1.2), 429, "2"),
         (NotReady("no worker is ready", retry_after_s=0.1), 503, "1"),
-        (WorkerLost("2 workers died while they computed this image"), 500, None),
+        (WorkerLost("2 workers died while computing this image"), 500, None),
         (DeadlinePassed("no answer within the deadline of 50 ms"), 504, None),
         (InternalFault("the worker failed on the batch with this image"), 500, None),
     ],
@@ -438,7 +438,7 @@ def test_an_unforeseen_fault_is_a_500_with_the_request_id_and_a_traceback_in_the
     document = assert_problem(response, 500, "internal-fault", "trace-4711")
     assert "secret" not in document.detail
     assert response.headers["X-Request-ID"] == "trace-4711"
-    assert "a request failed [trace-4711]" in caplog.text
+    assert "unhandled exception in a request [trace-4711]" in caplog.text
     assert "Traceback" in caplog.text
     assert "secret innards" in caplog.text
 

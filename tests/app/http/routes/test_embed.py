@@ -211,7 +211,7 @@ def test_without_a_head_every_route_of_classes_names_embed_and_head(
     dispatch.model = HEADLESS
     response = client.post(path, content=encoded(), headers={"Content-Type": "image/png"})
     assert response.status_code == 422
-    assert "headless has no head" in response.json()[where]
+    assert "headless has no classification head" in response.json()[where]
     assert "/v1/embed" in response.json()[where]
     assert "--head" in response.json()[where]
     assert dispatch.questions == []
@@ -239,4 +239,4 @@ def test_what_is_no_number_is_no_answer(embed: Embed, dispatch: FakeDispatch) ->
     for headers in ({}, BYTES):
         response = embed(headers=headers)
         assert response.status_code == 500
-        assert "not numbers" in response.json()["detail"]
+        assert "not finite numbers" in response.json()["detail"]

@@ -135,8 +135,11 @@ def test_where_no_image_has_an_answer_each_still_has_its_problem(classify: Class
     ("body", "words"),
     [
         ({"images": [{"image": SOUND}], "errors": "every"}, "errors must be"),
-        ({"images": [{"image": SOUND}, {"image": SOUND, "errors": "each"}]}, "the whole request"),
-        ({"images": [{"image": SOUND, "model": "a"}, {"image": SOUND}], "errors": "each"}, "one model"),
+        (
+            {"images": [{"image": SOUND}, {"image": SOUND, "errors": "each"}]},
+            "the same for all images of a request",
+        ),
+        ({"images": [{"image": SOUND, "model": "a"}, {"image": SOUND}], "errors": "each"}, "the same model"),
         ({"images": [{"image": BAD}, {"image": BAD, "errors": "each"}]}, "image"),
         ({"images": 5, "errors": "each"}, "must be a list"),
     ],
@@ -183,4 +186,4 @@ def test_other_protocols_say_that_they_have_no_place_for_it(client: TestClient, 
     """Their answers have one form."""
     response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert response.status_code == 422, response.text
-    assert "ask them" in response.json()["error"]
+    assert "use one of them" in response.json()["error"]

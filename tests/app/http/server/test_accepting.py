@@ -92,4 +92,4 @@ def test_without_room_for_a_connection_it_is_tried_again(
 
     with connect(listener, "127.0.0.1"):
         assert asyncio.run(accepted(Full(), 1)) == ["127.0.0.1"]  # type: ignore[arg-type]
-    assert "no connection can be accepted for 0.05 s: Too many open files" in caplog.text
+    assert "cannot accept connections, trying again in 0.05 s: Too many open files" in caplog.text

@@ -10,11 +10,11 @@ INVALID_METHOD = "Invalid method encountered"
 @pytest.mark.parametrize(
     ("opening", "words"),
     [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "use http:// in place of https://"),
-        (b"PROXY TCP4 10.0.0.1 10.0.0.2 5 80\r\n", "name it in --trusted-proxies"),
-        (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c", "name it in --trusted-proxies"),
-        (b"get /livez HTTP/1.1\r\n", "in capitals: GET, not get"),
-        (b"BREW /pot HTTP/1.1\r\n", "BREW is no method"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "use http:// instead of https://"),
+        (b"PROXY TCP4 10.0.0.1 10.0.0.2 5 80\r\n", "name the proxy in --trusted-proxies"),
+        (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c", "name the proxy in --trusted-proxies"),
+        (b"get /livez HTTP/1.1\r\n", "in upper case: GET, not get"),
+        (b"BREW /pot HTTP/1.1\r\n", "BREW is not a supported method"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "begins with its method"),
         (b"*1\r\n$4\r\nPING\r\n", "begins with its method"),
         (b"\xff\xd8\xff\xe0", "begins with its method"),

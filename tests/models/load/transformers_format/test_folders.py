@@ -176,20 +176,20 @@ def test_more_classes_than_labels_are_refused(tmp_path: Path) -> None:
     [
         ({"architectures": ["ViTModel"]}, "no classifier"),
         ({"architectures": ["CLIPModel"]}, "no classifier"),
-        ({"architectures": ["SwinForImageClassification"]}, "does not prune yet"),
-        ({"architectures": ["BertForMaskedLM"]}, "no image classifier"),
-        ({"architectures": None}, "does not say its class"),
-        ({"architectures": []}, "does not say its class"),
+        ({"architectures": ["SwinForImageClassification"]}, "cannot prune yet"),
+        ({"architectures": ["BertForMaskedLM"]}, "not an image classifier"),
+        ({"architectures": None}, "does not name its class"),
+        ({"architectures": []}, "does not name its class"),
         ({"hidden_act": "mish"}, "activation 'mish'"),
-        ({"hidden_size": 31}, "31 is not 6 heads"),
-        ({"head_dim": 8}, "6 heads of equal width"),
+        ({"hidden_size": 31}, "31 is not a multiple of its 6 heads"),
+        ({"head_dim": 8}, "multiple of its 6 heads"),
         ({"hidden_size": "wide"}, "hidden_size must be a whole number"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"patch_size": [7]}, "patch_size must be"),
         ({"layer_norm_eps": -1}, "layer_norm_eps"),
         ({"problem_type": "regression"}, "regression"),
         ({"image_size": 42}, r"position embedding has the shape .* have 37 positions"),
-        ({"num_hidden_layers": 4}, "left over"),
+        ({"num_hidden_layers": 4}, "unexpected"),
         ({"num_hidden_layers": 6}, "missing"),
         ({"intermediate_size": 45}, r"has the shape \[44\]"),
         ({"id2label": {"0": 3}}, "id2label"),
@@ -205,11 +205,11 @@ def test_what_cannot_be_served_is_refused_in_words(values: dict[str, Any], said:
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({"classifier.weight": None, "classifier.bias": None}, "holds no classifier"),
-        ({"vit.embeddings.patch_embeddings.projection.weight": None}, "no network in the layout"),
+        ({"classifier.weight": None, "classifier.bias": None}, "contains no classifier"),
+        ({"vit.embeddings.patch_embeddings.projection.weight": None}, "not contain a network in the layout"),
         ({"vit.embeddings.position_embeddings": None}, r"missing \['pos_embed'\]"),
         ({"vit.layernorm.weight": torch.full((30,), torch.nan)}, "vit.layernorm.weight has 30 of 30"),
-        ({"vit.something.weight": torch.zeros(3)}, "left over"),
+        ({"vit.something.weight": torch.zeros(3)}, "unexpected"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(
@@ -320,5 +320,5 @@ def test_a_hub_that_is_silent_is_given_up_once(
     monkeypatch.setattr(hub, "get_session", Session)
     with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match="could not be loaded"):
         load("somebody/ponds")
-    assert caplog.text.count("does not answer") == 1
+    assert caplog.text.count("does not respond") == 1
     assert not huggingface_hub.constants.HF_HUB_OFFLINE

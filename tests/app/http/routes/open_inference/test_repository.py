@@ -95,7 +95,7 @@ def test_why_it_was_not_done_is_told(
 
 def test_a_model_that_is_not_loaded_is_said_to_be_so(repository: TestClient) -> None:
     """On every route that names one."""
-    words = "the model 'owner/small' is not loaded now; loaded: 'toy'"
+    words = "the model 'owner/small' is not loaded; loaded models: 'toy'"
     response = repository.post("/v1/classify?model=owner/small", content=encoded())
     assert (response.status_code, response.json()["detail"]) == (404, words)
     response = repository.get("/v2/models/owner/small/config")
@@ -151,7 +151,8 @@ def test_a_model_that_may_be_loaded_is_not_ready(repository: TestClient, path: s
     response = repository.get(path.format("owner/small"))
     assert (response.status_code, response.headers.get("Retry-After")) == (503, None)
     assert response.json()["error"] == (
-        "the model 'owner/small' is not loaded; POST /v2/repository/models/owner/small/load loads it (the "
+        "the model 'owner/small' is not loaded; load it with POST /v2/repository/models/owner/small/load "
+        "(the "
         "last load failed: there is no file)"
     )
     response = repository.get(path.format("large"))

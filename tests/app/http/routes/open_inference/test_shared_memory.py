@@ -98,7 +98,7 @@ def test_regions_are_registered_told_and_forgotten(local: TestClient, make_memor
     assert local.get(f"{FOLDER}/status").json() == both[1:]
     assert local.post(f"{FOLDER}/unregister").status_code == 200
     assert local.get(f"{FOLDER}/status").json() == []
-    assert "there is no region 'b'; register it first" in error_of(
+    assert "there is no region 'b'; register it before you use it" in error_of(
         local.get(f"{FOLDER}/region/b/status"),
         404,  # type: ignore[arg-type]
     )
@@ -165,7 +165,7 @@ def test_outputs_are_written_into_a_region(local: TestClient, make_memory: Make)
         (place(6), {}, "the shape [1, 2, 2, 3], which is 12 bytes, but its data has 6"),
         ({"shared_memory_region": "in"}, {}, "no shared_memory_byte_size"),
         ({"shared_memory_byte_size": 12}, {}, "but no shared_memory_region"),
-        ({**place(12), "binary_data_size": 0}, {}, "allowed is one"),
+        ({**place(12), "binary_data_size": 0}, {}, "only one is allowed"),
         (place(12), place(LOGITS_BYTES - 1, "out"), f"the output logits has {LOGITS_BYTES} bytes"),
         (place(12), place(1000, "out"), "the region 'out' has 100 bytes"),
         (place(12), place(10, "nowhere"), "nowhere"),
@@ -195,15 +195,15 @@ def test_memory_that_shrank_or_went_after_its_registration_is_refused(
     os.truncate(Path("/dev/shm", key[1:]), 4096)
     assert "has 4096 bytes; 750000 are needed" in error_of(infer(local, given), 422)
     Path("/dev/shm", key[1:]).unlink()
-    assert "there is none" in error_of(infer(local, given), 422)
+    assert "does not exist" in error_of(infer(local, given), 422)
     assert local.get("/livez").status_code == 200
 
 
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        ({"key": "/none", "byte_size": 5}, 422, "there is none; create it first"),
-        ({"key": "../etc/passwd", "byte_size": 5}, 422, "no name of POSIX shared memory"),
+        ({"key": "/none", "byte_size": 5}, 422, "it does not exist; create it before"),
+        ({"key": "../etc/passwd", "byte_size": 5}, 422, "not a valid name of POSIX shared memory"),
         ({"key": "KEY", "byte_size": 101}, 422, "has 100 bytes; 101 are needed"),
         ({"key": "KEY", "byte_size": 1, "offset": 100}, 422, "has 100 bytes; 101 are needed"),
         ({"key": "KEY", "byte_size": 0}, 422, "byte_size"),
@@ -333,7 +333,7 @@ def test_of_cuda_shared_memory_there_is_none(local: TestClient) -> None:
     assert local.get("/v2/cudasharedmemory/status").json() == []
     assert local.post("/v2/cudasharedmemory/unregister").status_code == 200
     response = local.post("/v2/cudasharedmemory/region/a/register", json={})
-    assert "there is the system's" in error_of(response, 404)  # type: ignore[arg-type]
+    assert "only system shared memory is supported" in error_of(response, 404)  # type: ignore[arg-type]
 
 
 def test_a_request_whose_output_has_no_room_has_failed(local: TestClient, make_memory: Make) -> None:

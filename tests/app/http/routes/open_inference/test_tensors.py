@@ -199,7 +199,7 @@ def test_what_is_no_pixel_value_is_refused(value: object) -> None:
 @pytest.mark.parametrize("shape", [[1], [1, 1, 3], [1, 3, 1, 1], [1, 1, 1, 4], [0, 1, 1, 3], [1, 0, 1, 3]])
 def test_pixels_of_another_shape_are_refused(shape: list[int]) -> None:
     """n images of some height and width, three channels last."""
-    with pytest.raises(InvalidValue, match=r"\[n, height, width, 3\]|size is \[1, 1, 1, 3\]"):
+    with pytest.raises(InvalidValue, match=r"\[n, height, width, 3\]|has the shape \[1, 1, 1, 3\]"):
         image_pixels(shape, [], None)
 
 
