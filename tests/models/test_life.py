@@ -202,3 +202,41 @@ def test_a_predictor_is_a_module_of_its_network(make_vit: MakeViT) -> None:
         *("life.whole.weight", "life.out.weight"),
     }
     assert LifePredictor(66, 0).out.weight.shape == (1, 16)
+
+
+def needles(images: int, seed: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Noise of 4 x 4 patches, of which one is brighter in one of three colours: pixels, colours, places."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = 0.3 * torch.randn(images, 3, 16, 16, generator=generator)
+    colours = torch.randint(0, 3, (images,), generator=generator)
+    places: list[int] = torch.randint(0, 16, (images,), generator=generator).tolist()
+    for image, place in enumerate(places):
+        row, column = divmod(place, 4)
+        pixels[image, colours[image], 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 2
+    return pixels, colours, places
+
+
+def test_the_patch_that_matters_lives_longest() -> None:
+    """Of 16 patches one shows the class. After a hundred steps it is among the three that are left more often
+    than by lot (37 of 200; this network finds 200, of eight others none less than 67), and the class is
+    known, which it is not from three patches drawn at random."""
+    torch.manual_seed(1)
+    vit = VisionTransformer(16, 4, embed_dim=32, depth=4, num_heads=2, num_classes=3, mlp_ratio=2)
+    add_predictor(vit, 1)
+    model = PrunedViT(vit, Stages((1, 2))).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(100):
+        pixels, colours, _ = needles(64, seed=step)
+        logits = model(pixels, [Pruning(0.4, "life")] * 64).logits
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, colours).backward()
+        optimizer.step()
+    pixels, colours, places = needles(200, seed=1000)
+    with torch.inference_mode():
+        lives = model.eval()(pixels, [Pruning(0.4, "life")] * 200)
+        drawn = model(pixels, [Pruning(0.4, "random", seed=image) for image in range(200)])
+    left = [place in kept.tolist() for place, kept in zip(places, lives.kept[-1], strict=True)]
+    assert lives.kept.counts.tolist() == [[7] * 200, [3] * 200]
+    assert sum(left) > 60
+    assert (lives.logits.argmax(dim=1) == colours).sum() > 190
+    assert (drawn.logits.argmax(dim=1) == colours).sum() < 180
