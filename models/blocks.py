@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from models.attend import Attention, Parts, Runs, Way, way_for
+from models.attend.varlen import Varlen
+from models.clusters import Clustering, clustering_of
 from models.families import Family
 from models.families.family import Wanted
 from models.linear.mlp import mlp
@@ -16,26 +18,36 @@ from models.ragged import Packing, Tokens
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """The blocks of a network as one forward pass computes them. ``modules``: timm's own; ``way``: attention;
-    ``exact``: by timm's own operations (see `PrunedViT.exact`)."""
+    ``exact``: by timm's own operations (see `PrunedViT.exact`); ``clusters``: whether blocks that have
+    clusters of patches attend to them (see `PrunedViT.clusters`)."""
 
     family: Family
     modules: tuple[Any, ...]
     way: Way
     exact: bool
+    clusters: bool = True
 
     @staticmethod
-    def of(family: Family, rows: Tensor, *, exact: bool) -> "Blocks":
+    def of(family: Family, rows: Tensor, *, exact: bool, clusters: bool = True) -> "Blocks":
         """What is best for rows of this device and dtype, or ``exact``."""
         modules = tuple(family.blocks)
         attn = modules[0].attn
         way = Runs(attn.fused_attn) if exact else way_for(attn, rows, family.architecture.tokens)
-        return Blocks(family, modules, way, exact)
+        return Blocks(family, modules, way, exact, clusters)
 
     def plain(self, index: int, tokens: Tokens) -> Tokens:
         """The tokens behind block ``index``, which prunes nothing."""
-        normed = self.normed(index, tokens)
-        parts = self.project(index, normed, "qkv")
-        return self.mlp(index, self.attended(index, tokens, normed, parts, tokens))
+        normed, clustering = self.normed(index, tokens), self._clustering(index)
+        if clustering is None:
+            source, parts = tokens, self.project(index, normed, "qkv")
+        else:
+            prefix = self.family.architecture.prefix_tokens
+            source = clustering.source(tokens, normed, prefix, in_one=isinstance(self.way, Varlen))
+            parts = (*self.project(index, normed, "q"), *self.project(index, source.rows, "kv"))
+        return self.mlp(index, self.attended(index, tokens, normed, parts, source))
+
+    def _clustering(self, index: int) -> Clustering | None:
+        return clustering_of(self.modules[index]) if self.clusters else None
 
     def attn(self, index: int) -> Attention:
         """The attention of a block."""

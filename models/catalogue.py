@@ -17,6 +17,7 @@ from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from timm.models import is_model_in_modules
 
+from models.clusters import add_clusters
 from models.families import Network, UnsupportedModelError
 from models.load import BUNDLED, WEIGHTS_FOLDER, Card, ModelError, load, read_card
 from models.load.reference import WEIGHT_ENDINGS, located
@@ -137,6 +138,8 @@ def _build_card(card: Card) -> Network:
     vit = _build(card.architecture, **card.model_args)
     if card.patch_stride is not None:
         set_patch_stride(vit, card.patch_stride)
+    if card.paca is not None:
+        add_clusters(tuple(vit.blocks), card.paca, vit.embed_dim)
     return vit
 
 

@@ -18,6 +18,7 @@ from models.graphs import GraphedModel
 from models.linear.int8 import Int8Linear
 from models.linear.kernels import make_kernels
 from models.linear.layer import replace_linears
+from models.linear.mlp import mlp
 from models.linear.packed import PackedLinear, PackedPatches, can_pack, packs_patches
 from models.load.errors import ModelError
 from models.normalise import levels_of, normalise
@@ -119,11 +120,12 @@ class Classifier:
         scores: Scores = "softmax",
     ) -> None:
         blocks = model.family.blocks
-        # Stages compute queries apart from keys and values.
+        # Stages, and blocks that attend to clusters, compute queries apart from keys and values.
+        clustered = () if model.arch.paca is None else model.arch.paca.blocks
         parts = {
-            f"{stage}.attn.{name}": parts
-            for stage in model.stages.blocks
-            for name, parts in model.family.parts_asked(blocks[stage].attn).items()
+            f"{block}.attn.{name}": parts
+            for block in (*model.stages.blocks, *clustered)
+            for name, parts in model.family.parts_asked(blocks[block].attn).items()
         }
         if dtype == torch.int8:
             replace_linears(blocks, Int8Linear, parts)
@@ -153,11 +155,16 @@ class Classifier:
         ``most_rows`` rows. Does nothing where new numbers of rows are not slow (see `Way.rounding`)."""
         like = next(self.model.parameters())
         if self.model.blocks_for(like).way.rounding:
-            # All blocks are alike, but only a stage's computes parts.
-            stages = self.model.stages.blocks
-            block = self.model.family.blocks[stages[0] if stages else 0]
-            wanted: tuple[Wanted, ...] = ("qkv", "q", "kv") if stages else ("qkv",)
-            projections = [partial(self.model.family.project, block.attn, wanted=one) for one in wanted]
+            # All blocks are alike, but only those of stages and with clusters compute parts.
+            model, stages, paca = self.model, self.model.stages.blocks, self.model.arch.paca
+            in_parts = (*stages, *(() if paca is None else paca.blocks))
+            block = model.family.blocks[in_parts[0] if in_parts else 0]
+            wanted: tuple[Wanted, ...] = ("qkv", "q", "kv") if in_parts else ("qkv",)
+            projections: list[Callable[[Tensor], object]] = [
+                partial(model.family.project, block.attn, wanted=one) for one in wanted
+            ]
+            if paca is not None:
+                projections.append(partial(mlp, model.family.blocks[paca.blocks[0]].clusters.mlp))
             make_kernels(block, projections, like, most_rows, enough_s)
 
     @torch.inference_mode()

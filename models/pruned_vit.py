@@ -47,7 +47,10 @@ class PrunedViT(nn.Module):
     block that the predictor was made for. In training mode, with gradients, batches that are pruned by `life`
     alone lose no patch: patches fade, and the predictor learns from it.
 
-    Raises UnsupportedModelError for a model it does not know how to prune.
+    In blocks with clusters of patches (models.clusters), tokens attend to these.
+
+    Raises UnsupportedModelError for a model it does not know how to prune, and ValueError for stages in
+    blocks that it does not have or that attend to clusters.
     """
 
     def __init__(self, vit: nn.Module, stages: Stages | None = None) -> None:
@@ -60,6 +63,8 @@ class PrunedViT(nn.Module):
             raise UnsupportedModelError(
                 "the stages read the CLS row, but it has no CLS token (use rows='all')"
             )
+        if self.arch.paca is not None:
+            self.arch.paca.beside(self.stages.blocks, self.arch.depth)
         replace_linears(self.family.blocks, PlainLinear)
         self.vit = self.family.network
         # Takes the place of the patch embedding (models.linear.packed).
@@ -67,6 +72,8 @@ class PrunedViT(nn.Module):
         # Every operation as timm has it, rather than the fastest one of the same precision: the logits of
         # batches in which nothing is pruned then have timm's bits.
         self.exact = False
+        # Without, all blocks attend to patches, as timm's do.
+        self.clusters = True
         self._first_stage = self.stages.blocks[0] if self.stages.blocks else self.arch.depth
         self.train(vit.training)
 
@@ -115,7 +122,7 @@ class PrunedViT(nn.Module):
 
     def blocks_for(self, like: Tensor) -> Blocks:
         """The blocks as a forward pass computes them for rows of the device and the dtype of ``like``."""
-        return Blocks.of(self.family, like, exact=self.exact)
+        return Blocks.of(self.family, like, exact=self.exact, clusters=self.clusters)
 
     def finish(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Output:
         """The rest of it, from what `begin` gave."""
@@ -201,14 +208,15 @@ def _fades(pruning: Pruning) -> bool:
 @torch.inference_mode()
 def check_against_timm(model: PrunedViT, pixels: Float[Tensor, "B C height width"]) -> None:
     """Raise UnsupportedModelError unless keep ratio 1, by timm's operations, gives timm's own logits for
-    ``pixels``, bit for bit."""
-    was_training, was_exact = model.training, model.exact
+    ``pixels``, bit for bit. timm knows no clusters of patches: where a network has them, all the rest of it
+    is compared."""
+    was_training, was_exact, had_clusters = model.training, model.exact, model.clusters
     model.eval()
-    model.exact = True
+    model.exact, model.clusters = True, False
     ours = model(pixels, [UNPRUNED] * len(pixels)).logits
     timms = model.vit(pixels)
     model.train(was_training)
-    model.exact = was_exact
+    model.exact, model.clusters = was_exact, had_clusters
     if not torch.equal(ours, timms):
         difference = (ours.float() - timms.float()).abs().max().item()
         raise UnsupportedModelError(

@@ -13,6 +13,8 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Literal, get_args
 
+from models.paca import Paca, attention_macs
+
 Criterion = Literal[
     "variance",
     "mad",
@@ -61,6 +63,7 @@ class Architecture:
 
     ``grid`` is (rows, columns) of patches, ``prefix_tokens`` counts CLS, distillation and register
     tokens, ``patch_inputs`` is the number of values one patch embedding reads (channels * kernel area).
+    ``paca``: blocks that attend to clusters.
     """
 
     depth: int
@@ -70,6 +73,7 @@ class Architecture:
     prefix_tokens: int
     patch_inputs: int
     classes: int
+    paca: Paca | None = None
 
     @property
     def patches(self) -> int:
@@ -252,7 +256,8 @@ def macs(
     A block costs 4TC^2 + 2T^2C for attention and 2TCM for the MLP (8TC^2 where M = 4C); a stage prunes
     between the two. Norms, softmax, the criterion and the matching of `merge` are not counted, as in EViT's
     table 1. This is the field's count: that a stage's block computes queries and outputs for the kept
-    patches only is not taken off. From ``first_block`` on (0: with the patch embedding).
+    patches only is not taken off. What attention to clusters costs is in paca.py.
+    From ``first_block`` on (0: with the patch embedding).
     """
     dim = arch.dim
     tokens = arch.patches + arch.prefix_tokens
@@ -260,8 +265,12 @@ def macs(
     total = dim * arch.classes
     if first_block == 0:
         total += arch.patches * arch.patch_inputs * dim
+    clustered = () if arch.paca is None else arch.paca.blocks
     for block in range(arch.depth):
-        attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim
+        if arch.paca is not None and block in clustered:
+            attention = attention_macs(dim, tokens, arch.prefix_tokens, arch.paca.clusters)
+        else:
+            attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim
         tokens = left.get(block, tokens)
         if block >= first_block:
             total += attention + 2 * tokens * dim * arch.mlp_dim

@@ -19,7 +19,8 @@ class Way(Protocol):
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
         """What the heads answer [*rows, H * D] to the queries of each image of ``tokens``, by the keys and
-        values of the same image in ``source``, of which ``tokens`` are all or a part.
+        values of the same image in ``source``: the tokens that these are all or a part of, or clusters of
+        them.
 
         ``parts``: queries of ``tokens``, keys and values of ``source``, neither normed nor rotated.
         ``block``: whose attention it is, as each may rotate otherwise.

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 
 from models.attend.heads import Parts, width_of
+from models.clusters import paca_of
 from models.families.errors import UnsupportedModelError
 from models.families.family import Wanted
 from models.families.pooling import pool
@@ -113,6 +114,7 @@ def architecture_of(network: VisionTransformer | Eva, heads: Sequence[nn.Module 
         prefix_tokens=network.num_prefix_tokens,
         patch_inputs=projection.weight[0].numel(),
         classes=sum(head.out_features for head in heads if isinstance(head, nn.Linear)),
+        paca=paca_of(tuple(network.blocks)),
     )
 
 

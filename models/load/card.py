@@ -21,6 +21,7 @@ from models.files import write_whole
 from models.load.errors import ModelError
 from models.load.files import is_safetensors, of_safetensors
 from models.load.folder import weights_in
+from models.paca import Paca
 from models.schedule import Criterion, Reducer, Stages
 from models.scores import Scores
 from models.transforms import InputSpec
@@ -39,7 +40,8 @@ class Card:
     ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap. ``folders``:
     names of the folders of its training images, in class order like the labels, where they are known.
     ``scores``: what makes its logits scores. ``life_block``: the block (0-based) that the network's life
-    predictor was made for (models.life), if it has one.
+    predictor was made for (models.life), if it has one. ``paca``: its blocks that attend to clusters of
+    patches (models.clusters), if there are any.
     """
 
     architecture: str
@@ -55,6 +57,7 @@ class Card:
     folders: tuple[str, ...] | None = None
     scores: Scores = "softmax"
     life_block: int | None = None
+    paca: Paca | None = None
 
 
 @cache

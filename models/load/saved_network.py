@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.clusters import add_clusters
 from models.families import Network
 from models.life import add_predictor
 from models.load.beside import known_of, stem
@@ -68,6 +69,8 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
             )
             if card.life_block is not None:
                 add_predictor(vit, card.life_block)
+            if card.paca is not None:
+                add_clusters(tuple(vit.blocks), card.paca, vit.embed_dim)
         # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
         load_into(vit, find_weights(read_file(file), file).tensors, file.name, head_may_differ=False)
         if patch_stride is not None:

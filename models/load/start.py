@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from models.clusters import is_of_clusters
 from models.families import Network
 from models.life import NAME as LIFE
 from models.load.beside import known_of
@@ -26,12 +27,14 @@ from models.patch_embed import patch_grid
 class Start:
     """A network to fine-tune, and what a card must say to build it again beside classes and image size.
     ``life``: the weights of the checkpoint's life predictor, if it has one, and ``life_block`` the block that
-    it was made for. The network has no predictor yet."""
+    it was made for. The network has no predictor yet. ``clusters``: the weights of its clusterings by their
+    names in the checkpoint, if it has any; the network has none yet."""
 
     vit: Network
     model_args: dict[str, Any]
     life: dict[str, Tensor] = field(default_factory=dict)
     life_block: int | None = None
+    clusters: dict[str, Tensor] = field(default_factory=dict)
 
 
 def create(
@@ -63,8 +66,11 @@ def create(
         )
         life: dict[str, Tensor] = {}
         life_block = None
+        clusters: dict[str, Tensor] = {}
     else:
-        started, life, life_block = _start(architecture, file_at(existing(str(weights))), patch_stride)
+        started, life, life_block, clusters = _start(
+            architecture, file_at(existing(str(weights))), patch_stride
+        )
     size = model_args.pop("img_size", started.usual)
     vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
     refuse_no_numbers(vit, started.source)
@@ -77,14 +83,15 @@ def create(
         },
         life,
         life_block,
+        clusters,
     )
 
 
 def _start(
     architecture: str, file: Path, patch_stride: int | None
-) -> tuple[Fit, dict[str, Tensor], int | None]:
+) -> tuple[Fit, dict[str, Tensor], int | None, dict[str, Tensor]]:
     """Weights to start from: their head does not matter, and how they pool only where it is certain. Those of
-    a life predictor, and its block, are by themselves."""
+    a life predictor, its block, and those of clusterings are by themselves."""
     card = read_card(file)
     content = read_file(file)
     if not holds_network(content) and transformers_config_in(file.parent) is not None:
@@ -98,7 +105,16 @@ def _start(
         grid = _grid(card)
         args = {name: value for name, value in card.model_args.items() if name != "num_classes"}
         before = f"{LIFE}."
-        of_network = {name: each for name, each in found.tensors.items() if not name.startswith(before)}
+        clusters = {
+            name: each
+            for name, each in found.tensors.items()
+            if card.paca is not None and is_of_clusters(name)
+        }
+        of_network = {
+            name: each
+            for name, each in found.tensors.items()
+            if not name.startswith(before) and name not in clusters
+        }
         life = {
             name.removeprefix(before): each
             for name, each in found.tensors.items()
@@ -112,7 +128,7 @@ def _start(
             grid=grid,
             pooling_matters=False,
         )
-        return fitted, life, card.life_block
+        return fitted, life, card.life_block, clusters
     known = known_of(file, found, architecture)
     args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
     fitted = fit(
@@ -124,7 +140,7 @@ def _start(
         patch_stride=patch_stride,
         pooling_matters=False,
     )
-    return fitted, {}, None
+    return fitted, {}, None, {}
 
 
 def _grid(card: Card) -> tuple[int, int]:

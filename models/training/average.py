@@ -30,6 +30,7 @@ def average(config: AverageConfig) -> None:
             "patch_stride",
             "scores",
             "life_block",
+            "paca",
         ):
             if getattr(card, what) != getattr(cards[0], what):
                 raise ModelError(f"{path} and {config.models[0]} differ in their {what}")

@@ -23,6 +23,13 @@ Dtype = Annotated[DtypeName, Field(description="As for trimvit serve.")]
 Model = Annotated[str, Field(description="Model reference, as for trimvit serve.")]
 InputSizeFlag = Annotated[InputSize, Field(description="As for trimvit serve.")]
 StagesFlag = Annotated[BlocksFlag, Field(description="Blocks that prune, as for trimvit serve.")]
+PacaBlocksFlag = Annotated[
+    BlocksFlag,
+    Field(
+        description="Blocks in which tokens attend to learned clusters of the patches (PaCa), such as 1,2,3, "
+        "or every for all blocks that do not prune. Default: none."
+    ),
+]
 Architecture = Annotated[
     str | None, Field(description="timm architecture of a file that does not contain its name.")
 ]
@@ -142,6 +149,10 @@ class TrainConfig(BaseModel):
         description="Give the network a life predictor, which the criterion life needs, and train it in the "
         "steps that draw this criterion. Without --criteria, all steps do.",
     )
+    paca_blocks: PacaBlocksFlag = None
+    paca_clusters: int | None = Field(
+        None, ge=1, description="Number of clusters in each of the --paca-blocks. Default: 49."
+    )
     reducers: tuple[Reducer, ...] = Field(
         ("drop",), min_length=1, description="Reducers to draw from, one per step."
     )
@@ -185,6 +196,12 @@ class TrainConfig(BaseModel):
             )
         if "life" in self.criteria and not self.life:
             raise ValueError("the criterion life needs a life predictor: add --life")
+        return self
+
+    @model_validator(mode="after")
+    def _clusters_somewhere(self) -> "TrainConfig":
+        if self.paca_clusters is not None and self.paca_blocks is None:
+            raise ValueError("paca_clusters needs blocks that attend to clusters: add --paca-blocks")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from models.clusters import is_of_clusters
 from models.device import choose_device
 from models.families import Network
 from models.files import write_whole
@@ -37,6 +38,7 @@ from models.training.loading import Batches, BrokenImageError, BrokenImages
 from models.training.mixing import Mixing
 from models.training.objective import load_teacher, loss_of
 from models.training.optimizing import optimizer_of, schedule_of
+from models.training.paca import give_clusters, paca_named
 from models.training.processes import Processes, joined, of_environment
 from models.training.recording import Recorder
 from models.training.resuming import BEST, CHECKPOINT, Run, State
@@ -99,10 +101,15 @@ class _Training:
             stages = stages_of(config.stages, None, stages, len(start.vit.blocks))
         if config.life:
             give_predictor(start, stages)
+        if config.paca_blocks is not None:
+            depth = len(start.vit.blocks)
+            paca = paca_named(config.paca_blocks, config.paca_clusters, stages, depth)
+            give_clusters(start, paca, config.frozen_blocks)
         vit = start.vit.to(device)
         heads = (*HEADS, f"{LIFE}.")
         for name, parameter in vit.named_parameters():
-            parameter.requires_grad_(config.trained == "all" or name.startswith(heads))
+            new = name.startswith(heads) or is_of_clusters(name)
+            parameter.requires_grad_(config.trained == "all" or new)
         self.model = PrunedViT(vit, stages)
         freeze_first_blocks(self.model, config.frozen_blocks)
         self.model.train()

@@ -21,6 +21,8 @@ def fingerprint(
         left_out.add("frozen_blocks")
     if not config.life:
         left_out.add("life")
+    if config.paca_blocks is None:
+        left_out |= {"paca_blocks", "paca_clusters"}
     return {
         **config.model_dump(mode="json", exclude=left_out),
         "classes": list(classes),
@@ -51,6 +53,7 @@ def card_of(
         model_args={**model_args, "num_classes": len(classes), "img_size": config.image_size},
         patch_stride=config.patch_stride,
         life_block=model.stages.blocks[0] if config.life else None,
+        paca=model.arch.paca,
         origin=config.model_dump(mode="json", exclude=left_out),
         folders=classes,
     )

@@ -8,7 +8,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.clusters import add_clusters
 from models.life import add_predictor
+from models.paca import Paca
 
 MakeViT = Callable[..., VisionTransformer]
 
@@ -39,15 +41,19 @@ def randomise() -> Callable[..., nn.Module]:
 @pytest.fixture(scope="session")
 def make_vit() -> MakeViT:
     """A small random ViT in evaluation mode; keyword arguments are timm's. ``life``: with a life predictor,
-    also random, for that block."""
+    also random, for that block; ``paca``: with clusters."""
 
     def make(
         cls: type[VisionTransformer] = VisionTransformer,
         seed: int = 0,
         life: int | None = None,
+        paca: Paca | None = None,
         **changes: Any,
     ) -> Any:
-        vit = randomise_(cls(**{**SMALL, **changes}), seed).eval()
+        vit = cls(**{**SMALL, **changes})
+        if paca is not None:
+            add_clusters(tuple(vit.blocks), paca, vit.embed_dim)
+        vit = randomise_(vit, seed).eval()
         if life is not None:
             randomise_(add_predictor(vit, life), seed + 1)
         return vit.eval()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from models.paca import Paca
 from models.schedule import CRITERIA, REDUCERS, Pruning
 from models.transforms import InputSpec
 
@@ -26,4 +27,5 @@ MODELS: dict[str, dict[str, Any]] = {
     "map": {"reg_tokens": 2, "global_pool": "map"},
     "maximum": {"global_pool": "avgmax"},
     "residual": {"global_pool": "prr"},
+    "clusters": {"paca": Paca((0, 4), 3)},
 }

@@ -11,6 +11,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.clusters import clustering_of
 from models.criteria import random as random_importance
 from models.life import FADING
 from models.schedule import Pruning, Stages
@@ -46,17 +47,24 @@ def reference_logits(
         attn = block.attn
         normed = block.norm1(x)
         qkv = projected(attn, normed).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        clustering, of_keys, key_sizes = clustering_of(block), qkv, sizes
+        if clustering is not None:
+            clusters = torch.tensor(reference_clusters(clustering, normed.detach(), sizes, prefix)).double()
+            source = torch.cat((normed[:prefix], clusters))
+            of_keys = projected(attn, source).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+            key_sizes = torch.ones(len(source)).double()
         keys = []
         matrices, mixed = [], []
         for head in range(attn.num_heads):
-            q, k, v = attn.q_norm(qkv[:, 0, head]), attn.k_norm(qkv[:, 1, head]), qkv[:, 2, head]
+            q, v = attn.q_norm(qkv[:, 0, head]), of_keys[:, 2, head]
+            k = attn.k_norm(of_keys[:, 1, head])
             if rope is not None:
                 of_block = rope if rope.ndim == 2 else rope[index, head]
                 own = slice(prefix, prefix + len(patches))
-                for one in (q, k):
+                for one in (q,) if clustering is not None else (q, k):
                     one[own] = apply_rot_embed_cat(one[own], of_block[patches], half=attn.rotate_half)
             keys.append(k)
-            logits = q @ k.T / attn.head_dim**0.5 + sizes.log()
+            logits = q @ k.T / attn.head_dim**0.5 + key_sizes.log()
             matrices.append(torch.exp(logits) / torch.exp(logits).sum(dim=1, keepdim=True))
             mixed.append(matrices[-1] @ v)
         out = attn.norm(torch.cat(mixed, dim=1))
@@ -106,6 +114,36 @@ def reference_logits(
             pooled = (pooled + x[0, start:].amax(dim=0)) / 2
         return vit.head(vit.fc_norm(pooled[None]))[0], kept
     return vit.forward_head(x)[0], kept
+
+
+def reference_clusters(clustering: Any, x: Tensor, sizes: Tensor, prefix: int) -> list[list[float]]:
+    """The clusters of one image's tokens behind its prefix, a number at a time, from their normed rows and
+    how often each token counts. The network is in float64."""
+
+    def product(weights: list[float], values: list[float]) -> float:
+        return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+    first, second = clustering.mlp.fc1, clustering.mlp.fc2
+    rows, weights = x[prefix:].tolist(), []
+    for row in rows:
+        of_units = zip(first.weight.tolist(), first.bias.tolist(), strict=True)
+        inner = [product(own, row) + shift for own, shift in of_units]
+        inner = [value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in inner]
+        weights.append([math.exp(product(own, inner)) for own in second.weight.tolist()])
+    clusters = []
+    for cluster in range(clustering.clusters):
+        shares = [own[cluster] * size for own, size in zip(weights, sizes[prefix:].tolist(), strict=True)]
+        mean = [product(shares, [row[place] for row in rows]) / sum(shares) for place in range(len(rows[0]))]
+        centre = sum(mean) / len(mean)
+        deviation = math.sqrt(sum((value - centre) ** 2 for value in mean) / len(mean) + 1e-6)
+        gains, shifts = clustering.norm.weight.tolist(), clustering.norm.bias.tolist()
+        clusters.append(
+            [
+                gain * (value - centre) / deviation + shift
+                for gain, value, shift in zip(gains, mean, shifts, strict=True)
+            ]
+        )
+    return clusters
 
 
 def reference_lives(vit: Any, x: Tensor, prefix: int) -> list[float]:

@@ -11,8 +11,10 @@ import torch
 from app.decoding.images import ImageLimits, decode
 from models.cascade import Cascade
 from models.classifier import Classifier, ImageRequest, Prediction
+from models.clusters import add_clusters
 from models.life import add_predictor
 from models.load import Card, load, save
+from models.paca import Paca
 from models.schedule import Pruning, Stages
 from models.transforms import InputSpec
 from tests.system.photographs import SHIPPED
@@ -67,6 +69,26 @@ def save_headless_network(path: Path) -> None:
         input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         stages=Stages((1, 2)),
         model_args=arguments,
+    )
+    save(path, vit, card)
+
+
+def save_clustered_network(path: Path) -> None:
+    """Write one whose first and last block attend to clusters of patches."""
+    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
+    torch.manual_seed(9)
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
+    with torch.no_grad():
+        vit.head.weight *= 50
+    paca = Paca((0, 3), 5)
+    add_clusters(tuple(vit.blocks), paca, 96)
+    card = Card(
+        architecture="vit_tiny_patch16_224",
+        labels=LABELS,
+        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        stages=Stages((1, 2)),
+        model_args=arguments,
+        paca=paca,
     )
     save(path, vit, card)
 

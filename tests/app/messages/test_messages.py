@@ -44,6 +44,7 @@ from app.messages.to_front_end import (
 )
 from app.messages.to_worker import Batch, Check, Order, ToWorker
 from models.cascade import Cascade
+from models.paca import Paca
 from models.schedule import CRITERIA, REDUCERS, UNPRUNED, Architecture, Method, Pruning, Stages
 from models.transforms import InputSpec
 from tests.app.fakes import MODEL
@@ -233,6 +234,7 @@ def test_a_worker_that_has_measured_nothing_is_no_message() -> None:
     labels=st.lists(TEXTS, max_size=5),
     words=st.tuples(TEXTS, TEXTS, TEXTS),
     cascade=CASCADES,
+    paca=st.none() | st.builds(Paca, st.sampled_from([(0,), (1, 3)]), st.integers(1, 99)),
     choices=st.tuples(
         st.sampled_from(CRITERIA),
         st.sampled_from(REDUCERS),
@@ -248,6 +250,7 @@ def test_a_models_description_comes_through_unchanged(
     labels: list[str],
     words: tuple[str, str, str],
     cascade: dict[str, Any] | None,
+    paca: Paca | None,
     choices: Any,
 ) -> None:
     """Models carry everything a front end must know of the model, nested records included."""
@@ -259,7 +262,7 @@ def test_a_models_description_comes_through_unchanged(
         name=name,
         labels=tuple(labels),
         input=InputSpec((rows, columns), mean, std, interpolation, crop, share),
-        architecture=Architecture(depth, dim, mlp_dim, (rows, columns), prefix, patch_inputs, classes),
+        architecture=Architecture(depth, dim, mlp_dim, (rows, columns), prefix, patch_inputs, classes, paca),
         method=Method(Stages(tuple(sorted(blocks)), attention_rows), criterion, reducer),
         cascade=None if cascade is None else Cascade(**cascade),
         patch_size=(prefix, classes),

@@ -1,0 +1,171 @@
+"""Attention to clusters of patches: patch-to-cluster attention (PaCa, CVPR 2023, arXiv 2203.11987).
+
+In a block that has a `Clustering`, the queries of all tokens attend to M clusters of the image's patches and
+to its prefix tokens. With X the normed rows of the patches, the clusters are LN(Z^T X), where Z [N, M] is the
+softmax over the image's own N patches of what an MLP gives for each row. docs/methods.md says what is PaCa's
+and what was reconstructed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from models.linear.mlp import mlp
+from models.paca import Paca, hidden_width
+from models.ragged import Packing, Run, Tokens, rounded
+
+# Its place in a block, and so a part of its tensors' names in a checkpoint.
+NAME = "clusters"
+# How far from even the weights are that a new clustering gives to patches: the standard deviation of what
+# goes into the softmax. At 2, a cluster is made of about an eighth of the patches.
+_SPREAD = 2.0
+# The variance of GELU of a standard normal number.
+_VARIANCE_OF_GELU = 0.345
+
+
+class Clustering(nn.Module):
+    """Makes ``clusters`` clusters of an image's patches, ``dim`` wide. Weights and means are computed in
+    float32, those of each image from its own tokens alone."""
+
+    def __init__(self, dim: int, clusters: int) -> None:
+        super().__init__()
+        self.clusters = clusters
+        # The same number added to all patches of an image changes no softmax over them: no second bias.
+        self.mlp = Mlp(dim, hidden_width(dim), clusters, bias=(True, False))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def source(
+        self, tokens: Tokens, normed: Float[Tensor, "*rows D"], prefix: int, *, in_one: bool
+    ) -> Tokens:
+        """What takes the place of ``tokens`` as keys and values, image by image: its ``prefix`` first tokens
+        and its clusters. ``normed``: the rows of all tokens. ``in_one``: images of different lengths are
+        computed side by side in one table, with gaps, by their `Tokens.bounds` alone; else run by run.
+
+        A fused token is clustered as a patch is. Where tokens count for several patches as keys
+        (`Tokens.bias`), they do as parts of clusters.
+        """
+        logits = mlp(self.mlp, normed)
+        with torch.autocast(normed.device.type, enabled=False):
+            parts = [
+                self._beside(own_logits, rows, prefix)
+                for own_logits, rows in self._images(tokens, logits, normed, in_one=in_one)
+            ]
+        images, length = len(tokens.packing.lengths), prefix + self.clusters
+        device = normed.device
+        # In few shapes, where tokens are.
+        packing = Packing((length,) * images, rounded(images * length) if tokens.packing.rows else 0)
+        return Tokens(
+            packing.pack(parts),
+            packing,
+            (0,) * images,
+            torch.full((images * length,), -1, device=device),  # a cluster has no place
+            bounds=None
+            if tokens.bounds is None
+            else torch.arange(0, (images + 1) * length, length, dtype=torch.int32, device=device),
+            rotations=tokens.rotations,
+        )
+
+    def _images(
+        self, tokens: Tokens, logits: Tensor, normed: Tensor, *, in_one: bool
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        """What goes into the softmax [images, tokens, M] and rows [images, tokens, D] of neighbouring images,
+        with the least number there is in gaps."""
+        bias = None if tokens.bias is None else tokens.bias.unsqueeze(1)
+        runs = tokens.packing.runs
+        if in_one and len(runs) > 1:
+            return [_side_by_side(tokens, logits, normed, bias)]
+
+        def of(run: Run) -> tuple[Tensor, Tensor]:
+            own = run.dense(logits).float()
+            if bias is not None:
+                own = own + run.dense(bias)
+            return own, run.dense(normed)
+
+        return [of(run) for run in runs]
+
+    def _beside(
+        self, logits: Float[Tensor, "B T M"], rows: Float[Tensor, "B T D"], prefix: int
+    ) -> Float[Tensor, "B prefix_and_M D"]:
+        """The prefix tokens' rows and the clusters of the others."""
+        weights = logits[:, prefix:].softmax(dim=1)
+        means = weights.mT @ rows[:, prefix:].float()
+        norm = self.norm
+        clusters = F.layer_norm(
+            means, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+        )
+        return torch.cat((rows[:, :prefix], clusters.to(rows.dtype)), dim=1)
+
+    @torch.no_grad()
+    def begin(self, norm: nn.Module) -> None:
+        """Weights to train from, in a block whose attention reads rows behind ``norm``.
+
+        The clusters' own norm lets a row that comes out of ``norm`` through almost unchanged, so that keys
+        and values are made of clusters as they were of patches. The MLP gives each cluster weights of its
+        own, drawn at random.
+        """
+        gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        variance = 1.0 if gain is None else float(gain.square().mean())
+        mean = 0.0
+        if shift is not None:
+            variance += float(shift.var(correction=0))
+            mean = float(shift.mean())
+        self.norm.weight.fill_(variance**0.5)
+        self.norm.bias.fill_(mean)
+        dim, hidden = self.mlp.fc1.in_features, self.mlp.fc1.out_features
+        self.mlp.fc1.weight.normal_(std=(dim * (variance + mean**2)) ** -0.5)
+        self.mlp.fc1.bias.zero_()
+        self.mlp.fc2.weight.normal_(std=_SPREAD * (hidden * _VARIANCE_OF_GELU) ** -0.5)
+
+
+def add_clusters(blocks: Sequence[nn.Module], paca: Paca, dim: int) -> None:
+    """New ones in the blocks of a network that ``paca`` names, as a module of each: so whatever saves,
+    copies, averages, freezes or moves the network does so with them, and timm's own forward pass does not
+    call them. Raises ValueError for a block that is not there."""
+    paca.beside((), len(blocks))
+    for block in paca.blocks:
+        blocks[block].add_module(NAME, Clustering(dim, paca.clusters))
+
+
+def clustering_of(block: nn.Module) -> Clustering | None:
+    """That of a block, if it has one."""
+    found = getattr(block, NAME, None)
+    return found if isinstance(found, Clustering) else None
+
+
+def paca_of(blocks: Sequence[nn.Module]) -> Paca | None:
+    """Which blocks of a network attend to clusters, and to how many."""
+    found = {index: each for index, block in enumerate(blocks) if (each := clustering_of(block)) is not None}
+    if not found:
+        return None
+    return Paca(tuple(found), next(iter(found.values())).clusters)
+
+
+def is_of_clusters(name: str) -> bool:
+    """Whether a parameter of this name is a clustering's."""
+    return f".{NAME}." in name
+
+
+def _side_by_side(
+    tokens: Tokens, logits: Float[Tensor, "*rows M"], normed: Float[Tensor, "*rows D"], bias: Tensor | None
+) -> tuple[Float[Tensor, "B T M"], Float[Tensor, "B T D"]]:
+    """Images of different lengths in one table, on the device alone: each as wide as the longest."""
+    assert tokens.bounds is not None
+    starts, ends = tokens.bounds[:-1, None], tokens.bounds[1:, None]
+    numbers = starts + torch.arange(tokens.packing.longest, dtype=torch.int32, device=normed.device)
+    gaps = numbers >= ends
+    shape = gaps.shape
+    # Any row that exists; also for an image that is not there (budget.py).
+    numbers = numbers.masked_fill(gaps, 0).flatten()
+
+    def beside(rows: Tensor) -> Tensor:
+        return rows.flatten(0, -2).index_select(0, numbers).unflatten(0, shape)
+
+    own = beside(logits).float()
+    if bias is not None:
+        own = own + beside(bias)
+    # No infinity: an image that is not there has nothing but gaps.
+    return own.masked_fill(gaps.unsqueeze(2), torch.finfo(torch.float32).min), beside(normed)

@@ -1,0 +1,52 @@
+"""Patch-to-cluster attention (PaCa): in which blocks, to how many clusters, and what that costs.
+
+Pure Python, as all that counts (schedule.py). What computes it is in clusters.py.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Paca:
+    """The blocks (0-based, ascending) in which all tokens attend to ``clusters`` clusters of the patches, in
+    place of the patches themselves. Raises ValueError for others."""
+
+    blocks: tuple[int, ...]
+    clusters: int
+
+    def __post_init__(self) -> None:
+        blocks = list(self.blocks)
+        if not blocks or blocks != sorted(set(blocks)) or blocks[0] < 0:
+            raise ValueError(f"blocks with clusters must be ascending indices from 0, got {self.blocks}")
+        if self.clusters < 1:
+            raise ValueError(f"clusters must be at least 1, got {self.clusters}")
+
+    def beside(self, stages: tuple[int, ...], depth: int) -> "Paca":
+        """Itself. Raises ValueError for a block that prunes in one of the ``stages``, whose criterion needs
+        the attention to patches, or that lies beyond a network of ``depth`` blocks."""
+        if self.blocks[-1] >= depth:
+            raise ValueError(
+                f"block {self.blocks[-1] + 1} is to attend to clusters, but the network has {depth} blocks "
+                "(counted from 1)"
+            )
+        both = [str(block + 1) for block in self.blocks if block in stages]
+        if both:
+            raise ValueError(
+                f"block {', '.join(both)} attends to clusters of patches (PaCa), so it cannot be a stage: "
+                "which patches stay there is decided by the attention to patches; choose other stages"
+            )
+        return self
+
+
+def hidden_width(dim: int) -> int:
+    """Of the MLP that clusters patches of ``dim`` values."""
+    return max(1, dim // 4)
+
+
+def attention_macs(dim: int, tokens: int, prefix: int, clusters: int) -> int:
+    """Multiply-accumulates of the attention of one image with ``tokens`` tokens, of which ``prefix`` are no
+    patches: the MLP that clusters, the clusters themselves, queries and outputs of all tokens, keys and
+    values of clusters and prefix tokens, and the attention to these."""
+    keys, hidden = prefix + clusters, hidden_width(dim)
+    clustering = tokens * hidden * (dim + clusters) + (tokens - prefix) * clusters * dim
+    return clustering + 2 * (tokens + keys) * dim * dim + 2 * tokens * keys * dim

@@ -1,0 +1,59 @@
+"""Attention to clusters for a network to train (models.clusters)."""
+
+from models.clusters import add_clusters, clustering_of
+from models.load import ModelError, Start
+from models.paca import Paca
+from models.schedule import Stages
+from models.stage_blocks import Blocks
+
+# One of PaCa's numbers (arXiv 2203.11987): as many as a grid of 7 x 7 has.
+CLUSTERS = 49
+
+
+def paca_named(blocks: Blocks, clusters: int | None, stages: Stages, depth: int) -> Paca:
+    """What the flags ask for. ``blocks`` are counted from 1; `every` are all that do not prune.
+
+    Raises ValueError for stages among them, and for blocks that a network of ``depth`` does not have.
+    """
+    if blocks == "every":
+        named = tuple(block for block in range(depth) if block not in stages.blocks)
+        if not named:
+            raise ValueError(
+                "--paca-blocks every leaves no block to attend to clusters: all of them prune; name other "
+                "--stages"
+            )
+    else:
+        named = tuple(block - 1 for block in blocks)
+    return Paca(named, clusters or CLUSTERS).beside(stages.blocks, depth)
+
+
+def give_clusters(start: Start, paca: Paca, frozen_blocks: int) -> None:
+    """Put clusterings into the network: the checkpoint's own, where it has one of as many clusters in the
+    same block, else new ones.
+
+    Raises ValueError for new ones in the first ``frozen_blocks``, which nothing would train, and ModelError
+    for weights that do not fit.
+    """
+    blocks = tuple(start.vit.blocks)
+    add_clusters(blocks, paca, start.vit.embed_dim)
+    for block in paca.blocks:
+        clustering = clustering_of(blocks[block])
+        assert clustering is not None
+        before = f"blocks.{block}.clusters."
+        own = {
+            name.removeprefix(before): tensor
+            for name, tensor in start.clusters.items()
+            if name.startswith(before)
+        }
+        if own and len(own["mlp.fc2.weight"]) == paca.clusters:
+            try:
+                clustering.load_state_dict(own)
+            except RuntimeError as error:
+                raise ModelError(f"the clusters of the weights do not fit: {error}") from error
+        elif block < frozen_blocks:
+            raise ValueError(
+                f"--paca-blocks: block {block + 1} is to learn clusters, but --frozen-blocks {frozen_blocks} "
+                "leaves it as it is; choose other blocks"
+            )
+        else:
+            clustering.begin(blocks[block].norm1)
