@@ -31,9 +31,10 @@ class Paca:
             )
         both = [str(block + 1) for block in self.blocks if block in stages]
         if both:
+            they = f"blocks {', '.join(both)} attend" if len(both) > 1 else f"block {both[0]} attends"
             raise ValueError(
-                f"block {', '.join(both)} attends to clusters of patches (PaCa), so it cannot be a stage: "
-                "which patches stay there is decided by the attention to patches; choose other stages"
+                f"{they} to clusters of patches (PaCa) and cannot prune, because the attention to patches "
+                "decides which patches are kept; choose other stages"
             )
         return self
 

@@ -165,7 +165,7 @@ def test_blocks_as_they_are_named() -> None:
     assert paca_named("every", 7, stages, 5) == Paca((0, 2, 4), 7)
     with pytest.raises(ValueError, match="leaves no block"):
         paca_named("every", 7, Stages((0, 1)), 2)
-    with pytest.raises(ValueError, match="block 2, 4 attends to clusters of patches"):
+    with pytest.raises(ValueError, match="blocks 2, 4 attend to clusters of patches"):
         paca_named((2, 3, 4), 7, stages, 5)
     with pytest.raises(ValueError, match="block 6 is to attend to clusters, but the network has 5 blocks"):
         paca_named((6,), 7, stages, 5)
@@ -178,7 +178,7 @@ def test_flags_that_do_not_go_together_are_refused(run: Run, tmp_path: Path) -> 
     with pytest.raises(ValidationError, match="must be in ascending order"):
         run(tmp_path, paca_blocks=(3, 1))
     assert run(tmp_path, paca_blocks="every").paca_blocks == "every"
-    with pytest.raises(ValueError, match="cannot be a stage"):
+    with pytest.raises(ValueError, match=r"block 2 attends to clusters of patches \(PaCa\) and cannot prune"):
         fine_tune(run(tmp_path / "run", paca_blocks=(2,)))
     with pytest.raises(ValueError, match="block 3 is to learn clusters, but --frozen-blocks 3"):
         fine_tune(run(tmp_path / "run", paca_blocks=(3,), frozen_blocks=3))
