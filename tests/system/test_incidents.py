@@ -66,7 +66,10 @@ def test_a_supervisor_without_files_goes_on_starting_processes(tmp_path: Path) -
         wait_until(lambda: is_ready(server.url), "a start to succeed")
         assert answered(server)
         assert server.metric("trimvit_incidents_total", task="start of a process") >= 2
-        assert "start of a process failed: OSError: [Errno 24] Too many open files" in server.log.read_text()
+        assert (
+            "background task failed: start of a process: OSError: [Errno 24] Too many open files"
+            in server.log.read_text()
+        )
 
 
 def test_a_supervisor_without_room_on_its_disk_goes_on_starting_processes(tmp_path: Path) -> None:

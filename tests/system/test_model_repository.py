@@ -138,14 +138,14 @@ def test_what_cannot_be_loaded_is_refused_and_the_server_goes_on(repository: Ser
     """In the words of whoever reads the model, and the index keeps them."""
     response = change(repository, "missing", "load")
     assert response.status_code == 422, response.text
-    assert "there is no file" in response.json()["error"]
+    assert "does not exist" in response.json()["error"]
     (entry,) = (
         each
         for each in httpx.post(f"{repository.url}/v2/repository/index").json()
         if each["name"] == "missing"
     )
     assert entry["state"] == "UNAVAILABLE"
-    assert "there is no file" in entry["reason"]
+    assert "does not exist" in entry["reason"]
     assert (response := change(repository, "/etc/passwd", "load")).status_code == 404, response.text
     assert (response := change(repository, "fourth", "load")).status_code == 404, response.text
     assert "first" in response.json()["error"]
@@ -186,7 +186,7 @@ def test_tritons_grpc_client_lists_loads_and_unloads(repository: Server) -> None
     found = {each.name: each for each in client.get_model_repository_index().models}
     assert (found["third"].state, found["third"].version) == ("UNAVAILABLE", "1")
     for refused, words, status in (
-        (lambda: client.load_model("missing"), "there is no file", "INVALID_ARGUMENT"),
+        (lambda: client.load_model("missing"), "does not exist", "INVALID_ARGUMENT"),
         (lambda: client.load_model("fourth"), "there is no model 'fourth'", "NOT_FOUND"),
         (lambda: client.unload_model("first"), "default model", "FAILED_PRECONDITION"),
         (lambda: client.load_model("third", config="{}"), "must not have 'config'", "INVALID_ARGUMENT"),
