@@ -62,7 +62,7 @@ def test_a_supervisor_without_files_goes_on_starting_processes(tmp_path: Path) -
         with limited(pid, resource.RLIMIT_NOFILE, 3):
             http_process(server).kill()
             wait_until(lambda: "Too many open files" in server.log.read_text(), "a start to fail")
-            wait_until(lambda: server.log.read_text().count("http-0 ended (OSError") >= 2, "another try")
+            wait_until(lambda: server.log.read_text().count("http-0 exited (OSError") >= 2, "another try")
         wait_until(lambda: is_ready(server.url), "a start to succeed")
         assert answered(server)
         assert server.metric("trimvit_incidents_total", task="start of a process") >= 2

@@ -168,7 +168,7 @@ def test_what_is_wrong_reaches_the_clients_user(client: Client, triton: ModuleTy
     client.register_system_shared_memory("input", key, 100)
     given = region_input(triton, "pixels", np.zeros((1, 6, 6, 3), np.uint8), 108)
     for call, words in (
-        (lambda: client.register_system_shared_memory("input", key, 100), "unregister it before you use it"),
+        (lambda: client.register_system_shared_memory("input", key, 100), "unregister it first"),
         (lambda: client.register_system_shared_memory("x", "/trimvit-test-none", 1), "does not exist"),
         (lambda: client.register_system_shared_memory("x", "/../etc/passwd", 1), "not a valid name of POSIX"),
         (lambda: client.register_system_shared_memory("x", key, 101), "has 100 bytes; 101 are needed"),
