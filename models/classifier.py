@@ -120,11 +120,9 @@ class Classifier:
         scores: Scores = "softmax",
     ) -> None:
         blocks = model.family.blocks
-        # Stages, and blocks that attend to clusters, compute queries apart from keys and values.
-        clustered = () if model.arch.paca is None else model.arch.paca.blocks
         parts = {
             f"{block}.attn.{name}": parts
-            for block in (*model.stages.blocks, *clustered)
+            for block in _blocks_in_parts(model)
             for name, parts in model.family.parts_asked(blocks[block].attn).items()
         }
         if dtype == torch.int8:
@@ -156,8 +154,7 @@ class Classifier:
         like = next(self.model.parameters())
         if self.model.blocks_for(like).way.rounding:
             # All blocks are alike, but only those of stages and with clusters compute parts.
-            model, stages, paca = self.model, self.model.stages.blocks, self.model.arch.paca
-            in_parts = (*stages, *(() if paca is None else paca.blocks))
+            model, paca, in_parts = self.model, self.model.arch.paca, _blocks_in_parts(self.model)
             block = model.family.blocks[in_parts[0] if in_parts else 0]
             wanted: tuple[Wanted, ...] = ("qkv", "q", "kv") if in_parts else ("qkv",)
             projections: list[Callable[[Tensor], object]] = [
@@ -287,6 +284,12 @@ class Classifier:
         places = on_device(again, logits.device)
         logits[places], pooled[places] = second.logits, second.pooled
         return first, Output(logits, first.kept.replaced(again, second.kept), pooled), frozenset(again)
+
+
+def _blocks_in_parts(model: PrunedViT) -> tuple[int, ...]:
+    """Those that compute queries apart from keys and values: stages, and blocks that attend to clusters."""
+    paca = model.arch.paca
+    return (*model.stages.blocks, *(() if paca is None else paca.blocks))
 
 
 def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:

@@ -24,17 +24,24 @@ from models.patch_embed import patch_grid
 
 
 @dataclass(frozen=True)
-class Start:
-    """A network to fine-tune, and what a card must say to build it again beside classes and image size.
-    ``life``: the weights of the checkpoint's life predictor, if it has one, and ``life_block`` the block that
-    it was made for. The network has no predictor yet. ``clusters``: the weights of its clusterings by their
-    names in the checkpoint, if it has any; the network has none yet."""
+class Added:
+    """Weights of the modules that a checkpoint has in addition to timm's network. ``life``: of its life
+    predictor, which was made for ``life_block``; ``clusters``: of its clusterings, by their names in the
+    checkpoint."""
 
-    vit: Network
-    model_args: dict[str, Any]
     life: dict[str, Tensor] = field(default_factory=dict)
     life_block: int | None = None
     clusters: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to fine-tune, and what a card must say to build it again beside classes and image size.
+    ``added``: of the checkpoint that it starts from; the network does not have these modules yet."""
+
+    vit: Network
+    model_args: dict[str, Any]
+    added: Added
 
 
 def create(
@@ -48,7 +55,7 @@ def create(
     ValueError where the patch stride cannot be.
     """
     if weights is None and patch_stride is None:
-        return Start(create_timm(architecture, pretrained=True, **model_args), {})
+        return Start(create_timm(architecture, pretrained=True, **model_args), {}, Added())
     if weights is None:
         create_timm(architecture, pretrained=False, patch_stride=patch_stride, **model_args)
         # At the hub's own image size, so that its position embedding is resampled once and not twice.
@@ -64,13 +71,9 @@ def create(
             tuple(own.patch_embed.img_size),
             architecture,
         )
-        life: dict[str, Tensor] = {}
-        life_block = None
-        clusters: dict[str, Tensor] = {}
+        added = Added()
     else:
-        started, life, life_block, clusters = _start(
-            architecture, file_at(existing(str(weights))), patch_stride
-        )
+        started, added = _start(architecture, file_at(existing(str(weights))), patch_stride)
     size = model_args.pop("img_size", started.usual)
     vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
     refuse_no_numbers(vit, started.source)
@@ -81,17 +84,12 @@ def create(
             for name, value in started.model_args.items()
             if name not in ("num_classes", "img_size")
         },
-        life,
-        life_block,
-        clusters,
+        added,
     )
 
 
-def _start(
-    architecture: str, file: Path, patch_stride: int | None
-) -> tuple[Fit, dict[str, Tensor], int | None, dict[str, Tensor]]:
-    """Weights to start from: their head does not matter, and how they pool only where it is certain. Those of
-    a life predictor, its block, and those of clusterings are by themselves."""
+def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit, Added]:
+    """Weights to start from: their head does not matter, and how they pool only where it is certain."""
     card = read_card(file)
     content = read_file(file)
     if not holds_network(content) and transformers_config_in(file.parent) is not None:
@@ -128,7 +126,7 @@ def _start(
             grid=grid,
             pooling_matters=False,
         )
-        return fitted, life, card.life_block, clusters
+        return fitted, Added(life, card.life_block, clusters)
     known = known_of(file, found, architecture)
     args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
     fitted = fit(
@@ -140,7 +138,7 @@ def _start(
         patch_stride=patch_stride,
         pooling_matters=False,
     )
-    return fitted, {}, None, {}
+    return fitted, Added()
 
 
 def _grid(card: Card) -> tuple[int, int]:

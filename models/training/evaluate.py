@@ -9,12 +9,10 @@ from tqdm import tqdm
 
 from models.classifier import Classifier
 from models.device import choose_device, choose_dtype
-from models.image_sizes import pixels_of
-from models.load import load
 from models.training.answers import Answers, Row, answers_to, methods, rows_of, settings_of
 from models.training.config import EvaluateConfig
 from models.training.data import spread_samples
-from models.training.labelled import labels_in, samples_for
+from models.training.labelled import load_to_measure, samples_for
 from models.training.loading import BrokenImages, evaluation_batches
 from models.training.markdown import markdown
 from models.training.outputs import check_output_file
@@ -30,17 +28,7 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
     if config.output is not None:
         check_output_file(config.output)
     device = choose_device(config.device)
-    loaded = (
-        load(
-            config.model,
-            architecture=config.architecture,
-            labels=labels_in(config.labels),
-            patch_stride=config.patch_stride,
-            input_size=pixels_of(config.input_size),
-        )
-        .at_stages(config.stages)
-        .check_criteria(config.criteria)
-    )
+    loaded = load_to_measure(config, config.model)
     samples = spread_samples(samples_for(loaded.card, config.data), config.limit)
     classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
     settings = settings_of(config.keep_ratios, methods(config.criteria, config.reducers))

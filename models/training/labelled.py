@@ -5,9 +5,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.load import Card, read_labels
+from models.image_sizes import pixels_of
+from models.load import Card, LoadedModel, load, read_labels
 from models.names import shown
 from models.training.classes import ClassesError, match, natural_order
+from models.training.config import EvaluateConfig, SweepConfig
 from models.training.data import Sample
 from models.training.folders import ClassFolders, FolderError, class_folders
 
@@ -84,6 +86,19 @@ def _order_of(card: Card, names: list[str], labels: Mapping[str, str]) -> tuple[
 def labels_in(path: Path | None) -> tuple[str, ...] | None:
     """The labels of a file, in class order. Raises ModelError for one that cannot be read."""
     return None if path is None else read_labels(path)
+
+
+def load_to_measure(config: EvaluateConfig | SweepConfig, model: str) -> LoadedModel:
+    """A model as the command wants to measure it. Raises ModelError, and ValueError for stages, labels and
+    criteria that do not fit it."""
+    loaded = load(
+        model,
+        architecture=config.architecture,
+        labels=labels_in(config.labels),
+        patch_stride=config.patch_stride,
+        input_size=pixels_of(config.input_size),
+    )
+    return loaded.at_stages(config.stages).check_criteria(config.criteria)
 
 
 def label_names(path: Path, folders: ClassFolders) -> dict[str, str]:

@@ -22,9 +22,9 @@ def give_predictor(start: Start, stages: Stages) -> None:
             "its own, so that patches cannot fade in training"
         )
     predictor = add_predictor(start.vit, stages.blocks[0])
-    if start.life_block != stages.blocks[0]:
+    if start.added.life_block != stages.blocks[0]:
         return
     try:
-        predictor.load_state_dict(start.life)
+        predictor.load_state_dict(start.added.life)
     except RuntimeError as error:
         raise ModelError(f"the life predictor of the weights does not fit: {error}") from error

@@ -1,6 +1,6 @@
 """Attention to clusters for a network to train (models.clusters)."""
 
-from models.clusters import add_clusters, clustering_of
+from models.clusters import NAME, add_clusters, clustering_of
 from models.load import ModelError, Start
 from models.paca import Paca
 from models.schedule import Stages
@@ -39,10 +39,10 @@ def give_clusters(start: Start, paca: Paca, frozen_blocks: int) -> None:
     for block in paca.blocks:
         clustering = clustering_of(blocks[block])
         assert clustering is not None
-        before = f"blocks.{block}.clusters."
+        before = f"blocks.{block}.{NAME}."
         own = {
             name.removeprefix(before): tensor
-            for name, tensor in start.clusters.items()
+            for name, tensor in start.added.clusters.items()
             if name.startswith(before)
         }
         if own and len(own["mlp.fc2.weight"]) == paca.clusters:

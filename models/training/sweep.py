@@ -20,15 +20,14 @@ from tqdm import tqdm
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_device, choose_dtype
 from models.files import write_whole
-from models.image_sizes import pixels_of
-from models.load import LoadedModel, load
+from models.load import LoadedModel
 from models.pictures import cells_of, dimmed
 from models.schedule import Pruning, method_name
 from models.training.answers import Answers, Method, Row, answers_to, methods, rows_of, settings_of
 from models.training.config import SweepConfig
 from models.training.correlation import RankCorrelation, rank_correlation
 from models.training.data import Sample, spread_samples
-from models.training.labelled import labels_in, samples_for
+from models.training.labelled import load_to_measure, samples_for
 from models.training.loading import BrokenImages, evaluation_batches
 from models.training.outputs import make_output_folder
 from models.training.packages import MissingPackageError
@@ -84,17 +83,7 @@ def sweep(config: SweepConfig) -> list[Row]:
 
 
 def _load(config: SweepConfig, model: str) -> LoadedModel:
-    loaded = (
-        load(
-            model,
-            architecture=config.architecture,
-            labels=labels_in(config.labels),
-            patch_stride=config.patch_stride,
-            input_size=pixels_of(config.input_size),
-        )
-        .at_stages(config.stages)
-        .check_criteria(config.criteria)
-    )
+    loaded = load_to_measure(config, model)
     for mass in config.keep_masses:
         loaded.model.stages.allowing(Pruning(keep_mass=mass))
     return loaded

@@ -871,5 +871,5 @@ def test_create_takes_a_checkpoints_life_predictor_apart(vit: VisionTransformer,
     save(tmp_path / "start.safetensors", vit, LIVES)
     start = create(ARCHITECTURE, tmp_path / "start.safetensors", num_classes=5)
     assert predictor_of(start.vit) is None
-    assert start.life_block == 0
-    assert start.life.keys() == predictor.state_dict().keys()
+    assert start.added.life_block == 0
+    assert start.added.life.keys() == predictor.state_dict().keys()

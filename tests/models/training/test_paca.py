@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.load import ModelError, create, load, save
+from models.load.start import Added
 from models.paca import Paca
 from models.schedule import Stages, compute
 from models.training.average import average
@@ -192,13 +193,13 @@ def test_clusters_of_another_width_do_not_fit(start: Path) -> None:
         "blocks.0.clusters.norm.weight": torch.zeros(9),
     }
     with pytest.raises(ModelError, match="the clusters of the weights do not fit"):
-        give_clusters(replace(begun, clusters=alien), Paca((0,), 5), 0)
+        give_clusters(replace(begun, added=Added(clusters=alien)), Paca((0,), 5), 0)
 
 
 def test_a_checkpoint_is_taken_apart_and_old_ones_have_no_clusters(trained: Path, tmp_path: Path) -> None:
     """What is started from has none until it is given some; a header without the entry is an older one."""
     begun = create(ARCHITECTURE, trained, num_classes=3, img_size=64)
-    assert begun.clusters.keys() == of_clusters(trained).keys()
+    assert begun.added.clusters.keys() == of_clusters(trained).keys()
     assert not any(".clusters." in name for name in begun.vit.state_dict())
     loaded = load(str(trained))
     card = replace(loaded.card, paca=None)
