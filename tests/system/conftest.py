@@ -40,7 +40,7 @@ def both(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The bundled model, and a small one that sees 64 x 64 pixels and has defaults of its own."""
     models = ("--model", f"photo={BUNDLED_MODEL}", "--model", f"small={calibrated}")
     own = ("--model-default", "small.keep_ratio=0.5", "--model-default", "small.reducer=fuse")
-    flags = (*models, *own, "--dtype", "float32", "--max-queue-s", "600")
+    flags = (*models, *own, "--dtype", "float32", "--max-queue-s", "600", "--default-deadline-ms", "300000")
     with running_server(tmp_path_factory.mktemp("both"), *flags) as running:
         yield running
 
