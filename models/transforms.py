@@ -144,7 +144,9 @@ def to_pixels(
     if spec.channels == 1:
         seen = seen.convert("L").convert("RGB")
     resampling = _RESAMPLING[spec.interpolation]
-    if spec.resize is None:
+    if seen.size == (columns, rows) and box == (0.0, 0.0, float(columns), float(rows)):
+        small = seen  # Pillow would copy it
+    elif spec.resize is None:
         small = seen.resize((columns, rows), resampling, box=box)
     else:
         small = _in_two_passes(seen, (columns, rows), resampling, box, down_first=upright in _SWAP_SIDES)

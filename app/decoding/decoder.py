@@ -19,12 +19,15 @@ from setproctitle import setproctitle
 from app.decoding.images import ImageLimits, decode
 from app.decoding.shared_pixels import PixelsWriter
 from app.errors import Problem, TooLarge
+from app.processes.heap import keep_memory_of_usual_images
 from app.processes.lifeline import die_with_parent
 from models.transforms import InputSpec
 
 SOCKET_VARIABLE = "TRIMVIT_DECODER_SOCKET"
 PIXELS_VARIABLE = "TRIMVIT_DECODER_PIXELS"
 MEMORY_VARIABLE = "TRIMVIT_DECODER_MEMORY_BYTES"
+
+_READ_BYTES = 2**16  # most images of the model's size come at once
 
 # Sent once, as soon as images are taken.
 STARTED = b"!"
@@ -51,7 +54,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 def serve(connection: socket.socket, writer: PixelsWriter, memory_bytes: int) -> None:
     """Say that it has started, and decode one image after the other until the parent hangs up."""
     connection.sendall(STARTED)
-    received = connection.makefile("rb")
+    received = connection.makefile("rb", _READ_BYTES)
     while len(sizes := received.read(SIZES.size)) == SIZES.size:
         head, body = SIZES.unpack(sizes)
         task = _task(received.read(head))
@@ -86,6 +89,7 @@ def main() -> None:
     setproctitle("trimvit: decode")
     for number in (signal.SIGTERM, signal.SIGINT):  # its parent still needs it while it drains
         signal.signal(number, signal.SIG_IGN)
+    keep_memory_of_usual_images()
     memory_bytes = int(os.environ[MEMORY_VARIABLE])
     if sys.platform.startswith("linux"):  # others count more, or refuse
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import AvifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from app.decoding.encoded import bmp, gif, jpeg, png, tiff, truncated
 from app.decoding.encoded.kinds import raw_file, unidentified
@@ -39,6 +39,8 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 Image.MAX_IMAGE_PIXELS = None
 # Of the compressed chunks of a PNG, only a color profile is left in (app.decoding.encoded.png).
 PngImagePlugin.MAX_TEXT_CHUNK = LONGEST_PROFILE
+# A file is read, and pixels are written, at once and not in pieces of 64 KiB that are then joined.
+ImageFile.MAXBLOCK = 2**20
 # One image is decoded by one thread; libavif would take as many as there are cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # What is wrong with an image goes into its answer; anyone could fill the log with it.

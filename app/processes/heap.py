@@ -12,7 +12,9 @@ from functools import partial
 
 from app.processes.background import kept_thread
 
-_M_MMAP_THRESHOLD, _MAPPED_FROM = -3, 2**20  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MAPPED_FROM = 2**20
+_USUAL_IMAGE, _KEPT = 4 * 2**20, 16 * 2**20
 _EVERY_S = 10.0
 _SOMETHING_S = 0.1  # of CPU time: who did less has freed little
 
@@ -33,9 +35,21 @@ def give_back_freed_memory(every_s: float = _EVERY_S) -> None:
 def map_large_memory() -> None:
     """Let memory from a mebibyte on be mapped by itself, so that a body grows without a copy and is given
     back when it is freed. glibc would raise the bound with every large piece that is freed, to 32 MiB."""
+    _mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
+
+
+def keep_memory_of_usual_images() -> None:
+    """Let the next image have the memory of the last one, up to 16 MiB, and map what is larger than any part
+    of most images. By default glibc gives it back after every image, and the system clears each page anew."""
+    _mallopt(_M_MMAP_THRESHOLD, _USUAL_IMAGE)
+    _mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    """Nothing happens with another libc than glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
+        mallopt(parameter, value)
 
 
 def _keep_giving(trim: Callable[[int], int], every_s: float) -> None:

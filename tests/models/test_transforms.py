@@ -391,3 +391,10 @@ def test_imports_no_torch() -> None:
     """Front ends decode with this module, and never load torch."""
     code = "import sys, models.transforms; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_an_image_of_the_models_size_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels are seen as they are, without the copy that Pillow's resize makes."""
+    pixels = scene(29, 23)
+    monkeypatch.delattr(Image.Image, "resize")
+    assert np.array_equal(to_pixels(Image.fromarray(pixels), spec(23, 29)), pixels)

@@ -17,6 +17,8 @@ _COEFFICIENT_BYTES, _COEFFICIENT_BYTES_PER_PIXEL = 2, 12
 _MOST_EXIF_SEGMENTS = 16
 
 _SOI, _EOI, _SOS = b"\xff\xd8", 0xD9, 0xDA
+_NOT_BEFORE_PIXELS = frozenset((_EOI, *range(0xD0, 0xD9)))  # the end, restarts and another start
+_APP1, _EXIF, _XMP = 0xE1, b"Exif\0", b"http://ns.adobe.com/xap/1.0/"
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDD))  # Huffman, arithmetic, quantisation, restart interval
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DECODABLE_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
@@ -76,7 +78,8 @@ def read(data: bytes, most_pixels: int) -> Jpeg:
 
 def _head(data: bytes) -> tuple[Jpeg, int]:
     """What comes before the pixels, and where they start."""
-    view, kept, place, left_out = memoryview(data), [memoryview(_SOI)], 2, False
+    kept: list[tuple[int, int]] = []  # where segments begin and end
+    place, left_out = 2, False
     frame, exifs, xmps = None, 0, 0
     for _ in range(MOST_SEGMENTS):
         fill = _FILL.match(data, place)
@@ -84,23 +87,28 @@ def _head(data: bytes) -> tuple[Jpeg, int]:
             return Jpeg(data, frame), len(data)
         left_out |= fill.end() - place > 1
         place = fill.end()
-        marker, end = data[place], place + 1 + _LENGTH.unpack_from(data, place + 1)[0]
-        if marker in (_EOI, *range(0xD0, 0xD9)) or end > len(data):
+        marker, end = data[place], place + 1 + (data[place + 1] << 8 | data[place + 2])
+        if marker in _NOT_BEFORE_PIXELS or end > len(data):
             return Jpeg(data, frame), len(data)
-        segment = view[place - 1 : end]
         if marker == _SOS:
             several = frame is not None and (
                 frame.marker in _PROGRESSIVE or data[place + 3] < len(frame.sampling)
             )
-            picture = b"".join((*kept, view[place - 1 :])) if left_out else data
+            picture = _without_the_rest(data, kept, place - 1) if left_out else data
             return Jpeg(picture, frame, several), end
-        if marker in _FRAMES or marker in _LOSSLESS:
-            frame = _frame(marker, bytes(segment[4:]))
-        content = bytes(segment[4:40])
-        exifs += content.startswith(b"Exif\0")
-        xmps += content.startswith(b"http://ns.adobe.com/xap/1.0/")
-        if _is_needed(marker, content) and exifs <= _MOST_EXIF_SEGMENTS and xmps <= 1:
-            kept.append(segment)
+        if marker in _TABLES:
+            needed = True
+        else:
+            if marker in _FRAMES or marker in _LOSSLESS:
+                frame = _frame(marker, data[place + 3 : end])
+            content = data[place + 3 : min(place + 39, end)]
+            needed = _is_needed(marker, content)
+            if needed and marker == _APP1:
+                exifs += content.startswith(_EXIF)
+                xmps += content.startswith(_XMP)
+                needed = exifs <= _MOST_EXIF_SEGMENTS if content.startswith(_EXIF) else xmps <= 1
+        if needed:
+            kept.append((place - 1, end))
         else:
             left_out = True
         place = end
@@ -109,18 +117,25 @@ def _head(data: bytes) -> tuple[Jpeg, int]:
     )
 
 
+def _without_the_rest(data: bytes, kept: list[tuple[int, int]], pixels: int) -> bytes:
+    """The segments that are kept, and all from there on where the pixels begin."""
+    view = memoryview(data)
+    return b"".join((_SOI, *(view[begin:end] for begin, end in kept), view[pixels:]))
+
+
 def _is_needed(marker: int, content: bytes) -> bool:
-    """Whether the segment decides what the picture looks like: no comment, no editor's notes."""
+    """Whether the segment, which is no table, decides what the picture looks like: no comment, no editor's
+    notes."""
     match marker:
         case 0xE0:
             return content.startswith(b"JFIF")
-        case 0xE1:
-            return content.startswith((b"Exif\0", b"http://ns.adobe.com/xap/1.0/"))
+        case 0xE1:  # _APP1
+            return content.startswith((_EXIF, _XMP))
         case 0xE2:
             return content.startswith(b"ICC_PROFILE\0")
         case 0xEE:
             return content.startswith(b"Adobe")
-    return marker in _TABLES or marker in _FRAMES
+    return marker in _FRAMES
 
 
 def _frame(marker: int, header: bytes) -> Frame | None:

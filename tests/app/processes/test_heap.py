@@ -53,3 +53,36 @@ def test_a_process_that_works_keeps_no_freed_memory() -> None:
 def test_a_process_that_does_nothing_is_left_alone() -> None:
     """It has freed nothing since, and is not woken for long."""
     assert given_back("asked") < 10_000_000
+
+
+# 8 MB in pieces are freed and taken again, as an image after the other does in a decoder.
+IMAGES = """
+import resource, sys
+from app.processes.heap import keep_memory_of_usual_images
+
+def faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def image() -> None:
+    [bytes([1]) * 100_000 for _ in range(80)]
+
+if "asked" in sys.argv:
+    keep_memory_of_usual_images()
+image()
+before = faults()
+for _ in range(10):
+    image()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc keeps what it likes")
+def test_the_next_image_has_the_memory_of_the_last() -> None:
+    """Its pages need not come anew from the system, as they do by default."""
+
+    def faults(*words: str) -> int:
+        command = [sys.executable, "-c", IMAGES, *words]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+        return int(run.stdout)
+
+    assert faults("asked") < 1000 < 10_000 < faults()

@@ -50,6 +50,13 @@ def test_exif_colours_and_profile_stay() -> None:
         assert read(with_segments(EXTRAS["comments"], plain=plain), MOST).data == plain
 
 
+def test_a_second_xmp_is_left_out_alone() -> None:
+    """What follows it is still needed."""
+    xmp = jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>")
+    assert read(with_segments(xmp, xmp), MOST).data == with_segments(xmp)
+    assert np.array_equal(seen(with_segments(xmp, xmp)).pixels, seen(PLAIN).pixels)
+
+
 def test_millions_of_segments_are_refused_unread() -> None:
     """Empty comments, before the pixels or between scans."""
     empty = jpeg_segment(0xFE, b"")
