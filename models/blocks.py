@@ -13,6 +13,7 @@ from models.families import Family
 from models.families.family import Wanted
 from models.linear.mlp import mlp
 from models.ragged import Packing, Tokens
+from models.static_attention import static_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,16 @@ class Blocks:
     def of(family: Family, rows: Tensor, *, exact: bool, clusters: bool = True) -> "Blocks":
         """What is best for rows of this device and dtype, or ``exact``."""
         modules = tuple(family.blocks)
-        attn = modules[0].attn
+        attn = modules[-1].attn  # the first may be static
         way = Runs(attn.fused_attn) if exact else way_for(attn, rows, family.architecture.tokens)
         return Blocks(family, modules, way, exact, clusters)
 
     def plain(self, index: int, tokens: Tokens) -> Tokens:
         """The tokens behind block ``index``, which prunes nothing."""
         normed, clustering = self.normed(index, tokens), self._clustering(index)
+        static = static_of(self.modules[index])
+        if static is not None:
+            return self.mlp(index, self._with_attention(index, tokens, static(normed)))
         if clustering is None:
             source, parts = tokens, self.project(index, normed, "qkv")
         else:
@@ -66,12 +70,15 @@ class Blocks:
     def attended(self, index: int, tokens: Tokens, normed: Tensor, parts: Parts, source: Tokens) -> Tokens:
         """The tokens with what the keys and values of ``source`` answer to their queries. ``normed``: their
         own rows."""
-        block = self.modules[index]
-        attn = block.attn
+        attn = self.modules[index].attn
         mixed = attn.norm(self.way.attend(attn, parts, tokens, source, index))
         if attn.gate is not None:
             mixed = mixed * attn.gate(normed).sigmoid()
-        update = attn.proj_drop(attn.proj(mixed))
+        return self._with_attention(index, tokens, attn.proj_drop(attn.proj(mixed)))
+
+    def _with_attention(self, index: int, tokens: Tokens, update: Tensor) -> Tokens:
+        """The tokens with the update of the block's attention."""
+        block = self.modules[index]
         return self._add(tokens, update, self.family.scales(block)[0], block.drop_path1)
 
     def mlp(self, index: int, tokens: Tokens) -> Tokens:

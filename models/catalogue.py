@@ -28,6 +28,7 @@ from models.load.transformers_format.preprocessor import input_spec
 from models.patch_embed import set_patch_stride
 from models.pruned_vit import PrunedViT
 from models.schedule import Architecture, Stages
+from models.static_attention import make_static
 
 Source = Literal["bundled", "cached", "hub", "file"]
 
@@ -140,6 +141,7 @@ def _build_card(card: Card) -> Network:
         set_patch_stride(vit, card.patch_stride)
     if card.paca is not None:
         add_clusters(tuple(vit.blocks), card.paca, vit.embed_dim)
+    make_static(vit, card.static_blocks)
     return vit
 
 

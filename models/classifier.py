@@ -27,6 +27,7 @@ from models.pruned_vit import Output, PrunedViT
 from models.ragged import Tokens, on_device
 from models.schedule import UNPRUNED, Criterion, Pruning, compute_of_counts
 from models.scores import Scores
+from models.static_attention import settle
 from models.transforms import InputSpec
 
 
@@ -127,6 +128,7 @@ class Classifier:
         }
         if dtype == torch.int8:
             replace_linears(blocks, Int8Linear, parts)
+        settle(tuple(blocks))
         self._between = input_dtype(device, dtype)
         self.model = model.to(device=device, dtype=self._between).eval()
         self.model.exact = exact
@@ -153,9 +155,10 @@ class Classifier:
         ``most_rows`` rows. Does nothing where new numbers of rows are not slow (see `Way.rounding`)."""
         like = next(self.model.parameters())
         if self.model.blocks_for(like).way.rounding:
-            # All blocks are alike, but only those of stages and with clusters compute parts.
+            # All blocks but static ones, which compute whole images only, are alike; those of stages and
+            # with clusters compute parts.
             model, paca, in_parts = self.model, self.model.arch.paca, _blocks_in_parts(self.model)
-            block = model.family.blocks[in_parts[0] if in_parts else 0]
+            block = model.family.blocks[in_parts[0] if in_parts else -1]
             wanted: tuple[Wanted, ...] = ("qkv", "q", "kv") if in_parts else ("qkv",)
             projections: list[Callable[[Tensor], object]] = [
                 partial(model.family.project, block.attn, wanted=one) for one in wanted

@@ -11,6 +11,7 @@ from timm.models.eva import Eva
 from torch import nn
 
 from models.families import Network, UnsupportedModelError
+from models.static_attention import static_blocks_of
 
 
 def set_patch_stride(vit: Network, stride: int) -> None:
@@ -21,7 +22,8 @@ def set_patch_stride(vit: Network, stride: int) -> None:
     later `set_input_size` of timm's would go back to the plain grid: choose the image size first.
 
     Raises UnsupportedModelError where the patch embedding is not timm's plain one of one image size, and
-    ValueError for a stride below 1 or larger than the kernel, which would leave pixels out.
+    ValueError for a stride below 1 or larger than the kernel, which would leave pixels out, and for a network
+    with static attention, which is for its own grid.
     """
     embed = vit.patch_embed
     if isinstance(vit, Eva):
@@ -43,6 +45,7 @@ def set_patch_stride(vit: Network, stride: int) -> None:
         )
     if embed.proj.stride == (stride, stride):
         return
+    _refuse_static(vit, "patch stride")
     grid_before = embed.grid_size
     embed.proj.stride = (stride, stride)
     # What timm's PatchEmbed derives from its patch size, on the assumption that it is the stride.
@@ -55,11 +58,13 @@ def set_image_size(vit: Network, size: tuple[int, int]) -> None:
     """Let ``vit`` see images of ``size`` (height, width), in place; the position embedding is resampled as
     timm does it, and patches keep their size and stride.
 
-    Raises ValueError for a side that is no whole number of patches, where these do not overlap.
+    Raises ValueError for a side that is no whole number of patches, where these do not overlap, and for a
+    network with static attention, which is for its own grid.
     """
     embed = vit.patch_embed
     if tuple(embed.img_size) == size:
         return
+    _refuse_static(vit, "input size")
     kernel, stride = embed.proj.kernel_size, embed.proj.stride
     for side, patch in zip(size, kernel, strict=True):
         if side < patch or (stride == kernel and side % patch):
@@ -75,6 +80,17 @@ def set_image_size(vit: Network, size: tuple[int, int]) -> None:
     embed.img_size = size
     embed.grid_size = patch_grid(size, kernel, stride)
     _resample(vit, grid_before)
+
+
+def _refuse_static(vit: Network, what: str) -> None:
+    count = static_blocks_of(tuple(vit.blocks))
+    if count:
+        rows, columns = vit.patch_embed.grid_size
+        raise ValueError(
+            f"its first {'block has' if count == 1 else f'{count} blocks have'} static attention, which was "
+            f"trained for {rows} x {columns} patches, so no other {what} is possible; for another, start "
+            "from weights without static attention"
+        )
 
 
 def _resample(vit: Network, grid_before: tuple[int, int]) -> None:

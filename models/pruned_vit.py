@@ -27,6 +27,7 @@ from models.plan import End, Group
 from models.pruner import Pruner
 from models.ragged import Packing, Run, Tokens
 from models.schedule import UNPRUNED, Criterion, Pruning, Rows, Stages, default_stages
+from models.static_blocks import check_static
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,11 @@ class PrunedViT(nn.Module):
     block that the predictor was made for. In training mode, with gradients, batches that are pruned by `life`
     alone lose no patch: patches fade, and the predictor learns from it.
 
-    In blocks with clusters of patches (models.clusters), tokens attend to these.
+    In blocks with clusters of patches (models.clusters), tokens attend to these. The first blocks may have
+    static attention (models.static_attention).
 
     Raises UnsupportedModelError for a model it does not know how to prune, and ValueError for stages in
-    blocks that it does not have or that attend to clusters.
+    blocks that it does not have, or that attend to clusters or have static attention.
     """
 
     def __init__(self, vit: nn.Module, stages: Stages | None = None) -> None:
@@ -65,6 +67,7 @@ class PrunedViT(nn.Module):
             )
         if self.arch.paca is not None:
             self.arch.paca.beside(self.stages.blocks, self.arch.depth)
+        check_static(self.arch.static_blocks, self.stages.blocks, self.arch.depth, self.arch.paca)
         replace_linears(self.family.blocks, PlainLinear)
         self.vit = self.family.network
         # Takes the place of the patch embedding (models.linear.packed).
@@ -105,20 +108,24 @@ class PrunedViT(nn.Module):
 
     def begin(self, pixels: Float[Tensor, "B C height width"]) -> Tokens:
         """The part of the forward pass that no pruning changes: everything before the first stage's block."""
+        tokens = self.embedded(pixels)
+        blocks = self.blocks_for(tokens.rows)
+        for index in range(self._first_stage):
+            tokens = blocks.plain(index, tokens)
+        return tokens
+
+    def embedded(self, pixels: Float[Tensor, "B C height width"]) -> Tokens:
+        """The tokens that come to the first block."""
         rows, rotations = self.family.embed(pixels, None if self.exact else self.packed_patches)
         images, length, _ = rows.shape
         places = torch.arange(-self.arch.prefix_tokens, self.arch.patches, device=rows.device)
-        tokens = Tokens(
+        return Tokens(
             rows,
             Packing((length,) * images),
             (self.arch.patches,) * images,
             places.repeat(images),
             rotations=rotations,
         )
-        blocks = self.blocks_for(rows)
-        for index in range(self._first_stage):
-            tokens = blocks.plain(index, tokens)
-        return tokens
 
     def blocks_for(self, like: Tensor) -> Blocks:
         """The blocks as a forward pass computes them for rows of the device and the dtype of ``like``."""

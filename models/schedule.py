@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Literal, get_args
 
+from models import static_blocks as static
 from models.paca import Paca, attention_macs
 
 Criterion = Literal[
@@ -63,7 +64,7 @@ class Architecture:
 
     ``grid`` is (rows, columns) of patches, ``prefix_tokens`` counts CLS, distillation and register
     tokens, ``patch_inputs`` is the number of values one patch embedding reads (channels * kernel area).
-    ``paca``: blocks that attend to clusters.
+    ``paca``: blocks that attend to clusters; ``static_blocks``: first blocks with static attention.
     """
 
     depth: int
@@ -74,6 +75,7 @@ class Architecture:
     patch_inputs: int
     classes: int
     paca: Paca | None = None
+    static_blocks: int = 0
 
     @property
     def patches(self) -> int:
@@ -256,7 +258,8 @@ def macs(
     A block costs 4TC^2 + 2T^2C for attention and 2TCM for the MLP (8TC^2 where M = 4C); a stage prunes
     between the two. Norms, softmax, the criterion and the matching of `merge` are not counted, as in EViT's
     table 1. This is the field's count: that a stage's block computes queries and outputs for the kept
-    patches only is not taken off. What attention to clusters costs is in paca.py.
+    patches only is not taken off. What attention to clusters costs is in paca.py, and what static attention
+    costs in static_blocks.py.
     From ``first_block`` on (0: with the patch embedding).
     """
     dim = arch.dim
@@ -267,7 +270,9 @@ def macs(
         total += arch.patches * arch.patch_inputs * dim
     clustered = () if arch.paca is None else arch.paca.blocks
     for block in range(arch.depth):
-        if arch.paca is not None and block in clustered:
+        if block < arch.static_blocks:
+            attention = static.attention_macs(dim, tokens)
+        elif arch.paca is not None and block in clustered:
             attention = attention_macs(dim, tokens, arch.prefix_tokens, arch.paca.clusters)
         else:
             attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim

@@ -15,6 +15,7 @@ from models.families.family import Wanted
 from models.families.pooling import pool
 from models.families.vit import architecture_of, refuse_unknown_ends, refuse_unknown_mlps
 from models.ragged import Rotations
+from models.static_attention import StaticAttention
 
 
 class TimmEva:
@@ -111,6 +112,8 @@ def _refuse_unknown(eva: Eva) -> None:
         if type(block) is not EvaBlock:
             raise UnsupportedModelError(f"it has blocks of class {type(block).__name__}")
         attn = block.attn
+        if type(attn) is StaticAttention:
+            continue
         if type(attn) not in (EvaAttention, AttentionRope):
             raise UnsupportedModelError(f"it has attention of class {type(attn).__name__}")
         if getattr(attn, "num_kv_heads", attn.num_heads) != attn.num_heads:

@@ -16,6 +16,7 @@ from models.families.errors import UnsupportedModelError
 from models.families.family import Wanted
 from models.families.pooling import pool
 from models.schedule import Architecture
+from models.static_attention import StaticAttention, static_blocks_of
 
 
 class TimmViT:
@@ -115,6 +116,7 @@ def architecture_of(network: VisionTransformer | Eva, heads: Sequence[nn.Module 
         patch_inputs=projection.weight[0].numel(),
         classes=sum(head.out_features for head in heads if isinstance(head, nn.Linear)),
         paca=paca_of(tuple(network.blocks)),
+        static_blocks=static_blocks_of(tuple(network.blocks)),
     )
 
 
@@ -125,7 +127,7 @@ def _refuse_unknown(vit: VisionTransformer) -> None:
     for block in vit.blocks:
         if type(block) is not Block:
             raise UnsupportedModelError(f"it has blocks of class {type(block).__name__}")
-        if type(block.attn) is not Attention:
+        if type(block.attn) not in (Attention, StaticAttention):
             raise UnsupportedModelError(f"it has attention of class {type(block.attn).__name__}")
     refuse_unknown_mlps(vit)
 
@@ -145,5 +147,7 @@ def refuse_unknown_mlps(network: VisionTransformer | Eva) -> None:
     for block in network.blocks:
         if type(block.mlp) not in (Mlp, GluMlp, SwiGLU):
             raise UnsupportedModelError(f"it has MLPs of class {type(block.mlp).__name__}")
-        if block.attn.fused_attn != network.blocks[0].attn.fused_attn:
+    attentions = [block.attn for block in network.blocks if type(block.attn) is not StaticAttention]
+    for attn in attentions:
+        if attn.fused_attn != attentions[0].fused_attn:
             raise UnsupportedModelError("its blocks use different attention kernels")

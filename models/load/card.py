@@ -41,7 +41,8 @@ class Card:
     names of the folders of its training images, in class order like the labels, where they are known.
     ``scores``: what makes its logits scores. ``life_block``: the block (0-based) that the network's life
     predictor was made for (models.life), if it has one. ``paca``: its blocks that attend to clusters of
-    patches (models.clusters), if there are any.
+    patches (models.clusters), if there are any. ``static_blocks``: how many of its first blocks have static
+    attention (models.static_attention).
     """
 
     architecture: str
@@ -58,6 +59,7 @@ class Card:
     scores: Scores = "softmax"
     life_block: int | None = None
     paca: Paca | None = None
+    static_blocks: int = 0
 
 
 @cache

@@ -25,6 +25,7 @@ from models.load.transformers_format.weights import resampled, under_timms_names
 from models.load.uninitialised import Uninitialised
 from models.patch_embed import set_patch_stride
 from models.scores import Scores
+from models.static_attention import make_static
 from models.transforms import InputSpec
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
                 add_predictor(vit, card.life_block)
             if card.paca is not None:
                 add_clusters(tuple(vit.blocks), card.paca, vit.embed_dim)
+            make_static(vit, card.static_blocks)
         # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
         load_into(vit, find_weights(read_file(file), file).tensors, file.name, head_may_differ=False)
         if patch_stride is not None:

@@ -1,5 +1,6 @@
 """A network to fine-tune: from the hub, or from weights of the same architecture."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,24 @@ from models.load.folder import file_at
 from models.load.numbers import refuse_no_numbers
 from models.load.reference import existing
 from models.load.state_dict import find_weights, holds_network
-from models.load.timm_models import create_timm
+from models.load.timm_models import blank, create_timm
 from models.load.transformers_format.config import config_in as transformers_config_in
 from models.patch_embed import patch_grid
+from models.static_attention import as_timms
 
 
 @dataclass(frozen=True)
 class Added:
     """Weights of the modules that a checkpoint has in addition to timm's network. ``life``: of its life
     predictor, which was made for ``life_block``; ``clusters``: of its clusterings, by their names in the
-    checkpoint."""
+    checkpoint; ``static``: the logits of its blocks with static attention, for ``static_grid`` of patches.
+    Queries and keys of these blocks are zeros in the network."""
 
     life: dict[str, Tensor] = field(default_factory=dict)
     life_block: int | None = None
     clusters: dict[str, Tensor] = field(default_factory=dict)
+    static: tuple[Tensor, ...] = ()
+    static_grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             for name, each in found.tensors.items()
             if name.startswith(before) and card.life_block is not None
         }
+        of_network, static = _dynamic(card, of_network, file.name)
         fitted = fit(
             architecture,
             of_network,
@@ -126,7 +132,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             grid=grid,
             pooling_matters=False,
         )
-        return fitted, Added(life, card.life_block, clusters)
+        return fitted, Added(life, card.life_block, clusters, static, grid if static else None)
     known = known_of(file, found, architecture)
     args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
     fitted = fit(
@@ -139,6 +145,34 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
         pooling_matters=False,
     )
     return fitted, Added()
+
+
+def _dynamic(
+    card: Card, tensors: dict[str, Tensor], source: str
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """The weights with timm's attention in every block, and the logits of those that are static. Raises
+    ModelError for weights that do not fit the card."""
+    if card.static_blocks == 0:
+        return tensors, ()
+    expected = blank(card.architecture, **card.model_args).state_dict()
+    static = []
+    for block in range(card.static_blocks):
+        before = f"blocks.{block}.attn."
+        own, timms = (_within(before, each) for each in (tensors, expected))
+        try:
+            weights, logits = as_timms(own, timms)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise ModelError(
+                f"{source}: the static attention of block {block + 1} does not fit the architecture: {error}"
+            ) from error
+        others = {name: each for name, each in tensors.items() if not name.startswith(before)}
+        tensors = {**others, **{before + name: each for name, each in weights.items()}}
+        static.append(logits)
+    return tensors, tuple(static)
+
+
+def _within(before: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(before): each for name, each in tensors.items() if name.startswith(before)}
 
 
 def _grid(card: Card) -> tuple[int, int]:

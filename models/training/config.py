@@ -153,6 +153,13 @@ class TrainConfig(BaseModel):
     paca_clusters: int | None = Field(
         None, ge=1, description="Number of clusters in each of the --paca-blocks. Default: 49."
     )
+    static_blocks: int = Field(
+        0,
+        ge=0,
+        description="Number of first blocks with static attention (DGSSA): the same weights for every image, "
+        "which begin as the mean attention over training images. They must come before the first block that "
+        "prunes.",
+    )
     reducers: tuple[Reducer, ...] = Field(
         ("drop",), min_length=1, description="Reducers to draw from, one per step."
     )

@@ -28,6 +28,7 @@ from models.normalise import normalise
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
 from models.stage_blocks import stages_of
+from models.static_attention import is_static_logits, make_static
 from models.training.config import TrainConfig
 from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatches
 from models.training.folders import class_folders
@@ -43,6 +44,7 @@ from models.training.processes import Processes, joined, of_environment
 from models.training.recording import Recorder
 from models.training.resuming import BEST, CHECKPOINT, Run, State
 from models.training.run_identity import card_of, fingerprint
+from models.training.static import give_static, inherit
 from models.training.validation import Validation
 
 
@@ -106,9 +108,14 @@ class _Training:
             paca = paca_named(config.paca_blocks, config.paca_clusters, stages, depth)
             give_clusters(start, paca, config.frozen_blocks)
         vit = start.vit.to(device)
+        static = give_static(start, config.static_blocks, stages)
+        if self.folder.resumes:  # its state has them
+            make_static(vit, config.static_blocks)
+        else:
+            inherit(start, static, self.samples, self.broken, config.workers)
         heads = (*HEADS, f"{LIFE}.")
         for name, parameter in vit.named_parameters():
-            new = name.startswith(heads) or is_of_clusters(name)
+            new = name.startswith(heads) or is_of_clusters(name) or is_static_logits(name)
             parameter.requires_grad_(config.trained == "all" or new)
         self.model = PrunedViT(vit, stages)
         freeze_first_blocks(self.model, config.frozen_blocks)

@@ -58,17 +58,15 @@ def loss_of(
 def load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedViT | None:
     """Raises ModelError where the teacher's architecture, input or classes are others than the student's.
 
-    Its patches may be other ones, and other blocks of it may attend to clusters: features that the head reads
-    are compared, not patches.
+    Its patches may be other ones, and other blocks of it may attend to clusters or have static attention:
+    features that the head reads are compared, not patches.
     """
     if config.teacher is None:
         return None
     teacher = load(str(config.teacher), architecture=config.architecture).model
     sizes = [some.vit.patch_embed.img_size for some in (teacher, model)]
-    if (
-        replace(teacher.arch, grid=model.arch.grid, paca=model.arch.paca) != model.arch
-        or sizes[0] != sizes[1]
-    ):
+    may_differ = {name: getattr(model.arch, name) for name in ("grid", "paca", "static_blocks")}
+    if replace(teacher.arch, **may_differ) != model.arch or sizes[0] != sizes[1]:
         raise ModelError(
             f"the teacher is {teacher.arch} for {sizes[0]} pixels, "
             f"but the student is {model.arch} for {sizes[1]}"

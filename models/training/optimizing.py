@@ -1,11 +1,14 @@
 """The settings of a training run -> timm's optimizer and its schedule of the learning rate."""
 
+from typing import Any
+
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
 from models.families import Network
+from models.static_attention import is_static_logits
 from models.training.config import TrainConfig
 
 
@@ -15,9 +18,31 @@ def optimizer_of(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:
         vit,
         opt=config.optimizer,
         lr=config.learning_rate,
+        weight_decay=0.0,  # each group has its own
+        param_group_fn=lambda network: _groups(config, network),
+    )
+
+
+def _groups(config: TrainConfig, vit: Network) -> list[dict[str, Any]]:
+    """timm's groups of parameters, with a rate and a weight decay for each; and one of the logits of static
+    attention. These learn as fast as the head, which is as new, and do not decay, as that would pull the
+    attention towards even weights."""
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        vit,
         weight_decay=config.weight_decay,
+        no_weight_decay_list=vit.no_weight_decay(),
         layer_decay=config.layer_decay,
     )
+    static = [each for name, each in vit.named_parameters() if is_static_logits(name) and each.requires_grad]
+    if not static:
+        return groups
+    theirs = {id(each) for each in static}
+    for group in groups:
+        group["params"] = [each for each in group["params"] if id(each) not in theirs]
+    return [
+        *(group for group in groups if group["params"]),
+        {"params": static, "lr_scale": 1.0, "weight_decay": 0.0},
+    ]
 
 
 def schedule_of(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:

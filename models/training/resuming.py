@@ -99,10 +99,15 @@ class Run:
                 "choose another output folder, or move the model"
             )
 
+    @property
+    def resumes(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self._path.exists()
+
     def resume(self, state: State, broken: BrokenImages) -> None:
         """Fill the state, if there is one to go on from. Raises ResumeError for the state of another run, or
         none that can be read."""
-        if not self._path.exists():
+        if not self.resumes:
             return
         try:
             there = torch.load(self._path, weights_only=True, map_location="cpu")

@@ -23,6 +23,8 @@ def fingerprint(
         left_out.add("life")
     if config.paca_blocks is None:
         left_out |= {"paca_blocks", "paca_clusters"}
+    if config.static_blocks == 0:
+        left_out.add("static_blocks")
     return {
         **config.model_dump(mode="json", exclude=left_out),
         "classes": list(classes),
@@ -54,6 +56,7 @@ def card_of(
         patch_stride=config.patch_stride,
         life_block=model.stages.blocks[0] if config.life else None,
         paca=model.arch.paca,
+        static_blocks=model.arch.static_blocks,
         origin=config.model_dump(mode="json", exclude=left_out),
         folders=classes,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.clusters import add_clusters
 from models.life import add_predictor
 from models.paca import Paca
+from models.static_attention import make_static
 
 MakeViT = Callable[..., VisionTransformer]
 
@@ -41,18 +42,20 @@ def randomise() -> Callable[..., nn.Module]:
 @pytest.fixture(scope="session")
 def make_vit() -> MakeViT:
     """A small random ViT in evaluation mode; keyword arguments are timm's. ``life``: with a life predictor,
-    also random, for that block; ``paca``: with clusters."""
+    also random, for that block; ``paca``: with clusters; ``static``: so many blocks with static attention."""
 
     def make(
         cls: type[VisionTransformer] = VisionTransformer,
         seed: int = 0,
         life: int | None = None,
         paca: Paca | None = None,
+        static: int = 0,
         **changes: Any,
     ) -> Any:
         vit = cls(**{**SMALL, **changes})
         if paca is not None:
             add_clusters(tuple(vit.blocks), paca, vit.embed_dim)
+        make_static(vit, static)
         vit = randomise_(vit, seed).eval()
         if life is not None:
             randomise_(add_predictor(vit, life), seed + 1)
@@ -82,7 +85,9 @@ def randomise_(module: nn.Module, seed: int = 0) -> nn.Module:
 
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.ndim >= 2 and "token" not in name and "pos_embed" not in name:
+            if name.endswith(".attn.logits"):
+                normal(parameter, 0.0, 1.5)
+            elif parameter.ndim >= 2 and "token" not in name and "pos_embed" not in name:
                 normal(parameter, 0.0, 1.5 * parameter[0].numel() ** -0.5)
             elif "norm" in name and name.endswith("weight"):
                 normal(parameter, 1.0, 0.2)

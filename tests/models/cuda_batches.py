@@ -28,4 +28,5 @@ MODELS: dict[str, dict[str, Any]] = {
     "maximum": {"global_pool": "avgmax"},
     "residual": {"global_pool": "prr"},
     "clusters": {"paca": Paca((0, 4), 3)},
+    "static": {"static": 1},
 }

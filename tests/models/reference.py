@@ -15,6 +15,7 @@ from models.clusters import clustering_of
 from models.criteria import random as random_importance
 from models.life import FADING
 from models.schedule import Pruning, Stages
+from models.static_attention import StaticAttention
 
 
 def reference(
@@ -46,7 +47,12 @@ def reference_logits(
             lives = [1 / (1 + math.exp(-life)) for life in reference_lives(vit, x.detach(), prefix)]
         attn = block.attn
         normed = block.norm1(x)
-        qkv = projected(attn, normed).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        static = isinstance(attn, StaticAttention)
+        if static:
+            values = attn.v(normed).unflatten(-1, (attn.num_heads, attn.head_dim))
+            qkv = values[:, None].expand(-1, 3, -1, -1)
+        else:
+            qkv = projected(attn, normed).unflatten(-1, (3, attn.num_heads, attn.head_dim))
         clustering, of_keys, key_sizes = clustering_of(block), qkv, sizes
         if clustering is not None:
             clusters = torch.tensor(reference_clusters(clustering, normed.detach(), sizes, prefix)).double()
@@ -56,6 +62,10 @@ def reference_logits(
         keys = []
         matrices, mixed = [], []
         for head in range(attn.num_heads):
+            if static:
+                matrices.append(attn.logits[head].exp() / attn.logits[head].exp().sum(dim=1, keepdim=True))
+                mixed.append(matrices[-1] @ values[:, head])
+                continue
             q, v = attn.q_norm(qkv[:, 0, head]), of_keys[:, 2, head]
             k = attn.k_norm(of_keys[:, 1, head])
             if rope is not None:

@@ -12,6 +12,7 @@ from models.clusters import add_clusters
 from models.load import BUNDLED, Card, input_spec_of, load, save
 from models.paca import Paca
 from models.schedule import Stages, macs
+from models.static_attention import make_static
 
 
 @pytest.fixture(autouse=True)
@@ -84,31 +85,36 @@ def test_a_distilled_models_second_head_is_counted_in_cost_only() -> None:
     assert (entry.classes, entry.arch.classes, entry.image_size) == (1000, 2000, (224, 224))
 
 
-def test_clusters_are_counted_in_cost(tmp_path: Path) -> None:
-    """A checkpoint whose blocks attend to clusters costs other than the same without."""
+def test_clusters_and_static_attention_are_counted_in_cost(tmp_path: Path) -> None:
+    """A checkpoint whose blocks attend to clusters, or have static attention, costs other than the same
+    without."""
     arguments = {"img_size": 64, "embed_dim": 66, "depth": 3, "num_heads": 6, "num_classes": 5}
     costs = []
-    for paca in (None, Paca((1,), 3)):
+    for paca, static in ((None, 0), (Paca((1,), 3), 0), (None, 1)):
         vit = timm.create_model("vit_tiny_patch16_224", **arguments)
         if paca is not None:
             add_clusters(tuple(vit.blocks), paca, 66)
+        make_static(vit, static)
         path = tmp_path / f"{len(costs)}.safetensors"
         card = Card(
             architecture="vit_tiny_patch16_224",
             labels=("a", "b", "c", "d", "e"),
             input=input_spec_of(vit),
-            stages=Stages((0, 2)),
+            stages=Stages((2,)),
             model_args=arguments,
             paca=paca,
+            static_blocks=static,
         )
         save(path, vit, card)
         (candidate,) = candidates([str(path)])
         entry = candidate.entry()
         assert entry is not None
         assert entry.arch == load(str(path)).model.arch
-        costs.append(macs(entry.arch, entry.stages, (16, 16)))
+        costs.append(macs(entry.arch, entry.stages, (16,)))
     hidden, tokens, keys = 16, 17, 4
     of_clusters = (
         tokens * hidden * (66 + 3) + 16 * 3 * 66 + 2 * (tokens + keys) * 66**2 + 2 * tokens * keys * 66
     )
-    assert costs[1] - costs[0] == of_clusters - (4 * tokens * 66**2 + 2 * tokens**2 * 66)
+    of_block = 4 * tokens * 66**2 + 2 * tokens**2 * 66
+    assert costs[1] - costs[0] == of_clusters - of_block
+    assert costs[2] - costs[0] == -of_block // 2

@@ -16,6 +16,7 @@ from models.life import add_predictor
 from models.load import Card, load, save
 from models.paca import Paca
 from models.schedule import Pruning, Stages
+from models.static_attention import make_static, static_of
 from models.transforms import InputSpec
 from tests.system.photographs import SHIPPED
 
@@ -89,6 +90,29 @@ def save_clustered_network(path: Path) -> None:
         stages=Stages((1, 2)),
         model_args=arguments,
         paca=paca,
+    )
+    save(path, vit, card)
+
+
+def save_static_network(path: Path) -> None:
+    """Write one whose first two blocks have static attention."""
+    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
+    torch.manual_seed(10)
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
+    make_static(vit, 2)
+    with torch.no_grad():
+        vit.head.weight *= 50
+        for block in vit.blocks[:2]:
+            static = static_of(block)
+            assert static is not None
+            static.inherit((2 * torch.randn(3, 17, 17)).softmax(dim=-1))
+    card = Card(
+        architecture="vit_tiny_patch16_224",
+        labels=LABELS,
+        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        stages=Stages((2, 3)),
+        model_args=arguments,
+        static_blocks=2,
     )
     save(path, vit, card)
 

@@ -235,6 +235,7 @@ def test_a_worker_that_has_measured_nothing_is_no_message() -> None:
     words=st.tuples(TEXTS, TEXTS, TEXTS),
     cascade=CASCADES,
     paca=st.none() | st.builds(Paca, st.sampled_from([(0,), (1, 3)]), st.integers(1, 99)),
+    static=st.integers(0, 9),
     choices=st.tuples(
         st.sampled_from(CRITERIA),
         st.sampled_from(REDUCERS),
@@ -251,6 +252,7 @@ def test_a_models_description_comes_through_unchanged(
     words: tuple[str, str, str],
     cascade: dict[str, Any] | None,
     paca: Paca | None,
+    static: int,
     choices: Any,
 ) -> None:
     """Models carry everything a front end must know of the model, nested records included."""
@@ -262,7 +264,9 @@ def test_a_models_description_comes_through_unchanged(
         name=name,
         labels=tuple(labels),
         input=InputSpec((rows, columns), mean, std, interpolation, crop, share),
-        architecture=Architecture(depth, dim, mlp_dim, (rows, columns), prefix, patch_inputs, classes, paca),
+        architecture=Architecture(
+            depth, dim, mlp_dim, (rows, columns), prefix, patch_inputs, classes, paca, static
+        ),
         method=Method(Stages(tuple(sorted(blocks)), attention_rows), criterion, reducer),
         cascade=None if cascade is None else Cascade(**cascade),
         patch_size=(prefix, classes),

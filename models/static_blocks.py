@@ -1,0 +1,39 @@
+"""Static attention: in how many first blocks it can be, and what it costs there.
+
+Pure Python, as all that counts (schedule.py). What computes it is in static_attention.py.
+"""
+
+from models.paca import Paca
+
+
+def check_static(count: int, stages: tuple[int, ...], depth: int, paca: Paca | None) -> None:
+    """Raise ValueError where the first ``count`` blocks of a network of ``depth`` cannot have static
+    attention, beside these ``stages`` (0-based blocks) and blocks that attend to clusters."""
+    if count == 0:
+        return
+    if count >= depth:
+        raise ValueError(
+            f"the first {count} blocks are to have static attention, but the network has {depth} blocks, of "
+            f"which at most {depth - 1} can"
+        )
+    they = "block 1 has" if count == 1 else f"blocks 1 to {count} have"
+    pruning = [block + 1 for block in stages if block < count]
+    if pruning:
+        raise ValueError(
+            f"{they} static attention, so block {pruning[0]} cannot prune, because the image's own attention "
+            f"decides which patches are kept; choose stages from block {count + 1} on, or at most "
+            f"{pruning[0] - 1} static blocks"
+        )
+    clustered = [] if paca is None else [block + 1 for block in paca.blocks if block < count]
+    if clustered:
+        raise ValueError(
+            f"{they} static attention, so block {clustered[0]} cannot attend to clusters of patches (PaCa); "
+            f"choose blocks with clusters from block {count + 1} on, or at most {clustered[0] - 1} static "
+            "blocks"
+        )
+
+
+def attention_macs(dim: int, tokens: int) -> int:
+    """Multiply-accumulates of the static attention of one image: values and outputs of all tokens, and the
+    product of the matrices with the values."""
+    return 2 * tokens * dim * dim + tokens * tokens * dim
