@@ -16,9 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.classifier import Classifier, ImageRequest
-from models.offered import OF_ANY_MODEL
+from models.offered import OF_ANY_MODEL, REDUCERS_OF_ANY_MODEL
 from models.pruned_vit import Pruning
-from models.schedule import REDUCERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ def _random_requests(draw: Random, most_images: int, ratio_decimals: int) -> lis
             Pruning(
                 round(draw.uniform(0.3, 1.0), ratio_decimals),
                 draw.choice(OF_ANY_MODEL),
-                draw.choice(REDUCERS),
+                draw.choice(REDUCERS_OF_ANY_MODEL),
                 seed=draw.randrange(1000),
             ),
             kept_patches=draw.random() < 0.5,

@@ -29,6 +29,7 @@ from models.patch_embed import set_patch_stride
 from models.pruned_vit import PrunedViT
 from models.schedule import Architecture, Stages
 from models.static_attention import make_static
+from models.token_pool import add_pools
 
 Source = Literal["bundled", "cached", "hub", "file"]
 
@@ -142,6 +143,8 @@ def _build_card(card: Card) -> Network:
     if card.paca is not None:
         add_clusters(tuple(vit.blocks), card.paca, vit.embed_dim)
     make_static(vit, card.static_blocks)
+    if card.pool_blocks is not None:
+        add_pools(tuple(vit.blocks), card.pool_blocks, vit.embed_dim, vit.patch_embed.grid_size)
     return vit
 
 

@@ -1,11 +1,13 @@
-"""Which criteria a model can be judged by. No torch: front ends read it."""
+"""Which criteria a model can be judged by, and which reducers it has. No torch: front ends read it."""
 
 from collections.abc import Sequence
 
-from models.schedule import CRITERIA, Criterion
+from models.schedule import CRITERIA, REDUCERS, Criterion, Reducer
 
 # Those that need nothing but the network. `life` also needs a life predictor (models.life).
 OF_ANY_MODEL: tuple[Criterion, ...] = tuple(name for name in CRITERIA if name != "life")
+# `pool` also needs learned queries (models.token_pool).
+REDUCERS_OF_ANY_MODEL: tuple[Reducer, ...] = tuple(name for name in REDUCERS if name != "pool")
 
 
 def offered(*, predicts_life: bool) -> tuple[Criterion, ...]:
@@ -21,4 +23,20 @@ def check_criteria(wanted: Sequence[Criterion], allowed: Sequence[Criterion]) ->
                 f"the criterion {name} needs a life predictor that reads the tokens before the first stage, "
                 "and this model has none (`trimvit train --life` trains one); allowed are "
                 f"{', '.join(allowed)}"
+            )
+
+
+def offered_reducers(*, pools: bool) -> tuple[Reducer, ...]:
+    """The reducers of a model with or without queries in all blocks that prune."""
+    return REDUCERS if pools else REDUCERS_OF_ANY_MODEL
+
+
+def check_reducers(wanted: Sequence[Reducer], allowed: Sequence[Reducer]) -> None:
+    """Raises ValueError, which says what is missing, for one that is not ``allowed``."""
+    for name in wanted:
+        if name not in allowed:
+            raise ValueError(
+                f"the reducer {name} needs learned queries in every block that prunes, for as many patches "
+                "as the model has, and this model has none (`trimvit train --reducers pool` trains them); "
+                f"allowed are {', '.join(allowed)}"
             )

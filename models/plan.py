@@ -100,11 +100,13 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """Fusing and merging of a batch whose images differ, all in one.
+    """Fusing, merging and pooling of a batch whose images differ, all in one.
 
     The rows that are left are named by number among the rows there were, then one fused token for each image
-    of ``fusing``, then ``merged`` patches for each image of ``merging``. ``numbers`` [B * width] names them
-    by image and place; where nothing is fused, ``index`` does so in the order in which they are left.
+    of ``fusing``, then ``merged`` patches for each image of ``merging``, then ``pooled`` tokens for each
+    image of ``pooling``. ``numbers`` [B * width] names them by image and place; where nothing is fused,
+    ``index`` does so in the order in which they are left. ``pooled_counts`` [B, 1]: where the images that
+    pool keep different numbers of tokens.
     """
 
     fusing: Group | None
@@ -112,6 +114,9 @@ class Reduction:
     merging_before: Group | None
     rounds: tuple[Round, ...]
     merged: int
+    pooling: Group | None
+    pooled: int
+    pooled_counts: Table | None
     selection: Selection
     numbers: Table | None
     index: Table | None
@@ -120,10 +125,11 @@ class Reduction:
 @dataclass(frozen=True, slots=True)
 class StagePlan:
     """A stage. ``before``: as images come, with ``patches``; ``selected``: without what is dropped, with
-    ``selected_patches``; ``after``: also without what is fused or merged, with ``counts`` patches.
+    ``selected_patches``; ``after``: also without what is fused, merged or pooled, with ``counts`` patches.
 
     ``groups``: the images as the attention that decides is computed. ``first_rows`` [B]: each image's first
-    row. ``reduction`` is None where nothing is fused or merged, or all images are, alike or run by run.
+    row. ``reduction`` is None where nothing is fused, merged or pooled, or all images are, alike or run by
+    run.
     ``bounds_*`` [B + 1]: the first row of each image and the number of all, int32.
     """
 

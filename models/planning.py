@@ -75,7 +75,8 @@ class _Stage:
         lost = counts < patches
         self.asked, self.tables, self.ragged = asked, tables, ragged
         self.patches, self.fused, self.counts = patches, fused, counts
-        self.fuses, self.merges = lost & (reducers == "fuse"), lost & (reducers == "merge")
+        self.fuses, self.merges, self.pools = (lost & (reducers == one) for one in ("fuse", "merge", "pool"))
+        self.reduced = (self.fuses, self.merges, self.pools)
         self.fused_after = fused + self.fuses
         self.before = asked.prefix + patches + fused
         self.selected_patches = np.where(reducers == "drop", counts, patches)
@@ -91,11 +92,10 @@ class _Stage:
         # Alike, or (which `keep_mass` may bring about) not side by side: run by run.
         in_one = (
             self.asked.in_one
-            and not _alike(self.before, self.patches, self.after, self.fuses, self.merges)
-            and _neighbours(self.fuses)
-            and _neighbours(self.merges)
+            and not _alike(self.before, self.patches, self.after, *self.reduced)
+            and all(map(_neighbours, self.reduced))
         )
-        reduces = bool((self.fuses | self.merges).any())
+        reduces = any(map(np.any, self.reduced))
         return StagePlan(
             before=before,
             patches=tuple(self.patches.tolist()),
@@ -201,20 +201,21 @@ class _Stage:
 
     def _reduction(self) -> Reduction:
         asked, rows = self.asked, int(self.selected.sum())
-        fusing, merging = (np.flatnonzero(some).tolist() for some in (self.fuses, self.merges))
+        fusing, merging, pooling = (np.flatnonzero(some).tolist() for some in self.reduced)
         rounds = tuple(self._rounds(self.patches[merging], self.counts[merging]))
-        merged = int(self.counts[merging].max()) if len(merging) else 0
+        merged, pooled = (int(self.counts[some].max()) if some else 0 for some in (merging, pooling))
         width = int(self.before.max()) + 1  # one more: the new fused token, where there is one
         place, starts = np.arange(width), _starts(self.selected)[:, None]
         numbers = starts + place
         there = place < self.selected[:, None]
         numbers[fusing, -1] = rows + np.arange(len(fusing))
         there[fusing, -1] = True
-        for order, image in enumerate(merging):
-            prefix, count = asked.prefix, int(self.counts[image])
-            first = rows + len(fusing) + order * merged
+        first, prefix = rows + len(fusing), asked.prefix
+        for image, new in [(image, merged) for image in merging] + [(image, pooled) for image in pooling]:
+            count = int(self.counts[image])
             numbers[image, prefix : prefix + count] = first + np.arange(count)
             there[image] = place < self.after[image]
+            first += new
         # Where there is nothing, any row will do that exists.
         numbers = np.where(there, numbers, starts)
         chosen_from = self._patch_places(width) & self.fuses[:, None]
@@ -225,6 +226,11 @@ class _Stage:
             merging_before=self._group(self.before, merging[0], len(merging)) if len(merging) else None,
             rounds=rounds,
             merged=merged,
+            pooling=self._group(self.selected, pooling[0], len(pooling)) if pooling else None,
+            pooled=pooled,
+            pooled_counts=None
+            if not pooling or _alike(self.counts[pooling])
+            else add(self.counts[pooling][:, None]),
             selection=self._selection(width, np.full(len(there), width), chosen_from, self.after, there),
             numbers=add(numbers.reshape(-1)) if len(fusing) else None,
             index=None if len(fusing) else add(self._filled(numbers[there], self.after)),

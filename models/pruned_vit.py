@@ -22,12 +22,13 @@ from models.kept import Kept
 from models.life import LifePredictor, faded, predictor_of
 from models.linear.layer import replace_linears
 from models.linear.plain import PlainLinear
-from models.offered import check_criteria, offered
+from models.offered import check_criteria, check_reducers, offered, offered_reducers
 from models.plan import End, Group
 from models.pruner import Pruner
 from models.ragged import Packing, Run, Tokens
-from models.schedule import UNPRUNED, Criterion, Pruning, Rows, Stages, default_stages
+from models.schedule import UNPRUNED, Criterion, Pruning, Reducer, Rows, Stages, default_stages
 from models.static_blocks import check_static
+from models.token_pool import pool_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class PrunedViT(nn.Module):
     alone lose no patch: patches fade, and the predictor learns from it.
 
     In blocks with clusters of patches (models.clusters), tokens attend to these. The first blocks may have
-    static attention (models.static_attention).
+    static attention (models.static_attention). Where all blocks that prune have learned queries
+    (models.token_pool), `pool` is one of its reducers.
 
     Raises UnsupportedModelError for a model it does not know how to prune, and ValueError for stages in
     blocks that it does not have, or that attend to clusters or have static attention.
@@ -92,6 +94,14 @@ class PrunedViT(nn.Module):
         return offered(predicts_life=self.life_predictor is not None)
 
     @property
+    def reducers(self) -> tuple[Reducer, ...]:
+        """What can become of its patches."""
+        blocks = self.family.blocks
+        pools = [pool_of(blocks[index]) for index in self.stages.blocks]
+        fit = all(pool is not None and pool.grid == self.arch.grid for pool in pools)
+        return offered_reducers(pools=bool(pools) and fit)
+
+    @property
     def feature_width(self) -> int:
         """Numbers of a feature vector (see `Family.features`)."""
         like = next(self.parameters())
@@ -101,7 +111,7 @@ class PrunedViT(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
         """Classify normalised ``pixels``; ``prunings`` has one entry per image. Raises ValueError for a
-        criterion that the model does not offer (see `criteria`)."""
+        criterion or a reducer that the model does not offer (see `criteria`, `reducers`)."""
         if len(prunings) != len(pixels):
             raise ValueError(f"{len(pixels)} images, but {len(prunings)} prunings")
         return self.finish(self.begin(pixels), prunings)
@@ -134,6 +144,7 @@ class PrunedViT(nn.Module):
     def finish(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Output:
         """The rest of it, from what `begin` gave."""
         check_criteria([pruning.criterion for pruning in prunings], self.criteria)
+        check_reducers([pruning.reducer for pruning in prunings], self.reducers)
         blocks = self.blocks_for(tokens.rows)
         if not self.stages.blocks or not any(pruning.prunes for pruning in prunings):
             return self._finish_unpruned(blocks, tokens)
@@ -209,7 +220,7 @@ class PrunedViT(nn.Module):
 
 
 def _fades(pruning: Pruning) -> bool:
-    return pruning.criterion == "life" and pruning.keep_mass is None
+    return pruning.criterion == "life" and pruning.keep_mass is None and pruning.reducer != "pool"
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Fusing and merging in a batch: run by run, or all images in one (plan.py says which)."""
+"""Fusing, merging and pooling in a batch: run by run, or all images in one (plan.py says which)."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,6 +12,7 @@ from models.plan import Group, Reduction, Round, StagePlan, Table
 from models.ragged import Run, Tokens, runs_of
 from models.reducers import RoundTables, fuse, fuse_dropped, merge
 from models.select import places_that_stay, rows_that_stay, side_by_side
+from models.token_pool import TokenPool
 
 # The keys [images, tokens, K] of a group's images as they came to the stage, which `merge` compares.
 KeysOf = Callable[[Group], Tensor]
@@ -20,27 +21,28 @@ KeysOf = Callable[[Group], Tensor]
 def reduce(
     tokens: Tokens,
     keys: KeysOf,
+    pool: TokenPool | None,
     attention: Float[Tensor, "B H N"] | None,
     values: Float[Tensor, "B N"],
     stage: StagePlan,
     prefix: int,
     tables: Sequence[Tensor],
 ) -> Tokens:
-    """Fuse or merge what is left after the stage's attention, until its ``counts`` are. ``attention`` (None
-    where no image fuses) and ``values`` are of the patches before the stage, of which images that fuse or
-    merge have lost none."""
+    """Fuse, merge or pool what is left after the stage's attention, until its ``counts`` are. ``pool``: the
+    block's, if it has one. ``attention`` (None where no image fuses) and ``values`` are of the patches before
+    the stage, of which images that do not drop have lost none."""
     sizes = tokens.sizes
     if sizes is None:
         sizes = torch.ones(sum(tokens.packing.lengths), device=tokens.rows.device)
     weights = values if attention is None else attention.mean(dim=1)  # read by `fuse` only
     if stage.reduction is None:
-        rows, ids, sizes = _by_runs(tokens, sizes, keys, weights, values, stage, prefix)
+        rows, ids, sizes = _by_runs(tokens, sizes, keys, pool, weights, values, stage, prefix)
     else:
         rows, ids, sizes = _in_one(
-            tokens, sizes, keys, weights, values, stage, stage.reduction, prefix, tables
+            tokens, sizes, keys, pool, weights, values, stage, stage.reduction, prefix, tables
         )
     bias = None
-    if tokens.bias is not None or "merge" in stage.reducers:
+    if tokens.bias is not None or not {"merge", "pool"}.isdisjoint(stage.reducers):
         # ToMe's proportional attention: a token of s patches is attended to s times. EViT's fused one is not.
         counted = sizes.masked_fill(ids < 0, 1) if "fuse" in stage.reducers else sizes
         bias = counted.log().to(rows.dtype)
@@ -52,6 +54,7 @@ def _by_runs(
     tokens: Tokens,
     sizes: Tensor,
     keys: KeysOf,
+    pool: TokenPool | None,
     weights: Float[Tensor, "B N"],
     values: Float[Tensor, "B N"],
     stage: StagePlan,
@@ -69,12 +72,16 @@ def _by_runs(
         own, middle = slice(first, first + run.images), slice(prefix, prefix + patches)
         before, own_rows, after = run.dense(tokens.rows).tensor_split((prefix, middle.stop), dim=1)
         own_sizes = run.dense(sizes.unsqueeze(1)).squeeze(2)
-        own_ids = run.dense(tokens.ids.unsqueeze(1)).squeeze(2)
+        own_ids = run.dense(tokens.ids.unsqueeze(1)).squeeze(2)[:, middle]
         sizes_before, left_sizes, sizes_after = own_sizes.tensor_split((prefix, middle.stop), dim=1)
         if count < patches and stage.reducers[first] == "merge":
             before_run = Run(first, run.images, stage.before.starts[first], run.tokens)
             compared = keys(Group(before_run, patches))
             own_rows, left_sizes, places = merge(own_rows, compared[:, middle], left_sizes, count)
+            own_ids = own_ids.gather(1, places)
+        elif count < patches and stage.reducers[first] == "pool":
+            assert pool is not None
+            own_rows, left_sizes, own_ids = pool(own_rows, left_sizes, own_ids, count)
         elif count < patches:
             places = most_important(values[own, :patches], count)
             fused = fuse(own_rows, weights[own, :patches], places)
@@ -82,11 +89,10 @@ def _by_runs(
             left_sizes = left_sizes[:, :count]
             after = torch.cat((after, fused), dim=1)
             sizes_after = F.pad(sizes_after, (0, 1), value=patches - count)
-        else:
-            places = torch.arange(patches, device=own_ids.device).expand(run.images, -1)
+            own_ids = own_ids.gather(1, places)
         rows.append(torch.cat((before, own_rows, after), dim=1))
         # What is no patch has no place.
-        ids.append(F.pad(own_ids[:, middle].gather(1, places), (prefix, after.shape[1]), value=-1).flatten())
+        ids.append(F.pad(own_ids, (prefix, after.shape[1]), value=-1).flatten())
         new_sizes.append(torch.cat((sizes_before, left_sizes, sizes_after), dim=1).flatten())
     return stage.after.pack(rows), torch.cat(ids), torch.cat(new_sizes)
 
@@ -95,6 +101,7 @@ def _in_one(
     tokens: Tokens,
     sizes: Tensor,
     keys: KeysOf,
+    pool: TokenPool | None,
     weights: Float[Tensor, "B N"],
     values: Float[Tensor, "B N"],
     stage: StagePlan,
@@ -137,6 +144,20 @@ def _in_one(
         rows.append(merged.flatten(0, 1))
         ids.append(own_ids.gather(1, places).flatten())
         new_sizes.append(merged_sizes.flatten())
+    if plan.pooling is not None:
+        assert pool is not None
+        group = plan.pooling
+        pooled, pooled_sizes, places = pool(
+            side_by_side(rows[0], group, tables)[:, prefix:],
+            side_by_side(sizes.unsqueeze(1), group, tables)[:, prefix:, 0],
+            side_by_side(tokens.ids.unsqueeze(1), group, tables)[:, prefix:, 0],
+            plan.pooled,
+            None if plan.pooled_counts is None else tables[plan.pooled_counts],
+            None if group.gaps is None else tables[group.gaps][:, prefix:],
+        )
+        rows.append(pooled.flatten(0, 1))
+        ids.append(places.flatten())
+        new_sizes.append(pooled_sizes.flatten())
     whole = torch.cat(rows)
     return (
         stage.selected.select(whole, index, stage.after),

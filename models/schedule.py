@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from models import static_blocks as static
 from models.paca import Paca, attention_macs
+from models.pool import pool_macs
 
 Criterion = Literal[
     "variance",
@@ -31,11 +32,13 @@ Criterion = Literal[
     "random",
 ]
 Rows = Literal["cls", "all"]
-Reducer = Literal["drop", "fuse", "merge"]
+Reducer = Literal["drop", "fuse", "merge", "pool"]
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 ROWS: tuple[Rows, ...] = get_args(Rows)
 REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
+# They find by themselves what becomes of patches: the importance of patches is not read.
+WITHOUT_CRITERION: tuple[Reducer, ...] = ("merge", "pool")
 
 # keep_ratio is solved on this grid, so that a ratio found for a `compute` prints shortly and exactly.
 _RATIO_STEPS = 10_000
@@ -132,7 +135,7 @@ class Method:
     """All that a keep ratio leaves open: where patches are pruned, by what, and what becomes of them.
 
     A checkpoint carries the method that it is meant for; a request may name another criterion or reducer.
-    `merge` (ToMe) finds pairs by their keys and reads no criterion.
+    `merge` (ToMe) finds pairs by their keys, `pool` weighs by learned queries: they read no criterion.
     """
 
     stages: Stages
@@ -150,9 +153,10 @@ class Method:
 
 
 def method_name(criterion: Criterion, reducer: Reducer) -> str:
-    """The criterion; with its reducer, where that is not plain dropping; `merge` alone, which reads none."""
-    if reducer == "merge":
-        return "merge"
+    """The criterion; with its reducer, where that is not plain dropping; `merge` and `pool` alone, which read
+    none."""
+    if reducer in WITHOUT_CRITERION:
+        return reducer
     return criterion if reducer == "drop" else f"{criterion}+{reducer}"
 
 
@@ -182,10 +186,10 @@ class Pruning:
         _share("keep_mass", self.keep_mass)
         if self.keep_ratio != 1:
             raise ValueError("give keep_ratio or keep_mass, not both")
-        if self.reducer == "merge":
+        if self.reducer in WITHOUT_CRITERION:
             raise ValueError(
-                "keep_mass needs the importance of patches, which the reducer merge does not compute; "
-                "use drop or fuse"
+                "keep_mass needs the importance of patches, which the reducer "
+                f"{self.reducer} does not compute; use drop or fuse"
             )
 
     @property
@@ -258,13 +262,14 @@ def macs(
     A block costs 4TC^2 + 2T^2C for attention and 2TCM for the MLP (8TC^2 where M = 4C); a stage prunes
     between the two. Norms, softmax, the criterion and the matching of `merge` are not counted, as in EViT's
     table 1. This is the field's count: that a stage's block computes queries and outputs for the kept
-    patches only is not taken off. What attention to clusters costs is in paca.py, and what static attention
-    costs in static_blocks.py.
+    patches only is not taken off. What attention to clusters costs is in paca.py, what static attention costs
+    in static_blocks.py, and what `pool` costs in pool.py.
     From ``first_block`` on (0: with the patch embedding).
     """
     dim = arch.dim
     tokens = arch.patches + arch.prefix_tokens
     left = dict(zip(stages.blocks, tokens_after(arch, counts, reducer), strict=True))
+    pooled = dict(zip(stages.blocks, counts, strict=True)) if reducer == "pool" else {}
     total = dim * arch.classes
     if first_block == 0:
         total += arch.patches * arch.patch_inputs * dim
@@ -276,6 +281,9 @@ def macs(
             attention = attention_macs(dim, tokens, arch.prefix_tokens, arch.paca.clusters)
         else:
             attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim
+        patches = tokens - arch.prefix_tokens
+        if pooled.get(block, patches) < patches:
+            attention += pool_macs(dim, patches, pooled[block])
         tokens = left.get(block, tokens)
         if block >= first_block:
             total += attention + 2 * tokens * dim * arch.mlp_dim
@@ -284,7 +292,8 @@ def macs(
 
 @lru_cache(maxsize=_MOST_REMEMBERED)
 def compute(arch: Architecture, stages: Stages, keep_ratio: float, reducer: Reducer = "drop") -> float:
-    """Share of the unpruned model's MACs that one image costs at ``keep_ratio``; 1.0 at ratio 1."""
+    """Share of the unpruned model's MACs that one image costs at ``keep_ratio``; 1.0 at ratio 1. Only `pool`
+    may cost more than that, where it leaves almost as many tokens as there were."""
     counts = stages.keep_counts(arch.patches, keep_ratio)
     return compute_of_counts(arch, stages, counts, reducer)
 
@@ -308,13 +317,16 @@ def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Re
     Raises UnreachableComputeError where even one patch a stage costs more, ValueError outside (0, 1].
     """
     _share("compute", share)
+    if share == 1:
+        return 1.0
     lowest = compute(arch, stages, 1 / _RATIO_STEPS, reducer)
     if lowest > share:
         raise UnreachableComputeError(
             f"compute {share:g} is too low: even one patch per stage costs {lowest:.3f} of the unpruned model"
         )
     low, high = 1, _RATIO_STEPS
-    # `compute` never falls as the ratio rises, so the last step that fits is found by halving.
+    # `compute` never falls as the ratio rises (but where it is above 1 or nearly so, with `pool`), so the
+    # last step that fits is found by halving.
     while low < high:
         middle = (low + high + 1) // 2
         if compute(arch, stages, middle / _RATIO_STEPS, reducer) <= share:

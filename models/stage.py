@@ -21,6 +21,7 @@ from models.select import (
     rows_that_stay,
     side_by_side,
 )
+from models.token_pool import pool_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Stage:
         """The tokens behind the block that was looked at, of which each image has lost some.
 
         For patches that are dropped neither queries nor outputs are computed: the rest is what it would be
-        with them. Those that are fused or merged are so after their attention.
+        with them. Those that are fused, merged or pooled are so after their attention.
         """
         blocks, index, tables = self.blocks, self.index, self.tables
         normed, queries, selected = seen.normed, seen.queries, tokens
@@ -110,8 +111,9 @@ class Stage:
             (queries,) = blocks.project(index, normed, "q")
         attended = blocks.attended(index, selected, normed, (queries, *seen.source), tokens)
         if plan.reduces:
+            pool = pool_of(blocks.modules[index])
             attended = reduce(
-                attended, self._keys(seen), seen.attention, seen.values, plan, self.prefix, tables
+                attended, self._keys(seen), pool, seen.attention, seen.values, plan, self.prefix, tables
             )
         return blocks.mlp(index, attended)
 

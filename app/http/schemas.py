@@ -110,7 +110,9 @@ class Applied(BaseModel):
         description="Why `keep_ratio` is below the requested one: high load (`brown-out`), or to meet "
         "the deadline (`deadline`). null if it is not."
     )
-    criterion: Criterion | None = Field(description="null with the reducer `merge`, which uses none.")
+    criterion: Criterion | None = Field(
+        description="null with the reducers `merge` and `pool`, which use none."
+    )
     reducer: Reducer = Field(description="What happened to the patches that were not kept.")
     patches: Patches = Field(description="Number of patches before and after pruning.")
     compute: float = Field(
@@ -281,7 +283,9 @@ class CascadeDescription(BaseModel):
     """The cascade of this model, as calibrated."""
 
     keep_ratio: float = Field(gt=0, le=1, description="Of the first run.")
-    criterion: Criterion | None = Field(description="null with the reducer `merge`, which uses none.")
+    criterion: Criterion | None = Field(
+        description="null with the reducers `merge` and `pool`, which use none."
+    )
     reducer: Reducer = Field(description="What happens to the patches that the first run does not keep.")
     agreement: float = Field(
         gt=0,

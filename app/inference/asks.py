@@ -9,7 +9,7 @@ from app.inference.options import ImageOptions
 from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.settings.model import ModelSettings
-from models.offered import check_criteria
+from models.offered import check_criteria, check_reducers
 from models.schedule import Method, Pruning, keep_ratio_for
 
 
@@ -56,19 +56,31 @@ def ask_of(
                 "keep_ratio, compute or keep_mass"
             )
         first, margin = model.cascade.first, model.cascade.margin
+        if kept_patches:
+            _check_shows_patches(first, None)
         return Ask(first, top_k, margin, kept_patches, logits, features=features)
     try:
         pruning, floor = _pruning(options, settings, model)
-    except (
-        ValueError
-    ) as error:  # a criterion that it has not, a compute that no ratio reaches, merging by mass
+    except ValueError as error:
+        # A criterion or reducer that it has not, a compute that no ratio reaches, merging by mass.
         raise InvalidValue(str(error)) from error
     if floor is not None and floor > pruning.keep_ratio:
         raise InvalidValue(
             f"min_keep_ratio is {floor:g}, but must be at most the keep ratio, which is "
             f"{pruning.keep_ratio:g}"
         )
+    if kept_patches:
+        _check_shows_patches(pruning, floor)
     return Ask(pruning, top_k, None, kept_patches, logits, floor, features)
+
+
+def _check_shows_patches(pruning: Pruning, floor: float | None) -> None:
+    """Raises InvalidValue where what is left of an image that may be pruned are no patches."""
+    if pruning.reducer == "pool" and (pruning.prunes or floor is not None):
+        raise InvalidValue(
+            "a mask shows which patches are kept, but the reducer pool keeps none: what it leaves are "
+            "weighted means of all patches; ask for no mask, or use drop, fuse or merge"
+        )
 
 
 def _pruning(
@@ -78,6 +90,7 @@ def _pruning(
     method = default_method(settings, model)
     criterion, reducer = options.criterion or method.criterion, options.reducer or method.reducer
     check_criteria([criterion], model.criteria)
+    check_reducers([reducer], model.reducers)
     if options.keep_mass is not None:
         by_mass = Pruning(1.0, criterion, reducer, options.seed, options.keep_mass)
         return method.stages.allowing(by_mass), None

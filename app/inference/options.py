@@ -72,7 +72,7 @@ class ImageOptions(BaseModel):
         None,
         description="Share of the image's total importance. The first stage keeps the fewest patches that "
         "contain this share, and the later stages use the resulting keep ratio, so each image "
-        "gets its own ratio. Cannot be combined with `keep_ratio` or the reducer `merge`.",
+        "gets its own ratio. Cannot be combined with `keep_ratio` or the reducers `merge` and `pool`.",
         examples=[None],
     )
     cascade: bool = Field(
@@ -84,14 +84,16 @@ class ImageOptions(BaseModel):
     )
     criterion: Criterion | None = Field(
         None,
-        description="How the importance of a patch is computed. The reducer `merge` uses no criterion. "
-        "`life` needs a model with a life predictor. "
+        description="How the importance of a patch is computed. The reducers `merge` and `pool` use no "
+        "criterion. `life` needs a model with a life predictor. "
         "Default: that of the server (see /v1/models).",
     )
     reducer: Reducer | None = Field(
         None,
         description="What happens to the patches that are not kept: they are dropped (`drop`), fused into "
-        "one token per stage (`fuse`), or merged into the most similar kept patches (`merge`). "
+        "one token per stage (`fuse`), or merged into the most similar kept patches (`merge`). With `pool`, "
+        "no patches are kept, but weighted means of all, by learned queries; it needs a model that was "
+        "trained with it, and has no mask. "
         "Default: that of the server (see /v1/models).",
         examples=[None],
     )

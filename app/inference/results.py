@@ -13,6 +13,7 @@ from app.inference.options import ImageOptions, MaskFormat
 from app.messages.image import Ask, Lowered, Prediction
 from app.messages.model import ModelInfo
 from models.pictures import cells_of, dimmed, png_of
+from models.schedule import WITHOUT_CRITERION
 
 
 def image_result(
@@ -38,7 +39,7 @@ def image_result(
         "keep_ratio": prediction.keep_ratio,
         "requested_keep_ratio": requested_keep_ratio(options, ask),
         "lowered": lowered,
-        "criterion": None if pruning.reducer == "merge" else pruning.criterion,
+        "criterion": None if pruning.reducer in WITHOUT_CRITERION else pruning.criterion,
         "reducer": pruning.reducer,
         "patches": {
             "total": total,

@@ -3,8 +3,8 @@
 import msgspec
 
 from models.cascade import Cascade
-from models.offered import OF_ANY_MODEL
-from models.schedule import Architecture, Criterion, Method
+from models.offered import OF_ANY_MODEL, REDUCERS_OF_ANY_MODEL
+from models.schedule import Architecture, Criterion, Method, Reducer
 from models.scores import Scores
 from models.transforms import InputSpec
 
@@ -18,7 +18,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     ``patch_size`` and ``patch_stride`` are (vertical, horizontal), in pixels. ``device`` and ``dtype`` are
     those of the worker that tells it. ``scores``: what makes logits scores. ``features``: numbers of a
     feature vector. Without a head it has no ``labels``. ``fingerprint``: a digest of the weights, where the
-    answer cache has use for it. ``criteria``: those that it can be judged by.
+    answer cache has use for it. ``criteria``: those that it can be judged by; ``reducers``: those
+    that it has.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     features: int = 0
     fingerprint: str = ""
     criteria: tuple[Criterion, ...] = OF_ANY_MODEL
+    reducers: tuple[Reducer, ...] = REDUCERS_OF_ANY_MODEL
 
     @property
     def pixel_bytes(self) -> int:

@@ -1,6 +1,7 @@
 // The controls: what a person chooses for the next question.
 
 import { byId, element, say } from "./dom.js";
+import { WITHOUT_CRITERION } from "./request.js";
 import { percent } from "./words.js";
 
 const WAYS = {
@@ -38,6 +39,7 @@ const REDUCERS = {
   drop: "The other patches are dropped.",
   fuse: "The other patches are fused into one token per stage (EViT).",
   merge: "The other patches are merged into the most similar ones (ToMe). Uses no criterion.",
+  pool: "No patch is kept: learned queries make fewer tokens of all of them. Uses no criterion, and has no mask.",
 };
 
 const SHOWN_RATIO = WAYS.keep_ratio.value; // where the default prunes nothing, so that there is something to see
@@ -88,7 +90,7 @@ export function choice() {
     way: way(),
     value: Number(byId("value").value),
     criterion: byId("criterion").value,
-    reducer: byId("reducer").value,
+    reducer: way() === "cascade" ? model.cascade.reducer : byId("reducer").value,
     model: named ? model.name : null,
   };
 }
@@ -98,9 +100,9 @@ export function showChoice() {
   const chosen = way();
   const cascade = chosen === "cascade";
   const reducer = byId("reducer");
-  for (const option of reducer.options) option.disabled = option.value === "merge" && chosen === "keep_mass";
+  for (const option of reducer.options) option.disabled = WITHOUT_CRITERION.includes(option.value) && chosen === "keep_mass";
   if (reducer.selectedOptions[0]?.disabled) reducer.value = "drop";
-  byId("criterion").disabled = reducer.value === "merge";
+  byId("criterion").disabled = WITHOUT_CRITERION.includes(reducer.value);
   byId("slider").hidden = cascade;
   byId("selects").hidden = cascade;
   if (cascade) {

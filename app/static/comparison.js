@@ -72,7 +72,7 @@ function card(ratio, model, onChoose) {
     if (seen) {
       const small = new MaskedPicture(canvas);
       small.setPhotograph(seen, model);
-      small.show(mask.at(-1).indices);
+      small.show(mask ? mask.at(-1).indices : null);
     }
     label.replaceChildren(shortLabel(labels[0].label), " ", element("i", {}, percent(labels[0].score)));
     label.classList.toggle("differs", labels[0].index !== unpruned);

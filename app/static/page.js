@@ -247,9 +247,9 @@ function showAnswer(came, asked, query) {
 
 // --- stages ------------------------------------------------------------------------------------------
 
-/** The patches left after the stage that is shown; null for all. */
+/** The patches left after the stage that is shown; null for all, and where tokens are left that are none. */
 function keptNow() {
-  return answer && stage > 0 ? answer.mask[stage - 1].indices : null;
+  return answer?.mask && stage > 0 ? answer.mask[stage - 1].indices : null;
 }
 
 /** How many patches each stage left, beside its name. */

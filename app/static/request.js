@@ -10,9 +10,14 @@
  */
 
 export const LABELS = 5;
+/** Reducers that read no criterion, and so compute no importance. */
+export const WITHOUT_CRITERION = ["merge", "pool"];
 const MODEL = "model"; // in the page's own query
 
-/** What a choice says of pruning. A cascade chooses criterion and reducer itself, and merging reads no criterion. */
+/**
+ * What a choice says of pruning. A cascade has a criterion and a reducer of its own, and some reducers read no
+ * criterion.
+ */
 function pruningOf(/** @type {Choice} */ { way, value, criterion, reducer, model = null }) {
   const query = new URLSearchParams();
   if (model !== null) query.set("model", model);
@@ -20,18 +25,20 @@ function pruningOf(/** @type {Choice} */ { way, value, criterion, reducer, model
     query.set("cascade", "true");
   } else {
     query.set(way, String(value));
-    if (reducer !== "merge") query.set("criterion", criterion);
+    if (!WITHOUT_CRITERION.includes(reducer)) query.set("criterion", criterion);
     query.set("reducer", reducer);
   }
   return query;
 }
 
-/** The query of a request; of a model without labels, that for its features. */
+/** The query of a request; of a model without labels, that for its features. What is pooled has no mask. */
 export function queryOf(/** @type {Choice} */ choice, { labels = true } = {}) {
   const query = pruningOf(choice);
   if (labels) query.set("top_k", String(LABELS));
-  query.set("mask", "indices");
-  query.set("mask_stages", "true");
+  if (choice.reducer !== "pool") {
+    query.set("mask", "indices");
+    query.set("mask_stages", "true");
+  }
   return query;
 }
 

@@ -110,7 +110,9 @@ APPLIED_KEEP_RATIO = Histogram(
     buckets=_SHARES,
 )
 PATCHES_KEPT = Counter("trimvit_patches_kept", "Patches left after the last stage.")
-PATCHES_PRUNED = Counter("trimvit_patches_pruned", "Patches dropped, fused or merged over all stages.")
+PATCHES_PRUNED = Counter(
+    "trimvit_patches_pruned", "Patches dropped, fused, merged or pooled over all stages."
+)
 COMPUTE_UNPRUNED = Counter(
     "trimvit_compute_unpruned_macs", "Multiply-accumulates that the answered images cost without pruning."
 )

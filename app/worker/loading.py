@@ -35,12 +35,15 @@ def load_model(settings: Settings, reference: str | None = None) -> LoadedModel:
     return served
 
 
-def check_default_criterion(settings: Settings, loaded: LoadedModel) -> None:
-    """Raises ValueError where the settings' default criterion for this model is none that it can be judged
-    by."""
-    wanted = settings.own_defaults(loaded.name).criterion or settings.default_criterion
-    if wanted is not None:
-        loaded.check_criteria([wanted])
+def check_defaults(settings: Settings, loaded: LoadedModel) -> None:
+    """Raises ValueError where the settings' default criterion or reducer for this model is none that it
+    offers."""
+    own = settings.own_defaults(loaded.name)
+    criterion, reducer = own.criterion or settings.default_criterion, own.reducer or settings.default_reducer
+    if criterion is not None:
+        loaded.check_criteria([criterion])
+    if reducer is not None:
+        loaded.check_reducers([reducer])
 
 
 def fingerprint(network: torch.nn.Module) -> str:
@@ -74,4 +77,5 @@ def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
         scores=loaded.scores,
         features=loaded.model.feature_width,
         criteria=loaded.model.criteria,
+        reducers=loaded.model.reducers,
     )

@@ -22,14 +22,14 @@ from app.settings.settings import Settings
 from app.worker.backend import Job, Loaded
 from app.worker.classifying import classify
 from app.worker.learned import Learned, recall, remember
-from app.worker.loading import check_default_criterion, describe, fingerprint, load_model
+from app.worker.loading import check_defaults, describe, fingerprint, load_model
 from app.worker.streams import OnAll
 from app.worker.warm_up import TIMING_S, time_batches
 from models.classifier import Classifier
 from models.device import use_gpu
 from models.load import ModelError
 from models.pruned_vit import check_against_timm
-from models.schedule import REDUCERS, UNPRUNED, Criterion, Pruning
+from models.schedule import UNPRUNED, Criterion, Pruning
 
 
 @dataclass
@@ -62,7 +62,7 @@ class TorchBackend:
             loaded = load_model(self.settings, self.served.reference)
             if self.served.name is not None:
                 loaded = replace(loaded, name=self.served.name)
-            check_default_criterion(self.settings, loaded)
+            check_defaults(self.settings, loaded)
         except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
             raise ModelError(str(error)) from error
         patches = loaded.model.arch.patches
@@ -138,7 +138,7 @@ class TorchBackend:
             [UNPRUNED],
             [Pruning(0.5)],
             [Pruning(ratio) for ratio in (0.9, 0.7, 0.5, 0.3)],
-            [*(Pruning(0.5, reducer=reducer) for reducer in REDUCERS), *by_mass, *by_life],
+            [*(Pruning(0.5, reducer=reducer) for reducer in model.reducers), *by_mass, *by_life],
         ):
             black = np.zeros(self._pixel_bytes, np.uint8)
             found = self._classify_all(black, prunings, self.limits.stream_threads)

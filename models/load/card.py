@@ -42,7 +42,8 @@ class Card:
     ``scores``: what makes its logits scores. ``life_block``: the block (0-based) that the network's life
     predictor was made for (models.life), if it has one. ``paca``: its blocks that attend to clusters of
     patches (models.clusters), if there are any. ``static_blocks``: how many of its first blocks have static
-    attention (models.static_attention).
+    attention (models.static_attention). ``pool_blocks``: those (0-based) that have learned queries for the
+    reducer `pool` (models.token_pool), if there are any.
     """
 
     architecture: str
@@ -60,6 +61,7 @@ class Card:
     life_block: int | None = None
     paca: Paca | None = None
     static_blocks: int = 0
+    pool_blocks: tuple[int, ...] | None = None
 
 
 @cache

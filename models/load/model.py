@@ -19,12 +19,13 @@ from models.load.own_head import Head, read_head
 from models.load.reference import located
 from models.load.saved_network import SavedNetwork, by_name, from_path
 from models.load.timm_models import FEATURES_ONLY, is_projection, project_features
-from models.offered import check_criteria
+from models.offered import check_criteria, check_reducers
 from models.patch_embed import set_image_size
 from models.pruned_vit import PrunedViT
-from models.schedule import Criterion, Method, Rows, Stages
+from models.schedule import Criterion, Method, Reducer, Rows, Stages
 from models.scores import Scores
 from models.stage_blocks import Blocks, stages_of
+from models.token_pool import pooling_blocks
 from models.transforms import InputSpec
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class LoadedModel:
     card: Card
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the stages leave the checkpoint's own criterion without what it needs."""
+        """Raises ValueError where the stages, or another grid of patches, leave the checkpoint's own
+        criterion or reducer without what it needs."""
         if self.card.criterion not in self.model.criteria:
             block = self.card.life_block
             made = "it has no life predictor"
@@ -49,6 +51,17 @@ class LoadedModel:
             raise ValueError(
                 f"{self.name} is pruned by the criterion {self.card.criterion} where nothing else is asked "
                 f"for, and {made}, which must be the first block that prunes"
+            )
+        if self.card.reducer not in self.model.reducers:
+            pools = pooling_blocks(tuple(self.model.family.blocks))
+            made = "it has no learned queries"
+            if pools:
+                rows, columns = self.model.family.blocks[pools[0]].token_pool.grid
+                where = ", ".join(str(block + 1) for block in pools)
+                made = f"its learned queries are for block {where} and {rows} x {columns} patches"
+            raise ValueError(
+                f"{self.name} reduces patches by the reducer {self.card.reducer} where nothing else is asked "
+                f"for, and {made}, which every block that prunes must have"
             )
 
     @property
@@ -74,6 +87,11 @@ class LoadedModel:
     def check_criteria(self, wanted: Sequence[Criterion]) -> "LoadedModel":
         """Itself. Raises ValueError for a criterion that it cannot be judged by."""
         check_criteria(wanted, self.model.criteria)
+        return self
+
+    def check_reducers(self, wanted: Sequence[Reducer]) -> "LoadedModel":
+        """Itself. Raises ValueError for a reducer that it does not have."""
+        check_reducers(wanted, self.model.reducers)
         return self
 
     def at_stages(self, blocks: Blocks | None, rows: Rows | None = None) -> "LoadedModel":

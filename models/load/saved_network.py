@@ -26,6 +26,7 @@ from models.load.uninitialised import Uninitialised
 from models.patch_embed import set_patch_stride
 from models.scores import Scores
 from models.static_attention import make_static
+from models.token_pool import add_pools
 from models.transforms import InputSpec
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
             if card.paca is not None:
                 add_clusters(tuple(vit.blocks), card.paca, vit.embed_dim)
             make_static(vit, card.static_blocks)
+            if card.pool_blocks is not None:
+                add_pools(tuple(vit.blocks), card.pool_blocks, vit.embed_dim, vit.patch_embed.grid_size)
         # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
         load_into(vit, find_weights(read_file(file), file).tensors, file.name, head_may_differ=False)
         if patch_stride is not None:

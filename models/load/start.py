@@ -23,20 +23,24 @@ from models.load.timm_models import blank, create_timm
 from models.load.transformers_format.config import config_in as transformers_config_in
 from models.patch_embed import patch_grid
 from models.static_attention import as_timms
+from models.token_pool import is_of_pool
 
 
 @dataclass(frozen=True)
 class Added:
     """Weights of the modules that a checkpoint has in addition to timm's network. ``life``: of its life
-    predictor, which was made for ``life_block``; ``clusters``: of its clusterings, by their names in the
-    checkpoint; ``static``: the logits of its blocks with static attention, for ``static_grid`` of patches.
-    Queries and keys of these blocks are zeros in the network."""
+    predictor, which was made for ``life_block``; ``clusters``: of its clusterings, ``pools``: of what pools
+    its tokens, for ``pool_grid`` of patches, both by their names in the checkpoint; ``static``: the logits of
+    its blocks with static attention, for ``static_grid`` of patches. Queries and keys of these blocks are
+    zeros in the network."""
 
     life: dict[str, Tensor] = field(default_factory=dict)
     life_block: int | None = None
     clusters: dict[str, Tensor] = field(default_factory=dict)
+    pools: dict[str, Tensor] = field(default_factory=dict)
     static: tuple[Tensor, ...] = ()
     static_grid: tuple[int, int] | None = None
+    pool_grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,15 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             for name, each in found.tensors.items()
             if card.paca is not None and is_of_clusters(name)
         }
+        pools = {
+            name: each
+            for name, each in found.tensors.items()
+            if card.pool_blocks is not None and is_of_pool(name)
+        }
         of_network = {
             name: each
             for name, each in found.tensors.items()
-            if not name.startswith(before) and name not in clusters
+            if not name.startswith(before) and name not in clusters and name not in pools
         }
         life = {
             name.removeprefix(before): each
@@ -132,7 +141,9 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             grid=grid,
             pooling_matters=False,
         )
-        return fitted, Added(life, card.life_block, clusters, static, grid if static else None)
+        return fitted, Added(
+            life, card.life_block, clusters, pools, static, grid if static else None, grid if pools else None
+        )
     known = known_of(file, found, architecture)
     args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
     fitted = fit(

@@ -10,7 +10,15 @@ from jaxtyping import Float, Int
 
 from models.classifier import Classifier
 from models.pruned_vit import Output, PrunedViT
-from models.schedule import Criterion, Pruning, Reducer, compute, compute_of_counts, method_name
+from models.schedule import (
+    WITHOUT_CRITERION,
+    Criterion,
+    Pruning,
+    Reducer,
+    compute,
+    compute_of_counts,
+    method_name,
+)
 from models.training.data import Batch
 
 Method = tuple[Criterion, Reducer]
@@ -79,7 +87,7 @@ class Row:
 
 
 def methods(criteria: Sequence[Criterion], reducers: Sequence[Reducer]) -> list[Method]:
-    """Each criterion with each reducer, but `merge` once: it reads no criterion."""
+    """Each criterion with each reducer, but `merge` and `pool` once: they read no criterion."""
     pairs = {
         method_name(criterion, reducer): (criterion, reducer)
         for reducer in reducers
@@ -103,7 +111,7 @@ def settings_of(
         Pruning(1.0, criterion, reducer, keep_mass=mass)
         for mass in sorted(set(masses), reverse=True)
         for criterion, reducer in pairs
-        if reducer != "merge"
+        if reducer not in WITHOUT_CRITERION
     ]
     return [Pruning(1.0, criterion, reducer), *by_ratio, *by_mass]
 

@@ -32,6 +32,7 @@ def average(config: AverageConfig) -> None:
             "life_block",
             "paca",
             "static_blocks",
+            "pool_blocks",
         ):
             if getattr(card, what) != getattr(cards[0], what):
                 raise ModelError(f"{path} and {config.models[0]} differ in their {what}")

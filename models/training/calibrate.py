@@ -49,7 +49,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     tell(*remarks)
     samples = spread_samples(samples, config.limit)
     device = choose_device(config.device)
-    loaded = load(config.model, architecture=config.architecture).check_criteria(config.criteria or ())
+    loaded = load(config.model, architecture=config.architecture)
+    loaded.check_criteria(config.criteria or ()).check_reducers(config.reducers or ())
     firsts = [
         Pruning(ratio, criterion, reducer)
         for ratio in config.keep_ratios

@@ -37,7 +37,7 @@ Reducers = Annotated[
     tuple[Reducer, ...],
     Field(
         min_length=1,
-        description="Reducers, each combined with each criterion. merge uses no criterion and is measured "
+        description="Reducers, each combined with each criterion. merge and pool use none and are measured "
         "once.",
     ),
 ]
@@ -161,7 +161,10 @@ class TrainConfig(BaseModel):
         "prunes.",
     )
     reducers: tuple[Reducer, ...] = Field(
-        ("drop",), min_length=1, description="Reducers to draw from, one per step."
+        ("drop",),
+        min_length=1,
+        description="Reducers to draw from, one per step. pool gives the blocks that prune learned queries "
+        "and trains them.",
     )
     teacher: Path | None = Field(
         None,
@@ -203,6 +206,10 @@ class TrainConfig(BaseModel):
             )
         if "life" in self.criteria and not self.life:
             raise ValueError("the criterion life needs a life predictor: add --life")
+        if self.life and set(self.reducers) == {"pool"}:
+            raise ValueError(
+                "life adds a predictor that steps with the reducer pool do not train: add another reducer"
+            )
         return self
 
     @model_validator(mode="after")
@@ -315,7 +322,9 @@ class SweepConfig(BaseModel):
     )
     reducers: Reducers = ("drop",)
     keep_masses: tuple[Ratio, ...] = Field(
-        (), description="Values of keep_mass to measure in addition to the ratios. Not available with merge."
+        (),
+        description="Values of keep_mass to measure in addition to the ratios. Not available with merge "
+        "and pool.",
     )
     reference: str | None = Field(
         None,

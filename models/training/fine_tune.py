@@ -29,6 +29,7 @@ from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
 from models.stage_blocks import stages_of
 from models.static_attention import is_static_logits, make_static
+from models.token_pool import is_of_pool
 from models.training.config import TrainConfig
 from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatches
 from models.training.folders import class_folders
@@ -40,6 +41,7 @@ from models.training.mixing import Mixing
 from models.training.objective import load_teacher, loss_of
 from models.training.optimizing import optimizer_of, schedule_of
 from models.training.paca import give_clusters, paca_named
+from models.training.pool import give_pools
 from models.training.processes import Processes, joined, of_environment
 from models.training.recording import Recorder
 from models.training.resuming import BEST, CHECKPOINT, Run, State
@@ -107,6 +109,8 @@ class _Training:
             depth = len(start.vit.blocks)
             paca = paca_named(config.paca_blocks, config.paca_clusters, stages, depth)
             give_clusters(start, paca, config.frozen_blocks)
+        if "pool" in config.reducers:
+            give_pools(start, stages, config.frozen_blocks)
         vit = start.vit.to(device)
         static = give_static(start, config.static_blocks, stages)
         if self.folder.resumes:  # its state has them
@@ -115,7 +119,7 @@ class _Training:
             inherit(start, static, self.samples, self.broken, config.workers)
         heads = (*HEADS, f"{LIFE}.")
         for name, parameter in vit.named_parameters():
-            new = name.startswith(heads) or is_of_clusters(name) or is_static_logits(name)
+            new = name.startswith(heads) or is_of_clusters(name) or is_static_logits(name) or is_of_pool(name)
             parameter.requires_grad_(config.trained == "all" or new)
         self.model = PrunedViT(vit, stages)
         freeze_first_blocks(self.model, config.frozen_blocks)
@@ -206,7 +210,8 @@ class _Training:
             self.model,
             device_ids=on,
             broadcast_buffers=False,
-            find_unused_parameters=self.config.life,  # in steps by other criteria
+            # In steps by other criteria or reducers, and in those that prune nothing.
+            find_unused_parameters=self.config.life or "pool" in self.config.reducers,
         )
 
     def _step(self, forward: nn.Module, step: int, batch: Batch, recorder: Recorder) -> None:

@@ -90,7 +90,7 @@ def labels_in(path: Path | None) -> tuple[str, ...] | None:
 
 def load_to_measure(config: EvaluateConfig | SweepConfig, model: str) -> LoadedModel:
     """A model as the command wants to measure it. Raises ModelError, and ValueError for stages, labels and
-    criteria that do not fit it."""
+    criteria or reducers that do not fit it."""
     loaded = load(
         model,
         architecture=config.architecture,
@@ -98,7 +98,8 @@ def load_to_measure(config: EvaluateConfig | SweepConfig, model: str) -> LoadedM
         patch_stride=config.patch_stride,
         input_size=pixels_of(config.input_size),
     )
-    return loaded.at_stages(config.stages).check_criteria(config.criteria)
+    loaded = loaded.at_stages(config.stages)
+    return loaded.check_criteria(config.criteria).check_reducers(config.reducers)
 
 
 def label_names(path: Path, folders: ClassFolders) -> dict[str, str]:

@@ -57,6 +57,7 @@ def card_of(
         life_block=model.stages.blocks[0] if config.life else None,
         paca=model.arch.paca,
         static_blocks=model.arch.static_blocks,
+        pool_blocks=model.stages.blocks if "pool" in config.reducers else None,
         origin=config.model_dump(mode="json", exclude=left_out),
         folders=classes,
     )

@@ -21,6 +21,7 @@ from app.messages.to_front_end import Answer
 from models.cascade import Cascade, second_run_compute
 from models.schedule import (
     CRITERIA,
+    REDUCERS,
     UNPRUNED,
     Architecture,
     Method,
@@ -49,6 +50,7 @@ MODEL = ModelInfo(
     dtype="float32",
     features=22,
     criteria=CRITERIA,
+    reducers=REDUCERS,
 )
 # The same network without its head.
 HEADLESS = msgspec.structs.replace(

@@ -17,7 +17,7 @@ from app import errors
 from app.http.routes.page import FOLDER
 from app.inference.options import WAYS_TO_CHOOSE, EmbedOptions, ImageOptions
 from models.pictures import dimmed
-from models.schedule import CRITERIA, REDUCERS
+from models.schedule import CRITERIA, REDUCERS, WITHOUT_CRITERION
 from models.transforms import InputSpec, crop_box
 
 
@@ -118,9 +118,10 @@ def test_what_can_be_chosen_is_what_the_server_takes() -> None:
         cascade = choice["way"] == "cascade"
         assert getattr(options, choice["way"]) == (True if cascade else 0.35)
         assert options.reducer == (None if cascade else choice["reducer"])
-        reads_one = not cascade and choice["reducer"] != "merge"
+        reads_one = not cascade and choice["reducer"] not in WITHOUT_CRITERION
         assert options.criterion == (choice["criterion"] if reads_one else None)
-        assert (options.mask, options.mask_stages) == ("indices", True)
+        has_mask = choice["reducer"] != "pool"
+        assert (options.mask, options.mask_stages) == (("indices", True) if has_mask else ("none", False))
         assert options.model == choice["model"]
     of_features = run(
         "request.js",

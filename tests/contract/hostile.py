@@ -143,7 +143,7 @@ def _bad_options() -> list[Hostile]:
         "compute=0.05", "compute=x", "criterion=entropy", "criterion=", "top_k=0", "top_k=-1", "top_k=1.5",
         "top_k=99999", "mask=jpeg", "mask_stages=perhaps", "deadline_ms=0", "deadline_ms=-1", "deadline_ms=soon",
         "deadline_ms=999999999", "keep_mass=0", "keep_mass=1.5", "keep_mass=0.5&keep_ratio=0.5", "keep_mass=0.5&reducer=merge",
-        "reducer=pool", "cascade=perhaps", "cascade=true&keep_ratio=0.5", "cascade=true&reducer=fuse", "seed=-1", "seed=4294967296", "unknown=1", "image=x", "Keep_Ratio=0.5",
+        "reducer=blend", "cascade=perhaps", "cascade=true&keep_ratio=0.5", "cascade=true&reducer=fuse", "seed=-1", "seed=4294967296", "unknown=1", "image=x", "Keep_Ratio=0.5",
     ]  # fmt: skip
     return [Hostile(f"?{query}", 422, jpeg, query=f"?{query}") for query in queries]
 

@@ -248,7 +248,7 @@ def test_what_cannot_go_together_is_refused_in_words(deployment: Deployment) -> 
         (("merge", "drop or fuse"), {"keep_mass": 0.8, "reducer": "merge"}),
         (("only one of", "keep_mass"), {"keep_mass": 0.8, "keep_ratio": 0.5}),
         (("keep_mass", "above 0 and at most 1"), {"keep_mass": 1.5}),
-        (("'drop', 'fuse' or 'merge'", "pool"), {"reducer": "pool"}),
+        (("'drop', 'fuse', 'merge' or 'pool'", "blend"), {"reducer": "blend"}),
         (("only one of", "cascade"), {"cascade": True, "compute": 0.5}),
         (("calibrated", "leave out criterion"), {"cascade": True, "criterion": "mad"}),
     ]:

@@ -12,6 +12,7 @@ from models.clusters import add_clusters
 from models.life import add_predictor
 from models.paca import Paca
 from models.static_attention import make_static
+from models.token_pool import add_pools
 
 MakeViT = Callable[..., VisionTransformer]
 
@@ -40,9 +41,15 @@ def randomise() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope="session")
+def give_pools() -> Callable[..., None]:
+    return give_pools_
+
+
+@pytest.fixture(scope="session")
 def make_vit() -> MakeViT:
     """A small random ViT in evaluation mode; keyword arguments are timm's. ``life``: with a life predictor,
-    also random, for that block; ``paca``: with clusters; ``static``: so many blocks with static attention."""
+    also random, for that block; ``paca``: with clusters; ``static``: so many blocks with static attention;
+    ``pool``: with queries for the reducer `pool` in all blocks."""
 
     def make(
         cls: type[VisionTransformer] = VisionTransformer,
@@ -50,6 +57,7 @@ def make_vit() -> MakeViT:
         life: int | None = None,
         paca: Paca | None = None,
         static: int = 0,
+        pool: bool = False,
         **changes: Any,
     ) -> Any:
         vit = cls(**{**SMALL, **changes})
@@ -59,6 +67,8 @@ def make_vit() -> MakeViT:
         vit = randomise_(vit, seed).eval()
         if life is not None:
             randomise_(add_predictor(vit, life), seed + 1)
+        if pool:
+            give_pools_(vit, seed + 2)
         return vit.eval()
 
     return make
@@ -70,6 +80,13 @@ def make_pixels() -> Callable[..., Tensor]:
         return torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+def give_pools_(vit: Any, seed: int = 2) -> None:
+    """Random queries, in all blocks."""
+    add_pools(tuple(vit.blocks), range(len(vit.blocks)), vit.embed_dim, vit.patch_embed.grid_size)
+    for index, block in enumerate(vit.blocks):
+        randomise_(block.token_pool, seed + index)
 
 
 def randomise_(module: nn.Module, seed: int = 0) -> nn.Module:

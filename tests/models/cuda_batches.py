@@ -7,8 +7,8 @@ from models.schedule import CRITERIA, REDUCERS, Pruning
 from models.transforms import InputSpec
 
 SPEC = InputSpec((20, 28), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-# With a life predictor, for the criterion that needs one.
-HEADS_OF_8 = {"embed_dim": 48, "life": 1}
+# With a life predictor and queries, for the criterion and the reducer that need them.
+HEADS_OF_8 = {"embed_dim": 48, "life": 1, "pool": True}
 
 BATCHES = {
     "unpruned": [Pruning()] * 3,

@@ -86,7 +86,11 @@ def reference_logits(
             row = weights[:, 0] if stages.rows == "cls" else weights.mean(dim=1)
             row = row[:, prefix : prefix + len(patches)]
             count = counts[len(kept)]
-            if pruning.reducer == "merge":
+            if pruning.reducer == "pool":
+                if count < len(patches):
+                    x, sizes, patches = reference_pool(block.token_pool, x, sizes, patches, count, prefix)
+                    stands_for = sizes
+            elif pruning.reducer == "merge":
                 mean_key = torch.stack(keys).mean(0)
                 x, sizes, patches = reference_merge(x, mean_key, sizes, patches, count, prefix)
                 stands_for = sizes
@@ -282,6 +286,48 @@ def reference_merge(
     rows = torch.cat((x[:prefix], torch.stack([token[0] for token in tokens])))
     new_sizes = torch.cat((sizes[:prefix], torch.stack([token[2] for token in tokens])))
     return rows, new_sizes, [token[3] for token in tokens]
+
+
+def reference_pool(
+    pool: Any, x: Tensor, sizes: Tensor, patches: list[int], count: int, prefix: int
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Means of all patches by learned queries, a weight at a time: tokens, sizes and the queries' places."""
+    tokens, own_sizes = list(x[prefix:]), list(sizes[prefix:])
+    keys = []
+    for token, place in zip(tokens, patches, strict=True):
+        centred = token - token.mean()
+        keys.append(pool.key @ (centred / (centred.square().mean() + 1e-6).sqrt()) + pool.positions[place])
+    chosen = sorted(reference_order(*pool.grid)[:count])
+    weights = []
+    for place in chosen:
+        shares = [
+            size * torch.exp((pool.queries[place] * key).sum())
+            for size, key in zip(own_sizes, keys, strict=True)
+        ]
+        weights.append([share / sum(shares) for share in shares])
+    pooled = [sum(share * token for share, token in zip(own, tokens, strict=True)) for own in weights]
+    left = []
+    for own in weights:
+        size: Any = 0.0
+        for patch, of_patch in enumerate(own_sizes):
+            size = size + of_patch * own[patch] / sum(other[patch] for other in weights)
+        left.append(size)
+    rows = torch.cat((x[:prefix], torch.stack(pooled)))
+    return rows, torch.cat((sizes[:prefix], torch.stack(left))), chosen
+
+
+def reference_order(rows: int, columns: int) -> list[int]:
+    """From the middle on, always the place that is farthest from the nearest one before it."""
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    order = [(rows // 2, columns // 2)]
+    while len(order) < len(places):
+        order.append(
+            max(
+                (place for place in places if place not in order),
+                key=lambda place: min(math.dist(place, other) for other in order),
+            )
+        )
+    return [row * columns + column for row, column in order]
 
 
 ORDERS: dict[str, float] = {"renyi_half": 0.5, "renyi_1": 1, "renyi_2": 2, "renyi_inf": math.inf}

@@ -30,9 +30,10 @@ def photographs(images: int) -> Tensor:
 
 
 def test_methods_by_hand() -> None:
-    """Each criterion with each reducer, merge once."""
-    assert methods(["mad", "mean"], ["merge", "drop", "fuse"]) == [
+    """Each criterion with each reducer, merge and pool once."""
+    assert methods(["mad", "mean"], ["merge", "pool", "drop", "fuse"]) == [
         ("mean", "merge"),
+        ("mean", "pool"),
         ("mad", "drop"),
         ("mean", "drop"),
         ("mad", "fuse"),

@@ -13,6 +13,8 @@ from models.load import BUNDLED, Card, input_spec_of, load, save
 from models.paca import Paca
 from models.schedule import Stages, macs
 from models.static_attention import make_static
+from models.token_pool import pooling_blocks
+from tests.system.small_network import save_small_network
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +120,14 @@ def test_clusters_and_static_attention_are_counted_in_cost(tmp_path: Path) -> No
     of_block = 4 * tokens * 66**2 + 2 * tokens**2 * 66
     assert costs[1] - costs[0] == of_clusters - of_block
     assert costs[2] - costs[0] == -of_block // 2
+
+
+def test_queries_change_nothing_that_is_listed(tmp_path: Path) -> None:
+    """A checkpoint whose tokens can be pooled is listed with what it costs unpruned."""
+    path = tmp_path / "small.safetensors"
+    save_small_network(path)
+    (candidate,) = candidates([str(path)])
+    entry = candidate.entry()
+    assert entry is not None
+    assert entry.arch == load(str(path)).model.arch
+    assert pooling_blocks(tuple(candidate.build().blocks)) == (1, 2)

@@ -56,6 +56,7 @@ MIXED = [
     Pruning(0.3, "mad"),
     Pruning(0.7, "random", seed=3),
     Pruning(0.6, reducer="fuse"),
+    Pruning(0.6, reducer="pool"),
 ]
 
 
@@ -77,7 +78,7 @@ def test_logits_agree_with_a_slow_reference(
     """An image at a time, a number at a time, in float64: a ragged batch of every reducer. Fused tokens are
     clustered as patches are, merged ones count for as many as they stand for."""
     arguments, stages = VARIANTS[variant]
-    vit = make_vit(paca=PACA, **arguments)
+    vit = make_vit(paca=PACA, pool=True, **arguments)
     for block in vit.blocks:
         block.attn.fused_attn = fused
     model, pixels = PrunedViT(vit, stages), make_pixels(len(MIXED))
@@ -175,7 +176,7 @@ def test_in_any_company_an_image_is_treated_as_alone(
     make_vit: MakeViT, make_pixels: MakePixels, dtype: torch.dtype
 ) -> None:
     """Also in packed bfloat16 and in int8, whose layers the clustering gets, too."""
-    vit = make_vit(paca=PACA)
+    vit = make_vit(paca=PACA, pool=True)
     classifier = Classifier(PrunedViT(vit, STAGES), input_spec_of(vit), "cpu", dtype)
     layers = {type(module).__name__ for module in vit.blocks[2].clusters.mlp.modules()}
     assert not layers & {"Linear"}
@@ -219,7 +220,7 @@ def test_one_table_gives_what_the_runs_give(
 ) -> None:
     """Where attention is one call, so are clusters: with the same logits and patches."""
     arguments, stages = VARIANTS[variant]
-    model = PrunedViT(make_vit(embed_dim=48, paca=PACA, life=1, **arguments), stages)
+    model = PrunedViT(make_vit(embed_dim=48, paca=PACA, life=1, pool=True, **arguments), stages)
     pixels = make_pixels(len(prunings))
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         runs = model(pixels, prunings)
@@ -258,7 +259,7 @@ def inference() -> Iterator[None]:
 @pytest.mark.parametrize("pruning", [Pruning(), *(Pruning(0.6, "mad", name) for name in REDUCERS)], ids=str)
 def test_a_graph_answers_as_the_model(make_vit: MakeViT, make_pixels: MakePixels, pruning: Pruning) -> None:
     """Of images that are pruned alike."""
-    model, capture = PrunedViT(make_vit(paca=PACA), STAGES), FakeCapture()
+    model, capture = PrunedViT(make_vit(paca=PACA, pool=True), STAGES), FakeCapture()
     graphed = GraphedModel(model, lambda: capture)
     for seed in range(ASKED_BEFORE + 2):
         pixels = make_pixels(3, seed=seed)

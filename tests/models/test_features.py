@@ -51,15 +51,20 @@ def ours(model: PrunedViT, pixels: Tensor, prunings: list[Pruning]) -> Tensor:
 
 @pytest.fixture(params=[*VITS, *EVAS])
 def network(
-    request: pytest.FixtureRequest, make_vit: MakeViT, randomise: Callable[..., nn.Module]
+    request: pytest.FixtureRequest,
+    make_vit: MakeViT,
+    randomise: Callable[..., nn.Module],
+    give_pools: Callable[[nn.Module], None],
 ) -> nn.Module:
     if request.param in VITS:
-        return make_vit(**VITS[request.param])
+        return make_vit(pool=True, **VITS[request.param])
     small: dict[str, Any] = {"depth": 4, "embed_dim": 72, "num_heads": 6, "dynamic_img_size": False}
     if request.param == "PE":
         small["attn_pool_num_heads"] = 6
     eva = timm.create_model(EVAS[request.param], num_classes=0, img_size=(48, 80), patch_size=16, **small)
-    return randomise(eva).eval()
+    randomise(eva)
+    give_pools(eva)
+    return eva.eval()
 
 
 def pixels_for(network: nn.Module, make_pixels: MakePixels, images: int) -> Tensor:
@@ -83,12 +88,12 @@ def test_in_a_ragged_batch_features_are_those_of_each_image_alone(
     network: nn.Module, make_pixels: MakePixels
 ) -> None:
     """Whatever the ratios and reducers beside it."""
-    pixels, model = pixels_for(network, make_pixels, 6), PrunedViT(network)
+    pixels, model = pixels_for(network, make_pixels, 7), PrunedViT(network)
     prunings = [Pruning(0.3), UNPRUNED, Pruning(0.7), *(Pruning(0.5, reducer=each) for each in REDUCERS)]
     together = ours(model, pixels, prunings)
     alone = [ours(model, pixels[image : image + 1], [pruning]) for image, pruning in enumerate(prunings)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=2e-5)
-    unpruned = ours(model, pixels, [UNPRUNED] * 6)
+    unpruned = ours(model, pixels, [UNPRUNED] * 7)
     assert not torch.allclose(together[0], unpruned[0], atol=1e-3), "pruning changes them"
 
 

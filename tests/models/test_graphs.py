@@ -18,7 +18,7 @@ MakePixels = Callable[..., Tensor]
 
 @pytest.fixture
 def model(make_vit: MakeViT) -> PrunedViT:
-    return PrunedViT(make_vit())
+    return PrunedViT(make_vit(pool=True))
 
 
 @pytest.fixture(autouse=True)

@@ -216,7 +216,7 @@ def test_in_one_table_is_as_run_by_run(
     two patches of an image share all attention, and their spread over heads is the same number.
     """
     model, pixels = (
-        PrunedViT(make_vit(life=1, **arguments), Stages((1, 2, 3), rows)),
+        PrunedViT(make_vit(life=1, pool=True, **arguments), Stages((1, 2, 3), rows)),
         make_pixels(len(prunings)),
     )
     importances: list[Tensor] = []

@@ -213,7 +213,7 @@ def test_kept_patches_and_logits_agree_with_a_slow_reference(
     heads: int,
 ) -> None:
     """Every criterion and reducer, on either row, with odd and even heads, keeps what its definition says."""
-    vit = make_vit(num_heads=heads, embed_dim=11 * heads, life=1)
+    vit = make_vit(num_heads=heads, embed_dim=11 * heads, life=1, pool=True)
     stages = default_stages(5, rows)
     pixels = make_pixels(3)
     prunings = [Pruning(0.6, criterion, reducer, seed=image) for image in range(3)]
@@ -232,7 +232,7 @@ def test_a_few_patches_in_every_block_agree_with_a_slow_reference(
     make_vit: MakeViT, make_pixels: MakePixels, reducer: Reducer, prefix: dict[str, Any]
 ) -> None:
     """ToMe's schedule, for every reducer: in a mixed batch each image loses evenly, as it does alone."""
-    vit, pixels = make_vit(**prefix), make_pixels(4)
+    vit, pixels = make_vit(pool=True, **prefix), make_pixels(4)
     model = PrunedViT(vit, every_block(5, "all" if "global_pool" in prefix else "cls"))
     prunings = [Pruning(ratio, reducer=reducer) for ratio in (0.8, 0.95, 1.0, 0.6)]
     with torch.inference_mode():
@@ -260,8 +260,8 @@ def test_mass_is_refused_where_patches_are_lost_evenly(make_vit: MakeViT, make_p
 def test_gradients_agree_with_a_slow_reference(
     make_vit: MakeViT, make_pixels: MakePixels, reducer: Reducer, rows: Rows
 ) -> None:
-    """Also through the weights that patches are fused by: attention learns what to fuse."""
-    vit, stages = make_vit(), default_stages(5, rows)
+    """Also through the weights that patches are fused and pooled by: attention learns what to fuse."""
+    vit, stages = make_vit(pool=True), default_stages(5, rows)
     pixels = make_pixels(2).requires_grad_()
     prunings = [Pruning(0.6, reducer=reducer), Pruning(0.4, "mad", reducer)]
     towards = torch.linspace(-1, 1, 13)
@@ -275,16 +275,18 @@ def test_gradients_agree_with_a_slow_reference(
 
 
 def test_every_family_agrees_with_the_slow_reference(
-    family: VisionTransformer, make_pixels: MakePixels
+    family: VisionTransformer, make_pixels: MakePixels, give_pools: Callable[..., None]
 ) -> None:
     """The pruned network is right for every family, each image with its own ratio and criterion."""
-    pixels = images_for(family, make_pixels, 4)
+    pixels = images_for(family, make_pixels, 5)
+    give_pools(family)
     model = PrunedViT(family)
     prunings = [
         Pruning(0.5),
         Pruning(0.8, "mad"),
         Pruning(0.65, "mean_value_norm", "fuse"),
         Pruning(0.4, reducer="merge"),
+        Pruning(0.6, reducer="pool"),
     ]
     with torch.inference_mode():
         output = model(pixels, prunings)

@@ -164,7 +164,7 @@ def test_in_any_company_an_image_is_treated_as_alone(
 ) -> None:
     """Whatever mix of prunings it is in, an image keeps the patches that it keeps alone, and has the logits
     it has alone, to 2e-5 in float32 and 0.25 in bfloat16."""
-    model = PrunedViT(make_vit(life=1, **arguments).to(dtype))
+    model = PrunedViT(make_vit(life=1, pool=True, **arguments).to(dtype))
     pixels = make_pixels(len(prunings), seed=seed).to(dtype)
     with torch.inference_mode():
         together = model(pixels, prunings)

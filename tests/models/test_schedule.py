@@ -307,6 +307,7 @@ def test_imports_no_torch() -> None:
         ({"keep_mass": math.nan}, "keep_mass must be above 0"),
         ({"keep_mass": 0.5, "keep_ratio": 0.5}, "keep_ratio or keep_mass, not both"),
         ({"keep_mass": 0.5, "reducer": "merge"}, "merge does not compute; use drop or fuse"),
+        ({"keep_mass": 0.5, "reducer": "pool"}, "pool does not compute; use drop or fuse"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"seed": 2**63}, "seed must be from 0 to"),
     ],

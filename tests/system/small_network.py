@@ -17,6 +17,7 @@ from models.load import Card, load, save
 from models.paca import Paca
 from models.schedule import Pruning, Stages
 from models.static_attention import make_static, static_of
+from models.token_pool import add_pools
 from models.transforms import InputSpec
 from tests.system.photographs import SHIPPED
 
@@ -33,13 +34,16 @@ def alone(classifier: Classifier, image: bytes, request: ImageRequest) -> Predic
 
 
 def save_small_network(path: Path) -> None:
-    """Write it as a checkpoint. It has a life predictor."""
+    """Write it as a checkpoint. It has a life predictor, and queries for the reducer `pool`."""
     arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
     torch.manual_seed(3)
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
     with torch.no_grad():
         vit.head.weight *= 50  # so that its answers differ by more than rounding
     add_predictor(vit, 1)
+    add_pools(tuple(vit.blocks), (1, 2), 96, (4, 4))
+    for block in (1, 2):
+        vit.blocks[block].token_pool.begin()
     card = Card(
         architecture="vit_tiny_patch16_224",
         labels=LABELS,
@@ -47,6 +51,7 @@ def save_small_network(path: Path) -> None:
         stages=Stages((1, 2)),
         model_args=arguments,
         life_block=1,
+        pool_blocks=(1, 2),
     )
     save(path, vit, card)
     loaded = load(str(path))

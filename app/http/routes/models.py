@@ -14,7 +14,7 @@ from app.inference.expected import default_deadline_ms
 from app.messages.model import ModelInfo
 from app.settings.settings import Settings
 from models.cascade import Cascade
-from models.schedule import REDUCERS
+from models.schedule import WITHOUT_CRITERION
 
 
 def models_router(settings: Settings, dispatch: Dispatch) -> APIRouter:
@@ -58,7 +58,7 @@ def described(settings: Settings, model: ModelInfo) -> ModelDescription:
         stages=[block + 1 for block in method.stages.blocks],
         evenly=method.stages.evenly,
         criteria=list(model.criteria),
-        reducers=list(REDUCERS),
+        reducers=list(model.reducers),
         default_keep_ratio=default_keep_ratio(settings, model),
         default_criterion=method.criterion,
         default_reducer=method.reducer,
@@ -73,7 +73,7 @@ def described(settings: Settings, model: ModelInfo) -> ModelDescription:
 def _described(cascade: Cascade) -> CascadeDescription:
     return CascadeDescription(
         keep_ratio=cascade.keep_ratio,
-        criterion=None if cascade.reducer == "merge" else cascade.criterion,
+        criterion=None if cascade.reducer in WITHOUT_CRITERION else cascade.criterion,
         reducer=cascade.reducer,
         agreement=cascade.agreement,
         compute=cascade.compute,

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from app.settings.settings import Settings
-from app.worker.loading import check_default_criterion, describe, fingerprint, load_model
+from app.worker.loading import check_defaults, describe, fingerprint, load_model
 from models.load import LoadedModel
-from models.offered import OF_ANY_MODEL
-from models.schedule import CRITERIA
+from models.offered import OF_ANY_MODEL, REDUCERS_OF_ANY_MODEL
+from models.schedule import CRITERIA, REDUCERS
 from tests.system.small_network import save_small_network
 
 
@@ -51,15 +51,26 @@ def test_in_its_own_dtype_or_an_unknown_one_nothing_is_said(
 def test_a_default_criterion_that_the_model_has_not_is_refused(loaded: LoadedModel) -> None:
     """The server's own, or the one of a model's own defaults; by name."""
     path = Settings().model
-    check_default_criterion(Settings(default_criterion="life"), loaded)
+    check_defaults(Settings(default_criterion="life"), loaded)
     assert describe(loaded, "cpu:0", torch.float32).criteria == CRITERIA
     others = loaded.at_stages((1,))
     assert describe(others, "cpu:0", torch.float32).criteria == OF_ANY_MODEL
     own = Settings(model=f"small={path},other={path}", model_default="small.criterion=life")
     for settings in (Settings(default_criterion="life"), own):
         with pytest.raises(ValueError, match="the criterion life needs a life predictor"):
-            check_default_criterion(settings, others)
-    check_default_criterion(Settings(default_criterion="mad"), others)
+            check_defaults(settings, others)
+    check_defaults(Settings(default_criterion="mad"), others)
+
+
+def test_a_default_reducer_that_the_model_has_not_is_refused(loaded: LoadedModel) -> None:
+    """As a criterion is."""
+    check_defaults(Settings(default_reducer="pool"), loaded)
+    assert describe(loaded, "cpu:0", torch.float32).reducers == REDUCERS
+    others = loaded.at_stages((1,))
+    assert describe(others, "cpu:0", torch.float32).reducers == REDUCERS_OF_ANY_MODEL
+    with pytest.raises(ValueError, match="the reducer pool needs learned queries"):
+        check_defaults(Settings(default_reducer="pool"), others)
+    check_defaults(Settings(default_reducer="merge"), others)
 
 
 def test_a_fingerprint_is_that_of_the_weights(loaded: LoadedModel) -> None:

@@ -98,16 +98,20 @@ def test_every_parameter_matters(eva: Eva, make_pixels: MakePixels) -> None:
         assert parameter.grad.abs().max() > 1e-7, name
 
 
-def test_positions_go_with_their_patches(eva: Eva, make_pixels: MakePixels) -> None:
+def test_positions_go_with_their_patches(
+    eva: Eva, make_pixels: MakePixels, give_pools: Callable[[nn.Module], None]
+) -> None:
     """Pruned by each reducer, every kind keeps the patches and has the logits of the slow reference, which
-    rotates each patch by where it stood."""
-    pixels = images_for(eva, make_pixels, 4)
+    rotates each patch by where it stood, and a pooled token by its query's place."""
+    pixels = images_for(eva, make_pixels, 5)
+    give_pools(eva)
     model = PrunedViT(eva)
     prunings = [
         Pruning(0.5),
         Pruning(0.8, "mad"),
         Pruning(0.65, "mean_value_norm", "fuse"),
         Pruning(0.4, reducer="merge"),
+        Pruning(0.6, reducer="pool"),
     ]
     with torch.inference_mode():
         output = model(pixels, prunings)
@@ -121,10 +125,16 @@ def test_positions_go_with_their_patches(eva: Eva, make_pixels: MakePixels) -> N
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("name", ["EVA-02", "RoPE-ViT, mixed, with embedding", "PE, no CLS"])
 def test_every_criterion_agrees_with_a_slow_reference(
-    make_pixels: MakePixels, randomise: Randomise, name: str, criterion: Criterion, reducer: Reducer
+    make_pixels: MakePixels,
+    randomise: Randomise,
+    give_pools: Callable[[nn.Module], None],
+    name: str,
+    criterion: Criterion,
+    reducer: Reducer,
 ) -> None:
     """By the CLS row and by all rows."""
     eva = make(name, randomise)
+    give_pools(eva)
     randomise(add_predictor(eva, 1))
     model, pixels = PrunedViT(eva), images_for(eva, make_pixels, 2)
     prunings = [Pruning(0.6, criterion, reducer, seed=image) for image in range(2)]

@@ -40,7 +40,7 @@ def classifier(make_vit: Callable[..., VisionTransformer]) -> Classifier:
     """In bfloat16, with packed layers."""
     if not can_pack(torch.bfloat16):
         pytest.skip("this CPU does not compute in bfloat16")
-    return Classifier(PrunedViT(make_vit()), SPEC, "cpu", torch.bfloat16)
+    return Classifier(PrunedViT(make_vit(pool=True)), SPEC, "cpu", torch.bfloat16)
 
 
 def made(classifier: Classifier, most_rows: int, enough_s: float = 60.0) -> set[tuple[int, int, int, str]]:

@@ -93,8 +93,9 @@ class Classification:
     """The answer for one image: labels, best first, and what was applied.
 
     ``compute`` is the share of the unpruned model's multiply-accumulates that it cost, of both runs where
-    ``runs`` is 2; ``criterion`` is None with the reducer `merge`, which reads none. ``lowered`` says why
-    ``keep_ratio`` is below ``requested_keep_ratio`` (None with `keep_mass` or a cascade), where it is.
+    ``runs`` is 2; ``criterion`` is None with the reducers `merge` and `pool`, which read none. ``lowered``
+    says why ``keep_ratio`` is below ``requested_keep_ratio`` (None with `keep_mass` or a cascade), where it
+    is.
     ``mask`` is empty where none was asked for. ``cached``: it comes from the server's answer cache.
     """
 

@@ -289,7 +289,12 @@ BAD_OPTIONS: list[tuple[str, list[str]]] = [
     ("keep_mass=1.01", ["keep_mass must be a number above 0 and at most 1, such as 0.5", "got '1.01'"]),
     ("keep_mass=nan", ["keep_mass must be a number above 0 and at most 1, such as 0.5", "got 'nan'"]),
     ("keep_mass=0.5&reducer=merge", ["keep_mass", "merge", "drop or fuse"]),
-    ("reducer=pool", ["reducer must be 'drop', 'fuse' or 'merge'; got 'pool'"]),
+    ("keep_mass=0.5&reducer=pool", ["keep_mass", "pool", "drop or fuse"]),
+    (
+        "keep_ratio=0.5&reducer=pool&mask=png",
+        ["a mask shows which patches are kept, but the reducer pool keeps none"],
+    ),
+    ("reducer=blend", ["reducer must be 'drop', 'fuse', 'merge' or 'pool'; got 'blend'"]),
     ("criterion=entropy", ["criterion must be 'variance', 'mad',", "or 'random'; got 'entropy'"]),
     ("top_k=0", ["top_k must be a whole number from 1 to 1000, such as 5; got '0'"]),
     ("top_k=1001", ["top_k must be a whole number from 1 to 1000", "got '1001'"]),

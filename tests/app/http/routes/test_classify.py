@@ -26,7 +26,7 @@ from app.main import create_app
 from app.settings.settings import Settings
 from app.telemetry import logs
 from models.cascade import second_run_compute
-from models.offered import OF_ANY_MODEL
+from models.offered import OF_ANY_MODEL, REDUCERS_OF_ANY_MODEL
 from models.schedule import CRITERIA, REDUCERS, Method, Pruning, Reducer, compute, keep_ratio_for
 from tests.app.fakes import MODEL, FakeDispatch, encoded, kept_patches
 from tests.app.http.conftest import Classify
@@ -156,7 +156,7 @@ def test_every_reducer_can_be_asked_for(classify: Classify, dispatch: FakeDispat
     """The reducer reaches the dispatcher and comes back, with the criterion where it reads one."""
     result = result_of(classify(params={"reducer": reducer, "criterion": "mad", "keep_ratio": 0.5}))
     assert dispatch.questions[0].ask.pruning.reducer == result["reducer"] == reducer
-    assert result["criterion"] == (None if reducer == "merge" else "mad")
+    assert result["criterion"] == (None if reducer in ("merge", "pool") else "mad")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.75, 1.0])
@@ -171,6 +171,37 @@ def test_keep_mass_stands_in_place_of_a_ratio_and_the_answer_says_what_it_came_t
     assert dispatch.questions[0].ask.pruning == Pruning(1.0, "mad", "fuse", keep_mass=share)
     assert result["keep_ratio"] == math.ceil(15 * share) / 15
     assert metric("trimvit_requested_keep_ratio_count") == before
+
+
+def test_a_reducer_that_the_model_has_not_is_refused(classify: Classify, dispatch: FakeDispatch) -> None:
+    """By name, with what it would need and what is allowed; also at ratio 1."""
+    dispatch.model = msgspec.structs.replace(MODEL, reducers=REDUCERS_OF_ANY_MODEL)
+    for ratio in (0.5, 1):
+        response = classify(params={"reducer": "pool", "keep_ratio": ratio})
+        words = ("the reducer pool needs learned queries", "allowed are drop, fuse, merge")
+        assert_problem(response, 422, "invalid-value", *words, image=0)
+    assert result_of(classify(params={"reducer": "merge"}))["reducer"] == "merge"
+
+
+def test_what_is_pooled_has_no_mask(classify: Classify, dispatch: FakeDispatch) -> None:
+    """Its tokens are no patches: refused in words, by itself, where the ratio may be lowered, and in a
+    cascade; an image that is left whole has one."""
+    pooled = {"reducer": "pool", "mask": "indices"}
+    words = ("a mask shows which patches are kept, but the reducer pool keeps none", "drop, fuse or merge")
+    lowered: list[dict[str, Any]] = [
+        {"keep_ratio": 0.5},
+        {"keep_ratio": "auto", "deadline_ms": 60_000},
+        {"keep_ratio": 1, "min_keep_ratio": 0.5},
+    ]
+    for params in lowered:
+        assert_problem(classify(params=pooled | params), 422, "invalid-value", *words, image=0)
+    assert result_of(classify(params=pooled | {"keep_ratio": 1}))["mask"]
+    assert result_of(classify(params={"reducer": "pool", "keep_ratio": 0.5}))["reducer"] == "pool"
+    assert MODEL.cascade is not None
+    cascade = replace(MODEL.cascade, reducer="pool")
+    dispatch.model = msgspec.structs.replace(MODEL, cascade=cascade)
+    response = classify(params={"cascade": True, "mask": "grid"})
+    assert_problem(response, 422, "invalid-value", *words, image=0)
 
 
 def test_keep_mass_with_the_reducer_merge_is_refused(

@@ -1,0 +1,40 @@
+"""Learned queries for a network to train, which the reducer `pool` needs (models.token_pool)."""
+
+from models.load import ModelError, Start
+from models.schedule import Stages
+from models.token_pool import add_pools, is_of_pool, pool_of
+
+
+def give_pools(start: Start, stages: Stages, frozen_blocks: int) -> None:
+    """Put them into every block of the network that prunes: the checkpoint's own, where it has some in this
+    block for the same grid of patches, else new ones.
+
+    Raises ValueError for stages that are none, and for new ones in the first ``frozen_blocks``, which nothing
+    would train. ModelError for weights that do not fit.
+    """
+    if not stages.blocks:
+        raise ValueError("--reducers pool pools the tokens of blocks that prune, and there are no stages")
+    vit = start.vit
+    blocks = tuple(vit.blocks)
+    add_pools(blocks, stages.blocks, vit.embed_dim, vit.patch_embed.grid_size)
+    for block in stages.blocks:
+        pool = pool_of(blocks[block])
+        assert pool is not None
+        before = f"blocks.{block}."
+        own = {
+            name.rpartition(".")[2]: tensor
+            for name, tensor in start.added.pools.items()
+            if name.startswith(before) and is_of_pool(name)
+        }
+        if own and start.added.pool_grid == pool.grid:
+            try:
+                pool.load_state_dict(own)
+            except RuntimeError as error:
+                raise ModelError(f"the learned queries of the weights do not fit: {error}") from error
+        elif block < frozen_blocks:
+            raise ValueError(
+                f"--reducers pool: block {block + 1} is to learn queries, but --frozen-blocks "
+                f"{frozen_blocks} leaves it as it is; freeze at most {block} blocks"
+            )
+        else:
+            pool.begin()
