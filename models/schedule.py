@@ -90,6 +90,16 @@ class Architecture:
         """Tokens of an unpruned image."""
         return self.prefix_tokens + self.patches
 
+    @property
+    def static_numbers(self) -> list[int]:
+        """The blocks with static attention, counted from 1."""
+        return list(range(1, self.static_blocks + 1))
+
+    @property
+    def cluster_numbers(self) -> list[int]:
+        """The blocks that attend to clusters, counted from 1."""
+        return [] if self.paca is None else [block + 1 for block in self.paca.blocks]
+
 
 @dataclass(frozen=True, slots=True)
 class Stages:

@@ -66,6 +66,8 @@ def _as_dict(entry: "Entry", config: ModelsConfig) -> dict[str, Any]:
         "patches": entry.arch.patches,
         "grid": list(entry.arch.grid),
         "stages": [block + 1 for block in entry.stages.blocks],
+        "static_blocks": entry.arch.static_numbers,
+        "cluster_blocks": entry.arch.cluster_numbers,
         "gmacs": {f"{ratio:g}": round(_gmacs(entry, ratio), 4) for ratio in config.keep_ratios},
     }
 

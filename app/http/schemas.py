@@ -322,6 +322,12 @@ class ModelDescription(BaseModel):
     evenly: bool = Field(
         description="Whether every stage removes the same number of patches. Otherwise each keeps a share."
     )
+    static_blocks: list[int] = Field(
+        description="Blocks with static attention, the same for every image, counted from 1."
+    )
+    cluster_blocks: list[int] = Field(
+        description="Blocks in which tokens attend to clusters of patches (PaCa), counted from 1."
+    )
     criteria: list[Criterion] = Field(description="Criteria that a request can choose.")
     reducers: list[Reducer] = Field(description="Reducers that a request can choose.")
     default_keep_ratio: float = Field(gt=0, le=1, description="Default of the option.")

@@ -57,6 +57,8 @@ def described(settings: Settings, model: ModelInfo) -> ModelDescription:
         patch_stride=model.patch_stride,
         stages=[block + 1 for block in method.stages.blocks],
         evenly=method.stages.evenly,
+        static_blocks=model.architecture.static_numbers,
+        cluster_blocks=model.architecture.cluster_numbers,
         criteria=list(model.criteria),
         reducers=list(model.reducers),
         default_keep_ratio=default_keep_ratio(settings, model),

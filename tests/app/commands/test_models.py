@@ -9,6 +9,7 @@ import pytest
 from models.load import load
 from models.schedule import keep_counts, macs
 from tests.app.commands.conftest import Trimvit
+from tests.system.small_network import save_clustered_network, save_static_network
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,21 @@ def test_a_file_costs_what_its_loaded_model_does(trimvit: Trimvit, tiny_model: P
         "patches": 6,
         "grid": [2, 3],
         "stages": [1, 3],
+        "static_blocks": [],
+        "cluster_blocks": [],
     }
+
+
+def test_it_says_which_blocks_have_other_attention(trimvit: Trimvit, tmp_path: Path) -> None:
+    """Of checkpoints that have static attention or attend to clusters; counted from 1."""
+    for save, static, clusters in (
+        (save_static_network, [1, 2], []),
+        (save_clustered_network, [], [1, 4]),
+    ):
+        save(tmp_path / "one.safetensors")
+        _, out, _ = trimvit("models", tmp_path / "one.safetensors", "--json")
+        line = json.loads(out)
+        assert (line["static_blocks"], line["cluster_blocks"]) == (static, clusters)
 
 
 def test_without_a_pattern_the_bundled_model_is_there(trimvit: Trimvit) -> None:

@@ -1,12 +1,14 @@
 """GET /v1/models: what is served, and what may be asked of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 from starlette.testclient import TestClient
 
 from app.http.schemas import ModelList
 from models.cascade import Cascade
+from models.paca import Paca
 from models.schedule import CRITERIA, REDUCERS
 from tests.app.fakes import MODEL, FakeDispatch
 from tests.app.http.problem import assert_problem
@@ -38,6 +40,8 @@ def test_the_model_is_described_with_its_defaults(make_client: Callable[..., Tes
                 "patch_stride": [7, 7],
                 "stages": [2, 4],
                 "evenly": False,
+                "static_blocks": [],
+                "cluster_blocks": [],
                 "criteria": list(CRITERIA),
                 "reducers": list(REDUCERS),
                 "default_keep_ratio": 0.7,
@@ -78,6 +82,14 @@ def test_a_checkpoint_without_a_cascade_says_so(client: TestClient, dispatch: Fa
         response = client.get("/v1/models")
         ModelList.model_validate_json(response.content)
         assert response.json()["models"][0]["cascade"] == described
+
+
+def test_it_says_which_blocks_have_other_attention(client: TestClient, dispatch: FakeDispatch) -> None:
+    """Static attention, and attention to clusters; counted from 1, as stages are."""
+    arch = replace(MODEL.architecture, static_blocks=2, paca=Paca((2, 4), 7))
+    dispatch.model = msgspec.structs.replace(MODEL, architecture=arch)
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["static_blocks"], model["cluster_blocks"]) == ([1, 2], [3, 5])
 
 
 def test_before_a_worker_is_ready_there_is_no_model(client: TestClient, dispatch: FakeDispatch) -> None:
