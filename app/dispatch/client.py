@@ -254,10 +254,10 @@ class DispatchClient:
     def _begin(self, question: Question, slot: Slot) -> _Pending:
         self._last_id += 1
         record = record_of(question, self._last_id, slot, self._for_dispatcher(question.deadline_s))
-        most, *_, least = (1.0, 1.0)
+        most = least = 1.0
         if (model := self._models.named(record.model)) is not None:
-            weight = self._models.weight(record.model)
-            most, *_, least = (share * weight for share in shares(model, record.ask))
+            weight, at_depths = self._models.weight(record.model), shares(model, record.ask)
+            most, least = at_depths[0] * weight, at_depths[-1] * weight
         now = time.monotonic()
         answered = asyncio.get_running_loop().create_future()
         given_up_at = now + question.deadline_s

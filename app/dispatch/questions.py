@@ -1,6 +1,6 @@
 """Requests of a front end to the dispatcher. Pure data."""
 
-from dataclasses import dataclass
+import msgspec
 
 from app.dispatch.slot import Slot
 from app.messages.image import Ask
@@ -8,8 +8,7 @@ from app.messages.to_dispatcher import Record
 from app.priority import Priority
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """A request for one image; see Record."""
 
     ask: Ask
@@ -20,8 +19,7 @@ class Question:
     model: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(msgspec.Struct, frozen=True):
     """What is known of a question before its image is decoded: the share of the unpruned ``model``'s compute
     that it will cost at least, what is left until its deadline, and how long it may wait if that is the
     server's (infinite if it is its own)."""

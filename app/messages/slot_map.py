@@ -7,6 +7,7 @@ exist once they are written to, so its size costs nothing.
 
 import mmap
 from dataclasses import dataclass
+from functools import lru_cache
 
 _PLACES_BEYOND_THE_QUEUE = 256
 
@@ -34,6 +35,7 @@ class SlotMap:
         return range(front_end * self.per_front_end, (front_end + 1) * self.per_front_end)
 
 
+@lru_cache(64)
 def stride(pixel_bytes: int) -> int:
     """Bytes from one slot to the next: pages, as many as a power of two."""
     pages = -(-pixel_bytes // mmap.ALLOCATIONGRANULARITY)

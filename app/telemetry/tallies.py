@@ -64,8 +64,12 @@ _due = False
 
 def observe(metric: Observed, value: float, *labels: str) -> None:
     """Observe a value of the histogram or summary with these labels, or set the gauge to it."""
-    if _keeps():
-        _observed.setdefault((metric, labels), []).append(value)
+    if _due or _keeps():
+        values = _observed.get((metric, labels))
+        if values is None:
+            _observed[metric, labels] = [value]
+        else:
+            values.append(value)
     else:
         observe_all(_child(metric, labels), [value])
 
@@ -81,13 +85,14 @@ def write() -> None:
 
 def observe_all(metric: Observed, values: list[float]) -> None:
     """As `observe` of each value. The client library has no such call."""
-    if isinstance(metric, Gauge):
-        metric.set(values[-1])
-    elif isinstance(metric, Summary):
+    # Of its classes, which are protocols, isinstance would take longer than all else here.
+    if type(metric) is Histogram:
+        _count_in_buckets(metric, values)
+    elif type(metric) is Summary:
         metric._count.inc(len(values))
         metric._sum.inc(sum(values))
-    else:
-        _count_in_buckets(metric, values)
+    elif type(metric) is Gauge:
+        metric.set(values[-1])
 
 
 def _count_in_buckets(histogram: Histogram, values: list[float]) -> None:
@@ -101,10 +106,8 @@ def _count_in_buckets(histogram: Histogram, values: list[float]) -> None:
 
 
 def _keeps() -> bool:
-    """Whether what comes now is kept: something will write it."""
+    """Whether what comes first is kept: something will write it."""
     global _due
-    if _due:
-        return True
     if not _shares_files:
         return False
     try:

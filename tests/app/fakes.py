@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -116,15 +116,14 @@ def encoded(image: Image.Image | None = None, file_format: str = "PNG", **option
     return buffer.getvalue()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked(Question):
+class Asked(Question, frozen=True, kw_only=True):
     """A question with the pixels that it is about."""
 
-    pixels: np.ndarray = field(kw_only=True)
+    pixels: np.ndarray
 
     @classmethod
     def about(cls, question: Question, pixels: np.ndarray) -> "Asked":
-        return cls(**{each.name: getattr(question, each.name) for each in fields(question)}, pixels=pixels)
+        return cls(**msgspec.structs.asdict(question), pixels=pixels)
 
 
 class FakeSlot(Slot):
