@@ -21,16 +21,19 @@ def check_static(count: int, stages: tuple[int, ...], depth: int, paca: Paca | N
     if pruning:
         raise ValueError(
             f"{they} static attention, so block {pruning[0]} cannot prune, because the image's own attention "
-            f"decides which patches are kept; choose stages from block {count + 1} on, or at most "
-            f"{pruning[0] - 1} static blocks"
+            f"decides which patches are kept; choose stages from block {count + 1} on{_or_fewer(pruning[0])}"
         )
     clustered = [] if paca is None else [block + 1 for block in paca.blocks if block < count]
     if clustered:
         raise ValueError(
             f"{they} static attention, so block {clustered[0]} cannot attend to clusters of patches (PaCa); "
-            f"choose blocks with clusters from block {count + 1} on, or at most {clustered[0] - 1} static "
-            "blocks"
+            f"choose blocks with clusters from block {count + 1} on{_or_fewer(clustered[0])}"
         )
+
+
+def _or_fewer(block: int) -> str:
+    """How many blocks could be static before that block, counted from 1."""
+    return "" if block == 1 else f", or at most {block - 1} static block{'s' if block > 2 else ''}"
 
 
 def attention_macs(dim: int, tokens: int) -> int:
