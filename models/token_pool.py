@@ -88,10 +88,9 @@ class TokenPool(nn.Module):
         first = self.order[:count]
         if counts is None:
             return first.sort().values, None
-        none = len(self.order)
-        number = torch.arange(count, device=first.device)
-        chosen = torch.where(number < counts, first, none).sort(dim=1).values
-        return chosen.clamp(max=none - 1), chosen == none
+        beyond = torch.arange(count, device=first.device) >= counts
+        # The last place comes last, and in place of those that are missing.
+        return first.expand_as(beyond).masked_fill(beyond, len(self.order) - 1).sort(dim=1).values, beyond
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """What moves the network moves this, but leaves it in its precision."""

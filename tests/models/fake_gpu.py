@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.attend.varlen
 from models.pruned_vit import PrunedViT
+from models.token_pool import TokenPool
 
 # Operations that are no views and launch nothing all the same.
 NO_KERNEL = {"empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "detach"}
@@ -87,10 +88,11 @@ def fake_gpu(capturing: bool = False) -> Iterator[Watch]:
 
 
 def to_fake_gpu(model: PrunedViT) -> None:
-    """Give it fake parameters on the fake GPU, in bfloat16."""
+    """Give it fake parameters on the fake GPU, in bfloat16 but for those that stay in float32."""
     for module in model.modules():
+        dtype = torch.float32 if isinstance(module, TokenPool) else torch.bfloat16
         for name, parameter in list(module.named_parameters(recurse=False)):
-            fake = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
+            fake = torch.empty(parameter.shape, dtype=dtype, device="cuda")
             setattr(module, name, torch.nn.Parameter(fake, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda"))
