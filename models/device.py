@@ -74,6 +74,11 @@ def cpu_has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def cpu_has_amx() -> bool:
+    """Whether the CPU multiplies tiles of matrices."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 def cpu_has_int8() -> bool:
     """Whether the CPU multiplies 32 bytes at once, with or without VNNI (models.linear.int8)."""
     return bool(torch.cpu._is_avx2_supported() and torch.backends.mkldnn.is_available())

@@ -7,14 +7,14 @@ from models.attend.heads import Attention
 from models.attend.runs import Runs
 from models.attend.varlen import Varlen, takes_varlen
 from models.attend.way import Way
-from models.attend.windows import Windows, takes_windows
+from models.attend.windows import Windows, fused_is_faster, takes_windows
 
 
 def way_for(attn: Attention, rows: Tensor, unpruned: int) -> Way:
     """The fastest way for rows of this device and dtype, with modules like ``attn``. ``unpruned``: tokens of
     an image of which none are pruned."""
     if takes_windows(rows):
-        return Windows(unpruned)
+        return Windows(unpruned, fused_is_faster())
     # On a CPU in bfloat16 the plain form takes a third less in training than PyTorch's fused one.
     plain_is_faster = rows.device.type == "cpu" and _computed_in(rows) == torch.bfloat16
     runs = Runs(attn.fused_attn and not plain_is_faster)

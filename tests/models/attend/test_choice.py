@@ -36,13 +36,16 @@ def test_exact_is_timms_kernel(
         )
 
 
-def test_on_a_cpu(make_vit: MakeViT) -> None:
-    """Windows in bfloat16, but for training, which takes the plain form there; runs in float32."""
+@pytest.mark.parametrize("fused", [False, True])
+def test_on_a_cpu(make_vit: MakeViT, monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
+    """Windows in bfloat16, fused where that is faster, but for training, which takes the plain form there;
+    runs in float32."""
+    monkeypatch.setattr(models.attend.choice, "fused_is_faster", lambda: fused)
     attn = make_vit(depth=1).blocks[0].attn
     half = torch.zeros(1, dtype=torch.bfloat16)
     assert way_for(attn, half, 17) == Runs(fused=False)
     with torch.inference_mode():
-        assert way_for(attn, half, 17) == Windows(unpruned=17)
+        assert way_for(attn, half, 17) == Windows(unpruned=17, fused=fused)
         assert way_for(attn, half.float(), 17) == Runs(fused=True)
         attn.fused_attn = False
         assert way_for(attn, half.float(), 17) == Runs(fused=False)

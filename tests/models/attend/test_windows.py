@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.attend.windows import KEY_STEP, QUERY_STEP, Windows, takes_windows
+import models.attend.choice
+import models.attend.windows
+from models.attend.windows import KEY_STEP, QUERY_STEP, Windows, fused_is_faster, takes_windows
 from models.pruned_vit import PrunedViT
 from models.ragged import Packing, Tokens, rounded
 from models.schedule import Pruning
@@ -39,14 +42,21 @@ def in_few(lengths: tuple[int, ...]) -> Packing:
 
 
 def attended(
-    attn: Attention, parts: tuple[Tensor, ...], packing: Packing, source: Packing, bias: Tensor | None = None
+    attn: Attention,
+    parts: tuple[Tensor, ...],
+    packing: Packing,
+    source: Packing,
+    bias: Tensor | None = None,
+    *,
+    fused: bool,
 ) -> Tensor:
     """By windows, of tokens of which nothing else is asked."""
     ids = torch.zeros(0, dtype=torch.int64)
     tokens, of_source = (Tokens(parts[0], one, one.lengths, ids, bias=bias) for one in (packing, source))
-    return Windows(UNPRUNED).attend(attn, parts, tokens, of_source, 0)
+    return Windows(UNPRUNED, fused).attend(attn, parts, tokens, of_source, 0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @given(images=images, seed=st.integers(0, 9), weighted=st.booleans())
 @example(images=[(1, 1)], seed=0, weighted=False)  # fewer rows than a window
 @example(
@@ -55,7 +65,9 @@ def attended(
 @example(images=[(20, 20)] * 11, seed=0, weighted=True)  # groups of eight, two and one
 @example(images=[(UNPRUNED, UNPRUNED)] * 2, seed=2, weighted=True)  # windows without zeros
 @example(images=[(33, 47), (17, 33)], seed=3, weighted=True)  # some without zeros, in a stage
-def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, weighted: bool) -> None:
+def test_each_image_attends_to_itself(
+    fused: bool, images: list[tuple[int, int]], seed: int, weighted: bool
+) -> None:
     """As softmax(q k / sqrt(d) + bias) v in float64 of each image by itself, and with the same bits as in a
     batch of its own; rows behind the images are 0."""
     kept, lengths = zip(*images, strict=True)
@@ -65,12 +77,12 @@ def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, 
     bias = rows(source, seed + 3)[: sum(lengths), 0, 0] if weighted else None
     with torch.inference_mode():
         kv = torch.cat((k, v), dim=1).flatten(1)
-        mixed = attended(attn, (q.flatten(1), kv), packing, source, bias)
+        mixed = attended(attn, (q.flatten(1), kv), packing, source, bias, fused=fused)
         three = (q.flatten(1), k.flatten(1), v.flatten(1))
-        assert attended(attn, three, packing, source, bias).equal(mixed)
+        assert attended(attn, three, packing, source, bias, fused=fused).equal(mixed)
         if packing == source:
             together = torch.cat((q.flatten(1), kv), dim=1)
-            assert attended(attn, (together,), packing, packing, bias).equal(mixed)
+            assert attended(attn, (together,), packing, packing, bias, fused=fused).equal(mixed)
         for image in range(len(images)):
             own = slice(packing.starts[image], packing.starts[image] + kept[image])
             keys = slice(source.starts[image], source.starts[image] + lengths[image])
@@ -83,7 +95,7 @@ def test_each_image_attends_to_itself(images: list[tuple[int, int]], seed: int, 
             atol = roundings * v[keys].abs().max().double()
             torch.testing.assert_close(mixed[own].double(), wanted.flatten(1), atol=atol.item(), rtol=0.0)
             one, its_source = Packing(kept[image : image + 1]), Packing(lengths[image : image + 1])
-            alone = attended(attn, (q[own].flatten(1), kv[keys]), one, its_source, own_bias)
+            alone = attended(attn, (q[own].flatten(1), kv[keys]), one, its_source, own_bias, fused=fused)
             assert alone.flatten(0, 1).equal(mixed[own])
     assert not mixed[sum(kept) :].any()
 
@@ -119,15 +131,23 @@ class Shapes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func.overloadpacket is torch.ops.aten.scaled_dot_product_attention:
+            # Its products are one for each image and head, however many there are.
+            self.seen.add((str(func), *(tuple(a.shape[1:]) for a in args[:3])))
         if func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.addmm):
             self.seen.add((str(func), *(tuple(a.shape) for a in args if isinstance(a, Tensor))))
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("fused", [False, True])
 def test_any_batch_has_few_shapes(
-    make_vit: Callable[..., VisionTransformer], make_pixels: Callable[..., Tensor]
+    make_vit: Callable[..., VisionTransformer],
+    make_pixels: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    fused: bool,
 ) -> None:
     """After 30 batches of random ratios in bfloat16, 30 more bring hardly a new shape."""
+    monkeypatch.setattr(models.attend.choice, "fused_is_faster", lambda: fused)
     model = PrunedViT(make_vit().bfloat16().eval())
     pixels = make_pixels(4).bfloat16()
     draw = random.Random(0)
@@ -136,6 +156,7 @@ def test_any_batch_has_few_shapes(
             model(pixels, [Pruning(draw.uniform(0.2, 1)) for _ in range(4)])
             if batch == 29:
                 known = len(shapes.seen)
+    assert fused == any("scaled_dot_product_attention" in name for name, *_ in shapes.seen)
     assert len(shapes.seen) <= known * 1.1, sorted(shapes.seen)
 
 
@@ -147,3 +168,10 @@ def test_where_windows_are_taken() -> None:
         assert takes_windows(half)
         assert not takes_windows(half.float())
         assert not takes_windows(torch.zeros(1, dtype=torch.bfloat16, device="meta"))
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_attention_is_fused_on_a_cpu_with_amx(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    """Others have no fast product of bfloat16 for it."""
+    monkeypatch.setattr(models.attend.windows, "cpu_has_amx", lambda: amx)
+    assert fused_is_faster() == amx
