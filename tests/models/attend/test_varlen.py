@@ -56,7 +56,8 @@ def test_one_call_gives_what_the_runs_give(
 ) -> None:
     """Whatever the lengths, of queries as of keys, the logits and the kept patches are those of attention
     run by run."""
-    model, pixels = PrunedViT(make_vit(**HEADS_OF_8, **arguments)), make_pixels(len(prunings))
+    model = PrunedViT(make_vit(pool=True, **HEADS_OF_8, **arguments))
+    pixels = make_pixels(len(prunings))
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         runs = model(pixels, prunings)
         patch.setattr("torch.nn.attention.varlen.varlen_attn", getattr(Reference(), signature))
