@@ -59,24 +59,32 @@ def sweep(config: SweepConfig) -> list[Row]:
     make_output_folder(config.output, config.data)
     _resume(config.output / STATE, fingerprint)
 
-    rows: list[Row] = []
+    answers: dict[str, Answers] = {}
     correlations: list[tuple[str, RankCorrelation]] = []
     pictures: dict[str, list[Picture]] = {}
+    timed: dict[str, tuple[Classifier, _Few]] = {}
     for label, model in config.labelled_models.items():
         loaded = _load(config, model)
         # What a folder's names mean was told when the fingerprint was taken.
         samples = samples_for(loaded.card, config.data, tells=False)
         classifier = Classifier(loaded.model, loaded.input, device, dtype)
-        answers = _answers(config, label, classifier, settings, spread_samples(samples, config.limit), broken)
+        images = spread_samples(samples, config.limit)
+        answers[label] = _answers(config, label, classifier, settings, images, broken)
         few = _Few(config, samples, classifier, broken)
-        speeds = _speeds(config, label, classifier, settings, few) if config.speed else None
-        rows += rows_of(settings, answers, reference=reference, speeds=speeds, model=label)
+        if config.speed:
+            timed[label] = classifier, few
         if loaded.model.stages.blocks:
             batches = (pixels for pixels, _ in few(config.correlation_images))
             correlations.append(
                 (label, rank_correlation(classifier, batches, list(dict.fromkeys(config.criteria))))
             )
             pictures[label] = _pictures(config, classifier, loaded.labels, pairs, few)
+    speeds = _speeds(config, timed, settings)
+    rows = [
+        row
+        for label, own in answers.items()
+        for row in rows_of(settings, own, reference=reference, speeds=speeds.get(label), model=label)
+    ]
     write_figures(config, computing, rows, correlations)
     plot_figures(config, rows, correlations, pictures, [method_name(*pair) for pair in pairs])
     return rows
@@ -219,26 +227,35 @@ def _save_answers(answers: Answers, file: BinaryIO) -> None:
 
 
 def _speeds(
-    config: SweepConfig, label: str, classifier: Classifier, settings: Sequence[Pruning], few: _Few
-) -> np.ndarray:
-    """Images/s [rounds, settings] of what goes by ratio, nan for the rest; each round is written when it is
-    over. Rounds that are there are not measured again."""
-    folder = config.output / "speed" / label
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{index:04}.json" for index in range(config.speed_rounds)]
-    open_ = [path for path in paths if not path.exists()]
-    timed = [setting.keep_mass is None for setting in settings]
-    own = [setting for setting, is_timed in zip(settings, timed, strict=True) if is_timed]
-    if open_:
-        images = config.batch_size * config.speed_batches
-        batches = [pixels for pixels, _ in few(images)]
-        speed_round(classifier, batches[:1], own)
-        for path in tqdm(open_, desc=f"{label}: speed", unit="round", dynamic_ncols=True):
-            measured = [round(speed, 3) for speed in speed_round(classifier, batches, own)]
-            replace_file(path, json.dumps(measured))
-    speeds = np.full((len(paths), len(settings)), np.nan)
-    speeds[:, timed] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    config: SweepConfig, models: Mapping[str, tuple[Classifier, _Few]], settings: Sequence[Pruning]
+) -> dict[str, np.ndarray]:
+    """Images/s [rounds, settings] of each model, of what goes by ratio, and nan for the rest. In a round all
+    models have their turn, so a machine that slows down slows them all alike. Each turn is written when it is
+    over; turns that are there are not measured again."""
+    by_ratio = [setting.keep_mass is None for setting in settings]
+    own = [setting for setting, is_by_ratio in zip(settings, by_ratio, strict=True) if is_by_ratio]
+    batches: dict[str, list[torch.Tensor]] = {}
+    turns = [(index, label) for index in range(config.speed_rounds) for label in models]
+    open_ = [turn for turn in turns if not _turn_path(config.output, *turn).exists()]
+    for label, (classifier, few) in models.items():
+        _turn_path(config.output, 0, label).parent.mkdir(parents=True, exist_ok=True)
+        if any(label == its for _, its in open_):
+            batches[label] = [pixels for pixels, _ in few(config.batch_size * config.speed_batches)]
+            speed_round(classifier, batches[label][:1], own)
+    for index, label in tqdm(open_, desc="speed", unit="turn", dynamic_ncols=True, disable=not open_):
+        measured = [round(speed, 3) for speed in speed_round(models[label][0], batches[label], own)]
+        replace_file(_turn_path(config.output, index, label), json.dumps(measured))
+    speeds = {}
+    for label in models:
+        speeds[label] = np.full((config.speed_rounds, len(settings)), np.nan)
+        paths = (_turn_path(config.output, index, label) for index in range(config.speed_rounds))
+        speeds[label][:, by_ratio] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return speeds
+
+
+def _turn_path(output: Path, index: int, label: str) -> Path:
+    """Where a model's turn in a round is written."""
+    return output / "speed" / label / f"{index:04}.json"
 
 
 def _pictures(

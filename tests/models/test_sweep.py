@@ -321,6 +321,26 @@ def test_rounds_are_not_measured_again(config: Callable[..., SweepConfig]) -> No
     assert [path.read_text() for path in rounds] == before
 
 
+def test_models_take_turns_in_every_round(
+    config: Callable[..., SweepConfig], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that their speeds can be compared on a machine whose own speed changes."""
+    other = tmp_path / "other.safetensors"
+    save_random_model(other, seed=1)
+    measured: list[Classifier] = []
+    measure = module.speed_round
+
+    def recorded(classifier: Classifier, batches: Any, settings: Any) -> list[float]:
+        measured.append(classifier)
+        return measure(classifier, batches, settings)
+
+    monkeypatch.setattr(module, "speed_round", recorded)
+    sweep(config(models=(str(model), str(other)), speed_rounds=3))
+    first, second = measured[:2]  # unmeasured
+    assert first is not second
+    assert measured[2:] == [first, second] * 3
+
+
 def test_a_finished_sweep_answers_nothing_again(
     config: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,7 +84,9 @@ def test_the_next_image_has_the_memory_of_the_last() -> None:
     def faults(*words: str) -> int:
         command = [sys.executable, "-c", IMAGES, *words]
         # Malloc as it is by default, whatever a server in this process has set for its workers.
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+        own = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))
+        }
         run = subprocess.run(
             command, cwd=ROOT, env=own, capture_output=True, text=True, check=True, timeout=60
         )
