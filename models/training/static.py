@@ -83,7 +83,7 @@ def inherit(
 
 @torch.no_grad()
 def mean_attention(
-    model: PrunedViT, inputs: Iterable[Float[Tensor, "B C height width"]], blocks: range
+    model: PrunedViT, inputs: Iterable[Float[Tensor, "_images C height width"]], blocks: range
 ) -> list[Float[Tensor, "H T T"]]:
     """The attention weights of each of the ``blocks``, which are not static yet, as the mean over images;
     nothing where there are no images."""
