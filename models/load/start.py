@@ -38,9 +38,9 @@ class Added:
     life_block: int | None = None
     clusters: dict[str, Tensor] = field(default_factory=dict)
     pools: dict[str, Tensor] = field(default_factory=dict)
+    pool_grid: tuple[int, int] | None = None
     static: tuple[Tensor, ...] = ()
     static_grid: tuple[int, int] | None = None
-    pool_grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             for name, each in found.tensors.items()
             if not name.startswith(before) and name not in clusters and name not in pools
         }
-        life = {
-            name.removeprefix(before): each
-            for name, each in found.tensors.items()
-            if name.startswith(before) and card.life_block is not None
-        }
+        life = {} if card.life_block is None else within(before, found.tensors)
         of_network, static = _dynamic(card, of_network, file.name)
         fitted = fit(
             architecture,
@@ -142,7 +138,13 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             pooling_matters=False,
         )
         return fitted, Added(
-            life, card.life_block, clusters, pools, static, grid if static else None, grid if pools else None
+            life=life,
+            life_block=card.life_block,
+            clusters=clusters,
+            pools=pools,
+            pool_grid=grid if pools else None,
+            static=static,
+            static_grid=grid if static else None,
         )
     known = known_of(file, found, architecture)
     args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
@@ -169,7 +171,7 @@ def _dynamic(
     static = []
     for block in range(card.static_blocks):
         before = f"blocks.{block}.attn."
-        own, timms = (_within(before, each) for each in (tensors, expected))
+        own, timms = (within(before, each) for each in (tensors, expected))
         try:
             weights, logits = as_timms(own, timms)
         except (KeyError, IndexError, RuntimeError) as error:
@@ -182,7 +184,8 @@ def _dynamic(
     return tensors, tuple(static)
 
 
-def _within(before: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def within(before: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``before``, by the rest of their names."""
     return {name.removeprefix(before): each for name, each in tensors.items() if name.startswith(before)}
 
 

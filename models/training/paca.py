@@ -2,6 +2,7 @@
 
 from models.clusters import NAME, add_clusters, clustering_of
 from models.load import ModelError, Start
+from models.load.start import within
 from models.paca import Paca
 from models.schedule import Stages
 from models.stage_blocks import Blocks
@@ -39,12 +40,7 @@ def give_clusters(start: Start, paca: Paca, frozen_blocks: int) -> None:
     for block in paca.blocks:
         clustering = clustering_of(blocks[block])
         assert clustering is not None
-        before = f"blocks.{block}.{NAME}."
-        own = {
-            name.removeprefix(before): tensor
-            for name, tensor in start.added.clusters.items()
-            if name.startswith(before)
-        }
+        own = within(f"blocks.{block}.{NAME}.", start.added.clusters)
         if own and len(own["mlp.fc2.weight"]) == paca.clusters:
             try:
                 clustering.load_state_dict(own)

@@ -1,8 +1,9 @@
 """Learned queries for a network to train, which the reducer `pool` needs (models.token_pool)."""
 
 from models.load import ModelError, Start
+from models.load.start import within
 from models.schedule import Stages
-from models.token_pool import add_pools, is_of_pool, pool_of
+from models.token_pool import NAME, add_pools, pool_of
 
 
 def give_pools(start: Start, stages: Stages, frozen_blocks: int) -> None:
@@ -20,12 +21,7 @@ def give_pools(start: Start, stages: Stages, frozen_blocks: int) -> None:
     for block in stages.blocks:
         pool = pool_of(blocks[block])
         assert pool is not None
-        before = f"blocks.{block}."
-        own = {
-            name.rpartition(".")[2]: tensor
-            for name, tensor in start.added.pools.items()
-            if name.startswith(before) and is_of_pool(name)
-        }
+        own = within(f"blocks.{block}.{NAME}.", start.added.pools)
         if own and start.added.pool_grid == pool.grid:
             try:
                 pool.load_state_dict(own)
