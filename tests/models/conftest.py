@@ -1,6 +1,6 @@
 """Small random networks and images that the tests of `models` share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -33,6 +33,12 @@ SMALL: dict[str, Any] = {
 def one_thread() -> None:
     """Networks this small are slowed by a second thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="session")

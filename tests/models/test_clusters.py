@@ -1,6 +1,6 @@
 """Attention to clusters of patches: against a slow reference, in any company and in every way; refusals."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -247,12 +247,6 @@ def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT) -> None:
     (one, none), (many, copies) = launched(make_vit, ratios[:1] * 64, paca), launched(make_vit, ratios, paca)
     assert many <= 1.2 * one, (many, one)
     assert (none, copies) == (0, 1)
-
-
-@pytest.fixture
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.usefixtures("inference")

@@ -1,6 +1,6 @@
 """Graphs of dense batches: the model's own answers, captured when it is time, forgotten when it is time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,15 +16,12 @@ MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
 
 
+pytestmark = pytest.mark.usefixtures("inference")
+
+
 @pytest.fixture
 def model(make_vit: MakeViT) -> PrunedViT:
     return PrunedViT(make_vit(pool=True))
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def assert_same(got: Output, wanted: Output) -> None:

@@ -1,6 +1,6 @@
 """Graphs of ragged batches: captured at the warm-up, and another batch's tables give that batch's answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,6 +21,8 @@ from tests.models.varlen_reference import Reference, take_varlen
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 # Eight values a head, the least that the kernel takes.
 VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
     "CLS": ({"embed_dim": 48}, "cls"),
@@ -33,12 +35,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
 
 ratios = st.sampled_from([1.0, 0.7, 0.5, 0.03]) | st.floats(0.01, 1)
 some_batches = st.lists(ratios, min_size=2, max_size=9)
-
-
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def warmed(

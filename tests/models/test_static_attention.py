@@ -1,6 +1,6 @@
 """Static attention: against a slow reference, in any company and in every way; refusals."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -229,12 +229,6 @@ def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT) -> None:
     (one, none), (many, copies) = launched(make_vit, ratios[:1] * 64), launched(make_vit, ratios)
     assert many <= 1.2 * one, (many, one)
     assert (none, copies) == (0, 1)
-
-
-@pytest.fixture
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.usefixtures("inference")

@@ -3,6 +3,7 @@ answers does not matter."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -33,26 +34,32 @@ def alone(classifier: Classifier, image: bytes, request: ImageRequest) -> Predic
     return prediction
 
 
+def _small_vit(seed: int, *, classes: int, side: int = 64) -> tuple[Any, Card]:
+    """A network of random weights with four blocks, of which the second and the third prune, and its card."""
+    arguments = {"img_size": side, "embed_dim": 96, "depth": 4, "num_classes": classes}
+    torch.manual_seed(seed)
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
+    if classes:
+        with torch.no_grad():
+            vit.head.weight *= 50  # so that its answers differ by more than rounding
+    card = Card(
+        architecture="vit_tiny_patch16_224",
+        labels=LABELS[:classes],
+        input=InputSpec((side, side), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        stages=Stages((1, 2)),
+        model_args=arguments,
+    )
+    return vit, card
+
+
 def save_small_network(path: Path) -> None:
     """Write it as a checkpoint. It has a life predictor, and queries for the reducer `pool`."""
-    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
-    torch.manual_seed(3)
-    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
-    with torch.no_grad():
-        vit.head.weight *= 50  # so that its answers differ by more than rounding
+    vit, card = _small_vit(3, classes=len(LABELS))
     add_predictor(vit, 1)
     add_pools(tuple(vit.blocks), (1, 2), 96, (4, 4))
     for block in (1, 2):
         vit.blocks[block].token_pool.begin()
-    card = Card(
-        architecture="vit_tiny_patch16_224",
-        labels=LABELS,
-        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        stages=Stages((1, 2)),
-        model_args=arguments,
-        life_block=1,
-        pool_blocks=(1, 2),
-    )
+    card = replace(card, life_block=1, pool_blocks=(1, 2))
     save(path, vit, card)
     loaded = load(str(path))
     classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
@@ -66,60 +73,26 @@ def save_small_network(path: Path) -> None:
 
 def save_headless_network(path: Path) -> None:
     """Write one without a head, which knows no classes and no labels."""
-    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": 0}
-    torch.manual_seed(5)
-    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
-    card = Card(
-        architecture="vit_tiny_patch16_224",
-        labels=(),
-        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        stages=Stages((1, 2)),
-        model_args=arguments,
-    )
-    save(path, vit, card)
+    save(path, *_small_vit(5, classes=0))
 
 
 def save_clustered_network(path: Path) -> None:
     """Write one whose first and last block attend to clusters of patches."""
-    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
-    torch.manual_seed(9)
-    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
-    with torch.no_grad():
-        vit.head.weight *= 50
+    vit, card = _small_vit(9, classes=len(LABELS))
     paca = Paca((0, 3), 5)
     add_clusters(tuple(vit.blocks), paca, 96)
-    card = Card(
-        architecture="vit_tiny_patch16_224",
-        labels=LABELS,
-        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        stages=Stages((1, 2)),
-        model_args=arguments,
-        paca=paca,
-    )
-    save(path, vit, card)
+    save(path, vit, replace(card, paca=paca))
 
 
 def save_static_network(path: Path) -> None:
     """Write one whose first two blocks have static attention."""
-    arguments = {"img_size": 64, "embed_dim": 96, "depth": 4, "num_classes": len(LABELS)}
-    torch.manual_seed(10)
-    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
+    vit, card = _small_vit(10, classes=len(LABELS))
     make_static(vit, 2)
-    with torch.no_grad():
-        vit.head.weight *= 50
-        for block in vit.blocks[:2]:
-            static = static_of(block)
-            assert static is not None
-            static.inherit((2 * torch.randn(3, 17, 17)).softmax(dim=-1))
-    card = Card(
-        architecture="vit_tiny_patch16_224",
-        labels=LABELS,
-        input=InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        stages=Stages((2, 3)),
-        model_args=arguments,
-        static_blocks=2,
-    )
-    save(path, vit, card)
+    for block in vit.blocks[:2]:
+        static = static_of(block)
+        assert static is not None
+        static.inherit((2 * torch.randn(3, 17, 17)).softmax(dim=-1))
+    save(path, vit, replace(card, stages=Stages((2, 3)), static_blocks=2))
 
 
 OTHER_LABELS = ("four", "five")
@@ -127,16 +100,5 @@ OTHER_LABELS = ("four", "five")
 
 def save_other_network(path: Path) -> None:
     """Write one that has labels and an input size of its own."""
-    arguments = {"img_size": 48, "embed_dim": 96, "depth": 4, "num_classes": len(OTHER_LABELS)}
-    torch.manual_seed(7)
-    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments)
-    with torch.no_grad():
-        vit.head.weight *= 50
-    card = Card(
-        architecture="vit_tiny_patch16_224",
-        labels=OTHER_LABELS,
-        input=InputSpec((48, 48), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        stages=Stages((1, 2)),
-        model_args=arguments,
-    )
-    save(path, vit, card)
+    vit, card = _small_vit(7, classes=len(OTHER_LABELS), side=48)
+    save(path, vit, replace(card, labels=OTHER_LABELS))

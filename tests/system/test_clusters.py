@@ -1,18 +1,10 @@
 """A checkpoint whose tokens attend to clusters of patches in some blocks, the whole way in real processes."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import pytest
-import torch
-
-from models.classifier import Classifier, ImageRequest
 from models.load import load
-from models.schedule import Pruning
-from tests.system.server import running_server
-from tests.system.small_network import PHOTOGRAPHS, alone, save_clustered_network
-from tests.system.test_methods import ask, result_of
+from tests.system.served import assert_served_as_offline
+from tests.system.small_network import save_clustered_network
 
 
 def test_it_is_served_as_it_answers_offline(tmp_path: Path) -> None:
@@ -20,25 +12,5 @@ def test_it_is_served_as_it_answers_offline(tmp_path: Path) -> None:
     its clusters."""
     path = tmp_path / "clustered.safetensors"
     save_clustered_network(path)
-    loaded = load(str(path))
-    assert loaded.model.arch.paca is not None
-    classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
-    asked: list[dict[str, Any]] = [
-        {"keep_ratio": ratio, "reducer": reducer}
-        for ratio in (1.0, 0.7, 0.3)
-        for reducer in ("drop", "fuse", "merge")
-    ]
-    work = [(image, options) for options in asked for image in PHOTOGRAPHS]
-    with (
-        running_server(tmp_path, "--model", str(path), "--dtype", "float32") as server,
-        ThreadPoolExecutor(len(work)) as pool,
-    ):
-        answers = list(pool.map(lambda each: ask(server, each[0], **each[1], mask="indices"), work))
-    results = [result_of(answer) for answer in answers]
-    for (image, options), result in zip(work, results, strict=True):
-        expected = alone(classifier, image, ImageRequest(Pruning(**options), 3, kept_patches=True))
-        assert expected.kept is not None
-        assert result["mask"][0]["indices"] == expected.kept[-1].tolist()
-        assert result["compute"] == pytest.approx(expected.compute, abs=1e-6)
-        scores = [label["score"] for label in result["labels"]]
-        assert scores == pytest.approx(expected.scores.tolist(), abs=1e-4)
+    assert load(str(path)).model.arch.paca is not None
+    assert_served_as_offline(tmp_path, path)

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -21,64 +19,24 @@ from models.training.config import (
     CalibrateConfig,
     EvaluateConfig,
     SweepConfig,
-    TrainConfig,
 )
 from models.training.evaluate import evaluate
 from models.training.fine_tune import _Training, fine_tune
 from models.training.sweep import sweep
+from tests.models.training.conftest import COLOURS
+from tests.models.training.small_runs import ARCHITECTURE, Run, pictures, run_with, start
 
-ARCHITECTURE = "test_vit"
-COLOURS = {"amber": (230, 170, 20), "blue": (30, 60, 220), "coral": (240, 90, 80)}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 pictures of three colours."""
-    folder = tmp_path_factory.mktemp("pictures") / "train"
-    generator = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for index in range(4):
-            noise = generator.normal(0, 25, (64, 64, 3))
-            picture = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
-            Image.fromarray(picture).save(folder / name / f"{index}.png")
-    return folder
+__all__ = ["pictures", "run_with", "start"]  # fixtures
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "start.pth"
-    torch.save(timm.create_model(ARCHITECTURE, num_classes=3, img_size=64).state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(pictures: Path, start: Path) -> Callable[..., TrainConfig]:
+def run(run_with: Callable[..., Run]) -> Run:
     """A run of 4 steps: 2 epochs of 12 pictures in batches of 6."""
-
-    def make(output: Path, **changes: Any) -> TrainConfig:
-        settings: dict[str, Any] = {
-            "data": pictures,
-            "output": output,
-            "architecture": ARCHITECTURE,
-            "weights": start,
-            "image_size": 64,
-            "epochs": 2,
-            "batch_size": 6,
-            "learning_rate": 1e-3,
-            "workers": 0,
-            "device": "cpu",
-            "bf16": False,
-            "life": True,
-        }
-        return TrainConfig(**{**settings, **changes})
-
-    return make
+    return run_with(epochs=2, life=True)
 
 
 @pytest.fixture(scope="module")
-def trained(run: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose predictor was trained, in steps that mix criteria."""
     config = run(tmp_path_factory.mktemp("trained"), criteria=("life", "mad"), epochs=4, ema_decay=0.9)
     return fine_tune(config).checkpoint
@@ -94,7 +52,7 @@ def test_a_run_ends_in_a_model_that_is_pruned_by_its_lives(trained: Path) -> Non
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_predictor_learns_and_alone_where_only_heads_do(
-    run: Callable[..., TrainConfig], start: Path, tmp_path: Path, *, bf16: bool
+    run: Run, start: Path, tmp_path: Path, *, bf16: bool
 ) -> None:
     """All of its weights change; with --trained head, no block does."""
     untrained = fine_tune(run(tmp_path / "short", trained="head", learning_rate=1e-12, bf16=bf16)).checkpoint
@@ -107,9 +65,7 @@ def test_the_predictor_learns_and_alone_where_only_heads_do(
             assert torch.equal(tensor, weights[name].half()), name
 
 
-def test_a_further_run_goes_on_from_the_predictor(
-    run: Callable[..., TrainConfig], trained: Path, tmp_path: Path
-) -> None:
+def test_a_further_run_goes_on_from_the_predictor(run: Run, trained: Path, tmp_path: Path) -> None:
     """Where it was made for the same block; without --life it is left out, and for another block it is a new
     one."""
     there = {name: tensor for name, tensor in load_file(trained).items() if name.startswith("life.")}
@@ -124,7 +80,7 @@ def test_a_further_run_goes_on_from_the_predictor(
 
 
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(
-    run: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the predictor's weights and moments."""
     whole = load_file(fine_tune(run(tmp_path / "whole", criteria=("life", "variance"))).checkpoint)
@@ -175,9 +131,7 @@ def test_lives_are_evaluated_and_swept(trained: Path, pictures: Path, tmp_path: 
     assert {row.method for row in rows if row.keep_mass == 0.6} == {"life", "variance"}
 
 
-def test_commands_refuse_the_criterion_without_a_predictor(
-    run: Callable[..., TrainConfig], pictures: Path, tmp_path: Path
-) -> None:
+def test_commands_refuse_the_criterion_without_a_predictor(run: Run, pictures: Path, tmp_path: Path) -> None:
     """Before any image is read."""
     plain = str(fine_tune(run(tmp_path / "plain", life=False, epochs=1)).checkpoint)
     shared: dict[str, Any] = {"data": pictures, "criteria": ("mad", "life"), "device": "cpu"}
@@ -191,7 +145,7 @@ def test_commands_refuse_the_criterion_without_a_predictor(
 
 
 def test_checkpoints_that_are_averaged_or_calibrated_keep_the_predictor(
-    run: Callable[..., TrainConfig], trained: Path, pictures: Path, tmp_path: Path
+    run: Run, trained: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """The mean of two; and a cascade whose first run is pruned by lives."""
     other = fine_tune(run(tmp_path / "other", criteria=("life", "mad"))).checkpoint
@@ -219,7 +173,7 @@ def test_checkpoints_that_are_averaged_or_calibrated_keep_the_predictor(
     assert loaded.model.life_predictor is not None
 
 
-def test_life_and_its_criterion_go_together(run: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_life_and_its_criterion_go_together(run: Run, tmp_path: Path) -> None:
     """--life alone trains by nothing else; otherwise the criterion must be among those drawn."""
     assert run(tmp_path).criteria == ("life",)
     with pytest.raises(ValidationError, match="add it to criteria"):
@@ -228,9 +182,7 @@ def test_life_and_its_criterion_go_together(run: Callable[..., TrainConfig], tmp
         run(tmp_path, life=False, criteria=("mad", "life"))
 
 
-def test_a_head_that_would_not_see_patches_fade_is_refused(
-    run: Callable[..., TrainConfig], tmp_path: Path
-) -> None:
+def test_a_head_that_would_not_see_patches_fade_is_refused(run: Run, tmp_path: Path) -> None:
     """One that reads their maximum."""
     torch.manual_seed(0)
     weights = tmp_path / "max.safetensors"

@@ -16,43 +16,21 @@ from models.load.start import Added
 from models.paca import Paca
 from models.schedule import Stages, compute
 from models.training.average import average
-from models.training.config import AverageConfig, EvaluateConfig, SweepConfig, TrainConfig
+from models.training.config import AverageConfig, EvaluateConfig, SweepConfig
 from models.training.evaluate import evaluate
 from models.training.fine_tune import fine_tune
 from models.training.paca import give_clusters, paca_named
 from models.training.run_identity import fingerprint
 from models.training.sweep import sweep
-from tests.models.training.test_life import ARCHITECTURE, pictures, start
+from tests.models.training.small_runs import ARCHITECTURE, Run, pictures, run_with, start
 
-Run = Callable[..., TrainConfig]
-
-__all__ = ["pictures", "start"]  # fixtures
+__all__ = ["pictures", "run_with", "start"]  # fixtures
 
 
 @pytest.fixture(scope="module")
-def run(pictures: Path, start: Path) -> Run:
+def run(run_with: Callable[..., Run]) -> Run:
     """A run of 2 steps: 12 pictures in batches of 6. Blocks 2 and 5 of 6 prune."""
-
-    def make(output: Path, **changes: Any) -> TrainConfig:
-        settings: dict[str, Any] = {
-            "data": pictures,
-            "output": output,
-            "architecture": ARCHITECTURE,
-            "weights": start,
-            "image_size": 64,
-            "epochs": 1,
-            "batch_size": 6,
-            "learning_rate": 1e-3,
-            "workers": 0,
-            "device": "cpu",
-            "bf16": False,
-            "stages": (2, 5),
-            "paca_blocks": (1, 3),
-            "paca_clusters": 5,
-        }
-        return TrainConfig(**{**settings, **changes})
-
-    return make
+    return run_with(stages=(2, 5), paca_blocks=(1, 3), paca_clusters=5)
 
 
 @pytest.fixture(scope="module")

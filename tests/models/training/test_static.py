@@ -37,36 +37,15 @@ from models.training.optimizing import optimizer_of
 from models.training.run_identity import fingerprint
 from models.training.static import give_static, inherit, mean_attention
 from models.training.sweep import sweep
-from tests.models.training.test_life import ARCHITECTURE, pictures, start
+from tests.models.training.small_runs import ARCHITECTURE, Run, pictures, run_with, start
 
-Run = Callable[..., TrainConfig]
-
-__all__ = ["pictures", "start"]  # fixtures
+__all__ = ["pictures", "run_with", "start"]  # fixtures
 
 
 @pytest.fixture(scope="module")
-def run(pictures: Path, start: Path) -> Run:
+def run(run_with: Callable[..., Run]) -> Run:
     """A run of 2 steps: 12 pictures in batches of 6. Blocks 3 and 5 of 6 prune, the first two are static."""
-
-    def make(output: Path, **changes: Any) -> TrainConfig:
-        settings: dict[str, Any] = {
-            "data": pictures,
-            "output": output,
-            "architecture": ARCHITECTURE,
-            "weights": start,
-            "image_size": 64,
-            "epochs": 1,
-            "batch_size": 6,
-            "learning_rate": 1e-3,
-            "workers": 0,
-            "device": "cpu",
-            "bf16": False,
-            "stages": (3, 5),
-            "static_blocks": 2,
-        }
-        return TrainConfig(**{**settings, **changes})
-
-    return make
+    return run_with(stages=(3, 5), static_blocks=2)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,67 @@
+"""Short runs of `trimvit train`: a small network, on pictures of three colours."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from models.training.config import TrainConfig
+from tests.models.training.conftest import COLOURS
+
+ARCHITECTURE = "test_vit"
+
+Run = Callable[..., TrainConfig]  # (output, **changes)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 pictures of three colours."""
+    folder = tmp_path_factory.mktemp("pictures") / "train"
+    generator = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(4):
+            noise = generator.normal(0, 25, (64, 64, 3))
+            picture = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights to start from."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "start.pth"
+    torch.save(timm.create_model(ARCHITECTURE, num_classes=3, img_size=64).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_with(pictures: Path, start: Path) -> Callable[..., Run]:
+    """Makes what makes runs of settings of their own: in batches of 6, two steps an epoch, one epoch."""
+
+    def with_settings(**own: Any) -> Run:
+        def make(output: Path, **changes: Any) -> TrainConfig:
+            settings: dict[str, Any] = {
+                "data": pictures,
+                "output": output,
+                "architecture": ARCHITECTURE,
+                "weights": start,
+                "image_size": 64,
+                "epochs": 1,
+                "batch_size": 6,
+                "learning_rate": 1e-3,
+                "workers": 0,
+                "device": "cpu",
+                "bf16": False,
+            }
+            return TrainConfig(**{**settings, **own, **changes})
+
+        return make
+
+    return with_settings
