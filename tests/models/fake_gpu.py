@@ -96,3 +96,8 @@ def to_fake_gpu(model: PrunedViT) -> None:
             setattr(module, name, torch.nn.Parameter(fake, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda"))
+
+
+def fake_pixels(images: int, height: int = 20, width: int = 28) -> Tensor:
+    """Images that exist in name only."""
+    return torch.empty(images, 3, height, width, dtype=torch.bfloat16, device="cuda")

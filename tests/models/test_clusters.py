@@ -13,21 +13,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.budget import budgets
 from models.classifier import Classifier
 from models.clusters import Clustering, add_clusters, clustering_of, paca_of
 from models.families import UnsupportedModelError
-from models.graphs import ASKED_BEFORE, GraphedModel
 from models.linear.layer import replace_linears
 from models.linear.plain import PlainLinear
 from models.load import input_spec_of
 from models.paca import Paca
-from models.pruned_vit import Output, PrunedViT, check_against_timm
+from models.pruned_vit import PrunedViT, check_against_timm
 from models.ragged import Packing, Tokens
 from models.schedule import REDUCERS, UNPRUNED, Criterion, Pruning, Stages, every_block, macs
 from tests.models.batches import batches
-from tests.models.fake_capture import FakeCapture
-from tests.models.fake_gpu import fake_gpu, to_fake_gpu
+from tests.models.graphed import assert_graph_answers, assert_ragged_graph_answers, assert_same, launched
 from tests.models.reference import reference, reference_clusters
 from tests.models.varlen_reference import Reference, take_varlen
 
@@ -58,13 +55,6 @@ MIXED = [
     Pruning(0.6, reducer="fuse"),
     Pruning(0.6, reducer="pool"),
 ]
-
-
-def assert_same(got: Output, wanted: Output, atol: float = 2e-5) -> None:
-    torch.testing.assert_close(got.logits, wanted.logits, rtol=0, atol=atol)
-    assert [[image.tolist() for image in stage] for stage in got.kept] == [
-        [image.tolist() for image in stage] for stage in wanted.kept
-    ]
 
 
 # What is computed.
@@ -229,22 +219,12 @@ def test_one_table_gives_what_the_runs_give(
         assert_same(model(pixels, prunings), runs)
 
 
-def launched(make_vit: MakeViT, prunings: list[Pruning], paca: Paca | None) -> tuple[int, int]:
-    model = PrunedViT(
-        make_vit(img_size=(64, 64), embed_dim=48, depth=12, init_values=1e-5, paca=paca), Stages((3, 6, 9))
-    )
-    with fake_gpu() as watch:
-        to_fake_gpu(model)
-        model(torch.empty(len(prunings), 3, 64, 64, dtype=torch.bfloat16, device="cuda"), prunings)
-    return watch.kernels.total(), watch.copies
-
-
 def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT) -> None:
     """On a GPU, 64 ratios launch at most 1.2 times the kernels of one; nothing waits, and clusters need
     nothing more of what the host knows."""
     paca = Paca((4, 7, 10), 7)
     ratios = [Pruning(0.5 + (37 * image % 64) / 128) for image in range(64)]
-    (one, none), (many, copies) = launched(make_vit, ratios[:1] * 64, paca), launched(make_vit, ratios, paca)
+    (one, none), (many, copies) = (launched(make_vit, own, paca=paca) for own in (ratios[:1] * 64, ratios))
     assert many <= 1.2 * one, (many, one)
     assert (none, copies) == (0, 1)
 
@@ -253,35 +233,17 @@ def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT) -> None:
 @pytest.mark.parametrize("pruning", [Pruning(), *(Pruning(0.6, "mad", name) for name in REDUCERS)], ids=str)
 def test_a_graph_answers_as_the_model(make_vit: MakeViT, make_pixels: MakePixels, pruning: Pruning) -> None:
     """Of images that are pruned alike."""
-    model, capture = PrunedViT(make_vit(paca=PACA, pool=True), STAGES), FakeCapture()
-    graphed = GraphedModel(model, lambda: capture)
-    for seed in range(ASKED_BEFORE + 2):
-        pixels = make_pixels(3, seed=seed)
-        assert_same(graphed(pixels, [pruning] * 3), model(pixels, [pruning] * 3))
-    assert capture.replays == 2
+    model = PrunedViT(make_vit(paca=PACA, pool=True), STAGES)
+    assert_graph_answers(model, make_pixels, pruning)
 
 
 @pytest.mark.usefixtures("inference")
 def test_a_graph_of_ragged_batches_answers_as_the_model(
     make_vit: MakeViT, make_pixels: MakePixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batch after batch, with fewer images than the graph has, and with longer ones after shorter ones."""
-    stages = Stages((1, 3))
-    model, capture = PrunedViT(make_vit(embed_dim=48, paca=PACA), stages), FakeCapture()
-    asked = [[0.5, 0.3, 0.9], [1.0, 0.2], [0.4, 0.6, 0.5, 0.03, 0.7]]
-    inputs = [make_pixels(len(ratios), seed=seed) for seed, ratios in enumerate(asked)]
-    prunings = [[Pruning(ratio) for ratio in ratios] for ratios in asked]
-    wanted = [model(pixels, own) for pixels, own in zip(inputs, prunings, strict=True)]
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", Reference().varlen_attn)
-    take_varlen(monkeypatch)
-    graphed = GraphedModel(model, lambda: capture)
-    graphed.warm_up(make_pixels(1), "variance")
-    got = [graphed(pixels, own) for pixels, own in zip(inputs, prunings, strict=True)]
-    assert capture.captures == len(budgets(model.arch, stages))
-    assert capture.replays == len(asked)
-    for one, other in zip(got, wanted, strict=True):
-        assert torch.isfinite(one.logits).all()
-        assert_same(one, other)
+    """Batch after batch."""
+    model = PrunedViT(make_vit(embed_dim=48, paca=PACA), Stages((1, 3)))
+    assert_ragged_graph_answers(model, make_pixels, monkeypatch)
 
 
 # What it costs, what it is made of.

@@ -20,14 +20,11 @@ from models.patch_product import PatchProduct
 from models.pruned_vit import PrunedViT
 from models.ragged import on_device
 from models.schedule import CRITERIA, REDUCERS, Pruning, Reducer, Stages
+from tests.models import graphed
 from tests.models.cuda_batches import BATCHES, HEADS_OF_8, MODELS, SPEC
-from tests.models.fake_gpu import WaitsError, fake_gpu, to_fake_gpu
+from tests.models.fake_gpu import WaitsError, fake_gpu, fake_pixels, to_fake_gpu
 
 MakeViT = Callable[..., VisionTransformer]
-
-
-def fake_pixels(images: int, height: int = 20, width: int = 28) -> Tensor:
-    return torch.empty(images, 3, height, width, dtype=torch.bfloat16, device="cuda")
 
 
 # The watch itself: what it must not let pass.
@@ -117,21 +114,8 @@ RATIOS = [0.5 + (37 * image % 64) / 128 for image in range(64)]
 def launched(
     make_vit: MakeViT, prunings: list[Pruning], depth: int = 12, **arguments: Any
 ) -> tuple[int, int]:
-    """Kernels of a forward pass of so many blocks, three of them stages, and copies from the host."""
-    vit = make_vit(
-        img_size=(64, 64),
-        embed_dim=48,
-        depth=depth,
-        life=depth // 4,
-        pool=True,
-        init_values=1e-5,
-        **arguments,
-    )
-    model = PrunedViT(vit)
-    with fake_gpu() as watch:
-        to_fake_gpu(model)
-        model(fake_pixels(len(prunings), 64, 64), prunings)
-    return watch.kernels.total(), watch.copies
+    """As `graphed.launched`, of a network that offers every criterion and reducer."""
+    return graphed.launched(make_vit, prunings, depth, life=depth // 4, pool=True, **arguments)
 
 
 @pytest.mark.parametrize(("reducer", "most"), [("drop", 1.2), ("fuse", 1.2), ("merge", 1.25), ("pool", 1.3)])

@@ -8,9 +8,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.graphs import ASKED_BEFORE, GRAPHS, MOST_IMAGES, GraphedModel
-from models.pruned_vit import Output, PrunedViT
+from models.pruned_vit import PrunedViT
 from models.schedule import REDUCERS, Pruning
 from tests.models.fake_capture import FakeCapture
+from tests.models.graphed import assert_same
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -22,15 +23,6 @@ pytestmark = pytest.mark.usefixtures("inference")
 @pytest.fixture
 def model(make_vit: MakeViT) -> PrunedViT:
     return PrunedViT(make_vit(pool=True))
-
-
-def assert_same(got: Output, wanted: Output) -> None:
-    # Another number of images may take another kernel.
-    torch.testing.assert_close(got.logits, wanted.logits, rtol=0, atol=2e-5)
-    torch.testing.assert_close(got.pooled, wanted.pooled, rtol=0, atol=2e-5)
-    assert [[image.tolist() for image in stage] for stage in got.kept] == [
-        [image.tolist() for image in stage] for stage in wanted.kept
-    ]
 
 
 @pytest.mark.parametrize("pruning", [Pruning(), *(Pruning(0.6, "mad", name) for name in REDUCERS)], ids=str)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from models.budget import budgets
 from models.graphs import GraphedModel
-from models.pruned_vit import Output, PrunedViT
+from models.pruned_vit import PrunedViT
 from models.schedule import Criterion, Pruning, Stages
 from tests.models.fake_capture import FakeCapture
 from tests.models.fake_gpu import fake_gpu, to_fake_gpu
+from tests.models.graphed import assert_same
 from tests.models.varlen_reference import Reference, take_varlen
 
 MakeViT = Callable[..., VisionTransformer]
@@ -50,14 +51,6 @@ def warmed(
     graphed = GraphedModel(model, lambda: capture)
     graphed.warm_up(like, criterion)
     return graphed
-
-
-def assert_same(got: Output, wanted: Output) -> None:
-    torch.testing.assert_close(got.logits, wanted.logits, rtol=0, atol=2e-5)
-    torch.testing.assert_close(got.pooled, wanted.pooled, rtol=0, atol=2e-5)
-    assert [[image.tolist() for image in stage] for stage in got.kept] == [
-        [image.tolist() for image in stage] for stage in wanted.kept
-    ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

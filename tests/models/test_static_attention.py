@@ -15,21 +15,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.budget import budgets
 from models.classifier import Classifier
 from models.families import UnsupportedModelError
-from models.graphs import ASKED_BEFORE, GraphedModel
 from models.load import input_spec_of
 from models.paca import Paca
 from models.patch_embed import set_image_size, set_patch_stride
-from models.pruned_vit import Output, PrunedViT, check_against_timm
+from models.pruned_vit import PrunedViT, check_against_timm
 from models.schedule import REDUCERS, UNPRUNED, Architecture, Pruning, Stages, macs
 from models.static_attention import StaticAttention, make_static, static_blocks_of, static_of
 from models.static_blocks import check_static
-from tests.models.fake_capture import FakeCapture
-from tests.models.fake_gpu import fake_gpu, to_fake_gpu
+from tests.models.graphed import assert_graph_answers, assert_ragged_graph_answers, launched
 from tests.models.reference import reference
-from tests.models.varlen_reference import Reference, take_varlen
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -57,13 +53,6 @@ MIXED = [
     Pruning(0.6, "life"),
     Pruning(0.6, reducer="pool"),
 ]
-
-
-def assert_same(got: Output, wanted: Output, atol: float = 2e-5) -> None:
-    torch.testing.assert_close(got.logits, wanted.logits, rtol=0, atol=atol)
-    assert [[image.tolist() for image in stage] for stage in got.kept] == [
-        [image.tolist() for image in stage] for stage in wanted.kept
-    ]
 
 
 def assert_as_reference(model: PrunedViT, pixels: Tensor, prunings: list[Pruning]) -> None:
@@ -214,19 +203,10 @@ def test_what_is_served_has_matrices_and_no_logits(make_vit: MakeViT) -> None:
         assert static.matrices is before
 
 
-def launched(make_vit: MakeViT, prunings: list[Pruning]) -> tuple[int, int]:
-    vit = make_vit(img_size=(64, 64), embed_dim=48, depth=12, init_values=1e-5, static=3)
-    model = PrunedViT(vit, Stages((3, 6, 9)))
-    with fake_gpu() as watch:
-        to_fake_gpu(model)
-        model(torch.empty(len(prunings), 3, 64, 64, dtype=torch.bfloat16, device="cuda"), prunings)
-    return watch.kernels.total(), watch.copies
-
-
 def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT) -> None:
     """On a GPU, 64 ratios launch at most 1.2 times the kernels of one, and nothing more is copied."""
     ratios = [Pruning(0.5 + (37 * image % 64) / 128) for image in range(64)]
-    (one, none), (many, copies) = launched(make_vit, ratios[:1] * 64), launched(make_vit, ratios)
+    (one, none), (many, copies) = (launched(make_vit, own, static=3) for own in (ratios[:1] * 64, ratios))
     assert many <= 1.2 * one, (many, one)
     assert (none, copies) == (0, 1)
 
@@ -235,33 +215,17 @@ def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT) -> None:
 @pytest.mark.parametrize("pruning", [Pruning(), *(Pruning(0.6, "mad", name) for name in REDUCERS)], ids=str)
 def test_a_graph_answers_as_the_model(make_vit: MakeViT, make_pixels: MakePixels, pruning: Pruning) -> None:
     """Of images that are pruned alike."""
-    model, capture = PrunedViT(make_vit(static=2, pool=True), STAGES), FakeCapture()
-    graphed = GraphedModel(model, lambda: capture)
-    for seed in range(ASKED_BEFORE + 2):
-        pixels = make_pixels(3, seed=seed)
-        assert_same(graphed(pixels, [pruning] * 3), model(pixels, [pruning] * 3))
-    assert capture.replays == 2
+    model = PrunedViT(make_vit(static=2, pool=True), STAGES)
+    assert_graph_answers(model, make_pixels, pruning)
 
 
 @pytest.mark.usefixtures("inference")
 def test_a_graph_of_ragged_batches_answers_as_the_model(
     make_vit: MakeViT, make_pixels: MakePixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batch after batch, with fewer images than the graph has."""
-    model, capture = PrunedViT(make_vit(embed_dim=48, static=2), STAGES), FakeCapture()
-    asked = [[0.5, 0.3, 0.9], [1.0, 0.2], [0.4, 0.6, 0.5, 0.03, 0.7]]
-    inputs = [make_pixels(len(ratios), seed=seed) for seed, ratios in enumerate(asked)]
-    prunings = [[Pruning(ratio) for ratio in ratios] for ratios in asked]
-    wanted = [model(pixels, own) for pixels, own in zip(inputs, prunings, strict=True)]
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", Reference().varlen_attn)
-    take_varlen(monkeypatch)
-    graphed = GraphedModel(model, lambda: capture)
-    graphed.warm_up(make_pixels(1), "variance")
-    got = [graphed(pixels, own) for pixels, own in zip(inputs, prunings, strict=True)]
-    assert capture.captures == len(budgets(model.arch, STAGES))
-    assert capture.replays == len(asked)
-    for one, other in zip(got, wanted, strict=True):
-        assert_same(one, other)
+    """Batch after batch."""
+    model = PrunedViT(make_vit(embed_dim=48, static=2), STAGES)
+    assert_ragged_graph_answers(model, make_pixels, monkeypatch)
 
 
 # What it costs, what it is made of.
