@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from models.colour import ToSrgb, to_srgb
+from models.misread import is_opaque_bitmap, put_right
 from models.samples import Say, in_8_bits, is_wide, refuse_signed_bytes
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -125,6 +126,7 @@ def to_pixels(
     (OSError, SyntaxError, ValueError), UnclearPixels, and TooManyPixels where more than ``most_pixels`` would
     be decoded.
     """
+    put_right(image)
     upright = _what_turns_upright(image)
     box = _stored_box(image.size, spec, upright)
     rows, columns = reversed(spec.size) if upright in _SWAP_SIDES else spec.size
@@ -201,6 +203,7 @@ def _stored_box(size: tuple[int, int], spec: InputSpec, upright: Image.Transpose
 
 def photograph(image: Image.Image) -> Image.Image:
     """The whole image as a person sees it: upright RGB. Raises as `to_pixels` does."""
+    put_right(image)
     upright = _what_turns_upright(image)
     image = as_rgb(image)
     return image if upright is None else image.transpose(upright)
@@ -212,6 +215,8 @@ def as_rgb(image: Image.Image, say: Say = _nothing) -> Image.Image:
     Raises as `to_pixels` does.
     """
     refuse_signed_bytes(image)
+    if is_opaque_bitmap(image):
+        image = image.convert("RGB")
     colours = to_srgb(image, say)
     if image.mode == "RGB" and "transparency" not in image.info and colours is None:
         return image

@@ -1,0 +1,88 @@
+"""What Pillow misreads without an error: put right before an image is loaded, or refused. No torch."""
+
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from models.samples import UnclearPixels
+
+# PNG's grey samples of 2 and 4 bits are spread over 8, its transparent value is not (PNG, 11.3.2.1).
+_SPREAD = {"L;2": (3, 85), "L;4": (15, 17)}
+_WIDE_RGB = "RGB;16B"
+
+# TIFF 6.0: Compression, PhotometricInterpretation, SamplesPerPixel, PlanarConfiguration, YCbCrSubSampling.
+_COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBSAMPLING = 259, 262, 277, 284, 530
+_NOT_COMPRESSED, _YCBCR, _IN_PLANES, _INTERLEAVED = 1, 6, 2, 1
+# libtiff gives samples in the machine's byte order; Pillow expects some of them in the file's.
+_NATIVE = {
+    "F;32F": "F;32NF",
+    "F;32BF": "F;32NF",
+    "I;16S": "I;16NS",
+    "I;16BS": "I;16NS",
+    "I;32S": "I;32NS",
+    "I;32BS": "I;32NS",
+}
+
+
+def put_right(image: Image.Image) -> None:
+    """Before the image is loaded. Raises UnclearPixels for what cannot be put right."""
+    if image.format == "PNG":
+        _compare_as_stored(image)
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        _read_planes(image)
+        _expect_native_order(image)
+
+
+def is_opaque_bitmap(image: Image.Image) -> bool:
+    """Whether a loaded image is a BMP whose fourth channel is 0 everywhere. Its writer left it out: browsers
+    show such a picture, and do not take all of it for transparent."""
+    return image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+
+
+def _compare_as_stored(image: Image.Image) -> None:
+    """The transparent value, in the 8 bits that the samples are given. Of 16 bits, Pillow keeps the upper 8:
+    colours that differ in the lower ones only are as transparent."""
+    transparent = image.info.get("transparency")
+    raw_mode = _raw_mode(image)
+    if isinstance(transparent, int) and raw_mode in _SPREAD:
+        mask, step = _SPREAD[raw_mode]
+        image.info["transparency"] = (transparent & mask) * step
+    elif isinstance(transparent, tuple) and raw_mode == _WIDE_RGB:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+
+
+def _read_planes(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Uncompressed channels that lie in planes, or are subsampled, are read by libtiff: Pillow itself takes
+    each byte of such planes for a sample."""
+    tags = image.tag_v2
+    in_planes = tags.get(_PLANAR) == _IN_PLANES
+    if in_planes and tags.get(_SAMPLES, 1) == 1:  # which makes no difference
+        tags[_PLANAR] = _INTERLEAVED
+        image._setup()
+        return
+    if in_planes and (image.mode == "LAB" or len(image.getbands()) == 2):
+        raise UnclearPixels(
+            f"the TIFF stores its {'+'.join(image.getbands())} channels in planes, which is not supported; "
+            "save it with interleaved channels (planar configuration 1), or as PNG"
+        )
+    subsampled = tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1)
+    if (in_planes or subsampled) and tags.get(_COMPRESSION, _NOT_COMPRESSED) == _NOT_COMPRESSED:
+        TiffImagePlugin.READ_LIBTIFF = True
+        try:
+            image._setup()
+        finally:
+            TiffImagePlugin.READ_LIBTIFF = False
+
+
+def _expect_native_order(image: TiffImagePlugin.TiffImageFile) -> None:
+    if image.use_load_libtiff and (raw_mode := _raw_mode(image)) in _NATIVE:
+        (tile,) = image.tile
+        assert isinstance(tile.args, tuple)
+        image.tile = [tile._replace(args=(_NATIVE[raw_mode], *tile.args[1:]))]
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the samples lie in the file, in Pillow's words; nothing once the image is loaded."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return ""
+    args = image.tile[0].args
+    found = args[0] if isinstance(args, tuple) else args
+    return found if isinstance(found, str) else ""
