@@ -4,7 +4,7 @@ As Pillow's ImageCms does it by default: littleCMS, perceptual intent, into its 
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,19 +43,19 @@ def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
     profile = image.info.get("icc_profile")
     if profile:
         return _by_profile(profile, mode, say)
-    _say_what_numbers_mean(image.info.get("nclx_profile"), say)
+    if numbers := image.info.get("nclx_profile"):
+        say_what_numbers_mean(numbers["color_primaries"], numbers["transfer_characteristics"], say)
     if "srgb" not in image.info and isinstance(gamma := image.info.get("gamma"), float):
         return _by_gamma(gamma, mode)
     return None
 
 
-def _say_what_numbers_mean(numbers: Mapping[str, object] | None, say: Say) -> None:
-    """HEIF may name colours by numbers (ITU-T H.273) in the place of a profile; they are not converted."""
-    if not numbers:
-        return
-    if numbers.get("transfer_characteristics") in _HDR:
+def say_what_numbers_mean(primaries: int, transfer: int, say: Say) -> None:
+    """HEIF, AVIF and PNG may name colours by numbers (ITU-T H.273) in the place of a profile; they are not
+    converted."""
+    if transfer in _HDR:
         say("the image is HDR and has no color profile: it is read as sRGB, so its brightness may be wrong")
-    elif numbers.get("color_primaries") in _WIDE_PRIMARIES:
+    elif primaries in _WIDE_PRIMARIES:
         say(
             "the image has a wider gamut than sRGB and no color profile: it is read as sRGB, so its colors "
             "are paler"

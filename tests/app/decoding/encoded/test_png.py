@@ -105,3 +105,40 @@ def test_what_is_cut_or_broken_stays_for_the_decoder(place: int, garbage: bytes)
     """Nothing but known chunks goes: a cut file stays as it is, as does what follows no frame of chunks."""
     assert without_extras(PLAIN[:place], unheard) == PLAIN[:place]
     assert without_extras(PLAIN + garbage, unheard) == PLAIN + garbage
+
+
+SRGB_PRIMARIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+P3_PRIMARIES = (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+def primaries(values: tuple[int, ...]) -> tuple[bytes, bytes]:
+    return b"cHRM", struct.pack(">8I", *values)
+
+
+NAMED_COLOURS = {
+    "PQ": ([(b"cICP", bytes([9, 16, 0, 1]))], "HDR"),
+    "HLG": ([(b"cICP", bytes([9, 18, 0, 1]))], "HDR"),
+    "Display P3": ([(b"cICP", bytes([12, 13, 0, 1]))], "wider gamut than sRGB"),
+    "sRGB": ([(b"cICP", bytes([1, 13, 0, 1]))], None),
+    "other primaries": ([primaries(P3_PRIMARIES)], "other primaries than sRGB"),
+    "the primaries of sRGB": ([primaries(SRGB_PRIMARIES)], None),
+    "other primaries, and sRGB": ([primaries(P3_PRIMARIES), (b"sRGB", b"\0")], None),
+    "sRGB by number, whatever the primaries are": (
+        [(b"cICP", bytes([1, 13, 0, 1])), primaries(P3_PRIMARIES)],
+        None,
+    ),
+    "Display P3 beside its profile": (
+        [(b"cICP", bytes([12, 13, 0, 1])), (b"iCCP", b"P3\0\0" + zlib.compress(DISPLAY_P3_PROFILE))],
+        None,
+    ),
+    "cut": ([(b"cICP", b"\x09")], None),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_COLOURS)
+def test_colours_that_are_not_converted_are_said(name: str) -> None:
+    """A PNG may name its colours by numbers (cICP) or by their primaries (cHRM); only a profile is
+    converted."""
+    chunks, warning = NAMED_COLOURS[name]
+    said = seen(with_chunks(*chunks)).warnings
+    assert [warning in one for one in said] == [True] if warning else not said
