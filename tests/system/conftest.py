@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from app.settings.model import BUNDLED_MODEL
 from tests.system.server import Server, free_port, running_server
@@ -51,3 +52,11 @@ def dashboard() -> dict[str, Any]:
     path = Path(__file__).parents[2] / "deploy/grafana/dashboards/trimvit.json"
     content: dict[str, Any] = json.loads(path.read_text())
     return content
+
+
+@pytest.fixture(scope="session")
+def alerts() -> dict[str, str]:
+    """The expression of each of Prometheus' alerts, by its name."""
+    path = Path(__file__).parents[2] / "deploy/prometheus/alerts.yml"
+    groups = yaml.safe_load(path.read_text())["groups"]
+    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}

@@ -614,6 +614,16 @@ def test_promtool_finds_nothing_to_mend_on_the_page(driven: Driven) -> None:
 
 
 @needs_prometheus
+def test_no_alert_sees_a_fault_where_there_was_none(
+    driven: Driven, alerts: dict[str, str], tmp_path: Path
+) -> None:
+    """Also to a Prometheus that has known the server for a moment: a series that is new is no fault."""
+    with running_prometheus(tmp_path, driven.server.url) as prometheus:
+        wait_until(lambda: prometheus.query('rate(up{job="trimvit"}[1m])') != [], "two scrapes")
+        assert [name for name, expression in alerts.items() if prometheus.query(expression)] == []
+
+
+@needs_prometheus
 def test_every_panel_of_the_dashboard_has_data(
     driven: Driven, dashboard: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalFault
-from app.http.arrival import arrives, seconds_since
+from app.http.arrival import arrives, seconds_since, status_of_connection
 from app.http.head import header_of
 from app.http.paths import known
 from app.http.problems import problem_response
@@ -59,7 +59,7 @@ class Observe:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
-            status = CLIENT_GONE
+            status = status_of_connection(scope) or CLIENT_GONE
         except Exception:
             log.exception("unhandled exception in a request")
             if status:  # half an answer is out; the server must cut the connection

@@ -16,11 +16,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.utils import get_remote_addr
 
 from app.errors import HeadersTooLarge, Overloaded, Problem, TooSlow
-from app.http.arrival import arrives
+from app.http.arrival import arrives, refused_by_connection
 from app.http.client_gone import tells_when_gone
 from app.http.problems import head_and_body
 from app.http.server.half_closed import HalfClosed
-from app.http.server.heads import checked_head, without_offers
+from app.http.server.heads import checked_head, head_bytes, without_offers
 from app.http.server.joined import JoinedWrites
 from app.http.server.patience import UnreadAnswer
 from app.http.server.places import Places
@@ -28,6 +28,7 @@ from app.http.server.unreadable import OPENING, is_simple_request, unreadable
 from app.telemetry import metrics
 
 MOST_HEAD_BYTES = 64 * 1024
+_HEAD_TOO_LARGE = f"the request line and headers may have at most {MOST_HEAD_BYTES} bytes together"
 # Chunks of one byte come with five bytes of framing; who sends more beside a body sends no body.
 _FRAMING = 8
 _LINGER_S = 5.0
@@ -45,6 +46,8 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._in_message = False
+        self._read = 0  # bytes that came together, last
+        self._since_begin = 0  # bytes since this request began, with what came together with its beginning
         self._beside_body = 0  # bytes of this request that were not its body
         self._body = 0
         self._opening = b""  # the first bytes of this request
@@ -127,7 +130,9 @@ class Connection(HttpToolsProtocol):
         """Parse, unless the head has grown too large or what came before was refused."""
         if self._refused or self._refusal is not None or self.transport.is_closing():
             return
-        self._beside_body += len(data)
+        self._read = len(data)
+        self._since_begin += self._read
+        self._beside_body += self._read
         if not self._in_message:
             self._opening = (self._opening + data)[:OPENING]
         self._unset_keepalive_if_required()
@@ -147,11 +152,7 @@ class Connection(HttpToolsProtocol):
             self._cannot_read(unreadable("version", b""))
         elif self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
             if self._idle():
-                self.refuse(
-                    HeadersTooLarge(
-                        f"the request line and headers may have at most {MOST_HEAD_BYTES} bytes together"
-                    )
-                )
+                self.refuse(HeadersTooLarge(_HEAD_TOO_LARGE))
             else:  # trailers without end, behind a body or behind a request that is being answered
                 self.transport.abort()
         elif self._timer is None and self.timeout_keep_alive_task is None and self._idle():
@@ -215,10 +216,14 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = self._in_message = True
         self._beside_body = self._body = 0
+        self._since_begin = self._read
         self._disarm()
 
     def on_headers_complete(self) -> None:
         """The head is there, and read again if it offers another protocol. Raises a Problem."""
+        # More is read at once than a head may have, so it may be too large and yet whole.
+        if self._since_begin > MOST_HEAD_BYTES and head_bytes(self.url, self.headers) > MOST_HEAD_BYTES:
+            raise HeadersTooLarge(_HEAD_TOO_LARGE)
         method = self.parser.get_method().decode("ascii")
         self.url, headers = checked_head(method, self.parser.get_http_version(), self.url, self.headers)
         if self.parser.should_upgrade():
@@ -307,6 +312,7 @@ class Connection(HttpToolsProtocol):
                 self.pipeline.popleft()
                 self._refusal = problem
                 return
+            refused_by_connection(self.cycle.scope, problem.status)
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         elif not self._idle():

@@ -45,6 +45,11 @@ def checked_head(method: str, version: str, target: bytes, headers: Headers) -> 
     return target, headers
 
 
+def head_bytes(target: bytes, headers: Headers) -> int:
+    """The size of a head, but for its method, its version and blanks that mean nothing."""
+    return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)  # ": " and CR LF
+
+
 def without_offers(method: bytes, target: bytes, version: str, headers: Headers) -> bytes:
     """The head as it is sent by a client that offers no other protocol."""
     kept = [name + b": " + value for name, value in headers if name not in _OFFERS]

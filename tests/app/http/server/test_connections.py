@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -132,6 +132,8 @@ REFUSED = {
     "chunk without end": (CHUNKED + b"f" * 18 + b"\r\n", 400, "hexadecimal"),
     "long target": (b"GET /" + b"x" * 65_600 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 431, "at most 655"),
     "target beyond ASCII": ("GET /lïvez HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), 400, "%C3%BC"),
+    "long head in one piece": (GET + b"X-A: " + b"a" * 66_000 + b"\r\n\r\n", 431, "at most 65536 bytes"),
+    "many headers in one piece": (GET + b"X-A: b\r\n" * 9_000 + b"\r\n", 431, "at most 65536 bytes"),
     "query beyond ASCII": ("GET /livez?ü HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), 400, "%C3%BC"),
     "spaces in the path": (b"GET /li vez HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "%20"),
     "target without a slash": (b"GET livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "begin with /"),
@@ -156,6 +158,22 @@ def test_answers_before_a_bad_request_come_first(server: Wire, bad: str) -> None
     sent, status, _ = REFUSED[bad]
     said = answers(server.say(PLAIN.replace(b"Connection: close\r\n", b"") * 2 + sent + GET + CLOSE))
     assert [one.status for one in said] == [200, 200, status]
+
+
+def test_a_body_that_cannot_be_read_counts_with_the_status_that_was_sent(
+    server: Wire, metric: Callable[..., float]
+) -> None:
+    """Not as a client that went away."""
+    where = {"route": "/v1/classify", "method": "POST"}
+    before = [metric("trimvit_requests_total", status=status, **where) for status in ("400", "499")]
+    assert answer(server.say(*REFUSED["chunk's size"][0].partition(b"zz"))).status == 400
+
+    def counted() -> list[float]:
+        after = [metric("trimvit_requests_total", status=status, **where) for status in ("400", "499")]
+        return [now - then for now, then in zip(after, before, strict=True)]
+
+    wait_for(lambda: sum(counted()) == 1, "the request to be counted")
+    assert counted() == [1, 0]
 
 
 def test_a_request_that_was_answered_gets_no_second_answer(server: Wire) -> None:
