@@ -1,5 +1,5 @@
-"""When the head of a request arrived, from which deadlines count, when its images were answered, and with what
-status its connection answered it before it was all there."""
+"""When the head of a request arrived, from which deadlines count, when its images were answered, and with
+what status its connection answered it before it was all there."""
 
 import time
 

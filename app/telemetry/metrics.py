@@ -46,8 +46,8 @@ INCIDENTS = Counter(
 # --- the front end -----------------------------------------------------------------------------------
 REQUESTS = Counter(
     "trimvit_requests",
-    "HTTP requests and gRPC calls answered; status 499: the client did not wait. Requests whose head was refused "
-    "are only in trimvit_refusals_total.",
+    "HTTP requests and gRPC calls answered; status 499: the client did not wait. Requests whose head was "
+    "refused are only in trimvit_refusals_total.",
     ["route", "method", "status"],
 )
 REQUEST_SECONDS = Histogram(
@@ -68,7 +68,9 @@ REQUESTED_KEEP_RATIO = Histogram(
     "Requested keep ratio of an image. Not observed with auto, keep_mass or cascade.",
     buckets=_SHARES,
 )
-REFUSALS = Counter("trimvit_refusals", "Requests and connections refused or given up, by the problem's type.", ["reason"])
+REFUSALS = Counter(
+    "trimvit_refusals", "Requests and connections refused or given up, by the problem's type.", ["reason"]
+)
 ANSWER_CACHE_HITS = Counter("trimvit_answer_cache_hits", "Images answered from the answer cache.")
 ANSWER_CACHE_MISSES = Counter("trimvit_answer_cache_misses", "Images that were not in the answer cache.")
 ANSWER_CACHE_EVICTIONS = Counter(

@@ -312,7 +312,7 @@ class Connection(HttpToolsProtocol):
                 self.pipeline.popleft()
                 self._refusal = problem
                 return
-            refused_by_connection(self.cycle.scope, problem.status)
+            refused_by_connection(self.cycle.scope, problem.status)  # type: ignore[arg-type]
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         elif not self._idle():
