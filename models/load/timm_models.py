@@ -55,19 +55,20 @@ def create_timm(
         ) from error
     if not isinstance(model, Network):
         raise UnsupportedModelError(f"its class is {type(model).__name__}")
-    if model.dynamic_img_size and not model.patch_embed.dynamic_img_pad:
-        # Of images of its own size it computes the same with a fixed one, and that can be pruned.
-        fixed = {**model_args, "dynamic_img_size": False}
-        return create_timm(name, pretrained=pretrained, patch_stride=patch_stride, **fixed)
     if patch_stride is not None:
         set_patch_stride(model, patch_stride)
     return model
 
 
 def build(name: str, *, pretrained: bool = False, **model_args: Any) -> Any:
-    """timm's `create_model`, with the arguments of `in_timms_words`. Raises whatever timm raises."""
-    pooling = model_args.pop("pooling", None)
-    model = timm.create_model(name, pretrained=pretrained, **in_timms_words(model_args))
+    """timm's `create_model`, with the arguments of `in_timms_words`. A network for images of any size is
+    built for its own size. Raises whatever timm raises."""
+    args = in_timms_words(model_args)
+    pooling = args.pop("pooling", None)
+    model = timm.create_model(name, pretrained=pretrained, **args)
+    if isinstance(model, Network) and model.dynamic_img_size and not model.patch_embed.dynamic_img_pad:
+        # Of images of its own size it computes the same with a fixed one, and that can be pruned.
+        model = timm.create_model(name, pretrained=pretrained, **{**args, "dynamic_img_size": False})
     if pooling is not None:
         _pool(model, pooling)
     return model

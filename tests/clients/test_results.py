@@ -115,6 +115,19 @@ def test_models_are_records(server: TestClient) -> None:
     assert model.cascade == trimvit_client.Cascade(0.5, "iqr", "fuse", 0.99, 0.8125)
 
 
+def test_what_a_request_can_choose_and_how_the_blocks_attend(server: TestClient) -> None:
+    """As the server says it; nothing of an older server."""
+    answer = server.get("/v1/models").json()
+    answer["models"][0] |= {"static_blocks": [1, 2], "cluster_blocks": [3]}
+    (model,) = models_of(answer)
+    assert (model.criteria, model.reducers) == (MODEL.criteria, MODEL.reducers)
+    assert (model.static_blocks, model.cluster_blocks) == ((1, 2), (3,))
+    for name in ("criteria", "reducers", "static_blocks", "cluster_blocks"):
+        del answer["models"][0][name]
+    (model,) = models_of(answer)
+    assert (model.criteria, model.reducers, model.static_blocks, model.cluster_blocks) == ((), (), (), ())
+
+
 def test_what_a_newer_server_adds_is_passed_over(server: TestClient) -> None:
     """A client need not be as new as its server."""
     answer = server.post("/v1/classify", content=encoded(), headers={"Content-Type": "image/png"}).json()

@@ -122,6 +122,26 @@ def test_clusters_and_static_attention_are_counted_in_cost(tmp_path: Path) -> No
     assert costs[2] - costs[0] == -of_block // 2
 
 
+def test_a_network_for_images_of_any_size_is_listed(tmp_path: Path) -> None:
+    """It is served at its own size, and so it is listed: timm's test_vit, DINOv3."""
+    vit = timm.create_model("test_vit", img_size=64, num_classes=5)
+    assert vit.dynamic_img_size
+    card = Card(
+        architecture="test_vit",
+        labels=("a", "b", "c", "d", "e"),
+        input=input_spec_of(vit),
+        stages=Stages((2,)),
+        model_args={"img_size": 64, "num_classes": 5},
+    )
+    save(tmp_path / "any.safetensors", vit, card)
+    (candidate,) = candidates([str(tmp_path / "any.safetensors")])
+    entry = candidate.entry()
+    assert entry is not None
+    assert (entry.image_size, entry.arch) == ((64, 64), load(str(tmp_path / "any.safetensors")).model.arch)
+    (candidate,) = candidates(["test_vit.*"])
+    assert candidate.entry() is not None
+
+
 def test_queries_change_nothing_that_is_listed(tmp_path: Path) -> None:
     """A checkpoint whose tokens can be pooled is listed with what it costs unpruned."""
     path = tmp_path / "small.safetensors"

@@ -175,7 +175,9 @@ class Model:
     """A model that is served, and what images get that ask for nothing. ``scores``: "softmax" over all
     classes, or "sigmoid" of each by itself. ``evenly``: whether every stage takes away as many patches.
     ``embedding_size``: numbers of an embedding; None of a server that gives none. Without a head it has no
-    ``labels``. ``default_deadline_ms``: None of a server that does not tell."""
+    ``labels``. ``default_deadline_ms``: None of a server that does not tell. ``criteria`` and ``reducers``:
+    those that a request can choose; ``static_blocks`` and ``cluster_blocks``: with static attention, and
+    with attention to clusters of patches (from 1, as ``stages``); empty of a server that does not tell."""
 
     name: str
     labels: tuple[str, ...]
@@ -193,6 +195,10 @@ class Model:
     evenly: bool = False
     embedding_size: int | None = None
     default_deadline_ms: int | None = None
+    criteria: tuple[str, ...] = ()
+    reducers: tuple[str, ...] = ()
+    static_blocks: tuple[int, ...] = ()
+    cluster_blocks: tuple[int, ...] = ()
 
 
 def classification_of(document: Mapping[str, Any], request_id: str | None) -> Classification:
@@ -283,6 +289,10 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
             evenly=bool(each.get("evenly", False)),
             embedding_size=each.get("embedding_size"),
             default_deadline_ms=each.get("default_deadline_ms"),
+            criteria=tuple(each.get("criteria", ())),
+            reducers=tuple(each.get("reducers", ())),
+            static_blocks=tuple(each.get("static_blocks", ())),
+            cluster_blocks=tuple(each.get("cluster_blocks", ())),
         )
         for each in document["models"]
     )
