@@ -1,5 +1,6 @@
 """Pixels as photographs have them -> the values that a network takes."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -55,3 +56,16 @@ def in_one_pass(
     values = pixels.permute(0, 3, 1, 2)
     inputs = torch.empty(values.shape, dtype=dtype, device=pixels.device)
     return torch.addcmul(levels.shift, values, levels.scale, out=inputs)
+
+
+def renormalise(
+    spec: InputSpec, wanted: InputSpec, device: torch.device
+) -> Callable[[Float[Tensor, "B C height width"]], Float[Tensor, "B C height width"]] | None:
+    """What makes of a model's inputs on this device those of a model with another mean and standard
+    deviation; None where these are the same."""
+    if (spec.mean, spec.std) == (wanted.mean, wanted.std):
+        return None
+    own, others = (levels_of(each, device) for each in (spec, wanted))
+    scale = (own.std / others.std)[: spec.channels]
+    shift = ((own.mean - others.mean) / others.std)[: spec.channels]
+    return lambda inputs: inputs * scale + shift

@@ -16,6 +16,7 @@ from models.load.errors import ModelError
 from models.load.files import read_file
 from models.load.fit import Fit, fit
 from models.load.folder import file_at
+from models.load.input_spec import at_size, input_spec_of
 from models.load.numbers import refuse_no_numbers
 from models.load.reference import existing
 from models.load.state_dict import find_weights, holds_network
@@ -24,6 +25,7 @@ from models.load.transformers_format.config import config_in as transformers_con
 from models.patch_embed import patch_grid
 from models.static_attention import as_timms
 from models.token_pool import is_of_pool
+from models.transforms import InputSpec
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class Added:
 @dataclass(frozen=True)
 class Start:
     """A network to fine-tune, and what a card must say to build it again beside classes and image size.
-    ``added``: of the checkpoint that it starts from; the network does not have these modules yet."""
+    ``input``: what it sees of a photograph, at its own image size. ``added``: of the checkpoint that it
+    starts from; the network does not have these modules yet."""
 
     vit: Network
     model_args: dict[str, Any]
+    input: InputSpec
     added: Added
 
 
@@ -64,7 +68,8 @@ def create(
     ValueError where the patch stride cannot be.
     """
     if weights is None and patch_stride is None:
-        return Start(create_timm(architecture, pretrained=True, **model_args), {}, Added())
+        vit = create_timm(architecture, pretrained=True, **model_args)
+        return Start(vit, {}, input_spec_of(vit), Added())
     if weights is None:
         create_timm(architecture, pretrained=False, patch_stride=patch_stride, **model_args)
         # At the hub's own image size, so that its position embedding is resampled once and not twice.
@@ -80,9 +85,9 @@ def create(
             tuple(own.patch_embed.img_size),
             architecture,
         )
-        added = Added()
+        added, seen = Added(), None
     else:
-        started, added = _start(architecture, file_at(existing(str(weights))), patch_stride)
+        started, added, seen = _start(architecture, file_at(existing(str(weights))), patch_stride)
     size = model_args.pop("img_size", started.usual)
     vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
     refuse_no_numbers(vit, started.source)
@@ -93,12 +98,14 @@ def create(
             for name, value in started.model_args.items()
             if name not in ("num_classes", "img_size")
         },
+        input_spec_of(vit) if seen is None else at_size(seen, tuple(vit.patch_embed.img_size)),
         added,
     )
 
 
-def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit, Added]:
-    """Weights to start from: their head does not matter, and how they pool only where it is certain."""
+def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit, Added, InputSpec | None]:
+    """Weights to start from: their head does not matter, and how they pool only where it is certain. With
+    them, what a checkpoint with a card sees; None where timm's own preprocessing holds."""
     card = read_card(file)
     content = read_file(file)
     if not holds_network(content) and transformers_config_in(file.parent) is not None:
@@ -137,7 +144,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             grid=grid,
             pooling_matters=False,
         )
-        return fitted, Added(
+        added = Added(
             life=life,
             life_block=card.life_block,
             clusters=clusters,
@@ -146,6 +153,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             static=static,
             static_grid=grid if static else None,
         )
+        return fitted, added, card.input
     known = known_of(file, found, architecture)
     args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
     fitted = fit(
@@ -157,7 +165,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
         patch_stride=patch_stride,
         pooling_matters=False,
     )
-    return fitted, Added()
+    return fitted, Added(), None
 
 
 def _dynamic(

@@ -22,9 +22,9 @@ from models.device import choose_device
 from models.families import Network
 from models.files import write_whole
 from models.life import NAME as LIFE
-from models.load import HEADS, create, input_spec_of, read_card, save
+from models.load import HEADS, LoadedModel, create, load, save
 from models.names import shown
-from models.normalise import normalise
+from models.normalise import normalise, renormalise
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
 from models.stage_blocks import stages_of
@@ -34,11 +34,17 @@ from models.training.config import TrainConfig
 from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatches
 from models.training.folders import class_folders
 from models.training.freezing import begin_alike, freeze_first_blocks
-from models.training.labelled import label_names, tell, training_order
+from models.training.labelled import (
+    KnownClasses,
+    known_classes,
+    label_names,
+    tell,
+    training_order,
+)
 from models.training.life import give_predictor
 from models.training.loading import Batches, BrokenImageError, BrokenImages
 from models.training.mixing import Mixing
-from models.training.objective import load_teacher, loss_of
+from models.training.objective import check_teacher, loss_of
 from models.training.optimizing import optimizer_of, schedule_of
 from models.training.paca import give_clusters, paca_named
 from models.training.pool import give_pools
@@ -85,7 +91,10 @@ class _Training:
             raise ValueError(
                 f"--optimizer {config.optimizer!r} is not an optimizer of timm; the usual one is adamw"
             )
-        self.classes, self.samples, self.labels = _training_images(config)
+        teacher = None
+        if config.teacher is not None:
+            teacher = load(str(config.teacher), architecture=config.architecture)
+        self.classes, self.samples, self.labels = _training_images(config, teacher)
         self.folder = Run(config.output, fingerprint(config, self.classes, self.labels, self.samples))
         if processes.leads:
             self.folder.prepare(config.data)
@@ -124,10 +133,14 @@ class _Training:
         self.model = PrunedViT(vit, stages)
         freeze_first_blocks(self.model, config.frozen_blocks)
         self.model.train()
-        self.card = card_of(config, self.model, self.classes, self.labels, start.model_args)
-        self.spec = input_spec_of(vit)
-        self.teacher = load_teacher(config, self.model, device)
-        self.begun_once = self.teacher is not None and begin_alike(self.model, self.teacher)
+        self.card = card_of(config, self.model, self.classes, self.labels, start)
+        self.spec = start.input
+        self.teacher, self.for_teacher, self.begun_once = None, None, False
+        if teacher is not None:
+            check_teacher(teacher, self.model)
+            self.teacher = teacher.model.to(device).requires_grad_(requires_grad=False)
+            self.for_teacher = renormalise(self.spec, teacher.input, torch.device(device))
+            self.begun_once = self.for_teacher is None and begin_alike(self.model, self.teacher)
         self.mixing = Mixing(config, len(self.classes), device)
         self.validation = None
         if config.validation_data is not None:
@@ -244,6 +257,7 @@ class _Training:
                         [pruning] * len(some_inputs),
                         config.distillation,
                         begun_once=self.begun_once,
+                        for_teacher=self.for_teacher,
                     )
                 (loss / len(parts)).backward()
             losses.append(loss.detach())
@@ -299,13 +313,16 @@ def _draw(config: TrainConfig, step: int) -> Pruning:
     return Pruning(ratio, criterion, draw.choice(config.reducers), seed=step)
 
 
-def _training_images(config: TrainConfig) -> tuple[tuple[str, ...], list[Sample], tuple[str, ...]]:
+def _training_images(
+    config: TrainConfig, teacher: LoadedModel | None
+) -> tuple[tuple[str, ...], list[Sample], tuple[str, ...]]:
     """The class folders in the order in which they are learned, their images likewise, and their labels."""
     folders = class_folders(config.data)
     tell(*folders.remarks)
     names = label_names(config.labels, folders) if config.labels else {}
-    start, teacher = (None if path is None else read_card(path) for path in (config.weights, config.teacher))
-    classes = training_order(folders, names, start, teacher)
+    start = None if config.weights is None else known_classes(config.weights)
+    teachers = None if teacher is None else KnownClasses(teacher.labels, teacher.card.folders)
+    classes = training_order(folders, names, start, teachers)
     samples = [(path, truth) for truth, name in enumerate(classes) for path in folders.images[name]]
     return classes, samples, tuple(names.get(name, name) for name in classes)
 

@@ -3,10 +3,14 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.image_sizes import pixels_of
-from models.load import Card, LoadedModel, load, read_labels
+from models.load import Card, LoadedModel, load, read_card, read_labels
+from models.load.config import config_in
+from models.load.folder import file_at
+from models.load.reference import existing
 from models.names import shown
 from models.training.classes import ClassesError, match, natural_order
 from models.training.config import EvaluateConfig, SweepConfig
@@ -14,6 +18,15 @@ from models.training.data import Sample
 from models.training.folders import ClassFolders, FolderError, class_folders
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClasses:
+    """What a checkpoint says of its classes, in their order: labels, and the names of the folders that it was
+    trained on, where these are known."""
+
+    labels: tuple[str, ...]
+    folders: tuple[str, ...] | None = None
 
 
 def samples_for(card: Card, root: Path, *, tells: bool = True) -> list[Sample]:
@@ -33,7 +46,10 @@ def samples_for(card: Card, root: Path, *, tells: bool = True) -> list[Sample]:
 
 
 def training_order(
-    folders: ClassFolders, labels: Mapping[str, str], start: Card | None, teacher: Card | None
+    folders: ClassFolders,
+    labels: Mapping[str, str],
+    start: KnownClasses | None,
+    teacher: KnownClasses | None,
 ) -> tuple[str, ...]:
     """The class folders in the order in which a network is to learn them.
 
@@ -66,21 +82,31 @@ def training_order(
     return tuple(names)
 
 
-def _order_of(card: Card, names: list[str], labels: Mapping[str, str]) -> tuple[str, ...]:
+def _order_of(known: KnownClasses, names: list[str], labels: Mapping[str, str]) -> tuple[str, ...]:
     """The folders in the order of a checkpoint's classes. Raises ClassesError where these are others."""
-    if len(card.labels) != len(names):
-        raise ClassesError(f"it has {len(card.labels)} classes, but there are {len(names)} class folders")
+    if len(known.labels) != len(names):
+        raise ClassesError(f"it has {len(known.labels)} classes, but there are {len(names)} class folders")
     try:
-        matched = match(names, card.labels, card.folders)
+        matched = match(names, known.labels, known.folders)
         order = matched.index
     except ClassesError:
         by_label = {labels.get(name, name): name for name in names}
         if len(by_label) < len(names) or not labels:
             raise
-        matched = match(by_label, card.labels)
+        matched = match(by_label, known.labels)
         order = {by_label[label]: place for label, place in matched.index.items()}
     tell(*matched.remarks)
     return tuple(sorted(names, key=order.__getitem__))
+
+
+def known_classes(weights: Path) -> KnownClasses | None:
+    """The classes that the header of weights names, or a config.json of timm's beside them; None without
+    such names. Raises ModelError for what cannot be read."""
+    file = file_at(existing(str(weights)))
+    known = read_card(file) or config_in(file.parent)
+    if known is None or not known.labels:
+        return None
+    return KnownClasses(known.labels, known.folders if isinstance(known, Card) else None)
 
 
 def labels_in(path: Path | None) -> tuple[str, ...] | None:

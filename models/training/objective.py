@@ -1,18 +1,17 @@
 """The loss of a step: the distance to the labels and, with a teacher, to its outputs."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from models.load import ModelError, load
+from models.load import LoadedModel, ModelError
 from models.pruned_vit import PrunedViT
 from models.ragged import Tokens
 from models.schedule import UNPRUNED, Pruning
-from models.training.config import TrainConfig
 
 
 def loss_of(
@@ -24,6 +23,7 @@ def loss_of(
     distillation: float,
     *,
     begun_once: bool = False,
+    for_teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, " B"]]:
     """Loss of the pruned network on one batch, and whose first label is right.
 
@@ -31,7 +31,8 @@ def loss_of(
     logits of a few classes say little about an image; the teacher's features, which the head reads, say
     what the pruned network should still have seen. Of a distilled model they are those of both heads, end to
     end. ``forward``: the network as a `PrunedViT`, or what several processes wrap that in. ``begun_once``:
-    the teacher begins like it (`freezing.begin_alike`).
+    the teacher begins like it (`freezing.begin_alike`). ``for_teacher``: makes of the inputs those of a
+    teacher with another mean and standard deviation.
     """
     begun: Tokens | None = None
     if begun_once and isinstance(forward, PrunedViT):
@@ -46,7 +47,8 @@ def loss_of(
         return loss, correct
     with torch.no_grad():
         unpruned = [UNPRUNED] * len(inputs)
-        whole = teacher(inputs, unpruned) if begun is None else teacher.finish(begun, unpruned)
+        seen = inputs if for_teacher is None else for_teacher(inputs)
+        whole = teacher(seen, unpruned) if begun is None else teacher.finish(begun, unpruned)
         answers = whole.logits.float()
     divergence = F.kl_div(
         logits.log_softmax(1), answers.log_softmax(1), reduction="batchmean", log_target=True
@@ -55,20 +57,24 @@ def loss_of(
     return (1 - distillation) * loss + distillation * (divergence + distance), correct
 
 
-def load_teacher(config: TrainConfig, model: PrunedViT, device: str) -> PrunedViT | None:
-    """Raises ModelError where the teacher's architecture, input or classes are others than the student's.
+def check_teacher(teacher: LoadedModel, model: PrunedViT) -> None:
+    """Raises ModelError where the teacher's architecture, image size or number of classes are others than
+    the student's.
 
     Its patches may be other ones, and other blocks of it may attend to clusters or have static attention:
     features that the head reads are compared, not patches.
     """
-    if config.teacher is None:
-        return None
-    teacher = load(str(config.teacher), architecture=config.architecture).model
-    sizes = [some.vit.patch_embed.img_size for some in (teacher, model)]
-    may_differ = {name: getattr(model.arch, name) for name in ("grid", "paca", "static_blocks")}
-    if replace(teacher.arch, **may_differ) != model.arch or sizes[0] != sizes[1]:
-        raise ModelError(
-            f"the teacher is {teacher.arch} for {sizes[0]} pixels, "
-            f"but the student is {model.arch} for {sizes[1]}"
+    differ = [
+        f"{name} {theirs}, not {ours}"
+        for name, theirs, ours in (
+            ("image size", teacher.model.vit.patch_embed.img_size, model.vit.patch_embed.img_size),
+            *(
+                (field.name, getattr(teacher.model.arch, field.name), getattr(model.arch, field.name))
+                for field in fields(model.arch)
+                if field.name not in ("grid", "paca", "static_blocks")
+            ),
         )
-    return teacher.to(device).requires_grad_(requires_grad=False)
+        if theirs != ours
+    ]
+    if differ:
+        raise ModelError(f"the teacher is another network than the student: {'; '.join(differ)}")

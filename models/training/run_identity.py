@@ -1,8 +1,6 @@
 """What a training run is known by: its fingerprint, by which it is resumed, and its checkpoint's card."""
 
-from typing import Any
-
-from models.load import Card, input_spec_of
+from models.load import Card, Start
 from models.pruned_vit import PrunedViT
 from models.training.config import TrainConfig
 from models.training.data import Sample
@@ -38,7 +36,7 @@ def card_of(
     model: PrunedViT,
     classes: tuple[str, ...],
     labels: tuple[str, ...],
-    model_args: dict[str, Any],
+    start: Start,
 ) -> Card:
     """What the checkpoint says of itself; of the settings, none that name a place."""
     left_out = {
@@ -48,11 +46,11 @@ def card_of(
     return Card(
         architecture=config.architecture,
         labels=labels,
-        input=input_spec_of(model.vit),
+        input=start.input,
         stages=model.stages,
         criterion=config.criteria[0],
         reducer=config.reducers[0],
-        model_args={**model_args, "num_classes": len(classes), "img_size": config.image_size},
+        model_args={**start.model_args, "num_classes": len(classes), "img_size": config.image_size},
         patch_stride=config.patch_stride,
         life_block=model.stages.blocks[0] if config.life else None,
         paca=model.arch.paca,

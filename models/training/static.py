@@ -10,7 +10,7 @@ from torch import Tensor
 from models.attend.heads import heads, placed
 from models.blocks import Blocks
 from models.clusters import paca_of
-from models.load import ModelError, Start, input_spec_of
+from models.load import ModelError, Start
 from models.normalise import normalise
 from models.pruned_vit import PrunedViT
 from models.ragged import Tokens
@@ -66,7 +66,7 @@ def inherit(
     if not blocks:
         return
     vit = start.vit
-    spec, device = input_spec_of(vit), next(vit.parameters()).device
+    spec, device = start.input, next(vit.parameters()).device
     some = spread_samples(samples, IMAGES)
     batches = evaluation_batches(some, spec, broken, batch_size=_BATCH, workers=workers)
     pixels = (torch.from_numpy(batch.pixels).to(device) for batch in batches if len(batch.numbers))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from models.load import Card, input_spec_of
+from models.load import Card
 from models.normalise import normalise
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
@@ -20,13 +20,13 @@ class Validation:
 
     def __init__(self, folder: Path, card: Card, config: TrainConfig) -> None:
         self.samples: list[Sample] = samples_for(card, folder)
-        self._config = config
+        self._spec, self._config = card.input, config
 
     @torch.inference_mode()
     def top1(self, model: PrunedViT) -> dict[float, float]:
         """The share of right first labels at each ratio. Images that cannot be read count for none."""
         config = self._config
-        spec = input_spec_of(model.vit)
+        spec = self._spec
         device = next(model.parameters()).device
         right = dict.fromkeys(config.validation_keep_ratios, 0)
         images = 0

@@ -704,7 +704,7 @@ def test_a_student_comes_closer_to_its_teacher(config: Callable[..., TrainConfig
 
 def test_a_teacher_of_another_kind_is_refused(config: Callable[..., TrainConfig], trained: Path) -> None:
     """A teacher whose grid or classes are not the student's is refused before anything is trained."""
-    with pytest.raises(ModelError, match="the teacher is"):
+    with pytest.raises(ModelError, match="the teacher is another network"):
         fine_tune(config(teacher=trained, image_size=64))
 
 
