@@ -26,7 +26,8 @@ class LimitSettings(BaseModel):
         512 * 2**20,
         ge=1,
         description="Maximum memory for all request bodies in an HTTP process, including decompressed and "
-        "decoded data. Further requests get 503.",
+        "decoded data. Further requests get 503, and a request that alone needs more than half of it may "
+        "get 413.",
     )
     answer_cache_bytes: int = Field(
         0,

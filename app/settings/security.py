@@ -37,6 +37,6 @@ class SecuritySettings(BaseModel):
         None,
         description="Host names accepted in the Host header in addition to those of this machine "
         "(localhost, 127.0.0.1), separated by commas. *.example.org accepts all subdomains, * "
-        "every name. Default: every name if API keys are required or --host is not a loopback "
-        "address, otherwise none.",
+        "every name. List the names that proxies and Prometheus use, too. Default: every name if "
+        "API keys are required or --host is not a loopback address, otherwise none.",
     )

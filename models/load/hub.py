@@ -91,11 +91,28 @@ def _optional(file: Callable[[str], Path], name: str) -> Path | None:
         return None
 
 
+def what_to_do(error: Exception, without_the_hub: str) -> str:
+    """Words for the error of a download: what to do where the hub refuses it, and otherwise what to do
+    without the hub."""
+    if isinstance(error, GatedRepoError):
+        return (
+            "The repository is gated: request access on its page, and set HF_TOKEN to an access token of "
+            "that account"
+        )
+    response = getattr(error, "response", None)
+    if isinstance(error, RepositoryNotFoundError) or getattr(response, "status_code", None) in (401, 403):
+        return (
+            "The hub has no repository of this name, or it is private: check the name, or set HF_TOKEN to "
+            "an access token that can read it"
+        )
+    return f"If the hub cannot be reached, {without_the_hub}"
+
+
 def _not_had(repository: str, error: Exception) -> ModelError:
+    folder = "copy the repository's folder here and pass its path: --model /path/to/folder"
     return ModelError(
         f"the weights of hf-hub:{repository} could not be loaded: {first_line(error)} "
-        "If the hub cannot be reached, copy the repository's folder here and pass its path: "
-        "--model /path/to/folder"
+        f"{what_to_do(error, folder)}"
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from models.families import Network, UnsupportedModelError
 from models.families.cls_and_patches import ClsAndPatches
 from models.load.errors import ModelError, first_line
-from models.load.hub import offline_unless_the_hub_answers
+from models.load.hub import offline_unless_the_hub_answers, what_to_do
 from models.load.reference import known
 from models.patch_embed import set_patch_stride
 
@@ -47,11 +47,12 @@ def create_timm(
                 f"the weights of {name} could not be loaded: its config.json names neither a timm "
                 "architecture nor a transformers class, so it belongs to another library"
             ) from error
-        raise ModelError(
-            f"the weights of {name} could not be loaded: {first_line(error)} "
-            "If the hub cannot be reached, copy the checkpoint here and pass its path: "
-            "--model /path/to/model.safetensors "
+        file = (
+            "copy the checkpoint here and pass its path: --model /path/to/model.safetensors "
             f"--architecture {'NAME_OF_ITS_TIMM_ARCHITECTURE' if on_hub else name}"
+        )
+        raise ModelError(
+            f"the weights of {name} could not be loaded: {first_line(error)} {what_to_do(error, file)}"
         ) from error
     if not isinstance(model, Network):
         raise UnsupportedModelError(f"its class is {type(model).__name__}")

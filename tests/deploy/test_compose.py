@@ -1,5 +1,6 @@
 """docker-compose.yml: it holds together, and the server in it is locked in."""
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,14 +88,18 @@ def test_stopping_waits_for_the_server(compose: dict[str, Any]) -> None:
     assert seconds(server["stop_grace_period"]) > SHUTDOWN_GRACE_S
 
 
-def test_settings_can_be_given_from_outside(compose: dict[str, Any]) -> None:
+def test_settings_can_be_given_from_outside(compose: dict[str, Any], repository: Path) -> None:
     """Each setting can be set in the shell, but those of an address or a file, which the container decides,
-    and the grace time, which has to fit the file's own."""
+    and the grace time, which has to fit the file's own. So can what others read: the SDK of traces, as the
+    documentation names its variables, and the hub's client."""
     inside = {"host", "port", "operations_host", "operations_port", "shutdown_grace_s"}
     inside |= {"labels", "head", "api_keys_file", "tls_certificate", "tls_key"}
     given = compose["services"]["trimvit"]["environment"]
     settings = [f"TRIMVIT_{name.upper()}" for name in Settings.model_fields if name not in inside]
-    assert set(given) == {*settings, KEYS_VARIABLE, "OTEL_EXPORTER_OTLP_ENDPOINT"}
+    documented = set(re.findall(r"OTEL_[A-Z_]+", (repository / "docs/monitoring.md").read_text()))
+    others = documented | {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER_ARG"}
+    others |= {"HF_TOKEN", "HF_ENDPOINT"}
+    assert set(given) == {*settings, KEYS_VARIABLE, *others}
     assert set(given.values()) == {None}
     assert inside <= set(Settings.model_fields)
 

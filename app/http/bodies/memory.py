@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from starlette.types import Scope
 
-from app.errors import Overloaded
+from app.errors import Overloaded, TooLarge
 
 _T = TypeVar("_T")
 
@@ -51,9 +51,14 @@ class Share:
         self._taken = 0
 
     def take(self, size: int) -> None:
-        """Hold more. Raises Overloaded where there is not so much left."""
+        """Hold more. Raises Overloaded where there is not so much left, and TooLarge where there never is."""
         memory = self._memory
         with memory.lock:
+            if self._taken + size > memory.most_bytes:
+                raise TooLarge(
+                    f"the request needs more than the {memory.most_bytes} bytes of memory that all request "
+                    "bodies together may have; send less in one request"
+                )
             if memory.taken + size > memory.most_bytes:
                 raise Overloaded(
                     f"the bodies of all requests together need more than the {memory.most_bytes} bytes of "

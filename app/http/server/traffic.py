@@ -72,7 +72,7 @@ class _Body:
         self._whole = False
 
     async def receive(self) -> Message:
-        """The next part. Raises TooSlow or Overloaded; after the body, waits for the client to go."""
+        """The next part. Raises TooSlow, TooLarge or Overloaded; after the body, waits for the client."""
         if self._whole:
             return await self._receive()
         try:

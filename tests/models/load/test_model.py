@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import huggingface_hub.constants
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -560,6 +562,29 @@ def test_an_unreachable_hub_says_what_to_do(no_hub: Path, reference: str, archit
     text = str(caught.value)
     assert f"the weights of {reference} could not be loaded" in text
     assert f"--model /path/to/model.safetensors {architecture}" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (GatedRepoError, "request access on its page, and set HF_TOKEN"),
+        (RepositoryNotFoundError, "or it is private: check the name, or set HF_TOKEN"),
+    ],
+)
+def test_a_repository_that_the_hub_refuses_says_what_to_do(
+    no_hub: Path, monkeypatch: pytest.MonkeyPatch, error: type[HfHubHTTPError], words: str
+) -> None:
+    """A token helps there, and no copy of the file."""
+
+    def refused(*_: object, **__: object) -> None:
+        answer = httpx.Response(401, request=httpx.Request("GET", "https://hub.invalid/somebody/private"))
+        raise error("401 Client Error.", response=answer)
+
+    monkeypatch.setattr("timm.create_model", refused)
+    with pytest.raises(ModelError) as caught:
+        load("somebody/private")
+    assert words in str(caught.value)
+    assert "cannot be reached" not in str(caught.value)
 
 
 def put_in_cache(hub: Path, repository: str, files: dict[str, bytes]) -> None:

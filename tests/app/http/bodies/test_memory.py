@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.errors import Overloaded, TooLarge
 from app.http.bodies.memory import Memory, Share
 
 pytestmark = pytest.mark.anyio
@@ -54,3 +55,18 @@ async def test_work_that_is_not_waited_for_any_more_keeps_no_place() -> None:
     first_ends.set()
     assert await first
     assert await Share(memory).run(lambda: "mine") == "mine"
+
+
+async def test_what_others_hold_is_waited_for_and_what_never_fits_is_not() -> None:
+    """A client is told to come again only where that can help."""
+    memory = Memory(100)
+    one, other = Share(memory), Share(memory)
+    one.take(60)
+    with pytest.raises(Overloaded):
+        other.take(41)
+    with pytest.raises(TooLarge, match="more than the 100 bytes"):
+        other.take(101)
+    with pytest.raises(TooLarge):
+        one.take(41)
+    other.take(40)
+    assert memory.taken == 100

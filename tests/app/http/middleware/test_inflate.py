@@ -197,7 +197,7 @@ async def test_what_is_inflated_counts_in_the_memory_of_all_bodies() -> None:
     assert [size for size in found if isinstance(size, int)].count(4 * 2**20) == 8 - len(refused) >= 2
     assert repr(memory) == f"<Memory 0 of {10 * 2**20} bytes taken>"
     assert await read(body, memory) == 4 * 2**20
-    with pytest.raises(Overloaded):
+    with pytest.raises(TooLarge):
         await read(gzip.compress(bytes(11 * 2**20)), memory)
 
 
