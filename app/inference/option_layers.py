@@ -27,21 +27,23 @@ def single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Later layers go before earlier ones; a way to choose replaces any other, a cascade also criterion and
-    reducer, which it chooses itself."""
+    reducer, which it chooses itself. JSON's null changes nothing that an earlier layer has."""
     values: dict[str, Any] = {}
     for layer in layers:
         cascade = _is_true(layer.get("cascade"))
         if cascade or any(layer.get(name) is not None for name in WAYS_TO_CHOOSE if name != "cascade"):
             for name in WAYS_TO_CHOOSE + (CHOSEN_BY_A_CASCADE if cascade else ()):
                 values.pop(name, None)
-        values.update(layer)
+        for name, value in layer.items():
+            if value is not None or name not in values:
+                values[name] = value
     return values
 
 
 def refuse_those_of_v1(values: Mapping[str, Any]) -> None:
     """Raises InvalidValue for options that this interface has no place for."""
     for name in OF_SEVERAL_IMAGES:
-        if name in values:
+        if values.get(name) is not None:
             raise InvalidValue(
                 f"{name}: only /v1/classify and /v1/embed support errors per image; leave it out, or use "
                 "one of them"
@@ -82,7 +84,7 @@ def options_of(
     *,
     options_type: type[ImageOptions] = ImageOptions,
 ) -> ImageOptions:
-    """The options of the image at this place (None: of all). Raises InvalidValue.
+    """The options of the image at this place (None: of all); null is as if not there. Raises InvalidValue.
 
     ``besides``: names that the route takes too, and has read already; ``kind``: what it calls an option.
     """
@@ -91,7 +93,9 @@ def options_of(
         allowed = [*options_type.model_fields, *besides]
         raise InvalidValue(no_such(kind, unknown, allowed), image=index)
     try:
-        return options_type.model_validate(values)
+        return options_type.model_validate(
+            {name: value for name, value in values.items() if value is not None}
+        )
     except ValidationError as error:
         raise InvalidValue(said(error, options_type), image=index) from error
 

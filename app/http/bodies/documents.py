@@ -6,8 +6,9 @@ takes, however large the body is.
 """
 
 import json
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from app.wrong_values import short
 _CHECKED = 2**20  # bytes of JSON in which no name may come twice
 _MOST_ESCAPES = 4096  # quotes with a backslash in one string, and backslashes before a quote
 _LONG = 8192  # bytes of a string; an id may have 1,024 characters
+_PLACE = re.compile(r" \(byte (\d+)\)$")
+_SHOWN = 60  # bytes of what is wrong in the JSON, so that a name of a long string is shown whole
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Encodings of JSON by RFC 4627 and their marks; those of four bytes begin like those of two.
 _WIDE = {
@@ -68,12 +71,27 @@ def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_valu
             json.loads(rest, object_pairs_hook=_only_once)
         return _filled_in(value, views) if views else value
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UnreadableRequest(f"{what} is not JSON: {_fault(rest) or error}{_advice(text)}") from error
+        why = _fault(rest) or _at(str(error), rest, views)
+        raise UnreadableRequest(f"{what} is not JSON: {why}{_advice(text)}") from error
     except RecursionError as error:
         # Each Python has a limit of its own, for what the parser does and for what we do with its value.
         raise UnreadableRequest(
             f"{what} is nested too deeply; options are values and lists of values, not lists in lists"
         ) from error
+
+
+def _at(why: str, rest: bytes, views: Collection[str]) -> str:
+    """With what stands at the place that the parser names, whose number counts no long strings."""
+    found = _PLACE.search(why)
+    if found is None:
+        return why
+    place = int(found[1])
+    there = rest[place : place + _SHOWN].decode("utf-8", "replace")
+    if not there:
+        return why[: found.start()]
+    for name in views:
+        there = there.replace(name, "...")
+    return f"{why[: found.start()]}, at {short.repr(there)}"
 
 
 def _fault(text: bytes) -> UnicodeDecodeError | None:

@@ -77,6 +77,14 @@ def test_a_file_without_its_line_ends_is_refused(client: TestClient, image: byte
     [
         ("{'image': 'abc'}", "json.dumps"),
         ("", "the body is empty"),
+        ('{"image": "abc", "keep_ratio": NaN}', "invalid character, at 'NaN}'"),
+        ('{"image": "abc", "cascade": True}', "invalid character, at 'True}'"),
+        ('{"image": "' + "QUJD" * 3000 + '", "keep_ratio": Infinity}', "invalid character, at 'Infinity}'"),
+        ('{"images": [{"image": "' + "QUJD" * 3000 + '"},]}', "at ']}'"),
+        (
+            '{"images": [{"image": "a"} {"image": "' + "QUJD" * 3000 + '"}]}',
+            r"""at '{\"image\": \"...\"}]}'""",
+        ),
         ('{"image": "abc", "keep_ratio": 0.5, "keep_ratio": 0.6}', "'keep_ratio' is given more than once"),
         ('{"images": [{"image": "abc", "image": "abd"}]}', "'image' is given more than once"),
         ('{"image": "\\ud800"}', ""),
