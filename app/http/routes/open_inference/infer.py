@@ -210,7 +210,9 @@ def _of_model(request: InferRequest, options: ImageOptions, model: ModelInfo) ->
 
 
 def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:
-    by_default = request.parameters.get("binary_data_output", False)
+    by_default = request.parameters.get("binary_data_output")
+    if by_default is None:
+        by_default = False
     if type(by_default) is not bool:
         raise wrong_parameter("binary_data_output", by_default)
     asked = request.outputs or [RequestedOutput(name=name) for name in outputs_by_default(model)]

@@ -19,12 +19,19 @@ _PRIORITIES: tuple[Priority, ...] = ("normal", "high", "normal", "batch")
 def options_in(parameters: dict[str, Any]) -> ImageOptions:
     """The request's parameters as the options that /v1/classify has, Triton's own read in its way.
     Raises InvalidValue."""
-    values = {name: value for name, value in parameters.items() if name != "binary_data_output"}
+    values = {
+        name: value
+        for name, value in parameters.items()
+        if name != "binary_data_output" and (value is not None or name not in TRITONS)
+    }
     for name in _OF_SEQUENCES:
         if values.pop(name, None):
             raise InvalidValue(
                 f"sequences are not supported, each image is computed independently: leave out {name}"
             )
+    content_type = values.pop("content_type", None)
+    if not isinstance(content_type, str | None):
+        raise wrong_parameter("content_type", content_type)
     final = values.pop("triton_enable_empty_final_response", False)
     if type(final) is not bool:
         raise wrong_parameter("triton_enable_empty_final_response", final)

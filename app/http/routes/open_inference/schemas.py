@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.http.routes.open_inference.tensors import Datatype
 from app.http.schemas import EXAMPLE_IMAGE
@@ -34,6 +34,10 @@ TRITONS: dict[str, Any] = {
         "type": "boolean",
         "default": False,
         "description": "Has no effect: it is for streaming responses, and there is always one response.",
+    },
+    "content_type": {
+        "type": "string",
+        "description": "Has no effect: MLServer's clients name the codec of a request in it.",
     },
     "binary_data_output": {
         "type": "boolean",
@@ -120,7 +124,18 @@ class ModelConfig(BaseModel):
     )
 
 
-class RegionParameters(BaseModel):
+class _Requested(BaseModel):
+    """Part of a request. A member that is null is as if not there, as programs write what is not set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if isinstance(value, dict) and None in value.values():
+            return {name: member for name, member in value.items() if member is not None}
+        return value
+
+
+class RegionParameters(_Requested):
     """Where a tensor's data lies in shared memory, for clients on the server's machine."""
 
     shared_memory_region: str | None = Field(
@@ -139,9 +154,12 @@ class InputParameters(RegionParameters):
     binary_data_size: int | None = Field(
         None, ge=0, description="Size in bytes of its binary data after the JSON. Replaces `data`."
     )
+    content_type: Literal["base64", "str", "np"] | None = Field(
+        None, description="Has no effect: MLServer's codecs name themselves in it."
+    )
 
 
-class InferInput(BaseModel):
+class InferInput(_Requested):
     """The images of a request, as one tensor."""
 
     name: InputName = Field(
@@ -185,9 +203,12 @@ class OutputParameters(RegionParameters):
         "`value:index:label`. 0: return the numbers themselves.",
         examples=[3],
     )
+    content_type: str | None = Field(
+        None, description="Has no effect: MLServer's clients name a codec in it."
+    )
 
 
-class RequestedOutput(BaseModel):
+class RequestedOutput(_Requested):
     """An output that is wanted."""
 
     name: OutputName = Field(description="The output's name.", examples=["label"])
@@ -196,7 +217,7 @@ class RequestedOutput(BaseModel):
     )
 
 
-class InferRequest(BaseModel):
+class InferRequest(_Requested):
     """Images, how to prune them, and what to answer with."""
 
     id: str | None = Field(

@@ -93,6 +93,11 @@ def split(body: bytes | bytearray, header_length: str | None) -> tuple[bytes | b
             f"got {short.repr(header_length)}"
         )
     length = int(header_length)
+    if length == 0 and body:
+        raise UnreadableRequest(
+            f"{HEADER_LENGTH} is 0: requests of binary data without JSON are not supported here; send the "
+            "image itself to POST /v1/classify or POST /, or JSON before it"
+        )
     if length > len(body):
         raise UnreadableRequest(f"{HEADER_LENGTH} is {length}, but the body has only {len(body)} bytes")
     return body[:length], memoryview(body)[length:]

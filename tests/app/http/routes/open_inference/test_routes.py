@@ -502,6 +502,48 @@ def test_tritons_words_for_nothing_are_taken(client: TestClient) -> None:
     )
 
 
+def test_members_that_are_null_are_as_if_not_there(client: TestClient, dispatch: FakeDispatch) -> None:
+    """As programs write what is not set."""
+    nothing = dict.fromkeys(
+        ["keep_ratio", "top_k", "seed", "timeout", "priority", "binary_data_output", "content_type"]
+    )
+    plain = asked(client).json()
+    for members in (
+        {"id": None, "parameters": None, "outputs": None},
+        {"inputs": [image_input(BASE64, parameters=None)]},
+        {"inputs": [image_input(BASE64, parameters={"binary_data_size": None, "content_type": None})]},
+        {"parameters": nothing},
+    ):
+        assert outputs_of(response := asked(client, **members))
+        assert response.json() == plain
+    named = {"name": "score", "parameters": {"binary_data": None, "classification": None}}
+    assert outputs_of(asked(client, outputs=[named, {"name": "label", "parameters": None}]))
+
+
+def test_the_codecs_of_mlservers_clients_are_taken(client: TestClient) -> None:
+    """They name themselves in parameters of the request, its input and its outputs."""
+    plain = asked(client, outputs=names("label")).json()
+    for content_type in ("base64", "str"):
+        said = {"content_type": content_type}
+        response = asked(
+            client,
+            inputs=[image_input(BASE64, parameters=said)],
+            outputs=[{"name": "label", "parameters": {"content_type": "str"}}],
+            parameters=said,
+        )
+        assert response.json() == plain
+    pixels = {"name": "pixels", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
+    outputs_of(asked(client, inputs=[{**pixels, "parameters": {"content_type": "np"}}]))
+
+
+def test_binary_data_without_json_is_refused_in_words(client: TestClient) -> None:
+    """Triton takes it for models of one input."""
+    response = client.post(INFER, content=IMAGE, headers={HEADER_LENGTH: "0"})
+    error = error_of(response, 400)
+    assert "without JSON" in error
+    assert "POST /v1/classify" in error
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
@@ -525,6 +567,7 @@ def test_tritons_words_for_nothing_are_taken(client: TestClient) -> None:
         ({"priority": True}, ["priority must be 'high', 'normal' or 'batch'"]),
         ({"sequence_id": 7}, ["sequences are not supported", "sequence_id"]),
         ({"sequence_id": "a"}, ["sequences are not supported"]),
+        ({"content_type": 5}, ["content_type", "got 5"]),
         ({"headers": "x"}, ["no parameter 'headers'"]),
         ({"triton_unknown": True}, ["no parameter 'triton_"]),
         ({"mask": "grid"}, ["'mask'", "kept_patches"]),
@@ -579,6 +622,11 @@ SIZED = {"binary_data_size": 4}
             ["shared memory", "not enabled", "--shared-memory-bytes"],
         ),
         ({"inputs": [image_input(BASE64, parameters={"size": 3})]}, 422, ["'size'", "binary_data_size"]),
+        (
+            {"inputs": [image_input(BASE64, parameters={"content_type": "pd"})]},
+            422,
+            ["content_type must be 'base64', 'str' or 'np'", "got 'pd'"],
+        ),
         (
             {"inputs": [{"name": "pixels", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 11}]},
             422,
