@@ -80,10 +80,19 @@ def _address(text: str) -> str:
     try:
         ip_network(text)
     except ValueError:
+        pass
+    else:
+        return text
+    try:
+        meant = ip_network(text, strict=False)
+    except ValueError:
         raise ValueError(
             f"{text!r} is neither an address nor a network, such as 10.0.0.7 or 10.0.0.0/8"
         ) from None
-    return text
+    raise ValueError(
+        f"{text!r} is an address within a network; write {meant} for the network, or "
+        f"{text.partition('/')[0]} for the address"
+    )
 
 
 def _origin(text: str) -> str:

@@ -28,6 +28,8 @@ def test_a_name_stands_before_its_reference(value: str, models: list[tuple[str |
         ("deit_tiny_patch16_224,large=b", "must name each model if there are several, as in small=deit_tiny"),
         ("a=x,a=y", "a is used twice"),
         ("a=", "must have a reference after a="),
+        ("", "it is empty; give a name or a path"),
+        (" ", "it is empty; give a name or a path"),
     ],
 )
 def test_what_names_no_models_is_told(value: str, words: str) -> None:
