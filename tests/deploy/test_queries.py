@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from app import errors
+from app.main import create_app
+from app.settings.settings import Settings
 from app.telemetry import metrics
+from tests.app.fakes import FakeDispatch
 from tests.deploy.promql import SUFFIXES, dashboard_queries, exposed, groupings, selectors
 
 # Series that no panel shows, and why.
@@ -68,6 +71,24 @@ def test_reasons_and_phases_exist(queries: dict[str, str]) -> None:
     assert {value for label, value in matched if label == "reason"} <= problems
     phases = set(re.findall(r"\w+", metrics.PHASE_SECONDS._documentation.partition(":")[2]))
     assert {value for label, value in matched if label == "phase"} <= phases
+
+
+def test_requests_that_are_counted_are_for_inference(queries: dict[str, str]) -> None:
+    """Of all routes that take POST, those that load models or register memory are left out, and no other."""
+    app = create_app(Settings(model_repository=True), FakeDispatch())
+    routes = {path for path, operations in app.openapi()["paths"].items() if "post" in operations}
+    administrative = {route for route in routes if "/repository/" in route or "sharedmemory/" in route}
+    assert len(administrative) >= 5
+    counting = {
+        (where, one.matchers)
+        for where, query in queries.items()
+        for one in selectors(query)
+        if one.name == "trimvit_requests_total" and ("method", "POST") in one.matchers
+    }
+    assert counting
+    for where, matchers in counting:
+        left_out = dict(matchers)["route"]
+        assert {route for route in routes if re.fullmatch(left_out, route)} == administrative, where
 
 
 def test_every_metric_is_on_the_dashboard(dashboard: dict[str, Any]) -> None:
