@@ -24,5 +24,11 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return "" if found is None else f"; did you mean {found}?"
 
 
+def same(word: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that differs from ``word`` in capitals, hyphens and underscores at most."""
+    plain = _plain(word[:100])
+    return next((name for name in names if _plain(name) == plain), None)
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[-_\[\]\s]", "", name.casefold())

@@ -1,12 +1,13 @@
 """Layers of options (query, form, JSON) -> the checked options of one image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.errors import InvalidValue
 from app.inference.options import CHOSEN_BY_A_CASCADE, OF_SEVERAL_IMAGES, WAYS_TO_CHOOSE, ImageOptions
+from app.nearest import did_you_mean, same
 from app.wrong_values import no_such, short, wrong_values
 
 _FLAGS = TypeAdapter(bool)
@@ -48,6 +49,24 @@ def refuse_those_of_v1(values: Mapping[str, Any]) -> None:
                 f"{name}: only /v1/classify and /v1/embed support errors per image; leave it out, or use "
                 "one of them"
             )
+
+
+def refuse_misplaced(
+    given: Iterable[str], members: Collection[str], parameters: Iterable[str], of: str = "the request"
+) -> None:
+    """Raises InvalidValue for names beside the known ``members`` that would change the answer if they were
+    read: those of ``parameters``, which stand elsewhere, and misspelt members. Others are ignored, as clients
+    of other servers send more."""
+    for name in given:
+        if name in members:
+            continue
+        if (meant := same(name, parameters)) is not None:
+            raise InvalidValue(
+                f"{of} has the member {short.repr(name)}, which is only read in parameters: "
+                f'"parameters": {{"{meant}": ...}}'
+            )
+        if hint := did_you_mean(name, members):
+            raise InvalidValue(f"{of} has no member {short.repr(name)}{hint}")
 
 
 def asks_for_each(values: Mapping[str, Any]) -> bool:

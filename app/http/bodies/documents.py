@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from app.decoding.signatures import begins_as_image
 from app.errors import TooLarge, UnreadableRequest
 from app.wrong_values import short
 
@@ -59,8 +60,10 @@ def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_valu
         text = _as_utf8(body)
         rest, views = _without_long_texts(memoryview(text), most_bytes)
     except UnicodeDecodeError as error:
-        raise UnreadableRequest(f"{what} is not JSON: {error}") from error
+        raise UnreadableRequest(f"{what} is not JSON: {error}{_advice(body)}") from error
     if rest is None:
+        if begins_as_image(body):
+            raise UnreadableRequest(f"{what} is not JSON{_advice(body)}")
         raise TooLarge(f"{what} has more than {most_bytes} bytes of JSON in addition to images; {hint}")
     # Commas in strings count, too, but neither base64 nor an option has any.
     if rest.count(b",") > most_values:
@@ -182,6 +185,10 @@ def _only_once(members: list[tuple[str, Any]]) -> None:
 def _advice(text: bytes | bytearray | memoryview) -> str:
     """What people send in place of JSON."""
     begin = bytes(text[:200]).lstrip()
+    if begins_as_image(begin):
+        return " (the body is an image: POST /v1/classify takes it as it is; here, send it in base64 in JSON)"
+    if begin.startswith(b"--"):
+        return " (the body seems to be a form, which POST /v1/classify takes)"
     if not begin:
         return " (the body is empty)"
     if begin.startswith((b"'", b"{'")):

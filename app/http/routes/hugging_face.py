@@ -27,12 +27,20 @@ from app.http.routes.direct import DirectRoute
 from app.http.routes.model_names import model_of
 from app.http.routes.plain_errors import errors
 from app.http.schemas import EXAMPLE_IMAGE
-from app.inference.option_layers import merged, options_of, refuse_those_of_v1, single_values
+from app.inference.option_layers import (
+    merged,
+    options_of,
+    refuse_misplaced,
+    refuse_those_of_v1,
+    single_values,
+)
 from app.inference.options import MASK_OPTIONS, OF_SEVERAL_IMAGES, ImageOptions, option_schemas
 from app.messages.model import ModelInfo
 from app.wrong_values import said_of
 
 Function = Literal["softmax", "sigmoid", "none"]
+
+_MEMBERS = ("inputs", "parameters", "options")  # the last are the service's: whether to wait, to cache
 
 _FUNCTION: dict[str, Any] = {
     "type": "string",
@@ -142,6 +150,7 @@ async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage[Imag
         document = parse_json(body, "the body", limits)
         if not isinstance(document, dict):
             raise UnreadableRequest("the JSON body must be an object with 'inputs'")
+        refuse_misplaced(document, _MEMBERS, (*ImageOptions.model_fields, "function_to_apply"))
         data = from_base64(document.get("inputs"), None, "inputs")
         parameters = document.get("parameters")
         if not isinstance(parameters, dict | None):

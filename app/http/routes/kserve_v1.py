@@ -198,6 +198,7 @@ def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
     if not isinstance(instance, dict):
         raise InvalidValue(f"an instance must be an object or a base64 string: {_PIXELS}", image=index)
     # TensorFlow's models name their inputs as they like, so bytes under any name are the image.
+    instance = {name: value for name, value in instance.items() if value is not None}
     names = [name for name in instance if name in _IMAGE_NAMES or _has_bytes(instance[name])]
     if len(names) != 1:
         found = "has more than one image" if names else "has no image"

@@ -19,7 +19,7 @@ from app.http.bodies.memory import Share
 from app.http.images import RequestedImage
 from app.http.regions.access import Place
 from app.http.routes.open_inference.outputs import OF_CLASSES, WantedOutput, outputs_by_default
-from app.http.routes.open_inference.parameters import options_in, wrong_parameter
+from app.http.routes.open_inference.parameters import check_members, options_in, wrong_parameter
 from app.http.routes.open_inference.schemas import (
     InferInput,
     InferRequest,
@@ -159,6 +159,7 @@ def _asked_inference(document: Any) -> AskedInference:
         request = InferRequest.model_validate(document)
     except ValidationError as error:
         raise InvalidValue(said(error, InferRequest)) from error
+    check_members(document)
     return AskedInference(request, options_in(request.parameters))
 
 

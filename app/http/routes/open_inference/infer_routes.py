@@ -38,6 +38,7 @@ from app.http.routes.open_inference.infer import (
     read_inference,
 )
 from app.http.routes.open_inference.outputs import output_tensors
+from app.http.routes.open_inference.parameters import check_query
 from app.http.routes.open_inference.schemas import InferRequest, InferResponse
 from app.http.routes.open_inference.tensors import HEADER_LENGTH, joined, json_bytes, split
 from app.http.routes.plain_errors import errors
@@ -122,6 +123,8 @@ def infer_router(
     ) -> tuple[Inference, ModelInfo, Access | None]:
         # Of the body, no more is kept than what the inference refers to.
         body = await read_body(request, limits)
+        if request.scope["query_string"]:
+            check_query(list(request.query_params))
         share = share_of(request.scope)
 
         header_length = request.headers.get(HEADER_LENGTH)

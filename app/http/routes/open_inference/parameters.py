@@ -1,13 +1,22 @@
 """The parameters of an infer request -> the options of its images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from app.errors import InvalidValue
-from app.http.routes.open_inference.schemas import TRITONS
-from app.inference.option_layers import options_of, refuse_those_of_v1
+from app.http.routes.open_inference.schemas import (
+    TRITONS,
+    InferInput,
+    InferRequest,
+    InputParameters,
+    OutputParameters,
+    RequestedOutput,
+)
+from app.inference.option_layers import options_of, refuse_misplaced, refuse_those_of_v1
 from app.inference.options import MASK_OPTIONS, ImageOptions
+from app.nearest import same
 from app.priority import Priority
-from app.wrong_values import said_of
+from app.wrong_values import said_of, short
 
 # Triton's names, which its clients set themselves and let nobody use for anything else.
 _OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
@@ -53,6 +62,28 @@ def options_in(parameters: dict[str, Any]) -> ImageOptions:
     if "priority" in values:
         values["priority"] = _priority(values["priority"])
     return options_of(values, None, ("timeout", "binary_data_output"), "parameter")
+
+
+def check_members(document: dict[str, Any]) -> None:
+    """Raises InvalidValue for members of a sound request that stand where nothing reads them."""
+    options = (*ImageOptions.model_fields, *TRITONS)
+    refuse_misplaced(document, InferRequest.model_fields, options)
+    for number, given in enumerate(document["inputs"]):
+        parameters = (*InputParameters.model_fields, *options)
+        refuse_misplaced(given, InferInput.model_fields, parameters, f"inputs.{number}")
+    for number, wanted in enumerate(document.get("outputs") or ()):
+        parameters = tuple(OutputParameters.model_fields)
+        refuse_misplaced(wanted, RequestedOutput.model_fields, parameters, f"outputs.{number}")
+
+
+def check_query(query: Sequence[str]) -> None:
+    """Raises InvalidValue for options among the names of a query, which is not read."""
+    for name in query:
+        if (meant := same(name, ImageOptions.model_fields)) is not None:
+            raise InvalidValue(
+                f"{short.repr(name)} is in the query, which is not read here: send it in the JSON, as "
+                f'"parameters": {{"{meant}": ...}}'
+            )
 
 
 def wrong_parameter(name: str, given: object) -> InvalidValue:

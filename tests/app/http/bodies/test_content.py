@@ -132,3 +132,14 @@ def test_pixels_without_an_axis_for_the_images_say_so(client: TestClient) -> Non
         response = client.post(f"/v2/models/{MODEL.name}/infer", json={"inputs": [tensor]})
         assert response.status_code == 422
         assert words in response.json()["error"]
+
+
+@pytest.mark.parametrize("content", [encoded(picture(300, 200), "PNG"), b"\xff\xd8\xff" + bytes(2**21)])
+def test_an_image_where_json_belongs_is_called_one(client: TestClient, content: bytes) -> None:
+    """However large it is, with where to send it."""
+    for path in (f"/v1/models/{MODEL.name}:predict", f"/v2/models/{MODEL.name}/infer"):
+        response = client.post(path, content=content, headers={"Content-Type": "image/png"})
+        assert response.status_code == 400
+        assert "the body is an image: POST /v1/classify" in response.text
+    form = client.post(f"/v2/models/{MODEL.name}/infer", files={"image": content})
+    assert form.status_code == 400

@@ -170,6 +170,26 @@ def test_what_is_wrong_is_refused_in_the_shape_that_the_client_shows(
     assert "image 0" not in error
 
 
+@pytest.mark.parametrize(
+    ("beside", "words"),
+    [
+        ({"keep_ratio": 0.5}, ["'keep_ratio'", '"parameters": {"keep_ratio": ...}']),
+        ({"top-k": 2}, ["'top-k'", '"parameters": {"top_k": ...}']),
+        ({"function_to_apply": "none"}, ["function_to_apply", "parameters"]),
+        ({"params": {"top_k": 2}}, ["'params'; did you mean parameters"]),
+    ],
+)
+def test_options_at_a_place_that_is_not_read_are_refused(
+    client: TestClient, dispatch: FakeDispatch, beside: dict[str, object], words: list[str]
+) -> None:
+    """They would be ignored without a word otherwise; what else clients send is."""
+    error = error_of(client.post("/", json={"inputs": BASE64, **beside}), 422)  # type: ignore[arg-type]
+    for word in words:
+        assert word in error
+    assert dispatch.questions == []
+    assert client.post("/", json={"inputs": BASE64, "stream": False}).is_success
+
+
 def test_limits_are_those_of_v1(make_client: Callable[..., TestClient]) -> None:
     """Bytes and pixels."""
     client = make_client(max_body_bytes=400, max_image_pixels=100)

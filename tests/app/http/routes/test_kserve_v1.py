@@ -61,6 +61,13 @@ def test_requests_of_other_servers_clients_are_understood(client: TestClient) ->
     assert "'signature_name'" in error_of(predicted(client, {**document, "signature_name": "features"}), 422)
 
 
+def test_members_that_are_null_are_as_if_not_there(client: TestClient) -> None:
+    """As programs write what is not set, also under the names of an image."""
+    instance = {"image": None, "b64": BASE64, "keep_ratio": None, "top_k": None, "errors": None}
+    document = {"instances": [instance], "parameters": None}
+    assert client.post("/v1/models/toy:predict", json=document).status_code == 200
+
+
 def test_predictions_come_in_the_order_of_the_instances_each_with_its_options(
     client: TestClient, dispatch: FakeDispatch
 ) -> None:

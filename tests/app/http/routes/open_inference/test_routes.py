@@ -545,6 +545,45 @@ def test_binary_data_without_json_is_refused_in_words(client: TestClient) -> Non
 
 
 @pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"keep_ratio": 0.5}, ["the request", "'keep_ratio'", '"parameters": {"keep_ratio": ...}']),
+        ({"keepRatio": 0.5}, ["'keepRatio'", '"parameters": {"keep_ratio": ...}']),
+        ({"timeout": 5}, ["'timeout'", "parameters"]),
+        ({"params": {"keep_ratio": 0.5}}, ["'params'; did you mean parameters"]),
+        ({"output": names("label")}, ["'output'; did you mean outputs"]),
+        ({"inputs": [image_input(BASE64, keep_ratio=0.5)]}, ["inputs.0", "keep_ratio", "parameters"]),
+        ({"inputs": [image_input(BASE64, binary_data_size=5)]}, ["inputs.0", "binary_data_size"]),
+        ({"outputs": [{"name": "score", "classification": 2}]}, ["outputs.0", "classification"]),
+        ({"outputs": [{"name": "score", "binary_data": True}]}, ["outputs.0", "binary_data"]),
+    ],
+)
+def test_options_at_a_place_that_is_not_read_are_refused(
+    client: TestClient, dispatch: FakeDispatch, members: dict[str, Any], words: list[str]
+) -> None:
+    """They would be ignored without a word otherwise."""
+    error = error_of(asked(client, **members), 422)
+    for word in words:
+        assert word in error, error
+    assert dispatch.questions == []
+
+
+def test_options_in_the_query_are_refused(client: TestClient, dispatch: FakeDispatch) -> None:
+    """It is not read here, unlike by other protocols; what is no option stays a client's own."""
+    document = {"inputs": [image_input(BASE64)]}
+    error = error_of(client.post(INFER + "?keep_ratio=0.5", json=document), 422)
+    assert "query" in error
+    assert '"parameters": {"keep_ratio": ...}' in error
+    assert dispatch.questions == []
+    outputs_of(client.post(INFER + "?trace=7", json=document))
+
+
+def test_members_of_other_servers_are_ignored(client: TestClient) -> None:
+    """Clients send more than the protocol has."""
+    outputs_of(asked(client, model_name="toy", model_version="1", inputs=[image_input(BASE64, note=1)]))
+
+
+@pytest.mark.parametrize(
     ("parameters", "words"),
     [
         (
