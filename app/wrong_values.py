@@ -61,6 +61,12 @@ def wrong_values(
     return tuple(told.values())
 
 
+def wrong_value(model: type[BaseModel], field: str, shown: str, given: object) -> str:
+    """What is wrong with a value of one field that could not be read at all."""
+    root = _schema_of(model)
+    return said_of(shown, field, _resolved(root, root["properties"][field]), given)
+
+
 def no_such(kind: str, name: str, allowed_names: Collection[str]) -> str:
     """That there is no ``kind`` of this name, with the nearest and all."""
     meant = did_you_mean(name, allowed_names)
@@ -182,7 +188,7 @@ def _example(schema: Schema) -> str | None:
             continue
         if given:
             return str(given[0])
-        if choice.get("type") == "number" and choice.get("maximum") == 1:
+        if choice.get("type") == "number" and 1 in (choice.get("maximum"), choice.get("exclusiveMaximum")):
             return "0.5"
         default = schema.get("default")
         if choice.get("type") == "array" and not default:

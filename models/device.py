@@ -1,5 +1,7 @@
 """Which device, dtype and how many threads to compute with, by looking at the machine."""
 
+import re
+
 import torch
 
 from models.cores import cores as cores
@@ -14,11 +16,14 @@ _DTYPES = {
 
 
 def choose_device(wanted: str) -> str:
-    """``auto``: the first GPU where PyTorch sees one, else the CPU. Raises OSError for a missing GPU."""
+    """``auto``: the first GPU where PyTorch sees one, else the CPU. Raises OSError for a missing GPU, and
+    ValueError for what is no device of these kinds."""
     if wanted == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if wanted == "cpu":
         return wanted
+    if not re.fullmatch(r"cuda(:[0-9]+)?", wanted):
+        raise ValueError(f"the device {wanted!r} is not supported; allowed are auto, cpu, cuda and cuda:N")
     device = wanted if ":" in wanted else f"{wanted}:0"
     if int(device.partition(":")[2]) >= torch.cuda.device_count():
         raise OSError(f"the device {device} does not exist; PyTorch finds {torch.cuda.device_count()} GPUs")

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsE
 
 from app.nearest import did_you_mean
 from app.settings.variables import variable_of
-from app.wrong_values import wrong_values
+from app.wrong_values import wrong_value, wrong_values
 
 
 class WrongUsage(Exception):
@@ -48,7 +48,9 @@ class _Parser(ArgumentParser):
         )
         if found is None:
             raise WrongUsage(message.removeprefix("argument "))
-        raise WrongUsage(f"{found[1]} {'takes no' if found[2].startswith('ignored') else 'needs a'} value")
+        if found[2].startswith("ignored"):
+            raise WrongUsage(_takes_no_value(found[1], self))
+        raise WrongUsage(f"{found[1]} needs a value")
 
 
 def parse(
@@ -86,7 +88,7 @@ def parse(
         parser.add_argument("operands", nargs=operands.number, metavar=operands.name, help=operands.help)
     found, rest = parser.parse_known_intermixed_args(arguments)
     if rest:
-        raise WrongUsage(_not_understood(rest[0], parser))
+        raise WrongUsage(_not_understood(rest[0], arguments, parser))
     given: list[str] = vars(found).pop("operands", [])
     return _checked(settings_type, source, found), given
 
@@ -108,15 +110,37 @@ def _checked(settings_type: type[BaseModel], source: CliSettingsSource[Any], fou
     except ValidationError as error:
         raise WrongUsage("\n".join(wrong_values(error, settings_type, named))) from error
     except SettingsError as error:
-        raise WrongUsage(str(error)) from error
+        # A list is read as JSON, which not all is that people type for one (nan, a lone quote).
+        unread = re.search(r'(?:field "|encountered for )(\w+)', str(error))
+        if unread is None:
+            raise WrongUsage(str(error)) from error
+        name = unread[1]
+        typed = vars(found).get(name)
+        typed = ",".join(map(str, typed)) if isinstance(typed, list) else typed
+        raise WrongUsage(wrong_value(settings_type, name, named(name), typed)) from error
 
 
-def _not_understood(argument: str, parser: ArgumentParser) -> str:
+def _not_understood(argument: str, arguments: list[str], parser: ArgumentParser) -> str:
+    before = arguments[arguments.index(argument) - 1] if argument in arguments[1:] else ""
     if not argument.startswith("-"):
+        if _opposite(before, parser) is not None:
+            return _takes_no_value(before, parser)
         return f"it takes no {argument!r}: every setting is a flag, as in {_some_flag(parser)}"
     name = argument.partition("=")[0]
     flags = [option for action in parser._actions for option in action.option_strings]
     return f"there is no flag {name}{did_you_mean(name, flags)}"
+
+
+def _opposite(switch: str, parser: ArgumentParser) -> str | None:
+    """--no-exact of --exact; None for what is no flag that switches something on."""
+    off = f"--no-{switch.removeprefix('--')}"
+    flags = {option for action in parser._actions for option in action.option_strings}
+    return off if {switch, off} <= flags else None
+
+
+def _takes_no_value(switch: str, parser: ArgumentParser) -> str:
+    off = _opposite(switch, parser)
+    return f"{switch} takes no value" + ("" if off is None else f": {switch} switches it on, {off} off")
 
 
 def _some_flag(parser: ArgumentParser) -> str:

@@ -96,11 +96,13 @@ class TrainConfig(BaseModel):
     schedule: Literal["cosine", "tanh", "poly"] = Field(
         "cosine", description="Learning rate schedule, one of timm's."
     )
-    learning_rate: float = Field(1.5e-4, gt=0, description="Peak learning rate of the last layer.")
+    learning_rate: float = Field(
+        1.5e-4, gt=0, allow_inf_nan=False, description="Peak learning rate of the last layer."
+    )
     layer_decay: float = Field(
         0.75, gt=0, le=1, description="Factor of the learning rate from one block to the block before it."
     )
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
     warmup_share: float = Field(
         0.1, ge=0, lt=1, description="Share of all steps in which the learning rate rises (warm-up)."
     )
@@ -115,8 +117,8 @@ class TrainConfig(BaseModel):
         "rand-m9-mstd0.5-inc1.",
     )
     erasing: float = Field(0.0, ge=0, le=1, description="Probability of random erasing.")
-    mixup: float = Field(0.0, ge=0, description="Alpha of mixup; 0: none.")
-    cutmix: float = Field(0.0, ge=0, description="Alpha of CutMix; 0: none.")
+    mixup: float = Field(0.0, ge=0, allow_inf_nan=False, description="Alpha of mixup; 0: none.")
+    cutmix: float = Field(0.0, ge=0, allow_inf_nan=False, description="Alpha of CutMix; 0: none.")
     ema_decay: float | None = Field(
         None,
         gt=0,
@@ -176,7 +178,7 @@ class TrainConfig(BaseModel):
         le=1,
         description="Weight of the teacher relative to the labels. Only used with --teacher.",
     )
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63, examples=[1])
     device: str = Field(
         "auto",
         description="Device: auto (the first GPU, or the CPU), cpu or cuda:N. With several processes "

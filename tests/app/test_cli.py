@@ -138,7 +138,27 @@ def test_a_bad_value_exits_with_2_and_says_what_is_allowed(
         (["serve", "--zebra"], "trimvit serve: there is no flag --zebra\n"),
         (["serve", "extra"], "trimvit serve: it takes no 'extra'"),
         (["serve", "--port"], "trimvit serve: --port needs a value\n"),
-        (["serve", "--exact=maybe"], "trimvit serve: --exact takes no value\n"),
+        (
+            ["serve", "--exact=maybe"],
+            "trimvit serve: --exact takes no value: --exact switches it on, --no-exact off\n",
+        ),
+        (
+            ["train", "--bf16", "false"],
+            "trimvit train: --bf16 takes no value: --bf16 switches it on, --no-bf16 off\n",
+        ),
+        (["classify", "a.jpg", "--json=yes"], "trimvit classify: --json takes no value"),
+        (
+            ["evaluate", "--data=d", "--keep-ratios=nan"],
+            "--keep-ratios must be a list of numbers above 0 and",
+        ),
+        (["evaluate", "--data=d", "--keep-ratios=0.5,nan"], "such as 1.0,0.9,0.7,0.5,0.3; got '0.5,nan'\n"),
+        (["evaluate", "--data=d", "--criteria='mad"], "--criteria must be a list of 'variance', "),
+        (["train", "--data=d", "--output=o", f"--seed={10**30}"], "--seed must be a whole number from -"),
+        (["train", "--data=d", "--output=o", "--mixup=inf"], "--mixup must be a number of at least 0"),
+        (
+            ["train", "--data=d", "--output=o", "--drop-path=1"],
+            "of at least 0 and below 1, such as 0.5; got '1'",
+        ),
         (["classify"], "trimvit classify: the following arguments are required: PHOTO\n"),
         (["classify", "a.jpg", "--dtype=bf16"], "; got 'bf16'; did you mean 'bfloat16'?"),
         (["classify", "a.jpg", "--keep-ratio=0,5"], "; got '0,5'; did you mean 0.5?"),

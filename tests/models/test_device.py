@@ -52,6 +52,14 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, wan
         choose_device(wanted)
 
 
+@pytest.mark.parametrize("wanted", ["", "gpu", "mps", "cuda:-1", "cuda:one", "cuda:", "cpu:0", "CUDA"])
+def test_what_is_no_device_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    """In words, also where there are GPUs."""
+    machine(monkeypatch, 2)
+    with pytest.raises(ValueError, match=f"^the device '{wanted}' is not supported; allowed are auto, cpu"):
+        choose_device(wanted)
+
+
 @pytest.mark.parametrize(
     ("on", "bfloat16", "chosen"),
     [
