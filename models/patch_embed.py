@@ -54,6 +54,15 @@ def set_patch_stride(vit: Network, stride: int) -> None:
     _resample(vit, grid_before)
 
 
+def refuse_below_a_patch(size: tuple[int, int], patch: tuple[int, int]) -> None:
+    """Raises ValueError for images (height, width in pixels) that have no room for one patch."""
+    if size[0] < patch[0] or size[1] < patch[1]:
+        raise ValueError(
+            f"an input of {size[0]} x {size[1]} pixels is smaller than a patch, which has {patch[0]} x "
+            f"{patch[1]}"
+        )
+
+
 def set_image_size(vit: Network, size: tuple[int, int]) -> None:
     """Let ``vit`` see images of ``size`` (height, width), in place; the position embedding is resampled as
     timm does it, and patches keep their size and stride.

@@ -22,7 +22,7 @@ from models.load.reference import existing
 from models.load.state_dict import find_weights, holds_network
 from models.load.timm_models import blank, create_timm
 from models.load.transformers_format.config import config_in as transformers_config_in
-from models.patch_embed import patch_grid
+from models.patch_embed import patch_grid, refuse_below_a_patch
 from models.static_attention import as_timms
 from models.token_pool import is_of_pool
 from models.transforms import InputSpec
@@ -65,8 +65,11 @@ def create(
     The position embedding is resampled to the grid of the image size and of ``patch_stride`` (None: the
     plain grid, whatever the weights were trained with); a head of another size is left as initialised.
     Raises ModelError where weights other than the head's are missing or left over, UnsupportedModelError and
-    ValueError where the patch stride cannot be.
+    ValueError where the patch stride cannot be, or the image is smaller than a patch.
     """
+    if "img_size" in model_args:
+        plain = blank(architecture, img_size=model_args["img_size"]).patch_embed
+        refuse_below_a_patch(tuple(plain.img_size), tuple(plain.patch_size))
     if weights is None and patch_stride is None:
         vit = create_timm(architecture, pretrained=True, **model_args)
         return Start(vit, {}, input_spec_of(vit), Added())

@@ -50,7 +50,7 @@ from models.training.paca import give_clusters, paca_named
 from models.training.pool import give_pools
 from models.training.processes import Processes, joined, of_environment
 from models.training.recording import Recorder
-from models.training.resuming import BEST, CHECKPOINT, Run, State
+from models.training.resuming import BEST, CHECKPOINT, Run, State, refuse_divergence
 from models.training.run_identity import card_of, fingerprint
 from models.training.static import give_static, inherit
 from models.training.validation import Validation
@@ -72,8 +72,9 @@ def fine_tune(config: TrainConfig) -> TrainReport:
     """Train from the start or from the output folder's resume state.
 
     Raises ResumeError where that state is of other settings or images, ModelError for weights that do not
-    fit, FolderError and ClassesError for a folder that is none of classes, OutputError, BrokenImageError,
-    OSError for a device that is not there, and ValueError for settings that do not go together.
+    fit, DivergedError, FolderError and ClassesError for a folder that is none of classes, OutputError,
+    BrokenImageError, OSError for a device that is not there, and ValueError for settings that do not go
+    together.
     """
     processes = of_environment()
     device = choose_device(processes.device(config.device) if config.device != "auto" else "auto")
@@ -276,6 +277,7 @@ class _Training:
     def _validate(self, validation: Validation, recorder: Recorder) -> None:
         """After an epoch, in the process that leads; the best model so far is kept in a file of its own."""
         state = self.state
+        refuse_divergence(state)
         if self.processes.leads:
             weights = self._weights()
             model = self.model if weights is state.vit else PrunedViT(weights, self.model.stages)
@@ -291,6 +293,7 @@ class _Training:
 
     def _save_state(self, recorder: Recorder) -> None:
         recorder.flush()
+        refuse_divergence(self.state)
         broken = self.processes.gathered(self.broken.found)
         self.broken.found_before(broken)
         if self.processes.leads:

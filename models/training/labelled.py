@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import category
 
 from models.image_sizes import pixels_of
 from models.load import Card, LoadedModel, load, read_card, read_labels
@@ -55,10 +56,12 @@ def training_order(
 
     That is the order of the teacher, so that its answers mean what the labels mean; else that of the
     checkpoint to ``start`` from, where its classes are the same, so that its head does; else timm's natural
-    order. ``labels`` are other names of the folders. Raises FolderError for less than two classes or one
-    without images, and ClassesError for a teacher of other classes.
+    order. ``labels`` are other names of the folders. Raises FolderError for less than two classes, one
+    without images and names that no checkpoint can hold, and ClassesError for a teacher of other classes.
     """
     names = natural_order(folders.images)
+    for name in names:
+        _refuse_what_no_label_can_be(name, labels.get(name, name))
     if len(names) < 2:
         raise FolderError(
             f"{shown(folders.root)} has one class folder ({shown(names[0])}), but at least two classes "
@@ -80,6 +83,18 @@ def training_order(
         except ClassesError as error:
             log.info("starting with a new head, as the classes are others: %s", error)
     return tuple(names)
+
+
+def _refuse_what_no_label_can_be(folder: str, label: str) -> None:
+    """Raises FolderError for a folder's name that is not UTF-8, and a label with control characters, which
+    would move a terminal's cursor."""
+    if any(category(sign) == "Cs" for sign in folder):
+        raise FolderError(f"the name of the class folder {shown(folder)} is not UTF-8; rename it")
+    if not label.strip() or any(category(sign) in ("Cc", "Cs") for sign in label):
+        raise FolderError(
+            f"the class folder {shown(folder)} has the label {label!r}, which is blank or has control "
+            "characters; give it another one with --labels, or rename the folder"
+        )
 
 
 def _order_of(known: KnownClasses, names: list[str], labels: Mapping[str, str]) -> tuple[str, ...]:

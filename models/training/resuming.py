@@ -10,6 +10,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from models.files import write_whole
+from models.finite import all_finite
 from models.names import shown
 from models.training.loading import BrokenImages
 from models.training.outputs import make_output_folder
@@ -24,6 +25,10 @@ _MOST_NAMES = 3
 
 class ResumeError(ValueError):
     """The output folder holds a run with other settings, or one that cannot be read."""
+
+
+class DivergedError(ValueError):
+    """The weights of a run are no longer finite numbers."""
 
 
 def digest_of_names(paths: Iterable[Path], root: Path) -> str:
@@ -79,6 +84,17 @@ class State:
     ema: ModelEmaV3 | None
     step: int = 0
     best: tuple[int, float] | None = None
+
+
+def refuse_divergence(state: State) -> None:
+    """Raises DivergedError where a weight is not a finite number, before that is saved: nothing is learned
+    from then on."""
+    for name, tensor in state.vit.state_dict().items():
+        if not all_finite(tensor):
+            raise DivergedError(
+                f"the training has diverged: after {state.step} steps, {name} has values that are NaN or "
+                "infinite; train again with a lower learning rate, into another output folder"
+            )
 
 
 class Run:

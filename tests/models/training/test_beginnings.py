@@ -128,3 +128,13 @@ def test_another_network_is_refused_by_what_differs(run: Run, start: Path, tmp_p
     words = r"^the teacher is another network than the student: image size \(64, 64\), not \(96, 96\)$"
     with pytest.raises(ModelError, match=words):
         fine_tune(run(tmp_path / "run", teacher=teacher, image_size=96))
+
+
+def test_an_image_smaller_than_a_patch_is_refused(run: Run, start: Path, tmp_path: Path) -> None:
+    """In words, with weights of a file and without."""
+    with pytest.raises(
+        ValueError, match=r"^an input of 8 x 8 pixels is smaller than a patch, which has 16 x 16$"
+    ):
+        fine_tune(run(tmp_path / "run", image_size=8))
+    with pytest.raises(ValueError, match="an input of 15 x 15 pixels is smaller than a patch"):
+        create(ARCHITECTURE, None, num_classes=3, img_size=15)

@@ -1,5 +1,6 @@
 """From a folder and a checkpoint to images with the numbers of their classes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from models.load import Card
 from models.schedule import Stages
 from models.training.classes import ClassesError
-from models.training.folders import FolderError
-from models.training.labelled import labels_in, samples_for
+from models.training.folders import FolderError, class_folders
+from models.training.labelled import labels_in, samples_for, training_order
 from models.transforms import InputSpec
 
 
@@ -74,3 +75,22 @@ def test_labels_of_a_file_are_read_as_in_serving(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('["zwölf", "eins"]', encoding="utf-8")
     assert labels_in(tmp_path / "lines.txt") == labels_in(tmp_path / "labels.json") == ("zwölf", "eins")
     assert labels_in(None) is None
+
+
+def test_names_that_no_checkpoint_can_hold_are_refused(tmp_path: Path) -> None:
+    """Before the training, not when its model is written. Another label helps where the name itself can be
+    written."""
+    make(tmp_path / "lines", "a\nb/1.jpg", "c/1.jpg")
+    folders = class_folders(tmp_path / "lines")
+    with pytest.raises(
+        FolderError, match=r"'a\\nb', which is blank or has control characters; give it another"
+    ):
+        training_order(folders, {}, None, None)
+    assert training_order(folders, {"a\nb": "a b"}, None, None) == ("a\nb", "c")
+    with pytest.raises(FolderError, match=r"c has the label ' ', which is blank"):
+        training_order(folders, {"a\nb": "a b", "c": " "}, None, None)
+    make(tmp_path / "bytes", "c/1.jpg")
+    make(tmp_path / "bytes", os.fsdecode(b"r\xffd/1.jpg"))
+    for labels in ({}, {os.fsdecode(b"r\xffd"): "red"}):
+        with pytest.raises(FolderError, match=r"the name of the class folder .* is not UTF-8; rename it"):
+            training_order(class_folders(tmp_path / "bytes"), labels, None, None)

@@ -1,6 +1,7 @@
 """What a training is made of beside its steps: parts of a batch, processes, mixing, averages, validation."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from models.training.data import AugmentedPhotographs
 from models.training.fine_tune import fine_tune
 from models.training.mixing import Mixing
 from models.training.packages import MissingPackageError
+from models.training.resuming import DivergedError
 from models.training.validation import Validation
 
 ROOT = Path(__file__).parents[3]
@@ -100,6 +102,31 @@ def assert_about_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(tensor.float(), other[name].float(), rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_run_that_diverges_stops_at_its_next_state(
+    config: Callable[..., TrainConfig], others: Path, validated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after its last step; its state and its best model are not overwritten by what is no number."""
+    settings = config(validation_data=others if validated else None)
+    losses = iter((1.0, 1.0, 1.0, math.nan, 1.0, 1.0))
+
+    def loss_of(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        loss, right = module_loss(*arguments, **named)
+        return loss * next(losses), right
+
+    module_loss = module.loss_of
+    monkeypatch.setattr(module, "loss_of", loss_of)
+    with pytest.raises(
+        DivergedError, match=r"diverged: after 4 steps, reg_token has values that are NaN or inf"
+    ):
+        fine_tune(settings)
+    state = torch.load(settings.output / "resume.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert len(lines_of(settings.output / "log.jsonl")) == 4
+    assert not (settings.output / "model.safetensors").exists()
 
 
 # Parts and processes.
