@@ -22,7 +22,7 @@ from models.device import choose_device
 from models.families import Network
 from models.files import write_whole
 from models.life import NAME as LIFE
-from models.load import HEADS, LoadedModel, create, load, save
+from models.load import HEADS, create, load, save
 from models.names import shown
 from models.normalise import normalise, renormalise
 from models.pruned_vit import PrunedViT
@@ -31,16 +31,9 @@ from models.stage_blocks import stages_of
 from models.static_attention import is_static_logits, make_static
 from models.token_pool import is_of_pool
 from models.training.config import TrainConfig
-from models.training.data import AugmentedPhotographs, Batch, Sample, StepBatches
-from models.training.folders import class_folders
+from models.training.data import AugmentedPhotographs, Batch, StepBatches
 from models.training.freezing import begin_alike, freeze_first_blocks
-from models.training.labelled import (
-    KnownClasses,
-    known_classes,
-    label_names,
-    tell,
-    training_order,
-)
+from models.training.labelled import training_images
 from models.training.life import give_predictor
 from models.training.loading import Batches, BrokenImageError, BrokenImages
 from models.training.mixing import Mixing
@@ -95,7 +88,7 @@ class _Training:
         teacher = None
         if config.teacher is not None:
             teacher = load(str(config.teacher), architecture=config.architecture)
-        self.classes, self.samples, self.labels = _training_images(config, teacher)
+        self.classes, self.samples, self.labels = training_images(config, teacher)
         self.folder = Run(config.output, fingerprint(config, self.classes, self.labels, self.samples))
         if processes.leads:
             self.folder.prepare(config.data)
@@ -314,20 +307,6 @@ def _draw(config: TrainConfig, step: int) -> Pruning:
     criterion = draw.choice(config.criteria)
     # Drawn last, so that runs which only drop draw what they always drew.
     return Pruning(ratio, criterion, draw.choice(config.reducers), seed=step)
-
-
-def _training_images(
-    config: TrainConfig, teacher: LoadedModel | None
-) -> tuple[tuple[str, ...], list[Sample], tuple[str, ...]]:
-    """The class folders in the order in which they are learned, their images likewise, and their labels."""
-    folders = class_folders(config.data)
-    tell(*folders.remarks)
-    names = label_names(config.labels, folders) if config.labels else {}
-    start = None if config.weights is None else known_classes(config.weights)
-    teachers = None if teacher is None else KnownClasses(teacher.labels, teacher.card.folders)
-    classes = training_order(folders, names, start, teachers)
-    samples = [(path, truth) for truth, name in enumerate(classes) for path in folders.images[name]]
-    return classes, samples, tuple(names.get(name, name) for name in classes)
 
 
 def _refuse_a_lost_class(batch: Batch, batch_size: int) -> None:

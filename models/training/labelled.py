@@ -14,7 +14,7 @@ from models.load.folder import file_at
 from models.load.reference import existing
 from models.names import shown
 from models.training.classes import ClassesError, match, natural_order
-from models.training.config import EvaluateConfig, SweepConfig
+from models.training.config import EvaluateConfig, SweepConfig, TrainConfig
 from models.training.data import Sample
 from models.training.folders import ClassFolders, FolderError, class_folders
 
@@ -44,6 +44,21 @@ def samples_for(card: Card, root: Path, *, tells: bool = True) -> list[Sample]:
     if not samples:
         raise FolderError(f"there are no images in the class folders of {shown(root)}")
     return samples
+
+
+def training_images(
+    config: TrainConfig, teacher: LoadedModel | None
+) -> tuple[tuple[str, ...], list[Sample], tuple[str, ...]]:
+    """The class folders in the order in which they are learned, their images likewise, and their labels.
+    Raises as `training_order` does."""
+    folders = class_folders(config.data)
+    tell(*folders.remarks)
+    names = label_names(config.labels, folders) if config.labels else {}
+    start = None if config.weights is None else known_classes(config.weights)
+    teachers = None if teacher is None else KnownClasses(teacher.labels, teacher.card.folders)
+    classes = training_order(folders, names, start, teachers)
+    samples = [(path, truth) for truth, name in enumerate(classes) for path in folders.images[name]]
+    return classes, samples, tuple(names.get(name, name) for name in classes)
 
 
 def training_order(
