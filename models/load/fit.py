@@ -231,6 +231,19 @@ def _parts(
         args["fc_norm"] = "fc_norm" in norms
     if "blocks.0.ls1.gamma" in tensors and "blocks.0.ls1.gamma" not in own:
         args["init_values"] = 1e-5
+    return args | _norms_and_biases(tensors, own)
+
+
+def _norms_and_biases(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Norms that the architecture does not have, and biases that only the architecture has."""
+    args: dict[str, Any] = {}
+    for name, arg in (("blocks.0.attn.q_norm.weight", "qk_norm"), ("norm_pre.weight", "pre_norm")):
+        if name in tensors and name not in own:
+            args[arg] = True
+    for layer, arg in (("qkv", "qkv_bias"), ("proj", "proj_bias")):
+        bias, weight = (f"blocks.0.attn.{layer}.{part}" for part in ("bias", "weight"))
+        if weight in tensors and bias in own and bias not in tensors:
+            args[arg] = False
     return args
 
 

@@ -32,6 +32,8 @@ _AVERAGED = re.compile(r"(^|[._])(ema|averaged?)($|[._])", re.IGNORECASE)
 # Where the weights lie in files that hold several networks, the first of these that there is.
 _USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", "model_state", "weights", "")
 _DEEPEST = 5
+# Class weights of a loss beside the network: no part of a forward pass.
+_OF_LOSS = re.compile(r"(^|.*[._])(loss(_\w+)?|criterion)\.")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -123,11 +125,8 @@ def _chosen(found: list[_Found], path: Path) -> _Found:
     averaged = [each for each in found if _AVERAGED.search(each.name)]
     candidates = averaged or found
     if len(candidates) > 1:
-        usual = next(
-            (place for place in _USUAL if any(each.place == place for each in candidates)),
-            candidates[0].place,
-        )
-        candidates = [each for each in candidates if each.place == usual]
+        usual = next((place for place in _USUAL if any(each.place == place for each in candidates)), None)
+        candidates = [each for each in candidates if usual in (None, each.place)]
     if len(candidates) != 1:
         names = ", ".join(each.name for each in found)
         raise ModelError(
@@ -149,16 +148,17 @@ def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
     if "head.weight" in tensors or _ANCHOR not in tensors or not found.beside:
         return tensors
     width = len(tensors[_ANCHOR])
+    beside = {
+        name: each for name, each in found.beside.items() if not (_OF_LOSS.match(name) and each.ndim < 2)
+    }
     linears = [
         name.removesuffix(".weight")
-        for name, weight in found.beside.items()
+        for name, weight in beside.items()
         if name.endswith(".weight") and weight.ndim == 2 and weight.shape[1] == width
     ]
     names = {f"{linears[0]}.weight", f"{linears[0]}.bias"} if len(linears) == 1 else set()
-    if not names or names != set(found.beside):
-        log.warning(
-            "%s: ignored, as not part of the network: %s", path.name, ", ".join(list(found.beside)[:5])
-        )
+    if not names or names != set(beside):
+        log.warning("%s: ignored, as not part of the network: %s", path.name, ", ".join(list(beside)[:5]))
         return tensors
     log.warning("%s: using %s, beside the backbone %s, as its head", path.name, linears[0], found.name)
     head = {f"head.{name.rpartition('.')[2]}": found.beside[name] for name in names}

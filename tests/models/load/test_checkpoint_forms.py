@@ -246,6 +246,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "fc_norm": False,
     },
     "layer scale": {"init_values": 0.1},
+    "queries and keys normed": {"qk_norm": True},
+    "normed before the blocks": {"pre_norm": True},
+    "no biases of queries, keys and values": {"qkv_bias": False},
+    "no biases of projections": {"proj_bias": False},
     "a thousand classes": {"num_classes": 1000},
     "one class": {"num_classes": 1},
 }
@@ -299,6 +303,21 @@ def test_a_classifier_beside_a_backbone_is_its_head(make: Callable[..., Vit], tm
     }
     torch.save({"state_dict": state}, tmp_path / "own.ckpt")
     assert same_logits(load(str(tmp_path / "own.ckpt"), architecture=ARCHITECTURE), vit)
+    weighted = {**state, "criterion.weight": torch.ones(CLASSES), "train_loss.weight": torch.ones(CLASSES)}
+    torch.save({"state_dict": weighted}, tmp_path / "weighted.ckpt")
+    assert same_logits(load(str(tmp_path / "weighted.ckpt"), architecture=ARCHITECTURE), vit)
+
+
+def test_what_may_be_computed_beside_a_backbone_makes_no_head(
+    make: Callable[..., Vit], tmp_path: Path
+) -> None:
+    """A neck, or a matrix without a bias, which may be compared by cosines."""
+    backbone = prefixed(make(num_classes=0).state_dict(), "backbone.")
+    head = {"head.weight": torch.ones(CLASSES, 64), "head.bias": torch.ones(CLASSES)}
+    for beside in (head | {"neck.weight": torch.ones(64)}, {"head.weight": torch.ones(CLASSES, 64)}):
+        torch.save({"state_dict": backbone | beside}, tmp_path / "own.ckpt")
+        with pytest.raises(ModelError, match="it has no head"):
+            load(str(tmp_path / "own.ckpt"), architecture=ARCHITECTURE)
 
 
 # timm's folders and training script.
@@ -619,6 +638,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "several networks": (
         lambda path: torch.save(prefixed(state(), "student.") | prefixed(state(), "teacher."), path),
         "contains several networks",
+    ),
+    "student and teacher": (
+        lambda path: torch.save(
+            {"student": prefixed(state(), "module.backbone."), "teacher": prefixed(state(), "backbone.")},
+            path,
+        ),
+        r"several networks \(student.module.backbone, teacher.backbone\), but TrimViT serves one: save only",
     ),
     "ZeRO-3": (
         lambda path: torch.save({"module": {n: torch.empty(0) for n in state()}}, path),
