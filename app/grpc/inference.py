@@ -1,6 +1,7 @@
 """ModelInfer's messages and the body of /v2/models/NAME/infer: one into the other."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -80,13 +81,16 @@ def response_of(answer: Answer) -> Any:
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises InvalidValue for a parameter without a value."""
+    """Raises InvalidValue for a parameter without a value, and for numbers that JSON does not have."""
     values = {}
     for name, parameter in given.items():
         kind = parameter.WhichOneof("parameter_choice")
         if kind is None:
             raise InvalidValue(f"the parameter {short.repr(name)} has no value")
-        values[name] = getattr(parameter, kind)
+        value = getattr(parameter, kind)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidValue(f"the parameter {short.repr(name)} must be a finite number; got {value}")
+        values[name] = value
     return values
 
 

@@ -16,10 +16,22 @@ from app.http.middleware.observe import REQUEST_ID, Observe
 from app.http.middleware.prefix import UnderPrefix
 from app.http.middleware.sites import RefuseOtherSites
 from app.http.routes.embed import SHAPE_HEADERS
+from app.http.routes.open_inference.tensors import HEADER_LENGTH
 from app.http.server.traffic import Bounded, Traffic
 from app.security.keys import KeyRing
 from app.settings.settings import Settings
 from app.telemetry.tracing import Tracing
+
+# All that routes read of a request's head but for what browsers always let pages say; tracing in browsers
+# adds its own to every request.
+_TAKEN_FROM_PAGES = [
+    *("Authorization", KEY_HEADER, REQUEST_ID, "Content-Type", "Content-Encoding", HEADER_LENGTH),
+    *("traceparent", "tracestate"),
+]
+_SHOWN_TO_PAGES = [
+    *(REQUEST_ID, "Retry-After", "Server-Timing", "Cache-Status", WARNINGS_HEADER, HEADER_LENGTH),
+    *SHAPE_HEADERS,
+]
 
 
 def surround(
@@ -49,8 +61,8 @@ def surround(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", KEY_HEADER, REQUEST_ID, "Content-Type"],
-            expose_headers=[REQUEST_ID, "Retry-After", "Server-Timing", WARNINGS_HEADER, *SHAPE_HEADERS],
+            allow_headers=_TAKEN_FROM_PAGES,
+            expose_headers=_SHOWN_TO_PAGES,
             allow_private_network=True,  # a page of a public site may be one of the origins
         )
     if listening_on is not None:

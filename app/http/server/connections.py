@@ -234,6 +234,8 @@ class Connection(HttpToolsProtocol):
         self._disarm()
         arrives(self.scope)  # type: ignore[arg-type]
         tells_when_gone(self.scope, self._gone)  # type: ignore[arg-type]
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # its clients take any answer for the last (RFC 9110, 10.1.1)
         super().on_headers_complete()
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
 

@@ -290,9 +290,14 @@ def too_much(message: Any) -> None:
     message.parameters["keep_ratio"].double_param = 2
 
 
+def not_a_number(message: Any) -> None:
+    message.parameters["keep_ratio"].double_param = float("nan")
+
+
 WRONG: list[tuple[Callable[[Any], object], str]] = [
     (too_much, "keep_ratio"),
     (lambda m: m.parameters["keep_ratio"].SetInParent(), "'keep_ratio' has no value"),
+    (not_a_number, "'keep_ratio' must be a finite number; got nan"),
     (lambda m: m.raw_input_contents.append(b""), "1 inputs and 2 raw_input_contents"),
     (lambda m: m.inputs[0].contents.bytes_contents.append(b""), "both contents and raw_input_contents"),
     (lambda m: setattr(m.inputs[0], "datatype", "FP32"), "datatype"),

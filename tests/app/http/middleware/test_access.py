@@ -274,6 +274,43 @@ def test_named_origins_may_call(make_client: MakeClient, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        "content-type,inference-header-content-length",
+        "content-encoding,content-type",
+        "traceparent,tracestate",
+    ],
+    ids=["binary tensors", "a compressed body", "tracing in the browser"],
+)
+def test_pages_may_send_every_header_that_is_read(make_client: MakeClient, names: str) -> None:
+    """Browsers do not send a request at all with a header that its preflight was refused."""
+    client = make_client(cors_origins=("https://example.org",))
+    asks = {**_preflight("https://example.org"), "Access-Control-Request-Headers": names}
+    assert client.options("/v2/models/toy/infer", headers=asks).status_code == 200
+
+
+def test_pages_may_read_every_header_that_says_something_of_an_answer(make_client: MakeClient) -> None:
+    """Without the length of its JSON, a page cannot read an answer of binary tensors."""
+    client = make_client(cors_origins=("https://example.org",), answer_cache_bytes=1_000_000)
+    document = {
+        "inputs": [
+            {
+                "name": "image",
+                "shape": [1],
+                "datatype": "BYTES",
+                "data": [base64.b64encode(encoded()).decode()],
+            }
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    response = client.post("/v2/models/toy/infer", json=document, headers={"Origin": "https://example.org"})
+    shown = {name.strip().casefold() for name in response.headers["Access-Control-Expose-Headers"].split(",")}
+    own = {"inference-header-content-length", "cache-status", "server-timing", "x-request-id"}
+    assert own <= set(response.headers)
+    assert own <= shown
+
+
+@pytest.mark.parametrize(
     "path", ["/livez", "/v1/models", "/docs", "/nothing", "/static-offline-docs/swagger-ui.css"]
 )
 def test_browsers_are_told_not_to_guess(client: TestClient, path: str) -> None:

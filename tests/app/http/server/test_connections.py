@@ -290,6 +290,12 @@ def test_a_refusal_instead_of_leave_to_send_closes_the_connection(
     assert refused.headers["connection"] == "close"
 
 
+def test_http_1_0_gets_one_answer_whatever_it_expects(server: Wire) -> None:
+    """Its clients know no 100, and take it for the answer (RFC 9110, section 10.1.1)."""
+    head = b"POST /v1/classify HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    assert [one.status for one in answers(server.say(head % len(IMAGE) + IMAGE))] == [200]
+
+
 def test_a_request_with_leave_to_send_keeps_the_connection(server: Wire) -> None:
     """Its body is asked for, and the next request answered."""
     first = PLAIN.replace(b"Connection: close\r\n", b"Expect: 100-continue\r\n")
