@@ -15,8 +15,11 @@ from app.http.problems import PROBLEMS, each
 from app.http.routes.classify import BODY, classified
 from app.http.routes.direct import DirectRoute
 from app.http.schemas import ClassifyEachResponse, ClassifyResponse
+from app.inference.options import ImageOptions
+from app.nearest import same
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+_AROUND = " \t{}\"'"
 
 _BODY = {
     **BODY,
@@ -26,8 +29,8 @@ _BODY = {
             "name": ATTRIBUTES,
             "in": "header",
             "required": False,
-            "description": "Options, for clients that cannot send a query: keep_ratio=0.5,top_k=2. Parts "
-            "without =, such as an ID, are ignored.",
+            "description": "Options, for clients that cannot send a query: keep_ratio=0.5,top_k=2, or a "
+            "JSON object. Other parts without =, such as an ID, are ignored.",
             "schema": {"type": "string"},
         },
     ],
@@ -61,5 +64,16 @@ def query_of(scope: Scope) -> bytes:
     if scope["path"] != SAGEMAKER.path:
         return query
     given = Headers(scope=scope).get(ATTRIBUTES, "").replace(";", ",").replace("&", ",")
-    attributes = [part.strip() for part in given.split(",") if "=" in part]
+    attributes = [text for part in given.split(",") if (text := _option_in(part))]
     return b"&".join(part for part in (query, *(text.encode("latin-1") for text in attributes)) if part)
+
+
+def _option_in(part: str) -> str | None:
+    """What a query says of this part of the header: what has a = in it, and an option however it is written,
+    as in {"keep_ratio": 0.5}. None for an ID."""
+    plain = part.strip(_AROUND)
+    name, mark, value = plain.partition(":" if ":" in plain.partition("=")[0] else "=")
+    name, value = name.strip(_AROUND), value.strip(_AROUND)
+    if mark and same(name, ImageOptions.model_fields):
+        return f"{name}={value}"
+    return part.strip() if "=" in part else None

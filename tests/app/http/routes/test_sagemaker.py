@@ -56,7 +56,31 @@ def test_options_come_in_the_header_that_sagemaker_passes_on(
 
 
 @pytest.mark.parametrize(
-    ("attributes", "words"), [("keep_ratio=2", "keep_ratio"), ("keepratio=0.5", "did you mean keep_ratio")]
+    "attributes",
+    [
+        '{"keep_ratio": 0.5, "criterion": "mad", "top_k": 2}',
+        "{'keep_ratio':0.5,'criterion':'mad','top_k':2}",
+        "keep_ratio: 0.5, criterion: mad, top_k: 2, a1b2:c3d4",
+        " keep_ratio = 0.5 ; criterion = mad ; top_k = 2 ",
+    ],
+)
+def test_options_are_read_however_they_are_written(
+    client: TestClient, dispatch: FakeDispatch, attributes: str
+) -> None:
+    """The header has no form of its own, and an option in it is never taken for an ID."""
+    response = client.post("/invocations", content=SOUND, headers={ATTRIBUTES: attributes})
+    assert response.status_code == 200, response.text
+    (question,) = dispatch.questions
+    assert (question.ask.pruning, question.ask.top_k) == (Pruning(0.5, "mad"), 2)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ("keepRatio: 0.5", "did you mean keep_ratio"),
+        ("keep_ratio=2", "keep_ratio"),
+        ("keepratio=0.5", "did you mean keep_ratio"),
+    ],
 )
 def test_a_wrong_option_in_the_header_is_refused_as_in_the_query(
     client: TestClient, attributes: str, words: str
