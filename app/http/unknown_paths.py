@@ -15,6 +15,9 @@ _CLASSIFY = (
 )
 _HEALTH = "use GET /readyz (ready to answer images) or GET /livez (the process runs)"
 _METRICS = "use GET /metrics (metrics for Prometheus) or GET /v1/stats (a few of them as JSON)"
+_METRICS_ELSEWHERE = (
+    "metrics for Prometheus are on the port of --operations-port; GET /v1/stats has a few of them as JSON"
+)
 _DOCS = "use GET /docs (documentation) or GET /openapi.json (OpenAPI document)"
 _MODELS = "use GET /v1/models (models) or GET /v2/models/NAME (tensors of a model)"
 _REPOSITORY = (
@@ -86,7 +89,7 @@ def what_was_meant(path: str, routes: Collection[str]) -> str:
         return f"; {listed}"
     found = next((route for route in routes if plain.lower().endswith(route)), None)
     if found is None and "/docs" in routes and (words := of_another_server(path)) is not None:
-        return f"; {words}"
+        return f"; {_METRICS_ELSEWHERE if words is _METRICS and '/metrics' not in routes else words}"
     found = found or nearest(plain, routes)
     return f"; {listed}" if found is None else f"; did you mean {found}?"
 

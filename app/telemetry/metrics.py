@@ -83,7 +83,8 @@ ANSWER_CACHE_BYTES = Gauge(
 )
 MODEL_REQUEST_SECONDS = Summary(
     "trimvit_model_request_seconds",
-    "From the head of a request for images to its answer, by model and outcome: success or fail.",
+    "From the head of a request for images to its answer, by model and outcome: success or fail. Requests "
+    "that were refused before they were read are not counted.",
     ["model", "outcome"],
 )
 MODEL_REQUEST_IMAGES = Summary("trimvit_model_request_images", "Images of an answered request.", ["model"])

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from app.telemetry.rarely import Rarely
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
@@ -159,9 +161,28 @@ def _tracing(exporters: list[str]) -> Tracing:
             f"the environment enables tracing, but {error.name} is not installed: pip install 'trimvit[otel]'"
         ) from error
     ours = Resource({"service.name": "trimvit", "service.version": version("trimvit")})
+    sdk = logging.getLogger("opentelemetry")
+    sdk.handlers, sdk.propagate = [], True  # what it says of its settings, it says as ever
     # `close` ends it, in its own time.
     provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     for name in exporters:
         exporter = OTLPSpanExporter() if name == "otlp" else ConsoleSpanExporter()
         provider.add_span_processor(BatchSpanProcessor(exporter))
+    sdk.handlers, sdk.propagate = [_ToldRarely()], False
     return Tracing(provider)
+
+
+class _ToldRarely(logging.Handler):
+    """Logs a warning of the SDK at most once a minute: while a collector is down, there are several for every
+    batch of spans."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._rarely = Rarely()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass it on to our log, or count it."""
+        left_out = self._rarely.due(time.monotonic())
+        if left_out is not None:
+            more = f" ({left_out} more messages since the last one)" if left_out else ""
+            log.log(record.levelno, "tracing: %s%s", record.getMessage(), more)

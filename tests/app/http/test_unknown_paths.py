@@ -1,5 +1,6 @@
 """Unknown paths: what was meant, in words."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -118,6 +119,16 @@ def test_a_wrong_method_names_the_right_one(client: TestClient) -> None:
     assert "supports POST, not PUT" in client.put("/v1/classify").json()["detail"]
     error = client.post(f"/v2/models/{MODEL.name}/infre").json()["error"]
     assert "POST /v2/models/NAME/infer classifies images" in error
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/prometheus", "/v1/metrics"])
+def test_metrics_that_are_on_another_port_are_not_suggested_here(
+    make_client: Callable[..., TestClient], path: str
+) -> None:
+    """It is told where they are."""
+    words = told(make_client(operations_port=9000), "GET", path)
+    assert "are on the port of --operations-port" in words
+    assert "GET /metrics" not in words
 
 
 def test_the_operations_port_suggests_only_what_it_has() -> None:

@@ -289,3 +289,17 @@ def test_a_collector_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch)
         begun.end("GET", "/", 200)
         with TestClient(create_app(Settings(), FakeDispatch(), tracing=traced)):
             pass  # the test's own timeout fails it otherwise
+
+
+def test_a_collector_that_is_down_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """The SDK warns several times for every batch of spans; one warning a minute says why."""
+    traced = from_environment({"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR})
+    assert traced is not None
+    with caplog.at_level(logging.DEBUG):
+        for number in range(20):
+            logging.getLogger("opentelemetry.exporter.somewhere").warning("refused, attempt %d", number)
+    traced.close()
+    said = [record for record in caplog.records if "attempt" in record.getMessage()]
+    assert [(record.levelno, record.getMessage()) for record in said] == [
+        (logging.WARNING, "tracing: refused, attempt 0")
+    ]
