@@ -15,7 +15,8 @@ from models.ragged import Tokens
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept(Sequence[tuple[Tensor, ...]]):
     """``kept[s][b]``: ascending indices, row by row in the patch grid of image b, of the patches left after
-    stage s (with `merge`, of the ones that the others went into; with `pool`, the places of the queries).
+    stage s (with `merge`, of the ones that the others went into; with `pool`, the places of the queries; with
+    `transform`, of the ones that its tokens started from).
 
     They are ``counts[s, b]`` of the numbers in ``ids``, from ``starts[s, b]`` on. The host knows the counts;
     ``ids`` is one tensor on the device.

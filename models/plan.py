@@ -100,13 +100,15 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """Fusing, merging and pooling of a batch whose images differ, all in one.
+    """Fusing, merging, pooling and transforming of a batch whose images differ, all in one.
 
     The rows that are left are named by number among the rows there were, then one fused token for each image
     of ``fusing``, then ``merged`` patches for each image of ``merging``, then ``pooled`` tokens for each
-    image of ``pooling``. ``numbers`` [B * width] names them by image and place; where nothing is fused,
-    ``index`` does so in the order in which they are left. ``pooled_counts`` [B, 1]: where the images that
-    pool keep different numbers of tokens.
+    image of ``pooling``, then ``transformed`` ones for each of ``transforming``. ``numbers`` [B * width]
+    names them by image and place; where nothing is fused, ``index`` does so in the order in which they are
+    left.
+    ``pooled_counts``, ``transformed_counts`` [B, 1]: where images keep different numbers of tokens.
+    ``*_before``: the same images as they come to the stage.
     """
 
     fusing: Group | None
@@ -117,6 +119,10 @@ class Reduction:
     pooling: Group | None
     pooled: int
     pooled_counts: Table | None
+    transforming: Group | None
+    transforming_before: Group | None
+    transformed: int
+    transformed_counts: Table | None
     selection: Selection
     numbers: Table | None
     index: Table | None
@@ -125,11 +131,12 @@ class Reduction:
 @dataclass(frozen=True, slots=True)
 class StagePlan:
     """A stage. ``before``: as images come, with ``patches``; ``selected``: without what is dropped, with
-    ``selected_patches``; ``after``: also without what is fused, merged or pooled, with ``counts`` patches.
+    ``selected_patches``; ``after``: also without what is fused, merged, pooled or transformed, with
+    ``counts`` patches.
 
     ``groups``: the images as the attention that decides is computed. ``first_rows`` [B]: each image's first
-    row. ``reduction`` is None where nothing is fused, merged or pooled, or all images are, alike or run by
-    run.
+    row. ``reduction`` is None where nothing is fused, merged, pooled or transformed, or all images are, alike
+    or run by run.
     ``bounds_*`` [B + 1]: the first row of each image and the number of all, int32.
     """
 

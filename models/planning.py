@@ -75,8 +75,8 @@ class _Stage:
         lost = counts < patches
         self.asked, self.tables, self.ragged = asked, tables, ragged
         self.patches, self.fused, self.counts = patches, fused, counts
-        self.fuses, self.merges, self.pools = (lost & (reducers == one) for one in ("fuse", "merge", "pool"))
-        self.reduced = (self.fuses, self.merges, self.pools)
+        self.reduced = [lost & (reducers == one) for one in ("fuse", "merge", "pool", "transform")]
+        self.fuses = self.reduced[0]
         self.fused_after = fused + self.fuses
         self.before = asked.prefix + patches + fused
         self.selected_patches = np.where(reducers == "drop", counts, patches)
@@ -201,9 +201,11 @@ class _Stage:
 
     def _reduction(self) -> Reduction:
         asked, rows = self.asked, int(self.selected.sum())
-        fusing, merging, pooling = (np.flatnonzero(some).tolist() for some in self.reduced)
+        fusing, *others = (np.flatnonzero(some).tolist() for some in self.reduced)
+        merging, pooling, transforming = others
         rounds = tuple(self._rounds(self.patches[merging], self.counts[merging]))
-        merged, pooled = (int(self.counts[some].max()) if some else 0 for some in (merging, pooling))
+        most = [int(self.counts[some].max()) if some else 0 for some in others]
+        merged, pooled, transformed = most
         width = int(self.before.max()) + 1  # one more: the new fused token, where there is one
         place, starts = np.arange(width), _starts(self.selected)[:, None]
         numbers = starts + place
@@ -211,7 +213,7 @@ class _Stage:
         numbers[fusing, -1] = rows + np.arange(len(fusing))
         there[fusing, -1] = True
         first, prefix = rows + len(fusing), asked.prefix
-        for image, new in [(image, merged) for image in merging] + [(image, pooled) for image in pooling]:
+        for image, new in [(image, new) for some, new in zip(others, most, strict=True) for image in some]:
             count = int(self.counts[image])
             numbers[image, prefix : prefix + count] = first + np.arange(count)
             there[image] = place < self.after[image]
@@ -221,20 +223,29 @@ class _Stage:
         chosen_from = self._patch_places(width) & self.fuses[:, None]
         add = self.tables.add
         return Reduction(
-            fusing=self._group(self.selected, fusing[0], len(fusing)) if len(fusing) else None,
-            merging=self._group(self.selected, merging[0], len(merging)) if len(merging) else None,
-            merging_before=self._group(self.before, merging[0], len(merging)) if len(merging) else None,
+            fusing=self._together(self.selected, fusing),
+            merging=self._together(self.selected, merging),
+            merging_before=self._together(self.before, merging),
             rounds=rounds,
             merged=merged,
-            pooling=self._group(self.selected, pooling[0], len(pooling)) if pooling else None,
+            pooling=self._together(self.selected, pooling),
             pooled=pooled,
-            pooled_counts=None
-            if not pooling or _alike(self.counts[pooling])
-            else add(self.counts[pooling][:, None]),
+            pooled_counts=self._counts_of(pooling),
+            transforming=self._together(self.selected, transforming),
+            transforming_before=self._together(self.before, transforming),
+            transformed=transformed,
+            transformed_counts=self._counts_of(transforming),
             selection=self._selection(width, np.full(len(there), width), chosen_from, self.after, there),
             numbers=add(numbers.reshape(-1)) if len(fusing) else None,
             index=None if len(fusing) else add(self._filled(numbers[there], self.after)),
         )
+
+    def _together(self, lengths: np.ndarray, images: list[int]) -> Group | None:
+        return self._group(lengths, images[0], len(images)) if images else None
+
+    def _counts_of(self, images: list[int]) -> Table | None:
+        counts = self.counts[images]
+        return None if not images or _alike(counts) else self.tables.add(counts[:, None])
 
     def _rounds(self, patches: np.ndarray, counts: np.ndarray) -> Iterator[Round]:
         add = self.tables.add

@@ -113,11 +113,11 @@ class Tokens:
 
     ``rows`` as `Packing` says; an image's are its prefix tokens, its ``patches[b]`` patches in their
     order, and its fused tokens. ``ids`` [tokens]: where each patch stood in its image, below 0 for other
-    tokens. ``sizes`` [tokens]: how many patches each token stands for, once any were fused, merged or
-    pooled; 1 for prefix tokens. ``bias`` [tokens]: what is added to the logits of each token as a key, once
-    any were merged or pooled. All three may go on for the rows behind the images. ``bounds`` [B + 1]: the
-    first row of each image and the number of all, int32, where images were of different lengths.
-    ``rotations``: where positions are rotary.
+    tokens. ``sizes`` [tokens]: how many patches each token stands for, once any were fused, merged,
+    pooled or transformed; 1 for prefix tokens. ``bias`` [tokens]: what is added to the logits of each token
+    as a key, once any were merged, pooled or transformed. All three may go on for the rows behind the images.
+    ``bounds`` [B + 1]: the first row of each image and the number of all, int32, where images were of
+    different lengths. ``rotations``: where positions are rotary.
     """
 
     rows: Tensor

@@ -2,7 +2,8 @@
 
 `fuse` is EViT's (arXiv 2202.07800, section 3.3), with weights that sum to 1. `merge` is ToMe's bipartite
 soft matching (arXiv 2210.09461, section 3): pairs that are alike become their mean, weighted by how many
-patches each already stands for.
+patches each already stands for. `transform` is after Token Transforming (arXiv 2506.05709): each kept patch
+becomes a mean of all, weighted by likeness. docs/methods.md says what of it was reconstructed.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+# How sharply `transform` compares patches: cosines are divided by it before the softmax.
+TEMPERATURE = 0.001
+# Patches that a mean stands for, at least: its logarithm is added to logits.
+_LEAST_SIZE = 2.0**-10
 
 
 def fuse(
@@ -131,3 +137,55 @@ def _mean(
     index = left.unsqueeze(2)
     mean = summed.gather(1, index.expand(-1, -1, values.shape[2])) / merged_sizes.gather(1, index)
     return mean.to(values.dtype)
+
+
+def transform(
+    patches: Float[Tensor, "B N D"],
+    keys: Float[Tensor, "B N K"],
+    sizes: Float[Tensor, "B N"],
+    kept: Int[Tensor, "B count"],
+    beyond: Bool[Tensor, "B count"] | None = None,
+    gaps: Bool[Tensor, "B N"] | None = None,
+) -> tuple[Float[Tensor, "B count D"], Float[Tensor, "B count"]]:
+    """The tokens that are left, one for each of the ``kept`` positions, and how many patches each stands for.
+
+    The weight of a patch in a token falls with the distance of their ``keys``: it is the exponential of the
+    cosine, divided by TEMPERATURE, times the number of patches that the patch stands for (``sizes``); the
+    weights of a token sum to 1. The patches that a patch stands for are divided among the tokens in
+    proportion to the weight that it has in each, so sizes sum to what they did. Computed in float32.
+
+    Images that differ say which of the positions are ``beyond`` those that they keep, and where there are
+    ``gaps`` without a patch. Behind what is left of an image stands anything.
+    """
+    with torch.autocast(patches.device.type, enabled=False):
+        unit = F.normalize(keys.float(), dim=2)
+        chosen = torch.take_along_dim(unit, kept.unsqueeze(2), dim=1)
+        return weighted_means(patches, chosen @ unit.mT / TEMPERATURE, sizes, beyond, gaps)
+
+
+def weighted_means(
+    rows: Float[Tensor, "B N D"],
+    logits: Float[Tensor, "B count N"],
+    sizes: Float[Tensor, "B N"],
+    beyond: Bool[Tensor, "B count"] | None,
+    gaps: Bool[Tensor, "B N"] | None,
+) -> tuple[Float[Tensor, "B count D"], Float[Tensor, "B count"]]:
+    """Means of all rows, weighted by the softmax of ``logits`` over them, and how many patches each stands
+    for.
+
+    A row counts in the means for as many patches as it stands for (``sizes``). The patches that it stands for
+    are divided among the means in proportion to the weight that it has in each. ``beyond``: means that an
+    image does not have; ``gaps``: rows that it does not have.
+    """
+    least = torch.finfo(torch.float32).min  # no infinity: it is subtracted from itself
+    with torch.autocast(rows.device.type, enabled=False):
+        logits = logits + sizes.log().unsqueeze(1)
+        if gaps is not None:
+            logits = logits.masked_fill(gaps.unsqueeze(1), least)
+            sizes = sizes.masked_fill(gaps, 0)
+        logs = logits.log_softmax(dim=2)
+        means = logs.exp() @ rows.float()
+        if beyond is not None:
+            logs = logs.masked_fill(beyond.unsqueeze(2), least)
+        left = (logs.softmax(dim=1) @ sizes.unsqueeze(2)).squeeze(2).clamp(min=_LEAST_SIZE)
+    return means.to(rows.dtype), left

@@ -1,4 +1,5 @@
-"""Fusing, merging and pooling in a batch: run by run, or all images in one (plan.py says which)."""
+"""Fusing, merging, pooling and transforming in a batch: run by run, or all images in one (plan.py says
+which)."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,12 +11,16 @@ from torch import Tensor
 from models.criteria import most_important
 from models.plan import Group, Reduction, Round, StagePlan, Table
 from models.ragged import Run, Tokens, runs_of
-from models.reducers import RoundTables, fuse, fuse_dropped, merge
+from models.reducers import RoundTables, fuse, fuse_dropped, merge, transform
+from models.schedule import Reducer
 from models.select import places_that_stay, rows_that_stay, side_by_side
 from models.token_pool import TokenPool
 
-# The keys [images, tokens, K] of a group's images as they came to the stage, which `merge` compares.
+# The keys [images, tokens, K] of a group's images as they came to the stage, which `merge` and `transform`
+# compare.
 KeysOf = Callable[[Group], Tensor]
+# Reducers after which attention is biased by sizes.
+_SIZED: frozenset[Reducer] = frozenset(("merge", "pool", "transform"))
 
 
 def reduce(
@@ -28,9 +33,9 @@ def reduce(
     prefix: int,
     tables: Sequence[Tensor],
 ) -> Tokens:
-    """Fuse, merge or pool what is left after the stage's attention, until its ``counts`` are. ``pool``: the
-    block's, if it has one. ``attention`` (None where no image fuses) and ``values`` are of the patches before
-    the stage, of which images that do not drop have lost none."""
+    """Fuse, merge, pool or transform what is left after the stage's attention, until its ``counts`` are.
+    ``pool``: the block's, if it has one. ``attention`` (None where no image fuses) and ``values`` are of the
+    patches before the stage, of which images that do not drop have lost none."""
     sizes = tokens.sizes
     if sizes is None:
         sizes = torch.ones(sum(tokens.packing.lengths), device=tokens.rows.device)
@@ -42,7 +47,7 @@ def reduce(
             tokens, sizes, keys, pool, weights, values, stage, stage.reduction, prefix, tables
         )
     bias = None
-    if tokens.bias is not None or not {"merge", "pool"}.isdisjoint(stage.reducers):
+    if tokens.bias is not None or not _SIZED.isdisjoint(stage.reducers):
         # ToMe's proportional attention: a token of s patches is attended to s times. EViT's fused one is not.
         counted = sizes.masked_fill(ids < 0, 1) if "fuse" in stage.reducers else sizes
         bias = counted.log().to(rows.dtype)
@@ -74,10 +79,14 @@ def _by_runs(
         own_sizes = run.dense(sizes.unsqueeze(1)).squeeze(2)
         own_ids = run.dense(tokens.ids.unsqueeze(1)).squeeze(2)[:, middle]
         sizes_before, left_sizes, sizes_after = own_sizes.tensor_split((prefix, middle.stop), dim=1)
-        if count < patches and stage.reducers[first] == "merge":
+        if count < patches and stage.reducers[first] in ("merge", "transform"):
             before_run = Run(first, run.images, stage.before.starts[first], run.tokens)
-            compared = keys(Group(before_run, patches))
-            own_rows, left_sizes, places = merge(own_rows, compared[:, middle], left_sizes, count)
+            compared = keys(Group(before_run, patches))[:, middle]
+            if stage.reducers[first] == "merge":
+                own_rows, left_sizes, places = merge(own_rows, compared, left_sizes, count)
+            else:
+                places = most_important(values[own, :patches], count)
+                own_rows, left_sizes = transform(own_rows, compared, left_sizes, places)
             own_ids = own_ids.gather(1, places)
         elif count < patches and stage.reducers[first] == "pool":
             assert pool is not None
@@ -158,6 +167,29 @@ def _in_one(
         rows.append(pooled.flatten(0, 1))
         ids.append(places.flatten())
         new_sizes.append(pooled_sizes.flatten())
+    if plan.transforming is not None and plan.transforming_before is not None:
+        group = plan.transforming
+        run = group.run
+        gaps = None if group.gaps is None else tables[group.gaps][:, prefix:]
+        own_values = values[run.first_image : run.first_image + run.images, : group.patches]
+        beyond = None
+        if gaps is not None:
+            own_values = own_values.masked_fill(gaps, -1)  # importance is not negative
+        if plan.transformed_counts is not None:
+            beyond = torch.arange(plan.transformed, device=values.device) >= tables[plan.transformed_counts]
+        places = most_important(own_values, plan.transformed, beyond)
+        own_rows, own_sizes = transform(
+            side_by_side(rows[0], group, tables)[:, prefix:],
+            keys(plan.transforming_before)[:, prefix:],
+            side_by_side(sizes.unsqueeze(1), group, tables)[:, prefix:, 0],
+            places,
+            beyond,
+            gaps,
+        )
+        own_ids = side_by_side(tokens.ids.unsqueeze(1), group, tables)[:, prefix:, 0]
+        rows.append(own_rows.flatten(0, 1))
+        ids.append(own_ids.gather(1, places).flatten())
+        new_sizes.append(own_sizes.flatten())
     whole = torch.cat(rows)
     return (
         stage.selected.select(whole, index, stage.after),

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from models import static_blocks as static
 from models.paca import Paca, attention_macs
-from models.pool import pool_macs
+from models.reducer_macs import reducer_macs
 
 Criterion = Literal[
     "variance",
@@ -32,7 +32,7 @@ Criterion = Literal[
     "random",
 ]
 Rows = Literal["cls", "all"]
-Reducer = Literal["drop", "fuse", "merge", "pool"]
+Reducer = Literal["drop", "fuse", "merge", "pool", "transform"]
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 ROWS: tuple[Rows, ...] = get_args(Rows)
@@ -199,7 +199,7 @@ class Pruning:
         if self.reducer in WITHOUT_CRITERION:
             raise ValueError(
                 "keep_mass needs the importance of patches, which the reducer "
-                f"{self.reducer} does not compute; use drop or fuse"
+                f"{self.reducer} does not compute; use drop, fuse or transform"
             )
 
     @property
@@ -273,13 +273,13 @@ def macs(
     between the two. Norms, softmax, the criterion and the matching of `merge` are not counted, as in EViT's
     table 1. This is the field's count: that a stage's block computes queries and outputs for the kept
     patches only is not taken off. What attention to clusters costs is in paca.py, what static attention costs
-    in static_blocks.py, and what `pool` costs in pool.py.
+    in static_blocks.py, and what `pool` and `transform` cost in reducer_macs.py.
     From ``first_block`` on (0: with the patch embedding).
     """
     dim = arch.dim
     tokens = arch.patches + arch.prefix_tokens
     left = dict(zip(stages.blocks, tokens_after(arch, counts, reducer), strict=True))
-    pooled = dict(zip(stages.blocks, counts, strict=True)) if reducer == "pool" else {}
+    reduced = dict(zip(stages.blocks, counts, strict=True))
     total = dim * arch.classes
     if first_block == 0:
         total += arch.patches * arch.patch_inputs * dim
@@ -292,8 +292,7 @@ def macs(
         else:
             attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim
         patches = tokens - arch.prefix_tokens
-        if pooled.get(block, patches) < patches:
-            attention += pool_macs(dim, patches, pooled[block])
+        attention += reducer_macs(reducer, dim, patches, reduced.get(block, patches))
         tokens = left.get(block, tokens)
         if block >= first_block:
             total += attention + 2 * tokens * dim * arch.mlp_dim
@@ -303,7 +302,7 @@ def macs(
 @lru_cache(maxsize=_MOST_REMEMBERED)
 def compute(arch: Architecture, stages: Stages, keep_ratio: float, reducer: Reducer = "drop") -> float:
     """Share of the unpruned model's MACs that one image costs at ``keep_ratio``; 1.0 at ratio 1. Only `pool`
-    may cost more than that, where it leaves almost as many tokens as there were."""
+    and `transform` may cost more than that, where they leave almost as many tokens as there were."""
     counts = stages.keep_counts(arch.patches, keep_ratio)
     return compute_of_counts(arch, stages, counts, reducer)
 
@@ -335,8 +334,8 @@ def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Re
             f"compute {share:g} is too low: even one patch per stage costs {lowest:.3f} of the unpruned model"
         )
     low, high = 1, _RATIO_STEPS
-    # `compute` never falls as the ratio rises (but where it is above 1 or nearly so, with `pool`), so the
-    # last step that fits is found by halving.
+    # `compute` never falls as the ratio rises (but where it is above 1 or nearly so, with `pool` and
+    # `transform`), so the last step that fits is found by halving.
     while low < high:
         middle = (low + high + 1) // 2
         if compute(arch, stages, middle / _RATIO_STEPS, reducer) <= share:

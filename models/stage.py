@@ -95,7 +95,8 @@ class Stage:
         """The tokens behind the block that was looked at, of which each image has lost some.
 
         For patches that are dropped neither queries nor outputs are computed: the rest is what it would be
-        with them. Those that are fused, merged or pooled are so after their attention.
+        with them. Those that are fused, merged, pooled or transformed are so after their
+        attention.
         """
         blocks, index, tables = self.blocks, self.index, self.tables
         normed, queries, selected = seen.normed, seen.queries, tokens
@@ -118,7 +119,7 @@ class Stage:
         return blocks.mlp(index, attended)
 
     def _keys(self, seen: Look) -> KeysOf:
-        """What `merge` compares: the mean of the keys over heads (ToMe's)."""
+        """What `merge` and `transform` compare: the mean of the keys over heads (ToMe's)."""
         attn = self.blocks.attn(self.index)
         keys, _ = apart(attn, seen.source)
 

@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from models.pool import KEY_WIDTH
+from models.reducer_macs import KEY_WIDTH
+from models.reducers import weighted_means
 
 # Its place in a block, and so a part of its tensors' names in a checkpoint.
 NAME = "token_pool"
 # How sharply new queries look at their place: a patch one step away has exp(-4) of the weight.
 SHARPNESS = 4.0
-# Patches that a token stands for, at least: its logarithm is added to logits.
-_LEAST_SIZE = 2.0**-10
 _EPS = 1e-6
 
 
@@ -58,28 +57,18 @@ class TokenPool(nn.Module):
         """The tokens that are left, how many patches each stands for, and the places of their queries,
         ascending. ``sizes``: how many patches the rows stand for; ``places``: where they stood.
 
-        A row counts in the means for as many patches as it stands for. The patches that it stands for are
-        divided among the tokens in proportion to the weight that it has in each.
+        A row counts in the means for as many patches as it stands for (see `reducers.weighted_means`).
 
         Images that differ bring the ``counts`` of tokens that they are to keep, of which ``count`` is the
         largest, and the ``gaps`` where they have no rows. Behind what is left of an image stands anything.
         """
-        least = torch.finfo(torch.float32).min  # no infinity: it is subtracted from itself
         with torch.autocast(rows.device.type, enabled=False):
             values = rows.float()
             normed = F.layer_norm(values, values.shape[-1:], eps=_EPS)
             keys = F.linear(normed, self.key) + self.positions[places.clamp(min=0)]
             chosen, beyond = self._chosen(count, counts)
-            logits = self.queries[chosen] @ keys.mT + sizes.log().unsqueeze(1)
-            if gaps is not None:
-                logits = logits.masked_fill(gaps.unsqueeze(1), least)
-                sizes = sizes.masked_fill(gaps, 0)
-            logs = logits.log_softmax(dim=2)
-            pooled = logs.exp() @ values
-            if beyond is not None:
-                logs = logs.masked_fill(beyond.unsqueeze(2), least)
-            left = (logs.softmax(dim=1) @ sizes.unsqueeze(2)).squeeze(2).clamp(min=_LEAST_SIZE)
-        return pooled.to(rows.dtype), left, chosen.expand(len(rows), -1)
+            pooled, left = weighted_means(rows, self.queries[chosen] @ keys.mT, sizes, beyond, gaps)
+        return pooled, left, chosen.expand(len(rows), -1)
 
     def _chosen(
         self, count: int, counts: Int[Tensor, "B 1"] | None

@@ -125,7 +125,7 @@ class BatchMetrics:
                 first_run = compute(arch, stages, pruning.keep_ratio, pruning.reducer)
                 second_runs += 1
                 again += found.compute - first_run
-            saved += max(0.0, 1 - first_run)  # `pool` may cost more than it saves
+            saved += max(0.0, 1 - first_run)  # `pool` and `transform` may cost more than they save
             ratio = pruning.keep_ratio if pruning.keep_mass is None else found.keep_ratio
             lengths.add(self._lengths.get((ratio, pruning.reducer)) or self._find(ratio, pruning.reducer))
         self._batches["dense" if len(lengths) == 1 else "ragged"].add()

@@ -79,7 +79,7 @@ def _check_shows_patches(pruning: Pruning, floor: float | None) -> None:
     if pruning.reducer == "pool" and (pruning.prunes or floor is not None):
         raise InvalidValue(
             "a mask shows which patches are kept, but the reducer pool keeps none: what it leaves are "
-            "weighted means of all patches; ask for no mask, or use drop, fuse or merge"
+            "weighted means of all patches; ask for no mask, or use drop, fuse, merge or transform"
         )
 
 

@@ -91,7 +91,8 @@ class ImageOptions(BaseModel):
     reducer: Reducer | None = Field(
         None,
         description="What happens to the patches that are not kept: they are dropped (`drop`), fused into "
-        "one token per stage (`fuse`), or merged into the most similar kept patches (`merge`). With `pool`, "
+        "one token per stage (`fuse`), or merged into the most similar kept patches (`merge`). With "
+        "`transform`, each kept patch becomes a weighted mean of all, by similarity. With `pool`, "
         "no patches are kept, but weighted means of all, by learned queries; it needs a model that was "
         "trained with it, and has no mask. "
         "Default: that of the server (see /v1/models).",

@@ -39,6 +39,7 @@ const REDUCERS = {
   drop: "The other patches are dropped.",
   fuse: "The other patches are fused into one token per stage (EViT).",
   merge: "The other patches are merged into the most similar ones (ToMe). Uses no criterion.",
+  transform: "The kept patches become weighted means of all, by similarity (Token Transforming).",
   pool: "No patch is kept: learned queries make fewer tokens of all of them. Uses no criterion, and has no mask.",
 };
 

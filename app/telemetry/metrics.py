@@ -119,7 +119,7 @@ APPLIED_KEEP_RATIO = Histogram(
 )
 PATCHES_KEPT = Counter("trimvit_patches_kept", "Patches left after the last stage.")
 PATCHES_PRUNED = Counter(
-    "trimvit_patches_pruned", "Patches dropped, fused, merged or pooled over all stages."
+    "trimvit_patches_pruned", "Patches dropped, fused, merged, pooled or transformed over all stages."
 )
 COMPUTE_UNPRUNED = Counter(
     "trimvit_compute_unpruned_macs", "Multiply-accumulates that the answered images cost without pruning."

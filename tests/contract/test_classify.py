@@ -151,6 +151,7 @@ METHODS: list[tuple[dict[str, Any], Pruning]] = [
     ({"keep_ratio": 0.5}, Pruning(0.5)),
     ({"keep_ratio": 0.5, "reducer": "fuse"}, Pruning(0.5, reducer="fuse")),
     ({"keep_ratio": 0.5, "reducer": "merge"}, Pruning(0.5, reducer="merge")),
+    ({"keep_ratio": 0.5, "reducer": "transform"}, Pruning(0.5, reducer="transform")),
     ({"keep_mass": 0.8}, Pruning(keep_mass=0.8)),
     ({"keep_mass": 0.8, "reducer": "fuse", "criterion": "mad"}, Pruning(1.0, "mad", "fuse", keep_mass=0.8)),
 ]
@@ -245,10 +246,10 @@ def test_hostile_bodies_are_refused_and_harm_nobody(deployment: Deployment) -> N
 def test_what_cannot_go_together_is_refused_in_words(deployment: Deployment) -> None:
     """422 names what was given and what is allowed."""
     for words, options in [
-        (("merge", "drop or fuse"), {"keep_mass": 0.8, "reducer": "merge"}),
+        (("merge", "drop, fuse or transform"), {"keep_mass": 0.8, "reducer": "merge"}),
         (("only one of", "keep_mass"), {"keep_mass": 0.8, "keep_ratio": 0.5}),
         (("keep_mass", "above 0 and at most 1"), {"keep_mass": 1.5}),
-        (("'drop', 'fuse', 'merge' or 'pool'", "blend"), {"reducer": "blend"}),
+        (("'drop', 'fuse', 'merge', 'pool' or 'transform'", "blend"), {"reducer": "blend"}),
         (("only one of", "cascade"), {"cascade": True, "compute": 0.5}),
         (("calibrated", "leave out criterion"), {"cascade": True, "criterion": "mad"}),
     ]:

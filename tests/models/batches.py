@@ -14,6 +14,6 @@ def batches(*, by_mass: bool = True) -> st.SearchStrategy[list[Pruning]]:
         Pruning, keep_ratio=share, criterion=criterion, reducer=st.sampled_from(REDUCERS), seed=seed
     )
     if by_mass:
-        reducer = st.sampled_from(["drop", "fuse"])
+        reducer = st.sampled_from(["drop", "fuse", "transform"])
         drawn |= st.builds(Pruning, keep_mass=share, criterion=criterion, reducer=reducer, seed=seed)
     return st.lists(drawn, min_size=1, max_size=6)

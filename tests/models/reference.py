@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.clusters import clustering_of
 from models.criteria import random as random_importance
 from models.life import FADING
+from models.reducers import TEMPERATURE
 from models.schedule import Pruning, Stages
 from models.static_attention import StaticAttention
 
@@ -60,7 +61,7 @@ def reference_logits(
             of_keys = projected(attn, source).unflatten(-1, (3, attn.num_heads, attn.head_dim))
             key_sizes = torch.ones(len(source)).double()
         keys = []
-        matrices, mixed = [], []
+        matrices, mixed = [], []  # matrices: as criteria read them, which do not see how much keys stand for
         for head in range(attn.num_heads):
             if static:
                 matrices.append(attn.logits[head].exp() / attn.logits[head].exp().sum(dim=1, keepdim=True))
@@ -74,9 +75,10 @@ def reference_logits(
                 for one in (q,) if clustering is not None else (q, k):
                     one[own] = apply_rot_embed_cat(one[own], of_block[patches], half=attn.rotate_half)
             keys.append(k)
-            logits = q @ k.T / attn.head_dim**0.5 + key_sizes.log()
+            logits = q @ k.T / attn.head_dim**0.5
             matrices.append(torch.exp(logits) / torch.exp(logits).sum(dim=1, keepdim=True))
-            mixed.append(matrices[-1] @ v)
+            weighed = torch.exp(logits + key_sizes.log())
+            mixed.append(weighed / weighed.sum(dim=1, keepdim=True) @ v)
         out = attn.norm(torch.cat(mixed, dim=1))
         if attn.gate is not None:
             out = out * torch.sigmoid(attn.gate(normed))
@@ -107,17 +109,15 @@ def reference_logits(
                 places = sorted(
                     sorted(range(len(patches)), key=lambda place: (-values[place], place))[:count]
                 )
-                dropped = [place for place in range(len(patches)) if place not in places]
-                fused = x[prefix + len(patches) :]
-                stands_for = torch.cat((torch.ones(prefix + count), stands_for[prefix + len(patches) :]))
-                if pruning.reducer == "fuse" and dropped:
-                    share = row.mean(dim=0) / row.mean(dim=0)[dropped].sum()
-                    lost = sum(share[place] * x[prefix + place] for place in dropped)
-                    fused = torch.cat((fused, lost[None]))
-                    stands_for = torch.cat((stands_for, torch.tensor([float(len(dropped))])))
-                x = torch.cat((x[:prefix], x[[prefix + place for place in places]], fused))
+                if pruning.reducer == "transform":
+                    if count < len(patches):
+                        mean_key = torch.stack(keys).mean(0)
+                        x, sizes = reference_transform(x, mean_key, sizes, places, prefix)
+                    stands_for = sizes
+                else:
+                    x, stands_for = dropped_or_fused(x, row, stands_for, places, prefix, pruning.reducer)
+                    sizes = torch.ones(len(x)).double()
                 patches = [patches[place] for place in places]
-                sizes = torch.ones(len(x)).double()
             kept.append(patches)
         x = x + scaled(block, 2, block.mlp(block.norm2(x)))
     x = vit.norm(x[None])
@@ -249,6 +249,23 @@ def scaled(block: Any, part: int, update: Tensor) -> Tensor:
     return update if gamma is None else update * gamma
 
 
+def dropped_or_fused(
+    x: Tensor, row: Tensor, stands_for: Tensor, places: list[int], prefix: int, reducer: str
+) -> tuple[Tensor, Tensor]:
+    """Tokens, and how many patches each stands for; the patches at ``places`` stay. ``row``: the attention
+    [heads, patches] that patches get."""
+    patches = row.shape[1]
+    dropped = [place for place in range(patches) if place not in places]
+    fused = x[prefix + patches :]
+    stands_for = torch.cat((torch.ones(prefix + len(places)), stands_for[prefix + patches :]))
+    if reducer == "fuse" and dropped:
+        share = row.mean(dim=0) / row.mean(dim=0)[dropped].sum()
+        lost = sum(share[place] * x[prefix + place] for place in dropped)
+        fused = torch.cat((fused, lost[None]))
+        stands_for = torch.cat((stands_for, torch.tensor([float(len(dropped))])))
+    return torch.cat((x[:prefix], x[[prefix + place for place in places]], fused)), stands_for
+
+
 def reference_merge(
     x: Tensor, keys: Tensor, sizes: Tensor, patches: list[int], count: int, prefix: int
 ) -> tuple[Tensor, Tensor, list[int]]:
@@ -286,6 +303,29 @@ def reference_merge(
     rows = torch.cat((x[:prefix], torch.stack([token[0] for token in tokens])))
     new_sizes = torch.cat((sizes[:prefix], torch.stack([token[2] for token in tokens])))
     return rows, new_sizes, [token[3] for token in tokens]
+
+
+def reference_transform(
+    x: Tensor, keys: Tensor, sizes: Tensor, places: list[int], prefix: int
+) -> tuple[Tensor, Tensor]:
+    """Means of all patches by their likeness to those at ``places``, a weight at a time: tokens and sizes. In
+    logarithms: weights are too small for float64."""
+    patches = range(prefix, len(keys))
+    logs = []
+    for place in places:
+        likeness = [torch.cosine_similarity(keys[prefix + place], keys[patch], dim=0) for patch in patches]
+        own = [sizes[patch].log() + like / TEMPERATURE for patch, like in zip(patches, likeness, strict=True)]
+        logs.append([log - torch.stack(own).logsumexp(0) for log in own])
+    means, left = [], []
+    for own in logs:
+        means.append(sum(log.exp() * x[patch] for patch, log in zip(patches, own, strict=True)))
+        size: Any = 0.0
+        for patch, log in zip(patches, own, strict=True):
+            of_all = torch.stack([other[patch - prefix] for other in logs]).logsumexp(0)
+            size = size + sizes[patch] * (log - of_all).exp()
+        left.append(size)
+    rows = torch.cat((x[:prefix], torch.stack(means)))
+    return rows, torch.cat((sizes[:prefix], torch.stack(left)))
 
 
 def reference_pool(

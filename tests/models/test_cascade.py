@@ -20,6 +20,7 @@ from models.cascade import (
     second_run_compute,
 )
 from models.classifier import Classifier, ImageRequest
+from models.offered import REDUCERS_OF_ANY_MODEL
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, compute
 from models.transforms import InputSpec
@@ -128,7 +129,7 @@ def photographs(images: int) -> Tensor:
     return torch.randint(0, 256, (images, 20, 28, 3), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("reducer", ["drop", "fuse", "merge"])
+@pytest.mark.parametrize("reducer", REDUCERS_OF_ANY_MODEL)
 def test_only_the_unsure_are_run_again(make_vit: MakeViT, reducer: str) -> None:
     """Images with a margin up to the threshold get the unpruned answer, features and mask, and the cost of
     both runs; the others, and those that asked for no cascade, are what one run makes them."""

@@ -54,6 +54,7 @@ MIXED = [
     Pruning(0.7, "random", seed=3),
     Pruning(0.6, reducer="fuse"),
     Pruning(0.6, reducer="pool"),
+    Pruning(0.6, reducer="transform"),
 ]
 
 

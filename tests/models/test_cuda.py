@@ -118,11 +118,13 @@ def launched(
     return graphed.launched(make_vit, prunings, depth, life=depth // 4, pool=True, **arguments)
 
 
-@pytest.mark.parametrize(("reducer", "most"), [("drop", 1.2), ("fuse", 1.2), ("merge", 1.25), ("pool", 1.3)])
+@pytest.mark.parametrize(
+    ("reducer", "most"), [("drop", 1.2), ("fuse", 1.2), ("merge", 1.25), ("pool", 1.3), ("transform", 1.3)]
+)
 def test_many_ratios_take_as_many_operations_as_one(make_vit: MakeViT, reducer: Reducer, most: float) -> None:
     """64 ratios launch at most 1.2 times the kernels of one, 1.25 where patches are merged and 1.3 where they
-    are pooled, and take one copy of what the host knows. (The largest and the smallest of these ratios are
-    merged in as many rounds.)"""
+    are pooled or transformed, and take one copy of what the host knows. (The largest and the smallest of
+    these ratios are merged in as many rounds.)"""
     one, copies_of_one = launched(make_vit, [Pruning(0.5, reducer=reducer)] * 64)
     many, copies = launched(make_vit, [Pruning(ratio, reducer=reducer) for ratio in RATIOS])
     assert many <= most * one, (many, one)

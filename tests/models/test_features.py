@@ -88,12 +88,12 @@ def test_in_a_ragged_batch_features_are_those_of_each_image_alone(
     network: nn.Module, make_pixels: MakePixels
 ) -> None:
     """Whatever the ratios and reducers beside it."""
-    pixels, model = pixels_for(network, make_pixels, 7), PrunedViT(network)
+    pixels, model = pixels_for(network, make_pixels, 8), PrunedViT(network)
     prunings = [Pruning(0.3), UNPRUNED, Pruning(0.7), *(Pruning(0.5, reducer=each) for each in REDUCERS)]
     together = ours(model, pixels, prunings)
     alone = [ours(model, pixels[image : image + 1], [pruning]) for image, pruning in enumerate(prunings)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=2e-5)
-    unpruned = ours(model, pixels, [UNPRUNED] * 7)
+    unpruned = ours(model, pixels, [UNPRUNED] * 8)
     assert not torch.allclose(together[0], unpruned[0], atol=1e-3), "pruning changes them"
 
 

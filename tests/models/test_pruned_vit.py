@@ -260,7 +260,8 @@ def test_mass_is_refused_where_patches_are_lost_evenly(make_vit: MakeViT, make_p
 def test_gradients_agree_with_a_slow_reference(
     make_vit: MakeViT, make_pixels: MakePixels, reducer: Reducer, rows: Rows
 ) -> None:
-    """Also through the weights that patches are fused and pooled by: attention learns what to fuse."""
+    """Also through the weights that patches are fused, pooled and transformed by: attention learns what to
+    fuse. Rounding of cosines, of which thousandths matter, shows in those that are transformed."""
     vit, stages = make_vit(pool=True), default_stages(5, rows)
     pixels = make_pixels(2).requires_grad_()
     prunings = [Pruning(0.6, reducer=reducer), Pruning(0.4, "mad", reducer)]
@@ -271,14 +272,15 @@ def test_gradients_agree_with_a_slow_reference(
         alone = pixels[image].detach().double().requires_grad_()
         wanted, _ = reference_logits(vit, stages, alone, pruning)
         (gradient,) = torch.autograd.grad((wanted * towards).sum(), alone)
-        torch.testing.assert_close(got[image].double(), gradient, rtol=1e-3, atol=1e-4)
+        atol = 5e-4 if reducer == "transform" else 1e-4
+        torch.testing.assert_close(got[image].double(), gradient, rtol=1e-3, atol=atol)
 
 
 def test_every_family_agrees_with_the_slow_reference(
     family: VisionTransformer, make_pixels: MakePixels, give_pools: Callable[..., None]
 ) -> None:
     """The pruned network is right for every family, each image with its own ratio and criterion."""
-    pixels = images_for(family, make_pixels, 5)
+    pixels = images_for(family, make_pixels, 6)
     give_pools(family)
     model = PrunedViT(family)
     prunings = [
@@ -287,6 +289,7 @@ def test_every_family_agrees_with_the_slow_reference(
         Pruning(0.65, "mean_value_norm", "fuse"),
         Pruning(0.4, reducer="merge"),
         Pruning(0.6, reducer="pool"),
+        Pruning(0.6, "iqr", "transform"),
     ]
     with torch.inference_mode():
         output = model(pixels, prunings)

@@ -52,6 +52,7 @@ MIXED = [
     Pruning(0.7, "random", seed=3),
     Pruning(0.6, "life"),
     Pruning(0.6, reducer="pool"),
+    Pruning(0.6, reducer="transform"),
 ]
 
 

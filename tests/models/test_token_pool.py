@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.classifier import Classifier
 from models.load import input_spec_of
-from models.pool import KEY_WIDTH, pool_macs
 from models.pruned_vit import PrunedViT
+from models.reducer_macs import KEY_WIDTH, pool_macs
 from models.schedule import (
+    REDUCERS,
     UNPRUNED,
     Architecture,
     Pruning,
@@ -183,14 +184,14 @@ def test_a_model_without_queries_refuses_the_reducer(make_vit: MakeViT, make_pix
         (other_grid, STAGES),
     ):
         model = PrunedViT(vit, stages)
-        assert model.reducers == ("drop", "fuse", "merge")
+        assert model.reducers == ("drop", "fuse", "merge", "transform")
         for ratio in (0.5, 1.0):
             with pytest.raises(
                 ValueError, match="the reducer pool needs learned queries in every block that"
             ):
                 model(make_pixels(2), [UNPRUNED, Pruning(ratio, reducer="pool")])
     for stages in (STAGES, Stages((3,))):
-        assert PrunedViT(some, stages).reducers == ("drop", "fuse", "merge", "pool")
+        assert PrunedViT(some, stages).reducers == REDUCERS
 
 
 def test_queries_are_modules_of_their_blocks(make_vit: MakeViT, make_pixels: MakePixels) -> None:

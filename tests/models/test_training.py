@@ -639,6 +639,7 @@ RAGGED = (
     Pruning(0.8, "mean", "fuse"),
     Pruning(),
     Pruning(0.5, reducer="merge"),
+    Pruning(0.6, reducer="transform"),
     # Never from two patches to one: without a prefix token two share all attention, so rounding decides.
     Pruning(keep_mass=0.7),
 )

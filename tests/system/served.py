@@ -9,6 +9,7 @@ import torch
 
 from models.classifier import Classifier, ImageRequest
 from models.load import load
+from models.offered import REDUCERS_OF_ANY_MODEL
 from models.schedule import Pruning
 from tests.system.server import running_server
 from tests.system.small_network import LABELS, PHOTOGRAPHS, alone
@@ -16,13 +17,13 @@ from tests.system.test_methods import ask, result_of
 
 
 def assert_served_as_offline(folder: Path, checkpoint: Path, *flags: str) -> None:
-    """Every photograph, at three ratios and with three reducers all at once, by its mask, cost and scores."""
+    """Every photograph, at three ratios and with every reducer all at once, by its mask, cost and scores."""
     loaded = load(str(checkpoint))
     classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
     asked: list[dict[str, Any]] = [
         {"keep_ratio": ratio, "reducer": reducer}
         for ratio in (1.0, 0.7, 0.3)
-        for reducer in ("drop", "fuse", "merge")
+        for reducer in REDUCERS_OF_ANY_MODEL
     ]
     work = [(image, options) for options in asked for image in PHOTOGRAPHS]
     with (

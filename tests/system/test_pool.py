@@ -47,4 +47,4 @@ def test_it_is_served_as_it_answers_offline(tmp_path: Path) -> None:
         assert scores == pytest.approx(expected.scores.tolist(), abs=1e-4)
     assert refused.status_code == 422
     assert "the reducer pool keeps none" in refused.json()["detail"]
-    assert model["reducers"] == ["drop", "fuse", "merge", "pool"]
+    assert model["reducers"] == ["drop", "fuse", "merge", "pool", "transform"]

@@ -154,7 +154,7 @@ BAD: list[tuple[str, str, str]] = [
     ("default_keep_ratio", "1.1", "at most 1"),
     ("default_keep_ratio", "nan", "at most 1"),
     ("default_criterion", "entropy", "'variance', 'mad'"),
-    ("default_reducer", "blend", "'drop', 'fuse', 'merge' or 'pool'"),
+    ("default_reducer", "blend", "'drop', 'fuse', 'merge', 'pool' or 'transform'"),
     ("default_deadline_ms", "0", "of at least 1"),
     ("model_default", "0.5", "must be NAME.OPTION=VALUE, as in small.keep_ratio=0.5, and not '0.5'"),
     (
@@ -166,7 +166,7 @@ BAD: list[tuple[str, str, str]] = [
     ("model_default", "a.keep_ratio=0", "a.keep_ratio must be a number above 0 and at most 1, such as 0.5"),
     ("model_default", "a.keep_ratio=50%", "did you mean 0.5?"),
     ("model_default", "a.criterion=varience", "did you mean 'variance'?"),
-    ("model_default", "a.reducer=blend", "a.reducer must be 'drop', 'fuse', 'merge' or 'pool'"),
+    ("model_default", "a.reducer=blend", "a.reducer must be 'drop', 'fuse', 'merge', 'pool' or 'transform'"),
     ("model_default", "a.deadline_ms=0", "a.deadline_ms must be a whole number of at least 1"),
     ("model_default", "a.reducer=drop,a.reducer=fuse", "gives a.reducer twice; keep one"),
     ("shutdown_grace_s", "-1", "of at least 0"),

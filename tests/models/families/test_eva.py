@@ -103,7 +103,7 @@ def test_positions_go_with_their_patches(
 ) -> None:
     """Pruned by each reducer, every kind keeps the patches and has the logits of the slow reference, which
     rotates each patch by where it stood, and a pooled token by its query's place."""
-    pixels = images_for(eva, make_pixels, 5)
+    pixels = images_for(eva, make_pixels, 6)
     give_pools(eva)
     model = PrunedViT(eva)
     prunings = [
@@ -112,6 +112,7 @@ def test_positions_go_with_their_patches(
         Pruning(0.65, "mean_value_norm", "fuse"),
         Pruning(0.4, reducer="merge"),
         Pruning(0.6, reducer="pool"),
+        Pruning(0.6, "iqr", "transform"),
     ]
     with torch.inference_mode():
         output = model(pixels, prunings)

@@ -362,6 +362,7 @@ def test_an_image_in_a_ragged_batch_is_treated_as_alone(
         Pruning(0.5, "mean"),
         Pruning(0.5, reducer="fuse"),
         Pruning(0.6, reducer="merge"),
+        Pruning(0.6, reducer="transform"),
     ]
     pixels = make_pixels(len(prunings)).to(dtype)
     with torch.inference_mode():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.load import ModelError, create, load, save
 from models.load.start import Added
+from models.offered import REDUCERS_OF_ANY_MODEL
 from models.paca import Paca
 from models.schedule import Stages, compute
 from models.training.average import average
@@ -35,7 +36,7 @@ def run(run_with: Callable[..., Run]) -> Run:
 
 @pytest.fixture(scope="module")
 def trained(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fine_tune(run(tmp_path_factory.mktemp("trained"), reducers=("drop", "fuse", "merge"))).checkpoint
+    return fine_tune(run(tmp_path_factory.mktemp("trained"), reducers=REDUCERS_OF_ANY_MODEL)).checkpoint
 
 
 def of_clusters(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.load import ModelError, create, load, save
+from models.offered import REDUCERS_OF_ANY_MODEL
 from models.paca import Paca
 from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Stages, compute
@@ -50,7 +51,7 @@ def run(run_with: Callable[..., Run]) -> Run:
 
 @pytest.fixture(scope="module")
 def trained(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fine_tune(run(tmp_path_factory.mktemp("trained"), reducers=("drop", "fuse", "merge"))).checkpoint
+    return fine_tune(run(tmp_path_factory.mktemp("trained"), reducers=REDUCERS_OF_ANY_MODEL)).checkpoint
 
 
 def logits_in(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ Criterion = Literal[
     "life",
     "random",
 ]
-Reducer = Literal["drop", "fuse", "merge", "pool"]
+Reducer = Literal["drop", "fuse", "merge", "pool", "transform"]
 MaskFormat = Literal["none", "indices", "grid", "png"]
 Priority = Literal["high", "normal", "batch"]
 Scalar = str | int | float | bool

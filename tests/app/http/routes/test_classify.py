@@ -178,7 +178,7 @@ def test_a_reducer_that_the_model_has_not_is_refused(classify: Classify, dispatc
     dispatch.model = msgspec.structs.replace(MODEL, reducers=REDUCERS_OF_ANY_MODEL)
     for ratio in (0.5, 1):
         response = classify(params={"reducer": "pool", "keep_ratio": ratio})
-        words = ("the reducer pool needs learned queries", "allowed are drop, fuse, merge")
+        words = ("the reducer pool needs learned queries", "allowed are drop, fuse, merge, transform")
         assert_problem(response, 422, "invalid-value", *words, image=0)
     assert result_of(classify(params={"reducer": "merge"}))["reducer"] == "merge"
 
@@ -187,7 +187,10 @@ def test_what_is_pooled_has_no_mask(classify: Classify, dispatch: FakeDispatch) 
     """Its tokens are no patches: refused in words, by itself, where the ratio may be lowered, and in a
     cascade; an image that is left whole has one."""
     pooled = {"reducer": "pool", "mask": "indices"}
-    words = ("a mask shows which patches are kept, but the reducer pool keeps none", "drop, fuse or merge")
+    words = (
+        "a mask shows which patches are kept, but the reducer pool keeps none",
+        "drop, fuse, merge or transform",
+    )
     lowered: list[dict[str, Any]] = [
         {"keep_ratio": 0.5},
         {"keep_ratio": "auto", "deadline_ms": 60_000},
@@ -212,7 +215,9 @@ def test_keep_mass_with_the_reducer_merge_is_refused(
         response = make_client(**settings).post(
             "/v1/classify", content=encoded(), params={"keep_mass": 0.8, **params}
         )
-        assert_problem(response, 422, "invalid-value", "keep_mass", "merge", "drop or fuse", image=0)  # type: ignore[arg-type]
+        assert_problem(
+            response, 422, "invalid-value", "keep_mass", "merge", "drop, fuse or transform", image=0
+        )  # type: ignore[arg-type]
     assert dispatch.questions == []
 
 

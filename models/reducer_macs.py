@@ -1,0 +1,28 @@
+"""What the reducers cost that make each token from all patches: `pool` and `transform`.
+
+Pure Python, as all that counts (schedule.py). What computes them is in token_pool.py and reducers.py.
+"""
+
+# Values of a query and of a key: those of a head in timm's networks.
+KEY_WIDTH = 64
+
+
+def reducer_macs(reducer: str, dim: int, tokens: int, count: int) -> int:
+    """Multiply-accumulates by which a reducer makes ``count`` tokens of ``tokens``, ``dim`` values wide; 0 of
+    those that only drop, fuse or match tokens, and where none is lost."""
+    if count == tokens:
+        return 0
+    if reducer == "pool":
+        return pool_macs(dim, tokens, count)
+    return transform_macs(dim, tokens, count) if reducer == "transform" else 0
+
+
+def pool_macs(dim: int, tokens: int, count: int) -> int:
+    """Of learned pooling: the keys of all tokens, the products of queries and keys, and the weighted
+    means."""
+    return tokens * dim * KEY_WIDTH + transform_macs(dim, tokens, count)
+
+
+def transform_macs(dim: int, tokens: int, count: int) -> int:
+    """Of token transforming: the similarities of keys, and the weighted means. The keys are there already."""
+    return tokens * count * (KEY_WIDTH + dim)
