@@ -34,9 +34,10 @@ def give_static(start: Start, count: int, stages: Stages) -> range:
     """
     vit, own = start.vit, start.added.static
     if count < len(own):
+        where = "block 1" if len(own) == 1 else f"blocks 1 to {len(own)}"
         raise ModelError(
-            f"the weights have static attention in their first {len(own)} blocks, which have no queries and "
-            f"keys any more; add --static-blocks {len(own)} or more, or start from other weights"
+            f"the weights have static attention in {where}, without queries and keys; add --static-blocks "
+            f"{len(own)} or more, or start from other weights"
         )
     check_static(count, stages.blocks, len(vit.blocks), paca_of(tuple(vit.blocks)))
     grid = tuple(vit.patch_embed.grid_size)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_device, choose_dtype
 from models.files import write_whole
-from models.load import LoadedModel
+from models.load import LoadedModel, ModelError
 from models.pictures import cells_of, dimmed
 from models.schedule import Pruning, method_name
 from models.training.answers import Answers, Method, Row, answers_to, methods, rows_of, settings_of
@@ -91,9 +91,14 @@ def sweep(config: SweepConfig) -> list[Row]:
 
 
 def _load(config: SweepConfig, model: str) -> LoadedModel:
-    loaded = load_to_measure(config, model)
-    for mass in config.keep_masses:
-        loaded.model.stages.allowing(Pruning(keep_mass=mass))
+    try:
+        loaded = load_to_measure(config, model)
+        for mass in config.keep_masses:
+            loaded.model.stages.allowing(Pruning(keep_mass=mass))
+    except ModelError:
+        raise  # it names the model
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from error
     return loaded
 
 

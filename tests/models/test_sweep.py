@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -424,6 +425,20 @@ def test_the_last_model_is_checked_before_the_first_works(
     interrupt(monkeypatch, "answers_to", 0)
     with pytest.raises(ModelError, match=r"the file 'nowhere\.pth' does not exist"):
         sweep(config(models=(str(model), "nowhere.pth")))
+
+
+def test_the_model_that_lacks_a_method_is_named(
+    config: Callable[..., SweepConfig], model: Path, tmp_path: Path
+) -> None:
+    """One of several may have no life predictor or no queries."""
+    other = tmp_path / "other.safetensors"
+    save_random_model(other, seed=1)
+    for changes, words in (
+        ({"criteria": ("life",)}, "the criterion life needs a life predictor"),
+        ({"reducers": ("pool",)}, "the reducer pool needs learned queries"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(other))}: {words}"):
+            sweep(config(models=(str(other), str(model)), reference=None, **changes))
 
 
 def test_a_reference_that_is_not_swept_is_refused(config: Callable[..., SweepConfig]) -> None:
