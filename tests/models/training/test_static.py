@@ -238,7 +238,7 @@ def test_a_further_run_goes_on_from_the_static_attention(run: Run, trained: Path
     assert torch.equal(more["blocks.2.attn.v.weight"], there["blocks.2.attn.qkv.weight"].chunk(3)[2])
     assert more["blocks.2.attn.logits"].std() > 0
     for fewer in (0, 1):
-        with pytest.raises(ModelError, match=r"in their first 2 blocks, .* add --static-blocks 2 or more"):
+        with pytest.raises(ModelError, match=r"attention in blocks 1 to 2, .* add --static-blocks 2 or more"):
             fine_tune(run(tmp_path / "fewer", **still, static_blocks=fewer))
     with pytest.raises(ModelError, match="is for 4 x 4 patches, but this image size and patch stride give 5"):
         fine_tune(run(tmp_path / "size", **still, image_size=80))
