@@ -207,6 +207,14 @@ def test_what_is_pooled_has_no_mask(classify: Classify, dispatch: FakeDispatch) 
     assert_problem(response, 422, "invalid-value", *words, image=0)
 
 
+def test_what_is_transformed_has_a_mask_and_goes_by_mass(classify: Classify, dispatch: FakeDispatch) -> None:
+    """Of the patches that its tokens start from; every model has the reducer."""
+    dispatch.model = msgspec.structs.replace(MODEL, reducers=REDUCERS_OF_ANY_MODEL)
+    result = result_of(classify(params={"reducer": "transform", "keep_mass": 0.5, "mask": "indices"}))
+    assert (result["reducer"], result["criterion"]) == ("transform", MODEL.method.criterion)
+    assert len(result["mask"][0]["indices"]) == result["patches"]["kept"] > 0
+
+
 def test_keep_mass_with_the_reducer_merge_is_refused(
     make_client: Callable[..., TestClient], dispatch: FakeDispatch
 ) -> None:
