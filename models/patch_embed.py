@@ -54,34 +54,36 @@ def set_patch_stride(vit: Network, stride: int) -> None:
     _resample(vit, grid_before)
 
 
-def refuse_below_a_patch(size: tuple[int, int], patch: tuple[int, int]) -> None:
-    """Raises ValueError for images (height, width in pixels) that have no room for one patch."""
+def check_image_size(size: tuple[int, int], patch: tuple[int, int], stride: tuple[int, int]) -> None:
+    """Raises ValueError for images (height, width in pixels) that have no room for one patch, and for a side
+    that is no whole number of patches, where these do not overlap."""
     if size[0] < patch[0] or size[1] < patch[1]:
         raise ValueError(
             f"an input of {size[0]} x {size[1]} pixels is smaller than a patch, which has {patch[0]} x "
             f"{patch[1]}"
         )
+    for side, length in zip(size, patch, strict=True):
+        if stride == patch and side % length:
+            raise ValueError(
+                f"an input of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x "
+                f"{patch[1]}: {side} is not a multiple of {length}; the nearest is "
+                f"{round(side / length) * length}"
+            )
 
 
 def set_image_size(vit: Network, size: tuple[int, int]) -> None:
     """Let ``vit`` see images of ``size`` (height, width), in place; the position embedding is resampled as
     timm does it, and patches keep their size and stride.
 
-    Raises ValueError for a side that is no whole number of patches, where these do not overlap, and for a
-    network with static attention, which is for its own grid.
+    Raises ValueError as `check_image_size`, and for a network with static attention, which is for its own
+    grid.
     """
     embed = vit.patch_embed
     if tuple(embed.img_size) == size:
         return
     _refuse_static(vit, "input size")
     kernel, stride = embed.proj.kernel_size, embed.proj.stride
-    for side, patch in zip(size, kernel, strict=True):
-        if side < patch or (stride == kernel and side % patch):
-            near = max(patch, round(side / patch) * patch)
-            raise ValueError(
-                f"an input of {size[0]} x {size[1]} pixels cannot be cut into patches of {kernel[0]} x "
-                f"{kernel[1]}: {side} is not a multiple of {patch}; the nearest is {near}"
-            )
+    check_image_size(size, kernel, stride)
     if stride == kernel:
         vit.set_input_size(img_size=size)
         return

@@ -22,7 +22,8 @@ from models.load.reference import existing
 from models.load.state_dict import find_weights, holds_network
 from models.load.timm_models import blank, create_timm
 from models.load.transformers_format.config import config_in as transformers_config_in
-from models.patch_embed import patch_grid, refuse_below_a_patch
+from models.patch_embed import check_image_size, patch_grid
+from models.schedule import Stages
 from models.static_attention import as_timms
 from models.token_pool import is_of_pool
 from models.transforms import InputSpec
@@ -49,12 +50,14 @@ class Added:
 class Start:
     """A network to fine-tune, and what a card must say to build it again beside classes and image size.
     ``input``: what it sees of a photograph, at its own image size. ``added``: of the checkpoint that it
-    starts from; the network does not have these modules yet."""
+    starts from; the network does not have these modules yet. ``stages``: of that checkpoint, if it was
+    trained with any."""
 
     vit: Network
     model_args: dict[str, Any]
     input: InputSpec
     added: Added
+    stages: Stages | None = None
 
 
 def create(
@@ -65,11 +68,13 @@ def create(
     The position embedding is resampled to the grid of the image size and of ``patch_stride`` (None: the
     plain grid, whatever the weights were trained with); a head of another size is left as initialised.
     Raises ModelError where weights other than the head's are missing or left over, UnsupportedModelError and
-    ValueError where the patch stride cannot be, or the image is smaller than a patch.
+    ValueError where the patch stride cannot be, or the image cannot be cut into patches.
     """
     if "img_size" in model_args:
         plain = blank(architecture, img_size=model_args["img_size"]).patch_embed
-        refuse_below_a_patch(tuple(plain.img_size), tuple(plain.patch_size))
+        patch = tuple(plain.patch_size)
+        stride = patch if patch_stride is None else (patch_stride, patch_stride)
+        check_image_size(tuple(plain.img_size), patch, stride)
     if weights is None and patch_stride is None:
         vit = create_timm(architecture, pretrained=True, **model_args)
         return Start(vit, {}, input_spec_of(vit), Added())
@@ -88,9 +93,9 @@ def create(
             tuple(own.patch_embed.img_size),
             architecture,
         )
-        added, seen = Added(), None
+        added, seen, stages = Added(), None, None
     else:
-        started, added, seen = _start(architecture, file_at(existing(str(weights))), patch_stride)
+        started, added, seen, stages = _start(architecture, file_at(existing(str(weights))), patch_stride)
     size = model_args.pop("img_size", started.usual)
     vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
     refuse_no_numbers(vit, started.source)
@@ -103,12 +108,16 @@ def create(
         },
         input_spec_of(vit) if seen is None else at_size(seen, tuple(vit.patch_embed.img_size)),
         added,
+        stages,
     )
 
 
-def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit, Added, InputSpec | None]:
+def _start(
+    architecture: str, file: Path, patch_stride: int | None
+) -> tuple[Fit, Added, InputSpec | None, Stages | None]:
     """Weights to start from: their head does not matter, and how they pool only where it is certain. With
-    them, what a checkpoint with a card sees; None where timm's own preprocessing holds."""
+    them, what a checkpoint with a card sees, and its stages; None where timm's own preprocessing holds, and
+    the default stages."""
     card = read_card(file)
     content = read_file(file)
     if not holds_network(content) and transformers_config_in(file.parent) is not None:
@@ -156,7 +165,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
             static=static,
             static_grid=grid if static else None,
         )
-        return fitted, added, card.input
+        return fitted, added, card.input, card.stages
     known = known_of(file, found, architecture)
     args = {name: value for name, value in known.model_args.items() if name != "num_classes"}
     fitted = fit(
@@ -168,7 +177,7 @@ def _start(architecture: str, file: Path, patch_stride: int | None) -> tuple[Fit
         patch_stride=patch_stride,
         pooling_matters=False,
     )
-    return fitted, Added(), None
+    return fitted, Added(), None, None
 
 
 def _dynamic(

@@ -103,7 +103,7 @@ class _Training:
             img_size=config.image_size,
             drop_path_rate=config.drop_path,
         )
-        stages = PrunedViT(start.vit).stages
+        stages = PrunedViT(start.vit, start.stages).stages
         if config.stages is not None:
             stages = stages_of(config.stages, None, stages, len(start.vit.blocks))
         if config.life:

@@ -71,10 +71,19 @@ def test_another_image_size_keeps_the_stride(layout: str, make_vit: MakeViT, mak
     assert before.patch_embed.grid_size == (5, 7)
 
 
-@pytest.mark.parametrize(("size", "near"), [((21, 28), 20), ((20, 30), 32), ((3, 28), 4)])
+@pytest.mark.parametrize(("size", "near"), [((21, 28), 20), ((20, 30), 32)])
 def test_a_size_that_cuts_a_patch_is_refused(make_vit: MakeViT, size: tuple[int, int], near: int) -> None:
     with pytest.raises(ValueError, match=f"not a multiple of 4; the nearest is {near}"):
         set_image_size(make_vit(), size)
+
+
+def test_a_size_below_a_patch_is_refused(make_vit: MakeViT) -> None:
+    """Also where patches overlap, and none need fit a whole number of times."""
+    vit = make_vit()
+    set_patch_stride(vit, 3)
+    for one in (vit, make_vit()):
+        with pytest.raises(ValueError, match="3 x 28 pixels is smaller than a patch, which has 4 x 4"):
+            set_image_size(one, (3, 28))
 
 
 # The patches.

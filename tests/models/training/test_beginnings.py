@@ -1,9 +1,11 @@
 """A run takes its input and its classes from what it starts from, and understands a teacher's."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from timm.models import save_for_hf
 from models.families import Network
 from models.load import Card, ModelError, create, load, read_card, save
 from models.normalise import normalise, renormalise
+from models.schedule import Stages
 from models.training.fine_tune import fine_tune
 from models.training.freezing import begin_alike
 from models.transforms import InputSpec
@@ -63,6 +66,23 @@ def test_a_further_run_sees_what_the_first_one_saw(run: Run, start: Path, tmp_pa
     larger = create(ARCHITECTURE, first, num_classes=3, img_size=96)
     assert larger.input == replace(OWN, size=(96, 96))
     assert create(ARCHITECTURE, start, num_classes=3, img_size=64).input.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_further_run_prunes_where_the_first_one_did(run: Run, start: Path, tmp_path: Path) -> None:
+    """`--stages` changes it; weights without stages have the default ones."""
+    loaded = load(str(start), architecture=ARCHITECTURE, labels=("amber", "blue", "coral"))
+    first = tmp_path / "first.safetensors"
+    save(first, loaded.model.vit, replace(loaded.card, stages=Stages((1, 4), "all")))
+
+    def stages_of(weights: Path, **flags: Any) -> Stages:
+        card = read_card(fine_tune(run(tmp_path / "run", weights=weights, **flags)).checkpoint)
+        shutil.rmtree(tmp_path / "run")
+        assert card is not None
+        return card.stages
+
+    assert stages_of(first) == Stages((1, 4), "all")
+    assert stages_of(first, stages=(2, 3)) == Stages((1, 2), "all")
+    assert stages_of(start) == loaded.model.stages
 
 
 def test_inputs_are_normalised_again_exactly() -> None:
@@ -130,8 +150,11 @@ def test_another_network_is_refused_by_what_differs(run: Run, start: Path, tmp_p
         fine_tune(run(tmp_path / "run", teacher=teacher, image_size=96))
 
 
-def test_an_image_smaller_than_a_patch_is_refused(run: Run, start: Path, tmp_path: Path) -> None:
-    """In words, with weights of a file and without."""
+def test_an_image_that_cannot_be_cut_into_patches_is_refused(run: Run, start: Path, tmp_path: Path) -> None:
+    """In words, with weights of a file and without. Overlapping patches may leave some pixels over."""
+    with pytest.raises(ValueError, match="40 is not a multiple of 16; the nearest is 32"):
+        fine_tune(run(tmp_path / "run", image_size=40))
+    assert create(ARCHITECTURE, start, num_classes=3, img_size=40, patch_stride=12).input.size == (40, 40)
     with pytest.raises(
         ValueError, match=r"^an input of 8 x 8 pixels is smaller than a patch, which has 16 x 16$"
     ):
