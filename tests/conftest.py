@@ -3,7 +3,9 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
 
+import jaxtyping
 import pillow_heif
 import pytest
 from hypothesis import settings
@@ -39,3 +41,12 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first, so that at the end of a run in two processes none waits long for the other."""
     items.sort(key=lambda item: item.nodeid.split("/")[1] not in ("contract", "system"))
+
+
+@pytest.fixture(scope="module")
+def without_shape_checks() -> Iterator[None]:
+    """For tests of whole commands on tiny networks, where checking the shapes of every call takes up to half
+    of the time. The tests of what these commands call have the checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)  # noqa: FBT003
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)  # noqa: FBT003

@@ -28,6 +28,8 @@ from models.training.packages import MissingPackageError
 from models.training.resuming import ResumeError
 from models.training.sweep import sweep
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
 CLASSES = ("astronaut", "chelsea", "china", "coffee")
 
@@ -274,9 +276,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-@pytest.mark.parametrize(
-    "call", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(5, marks=pytest.mark.long), 8]
-)
+@pytest.mark.parametrize("call", [*(pytest.param(call, marks=pytest.mark.long) for call in (0, 1, 5)), 8])
 def test_a_resumed_sweep_is_the_one_that_was_not_interrupted(
     config: Callable[..., SweepConfig], model: Path, tmp_path: Path, call: int
 ) -> None:

@@ -48,6 +48,8 @@ from models.transforms import InputSpec, to_pixels
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 # The least of timm's ViTs with a fixed input size: 9 blocks, width 96, map pooling, no CLS.
 ARCHITECTURE = "test_vit3"
 COLOURS = {"amber": (230, 170, 20), "blue": (30, 60, 220), "coral": (240, 90, 80)}
