@@ -44,6 +44,7 @@ from models.training.mixing import Mixing
 from models.training.objective import loss_of
 from models.training.resuming import ResumeError
 from models.transforms import InputSpec, to_pixels
+from tests.models.training.coloured import save_pictures
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -52,7 +53,6 @@ pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 # The least of timm's ViTs with a fixed input size: 9 blocks, width 96, map pooling, no CLS.
 ARCHITECTURE = "test_vit3"
-COLOURS = {"amber": (230, 170, 20), "blue": (30, 60, 220), "coral": (240, 90, 80)}
 IMAGES = {"amber": 5, "blue": 7, "coral": 3}
 
 
@@ -60,14 +60,7 @@ IMAGES = {"amber": 5, "blue": 7, "coral": 3}
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """15 pictures of about 40 pixels, of which the colour tells the class."""
     folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for name, count in IMAGES.items():
-        (folder / name).mkdir()
-        for index in range(count):
-            noise = generator.normal(0, 25, (37 + index, 43 - index, 3))
-            picture = (np.array(COLOURS[name]) + noise).clip(0, 255).astype(np.uint8)
-            Image.fromarray(picture).save(folder / name / f"{index}.png")
-    return folder
+    return save_pictures(folder, IMAGES, lambda index: (37 + index, 43 - index))
 
 
 @pytest.fixture(scope="module")

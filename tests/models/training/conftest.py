@@ -3,26 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-Break = Callable[[Path], None]
+from tests.models.training.coloured import COLOURS, save_pictures
 
-COLOURS = {"amber": (230, 170, 20), "blue": (30, 60, 220), "coral": (240, 90, 80)}
+Break = Callable[[Path], None]
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Five pictures in each of three class folders."""
-    folder = tmp_path / "pictures"
-    generator = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for index in range(5):
-            noise = np.array(colour) + generator.normal(0, 25, (37, 43, 3))
-            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / name / f"{index}.png")
-    return folder
+    return save_pictures(tmp_path / "pictures", dict.fromkeys(COLOURS, 5), lambda _: (37, 43))
 
 
 def _truncate(path: Path) -> None:

@@ -4,14 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from models.training.config import TrainConfig
-from tests.models.training.conftest import COLOURS
+from tests.models.training.coloured import COLOURS, save_pictures
 
 ARCHITECTURE = "test_vit"
 
@@ -22,14 +20,7 @@ Run = Callable[..., TrainConfig]  # (output, **changes)
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 pictures of three colours."""
     folder = tmp_path_factory.mktemp("pictures") / "train"
-    generator = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for index in range(4):
-            noise = generator.normal(0, 25, (64, 64, 3))
-            picture = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
-            Image.fromarray(picture).save(folder / name / f"{index}.png")
-    return folder
+    return save_pictures(folder, dict.fromkeys(COLOURS, 4), lambda _: (64, 64))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from models.training.config import (
 from models.training.evaluate import evaluate
 from models.training.fine_tune import _Training, fine_tune
 from models.training.sweep import sweep
-from tests.models.training.conftest import COLOURS
+from tests.models.training.coloured import COLOURS
 from tests.models.training.small_runs import ARCHITECTURE, Run, pictures, run_with, start
 
 __all__ = ["pictures", "run_with", "start"]  # fixtures

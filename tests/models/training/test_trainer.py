@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,21 +27,14 @@ from models.training.mixing import Mixing
 from models.training.packages import MissingPackageError
 from models.training.resuming import DivergedError
 from models.training.validation import Validation
+from tests.models.training.coloured import COLOURS, save_pictures
 
 ROOT = Path(__file__).parents[3]
 ARCHITECTURE = "test_vit3"
-COLOURS = {"amber": (230, 170, 20), "blue": (30, 60, 220), "coral": (240, 90, 80)}
 
 
 def fill(folder: Path, images: int, seed: int) -> Path:
-    generator = np.random.default_rng(seed)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for index in range(images):
-            noise = generator.normal(0, 25, (40, 40, 3))
-            picture = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
-            Image.fromarray(picture).save(folder / name / f"{index}.png")
-    return folder
+    return save_pictures(folder, dict.fromkeys(COLOURS, images), lambda _: (40, 40), seed)
 
 
 @pytest.fixture(scope="module")
