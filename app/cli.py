@@ -21,7 +21,7 @@ _OUTPUT_FAILS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)  # of stand
 
 
 def _end_on_sigterm() -> None:
-    """Until the supervisor takes the signal: as process 1 of a container, this one would ignore it."""
+    """Process 1 of a container would ignore the signal. A server takes it over when it starts."""
 
     def end(*_: object) -> None:
         sys.exit(TERMINATED)
@@ -69,7 +69,7 @@ def _run(name: str, arguments: list[str]) -> int:
     import_own_packages(os.environ, sys.path)
     if not sys.stderr.isatty():  # a progress bar is for who watches
         os.environ.setdefault("TQDM_DISABLE", "1")
-    if name == "serve":
+    if name == "serve" or os.getpid() == 1:
         _end_on_sigterm()
     command = COMMANDS[name]
     settings_type, run = command.load()

@@ -5,8 +5,12 @@ site-packages, where they would take the place of a user's own `app`. In a check
 folder.
 """
 
+import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 _HERE = Path(__file__).resolve().parent
 PACKAGES = str(_HERE if (_HERE / "app").is_dir() else _HERE.parent)
@@ -18,6 +22,28 @@ def main() -> None:
     # First on the path, so that no other `app` is found. Children get it in PYTHONPATH
     # (app.processes.environment).
     sys.path.insert(0, PACKAGES)
+    command = _imported()
+    command()
+
+
+def _imported() -> Callable[[], None]:
+    """The command line. A signal ends the import of it at once, which takes up to a second: otherwise Ctrl-C
+    would print the trace of an import, and process 1 of a container would ignore SIGTERM."""
+    heeded = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    for number in heeded:
+        signal.signal(number, _end)
     from app.cli import main as command
 
-    command()
+    for number, handler in heeded.items():
+        signal.signal(number, handler)
+    return command
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        os.write(2, b"trimvit: interrupted\n")
+    os._exit(128 + number)

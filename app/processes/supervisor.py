@@ -128,7 +128,8 @@ class Supervisor:
         looking_after.cancel()
         # Front ends finish what they accepted. For that they need the dispatcher, and that needs the workers.
         groups = (self._front_ends, self._dispatchers, self._workers)
-        drained = await drain(groups, self.settings.shutdown_grace_s)
+        finished = await drain(groups, self.settings.shutdown_grace_s) and not self._forced
+        self._ignore_signals()
         listeners.close()
         await forks.close()  # nobody waits for a worker that it would start
         await asyncio.gather(*keeping)
@@ -136,7 +137,7 @@ class Supervisor:
         if self._failed is not None:
             log.error("stopped: %s", self._failed)
             return 1
-        if self._forced or not drained:
+        if not finished:
             log.error(
                 "stopped before all requests were finished: the grace period ended, or a "
                 "second signal was received"
@@ -151,6 +152,13 @@ class Supervisor:
             loop.add_signal_handler(number, self._signalled)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+
+    def _ignore_signals(self) -> None:
+        """All requests are finished or given up: a further signal must not change the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     def _hung_up(self) -> None:
         """The terminal was closed, which may send the signal more than once."""

@@ -2,6 +2,9 @@
 
 import os
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -362,3 +365,29 @@ def test_an_interrupted_command_exits_with_130(
         main(["serve"])
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "trimvit serve: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "trimvit: interrupted\n"), (signal.SIGTERM, 143, "")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_signal_ends_the_import_of_the_command_line_without_a_trace(
+    number: signal.Signals, code: int, said: str
+) -> None:
+    """Ctrl-C in the first second prints one line."""
+    program = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "app.command_table":
+            os.kill(os.getpid(), {number.value})
+sys.meta_path.insert(0, Interrupting())
+from trimvit import main
+main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", said)
