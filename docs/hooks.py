@@ -17,6 +17,7 @@ from app.settings.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 _VARIABLE = re.compile(r"(?<=<code>)TRIMVIT_[A-Z0-9_]+(?=</code>)")
+_ERROR = re.compile(r"(?<=\d) ± (?=\d)")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\.?/[^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -46,5 +47,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Long names of variables break after an underscore in narrow columns of tables, not within a word."""
+    """Where lines break: long names of variables after an underscore, and no number before its error."""
+    html = _ERROR.sub("\u00a0±\u00a0", html)
     return _VARIABLE.sub(lambda name: name[0].replace("_", "_<wbr>"), html)
