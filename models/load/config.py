@@ -35,7 +35,8 @@ _OF_DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 @dataclass(frozen=True)
 class TimmConfig:
     """What is known of a network beside its weights: ``pretrained_cfg`` is timm's card of the weights (None
-    for the architecture's own), ``model_args`` what `timm.create_model` takes. ``path``: where it stands."""
+    for the architecture's own), ``model_args`` what `timm.create_model` takes. ``path``: where it stands.
+    ``problem``: its ``problem_type``, which transformers writes beside timm's networks (TimmWrapper)."""
 
     path: Path | None = None
     architecture: str | None = None
@@ -43,6 +44,7 @@ class TimmConfig:
     pretrained_cfg: Mapping[str, Any] | None = None
     labels: tuple[str, ...] | None = None
     num_classes: int | None = None
+    problem: object = None
 
 
 def config_in(folder: Path) -> TimmConfig | None:
@@ -66,6 +68,7 @@ def parse(content: Mapping[str, Any], path: Path) -> TimmConfig:
     """The content of timm's config.json. Before timm 0.9 all its entries stood side by side."""
     own = content.get("pretrained_cfg", content)
     args = content.get("model_args") or {}
+    refuse_regression(content, path)
     if not isinstance(own, Mapping) or not isinstance(args, Mapping):
         raise ModelError(
             f"{path}: pretrained_cfg and model_args must be JSON objects; correct or remove the file"
@@ -75,7 +78,7 @@ def parse(content: Mapping[str, Any], path: Path) -> TimmConfig:
         raise ModelError(f"{path}: timm has no architecture {architecture!r}; correct it or remove the file")
     labels = next(
         (
-            of_collection(where[key], f"{path}: {key}")
+            of_collection(where[key], f"{path}: {key}", key)
             for where in (content, own)
             for key in ("label_names", "labels", "id2label")
             if where.get(key)
@@ -99,7 +102,14 @@ def parse(content: Mapping[str, Any], path: Path) -> TimmConfig:
         },
         labels=labels,
         num_classes=classes,
+        problem=content.get("problem_type"),
     )
+
+
+def refuse_regression(content: Mapping[str, Any], path: Path) -> None:
+    """Raises ModelError for a config.json of a network whose outputs are no classes."""
+    if content.get("problem_type") == "regression":
+        raise ModelError(f"{path} is for regression, not for classification")
 
 
 def of_training(architecture: str, arguments: Mapping[str, object]) -> TimmConfig:

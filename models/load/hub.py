@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, Repositor
 
 from models.load.errors import ModelError, first_line
 from models.load.files import read_json, shards_in
-from models.load.transformers_format.config import CONFIG, is_transformers, parse
+from models.load.transformers_format.config import CONFIG, is_transformers, is_wrapper, parse
 from models.load.transformers_format.preprocessor import PREPROCESSOR, PROCESSOR
 
 log = logging.getLogger(__name__)
@@ -61,10 +61,11 @@ def transformers_folder(repository: str) -> Path | None:
             # Without one it is not transformers'; what else is wrong is found where timm looks.
             return None
         content = read_json(config)
-        if not is_transformers(content):
+        if is_transformers(content):
+            assert isinstance(content, dict)
+            parse(content, config)  # refused before its weights are downloaded
+        elif not is_wrapper(content):
             return None
-        assert isinstance(content, dict)
-        parse(content, config)  # refused before its weights are downloaded
         try:
             for of in (PREPROCESSOR, PROCESSOR):
                 _optional(file, of)

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 _MOST_BYTES = 32 << 20
 # Keys under which JSON files of other tools have labels: transformers, timm, data sets' descriptions.
 _KEYS = ("id2label", "label2id", "label_names", "labels", "class_names", "classes", "names", "class_to_idx")
+# Of these, a map under the first is from index to name, and under the others from name to index.
+_BY_INDEX, _BY_NAME = ("id2label",), ("label2id", "class_to_idx")
 _BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -48,11 +50,12 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return labels
 
 
-def of_collection(content: object, where: str) -> tuple[str, ...]:
-    """The labels in a list, or in a map from index to name or from name to index. Raises ModelError for
-    anything else; ``where`` names it."""
+def of_collection(content: object, where: str, key: str | None = None) -> tuple[str, ...]:
+    """The labels in a list, or in a map from index to name or from name to index. ``key``: the one that it
+    stands under, which may say which of these it is. Raises ModelError for anything else; ``where`` names
+    it."""
     if isinstance(content, Mapping):
-        return _of_map(content, where)
+        return _of_map(content, where, key)
     if isinstance(content, Sequence) and not isinstance(content, str):
         return tuple(_label(name, index, where) for index, name in enumerate(content))
     raise ModelError(
@@ -131,19 +134,20 @@ def _of_json(text: str, path: Path) -> tuple[str, ...]:
             if path.suffix.lower() != ".json":
                 return _of_lines(text, path)
             raise ModelError(f"{path} is not readable JSON: {first_line(error)}") from error
+    found = None
     if isinstance(content, Mapping):
         for key in _KEYS:
             if isinstance(content.get(key), Mapping | Sequence) and not isinstance(content[key], str):
-                content = content[key]
+                content, found = content[key], key
                 break
-    return of_collection(content, str(path))
+    return of_collection(content, str(path), found)
 
 
-def _of_map(content: Mapping[Any, Any], where: str) -> tuple[str, ...]:
-    if content and all(type(index) is int for index in content.values()):
-        pairs = [(index, name) for name, index in content.items()]
+def _of_map(content: Mapping[Any, Any], where: str, key: str | None = None) -> tuple[str, ...]:
+    if key in _BY_NAME or (key not in _BY_INDEX and _is_by_name(content)):
+        pairs = [(_index(index, where), name) for name, index in content.items()]
     else:
-        pairs = [(_index(key, where), _name(value)) for key, value in content.items()]
+        pairs = [(_index(index, where), _name(value)) for index, value in content.items()]
     names: dict[int, str] = {}
     for index, name in pairs:
         label = _label(name, index, where)
@@ -159,6 +163,15 @@ def _of_map(content: Mapping[Any, Any], where: str) -> tuple[str, ...]:
     return tuple(names[index] for index in range(len(names)))
 
 
+def _is_by_name(content: Mapping[Any, Any]) -> bool:
+    """Whether a map is from names to indices: its values are whole numbers, or text of these where its keys
+    are not."""
+    values = list(content.values())
+    return all(type(value) is int for value in values) or (
+        all(map(_is_index, values)) and not all(map(_is_index, content))
+    )
+
+
 def _label(name: object, index: int, where: str) -> str:
     """The name as a label. An escape in JSON can stand for what no answer can hold (half of a surrogate
     pair), or for what moves a terminal's cursor."""
@@ -170,11 +183,15 @@ def _label(name: object, index: int, where: str) -> str:
     return name.strip()
 
 
+def _is_index(value: object) -> bool:
+    return type(value) is int or (
+        isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value) is not None
+    )
+
+
 def _index(key: object, where: str) -> int:
-    if isinstance(key, int):
-        return key
-    if isinstance(key, str) and re.fullmatch(r"\s*\d{1,9}\s*", key):
-        return int(key)
+    if _is_index(key):
+        return int(key)  # type: ignore[call-overload]
     raise ModelError(
         f"{where} has the key {key!r}, which is not an index; map indices to names or names to indices, "
         'for example {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}'
@@ -182,7 +199,9 @@ def _index(key: object, where: str) -> int:
 
 
 def _name(value: object) -> object:
-    """The last of ["n01440764", "tench"], as ImageNet's class index has it."""
+    """The last of ["n01440764", "tench"], as ImageNet's class index has it. A number is its own name."""
+    if isinstance(value, int | float):
+        return json.dumps(value)
     if isinstance(value, list | tuple) and value and all(isinstance(part, str) for part in value):
         return value[-1]
     return value

@@ -28,7 +28,7 @@ from models.finite import all_finite
 from models.load.errors import ModelError
 from models.load.files import is_safetensors, of_safetensors
 from models.load.labels import of_collection
-from models.scores import Scores
+from models.scores import Scores, scores_for
 
 # CLIP's, at which its training stops (its temperature is at least 0.01).
 DEFAULT_SCALE = 100.0
@@ -108,7 +108,7 @@ def read_head(path: Path) -> Head:
         raise of_safetensors(path, error) from error
     layer = _layer(tensors, path)
     labels = _labels(metadata, layer.out_features, path)
-    scores = metadata.get("scores", "softmax")
+    scores = metadata.get("scores", scores_for(None, layer.out_features))
     if scores not in get_args(Scores):
         raise ModelError(f"{path}: `scores` is {scores!r}; allowed are softmax and sigmoid")
     return Head(layer.eval().requires_grad_(requires_grad=False), labels, scores, path.name)

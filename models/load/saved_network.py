@@ -24,7 +24,7 @@ from models.load.transformers_format.preprocessor import input_spec
 from models.load.transformers_format.weights import resampled, under_timms_names
 from models.load.uninitialised import Uninitialised
 from models.patch_embed import set_patch_stride
-from models.scores import Scores
+from models.scores import Scores, scores_for
 from models.static_attention import make_static
 from models.token_pool import add_pools
 from models.transforms import InputSpec
@@ -56,7 +56,7 @@ def by_name(name: str, architecture: str | None, patch_stride: int | None) -> Sa
     vit = create_timm(name, pretrained=True, patch_stride=patch_stride)
     tagged = name if "." in name and not on_hub else vit.pretrained_cfg["architecture"]
     args = dict(getattr(vit, "pretrained_model_args", {}) or {})
-    return SavedNetwork(name, vit, tagged, model_args=args)
+    return SavedNetwork(name, vit, tagged, model_args=args, scores=scores_for(None, vit.num_classes))
 
 
 def from_path(path: Path, architecture: str | None, patch_stride: int | None) -> SavedNetwork:
@@ -117,7 +117,12 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
         )
     vit = fitted.build(patch_stride=patch_stride)
     return SavedNetwork(
-        name, vit, stem(known.architecture), labels=known.labels, model_args=fitted.model_args
+        name,
+        vit,
+        stem(known.architecture),
+        labels=known.labels,
+        model_args=fitted.model_args,
+        scores=scores_for(known.problem, vit.num_classes),
     )
 
 

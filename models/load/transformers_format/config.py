@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from models.load.config import refuse_regression
 from models.load.errors import ModelError
 from models.load.files import read_json
 from models.load.labels import of_collection
-from models.scores import Scores
+from models.scores import Scores, scores_for
 
 CONFIG = "config.json"
 
@@ -145,6 +146,12 @@ def is_transformers(content: object) -> bool:
     )
 
 
+def is_wrapper(content: object) -> bool:
+    """Whether a config.json is of a network of timm's that transformers wrapped and saved (TimmWrapper): it
+    is timm's config.json, and the names of the weights have a prefix that timm does not know."""
+    return isinstance(content, Mapping) and content.get("model_type") == "timm_wrapper"
+
+
 def config_in(folder: Path) -> TransformersConfig | None:
     """What the config.json of a folder says; None where there is none, or another library's.
 
@@ -254,19 +261,14 @@ def _labels(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     """Those of id2label, else of label2id, else transformers' own, of which it leaves out its default two."""
     for key in ("id2label", "label2id"):
         if content.get(key):
-            return of_collection(content[key], f"{path}: {key}")
+            return of_collection(content[key], f"{path}: {key}", key)
     number = content.get("num_labels")
     return tuple(f"LABEL_{index}" for index in range(number if type(number) is int else 2))
 
 
 def _scores(content: Mapping[str, Any], labels: tuple[str, ...], path: Path) -> Scores:
-    """As transformers' pipeline chooses them: sigmoids for several labels an image, and for a lone one."""
-    problem = content.get("problem_type")
-    if problem == "regression":
-        raise ModelError(f"{path} is for regression, not for classification")
-    if problem == "multi_label_classification" or len(labels) == 1:
-        return "sigmoid"
-    return "softmax"
+    refuse_regression(content, path)
+    return scores_for(content.get("problem_type"), len(labels))
 
 
 def _whole(values: Mapping[str, Any], key: str, path: Path) -> int:

@@ -83,6 +83,8 @@ def input_spec(folder: Path, config: TransformersConfig) -> InputSpec:
     unknown = [key for key in _NOT_SERVED if values.get(key)]
     if unknown:
         raise ModelError(f"{path}: {unknown[0]} is not supported; remove it if the model works without it")
+    if kind not in _DEFAULTS:
+        log.warning("%s is for %s, which is unknown here: computing what its values say", path, kind)
     missing = [key for key in ("image_mean", "image_std") if key not in values and values["do_normalize"]]
     if missing:
         raise ModelError(f"{path} is for {kind}, which is unknown here, and has no {missing[0]}; add it")
@@ -121,8 +123,12 @@ def _content(folder: Path) -> tuple[Mapping[str, Any] | None, Path]:
 
 
 def _given(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says; null is as if not there."""
-    return {key: value for key, value in content.items() if value is not None}
+    """What a file says; null is as if not there, and of a step (``do_...``) that it is left out."""
+    return {
+        key: value is not None and value if key.startswith("do_") else value
+        for key, value in content.items()
+        if value is not None or key.startswith("do_")
+    }
 
 
 def _kind(content: Mapping[str, Any], usual: str) -> str:

@@ -264,6 +264,7 @@ def test_a_network_is_built_to_fit_the_file(make: Callable[..., Vit], tmp_path: 
     assert same_logits(loaded, vit)
     assert loaded.input.channels == vit.patch_embed.proj.in_channels
     assert len(loaded.labels) == vit.num_classes
+    assert loaded.scores == ("sigmoid" if form == "one class" else "softmax")  # of one, softmax is always 1
 
 
 def test_another_size_than_usual_is_told(

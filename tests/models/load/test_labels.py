@@ -66,6 +66,24 @@ def test_class_folders_that_are_numbers_are_names(tmp_path: Path) -> None:
     assert read_labels(path) == ("0", "1", "10")
 
 
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        ({"id2label": {"0": 1, "1": 2, "2": 0}}, ("1", "2", "0")),
+        ({"id2label": {"0": 10, "1": 2.5, "2": True}}, ("10", "2.5", "true")),
+        ({"label2id": {"0": 1, "1": 2, "2": 0}}, ("2", "0", "1")),
+        ({"label2id": {"cat": "1", "dog": "0"}}, ("dog", "cat")),
+        ({"class_to_idx": {"5": "1", "7": "0"}}, ("7", "5")),
+        ({"cat": "1", "dog": "0"}, ("dog", "cat")),
+        ({"0": "1", "1": "0"}, ("1", "0")),
+    ],
+)
+def test_numbers_as_names_and_text_as_indices(tmp_path: Path, content: Any, labels: tuple[str, ...]) -> None:
+    """The key says whether a map goes from index to name or back, as for transformers: numbers on both sides
+    do not."""
+    assert read_labels(write(tmp_path / "config.json", json.dumps(content))) == labels
+
+
 def test_pythons_notation_is_read(tmp_path: Path) -> None:
     """As the file of ImageNet's labels that is copied most often is written."""
     path = write(tmp_path / "imagenet1000.txt", "{0: 'tench, Tinca tinca',\n 1: \"a bird's nest\",}\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -146,6 +147,39 @@ def test_a_lone_label_is_a_sigmoid(tmp_path: Path) -> None:
     assert (loaded.labels, loaded.scores) == (("pond",), "sigmoid")
 
 
+@pytest.mark.parametrize(
+    ("classes", "problem", "scores"),
+    [
+        (3, None, "softmax"),
+        (3, "multi_label_classification", "sigmoid"),
+        (1, None, "sigmoid"),
+    ],
+)
+@pytest.mark.parametrize("by", ["folder", "repository"])
+def test_networks_of_timm_in_transformers_say_the_same(
+    by: str, classes: int, problem: str | None, scores: str, cache: Path, tmp_path: Path
+) -> None:
+    """TimmWrapper, which `AutoModelForImageClassification` makes of timm's repositories and saves again."""
+    config = transformers.TimmWrapperConfig(
+        architecture="test_vit",
+        pretrained_cfg=timm.get_pretrained_cfg("test_vit").to_dict(),
+        id2label={index: f"kind {index}" for index in range(classes)},
+        problem_type=problem,
+    )
+    transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path / "model")
+    reference = str(tmp_path / "model")
+    if by == "repository":
+        files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        put_in_cache(cache, "somebody/ponds", files)
+        reference = "somebody/ponds"
+    loaded = load(reference)
+    assert loaded.scores == scores
+    assert loaded.labels == tuple(f"kind {index}" for index in range(classes))
+    change(tmp_path / "model", problem_type="regression")
+    with pytest.raises(ModelError, match="is for regression"):
+        load(str(tmp_path / "model"))
+
+
 def test_two_default_labels_are_left_out_by_transformers(tmp_path: Path) -> None:
     model = transformers.ViTForImageClassification(
         transformers.ViTConfig(hidden_size=24, num_attention_heads=2, num_hidden_layers=5, image_size=32)
@@ -192,7 +226,7 @@ def test_more_classes_than_labels_are_refused(tmp_path: Path) -> None:
         ({"num_hidden_layers": 4}, "unexpected"),
         ({"num_hidden_layers": 6}, "missing"),
         ({"intermediate_size": 45}, r"has the shape \[44\]"),
-        ({"id2label": {"0": 3}}, "id2label"),
+        ({"id2label": {"0": [3]}}, "id2label"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_words(values: dict[str, Any], said: str, tmp_path: Path) -> None:

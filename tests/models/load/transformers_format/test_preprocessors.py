@@ -155,6 +155,26 @@ def test_older_forms_are_read(
     assert (spec.resize, spec.size, spec.crop) == (resize, size, crop)
 
 
+def test_a_step_that_is_null_is_left_out(tmp_path: Path) -> None:
+    """As transformers' own processors do; other values that are null are their class's own."""
+    kind = {"image_processor_type": "DeiTImageProcessor", "size": 224, "resample": None}
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({**kind, "do_normalize": None, "do_center_crop": None, "do_pad": None})
+    )
+    spec = input_spec(tmp_path, config_of())
+    assert (spec.mean, spec.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert (spec.resize, spec.size, spec.interpolation) == ((224, 224), (224, 224), "bicubic")
+
+
+def test_a_class_that_is_unknown_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its own steps cannot be known: LeViT's resizes the short side to 256 where its file says 224."""
+    values = {"size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    content = {"image_processor_type": "LevitImageProcessor", **values}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    input_spec(tmp_path, config_of())
+    assert "LevitImageProcessor, which is unknown here" in caplog.text
+
+
 def test_a_preprocessor_within_a_processor_is_read(tmp_path: Path) -> None:
     """As it is saved beside a tokenizer."""
     values = {"image_processor": {"image_processor_type": "ViTImageProcessor", "image_mean": [0.3, 0.2, 0.1]}}
