@@ -24,7 +24,8 @@ from app.http.paths import (
     REPOSITORY_MODELS,
     SYSTEM_REGIONS,
 )
-from app.http.routes.model_names import MODELS_FOLDER
+from app.http.routes.model_names import MODELS_FOLDER, VERSION, check_model_name, no_version
+from app.http.routes.open_inference.shared_memory import check_region_name
 from app.http.routes.open_inference.tensors import HEADER_LENGTH
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -70,7 +71,11 @@ class InferenceService:
         answer = _ANSWERS[name]
 
         async def handle(message: Any, context: _Context) -> Any:
-            return await answer(message, _Call(self._app, context, secure=self._secure))
+            call = _Call(self._app, context, secure=self._secure)
+            try:
+                return await answer(message, call)
+            except Problem as problem:  # a message that is no request of /v2
+                await call.end(problem.status, problem.detail)
 
         return handle
 
@@ -127,16 +132,15 @@ def _metadata(answer: Answer) -> tuple[tuple[str, str], ...]:
 
 
 def _of_model(name: str, version: str, part: str = "") -> str:
-    return f"{MODELS_FOLDER}{name}" + (f"/versions/{version}" if version else "") + part
+    """The path of a part of the model. Raises NotFound where it would be another path."""
+    if "/" in version:
+        raise no_version(name, version)
+    return f"{MODELS_FOLDER}{check_model_name(name)}" + (f"/versions/{version}" if version else "") + part
 
 
 async def _infer(message: Any, call: _Call) -> Any:
-    try:
-        body, json_bytes = request_of(message, call.context.time_remaining())
-    except Problem as problem:
-        await call.end(problem.status, problem.detail)
-        raise
     path = _of_model(message.model_name, message.model_version, "/infer")
+    body, json_bytes = request_of(message, call.context.time_remaining())
     length = (HEADER_LENGTH.lower().encode(), str(json_bytes).encode())
     return response_of(await call.found(await call.post(path, body, length)))
 
@@ -165,7 +169,9 @@ async def _server_metadata(_: Any, call: _Call) -> Any:
 
 
 async def _model_metadata(message: Any, call: _Call) -> Any:
-    answer = await call.found(await call.get(_of_model(message.name, message.version)))
+    # Without a version, the path of a model named "stats" would be that of all models' statistics.
+    path = _of_model(message.name, message.version or VERSION)
+    answer = await call.found(await call.get(path))
     return _response("ModelMetadata", answer.document)
 
 
@@ -187,7 +193,8 @@ def _repository_model(verb: str) -> Callable[[Any, _Call], Awaitable[Any]]:
             for name, parameter in message.parameters.items()
         }
         asked = _repository_body(message, {"parameters": parameters})
-        await call.found(await call.post(f"{REPOSITORY_MODELS.path}{message.model_name}/{verb}", asked))
+        name = check_model_name(message.model_name)
+        await call.found(await call.post(f"{REPOSITORY_MODELS.path}{name}/{verb}", asked))
         return _response(f"RepositoryModel{verb.title()}", {})
 
     return change
@@ -219,7 +226,7 @@ async def _regions(message: Any, call: _Call) -> Any:
 
 async def _register(message: Any, call: _Call) -> Any:
     asked = {"key": message.key, "offset": message.offset, "byte_size": message.byte_size}
-    path = f"{SYSTEM_REGIONS}/region/{message.name}/register"
+    path = f"{SYSTEM_REGIONS}/region/{check_region_name(message.name)}/register"
     await call.found(await call.post(path, [json.dumps(asked).encode()]))
     return _response("SystemSharedMemoryRegister", {})
 
@@ -235,7 +242,8 @@ async def _cuda_regions(message: Any, call: _Call) -> Any:
 
 
 async def _cuda_register(message: Any, call: _Call) -> Any:
-    await call.found(await call.post(f"{CUDA_REGIONS}/region/{message.name}/register", []))
+    path = f"{CUDA_REGIONS}/region/{check_region_name(message.name)}/register"
+    await call.found(await call.post(path, []))
     return _response("CudaSharedMemoryRegister", {})
 
 
@@ -245,7 +253,7 @@ async def _cuda_unregister(message: Any, call: _Call) -> Any:
 
 
 def _of_region(folder: str, name: str, part: str) -> str:
-    return folder + (f"/region/{name}" if name else "") + part
+    return folder + (f"/region/{check_region_name(name)}" if name else "") + part
 
 
 def _response(name: str, content: dict[str, Any]) -> Any:

@@ -139,13 +139,19 @@ class Classification:
         return answered
 
     async def answers_or_problems(
-        self, request: Request, images: Sequence[RequestedImage], model: ModelInfo, *, features: bool = False
+        self,
+        request: Request,
+        images: Sequence[RequestedImage],
+        model: ModelInfo,
+        *,
+        logits: bool = False,
+        features: bool = False,
     ) -> list[AnsweredImage | Problem]:
         """As `answers`; where the images' options want an answer for each, with the problem of an image in
         the place of its answer."""
         if images[0].options.errors == "first":
-            return [*await self.answers(request, images, model, features=features)]
-        each = await self._each(request, images, model, answers_or_problems, features=features)
+            return [*await self.answers(request, images, model, logits=logits, features=features)]
+        each = await self._each(request, images, model, answers_or_problems, logits=logits, features=features)
         for one in each:
             outcome = one.slug if isinstance(one, Problem) else "answered"
             metrics.labelled(metrics.IMAGES, outcome).inc()

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, overload
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.errors import InvalidValue
-from app.inference.options import CHOSEN_BY_A_CASCADE, OF_SEVERAL_IMAGES, WAYS_TO_CHOOSE, ImageOptions
+from app.inference.options import CHOSEN_BY_A_CASCADE, WAYS_TO_CHOOSE, ImageOptions
 from app.nearest import did_you_mean, same
 from app.wrong_values import no_such, short, wrong_values
 
@@ -39,16 +39,6 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
             if value is not None or name not in values:
                 values[name] = value
     return values
-
-
-def refuse_those_of_v1(values: Mapping[str, Any]) -> None:
-    """Raises InvalidValue for options that this interface has no place for."""
-    for name in OF_SEVERAL_IMAGES:
-        if values.get(name) is not None:
-            raise InvalidValue(
-                f"{name}: only /v1/classify and /v1/embed support errors per image; leave it out, or use "
-                "one of them"
-            )
 
 
 def refuse_misplaced(

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import re
 import subprocess
 import sys
@@ -197,6 +198,22 @@ def test_tritonclient_infers_many_at_once(server: Server, client: triton.Inferen
     ]
     for handle, photograph in zip(handles, PHOTOGRAPHS, strict=True):
         assert_as_v1(server, handle.get_result(timeout=60), [photograph], keep_ratio=0.7)
+
+
+@pytest.mark.parametrize("over", ["http", "grpc"])
+def test_tritonclient_reads_the_problems_of_single_images(
+    client: triton.InferenceServerClient, grpc_client: triton_grpc.InferenceServerClient, over: str
+) -> None:
+    images, asked = [PHOTOGRAPHS[0], b"no photograph", PHOTOGRAPHS[1]], {"errors": "each", "top_k": 1}
+    result = (
+        client.infer(MODEL, [image_input(images)], parameters=asked)
+        if over == "http"
+        else grpc_client.infer(MODEL, [grpc_input(images)], parameters=asked)
+    )
+    first, problem, last = (text.decode() for text in result.as_numpy("error")[:, 0])
+    assert (first, json.loads(problem)["status"], last) == ("", 422, "")
+    assert result.as_numpy("index")[1, 0] == -1
+    assert (result.as_numpy("score")[:, 0] > 0).tolist() == [True, False, True]
 
 
 def test_tritonclient_infers_on_asyncio(server: Server) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.settings.model import BUNDLED_MODEL
 from benchmarks.perf_analyzer import data_of, sweep
 from tests.system.photographs import SHIPPED
 from tests.system.server import Server, free_port, running_server
@@ -29,11 +30,13 @@ def program() -> Path:
 
 @pytest.fixture(scope="module", params=["image", "pixels"])
 def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, calibrated: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Server, list[str]]]:
-    """A server of two front ends that takes this input, and where its data comes from."""
+    """A server of two front ends that takes this input, and where its data comes from. Its network is small:
+    perf_analyzer fails where no request ends within a window."""
     folder = tmp_path_factory.mktemp("perf-analyzer")
-    flags = ("--http-workers", "2", "--grpc-port", str(free_port()), "--shared-memory-bytes", "200000000")
+    model = ("--model", f"{BUNDLED_MODEL}={calibrated}", "--http-workers", "2")
+    flags = (*model, "--grpc-port", str(free_port()), "--shared-memory-bytes", "200000000")
     if request.param == "image":
         file = folder / "image.json"
         file.write_text(json.dumps(data_of((SHIPPED / "china.jpg").read_bytes())))

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -90,7 +90,15 @@ async def _read_images(
     data, values = pairs[0]
     if len(pairs) == 1 and values is common and not isinstance(data, Problem):  # all is asked in the query
         return [EncodedImage(data, options_of_query(query))]
-    images = [_image(data, values, index, options_type) for index, (data, values) in enumerate(pairs)]
+    images = [
+        requested_image(data, values, index, options_type) for index, (data, values) in enumerate(pairs)
+    ]
+    check_errors_agree(images)
+    return images
+
+
+def check_errors_agree(images: Sequence[EncodedImage[Options]]) -> None:
+    """Raises InvalidValue unless all images of a request have the same option errors."""
     for index, image in enumerate(images):
         if image.options.errors != images[0].options.errors:
             raise InvalidValue(
@@ -99,17 +107,16 @@ async def _read_images(
                 f"{images[0].options.errors!r} for the first; give it once, next to the images",
                 image=index,
             )
-    return images
 
 
 def _data_of(pairs: Pairs) -> list[Data]:
     return [data for data, _ in pairs if not isinstance(data, Problem)]
 
 
-def _image(
-    data: Data | Problem, values: dict[str, Any], index: int, options_type: type[Options]
+def requested_image(
+    data: Data | Problem, values: Mapping[str, Any], index: int, options_type: type[Options]
 ) -> EncodedImage[Options]:
-    """The image at this place. Raises InvalidValue, unless each image is to be answered."""
+    """The image at this place. Raises its problem, unless each image is to be answered."""
     try:
         options = options_of(values, index, options_type=options_type)
     except InvalidValue as problem:
@@ -119,6 +126,8 @@ def _image(
         named = {"model": model} if isinstance(model, str) else {}
         return EncodedImage(b"", options_type(errors="each", **named), problem)
     if isinstance(data, Problem):
+        if options.errors != "each":
+            raise data
         return EncodedImage(b"", options, data)
     return EncodedImage(data, options)
 

@@ -31,7 +31,6 @@ from app.inference.option_layers import (
     merged,
     options_of,
     refuse_misplaced,
-    refuse_those_of_v1,
     single_values,
 )
 from app.inference.options import MASK_OPTIONS, OF_SEVERAL_IMAGES, ImageOptions, option_schemas
@@ -172,7 +171,9 @@ def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function | None]:
     for name in MASK_OPTIONS:
         if name in given:
             raise InvalidValue(f"{name}: this format has no field for a mask; use /v1/classify")
-    refuse_those_of_v1(given)
+    for name in OF_SEVERAL_IMAGES:
+        if name in given:
+            raise InvalidValue(f"{name}: in this format a request has only one image; leave it out")
     return options_of(given, None, ("function_to_apply",)), function
 
 

@@ -10,16 +10,17 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.convertors import register_url_convertor
 
-from app.errors import InvalidValue, TooLarge, UnreadableRequest
-from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timing
+from app.decoding.images import Data
+from app.errors import InvalidValue, Problem, TooLarge, UnreadableRequest
+from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timing, status_and_headers
 from app.http.bodies.base64_images import from_base64
-from app.http.bodies.body import EncodedImage, read_content
+from app.http.bodies.body import EncodedImage, check_errors_agree, read_content, requested_image
 from app.http.bodies.content import JSON, BodyLimits, Hold, parse_json
 from app.http.bodies.documents import LongText
 from app.http.classification import Classification
 from app.http.health import Health
 from app.http.paths import KSERVE_V1
-from app.http.problems import PROBLEMS
+from app.http.problems import PROBLEMS, each
 from app.http.rendering import results_of, timings_ms
 from app.http.routes.model_names import (
     ModelName,
@@ -30,9 +31,9 @@ from app.http.routes.model_names import (
     ready_model,
 )
 from app.http.routes.plain_errors import errors
-from app.http.schemas import EXAMPLE_IMAGE, ImageResult
-from app.inference.option_layers import merged, options_of, refuse_those_of_v1, single_values
-from app.inference.options import OF_SEVERAL_IMAGES, ImageOptions, option_schemas
+from app.http.schemas import EXAMPLE_IMAGE, ImageResult, ProblemDocument
+from app.inference.option_layers import merged, single_values
+from app.inference.options import ImageOptions, option_schemas
 from app.wrong_values import no_such
 
 # The names under which clients of the several servers send an image.
@@ -93,7 +94,7 @@ class PredictRequest(BaseModel):
     parameters: dict[str, Any] | None = Field(
         None,
         description="Options of /v1/classify for all images. Options of an instance take precedence.",
-        json_schema_extra={"properties": {**option_schemas(OF_SEVERAL_IMAGES)}},
+        json_schema_extra={"properties": {**option_schemas()}},
     )
 
 
@@ -101,6 +102,14 @@ class PredictResponse(BaseModel):
     """One prediction for each instance, in their order."""
 
     predictions: list[ImageResult] = Field(description="One result per image, as in /v1/classify.")
+
+
+class PredictEachResponse(BaseModel):
+    """With errors=each, one prediction or problem for each instance, in their order."""
+
+    predictions: list[ImageResult | ProblemDocument] = Field(
+        description="One per image: its result, or the problem document of its error."
+    )
 
 
 def kserve_v1_router(classification: Classification, health: Health) -> APIRouter:
@@ -121,7 +130,11 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
         operation_id="kserve_v1_predict",
         summary="Classify photographs, in KServe's protocol v1",
         response_model=PredictResponse,
-        responses={200: {"headers": WARNINGS_HEADER_SCHEMA}, **errors(*PROBLEMS, 404)},
+        responses={
+            200: {"headers": WARNINGS_HEADER_SCHEMA},
+            **each(PredictEachResponse),
+            **errors(*PROBLEMS, 404),
+        },
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -135,13 +148,15 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
         images = await _read(request, classification.body_limits)
         options = [image.options for image in images]
         model = await model_of(request, classification, options, model_name, KSERVE_V1.path)
-        answered = await classification.answers(request, images, model)
+        answered = await classification.answers_or_problems(request, images, model)
         results = await results_of(request.scope, images, answered, model, classification.work)
         timings = timings_ms(answered, model, request.scope)
+        status, headers = status_and_headers(answered)
         return Response(
             b'{"predictions":[' + b",".join(results) + b"]}",
+            status,
             media_type=JSON,
-            headers={"Server-Timing": server_timing(timings), **image_headers(answered)},
+            headers={"Server-Timing": server_timing(timings), **headers, **image_headers(answered)},
         )
 
     return router
@@ -178,17 +193,22 @@ def _images_in(
         raise UnreadableRequest("the list of instances is empty; send at least one image")
     if len(instances) > limits.images:
         raise TooLarge(f"the request has {len(instances)} images; at most {limits.images} are allowed")
-    return [
-        _image(instance, index, merged(query, parameters or {})) for index, instance in enumerate(instances)
-    ]
+    common = merged(query, parameters or {})
+    images = [_image(instance, index, common) for index, instance in enumerate(instances)]
+    check_errors_agree(images)
+    return images
 
 
 def _image(instance: object, index: int, common: Mapping[str, Any]) -> EncodedImage[ImageOptions]:
-    given, own = _parted(instance, index)
-    data = from_base64(given, index, "the image of the instance")
-    values = merged(common, own)
-    refuse_those_of_v1(values)
-    return EncodedImage(data, options_of(values, index))
+    data: Data | Problem
+    values = common
+    try:
+        given, own = _parted(instance, index)
+        values = merged(common, own)
+        data = from_base64(given, index, "the image of the instance")
+    except Problem as problem:
+        data = problem
+    return requested_image(data, values, index, ImageOptions)
 
 
 def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Routes with a model's name in their path: how it is read, and which model it is."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -100,12 +101,26 @@ def _unloaded(entry: ModelEntry) -> NotReady:
     )
 
 
+def check_model_name(name: str) -> str:
+    """The name, where a path can have it. Raises NotFound."""
+    if not name:
+        raise NotFound("the model's name is empty; GET /v1/models lists the models")
+    if re.fullmatch(ModelNameConvertor.regex, name) is None:
+        raise NotFound(f"there is no model {short.repr(name)}; GET /v1/models lists the models")
+    return name
+
+
 def check_version(name: str, model_version: str) -> None:
     """Raises NotFound for another version than models have."""
     if model_version != VERSION:
-        raise NotFound(
-            f"there is no version {short.repr(model_version)} of the model {name!r}; allowed is {VERSION!r}"
-        )
+        raise no_version(name, model_version)
+
+
+def no_version(name: str, model_version: str) -> NotFound:
+    """That the model has no such version."""
+    return NotFound(
+        f"there is no version {short.repr(model_version)} of the model {name!r}; allowed is {VERSION!r}"
+    )
 
 
 def check_early(classification: Classification, name: str, folder: str = MODELS_FOLDER) -> ModelInfo | None:

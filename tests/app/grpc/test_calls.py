@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from app.grpc.protocol import SERVICE, message_class
 from app.grpc.server import grpc_server
 from app.http.regions import memory
 from app.http.regions.table import Regions
+from app.http.routes.open_inference.tensors import read_elements
 from app.main import create_app
 from app.messages.repository import ModelEntry
 from app.settings.settings import Settings
@@ -128,11 +130,11 @@ async def test_images_are_answered_as_on_v2(client: Client, dispatch: FakeDispat
 
 
 async def test_without_outputs_all_are_answered(client: Client) -> None:
-    """All but the embedding, as on /v2."""
+    """All but the embedding and errors, as on /v2."""
     response = await client.call("ModelInfer", infer(encoded()))
     metadata = await client.call("ModelMetadata", name=NAME)
     names = [each.name for each in metadata.outputs]
-    assert [each.name for each in response.outputs] == [name for name in names if name != "embedding"]
+    assert [*(each.name for each in response.outputs), "embedding", "error"] == names
 
 
 async def test_tritons_classification_is_an_output_parameter(client: Client) -> None:
@@ -141,6 +143,17 @@ async def test_tritons_classification_is_an_output_parameter(client: Client) -> 
     response = await client.call("ModelInfer", message)
     assert MODEL.labels[0].encode() in values(response, "score") or b":" in values(response, "score")
     assert response.outputs[0].datatype == "BYTES"
+
+
+async def test_each_image_may_have_its_own_answer(client: Client) -> None:
+    message = infer(b"no image", encoded())
+    message.parameters["errors"].string_param = "each"
+    for name in ("error", "index"):
+        message.outputs.add(name=name)
+    response = await client.call("ModelInfer", message)
+    problem, none = read_elements(memoryview(values(response, "error")), 2)
+    assert (json.loads(bytes(problem))["image"], bytes(none)) == (0, b"")
+    assert struct.unpack("<10i", values(response, "index"))[::5] == (-1, 0)
 
 
 async def test_images_and_pixels_may_be_typed_contents(client: Client, dispatch: FakeDispatch) -> None:
@@ -278,6 +291,41 @@ async def test_another_model_is_not_found(client: Client, method: str) -> None:
     assert code == Code.NOT_FOUND
     assert NAME in why
     assert (await client.refused(method, name=NAME, version="2"))[0] == Code.NOT_FOUND
+
+
+@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"])
+@pytest.mark.parametrize("name", [f"{NAME}/ready", f"{NAME}/versions/1", f"{NAME}//", "/", "stats", "a\nb"])
+async def test_a_name_that_would_be_another_path_is_no_model(client: Client, method: str, name: str) -> None:
+    code, why = await client.refused(method, name=name)
+    assert (code, "there is no model" in why) == (Code.NOT_FOUND, True)
+
+
+async def test_neither_a_version_nor_other_messages_become_another_path(
+    client: Client, dispatch: FakeDispatch
+) -> None:
+    code, why = await client.refused("ModelMetadata", name=NAME, version="1/ready")
+    assert (code, "there is no version '1/ready'" in why) == (Code.NOT_FOUND, True)
+    for method in ("ModelReady", "ModelMetadata", "ModelConfig"):
+        code, why = await client.refused(method)
+        assert (code, "name is empty" in why) == (Code.NOT_FOUND, True)
+    message = infer(encoded())
+    message.model_name = f"{NAME}/versions/1"
+    code, why = await client.refused("ModelInfer", message)
+    assert (code, "there is no model" in why) == (Code.NOT_FOUND, True)
+    dispatch.repository = (ModelEntry(NAME, "ready"),)
+    async with serving(dispatch, model_repository=True) as other:
+        for name in ("", f"{NAME}/unload"):
+            code, why = await other.refused("RepositoryModelLoad", model_name=name)
+            assert (code, "model" in why) == (Code.NOT_FOUND, True)
+
+
+async def test_a_region_has_a_name_without_slashes(client: Client) -> None:
+    for method in ("SystemSharedMemoryRegister", "CudaSharedMemoryRegister"):
+        for name in ("", "a/b", "x" * 256, "a\nb"):
+            code, why = await client.refused(method, name=name)
+            assert (code, "printable characters, without a slash" in why) == (Code.INVALID_ARGUMENT, True)
+    for method in ("SystemSharedMemoryStatus", "SystemSharedMemoryUnregister"):
+        assert (await client.refused(method, name="a/b"))[0] == Code.INVALID_ARGUMENT
 
 
 def wrong(change: Callable[[Any], object]) -> Any:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from app.decoding.image_work import ImageWork
 from app.decoding.images import Data, Take
-from app.errors import InvalidValue, TooLarge
+from app.errors import InvalidValue, Problem, TooLarge
 from app.http.bodies.base64_images import from_base64
 from app.http.bodies.body import EncodedImage
 from app.http.bodies.content import BodyLimits
@@ -31,7 +31,7 @@ from app.http.routes.open_inference.schemas import (
 )
 from app.http.routes.open_inference.tensors import allot, check_shape, image_bytes, image_pixels, parsed
 from app.inference.option_layers import said
-from app.inference.options import ImageOptions
+from app.inference.options import Errors, ImageOptions
 from app.messages.model import ModelInfo
 from app.settings.types import InputName
 from app.wrong_values import no_such, short
@@ -200,7 +200,7 @@ def read_inference(
 
 
 def _of_model(request: InferRequest, options: ImageOptions, model: ModelInfo) -> _OfModel:
-    outputs = _wanted(request, model)
+    outputs = _wanted(request, model, options.errors)
     top_k = min(options.top_k, len(model.labels))
     most = max([top_k, *(output.classes for output in outputs if output.name == "score")])
     if not model.labels and any(output.name in OF_CLASSES for output in outputs):
@@ -210,13 +210,13 @@ def _of_model(request: InferRequest, options: ImageOptions, model: ModelInfo) ->
     return _OfModel(outputs, top_k, needed)
 
 
-def _wanted(request: InferRequest, model: ModelInfo) -> list[WantedOutput]:
+def _wanted(request: InferRequest, model: ModelInfo, errors: Errors) -> list[WantedOutput]:
     by_default = request.parameters.get("binary_data_output")
     if by_default is None:
         by_default = False
     if type(by_default) is not bool:
         raise wrong_parameter("binary_data_output", by_default)
-    asked = request.outputs or [RequestedOutput(name=name) for name in outputs_by_default(model)]
+    asked = request.outputs or [RequestedOutput(name=name) for name in outputs_by_default(model, errors)]
     wanted: list[WantedOutput] = []
     for output in asked:
         _only_known(output.parameters, f"the output {output.name}")
@@ -268,9 +268,20 @@ def _images(
             f"the request has {short.repr(given.shape[0])} images; at most {limits.images} are allowed"
         )
     if given.name == "image":
-        encoded = image_bytes(given.shape, given.data, binary, _from_base64)
-        return [EncodedImage(data, options) for data in encoded]
+        read = _from_base64 if options.errors == "first" else _or_problem
+        encoded = image_bytes(given.shape, given.data, binary, read)
+        return [
+            EncodedImage(b"", options, data) if isinstance(data, Problem) else EncodedImage(data, options)
+            for data in encoded
+        ]
     return [DecodedImage(pixels, options, share) for pixels in image_pixels(given.shape, given.data, binary)]
+
+
+def _or_problem(text: object, index: int) -> Data | Problem:
+    try:
+        return _from_base64(text, index)
+    except Problem as problem:
+        return problem
 
 
 def _from_base64(text: object, index: int) -> bytearray:

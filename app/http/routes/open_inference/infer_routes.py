@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.errors import Problem, TooLarge
-from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timing
+from app.http.answers import WARNINGS_HEADER_SCHEMA, image_headers, server_timing, status_and_headers
 from app.http.bodies.body import read_body
 from app.http.bodies.content import JSON, RAW
 from app.http.bodies.memory import Share, share_of
@@ -155,25 +155,27 @@ def infer_router(
         if (known := check_early(classification, model_name)) is not None:
             check_version(known.name, model_version)
         inference, model, access = await read(request, model_name, model_version)
-        answered = await classification.answers(
+        ended = await classification.answers_or_problems(
             request, inference.images, model, logits=inference.logits, features=inference.features
         )
         head = {"model_name": model.name, "model_version": VERSION}
         if inference.id is not None:
             head["id"] = inference.id
-        write = partial(_written, head, inference, answered, model, access)
+        write = partial(_written, head, inference, ended, model, access)
         # The outputs of many images take long to write.
         try:
             content, json_bytes = (
                 write()
-                if len(answered) == 1
+                if len(ended) == 1
                 else await classification.work.render(caller_of(request.scope), write)
             )
         except Problem:  # a region has no room for an output
             failed(model.name, request.scope)
             raise
-        timings = timings_ms(answered, model, request.scope)
-        headers = {"Server-Timing": server_timing(timings), **image_headers(answered)}
+        timings = timings_ms(ended, model, request.scope)
+        # The protocol's clients know no other status than 200.
+        _, retry_after = status_and_headers(ended)
+        headers = {"Server-Timing": server_timing(timings), **retry_after, **image_headers(ended)}
         if json_bytes is None:
             return Response(content, media_type=JSON, headers=headers)
         return Response(content, media_type=RAW, headers={**headers, HEADER_LENGTH: str(json_bytes)})
@@ -184,8 +186,8 @@ def infer_router(
 def _written(
     head: dict[str, Any],
     inference: Inference,
-    answered: Sequence[AnsweredImage],
+    ended: Sequence[AnsweredImage | Problem],
     model: ModelInfo,
     access: Access | None,
 ) -> tuple[bytes, int | None]:
-    return joined(head, output_tensors(inference.outputs, inference.top_k, answered, model, access))
+    return joined(head, output_tensors(inference.outputs, inference.top_k, ended, model, access))

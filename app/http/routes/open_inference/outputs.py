@@ -1,16 +1,20 @@
 """The outputs of an inference: what there is to ask for, and the tensors that answer it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from app.errors import Problem
+from app.http.answers import problem_json
 from app.http.images import AnsweredImage
 from app.http.regions.access import Access, Place
 from app.http.routes.open_inference.schemas import OutputName, TensorMetadata
-from app.http.routes.open_inference.tensors import Datatype, OutputTensor, PutElsewhere
+from app.http.routes.open_inference.tensors import NUMBERS, Datatype, OutputTensor, PutElsewhere
 from app.inference.embeddings import embedding_of
+from app.inference.options import Errors
 from app.messages.model import ModelInfo
 from models.pictures import cells_of
 
@@ -23,6 +27,7 @@ _DATATYPES: dict[OutputName, Datatype] = {
     "keep_ratio": "FP32",
     "compute": "FP32",
     "embedding": "FP32",
+    "error": "BYTES",
 }
 OF_CLASSES: tuple[OutputName, ...] = ("label", "score", "index", "logits")
 
@@ -38,6 +43,7 @@ def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
         "keep_ratio": [1],
         "compute": [1],
         "embedding": [model.features],
+        "error": [1],
     }
     return [
         TensorMetadata(name=name, datatype=datatype, shape=[-1, *lengths[name]])
@@ -46,11 +52,13 @@ def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
     ]
 
 
-def outputs_by_default(model: ModelInfo) -> list[OutputName]:
+def outputs_by_default(model: ModelInfo, errors: Errors) -> list[OutputName]:
     """What a request gets that names no outputs: an embedding only where there are no classes, for it is
-    larger than all else."""
-    names: list[OutputName] = [name for name in _DATATYPES if (name in OF_CLASSES) <= bool(model.labels)]
-    return [name for name in names if name != "embedding" or not model.labels]
+    larger than all else, and errors only where each image is to be answered."""
+    left_out: set[OutputName] = {"embedding"} if model.labels else set(OF_CLASSES)
+    if errors == "first":
+        left_out.add("error")
+    return [name for name in _DATATYPES if name not in left_out]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,7 @@ class WantedOutput:
 def output_tensors(
     outputs: Sequence[WantedOutput],
     top_k: int,
-    answered: Sequence[AnsweredImage],
+    ended: Sequence[AnsweredImage | Problem],
     model: ModelInfo,
     access: Access | None = None,
 ) -> list[tuple[OutputTensor, bool | PutElsewhere]]:
@@ -75,15 +83,52 @@ def output_tensors(
     shared memory by ``access``. ``top_k``: classes in the outputs label, score and index."""
     return [
         (
-            _classified(output, answered, model)
-            if output.classes
-            else _plain(output.name, answered, model, top_k),
+            _tensor(output, ended, model, top_k),
             output.binary
             if output.place is None or access is None
             else partial(access.write, output.name, output.place),
         )
         for output in outputs
     ]
+
+
+def _tensor(
+    output: WantedOutput, ended: Sequence[AnsweredImage | Problem], model: ModelInfo, top_k: int
+) -> OutputTensor:
+    if output.name == "error":
+        problems = [problem_json(image).decode() if isinstance(image, Problem) else "" for image in ended]
+        return OutputTensor("error", "BYTES", (len(ended), 1), problems)
+    answered = [image for image in ended if not isinstance(image, Problem)]
+    if not answered:
+        return _of_no_answers(output, len(ended), model, top_k)
+    tensor = (
+        _classified(output, answered, model)
+        if output.classes
+        else _plain(output.name, answered, model, top_k)
+    )
+    if len(answered) == len(ended):
+        return tensor
+    places = [place for place, image in enumerate(ended) if not isinstance(image, Problem)]
+    return _spread(tensor, places, _of_no_answers(output, len(ended), model, top_k))
+
+
+def _of_no_answers(output: WantedOutput, images: int, model: ModelInfo, top_k: int) -> OutputTensor:
+    """What stands in the output for images that have problems."""
+    (described,) = (each for each in outputs_of(model) if each.name == output.name)
+    last = output.classes or top_k
+    shape = (images, *(last if output.classes or length < 0 else length for length in described.shape[1:]))
+    if output.classes or described.datatype == "BYTES":
+        return OutputTensor(output.name, "BYTES", shape, [""] * math.prod(shape))
+    values = np.full(shape, -1 if output.name == "index" else 0, NUMBERS[described.datatype])
+    return OutputTensor(output.name, described.datatype, shape, values)
+
+
+def _spread(tensor: OutputTensor, places: Sequence[int], empty: OutputTensor) -> OutputTensor:
+    """The tensor's rows at these places of the empty one."""
+    values = np.array(empty.values, object if empty.datatype == "BYTES" else None).reshape(empty.shape)
+    values[list(places)] = np.asarray(tensor.values).reshape(tensor.shape)
+    flat = values.ravel().tolist() if empty.datatype == "BYTES" else values
+    return OutputTensor(tensor.name, tensor.datatype, empty.shape, flat)
 
 
 def _plain(name: OutputName, answered: Sequence[AnsweredImage], model: ModelInfo, top_k: int) -> OutputTensor:
@@ -116,6 +161,8 @@ def _plain(name: OutputName, answered: Sequence[AnsweredImage], model: ModelInfo
             values = np.array([[image.answer.prediction.compute] for image in answered], np.float32)
         case "embedding":
             values = np.stack([embedding_of(image.answer.prediction, normalize=False) for image in answered])
+        case "error":
+            raise AssertionError("it is of all images")
     return OutputTensor(name, _DATATYPES[name], values.shape, values)
 
 

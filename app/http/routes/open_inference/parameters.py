@@ -12,7 +12,7 @@ from app.http.routes.open_inference.schemas import (
     OutputParameters,
     RequestedOutput,
 )
-from app.inference.option_layers import options_of, refuse_misplaced, refuse_those_of_v1
+from app.inference.option_layers import options_of, refuse_misplaced
 from app.inference.options import MASK_OPTIONS, ImageOptions
 from app.nearest import same
 from app.priority import Priority
@@ -49,7 +49,6 @@ def options_in(parameters: dict[str, Any]) -> ImageOptions:
             raise InvalidValue(
                 f"the parameter {name!r} is not supported here; request the output 'kept_patches'"
             )
-    refuse_those_of_v1(values)
     timeout = values.pop("timeout", 0)
     if type(timeout) is not int or not 0 <= timeout <= _LONGEST_TIMEOUT:
         raise wrong_parameter("timeout", timeout)

@@ -6,12 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.http.routes.open_inference.tensors import Datatype
 from app.http.schemas import EXAMPLE_IMAGE
-from app.inference.options import MASK_OPTIONS, OF_SEVERAL_IMAGES, option_schemas
+from app.inference.options import MASK_OPTIONS, option_schemas
 from app.priority import Priority
 from app.settings.types import InputName
 
 OutputName = Literal[
-    "label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute", "embedding"
+    "label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute", "embedding", "error"
 ]
 
 # Parameters that Triton's clients set by themselves, and that mean here what they mean there.
@@ -227,14 +227,14 @@ class InferRequest(_Requested):
         default_factory=dict,
         description="Options for all images: those of /v1/classify except masks, and Triton's own.",
         examples=[{"keep_ratio": 0.7, "top_k": 2, "timeout": 2_000_000}],
-        json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS + OF_SEVERAL_IMAGES), **TRITONS}},
+        json_schema_extra={"properties": {**option_schemas(MASK_OPTIONS), **TRITONS}},
     )
     inputs: list[InferInput] = Field(min_length=1, max_length=1, description="One: `image` or `pixels`.")
     outputs: list[RequestedOutput] = Field(
         default_factory=list,
-        max_length=8,
-        description="Requested outputs, each at most once. Default: all except `embedding`; for a model "
-        "without a head, all that it has.",
+        max_length=9,
+        description="Requested outputs, each at most once. Default: all except `embedding` and "
+        "`error`; for a model without a head, also `embedding`; with `errors=each`, also `error`.",
         examples=[[{"name": "label"}, {"name": "score"}]],
     )
 
@@ -254,7 +254,9 @@ class InferOutput(BaseModel):
     the best classes; `logits` [n, classes] FP32; `kept_patches` [n, stages, rows, columns] BOOL: the patches
     left after each stage; `keep_ratio` [n, 1] FP32 as it was applied; `compute` [n, 1] FP32: what it cost,
     as a share of the unpruned model's multiply-accumulates; `embedding` [n, features] FP32: the feature
-    vector. A model without a head has the last four only.
+    vector; `error` [n, 1] BYTES: empty, or with `errors=each` the problem document of an image that cannot
+    be answered, whose other outputs are then 0, false, empty, and -1 in `index`. A model without a head has
+    none about classes.
     """
 
     name: OutputName = Field(description="The output's name.", examples=["label"])

@@ -109,7 +109,7 @@ def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRout
         """Infer requests of the same caller can name it then, whichever HTTP process they come to."""
         table = regions_for(regions, request.scope)
         asked = await _read(request, limits)
-        _check_name(region_name)
+        check_region_name(region_name)
         region = Region(key_name_of(request.scope), region_name, asked.key, asked.offset, asked.byte_size)
         await asyncio.to_thread(table.register, region)
         return Response()
@@ -166,8 +166,11 @@ async def _read(request: Request, limits: BodyLimits) -> RegionRequest:
         raise InvalidValue(said(error, RegionRequest)) from error
 
 
-def _check_name(name: str) -> None:
-    if not name.isprintable() or len(name) > LONGEST_NAME:
+def check_region_name(name: str) -> str:
+    """The name, where a region can have it. Raises InvalidValue."""
+    if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME or "/" in name:
         raise InvalidValue(
-            f"the region's name {short.repr(name)} must be of at most {LONGEST_NAME} printable characters"
+            f"the region's name {short.repr(name)} must be of 1 to {LONGEST_NAME} printable characters, "
+            "without a slash"
         )
+    return name

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from app.decoding.images import Data
-from app.errors import InvalidValue, UnreadableRequest
+from app.errors import InvalidValue, Problem, UnreadableRequest
 from app.http.bodies.documents import read_document
 from app.wrong_values import short
 
@@ -30,7 +30,7 @@ Datatype = Literal["BOOL", "UINT8", "INT32", "FP32", "BYTES"]
 _MOST_JSON_BYTES = 8 * 2**20  # beside images in base64
 MOST_JSON_VALUES = 2**20  # parsed in about a tenth of a second; 590 x 590 pixels
 
-_NUMBERS = {"BOOL": "?", "UINT8": "u1", "INT32": "<i4", "FP32": "<f4"}
+NUMBERS = {"BOOL": "?", "UINT8": "u1", "INT32": "<i4", "FP32": "<f4"}
 _PIECE = 2**15
 _LENGTH = struct.Struct("<I")
 
@@ -53,7 +53,7 @@ class OutputTensor:
         """Its elements as binary data."""
         if self.datatype == "BYTES":
             return write_elements(str(text).encode() for text in self.values)
-        return np.asarray(self.values).astype(_NUMBERS[self.datatype]).tobytes()
+        return np.asarray(self.values).astype(NUMBERS[self.datatype]).tobytes()
 
     @property
     def json(self) -> list[Any]:
@@ -186,8 +186,11 @@ def flat(data: object, shape: Sequence[int]) -> list[Any]:
 
 
 def image_bytes(
-    shape: Sequence[int], data: object, binary: memoryview | None, decoded: Callable[[object, int], Data]
-) -> Sequence[Data]:
+    shape: Sequence[int],
+    data: object,
+    binary: memoryview | None,
+    decoded: Callable[[object, int], Data | Problem],
+) -> Sequence[Data | Problem]:
     """The encoded images of a BYTES tensor of shape [n] or [n, 1]; in JSON each is read by ``decoded``."""
     if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)) or shape[0] < 1:
         raise InvalidValue(

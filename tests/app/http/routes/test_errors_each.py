@@ -5,12 +5,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from app.errors import DeadlinePassed, OutOfMemory, Problem, QueueFull, WorkerLost
+from app.http.routes.kserve_v1 import PredictEachResponse
 from app.http.schemas import ClassifyEachResponse, EmbedEachResponse
-from tests.app.fakes import FakeDispatch, encoded
+from tests.app.fakes import MODEL, FakeDispatch, encoded
 from tests.app.http.conftest import Classify
 from tests.app.http.problem import assert_problem
 
@@ -167,23 +169,85 @@ def test_embeddings_too(client: TestClient) -> None:
     assert response.json()["detail"].startswith("errors: ")
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/models/toy", {"inputs": SOUND, "parameters": {"errors": "each"}}),
-        ("/v1/models/toy:predict", {"instances": [{"b64": SOUND}], "parameters": {"errors": "each"}}),
-        (
-            "/v2/models/toy/infer",
-            {
-                "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [SOUND]}],
-                "parameters": {"errors": "each"},
-            },
-        ),
-    ],
-    ids=["Hugging Face", "KServe v1", "Open Inference"],
-)
-def test_other_protocols_say_that_they_have_no_place_for_it(client: TestClient, path: str, body: Any) -> None:
-    """Their answers have one form."""
-    response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+def test_where_a_request_has_one_image_it_is_refused(client: TestClient) -> None:
+    """Hugging Face's."""
+    body = {"inputs": SOUND, "parameters": {"errors": "each"}}
+    response = client.post("/models/toy", json=body)
     assert response.status_code == 422, response.text
-    assert "use one of them" in response.json()["error"]
+    assert "only one image" in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [{"b64": BAD}, {"b64": "?!"}, {}, 5, {"b64": SOUND, "keep_ratio": 7}, {"b64": SOUND, "keep_ration": 0.7}],
+    ids=["broken", "no base64", "no image", "no object", "a wrong value", "no option"],
+)
+def test_an_instance_of_kserve_has_its_own_prediction_or_problem(client: TestClient, instance: Any) -> None:
+    """With 207; the problem is what the request would be refused with."""
+    asked: dict[str, Any] = {"instances": [{"b64": SOUND}, instance, {"b64": SOUND}]}
+    refused = client.post("/v1/models/toy:predict", json=asked)
+    assert refused.status_code in (400, 422)
+    response = client.post("/v1/models/toy:predict", json={**asked, "parameters": {"errors": "each"}})
+    assert response.status_code == 207, response.text
+    PredictEachResponse.model_validate_json(response.content, strict=True)
+    first, bad, last = response.json()["predictions"]
+    assert first == last
+    assert "labels" in first
+    assert (bad["status"], bad["image"]) == (refused.status_code, 1)
+    assert bad["detail"] in refused.json()["error"]
+
+
+def test_instances_must_agree_on_it(client: TestClient) -> None:
+    asked = {"instances": [{"b64": SOUND, "errors": "each"}, {"b64": BAD}]}
+    response = client.post("/v1/models/toy:predict", json=asked)
+    assert response.status_code == 422
+    assert "errors must be the same" in response.json()["error"]
+
+
+def infer(client: TestClient, *images: str, **members: Any) -> dict[str, Any]:
+    """The outputs of /v2 by their names, as rows of one image each."""
+    tensor = {"name": "image", "shape": [len(images)], "datatype": "BYTES", "data": list(images)}
+    body = {"inputs": [tensor], "parameters": {"errors": "each", "top_k": 2}, **members}
+    response = client.post("/v2/models/toy/infer", json=body)
+    assert response.status_code == 200, response.text
+    return {
+        output["name"]: np.array(output["data"]).reshape(output["shape"]).tolist()
+        for output in response.json()["outputs"]
+    }
+
+
+@pytest.mark.parametrize("bad", [BAD, "?!"], ids=["broken", "no base64"])
+def test_on_v2_problems_are_an_output(client: TestClient, metric: Callable[..., float], bad: str) -> None:
+    """Which is empty for the images that are answered; the status is 200, as the protocol's clients know no
+    other. The other outputs of an image that has a problem are 0 or empty."""
+    names = [tensor["name"] for tensor in client.get("/v2/models/toy").json()["outputs"]]
+    outputs = [{"name": name} for name in names]
+    (alone,) = zip(*infer(client, SOUND, outputs=outputs).values(), strict=True)
+    answered = metric("trimvit_images_total", outcome="answered")
+    found = infer(client, bad, SOUND, bad, SOUND, outputs=outputs)
+    assert list(found) == names
+    rows = list(zip(*found.values(), strict=True))
+    assert rows[1] == rows[3] == alone
+    assert metric("trimvit_images_total", outcome="answered") == answered + 2
+    for place in (0, 2):
+        row = dict(zip(names, rows[place], strict=True))
+        problem = json.loads(row.pop("error")[0])
+        assert (problem["status"] in (400, 422), problem["image"]) == (True, place)
+        assert (row.pop("label"), row.pop("index")) == (["", ""], [-1, -1])
+        assert not any(np.any(values) for values in row.values())
+    assert alone[names.index("error")] == [""]
+
+
+def test_on_v2_all_images_may_have_problems(client: TestClient, dispatch: FakeDispatch) -> None:
+    """Also as best classes, and what may be tried again says when; without errors=each, there are none."""
+    outputs = [{"name": "score", "parameters": {"classification": 3}}, {"name": "logits"}]
+    found = infer(client, BAD, BAD, outputs=outputs)
+    assert found == {"score": [["", "", ""]] * 2, "logits": [[0] * len(MODEL.labels)] * 2}
+    dispatch.fails = QueueFull("full", retry_after_s=7.0)
+    tensor = {"name": "pixels", "shape": [2, 1, 1, 3], "datatype": "UINT8", "data": [0] * 6}
+    body: dict[str, Any] = {"inputs": [tensor], "parameters": {"errors": "each"}}
+    response = client.post("/v2/models/toy/infer", json=body)
+    assert (response.status_code, response.headers["Retry-After"]) == (200, "7")
+    assert [output["name"] for output in response.json()["outputs"]][-1] == "error"
+    dispatch.fails = None
+    assert infer(client, SOUND, outputs=[{"name": "error"}], parameters={}) == {"error": [[""]]}

@@ -152,6 +152,7 @@ def test_metadata_names_every_tensor_with_its_shape(client: TestClient, path: st
         "keep_ratio": ("FP32", [-1, 1]),
         "compute": ("FP32", [-1, 1]),
         "embedding": ("FP32", [-1, 22]),
+        "error": ("BYTES", [-1, 1]),
     }
 
 
@@ -162,7 +163,7 @@ def test_a_model_without_a_head_has_no_outputs_about_classes(
     dispatch.model = HEADLESS
     document = client.get("/v2/models/headless").json()
     names = ["kept_patches", "keep_ratio", "compute", "embedding"]
-    assert [tensor["name"] for tensor in document["outputs"]] == names
+    assert [tensor["name"] for tensor in document["outputs"]] == [*names, "error"]
     outputs = outputs_of(asked(client, BASE64, model="headless"))
     assert list(outputs) == names
     assert outputs["embedding"]["data"] == list(FEATURES)
@@ -262,15 +263,16 @@ def test_a_server_may_take_one_input_alone(
 
 
 def test_without_named_outputs_all_come_in_the_metadatas_order(client: TestClient) -> None:
-    """But for the embedding, which is larger than all else; and in its JSON unless asked otherwise."""
+    """But for the embedding, which is larger than all else, and for errors, of which there are none; and in
+    its JSON unless asked otherwise."""
     response = asked(client, BASE64, BASE64, id="seven", parameters={"keep_ratio": 0.5, "top_k": 2})
     document = response.json()
     assert (document["id"], document["model_name"], document["model_version"]) == ("seven", "toy", "1")
     assert HEADER_LENGTH not in response.headers
     outputs = outputs_of(response)
     described = client.get("/v2/models/toy").json()["outputs"]
-    assert [*outputs, "embedding"] == [tensor["name"] for tensor in described]
-    for tensor in described[:-1]:
+    assert [*outputs, "embedding", "error"] == [tensor["name"] for tensor in described]
+    for tensor in described[:-2]:
         output = outputs[tensor["name"]]
         assert output["datatype"] == tensor["datatype"]
         assert len(output["shape"]) == len(tensor["shape"])
