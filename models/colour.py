@@ -23,6 +23,7 @@ _STEPS = 9  # of each channel, to see what a profile changes
 _USUAL_GAMMA, _NEARLY_USUAL = 1 / 2.2, 0.025
 _GAMMAS = (0.1, 10.0)
 _HDR = {16, 18}  # PQ and HLG (ITU-T H.273, table 3)
+_LINEAR = 8
 _WIDE_PRIMARIES = {9, 11, 12}  # BT.2020, DCI-P3 and Display P3 (table 2)
 
 
@@ -55,6 +56,8 @@ def say_what_numbers_mean(primaries: int, transfer: int, say: Say) -> None:
     converted."""
     if transfer in _HDR:
         say("the image is HDR and has no color profile: it is read as sRGB, so its brightness may be wrong")
+    elif transfer == _LINEAR:
+        say("the image has linear samples and no color profile: it is read as sRGB, so it is too dark")
     elif primaries in _WIDE_PRIMARIES:
         say(
             "the image has a wider gamut than sRGB and no color profile: it is read as sRGB, so its colors "

@@ -1,12 +1,25 @@
 """What Pillow misreads without an error: put right before an image is loaded, or refused. No torch."""
 
+import struct
+from typing import IO
+
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from models.samples import UnclearPixels
 
 # PNG's grey samples of 2 and 4 bits are spread over 8, its transparent value is not (PNG, 11.3.2.1).
 _SPREAD = {"L;2": (3, 85), "L;4": (15, 17)}
+_WHITE = (255, 255, 255)
 _WIDE_RGB = "RGB;16B"
+
+# Of a BMP's header: where it begins, the length of those that name the bits of alpha, and where these are.
+_HEADER_AT, _WITH_ALPHA, _MASKS_AT = 14, 56, 40
+# 32 and 16 bits with alpha (masks of red, green, blue and alpha), as Pillow reads them with and without it.
+_ALPHA = {
+    "BGRX": ((0xFF0000, 0xFF00, 0xFF, 0xFF000000), "BGRA"),
+    "BGR;15": ((0x7C00, 0x3E0, 0x1F, 0x8000), "BGRA;15"),
+}
+_COVERED = "covered"  # of a GIF, the box that its first frame covers
 
 # TIFF 6.0: Compression, PhotometricInterpretation, SamplesPerPixel, PlanarConfiguration, YCbCrSubSampling.
 _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBSAMPLING = 259, 262, 277, 284, 530
@@ -19,13 +32,32 @@ _NATIVE = {
     "I;16BS": "I;16NS",
     "I;32S": "I;32NS",
     "I;32BS": "I;32NS",
+    "I;32": "I;32N",
+    "I;32B": "I;32N",
+    "F;64F": "F;64NF",
+    "F;64BF": "F;64NF",
 }
+_ORDERS = ((b"II", ""), (b"MM", "B"))
+_UNSIGNED, _FLOAT = (1,), (3,)
+# Single channels that Pillow can read but does not know as TIFFs; white or black is 0.
+for _order, _mark in _ORDERS:
+    for _zero in (0, 1):
+        for _format, _bits, _mode, _raw in (
+            (_UNSIGNED, 16, f"I;16{_mark}", f"I;16{_mark}"),
+            (_UNSIGNED, 32, "I", f"I;32{_mark}"),
+            (_FLOAT, 64, "F", f"F;64{_mark}F"),
+        ):
+            TiffImagePlugin.OPEN_INFO.setdefault((_order, _zero, _format, 1, (_bits,), ()), (_mode, _raw))
 
 
 def put_right(image: Image.Image) -> None:
     """Before the image is loaded. Raises UnclearPixels for what cannot be put right."""
     if image.format == "PNG":
         _compare_as_stored(image)
+    elif image.format == "BMP" and isinstance(image, ImageFile.ImageFile):
+        _read_alpha(image)
+    elif image.format == "GIF" and isinstance(image, ImageFile.ImageFile) and image.tile:
+        image.info[_COVERED] = image.tile[0].extents
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
         _read_planes(image)
         _expect_native_order(image)
@@ -35,6 +67,36 @@ def is_opaque_bitmap(image: Image.Image) -> bool:
     """Whether a loaded image is a BMP whose fourth channel is 0 everywhere. Its writer left it out: browsers
     show such a picture, and do not take all of it for transparent."""
     return image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+
+
+def whiten_uncovered(rgb: Image.Image, image: Image.Image) -> None:
+    """What the first frame of a GIF does not cover is transparent in browsers. Pillow gives it the first
+    color. ``rgb``: the pixels of the image."""
+    left, top, right, bottom = image.info.get(_COVERED, (0, 0, *image.size))
+    for box in (
+        (0, 0, image.width, top),
+        (0, bottom, image.width, image.height),
+        (0, top, left, bottom),
+        (right, top, image.width, bottom),
+    ):
+        if box[0] < box[2] and box[1] < box[3]:
+            rgb.paste(_WHITE, box)
+
+
+def _read_alpha(image: ImageFile.ImageFile) -> None:
+    """A header may name bits of alpha that Pillow passes over."""
+    masks, with_alpha = _ALPHA.get(_raw_mode(image), ((), ""))
+    file: IO[bytes] | None = image.fp
+    if not masks or file is None:
+        return
+    file.seek(_HEADER_AT)
+    header = file.read(_WITH_ALPHA)
+    has_masks = len(header) == _WITH_ALPHA <= struct.unpack_from("<I", header)[0]
+    if has_masks and struct.unpack_from("<4I", header, _MASKS_AT) == masks:
+        image._mode = "RGBA"
+        (tile,) = image.tile
+        assert isinstance(tile.args, tuple)
+        image.tile = [tile._replace(args=(with_alpha, *tile.args[1:]))]
 
 
 def _compare_as_stored(image: Image.Image) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from models.colour import ToSrgb, to_srgb
-from models.misread import is_opaque_bitmap, put_right
+from models.misread import is_opaque_bitmap, put_right, whiten_uncovered
 from models.samples import Say, in_8_bits, is_wide, refuse_signed_bytes
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -231,6 +231,7 @@ def as_rgb(image: Image.Image, say: Say = _nothing) -> Image.Image:
     for top in range(0, image.height, rows):
         part = image.crop((0, top, image.width, min(top + rows, image.height)))
         rgb.paste(_part_as_rgb(part, colours), (0, top))
+    whiten_uncovered(rgb, image)
     return rgb
 
 

@@ -26,7 +26,7 @@ Take = Callable[[UInt8[np.ndarray, "height width 3"]], None]
 # more pictures behind it.
 _DECODED_SMALLER = ("JPEG", "MPO")
 
-_ENDS_TOO_SOON = "truncated"  # in Pillow's words
+_ENDS_TOO_SOON, _DECODER_ERROR = "truncated", "decoder error"  # in Pillow's words
 
 # What a JPEG can have. Resizing a line of millions of pixels would cost gigabytes, however few they are.
 LONGEST_SIDE = 65_535
@@ -95,6 +95,11 @@ def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
         raise
     except Exception as error:
         # Pillow's decoders raise many types on broken data (OSError, SyntaxError, struct.error, ...).
+        if str(error).startswith(_DECODER_ERROR):
+            what = (
+                "the image is corrupt, or compressed in a way that is not supported; save it as PNG or JPEG"
+            )
+            raise UndecodableImage(what) from error
         raise UndecodableImage(f"the image is corrupt: {error or type(error).__name__}") from error
 
 
@@ -102,6 +107,10 @@ def _pixels_of_jpeg(
     data: bytes, spec: InputSpec, limits: ImageLimits, say: Say
 ) -> UInt8[np.ndarray, "height width 3"]:
     found = jpeg.read(data, limits.pixels)
+    if found.lacks_profile:
+        say(
+            "parts of the image's color profile are missing, and it was ignored: the colors are not converted"
+        )
     try:
         return _pixels(found.data, spec, limits, say)
     except OSError as error:

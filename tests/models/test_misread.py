@@ -79,6 +79,45 @@ def test_a_bmp_without_any_opaque_pixel_is_opaque(alpha: tuple[int, int], opaque
     assert np.array_equal(pixels(file), wanted)
 
 
+MASKS = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+
+
+def bitmap(bits: int, rows: Sequence[bytes], header_bytes: int, masks: tuple[int, ...]) -> bytes:
+    data = b"".join(row + bytes(-len(row) % 4) for row in reversed(rows))
+    fields = struct.pack("<IiiHHIIiiII", header_bytes, COLUMNS, ROWS, 1, bits, 3, len(data), 0, 0, 0, 0)
+    header = (fields + struct.pack("<4I", *masks)).ljust(header_bytes, b"\0")
+    start = 14 + len(header)
+    return struct.pack("<2sIII", b"BM", start + len(data), 0, start) + header + data
+
+
+@pytest.mark.parametrize("masks", [MASKS, (*MASKS[:3], 0)], ids=["alpha", "no alpha"])
+@pytest.mark.parametrize("compression", [0, 3])
+def test_a_bmp_is_transparent_if_its_header_says_so(masks: tuple[int, ...], compression: int) -> None:
+    """Headers of version 4 and 5 name the bits of alpha, whether the colors are a bit field or not."""
+    alpha = np.full((ROWS, COLUMNS, 1), 255, np.uint8)
+    alpha[1, 2] = 0
+    rows = [row.tobytes() for row in np.concatenate([COLOURS[..., ::-1], alpha], axis=2)]
+    wanted = COLOURS.copy()
+    if masks == MASKS:
+        wanted[1, 2] = 255
+    for header_bytes in (56, 108, 124):
+        data = bytearray(bitmap(32, rows, header_bytes, masks))
+        data[30] = compression
+        assert np.array_equal(pixels(bytes(data)), wanted)
+
+
+def test_a_bmp_of_16_bits_may_have_a_bit_of_alpha() -> None:
+    """Five bits of each color, and the uppermost for alpha."""
+    five = COLOURS.astype(np.uint16) >> 3
+    samples = five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2] | 0x8000
+    samples[1, 2] &= 0x7FFF
+    rows = [row.astype("<u2").tobytes() for row in samples]
+    wanted = five * 255 // 31
+    wanted[1, 2] = 255
+    seen = pixels(bitmap(16, rows, 108, (0x7C00, 0x3E0, 0x1F, 0x8000)))
+    assert np.array_equal(seen, wanted)
+
+
 # --- TIFF --------------------------------------------------------------------------------------------
 
 SHORT, LONG = 3, 4
@@ -165,13 +204,22 @@ def test_planes_that_nothing_reads_right_are_refused(
 
 @pytest.mark.parametrize("compression", [1, 8])
 @pytest.mark.parametrize("order", ORDERS)
-def test_compressed_numbers_have_the_order_of_their_file(order: str, compression: int) -> None:
-    """Floats and signed integers."""
+def test_numbers_have_the_order_of_their_file(order: str, compression: int) -> None:
+    """Floats, signed and unsigned integers, also where white is 0."""
     grey = COLOURS[..., 0]
-    for values, format_of_samples in (((grey / 255).astype(np.float32), 3), (grey.astype(np.int16) * 128, 2)):
+    for values, format_of_samples, black in (
+        ((grey / 255).astype(np.float32), 3, 1),
+        (grey / 255, 3, 1),
+        (1 - grey / 255, 3, 0),
+        (grey.astype(np.int16) * 128, 2, 1),
+        (grey * np.uint16(257), 1, 1),
+        ((255 - grey) * np.uint16(257), 1, 0),
+        (grey * np.uint32(0x1010101), 1, 1),
+        ((255 - grey) * np.uint32(0x1010101), 1, 0),
+    ):
         data = packed(values.astype(values.dtype.newbyteorder(order)).tobytes(), compression)
         bits = values.dtype.itemsize * 8
-        tags = {258: [bits], 259: [compression], 262: [1], 277: [1], 339: [format_of_samples]}
+        tags = {258: [bits], 259: [compression], 262: [black], 277: [1], 339: [format_of_samples]}
         seen = pixels(tiff(tags, [data], order))
         assert np.abs(seen[..., 0].astype(int) - grey).max() <= 1
 

@@ -19,6 +19,7 @@ _MOST_EXIF_SEGMENTS = 16
 _SOI, _EOI, _SOS = b"\xff\xd8", 0xD9, 0xDA
 _NOT_BEFORE_PIXELS = frozenset((_EOI, *range(0xD0, 0xD9)))  # the end, restarts and another start
 _APP1, _EXIF, _XMP = 0xE1, b"Exif\0", b"http://ns.adobe.com/xap/1.0/"
+_APP2, _ICC = 0xE2, b"ICC_PROFILE\0"
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDD))  # Huffman, arithmetic, quantisation, restart interval
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DECODABLE_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
@@ -52,12 +53,14 @@ class Frame:
 @dataclass(frozen=True, slots=True)
 class Jpeg:
     """``data``: the same picture without comments and the like. ``frame``: None where the markers are broken
-    before it. ``several_scans``: the first one has but a part of what makes a pixel."""
+    before it. ``several_scans``: the first one has but a part of what makes a pixel. ``lacks_profile``:
+    parts of its color profile are missing."""
 
     data: bytes
     frame: Frame | None = None
     several_scans: bool = False
     scans: int = 1
+    lacks_profile: bool = False
 
 
 def read(data: bytes, most_pixels: int) -> Jpeg:
@@ -81,6 +84,7 @@ def _head(data: bytes) -> tuple[Jpeg, int]:
     kept: list[tuple[int, int]] = []  # where segments begin and end
     place, left_out = 2, False
     frame, exifs, xmps = None, 0, 0
+    profile: set[bytes] = set()  # number and count of each of its parts
     for _ in range(MOST_SEGMENTS):
         fill = _FILL.match(data, place)
         if fill is None or fill.end() + 3 > len(data):
@@ -95,7 +99,8 @@ def _head(data: bytes) -> tuple[Jpeg, int]:
                 frame.marker in _PROGRESSIVE or data[place + 3] < len(frame.sampling)
             )
             picture = _without_the_rest(data, kept, place - 1) if left_out else data
-            return Jpeg(picture, frame, several), end
+            lacks_profile = any(len(profile) != part[-1] for part in profile)
+            return Jpeg(picture, frame, several, lacks_profile=lacks_profile), end
         if marker in _TABLES:
             needed = True
         else:
@@ -107,6 +112,10 @@ def _head(data: bytes) -> tuple[Jpeg, int]:
                 exifs += content.startswith(_EXIF)
                 xmps += content.startswith(_XMP)
                 needed = exifs <= _MOST_EXIF_SEGMENTS if content.startswith(_EXIF) else xmps <= 1
+            if needed and marker == _APP2:  # Pillow drops the profile where a part is there twice
+                part = content[len(_ICC) : len(_ICC) + 2]
+                needed = len(part) == 2 and part not in profile
+                profile |= {part} if needed else set()
         if needed:
             kept.append((place - 1, end))
         else:
@@ -131,8 +140,8 @@ def _is_needed(marker: int, content: bytes) -> bool:
             return content.startswith(b"JFIF")
         case 0xE1:  # _APP1
             return content.startswith((_EXIF, _XMP))
-        case 0xE2:
-            return content.startswith(b"ICC_PROFILE\0")
+        case 0xE2:  # _APP2
+            return content.startswith(_ICC)
         case 0xEE:
             return content.startswith(b"Adobe")
     return marker in _FRAMES

@@ -48,9 +48,10 @@ def test_a_million_frames_cost_nothing() -> None:
     assert np.array_equal(seen(TRANSPARENT[:-1] + frame * 10**6 + b";").pixels, seen(TRANSPARENT).pixels)
 
 
-def test_a_first_frame_that_does_not_fill_the_picture_stands_at_its_place() -> None:
-    """What lies around it is transparent, and so white."""
-    image = encoded(Image.new("P", (4, 2), 0), "GIF", transparency=1)
+@pytest.mark.parametrize("options", [{"transparency": 1}, {}], ids=["transparent color", "none"])
+def test_a_first_frame_that_does_not_fill_the_picture_stands_at_its_place(options: dict[str, int]) -> None:
+    """What lies around it is transparent, and so white, as in browsers."""
+    image = encoded(Image.new("P", (4, 2), 0), "GIF", **options)
     # A screen of 8 x 4, the frame at 4, 2.
     data = image[:6] + b"\x08\0\x04\0" + image[10:]
     frame = data.index(b"\x2c\0\0\0\0\x04\0\x02\0")

@@ -13,6 +13,7 @@ from app.decoding.encoded.jpeg import MOST_SEGMENTS, read
 from app.decoding.images import ImageLimits, decode
 from app.errors import TooLarge, UndecodableImage
 from tests.app.decoding.encoded.files import LIMITS, SPEC, encoded, jpeg_segment, noisy, seen
+from tests.models.profiles import DISPLAY_P3_PROFILE
 
 PLAIN = encoded(noisy(), "JPEG")
 PROGRESSIVE = encoded(noisy(), "JPEG", progressive=True)
@@ -55,6 +56,24 @@ def test_a_second_xmp_is_left_out_alone() -> None:
     xmp = jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>")
     assert read(with_segments(xmp, xmp), MOST).data == with_segments(xmp)
     assert np.array_equal(seen(with_segments(xmp, xmp)).pixels, seen(PLAIN).pixels)
+
+
+def test_a_profile_may_be_there_twice_and_is_missed_if_a_part_is_missing() -> None:
+    """Pillow drops both without a word."""
+    half = len(DISPLAY_P3_PROFILE) // 2
+    one, other = (
+        jpeg_segment(0xE2, b"ICC_PROFILE\0" + bytes([number, 2]) + part)
+        for number, part in ((1, DISPLAY_P3_PROFILE[:half]), (2, DISPLAY_P3_PROFILE[half:]))
+    )
+    wanted = seen(with_segments(one, other))
+    assert not np.array_equal(wanted.pixels, seen(PLAIN).pixels)
+    twice = seen(with_segments(one, other, jpeg_segment(0xE2, b"ICC_PROFILE\0"), other, one))
+    assert np.array_equal(twice.pixels, wanted.pixels)
+    assert wanted.warnings == twice.warnings == ()
+    for part in (one, other):
+        answer = seen(with_segments(part, part))
+        assert np.array_equal(answer.pixels, seen(PLAIN).pixels)
+        assert ["are missing" in warning for warning in answer.warnings] == [True]
 
 
 def test_millions_of_segments_are_refused_unread() -> None:

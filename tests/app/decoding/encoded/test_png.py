@@ -131,6 +131,7 @@ NAMED_COLOURS = {
         [(b"cICP", bytes([12, 13, 0, 1])), (b"iCCP", b"P3\0\0" + zlib.compress(DISPLAY_P3_PROFILE))],
         None,
     ),
+    "Display P3, linear": ([(b"cICP", bytes([12, 8, 0, 1]))], "wider gamut than sRGB"),
     "cut": ([(b"cICP", b"\x09")], None),
 }
 
@@ -142,3 +143,55 @@ def test_colours_that_are_not_converted_are_said(name: str) -> None:
     chunks, warning = NAMED_COLOURS[name]
     said = seen(with_chunks(*chunks)).warnings
     assert [warning in one for one in said] == [True] if warning else not said
+
+
+COLOUR = tuple(int(value) for value in np.asarray(noisy())[0, 0])
+TRANSPARENT = (b"tRNS", struct.pack(">3H", *COLOUR))
+LINEAR, USUAL = (b"gAMA", struct.pack(">I", 100_000)), (b"gAMA", struct.pack(">I", 45_455))
+
+
+def behind(*chunks: tuple[bytes, bytes]) -> bytes:
+    return PLAIN[:-12] + b"".join(png_chunk(*chunk) for chunk in chunks) + PLAIN[-12:]
+
+
+@pytest.mark.parametrize(
+    ("data", "same"),
+    [
+        (behind(TRANSPARENT), PLAIN),
+        (behind(LINEAR), PLAIN),
+        (with_chunks(USUAL, LINEAR), PLAIN),
+        (with_chunks((b"gAMA", b"\0\0")), PLAIN),
+        (with_chunks((b"tRNS", b"\0\1")), PLAIN),
+        (with_chunks(LINEAR, (b"cICP", bytes([1, 13, 0, 1]))), PLAIN),
+        (with_chunks((b"cICP", bytes([1, 8, 0, 1]))), with_chunks(LINEAR)),
+        (with_chunks((b"sRGB", b"\0"), (b"cICP", bytes([1, 8, 0, 1]))), with_chunks(LINEAR)),
+    ],
+    ids=[
+        "tRNS behind the pixels",
+        "gAMA behind the pixels",
+        "a second gAMA",
+        "a short gAMA",
+        "a short tRNS",
+        "cICP before gAMA",
+        "linear by cICP",
+        "linear by cICP and not sRGB",
+    ],
+)
+def test_chunks_are_heeded_as_in_browsers(data: bytes, same: bytes) -> None:
+    """At their place, once, in their length, and cICP before gAMA and sRGB (PNG, 4.3 and 5.6)."""
+    answer, wanted = seen(data), seen(same)
+    assert np.array_equal(answer.pixels, wanted.pixels)
+    assert answer.warnings == wanted.warnings == ()
+
+
+def test_a_palette_is_needed_before_the_pixels_and_before_its_transparency() -> None:
+    """Without one, Pillow shows black; browsers pass over a tRNS that comes before it."""
+    plain = encoded(noisy().quantize(20), "PNG", optimize=False)
+    begin = plain.index(b"PLTE") - 4
+    end = begin + 12 + struct.unpack(">I", plain[begin : begin + 4])[0]
+    palette, transparent = plain[begin:end], png_chunk(b"tRNS", bytes(20))
+    early = plain[:begin] + transparent + plain[begin:]
+    assert np.array_equal(seen(early).pixels, seen(plain).pixels)
+    for without in (plain[:begin] + plain[end:], plain[:begin] + plain[end:-12] + palette + plain[-12:]):
+        with pytest.raises(UndecodableImage, match="no palette before its pixels"):
+            seen(without)
