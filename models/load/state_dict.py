@@ -34,6 +34,8 @@ _USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network",
 _DEEPEST = 5
 # Class weights of a loss beside the network: no part of a forward pass.
 _OF_LOSS = re.compile(r"(^|.*[._])(loss(_\w+)?|criterion)\.")
+# Counters that the package thop adds to every module to measure a network.
+_OF_PROFILER = re.compile(r"(^|\.)total_(ops|params)$")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -94,7 +96,7 @@ def state_dicts(content: object, place: str = "", depth: int = 0) -> Iterator[tu
     tensors = {
         _INNER.sub("", name): value.detach()
         for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
+        if isinstance(name, str) and isinstance(value, Tensor) and not _OF_PROFILER.search(name)
     }
     if tensors:
         yield place, tensors
@@ -104,6 +106,8 @@ def state_dicts(content: object, place: str = "", depth: int = 0) -> Iterator[tu
 
 
 def _networks(place: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
+    """Each network, by the prefix of its names. Other networks are not beside it."""
+    networks = tuple(name.removesuffix(_ANCHOR) for name in tensors if name.endswith(f".{_ANCHOR}"))
     for anchor, layout in ((_ANCHOR, ""), (_CLIP_ANCHOR, "visual.")):
         prefixes = {
             name.removesuffix(anchor) for name in tensors if name == anchor or name.endswith(f".{anchor}")
@@ -116,7 +120,11 @@ def _networks(place: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
                 place,
                 prefix,
                 {layout + name.removeprefix(prefix): each for name, each in inside.items()},
-                {name: each for name, each in tensors.items() if name not in inside},
+                {
+                    name: each
+                    for name, each in tensors.items()
+                    if name not in inside and not name.startswith(networks)
+                },
             )
 
 
@@ -143,26 +151,64 @@ def _chosen(found: list[_Found], path: Path) -> _Found:
 
 
 def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
-    """With the classifier beside a backbone that has none, where it is all that there is beside it."""
-    tensors = found.tensors
-    if "head.weight" in tensors or _ANCHOR not in tensors or not found.beside:
+    """With the classifier beside a backbone that has none, where it is all that there is beside it, and with
+    the linear layer of a head that has other parts without weights. What else is not of the network is
+    logged."""
+    tensors = _with_plain_head(found, path)
+    if _ANCHOR not in tensors:
         return tensors
     width = len(tensors[_ANCHOR])
     beside = {
         name: each for name, each in found.beside.items() if not (_OF_LOSS.match(name) and each.ndim < 2)
     }
-    linears = [
-        name.removesuffix(".weight")
-        for name, weight in beside.items()
-        if name.endswith(".weight") and weight.ndim == 2 and weight.shape[1] == width
-    ]
+    if "head.weight" in tensors:
+        _refuse_layers_behind(tensors["head.weight"], beside, found, path)
+        beside = {name: each for name, each in beside.items() if each.ndim > 1 and each.is_floating_point()}
+    linears = [] if "head.weight" in tensors else _linears(beside, width)
     names = {f"{linears[0]}.weight", f"{linears[0]}.bias"} if len(linears) == 1 else set()
     if not names or names != set(beside):
-        log.warning("%s: ignored, as not part of the network: %s", path.name, ", ".join(list(beside)[:5]))
+        if beside:
+            log.warning("%s: ignored, as not part of the network: %s", path.name, ", ".join(list(beside)[:5]))
         return tensors
     log.warning("%s: using %s, beside the backbone %s, as its head", path.name, linears[0], found.name)
     head = {f"head.{name.rpartition('.')[2]}": found.beside[name] for name in names}
     return tensors | head
+
+
+def _with_plain_head(found: _Found, path: Path) -> dict[str, Tensor]:
+    """With the only layer of a head that is a module of several, such as dropout and a linear layer, as the
+    head."""
+    tensors = found.tensors
+    of_head = {name for name in tensors if name.startswith("head.")}
+    place = next((name.removesuffix(".weight") for name in of_head if name.endswith(".weight")), "")
+    plain = {f"{place}.weight", f"{place}.bias"}
+    if place in ("", "head") or of_head != plain or tensors[f"{place}.weight"].ndim != 2:
+        return tensors
+    log.warning("%s: using %s, the only layer with weights of its head, as the head", path.name, place)
+    head = {f"head.{name.rpartition('.')[2]}": tensors[name] for name in plain}
+    return {name: each for name, each in tensors.items() if name not in plain} | head
+
+
+def _refuse_layers_behind(head: Tensor, beside: Mapping[str, Tensor], found: _Found, path: Path) -> None:
+    """Raises ModelError where a linear layer reads the outputs of the network's own head: the classes are
+    then its outputs. timm's models with the head that they came with are often used so."""
+    layer = next(iter(_linears(beside, len(head))), None) if head.ndim == 2 else None
+    if layer is not None:
+        raise ModelError(
+            f"{path.name} has the layer {layer}, which reads the {len(head)} outputs of the head of "
+            f"{found.name}. TrimViT serves a network with one head: fold both into one linear layer (weight "
+            f"= {layer}.weight @ head.weight, bias = {layer}.weight @ head.bias + {layer}.bias), or save the "
+            "network alone if its own outputs are the classes"
+        )
+
+
+def _linears(tensors: Mapping[str, Tensor], inputs: int) -> list[str]:
+    """The names of the linear layers that read so many numbers."""
+    return [
+        name.removesuffix(".weight")
+        for name, weight in tensors.items()
+        if name.endswith(".weight") and weight.ndim == 2 and weight.shape[1] == inputs
+    ]
 
 
 def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:

@@ -154,6 +154,16 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
         "optimizer": {"state": {0: {"exp_avg": torch.ones(3), "step": torch.tensor(1.0)}}},
         "scheduler": {"last_epoch": 3},
     },
+    "a head of dropout and a linear layer": lambda state: {
+        name.replace("head.", "head.1."): tensor for name, tensor in state.items()
+    },
+    "timm's name of a classifier's layer": lambda state: {
+        name.replace("head.", "head.fc."): tensor for name, tensor in state.items()
+    },
+    "counters of thop": lambda state: {
+        **state,
+        **{f"{layer}total_{what}": torch.zeros(1) for layer in ("", "head.") for what in ("ops", "params")},
+    },
     "float64": lambda state: {name: tensor.double() for name, tensor in state.items()},
     "parameters": lambda state: {name: nn.Parameter(tensor) for name, tensor in state.items()},
 }
@@ -307,6 +317,22 @@ def test_a_classifier_beside_a_backbone_is_its_head(make: Callable[..., Vit], tm
     weighted = {**state, "criterion.weight": torch.ones(CLASSES), "train_loss.weight": torch.ones(CLASSES)}
     torch.save({"state_dict": weighted}, tmp_path / "weighted.ckpt")
     assert same_logits(load(str(tmp_path / "weighted.ckpt"), architecture=ARCHITECTURE), vit)
+
+
+def test_a_layer_behind_the_head_is_no_silent_loss(
+    make: Callable[..., Vit], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`self.fc = nn.Linear(1000, 3)` behind a network of timm's as it comes: its outputs are the classes.
+    Other layers beside a network with a head are named."""
+    state = prefixed(make().state_dict(), "backbone.")
+    behind = {"fc.weight": torch.ones(3, CLASSES), "fc.bias": torch.ones(3)}
+    torch.save({"state_dict": state | behind}, tmp_path / "own.ckpt")
+    with pytest.raises(ModelError, match=f"fc, which reads the {CLASSES} outputs of the head of .*fold both"):
+        load(str(tmp_path / "own.ckpt"), architecture=ARCHITECTURE)
+    beside = {"projector.weight": torch.ones(3, 64), "projector.bias": torch.ones(3)}
+    torch.save({"state_dict": state | beside}, tmp_path / "own.ckpt")
+    load(str(tmp_path / "own.ckpt"), architecture=ARCHITECTURE)
+    assert "ignored, as not part of the network: projector.weight" in caplog.text
 
 
 def test_what_may_be_computed_beside_a_backbone_makes_no_head(
