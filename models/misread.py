@@ -3,7 +3,7 @@
 import struct
 from typing import IO
 
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin
 
 from models.samples import UnclearPixels
 
@@ -23,6 +23,7 @@ _COVERED = "covered"  # of a GIF, the box that its first frame covers
 
 # TIFF 6.0: Compression, PhotometricInterpretation, SamplesPerPixel, PlanarConfiguration, YCbCrSubSampling.
 _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBSAMPLING = 259, 262, 277, 284, 530
+_PALETTE, _MOST_OF_8_BITS = 320, 255
 _NOT_COMPRESSED, _YCBCR, _IN_PLANES, _INTERLEAVED = 1, 6, 2, 1
 # libtiff gives samples in the machine's byte order; Pillow expects some of them in the file's.
 _NATIVE = {
@@ -60,6 +61,7 @@ def put_right(image: Image.Image) -> None:
         image.info[_COVERED] = image.tile[0].extents
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
         _read_planes(image)
+        _read_narrow_palette(image)
         _expect_native_order(image)
 
 
@@ -109,6 +111,14 @@ def _compare_as_stored(image: Image.Image) -> None:
         image.info["transparency"] = (transparent & mask) * step
     elif isinstance(transparent, tuple) and raw_mode == _WIDE_RGB:
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
+
+
+def _read_narrow_palette(image: TiffImagePlugin.TiffImageFile) -> None:
+    """A palette has 16 bits for each value; some writers give it 8, as libtiff knows. Pillow takes the upper
+    8 and shows black."""
+    values = image.tag_v2.get(_PALETTE, ())
+    if image.mode in ("P", "PA") and values and max(values) <= _MOST_OF_8_BITS:
+        image.palette = ImagePalette.raw("RGB;L", bytes(values))
 
 
 def _read_planes(image: TiffImagePlugin.TiffImageFile) -> None:

@@ -202,6 +202,20 @@ def test_planes_that_nothing_reads_right_are_refused(
         pixels(in_planes(samples, photometric, compression, "<", 2 if channels == 2 else None))
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_a_palette_may_have_8_bits_where_it_has_room_for_16(bits: int, order: str) -> None:
+    """No value of it is above 255 then, and all colors would be black."""
+    most = 2**bits
+    colours = np.random.default_rng(3).integers(1, 256, (most, 3))
+    stored = np.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS) % most
+    rows = [np.packbits(((row[:, None] >> np.arange(bits)[::-1]) & 1).astype(np.uint8)) for row in stored]
+    for scale in (1, 257):
+        tags = {258: [bits], 259: [1], 262: [3], 277: [1], 320: (colours.T * scale).ravel().tolist()}
+        data = b"".join(row.tobytes() for row in rows)
+        assert np.array_equal(pixels(tiff(tags, [data], order)), colours[stored])
+
+
 @pytest.mark.parametrize("compression", [1, 8])
 @pytest.mark.parametrize("order", ORDERS)
 def test_numbers_have_the_order_of_their_file(order: str, compression: int) -> None:
