@@ -4,6 +4,7 @@ log."""
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from app.inference.asks import default_keep_ratio, default_method
 from app.messages.model import ModelInfo
@@ -47,6 +48,8 @@ def started(
         ("page", f"{url}/"),
         ("API", f"{url}/docs"),
     ]
+    if settings.grpc_port is not None:
+        rows.append(("gRPC", f"{urlsplit(url).netloc.rpartition(':')[0]}:{settings.grpc_port}"))
     lines = [f"  {name:<9}{text}" for name, text in rows]
     return "\n".join(["", "TrimViT is ready.", *lines, "", "Try it:", f"  {_curl(model, url, with_keys)}", "",
                       "Press Ctrl-C to stop the server.", "", ""])  # fmt: skip

@@ -93,6 +93,8 @@ def _listener(family: socket.AddressFamily, address: tuple[str | int, ...]) -> s
 
 
 def _reservation(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:
+    # Another server of this user would share its port: each would get some of the other's connections.
+    _bound(family, address, socket.SO_REUSEADDR).close()
     return _bound(family, address, socket.SO_REUSEPORT)
 
 

@@ -35,8 +35,9 @@ export function showResult(came, query) {
 }
 
 /** What is worth knowing of an answer beyond its numbers. */
-function remarks({ labels = [], keep_ratio, runs }, query) {
+function remarks({ labels = [], keep_ratio, runs, cached }, query) {
   const said = [];
+  if (cached) said.push("This answer is from the server's cache, so nothing was decoded or computed.");
   if (labels[0]?.score < 0.5) said.push("The model is uncertain: no label has a probability of 50 % or more.");
   if (runs === 2) said.push("The first run was uncertain, so the image was computed again without pruning.");
   else if (query.has("cascade")) said.push(`The first run, at keep ratio ${keep_ratio}, was certain enough.`);

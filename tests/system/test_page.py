@@ -545,6 +545,22 @@ def test_a_model_without_labels_shows_what_it_keeps(visit: Open, server: Server)
     page.hides("#comparison")
 
 
+def test_an_answer_from_the_cache_is_said_to_be(visit: Open) -> None:
+    """Else its times, of which most are 0, look wrong."""
+
+    def cached(route: Any) -> None:
+        document = route.fetch().json()
+        document["results"][0]["cached"] = True
+        route.fulfill(json=document)
+
+    page = visit()
+    page.example("china.jpg")
+    assert "cache" not in page.see("#remark").inner_text()
+    page.page.route(CLASSIFY, cached)
+    page.set_value(0.6)
+    page.says("#remark", "This answer is from the server's cache")
+
+
 def test_pictures_are_ordered_by_how_alike_they_are(visit: Open, server: Server) -> None:
     """As the server's features say; too few and too many pictures are told of, and so is what is none."""
     page = visit()

@@ -50,6 +50,8 @@ def test_the_photograph_of_the_example_is_there() -> None:
         ({"url": "http://0.0.0.0:8000"}, '"http://127.0.0.1:8000/v1/classify'),
         ({"url": "http://[::]:8000"}, '"http://[::1]:8000/v1/classify'),
         ({"url": "https://10.0.0.1:443"}, "https://10.0.0.1:443/\n"),
+        ({"settings": Settings(grpc_port=8001)}, "  gRPC     127.0.0.1:8001\n"),
+        ({"url": "http://[::]:8000", "settings": Settings(grpc_port=8001)}, "  gRPC     [::1]:8001\n"),
         ({"with_keys": True}, 'curl -H "Authorization: Bearer YOUR_KEY" --data-binary'),
         ({"settings": Settings(workers_per_device=2, device="cpu")}, "2 workers, 2 threads each\n"),
         ({"cores": 1}, "1 thread\n"),
@@ -58,7 +60,17 @@ def test_the_photograph_of_the_example_is_there() -> None:
             "criterion mad, reducer fuse",
         ),
     ],
-    ids=["all of IPv4", "all of IPv6", "HTTPS", "keys", "workers", "one core", "defaults"],
+    ids=[
+        "all of IPv4",
+        "all of IPv6",
+        "HTTPS",
+        "gRPC",
+        "gRPC of IPv6",
+        "keys",
+        "workers",
+        "one core",
+        "defaults",
+    ],
 )
 def test_it_follows_the_settings(given: dict[str, object], words: str) -> None:
     assert words in screen(**given)  # type: ignore[arg-type]

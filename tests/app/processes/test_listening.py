@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.processes.listening import CannotListen, listen, url
+from app.processes.listening import CannotListen, listen, reserve_port, url
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,6 +76,20 @@ def test_a_port_in_use_is_told() -> None:
             "the port: stop it, or choose another port with --operations-port"
         )
         assert open_files() == before
+
+
+def test_a_reserved_port_is_not_shared_with_another_server() -> None:
+    """Neither before its processes listen there, nor afterwards; they do."""
+    (reserved,) = reserve_port("127.0.0.1", 0, "--grpc-port")
+    port = reserved.getsockname()[1]
+    with closing(reserved), socket.socket() as shares:
+        shares.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shares.bind(("127.0.0.1", port))
+        for begin in (lambda: None, shares.listen):
+            begin()
+            with pytest.raises(CannotListen, match="choose another port with --grpc-port"):
+                reserve_port("127.0.0.1", port, "--grpc-port")
+    reserve_port("127.0.0.1", port, "--grpc-port")[0].close()
 
 
 @pytest.mark.parametrize(
