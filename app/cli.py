@@ -13,7 +13,7 @@ from app.command_table import COMMANDS
 from app.commands.failures import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, complain
 from app.commands.streams import forget_output, open_standard_streams, use_utf8
 from app.nearest import did_you_mean
-from app.processes.environment import import_own_packages
+from app.processes.environment import import_own_packages, leave_removed_folder
 from app.processes.libraries import tune_libraries
 from app.settings.flags import WrongUsage, parse
 
@@ -64,6 +64,7 @@ def _run(name: str, arguments: list[str]) -> int:
         if name.startswith("-"):
             wrong = f"{name} must come after a command, as in trimvit serve --port 8000"
         return complain("", f"{wrong}\n'trimvit --help' lists the commands", WRONG_USAGE)
+    leave_removed_folder()
     getproctitle()  # finds the title's memory by the environment's, which is moved by the next lines
     tune_libraries(os.environ, trains=name == "train")
     import_own_packages(os.environ, sys.path)

@@ -22,6 +22,8 @@ def main() -> None:
     # First on the path, so that no other `app` is found. Children get it in PYTHONPATH
     # (app.processes.environment).
     sys.path.insert(0, PACKAGES)
+    if sys.platform != "win32":  # who started this process may have blocked them, for itself
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     command = _imported()
     command()
 

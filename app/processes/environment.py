@@ -124,3 +124,11 @@ def import_own_packages(environment: MutableMapping[str, str], import_path: Sequ
     if import_path and import_path[0] == PACKAGES_FOLDER:
         others = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([PACKAGES_FOLDER, *others]))
+
+
+def leave_removed_folder() -> None:
+    """In a current folder that was removed, as by a new release, MKL ends the process that first uses it."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        os.chdir("/")

@@ -26,6 +26,7 @@ import msgspec
 from setproctitle import setproctitle
 
 from app.processes import background
+from app.processes.environment import leave_removed_folder
 from app.processes.lifeline import SUPERVISOR_VARIABLE, die_with_parent
 from app.settings.settings import Settings
 from app.telemetry.logs import configure_logging
@@ -287,6 +288,7 @@ def main() -> None:
     """The command line is FILE_DESCRIPTOR MODULE...: the supervisor's socket, and what to import."""
     settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
     die_with_parent()
+    leave_removed_folder()
     setproctitle("trimvit: fork server")
     configure_logging(settings.log_level, "fork server", settings.log_format)
     descriptor, *modules = sys.argv[1:]

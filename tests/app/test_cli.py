@@ -375,9 +375,10 @@ def test_an_interrupted_command_exits_with_130(
 def test_a_signal_ends_the_import_of_the_command_line_without_a_trace(
     number: signal.Signals, code: int, said: str
 ) -> None:
-    """Ctrl-C in the first second prints one line."""
+    """Ctrl-C in the first second prints one line, also where the caller's mask blocks it."""
     program = f"""
 import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGINT, signal.SIGTERM}})
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 class Interrupting:
     def find_spec(self, name, path=None, target=None):

@@ -10,6 +10,7 @@ from app.processes.environment import (
     dispatcher_variables,
     environment_of,
     import_own_packages,
+    leave_removed_folder,
     worker_variables,
 )
 from app.security.keys import KEYS_VARIABLE
@@ -59,3 +60,15 @@ def test_children_import_what_this_process_does(
     import_own_packages(given, import_path)
     assert given["PYTHONSAFEPATH"] == "1"
     assert given.get("PYTHONPATH") == told
+
+
+def test_a_current_folder_that_was_removed_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is there is not."""
+    folder = tmp_path / "release"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    leave_removed_folder()
+    assert Path.cwd() == folder
+    folder.rmdir()
+    leave_removed_folder()
+    assert Path.cwd() == Path("/")
