@@ -70,15 +70,16 @@ def create(
     Raises ModelError where weights other than the head's are missing or left over, UnsupportedModelError and
     ValueError where the patch stride cannot be, or the image cannot be cut into patches.
     """
+    file = None if weights is None else _not_of_transformers(file_at(existing(str(weights))))
     if "img_size" in model_args:
         plain = blank(architecture, img_size=model_args["img_size"]).patch_embed
         patch = tuple(plain.patch_size)
         stride = patch if patch_stride is None else (patch_stride, patch_stride)
         check_image_size(tuple(plain.img_size), patch, stride)
-    if weights is None and patch_stride is None:
+    if file is None and patch_stride is None:
         vit = create_timm(architecture, pretrained=True, **model_args)
         return Start(vit, {}, input_spec_of(vit), Added())
-    if weights is None:
+    if file is None:
         create_timm(architecture, pretrained=False, patch_stride=patch_stride, **model_args)
         # At the hub's own image size, so that its position embedding is resampled once and not twice.
         at_own_size = {name: value for name, value in model_args.items() if name != "img_size"}
@@ -95,7 +96,7 @@ def create(
         )
         added, seen, stages = Added(), None, None
     else:
-        started, added, seen, stages = _start(architecture, file_at(existing(str(weights))), patch_stride)
+        started, added, seen, stages = _start(architecture, file, patch_stride)
     size = model_args.pop("img_size", started.usual)
     vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
     refuse_no_numbers(vit, started.source)
@@ -112,6 +113,16 @@ def create(
     )
 
 
+def _not_of_transformers(file: Path) -> Path:
+    """The file of weights, unless transformers saved them. Raises ModelError."""
+    if transformers_config_in(file.parent) is not None and not holds_network(read_file(file)):
+        raise ModelError(
+            f"{file} is a transformers checkpoint, which can be served but not fine-tuned here; start "
+            "from the timm weights of the network (--architecture), or train it with transformers"
+        )
+    return file
+
+
 def _start(
     architecture: str, file: Path, patch_stride: int | None
 ) -> tuple[Fit, Added, InputSpec | None, Stages | None]:
@@ -119,13 +130,7 @@ def _start(
     them, what a checkpoint with a card sees, and its stages; None where timm's own preprocessing holds, and
     the default stages."""
     card = read_card(file)
-    content = read_file(file)
-    if not holds_network(content) and transformers_config_in(file.parent) is not None:
-        raise ModelError(
-            f"{file} is a transformers checkpoint, which can be served but not fine-tuned here; start "
-            "from the timm weights of the network (--architecture), or train it with transformers"
-        )
-    found = find_weights(content, file)
+    found = find_weights(read_file(file), file)
     if card is not None:
         size = card.input.size
         grid = _grid(card)

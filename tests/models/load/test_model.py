@@ -773,6 +773,17 @@ def test_create_without_stride_gives_plain_patches_whatever_the_weights_had(tmp_
     torch.testing.assert_close(vit.pos_embed[0, 1:].detach(), want)
 
 
+def test_a_folder_of_transformers_is_not_fine_tuned(tmp_path: Path) -> None:
+    """Which is said before the image size is compared with the patches of an architecture that it is not."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "vit", "architectures": ["ViTForImageClassification"]})
+    )
+    save_file({"embeddings.cls_token": torch.zeros(1, 1, 8)}, tmp_path / "model.safetensors")
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(ModelError, match="is a transformers checkpoint, which can be served but not"):
+            create("vit_small_patch14_dinov2", place, num_classes=3, img_size=64)
+
+
 def test_create_refuses_a_stride_before_it_asks_the_hub(no_hub: Path) -> None:
     """A slip in the stride is told at once, not after the download."""
     with pytest.raises(ValueError, match="a patch stride of 17 is out of range"):
