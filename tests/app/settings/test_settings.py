@@ -209,6 +209,18 @@ def test_stages_in_the_environment_may_be_typed_or_json(
     assert Settings().stages == stages
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("log_level", "INFO", "info"), ("log_level", "Warn", "warning"), ("log_format", "JSON", "json")],
+)
+def test_settings_of_logs_may_be_in_capitals(
+    name: str, text: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As most programs write them."""
+    monkeypatch.setenv(f"TRIMVIT_{name.upper()}", text)
+    assert getattr(Settings(), name) == value
+
+
 @pytest.mark.parametrize(("name", "text", "words"), BAD)
 def test_a_bad_value_in_the_environment_is_refused(
     name: str, text: str, words: str, monkeypatch: pytest.MonkeyPatch
