@@ -1,6 +1,7 @@
 """A slow and obvious pruned network: one image at a time, float64, the attention matrix in full."""
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -274,10 +275,8 @@ def reference_merge(
     while len(tokens) > count:
         matches = []
         for odd in range(1, len(tokens), 2):
-            likeness = [
-                float(torch.cosine_similarity(tokens[odd][1], tokens[even][1], dim=0).detach())
-                for even in range(0, len(tokens), 2)
-            ]
+            evens = torch.stack([token[1] for token in tokens[::2]])
+            likeness = torch.cosine_similarity(tokens[odd][1], evens, dim=-1).tolist()
             best = max(range(len(likeness)), key=likeness.__getitem__)
             matches.append((likeness[best], odd, 2 * best))
         matches = sorted(matches, key=lambda match: (-match[0], match[1]))[: len(tokens) - count]
@@ -308,22 +307,17 @@ def reference_merge(
 def reference_transform(
     x: Tensor, keys: Tensor, sizes: Tensor, places: list[int], prefix: int
 ) -> tuple[Tensor, Tensor]:
-    """Means of all patches by their likeness to those at ``places``, a weight at a time: tokens and sizes. In
+    """Means of all patches by their likeness to those at ``places``, one mean at a time: tokens and sizes. In
     logarithms: weights are too small for float64."""
-    patches = range(prefix, len(keys))
+    tokens, own_sizes = x[prefix:], sizes[prefix:]
     logs = []
     for place in places:
-        likeness = [torch.cosine_similarity(keys[prefix + place], keys[patch], dim=0) for patch in patches]
-        own = [sizes[patch].log() + like / TEMPERATURE for patch, like in zip(patches, likeness, strict=True)]
-        logs.append([log - torch.stack(own).logsumexp(0) for log in own])
-    means, left = [], []
-    for own in logs:
-        means.append(sum(log.exp() * x[patch] for patch, log in zip(patches, own, strict=True)))
-        size: Any = 0.0
-        for patch, log in zip(patches, own, strict=True):
-            of_all = torch.stack([other[patch - prefix] for other in logs]).logsumexp(0)
-            size = size + sizes[patch] * (log - of_all).exp()
-        left.append(size)
+        likeness = torch.cosine_similarity(keys[prefix + place], keys[prefix:], dim=-1)
+        own = own_sizes.log() + likeness / TEMPERATURE
+        logs.append(own - own.logsumexp(0))
+    of_all = torch.stack(logs).logsumexp(0)
+    means = [(own.exp()[:, None] * tokens).sum(0) for own in logs]
+    left = [(own_sizes * (own - of_all).exp()).sum() for own in logs]
     rows = torch.cat((x[:prefix], torch.stack(means)))
     return rows, torch.cat((sizes[:prefix], torch.stack(left)))
 
@@ -331,8 +325,8 @@ def reference_transform(
 def reference_pool(
     pool: Any, x: Tensor, sizes: Tensor, patches: list[int], count: int, prefix: int
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Means of all patches by learned queries, a weight at a time: tokens, sizes and the queries' places."""
-    tokens, own_sizes = list(x[prefix:]), list(sizes[prefix:])
+    """Means of all patches by learned queries, one mean at a time: tokens, sizes and the queries' places."""
+    tokens, own_sizes = x[prefix:], sizes[prefix:]
     keys = []
     for token, place in zip(tokens, patches, strict=True):
         centred = token - token.mean()
@@ -340,23 +334,17 @@ def reference_pool(
     chosen = sorted(reference_order(*pool.grid)[:count])
     weights = []
     for place in chosen:
-        shares = [
-            size * torch.exp((pool.queries[place] * key).sum())
-            for size, key in zip(own_sizes, keys, strict=True)
-        ]
-        weights.append([share / sum(shares) for share in shares])
-    pooled = [sum(share * token for share, token in zip(own, tokens, strict=True)) for own in weights]
-    left = []
-    for own in weights:
-        size: Any = 0.0
-        for patch, of_patch in enumerate(own_sizes):
-            size = size + of_patch * own[patch] / sum(other[patch] for other in weights)
-        left.append(size)
+        shares = own_sizes * torch.exp(torch.stack(keys) @ pool.queries[place])
+        weights.append(shares / shares.sum())
+    of_all = torch.stack(weights).sum(0)
+    pooled = [(own[:, None] * tokens).sum(0) for own in weights]
+    left = [(own_sizes * own / of_all).sum() for own in weights]
     rows = torch.cat((x[:prefix], torch.stack(pooled)))
     return rows, torch.cat((sizes[:prefix], torch.stack(left))), chosen
 
 
-def reference_order(rows: int, columns: int) -> list[int]:
+@functools.cache
+def reference_order(rows: int, columns: int) -> tuple[int, ...]:
     """From the middle on, always the place that is farthest from the nearest one before it."""
     places = [(row, column) for row in range(rows) for column in range(columns)]
     order = [(rows // 2, columns // 2)]
@@ -367,7 +355,7 @@ def reference_order(rows: int, columns: int) -> list[int]:
                 key=lambda place: min(math.dist(place, other) for other in order),
             )
         )
-    return [row * columns + column for row, column in order]
+    return tuple(row * columns + column for row, column in order)
 
 
 ORDERS: dict[str, float] = {"renyi_half": 0.5, "renyi_1": 1, "renyi_2": 2, "renyi_inf": math.inf}
@@ -375,16 +363,14 @@ ORDERS: dict[str, float] = {"renyi_half": 0.5, "renyi_1": 1, "renyi_2": 2, "reny
 
 def importance_of_all(weights: np.ndarray, prefix: int, patches: int, criterion: str) -> list[float]:
     """Of the patches, from the weights [H, T, T] of all queries, a number at a time."""
-    heads, tokens, _ = weights.shape
     importance = []
     for patch in range(prefix, prefix + patches):
-        total = 0.0
-        for head in range(heads):
-            if criterion == "column_l2":
-                total += math.sqrt(sum(float(weights[head, query, patch]) ** 2 for query in range(tokens)))
-            else:
-                total += entropy([float(weight) for weight in weights[head, patch]], ORDERS[criterion])
-        importance.append(total / heads if criterion == "column_l2" else math.exp(-total / heads))
+        if criterion == "column_l2":
+            norms = [math.hypot(*head[:, patch].tolist()) for head in weights]
+            importance.append(sum(norms) / len(norms))
+        else:
+            entropies = [entropy(head[patch].tolist(), ORDERS[criterion]) for head in weights]
+            importance.append(math.exp(-sum(entropies) / len(entropies)))
     return importance
 
 
