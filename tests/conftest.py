@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from tests.support.examples import DEFAULT, THOROUGH
+
 # As the command line does: the tests share their cores with servers of their own. Before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -19,8 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# No deadline: the machine may be busy, and no test here is about time.
-settings.register_profile("trimvit", deadline=None, print_blob=True)
+# No deadline: the machine may be busy, and no test here is about time. Every run draws other examples.
+settings.register_profile("trimvit", deadline=None, print_blob=True, max_examples=DEFAULT)
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=THOROUGH)
 settings.load_profile("trimvit")
 
 

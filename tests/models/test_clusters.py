@@ -27,6 +27,7 @@ from tests.models.batches import batches
 from tests.models.graphed import assert_graph_answers, assert_ragged_graph_answers, assert_same, launched
 from tests.models.reference import reference, reference_clusters
 from tests.models.varlen_reference import Reference, take_varlen
+from tests.support.examples import examples
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -204,7 +205,7 @@ def test_low_precision_is_near_float32(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=12)
+@settings(max_examples=examples(6))
 @given(prunings=batches(by_mass=False))
 def test_one_table_gives_what_the_runs_give(
     make_vit: MakeViT, make_pixels: MakePixels, variant: str, prunings: list[Pruning]

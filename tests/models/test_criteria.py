@@ -36,6 +36,7 @@ from models.criteria import (
 from models.criteria import importance as importance_of
 from models.schedule import CRITERIA, Criterion
 from tests.models.reference import importance_of_all
+from tests.support.examples import examples
 
 HEADS = (1, 2, 3, 6, 12)
 
@@ -380,7 +381,7 @@ def test_comparators_are_as_few_as_batchers(count: int, size: int) -> None:
     assert len(comparators(count)) == size
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 @given(weights=attention())
 def test_statistics_ignore_the_order_of_heads(weights: np.ndarray) -> None:
     """mad and iqr are the same, to the bit, whichever way round the heads stand."""

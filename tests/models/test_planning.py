@@ -22,6 +22,7 @@ from models.ragged import all_on_device, rounded
 from models.schedule import REDUCERS, Pruning, Stages, keep_counts
 from models.select import decide
 from tests.models.batches import batches
+from tests.support.examples import examples
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -205,7 +206,7 @@ def test_arrays_travel_as_they_are() -> None:
         Pruning(keep_mass=0.9),
     ]
 )
-@settings(max_examples=10)
+@settings(max_examples=examples(5))
 @given(prunings=batches())
 def test_in_one_table_is_as_run_by_run(
     make_vit: MakeViT, make_pixels: MakePixels, arguments: dict[str, Any], rows: Any, prunings: list[Pruning]

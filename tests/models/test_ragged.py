@@ -15,6 +15,7 @@ from models.pruned_vit import PrunedViT
 from models.ragged import Packing, Run, rounded, runs_of
 from models.schedule import CRITERIA, Pruning, keep_counts
 from tests.models.batches import batches
+from tests.support.examples import examples
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -152,7 +153,7 @@ def test_select_takes_rows_by_number() -> None:
     ],
     ids=["CLS", "average", "map"],
 )
-@settings(max_examples=25)
+@settings(max_examples=examples(12))
 @given(prunings=batches(), seed=st.integers(0, 2**31))
 def test_in_any_company_an_image_is_treated_as_alone(
     make_vit: MakeViT,

@@ -18,6 +18,7 @@ from tests.models.fake_capture import FakeCapture
 from tests.models.fake_gpu import fake_gpu, to_fake_gpu
 from tests.models.graphed import assert_same
 from tests.models.varlen_reference import Reference, take_varlen
+from tests.support.examples import examples
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -54,7 +55,7 @@ def warmed(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=8)
+@settings(max_examples=examples(4))
 @given(batches=st.lists(some_batches, min_size=1, max_size=3))
 def test_a_replay_answers_as_the_model(
     make_vit: MakeViT, make_pixels: MakePixels, variant: str, batches: list[list[float]]

@@ -17,6 +17,7 @@ from app.decoding.images import FORMATS, ImageLimits, as_it_is, decode, resized
 from app.errors import Problem, TooLarge, UndecodableImage, UnsupportedMediaType
 from models.transforms import Crop, InputSpec, to_pixels
 from tests.app.fakes import MODEL, encoded, picture
+from tests.support.examples import examples
 
 # pytest undoes the filter that app.decoding.images sets for its process.
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
@@ -307,7 +308,7 @@ _GOOD = {
 def test_a_damaged_image_gives_pixels_or_a_problem(file_format: str) -> None:
     """Whatever happens to a good image on its way, no other exception comes of it."""
 
-    @settings(max_examples=150, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(75), suppress_health_check=list(HealthCheck))
     @given(_mutations(_GOOD[file_format]))
     @example(_GOOD[file_format][:-1])
     def check(data: bytes) -> None:

@@ -32,6 +32,7 @@ from app.messages.to_front_end import ModelChanged, Models, Outcomes, Refuse
 from app.messages.to_worker import Batch
 from tests.app.dispatch.rig import found, hello, measured, record
 from tests.app.fakes import LARGER, MODEL
+from tests.support.examples import examples
 
 MOST_FRONT_ENDS, MOST_WORKERS, SLOTS_EACH = 3, 3, 6
 
@@ -375,4 +376,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=50, stateful_step_count=40)
+TestMachine.settings = settings(max_examples=examples(25), stateful_step_count=40)

@@ -19,6 +19,7 @@ from app.main import create_app
 from app.settings.settings import Settings
 from models.schedule import REDUCERS
 from tests.app.fakes import MODEL, FakeDispatch, encoded
+from tests.support.examples import examples
 
 APP = create_app(Settings(), FakeDispatch())
 DOCUMENT: dict[str, Any] = APP.openapi()
@@ -45,7 +46,7 @@ EXCLUDED = [positive_data_acceptance, negative_data_rejection, not_a_server_erro
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=50, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), suppress_health_check=list(HealthCheck))
 def test_every_answer_is_as_declared(case: schemathesis.Case) -> None:
     """Statuses, content types, headers and bodies conform to the document, for sound requests and others."""
     _ask(case)

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from app.messages.shared_memory import make_shared_memory
 from app.messages.slot_map import SlotMap, stride
 from app.messages.slots import SlotReader, SlotWriter
+from tests.support.examples import examples
 
 SLOTS = SlotMap(front_ends=3, per_front_end=5)
 SHAPE = (13, 7, 3)
@@ -205,4 +206,4 @@ class SlotMachine(RuleBasedStateMachine):
 
 
 TestSlotMachine = SlotMachine.TestCase
-TestSlotMachine.settings = settings(max_examples=50, stateful_step_count=30)
+TestSlotMachine.settings = settings(max_examples=examples(25), stateful_step_count=30)

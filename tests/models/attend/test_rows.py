@@ -10,6 +10,7 @@ from models.attend.rows import placed_rows, rotates_pairs, turns
 from models.families.eva import TimmEva
 from models.ragged import Packing, Tokens
 from tests.models.families.test_eva import TIMM_NAMES, make
+from tests.support.examples import examples
 
 HEADS, WIDTH, PLACES = 3, 10, 7
 
@@ -34,7 +35,7 @@ class _Attention(nn.Module):
         self.attn_drop = nn.Dropout(0.0)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(10))
 @given(
     st.lists(st.integers(-1, PLACES - 2), min_size=1, max_size=6),
     st.sampled_from([1, HEADS]),

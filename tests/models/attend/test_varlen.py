@@ -19,6 +19,7 @@ from models.ragged import Packing, Tokens
 from models.schedule import Pruning
 from tests.models.batches import batches
 from tests.models.varlen_reference import Reference, take_varlen
+from tests.support.examples import examples
 
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
@@ -45,7 +46,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("signature", ["varlen_attn", "of_2_10"])
 @pytest.mark.parametrize("arguments", VARIANTS, ids=["CLS", "norms", "all rows"])
-@settings(max_examples=12)
+@settings(max_examples=examples(6))
 @given(prunings=batches(by_mass=False))
 def test_one_call_gives_what_the_runs_give(
     make_vit: MakeViT,

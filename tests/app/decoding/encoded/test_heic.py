@@ -12,6 +12,7 @@ from app.decoding.images import ImageLimits
 from app.errors import Problem, TooLarge, UndecodableImage
 from tests.app.decoding.encoded.files import encoded, noisy, seen
 from tests.models.profiles import DISPLAY_P3, rgb_profile
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 
@@ -102,7 +103,7 @@ def test_a_broken_one_is_called_broken(brand: bytes) -> None:
 SOUND = encoded(noisy(), "HEIF")
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(place=st.integers(0, len(SOUND) - 1), value=st.integers(0, 255), cut=st.booleans())
 def test_damage_is_seen_through_or_refused(place: int, value: int, cut: bool) -> None:
     """No other exception."""

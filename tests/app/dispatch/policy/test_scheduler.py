@@ -14,6 +14,7 @@ from app.dispatch.policy.fair_queue import Entry
 from app.dispatch.policy.scheduler import Scheduler
 from app.priority import Priority
 from tests.app.dispatch.policy.entries import INFINITE, MODELS, Sizes, entry, wait_s
+from tests.support.examples import examples
 
 ROOMY = Sizes(batch_tokens=1000, queue_images=100, threads=4, streams=2)
 
@@ -818,4 +819,4 @@ def test_what_is_in_time_only_among_images_as_low_as_itself_is_not_lost() -> Non
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=40)
+TestSchedulerMachine.settings = settings(max_examples=examples(75), stateful_step_count=40)

@@ -705,7 +705,7 @@ JSON_VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-ANY_REQUEST = settings(max_examples=100, suppress_health_check=list(HealthCheck))
+ANY_REQUEST = settings(suppress_health_check=list(HealthCheck))
 
 
 @ANY_REQUEST

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from app.errors import InvalidValue, NotFound, Problem, TooLarge
 from app.http.regions import memory
 from app.http.regions.table import Region, Regions
+from tests.support.examples import examples
 
 Make = Callable[..., str]
 
@@ -149,7 +150,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+TestMachine.settings = settings(max_examples=examples(15), stateful_step_count=15, deadline=None)
 
 
 def test_its_representation_says_how_full_it_is(regions: Regions, make_memory: Make) -> None:

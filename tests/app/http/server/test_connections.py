@@ -15,6 +15,7 @@ from app.settings.settings import Settings
 from tests.app.dispatch.rig import wait_for
 from tests.app.fakes import encoded
 from tests.app.http.wire import Wire, answer, answers, everything, wire
+from tests.support.examples import examples
 
 IMAGE = encoded()
 PATH = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
@@ -77,7 +78,7 @@ def test_offers_on_pipelined_requests_are_ignored(server: Wire) -> None:
     assert [(one.status, one.body) for one in said] == [(200, b'{"status":"alive"}')] * 4
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(1, 400), max_size=6, unique=True))
 def test_it_does_not_matter_where_segments_end(server: Wire, cuts: list[int]) -> None:
     """Of a request with an offer, and the one behind it."""
@@ -326,7 +327,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return data
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(75), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=damaged())
 def test_whatever_comes_is_answered_in_http(
     server: Wire, caplog: pytest.LogCaptureFixture, data: bytes

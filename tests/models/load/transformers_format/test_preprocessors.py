@@ -25,6 +25,7 @@ from models.load.transformers_format.config import parse
 from models.load.transformers_format.preprocessor import input_spec
 from models.normalise import normalise
 from models.transforms import InputSpec, photograph, to_pixels
+from tests.support.examples import examples
 
 SHIPPED = Path(__file__).parents[3] / "photographs"
 SIZE = {"height": 224, "width": 224}
@@ -102,7 +103,7 @@ def test_values_are_those_of_the_processor(name: str, tmp_path: Path) -> None:
     assert (ours - theirs).abs().mean() < 0.1 / 255 / 0.4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     width=st.integers(40, 90),
     height=st.integers(40, 90),

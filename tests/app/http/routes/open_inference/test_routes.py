@@ -37,6 +37,7 @@ from tests.app.fakes import (
     kept_patches,
     picture,
 )
+from tests.support.examples import examples
 
 IMAGE = encoded()
 BASE64 = base64.b64encode(IMAGE).decode()
@@ -769,7 +770,7 @@ SOUND, SOUND_HEADERS = binary_body(
     st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.binary(max_size=3)), min_size=1, max_size=4),
     st.sampled_from([SOUND_HEADERS[HEADER_LENGTH], "0", "17", str(len(SOUND)), "", "x"]),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(75), deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_damage_to_a_request_makes_a_fault_of_ours(changes: list[tuple[int, bytes]], length: str) -> None:
     """Whatever bytes of a sound request are replaced: an answer, or a refusal in words."""
     body = bytearray(SOUND)

@@ -20,6 +20,7 @@ from app.main import create_app
 from app.settings.settings import Settings
 from tests.app.fakes import LOGITS, MODEL, FakeDispatch, encoded, picture
 from tests.app.http.regions.conftest import make_memory
+from tests.support.examples import examples
 
 __all__ = ["make_memory"]
 
@@ -225,7 +226,7 @@ def test_what_is_wrong_with_a_registration_is_said(
     assert local.get(f"{FOLDER}/status").json() == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     key=st.text(max_size=40),
     offset=st.integers(-10, 2**65),
