@@ -79,8 +79,8 @@ DEPLOYMENTS: dict[str, Start] = {
     "Ray with two replicas": _on_ray,
 }
 # Ray gives each of its processes half a minute to start, however busy the machine is; what several processes
-# of one kind could do wrong, those of both kinds do, too.
-LONG = frozenset({"two HTTP processes", "two workers", "Ray with two replicas"})
+# of one kind could do wrong, those of both kinds do, too; and one of each kind has the tests of tests/system.
+LONG = frozenset(DEPLOYMENTS) - {"two HTTP processes, two workers"}
 
 
 def result_of(response: httpx.Response) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def test_a_command_of_the_readme_works(server: Server, command: str, tmp_path: P
     here = command.replace("http://127.0.0.1:8000", server.url)
     arguments = [str(ROOT / each) if each.startswith("tests/") else each for each in shlex.split(here)]
     if arguments[0] == "bench":
-        arguments += ["--duration-s", "4", "--warmup-s", "0.5"]
+        arguments += ["--duration-s", "2", "--warmup-s", "0.2"]
     done = trimvit(*arguments, at=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
