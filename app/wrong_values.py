@@ -21,6 +21,7 @@ Schema = Mapping[str, Any]
 # What was given is said back in short: it may be megabytes long, or lists in lists in lists.
 short = reprlib.Repr()
 short.maxstring = short.maxlong = short.maxother = 80
+_LONGEST_LIST = 1000  # characters of names
 
 # A unit that people type behind a number, by the unit that the field's name ends with.
 _UNITS: Mapping[str, Mapping[str, float]] = {
@@ -68,9 +69,20 @@ def wrong_value(model: type[BaseModel], field: str, shown: str, given: object) -
 
 
 def no_such(kind: str, name: str, allowed_names: Collection[str]) -> str:
-    """That there is no ``kind`` of this name, with the nearest and all."""
+    """That there is no ``kind`` of this name, with the nearest and all, as far as they are short."""
     meant = did_you_mean(name, allowed_names)
-    return f"there is no {kind} {short.repr(name)}{meant or ';'} {kind}s are {', '.join(allowed_names)}"
+    return f"there is no {kind} {short.repr(name)}{meant or ';'} {kind}s are {_listed(allowed_names)}"
+
+
+def _listed(names: Collection[str]) -> str:
+    shown: list[str] = []
+    length = 0
+    for name in names:
+        length += len(name)
+        if shown and length > _LONGEST_LIST:
+            return f"{', '.join(shown)} and {len(names) - len(shown)} more"
+        shown.append(name)
+    return ", ".join(shown)
 
 
 def said_back(given: object) -> str:

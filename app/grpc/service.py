@@ -42,6 +42,9 @@ _CODES = {
     HTTPStatus.GATEWAY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     HTTPStatus.INSUFFICIENT_STORAGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+# Bytes of an error's words. They are metadata, where most bytes that are not ASCII take three. Beyond 8 kB of
+# it, clients end the call with an error of their own.
+_LONGEST_WORDS = 2000
 # Headers of an answer that go on as trailing metadata.
 _SENT_ON = ("x-request-id", "retry-after", "server-timing")
 
@@ -123,6 +126,8 @@ class _Call:
 
     async def end(self, status: int, why: str) -> None:
         """End it in an error."""
+        if len(why.encode()) > _LONGEST_WORDS:
+            why = why.encode()[: _LONGEST_WORDS - 3].decode(errors="ignore") + "..."
         own = grpc.StatusCode.INTERNAL if status >= 500 else grpc.StatusCode.INVALID_ARGUMENT
         await self.context.abort(_CODES.get(HTTPStatus(status), own), why)
 

@@ -248,6 +248,24 @@ async def test_tensors_may_lie_in_shared_memory(
         assert not (await client.call("SystemSharedMemoryStatus")).regions
 
 
+async def test_long_words_reach_the_client(
+    dispatch: FakeDispatch, tmp_path: Path, make_memory: Callable[[bytes], str]
+) -> None:
+    """They are metadata, which may not be long: else the client sees an error of its own library."""
+    key = make_memory(bytes(10))
+    regions = Regions(tmp_path / "regions", most_bytes=1000, most_regions=64)
+    async with serving(dispatch, regions=regions) as client:
+        for number in range(64):
+            name = f"{number}{'ü' * 250}"
+            await client.call("SystemSharedMemoryRegister", name=name, key=key, byte_size=1)
+        code, why = await client.refused("SystemSharedMemoryStatus", name="other")
+        assert (code, len(why) < 2000) == (Code.NOT_FOUND, True)
+        assert "and 61 more; register it before you use it" in why
+        dispatch.fails = NotReady("ü" * 9000, retry_after_s=2)
+        code, why = await client.refused("ModelInfer", infer(encoded()))
+        assert (code, why[-4:]) == (Code.UNAVAILABLE, "ü...")
+
+
 def place(tensor: Any, size: int, offset: int = 0) -> None:
     tensor.parameters["shared_memory_region"].string_param = "r"
     tensor.parameters["shared_memory_byte_size"].int64_param = size
