@@ -26,7 +26,13 @@ _COMMENT = re.compile(r"(^|\s)#.*")
 _KEY = re.compile(r"[!-+\--~]+")  # printable ASCII without space and comma
 _OF_PRIORITY: dict[str, Priority] = {f"priority={priority}": priority for priority in PRIORITIES}
 _ADMIN = "admin"
-_HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})", re.IGNORECASE)
+# As htpasswd, LDAP, shadow files and other programs write hashes.
+_OTHER_HASH = re.compile(
+    r"\{\w*(sha|md5)[\w-]*\}|(sha|md)-?\d+[:=$]|(bcrypt|scrypt|argon2\w*|pbkdf2\w*)[:=$]|\$\w+\$",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"([\"']).*\1")
 
 
 class KeysError(ValueError):
@@ -79,8 +85,12 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
             if hashed := _HASHED.fullmatch(secret):
                 keys.append(ApiKey(name, bytes.fromhex(hashed[1]), max_priority, is_admin))
                 continue
-            if secret.startswith("sha256:"):
+            if secret.lower().startswith("sha256:"):
                 raise KeysError(f"{where}: the hash must have 64 hexadecimal digits")
+            if _OTHER_HASH.match(secret):  # as a key, it would let in whoever has read the hash
+                raise KeysError(f"{where}: a hash must be written as sha256: and 64 hexadecimal digits")
+            if _QUOTED.fullmatch(secret):
+                raise KeysError(f"{where}: the key is in quotation marks; write it without them")
             if len(secret) < SHORTEST_KEY or not _KEY.fullmatch(secret) or "#" in secret:
                 raise KeysError(
                     f"{where}: the key must have at least {SHORTEST_KEY} printable ASCII "

@@ -47,6 +47,12 @@ def test_keys_are_written_plain_or_hashed() -> None:
     )
 
 
+def test_the_word_sha256_may_be_in_capitals() -> None:
+    """It would be a key otherwise, and whoever read the file could use it."""
+    (key,) = parse_keys("alice:SHA256:" + hashlib.sha256(ALICE.encode()).hexdigest().upper(), "here")
+    assert key.digest == hashlib.sha256(ALICE.encode()).digest()
+
+
 def test_the_highest_priority_of_a_key_stands_behind_it() -> None:
     """Of plain and hashed keys, between commas too; without it the server's setting decides."""
     text = (
@@ -88,6 +94,21 @@ def test_who_may_load_models_is_marked_behind_the_key() -> None:
         (f"alice:{ALICE} {ALICE}", "not contain a space"),
         (f"alice:{ALICE}ä", "printable ASCII"),
         ("alice:sha256:" + "0" * 63, "the hash must have 64 hexadecimal digits"),
+        ("alice:SHA256:" + "0" * 63, "the hash must have 64 hexadecimal digits"),
+        *(
+            (f"alice:{scheme}{'0' * 64}", "a hash must be written as sha256:")
+            for scheme in (
+                "sha-256:",
+                "sha256=",
+                "SHA512:",
+                "{SHA256}",
+                "{SSHA}",
+                "$2b$12$",
+                "bcrypt:",
+                "md5:",
+            )
+        ),
+        (f'alice:"{ALICE}"', "the key is in quotation marks"),
     ],
 )
 def test_what_is_no_key_is_refused_by_its_line_and_not_shown(text: str, words: str) -> None:
