@@ -7,9 +7,12 @@ from dataclasses import asdict
 from functools import wraps
 from typing import TypeVar
 
+import torch
+
 from models.families import UnsupportedModelError
 from models.files import write_whole
 from models.load import ModelError
+from models.load.errors import first_line
 from models.names import in_words
 from models.training.average import average as run_average
 from models.training.calibrate import calibrate as run_calibration
@@ -45,12 +48,16 @@ def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Conf
         except _FORESEEN as error:
             reason = in_words(error)
         except RuntimeError as error:
-            if not is_reader_death(error):
+            if is_reader_death(error):
+                reason = (
+                    "a process that reads images was killed, possibly because memory ran out; run the "
+                    "command again, or use --workers 0 to read without such processes"
+                )
+            elif isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                parts = " or a larger --accumulate" if command.__name__ == "train" else ""
+                reason = f"not enough memory: {first_line(error)} Use a smaller --batch-size{parts}."
+            else:
                 raise
-            reason = (
-                "a process that reads images was killed, possibly because memory ran out; run the "
-                "command again, or use --workers 0 to read without such processes"
-            )
         print(f"trimvit {command.__name__}: {reason}", file=sys.stderr)
         return 1
 

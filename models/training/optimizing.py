@@ -8,19 +8,33 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
 from models.families import Network
+from models.load.errors import first_line
 from models.static_attention import is_static_logits
 from models.training.config import TrainConfig
 
+# They read second derivatives, which are not computed here.
+_OF_SECOND_ORDER = ("adahessian",)
+
 
 def optimizer_of(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:
-    """timm's of that name."""
-    return create_optimizer_v2(
-        vit,
-        opt=config.optimizer,
-        lr=config.learning_rate,
-        weight_decay=0.0,  # each group has its own
-        param_group_fn=lambda network: _groups(config, network),
-    )
+    """timm's of that name. Raises ValueError for one that cannot be used here."""
+    if config.optimizer in _OF_SECOND_ORDER:
+        raise ValueError(
+            f"--optimizer {config.optimizer} needs second derivatives, which are not computed; the usual one "
+            "is adamw"
+        )
+    try:
+        return create_optimizer_v2(
+            vit,
+            opt=config.optimizer,
+            lr=config.learning_rate,
+            weight_decay=0.0,  # each group has its own
+            param_group_fn=lambda network: _groups(config, network),
+        )
+    except (AssertionError, ImportError) as error:  # it needs a GPU, or another package
+        raise ValueError(
+            f"--optimizer {config.optimizer} cannot be used here: {first_line(error)}; the usual one is adamw"
+        ) from error
 
 
 def _groups(config: TrainConfig, vit: Network) -> list[dict[str, Any]]:

@@ -4,12 +4,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed
 
 T = TypeVar("T")
+
+_LONGEST_WAIT_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,17 @@ class Processes:
 
 
 def of_environment(environment: Mapping[str, str] = os.environ) -> Processes:
-    """As `torchrun` says it."""
-    if "WORLD_SIZE" not in environment:
+    """As `torchrun` says it. Raises ValueError where it is said in part: clusters set WORLD_SIZE, too."""
+    if environment.get("WORLD_SIZE", "1").strip() in ("", "1"):
         return Processes()
-    return Processes(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"]))
+    rank, count, local = (environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not (rank.isdecimal() and count.isdecimal() and local.isdecimal() and int(rank) < int(count)):
+        raise ValueError(
+            f"the environment has WORLD_SIZE={count!r}, RANK={rank!r} and LOCAL_RANK={local!r}, which does "
+            "not name one of several processes; start them with torchrun, or unset WORLD_SIZE to train in "
+            "one process"
+        )
+    return Processes(int(rank), int(count), int(local))
 
 
 @contextmanager
@@ -60,7 +70,10 @@ def joined(processes: Processes, device: str) -> Iterator[None]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    # The others wait while the first validates. (A process that dies ends the others by torchrun.)
+    distributed.init_process_group(
+        "nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(seconds=_LONGEST_WAIT_S)
+    )
     try:
         yield
     finally:

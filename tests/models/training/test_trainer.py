@@ -242,6 +242,18 @@ def test_an_optimizer_that_timm_does_not_have_is_refused(config: Callable[..., T
         fine_tune(config(optimizer="adamm"))
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "why"), [("adahessian", "second derivatives"), ("fusedadamw", "cannot be used here")]
+)
+def test_an_optimizer_that_cannot_be_used_is_refused(
+    optimizer: str, why: str, config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm lists optimizers that need second derivatives, a GPU or another package."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"--optimizer {optimizer} .*{why}.* the usual one is adamw"):
+        fine_tune(config(optimizer=optimizer))
+
+
 # Interrupted with all of it.
 
 
