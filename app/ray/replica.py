@@ -76,6 +76,7 @@ class Replica:
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         from app.decoding.pool import DecodingProcesses, memory_for
+        from app.http.server.forwarded import in_both_forms
         from app.main import create_app
         from app.telemetry import tracing
 
@@ -96,7 +97,7 @@ class Replica:
         )
         if settings.trusted_proxies is None:
             return app
-        return ProxyHeadersMiddleware(app, list(settings.trusted_proxies))  # type: ignore[arg-type, return-value]
+        return ProxyHeadersMiddleware(app, in_both_forms(settings.trusted_proxies))  # type: ignore[arg-type, return-value]
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve; read by app.ray.autoscaling.replicas_for_work."""

@@ -4,11 +4,13 @@ The address decides whose share of the workers a request takes, so what is no ad
 caller.
 """
 
-from ipaddress import ip_address
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 UNKNOWN = "unknown"  # as RFC 7239 has it
+_MAPPED = IPv6Address("::ffff:0.0.0.0")  # IPv4 addresses in IPv6's form (RFC 4291, 2.5.5.2)
 
 
 class SoundClient:
@@ -32,3 +34,14 @@ def sound_address(text: str) -> str:
     except ValueError:
         return UNKNOWN
     return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def in_both_forms(proxies: Sequence[str]) -> list[str]:
+    """The proxies, and each IPv4 one in IPv6's form too: so a listener on :: names its IPv4 clients."""
+    networks = [ip_network(proxy) for proxy in proxies]
+    mapped = [
+        str(IPv6Network((int(_MAPPED) + int(network.network_address), 96 + network.prefixlen)))
+        for network in networks
+        if isinstance(network, IPv4Network)
+    ]
+    return [*proxies, *mapped]

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from app.http.server.accepting import Acceptor
 from app.http.server.connections import bounded
-from app.http.server.forwarded import SoundClient
+from app.http.server.forwarded import SoundClient, in_both_forms
 from app.http.server.handshakes import tls_protocol
 from app.http.server.places import Places
 from app.http.server.traffic import Traffic
@@ -53,7 +53,7 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=None,  # the supervisor keeps the grace time
         proxy_headers=settings.trusted_proxies is not None,
-        forwarded_allow_ips=list(settings.trusted_proxies or ()),
+        forwarded_allow_ips=in_both_forms(settings.trusted_proxies or ()),
     )
 
 

@@ -43,7 +43,8 @@ async def test_a_named_proxy_is_believed_and_no_one_else(named: str) -> None:
     """By its address or its network; what the client itself wrote before is not believed."""
     settings = Settings(trusted_proxies=named)  # type: ignore[arg-type]
     headers = {"X-Forwarded-For": f"198.51.100.1, {CLIENT}", "X-Forwarded-Proto": "https"}
-    assert await seen(settings, PROXY, headers) == (CLIENT, "https")
+    for peer in (PROXY, f"::ffff:{PROXY}"):  # as a listener on :: names it
+        assert await seen(settings, peer, headers) == (CLIENT, "https")
     assert await seen(settings, CLIENT, headers) == (CLIENT, "http")
     assert await seen(settings, "127.0.0.1", headers) == ("127.0.0.1", "http")
 
@@ -52,7 +53,8 @@ async def test_a_named_proxy_is_believed_and_no_one_else(named: str) -> None:
 async def test_a_chain_of_named_proxies_is_followed_to_the_client() -> None:
     """The last address that is no named proxy's."""
     settings = Settings(trusted_proxies=("10.0.0.0/8",))
-    assert (await seen(settings, PROXY, {"X-Forwarded-For": f"{CLIENT}, 10.9.9.9"}))[0] == CLIENT
+    for last in ("10.9.9.9", "::ffff:10.9.9.9"):
+        assert (await seen(settings, PROXY, {"X-Forwarded-For": f"{CLIENT}, {last}"}))[0] == CLIENT
 
 
 def test_operations_are_plain_and_believe_nobody() -> None:

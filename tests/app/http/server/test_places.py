@@ -36,7 +36,9 @@ def test_one_client_alone_has_three_quarters() -> None:
     assert places.trouble("10.0.0.1") is None
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.1.2.3", ""])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "::1", "10.1.2.3", "", "::ffff:127.0.0.1", "::ffff:10.1.2.3"]
+)
 def test_this_machine_and_proxies_may_have_all(address: str) -> None:
     """All clients of a proxy come from its address."""
     places = Places(100, None, ["10.0.0.0/8"])
