@@ -19,7 +19,6 @@ from app.http.answers import (
 from app.http.bodies.body import EncodedImage, read_images_to_embed
 from app.http.bodies.content import JSON, RAW
 from app.http.classification import Classification
-from app.http.head import header_of
 from app.http.images import AnsweredImage
 from app.http.paths import EMBED
 from app.http.pieces import in_pieces
@@ -80,7 +79,7 @@ def embed_router(classification: Classification) -> APIRouter:
         without a head has one, too. All images are answered, or the first problem is;
         with errors=each, the problem of an image takes the place of its result."""
         images = await read_images_to_embed(request, classification.body_limits)
-        as_bytes = prefers_bytes(header_of(request.scope, b"accept") or "")
+        as_bytes = prefers_bytes(",".join(request.headers.getlist("accept")))
         if as_bytes:
             _only_vectors(images)
         model = await classification.model(request, [image.options for image in images])

@@ -63,7 +63,7 @@ def query_of(scope: Scope) -> bytes:
     query: bytes = scope["query_string"]
     if scope["path"] != SAGEMAKER.path:
         return query
-    given = Headers(scope=scope).get(ATTRIBUTES, "").replace(";", ",").replace("&", ",")
+    given = ",".join(Headers(scope=scope).getlist(ATTRIBUTES)).replace(";", ",").replace("&", ",")
     attributes = [text for part in given.split(",") if (text := _option_in(part))]
     return b"&".join(part for part in (query, *(text.encode("latin-1") for text in attributes)) if part)
 

@@ -124,6 +124,12 @@ def test_as_bytes_it_is_float32_image_after_image(embed: Embed) -> None:
     assert "compute;dur=7.000" in response.headers["Server-Timing"]
 
 
+def test_all_accept_headers_are_read(embed: Embed) -> None:
+    """Several of them are one list (RFC 9110, section 5.2)."""
+    response = embed(headers=[("Accept", "text/plain"), ("Accept", "application/octet-stream")])
+    assert response.headers["Content-Type"] == "application/octet-stream"
+
+
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"mask": "grid"}, {"encoding": "base64"}])
 def test_what_has_no_place_in_bytes_is_refused(
     embed: Embed, dispatch: FakeDispatch, options: dict[str, Any]

@@ -116,3 +116,11 @@ def test_the_container_takes_sagemakers_command() -> None:
     """SageMaker runs `docker run IMAGE serve`: the entry point is the program, `serve` its argument."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert '\nENTRYPOINT ["trimvit"]\nCMD ["serve"]\n' in dockerfile
+
+
+def test_all_headers_with_attributes_are_read() -> None:
+    """A client may send one for each attribute, which HTTP takes for a list."""
+    values = ("keep_ratio=0.5", "trace-7", "top_k=2")
+    headers = [(ATTRIBUTES.lower().encode(), value.encode()) for value in values]
+    scope = {"type": "http", "path": "/invocations", "query_string": b"", "headers": headers}
+    assert query_of(scope) == b"keep_ratio=0.5&top_k=2"
