@@ -26,6 +26,9 @@ from tests.models.fake_gpu import WaitsError, fake_gpu, fake_pixels, to_fake_gpu
 
 MakeViT = Callable[..., VisionTransformer]
 
+# Shapes are the same on a CPU, where others check them.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 
 # The watch itself: what it must not let pass.
 

@@ -23,7 +23,8 @@ from tests.support.examples import examples
 MakeViT = Callable[..., VisionTransformer]
 MakePixels = Callable[..., Tensor]
 
-pytestmark = pytest.mark.usefixtures("inference")
+# Shapes are those of the model without graphs, of which others check them.
+pytestmark = pytest.mark.usefixtures("inference", "without_shape_checks")
 
 # Eight values a head, the least that the kernel takes.
 VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {

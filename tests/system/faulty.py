@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.system.server import Server, running_server
 
 FOLDER_VARIABLE = "TRIMVIT_TEST_FAULTS"
+QUICK_VARIABLE = "TRIMVIT_TEST_QUICK_RESTARTS"
 HANG_IN_LOADING = "hang-in-loading"  # a file of this name in the folder: further models hang
 FAIL_TO_LOAD = "fail-to-load"  # a file of this name in the folder
 SECONDS_PER_BATCH = "seconds-per-batch"  # a file that holds the number
@@ -38,23 +40,22 @@ def picture(colour: tuple[int, int, int] = HARMLESS) -> bytes:
 
 
 @contextmanager
-def faulty_server(folder: Path, *flags: str, seconds_per_batch: float = 0.0) -> Iterator[Server]:
+def faulty_server(
+    folder: Path, *flags: str, seconds_per_batch: float = 0.0, quick_restarts: bool = False
+) -> Iterator[Server]:
     """A server whose workers look into ``folder`` for what they are to do. It is patient unless the flags
-    say otherwise: on a crowded machine a worker's start alone takes many seconds."""
+    say otherwise: on a crowded machine a worker's start alone takes many seconds. ``quick_restarts``: it
+    waits a tenth of what it waits between two starts."""
     for flag, value in PATIENT.items():
         if flag not in flags:
             flags = (*flags, flag, value)
     (folder / SECONDS_PER_BATCH).write_text(str(seconds_per_batch))
-    before = os.environ.get(FOLDER_VARIABLE)
-    os.environ[FOLDER_VARIABLE] = str(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(folder))
+        if quick_restarts:
+            patch.setenv(QUICK_VARIABLE, "1")
         with running_server(folder, *flags, program=PROGRAM) as server:
             yield server
-    finally:
-        if before is None:
-            del os.environ[FOLDER_VARIABLE]
-        else:
-            os.environ[FOLDER_VARIABLE] = before
 
 
 def worker() -> None:
@@ -123,7 +124,9 @@ if __name__ == "__main__":
         worker()
     else:
         from app import cli
-        from app.processes import programs
+        from app.processes import programs, restarts
 
         programs.WORKER, programs.PRELOADED = "tests.system.faulty", ()
+        if QUICK_VARIABLE in os.environ:
+            restarts._SPACING_S = tuple(seconds / 10 for seconds in restarts._SPACING_S)
         cli.main()

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from trimvit_client import AsyncClient, Client, InvalidValue, Options
 
+from app.cli import main
 from tests.system.server import TRIMVIT, Server
 from tests.system.tolerance import SCORE_TOLERANCE
 
@@ -78,15 +80,25 @@ def test_a_reader_that_has_read_enough_is_no_fault_of_ours(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_works(server: Server, command: str, tmp_path: Path) -> None:
-    """As it stands, but for the server's address and the files that it writes."""
+def test_a_command_of_the_readme_works(
+    server: Server,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As it stands, but for the server's address and the files that it writes. In this process, which has
+    imported torch."""
     here = command.replace("http://127.0.0.1:8000", server.url)
     arguments = [str(ROOT / each) if each.startswith("tests/") else each for each in shlex.split(here)]
     if arguments[0] == "bench":
         arguments += ["--duration-s", "2", "--warmup-s", "0.2"]
-    done = trimvit(*arguments, at=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(os.environ, ENVIRONMENT), pytest.raises(SystemExit) as end:
+        main(arguments)
+    told = capfd.readouterr()
+    assert end.value.code == 0, told.err
+    assert told.out
 
 
 def test_there_are_commands_and_snippets_to_run() -> None:

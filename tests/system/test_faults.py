@@ -118,7 +118,7 @@ def test_only_the_image_that_kills_workers_is_refused(tmp_path: Path, pool: Thre
     """One that kills its worker, never returns, or blocks the whole process: two workers are lost with it,
     it is refused with a problem of its own, and its neighbours are answered, by whichever process."""
     flags = ("--hang-after-s", "1.5", "--http-workers", "2")
-    with faulty_server(tmp_path, *flags, seconds_per_batch=0.05) as server:
+    with faulty_server(tmp_path, *flags, seconds_per_batch=0.05, quick_restarts=True) as server:
         for number, colour in enumerate((KILLS, HANGS, HOLDS_THE_LOCK), 1):
             neighbours = [pool.submit(classify, server) for _ in range(12)]
             fatal = pool.submit(classify, server, colour)
@@ -160,7 +160,7 @@ def test_starts_that_fail_again_and_again_are_told_and_made_slowly(
 ) -> None:
     """After five in a row, /readyz, answers and the log say why, and nobody waits; a worker that comes up
     after all serves again."""
-    with faulty_server(tmp_path, "--slow-retry-s", "3") as server:
+    with faulty_server(tmp_path, "--slow-retry-s", "3", quick_restarts=True) as server:
         (tmp_path / FAIL_TO_LOAD).touch()
         worker_of(server).kill()
         waiting = pool.submit(classify, server, deadline_ms=600_000)

@@ -142,7 +142,7 @@ def test_a_server_whose_private_folder_is_removed_stops_and_says_so(tmp_path: Pa
 
 def test_processes_that_die_leave_no_files_and_no_zombies(tmp_path: Path) -> None:
     """However often they are replaced, the supervisor has as many files open as before."""
-    with faulty_server(tmp_path) as server:
+    with faulty_server(tmp_path, quick_restarts=True) as server:
 
         def kill_and_wait(number: int) -> None:
             for process, name in ((worker(server), "worker-0"), (http_process(server), "http-0")):
