@@ -401,7 +401,7 @@ def typed(datatype: str, **contents: Any) -> Any:
     [
         (typed("UINT8", uint_contents=[0, 0, 256]), "from 0 to 255"),
         (typed("UINT8", int_contents=[0, 0, 0]), "has int_contents; allowed is uint_contents"),
-        (typed("FP32", fp32_contents=[0, 0, 0]), "datatype"),
+        (typed("FP32", fp32_contents=[0, 0, 0]), "allowed is UINT8: send the photograph's own pixels"),
         (typed("UINT8"), "0"),
     ],
 )

@@ -41,6 +41,7 @@ INPUTS = [
     TensorMetadata(name="image", datatype="BYTES", shape=[-1, 1]),
     TensorMetadata(name="pixels", datatype="UINT8", shape=[-1, -1, -1, 3]),
 ]
+_FLOATS = ("FP16", "FP32", "FP64", "BF16")
 _DATATYPES = {tensor.name: tensor.datatype for tensor in INPUTS}
 
 _MOST_REMEMBERED, _LONGEST_REMEMBERED = 1024, 512
@@ -158,9 +159,21 @@ def _asked_inference(document: Any) -> AskedInference:
     try:
         request = InferRequest.model_validate(document)
     except ValidationError as error:
+        _refuse_floats(document)
         raise InvalidValue(said(error, InferRequest)) from error
     check_members(document)
     return AskedInference(request, options_in(request.parameters))
+
+
+def _refuse_floats(document: Any) -> None:
+    """Raises InvalidValue for pixels that the client has made ready for a network."""
+    inputs = document.get("inputs") if isinstance(document, dict) else None
+    for given in inputs if isinstance(inputs, list) else ():
+        if isinstance(given, dict) and given.get("name") == "pixels" and given.get("datatype") in _FLOATS:
+            raise InvalidValue(
+                f"the input pixels has the datatype {given['datatype']}; allowed is UINT8: send the "
+                "photograph's own pixels (0 to 255), which the server resizes and normalizes itself"
+            )
 
 
 def check_input(request: InferRequest, only: InputName | None) -> None:
