@@ -21,7 +21,8 @@ _OUTPUT_FAILS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)  # of stand
 
 
 def _end_on_sigterm() -> None:
-    """Process 1 of a container would ignore the signal. A server takes it over when it starts."""
+    """End on SIGTERM until the supervisor handles the signal. Process 1 of a container would otherwise ignore
+    it."""
 
     def end(*_: object) -> None:
         sys.exit(TERMINATED)

@@ -18,10 +18,10 @@ from app.settings.variables import remarks
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A sub-command: what it is for, and how to get its settings and its action (imported when used).
+    """A command: its purpose, its settings and its action, which are imported when it is used.
 
-    The action of a command with operands takes them as its second argument. ``epilog`` ends the help:
-    examples, exit codes.
+    The action of a command with operands takes them as its second argument. ``epilog`` is the end of the
+    help: examples, exit codes.
     """
 
     summary: str
@@ -81,7 +81,7 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
 
 
 def _is_linux(command: str) -> bool:
-    """Whether a server can run here; says what to do where it cannot."""
+    """Whether a server can run here; says what to do if it cannot."""
     system = str(sys.platform)  # of this machine, where mypy takes it for the developer's
     if system.startswith("linux"):
         return True

@@ -98,7 +98,7 @@ def create_app(
     decides about the hosts that are answered; without it, all are. ``beside``: what runs while the
     application does, and asks it too. ``regions``: clients' shared memory; without it, none is used.
 
-    Raises KeysError where the API keys cannot be read.
+    Raises KeysError if the API keys cannot be read.
     """
     if decoders is None:
         decoders = InExecutor(ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode"))
@@ -198,7 +198,7 @@ async def run(
     told: Path | None = None,
 ) -> None:
     """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished. ``told``: the file
-    that is there once a terminal has been told that the server is ready; None where there is none."""
+    that is there once a terminal has been told that the server is ready; None if there is none."""
     background.tell_of_stray_failures()
     beating = background.kept(partial(_beat, heartbeat), "heartbeat")
     telling = None

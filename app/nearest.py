@@ -9,7 +9,7 @@ _LEAST_LIKENESS = 0.65  # of difflib's ratio; below it the suggestion is more of
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """The one of ``names`` that ``word`` is most like, whatever its capitals, hyphens and underscores; None
-    where it is like none of them. One of a name's own words stands for the shortest name that has it."""
+    if it is like none of them. One of a name's own words stands for the shortest name that has it."""
     plain = {_plain(name): name for name in names}
     found = get_close_matches(_plain(word[:100]), plain, n=1, cutoff=_LEAST_LIKENESS)
     if found:

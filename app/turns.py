@@ -30,7 +30,7 @@ class Turns(Generic[Key]):
         self._waiting.setdefault(caller, {})[key] = None
 
     def withdraw(self, caller: str, key: Key) -> None:
-        """Forget work that waits. Nothing where it does not wait."""
+        """Forget work that waits. Nothing if it does not wait."""
         own = self._waiting.get(caller)
         if own is not None:
             own.pop(key, None)

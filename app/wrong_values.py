@@ -193,7 +193,7 @@ def _range(schema: Schema) -> str:
 
 
 def _example(schema: Schema) -> str | None:
-    """A value to copy; None where all that is allowed has been said."""
+    """A value to copy; None if all that is allowed has been said."""
     for choice in _choices(schema):
         given = [each for each in schema.get("examples", ()) if each is not None]
         if "enum" in choice or "const" in choice or choice.get("type") == "boolean":
@@ -213,7 +213,7 @@ def _example(schema: Schema) -> str | None:
 
 
 def _meant(name: str, schema: Schema, given: object) -> str | None:
-    """What was probably meant, where it is allowed."""
+    """What was probably meant, if it is allowed."""
     if not isinstance(given, str):
         return None
     for choice in _choices(schema):

@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
 }
-_ASKED_AGAIN = re.compile(r"request (\S+): lost replica \d while")
+_ASKED_AGAIN = re.compile(r"request (\S+): replica \d died while")
 
 
 @dataclass

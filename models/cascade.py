@@ -34,7 +34,7 @@ class Cascade:
 
     ``agreement`` (wanted) and ``images`` say how it was fitted; ``compute`` is what an image cost on average
     then, as a share of the unpruned model's MACs. ``dtype``: the dtype that it was fitted in, whose rounding
-    the margin knows; None where that was not kept.
+    the margin knows; None if that was not kept.
     """
 
     keep_ratio: float
@@ -88,7 +88,7 @@ def fit_margin(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], 
     images = len(margin)
     allowed = int(np.floor((1 - agreement) * (images + 1) + 1e-9)) - 1
     if allowed < 0:
-        need = "no number is enough"
+        need = "no number of images is enough"
         if agreement < 1:
             need = f"at least {np.ceil(1 / (1 - agreement) - 1 - 1e-9):.0f} are needed"
         raise UnreachableAgreementError(

@@ -54,7 +54,7 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A reference that may be servable; ``build`` makes its network, without weights, to see. ``name`` is
-    timm's of it, with the tag of its weights, where there is one."""
+    timm's of it, with the tag of its weights, if there is one."""
 
     reference: str
     source: Source
@@ -79,7 +79,7 @@ class Candidate:
 def candidates(patterns: Sequence[str] = (), architecture: str | None = None) -> list[Candidate]:
     """What may be servable: the bundled model and what the hub's local cache has; with patterns (as file
     names have them: * and ?), those of these and of all timm models with weights whose reference fits one.
-    A pattern may also be the path of a file or folder, ``architecture`` what it is of where it does not say.
+    A pattern may also be the path of a file or folder, ``architecture`` what it is of if it does not say.
 
     Raises ModelError and UnsupportedModelError for a file or folder that cannot be served.
     """
@@ -187,7 +187,7 @@ def _cached() -> list[Candidate]:
 
 
 def _from_config(folder: Path) -> Callable[[], Network] | None:
-    """What builds the network that a folder's config.json describes; None where that is not timm's and no
+    """What builds the network that a folder's config.json describes; None if that is not timm's and no
     classifier of transformers' that is served."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))

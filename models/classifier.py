@@ -152,7 +152,7 @@ class Classifier:
     @torch.inference_mode()
     def make_kernels(self, most_rows: int, enough_s: float) -> None:
         """Make ahead, in ``enough_s`` seconds at most, what linear layers need for pruned batches of up to
-        ``most_rows`` rows. Does nothing where new numbers of rows are not slow (see `Way.rounding`)."""
+        ``most_rows`` rows. Does nothing if new numbers of rows are not slow (see `Way.rounding`)."""
         like = next(self.model.parameters())
         if self.model.blocks_for(like).way.rounding:
             # All blocks but static ones, which compute whole images only, are alike; those of stages and

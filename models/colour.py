@@ -36,7 +36,7 @@ class ToSrgb:
 
 
 def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
-    """How the image's colours become sRGB; None where they are. A profile that cannot be used is passed over,
+    """How the image's colours become sRGB; None if they are. A profile that cannot be used is passed over,
     and ``say`` hears of it."""
     if image.mode == "LAB":
         return ToSrgb("LAB", _from_lab)
@@ -91,7 +91,7 @@ class _AnotherSpace(ValueError):
 
 @lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """None where the profile changes nothing. Raises what ImageCms raises, or _AnotherSpace."""
+    """None if the profile changes nothing. Raises what ImageCms raises, or _AnotherSpace."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     if space != _SPACES[mode]:

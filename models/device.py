@@ -32,7 +32,7 @@ def choose_device(wanted: str) -> str:
 
 def choose_dtype(device: str, wanted: DtypeName = "auto") -> torch.dtype:
     """``auto``: bfloat16 where the device computes in it natively (1.9 times float32 on such a CPU), else
-    float16 on a GPU and float32 on a CPU. Raises ValueError for int8 where it cannot be had."""
+    float16 on a GPU and float32 on a CPU. Raises ValueError for int8 if it cannot be had."""
     if wanted == "int8" and not (device == "cpu" and cpu_has_int8()):
         raise ValueError(
             "int8 needs a CPU with AVX2, but this is "

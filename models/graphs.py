@@ -1,6 +1,6 @@
 """CUDA graphs of the forward pass of small batches.
 
-Such a pass is bound by the launches of its hundreds of kernels; a graph is one launch. Where all images are
+Such a pass is bound by the launches of its hundreds of kernels; a graph is one launch. If all images are
 pruned alike, the pruning is captured for a number of images (the next power of two) when it has been asked
 for a few times, and computed eagerly until then, and for good where the capture fails. Other batches have the
 graphs of ragged_graphs.py, captured at the warm-up. All else goes to the model itself: large batches,
@@ -76,7 +76,7 @@ class GraphedModel:
         self._of_thread.ragged.warm_up(like)
 
     def __call__(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
-        """As `PrunedViT`; from a graph where there is one."""
+        """As `PrunedViT`; from a graph if there is one."""
         images = len(pixels)
         if len(prunings) != images or images > MOST_IMAGES:
             return self._model(pixels, prunings)

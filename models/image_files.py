@@ -79,7 +79,7 @@ def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = T
 
     Links to folders are followed, but no folder is looked through twice, so a link cannot lead round in a
     circle; a link to one of the folders ``within`` which this one lies is passed over as well. An image is
-    what ends or begins as one does. Raises OSError where the folder itself cannot be read.
+    what ends or begins as one does. Raises OSError if the folder itself cannot be read.
     """
     endings = decoded_endings() | _OTHER_ENDINGS | RAW_ENDINGS
     seen = {_identity(parent) for parent in within}

@@ -12,7 +12,7 @@ _LARGE_ENOUGH = (1024, 1024)
 
 
 def share_of_rows(data: bytes) -> float:
-    """How much of the picture is there, from the top. 1 where nothing is missing but the end mark."""
+    """How much of the picture is there, from the top. 1 if nothing is missing but the end mark."""
     one, other = (_decoded(data + rest + END_MARK) for rest in _GOES_ON)
     differing = np.flatnonzero((one != other).reshape(len(one), -1).any(axis=1))
     return 1.0 if not len(differing) else float(min(differing[0] / len(one), 0.99))

@@ -35,7 +35,7 @@ class Kept(Sequence[tuple[Tensor, ...]]):
         order = np.asarray(places, np.int64)
         ends = 0
         for stage, tokens in enumerate(stages):
-            if not parts or tokens.ids is not parts[-1]:  # where nothing is pruned, all stages have the same
+            if not parts or tokens.ids is not parts[-1]:  # if nothing is pruned, all stages have the same
                 parts.append(tokens.ids)
                 ends += len(tokens.ids)
             starts[stage] = np.asarray(tokens.packing.starts)[order] + (ends - len(tokens.ids) + prefix)

@@ -62,7 +62,7 @@ def renormalise(
     spec: InputSpec, wanted: InputSpec, device: torch.device
 ) -> Callable[[Float[Tensor, "B C height width"]], Float[Tensor, "B C height width"]] | None:
     """What makes of a model's inputs on this device those of a model with another mean and standard
-    deviation; None where these are the same."""
+    deviation; None if these are the same."""
     if (spec.mean, spec.std) == (wanted.mean, wanted.std):
         return None
     own, others = (levels_of(each, device) for each in (spec, wanted))

@@ -26,7 +26,7 @@ class Paca:
         the attention to patches, or that lies beyond a network of ``depth`` blocks."""
         if self.blocks[-1] >= depth:
             raise ValueError(
-                f"block {self.blocks[-1] + 1} is to attend to clusters, but the network has {depth} blocks "
+                f"block {self.blocks[-1] + 1} cannot attend to clusters: the network has {depth} blocks "
                 "(counted from 1)"
             )
         both = [str(block + 1) for block in self.blocks if block in stages]

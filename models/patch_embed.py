@@ -21,7 +21,7 @@ def set_patch_stride(vit: Network, stride: int) -> None:
     ``vit`` has already changes nothing. Entries of the position embedding for prefix tokens are kept. A
     later `set_input_size` of timm's would go back to the plain grid: choose the image size first.
 
-    Raises UnsupportedModelError where the patch embedding is not timm's plain one of one image size, and
+    Raises UnsupportedModelError if the patch embedding is not timm's plain one of one image size, and
     ValueError for a stride below 1 or larger than the kernel, which would leave pixels out, and for a network
     with static attention, which is for its own grid.
     """

@@ -50,7 +50,7 @@ class Group:
     ``run``: where they are; its ``tokens`` are those of the longest one, of which ``patches`` behind the
     prefix tokens are patches, at least in one of the images. Where their lengths differ,
     ``rows`` [images * tokens] numbers the rows that are to be put there (in a gap the image's first one),
-    ``gaps`` [images, tokens] says where nothing is, and ``shares`` [images, tokens] holds one divided by the
+    ``gaps`` [images, tokens] says if nothing is, and ``shares`` [images, tokens] holds one divided by the
     image's length, 0 in gaps.
     """
 
@@ -68,7 +68,7 @@ class Selection:
 
     ``most`` tokens of an image stay at most. Where images differ: ``chosen_from`` [B, width] are patches,
     among which values decide; other places have the value ``others`` [B, width] (infinite where a token
-    always stays, -1 where there is none). ``beyond`` [B, most] are places that an image has no tokens for,
+    always stays, -1 if there is none). ``beyond`` [B, most] are places that an image has no tokens for,
     ``entries`` numbers the others, and ``starts`` [B, 1] is the flat number of each image's
     first row. ``entries`` go on for the rows behind the images, which are the first image's first row again.
     """
@@ -87,7 +87,7 @@ class Round:
     """A round of merging (see `reducers.merge`): at most ``pairs`` pairs of an image, and at most ``left``
     patches that are left of it. Where images differ: ``missing_odd`` [B, odd, 1] and ``missing_even``
     [B, 1, even] are places without a patch; of the odd ones ordered by likeness, ``unmatched`` [B, odd] stay
-    and ``gone`` [B, odd] do not, or were never there; ``missing`` [B, N] is 1 where no patch is."""
+    and ``gone`` [B, odd] do not, or were never there; ``missing`` [B, N] is 1 if no patch is."""
 
     pairs: int
     left: int
@@ -105,7 +105,7 @@ class Reduction:
     The rows that are left are named by number among the rows there were, then one fused token for each image
     of ``fusing``, then ``merged`` patches for each image of ``merging``, then ``pooled`` tokens for each
     image of ``pooling``, then ``transformed`` ones for each of ``transforming``. ``numbers`` [B * width]
-    names them by image and place; where nothing is fused, ``index`` does so in the order in which they are
+    names them by image and place; if nothing is fused, ``index`` does so in the order in which they are
     left.
     ``pooled_counts``, ``transformed_counts`` [B, 1]: where images keep different numbers of tokens.
     ``*_before``: the same images as they come to the stage.
@@ -135,7 +135,7 @@ class StagePlan:
     ``counts`` patches.
 
     ``groups``: the images as the attention that decides is computed. ``first_rows`` [B]: each image's first
-    row. ``reduction`` is None where nothing is fused, merged, pooled or transformed, or all images are, alike
+    row. ``reduction`` is None if nothing is fused, merged, pooled or transformed, or all images are, alike
     or run by run.
     ``bounds_*`` [B + 1]: the first row of each image and the number of all, int32.
     """
@@ -159,7 +159,7 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What comes behind the last block. ``groups``: the images as the head reads them. Where they differ in
+    """What comes behind the last block. ``groups``: the images as the head reads them. If they differ in
     length and it reads prefix tokens only, ``prefix_rows`` [B * prefix] numbers the rows of these instead."""
 
     groups: tuple[Group, ...]

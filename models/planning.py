@@ -131,7 +131,7 @@ class _Stage:
         return rounded(int(lengths.sum()), self.asked.rounding)
 
     def _filled(self, index: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """With the first row again for those behind the images, where that is one table's business."""
+        """With the first row again for those behind the images, if that is one table's business."""
         rows = self._rows(lengths) if self.asked.in_one else 0
         return np.pad(index, (0, max(0, rows - len(index))))
 
@@ -206,7 +206,7 @@ class _Stage:
         rounds = tuple(self._rounds(self.patches[merging], self.counts[merging]))
         most = [int(self.counts[some].max()) if some else 0 for some in others]
         merged, pooled, transformed = most
-        width = int(self.before.max()) + 1  # one more: the new fused token, where there is one
+        width = int(self.before.max()) + 1  # one more: the new fused token, if there is one
         place, starts = np.arange(width), _starts(self.selected)[:, None]
         numbers = starts + place
         there = place < self.selected[:, None]
@@ -218,7 +218,7 @@ class _Stage:
             numbers[image, prefix : prefix + count] = first + np.arange(count)
             there[image] = place < self.after[image]
             first += new
-        # Where there is nothing, any row will do that exists.
+        # If there is nothing, any row will do that exists.
         numbers = np.where(there, numbers, starts)
         chosen_from = self._patch_places(width) & self.fuses[:, None]
         add = self.tables.add

@@ -3,7 +3,7 @@
 It goes through the network's own submodules: what differs between classes of networks is in families/, how
 attention is computed in attend/, what a block does in blocks.py, and a stage, a block that prunes, in
 stage.py. At keep ratio 1 it computes what timm does, by the same kernels as at every other ratio, so the
-logits are timm's but for rounding. Where it is `exact`, every operation is timm's own, and so is every bit;
+logits are timm's but for rounding. If it is `exact`, every operation is timm's own, and so is every bit;
 `check_against_timm` asserts that on the loaded weights.
 """
 
@@ -50,7 +50,7 @@ class PrunedViT(nn.Module):
     alone lose no patch: patches fade, and the predictor learns from it.
 
     In blocks with clusters of patches (models.clusters), tokens attend to these. The first blocks may have
-    static attention (models.static_attention). Where all blocks that prune have learned queries
+    static attention (models.static_attention). If all blocks that prune have learned queries
     (models.token_pool), `pool` is one of its reducers.
 
     Raises UnsupportedModelError for a model it does not know how to prune, and ValueError for stages in
@@ -213,7 +213,7 @@ class PrunedViT(nn.Module):
         criterion of each image's pruning. Raises ValueError for a model without stages, and for a criterion
         that it does not offer."""
         if not self.stages.blocks:
-            raise ValueError("a model without stages gives its patches no importance")
+            raise ValueError("a model without stages computes no importance of patches")
         check_criteria([pruning.criterion for pruning in prunings], self.criteria)
         pruner = self._pruner(tokens, prunings)
         return pruner.as_asked(pruner.first_look(pruner.ordered(tokens)).values)

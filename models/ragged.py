@@ -199,7 +199,7 @@ def on_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device)
     """Numbers that the host knows (ints become int64); on a GPU without waiting for it.
 
     The one way in which the host's numbers get to a device. A CUDA graph must not take it: each replay would
-    copy from pinned memory that was given back long ago.
+    copy from pinned memory that was returned long ago.
     """
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.as_tensor(values)
     if device.type != "cuda":

@@ -9,7 +9,7 @@ KEY_WIDTH = 64
 
 def reducer_macs(reducer: str, dim: int, tokens: int, count: int) -> int:
     """Multiply-accumulates by which a reducer makes ``count`` tokens of ``tokens``, ``dim`` values wide; 0 of
-    those that only drop, fuse or match tokens, and where none is lost."""
+    those that only drop, fuse or match tokens, and if none is lost."""
     if count == tokens:
         return 0
     if reducer == "pool":

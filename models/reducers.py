@@ -41,7 +41,7 @@ def fuse_dropped(
 
 @dataclass(frozen=True, slots=True)
 class RoundTables:
-    """A round of merging, as `plan.Round` has it; the tables are None where all images are alike."""
+    """A round of merging, as `plan.Round` has it; the tables are None if all images are alike."""
 
     pairs: int
     left: int
@@ -132,7 +132,7 @@ def _mean(
     target: Int[Tensor, "B N"],
     left: Int[Tensor, "B left"],
 ) -> Float[Tensor, "B left D"]:
-    """The mean by size of what goes into each place that is left; in float32, and given back as it came."""
+    """The mean by size of what goes into each place that is left; in float32, and returned as it came."""
     summed = _summed(values.float() * sizes.unsqueeze(2), target)
     index = left.unsqueeze(2)
     mean = summed.gather(1, index.expand(-1, -1, values.shape[2])) / merged_sizes.gather(1, index)

@@ -34,7 +34,7 @@ def reduce(
     tables: Sequence[Tensor],
 ) -> Tokens:
     """Fuse, merge, pool or transform what is left after the stage's attention, until its ``counts`` are.
-    ``pool``: the block's, if it has one. ``attention`` (None where no image fuses) and ``values`` are of the
+    ``pool``: the block's, if it has one. ``attention`` (None if no image fuses) and ``values`` are of the
     patches before the stage, of which images that do not drop have lost none."""
     sizes = tokens.sizes
     if sizes is None:

@@ -36,7 +36,7 @@ def refuse_signed_bytes(image: Image.Image) -> None:
 
 
 def in_8_bits(image: Image.Image, say: Say) -> Image.Image:
-    """An image of wide samples as mode L, or LA where one of its values is transparent.
+    """An image of wide samples as mode L, or LA if one of its values is transparent.
 
     16-bit samples are a share of 65,535, those of a 12-bit TIFF of 4,095. 32-bit integers and floats are
     scaled by their range: to 1 (floats), to 255, to 65,535, or the integers' own. ``say`` hears what is
@@ -93,7 +93,7 @@ def _top_of_floats(low: float, high: float, say: Say) -> float:
 
 
 def _range(values: Shaped[np.ndarray, "height width"]) -> tuple[float, float]:
-    """The least and the greatest finite value; 0 and 0 where there is none."""
+    """The least and the greatest finite value; 0 and 0 if there is none."""
     low, high = np.inf, -np.inf
     for part in _parts(values):
         finite = part[np.isfinite(part)] if part.dtype.kind == "f" else part

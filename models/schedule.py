@@ -163,7 +163,7 @@ class Method:
 
 
 def method_name(criterion: Criterion, reducer: Reducer) -> str:
-    """The criterion; with its reducer, where that is not plain dropping; `merge` and `pool` alone, which read
+    """The criterion; with its reducer, if that is not plain dropping; `merge` and `pool` alone, which read
     none."""
     if reducer in WITHOUT_CRITERION:
         return reducer
@@ -172,7 +172,7 @@ def method_name(criterion: Criterion, reducer: Reducer) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """What one image asks for; ValueError where it cannot be.
+    """What one image asks for; ValueError if it cannot be.
 
     ``keep_mass`` stands in place of ``keep_ratio``: the first stage keeps as few patches as hold that share
     of the image's total importance, and the share of patches that they are is the image's keep ratio at the
@@ -323,7 +323,7 @@ def compute_of_counts(
 def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Reducer = "drop") -> float:
     """The largest keep ratio (in steps of 0.0001) whose ``compute`` is at most ``share``.
 
-    Raises UnreachableComputeError where even one patch a stage costs more, ValueError outside (0, 1].
+    Raises UnreachableComputeError if even one patch a stage costs more, ValueError outside (0, 1].
     """
     _share("compute", share)
     if share == 1:
@@ -334,7 +334,7 @@ def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Re
             f"compute {share:g} is too low: even one patch per stage costs {lowest:.3f} of the unpruned model"
         )
     low, high = 1, _RATIO_STEPS
-    # `compute` never falls as the ratio rises (but where it is above 1 or nearly so, with `pool` and
+    # `compute` never falls as the ratio rises (but if it is above 1 or nearly so, with `pool` and
     # `transform`), so the last step that fits is found by halving.
     while low < high:
         middle = (low + high + 1) // 2

@@ -81,7 +81,7 @@ def _names(prunings: Sequence[Pruning]) -> tuple[Criterion, ...]:
 def side_by_side(
     rows: Shaped[Tensor, "*rows D"], group: Group, tables: Sequence[Tensor]
 ) -> Shaped[Tensor, "images tokens D"]:
-    """The rows of a group's images. A view where they are of one length."""
+    """The rows of a group's images. A view if they are of one length."""
     if group.rows is None:
         return group.run.dense(rows)
     numbered = rows.flatten(0, -2).index_select(0, tables[group.rows])
@@ -111,7 +111,7 @@ def decide(
 ) -> tuple[Float[Tensor, "B H N"] | None, Float[Tensor, "B N"]]:
     """Attention weights and importance of all patches, N being the most that an image has; behind those of an
     image with fewer stands anything. ``deciding``: query rows, of all tokens or, where ``rows`` is "cls" and
-    no criterion reads the attention of all queries, one for each image; None where nothing reads attention,
+    no criterion reads the attention of all queries, one for each image; None if nothing reads attention,
     which is not computed then. ``source``: keys and values of all
     tokens, ``rotation``: how these are rotated.
 
@@ -163,8 +163,8 @@ def _values(
     prefix: int,
     tables: Sequence[Tensor],
 ) -> Float[Tensor, "B N"]:
-    """Importance of all patches from their attention (``padded``; None where no criterion reads it).
-    ``values``: value vectors of all tokens; ``of_matrix``: importance by criterion and group, where it is
+    """Importance of all patches from their attention (``padded``; None if no criterion reads it).
+    ``values``: value vectors of all tokens; ``of_matrix``: importance by criterion and group, if it is
     computed from the attention of all queries."""
     norms = ids = None
     if "mean_value_norm" in criteria.names:
@@ -193,7 +193,7 @@ def _patches(rows: Tensor, group: Group, prefix: int, tables: Sequence[Tensor]) 
 
 
 def _padded(parts: Sequence[Tensor]) -> Tensor:
-    """Parts that differ in their last dimension, under each other, with zeros where one is shorter."""
+    """Parts that differ in their last dimension, under each other, with zeros if one is shorter."""
     if len(parts) == 1:
         return parts[0]
     images = sum(len(part) for part in parts)

@@ -28,9 +28,9 @@ from models.token_pool import pool_of
 class Look:
     """What a stage's block decides by, computed before it is known how many patches stay.
 
-    ``normed`` rows; ``queries`` of all of them, None where only those that decide were computed; ``source``:
+    ``normed`` rows; ``queries`` of all of them, None if only those that decide were computed; ``source``:
     keys and values; ``rotation``: of all rows; ``attention`` and ``values``: weights and importance of all
-    patches (see `decide`), without weights where nothing reads them.
+    patches (see `decide`), without weights if nothing reads them.
     """
 
     normed: Tensor
@@ -57,7 +57,7 @@ class Stage:
 
     def look(self, tokens: Tokens, groups: Sequence[Group], first_rows: Tensor | None) -> Look:
         """What decides in this block: keys, and the queries of ``rows`` or, for some criteria, all queries;
-        no queries where nothing reads attention. ``first_rows``: the number of each image's first row, where
+        no queries if nothing reads attention. ``first_rows``: the number of each image's first row, where
         they are of different lengths."""
         blocks, index = self.blocks, self.index
         attn, normed = blocks.attn(index), blocks.normed(index, tokens)

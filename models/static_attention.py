@@ -80,7 +80,7 @@ class StaticAttention(nn.Module):
 
 
 def make_static(vit: Any, count: int) -> None:
-    """Give the first ``count`` blocks of a network of timm's static attention, in place, where they have none
+    """Give the first ``count`` blocks of a network of timm's static attention, in place, if they have none
     yet: of even weights, until others are inherited or loaded. Raises ValueError for more blocks than can be.
     """
     blocks = tuple(vit.blocks)

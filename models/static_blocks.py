@@ -7,14 +7,14 @@ from models.paca import Paca
 
 
 def check_static(count: int, stages: tuple[int, ...], depth: int, paca: Paca | None) -> None:
-    """Raise ValueError where the first ``count`` blocks of a network of ``depth`` cannot have static
+    """Raise ValueError if the first ``count`` blocks of a network of ``depth`` cannot have static
     attention, beside these ``stages`` (0-based blocks) and blocks that attend to clusters."""
     if count == 0:
         return
     if count >= depth:
         raise ValueError(
-            f"the first {count} blocks are to have static attention, but the network has {depth} blocks, of "
-            f"which at most {depth - 1} can"
+            f"{count} blocks with static attention are too many: the network has {depth} blocks, of which at "
+            f"most the first {depth - 1} can have it"
         )
     they = "block 1 has" if count == 1 else f"blocks 1 to {count} have"
     pruning = [block + 1 for block in stages if block < count]

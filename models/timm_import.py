@@ -3,7 +3,7 @@
 The compiler is half of the time that importing timm takes, and nothing here uses it. Two places ask for it:
 torchvision, to know whether an operator of object detection may be compiled, and timm, to mark functions of
 NaFlexViT as not to be compiled. While this module is imported both get a stand-in; afterwards
-`torch.compile` works as ever. Import it before timm where a process should start fast. Where the compiler
+`torch.compile` works as ever. Import it before timm where a process should start fast. If the compiler
 or timm has been imported already, this changes nothing.
 """
 

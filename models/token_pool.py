@@ -60,7 +60,7 @@ class TokenPool(nn.Module):
         A row counts in the means for as many patches as it stands for (see `reducers.weighted_means`).
 
         Images that differ bring the ``counts`` of tokens that they are to keep, of which ``count`` is the
-        largest, and the ``gaps`` where they have no rows. Behind what is left of an image stands anything.
+        largest, and the ``gaps`` if they have no rows. Behind what is left of an image stands anything.
         """
         with torch.autocast(rows.device.type, enabled=False):
             values = rows.float()
@@ -136,7 +136,7 @@ def add_pools(blocks: Sequence[nn.Module], stages: Sequence[int], dim: int, grid
     call them. Raises ValueError for a block that is not there."""
     if stages and max(stages) >= len(blocks):
         raise ValueError(
-            f"block {max(stages) + 1} is to pool tokens, but the network has {len(blocks)} blocks "
+            f"block {max(stages) + 1} cannot pool tokens: the network has {len(blocks)} blocks "
             "(counted from 1)"
         )
     for block in stages:

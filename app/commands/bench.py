@@ -106,7 +106,7 @@ class BenchConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, str]:
-        """The query, by option. Raises ValueError where it is none."""
+        """The query, by option. Raises ValueError if it is not a valid query."""
         try:
             return dict(parse_qsl(self.query, strict_parsing=bool(self.query)))
         except ValueError:
@@ -115,7 +115,7 @@ class BenchConfig(BaseModel):
 
 @tells_what_was_foreseen
 def bench(config: BenchConfig, operands: Sequence[str]) -> int:
-    """Load the server and print what it came to; exit code 1 where an image was not labelled."""
+    """Load the server and print the results. The exit code is 1 if an image was not labelled."""
     draw_plot = None if config.plot is None else _plotter(config.plot)
     try:
         url = server_url(operands[0])
@@ -139,12 +139,12 @@ def bench(config: BenchConfig, operands: Sequence[str]) -> int:
 
 
 def _examples() -> list[bytes]:
-    """TrimViT's own photographs, without a word about what else lies beside them."""
+    """TrimViT's own photographs. Other files in their folder are passed over without a warning."""
     return [path.read_bytes() for path in sorted(EXAMPLES.glob("*.jpg"))]
 
 
 def _images(folder: Path) -> list[bytes]:
-    """The images of the folder that are of a format that servers take. Raises FileNotFoundError."""
+    """The images of the folder in formats that servers accept. Raises FileNotFoundError."""
     found = in_folder(folder)
     for line in found.remarks:
         complain("bench", line)
@@ -162,7 +162,8 @@ def _images(folder: Path) -> list[bytes]:
 
 
 def _plotter(path: Path) -> Callable[[Sequence[Sample]], None]:
-    """What draws the picture; asked for before the load, so that nothing is measured in vain."""
+    """The function that draws the plot. It is imported before the load, so that a missing package is noticed
+    before anything is measured."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot {path} must end with .png, .svg or .pdf")
     try:
@@ -175,8 +176,9 @@ def _plotter(path: Path) -> Callable[[Sequence[Sample]], None]:
 async def _load(
     config: BenchConfig, url: str, images: Sequence[bytes], samples: list[Sample]
 ) -> dict[str, str]:
-    """Fill ``samples``; gives back what the server says of the model. Raises httpx.RequestError where it
-    cannot be reached, ValueError where it is not ready, is none of ours or has no such model."""
+    """Fill ``samples`` and return the server's description of the model. Raises httpx.RequestError if the
+    server cannot be reached, and ValueError if it is not ready, is not a TrimViT server or has no such
+    model."""
     key = plain(os.environ.get(KEY_VARIABLE, ""))
     client = httpx.AsyncClient(
         base_url=url,

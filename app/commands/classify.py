@@ -23,8 +23,8 @@ from models.pictures import cells_of, dimmed
 
 @tells_what_was_foreseen
 def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
-    """Print the answers as they come. Exit code 0 where every photograph was answered, 1 where some were not
-    (standard error says which), 2 for what cannot be meant."""
+    """Print the answers as they come. The exit code is 0 if every photograph was answered, 1 if some were not
+    (standard error says which), and 2 for wrong usage."""
     found = find(operands)
     photographs = found.photographs
     pictures = None if config.mask is None else PictureFiles(config.mask, photographs)
@@ -82,7 +82,8 @@ def _picture(
     model: ModelInfo,
     config: ClassifyConfig,
 ) -> UInt8[np.ndarray, "height _ 3"]:
-    """What the model saw with the pruned patches dimmed: after the last stage, or each, side by side."""
+    """The input of the model with the pruned patches dimmed: after the last stage, or after each, side by
+    side."""
     grid = model.architecture.grid
     stages = [
         dimmed(cells_of(kept, grid), pixels, model.patch_size, model.patch_stride)

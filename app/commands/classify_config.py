@@ -50,7 +50,7 @@ class ClassifyConfig(OfflineConfig):
 
     @property
     def options(self) -> ImageOptions:
-        """What is asked of each image. (`mask` is a file here, and `mask_format` the option.) Raises
+        """The options of each image. (`mask` is a file here, and `mask_format` is the option.) Raises
         ValueError as `pruned` does."""
         return self.pruned(
             ImageOptions, top_k=self.top_k, mask=self.mask_format, mask_stages=self.mask_stages

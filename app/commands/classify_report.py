@@ -16,18 +16,18 @@ _WIDEST_NAME = 48  # characters
 
 
 class Lines:
-    """JSON for programs: an object a line for each photograph, in order."""
+    """JSON for programs: one object per line and photograph, in order."""
 
     def __init__(self, model: ModelInfo) -> None:
         self._model = model.name
 
     def answered(self, photograph: Photograph, result: dict[str, Any], picture: Path | None) -> None:
-        """Its result, and where its picture is."""
+        """Print the result, and the path of its picture."""
         own = {} if picture is None else _named("mask_picture", str(picture))
         self._print({**_named("photograph", str(photograph)), "model": self._model, **result, **own})
 
     def failed(self, photograph: Photograph, problem: Problem) -> None:
-        """It got no answer."""
+        """Print the problem of a photograph without an answer."""
         self._print({**_named("photograph", str(photograph)), "problem": problem.to_dict()})
 
     def _print(self, line: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class Lines:
 
 
 def _named(member: str, path: str) -> dict[str, str]:
-    """A path as a member of a JSON object. One that is not UTF-8 is no text: its bytes stand beside it."""
+    """A path as a member of a JSON object. If it is not UTF-8, its bytes are added in a second member."""
     encoded = os.fsencode(path)
     text = encoded.decode(errors="replace")
     if text == path:
@@ -44,7 +44,7 @@ def _named(member: str, path: str) -> dict[str, str]:
 
 
 class Table:
-    """For people: a row for each photograph's best label, with the further ones below it."""
+    """For people: a row for each photograph with its best label, and its further labels below."""
 
     def __init__(self, photographs: Sequence[Photograph]) -> None:
         self._width = min(
@@ -55,7 +55,7 @@ class Table:
         )
 
     def answered(self, photograph: Photograph, result: dict[str, Any], _: Path | None) -> None:
-        """Its labels."""
+        """Print the labels."""
         if self._head is not None:
             print(self._head)
             self._head = None
@@ -71,4 +71,4 @@ class Table:
             begin = " " * len(begin)
 
     def failed(self, photograph: Photograph, problem: Problem) -> None:
-        """Standard error has it."""
+        """Print nothing: the error is already on standard error."""

@@ -19,8 +19,8 @@ from models.names import shown
 
 @tells_what_was_foreseen
 def embed(config: EmbedConfig, operands: Sequence[str]) -> int:
-    """Write the vectors of all photographs that could be read. Exit code 0 where that is every one, 1 where
-    some were not (standard error says which), 2 for what cannot be meant."""
+    """Write the vectors of all photographs that could be read. The exit code is 0 if all could be read, 1 if
+    some could not (standard error says which), and 2 for wrong usage."""
     found = find(operands)
     for line in (*found.remarks, *found.failures):
         complain("embed", line)

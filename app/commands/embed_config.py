@@ -32,5 +32,5 @@ class EmbedConfig(OfflineConfig):
 
     @property
     def options(self) -> EmbedOptions:
-        """What is asked of each image. Raises ValueError as `pruned` does."""
+        """The options of each image. Raises ValueError as `pruned` does."""
         return self.pruned(EmbedOptions, normalize=self.normalize)

@@ -16,19 +16,19 @@ Action = TypeVar("Action", bound=Callable[..., int])
 
 
 class UsageError(Exception):
-    """Invalid usage that no single flag shows."""
+    """Wrong usage that is not the fault of a single flag."""
 
 
 def complain(command: str, message: object, code: int = FAILED) -> int:
-    """Say it in a line on standard error, and give the exit code back. ``command``: empty where there is
-    none."""
+    """Print the message as a line on standard error and return the exit code. ``command`` is empty if no
+    command was given."""
     print(f"trimvit {command}".strip() + f": {message}", file=sys.stderr)
     return code
 
 
 def tells_what_was_foreseen(action: Action) -> Action:
-    """What a user can mend is said in a line, with exit code 2 for wrong usage and 1 for the rest; all else
-    is a bug and keeps its trace."""
+    """Print expected errors as one line, with exit code 2 for wrong usage and 1 for the rest. Everything else
+    is a bug and keeps its traceback."""
 
     @wraps(action)
     def run(*arguments: Any) -> int:

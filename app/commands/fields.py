@@ -9,8 +9,7 @@ from pydantic import BaseModel
 def same_as(model: type[BaseModel], name: str, *, default_is: str | None = None) -> Any:
     """The field of that name with its limits and its description.
 
-    ``default_is`` stands in the description for what the field says of its default, where that is another
-    here.
+    ``default_is`` replaces the description of the default, if the default is different here.
     """
     field = copy(model.model_fields[name])
     if default_is is not None:

@@ -16,9 +16,9 @@ ANSWERED = "200"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of an image: the HTTP status, or a word if there was none; the problem's type, if it was
-    one; the share of the unpruned model's multiply-accumulates, if it was answered, and whether the answer
-    came from the server's answer cache."""
+    """The outcome of an image: the HTTP status, or a word if there was none; the type of the problem, if
+    there was one; the share of the unpruned model's multiply-accumulates, if it was answered; and whether the
+    answer came from the server's answer cache."""
 
     status: str
     problem: str | None = None
@@ -28,8 +28,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image: when it was due, when it was sent, when its answer was there, at which ratio, and how it
-    ended. In a closed loop an image is due when it is sent."""
+    """One image: when it was due, when it was sent, when its answer arrived, its keep ratio, and its outcome.
+    In a closed loop, an image is due when it is sent."""
 
     due_s: float
     sent_s: float
@@ -39,14 +39,14 @@ class Sample:
 
     @property
     def latency_s(self) -> float:
-        """From the time it was due: a stalled server, or one that the generator could not keep up with,
-        cannot hide what the images behind it waited (coordinated omission; G. Tene, "How NOT to measure
-        latency")."""
+        """The latency from the time when the image was due. So neither a stalled server nor a slow load
+        generator can hide how long the images behind it waited (coordinated omission; G. Tene, "How NOT to
+        measure latency")."""
         return self.done_s - self.due_s
 
     @property
     def latency_from_send_s(self) -> float:
-        """What is often reported instead."""
+        """The latency from the time when the image was sent, which is often reported instead."""
         return self.done_s - self.sent_s
 
 
@@ -55,20 +55,20 @@ Observe = Callable[[Sample], None]
 
 
 def poisson_arrivals(rate: float, draw: random.Random) -> Iterator[float]:
-    """Seconds from the start at which images are due, ``rate`` a second on average, independent of one
-    another: what many users make together."""
+    """Times in seconds from the start at which images are due: ``rate`` per second on average, independent of
+    one another, like the requests of many users."""
     return accumulate(iter(lambda: draw.expovariate(rate), None))
 
 
 class Mix:
-    """Draws the ratio of each image; without ratios, the server's default holds."""
+    """Draws the keep ratio of each image. Without ratios, the server's default is used."""
 
     def __init__(self, keep_ratios: tuple[float, ...], draw: random.Random) -> None:
         self._keep_ratios = keep_ratios
         self._draw = draw
 
     def __call__(self) -> float | None:
-        """None for the server's default."""
+        """Draw a ratio; None for the server's default."""
         return self._draw.choice(self._keep_ratios) if self._keep_ratios else None
 
 
@@ -93,7 +93,8 @@ async def open_loop(
 ) -> None:
     """Send an image at each of the ``arrivals`` until the duration is over, and wait for the last answers.
 
-    With ``most_under_way`` images unanswered the next ones wait for an answer, from when they were due.
+    While ``most_under_way`` images are unanswered, the next ones wait. Their latency counts from when they
+    were due.
     """
     loop = asyncio.get_running_loop()
     start = loop.time()

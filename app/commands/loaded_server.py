@@ -14,10 +14,11 @@ _PROBLEM = "urn:trimvit:problem:"
 
 
 async def described(client: httpx.AsyncClient, url: str, asked: str | None) -> tuple[dict[str, str], str]:
-    """What the server says of the model that is asked, by default its first, and the route that it answers.
+    """The server's description of the requested model, by default its first one, and the route for it.
 
-    Raises ValueError where the server is not ready, is none of ours or has no such model, httpx.RequestError
-    where it cannot be reached."""
+    Raises ValueError if the server is not ready, is not a TrimViT server or has no such model, and
+    httpx.RequestError if it cannot be reached.
+    """
     answer = await client.get("/v1/models")
     try:
         document = answer.json()
@@ -39,7 +40,7 @@ async def described(client: httpx.AsyncClient, url: str, asked: str | None) -> t
 
 
 async def refuse_what_is_refused(client: httpx.AsyncClient, request: httpx.Request, url: str) -> None:
-    """Send one image before all others: what the server will never answer need not be sent for a minute.
+    """Send one image before all others, so that a request that the server always refuses fails at once.
     Raises ValueError with the server's reason."""
     answer = await client.send(request)
     if answer.is_client_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
@@ -51,7 +52,7 @@ async def refuse_what_is_refused(client: httpx.AsyncClient, request: httpx.Reque
 
 
 class Sender:
-    """Sends one of the images, drawn at random, over connections that are kept."""
+    """Sends images, drawn at random, over persistent connections."""
 
     def __init__(
         self,
@@ -68,13 +69,13 @@ class Sender:
         self._draw = draw
 
     def request(self, keep_ratio: float | None) -> httpx.Request:
-        """For one image; None is the server's default ratio."""
+        """The request for one image. None is the server's default ratio."""
         own = {} if keep_ratio is None else {"keep_ratio": repr(keep_ratio)}
         image = self._draw.choice(self._images)
         return self._client.build_request("POST", self._path, content=image, params={**self._options, **own})
 
     async def __call__(self, keep_ratio: float | None) -> Outcome:
-        """Send it; how it ended."""
+        """Send the image and return its outcome."""
         try:
             answer = await self._client.send(self.request(keep_ratio))
         except httpx.TimeoutException:

@@ -1,4 +1,4 @@
-"""`trimvit models`: what can be served here, and what an image costs with each."""
+"""`trimvit models`: the models that can be served here, and the cost of an image with each."""
 
 import json
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class ModelsConfig(BaseModel):
 
 @tells_what_was_foreseen
 def models(config: ModelsConfig, patterns: Sequence[str]) -> int:
-    """Print a row for each model; exit code 1 where there is none."""
+    """Print a row for each model. The exit code is 1 if there is none."""
     from models.catalogue import candidates
 
     possible = candidates(patterns, config.architecture)

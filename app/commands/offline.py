@@ -1,7 +1,7 @@
-"""A model in this process, which computes photographs in batches: shared by the commands without a server.
+"""A model in this process that computes photographs in batches, for the commands without a server.
 
-Decoding, limits, options and the form of a result are the server's own, so both say the same in the same
-words.
+Decoding, limits, options and the form of a result are those of the server, so both give the same answers and
+the same error messages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ _DECODERS = 2  # threads; decoding is a fraction of the computing
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A photograph and what the model sees of it."""
+    """A photograph and the input of the model for it."""
 
     photograph: Photograph
     seen: ModelInput
@@ -36,21 +36,21 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A photograph that is not answered, and why."""
+    """A photograph without an answer, and the reason."""
 
     photograph: Photograph
     problem: Problem
 
 
 def progress_over(photographs: Sequence[Photograph], *, shown: bool) -> "tqdm[Never]":
-    """A bar of the photographs done, on a terminal."""
+    """A progress bar over the photographs, on a terminal."""
     return tqdm(
         total=len(photographs), unit="photograph", dynamic_ncols=True, disable=None if shown else True
     )
 
 
 def load(config: OfflineConfig) -> "tuple[Classifier, ModelInfo]":
-    """Raises ValueError or OSError for a model or a device that cannot be had."""
+    """Load the model. Raises ValueError or OSError if the model or the device is not available."""
     import models.timm_import  # noqa: F401  # before what imports timm, which is quicker then
     from app.worker.loading import describe, load_model
     from models.classifier import Classifier
@@ -67,7 +67,7 @@ def load(config: OfflineConfig) -> "tuple[Classifier, ModelInfo]":
 def decoded_batches(
     photographs: Sequence[Photograph], model: ModelInfo, config: OfflineConfig
 ) -> Iterator[list[Decoded | Failed]]:
-    """The photographs in batches; while one is computed, the next is read and decoded."""
+    """The photographs in batches. While one batch is computed, the next one is read and decoded."""
     limits = ImageLimits(config.max_image_pixels, config.truncated_images)
 
     def decoded(photograph: Photograph) -> Decoded | Failed:
@@ -94,7 +94,7 @@ def _computed(
     batch: Sequence[Decoded | Failed],
     ask: Ask,
 ) -> list[Prediction]:
-    """What the model says of those of the batch that were decoded, in order."""
+    """The predictions for the decoded images of the batch, in order."""
     import torch
 
     from app.worker.classifying import classify
@@ -108,7 +108,7 @@ def _computed(
 def outcomes(
     classifier: "Classifier", batch: Sequence[Decoded | Failed], model: ModelInfo, ask: Ask
 ) -> Iterator[tuple[Decoded, Prediction] | Failed]:
-    """Each image of the batch with what was computed for it, in order."""
+    """Each image of the batch with its result, in order."""
     found = iter(_computed(classifier, batch, ask))
     for image in batch:
         if isinstance(image, Failed):

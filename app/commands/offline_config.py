@@ -80,12 +80,12 @@ class OfflineConfig(BaseModel):
 
     @property
     def settings(self) -> Settings:
-        """A server's settings for this model, but none from the environment."""
+        """The settings of a server for this model, without those of the environment."""
         return Settings.model_construct(**{name: getattr(self, name) for name in _OF_THE_MODEL})
 
     def pruned(self, options: type[Options], **others: object) -> Options:
-        """What is asked of each image. Raises ValueError for options that exclude each other, in the words of
-        HTTP."""
+        """The options of each image. Raises ValueError for options that exclude each other, with the same
+        message as over HTTP."""
         try:
             return options(**{name: getattr(self, name) for name in _PRUNING}, **others)
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What was typed as PHOTO -> the photographs it means."""
+"""The operands PHOTO -> the photographs that they name."""
 
 import glob
 import os
@@ -21,9 +21,8 @@ _MOST_BYTES = 512 * 2**20  # of a file; a film is not read whole to be told that
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """An encoded image that has not been read yet. ``path`` is None for standard input; ``within`` is the
-    part of the path that was not typed: in a folder, the way from it. ``problem``: why it is known before
-    that it cannot be read."""
+    """An encoded image that has not been read yet. ``path`` is None for standard input. ``within`` is its
+    path within a folder that was given. ``problem`` is set if it is already known that it cannot be read."""
 
     path: Path | None
     within: Path
@@ -47,8 +46,8 @@ class Photograph:
 
 @dataclass(slots=True)
 class Found:
-    """The photographs in the order in which they were typed. ``remarks``: what was passed over in folders;
-    ``failures``: folders that gave no photograph, and why (a line each)."""
+    """The photographs in the order of the operands. ``remarks``: what was skipped in folders. ``failures``: a
+    line for each folder without a photograph."""
 
     photographs: list[Photograph] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -56,10 +55,10 @@ class Found:
 
 
 def find(operands: Sequence[str]) -> Found:
-    """The files that were named, those that a pattern names, and the images in folders, by their path.
+    """The named files, those that match a pattern, and the images in folders, sorted by path.
 
-    What is no file will fail when it is read. A file that is named twice is there twice. Raises UsageError
-    for standard input that is a terminal or asked for twice, and for an empty name.
+    An operand that is not a file fails later, when it is read. A file that is named twice is returned twice.
+    Raises UsageError if standard input is a terminal or named twice, and for an empty name.
     """
     found = Found()
     if list(operands).count(STANDARD_INPUT) > 1:
@@ -87,7 +86,8 @@ def find(operands: Sequence[str]) -> Found:
 
 
 def in_folder(folder: Path) -> Found:
-    """The images of a folder and its sub-folders; a failure where there is none, or it cannot be read."""
+    """The images of a folder and its sub-folders. A failure is returned if there are none or the folder
+    cannot be read."""
     found = Found()
     try:
         there = contents(folder)
@@ -113,7 +113,7 @@ def _add(found: Found, path: Path) -> None:
 
 
 def _check_standard_input() -> None:
-    """Raises UsageError where it would be waited for."""
+    """Raises UsageError if standard input is a terminal."""
     if sys.stdin.isatty():
         raise UsageError(
             "standard input (-) is the terminal; give it an image, as in trimvit classify - < holiday.jpg"

@@ -17,10 +17,10 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class PictureFiles:
-    """A file for each of the photographs, none of them twice, and none of them a photograph.
+    """A file for each photograph: all different, and none of them a photograph.
 
-    ``target`` with one of the endings is the file for the only photograph; without any, it is a folder,
-    which is made. Raises UsageError where it can be neither or nothing can be written there.
+    If ``target`` ends with an image extension, it is the file for the only photograph. Otherwise it is a
+    folder, which is created. Raises UsageError if ``target`` is neither, or if nothing can be written there.
     """
 
     def __init__(self, target: Path, photographs: Sequence[Photograph]) -> None:
@@ -42,7 +42,7 @@ class PictureFiles:
         _check_can_write(target.parent if self._is_file else target, target)
 
     def save(self, photograph: Photograph, picture: UInt8[np.ndarray, "height width 3"]) -> Path:
-        """Write its picture and say where: in a folder, under the photograph's own name as a .png. Raises
+        """Write the picture and return its path: in a folder, the name of the photograph with .png. Raises
         OSError."""
         path = self._target if self._is_file else self._free(self._target / photograph.within)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class PictureFiles:
         return path
 
     def _free(self, wanted: Path) -> Path:
-        """Photographs of one name from two folders, or of two formats, do not overwrite each other, and no
+        """A path that is not taken: two photographs of one name do not overwrite each other's picture, and no
         picture overwrites a photograph."""
         path = wanted.with_suffix(".png")
         number = 1
@@ -63,7 +63,7 @@ class PictureFiles:
 
 
 def _check_can_write(folder: Path, target: Path) -> None:
-    """Before anything is computed. Raises UsageError."""
+    """Check before anything is computed. Raises UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -18,8 +18,8 @@ _PERCENTS = (0, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.9, 99.99)
 
 
 def latency_plot(samples: Sequence[Sample], path: Path) -> None:
-    """Latency by the time an image was due, and its percentiles, a colour for each keep ratio; failed images
-    as crosses."""
+    """Latency over the time when an image was due, and its percentiles, one color per keep ratio. Failed
+    images are crosses."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     over_time, distribution = figure.subplots(1, 2)
     answered = sum(each.outcome.status == ANSWERED for each in samples)
@@ -79,5 +79,5 @@ def latency_plot(samples: Sequence[Sample], path: Path) -> None:
 
 
 def _resolved(images: int) -> list[float]:
-    """The percentiles that at least one of so many images lies beyond."""
+    """The percentiles that at least one of so many images exceeds."""
     return [percent for percent in _PERCENTS if images * (100 - percent) / 100 >= 1]

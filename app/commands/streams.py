@@ -13,8 +13,8 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 
 def use_utf8() -> None:
-    """Start this program again in Python's UTF-8 mode where text would be ASCII (LC_ALL=C with PYTHONUTF8=0):
-    names of files with other letters could not even be opened. Returns where that is not needed."""
+    """Start this program again in Python's UTF-8 mode if text would be ASCII (LC_ALL=C with PYTHONUTF8=0),
+    because files with other letters in their names could not be opened. Returns if that is not needed."""
     can = os.name == "posix" and not sys.flags.ignore_environment
     if can and not sys.flags.utf8_mode and locale.getencoding() in ("ANSI_X3.4-1968", "US-ASCII", "646"):
         os.environ["PYTHONUTF8"] = "1"
@@ -22,8 +22,8 @@ def use_utf8() -> None:
 
 
 def open_standard_streams() -> None:
-    """Open those that are closed on nothing, so that no socket gets their numbers, and escape in what is
-    printed the letters that cannot be shown."""
+    """Open closed standard streams on /dev/null, so that no socket gets their numbers. Characters that cannot
+    be shown are escaped in the output."""
     for number, name in enumerate(_NAMES):
         try:
             os.fstat(number)
@@ -37,7 +37,7 @@ def open_standard_streams() -> None:
 
 
 def forget_output() -> None:
-    """Nobody takes any more of it; what Python still has to write at its end must not fail again."""
+    """Nobody reads the output any more: what Python still flushes at its end must not fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -12,7 +12,7 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9, 100.0)
 
 @dataclass(frozen=True, slots=True)
 class OfRatio:
-    """The images of one keep ratio; None is the server's default."""
+    """The images of one keep ratio. None is the server's default."""
 
     keep_ratio: float | None
     images: int
@@ -23,12 +23,12 @@ class OfRatio:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Of the images that were due after the warm-up.
+    """The results of the images that were due after the warm-up.
 
-    ``images_per_s`` counts the answers that came between warm-up and end. Latencies are those of answered
-    images, in milliseconds, by percentile (`p50`, ..., `max`): from the time when an image was due, and from
-    when it was sent. ``late_ms``: how long after it was due an image was sent. ``cached``: how many of the
-    answered images the server's answer cache answered.
+    ``images_per_s`` counts the answers between warm-up and end. Latencies are in milliseconds by percentile
+    (`p50`, ..., `max`), over the answered images: from when an image was due, and from when it was sent.
+    ``late_ms``: how long after it was due an image was sent. ``cached``: the number of answers from the
+    server's answer cache.
     """
 
     images: int
@@ -59,7 +59,8 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def summarise(samples: Sequence[Sample], warmup_s: float, duration_s: float) -> Summary:
-    """Of the samples due from ``warmup_s`` on; the load went on for ``duration_s`` after that."""
+    """The summary of the samples that were due from ``warmup_s`` on, for a load of ``duration_s`` after
+    that."""
     counted = [sample for sample in samples if sample.due_s >= warmup_s]
     answered = _answered(counted)
     # Answers to images of the warm-up count, as those to the last ones do not: both come or miss at an end.

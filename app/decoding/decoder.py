@@ -1,8 +1,8 @@
 """A decoding process: `python -m app.decoding.decoder`, started by a front end.
 
-Untrusted bytes come in over a socket, pixels go out through memory that its parent reads. It has no secrets,
-its memory is limited, and its parent kills it when an image takes too long. It trusts nothing that it
-decodes, and its parent trusts nothing that it answers.
+It receives untrusted bytes over a socket and writes pixels into memory that its parent reads. It has no
+secrets, its memory is limited, and its parent kills it if an image takes too long. It does not trust the
+images, and its parent does not trust its answers.
 """
 
 import os
@@ -44,7 +44,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What came of it: pixels with warnings, or a problem's slug and detail."""
+    """The outcome of an image: pixels with warnings, or the slug and the detail of a problem."""
 
     slug: str | None = None
     detail: str = ""
@@ -52,7 +52,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 def serve(connection: socket.socket, writer: PixelsWriter, memory_bytes: int) -> None:
-    """Say that it has started, and decode one image after the other until the parent hangs up."""
+    """Report that it has started, and decode one image after the other until the parent closes the
+    connection."""
     connection.sendall(STARTED)
     received = connection.makefile("rb", _READ_BYTES)
     while len(sizes := received.read(SIZES.size)) == SIZES.size:
@@ -63,7 +64,8 @@ def serve(connection: socket.socket, writer: PixelsWriter, memory_bytes: int) ->
             seen = decode(data, task.spec, task.limits)
         except MemoryError:
             problem: Problem = TooLarge(
-                f"decoding the image takes more than the {memory_bytes // 2**20} MB of memory allowed"
+                f"decoding the image takes more than the {memory_bytes // 2**20} MB of memory allowed; "
+                "send a smaller image"
             )
             _answer(connection, Outcome(problem.slug, problem.detail))
         except Problem as problem:
@@ -84,7 +86,7 @@ def _answer(connection: socket.socket, outcome: Outcome, pixels: int = 0) -> Non
 
 
 def main() -> None:
-    """Give up what is not needed, then decode."""
+    """Limit what this process may do, then decode."""
     die_with_parent()
     setproctitle("trimvit: decode")
     for number in (signal.SIGTERM, signal.SIGINT):  # its parent still needs it while it drains

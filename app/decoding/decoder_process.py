@@ -1,6 +1,6 @@
 """The front end's side of a decoding process: starts it, sends it one image at a time, and ends it.
 
-The event loop waits for what the process says, no thread does. What it says is checked before it is believed.
+The event loop waits for its answers, without a thread. Every answer is checked before it is used.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ _ENVIRONMENT = (
 
 
 class Died(Exception):
-    """The process is gone, or talks nonsense."""
+    """The process has exited, or its answer is not valid."""
 
 
 Told = tuple[str, ...] | Exception  # an image's warnings, or why there are no pixels
@@ -60,7 +60,8 @@ class DecoderProcess:
     """One decoding process, used from one event loop."""
 
     def __init__(self, memory_bytes: int) -> None:
-        """Start the process. Raises OSError where the system has no room for it, its socket or its memory."""
+        """Start the process. Raises OSError if the system cannot create the process, its socket or its
+        memory."""
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as on_failure, theirs:
             on_failure.callback(ours.close)
@@ -98,19 +99,20 @@ class DecoderProcess:
         return self._process.poll() is None
 
     async def wait_until_started(self, within_s: float) -> None:
-        """Nothing where it has started before, and runs. Raises TimeoutError or Died."""
+        """Wait until the process has started. Returns at once if it has already. Raises TimeoutError or
+        Died."""
         if self._over or not self.alive:
-            raise Died("it has ended")
+            raise Died("it has exited")
         if not self._started:
             async with asyncio.timeout(within_s):
                 said = await self._receive(len(STARTED))
             if said != STARTED:
-                raise Died("it said something else")
+                raise Died("its first message is not valid")
             self._started = True
 
     @property
     def takes_images(self) -> bool:
-        """Whether it has started, and has not hung up."""
+        """Whether it has started and its connection is open."""
         return self._started and not self._over
 
     def decode(
@@ -122,9 +124,9 @@ class DecoderProcess:
         timeout_s: float,
         told: Callable[[Told], None],
     ) -> None:
-        """Have the pixels taken. ``told`` is called with what comes of it: the warnings, the Problem that the
-        process found, what ``take`` raised, TimeoutError or Died. One image at a time, once it has started.
-        """
+        """Decode an image. ``take`` is called with the pixels. ``told`` is called with the outcome: the
+        warnings, the Problem that the process found, what ``take`` raised, TimeoutError or Died. It decodes
+        one image at a time, after it has started."""
         assert self._asked is None
         assert self._loop is not None
         self._asked = _Asked(spec.size, take, told)
@@ -140,7 +142,7 @@ class DecoderProcess:
             self._read_answer()
 
     def hang_up(self) -> None:
-        """Say and hear nothing more. Whoever waits for an answer gets Died."""
+        """Stop sending and receiving. Callers that wait for an answer get Died."""
         was_over, self._over = self._over, True
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
             if self._loop is not None and not was_over:
@@ -150,17 +152,17 @@ class DecoderProcess:
             if self._timer is not None:
                 self._timer.cancel()
             self._tell()
-            self._tell_of_it(Died("it hung up"))
+            self._tell_of_it(Died("it closed the connection"))
 
     async def stopped_sending(self) -> None:
-        """After `hang_up`, until the loop knows nothing of the socket any more: its number may be that of
-        another one as soon as it is closed."""
+        """Call after `hang_up`: waits until the event loop no longer uses the socket, because another socket
+        may get its number as soon as it is closed."""
         if self._sending is not None:
             await asyncio.wait({self._sending})
 
     def end(self, grace_s: float = 0) -> str:
-        """Kill the process, if it still runs after the grace time, and say how it ended. `hang_up` comes
-        first, and while the loop runs `stopped_sending`. It takes as long as the process does, and may be
+        """Kill the process if it still runs after the grace time, and return how it ended. Call `hang_up`
+        first, and, while the loop runs, `stopped_sending`. It blocks until the process has ended and may be
         called in a thread."""
         try:
             ended = self._process.wait(grace_s)
@@ -174,7 +176,7 @@ class DecoderProcess:
         return f"ended by {signal.Signals(-ended).name}" if ended < 0 else f"ended with exit code {ended}"
 
     def _send(self, head: bytes, data: Data) -> None:
-        """Most images go out at once; none is copied on the way. Raises OSError."""
+        """Send the image. Most images are sent at once; none is copied. Raises OSError."""
         first = SIZES.pack(len(head), len(data)) + head
         try:
             sent = self._connection.sendmsg((first, data))
@@ -196,13 +198,13 @@ class DecoderProcess:
             self._sending = None
 
     async def _receive(self, size: int) -> bytes:
-        """Exactly so many bytes. Raises Died."""
+        """Receive exactly so many bytes. Raises Died."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._connection, self._hear)
         while len(self._received) < size:
             if self._over:
-                raise Died("it hung up")
+                raise Died("it closed the connection")
             self._news = self._loop.create_future()
             await self._news
         taken = bytes(self._received[:size])
@@ -210,7 +212,8 @@ class DecoderProcess:
         return taken
 
     def _hear(self) -> None:
-        """Take what it says; nothing more where it hangs up, or says more than any answer has."""
+        """Read what has arrived. Ends the connection if the process closed it, or sent more than an answer
+        can have."""
         try:
             data = self._connection.recv(_LONGEST_ANSWER)
         except BlockingIOError:
@@ -225,14 +228,14 @@ class DecoderProcess:
         self._tell()
 
     def _read_answer(self) -> None:
-        """Tell what the answer says, once all of it is there."""
+        """Report the answer once it is complete."""
         received, asked = self._received, self._asked
         if asked is None or len(received) < SIZES.size:
             return
         head_size, pixels = SIZES.unpack_from(received)
         end = SIZES.size + head_size
         if head_size > _LONGEST_HEAD or self._sending is not None:
-            self._tell_of_it(Died("it answered out of turn"))
+            self._tell_of_it(Died("it sent an answer that was not due"))
         elif len(received) >= end:
             head = bytes(received[SIZES.size : end])
             del received[:end]
@@ -244,7 +247,7 @@ class DecoderProcess:
         except msgspec.DecodeError as error:
             return Died(str(error))
         if pixels != (0 if outcome.slug else asked.size):
-            return Died("it answered with another size")
+            return Died("its answer has the wrong number of pixels")
         if outcome.slug is not None:
             return _PROBLEMS.get(outcome.slug, UndecodableImage)(outcome.detail)
         try:
@@ -254,13 +257,14 @@ class DecoderProcess:
         return outcome.warnings
 
     def _tell_of_it(self, what: Told) -> None:
-        """What became of the image; it has been told already where nothing is asked for."""
+        """Report the outcome of the image, unless it has been reported already."""
         asked, self._asked = self._asked, None
         if asked is not None:
             asked.told(what)
 
     def _look_at_the_time(self) -> None:
-        """One timer for all images: most are done long before it ends."""
+        """The timeout. There is one timer for all images, because most images are done long before it
+        ends."""
         assert self._loop is not None
         self._timer = None
         if self._asked is None:
@@ -277,7 +281,7 @@ class DecoderProcess:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """An image that is being decoded, to so many rows and columns."""
+    """An image that is being decoded, to this number of rows and columns."""
 
     sides: tuple[int, int]
     take: Take

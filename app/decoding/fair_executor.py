@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 class FairTurns:
-    """Has at most so much work done at once as there are ``places``, its callers' in turn.
+    """Runs at most ``places`` pieces of work at a time, and lets callers take turns.
 
     It is used from one event loop.
     """
@@ -25,8 +25,8 @@ class FairTurns:
         return repr(self._turns)
 
     async def run(self, caller: str, start: Callable[[], asyncio.Future[_T]]) -> _T:
-        """What the work that ``start`` starts comes to. Cancelled before its turn, it is never started.
-        Cancelled later, it goes on, and holds its place until it ends."""
+        """The result of the work that ``start`` starts. If it is cancelled before its turn, it is never
+        started. If it is cancelled later, it continues and keeps its place until it ends."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.add(caller, turn)
         self._give_turns()
@@ -66,7 +66,7 @@ class FairTurns:
 
 
 class FairExecutor:
-    """Calls functions in an executor, at most so many at once as it has ``places``."""
+    """Calls functions in an executor, at most ``places`` at a time."""
 
     def __init__(self, executor: Executor, places: int) -> None:
         self._executor = executor
@@ -78,7 +78,8 @@ class FairExecutor:
     async def run(
         self, caller: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """What the function returns or raises. Cancelled before its turn, it is never called."""
+        """What the function returns or raises. If this is cancelled before its turn, the function is never
+        called."""
 
         def start() -> asyncio.Future[_T]:
             return asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))

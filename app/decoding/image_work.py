@@ -21,10 +21,10 @@ _THREADS = 3
 
 
 class ImageWork:
-    """Decodes in ``decoders``, so many images at once as there are ``places``, and does the rest in
-    ``threads``: by default, in a few of its own.
+    """Decodes in ``decoders``, at most ``places`` images at a time, and does other work in ``threads``: by
+    default, in a few of its own.
 
-    Every method takes the caller, whose share of the places the work counts in.
+    Every method takes the caller to whose share the work counts.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class ImageWork:
         self._others = FairExecutor(self._threads, _THREADS)
 
     async def decode(self, data: Data, spec: InputSpec, caller: str, take: Take) -> tuple[str, ...]:
-        """Have the pixels taken, also where nobody waits any more, and give back the warnings. Raises what
-        `app.decoding.images.decode` or ``take`` raises."""
+        """Decode an image: call ``take`` with the pixels, even if nobody waits any more, and return the
+        warnings. Raises what `app.decoding.images.decode` or ``take`` raises."""
         return await self._decoding.run(caller, lambda: self._decoders.decode(data, spec, self._limits, take))
 
     async def resize(
@@ -49,9 +49,9 @@ class ImageWork:
         alone: Callable[[], AbstractContextManager[None]],
         take: Take,
     ) -> None:
-        """Have the pixels taken. Raises what `app.decoding.images.resized` or ``take`` raises. It is done
-        within ``alone``, for it takes a copy of the pixels. Pixels that are as the model sees them are taken
-        as they are."""
+        """Resize pixels and call ``take`` with the result. Raises what `app.decoding.images.resized` or
+        ``take`` raises. It runs within ``alone``, because it needs memory for a copy of the pixels. Pixels
+        that already have the size of the input are passed on unchanged."""
         if (ready := as_it_is(pixels, spec, self._limits)) is not None:
             take(ready.pixels)
             return
@@ -65,9 +65,9 @@ class ImageWork:
     async def render(
         self, caller: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """What the function, which writes an answer, returns or raises."""
+        """The result of a function that writes an answer."""
         return await self._others.run(caller, function, *args, **kwargs)
 
     def close(self) -> None:
-        """End the threads. The decoders are their owner's."""
+        """End the threads. The decoders belong to whoever passed them."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Untrusted bytes -> the pixels a model sees, within limits."""
+"""Untrusted bytes -> the input pixels of a model, within limits."""
 
 import io
 import warnings
@@ -49,8 +49,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What an image may be: so many ``pixels`` decoded. ``truncated``: what becomes of a JPEG that ends too
-    soon."""
+    """The limits of an image: the number of decoded ``pixels``. ``truncated``: how to handle a JPEG that ends
+    too early."""
 
     pixels: int
     truncated: TruncatedImages = "refuse"
@@ -65,9 +65,9 @@ class ModelInput:
 
 
 def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
-    """Decode, crop and resize one encoded image. Of an animation, the first frame.
+    """Decode, crop and resize one encoded image. Of an animation, the first frame is used.
 
-    Raises UnsupportedMediaType for a format that is not taken, TooLarge for too many pixels, and
+    Raises UnsupportedMediaType for a format that is not supported, TooLarge for too many pixels, and
     UndecodableImage for everything else that is wrong with the bytes.
     """
     if not data:
@@ -120,7 +120,8 @@ def _pixels_of_jpeg(
 
 
 def _looked_through(data: bytes, say: Say) -> bytes:
-    """The bytes that a decoder may see: what asks for work beyond the picture's is left out or refused."""
+    """The bytes for a decoder. Data that causes work without being part of the picture is removed or
+    refused."""
     if data.startswith(png.SIGNATURE):
         return png.without_extras(data, say)
     if data.startswith(gif.SIGNATURES):
@@ -139,7 +140,7 @@ def _looked_through(data: bytes, say: Say) -> bytes:
 def _pixels(
     data: bytes, spec: InputSpec, limits: ImageLimits, say: Say
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Raises what Pillow raises, too."""
+    """The decoded pixels. Also raises what Pillow raises."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.format not in _DECODED_SMALLER:
         check_size(*image.size, limits)
@@ -150,7 +151,7 @@ def _pixels(
 
 
 def resized(pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits: ImageLimits) -> ModelInput:
-    """Crop and resize an image that came decoded, as `decode` does those it decodes. Raises TooLarge."""
+    """Crop and resize an image that arrived as pixels, as `decode` does. Raises TooLarge."""
     rows, columns, _ = pixels.shape
     check_size(columns, rows, limits)
     return ModelInput(to_pixels(_laid_out(pixels), spec))
@@ -159,7 +160,8 @@ def resized(pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits
 def as_it_is(
     pixels: UInt8[np.ndarray, "rows columns 3"], spec: InputSpec, limits: ImageLimits
 ) -> ModelInput | None:
-    """What `resized` makes of pixels that are just what the model sees: themselves. None for others."""
+    """Pixels that already are the input of the model, for which `resized` would return a copy. None for
+    others."""
     rows, columns, _ = pixels.shape
     if (rows, columns) != spec.size or spec.crop_share != 1 or spec.channels != 3:
         return None
@@ -168,8 +170,8 @@ def as_it_is(
 
 
 def _laid_out(pixels: UInt8[np.ndarray, "rows columns 3"]) -> Image.Image:
-    """The pixels as Pillow holds them. It keeps the interpreter's lock for all that it lays out at once,
-    0.07 s for 11 million pixels, so it is given a few rows at a time."""
+    """The pixels in Pillow's layout. Pillow holds the interpreter lock during a whole call, 0.07 s for 11
+    million pixels, so it is called for a few rows at a time."""
     rows, columns, _ = pixels.shape
     at_once = max(1, _PIXELS_AT_ONCE // columns)
     if rows <= at_once:
@@ -181,7 +183,7 @@ def _laid_out(pixels: UInt8[np.ndarray, "rows columns 3"]) -> Image.Image:
 
 
 def check_size(width: int, height: int, limits: ImageLimits) -> None:
-    """Raises TooLarge for too many pixels and UndecodableImage for none."""
+    """Raises TooLarge for too many pixels, and UndecodableImage if there are none."""
     if width * height > limits.pixels:
         raise TooLarge(
             f"the image is {width} x {height} = {width * height} pixels; at most {limits.pixels} are allowed"
@@ -190,7 +192,7 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def check_sides(width: int, height: int) -> None:
-    """Raises TooLarge for a side that is too long and UndecodableImage for none."""
+    """Raises TooLarge for a side that is too long, and UndecodableImage for a side of 0."""
     if max(width, height) > LONGEST_SIDE:
         raise TooLarge(f"the image is {width} x {height} pixels; a side may have at most {LONGEST_SIDE}")
     if min(width, height) < 1:
@@ -198,7 +200,8 @@ def check_sides(width: int, height: int) -> None:
 
 
 def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
-    """A tile is decoded whole, however little of it lies in the image: 200 bytes can ask for gigabytes."""
+    """Limits the size of tiles: a tile is decoded as a whole, even if little of it is in the image, so 200
+    bytes can ask for gigabytes."""
     tile_width, tile_height = (image.tag_v2.get(tag, 1) for tag in (_TILE_WIDTH, _TILE_LENGTH))
     if tile_width * tile_height > limits.pixels:
         raise TooLarge(

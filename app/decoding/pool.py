@@ -1,4 +1,4 @@
-"""Images are decoded in processes of their own, which may hang, crash or run out of memory.
+"""Decodes images in separate processes, which may hang, crash or run out of memory.
 
 An image costs the front end a message over a socket and a copy of its pixels, which ``take`` makes
 (docs/design/0016).
@@ -41,14 +41,14 @@ class Decoders(Protocol):
     def decode(
         self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take
     ) -> asyncio.Future[tuple[str, ...]]:
-        """Start to decode. ``take`` is given the pixels, in the event loop. What comes of it are the
+        """Start to decode an image. ``take`` is called with the pixels, in the event loop. The result is the
         warnings, or what `app.decoding.images.decode` or ``take`` raises."""
 
     def look_for_trouble(self) -> str | None:
-        """Why images cannot be decoded."""
+        """The reason why images cannot be decoded, if there is one."""
 
     def close(self) -> None:
-        """End it. Images under way are given up."""
+        """Stop decoding. Images in progress are given up."""
 
 
 class InExecutor:
@@ -60,7 +60,7 @@ class InExecutor:
     def decode(
         self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take
     ) -> asyncio.Future[tuple[str, ...]]:
-        """Raises RuntimeError where the executor takes no work any more."""
+        """Raises RuntimeError if the executor accepts no more work."""
         work = asyncio.wrap_future(self._executor.submit(decode, data, spec, limits))
 
         async def taken() -> tuple[str, ...]:
@@ -71,29 +71,29 @@ class InExecutor:
         return background.awaited(taken(), "decoding")
 
     def look_for_trouble(self) -> str | None:
-        """There is none."""
+        """Always None."""
         return None
 
     def close(self) -> None:
-        """Take no more images."""
+        """Accept no more images."""
         self._executor.shutdown(wait=False)
 
 
 def memory_for(pixels: int) -> int:
-    """Bytes of memory with which an image of so many pixels can be decoded, whatever its format."""
+    """The memory in bytes that is enough to decode an image with this number of pixels in any format."""
     return _OWN_BYTES + _BYTES_PER_PIXEL * pixels
 
 
 @dataclass(slots=True)
 class _Place:
-    """For one process after the other; none where the system had no room for one."""
+    """A place for one process at a time. It is empty if the system could not create a process."""
 
     child: DecoderProcess | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """An image to be decoded, and how."""
+    """An image to decode, and its parameters."""
 
     data: Data
     spec: InputSpec
@@ -102,10 +102,11 @@ class _Image:
 
 
 class DecodingProcesses:
-    """So many processes that decode, each replaced when an image takes longer than ``timeout_s`` or kills it.
+    """Decoding processes. Each is replaced if an image takes longer than ``timeout_s`` or crashes it.
 
-    The sender of such an image gets UndecodableImage. An image whose process died is tried once more in
-    another, for it may not have been the image. It is not where a process dies before it takes any: NotReady.
+    The sender of such an image gets UndecodableImage. If a process dies, its image is tried once more in
+    another process, because the image may not be the cause. If a process dies before it accepts any image,
+    the sender gets NotReady.
     """
 
     def __init__(self, processes: int, timeout_s: float, memory_bytes: int) -> None:
@@ -128,8 +129,8 @@ class DecodingProcesses:
         self._trial: asyncio.Task[None] | None = None
 
     def look_for_trouble(self) -> str | None:
-        """Why images cannot be decoded, where the last process that was started did not come up; another one
-        is tried meanwhile. One that has died unnoticed, having nothing to do, is replaced."""
+        """The reason why images cannot be decoded, if the last process that was started failed. Meanwhile
+        another one is tried. An idle process that has died is replaced."""
         wanted = (
             self._trial is None
             or self._trouble is not None
@@ -142,7 +143,7 @@ class DecodingProcesses:
     def decode(
         self, data: Data, spec: InputSpec, limits: ImageLimits, take: Take
     ) -> asyncio.Future[tuple[str, ...]]:
-        """Decode in one of the processes, as soon as one has nothing to do."""
+        """Decode in the next idle process."""
         image = _Image(data, spec, limits, take)
         if self._idle.empty():
             return background.awaited(self._decode(image), "decoding")
@@ -155,7 +156,7 @@ class DecodingProcesses:
         return work
 
     def close(self) -> None:
-        """End the processes. Images under way are given up."""
+        """End the processes. Images in progress are given up."""
         self._closing = True
         children, self._children = self._children, set()
         for child in children:
@@ -169,7 +170,8 @@ class DecodingProcesses:
     def _first_try(
         self, image: _Image, place: _Place, work: asyncio.Future[tuple[str, ...]], found: Told
     ) -> None:
-        """What came of it goes into the work, but for the fault of a process: then a task goes on."""
+        """Pass on the outcome of the first try. If the process failed, a task continues with the second
+        one."""
         if isinstance(found, (TimeoutError, Died)):
             rest = background.awaited(self._decode(image, place, found), "decoding")
             rest.add_done_callback(partial(pass_on, work))
@@ -183,7 +185,7 @@ class DecodingProcesses:
     async def _decode(
         self, image: _Image, place: _Place | None = None, found: Told | None = None
     ) -> tuple[str, ...]:
-        """In that place, or the next that is idle. ``found``: what came of the first try there."""
+        """Decode in that place, or in the next idle one. ``found``: the outcome of the first try there."""
         if place is None:
             place = await self._idle.get()
         try:
@@ -193,26 +195,26 @@ class DecodingProcesses:
                 if isinstance(found, TimeoutError):
                     await self._replace(place, "slow")
                     raise UndecodableImage(
-                        f"decoding the image took longer than the {self._timeout_s:g} s allowed"
+                        f"decoding the image took longer than the {self._timeout_s:g} s allowed; send a "
+                        "smaller image"
                     )
                 if not isinstance(found, Died):
                     return _result_of(found)
                 found = None
                 await self._replace(place, "died")
-            raise UndecodableImage("the decoder crashed on the image twice")
+            raise UndecodableImage("the image crashed the decoder twice; save it again, as JPEG or PNG")
         finally:
             self._idle.put_nowait(place)
 
     async def _tried(self, image: _Image, place: _Place) -> Told:
-        """Raises NotReady where no process starts there."""
+        """Decode there once. Raises NotReady if no process can be started."""
         child = await self._started(place)
         found: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         self._ask(child, image, partial(set_result, found))
         return await found
 
     async def _try(self) -> None:
-        """See whether a process comes up, one that has died before others. Where it does not, the log has
-        it."""
+        """Check whether a process can be started, first of all one that has died. A failure is logged."""
         place = self._one_that_died() or await self._idle.get()
         try:
             with contextlib.suppress(Problem):
@@ -221,7 +223,7 @@ class DecodingProcesses:
             self._idle.put_nowait(place)
 
     def _one_that_died(self) -> _Place | None:
-        """Taken from the idle ones."""
+        """An idle place whose process has died, taken from the idle ones."""
         idle, died = [], None
         while died is None and not self._idle.empty():
             place = self._idle.get_nowait()
@@ -234,7 +236,8 @@ class DecodingProcesses:
         return died
 
     async def _started(self, place: _Place) -> DecoderProcess:
-        """The process there, once it has started. Raises NotReady where not even a second one does."""
+        """The process of the place, once it has started. Raises NotReady if a second one also fails to
+        start."""
         for _ in range(2):
             if place.child is None:
                 place.child = await self._off_the_loop(self._new)
@@ -251,12 +254,12 @@ class DecodingProcesses:
             except Died:
                 pass
             ending = await self._replace(place, cause)
-        self._trouble = f"no decoding process can be started; the last one {ending}"
+        self._trouble = f"no image decoding process can be started: the last one {ending}"
         log.error("%s", self._trouble)
         raise NotReady(self._trouble, retry_after_s=_RETRY_AFTER_S)
 
     async def _replace(self, place: _Place, cause: str) -> str:
-        """Gives back how the old process ended."""
+        """Returns how the old process ended."""
         old, place.child = place.child, None
         assert old is not None
         old.hang_up()
@@ -265,24 +268,24 @@ class DecodingProcesses:
             raise UndecodableImage("the server is shutting down")
         self._children.discard(old)
         ending = await self._off_the_loop(lambda: old.end(_DEATH_S if cause == "died" else 0))
-        log.warning("replacing a decoding process that %s (%s)", ending, cause)
+        log.warning("replacing an image decoding process that %s (cause: %s)", ending, cause)
         metrics.DECODERS_REPLACED.labels(cause).inc()
         place.child = await self._off_the_loop(self._new)
         return ending
 
     async def _off_the_loop(self, work: Callable[[], _T]) -> _T:
-        """Raises UndecodableImage where this is being closed."""
+        """Run the work in a thread. Raises UndecodableImage while the pool is being closed."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except RuntimeError as error:
             raise UndecodableImage("the server is shutting down") from error
 
     def _new(self) -> DecoderProcess | None:
-        """None where the system has no room for it; the log has why."""
+        """A new process. None if the system cannot create one; the reason is logged."""
         try:
             child = DecoderProcess(self._memory_bytes)
         except OSError as error:
-            log.warning("cannot start a decoding process: %s", error)
+            log.warning("cannot start an image decoding process: %s", error)
             return None
         self._children.add(child)
         return child

@@ -1,6 +1,7 @@
 """Shared memory through which a decoding process passes pixels to the front end: both sides of it.
 
-Pixels do not go through a socket: to write and read 150 KB there takes longer than the rest of the exchange.
+Pixels do not go through a socket, because writing and reading 150 KB there takes longer than the rest of the
+exchange.
 """
 
 import fcntl
@@ -17,8 +18,8 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 class SharedPixels:
-    """The front end's end. It alone decides how large the memory is: a decoder that was taken over cannot
-    make it smaller, which would kill the front end as soon as it reads."""
+    """The front end's side. It alone sets the size of the memory: a compromised decoder must not be able to
+    shrink it, which would kill the front end when it reads."""
 
     def __init__(self) -> None:
         """Raises OSError."""
@@ -28,29 +29,30 @@ class SharedPixels:
         self._mapped = np.empty(0, np.uint8)
 
     def reserve(self, size: int) -> None:
-        """Have room for so many bytes. Raises OSError."""
+        """Make room for this number of bytes. Raises OSError."""
         if size > self._mapped.size:
             os.ftruncate(self.number, size)
             self._mapped = np.frombuffer(mmap.mmap(self.number, size, prot=mmap.PROT_READ), np.uint8)
 
     def view(self, height: int, width: int) -> Pixels:
-        """The pixels where they are: the decoder may change them at any time, and the next image does."""
+        """A view of the pixels in the shared memory. The decoder can change them at any time, and the next
+        image does."""
         return self._mapped[: height * width * 3].reshape(height, width, 3)
 
     def close(self) -> None:
-        """What is mapped stays until nothing refers to it."""
+        """Close the file. Mapped memory stays until nothing refers to it."""
         os.close(self.number)
 
 
 class PixelsWriter:
-    """The decoder's end, by the number of the file. The front end makes room before it asks for an image."""
+    """The decoder's side, by file descriptor. The front end makes room before it sends an image."""
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._mapped = np.empty(0, np.uint8)
 
     def write(self, pixels: Pixels) -> None:
-        """Replace what is there."""
+        """Replace the pixels."""
         if pixels.size > self._mapped.size:
             self._mapped = np.frombuffer(mmap.mmap(self._number, pixels.size), np.uint8)
         self._mapped[: pixels.size] = pixels.reshape(-1)

@@ -16,5 +16,5 @@ _IMAGE = re.compile(
 
 
 def begins_as_image(data: bytes | bytearray | memoryview) -> bool:
-    """Whether these bytes are an image by their beginning, of a format that is taken or of another one."""
+    """Whether these bytes begin like an image, in a supported format or another one."""
     return _IMAGE.match(data[:32]) is not None

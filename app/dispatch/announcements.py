@@ -16,7 +16,8 @@ _SIGN_OF_LIFE_EVERY_S = 0.5
 
 
 class Announcements:
-    """``workers_changed`` and ``load_changed`` are set by whoever changes them."""
+    """Sends the state of the workers and the load when they change. ``workers_changed`` and ``load_changed``
+    are set by whoever changes them."""
 
     def __init__(self, outbox: Outbox) -> None:
         self.workers_changed = self.load_changed = True
@@ -24,7 +25,7 @@ class Announcements:
         self._load_told = self._workers_told = -math.inf
 
     def tell_workers(self, fleet: Fleet, front_ends: Iterable[int], now: float) -> None:
-        """When that changes, and twice a second as a sign of life."""
+        """Send the state of the workers when it has changed, and twice a second as a sign of life."""
         if not self.workers_changed and now < self._workers_told + _SIGN_OF_LIFE_EVERY_S:
             return
         self.workers_changed, self._workers_told = False, now
@@ -33,8 +34,8 @@ class Announcements:
             self._outbox.tell_front_end(peer, message, passing=True)
 
     def tell_load(self, fleet: Fleet, beside: int, seen: Mapping[int, int], now: float) -> None:
-        """When that changes. ``beside``: images that wait beside the scheduler's queue. ``seen``: each front
-        end's last record."""
+        """Send the load when it has changed. ``beside``: images that wait outside the scheduler's queue.
+        ``seen``: the last record of each front end."""
         if not self.load_changed or now < self._load_told + _LOAD_EVERY_S:
             return
         self.load_changed, self._load_told = False, now
@@ -51,6 +52,6 @@ class Announcements:
 
     @property
     def due(self) -> float:
-        """When the next is to be told."""
+        """The time of the next announcement."""
         due = self._workers_told + _SIGN_OF_LIFE_EVERY_S
         return min(due, self._load_told + _LOAD_EVERY_S) if self.load_changed else due

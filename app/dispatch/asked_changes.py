@@ -1,4 +1,4 @@
-"""Requests of a front end to load and unload models that the dispatcher has not answered yet."""
+"""Requests of a front end to load or unload models that the dispatcher has not answered yet."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,8 +23,8 @@ _RETRY_AFTER_S = 1.0
 
 @dataclass(slots=True)
 class AskedChanges:
-    """``send`` gives a message to the dispatcher, and False where none is there. ``models``: what it said of
-    those that are served or may be loaded."""
+    """The open requests. ``send`` sends a message to the dispatcher, and returns False if there is no
+    connection. ``models``: the models that are served or may be loaded, as the dispatcher sent them."""
 
     send: Callable[[LoadModel | UnloadModel], bool]
     models: tuple[ModelEntry, ...] = ()
@@ -32,10 +32,11 @@ class AskedChanges:
     _asked: dict[int, asyncio.Future[ModelChanged]] = field(default_factory=dict)
 
     async def ask(self, name: str, *, load: bool) -> None:
-        """Have that model loaded or unloaded. Cancelling it changes nothing: what was begun is done.
+        """Load or unload the model. Cancelling this changes nothing: a change that has begun is completed.
 
         Raises ModelNotLoadable, ModelLoadTooSlow, InsufficientMemory, RepositoryConflict, NotReady,
-        WorkerLost or InternalFault."""
+        WorkerLost or InternalFault.
+        """
         self._last_id += 1
         number = self._last_id
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -49,13 +50,13 @@ class AskedChanges:
             raise problem
 
     def answered(self, changed: ModelChanged) -> None:
-        """The dispatcher says what became of one."""
+        """Pass on the dispatcher's answer to a request."""
         answered = self._asked.get(changed.id)
         if answered is not None and not answered.done():
             answered.set_result(changed)
 
     def lost(self, why: str) -> None:
-        """The dispatcher is gone, and nobody answers."""
+        """Fail all open requests, because the connection to the dispatcher has ended."""
         for answered in self._asked.values():
             if not answered.done():
                 answered.set_exception(NotReady(why, retry_after_s=_RETRY_AFTER_S))

@@ -19,7 +19,7 @@ _MOST_REMEMBERED = 4096  # clients choose the ratios
 
 
 class BatchMetrics:
-    """Counts batches, and writes what it counted into the metrics now and then."""
+    """Counts batches, and writes the counts into the metrics from time to time."""
 
     def __init__(self) -> None:
         self._all: list[CounterTally | HistogramTally] = []
@@ -47,14 +47,14 @@ class BatchMetrics:
         self._lengths: dict[tuple[float, Reducer], tuple[int, ...]] = {}
 
     def due(self, *, idle: bool) -> float | None:
-        """When to write; None where there is nothing to be written. While nothing is open, so soon that who
-        has all answers finds all of them counted (app.telemetry.tallies)."""
+        """When to write. None if there is nothing to write. While no image is open, it is so soon that a
+        client that has all answers finds all of them counted (app.telemetry.tallies)."""
         if self._unwritten_since is None:
             return None
         return self._unwritten_since + (tallies.LATEST_S / 2 if idle else _WRITE_EVERY_S)
 
     def write(self) -> None:
-        """Into the metrics."""
+        """Write the counts into the metrics."""
         if self._unwritten_since is not None:
             for tally in self._all:
                 tally.write()
@@ -69,8 +69,8 @@ class BatchMetrics:
         error: float | None,
         now: float,
     ) -> None:
-        """Count a batch; one of ``batch_tokens`` would have been full. ``error``: that of the time that was
-        predicted for it; None where nothing can be said of it."""
+        """Count a batch. ``batch_tokens``: the size of a full batch. ``error``: the relative error of its
+        predicted time; None if there was no prediction."""
         answered = [
             (order.ask, found)
             for order, found in zip(computing.orders, done.results, strict=True)
@@ -142,7 +142,7 @@ class BatchMetrics:
         self._macs = macs(arch, stages, (arch.patches,) * len(stages.blocks))
 
     def _find(self, ratio: float, reducer: Reducer) -> tuple[int, ...]:
-        """Tokens of an image after each stage of its first run."""
+        """The tokens of an image after each stage of its first run."""
         assert self._model is not None
         arch = self._model.architecture
         if len(self._lengths) >= _MOST_REMEMBERED:

@@ -1,10 +1,10 @@
 """A front end's client of the dispatcher.
 
-An image's pixels are in one of the front end's slots from its decoding to the answer. When the dispatcher is
-replaced, all open records are sent to its successor: the pixels are still where they were.
+The pixels of an image stay in one of the front end's slots from decoding to the answer. When the dispatcher
+is replaced, all open records are sent to the new one: the pixels are still in their slots.
 
-Above 300 lines: every way in which an image ends meets at the table of pending ones. What does not touch it
-is in link.py, readiness.py, front_end_models.py, asked_changes.py, refusals.py, answers.py, questions.py and
+Above 300 lines: every way in which an image ends changes the table of pending images. What does not use it is
+in link.py, readiness.py, front_end_models.py, asked_changes.py, refusals.py, answers.py, questions.py and
 slot.py.
 """
 
@@ -60,9 +60,9 @@ _LOOK_EVERY_S = 0.25
 
 @dataclass(slots=True)
 class _Pending:
-    """An image on its way. ``model``: the one that is asked, as it was then; None while none was known.
-    ``least`` and ``most`` are what it may cost, in unpruned images of the default model. ``sent``: a
-    dispatcher has got it."""
+    """An open image. ``model``: the requested model as it was then; None while none was known. ``least`` and
+    ``most``: its minimum and maximum cost, in unpruned images of the default model. ``sent``: whether a
+    dispatcher has it."""
 
     record: Record
     model: ModelInfo | None
@@ -77,7 +77,7 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Expecting:
-    """Counts an image as one that is decoded, and that costs so much."""
+    """Counts an image with this cost as being decoded."""
 
     load: LoadPage
     expected: Expected
@@ -91,11 +91,11 @@ class _Expecting:
 
 
 class DispatchClient:
-    """Asks the dispatcher at ``path``, with pixels in these ``slots``, as the front end with that ``index``.
-    ``workers``: how many there are to be.
+    """Sends images to the dispatcher at ``path``, with pixels in these ``slots``, as the front end with that
+    ``index``. ``workers``: the number of workers.
 
     While no worker is ready, up to ``most_waiting`` requests wait up to ``patience_s`` for one, unless the
-    supervisor's ``reports`` say that none will come up soon.
+    supervisor's ``reports`` say that none will start soon.
     """
 
     def __init__(
@@ -132,14 +132,14 @@ class DispatchClient:
         return f"<DispatchClient {ready} of {len(workers)} workers ready, {len(self._pending)} images>"
 
     async def start(self) -> None:
-        """Connect; the dispatcher may come up later."""
+        """Connect. The dispatcher may start later."""
         self._tasks = [
             background.kept(self._link.keep_up, "link to the dispatcher"),
             background.kept(self._look_for_trouble, "reports of workers"),
         ]
 
     async def close(self) -> None:
-        """Disconnect. What is still pending fails as NotReady."""
+        """Disconnect. Open images fail with NotReady."""
         self._closing = True
         for task in self._tasks:
             task.cancel()
@@ -150,27 +150,28 @@ class DispatchClient:
 
     @property
     def model(self) -> ModelInfo | None:
-        """The default model; None while no worker is ready, or the dispatcher does not answer."""
+        """The default model. None while no worker is ready or the dispatcher does not respond."""
         return self._readiness.model
 
     @property
     def last_model(self) -> ModelInfo | None:
-        """What a worker was ready to serve last, whether or not it still is; None before one was."""
+        """The default model that a worker was last ready to serve, even if it is not ready now. None before
+        the first."""
         return self._readiness.last_model
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
-        """What the workers served last, by name, the default model first."""
+        """The models that the workers served last, by name, the default model first."""
         return self._readiness.models
 
     def using(self, model: ModelInfo) -> AbstractContextManager[None]:
-        """Around a request for that model, which is not dropped meanwhile. Raises NotFound where it is not
-        served any more."""
+        """A context manager for a request for that model, which is kept meanwhile. Raises NotFound if the
+        model is not served any more."""
         return self._models.using(model)
 
     @property
     def repository(self) -> Sequence[ModelEntry]:
-        """The models that are served or may be loaded while serving; none where that is not offered."""
+        """The models that are served or may be loaded while serving. Empty if that is not enabled."""
         return self._changes.models
 
     async def change_model(self, name: str, *, load: bool) -> None:
@@ -179,22 +180,22 @@ class DispatchClient:
 
     @property
     def load(self) -> Load | None:
-        """What the dispatcher said last of what waits and of what images take; None where it said nothing."""
+        """The dispatcher's last message about its queue and predictions. None before the first."""
         return self._load.load
 
     @property
     def work(self) -> float:
-        """Our images that wait or are computed, in unpruned images of the default model: each counts as its
-        share of compute."""
+        """This front end's images that wait or are computed, in unpruned images of the default model: each
+        counts as its share of compute."""
         return sum(pending.most for pending in self._pending.values())
 
     @property
     def workers(self) -> list[dict[str, object]]:
-        """How each worker is, for the operator."""
+        """The state of each worker, for the operator."""
         return self._readiness.states
 
     def refusal(self, expected: Expected) -> Problem | None:
-        """What the dispatcher is known to answer to such an image; None where it may accept it."""
+        """The refusal that the dispatcher is certain to send for such an image. None if it may accept it."""
         if self.model is None:
             return None
         refusal = self._load.refusal(
@@ -210,30 +211,30 @@ class DispatchClient:
         return None if refusal is None else problem_of(refusal.reason, refusal.retry_after_s)
 
     def expecting(self, expected: Expected) -> AbstractContextManager[None]:
-        """Around the decoding of an image. Raises QueueFull or DeadlineUnmeetable where the dispatcher is
-        known to refuse it, so that it need not be decoded."""
+        """A context manager around the decoding of an image. Raises QueueFull or DeadlineUnmeetable if the
+        dispatcher is certain to refuse the image, so that it is not decoded for nothing."""
         if (refusal := self.refusal(expected)) is not None:
             raise refusal
         return _Expecting(self._load, expected, expected.share * self._models.weight(expected.model))
 
     @property
     def trouble(self) -> str | None:
-        """Why no worker is ready, where the supervisor has said that none will be soon."""
+        """Why no worker is ready, if the supervisor has reported that none will be ready soon."""
         found = self._readiness.trouble
         return None if found is None or self.model is not None else found[0]
 
     async def wait_until_ready(self, within_s: float) -> ModelInfo:
-        """What the workers serve, as soon as one is ready. Raises NotReady where none is in time or none is
-        expected, QueueFull where too many wait already."""
+        """The default model, as soon as a worker is ready. Raises NotReady if none is ready in time or none
+        is expected, and QueueFull if too many requests are already waiting."""
         return await self._readiness.wait(within_s)
 
     def slot(self) -> AbstractContextManager[Slot]:
-        """Around an image's decoding and its question: a slot for its pixels."""
+        """A context manager from the decoding of an image to its answer: a slot for its pixels."""
         return Slot(self._slots)
 
     async def classify(self, question: Question, slot: Slot) -> Answer:
-        """What came out for the image in that slot. Raises NotReady, QueueFull, DeadlineUnmeetable,
-        DeadlinePassed, OutOfMemory, WorkerLost or InternalFault. Cancelling it withdraws the image."""
+        """The answer for the image in that slot. Raises NotReady, QueueFull, DeadlineUnmeetable,
+        DeadlinePassed, OutOfMemory, WorkerLost or InternalFault. Cancelling this withdraws the image."""
         if self._readiness.trouble is not None and self.model is None:
             raise self._readiness.not_ready()
         pending = self._begin(question, slot)
@@ -267,12 +268,13 @@ class DispatchClient:
         return pending
 
     def _for_dispatcher(self, deadline_s: float) -> float:
-        """What is left of a deadline for the dispatcher, by how long the way there and back took lately."""
+        """The part of a deadline that is left for the dispatcher, according to the latest round-trip
+        times."""
         return deadline_s - self._way.allowance_s(deadline_s)
 
     # --- to the dispatcher --------------------------------------------------------------------------
     def _send(self, pending: _Pending, record: Record) -> None:
-        """At the end of this turn of the loop, with whatever else comes in it."""
+        """Send at the end of this turn of the event loop, together with everything else from it."""
         if not self._link.is_up:
             return  # it is sent as soon as there is a dispatcher
         pending.sent = True
@@ -302,7 +304,7 @@ class DispatchClient:
             self._link.send(Cancel(withdrawn))
 
     def _connected(self) -> None:
-        """A dispatcher that knows nothing of us yet is sent everything that is still open."""
+        """Send all open records to a new dispatcher."""
         self._link.send(FrontEnd(self._index))
         now = time.monotonic()
         for pending in self._pending.values():
@@ -353,7 +355,7 @@ class DispatchClient:
         model = pending.model or self._models.named(pending.record.model)
         try:
             if model is None:
-                raise ValueError(f"there is no model {pending.record.model!r}")
+                raise ValueError(f"the model {pending.record.model!r} is not loaded")
             check_prediction(answer.prediction, pending.record.ask, len(model.labels), model.features)
         except ValueError as error:
             self._tell_of_nonsense("invalid answer from a worker", error)
@@ -377,8 +379,8 @@ class DispatchClient:
 
     # --- while no worker is ready -------------------------------------------------------------------
     async def _look_for_trouble(self) -> None:
-        """Give up images that nobody will compute soon: the supervisor says so, or there has been no
-        dispatcher for as long as they may wait."""
+        """Give up images that will not be computed soon: because the supervisor reports it, or because there
+        has been no dispatcher for as long as they may wait."""
         while True:
             self._readiness.look_for_trouble()
             now = time.monotonic()
@@ -395,15 +397,15 @@ class DispatchClient:
 
 
 def _way_s(answer: Answer, whole_s: float) -> float:
-    """What of the time until an answer was neither spent in the queue nor in computing: on the way, and until
-    either side came to it."""
+    """The part of the time until an answer that was spent neither in the queue nor in computing: in transit,
+    and until either side handled it."""
     return max(0.0, whole_s - answer.queue_s - answer.compute_s)
 
 
 def _too_late(deadline_s: float) -> DeadlinePassed:
     return DeadlinePassed(
-        f"no answer within the {deadline_s * 1000:.0f} ms that were left until the deadline when the image "
-        "went to the dispatcher"
+        f"the image was not computed within the {deadline_s * 1000:.0f} ms that were left of the deadline "
+        "after decoding; allow more time (deadline_ms) or a lower keep ratio"
     )
 
 

@@ -1,11 +1,11 @@
 """The dispatcher: takes messages from front ends and workers, and returns the messages to send.
 
-It decides everything and does nothing: it has no sockets and no clock. Whoever owns the sockets calls
-`received` and `gone`, then `turn`, and sends what is in the ``outbox``. A peer is a number, a new one for
-each connection, so nothing of an earlier connection is ever mixed up with a later one.
+It has no sockets and no clock. The owner of the sockets calls `received` and `gone`, then `turn`, and sends
+what is in the ``outbox``. A peer is a number, a new one for each connection, so connections are never mixed
+up.
 
-Above 300 lines: one state machine, whose every event may end images. What can be told apart from them has
-files of its own: fleet.py, suspects.py, model_changes.py, announcements.py, batch_metrics.py and outbox.py.
+Above 300 lines: one state machine, in which every event may end images. What can be separated has files of
+its own: fleet.py, suspects.py, model_changes.py, announcements.py, batch_metrics.py and outbox.py.
 """
 
 import logging
@@ -55,8 +55,8 @@ _RETRY_AFTER_S = 1.0
 
 @dataclass(slots=True)
 class _Image:
-    """An image from its record to its outcome. ``admitted``: it has been accepted, and is not refused for
-    what has changed since. ``crashes``: workers that died computing it."""
+    """An image from its record to its outcome. ``admitted``: it was accepted, so later changes do not refuse
+    it. ``crashes``: the number of workers that died computing it."""
 
     record: Record
     arrived: float
@@ -66,11 +66,12 @@ class _Image:
 
 
 class Dispatcher:
-    """``slots``: how many there are. While no worker is there, images wait for one for ``patience_s``.
+    """``slots``: the number of slots. While there is no worker, images wait for one for ``patience_s``.
 
-    ``listed``: the names of models that may be loaded while serving, and ``others``: of those that are served
-    beside the default one at first; None where what is served does not change. ``remember`` is told when it
-    has changed. ``load_limit_s``: the longest that a worker may load one of them.
+    ``listed``: the names of the models that may be loaded while serving. ``others``: the names of those that
+    are served in addition to the default one at the start. Both are None if the served models do not change.
+    ``remember`` is called with the names when they have changed. ``load_limit_s``: the maximum time for a
+    worker to load one of them.
     """
 
     def __init__(
@@ -111,12 +112,12 @@ class Dispatcher:
 
     @property
     def idle(self) -> bool:
-        """Whether everything that was accepted has had its outcome."""
+        """Whether every accepted image has had its outcome."""
         return not self._images
 
     # --- what comes ---------------------------------------------------------------------------------
     def received(self, peer: int, message: ToDispatcher, now: float) -> None:
-        """Take one message. Raises Unexpected."""
+        """Handle one message. Raises Unexpected."""
         if isinstance(message, FrontEnd):
             self._front_end_came(peer, message)
         elif isinstance(message, Worker):
@@ -127,7 +128,9 @@ class Dispatcher:
             worker.heard = now
             self._from_worker(peer, worker, message, now)
         else:
-            raise Unexpected("a peer does not say first what it is")
+            raise Unexpected(
+                "the first message of a connection must say whether it is a front end or a worker"
+            )
 
     def gone(self, peer: int) -> None:
         """The connection to the peer has ended."""
@@ -142,7 +145,7 @@ class Dispatcher:
             self._changes.worker_gone(peer)
 
     def turn(self, now: float, *, stopping: bool = False) -> float:
-        """Decide what follows from all that came. Gives back the most seconds until the next turn."""
+        """Make all decisions that are due. Returns the maximum time in seconds until the next call."""
         self._announcements.workers_changed |= self._fleet.look(now, self._suspects.set_apart)
         self._expire(now)
         self._start_batches(now)
@@ -161,7 +164,7 @@ class Dispatcher:
     # --- front ends ---------------------------------------------------------------------------------
     def _front_end_came(self, peer: int, message: FrontEnd) -> None:
         if peer in self._front_ends or self._fleet.worker(peer) is not None:
-            raise Unexpected("a peer says twice what it is")
+            raise Unexpected("the first message of a connection was sent twice")
         self._front_ends[peer] = 0
         log.info("front end %d connected", message.index)
         self._changes.front_end_came(peer)
@@ -183,11 +186,11 @@ class Dispatcher:
             case ModelLeft(name):
                 self._changes.left(peer, name)
             case _:
-                raise Unexpected(f"a front end sends {type(message).__name__}")
+                raise Unexpected(f"unexpected message from a front end: {type(message).__name__}")
 
     def _accept(self, key: Key, record: Record, now: float) -> None:
         if key in self._images:
-            raise Unexpected("a front end sends an image twice")
+            raise Unexpected("a front end sent the same image twice")
         if record.slot >= self._slots:
             log.error("a front end sent slot number %d, but there are %d slots", record.slot, self._slots)
             self._refuse(key, "worker-fault")
@@ -212,9 +215,9 @@ class Dispatcher:
             self._refuse(key, "model-unloaded", None)
             return
         if model is None or record.size != model.pixel_bytes:  # prepared for another model
-            takes = "which no worker has loaded" if model is None else f"which takes {model.pixel_bytes}"
+            takes = "which is not loaded" if model is None else f"which needs {model.pixel_bytes} bytes"
             log.error(
-                "an image has %d bytes of pixels for the model %r, %s", record.size, record.model, takes
+                "an image has %d bytes of pixels for the model %s, %s", record.size, record.model, takes
             )
             self._images.pop(key, None)
             self._refuse(key, "worker-fault")
@@ -234,14 +237,14 @@ class Dispatcher:
         return self._fleet.predictions.entry(key, image.record, model, now, image.deadline)
 
     def _withdraw(self, key: Key) -> None:
-        """Nobody waits for the image any more. If it is being computed, the result is dropped."""
+        """Drop an image that nobody waits for. If it is being computed, its result is discarded."""
         if self._images.pop(key, None) is not None:
             self._waiting.pop(key, None)
             self._suspects.withdraw(key)
             self._fleet.scheduler.cancel(key)
 
     def _is_asked(self, model: str) -> bool:
-        """Whether an image of that model waits or is computed."""
+        """Whether an image for that model waits or is being computed."""
         return any(image.record.model == model for image in self._images.values())
 
     def _refuse(self, key: Key, reason: RefusalReason, retry_after_s: float | None = _RETRY_AFTER_S) -> None:
@@ -263,11 +266,11 @@ class Dispatcher:
     # --- workers ------------------------------------------------------------------------------------
     def _worker_came(self, peer: int, hello: Worker, now: float) -> None:
         if peer in self._front_ends or self._fleet.worker(peer) is not None:
-            raise Unexpected("a peer says twice what it is")
+            raise Unexpected("the first message of a connection was sent twice")
         self._taken_in(peer, self._fleet.join(peer, hello, now), now)
 
     def _taken_in(self, peer: int, found: TakenIn, now: float) -> None:
-        """A worker has said which models it holds."""
+        """Continue after a worker has reported its models."""
         self._changes.worker_came(peer, found)
         self._announcements.workers_changed = self._announcements.load_changed = True
         if not self._fleet.members:
@@ -288,7 +291,7 @@ class Dispatcher:
                 self._announcements.load_changed = True
             case Done(batch):
                 if (computing := worker.computing.pop(batch, None)) is None:
-                    raise Unexpected(f"{worker.hello.name} has computed a batch that it was not given")
+                    raise Unexpected(f"{worker.hello.name} sent the results of a batch that it was not given")
                 self._finish(peer, worker, computing, message)
             case Checked(hold, label):
                 if self._checking is not None and self._checking.hold == hold:
@@ -296,10 +299,10 @@ class Dispatcher:
                         self._agreement.found(self._checking, label)
                     self._checking = None
             case _:
-                raise Unexpected(f"a worker sends {type(message).__name__}")
+                raise Unexpected(f"unexpected message from a worker: {type(message).__name__}")
 
     def _worker_lost(self, peer: int, worker: Member) -> None:
-        """What it was computing is tried again: each image alone, for one of them may be why."""
+        """Compute the images of the worker again, each alone, because one of them may have been the cause."""
         self._announcements.workers_changed = self._announcements.load_changed = True
         self._suspects.lost(peer)
         self._agreement.lost(peer)
@@ -316,7 +319,9 @@ class Dispatcher:
             else:
                 del self._images[key]
                 self._refuse(key, "worker-lost", None)
-        log.warning("lost %s while it was computing %d images", worker.hello.name, len(lost))
+        log.warning(
+            "lost the connection to %s while it was computing %d images", worker.hello.name, len(lost)
+        )
         self._waiting |= dict.fromkeys(self._fleet.leave(peer))
 
     # --- batches ------------------------------------------------------------------------------------
@@ -359,7 +364,7 @@ class Dispatcher:
     def _finish(self, peer: int, worker: Member, computing: Computing, done: Done) -> None:
         if len(done.results) != len(computing.keys):
             worker.computing[done.batch] = computing  # its images are tried again
-            raise Unexpected(f"{len(computing.keys)} images went in, {len(done.results)} results came out")
+            raise Unexpected(f"a batch of {len(computing.keys)} images has {len(done.results)} results")
         self._announcements.load_changed = True
         if computing.batch is self._suspects.trial:
             self._suspects.ended()
@@ -387,7 +392,7 @@ class Dispatcher:
         )
 
     def _check_one(self) -> None:
-        """Have an answered image run again unpruned while nothing else is to be done."""
+        """Have an answered image computed again without pruning while there is nothing else to do."""
         if self._checking is not None or not self._fleet.scheduler.idle or self._suspects.waiting:
             return
         if (check := self._agreement.take()) is not None:
@@ -406,7 +411,8 @@ class Dispatcher:
 
 
 def _at_its_ratio(ask: Ask, taken: Taken) -> tuple[Ask, Lowered | None]:
-    """What is asked, at the ratio that the scheduler's depth stands for, and why that is a lower one."""
+    """The request at the keep ratio of the scheduler's depth, and the reason if that is lower than
+    requested."""
     if ask.min_keep_ratio is None:
         return ask, None
     asked = ask.pruning.keep_ratio

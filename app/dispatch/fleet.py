@@ -28,13 +28,13 @@ Key = tuple[int, int]  # a front end's connection, and its number for an image
 
 
 class Unexpected(Exception):
-    """A peer says what it may not say; the connection to it is to be closed."""
+    """A peer has sent a message that is not allowed. Its connection is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Computing:
-    """A batch that a worker has: for every image its key, what the worker was told of it, and why it was
-    lowered. ``began``: when it was given."""
+    """A batch that a worker computes: the key of every image, its order, and why its ratio was lowered.
+    ``began``: when the batch was sent."""
 
     batch: Batch
     keys: list[Key]
@@ -45,8 +45,7 @@ class Computing:
 
 @dataclass(slots=True)
 class Member:
-    """One worker: what it said of itself, when it was heard last, the models that it holds by their names,
-    and what it computes."""
+    """One worker: its first message, when it was last heard of, its models by name, and what it computes."""
 
     hello: Worker
     budget: Budget
@@ -55,7 +54,7 @@ class Member:
     computing: dict[int, Computing] = field(default_factory=dict)
 
     def is_ready(self, now: float) -> bool:
-        """Whether it was heard of lately."""
+        """Whether it was heard of recently."""
         return now - self.heard < _SILENCE_S
 
     @property
@@ -66,8 +65,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class TakenIn:
-    """What comes of a worker that has said which models it holds. ``is_new``: the models are others now.
-    ``lacks``: those that it needs yet, until when it is set aside; ``beyond``: those that it is to drop."""
+    """The result of comparing a worker's models with those that are served. ``is_new``: the served models
+    have changed. ``lacks``: models that it must load before it gets images. ``beyond``: models that it must
+    drop."""
 
     is_new: bool = False
     lacks: tuple[str, ...] = ()
@@ -75,11 +75,12 @@ class TakenIn:
 
 
 class Fleet:
-    """All ``members`` hold the same ``models``, by their names, the default one first. While there is none,
-    the scheduler is asked for nothing.
+    """All ``members`` hold the same ``models``, by name, the default one first. While there are no members,
+    the scheduler is not used.
 
-    ``others``: the names of what is served beside the default model, where that may change; a worker that
-    lacks some of it is ``aside`` until it has loaded that. None: what the first worker holds is served.
+    ``others``: the names of the models that are served in addition to the default one, if they may change. A
+    worker that lacks one of them is ``aside`` until it has loaded it. None: the models of the first worker
+    are served.
     """
 
     def __init__(self, limits: QueueLimits, others: Collection[str] | None = None) -> None:
@@ -95,17 +96,17 @@ class Fleet:
         return len(self.members)
 
     def worker(self, peer: int) -> Member | None:
-        """The worker of that connection, whether or not it is set aside."""
+        """The worker of that connection, even if it is set aside."""
         return self.members.get(peer) or self.aside.get(peer)
 
     def join(self, peer: int, hello: Worker, now: float) -> TakenIn:
-        """A worker has come. Raises Unexpected for one with other models than the others have."""
+        """Add a worker. Raises Unexpected if it has other models than the other workers."""
         held = {each.info.name: each for each in hello.models}
         self.aside[peer] = Member(hello, Budget(hello.limits), now, held)
         return self.take_in(peer)
 
     def take_in(self, peer: int) -> TakenIn:
-        """Make a worker that is set aside a member, if it holds what is served. Raises as `join` does."""
+        """Make a worker that is set aside a member, if it has the served models. Raises as `join` does."""
         member = self.aside[peer]
         held, hello = member.held, member.hello
         wanted = self._wanted(hello)
@@ -114,8 +115,9 @@ class Fleet:
         if not self._fits(hello, held) or (self.others is None and (lacks or beyond)):
             del self.aside[peer]
             raise Unexpected(
-                f"{hello.name} has loaded another model ({', '.join(held)}) than the other workers have; it "
-                "gets no images while they run"
+                f"{hello.name} has loaded other models ({', '.join(held)}) than the other workers; it gets "
+                "no "
+                "images while they run"
             )
         for name in beyond:
             del held[name]
@@ -135,7 +137,8 @@ class Fleet:
         return TakenIn(is_new, beyond=beyond)
 
     def add_model(self, name: str) -> bool:
-        """Serve a model that all members hold; False where they hold different ones under this name."""
+        """Serve a model that all members have. Returns False if they have different models under this
+        name."""
         infos = [member.held[name].info for member in self.members.values()]
         if not all(infos[0].serves_as(info) for info in infos):
             return False
@@ -145,12 +148,12 @@ class Fleet:
         return True
 
     def remove_model(self, name: str) -> None:
-        """Serve it no more; nothing of it waits or runs."""
+        """Stop serving a model of which no image waits or is computed."""
         del self.models[name]
         self.predictions.forget(name)
 
     def computes(self, name: str) -> bool:
-        """Whether a batch of that model is being computed, perhaps for nobody any more."""
+        """Whether a batch of that model is being computed, even if nobody waits for it."""
         return any(
             computing.batch.model == name
             for member in self.members.values()
@@ -158,7 +161,7 @@ class Fleet:
         )
 
     def _wanted(self, hello: Worker) -> list[str]:
-        """The names of what a worker must hold, the default one first."""
+        """The names of the models that a worker must have, the default one first."""
         if self.members:
             return list(self.models)
         names = [each.info.name for each in hello.models]
@@ -167,14 +170,15 @@ class Fleet:
         )
 
     def _fits(self, hello: Worker, held: dict[str, Held]) -> bool:
-        """Whether what a worker holds gives the same answers as what members hold under the same names."""
+        """Whether the models of a worker give the same answers as those of the members with the same
+        names."""
         if not self.members:
             return True
         same = all(held[name].info.serves_as(info) for name, info in self.models.items() if name in held)
         return same and hello.models[0].info.name == next(iter(self.models))
 
     def leave(self, peer: int) -> list[Key]:
-        """A worker has gone. Where it was the last member: all that waits, in order."""
+        """Remove a worker. If it was the last member, returns all waiting images, in order."""
         if self.aside.pop(peer, None) is not None:
             return []
         del self.members[peer]
@@ -188,7 +192,7 @@ class Fleet:
         return waiting
 
     def look(self, now: float, set_apart: int | None) -> bool:
-        """Give no batch to a worker that is silent, or set apart; gives back whether that has changed
+        """Stop sending batches to workers that are silent or set apart. Returns whether that has changed
         anything."""
         changed = False
         for peer, member in self.members.items():
@@ -198,8 +202,8 @@ class Fleet:
         return changed
 
     def learn(self, peer: int, batch: Batch, done: Done) -> float | None:
-        """What the batch took goes into the predictions of those to come; gives back the relative error of
-        its own, None where it cannot be said. Form smaller batches where it did not fit into memory."""
+        """Update the predictions with the time of a batch. Returns the relative error of its own prediction,
+        or None if there was none. Forms smaller batches if it did not fit into memory."""
         error = None
         images, member, lane = len(done.results), self.members[peer], self.scheduler.workers[peer]
         if done.at_once == images:
@@ -223,7 +227,7 @@ class Fleet:
         return error
 
     def states(self, now: float) -> list[WorkerState]:
-        """How the workers are."""
+        """The state of each worker."""
         return [
             WorkerState(
                 member.hello.name,
@@ -235,7 +239,7 @@ class Fleet:
         ]
 
     def load(self, now: float) -> Load | None:
-        """The load as front ends are told it; None while there is no worker."""
+        """The load as it is sent to front ends. None while there is no worker."""
         if not self.members:
             return None
         images = {

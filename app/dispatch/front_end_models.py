@@ -1,6 +1,7 @@
-"""The models that a front end knows as served, and which requests still use them.
+"""The models that a front end knows as served, and the requests that still use them.
 
-A model that is unloaded is told of no more; the front end says when its last request for it has ended.
+The dispatcher no longer lists a model that is unloaded. The front end reports when its last request for it
+has ended.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from app.messages.model import ModelInfo
 
 @dataclass(slots=True)
 class FrontEndModels:
-    """``left`` is called with the name of a model that is not served any more, once no request is for it."""
+    """``left`` is called with the name of a model that is no longer served, once no request uses it."""
 
     left: Callable[[str], None]
     now: dict[str, ModelInfo] = field(default_factory=dict)  # the default one first
@@ -23,7 +24,7 @@ class FrontEndModels:
     _requests: dict[str, int] = field(default_factory=dict)
 
     def told(self, infos: Sequence[ModelInfo]) -> None:
-        """These are served from now on. Models that stayed as they were stay the same objects."""
+        """Set the served models. Models that have not changed stay the same objects."""
         before, self.now = self.now, {}
         for info in infos:
             known = before.get(info.name)
@@ -37,27 +38,27 @@ class FrontEndModels:
                 self._leave_if_unused(name)
 
     def named(self, name: str) -> ModelInfo | None:
-        """The model of that name, also one that is being left; None where there is none."""
+        """The model of that name, even if it is being unloaded. None if there is none."""
         return self.now.get(name) or self._leaving.get(name)
 
     def weight(self, name: str) -> float:
-        """What an unpruned image of that model costs, in those of the default one."""
+        """The cost of an unpruned image of that model, in unpruned images of the default model."""
         return self._weights.get(name, 1.0)
 
     def using(self, model: ModelInfo) -> "_Using":
-        """Around a request for it. Raises NotFound where it is not served any more."""
+        """A context manager for a request for that model. Raises NotFound if it is not served any more."""
         name = model.name
         served = self.now.get(name)
         if served is not model and (served is None or not served.serves_as(model)):
-            raise NotFound(f"the model {name!r} was unloaded before the request had arrived")
+            raise NotFound(f"the model {name!r} was unloaded while the request was arriving")
         return _Using(self, name)
 
     def begin(self, name: str) -> None:
-        """One request more is for that model."""
+        """Count one more request for that model."""
         self._requests[name] = self._requests.get(name, 0) + 1
 
     def end(self, name: str) -> None:
-        """It has ended."""
+        """Count the end of a request."""
         self._requests[name] -= 1
         if not self._requests[name]:
             del self._requests[name]
@@ -70,7 +71,7 @@ class FrontEndModels:
 
 @dataclass(frozen=True, slots=True)
 class _Using:
-    """Counts a request. (A generator would take thrice as long to enter and leave.)"""
+    """Counts a request. (A generator would take three times as long to enter and leave.)"""
 
     models: FrontEndModels
     name: str

@@ -14,8 +14,8 @@ _TRY_EVERY_S = 0.02
 
 @dataclass(slots=True)
 class Link:
-    """``connected`` is called with every new connection, ``heard`` with every message that comes on it, and
-    ``lost`` when it has ended."""
+    """``connected`` is called with every new connection, ``heard`` with every message on it, and ``lost``
+    when it has ended."""
 
     path: Path
     connected: Callable[[], None]
@@ -29,12 +29,13 @@ class Link:
         return self._transport is not None
 
     def send(self, message: ToDispatcher) -> None:
-        """Nothing where there is no connection."""
+        """Send a message. Does nothing if there is no connection."""
         if self._transport is not None:
             self._transport.write(framed(to_dispatcher.encode(message)))
 
     async def keep_up(self) -> None:
-        """For ever. Raises OSError where there is no room for a connection, or what a callback raises."""
+        """Keep up a connection, for ever. Raises OSError if the system cannot create one, or what a callback
+        raises."""
         loop = asyncio.get_running_loop()
         while True:
             try:

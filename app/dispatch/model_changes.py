@@ -1,9 +1,9 @@
 """Loading and unloading models while serving. Pure: messages in, messages out.
 
-One change is made at a time. A model is loaded by one worker after the other, each of which looks first
-whether it has the memory, and front ends hear of it once all workers hold it. A model is unloaded the other
-way round: front ends hear of it first, each says when its last request for the model has ended, and the
-workers drop it once nothing of it waits or runs. So no image is lost that was accepted.
+One change is made at a time. A model is loaded by one worker after the other. Each of them first checks
+whether it has enough memory, and front ends are told once all workers have the model. A model is unloaded in
+the opposite order: front ends are told first, each reports when its last request for the model has ended, and
+the workers drop it once no image of it waits or is computed. So no accepted image is lost.
 """
 
 import logging
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Change:
-    """``askers``: front ends, and their numbers for it. ``front_ends``: those that may still send images of a
-    model that is unloaded. ``workers``: those that were told, and have not said yet that it is done.
-    ``dropped``: nothing of a model that is unloaded waits or runs any more. ``told``: since when a worker
-    loads, as far as that is known."""
+    """A change in progress. ``askers``: the front ends that requested it, and their numbers for it.
+    ``front_ends``: those that may still send images for a model that is unloaded. ``workers``: those that
+    were told and have not answered yet. ``dropped``: no image of a model that is unloaded waits or is
+    computed any more. ``told``: since when a worker loads, if that is known."""
 
     name: str
     loads: bool
@@ -39,9 +39,9 @@ class _Change:
 
 
 class ModelChanges:
-    """``listed``: the names of what may be loaded; None where nothing may be. ``remember`` is told the names
-    of what is served beside the default model, for processes that start anew. ``load_limit_s``: the longest
-    that a worker may load."""
+    """``listed``: the names of the models that may be loaded; None if none may be. ``remember`` is called
+    with the names of the models that are served in addition to the default one, for processes that start
+    later. ``load_limit_s``: the maximum time for a worker to load a model."""
 
     def __init__(
         self,
@@ -67,33 +67,33 @@ class ModelChanges:
 
     @property
     def are_allowed(self) -> bool:
-        """Whether models may be loaded and unloaded at all."""
+        """Whether models may be loaded and unloaded."""
         return self._listed is not None
 
     @property
     def served(self) -> list[ModelInfo]:
-        """What front ends are told, the default model first."""
+        """The models that front ends are told, the default one first."""
         return [info for name, info in self._fleet.models.items() if not self._unloads(name)]
 
     # --- front ends ---------------------------------------------------------------------------------
     def front_end_came(self, peer: int) -> None:
-        """It is told what is served."""
+        """Tell a new front end which models are served."""
         if self._fleet.models:
             self._outbox.tell_front_end(peer, Models(self.served))
         if self._listed is not None:
             self._outbox.tell_front_end(peer, self._entries(self._listed))
 
     def front_end_gone(self, peer: int) -> None:
-        """Nothing follows from there. What it asked for is done all the same."""
+        """Forget a front end. The changes that it requested are still made."""
         if (change := self._change) is not None:
             change.front_ends.discard(peer)
             change.askers = [asker for asker in change.askers if asker[0] != peer]
 
     def asked(self, peer: int, message: LoadModel | UnloadModel) -> None:
-        """Begin the change, or say why not. Raises Unexpected."""
+        """Begin the requested change, or answer why not. Raises Unexpected."""
         loads, name, asker = isinstance(message, LoadModel), message.name, (peer, message.id)
         if self._listed is None or (name not in self._listed and name not in self._fleet.models):
-            raise Unexpected(f"a front end asks for the model {name!r}, which may not be loaded")
+            raise Unexpected(f"a front end asked for the model {name!r}, which is not one of --loadable")
         change = self._change
         if change is not None and (change.name, change.loads) == (name, loads):
             change.askers.append(asker)
@@ -122,7 +122,7 @@ class ModelChanges:
 
     # --- workers ------------------------------------------------------------------------------------
     def worker_came(self, peer: int, found: TakenIn) -> None:
-        """It is told what it lacks and what it holds for nothing."""
+        """Tell a worker which models to load and which to drop."""
         for name in found.beyond:
             self._outbox.tell_worker(peer, to_worker.UnloadModel(name))
         if found.lacks:
@@ -132,7 +132,7 @@ class ModelChanges:
         self._go_on()
 
     def worker_gone(self, peer: int) -> None:
-        """It is no member any more."""
+        """Continue without a worker that has gone."""
         self._giving_up = {each for each in self._giving_up if each[0] != peer}
         change = self._change
         if change is None:
@@ -149,8 +149,8 @@ class ModelChanges:
     def worker_said(
         self, peer: int, member: Member, message: ModelLoaded | ModelUnloaded | ModelNotLoaded
     ) -> None:
-        """What became of what a member was told. Raises Unexpected for one that is set aside and cannot load
-        what is served."""
+        """Handle a worker's answer. Raises Unexpected if it is set aside and cannot load the served
+        models."""
         change = self._change
         match message:
             case ModelLoaded(held):
@@ -176,12 +176,12 @@ class ModelChanges:
 
     # --- how ----------------------------------------------------------------------------------------
     def tell_models(self) -> None:
-        """All front ends, what is served."""
+        """Tell all front ends which models are served."""
         for peer in self._front_ends:
             self.front_end_came(peer)
 
     def drop_if_unused(self, is_asked: Callable[[str], bool]) -> None:
-        """Have the workers drop a model that is unloaded, once no image of it is asked for or computed."""
+        """Tell the workers to drop a model that is unloaded, once no image of it waits or is computed."""
         change = self._change
         if change is None or change.loads or change.dropped or change.front_ends:
             return
@@ -197,7 +197,7 @@ class ModelChanges:
         self._go_on()
 
     def give_up_slow(self, now: float) -> None:
-        """End a load that takes too long: the worker may hang in it for ever, on a disk or a network."""
+        """End a load that takes too long: the worker may hang for ever, on a disk or a network."""
         change = self._change
         if change is None or not change.loads or not change.workers:
             return
@@ -209,8 +209,8 @@ class ModelChanges:
                 self._outbox.tell_worker(peer, to_worker.UnloadModel(change.name))
             self._fail(
                 "too-slow",
-                f"no worker loaded it within {self._load_limit_s:g} s (--load-limit-s); the other models "
-                "are still served",
+                f"it took longer than {self._load_limit_s:g} s (--load-limit-s); the other models are still "
+                "served",
             )
 
     def _begin(self, change: _Change) -> None:
@@ -223,7 +223,7 @@ class ModelChanges:
         self._go_on()
 
     def _go_on(self) -> None:
-        """The next step, where it can be made now."""
+        """Take the next step, if it is possible now."""
         change = self._change
         if change is None or change.workers or not (change.loads or change.dropped):
             return
@@ -259,7 +259,7 @@ class ModelChanges:
             self._answer(asker, fault, words)
 
     def _fail(self, fault: ChangeFault, words: str) -> None:
-        """Of a load: workers that have the model drop it."""
+        """End a load that failed: workers that have the model drop it."""
         assert self._change is not None
         self._drop_at_workers(self._change.name)
         self._reasons[self._change.name] = words

@@ -9,8 +9,8 @@ from app.messages.to_worker import ToWorker
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One encoded message for a peer. A ``passing`` one may be left out where the peer does not read: another
-    one like it follows."""
+    """One encoded message for a peer. A ``passing`` one may be left out if the peer does not read, because
+    another one replaces it soon."""
 
     peer: int
     data: bytes
@@ -19,7 +19,7 @@ class Parcel:
 
 @dataclass(slots=True)
 class Outbox:
-    """Collects messages. What became of a front end's images goes into one message a turn."""
+    """Collects messages. All outcomes for a front end go into one message per turn."""
 
     _parcels: list[Parcel] = field(default_factory=list)
     _outcomes: dict[int, Outcomes] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Outbox:
         self._outcomes_of(peer).refusals.append(refusal)
 
     def take(self) -> list[Parcel]:
-        """All that was collected since the last call."""
+        """Everything that was collected since the last call."""
         for peer, outcomes in self._outcomes.items():
             self.tell_front_end(peer, outcomes)
         parcels, self._parcels, self._outcomes = self._parcels, [], {}

@@ -28,7 +28,7 @@ from app.telemetry.logs import configure_logging
 def run(
     settings: Settings, path: Path, heartbeat: Heartbeat | None = None, served: Path | None = None
 ) -> None:
-    """Dispatch at that path until SIGTERM. ``served``: the file for which models are served."""
+    """Dispatch at that path until SIGTERM. ``served``: the file that says which models are served."""
     slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
     dispatcher = Dispatcher(
         QueueLimits(settings.max_queue_images, settings.max_queue_s),
@@ -45,7 +45,7 @@ def run(
 
 
 def _changing(settings: Settings, served: Path | None) -> dict[str, Any]:
-    """What the dispatcher is told of models that may be loaded and unloaded."""
+    """The dispatcher's arguments about models that may be loaded and unloaded."""
     if not settings.model_repository or served is None:
         return {}
     others = read_served(served)
@@ -67,7 +67,7 @@ def _changing(settings: Settings, served: Path | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read what the supervisor passed in the environment, and run."""
+    """Read the supervisor's variables from the environment, and run."""
     settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
     die_with_parent()
     setproctitle("trimvit: dispatcher")

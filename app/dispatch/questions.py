@@ -20,9 +20,9 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """What is known of a question before its image is decoded: the share of the unpruned ``model``'s compute
-    that it will cost at least, what is left until its deadline, and how long it may wait if that is the
-    server's (infinite if it is its own)."""
+    """What is known of a question before its image is decoded: the minimum share of the unpruned ``model``'s
+    compute, the time until its deadline, and how long it may wait if the deadline is the server's default
+    (infinite if it is its own)."""
 
     share: float
     deadline_s: float
@@ -33,7 +33,7 @@ class Expected(msgspec.Struct, frozen=True):
 
 
 def record_of(question: Question, number: int, slot: Slot, deadline_s: float) -> Record:
-    """The question as the dispatcher is sent it, with the image's pixels in that slot."""
+    """The record of the question for the dispatcher, with the image's pixels in that slot."""
     return Record(
         id=number,
         slot=slot.number,

@@ -15,8 +15,8 @@ _RETRY_AFTER_S = 1.0
 
 
 class Readiness:
-    """Of so many ``workers``. Up to ``most_waiting`` callers wait up to ``patience_s`` for one, unless the
-    supervisor's ``reports`` say that none will come up soon."""
+    """The readiness of this number of ``workers``. Up to ``most_waiting`` callers wait up to ``patience_s``
+    for one, unless the supervisor's ``reports`` say that none will start soon."""
 
     def __init__(self, workers: int, reports: Path | None, patience_s: float, most_waiting: int) -> None:
         self.models: dict[str, ModelInfo] = {}
@@ -33,17 +33,17 @@ class Readiness:
 
     @property
     def last_model(self) -> ModelInfo | None:
-        """The default model of the ``models`` that were served last, whether or not they still are."""
+        """The default model of the ``models`` that were served last, even if they are not served now."""
         return next(iter(self.models.values()), None)
 
     @property
     def model(self) -> ModelInfo | None:
-        """The default model; None while no worker is ready, or the dispatcher does not answer."""
+        """The default model. None while no worker is ready or the dispatcher does not respond."""
         return self.last_model if self._some_are_ready and self._is_heard else None
 
     @property
     def states(self) -> list[dict[str, object]]:
-        """How each worker is, for the operator."""
+        """The state of each worker, for the operator."""
         missing: list[dict[str, object]] = [
             {"ready": False, "device": None, "images_pending": 0}
             for _ in range(self._workers_to_be - len(self.workers))
@@ -58,32 +58,32 @@ class Readiness:
         ] + missing
 
     def told(self, workers: list[WorkerState]) -> None:
-        """The dispatcher says how the workers are."""
+        """Store the state of the workers, as the dispatcher sent it."""
         self.workers = workers
         self._some_are_ready = any(worker.ready for worker in workers)
         if self.model is not None:
             self._news.set()
 
     def lost(self) -> None:
-        """The dispatcher is gone."""
+        """Forget the workers, because the dispatcher is gone."""
         self.workers, self.heard_at = [], -math.inf
         self._some_are_ready = False
 
     def look_for_trouble(self) -> None:
-        """While no worker is ready, hear from the supervisor whether one is to be expected."""
+        """While no worker is ready, read the supervisor's reports on whether one is expected."""
         if self._reports is not None:
             self.trouble = None if self.model is not None else trouble(read_reports(self._reports))
         if self.trouble is not None:
             self._news.set()
 
     async def wait(self, within_s: float) -> ModelInfo:
-        """The default model, as soon as a worker is ready. Raises NotReady where none is in time or none is
-        expected, QueueFull where too many wait already."""
+        """The default model, as soon as a worker is ready. Raises NotReady if none is ready in time or none
+        is expected, and QueueFull if too many requests are already waiting."""
         if (model := self.model) is not None:
             return model
         if self._callers >= self._most_waiting:
             raise QueueFull(
-                f"no worker is ready and {self._callers} requests are already waiting for one",
+                f"no worker is ready, and {self._callers} requests are already waiting for one; retry later",
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._callers += 1
@@ -101,7 +101,7 @@ class Readiness:
             self._callers -= 1
 
     def not_ready(self) -> NotReady:
-        """Why nobody computes an image now, and when to come back."""
+        """Why no image is computed now, and when to retry."""
         if self.trouble is not None:
             detail, retry_after_s = self.trouble
             return NotReady(detail, retry_after_s=retry_after_s)

@@ -16,24 +16,30 @@ _RETRY_AFTER_S = 1.0
 
 
 def problem_of(reason: RefusalReason, retry_after_s: float | None) -> Problem:
-    """The problem that says why, and when to come back."""
+    """The problem for this reason, with the time to retry after."""
     match reason:
         case "queue-full":
-            return QueueFull("too many images are waiting", retry_after_s=retry_after_s or _RETRY_AFTER_S)
+            return QueueFull(
+                "too many images are waiting; retry later", retry_after_s=retry_after_s or _RETRY_AFTER_S
+            )
         case "deadline-unmeetable":
             return _unmeetable(retry_after_s)
         case "deadline-passed":
-            return DeadlinePassed("the deadline passed while the image was waiting")
+            return DeadlinePassed(
+                "the deadline passed while the image was waiting for a batch; allow more time "
+                "(deadline_ms), or "
+                "retry later"
+            )
         case "out-of-memory":
             return OutOfMemory(
-                "the device does not have enough memory for this image, even by itself",
+                "the device does not have enough memory for even this one image; retry later",
                 retry_after_s=retry_after_s,
             )
         case "worker-lost":
-            return WorkerLost("2 workers died while computing this image")
+            return WorkerLost("2 workers died while computing this image; do not send it again")
         case "model-unloaded":
             return NotFound(
-                "the model was unloaded before the image was computed; /v1/models lists the others"
+                "the model was unloaded before the image was computed; GET /v1/models lists the others"
             )
         case "no-number":
             return InternalFault(
@@ -42,19 +48,21 @@ def problem_of(reason: RefusalReason, retry_after_s: float | None) -> Problem:
             )
         case _:
             return InternalFault(
-                "computing this image failed, though not the other images of its batch; see the log of "
-                "the worker"
+                "computing this image failed, although the other images of its batch could be computed; the "
+                "server log has the details"
             )
 
 
 def _unmeetable(retry_after_s: float | None) -> DeadlineUnmeetable:
-    """The deadline would pass; without a time to come back, whatever is waiting."""
+    """The problem of a deadline that would pass. Without a retry time, it would pass even on an idle
+    server."""
     if retry_after_s is None:
         return DeadlineUnmeetable(
             "the predicted latency exceeds the deadline even on an idle server; allow more time or a "
             "lower keep ratio"
         )
     return DeadlineUnmeetable(
-        "the images already waiting are predicted to take until after the deadline",
+        "the images that are already waiting will take until after the deadline; allow more time, or retry "
+        "later",
         retry_after_s=retry_after_s,
     )

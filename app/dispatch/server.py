@@ -39,9 +39,10 @@ class _Peer:
 
 
 class Server:
-    """Runs a dispatcher at that path until `stop`, and until everything accepted has had its outcome.
+    """Runs a dispatcher at that path until `stop`, and until everything that was accepted has had its
+    outcome.
 
-    Raises OSError where nobody can listen there.
+    Raises OSError if the path cannot be listened on.
     """
 
     def __init__(self, dispatcher: Dispatcher, path: Path, heartbeat: Heartbeat | None = None) -> None:
@@ -64,7 +65,7 @@ class Server:
             self._selector.register(one, selectors.EVENT_READ)
 
     def stop(self) -> None:
-        """Finish what was accepted, then return from `run`. Safe in a signal handler."""
+        """Finish what was accepted, then return from `run`. Can be called in a signal handler."""
         self._stopping = True
         with contextlib.suppress(OSError):
             self._waker.send(b"!")
@@ -151,7 +152,7 @@ class Server:
             self._flush(peer)
 
     def _flush(self, peer: _Peer) -> None:
-        """Send what the peer takes now; the rest follows when it reads."""
+        """Send what the peer accepts now. The rest follows when it reads."""
         try:
             sent = peer.socket.send(peer.unsent)
         except BlockingIOError:

@@ -13,8 +13,8 @@ _RETRY_AFTER_S = 1.0
 
 
 class Slot:
-    """Takes a slot when the pixels come, and frees it at its end, whatever became of the image: it is held by
-    a `with`."""
+    """Takes a slot when the pixels arrive, and frees it at the end of its `with` block, whatever the outcome
+    of the image is."""
 
     def __init__(self, slots: SlotWriter) -> None:
         self._slots = slots
@@ -28,26 +28,26 @@ class Slot:
 
     @property
     def number(self) -> int:
-        """Which slot it is. Raises ValueError before the pixels have come."""
+        """The number of the slot. Raises ValueError before the pixels have arrived."""
         if self._number is None:
             raise ValueError("no pixels have come")
         return self._number
 
     @property
     def size(self) -> int:
-        """Bytes of the pixels."""
+        """The number of bytes of the pixels."""
         return math.prod(self._shape)
 
     def copy(self) -> UInt8[np.ndarray, "height width 3"]:
-        """The pixels, for whoever needs them beyond the end. Raises ValueError before they have come."""
+        """A copy of the pixels, for use after the end. Raises ValueError before they have arrived."""
         pixels = self._slots.view(self.number, self._shape)
         copied = np.empty_like(pixels)
         copy_pixels(copied, pixels)
         return copied
 
     def write(self, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Copy the pixels into the slot. After the end nothing is copied: a decoder may be done with an image
-        whose request was withdrawn. Raises Overloaded where no slot is free."""
+        """Copy the pixels into the slot. After the end, nothing is copied: a decoder may finish an image
+        whose request was withdrawn. Raises Overloaded if no slot is free."""
         if self._ended:
             return
         if self._number is None:
@@ -60,14 +60,14 @@ class Slot:
         self._shape = pixels.shape
 
     def end(self) -> None:
-        """Free it."""
+        """Free the slot."""
         self._ended = True
         if self._number is not None:
             self._slots.free(self._number)
             self._number = None
 
     def __enter__(self) -> "Slot":
-        """It is held until the block ends."""
+        """Keep the slot until the block ends."""
         return self
 
     def __exit__(self, *_: object) -> None:

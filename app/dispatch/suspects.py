@@ -1,5 +1,5 @@
-"""Images that a worker died computing. Each is computed alone, so that the faulty one affects no others;
-one that two workers died computing is refused. Pure."""
+"""Images that a worker died computing. Each is computed alone, so that a faulty one affects no others. An
+image that two workers died computing is refused. Pure."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ WORKERS_AN_IMAGE_MAY_OUTLIVE = 2
 
 @dataclass(slots=True)
 class Suspects:
-    """The images to be tried, in order, and the worker that is set apart for it. One is tried at a time."""
+    """The images to try, in order, and the worker that is reserved for them. One is tried at a time."""
 
     _keys: dict[Hashable, None] = field(default_factory=dict)
     _worker: int | None = None
@@ -23,7 +23,7 @@ class Suspects:
 
     @property
     def waiting(self) -> bool:
-        """Whether one is to be tried, or is being tried."""
+        """Whether an image is to be tried, or is being tried."""
         return bool(self._keys) or self.trial is not None
 
     @property
@@ -36,12 +36,13 @@ class Suspects:
         self._keys[key] = None
 
     def withdraw(self, key: Hashable) -> None:
-        """Nobody waits for it any more; it need not be among them."""
+        """Remove an image that nobody waits for, if it is among them."""
         self._keys.pop(key, None)
 
     def next(self, scheduler: Scheduler) -> tuple[int, Hashable] | None:
-        """The worker and the image to try now; None where none is to be tried, or the worker is still busy.
-        From then on the worker gets nothing else: what runs beside a suspect could be lost with it."""
+        """The worker and the image to try now. None if there is no image to try, or the worker is still busy.
+        From then on, the worker gets nothing else, because other images could be lost together with a
+        suspect."""
         if self.trial is not None or not self._keys:
             return None
         if self._worker is None:
@@ -55,12 +56,12 @@ class Suspects:
         return self._worker, key
 
     def ended(self) -> None:
-        """The trial is over."""
+        """End the trial."""
         self.trial = None
         if not self._keys:
             self._worker = None
 
     def lost(self, worker: int) -> None:
-        """The worker is gone."""
+        """Note that the worker is gone."""
         if worker == self._worker:
             self.trial = self._worker = None

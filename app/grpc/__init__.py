@@ -1,1 +1,1 @@
-"""The Open Inference Protocol over gRPC: each call is asked of the same application that answers HTTP."""
+"""The Open Inference Protocol over gRPC: each call becomes a request to the application that answers HTTP."""

@@ -1,5 +1,5 @@
-"""A gRPC call as a request of the application: what HTTP has of keys, limits, deadlines, metrics and errors
-holds for it too, for it goes the same way."""
+"""Turns a gRPC call into a request to the application, so that keys, limits, deadlines, metrics and errors
+are the same as over HTTP."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ _READ |= frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose call it is. ``address``: as (host, port); None where it has none, as over a Unix socket."""
+    """The caller. ``address``: as (host, port); None if it has none, as over a Unix socket."""
 
     address: tuple[str, int] | None
     headers: Sequence[tuple[bytes, bytes]]
@@ -42,7 +42,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """Why it is no answer, in words."""
+        """The error message of an answer that is an error."""
         try:
             return str(self.document["error"])
         except (KeyError, TypeError, ValueError):
@@ -50,8 +50,8 @@ class Answer:
 
 
 def caller(peer: str, metadata: Sequence[tuple[str, str | bytes]], *, secure: bool) -> Caller:
-    """Who calls, by what gRPC says of the connection (``ipv4:127.0.0.1:50000``, ``ipv6:[::1]:50000``, in
-    which gRPC writes brackets as %5B and %5D) and of the call."""
+    """The caller, from gRPC's description of the connection (``ipv4:127.0.0.1:50000``, ``ipv6:[::1]:50000``,
+    in which gRPC writes brackets as %5B and %5D) and of the call."""
     kind, _, rest = peer.replace("%5B", "[").replace("%5D", "]").partition(":")
     host, _, port = rest.rpartition(":")
     address = (host.strip("[]"), int(port)) if kind in ("ipv4", "ipv6") and port.isdecimal() else None
@@ -64,8 +64,8 @@ def caller(peer: str, metadata: Sequence[tuple[str, str | bytes]], *, secure: bo
 
 
 async def ask(app: ASGIApp, caller: Caller, method: str, path: str, body: Sequence[bytes] = ()) -> Answer:
-    """Ask for ``path``. ``body``: its parts; the application counts each as it takes it. Where this is
-    cancelled, the application hears that the client has gone, as over HTTP."""
+    """Send a request for ``path`` to the application. ``body``: its parts, which the application counts as it
+    reads them. If this is cancelled, the application sees a disconnected client, as over HTTP."""
     gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     answer = _Answering()
     scope = _scope(caller, method, path, sum(map(len, body)))
@@ -103,14 +103,14 @@ def _scope(caller: Caller, method: str, path: str, size: int) -> Scope:
 
 
 class _Body:
-    """The parts of a request's body, one after the other, and then the client's going away."""
+    """The parts of a request body, one after the other, and then the disconnect of the client."""
 
     def __init__(self, parts: Sequence[bytes], gone: asyncio.Future[None]) -> None:
         self._parts = list(reversed(parts)) or [b""]
         self._gone = gone
 
     async def receive(self) -> Message:
-        """As ASGI wants it."""
+        """ASGI's receive."""
         if self._parts:
             part = self._parts.pop()
             return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
@@ -119,7 +119,7 @@ class _Body:
 
 
 class _Answering:
-    """An answer as it is sent."""
+    """Collects an answer."""
 
     def __init__(self) -> None:
         self._status = 0
@@ -127,7 +127,7 @@ class _Answering:
         self._body: list[bytes] = []
 
     async def send(self, message: Message) -> None:
-        """As ASGI wants it."""
+        """ASGI's send."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             self._headers = {
@@ -137,5 +137,5 @@ class _Answering:
             self._body.append(message.get("body", b""))
 
     def made(self) -> Answer:
-        """All of it."""
+        """The whole answer."""
         return Answer(self._status, self._headers, b"".join(self._body))

@@ -1,4 +1,4 @@
-"""The server's certificate for gRPC, read again when its files change."""
+"""The server's certificate for gRPC, which is read again when its files change."""
 
 import logging
 from pathlib import Path
@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 
 
 def credentials(settings: SecuritySettings) -> grpc.ServerCredentials:
-    """Those of the settings, which have both files. Raises TlsError where they cannot be used now; files that
-    become wrong later change nothing, and the log says why."""
+    """The credentials of the settings, which name both files. Raises TlsError if the files cannot be used
+    now. If they become invalid later, the old ones stay in use, and an error is logged."""
     assert settings.tls_certificate is not None
     assert settings.tls_key is not None
     certificate, key = settings.tls_certificate, settings.tls_key
@@ -22,7 +22,7 @@ def credentials(settings: SecuritySettings) -> grpc.ServerCredentials:
     current = _configuration(certificate, key)
 
     def if_changed() -> grpc.ServerCertificateConfiguration | None:
-        """Asked for each connection that begins; None: as before."""
+        """Called by gRPC for each new connection. None: the certificate has not changed."""
         nonlocal version
         now = _version(certificate, key)
         if now == version:

@@ -1,4 +1,4 @@
-"""ModelInfer's messages and the body of /v2/models/NAME/infer: one into the other."""
+"""Converts between ModelInfer's messages and the body of /v2/models/NAME/infer."""
 
 import json
 import math
@@ -19,8 +19,8 @@ _Response = message_class("ModelInferResponse")
 
 
 def request_of(message: Any, left_s: float | None) -> tuple[list[bytes], int]:
-    """The body of the HTTP request that a ModelInferRequest is, in parts, of which the first is JSON, and how
-    long that is. ``left_s``: until the call's deadline, which holds where the message names none.
+    """The body of the HTTP request for a ModelInferRequest, in parts, and the length of the first, which is
+    JSON. ``left_s``: the time until the deadline of the call, which is used if the message has no deadline.
 
     Raises InvalidValue for what the protocol does not allow, and for tensors in the fields of another type.
     """
@@ -65,7 +65,7 @@ def request_of(message: Any, left_s: float | None) -> tuple[list[bytes], int]:
 
 
 def response_of(answer: Answer) -> Any:
-    """The ModelInferResponse that an answer of /v2/models/NAME/infer is."""
+    """The ModelInferResponse for an answer of /v2/models/NAME/infer."""
     size = int(answer.headers.get(HEADER_LENGTH.lower(), len(answer.body)))
     head = json.loads(answer.body[:size])
     response = _Response(
@@ -81,7 +81,8 @@ def response_of(answer: Answer) -> Any:
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises InvalidValue for a parameter without a value, and for numbers that JSON does not have."""
+    """The parameters. Raises InvalidValue for one without a value, and for numbers that JSON does not
+    have."""
     values = {}
     for name, parameter in given.items():
         kind = parameter.WhichOneof("parameter_choice")
@@ -95,7 +96,7 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _packed(tensor: Any) -> bytes:
-    """The data in a tensor's own field, as it would be among the raw contents. Raises InvalidValue."""
+    """The data in the typed field of a tensor, in the form of raw contents. Raises InvalidValue."""
     filled = {field.name: value for field, value in tensor.contents.ListFields()}
     wanted = {"BYTES": "bytes_contents", "UINT8": "uint_contents"}.get(tensor.datatype)
     if wanted is None:  # what is wrong with the datatype is said where all else is

@@ -2,9 +2,9 @@
 
 Their definition: specification/protocol/open_inference_grpc.proto of
 https://github.com/kserve/open-inference-protocol, and protobuf/grpc_service.proto and model_config.proto of
-https://github.com/triton-inference-server/common. Of the configuration there is what this server says of a
-model. They are described here as data and not by generated code: the types lie in a pool of their own, so a
-client's generated code (tritonclient) can live in the same process.
+https://github.com/triton-inference-server/common. Of the model configuration, only the fields that this
+server uses are included. The messages are described here as data, without generated code, and in a descriptor
+pool of their own, so a client's generated code (tritonclient) can be used in the same process.
 
 Above 300 lines: a line for each field.
 """
@@ -27,8 +27,8 @@ PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
 _FILE = "trimvit/inference.proto"
 
-# A field: its number and type; `[]` behind it where it is repeated, `{}` where it is a map from strings,
-# and `|` before it where it is one of the message's alternatives.
+# A field: its number and type; `[]` behind it if it is repeated, `{}` if it is a map from strings,
+# and `|` before it if it is one of the message's alternatives.
 _Fields = Mapping[str, tuple[int, str]]
 
 _MODEL: _Fields = {"name": (1, "string"), "version": (2, "string")}
@@ -41,8 +41,8 @@ _CHANGE: _Fields = {
 
 
 def _regions(kind: str, described: _Fields, registered: _Fields | None = None) -> dict[str, _Fields]:
-    """The messages about one kind of shared memory. ``described``: what is said of a region beside its name;
-    ``registered``: what is told to register one, where that differs."""
+    """The messages about one kind of shared memory. ``described``: the fields of a region besides its name.
+    ``registered``: the fields of a registration, if they differ."""
     name: _Fields = {"name": (1, "string")}
     status = f"{kind}SharedMemoryStatus"
     return {

@@ -21,8 +21,8 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 @asynccontextmanager
 async def grpc_server(app: ASGIApp, settings: Settings) -> AsyncIterator[None]:
-    """Answer on the gRPC port within. Every front end listens there, and the kernel shares connections out.
-    Raises RuntimeError where nobody can listen there, and TlsError."""
+    """A context manager that serves the gRPC port. Every front end listens there, and the kernel distributes
+    connections among them. Raises RuntimeError if the port cannot be listened on, and TlsError."""
     secure = settings.tls_certificate is not None
     server = grpc.aio.server(
         # A message is whole in memory before it can be looked at, so this bounds how much that may be.
@@ -53,7 +53,7 @@ async def grpc_server(app: ASGIApp, settings: Settings) -> AsyncIterator[None]:
 
 
 def _described_services() -> DescriptorPool:
-    """What reflection can tell of."""
+    """The services that reflection describes."""
     pool = DescriptorPool()
     for file in (FILE, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         pool.AddSerializedFile(file.serialized_pb)

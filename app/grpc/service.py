@@ -1,4 +1,4 @@
-"""The calls of the Open Inference Protocol over gRPC, each as a request of /v2."""
+"""The calls of the Open Inference Protocol over gRPC, each of which becomes a request to /v2."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -91,7 +91,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._app = app
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Of the server ("") and of the service by its name."""
+        """The health of the server ("") or of the service by its name."""
         if request.service not in ("", SERVICE):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"allowed are {SERVICE!r} and the empty name")
         answer = await ask(self._app, Caller(None, ()), "GET", OPEN_INFERENCE_READY.path)
@@ -101,7 +101,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
 
 class _Call:
-    """A call, and how the application is asked for it."""
+    """One call, with the means to send requests to the application."""
 
     def __init__(self, app: ASGIApp, context: _Context, *, secure: bool) -> None:
         self._app = app
@@ -109,16 +109,16 @@ class _Call:
         self._caller = caller(context.peer(), list(context.invocation_metadata() or ()), secure=secure)
 
     async def get(self, path: str) -> Answer:
-        """Ask for it."""
+        """Send a GET request."""
         return await ask(self._app, self._caller, "GET", path)
 
     async def post(self, path: str, body: list[bytes], *headers: tuple[bytes, bytes]) -> Answer:
-        """Send the body there."""
+        """Send a POST request with the body."""
         told = Caller(self._caller.address, (*self._caller.headers, *headers), self._caller.secure)
         return await ask(self._app, told, "POST", path, body)
 
     async def found(self, answer: Answer) -> Answer:
-        """The answer, where it is one; else the call ends in an error."""
+        """The answer. If it is an error, the call ends in it."""
         self.context.set_trailing_metadata(_metadata(answer))
         if answer.status != HTTPStatus.OK:
             await self.end(answer.status, answer.error)
@@ -206,13 +206,15 @@ def _repository_model(verb: str) -> Callable[[Any, _Call], Awaitable[Any]]:
 
 
 def _repository_body(message: Any, members: dict[str, Any]) -> list[bytes]:
-    """As JSON. There is one repository, which has no name: one that is named is refused where all else is."""
+    """The body as JSON. There is one repository, without a name: a named one is refused by the
+    application."""
     named = {"repository_name": message.repository_name} if message.repository_name else {}
     return [json.dumps({**named, **members}).encode()]
 
 
 def _readable(value: Any) -> Any:
-    """A file's bytes are refused by the parameter's name: they are not sent on."""
+    """The parameters as JSON. The bytes of a file are not passed on: the application refuses it by the name
+    of the parameter."""
     return None if isinstance(value, bytes) else value
 
 
@@ -262,7 +264,7 @@ def _of_region(folder: str, name: str, part: str) -> str:
 
 
 def _response(name: str, content: dict[str, Any]) -> Any:
-    """The message of that answer. What /v2 says beyond the protocol's fields is left out."""
+    """The message for that answer. Members of /v2 that the protocol does not have are left out."""
     return ParseDict(
         content, message_class(f"{name}Response")(), ignore_unknown_fields=True, descriptor_pool=POOL
     )

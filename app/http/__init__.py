@@ -1,1 +1,1 @@
-"""The HTTP side: routes by audience, and what they share."""
+"""The HTTP interface: routes by audience, and what they share."""

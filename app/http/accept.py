@@ -4,8 +4,8 @@ from app.http.bodies.content import JSON, RAW
 
 
 def prefers_bytes(accept: str) -> bool:
-    """Whether octet-stream is named, and JSON is named with no higher weight, if at all. What names neither,
-    as */* does, gets JSON."""
+    """Whether the header names octet-stream, and does not give JSON a higher weight. A header that names
+    neither, such as */*, means JSON."""
     weights = dict(map(_weighted, accept.split(",")))
     wanted = weights.get(RAW, 0.0)
     return wanted > 0 and wanted >= weights.get(JSON, 0.0)

@@ -1,8 +1,9 @@
-"""Answers kept for images that are asked for again: a hit costs no decoding and no place in the queue.
+"""A cache of answers: a hit needs no decoding and no place in the queue.
 
-The key is made of all that decides an answer: the model with the fingerprint of its weights, the whole `Ask`,
-and the bytes of the image as they came. It is a keyed hash with a secret of this process, so nobody outside
-can aim at an entry. Entries are kept encoded: then their bytes are known, and nobody can change them.
+The key covers everything that determines an answer: the model with the fingerprint of its weights, the whole
+`Ask`, and the bytes of the image. It is a keyed hash with a secret of this process, so nobody outside can
+choose an image that collides with an entry. Entries are stored encoded, so their size is known and nobody can
+change them.
 """
 
 import asyncio
@@ -28,8 +29,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class CachedAnswer(Struct, frozen=True, array_like=True):
-    """What came out for an image. ``picture``: uint8 [height, width, 3], what the model saw, where a mask is
-    to be drawn over it."""
+    """The answer for an image. ``picture``: uint8 [height, width, 3], the input of the model, if a mask may
+    be drawn on it."""
 
     prediction: Prediction
     warnings: tuple[str, ...] = ()
@@ -59,7 +60,7 @@ class AnswerCache:
 
     @property
     def size(self) -> int:
-        """Bytes that it holds."""
+        """The number of bytes in use."""
         return self._bytes
 
     def key(
@@ -72,10 +73,10 @@ class AnswerCache:
         picture: bool = False,
         caller: str | None = None,
     ) -> bytes:
-        """Of an image, encoded or, with their ``shape``, as pixels. ``picture``: whether what the model saw
-        is wanted, too; ``caller``: whose answers these are, None where everybody shares them.
+        """The key of an image, encoded or, with its ``shape``, as pixels. ``picture``: whether the input of
+        the model is needed, too. ``caller``: the owner of the answer; None if all callers share the cache.
 
-        How far a ratio may be lowered is left out: answers at a lower ratio are never kept.
+        How far a ratio may be lowered is not part of the key: answers at a lowered ratio are never stored.
         """
         asked = structs.replace(ask, min_keep_ratio=None)
         digest = hashlib.blake2b(self._of_model(model), key=self._secret, digest_size=_DIGEST_BYTES)
@@ -84,7 +85,7 @@ class AnswerCache:
         return digest.digest()
 
     def _of_model(self, model: ModelInfo) -> bytes:
-        """A digest of everything that is known of it, made once for each that comes up."""
+        """A digest of everything that is known of the model, cached for each model."""
         known = self._models.get(model.name)
         if known is None or known[0] is not model:
             digest = hashlib.blake2b(_encode(model), digest_size=_DIGEST_BYTES).digest()
@@ -92,7 +93,7 @@ class AnswerCache:
         return known[1]
 
     def get(self, key: bytes) -> CachedAnswer | None:
-        """The answer of that key, which counts as asked for now; None where there is none."""
+        """The answer for that key, which becomes the most recently used one. None if there is none."""
         data = self._entries.get(key)
         if data is None:
             metrics.ANSWER_CACHE_MISSES.inc()
@@ -102,8 +103,8 @@ class AnswerCache:
         return _decode(data)
 
     async def wait(self, key: bytes, asked: Hashable, left_s: float) -> None:
-        """While what is ``asked`` is being computed and has no answer here yet, wait for it. Whoever finds no
-        answer of ``key`` then computes it: the first one was not answered, or with what is not kept.
+        """Wait while the same image is being computed and has no answer here yet. Whoever finds no answer for
+        ``key`` afterwards computes it: the first one failed, or its answer is not stored.
 
         Raises TimeoutError after ``left_s``.
         """
@@ -119,8 +120,9 @@ class AnswerCache:
 
     @contextmanager
     def computing(self, asked: Hashable) -> Iterator[None]:
-        """Who asks for the same waits meanwhile: for an answer, or, where it fails or is cancelled, to be the
-        next one that computes it. What is under way already is computed beside it."""
+        """A context manager while an image is being computed: requests for the same one wait for its answer
+        or, if it fails or is cancelled, one of them computes it next. What has already begun is computed in
+        parallel."""
         if asked in self._under_way:
             yield
             return
@@ -136,7 +138,8 @@ class AnswerCache:
             del self._under_way[asked]
 
     def put(self, key: bytes, answer: CachedAnswer) -> None:
-        """Keep it, in place of what was not asked for the longest. One that is too large alone is not."""
+        """Store the answer, and drop the least recently used ones to make room. One that is too large by
+        itself is not stored."""
         data = _encode(answer)
         size = _size(key, data)
         old = self._entries.pop(key, None)

@@ -26,7 +26,7 @@ _LONGEST_HEADER = 1000
 
 
 def _in_json(result_of: Callable[_P, dict[str, Any]]) -> Callable[_P, bytes]:
-    """What the function says of one image, as JSON."""
+    """What the function returns for one image, as JSON."""
 
     def in_json(*args: _P.args, **kwargs: _P.kwargs) -> bytes:
         return _json(result_of(*args, **kwargs))
@@ -44,8 +44,8 @@ def problem_json(problem: Problem) -> bytes:
 
 
 def status_and_headers(images: Sequence[object]) -> tuple[int, dict[str, str]]:
-    """Of an answer to these images, some of which may be problems: 207 (RFC 4918, section 13) if any is, and
-    Retry-After with the longest of their times."""
+    """Status and headers of an answer to these images, some of which may be problems: 207 (RFC 4918, section
+    13) if any is, and Retry-After with the longest of their times."""
     problems = [image for image in images if isinstance(image, Problem)]
     if not problems:
         return 200, {}
@@ -54,7 +54,8 @@ def status_and_headers(images: Sequence[object]) -> tuple[int, dict[str, str]]:
 
 
 def pieces_of_results(model: str, results: Sequence[bytes], timings_ms: dict[str, float]) -> list[bytes]:
-    """A ClassifyResponse or EmbedResponse of the schemas as JSON, in pieces, of results that are JSON."""
+    """A ClassifyResponse or EmbedResponse of the schemas as JSON, in pieces, from results that are JSON
+    already."""
     pieces = [b'{"model":' + _json(model) + b',"results":[']
     for number, result in enumerate(results):
         pieces += (b",", result) if number else (result,)
@@ -65,7 +66,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def _json(value: object) -> bytes:
-    """Numbers that JSON does not have would be null: see check_numbers."""
+    """Encode as JSON. Numbers that JSON does not have would become null: see check_numbers."""
     return _encoder.encode(value)
 
 
@@ -74,15 +75,15 @@ class Answered(Protocol):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What its sender should know of how it was read."""
+        """Warnings for the sender about how the image was read."""
 
     @property
     def cached(self) -> bool | None:
-        """Whether the answer is from the answer cache; None where there is none."""
+        """Whether the answer is from the answer cache. None if there is no cache."""
 
 
 def warning_headers(answered: Sequence[Answered | Problem]) -> dict[str, str]:
-    """The header that says what the results' ``warnings`` say, for answers that have no place for them."""
+    """The header with the ``warnings`` of the results, also for answers whose body has no place for them."""
     told = "; ".join(
         f"image {index}: {warning}"
         for index, image in enumerate(answered)
@@ -97,8 +98,8 @@ def warning_headers(answered: Sequence[Answered | Problem]) -> dict[str, str]:
 
 
 def image_headers(answered: Sequence[Answered | Problem]) -> dict[str, str]:
-    """Headers that say of the images what their results say: warnings, and whether they come from the answer
-    cache (Cache-Status, RFC 9211)."""
+    """Headers about the images: their warnings, and whether the answers come from the answer cache
+    (Cache-Status, RFC 9211)."""
     asked = [
         image.cached for image in answered if not isinstance(image, Problem) and image.cached is not None
     ]
@@ -116,5 +117,5 @@ def server_timing(timings_ms: dict[str, float]) -> str:
 
 
 def longest(durations_s: Sequence[float]) -> float:
-    """Milliseconds of the longest; 0 of none."""
+    """The longest in milliseconds; 0 if there are none."""
     return round(max(durations_s, default=0.0) * 1000, 3)

@@ -1,5 +1,5 @@
-"""When the head of a request arrived, from which deadlines count, when its images were answered, and with
-what status its connection answered it before it was all there."""
+"""Times of a request: when its head arrived, from which deadlines count, and when its images were answered.
+And the status with which its connection answered it before all of it had arrived."""
 
 import time
 
@@ -9,12 +9,12 @@ _ARRIVED, _ANSWERED, _REFUSED = "arrived", "answered", "refused"
 
 
 def arrives(scope: Scope) -> None:
-    """Note that the request came now, unless that is known already."""
+    """Note the time of arrival, unless it is already known."""
     scope.setdefault("state", {}).setdefault(_ARRIVED, time.perf_counter())
 
 
 def seconds_since(scope: Scope) -> float:
-    """How long ago it came; it comes now, where nobody noted it."""
+    """The seconds since the arrival. If nobody has noted it, it is now."""
     try:
         came: float = scope["state"][_ARRIVED]
     except KeyError:
@@ -24,22 +24,22 @@ def seconds_since(scope: Scope) -> float:
 
 
 def images_answered(scope: Scope) -> None:
-    """Note that its last image was answered now: what follows is the writing of its answer."""
+    """Note that the last image was answered now. What follows is the writing of the answer."""
     scope["state"][_ANSWERED] = time.perf_counter()
 
 
 def seconds_since_answered(scope: Scope) -> float:
-    """How long ago its last image was answered."""
+    """The seconds since the last image was answered."""
     answered: float = scope["state"][_ANSWERED]
     return time.perf_counter() - answered
 
 
 def refused_by_connection(scope: Scope, status: int) -> None:
-    """Note that the connection has answered the request with this status, as its body cannot be read."""
+    """Note that the connection has answered the request with this status, because its body cannot be read."""
     scope["state"][_REFUSED] = status
 
 
 def status_of_connection(scope: Scope) -> int | None:
-    """The status that the connection answered with; None where it did not."""
+    """The status with which the connection has answered. None if it has not."""
     status: int | None = scope["state"].get(_REFUSED)
     return status

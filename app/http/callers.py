@@ -8,8 +8,8 @@ from app.settings.security import SecuritySettings
 
 
 def caller_of(scope: Scope) -> str:
-    """Whose share of the workers a request takes: the name that its API key stands for, where it has one, or
-    the client's address (of IPv6, its network)."""
+    """The caller whose share of the workers a request uses: the name of its API key, if it has one, or the
+    client's address (for IPv6, its network)."""
     named = named_caller_of(scope)
     if named is not None:
         return named
@@ -18,25 +18,24 @@ def caller_of(scope: Scope) -> str:
 
 
 def named_caller_of(scope: Scope) -> str | None:
-    """The name that the request's API key stands for; None where no keys are asked for."""
+    """The name of the request's API key. None if no keys are required."""
     named: str | None = scope.get("state", {}).get("caller")
     return named
 
 
 def key_name_of(scope: Scope) -> str:
-    """The name that the request's API key stands for; empty where none is asked for."""
+    """The name of the request's API key. Empty if no keys are required."""
     return named_caller_of(scope) or ""
 
 
 def max_priority_of(scope: Scope, settings: SecuritySettings) -> Priority:
-    """The highest priority that the caller may ask for: what the line of its API key says, else the
-    setting."""
+    """The highest priority that the caller may use: that of its API key, or that of the setting."""
     of_the_key: Priority | None = scope.get("state", {}).get("max_priority")
     return of_the_key or settings.max_priority
 
 
 def is_admin(scope: Scope) -> bool:
-    """Whether the caller may load and unload models: where API keys are asked for, those that are marked so,
-    else whoever reaches the server."""
+    """Whether the caller may load and unload models: if API keys are required, keys that are marked admin,
+    and otherwise everybody."""
     of_the_key: bool = scope.get("state", {}).get("is_admin", True)
     return of_the_key

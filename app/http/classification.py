@@ -41,9 +41,9 @@ _T = TypeVar("_T")
 
 
 class Classification:
-    """The way of images from a request to their answers, the same for every route that takes images.
+    """Answers the images of a request, the same for every route that takes images.
 
-    Images are made ready, and large answers rendered, by ``work``.
+    ``work`` decodes images and renders large answers.
     """
 
     def __init__(self, settings: Settings, dispatch: Dispatch, work: ImageWork) -> None:
@@ -63,22 +63,22 @@ class Classification:
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
-        """All models by their names, the default one first, as far as they are known: also while no worker is
-        ready, if one was."""
+        """All models by name, the default one first, even while no worker is ready, if one was ready
+        before."""
         return self._dispatch.models
 
     def max_priority_of(self, scope: Scope) -> Priority:
-        """The highest priority that the request's caller may ask for."""
+        """The highest priority that the request's caller may use."""
         return max_priority_of(scope, self._settings)
 
     def expected(self, options: ImageOptions, model: ModelInfo, highest: Priority) -> Expected:
-        """What is known of an image before it has come, but for its caller, who may ask for no priority
+        """What is known of an image before it has arrived, except for its caller, who may not use a priority
         above ``highest``. Raises InvalidValue or PriorityNotAllowed."""
         return self._lately.known(options, model, highest)[1]
 
     def refusal(self, expected: Expected, caller: str, gone_s: float) -> Problem | None:
-        """What the workers are known to answer to such an image of this caller, whose request came so long
-        ago; None where one may accept it, or its answer may be in the cache."""
+        """The refusal that is certain for such an image of this caller, whose request arrived that long ago.
+        None if it may be accepted, or if its answer may be in the cache."""
         if self._cache is not None:
             return None
         return self._dispatch.refusal(self._left_of(expected, caller, gone_s))
@@ -86,11 +86,11 @@ class Classification:
     async def model(
         self, request: Request, options: Sequence[ImageOptions], in_path: str | None = None
     ) -> ModelInfo:
-        """The model that images with these ``options`` name. While no worker is ready it is waited for,
-        until the first of their deadlines, which count from when the request came, and while the client of
-        ``request``, whose body has been read, is there. ``in_path``: the model that the path names, whose
-        default deadline holds. Raises NotReady, QueueFull, DeadlinePassed, ClientDisconnect, NotFound for a
-        model that there is not, or InvalidValue for several."""
+        """The model that images with these ``options`` name. While no worker is ready, this waits until the
+        first of their deadlines, which count from the arrival of the request, and as long as the client of
+        ``request``, whose body has been read, is connected. ``in_path``: the model that the path names, whose
+        default deadline is used. Raises NotReady, QueueFull, DeadlinePassed, ClientDisconnect, NotFound for
+        an unknown model, or InvalidValue for several."""
         with Outcomes(len(options)):
             asked = in_path or options[0].model or self._settings.models[0].name
             deadline_s = min(deadline_s_of(each, self._settings, asked) for each in options)
@@ -115,7 +115,7 @@ class Classification:
         return next((each for each in self._dispatch.repository if each.name == name), None)
 
     def refuse_unloaded(self, name: str) -> None:
-        """Raises NotFound for a model that may be loaded and is not."""
+        """Raises NotFound for a model that may be loaded and is not loaded."""
         if self.unloaded(name) is not None:
             served = ", ".join(map(repr, self.models))
             raise NotFound(f"the model {name!r} is not loaded; loaded models: {served}")
@@ -129,9 +129,9 @@ class Classification:
         logits: bool = False,
         features: bool = False,
     ) -> list[AnsweredImage]:
-        """All answers in order, with all classes' ``logits`` and with the ``features`` if asked for, or the
-        first Problem. Deadlines count from when the request came. Raises ClientDisconnect where the client,
-        whose body has been read, goes away first."""
+        """All answers in order, with ``logits`` of all classes and with ``features`` if requested, or the
+        first Problem. Deadlines count from the arrival of the request. Raises ClientDisconnect if the client,
+        whose body has been read, disconnects first."""
         answered = await self._each(
             request, images, model, all_or_first_problem, logits=logits, features=features
         )
@@ -147,8 +147,8 @@ class Classification:
         logits: bool = False,
         features: bool = False,
     ) -> list[AnsweredImage | Problem]:
-        """As `answers`; where the images' options want an answer for each, with the problem of an image in
-        the place of its answer."""
+        """As `answers`. If the images' options ask for an answer for each, the problem of an image takes the
+        place of its answer."""
         if images[0].options.errors == "first":
             return [*await self.answers(request, images, model, logits=logits, features=features)]
         each = await self._each(request, images, model, answers_or_problems, logits=logits, features=features)
@@ -167,7 +167,7 @@ class Classification:
         logits: bool = False,
         features: bool,
     ) -> list[_T]:
-        """What becomes of each image, as ``gathered`` from their answers."""
+        """The outcome of each image, combined by ``gathered``."""
         with Outcomes(len(images), model.name, request.scope), self._dispatch.using(model):
             work = [
                 self._answer(image, index, model, request.scope, logits=logits, features=features)
@@ -178,7 +178,8 @@ class Classification:
         return found
 
     def _left_of(self, known: Expected, caller: str, gone_s: float) -> Expected:
-        """With the time that will be left once the image has been decoded, by what others took lately."""
+        """What is known of an image, with the time that will be left after decoding, according to recent
+        images."""
         left_s = known.deadline_s - gone_s - self._decode.allowance_s(known.deadline_s)
         return Expected(known.share, left_s, known.wait_limit_s, caller, known.priority, known.model)
 
@@ -209,7 +210,10 @@ class Classification:
             try:
                 await self._cache.wait(key, asked, known.deadline_s - seconds_since(scope))
             except TimeoutError:
-                raise DeadlinePassed("the deadline passed while the same image was being computed") from None
+                raise DeadlinePassed(
+                    "the deadline passed while another request computed the same image; allow more time "
+                    "(deadline_ms)"
+                ) from None
             if (found := self._cache.get(key)) is not None:
                 return from_cache(found, model, ask, scope)
             with self._cache.computing(asked):
@@ -248,7 +252,7 @@ class Classification:
     async def _key(
         self, cache: AnswerCache, image: RequestedImage, model: ModelInfo, ask: Ask, scope: Scope
     ) -> bytes:
-        """Of the image's answer in the cache."""
+        """The key of the image's answer in the cache."""
         shape, data = image.content
         caller = None if self._settings.answer_cache_shared else named_caller_of(scope)
         picture = image.options.mask == "png"
@@ -261,8 +265,8 @@ class Classification:
     async def _decoded(
         self, image: RequestedImage, model: ModelInfo, known: Expected, slot: Slot, scope: Scope
     ) -> tuple[tuple[str, ...], float]:
-        """Have the image's pixels written into the slot: its warnings, and seconds that it took. Raises
-        DeadlinePassed as soon as it has passed, whatever the image is waiting for."""
+        """Decode the image into the slot. Returns its warnings and the seconds it took. Raises DeadlinePassed
+        as soon as the deadline has passed, whatever the image is waiting for."""
         started = time.perf_counter()
         caller = caller_of(scope)
         with self._dispatch.expecting(self._left_of(known, caller, seconds_since(scope))):
@@ -271,17 +275,17 @@ class Classification:
             try:
                 warnings = await in_time(decoding, asyncio.get_running_loop().time() + left_s)
             except TimeoutError:
-                raise DeadlinePassed("the deadline passed while the image was being decoded") from None
+                raise _passed_while_decoding() from None
         decode_s = time.perf_counter() - started
         self._decode.observe(decode_s)
         return warnings, decode_s
 
     @staticmethod
     def _question(options: ImageOptions, ask: Ask, known: Expected, scope: Scope) -> Question:
-        """What the dispatcher is asked of a decoded image. Raises DeadlinePassed."""
+        """The question about a decoded image for the dispatcher. Raises DeadlinePassed."""
         left_s = known.deadline_s - seconds_since(scope)
         if left_s <= 0:
-            raise DeadlinePassed("the deadline passed while the image was being decoded")
+            raise _passed_while_decoding()
         return Question(
             ask=ask,
             deadline_s=left_s,
@@ -292,8 +296,15 @@ class Classification:
         )
 
 
+def _passed_while_decoding() -> DeadlinePassed:
+    return DeadlinePassed(
+        "the deadline passed while the image was being decoded; allow more time (deadline_ms), or send a "
+        "smaller image"
+    )
+
+
 def _passed_on_the_way(deadline_s: float) -> DeadlinePassed:
     return DeadlinePassed(
         f"the deadline of {deadline_s * 1000:.0f} ms passed before the whole request had arrived; "
-        "it counts from the arrival of the request head"
+        "it starts when the head of the request arrives"
     )

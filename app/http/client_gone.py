@@ -16,16 +16,16 @@ _GONE = "client_gone"
 
 
 def tells_when_gone(scope: Scope, gone: asyncio.Future[None]) -> None:
-    """Note that this future has a result once the request's client has gone away."""
+    """Note that this future gets a result when the request's client disconnects."""
     scope.setdefault("state", {})[_GONE] = gone
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What the work comes to. Where the client goes away first, the work is withdrawn and ClientDisconnect
+    """The result of the work. If the client disconnects first, the work is cancelled and ClientDisconnect
     raised: a queue must not keep what nobody waits for.
 
-    The work is done in the task that asks for it. It is cancelled where the server tells that the client has
-    gone (`tells_when_gone`) or, under another server than ours, a task that looks for the client does.
+    The work runs in the calling task. It is cancelled by the server's notice that the client has gone
+    (`tells_when_gone`) or, under another server than ours, by a task that watches the client.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -52,6 +52,6 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _disconnect(request: Request) -> None:
-    """Returns when the client has gone away. The body has been read."""
+    """Returns when the client has disconnected. The body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -8,7 +8,7 @@ _NETWORK_BITS = 64  # of IPv6, of which one client has as many addresses as it l
 
 @lru_cache(maxsize=4096)  # it is asked several times of every connection and request
 def client_of(address: str) -> str:
-    """The IPv4 address, or the network of the IPv6 one; what is no address is itself."""
+    """The IPv4 address, or the network of the IPv6 address. Anything else is returned as it is."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a front end needs of the dispatcher."""
+"""The interface of the dispatcher that a front end uses."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,45 +13,47 @@ from app.messages.to_front_end import Answer
 
 
 class Dispatch(Protocol):
-    """In a server app.dispatch.client.DispatchClient."""
+    """In a server, this is app.dispatch.client.DispatchClient."""
 
     @property
     def model(self) -> ModelInfo | None:
-        """The default one; None until a worker is ready."""
+        """The default model. None until a worker is ready."""
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
-        """All that were ready last, by name, the default one first."""
+        """The models that were ready last, by name, the default one first."""
 
     @property
     def workers(self) -> list[dict[str, object]]:
-        """How each worker is."""
+        """The state of each worker."""
 
     @property
     def trouble(self) -> str | None:
-        """Why no worker is ready, where none is expected soon."""
+        """Why no worker is ready, if none is expected soon."""
 
     async def wait_until_ready(self, within_s: float) -> ModelInfo:
-        """The model, once a worker is ready; raises NotReady or QueueFull."""
+        """The model, once a worker is ready. Raises NotReady or QueueFull."""
 
     def refusal(self, expected: Expected) -> Problem | None:
-        """What the dispatcher is known to answer to such an image; None where it may accept it."""
+        """The refusal that is certain for such an image. None if it may be accepted."""
 
     def expecting(self, expected: Expected) -> AbstractContextManager[None]:
-        """Around the decoding of an image; a Problem if it would be refused anyhow."""
+        """A context manager around the decoding of an image. Raises a Problem if it would be refused
+        anyway."""
 
     def using(self, model: ModelInfo) -> AbstractContextManager[None]:
-        """Around a request for that model, which is not dropped meanwhile; raises NotFound where it was."""
+        """A context manager for a request for that model, which is kept meanwhile. Raises NotFound if it is
+        not served any more."""
 
     @property
     def repository(self) -> Sequence[ModelEntry]:
-        """The models that are served or may be loaded while serving; none where that is not offered."""
+        """The models that are served or may be loaded while serving. Empty if that is not enabled."""
 
     async def change_model(self, name: str, *, load: bool) -> None:
-        """Load or unload a model of the repository, or raise a Problem."""
+        """Load or unload a model of the repository. Raises a Problem."""
 
     def slot(self) -> AbstractContextManager[Slot]:
-        """Around an image's decoding and its question: where its pixels are to be written."""
+        """A context manager from the decoding of an image to its answer: a slot for its pixels."""
 
     async def classify(self, question: Question, slot: Slot) -> Answer:
-        """Answer the image in that slot or raise a Problem."""
+        """The answer for the image in that slot. Raises a Problem."""

@@ -1,4 +1,5 @@
-"""Looks into a request's head by as little work as possible: middleware does so a dozen times for each."""
+"""Reads a request's headers with as little work as possible: middleware does so a dozen times for each
+request."""
 
 from starlette.types import Scope
 
@@ -6,7 +7,7 @@ _FIRST_VALUES = "trimvit.first_values"
 
 
 def header_of(scope: Scope, name: bytes) -> str | None:
-    """The first value of the header with this name, in small letters; None where there is none."""
+    """The first value of the header with this name, in lower case. None if there is none."""
     headers = scope["headers"]
     known: tuple[object, dict[bytes, bytes]] | None = scope.get(_FIRST_VALUES)
     if known is None or known[0] is not headers:  # somebody has given the scope other headers since

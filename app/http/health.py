@@ -9,8 +9,8 @@ from app.http.server.traffic import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Of a front end: its workers', and that of what makes images ready for them. ``traffic`` says whether
-    it is stopping."""
+    """The readiness of a front end: of its workers, and of the decoders. ``traffic`` says whether it is
+    stopping."""
 
     dispatch: Dispatch
     decoders: Decoders
@@ -23,7 +23,7 @@ class Health:
         return self.dispatch.model is not None and self.decoders.look_for_trouble() is None
 
     def look_for_trouble(self) -> str | None:
-        """Why none are, where that is not expected to pass soon."""
+        """Why images are not answered, if that is not expected to pass soon."""
         if self.traffic.stopping:
             return "the server is shutting down"
         return self.dispatch.trouble or self.decoders.look_for_trouble()

@@ -1,4 +1,4 @@
-"""One image of a request: as it came, as it was answered, and as its answer is kept."""
+"""One image of a request: as it arrived, as it was answered, and as its answer is cached."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,29 +24,30 @@ class RequestedImage(Protocol):
 
     @property
     def options(self) -> ImageOptions:
-        """What is asked."""
+        """Its options."""
 
     @property
     def size(self) -> int:
-        """Bytes that it holds."""
+        """The number of its bytes."""
 
     @property
     def content(self) -> tuple[tuple[int, ...], Data]:
-        """Its bytes as they came; of pixels with their shape."""
+        """Its bytes as they arrived; for pixels, with their shape."""
 
     @property
     def problem(self) -> Problem | None:
-        """Why it cannot be answered, where that is known and the others are answered all the same."""
+        """Why it cannot be answered, if that is already known and the other images are answered anyway."""
 
     async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
-        """Have what the model sees of it taken, and give back the warnings; raises a Problem."""
+        """Decode it: ``take`` is called with the input of the model, and the warnings are returned. Raises a
+        Problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredImage:
-    """What was asked of one image, and its answer. ``warnings``: what its sender should know of how it was
-    read. ``picture``: what the model saw, where a mask is to be drawn over it. ``cached``: whether the answer
-    is from the answer cache, None where there is none."""
+    """The request for one image, and its answer. ``warnings``: for its sender, about how it was read.
+    ``picture``: the input of the model, if a mask is to be drawn on it. ``cached``: whether the answer is
+    from the answer cache; None if there is no cache."""
 
     ask: Ask
     answer: Answer
@@ -57,7 +58,7 @@ class AnsweredImage:
 
 
 def from_cache(found: CachedAnswer, model: ModelInfo, ask: Ask, scope: Scope) -> AnsweredImage:
-    """What was kept, as an answer: it waited for nothing, and nothing was computed."""
+    """A cached answer: it waited for nothing, and nothing was computed."""
     picture = None
     if found.picture is not None:
         share_of(scope).take(len(found.picture))
@@ -68,6 +69,6 @@ def from_cache(found: CachedAnswer, model: ModelInfo, ask: Ask, scope: Scope) ->
 
 
 def for_cache(answered: AnsweredImage) -> CachedAnswer:
-    """What is kept of an answer."""
+    """The part of an answer that is cached."""
     seen = None if answered.picture is None else answered.picture.tobytes()
     return CachedAnswer(answered.answer.prediction, answered.warnings, seen)

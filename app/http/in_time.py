@@ -1,4 +1,4 @@
-"""A time limit that costs nothing where there is nothing to wait for: most bodies come with their head."""
+"""A time limit that costs nothing if there is nothing to wait for: most bodies arrive with their head."""
 
 import asyncio
 from collections.abc import Awaitable, Generator
@@ -8,8 +8,8 @@ T = TypeVar("T")
 
 
 async def in_time(work: Awaitable[T], until: float | None) -> T:
-    """What the work comes to. Raises TimeoutError where that has not come at this time of the loop (None: it
-    may take any time). A timer is set only once the work waits for something."""
+    """The result of the work. Raises TimeoutError if it is not done at this time of the loop (None: no
+    limit). A timer is set only once the work waits for something."""
     steps = work.__await__()
     try:
         waits_for = next(steps)
@@ -21,14 +21,14 @@ async def in_time(work: Awaitable[T], until: float | None) -> T:
 
 
 class _Rest(Generic[T]):
-    """The rest of work that has begun, and waits for something that the event loop is to be told of."""
+    """The rest of work that has begun and now waits for something."""
 
     def __init__(self, steps: Generator[Any, Any, T], waits_for: Any) -> None:
         self._steps = steps
         self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, Any, T]:
-        """As the work itself would go on (PEP 380)."""
+        """Continue like the work itself (PEP 380)."""
         waits_for = self._waits_for
         try:
             while True:

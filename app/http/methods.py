@@ -8,14 +8,14 @@ METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
 class HeadAsGet:
-    """Has HEAD answered as GET, so that no route needs to think of it (RFC 9110, section 9.3.2). The server
-    leaves out the body."""
+    """Answers HEAD as GET, so that no route needs to handle it (RFC 9110, section 9.3.2). The server leaves
+    out the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Pass on; whoever surrounds this sees the method that was asked, and the route that answered."""
+        """Pass on. The middleware around this sees the original method and the route that answered."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             return self._app(scope, receive, send)
         return self._as_get(scope, receive, send)

@@ -9,8 +9,8 @@ from app.wrong_values import no_such, short
 
 
 def model_named(options: Sequence[ImageOptions]) -> str | None:
-    """The model that images with these options name; None where they name none. Raises InvalidValue where
-    they name several."""
+    """The model that images with these options name. None if they name none. Raises InvalidValue if they name
+    several."""
     first = options[0].model
     for index, each in enumerate(options):
         if each.model != first:
@@ -35,5 +35,5 @@ def found_model(models: Mapping[str, ModelInfo], name: str) -> ModelInfo:
 
 
 def no_model_yet() -> NotReady:
-    """What a route says that needs the model, while there is none."""
+    """The problem of a route that needs the model while there is none."""
     return NotReady("no worker has loaded the model yet; see /readyz", retry_after_s=1.0)

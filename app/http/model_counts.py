@@ -19,21 +19,21 @@ class Timed(Protocol):
 
     @property
     def answer(self) -> Answer:
-        """With how long it waited and was computed."""
+        """The answer, with its times of waiting and computing."""
 
     @property
     def decode_s(self) -> float:
-        """How long it was decoded."""
+        """The seconds of decoding."""
 
     @property
     def cached(self) -> bool | None:
-        """Whether it is from the answer cache; None where there is none."""
+        """Whether it is from the answer cache. None if there is no cache."""
 
 
 def count(images: Sequence[Timed | Problem], model: str, scope: Scope) -> None:
-    """Count a request whose answer has been written; one in which no image was answered has failed. Its
-    phases are those of the image that took longest, so that they do not come to more than the request took.
-    Where all are from the answer cache, there are none but the writing."""
+    """Count a request whose answer has been written. If no image was answered, it counts as failed. Its
+    phases are those of the image that took longest, so that their sum is not above the time of the request.
+    If all answers are from the cache, only the writing is counted."""
     answered = [image for image in images if not isinstance(image, Problem)]
     if not answered:
         failed(model, scope)
@@ -54,7 +54,7 @@ def count(images: Sequence[Timed | Problem], model: str, scope: Scope) -> None:
 
 
 def failed(model: str, scope: Scope) -> None:
-    """Count a request that was read, and then ended in a problem or with its client."""
+    """Count a request that was read, and then ended in a problem or with a disconnect."""
     tallies.observe(metrics.MODEL_REQUEST_SECONDS, seconds_since(scope), model, FAIL)
 
 

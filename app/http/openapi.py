@@ -1,7 +1,7 @@
-"""The OpenAPI document: what FastAPI makes of the routes, and the schemas of bodies that are read by hand.
+"""The OpenAPI document: FastAPI's, plus the schemas of bodies that are not read by FastAPI.
 
-Written so that a generated client has a type for every body, a method with a fit name for every operation,
-and words on every member (a test sees to it).
+A generated client gets a type for every body and a good method name for every operation, and every member has
+a description (a test checks it).
 """
 
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ _NEVER_SENT = ("HTTPValidationError", "ValidationError")  # what FastAPI declare
 
 
 def operation_id(route: APIRoute) -> str:
-    """What a route is called that does not say so itself: its function's name."""
+    """The operation ID of a route that has none of its own: the name of its function."""
     return route.name
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Publish the schemas that routes only refer to, and nothing that is never sent."""
+    """Publish the schemas that routes only refer to, and none that are never sent."""
     of_the_routes = app.openapi
 
     def document() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the images of a request end: all answered or the first problem, or each by itself."""
+"""The outcomes of the images of a request: all answered or the first problem, or each by itself."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -18,15 +18,15 @@ Answers = Sequence[Coroutine[Any, Any, _T]]
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Counts the images that end within, in a problem or with their client, and where the ``model`` is known,
-    their request of this ``scope``. (A generator would take thrice as long to enter and leave.)"""
+    """Counts the images that end in a problem or with a disconnect in its block, and, if the ``model`` is
+    known, the request of this ``scope``. (A generator would take three times as long to enter and leave.)"""
 
     images: int
     model: str | None = None
     scope: Scope | None = None
 
     def __enter__(self) -> None:
-        """There is nothing to begin."""
+        """Nothing to do."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Problem):
@@ -40,7 +40,7 @@ class Outcomes:
 
 
 async def all_or_first_problem(answers: Answers[_T]) -> list[_T]:
-    """All answers, or the first problem, with what was still under way withdrawn."""
+    """All answers, or the first problem; then the other images are withdrawn."""
     if len(answers) == 1:
         return [await answers[0]]
     try:
@@ -52,7 +52,7 @@ async def all_or_first_problem(answers: Answers[_T]) -> list[_T]:
 
 
 async def answers_or_problems(answers: Answers[_T]) -> list[_T | Problem]:
-    """Each answer, or its problem. What is no problem is raised, with what was still under way withdrawn."""
+    """Each answer, or its problem. Other exceptions are raised; then the other images are withdrawn."""
 
     async def one(answer: Coroutine[Any, Any, _T]) -> _T | Problem:
         try:

@@ -1,7 +1,7 @@
-"""Every path that the server knows, and what is true of it beside the route that answers it.
+"""Every path of the server with its attributes.
 
-Middleware decides by these attributes before any route is chosen, so they also hold for paths that no route
-answers. A path that is not listed has the defaults: closed without a key, and traced.
+Middleware uses these attributes before a route is chosen, so they also apply to paths that no route answers.
+A path that is not listed has the defaults: it requires a key and is traced.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ QueryForm = Literal["options", "embed", "hugging face"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownPath:
-    """A path, or with a slash at its end, everything below it.
+    """A path or, if it ends with a slash, everything below it.
 
     ``public``: GET is answered without an API key. ``traced``: its requests get spans. ``while_stopping``: it
-    is answered while the server stops. ``plain_errors``: errors are the `{"error": "..."}` that clients which
-    others wrote show to their users; else they are application/problem+json. ``image_query``: POST takes an
-    encoded image as its body, with this form of options in the query.
+    is answered while the server stops. ``plain_errors``: errors are `{"error": "..."}`, which clients of
+    other servers show to their users; otherwise they are application/problem+json. ``image_query``: POST
+    takes an encoded image as its body, with this form of options in the query.
     """
 
     path: str
@@ -72,7 +72,7 @@ _FOLDERS = tuple(each for each in PATHS if each.path not in _WHOLE)
 
 
 def known(path: str) -> KnownPath:
-    """The entry that holds for the path of a request."""
+    """The entry for the path of a request."""
     whole = _WHOLE.get(path)
     if whole is not None:
         return whole
@@ -80,6 +80,6 @@ def known(path: str) -> KnownPath:
 
 
 def is_public(method: str, path: str) -> bool:
-    """Whether a request is answered without an API key. It may only read: POST / classifies, GET / is the
-    page."""
+    """Whether a request is answered without an API key. This applies to reading only: GET / is the page, but
+    POST / classifies."""
     return method in ("GET", "HEAD") and known(path).public

@@ -1,7 +1,7 @@
 """Answers whose body is sent in pieces.
 
-An answer with pictures of 64 images has 30 MB. Joining it, and handing it to the transport at once, copies it
-three times on the event loop, in which nobody else is answered for a tenth of a second.
+An answer with pictures of 64 images has 30 MB. Joining it and passing it to the transport at once copies it
+three times on the event loop, during which nobody else is answered for a tenth of a second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def in_pieces(
 
 
 class _Pieces(Response):
-    """Each piece is sent when the client has read those before it."""
+    """Sends each piece when the client has read those before it."""
 
     def __init__(
         self, pieces: Sequence[bytes], status: int, media_type: str, headers: dict[str, str]

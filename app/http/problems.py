@@ -1,5 +1,5 @@
-"""Every error answer: application/problem+json (RFC 9457), or on the routes for clients that others wrote the
-`{"error": "..."}` that those show to their users."""
+"""Every error answer: application/problem+json (RFC 9457), or `{"error": "..."}` on the routes for clients of
+other servers, which show it to their users."""
 
 import json
 from collections.abc import Collection
@@ -27,7 +27,7 @@ _LONGEST_SHOWN = 120
 
 
 def problem_response(problem: Problem, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer for a problem of a request for ``path``, counted and traced."""
+    """The answer for a problem of a request for ``path``. It is counted and traced."""
     metrics.labelled(metrics.REFUSALS, problem.slug).inc()
     tracing.refused(problem.slug)
     if known(path).plain_errors:
@@ -46,8 +46,8 @@ def problem_response(problem: Problem, path: str, headers: dict[str, str] | None
 
 
 def head_and_body(problem: Problem) -> bytes:
-    """The answer for what is no request, behind its status line: there is no path whose form it could have.
-    The connection is closed after it."""
+    """The answer, after its status line, for data that is not a valid request. It has no path that could
+    decide the form. The connection is closed after it."""
     body = json.dumps(problem.to_dict()).encode()
     headers = {
         "Content-Type": MEDIA_TYPE,
@@ -62,8 +62,8 @@ def head_and_body(problem: Problem) -> bytes:
 
 
 def install_problem_handlers(app: FastAPI, routes: Collection[str] = ()) -> None:
-    """Answer our own problems and the framework's errors alike. (Unforeseen ones: see middleware/observe.py.)
-    ``routes``: the paths that may be suggested in the place of an unknown one."""
+    """Answer our own problems and the framework's errors in the same form. (For unexpected exceptions, see
+    middleware/observe.py.) ``routes``: the paths that may be suggested for an unknown one."""
 
     @app.exception_handler(Problem)
     async def ours(request: Request, problem: Problem) -> JSONResponse:
@@ -108,7 +108,7 @@ def install_problem_handlers(app: FastAPI, routes: Collection[str] = ()) -> None
 
 
 def _shown(path: str) -> str:
-    """The path as it is typed, in short."""
+    """The path as it was typed, shortened."""
     typed = quote(path, safe="/:@~+,;=!$&'()*")
     return typed if len(typed) <= _LONGEST_SHOWN else typed[: _LONGEST_SHOWN - 3] + "..."
 
@@ -120,7 +120,8 @@ def _has_route(request: Request, path: str) -> bool:
 
 
 def _redirected(location: str, request: Request) -> Response:
-    """To the path without the slash at its end, by a relative address, which is right behind any proxy."""
+    """A redirect to the path without the slash at its end, by a relative URL, which is right behind any
+    proxy."""
     query = request.scope["query_string"].decode("latin-1")
     return PlainTextResponse(
         "the path must not end with a slash; leave it out, or follow the redirect (curl -L)\n",
@@ -130,7 +131,7 @@ def _redirected(location: str, request: Request) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """Those of all routes of the path; the framework names those of the first one."""
+    """The methods of all routes of the path. The framework only names those of the first one."""
     routes = request.app.routes
     return {
         method
@@ -143,12 +144,13 @@ _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "i
 
 
 def each(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of the answer with errors=each where some image has a problem."""
+    """The OpenAPI description of the answer with errors=each if some image has a problem."""
     return {
         207: {
             "model": model,
             "description": "With errors=each: at least one image failed, and its problem is in the place of "
-            "its result. Retry-After: when all that may be tried again can be.",
+            "its result. Retry-After: the time after which every image that may succeed later can be sent "
+            "again.",
             "headers": {**WARNINGS_HEADER_SCHEMA, **_RETRY_AFTER},
         }
     }

@@ -26,9 +26,9 @@ Render = Callable[..., bytes]
 
 
 def timings_ms(images: Sequence[AnsweredImage | Problem], model: ModelInfo, scope: Scope) -> dict[str, float]:
-    """Milliseconds of each phase, of several answered images the longest, and since the request of this
-    ``scope`` came, whose answer has been written. Counted in the metrics image by image, and as a request to
-    the model."""
+    """Milliseconds of each phase (the longest of several images) and since the request of this ``scope``
+    arrived, whose answer has been written. Counted in the metrics by image, and as one request to the
+    model."""
     count(images, model.name, scope)
     total_s = seconds_since(scope)
     answered = [image for image in images if not isinstance(image, Problem)]
@@ -55,8 +55,8 @@ async def results_of(
     work: ImageWork,
     render: Render = result_json,
 ) -> list[bytes]:
-    """Each image's result, by ``render``, or its problem, as JSON. Large ones are rendered image by image off
-    the event loop, where other callers' work has its turn between them."""
+    """The result of each image, by ``render``, or its problem, as JSON. Large ones are rendered image by
+    image off the event loop, so that other callers' work runs in between."""
     tasks = [
         partial(problem_json, one)
         if isinstance(one, Problem)
@@ -81,6 +81,6 @@ async def results_of(
 
 
 def _values_of(prediction: Prediction) -> int:
-    """How much there is to write, in labels."""
+    """The amount to write, in labels."""
     features = len(prediction.features or b"") // _FLOAT_BYTES
     return len(prediction.classes) + features // _FEATURES_OF_A_LABEL

@@ -1,4 +1,4 @@
-"""The start message on a terminal: when it is written, and by which front end."""
+"""Prints the start message on a terminal, once, by one of the front ends."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ _LOOK_EVERY_S = 0.1
 async def tell_when_ready(
     settings: Settings, listener: socket.socket, client: DispatchClient, told: Path
 ) -> None:
-    """Once a worker is ready, tell the terminal, unless another front end or an earlier one has."""
+    """Print the message once a worker is ready, unless another front end or an earlier one has."""
     while True:
         load = client.load
         if client.model is not None and load is not None:
@@ -40,7 +40,7 @@ async def tell_when_ready(
 
 
 def _is_first(told: Path) -> bool:
-    """Whether the file was not there before; now it is."""
+    """Whether this call has created the file."""
     try:
         told.touch(exist_ok=False)
     except FileExistsError:

@@ -1,5 +1,5 @@
-"""The start screen: what a server that was started in a terminal prints when it is ready. Programs read the
-log."""
+"""The start message: what a server that was started in a terminal prints when it is ready. Programs read the
+log instead."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104
 
 
 def is_for_people(settings: Settings, *, on_terminal: bool) -> bool:
-    """Whether a person reads what is written, and wants to."""
+    """Whether standard error is a terminal and the log is text."""
     return on_terminal and settings.log_format != "json" and settings.log_level in ("debug", "info")
 
 
@@ -33,9 +33,9 @@ def started(
     url: str,
     with_keys: bool,
 ) -> str:
-    """The screen. ``models``: what is served, the default one first; ``terms``: what the warm-up found that
-    they take; ``streams``: batches at a time, of all workers; ``cores``: of this machine; ``url``: of the
-    server, without a slash at its end."""
+    """The message. ``models``: the served models, the default one first. ``terms``: their costs, as measured
+    by the warm-up. ``streams``: the number of concurrent batches of all workers. ``cores``: of this machine.
+    ``url``: of the server, without a slash at its end."""
     model = models[0]
     for everywhere, here in _EVERYWHERE.items():
         url = url.replace(f"//{everywhere}:", f"//{here}:")
@@ -68,7 +68,7 @@ def _model(model: ModelInfo) -> str:
 
 
 def _pruning(settings: Settings, models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
-    """What images get that ask for nothing: once, where it is the same for all models."""
+    """The defaults of images without options: once, if they are the same for all models."""
     of_each = {model.name: _defaults(settings, model) for model in models}
     (first, *others) = of_each.values()
     if all(other == first for other in others):
@@ -95,7 +95,7 @@ def _device(settings: Settings, model: ModelInfo, cores: int) -> str:
 
 
 def _speed(settings: Settings, model: ModelInfo, terms: Terms | None, streams: int) -> list[tuple[str, str]]:
-    """At keep ratio 1, the default one, and one half."""
+    """The speed at keep ratio 1, the default one, and one half."""
     if terms is None:
         return []
     rows: list[tuple[str, str]] = []
@@ -115,12 +115,12 @@ def _speed(settings: Settings, model: ModelInfo, terms: Terms | None, streams: i
 
 
 def _rounded(value: float) -> str:
-    """To two digits, as more are not known."""
+    """Rounded to two digits, because more are not known."""
     return f"{float(f'{value:.2g}'):g}" if value < 1000 else f"{value:.0f}"
 
 
 def _curl(model: ModelInfo, url: str, with_keys: bool) -> str:
-    """One request that works from here."""
+    """A request that works from here."""
     relative = os.path.relpath(PHOTOGRAPH)
     path = str(PHOTOGRAPH) if relative.startswith("..") else relative
     key = '-H "Authorization: Bearer YOUR_KEY" ' if with_keys else ""

@@ -74,14 +74,14 @@ _LONGEST = 200  # beyond it a path is no slip
 
 
 def of_another_server(path: str) -> str | None:
-    """What stands here in the place of another server's route; None for any other path."""
+    """The path here that corresponds to a route of another server. None for any other path."""
     plain = _plain(path)
     return next((words for pattern, words in _COMPILED if pattern.fullmatch(plain)), None)
 
 
 def what_was_meant(path: str, routes: Collection[str]) -> str:
-    """The end of a sentence that refuses the path: the nearest of our routes, or what another server's route
-    is called here, or where all are listed."""
+    """The end of an error message for an unknown path: the nearest route, the name of another server's route
+    here, or where all routes are listed."""
     plain = _plain(path)
     routes = [route for route in routes if route != "/"]
     listed = "GET /docs lists the routes" if "/docs" in routes else f"there are {', '.join(routes)}"
@@ -95,12 +95,12 @@ def what_was_meant(path: str, routes: Collection[str]) -> str:
 
 
 def for_method(method: str, path: str) -> str:
-    """The end of a sentence that refuses a method of a path that takes others."""
+    """The end of an error message for a method that the path does not support."""
     return f"; {_INFER}" if method != "GET" and path.startswith("/v2/models/") else ""
 
 
 def without_slash(path: str) -> str | None:
-    """Where a path with slashes at its end is without them, as a relative URL; None for a path without."""
+    """The path without slashes at its end, as a relative URL. None for a path without them."""
     bare = path.rstrip("/")
     if bare in ("", path):
         return None
@@ -114,5 +114,5 @@ def paths_of(routers: Iterable[APIRouter]) -> tuple[str, ...]:
 
 
 def _plain(path: str) -> str:
-    """Without slashes that stand twice or at the end."""
+    """The path without duplicate slashes and without slashes at its end."""
     return re.sub(r"/+", "/", path[: _LONGEST + 1]).rstrip("/") or "/"

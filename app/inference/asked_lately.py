@@ -81,7 +81,7 @@ class _OfModel:
 
 def by_query(function: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
     """The function of a query, with what it made of those that came lately, the long ones apart. What it
-    gives back is not to be changed."""
+    returns is not to be changed."""
     remembering = lru_cache(_MOST)(function)
 
     @wraps(function)

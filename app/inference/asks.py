@@ -75,7 +75,7 @@ def ask_of(
 
 
 def _check_shows_patches(pruning: Pruning, floor: float | None) -> None:
-    """Raises InvalidValue where what is left of an image that may be pruned are no patches."""
+    """Raises InvalidValue if what is left of an image that may be pruned are no patches."""
     if pruning.reducer == "pool" and (pruning.prunes or floor is not None):
         raise InvalidValue(
             "a mask shows which patches are kept, but the reducer pool keeps none: what it leaves are "

@@ -15,7 +15,7 @@ from app.settings.settings import Settings
 
 def priority_of(options: ImageOptions, highest: Priority) -> Priority:
     """The priority of an image whose caller may ask for no more than ``highest``. Raises PriorityNotAllowed
-    where it asks for more; it is not lowered silently."""
+    if it asks for more; it is not lowered silently."""
     allowed = up_to(highest)
     if options.priority in allowed:
         return options.priority

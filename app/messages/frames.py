@@ -40,7 +40,7 @@ class FrameReader:
 
 
 def _end(received: bytearray | memoryview, place: int) -> int | None:
-    """Where the message ends that begins there; None where it is not complete. Raises NoFrame."""
+    """Where the message ends that begins there; None if it is not complete. Raises NoFrame."""
     if len(received) - place < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack_from(received, place)

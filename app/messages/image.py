@@ -68,18 +68,18 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True):
     @property
     def kept_patches(self) -> tuple[UInt16[np.ndarray, " kept"], ...]:
         """Of each stage, the indices of the patches left after it, ascending, row by row in the patch grid;
-        none where they were not asked for. Raises ValueError for bytes that are no such numbers."""
+        none if they were not asked for. Raises ValueError for bytes that are no such numbers."""
         return tuple(np.frombuffer(stage, "<u2") for stage in self.kept)
 
     @property
     def all_logits(self) -> Float32[np.ndarray, " classes"] | None:
-        """The logits of all classes in their order; None where they were not asked for. Raises ValueError for
+        """The logits of all classes in their order; None if they were not asked for. Raises ValueError for
         bytes that are no such numbers."""
         return None if self.logits is None else np.frombuffer(self.logits, "<f4")
 
     @property
     def feature_vector(self) -> Float32[np.ndarray, " features"] | None:
-        """What the head reads; None where it was not asked for. Raises ValueError for bytes that are no such
+        """What the head reads; None if it was not asked for. Raises ValueError for bytes that are no such
         numbers."""
         return None if self.features is None else np.frombuffer(self.features, "<f4")
 

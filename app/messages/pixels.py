@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 
 def copy_pixels(target: UInt8[np.ndarray, "..."], pixels: UInt8[np.ndarray, "..."]) -> None:
-    """Make the target's bytes those of the pixels. Raises ValueError where they have not the same shape."""
+    """Make the target's bytes those of the pixels. Raises ValueError if they have not the same shape."""
     if target.shape != pixels.shape:  # numpy would repeat the smaller one
         raise ValueError(f"pixels of shape {pixels.shape} for a place of shape {target.shape}")
     np.copyto(target, pixels)

@@ -37,7 +37,7 @@ class SlotWriter:
         return len(self._taken)
 
     def take(self) -> int | None:
-        """A free slot; None where there is none."""
+        """A free slot; None if there is none."""
         if not self._free:
             return None
         slot = self._free.pop()

@@ -130,7 +130,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Checked(msgspec.Struct, frozen=True, tag=True):
-    """An image that was held was run again unpruned. ``label``: its first label; None where that failed."""
+    """An image that was held was run again unpruned. ``label``: its first label; None if that failed."""
 
     hold: int
     label: int | None

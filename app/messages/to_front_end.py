@@ -30,7 +30,7 @@ class Models(msgspec.Struct, frozen=True, tag=True):
 
 
 class Repository(msgspec.Struct, frozen=True, tag=True):
-    """The models that are served or may be loaded, where they may be at all: told once, and again when it
+    """The models that are served or may be loaded, if they may be at all: told once, and again when it
     changes."""
 
     models: list[ModelEntry]
@@ -107,7 +107,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Refuse(msgspec.Struct, frozen=True, array_like=True):
-    """One image that will not be computed, and why. ``retry_after_s`` is a prediction; None where waiting
+    """One image that will not be computed, and why. ``retry_after_s`` is a prediction; None if waiting
     would not help."""
 
     id: int

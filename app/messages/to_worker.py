@@ -42,7 +42,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag=True):
 
 
 class UnloadModel(msgspec.Struct, frozen=True, tag=True):
-    """No batch of that model follows, and none is being computed: drop it. Where it is still being loaded,
+    """No batch of that model follows, and none is being computed: drop it. If it is still being loaded,
     the load is given up."""
 
     name: str

@@ -55,7 +55,7 @@ def kept(work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
 def needed(
     work: Callable[[], Awaitable[None]], name: str, failed: Callable[[str], None]
 ) -> asyncio.Task[None]:
-    """A task without which its starter cannot go on: ``failed`` hears why, where it fails."""
+    """A task without which its starter cannot go on: ``failed`` hears why, if it fails."""
 
     async def run() -> None:
         try:
@@ -80,7 +80,7 @@ async def _keep(work: Callable[[], Awaitable[None]], name: str) -> None:
 
 
 def thread(work: Callable[[], None], name: str, failed: Callable[[BaseException], None]) -> threading.Thread:
-    """Start a thread; where it fails, ``failed`` is called in it. `end_process` is such a function."""
+    """Start a thread; if it fails, ``failed`` is called in it. `end_process` is such a function."""
 
     def run() -> None:
         try:

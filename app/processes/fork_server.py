@@ -2,7 +2,7 @@
 
 Importing them is most of what a worker's start takes, and most of the memory that it needs beside its
 weights. The fork server does it once, computes nothing and starts no thread, so that its forks are sound;
-what it holds it shares with them. Where it cannot be forked it starts workers as new processes.
+what it holds it shares with them. If it cannot be forked it starts workers as new processes.
 
 Both ends are here: `ForkServer` is the supervisor's.
 """
@@ -80,7 +80,7 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Nothing where it has ended."""
+        """Nothing if it has ended."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -116,8 +116,8 @@ class ForkServer:
         self._closed = False
 
     async def start(self, module: str, environment: Mapping[str, str]) -> Forked:
-        """Start ``module`` with that environment. Where the fork server dies, takes too long or was closed,
-        what is given back has ended already. Raises OSError where the system has no room for it."""
+        """Start ``module`` with that environment. If the fork server dies, takes too long or was closed,
+        what is returned has ended already. Raises OSError if the system has no room for it."""
         async with self._one_at_a_time:
             if self._closed:
                 return _ended(-signal.SIGKILL)
@@ -168,7 +168,7 @@ class ForkServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Until it ends, and with it, by the kernel, what it had forked. It is ended where it cannot be
+        """Until it ends, and with it, by the kernel, what it had forked. It is ended if it cannot be
         understood."""
         try:
             async for line in reader:
@@ -210,7 +210,7 @@ def _ended(code: int) -> Forked:
 
 # --- the process -------------------------------------------------------------------------------------
 def _preload(modules: Sequence[str]) -> bool:
-    """Import them where it is of use; gives back whether this process can be forked."""
+    """Import them if it is of use; returns whether this process can be forked."""
     if not sys.platform.startswith("linux"):  # elsewhere libraries beneath torch are not made to be forked
         return False
     gc.disable()  # hardly anything that an import makes is garbage; looking for it is a sixth of the time

@@ -7,13 +7,13 @@ T = TypeVar("T")
 
 
 def set_result(future: asyncio.Future[T], result: T) -> None:
-    """Nothing where nobody waits any more."""
+    """Nothing if nobody waits any more."""
     if not future.done():
         future.set_result(result)
 
 
 def set_exception(future: asyncio.Future[T], error: BaseException) -> None:
-    """Nothing where nobody waits any more."""
+    """Nothing if nobody waits any more."""
     if not future.done():
         future.set_exception(error)
 

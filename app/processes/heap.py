@@ -1,6 +1,6 @@
-"""Gives back to the system what malloc keeps of freed memory.
+"""Returns to the system what malloc keeps of freed memory.
 
-glibc gives back by itself what is free at the end of its heap only. Here what stays (kernels that oneDNN
+glibc returns by itself what is free at the end of its heap only. Here what stays (kernels that oneDNN
 made, an image that still waits) lies behind and between what went, and a busy process would hold most of what
 it ever had at once, and slowly more (docs/design/0023).
 """

@@ -33,7 +33,7 @@ class Heartbeat:
     """One process's beats, written by it and read by the supervisor."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FileNotFoundError where nobody made it."""
+        """Raises FileNotFoundError if nobody made it."""
         with path.open("r+b") as file:
             self._shared = mmap.mmap(file.fileno(), _LAYOUT.size)
 

@@ -1,4 +1,4 @@
-"""Keeps a process running: starts it, kills it where it hangs, and starts it again when it has ended.
+"""Keeps a process running: starts it, kills it if it hangs, and starts it again when it has ended.
 
 The supervisor keeps a server's processes so, and a Ray replica its own.
 """
@@ -41,14 +41,14 @@ class Process(Protocol):
         """The exit code, once it has ended."""
 
     def send_signal(self, number: int) -> None:
-        """Nothing where it has ended."""
+        """Nothing if it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
     """What is to be kept running.
 
-    It is called by the name of its ``files``. ``start`` gives a new process, and may raise OSError where the
+    It is called by the name of its ``files``. ``start`` gives a new process, and may raise OSError if the
     system lacks something. A life of less than ``settles_s`` seconds is a failed start. ``began`` and
     ``ended`` are called around each life.
     """
@@ -167,7 +167,7 @@ class Keeper:
                 self._is_up()
             self._hung = watch.tick(_TICK_S, beat, lambda: starvation.starved(_TICK_S))
             if self._hung is not None:
-                log.warning("killing %s, which hangs: %s", self.name, self._hung)
+                log.warning("killing %s, which does not respond: %s", self.name, self._hung)
                 self._signal(signal.SIGKILL)
                 return
 

@@ -14,7 +14,7 @@ class TooLow(Exception):
 def raise_limits() -> None:
     """Let this process and its children open as many files as they are allowed to: each connection is one.
 
-    Raises TooLow where that is too few, or the memory that they may reserve is.
+    Raises TooLow if that is too few, or the memory that they may reserve is.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)

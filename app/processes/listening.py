@@ -51,8 +51,8 @@ def _open(host: str, port: int, flag: str, opened: _Opened) -> list[socket.socke
 
 
 def _on_all(addresses: Sequence[Address], port: int, opened: _Opened) -> list[socket.socket]:
-    """Raises OSError where one cannot be listened on, but for addresses of a name that the machine has not:
-    localhost is ::1, too, where there is no IPv6."""
+    """Raises OSError if one cannot be listened on, but for addresses of a name that the machine has not:
+    localhost is ::1, too, if there is no IPv6."""
     listeners: list[socket.socket] = []
     for number, (family, address) in enumerate(addresses, start=1):
         try:
@@ -68,7 +68,7 @@ def _on_all(addresses: Sequence[Address], port: int, opened: _Opened) -> list[so
 
 
 def _addresses(host: str, port: int) -> Sequence[Address]:
-    """Raises CannotListen where the name is nobody's."""
+    """Raises CannotListen if the name is nobody's."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:

@@ -13,7 +13,7 @@ _EVERY_S = 5.0
 
 
 async def reap_orphans(every_s: float = _EVERY_S) -> None:
-    """Where this is process 1: for ever, wait for its children that have ended. Who started a child itself
+    """If this is process 1: for ever, wait for its children that have ended. Who started a child itself
     waits for it at once, so what has ended at two looks is somebody else's."""
     if os.getpid() != 1:
         return

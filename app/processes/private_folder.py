@@ -24,7 +24,7 @@ _PREFIX = "trimvit-"
 _LOCK = "lock"
 _LONGEST_SOCKET = "dispatcher"  # of a name in the folder on which somebody listens
 _SOCKET_BYTES = 107  # of a socket's path, at most: sun_path of unix(7)
-_ROOM_BYTES = 2**20  # metrics files are mapped into memory: where there is no room, writing them kills
+_ROOM_BYTES = 2**20  # metrics files are mapped into memory: if there is no room, writing them kills
 
 
 class NoFolder(OSError):
@@ -48,7 +48,7 @@ class PrivateFolder:
                 continue
             if tried:
                 log.warning(
-                    "using %s for sockets and metrics files, as others cannot be used (%s)",
+                    "using %s for sockets and metrics files, because other folders cannot be used (%s)",
                     parent,
                     "; ".join(tried),
                 )
@@ -77,7 +77,7 @@ class PrivateFolder:
         return path
 
     def refresh(self) -> bool:
-        """Make all in it look new; False where it is there no more, or not all of it."""
+        """Make all in it look new; False if it is there no more, or not all of it."""
         if not (self.path / _LOCK).exists():
             return False
         with contextlib.suppress(OSError):  # the next time, then
@@ -103,15 +103,15 @@ def folders_for_temporary_files() -> list[Path]:
 
 
 def _check_paths(folder: Path) -> None:
-    """Raises OSError where a socket in the folder, without the dot before its name, has too long a path."""
+    """Raises OSError if a socket in the folder, without the dot before its name, has too long a path."""
     spare = _SOCKET_BYTES - len(os.fsencode(folder)) + 1 - len(f"/{_LONGEST_SOCKET}")
     if spare < 0:
         most = len(os.fsencode(folder.parent)) + spare
-        raise OSError(f"its path is too long for a socket's: at most {most} bytes")
+        raise OSError(f"its path is too long for a Unix socket: at most {most} bytes")
 
 
 def _check_sockets(folder: Path) -> None:
-    """Raises OSError where nobody can listen there, as on some network and container file systems."""
+    """Raises OSError if nobody can listen there, as on some network and container file systems."""
     place = folder / "socket"
     with socket.socket(socket.AF_UNIX) as trial:
         trial.bind(str(place))

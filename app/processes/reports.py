@@ -44,7 +44,7 @@ def read_reports(path: Path) -> tuple[WorkerReport, ...]:
 
 
 def trouble(reports: Sequence[WorkerReport]) -> tuple[str, float] | None:
-    """Where every worker has been given up: why, in words, and the seconds until one is tried again."""
+    """If every worker has been given up: why, in words, and the seconds until one is tried again."""
     if not reports or not all(report.given_up for report in reports):
         return None
     soonest = min(reports, key=lambda report: report.next_try)
@@ -57,7 +57,7 @@ def trouble(reports: Sequence[WorkerReport]) -> tuple[str, float] | None:
 
 
 def tell_reason(path: Path, error: BaseException) -> None:
-    """Leave word for the supervisor, in one line, of why this process cannot go on; where that cannot be
+    """Leave word for the supervisor, in one line, of why this process cannot go on; if that cannot be
     written, the log alone has it."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ def tell_reason(path: Path, error: BaseException) -> None:
 
 
 def take_reason(path: Path) -> str | None:
-    """The word that a process left, which is taken away; None where it left none that can be read."""
+    """The word that a process left, which is taken away; None if it left none that can be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         path.unlink()

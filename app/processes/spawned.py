@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 class Spawned:
     """Started where it is made, with these files ``inherited``. The kernel ends it with the thread that made
-    it (app.processes.lifeline). Raises OSError where the system has no room for it."""
+    it (app.processes.lifeline). Raises OSError if the system has no room for it."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int] = ()
@@ -51,7 +51,7 @@ class Spawned:
         return self._process.wait()
 
     def send_signal(self, number: int) -> None:
-        """Nothing where it has ended."""
+        """Nothing if it has ended."""
         self._process.send_signal(number)
 
     def _wait(self) -> None:

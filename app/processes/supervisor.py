@@ -182,7 +182,7 @@ class Supervisor:
         self._stopping.set()
 
     async def _look_after(self, private: PrivateFolder) -> None:
-        """Keep cleaners of old files off the folder, and stop where it is removed: nothing could be started
+        """Keep cleaners of old files off the folder, and stop if it is removed: nothing could be started
         again without it."""
         while True:
             if not private.refresh():
@@ -215,7 +215,7 @@ class Supervisor:
         return Keeper(self.settings, program, lambda _: True)
 
     def _worker_keeper(self, program: Program) -> Keeper:
-        """The front ends hear of its starts where they fail, for /readyz."""
+        """The front ends hear of its starts if they fail, for /readyz."""
         name = program.files.name
 
         def goes_on(end: End) -> bool:
@@ -298,5 +298,5 @@ def _tell_where(settings: Settings, listeners: _Listeners) -> None:
 
 
 def serve(settings: Settings) -> int:
-    """Run the server in the foreground; gives back the exit code."""
+    """Run the server in the foreground; returns the exit code."""
     return asyncio.run(Supervisor(settings).run())

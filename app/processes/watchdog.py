@@ -29,7 +29,7 @@ class Watch:
 
     def tick(self, seconds: float, beat: Beat, starved: Callable[[], bool]) -> str | None:
         """Why the worker counts as hung, or None. ``seconds`` have passed since the last call; ``starved`` is
-        asked only where nothing went on meanwhile."""
+        asked only if nothing went on meanwhile."""
         last, self._last = self._last, beat
         if beat.ready and beat.turns != last.turns and (beat.batch == 0 or beat.batch != last.batch):
             self._silent_s = self._batch_s = 0.0

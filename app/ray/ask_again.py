@@ -57,8 +57,8 @@ class AskAgain:
                 background.incident("Ray's proxy", error)
             if attempt.answered or any(message["type"] == "http.disconnect" for message in kept):
                 return
-            log.warning("request %s: lost replica %d while it was processing it", request_id, replica)
-        problem = WorkerLost(f"{REPLICAS_A_REQUEST_MAY_OUTLIVE} replicas died while they had this request")
+            log.warning("request %s: replica %d died while processing it", request_id, replica)
+        problem = WorkerLost(f"{REPLICAS_A_REQUEST_MAY_OUTLIVE} replicas died while processing this request")
         answer = _problem(problem, scope["path"], request_id)
         await answer(scope, receive, send)
 

@@ -30,11 +30,12 @@ _FOR_ALL_PROCESSES = {
 
 
 def run(settings: RaySettings) -> int:
-    """Deploy, and stay until SIGTERM or SIGINT unless detached; gives back the exit code."""
+    """Deploy, and stay until SIGTERM or SIGINT unless detached; returns the exit code."""
     if settings.ray_address is not None and plain(os.environ.get(KEYS_VARIABLE, "")):
         log.error(
-            "%s does not reach the replicas of a cluster that is there already, and without keys they would "
-            "answer everybody: name a file that every node has with --api-keys-file",
+            "the API keys in %s are not passed on to a cluster that is already running, so its replicas "
+            "would "
+            "require no key: give --api-keys-file, with a path that exists on every node",
             KEYS_VARIABLE,
         )
         return 1
@@ -88,7 +89,7 @@ def run(settings: RaySettings) -> int:
 
 
 def _somebody_listens(address: str | None) -> None:
-    """Raises ConnectionError where nobody does: Ray would go on trying for a quarter of an hour."""
+    """Raises ConnectionError if nobody does: Ray would go on trying for a quarter of an hour."""
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")

@@ -59,7 +59,7 @@ class Processes:
             if end.error is not None:
                 self._give_up(f"{name} cannot be kept running: {end.reason}")
             elif not end.came_up or end.given_up:
-                self._give_up(f"{name} does not come up: {end.reason}")
+                self._give_up(f"{name} does not start: {end.reason}")
             else:
                 return True
             return False

@@ -200,7 +200,7 @@ async def _page_of_all() -> bytes:
 
     here = serve.get_replica_context()
     handle = serve.get_deployment_handle(here.deployment, here.app_name)
-    # In a thread: results_async gives up on all replicas where one does not answer in time.
+    # In a thread: results_async gives up on all replicas if one does not answer in time.
     answers = await asyncio.to_thread(
         handle.broadcast("metrics_page").results, timeout_s=_SCRAPE_S, return_exceptions=True
     )

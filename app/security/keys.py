@@ -43,7 +43,7 @@ class KeysError(ValueError):
 class ApiKey:
     """A caller's name and the SHA-256 of the key. A name may have several keys, as while one is rotated.
 
-    ``max_priority``: the highest that the key may ask for; None where the setting of that name decides.
+    ``max_priority``: the highest that the key may ask for; None if the setting of that name decides.
     ``is_admin``: whether it may load and unload models.
     """
 
@@ -120,7 +120,7 @@ class KeyRing:
     def __init__(
         self, fixed: tuple[ApiKey, ...], path: Path | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Raises KeysError where the file cannot be read now."""
+        """Raises KeysError if the file cannot be read now."""
         self._fixed = fixed
         self._path = path
         self._clock = clock
@@ -135,12 +135,12 @@ class KeyRing:
         return f"KeyRing({len(self._fixed)} fixed, {len(self._from_file)} from {self._path})"
 
     def name_of(self, presented: str) -> str | None:
-        """Whose key this is; None where it is nobody's."""
+        """Whose key this is; None if it is nobody's."""
         key = self.key_of(presented)
         return None if key is None else key.name
 
     def key_of(self, presented: str) -> ApiKey | None:
-        """The key; None where it is nobody's. Takes as long whichever key it is, and if none."""
+        """The key; None if it is nobody's. Takes as long whichever key it is, and if none."""
         self._read_again_if_changed()
         digest = hashlib.sha256(presented.encode()).digest()
         found = None
@@ -167,9 +167,9 @@ class KeyRing:
 
 
 def key_ring(settings: SecuritySettings, environment: Mapping[str, str] = os.environ) -> KeyRing | None:
-    """The keys of the settings' file and of TRIMVIT_API_KEYS; None where there is neither.
+    """The keys of the settings' file and of TRIMVIT_API_KEYS; None if there is neither.
 
-    Raises KeysError where they cannot be read.
+    Raises KeysError if they cannot be read.
     """
     listed = plain(environment.get(KEYS_VARIABLE, ""))
     if settings.api_keys_file is None and not listed:

@@ -26,7 +26,7 @@ class Certificates:
     """
 
     def __init__(self, certificate: Path, key: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises TlsError where they cannot be used now."""
+        """Raises TlsError if they cannot be used now."""
         self._certificate, self._key = certificate, key
         self._clock = clock
         self._check_at = clock() + _CHECK_EVERY_S
@@ -59,9 +59,9 @@ class Certificates:
 
 
 def certificates(settings: SecuritySettings) -> Certificates | None:
-    """Those of the settings; None where there are none.
+    """Those of the settings; None if there are none.
 
-    Raises TlsError where they cannot be used.
+    Raises TlsError if they cannot be used.
     """
     if settings.tls_certificate is None and settings.tls_key is None:
         return None
@@ -71,7 +71,7 @@ def certificates(settings: SecuritySettings) -> Certificates | None:
 
 
 def check_tls(settings: SecuritySettings) -> None:
-    """Raises TlsError where certificate and key cannot be read or do not belong together."""
+    """Raises TlsError if certificate and key cannot be read or do not belong together."""
     certificates(settings)
 
 

@@ -56,7 +56,7 @@ class _Parser(ArgumentParser):
 def parse(
     program: str, settings_type: type[BaseModel], operands: Operands | None, epilog: str, arguments: list[str]
 ) -> tuple[BaseModel, list[str]]:
-    """The settings and the operands. Prints the help where that is asked for; raises WrongUsage."""
+    """The settings and the operands. Prints the help if that is asked for; raises WrongUsage."""
     parser = _Parser(
         prog=program,
         description=cleandoc(settings_type.__doc__ or ""),

@@ -15,7 +15,7 @@ _DEFAULT = re.compile(r"(?P<model>[\w.-]+)\.(?P<option>[\w-]+)\s*=(?P<value>.*)"
 
 
 class OwnDefaults(BaseModel):
-    """Of one model, in place of the server's --default-...; None where that one holds."""
+    """Of one model, in place of the server's --default-...; None if that one holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -44,7 +44,7 @@ def settings_in(variables: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def variable_of(setting: str, variables: Mapping[str, str]) -> str | None:
-    """The name of the variable that gives this setting a value; None where none does."""
+    """The name of the variable that gives this setting a value; None if none does."""
     given = settings_in(variables)
     return next((name for name in variables if _setting(name) == setting and name.lower() in given), None)
 
@@ -83,7 +83,7 @@ def remarks(
 
 
 def _setting(name: str) -> str | None:
-    """The name of the setting that a variable of this name would be; None where it does not begin so."""
+    """The name of the setting that a variable of this name would be; None if it does not begin so."""
     return name[len(PREFIX) :].lower() if name.upper().startswith(PREFIX) else None
 
 

@@ -15,7 +15,7 @@ _FILE_BYTES = 1024 * 1024  # as large as prometheus_client makes a new one
 
 
 def reserve(folder: Path, slots: Iterable[str]) -> None:
-    """Make the files of these slots (app.telemetry.metrics), empty. Raises OSError where there is no room."""
+    """Make the files of these slots (app.telemetry.metrics), empty. Raises OSError if there is no room."""
     for slot in slots:
         for kind in _KINDS:
             with (folder / f"{kind}_{slot}.db").open("wb") as file:

@@ -12,7 +12,7 @@ class Rarely:
     _left_out: int = 0
 
     def due(self, now: float) -> int | None:
-        """How many were left out since the last that was told; None where this one is left out, too."""
+        """How many were left out since the last that was told; None if this one is left out, too."""
         if now < self._told + self.every_s:
             self._left_out += 1
             return None

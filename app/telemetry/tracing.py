@@ -44,7 +44,7 @@ class RequestSpan:
     context: "Context"
 
     def end(self, method: str, route: str, status: int | None) -> None:
-        """``route``: the pattern, never the raw path. ``status``: None where the client went away."""
+        """``route``: the pattern, never the raw path. ``status``: None if the client went away."""
         from opentelemetry.trace import StatusCode
 
         self.span.update_name(f"{method} {route}")
@@ -121,8 +121,8 @@ def refused(slug: str) -> None:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing | None:
-    """What the OpenTelemetry environment asks for: None where it asks for no traces, and, with a warning,
-    where they cannot be had (a server without traces is better than none)."""
+    """What the OpenTelemetry environment asks for: None if it asks for no traces, and, with a warning,
+    if they cannot be had (a server without traces is better than none)."""
     try:
         exporters = _exporters(environment)
         return _tracing(exporters) if exporters else None

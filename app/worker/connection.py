@@ -51,7 +51,7 @@ class Connection:
         except OSError as error:
             raise Gone(str(error)) from error
         if not size:
-            raise Gone("it hung up")
+            raise Gone("the dispatcher closed the connection")
         return [to_worker.decode(frame) for frame in self._frames.feed(self._read[:size])]
 
     def close(self) -> None:

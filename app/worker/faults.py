@@ -10,7 +10,7 @@ from app.worker.parts import Computed
 log = logging.getLogger(__name__)
 
 _FAULTS = {
-    "worker-fault": "computing it alone failed, though a blank image can be computed",
+    "worker-fault": "computing it by itself failed, although a blank image can be computed",
     "no-number": "its scores are not finite numbers",
 }
 
@@ -30,6 +30,6 @@ def tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
         if not isinstance(result, Prediction) and result in _FAULTS:
             metrics.IMAGES_FAILED.labels(result).inc()
             log.error(
-                "refused one image of a batch of %d (%s) and answered the others; its pruning: %s",
+                "refused one image of a batch of %d, because %s; the others are answered; its pruning: %s",
                 *(images, _FAULTS[result], order.ask.pruning),
             )

@@ -60,7 +60,7 @@ class HeldModels:
             self._models.pop(name, None)
 
     def get(self, name: str) -> HeldModel | None:
-        """The model of that name; None where it is not held."""
+        """The model of that name; None if it is not held."""
         return self._models.get(name)
 
     @property

@@ -36,7 +36,7 @@ def remember(path: Path, learned: Learned) -> None:
 
 
 def recall(path: Path, info: ModelInfo, limits: Limits) -> Learned | None:
-    """Take what the last worker left; None where it left nothing, or served otherwise."""
+    """Take what the last worker left; None if it left nothing, or served otherwise."""
     try:
         text = path.read_bytes()
         path.unlink()

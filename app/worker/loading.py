@@ -36,7 +36,7 @@ def load_model(settings: Settings, reference: str | None = None) -> LoadedModel:
 
 
 def check_defaults(settings: Settings, loaded: LoadedModel) -> None:
-    """Raises ValueError where the settings' default criterion or reducer for this model is none that it
+    """Raises ValueError if the settings' default criterion or reducer for this model is none that it
     offers."""
     own = settings.own_defaults(loaded.name)
     criterion, reducer = own.criterion or settings.default_criterion, own.reducer or settings.default_reducer

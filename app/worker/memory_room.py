@@ -15,7 +15,7 @@ _LIMIT_AND_USED = (
 
 
 def room_bytes(groups: Path = GROUPS, membership: Path = MEMBERSHIP, memory: Path = _MEMORY) -> int | None:
-    """The least of what this process's control groups and the machine have left; None where neither says.
+    """The least of what this process's control groups and the machine have left; None if neither says.
 
     What only keeps files in memory counts as free, for the kernel drops it first.
     """

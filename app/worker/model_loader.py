@@ -47,7 +47,7 @@ class _Thread:
 
 @dataclass(slots=True)
 class ModelLoader:
-    """``backend_of`` gives the backend of a model by its name, and raises NoRoom where there is not the
+    """``backend_of`` gives the backend of a model by its name, and raises NoRoom if there is not the
     memory for it; ``tell`` is given what came of each message, and ``failed`` what ends the process.
 
     A thread that hangs cannot be ended. To unload the model that it loads gives it up: it is left alone, and
@@ -71,7 +71,7 @@ class ModelLoader:
         with self._changing:
             hung = self._thread
             if isinstance(message, UnloadModel) and message.name == hung.loading:
-                log.error("giving up loading %s: it takes too long", message.name)
+                log.error("giving up loading the model %s, because it takes too long", message.name)
                 hung.given_up, self._thread = True, _Thread()
                 while not hung.messages.empty():
                     self._thread.messages.put(hung.messages.get())
@@ -88,13 +88,13 @@ class ModelLoader:
                         self.tell(told)
                 else:
                     self.models.drop(message.name)
-                    log.info("unloaded %s", message.name)
+                    log.info("unloaded the model %s", message.name)
                     self.tell(ModelUnloaded(message.name))
             except BackendBroken as error:
                 self.failed(error)
 
     def _loaded(self, name: str, thread: _Thread) -> ModelLoaded | ModelNotLoaded | None:
-        """What is told of the load; None where it was given up meanwhile."""
+        """What is told of the load; None if it was given up meanwhile."""
 
         def in_turn(work: Callable[[int], R]) -> list[R]:
             def unless_given_up(index: int) -> R:
@@ -106,7 +106,7 @@ class ModelLoader:
 
         if (held := self.models.get(name)) is not None:
             return ModelLoaded(held.told)
-        log.info("loading %s in addition to the other models", name)
+        log.info("loading the model %s in addition to the others", name)
         with self._changing:
             thread.loading = name
         try:
@@ -117,12 +117,16 @@ class ModelLoader:
                     raise _GivenUp
                 model = self.models.add(backend, loaded)
         except _GivenUp:
-            log.info("the abandoned load of %s has ended", name)
+            log.info("stopped loading the model %s, which was given up", name)
             return None
         except Exception as error:
             fault = _fault(error)
             log.log(
-                logging.ERROR, "cannot load %s: %s", name, error, exc_info=error if fault == "fault" else None
+                logging.ERROR,
+                "cannot load the model %s: %s",
+                name,
+                error,
+                exc_info=error if fault == "fault" else None,
             )
             refuse_lost(error)
             if thread.given_up:

@@ -25,7 +25,7 @@ def check_memory(reference: str, device: str) -> None:
 
 
 def refuse_too_little(needed: int, weights: int, room: int | None, of: str) -> None:
-    """Raises NoRoom where less room is known than is needed."""
+    """Raises NoRoom if less room is known than is needed."""
     if room is not None and room < needed:
         raise NoRoom(
             f"it needs about {_megabytes(needed)} MB of {of} ({needed // weights} times its weights in "

@@ -3,7 +3,7 @@
 A batch whose computation raises is halved, and its halves are computed by themselves, down to single images:
 with one image at fault that is three times the batch's work at most, and with any number log2(n) + 1 times.
 An image that fails alone may be at fault itself, or the device may be: then nothing can be computed any more,
-which a known harmless image shows. Where the error itself says so, nothing is tried. Pure: what computes is
+which a known harmless image shows. If the error itself says so, nothing is tried. Pure: what computes is
 passed in.
 """
 
@@ -48,9 +48,9 @@ class Computed(Generic[R]):
 def compute_in_parts(
     compute: Callable[[Sequence[J]], Sequence[R]], jobs: Sequence[J], harmless: J
 ) -> Computed[R]:
-    """Compute the jobs at once or, where that fails, in parts.
+    """Compute the jobs at once or, if that fails, in parts.
 
-    Raises BackendBroken where the first image fails and ``harmless`` fails after it, and where an error says
+    Raises BackendBroken if the first image fails and ``harmless`` fails after it, and where an error says
     that the device is lost.
     """
     return _Parts(compute, harmless).computed(jobs)
@@ -93,7 +93,7 @@ class _Parts(Generic[J, R]):
     def _counted(self, jobs: Sequence[J]) -> Sequence[R]:
         results = self._compute(jobs)
         if len(results) != len(jobs):
-            raise RuntimeError(f"{len(jobs)} images went in, {len(results)} results came out")
+            raise RuntimeError(f"a batch of {len(jobs)} images has {len(results)} results")
         return results
 
     def _try_harmless(self) -> None:

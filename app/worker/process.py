@@ -89,9 +89,8 @@ def run(settings: Settings, args: WorkerArgs) -> None:
         sys.exit(LOAD_FAILED)
     if settings.dtype == "auto" and int8_is_faster(device, dtype):
         log.info(
-            "computing in float32 on this CPU; --dtype int8 gives 1.3 to 1.6 times as many "
-            "images/s, for a model "
-            "whose accuracy allows it (measure it with: trimvit evaluate --dtype int8)"
+            "computing in float32 on this CPU; --dtype int8 computes 1.3 to 1.6 times as many images/s, but "
+            "changes the accuracy (measure it with: trimvit evaluate --dtype int8)"
         )
     on_cpu = device == "cpu"
     if settings.device == "auto":  # of a device that is named, the server's start has told
@@ -127,7 +126,7 @@ def run(settings: Settings, args: WorkerArgs) -> None:
 
 
 def served_now(settings: Settings, served: Path | None) -> list[ServedModel]:
-    """The models to load at the start, the default one first: those that are served now, where some have been
+    """The models to load at the start, the default one first: those that are served now, if some have been
     loaded or unloaded since the server's start."""
     others = None if served is None or not settings.model_repository else read_served(served)
     if others is None:

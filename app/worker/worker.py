@@ -1,4 +1,4 @@
-"""A worker: it takes batches from the dispatcher and gives back their results.
+"""A worker: it takes batches from the dispatcher and returns their results.
 
 It knows no queue and no deadline. A batch is of one of the models that it holds. One thread talks with the
 dispatcher; compute threads, the streams, take a batch each; another one loads and unloads models meanwhile.
@@ -279,5 +279,5 @@ class WorkerLoop:
                 label = prediction.classes[0]
             except Exception as error:
                 refuse_lost(error)
-                log.exception("computing an image again without pruning failed")
+                log.exception("computing an image again without pruning, to measure the agreement, failed")
         connection.send(Checked(check.hold, label))

@@ -1,4 +1,4 @@
-"""Queries and keys normed and rotated in the rows of a whole batch, where no layout has to be timm's."""
+"""Queries and keys normed and rotated in the rows of a whole batch, if no layout has to be timm's."""
 
 import torch
 from jaxtyping import Complex64

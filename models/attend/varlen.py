@@ -50,7 +50,7 @@ def built_for(device: torch.device) -> bool:
 
 
 def _kernel() -> Callable[..., Any] | None:
-    """PyTorch's function, where it has one. The first call loads the compiler: half a second."""
+    """PyTorch's function, if it has one. The first call loads the compiler: half a second."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -110,7 +110,7 @@ def varlen(
 
 @dataclass(frozen=True, slots=True)
 class Varlen:
-    """All images in one call, where they differ in length; else as ``runs``."""
+    """All images in one call, if they differ in length; else as ``runs``."""
 
     runs: Runs
 

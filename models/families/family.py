@@ -71,7 +71,7 @@ class Family(Protocol):
         self, table: Float[Tensor, "B tokens dim"], gaps: Tensor | None, sizes: Tensor | None
     ) -> Float[Tensor, "B pooled"]:
         """What the head reads (behind fc_norm), from the tokens of images side by side, normed; prefix tokens
-        are enough where no patches are pooled. ``gaps`` [B, tokens]: where nothing is; ``sizes`` [B, tokens]:
+        are enough if no patches are pooled. ``gaps`` [B, tokens]: if nothing is; ``sizes`` [B, tokens]:
         how many patches each stands for."""
 
     def logits(self, pooled: Float[Tensor, "B pooled"]) -> Float[Tensor, "B classes"]:

@@ -1,4 +1,4 @@
-"""Pooling of images that lie side by side in one table, with gaps where one is shorter than others."""
+"""Pooling of images that lie side by side in one table, with gaps if one is shorter than others."""
 
 import torch
 import torch.nn.functional as F

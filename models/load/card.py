@@ -38,7 +38,7 @@ class Card:
     to be pruned, its origin.
 
     ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap. ``folders``:
-    names of the folders of its training images, in class order like the labels, where they are known.
+    names of the folders of its training images, in class order like the labels, if they are known.
     ``scores``: what makes its logits scores. ``life_block``: the block (0-based) that the network's life
     predictor was made for (models.life), if it has one. ``paca``: its blocks that attend to clusters of
     patches (models.clusters), if there are any. ``static_blocks``: how many of its first blocks have static
@@ -74,7 +74,7 @@ def _cards() -> "TypeAdapter[Card]":
 
 
 def read_card(path: Path) -> Card | None:
-    """The card in the header of a safetensors file, or of the one in a folder; None where there is none, and
+    """The card in the header of a safetensors file, or of the one in a folder; None if there is none, and
     for other files. Raises ModelError for a file or a header that cannot be read."""
     if path.is_dir():
         path = weights_in(path)
@@ -117,7 +117,7 @@ def save(path: Path, vit: Network, card: Card, dtypes: Mapping[str, torch.dtype]
 
 def dtypes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
     """The dtypes that weights came in, which are float32 since they were loaded: the narrowest that hold them
-    exactly. bfloat16 where it holds all of them, else for each tensor half precision or its own dtype."""
+    exactly. bfloat16 if it holds all of them, else for each tensor half precision or its own dtype."""
     if all(_holds(torch.bfloat16, tensor) for tensor in weights.values()):
         return dict.fromkeys(weights, torch.bfloat16)
     return {

@@ -48,7 +48,7 @@ class TimmConfig:
 
 
 def config_in(folder: Path) -> TimmConfig | None:
-    """The config.json of a folder; None where there is none, or another library's. Raises ModelError for one
+    """The config.json of a folder; None if there is none, or another library's. Raises ModelError for one
     that cannot be read."""
     path = folder / CONFIG
     if not path.is_file():

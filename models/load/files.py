@@ -132,7 +132,7 @@ def of_safetensors(path: Path, error: Exception) -> ModelError:
 
 
 def _refuse_other_archives(path: Path) -> None:
-    """A zip archive is torch.save's where it holds a data.pkl and no code."""
+    """A zip archive is torch.save's if it holds a data.pkl and no code."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -30,7 +30,7 @@ Size = tuple[int, int]
 @dataclass(frozen=True)
 class Fit:
     """How to build a network for weights: timm's arguments, and the weights under timm's names. ``grid`` is
-    the position embedding's, in rows and columns of patches; None where there is none. ``size`` is the image
+    the position embedding's, in rows and columns of patches; None if there is none. ``size`` is the image
     size in pixels that these weights were trained for, ``usual`` the one that is known beside them."""
 
     architecture: str
@@ -46,7 +46,7 @@ class Fit:
         self, *, patch_stride: int | None = None, head_may_differ: bool = False, **changes: Any
     ) -> Network:
         """The network with these weights in it, its position embedding resampled where ``changes`` (timm's
-        arguments) or the stride ask for another grid. Raises ModelError where weights are missing or left
+        arguments) or the stride ask for another grid. Raises ModelError if weights are missing or left
         over; with ``head_may_differ`` a head of another size is left as timm initialises it."""
         args = {**_card(self.pretrained_cfg), **self.model_args, "img_size": self.size, **changes}
         with nullcontext() if head_may_differ else Uninitialised():
@@ -78,10 +78,10 @@ def fit(
     pooling_matters: bool = True,
 ) -> Fit:
     """The network of an architecture that weights fit. ``model_args`` and ``pretrained_cfg`` are what is
-    known of it; ``grid`` is the position embedding's where that is known; ``patch_stride`` is the stride
+    known of it; ``grid`` is the position embedding's if that is known; ``patch_stride`` is the stride
     that the weights may have been trained with.
 
-    Raises ModelError where the weights are of another architecture, or where their grid cannot be known.
+    Raises ModelError if the weights are of another architecture, or where their grid cannot be known.
     """
     args = dict(model_args)
     plain = blank(architecture, **_card(pretrained_cfg), **args)
@@ -100,7 +100,7 @@ def fit(
 
 
 def load_into(vit: Network, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool) -> None:
-    """Put weights into a network. Raises ModelError where one is missing, left over or of another shape."""
+    """Put weights into a network. Raises ModelError if one is missing, left over or of another shape."""
     own = vit.state_dict()
     if head_may_differ:
         tensors = {

@@ -24,7 +24,7 @@ def file_at(path: Path) -> Path:
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights. Raises ModelError where there is none, or several and nothing says which."""
+    """The file of weights. Raises ModelError if there is none, or several and nothing says which."""
     names = _names(folder)
     if "adapter_config.json" in names or any(name.startswith("adapter_model.") for name in names):
         raise ModelError(

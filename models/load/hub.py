@@ -45,9 +45,9 @@ def offline_unless_the_hub_answers() -> Iterator[None]:
 
 def transformers_folder(repository: str) -> Path | None:
     """The folder of the local cache with a model that transformers saved, ``owner/name`` or
-    ``owner/name@revision``, downloaded where the hub answers; None where it is not in that format.
+    ``owner/name@revision``, downloaded where the hub answers; None if it is not in that format.
 
-    Raises ModelError where its files cannot be had, or it is no classifier that can be served.
+    Raises ModelError if its files cannot be had, or it is no classifier that can be served.
     """
     name, _, revision = repository.partition("@")
 
@@ -118,7 +118,7 @@ def _not_had(repository: str, error: Exception) -> ModelError:
 
 
 def _why_it_does_not_answer() -> str | None:
-    """None where it answers. The time is limited in all: a host may have many addresses that do not answer,
+    """None if it answers. The time is limited in all: a host may have many addresses that do not answer,
     each of which is waited for."""
     outcome: list[str | None] = []
 

@@ -65,7 +65,7 @@ def of_collection(content: object, where: str, key: str | None = None) -> tuple[
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file. Raises ModelError where it cannot be read or is longer than any file of labels."""
+    """The file. Raises ModelError if it cannot be read or is longer than any file of labels."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ModelError(

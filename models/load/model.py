@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in float32 on the CPU, in evaluation mode, with its card: the checkpoint's, or what timm says
-    of it. The model's stages hold, where they are others than the card's."""
+    of it. The model's stages hold, if they are others than the card's."""
 
     name: str
     model: PrunedViT
     card: Card
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the stages, or another grid of patches, leave the checkpoint's own
+        """Raises ValueError if the stages, or another grid of patches, leave the checkpoint's own
         criterion or reducer without what it needs."""
         if self.card.criterion not in self.model.criteria:
             block = self.card.life_block
@@ -49,8 +49,9 @@ class LoadedModel:
             if block is not None:
                 made = f"its life predictor is for block {block + 1}"
             raise ValueError(
-                f"{self.name} is pruned by the criterion {self.card.criterion} where nothing else is asked "
-                f"for, and {made}, which must be the first block that prunes"
+                f"the default criterion of {self.name} is {self.card.criterion}, but {made}; it must have "
+                "one "
+                "for the first block that prunes (--stages)"
             )
         if self.card.reducer not in self.model.reducers:
             pools = pooling_blocks(tuple(self.model.family.blocks))
@@ -60,8 +61,8 @@ class LoadedModel:
                 where = ", ".join(str(block + 1) for block in pools)
                 made = f"its learned queries are for block {where} and {rows} x {columns} patches"
             raise ValueError(
-                f"{self.name} reduces patches by the reducer {self.card.reducer} where nothing else is asked "
-                f"for, and {made}, which every block that prunes must have"
+                f"the default reducer of {self.name} is {self.card.reducer}, but {made}; every block that "
+                "prunes (--stages) must have them, for the patches of this input size"
             )
 
     @property
@@ -129,7 +130,7 @@ def load(
     the projection of a tower of CLIP is part of these. ``head`` is a file with a head of one's own, which is
     put on the network.
 
-    Raises ModelError where there is no such model, its weights cannot be had or do not fit,
+    Raises ModelError if there is no such model, its weights cannot be had or do not fit,
     UnsupportedModelError where its patches cannot be pruned or take no stride, and ValueError for stages, a
     stride or a size that do not fit.
     """
@@ -199,7 +200,7 @@ def _make_features(network: SavedNetwork, *, allowed: bool) -> None:
     hint = "" if _is_sure(network) else " (if the outputs are classes, name them with --labels)"
     if not allowed:
         raise ModelError(f"{network.name} {FEATURES_ONLY.format(why=why)}{hint}")
-    log.info("%s: %s, so it is part of the features%s", network.name, why, hint)
+    log.info("%s: %s and becomes part of the features%s", network.name, why, hint)
     project_features(network.vit)
 
 

@@ -63,7 +63,7 @@ class CosineHead(nn.Linear):
 
 @dataclass(frozen=True)
 class Head:
-    """A head, and what its file says of it. ``labels``: None where that says none."""
+    """A head, and what its file says of it. ``labels``: None if that says none."""
 
     layer: nn.Linear
     labels: tuple[str, ...] | None
@@ -71,7 +71,7 @@ class Head:
     source: str
 
     def put_on(self, vit: Network, features: int) -> None:
-        """Make it the head of a network whose features have so many numbers. Raises ModelError where it reads
+        """Make it the head of a network whose features have so many numbers. Raises ModelError if it reads
         another number, or the network has two heads and this is not linear."""
         wanted = self.layer.in_features
         if wanted != features:

@@ -60,7 +60,7 @@ def located(reference: str) -> Path | str:
 
 
 def existing(text: str) -> Path:
-    """The path of a file or folder. Raises ModelError where there is none, naming what is there."""
+    """The path of a file or folder. Raises ModelError if there is none, naming what is there."""
     path = _path(text)
     if _is_there(path):
         return path

@@ -60,7 +60,7 @@ def by_name(name: str, architecture: str | None, patch_stride: int | None) -> Sa
 
 
 def from_path(path: Path, architecture: str | None, patch_stride: int | None) -> SavedNetwork:
-    """A file or folder. Raises ModelError, also where nothing says of which architecture its weights are."""
+    """A file or folder. Raises ModelError, also if nothing says of which architecture its weights are."""
     file = file_at(path)
     card = read_card(file)
     name = _name_of(path)

@@ -67,7 +67,7 @@ def create(
 
     The position embedding is resampled to the grid of the image size and of ``patch_stride`` (None: the
     plain grid, whatever the weights were trained with); a head of another size is left as initialised.
-    Raises ModelError where weights other than the head's are missing or left over, UnsupportedModelError and
+    Raises ModelError if weights other than the head's are missing or left over, UnsupportedModelError and
     ValueError where the patch stride cannot be, or the image cannot be cut into patches.
     """
     file = None if weights is None else _not_of_transformers(file_at(existing(str(weights))))
@@ -126,8 +126,8 @@ def _not_of_transformers(file: Path) -> Path:
 def _start(
     architecture: str, file: Path, patch_stride: int | None
 ) -> tuple[Fit, Added, InputSpec | None, Stages | None]:
-    """Weights to start from: their head does not matter, and how they pool only where it is certain. With
-    them, what a checkpoint with a card sees, and its stages; None where timm's own preprocessing holds, and
+    """Weights to start from: their head does not matter, and how they pool only if it is certain. With
+    them, what a checkpoint with a card sees, and its stages; None if timm's own preprocessing holds, and
     the default stages."""
     card = read_card(file)
     found = find_weights(read_file(file), file)

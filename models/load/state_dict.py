@@ -69,7 +69,7 @@ class _Found:
 
 
 def find_weights(content: object, path: Path) -> Weights:
-    """The weights in what `read_file` gave. Raises ModelError where there are none, where there are several
+    """The weights in what `read_file` gave. Raises ModelError if there are none, where there are several
     and nothing says which, and for layouts and number formats that are not timm's."""
     places = list(state_dicts(content))
     found = [each for place, tensors in places for each in _networks(place, tensors)]
@@ -129,7 +129,7 @@ def _networks(place: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
 
 
 def _chosen(found: list[_Found], path: Path) -> _Found:
-    """The averaged network (EMA) where there is one, as timm takes it; else the usual one."""
+    """The averaged network (EMA) if there is one, as timm takes it; else the usual one."""
     averaged = [each for each in found if _AVERAGED.search(each.name)]
     candidates = averaged or found
     if len(candidates) > 1:
@@ -170,7 +170,7 @@ def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
         if beside:
             log.warning("%s: ignored, as not part of the network: %s", path.name, ", ".join(list(beside)[:5]))
         return tensors
-    log.warning("%s: using %s, beside the backbone %s, as its head", path.name, linears[0], found.name)
+    log.warning("%s: using %s as the head of the backbone %s", path.name, linears[0], found.name)
     head = {f"head.{name.rpartition('.')[2]}": found.beside[name] for name in names}
     return tensors | head
 

@@ -30,7 +30,7 @@ def create_timm(
     name: str, *, pretrained: bool, patch_stride: int | None = None, **model_args: Any
 ) -> Network:
     """A network by timm's name, or ``hf-hub:owner/name``. ``model_args`` are timm's, and those of
-    `in_timms_words`. Raises ModelError where timm cannot build it or its weights cannot be had,
+    `in_timms_words`. Raises ModelError if timm cannot build it or its weights cannot be had,
     UnsupportedModelError for a class that cannot be pruned."""
     on_hub = name.startswith("hf-hub:")
     if not on_hub:

@@ -162,7 +162,7 @@ def _synonyms(label: str) -> list[str]:
 
 
 def _of_synset(folder: str) -> list[str]:
-    """What ImageNet calls the folder, where it is named by WordNet's number (n01440764)."""
+    """What ImageNet calls the folder, if it is named by WordNet's number (n01440764)."""
     if not _SYNSET.fullmatch(folder):
         return []
     try:

@@ -1,4 +1,4 @@
-"""What the commands of `models.training` do with their settings; each gives back an exit code."""
+"""What the commands of `models.training` do with their settings; each returns an exit code."""
 
 import json
 import sys

@@ -204,26 +204,29 @@ class TrainConfig(BaseModel):
     def _life_is_trained(self) -> "TrainConfig":
         if self.life and "life" not in self.criteria:
             raise ValueError(
-                "life adds a predictor that steps with the criterion life train: add it to criteria"
+                "--life adds a predictor, which is only trained in steps with the criterion life: add life "
+                "to "
+                "--criteria"
             )
         if "life" in self.criteria and not self.life:
             raise ValueError("the criterion life needs a life predictor: add --life")
         if self.life and set(self.reducers) == {"pool"}:
             raise ValueError(
-                "life adds a predictor that steps with the reducer pool do not train: add another reducer"
+                "--life adds a predictor, which is not trained in steps with the reducer pool: add another "
+                "reducer to --reducers"
             )
         return self
 
     @model_validator(mode="after")
     def _clusters_somewhere(self) -> "TrainConfig":
         if self.paca_clusters is not None and self.paca_blocks is None:
-            raise ValueError("paca_clusters needs blocks that attend to clusters: add --paca-blocks")
+            raise ValueError("--paca-clusters has no effect without --paca-blocks: give both, or neither")
         return self
 
     @model_validator(mode="after")
     def _ratios_in_order(self) -> "TrainConfig":
         if self.min_keep_ratio > self.max_keep_ratio:
-            raise ValueError("min_keep_ratio is above max_keep_ratio")
+            raise ValueError("--min-keep-ratio must be at most --max-keep-ratio")
         return self
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ Sample = tuple[Path, int]
 
 @dataclass(frozen=True)
 class Item:
-    """One place of a batch: its number, its class, and the pixels, or None where no image could be read.
+    """One place of a batch: its number, its class, and the pixels, or None if no image could be read.
     ``broken``: the images that were tried in vain."""
 
     number: int
@@ -164,7 +164,7 @@ def _auto_augment(text: str, size: int) -> Callable[[Image.Image], Image.Image]:
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """The (epoch, number) keys of each step from ``first_step`` on: every epoch a new seeded shuffle, the
     last incomplete batch of an epoch left out. Of ``count`` processes, that of ``rank`` gets an equal share
-    of each batch. Raises ValueError where there is less than a batch, or a batch has no equal shares."""
+    of each batch. Raises ValueError if there is less than a batch, or a batch has no equal shares."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ def spread_samples(samples: Sequence[Sample], limit: int | None) -> list[Sample]
 
 def unlabelled(folder: Path) -> tuple[list[Sample], tuple[str, ...]]:
     """The images of a folder and its sub-folders by path, all of class 0, and what a person should know of
-    the rest. Raises FileNotFoundError where there is no image, FolderError and OSError."""
+    the rest. Raises FileNotFoundError if there is no image, FolderError and OSError."""
     check_is_a_folder(folder)
     found = contents(folder)
     if not found.images:

@@ -24,7 +24,7 @@ _ROUNDS = 3
 
 def evaluate(config: EvaluateConfig) -> list[Row]:
     """One row per ratio and criterion; ratio 1 comes once. Raises ModelError, FolderError and ClassesError
-    where the folder does not fit the model, and BrokenImageError."""
+    if the folder does not fit the model, and BrokenImageError."""
     if config.output is not None:
         check_output_file(config.output)
     device = choose_device(config.device)

@@ -64,7 +64,7 @@ class TrainReport:
 def fine_tune(config: TrainConfig) -> TrainReport:
     """Train from the start or from the output folder's resume state.
 
-    Raises ResumeError where that state is of other settings or images, ModelError for weights that do not
+    Raises ResumeError if that state is of other settings or images, ModelError for weights that do not
     fit, DivergedError, FolderError and ClassesError for a folder that is none of classes, OutputError,
     BrokenImageError, OSError for a device that is not there, and ValueError for settings that do not go
     together.

@@ -35,7 +35,7 @@ class ClassFolders:
 
 
 def class_folders(root: Path) -> ClassFolders:
-    """What the folder holds. Hidden folders and files are left out. Raises FolderError where there are no
+    """What the folder holds. Hidden folders and files are left out. Raises FolderError if there are no
     classes, or where its sub-folders look like the parts of a data set."""
     check_is_a_folder(root)
     sub_folders = [entry for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name)]

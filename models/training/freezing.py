@@ -7,7 +7,7 @@ from models.pruned_vit import PrunedViT
 
 
 def freeze_first_blocks(model: PrunedViT, count: int) -> None:
-    """Let so many blocks and all that comes before them stay as they are. Raises ValueError where no
+    """Let so many blocks and all that comes before them stay as they are. Raises ValueError if no
     block would be left to train."""
     if count == 0:
         return

@@ -96,7 +96,7 @@ def training_order(
         try:
             return _order_of(start, names, labels)
         except ClassesError as error:
-            log.info("starting with a new head, as the classes are others: %s", error)
+            log.info("starting with a new head, because the classes differ: %s", error)
     return tuple(names)
 
 
@@ -113,7 +113,7 @@ def _refuse_what_no_label_can_be(folder: str, label: str) -> None:
 
 
 def _order_of(known: KnownClasses, names: list[str], labels: Mapping[str, str]) -> tuple[str, ...]:
-    """The folders in the order of a checkpoint's classes. Raises ClassesError where these are others."""
+    """The folders in the order of a checkpoint's classes. Raises ClassesError if these are others."""
     if len(known.labels) != len(names):
         raise ClassesError(f"it has {len(known.labels)} classes, but there are {len(names)} class folders")
     try:

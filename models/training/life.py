@@ -15,11 +15,12 @@ def give_predictor(start: Start, stages: Stages) -> None:
     not fit.
     """
     if not stages.blocks:
-        raise ValueError("--life predicts which patches stages keep, and there are no stages")
+        raise ValueError("--life needs at least one block that prunes, and there are none; give --stages")
     if not averages(start.vit):
         raise ValueError(
-            "--life cannot train this network: its head reads patches by their maximum or by attention of "
-            "its own, so that patches cannot fade in training"
+            "--life cannot be used with this network: its head reads patches by their maximum or by "
+            "attention, "
+            "so their weight cannot be lowered in training"
         )
     predictor = add_predictor(start.vit, stages.blocks[0])
     if start.added.life_block != stages.blocks[0]:

@@ -26,7 +26,7 @@ class BrokenImageError(ValueError):
 
 
 class BrokenImages:
-    """Those that were met so far: each is told once, and the first stops the command where it is to."""
+    """Those that were met so far: each is told once, and the first stops the command if it is to."""
 
     def __init__(self, policy: BrokenPolicy) -> None:
         self._policy = policy
@@ -45,7 +45,7 @@ class BrokenImages:
         return len(self._found)
 
     def add(self, broken: Sequence[Broken]) -> None:
-        """Raises BrokenImageError where a broken image is to stop the command."""
+        """Raises BrokenImageError if a broken image is to stop the command."""
         for each in broken:
             if self._policy == "stop":
                 raise BrokenImageError(
@@ -55,7 +55,7 @@ class BrokenImages:
 
     def tell(self, of: int) -> None:
         """Log what was skipped of so many images: the count, and the first ones with their reasons. Raises
-        BrokenImageError where nothing was left."""
+        BrokenImageError if nothing was left."""
         first = "; ".join(f"{path}: {why}" for path, why in list(self._found.items())[:_MOST_NAMES])
         more = len(self) - _MOST_NAMES
         names = first + (f"; and {more} more" if more > 0 else "")
@@ -91,7 +91,9 @@ class Batches:
             return iter(self._loader)
         except (ImportError, OSError) as error:
             # Without /dev/shm there are no semaphores, and without room for a process no process.
-            log.warning("reading images in this process only: cannot start others (%s)", error)
+            log.warning(
+                "reading images in the main process, because no other process can be started (%s)", error
+            )
             return iter(self._in_this_process)
 
 

@@ -58,7 +58,7 @@ def loss_of(
 
 
 def check_teacher(teacher: LoadedModel, model: PrunedViT) -> None:
-    """Raises ModelError where the teacher's architecture, image size or number of classes are others than
+    """Raises ModelError if the teacher's architecture, image size or number of classes are others than
     the student's.
 
     Its patches may be other ones, and other blocks of it may attend to clusters or have static attention:

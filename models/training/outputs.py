@@ -11,7 +11,7 @@ class OutputError(ValueError):
 
 
 def check_output_file(path: Path) -> None:
-    """Raises OutputError where no such file can be written."""
+    """Raises OutputError if no such file can be written."""
     if path.is_dir():
         raise OutputError(f"--output {shown(path)} is a folder; give a file in it")
     parent = path.parent
@@ -24,7 +24,7 @@ def check_output_file(path: Path) -> None:
 
 
 def make_output_folder(path: Path, data: Path) -> None:
-    """Make the folder where there is none. Raises OutputError where it cannot be one, or where it would
+    """Make the folder if there is none. Raises OutputError if it cannot be one, or where it would
     become a class of the images in ``data``."""
     if path.resolve().is_relative_to(data.resolve()):
         raise OutputError(

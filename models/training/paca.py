@@ -20,8 +20,8 @@ def paca_named(blocks: Blocks, clusters: int | None, stages: Stages, depth: int)
         named = tuple(block for block in range(depth) if block not in stages.blocks)
         if not named:
             raise ValueError(
-                "--paca-blocks every leaves no block to attend to clusters: all of them prune; name other "
-                "--stages"
+                "--paca-blocks every finds no block that can attend to clusters, because all blocks prune; "
+                "choose other --stages"
             )
     else:
         named = tuple(block - 1 for block in blocks)
@@ -29,7 +29,7 @@ def paca_named(blocks: Blocks, clusters: int | None, stages: Stages, depth: int)
 
 
 def give_clusters(start: Start, paca: Paca, frozen_blocks: int) -> None:
-    """Put clusterings into the network: the checkpoint's own, where it has one of as many clusters in the
+    """Put clusterings into the network: the checkpoint's own, if it has one of as many clusters in the
     same block, else new ones.
 
     Raises ValueError for new ones in the first ``frozen_blocks``, which nothing would train, and ModelError
@@ -48,8 +48,8 @@ def give_clusters(start: Start, paca: Paca, frozen_blocks: int) -> None:
                 raise ModelError(f"the clusters of the weights do not fit: {error}") from error
         elif block < frozen_blocks:
             raise ValueError(
-                f"--paca-blocks: block {block + 1} is to learn clusters, but --frozen-blocks {frozen_blocks} "
-                "leaves it as it is; choose other blocks"
+                f"--paca-blocks: block {block + 1} must learn clusters, but --frozen-blocks {frozen_blocks} "
+                "excludes it from training; choose other blocks"
             )
         else:
             clustering.begin(blocks[block].norm1)

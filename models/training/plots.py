@@ -62,7 +62,7 @@ def agreement_against_compute(rows: Sequence[Row], path: Path) -> None:
 
 
 def accuracy_against_speed(rows: Sequence[Row], path: Path) -> None:
-    """Top-1 over images/s, where they were measured; bars are one standard error, and from the slowest round
+    """Top-1 over images/s, if they were measured; bars are one standard error, and from the slowest round
     to the fastest."""
     _curves([row for row in rows if row.images_per_s is not None], _SPEED, _TOP1, path)
 

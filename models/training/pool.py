@@ -7,14 +7,16 @@ from models.token_pool import NAME, add_pools, pool_of
 
 
 def give_pools(start: Start, stages: Stages, frozen_blocks: int) -> None:
-    """Put them into every block of the network that prunes: the checkpoint's own, where it has some in this
+    """Put them into every block of the network that prunes: the checkpoint's own, if it has some in this
     block for the same grid of patches, else new ones.
 
     Raises ValueError for stages that are none, and for new ones in the first ``frozen_blocks``, which nothing
     would train. ModelError for weights that do not fit.
     """
     if not stages.blocks:
-        raise ValueError("--reducers pool pools the tokens of blocks that prune, and there are no stages")
+        raise ValueError(
+            "--reducers pool needs at least one block that prunes, and there are none; give --stages"
+        )
     vit = start.vit
     blocks = tuple(vit.blocks)
     add_pools(blocks, stages.blocks, vit.embed_dim, vit.patch_embed.grid_size)
@@ -29,8 +31,8 @@ def give_pools(start: Start, stages: Stages, frozen_blocks: int) -> None:
                 raise ModelError(f"the learned queries of the weights do not fit: {error}") from error
         elif block < frozen_blocks:
             raise ValueError(
-                f"--reducers pool: block {block + 1} is to learn queries, but --frozen-blocks "
-                f"{frozen_blocks} leaves it as it is; freeze at most {block} blocks"
+                f"--reducers pool: block {block + 1} must learn queries, but --frozen-blocks {frozen_blocks} "
+                f"excludes it from training; freeze at most {block} blocks"
             )
         else:
             pool.begin()

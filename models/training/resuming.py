@@ -87,7 +87,7 @@ class State:
 
 
 def refuse_divergence(state: State) -> None:
-    """Raises DivergedError where a weight is not a finite number, before that is saved: nothing is learned
+    """Raises DivergedError if a weight is not a finite number, before that is saved: nothing is learned
     from then on."""
     for name, tensor in state.vit.state_dict().items():
         if not all_finite(tensor):
@@ -106,7 +106,7 @@ class Run:
         self._path = folder / RESUME_STATE
 
     def prepare(self, data: Path) -> None:
-        """Make the folder. Raises OutputError where that cannot be, and ResumeError where it holds the model
+        """Make the folder. Raises OutputError if that cannot be, and ResumeError if it holds the model
         of a run that cannot be gone on with."""
         make_output_folder(self._folder, data)
         if (self._folder / CHECKPOINT).exists() and not self._path.exists():

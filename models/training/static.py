@@ -26,7 +26,7 @@ _BATCH = 16
 
 
 def give_static(start: Start, count: int, stages: Stages) -> range:
-    """Give the first ``count`` blocks static attention: that of the checkpoint, where it has it; the others
+    """Give the first ``count`` blocks static attention: that of the checkpoint, if it has it; the others
     are to `inherit`, and are returned.
 
     Raises ValueError for blocks that cannot have it, and ModelError for a checkpoint that has it in more
@@ -87,7 +87,7 @@ def mean_attention(
     model: PrunedViT, inputs: Iterable[Float[Tensor, "_images C height width"]], blocks: range
 ) -> list[Float[Tensor, "H T T"]]:
     """The attention weights of each of the ``blocks``, which are not static yet, as the mean over images;
-    nothing where there are no images."""
+    nothing if there are no images."""
     was_training = model.training
     model.eval()
     sums: dict[int, Tensor] = {}

@@ -41,7 +41,7 @@ STATE = "state.json"
 def sweep(config: SweepConfig) -> list[Row]:
     """Measure what the output folder does not hold yet, and write table, figures and plots.
 
-    Raises ResumeError where the folder holds a sweep of other settings, MissingPackageError without
+    Raises ResumeError if the folder holds a sweep of other settings, MissingPackageError without
     matplotlib, ModelError, FolderError and ClassesError where the images do not fit a model, OutputError and
     BrokenImageError.
     """
@@ -174,7 +174,7 @@ def _weights_digest(network: torch.nn.Module) -> str:
 
 
 def _resume(path: Path, fingerprint: Mapping[str, object]) -> None:
-    """Raises ResumeError where the state is of other settings; writes it where there is none."""
+    """Raises ResumeError if the state is of other settings; writes it if there is none."""
     if not path.exists():
         replace_file(path, json.dumps(fingerprint, indent=1) + "\n")
         return

@@ -177,7 +177,7 @@ def test_a_bad_value_exits_with_2_and_says_what_is_allowed(
         ),
         (
             ["train", "--data=d", "--output=o", "--min-keep-ratio=0.9", "--max-keep-ratio=0.5"],
-            "trimvit train: min_keep_ratio is above max_keep_ratio\n",
+            "trimvit train: --min-keep-ratio must be at most --max-keep-ratio\n",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -64,7 +64,7 @@ def test_what_is_let_through_is_what_is_allowed(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(
     ("images", "agreement", "need"),
-    [(100, 0.995, "at least 199 are needed"), (10, 1.0, "no number is enough")],
+    [(100, 0.995, "at least 199 are needed"), (10, 1.0, "no number of images is enough")],
 )
 def test_too_few_images_are_refused(images: int, agreement: float, need: str) -> None:
     """A promise that no result on so few images could support is not made."""

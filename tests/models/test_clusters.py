@@ -354,7 +354,7 @@ def test_clusters_are_modules_of_their_blocks(make_vit: MakeViT, make_pixels: Ma
         for name in ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "norm.weight", "norm.bias")
     }
     assert torch.equal(vit(pixels), before)
-    with pytest.raises(ValueError, match="block 6 is to attend to clusters, but the network has 5"):
+    with pytest.raises(ValueError, match="block 6 cannot attend to clusters: the network has 5"):
         add_clusters(tuple(vit.blocks), Paca((5,), 4), 66)
 
 

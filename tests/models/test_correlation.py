@@ -69,7 +69,7 @@ def test_the_first_stage_keeps_what_is_most_important(
 def test_a_model_without_stages_has_no_importance(make_vit: MakeViT, make_pixels: MakePixels) -> None:
     """Said, not guessed."""
     model = PrunedViT(make_vit(), Stages(()))
-    with pytest.raises(ValueError, match="a model without stages gives its patches no importance"):
+    with pytest.raises(ValueError, match="a model without stages computes no importance of patches"):
         model.first_importance(model.begin(make_pixels(1)), [Pruning()])
 
 

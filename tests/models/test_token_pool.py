@@ -205,7 +205,7 @@ def test_queries_are_modules_of_their_blocks(make_vit: MakeViT, make_pixels: Mak
         f"blocks.{block}.token_pool.{name}" for block in (1, 3) for name in ("key", "positions", "queries")
     }
     assert torch.equal(vit(pixels), before)
-    with pytest.raises(ValueError, match="block 6 is to pool tokens, but the network has 5 blocks"):
+    with pytest.raises(ValueError, match="block 6 cannot pool tokens: the network has 5 blocks"):
         add_pools(tuple(vit.blocks), (5,), 66, (5, 7))
 
 

@@ -777,7 +777,7 @@ def test_all_blocks_frozen_are_refused(config: Callable[..., TrainConfig]) -> No
 
 def test_settings_are_checked(config: Callable[..., TrainConfig]) -> None:
     """Ratios in the wrong order, out of range or misspelt settings are refused before anything runs."""
-    with pytest.raises(ValidationError, match="min_keep_ratio is above max_keep_ratio"):
+    with pytest.raises(ValidationError, match="--min-keep-ratio must be at most --max-keep-ratio"):
         config(min_keep_ratio=0.8, max_keep_ratio=0.5)
     for wrong in (
         {"min_keep_ratio": 0.0},

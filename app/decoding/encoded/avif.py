@@ -1,5 +1,5 @@
-"""AVIF: the numbers by which it names its colours (ISO/IEC 14496-12, 12.1.5; ITU-T H.273). Pillow does not
-give them."""
+"""AVIF: the numbers of its color space (ISO/IEC 14496-12, 12.1.5; ITU-T H.273), which Pillow does not
+return."""
 
 import struct
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ _VERSION_BYTES = 4  # of the box meta, which has a version
 
 
 def is_avif(data: bytes) -> bool:
-    """Whether the bytes begin as an AVIF, or as what may be one."""
+    """Whether the bytes begin like an AVIF."""
     return data[_KIND] == b"ftyp" and data[_BRANDS] in (b"avif", b"avis", b"mif1", b"msf1")
 
 
 def colour_numbers(data: bytes) -> tuple[int, int] | None:
-    """Colour primaries and transfer characteristics of the first of its properties that names them; None
-    where none does, or a profile stands beside it."""
+    """The color primaries and transfer characteristics of the first property that names them. None if there
+    is none, or if there is also a color profile."""
     place, end = 0, len(data)
     for path in (b"meta", b"iprp", b"ipco"):
         found = next((box for box in _boxes(data, place, end) if box[0] == path), None)
@@ -39,7 +39,8 @@ def colour_numbers(data: bytes) -> tuple[int, int] | None:
 
 
 def _boxes(data: bytes, place: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, and where the content begins and ends, of the boxes that lie there; none beyond a broken one."""
+    """The boxes in this range: their kind, and the begin and end of their content. It stops at a broken
+    box."""
     for _ in range(_MOST_BOXES):
         if place + _HEADER.size > end:
             return

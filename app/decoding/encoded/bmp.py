@@ -1,4 +1,4 @@
-"""BMP: run-length encoding is decoded byte by byte in Python."""
+"""BMP: limits run-length encoding, which is decoded byte by byte in Python."""
 
 import struct
 
@@ -13,7 +13,7 @@ _COMPRESSION_AT, _RUN_LENGTH = 30, (1, 2)
 
 
 def check_run_lengths(data: bytes) -> None:
-    """Raises TooLarge for more run-length encoding than is decoded in a few seconds."""
+    """Raises TooLarge if there is more run-length encoding than can be decoded in a few seconds."""
     if len(data) <= MOST_RUN_LENGTH_BYTES:
         return
     (compression,) = _COMPRESSION.unpack_from(data, _COMPRESSION_AT)

@@ -1,4 +1,4 @@
-"""GIF: comments and other extensions before the first frame are left out."""
+"""GIF: removes comments and other extensions before the first frame."""
 
 from app.errors import UndecodableImage
 
@@ -11,8 +11,8 @@ _EXTENSION, _FRAME, _GRAPHIC_CONTROL = 0x21, 0x2C, 0xF9
 
 
 def without_extensions(data: bytes) -> bytes:
-    """The same picture, with the one extension that says how its first frame is shown. What is cut or broken
-    stays for the decoder to judge. Raises UndecodableImage for too many blocks."""
+    """The same picture with only the extension that says how its first frame is shown. Truncated or broken
+    data is left to the decoder. Raises UndecodableImage for too many blocks."""
     if len(data) < _HEAD:
         return data
     flags = data[10]

@@ -1,4 +1,4 @@
-"""JPEG: what its markers say before anything is decoded (ITU-T T.81, annex B)."""
+"""JPEG: reads its markers before anything is decoded (ITU-T T.81, annex B)."""
 
 import re
 import struct
@@ -33,7 +33,8 @@ _LENGTH = struct.Struct(">H")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The frame header of a JPEG. ``sampling``: of each component, horizontal and vertical."""
+    """The frame header of a JPEG. ``sampling``: the horizontal and vertical sampling factor of each
+    component."""
 
     marker: int
     bits: int
@@ -43,7 +44,7 @@ class Frame:
 
     @property
     def coefficients(self) -> int:
-        """Of all components, about."""
+        """The approximate number of coefficients of all components."""
         across = max((across for across, _ in self.sampling), default=1)
         down = max((down for _, down in self.sampling), default=1)
         parts = sum(one * other for one, other in self.sampling)
@@ -64,10 +65,10 @@ class Jpeg:
 
 
 def read(data: bytes, most_pixels: int) -> Jpeg:
-    """The JPEG; what is cut or broken stays for the decoder to judge.
+    """Read the JPEG. Truncated or broken data is left to the decoder.
 
-    Raises UndecodableImage for a kind that cannot be decoded, and TooLarge for more work than ``most_pixels``
-    can need.
+    Raises UndecodableImage for a kind that cannot be decoded, and TooLarge if decoding takes more work than
+    ``most_pixels`` can need.
     """
     jpeg, start = _head(data)
     if jpeg.frame is not None:
@@ -80,7 +81,7 @@ def read(data: bytes, most_pixels: int) -> Jpeg:
 
 
 def _head(data: bytes) -> tuple[Jpeg, int]:
-    """What comes before the pixels, and where they start."""
+    """The segments before the pixels, and where the pixels begin."""
     kept: list[tuple[int, int]] = []  # where segments begin and end
     place, left_out = 2, False
     frame, exifs, xmps = None, 0, 0
@@ -127,14 +128,13 @@ def _head(data: bytes) -> tuple[Jpeg, int]:
 
 
 def _without_the_rest(data: bytes, kept: list[tuple[int, int]], pixels: int) -> bytes:
-    """The segments that are kept, and all from there on where the pixels begin."""
+    """The segments that are kept, and everything from the start of the pixels on."""
     view = memoryview(data)
     return b"".join((_SOI, *(view[begin:end] for begin, end in kept), view[pixels:]))
 
 
 def _is_needed(marker: int, content: bytes) -> bool:
-    """Whether the segment, which is no table, decides what the picture looks like: no comment, no editor's
-    notes."""
+    """Whether a segment that is not a table affects the picture: comments and metadata of editors do not."""
     match marker:
         case 0xE0:
             return content.startswith(b"JFIF")
@@ -171,7 +171,7 @@ def _check_kind(frame: Frame) -> None:
 
 
 def _count_scans(data: bytes, start: int) -> int:
-    """Scans of the image, the first of whose data starts there; one too many stops the count."""
+    """The number of scans, the first of which begins there. Counting stops at one too many."""
     scans, place = 1, start
     for _ in range(MOST_SEGMENTS):
         found = _MARKER.search(data, place)

@@ -1,4 +1,4 @@
-"""What bytes in an unknown format are, by their first bytes, so that the error message can say it."""
+"""Recognizes bytes in an unknown format by their first bytes, for the error message."""
 
 import base64
 import binascii
@@ -45,7 +45,7 @@ _IMAGES = [
     }.items()
 ]
 
-# What Pillow calls them, where it is another name.
+# What Pillow calls them, if it is another name.
 _FORMATS = {"HEIC": "HEIF"}
 
 _TEXT = rb"(?:\xef\xbb\xbf)?\s*"
@@ -126,14 +126,14 @@ _READ_BASE64 = 64
 
 
 def raw_file(data: bytes) -> Problem | None:
-    """Raw files that begin like a TIFF, whose first picture is but a preview."""
+    """Camera raw files that begin like a TIFF, whose first picture is only a preview."""
     if data[:2] in (b"II", b"MM") and data[8:10] == b"CR":
         return _of_image("a camera raw file (CR2)", "")
     return None
 
 
 def unidentified(data: bytes, allowed: str) -> Problem:
-    """What is said of bytes that no decoder of the ``allowed`` formats takes."""
+    """The error message for bytes that no decoder of the ``allowed`` formats accepts."""
     for name, signature in _IMAGES:
         if signature.match(data):
             taken = _FORMATS.get(name, name) in allowed.split(", ")

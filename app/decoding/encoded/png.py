@@ -35,8 +35,8 @@ _SRGB_TRANSFER = 13
 
 
 def without_extras(data: bytes, say: Say) -> bytes:
-    """The same picture; what is cut stays for the decoder to judge. ``say`` hears of a color profile that
-    cannot be used.
+    """The same picture without text and later frames. Truncated data is left to the decoder. ``say`` is
+    called if the color profile cannot be used.
 
     Raises UndecodableImage for too many chunks.
     """
@@ -105,7 +105,7 @@ def _with_the_gamma_of_numbers(
 
 
 def _say_what_is_not_converted(colours: dict[bytes, bytes], say: Say) -> None:
-    """Colours that a PNG names otherwise than by a profile (PNG, 11.3.2); a profile is converted."""
+    """Warn about colors that are not described by a profile (PNG, 11.3.2). A profile is converted."""
     if b"iCCP" in colours:
         return
     numbers, primaries = colours.get(b"cICP", b""), colours.get(b"cHRM", b"")

@@ -42,13 +42,13 @@ class _Entry:
     value: bytes
 
     def number(self, order: str) -> int:
-        """Its value, if it is one number that stands in the entry."""
+        """The value, if it is a single number stored in the entry."""
         return int(struct.unpack_from(f"{order}{'H' if self.kind == _SHORT else 'I'}", self.value)[0])
 
 
 def check_directory(data: bytes) -> None:
-    """Raises UnsupportedMediaType for a camera's raw file, whose first picture is but a thumbnail, and
-    UndecodableImage or TooLarge for a directory that asks for more than its picture can need."""
+    """Raises UnsupportedMediaType for a camera raw file, whose first picture is only a thumbnail, and
+    UndecodableImage or TooLarge for a directory that needs more work than its picture can."""
     order = "<" if data.startswith(b"I") else ">"
     try:
         entries = {entry.tag: entry for entry in _entries(data, order)}

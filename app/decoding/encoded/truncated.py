@@ -10,9 +10,9 @@ LEAST_SHARE = 0.5
 
 
 def completed(jpeg: Jpeg, policy: TruncatedImages, say: Say) -> bytes:
-    """The JPEG with the end that it lacks, which a decoder takes. Where no pixel is missing, nothing is said;
-    else ``say`` hears what is. Raises UndecodableImage where the ``policy`` is so, or too little is
-    there for an honest answer."""
+    """The JPEG with the missing end added, so that a decoder accepts it. If pixels are missing, ``say`` is
+    called with a warning. Raises UndecodableImage if the ``policy`` is to refuse, or if too little of the
+    picture is present."""
     if jpeg.several_scans:
         # Its first scans show the whole picture, but coarsely.
         share, found = float(jpeg.scans > 1), "it is less sharp than it should be, or wrong in parts"

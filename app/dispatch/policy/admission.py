@@ -1,7 +1,7 @@
 """Whether an image is admitted. Pure: no clock, no queue.
 
-The dispatcher decides by `refusal`. Front ends refuse early by it, over what the dispatcher has told of its
-load, so that no image is received and decoded that the dispatcher would refuse. Times are seconds from now.
+The dispatcher decides with `refusal`. Front ends use it on the load that the dispatcher has sent them, so
+that no image is received and decoded that the dispatcher would refuse. Times are seconds from now.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _BATCH_SHARE = 0.25
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An image that is not accepted. ``retry_after_s``: when it could be, as predicted; None where even an
+    """An image that is not accepted. ``retry_after_s``: when it is predicted to be accepted; None if even an
     idle worker could not meet its deadline."""
 
     reason: Reason
@@ -24,8 +24,9 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Streams(msgspec.Struct, frozen=True):
-    """What the streams of all workers do: when each is free, ascending, and whether nothing waits and nothing
-    runs. A batch costs ``overhead_s`` beside its images. Predictions hold with ``caution``."""
+    """The streams of all workers: when each is free, ascending, and whether nothing waits and nothing runs.
+    ``overhead_s``: the time of a batch without its images. ``caution``: the factor with which predictions
+    hold."""
 
     free_in_s: Sequence[float]
     idle: bool
@@ -34,8 +35,8 @@ class Streams(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What an image would take: ``seconds`` in a batch, of which ``in_batch`` like it make a full one, or
-    ``alone_s`` by itself on idle streams. It has ``deadline_s`` left, and may be predicted to wait for
+    """What an image needs: ``seconds`` in a batch, of which ``in_batch`` similar images fill one, or
+    ``alone_s`` by itself on idle streams. It has ``deadline_s`` left, and its predicted wait may be up to
     ``wait_limit_s``."""
 
     seconds: float
@@ -46,13 +47,13 @@ class Wanted(msgspec.Struct, frozen=True):
 
     @property
     def batch_s(self) -> float:
-        """What a batch of images like it takes, beside the overhead: a full one, or what its deadline leaves
-        room for."""
+        """The time of a batch of similar images without the overhead: a full one, or as many as its deadline
+        allows."""
         return max(self.seconds, min(self.in_batch * self.seconds, _BATCH_SHARE * self.deadline_s))
 
 
 class Ahead(msgspec.Struct, frozen=True):
-    """What is served before an image: so many seconds of work, with the overheads of its batches. The image
+    """What is served before an image: seconds of work, including the overheads of its batches. The image
     waits for ``wait_s`` until all of it has been started."""
 
     work_s: float
@@ -60,8 +61,8 @@ class Ahead(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """An image's place in the queue: how long it would wait there, how long it may, and what it leaves to
-    those behind it in its batch."""
+    """An image's place in the queue: how long it would wait there, how long it may wait, and the slack that
+    it leaves to the images behind it in its batch."""
 
     wait_s: float
     spare_s: float
@@ -69,24 +70,24 @@ class Place(msgspec.Struct, frozen=True):
 
     @property
     def is_in_time(self) -> bool:
-        """Whether it can be had."""
+        """Whether the image would be in time."""
         return self.wait_s <= self.spare_s
 
 
 def ahead_of(wanted: Wanted, work_s: float, streams: Streams) -> Ahead:
-    """Where so many seconds of work are served before the image, in batches as large as one of images like it
-    is at least."""
+    """What is ahead if this many seconds of work are served first, in batches at least as large as a batch of
+    similar images."""
     if work_s > 0 and (batch_s := wanted.batch_s) > 0:
         work_s *= 1 + streams.overhead_s / batch_s
     return Ahead(work_s, starts_in(work_s, streams.free_in_s))
 
 
 def place_of(wanted: Wanted, ahead: Ahead, streams: Streams) -> Place:
-    """The image's place behind that.
+    """The image's place behind the work ahead of it.
 
-    What is left until its deadline when its own batch has been computed, with caution, it may wait. Where
-    there is a queue its batch will have others behind it, and shall not be cut short for it: a device may do
-    ten times the work in full batches.
+    It may wait for what is left until its deadline after its own batch, with caution. If there is a queue,
+    its batch has other images behind it and is not made smaller for this one: a device may do ten times the
+    work in full batches.
     """
     slack_s = min(wanted.batch_s - wanted.seconds, ahead.work_s / len(streams.free_in_s))
     own_s = wanted.alone_s if streams.idle else streams.overhead_s + wanted.seconds
@@ -95,7 +96,7 @@ def place_of(wanted: Wanted, ahead: Ahead, streams: Streams) -> Place:
 
 
 def refusal(wanted: Wanted, ahead: Ahead, streams: Streams) -> Refusal | None:
-    """Why the image is not admitted, and when it could be; None where it is."""
+    """Why the image is not admitted, and when it could be. None if it is admitted."""
     if streams.caution * min(wanted.alone_s, streams.overhead_s + wanted.seconds) > wanted.deadline_s:
         return Refusal("deadline-unmeetable", None)
     place = place_of(wanted, ahead, streams)
@@ -106,7 +107,7 @@ def refusal(wanted: Wanted, ahead: Ahead, streams: Streams) -> Refusal | None:
 
 
 def starts_in(work_s: float, free_in_s: Sequence[float]) -> float:
-    """When so many seconds of work will have been started on streams that are free then."""
+    """The seconds until this much work has been started on streams that become free at these times."""
     start_s, used = free_in_s[0], 1
     for free_s in free_in_s[1:]:
         if (free_s - start_s) * used >= work_s:

@@ -1,8 +1,9 @@
-"""Live agreement: some answered images are run again unpruned while the workers are idle, and how often the
-first label stays is counted by keep ratio. So an operator sees what pruning costs on their own traffic.
+"""Live agreement: some answered images are computed again without pruning while the workers are idle. How
+often the first label stays the same is counted by keep ratio, so an operator sees the effect of pruning on
+their own traffic.
 
-Pure policy, like the scheduler: it knows what is to be run and counts what came of it; the dispatcher has it
-run.
+Pure policy, like the scheduler: it chooses the images and counts the results; the dispatcher has them
+computed.
 """
 
 import random
@@ -24,7 +25,7 @@ BUCKETS = tuple(f"{low:g}-{high:g}" for low, high in pairwise(_EDGES))
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """An answered image: the worker that holds its pixels, under which number, and the first label and the
+    """An answered image: the worker that holds its pixels, their number there, and the first label and the
     keep ratio of its answer."""
 
     worker: int
@@ -34,7 +35,8 @@ class Check:
 
 
 class Agreement:
-    """Draws ``share`` of the pruned images to be run again; ``draw`` gives numbers from 0 to below 1."""
+    """Draws a ``share`` of the pruned images to be computed again. ``draw`` returns numbers from 0 to below
+    1."""
 
     def __init__(self, share: float, draw: Callable[[], float] = random.random) -> None:
         self._share = share
@@ -50,33 +52,35 @@ class Agreement:
         return f"<Agreement of {self._share:g} of the images, {len(self._held)} held>"
 
     def draw(self) -> int | None:
-        """The number under which a worker is to hold an image that it is about to compute; None for most."""
+        """The number under which a worker keeps an image that it is about to compute. None for most
+        images."""
         if not self._share or self._draw() >= self._share:
             return None
         self._drawn += 1
         return self._drawn
 
     def answered(self, check: Check) -> None:
-        """An image that was drawn has been answered. What was not pruned agrees with itself."""
+        """Note the answer of an image that was drawn. An unpruned image agrees with itself."""
         if check.keep_ratio < 1:
             self._held.append(check)
 
     def take(self) -> Check | None:
-        """The next image to run unpruned; None if there is none. Ask while nothing waits and nothing runs."""
+        """The next image to compute without pruning. None if there is none. Call it while nothing waits and
+        nothing runs."""
         return self._held.popleft() if self._held else None
 
     def lost(self, worker: int) -> None:
-        """The worker is gone, and with it the pixels that it held."""
+        """Forget the images whose pixels were held by a worker that is gone."""
         kept = [check for check in self._held if check.worker != worker]
         self._held.clear()
         self._held.extend(kept)
 
     def found(self, check: Check, label: int) -> None:
-        """Count what the unpruned model says of it."""
+        """Count the answer of the unpruned model."""
         outcome = "agreed" if label == check.label else "disagreed"
         metrics.AGREEMENT_CHECKS.labels(bucket_of(check.keep_ratio), outcome).inc()
 
 
 def bucket_of(keep_ratio: float) -> str:
-    """The tenth that a ratio lies in, its upper edge included: 0.3 is of 0.2-0.3."""
+    """The tenth that a ratio belongs to, including its upper edge: 0.3 belongs to 0.2-0.3."""
     return BUCKETS[bisect_left(_EDGES, keep_ratio) - 1]

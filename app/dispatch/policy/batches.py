@@ -1,4 +1,4 @@
-"""Inputs and outputs of the scheduler: limits, batches, and what it knows of each worker. Pure."""
+"""Inputs and outputs of the scheduler: limits, batches, and the state of each worker. Pure."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from app.messages.capacity import Limits
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How many images may wait, and how long an image without a deadline of its own may be predicted to."""
+    """How many images may wait, and the maximum predicted wait of an image without a deadline of its own."""
 
     images: int
     wait_s: float = 10.0
@@ -23,7 +23,8 @@ class QueueLimits:
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """An entry of a batch, the depth whose ratio it gets, and whether its own deadline made it so deep."""
+    """An entry of a batch, the brown-out depth whose ratio it gets, and whether its own deadline required
+    that depth."""
 
     entry: Entry
     depth: int
@@ -36,7 +37,7 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Entries of one model to compute together by a worker on ``threads`` threads; predicted to end at
+    """Entries of one model that a worker computes together on ``threads`` threads, predicted to end at
     ``ends``."""
 
     worker: int
@@ -46,23 +47,23 @@ class Batch(msgspec.Struct, frozen=True):
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What is computed."""
+        """The entries."""
         return tuple(taken.entry for taken in self.taken)
 
     @property
     def model(self) -> str:
-        """Whose images they are."""
+        """The model of the entries."""
         return self.taken[0].entry.model
 
     @property
     def tokens(self) -> int:
-        """Weight of the whole batch."""
+        """The weight of the whole batch."""
         return sum(taken.tokens for taken in self.taken)
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """How one worker computes one model: what a batch costs there beside its images, and how many times as
-    long it takes for an image as the entries say, in a batch and alone."""
+    """How one worker computes one model: the overhead of a batch, and the factors between its time for an
+    image and the predicted one, in a batch and alone."""
 
     overhead_s: float = 0.0
     pace: float = 1.0
@@ -74,7 +75,7 @@ _UNKNOWN = Rates()
 
 @dataclass(slots=True)
 class WorkerLane:
-    """What the scheduler knows of one worker: its ``rates`` by model. One that is not ``accepting`` gets no
+    """The scheduler's state of one worker, with its ``rates`` by model. One that is not ``accepting`` gets no
     batch."""
 
     limits: Limits
@@ -83,28 +84,28 @@ class WorkerLane:
     running: list[Batch] = field(default_factory=list)
 
     def rates_of(self, model: str) -> Rates:
-        """Those of that model."""
+        """The rates of that model."""
         return self.rates.get(model, _UNKNOWN)
 
     @property
     def pace(self) -> float:
-        """On average over the models, whichever comes next."""
+        """The mean over the models, for when it is not known which one comes next."""
         return sum(each.pace for each in self.rates.values()) / max(1, len(self.rates))
 
     @property
     def busy_threads(self) -> int:
-        """Threads of what runs."""
+        """The threads of running batches."""
         return sum(batch.threads for batch in self.running)
 
     @property
     def free_streams(self) -> int:
-        """Batches that could be started now, by number and by threads."""
+        """How many batches could be started now, by number and by threads."""
         free_threads = self.limits.threads - self.busy_threads
         return min(self.limits.streams - len(self.running), free_threads // self.limits.stream_threads)
 
     @property
     def ends(self) -> list[float]:
-        """When each stream that is busy is predicted to be free."""
+        """When each busy stream is predicted to be free."""
         streams = self.limits.streams
         busy: list[float] = []
         for batch in self.running:

@@ -1,13 +1,14 @@
-"""Brown-out: lowering the ratio of images that allow it, before any is refused. Pure policy, no clock.
+"""Brown-out: lowering the keep ratio of images that allow it, before any is refused. Pure policy, no clock.
 
-A brown-out has a depth, from 0 (none). At depth d no image that allows lowering is pruned less than
-``CEILINGS[d]`` says, nor more than its own floor. It deepens at once as far as an image that comes needs it
-to be in time, and step by step while images wait long and more work is offered than the worker can do. It is
-raised step by step, only while the work that was offered lately, at the next higher ratio, would leave some
-of the worker idle, and while little waits; if that soon proves to have been in vain, the next time later.
-What deepens it and what raises it lie apart, so it stays where it is under steady load instead of swinging
-between a depth that drains the queue and one that fills it. All its times grow with what an image takes: of
-a slow device's few images a short average would say little but chance.
+A brown-out has a depth, from 0 (none). At depth d, the ratio of an image that allows lowering is at most
+``CEILINGS[d]``, but not below the image's own minimum. The depth increases at once if an arriving image needs
+it to be in time. It increases step by step while images wait long and more work arrives than the workers can
+do. It decreases step by step while little waits, and only if the recent work at the next higher ratio would
+leave some of the workers idle. If that soon proves wrong, the next step comes later.
+
+The conditions for increasing and decreasing are apart, so under steady load the depth stays where it is
+instead of swinging between one that drains the queue and one that fills it. All its times grow with the time
+of an image: a short average over a slow device's few images would mostly be chance.
 """
 
 import math
@@ -49,7 +50,7 @@ class ByDepth(Protocol):
 
 @dataclass(slots=True)
 class BrownOut:
-    """The depth, and what it follows from. Seconds of work are of one stream; there are ``streams``."""
+    """The depth, and what it depends on. Seconds of work are for one stream; there are ``streams``."""
 
     streams: int
     depth: int = 0
@@ -66,7 +67,7 @@ class BrownOut:
     _wait_s: float = 0.0
 
     def offered(self, seconds: Sequence[float], now: float) -> None:
-        """An image came, accepted or not, that costs so much at every depth."""
+        """Count an image that arrived, accepted or not, with its cost at every depth."""
         if self._began == math.inf:
             self._began, self._image_s = now, seconds[0]
         self._image_s += _IMAGE_SHARE * (seconds[0] - self._image_s)
@@ -81,7 +82,7 @@ class BrownOut:
         self._asked += seconds[0] / shorter_s
 
     def deepen(self, depth: int, wait_s: float, now: float) -> None:
-        """Go to that depth, where the wait had come to ``wait_s``; never to a lesser one."""
+        """Increase the depth to this one, if it is not there yet. The wait had come to ``wait_s``."""
         if depth <= self.depth:
             return
         in_vain = now < self._raised + _TRIAL * self._holds * self._hold_s
@@ -89,14 +90,16 @@ class BrownOut:
         self.depth, self._changed, self._wait_s = depth, now, max(wait_s, self._wait_s)
 
     def press(self, wait_s: float, now: float) -> None:
-        """An image came that will wait long: go a step deeper, if held and the worker is overloaded."""
+        """Increase the depth by one step for an image that will wait long, if the last change is long enough
+        ago and the workers are overloaded."""
         self._forget(now)
         overloaded = self._offered(self.depth) > _FULL * self.streams
         if overloaded and now >= self._changed + self._hold_s and self.depth < DEPTHS - 1:
             self.deepen(self.depth + 1, wait_s, now)
 
     def relax(self, backlog: ByDepth, now: float) -> None:
-        """Raise the ratio by a step, if it was held and load and backlog (seconds at every depth) allow."""
+        """Decrease the depth by one step, if the last change is long enough ago and load and backlog (seconds
+        at every depth) allow it."""
         if not self.depth:
             return
         self._forget(now)
@@ -119,7 +122,7 @@ class BrownOut:
         return max(_HOLD_S, _HOLD_IMAGES * self._image_s / self.streams)
 
     def _memories_s(self, now: float) -> tuple[float, float]:
-        """Over how long the load is averaged; at first over no more than there has been."""
+        """The time over which the load is averaged: at first no more than has passed."""
         hold_s = self._hold_s
         there_was = max(hold_s, now - self._began)
         return min(_MEMORY * hold_s, there_was), min(max(_QUIET_MEMORY_S, hold_s), there_was)

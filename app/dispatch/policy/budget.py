@@ -1,5 +1,5 @@
-"""What the dispatcher does when a batch did not fit into a worker's memory: it forms smaller ones for a
-while. (The worker computes the batch itself in parts: app.worker.parts.)"""
+"""Forms smaller batches for a while after a batch did not fit into a worker's memory. (The worker computes
+that batch itself in parts: app.worker.parts.)"""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ _RAISE_BY = 1.25
 
 @dataclass(slots=True)
 class Budget:
-    """How many tokens a batch may have. Pure. Lowered when one did not fit; raised again, slowly, since what
-    took the memory may have gone."""
+    """The maximum number of tokens of a batch. Pure. It is lowered when a batch did not fit, and raised again
+    slowly, because whatever took the memory may have gone."""
 
     limits: Limits
     _tokens: int = 0
@@ -23,17 +23,17 @@ class Budget:
 
     @property
     def tokens(self) -> int:
-        """The budget now, from 1 to what is configured."""
+        """The budget now, from 1 to the configured maximum."""
         return self._tokens
 
     def fitted(self) -> None:
-        """A batch was computed at once."""
+        """Note a batch that fitted into memory."""
         self._fitted += 1
         if self._fitted >= _RAISE_AFTER and self._tokens < self.limits.batch_tokens:
             self._tokens = min(self.limits.batch_tokens, int(self._tokens * _RAISE_BY) + 1)
             self._fitted = 0
 
     def did_not_fit(self, tokens: int, share: float) -> None:
-        """A batch of so many tokens had to be split; ``share`` of its images fitted at once."""
+        """Note a batch with this many tokens that had to be split. ``share`` of its images fitted at once."""
         self._tokens = max(1, min(self._tokens, int(tokens * share)))
         self._fitted = 0

@@ -1,11 +1,11 @@
-"""How long a batch takes, predicted from its images and their compute. Plain numpy: no clock, no torch.
+"""Predicts the time of a batch from its images and their compute. Plain numpy: no clock, no torch.
 
-    seconds = constant + a * images + b * compute
+seconds = constant + a * images + b * compute
 
-``compute`` is the sum of the images' shares of the unpruned model's MACs (models.schedule), so tokens at
-every stage are in it. No coefficient is negative: predictions are positive and rise with the work. They are
-learned at warm-up, for each number of threads that batches run on, while all streams are busy, as they are
-when predictions matter; then they follow what serving measures, slowly.
+``compute`` is the sum of the images' shares of the unpruned model's MACs (models.schedule), so it includes
+the tokens at every stage. No coefficient is negative: predictions are positive and rise with the work. The
+coefficients are fitted at warm-up, for each number of threads of a batch, while all streams are busy, as they
+are when predictions matter. Then they slowly follow the measurements of serving.
 """
 
 import math
@@ -34,11 +34,10 @@ def _features(work: Work) -> Float[np.ndarray, " 3"]:
 
 
 def fit(measured: Sequence[Measured]) -> Float[np.ndarray, " 3"]:
-    """Coefficients (s, s/image, s/unpruned image), none negative, of the least relative errors.
+    """The coefficients (s, s/image, s/unpruned image), none negative, with the least relative errors.
 
     Least squares of the relative residuals, reweighted for Huber's loss (Huber 1964, "Robust Estimation of a
-    Location Parameter"): a few batches that something else held up do not count. Raises ValueError without
-    measurements.
+    Location Parameter"), so a few delayed batches do not count. Raises ValueError without measurements.
     """
     if not measured:
         raise ValueError("no batch was measured")
@@ -56,8 +55,8 @@ def fit(measured: Sequence[Measured]) -> Float[np.ndarray, " 3"]:
 def _least_squares(
     features: Float[np.ndarray, "batches 3"], target: Float[np.ndarray, " batches"]
 ) -> Float[np.ndarray, " 3"]:
-    """Of all choices of coefficients that are not zero, the best that has no negative one. (With three of
-    them trying out all is the simplest exact way.)"""
+    """The best solution without a negative coefficient, among all choices of non-zero coefficients. (With
+    three of them, trying all is the simplest exact way.)"""
     count = features.shape[1]
     best, least = np.zeros(count), math.inf
     for size in range(1, count + 1):
@@ -72,9 +71,9 @@ def _least_squares(
 
 @dataclass(slots=True)
 class _Line:
-    """The coefficients for one number of threads, and how they stand to the warm-up's.
+    """The coefficients for one number of threads, and their relation to those of the warm-up.
 
-    Three numbers each, and one batch at a time: numpy would take longer to call than to add.
+    Three numbers each, and one batch at a time: calling numpy would take longer than adding.
     """
 
     learned: tuple[float, float, float]
@@ -90,14 +89,14 @@ class _Line:
         return constant + image * work.images + compute * work.compute
 
     def observe(self, work: Work, seconds: float) -> float:
-        """Gives back the seconds that were predicted.
+        """Learn from a batch. Returns the seconds that were predicted for it.
 
-        Normalised least mean squares: half of a residual is put down to the device's pace, which all
-        coefficients share, and half to the coefficients, by their shares in the prediction.
+        Normalised least mean squares: half of a residual goes to the device's pace, which all coefficients
+        share, and half to the coefficients, by their shares in the prediction.
 
-        Serving one kind of batch for long cannot wind anything up, as it does in recursive least squares with
-        forgetting. One outlier moves a prediction by at most _GAIN * _OUTLIER; only when
-        batch after batch is astray to the same side does the bound widen, for then the device has changed.
+        Serving one kind of batch for a long time does not wind anything up, as it does in recursive least
+        squares with forgetting. One outlier moves a prediction by at most _GAIN * _OUTLIER. The bound only
+        widens if batch after batch is off in the same direction, because then the device has changed.
         """
         constant, image, compute = self.now
         image, compute = image * work.images, compute * work.compute
@@ -130,7 +129,7 @@ def _three(coefficients: Float[np.ndarray, " 3"]) -> tuple[float, float, float]:
 
 
 def _first_caution(line: _Line, measured: Sequence[Measured]) -> float:
-    """What the warm-up says of its own predictions: three deviations, by the median of the errors."""
+    """The caution from the warm-up's own prediction errors: three deviations, by the median of the errors."""
     errors = [abs(batch.seconds / line.predict(batch.work) - 1) for batch in measured]
     return min(_MOST_CAUTION, 1 + 3 * _DEVIATIONS * float(np.median(errors)))
 
@@ -139,7 +138,7 @@ def _first_caution(line: _Line, measured: Sequence[Measured]) -> float:
 class CostModel:
     """Predicts the duration of batches; see the module.
 
-    ``caution`` is the factor, at least 1, by which 99 of 100 predictions were exceeded at most.
+    ``caution`` is a factor of at least 1: 99 of 100 batches take at most their prediction times this factor.
     """
 
     caution: float = 1.0
@@ -147,7 +146,7 @@ class CostModel:
 
     @classmethod
     def learned(cls, measured: Iterable[Measured]) -> "CostModel":
-        """From a warm-up's batches. Raises ValueError where there are none."""
+        """Fit the model to the batches of a warm-up. Raises ValueError if there are none."""
         by_threads: dict[int, list[Measured]] = {}
         for batch in measured:
             by_threads.setdefault(batch.threads, []).append(batch)
@@ -157,21 +156,22 @@ class CostModel:
         return cls(max(_first_caution(lines[threads], some) for threads, some in by_threads.items()), lines)
 
     def predict(self, work: Work, threads: int) -> float:
-        """Seconds, above 0. Without measurements on so many threads, those on the next number to it count."""
+        """Seconds, above 0. Without measurements on this number of threads, those on the nearest number are
+        used."""
         return self._line(threads).predict(work)
 
     def overhead_s(self, threads: int) -> float:
-        """Seconds that a batch costs beside its images."""
+        """The seconds that a batch takes in addition to its images."""
         return self._line(threads).now[0]
 
     def image_s(self, compute: float, threads: int) -> float:
-        """Seconds that one image more costs in a batch, above 0."""
+        """The seconds that one more image takes in a batch, above 0."""
         _, image, unpruned = self._line(threads).now
         return image + unpruned * compute
 
     def observe(self, batch: Measured) -> float:
-        """Learn gently from a batch. Gives back the relative error of what was predicted for it: above 0, it
-        took longer."""
+        """Learn slowly from a batch. Returns the relative error of its prediction: above 0 if it took
+        longer."""
         ratio = batch.seconds / self._line(batch.threads).observe(batch.work, batch.seconds)
         # Steps up and down whose sizes balance where 1 of 100 lies above (Robbins and Monro 1951).
         up = _CAUTION_SHARE if ratio > self.caution else _CAUTION_SHARE - 1
@@ -179,7 +179,7 @@ class CostModel:
         return ratio - 1
 
     def line(self, threads: int) -> tuple[float, float, float]:
-        """Seconds of a batch, of an image in it, and of an unpruned image's compute beside that."""
+        """The seconds of a batch, of an image in it, and of an unpruned image's compute in addition."""
         return self._line(threads).now
 
     def _line(self, threads: int) -> _Line:

@@ -13,11 +13,11 @@ T = TypeVar("T")
 class Entry(msgspec.Struct, frozen=True):
     """An image in the queue.
 
-    ``seconds`` and ``tokens`` are what it is predicted to cost in a batch at every depth of a brown-out, from
-    0 (as asked) to the deepest: they never rise, and are all alike where the image may not be lowered.
-    ``tokens`` are the model's, times the share of compute. ``alone_s`` is how long it takes on an idle worker
-    with all threads, at every depth. ``deadline`` may be infinite. ``wait_limit_s`` bounds the predicted wait
-    of an image without a deadline of its own. ``batch_slack_s`` is what it left to those behind it in its
+    ``seconds`` and ``tokens`` are its predicted cost in a batch at every depth of a brown-out, from 0 (as
+    requested) to the deepest. They never rise, and are all equal if the image may not be lowered. ``tokens``
+    are the model's, times the share of compute. ``alone_s`` is its time on an idle worker with all threads,
+    at every depth. ``deadline`` may be infinite. ``wait_limit_s`` limits the predicted wait of an image
+    without a deadline of its own. ``batch_slack_s`` is the time that it left to the images behind it in its
     batch when it was accepted. A batch holds images of one ``model``.
     """
 
@@ -35,11 +35,11 @@ class Entry(msgspec.Struct, frozen=True):
     model: str = ""
 
     def leaving(self, batch_slack_s: float) -> "Entry":
-        """The entry, which leaves so much to those behind it."""
+        """The entry with this batch slack."""
         return msgspec.structs.replace(self, batch_slack_s=batch_slack_s) if batch_slack_s else self
 
     def at_least(self, depth: int) -> "Entry":
-        """The entry, lowered to that depth whatever the brown-out's."""
+        """The entry, lowered at least to that depth whatever the depth of the brown-out is."""
         if depth == self.least_depth:
             return self
 

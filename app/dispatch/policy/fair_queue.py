@@ -1,12 +1,13 @@
 """Fair queueing: priorities share the workers by weight, and callers of one priority share it equally.
 
-Both levels are start-time fair queueing (Goyal, Vin and Cheng 1996): a flow carries the virtual time at
-which it is served next; what is served moves it on by its predicted seconds over its weight, and a flow that
-comes anew starts at the virtual time of now. So no flow starves, a caller's backlog delays that caller, and
-an idle share goes to the others. What one caller sends to one model in one priority stays in order.
+Both levels are start-time fair queueing (Goyal, Vin and Cheng 1996). A flow has the virtual time at which it
+is served next. Serving it adds its predicted seconds divided by its weight, and a new flow starts at the
+current virtual time. So no flow starves, a caller's backlog only delays that caller, and unused shares go to
+the others. The images of one caller for one model and priority stay in order.
 
-A batch is of one model: it begins with the entry whose turn it is, and goes on with those of the same model
-in the order of their turns. Who is served before their turn so, is served the later afterwards. Pure data.
+A batch holds images of one model: it begins with the entry whose turn it is, and continues with entries of
+the same model in the order of their turns. Whoever is served before their turn in this way is served later
+afterwards. Pure data.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
@@ -43,7 +44,7 @@ class FairQueue:
         return key in self._entries
 
     def __iter__(self) -> Iterator[Entry]:
-        """The entries, in no order that matters."""
+        """The entries, in no particular order."""
         return iter(self._entries.values())
 
     def get(self, key: Hashable) -> Entry | None:
@@ -51,24 +52,24 @@ class FairQueue:
         return self._entries.get(key)
 
     def held_by(self, caller: str) -> int:
-        """Entries of that caller, in all priorities."""
+        """The number of entries of that caller, in all priorities."""
         return self._by_caller.get(caller, 0)
 
     @property
     def callers(self) -> int:
-        """Callers who have entries waiting."""
+        """The callers that have entries waiting."""
         return len(self._by_caller)
 
     @property
     def remembered(self) -> int:
-        """Everything that is kept of callers: flows, places in the lines and leads."""
+        """Everything that is stored for callers: flows, places in the lines and leads."""
         return sum(
             len(class_.flows) + sum(map(len, class_.lines.values())) + len(class_.leads)
             for class_ in self._classes.values()
         )
 
     def add(self, entry: Entry) -> None:
-        """Queue an entry behind its caller's others. Raises ValueError for a key that is waiting already."""
+        """Queue an entry behind its caller's others. Raises ValueError if its key is already waiting."""
         if entry.key in self._entries:
             raise ValueError(f"{entry.key!r} is already waiting")
         class_ = self._classes[entry.priority]
@@ -86,7 +87,7 @@ class FairQueue:
             totals.add(entry.seconds)
 
     def remove(self, key: Hashable) -> Entry | None:
-        """Take an entry out, wherever it stands, without serving it; None if it is not waiting."""
+        """Remove an entry without serving it. None if it is not waiting."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return None
@@ -104,7 +105,7 @@ class FairQueue:
         return entry
 
     def first(self, model: str | None = None) -> Entry | None:
-        """The entry whose turn it is: of that model, or of any."""
+        """The entry whose turn it is, for that model or for any."""
         if not self._entries:
             return None
         found: Entry | None = None
@@ -117,8 +118,8 @@ class FairQueue:
         return found
 
     def serve(self, entry: Entry, seconds: float) -> None:
-        """Take out the entry that `first` gave, at that cost to its caller's and its priority's share.
-        Raises ValueError for any other."""
+        """Remove the entry that `first` returned, and charge its cost to its caller and its priority. Raises
+        ValueError for any other entry."""
         if entry is not self.first(entry.model):
             raise ValueError(f"it is not the turn of {entry.key!r}")
         class_ = self._classes[entry.priority]
@@ -143,10 +144,10 @@ class FairQueue:
         depth: int,
         coming: Mapping[Priority, float] = MappingProxyType({}),
     ) -> float:
-        """Seconds of work that would be served before a further entry of so many seconds has been: the
-        caller's own, as much of every other caller's in the priority, and of the other priorities what their
-        shares give them meanwhile, of what they have waiting and of what is ``coming``: so much work of a
-        priority for every second of work that is served."""
+        """The seconds of work that would be served before another entry with this many seconds: the caller's
+        own work; as much of every other caller's in the priority; and the share that the other priorities get
+        in the meantime, of what they have waiting and of what is ``coming`` (the work of a priority that
+        arrives per second of work that is served)."""
         if not self._entries:
             return 0.0
         class_ = self._classes[priority]
@@ -166,7 +167,7 @@ class FairQueue:
         return before
 
     def heaviest(self, number: int) -> list[tuple[str, Priority]]:
-        """The callers with the most work waiting in a priority, at most so many of each priority."""
+        """The callers with the most work waiting, at most this many of each priority."""
         found: list[tuple[str, Priority]] = []
         for name, class_ in self._classes.items():
             heaviest = nlargest(number, class_.flows.values(), key=lambda flow: flow.work[0])

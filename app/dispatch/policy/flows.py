@@ -1,4 +1,4 @@
-"""What waits in the fair queue: the callers of a priority, and each caller's images. Pure data."""
+"""The contents of the fair queue: the callers of a priority, and the images of each caller. Pure data."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -17,8 +17,8 @@ Line = list[tuple[float, int, "Flow"]]  # a heap of flows, by their starts when 
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """What one caller has waiting in one priority, in order for each model. ``start`` is the virtual time of
-    its next service; it never falls. ``lined_up``: the models in whose lines it stands."""
+    """The images of one caller that wait in one priority, in order for each model. ``start`` is the virtual
+    time of its next service; it never falls. ``lined_up``: the models in whose heaps it is."""
 
     caller: str
     work: Totals
@@ -27,30 +27,31 @@ class Flow:
     lined_up: set[str] = field(default_factory=set)
 
     def add(self, entry: Entry) -> None:
-        """Behind the others of its model."""
+        """Add it behind the others of its model."""
         self.entries.setdefault(entry.model, OrderedDict())[entry.key] = entry
 
     def remove(self, entry: Entry) -> None:
-        """Wherever it stands."""
+        """Remove it, wherever it is."""
         of_model = self.entries[entry.model]
         del of_model[entry.key]
         if not of_model:
             del self.entries[entry.model]
 
     def first(self, model: str) -> Entry:
-        """The next of that model."""
+        """The next entry of that model."""
         return next(iter(self.entries[model].values()))
 
 
 @dataclass(slots=True, eq=False)
 class PriorityClass:
-    """One priority: the flows that have entries, and for each model a heap of those that have some of it, by
-    when they are served next.
+    """One priority: the flows that have entries, and for each model a heap of the flows that have entries for
+    it, ordered by the time of their next service.
 
-    A flow that another model's batch has served stands in a heap where it was before; it is put where it is
-    now when it comes first there. ``leads`` keeps the virtual start of callers with nothing waiting that were
-    served ahead of now: whoever comes back before then goes on from there. A lead that now has reached means
-    nothing and is forgotten. When nothing waits, nobody was held up by a lead, and all of them are.
+    A flow that was served in another model's batch keeps its old place in a heap, and is moved to its new
+    place when it becomes the first there. ``leads`` stores the virtual start of callers that have nothing
+    waiting and were served ahead of the current time: if they come back before then, they continue from
+    there. A lead that the current time has reached is deleted. When nothing waits, all leads are deleted,
+    because nobody was delayed by them.
     """
 
     weight: float
@@ -63,7 +64,8 @@ class PriorityClass:
     leads: dict[str, float] = field(default_factory=dict)
 
     def first(self, model: str | None) -> Entry | None:
-        """The entry whose turn it is: of that model, or of any. Of one caller's the oldest comes first."""
+        """The entry whose turn it is, for that model or for any. Of one caller, the oldest entry comes
+        first."""
         if model is None and len(self.lines) == 1:
             (model,) = self.lines
         if model is not None:
@@ -78,7 +80,7 @@ class PriorityClass:
         return found
 
     def flow_for(self, caller: str, depths: int) -> Flow:
-        """That caller's, which begins here where there is none."""
+        """The flow of that caller, which is created if there is none."""
         flow = self.flows.get(caller)
         if flow is None:
             start = max(self.now, self.leads.pop(caller, self.now))
@@ -86,8 +88,8 @@ class PriorityClass:
         return flow
 
     def line_up(self, flow: Flow, model: str, turn: int) -> None:
-        """Put it into the model's line, unless it stands there. Withdrawn flows stay there until their turn,
-        but not many of them."""
+        """Add the flow to the model's heap, unless it is there. Empty flows stay there until their turn, up
+        to a limit."""
         if model in flow.lined_up:
             return
         flow.lined_up.add(model)
@@ -101,8 +103,8 @@ class PriorityClass:
             heapify(line)
 
     def served(self, flow: Flow, entry: Entry, seconds: float) -> None:
-        """The entry that was `first` of its model is computed: it moves on its flow and the priority. Now is
-        the start of whoever is to be served next, which others than this flow may be."""
+        """Charge the entry that was `first` of its model to its flow and to the priority. The current virtual
+        time becomes the start of the flow that is served next, which may be another one."""
         if len(self.lines) == 1:
             self.now = flow.start
         elif (first := self.first(None)) is not None:
@@ -113,7 +115,7 @@ class PriorityClass:
         flow.start += seconds
 
     def forget(self, flow: Flow) -> None:
-        """The flow has run empty."""
+        """Remove a flow that is empty."""
         del self.flows[flow.caller]
         if not self.flows:
             self.lines.clear()

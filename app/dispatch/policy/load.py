@@ -1,4 +1,4 @@
-"""What the dispatcher tells front ends of its load, so that they can reckon as it does: see
+"""The load that the dispatcher sends to front ends, so that they can predict as it does: see
 app.dispatch.policy.load_page. Pure: times are passed in."""
 
 from collections.abc import Mapping
@@ -14,17 +14,16 @@ _CALLERS_TOLD = 16
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image of a model: the least share of compute that it may cost, and what an unpruned one counts in a
-    batch."""
+    """An image of a model: its minimum share of compute, and the tokens of an unpruned one in a batch."""
 
     cheapest: float
     tokens: int
 
 
 def load_of(scheduler: Scheduler, predictions: Predictions, images: Mapping[str, Image], now: float) -> Load:
-    """The load now, but for what each front end has been ``seen`` to send. ``images``: by model, the default
-    one first. What is told is served before the cheapest image of all: of one that costs more the dispatcher
-    itself will tell."""
+    """The load now, without ``seen``, the last record of each front end. ``images``: by model, the default
+    one first. It counts the work before the cheapest possible image. For a more expensive one, the dispatcher
+    itself decides."""
     cheap_s = min(predictions.in_batch[model].at(image.cheapest) for model, image in images.items())
     streams = scheduler.streams_at("", now)
     return Load(

@@ -1,9 +1,8 @@
 """A front end's view of the dispatcher's load: some milliseconds old, and corrected by what the front end
-itself has let through since. Pure: times are passed in.
+itself has admitted since. Pure: times are passed in.
 
 It answers one question before an image is received and decoded: will the dispatcher accept it? It decides as
-the dispatcher does (app.dispatch.policy.admission): an image that is let through in vain is decoded for
-nothing.
+the dispatcher does (app.dispatch.policy.admission). An image that is admitted wrongly is decoded for nothing.
 """
 
 from dataclasses import dataclass, field
@@ -19,30 +18,30 @@ _UNKNOWN = Terms()
 
 @dataclass(slots=True)
 class InFlight:
-    """A flow's images that the dispatcher does not count yet, and their compute together, in unpruned images
-    of the default model."""
+    """The images of a flow that the dispatcher does not count yet, and their total compute, in unpruned
+    images of the default model."""
 
     images: int = 0
     compute: float = 0.0
 
     def add(self, compute: float) -> None:
-        """One image more."""
+        """Add an image."""
         self.images += 1
         self.compute += compute
 
     def remove(self, compute: float) -> None:
-        """The last one leaves exactly 0: a sum of floats that came and went would not be 0, and the
-        dispatcher would never seem idle again."""
+        """Remove an image. After the last one the sum is exactly 0: a sum of floats that were added and
+        subtracted would not be, and the dispatcher would never seem idle again."""
         self.images -= 1
         self.compute = self.compute - compute if self.images else 0.0
 
 
 @dataclass(slots=True)
 class LoadPage:
-    """What the dispatcher said last, and the images in flight that it did not count yet.
+    """The last load that the dispatcher sent, and the images in flight that it did not count yet.
 
-    What an image costs (``compute``) is in unpruned images of the default model, for which the dispatcher's
-    terms come first.
+    The cost of an image (``compute``) is in unpruned images of the default model, whose terms are the first
+    that the dispatcher sends.
     """
 
     load: Load | None = None
@@ -53,7 +52,7 @@ class LoadPage:
     _most_told_s: float = 0.0  # of work before an image, whoever sends it
 
     def tell(self, load: Load, now: float) -> None:
-        """What the dispatcher says: it counts all that was sent up to ``load.seen``."""
+        """Store the dispatcher's load, which counts everything that was sent up to ``load.seen``."""
         self.load, self.told = load, now
         self._most_told_s = max(
             (*load.work_s.values(), *(work_s for _, _, work_s in load.callers)), default=0.0
@@ -62,22 +61,23 @@ class LoadPage:
             self._remove(*self._sent.pop(number))
 
     def lost(self) -> None:
-        """The dispatcher is gone, and all that it said holds no more."""
+        """Forget the load, because the dispatcher is gone."""
         self.load = None
         for flow, compute in self._sent.values():
             self._remove(flow, compute)
         self._sent.clear()
 
     def decoding(self, caller: str, priority: Priority, compute: float) -> None:
-        """An image that costs so much is decoded from now on."""
+        """Count an image with this cost as being decoded."""
         self._add((caller, priority), compute)
 
     def decoded(self, caller: str, priority: Priority, compute: float) -> None:
-        """It no longer is."""
+        """Count it as decoded."""
         self._remove((caller, priority), compute)
 
     def sent(self, number: int, caller: str, priority: Priority, compute: float) -> None:
-        """It has gone to the dispatcher as the record with that number; perhaps not for the first time."""
+        """Count it as sent to the dispatcher, as the record with that number. It may have been sent
+        before."""
         flow = (caller, priority)
         if number in self._sent:
             self._remove(*self._sent[number])
@@ -95,8 +95,8 @@ class LoadPage:
         model: str = "",
         weight: float = 1.0,
     ) -> Refusal | None:
-        """What the dispatcher would answer to a further image of the caller, of that share of the model's
-        compute, which is ``weight`` times the default model's; None where it has a chance. An idle
+        """The dispatcher's expected refusal of another image of the caller, with this share of the model's
+        compute, which is ``weight`` times the default model's. None if the image may be accepted. An idle
         dispatcher decides for itself."""
         if self.load is None or (self.load.idle and not self._flows):
             return None
@@ -117,8 +117,8 @@ class LoadPage:
     def _is_sure(
         self, load: Load, terms: Terms, share: float, deadline_s: float, wait_limit_s: float
     ) -> bool:
-        """Whether the image would be accepted even if all that is known of were served before it: mostly it
-        is, and this takes a fraction of the time that `admission` does."""
+        """Whether the image would be accepted even if all known work were served before it. This is true for
+        most images, and takes a fraction of the time of `admission`."""
         seconds = terms.image_s + terms.compute_s * share
         if seconds <= 0:
             return False
@@ -137,8 +137,8 @@ class LoadPage:
     def _ahead(
         self, load: Load, flow: Flow, compute: float, wanted: Wanted, streams: Streams, now: float
     ) -> Ahead:
-        """What is served before it: of what was told, what has not been started since, and of what the front
-        end has let through since."""
+        """The work that is served before the image: of the dispatcher's load, what has not been started
+        since, and of this front end's images, those since then."""
         caller, priority = flow
         told_s = next(
             (work for name, kind, work in load.callers if (name, kind) == (caller, priority)),
@@ -149,9 +149,9 @@ class LoadPage:
         return ahead_of(wanted, work_s, streams)
 
     def _before(self, flow: Flow, compute: float) -> float:
-        """What of the images in flight will be served before a further one of the flow: its own, and of every
-        other as much as fair shares give it meanwhile. One caller's thousand photographs are not in the way
-        of another's first. See `FairQueue.work_before`."""
+        """The images in flight that are served before another one of the flow: its own, and the fair share of
+        each other flow in the meantime. So a thousand photographs of one caller do not delay the first one of
+        another. See `FairQueue.work_before`."""
         own = self._flows[flow].compute if flow in self._flows else 0.0
         until, weight = own + compute, WEIGHTS[flow[1]]
         return own + sum(
@@ -173,6 +173,6 @@ class LoadPage:
 
 
 def _unpruned_s(load: Load) -> float:
-    """What an unpruned image of the default model takes in a batch."""
+    """The time of an unpruned image of the default model in a batch."""
     terms = next(iter(load.terms.values()), _UNKNOWN)
     return terms.image_s + terms.compute_s

@@ -1,7 +1,7 @@
-"""What an image will take, predicted for all workers together, from what each of them measured. Pure.
+"""The predicted time of an image over all workers, from the measurements of each worker. Pure.
 
-A queue before several workers needs one figure for an image's seconds, whoever will compute it: the mean with
-which the queue's throughput comes out right. How a worker differs from it is the worker's pace. With one
+A queue in front of several workers needs one time per image, whichever worker computes it: the mean with
+which the throughput of the queue is right. The pace of a worker is its relation to this mean. With one
 worker, or several equal ones, every pace is 1.
 """
 
@@ -26,7 +26,7 @@ _MOST_REMEMBERED = 4096  # clients choose the ratios
 
 
 class Line(msgspec.Struct, frozen=True):
-    """Seconds that follow from a share of compute: ``constant_s`` and, times the share, ``compute_s``."""
+    """Seconds as a function of a share of compute: ``constant_s`` plus ``compute_s`` times the share."""
 
     constant_s: float
     compute_s: float
@@ -37,7 +37,7 @@ class Line(msgspec.Struct, frozen=True):
 
     @property
     def unpruned_s(self) -> float:
-        """Of an image that is not pruned."""
+        """The seconds of an image that is not pruned."""
         return self.constant_s + self.compute_s
 
 
@@ -48,7 +48,7 @@ Weights = dict[Ask, tuple[tuple[float, ...], tuple[int, ...]]]
 
 @dataclass(slots=True)
 class _Costs:
-    """Of one model on one worker."""
+    """The costs of one model on one worker."""
 
     limits: Limits
     costs: CostModel
@@ -56,7 +56,7 @@ class _Costs:
     alone: Line = _UNKNOWN
 
     def predict(self) -> float:
-        """Bring both lines up to date; gives back the overhead of a batch."""
+        """Update both lines. Returns the overhead of a batch."""
         overhead, image, compute = self.costs.line(self.limits.stream_threads)
         self.in_batch = Line(image, compute)
         constant, image, compute = self.costs.line(self.limits.threads)
@@ -66,9 +66,9 @@ class _Costs:
 
 @dataclass(slots=True)
 class Predictions:
-    """Keeps a scheduler's view of its workers up to date with what they take, for each model by its name.
+    """Keeps the scheduler's view of its workers up to date with their measurements, for each model by name.
 
-    ``in_batch`` is what an image takes in a batch on one stream, ``alone`` what it takes by itself on idle
+    ``in_batch`` is the time of an image in a batch on one stream, ``alone`` its time by itself on idle
     workers.
     """
 
@@ -79,13 +79,13 @@ class Predictions:
     _weights: dict[str, tuple[ModelInfo, Weights]] = field(default_factory=dict)
 
     def join(self, name: int, limits: Limits, measured: Mapping[str, tuple[Measured, ...]]) -> None:
-        """A worker that the scheduler has, with what it measured of each model at its start."""
+        """Add a worker of the scheduler, with its measurements of each model from the warm-up."""
         for model, batches in measured.items():
             self._costs.setdefault(model, {})[name] = _Costs(limits, CostModel.learned(batches))
             self._predict(model)
 
     def leave(self, name: int) -> None:
-        """It is gone."""
+        """Remove a worker."""
         for model in [model for model, workers in self._costs.items() if workers.pop(name, None)]:
             if self._costs[model]:
                 self._predict(model)
@@ -93,7 +93,7 @@ class Predictions:
                 del self._costs[model], self.in_batch[model], self.alone[model]
 
     def forget(self, model: str) -> None:
-        """No worker has the model any more."""
+        """Remove a model that no worker has any more."""
         for name in self._costs.pop(model, {}):
             self.scheduler.workers[name].rates.pop(model, None)
         self.in_batch.pop(model, None)
@@ -102,13 +102,13 @@ class Predictions:
         self._settle()
 
     def observe(self, name: int, model: str, measured: Measured) -> float:
-        """Learn from a batch of that worker. Gives back the relative error of what was predicted for it."""
+        """Learn from a batch of that worker. Returns the relative error of its prediction."""
         error = self._costs[model][name].costs.observe(measured)
         self._predict(model)
         return error
 
     def entry(self, key: Hashable, record: Record, info: ModelInfo, now: float, deadline: float) -> Entry:
-        """The image as the scheduler knows it, with what it is predicted to cost."""
+        """The image as an entry of the scheduler, with its predicted cost."""
         at_depths, weights = self._weights_of(info, record.ask)
         limit_s = math.inf if record.own_deadline else self.scheduler.limits.wait_s
         in_batch, alone = self.in_batch[info.name], self.alone[info.name]
@@ -132,7 +132,7 @@ class Predictions:
         )
 
     def _weights_of(self, info: ModelInfo, ask: Ask) -> tuple[tuple[float, ...], tuple[int, ...]]:
-        """What the image costs at every depth, as shares of compute and in tokens, remembered for a model."""
+        """The cost of the image at every depth, as shares of compute and in tokens, cached for each model."""
         known = self._weights.get(info.name)
         if known is None or info is not known[0] or len(known[1]) >= _MOST_REMEMBERED:
             known = self._weights[info.name] = info, {}
@@ -167,7 +167,7 @@ class Predictions:
         self.scheduler.refresh()
 
     def _predict_for_all(self, model: str, workers: Collection[_Costs]) -> None:
-        """One line for several workers: the mean with which the queue's throughput comes out right."""
+        """One line for several workers: the mean with which the throughput of the queue is right."""
         streams = sum(worker.limits.streams for worker in workers)
         unpruned_s = streams / sum(worker.limits.streams / worker.in_batch.unpruned_s for worker in workers)
         constant_s = sum(

@@ -1,13 +1,13 @@
-"""Which images are accepted, which are computed together, when, at which depth of a brown-out and on how many
-threads. Pure policy: no clock, no sockets, no torch. The caller passes ``now`` (seconds, any monotonic
-origin), does what is returned, and reports back.
+"""Decides which images are accepted, which are computed together, when, at which depth of a brown-out and on
+how many threads. Pure policy: no clock, no sockets, no torch. The caller passes ``now`` (seconds, any
+monotonic origin), does what is returned, and reports back.
 
-There is no timer that waits for more images: a batch is taken whenever compute is free, so batches grow by
-themselves under load. The budget of a batch is in tokens weighted by cost, so that pruned images, which
-cost less, come in larger batches of about the same duration; and a batch ends early where one image more
-would make an image in it late.
+There is no timer that waits for more images: a batch is formed whenever compute is free, so batches grow by
+themselves under load. The budget of a batch is in tokens weighted by cost, so pruned images, which cost less,
+come in larger batches of about the same duration. A batch ends early if one more image would make an image in
+it late.
 
-Above 300 lines: what is left here reads and changes the queue and the brown-out together. What does not is in
+Above 300 lines: what is here reads and changes the queue and the brown-out together. What does not is in
 admission.py, fair_queue.py, brown_out.py and batches.py.
 """
 
@@ -38,13 +38,13 @@ _RATE_MEMORY_S = 10.0
 
 @dataclass(slots=True)
 class Scheduler:
-    """Fair shares for priorities and callers, in batches, with deadlines kept by prediction.
+    """Fair shares for priorities and callers, in batches, with deadlines that are met by prediction.
 
-    It has at least one worker while it is asked for anything: see `join`. ``caution`` is the factor on a
-    batch's prediction that makes it one to promise by; whoever predicts keeps it, and what `WorkerLane` says
-    of a worker's rates, up to date (`refresh`). ``streams``: batches that run at once at most, at all
-    workers. ``batch_tokens``: those of a full batch, at the worker with the smallest ones. ``overheads_s``:
-    what a batch of each model costs beside its images, on average over the streams.
+    It must have at least one worker while it is used: see `join`. ``caution`` is the factor by which a
+    batch's prediction is multiplied for promises. The owner of the predictions keeps it, and each
+    `WorkerLane`'s rates, up to date (`refresh`). ``streams``: the maximum number of batches that run at the
+    same time, on all workers. ``batch_tokens``: those of a full batch, at the worker with the smallest limit.
+    ``overheads_s``: the overhead of a batch of each model, on average over the streams.
     """
 
     limits: QueueLimits
@@ -62,7 +62,7 @@ class Scheduler:
     # Seconds of work a second that were accepted lately in each priority: what one may expect to come.
     _rates: dict[Priority, float] = field(default_factory=lambda: dict.fromkeys(WEIGHTS, 0.0))
     _rates_at: float = float("-inf")
-    _ends: list[float] | None = None  # of what runs, ascending; None where that has changed
+    _ends: list[float] | None = None  # of what runs, ascending; None if that has changed
 
     def __repr__(self) -> str:
         running = sum(len(worker.running) for worker in self.workers.values())
@@ -74,17 +74,17 @@ class Scheduler:
         )
 
     def join(self, name: int, worker: WorkerLane) -> None:
-        """The worker can compute from now on."""
+        """Add a worker that can compute from now on."""
         self.workers[name] = worker
         self.refresh()
 
     def leave(self, name: int) -> None:
-        """The worker is gone, and with it what it had running."""
+        """Remove a worker, with the batches that it was computing."""
         del self.workers[name]
         self.refresh()
 
     def refresh(self) -> None:
-        """What a `WorkerLane` says has changed."""
+        """Update after a change of a `WorkerLane`."""
         streams = 0
         overheads: dict[str, float] = {}
         smallest: int | None = None
@@ -103,27 +103,27 @@ class Scheduler:
 
     @property
     def waiting_images(self) -> int:
-        """Images in the queue."""
+        """The number of images in the queue."""
         return len(self._queue)
 
     @property
     def waiting_tokens(self) -> int:
-        """Their weight, as asked."""
+        """Their weight, as requested."""
         return self._tokens
 
     @property
     def waiting_s(self) -> float:
-        """The compute that it is predicted to take, in seconds of one stream."""
+        """Their predicted compute, in seconds of one stream."""
         return self._queue.work[self.depth]
 
     @property
     def depth(self) -> int:
-        """How deep the brown-out is; 0: there is none."""
+        """The depth of the brown-out; 0 if there is none."""
         return self._brown_out.depth
 
     @property
     def running(self) -> bool:
-        """Whether a batch is under way."""
+        """Whether a batch is being computed."""
         for worker in self.workers.values():  # noqa: SIM110 - it is asked twice a turn
             if worker.running:
                 return True
@@ -135,8 +135,8 @@ class Scheduler:
         return not self._queue and not self.running
 
     def submit(self, entry: Entry, now: float) -> Refusal | None:
-        """Queue an entry; a Refusal if there is no place, or if it is predicted to be late even with all that
-        allow it lowered. Raises ValueError for a key that is waiting already."""
+        """Queue an entry. Returns a Refusal if the queue is full, or if the entry is predicted to be late
+        even if all images that allow it are lowered. Raises ValueError if its key is already waiting."""
         if entry.key in self._queue:
             raise ValueError(f"{entry.key!r} is already waiting")
         self._brown_out.offered(entry.seconds, now)
@@ -163,19 +163,18 @@ class Scheduler:
         return None
 
     def readmit(self, entry: Entry, now: float) -> None:
-        """Queue an entry that had been accepted before, when another worker or another dispatcher was there:
-        what was promised is kept, if its deadline allows. Raises ValueError for a key that is waiting
-        already."""
+        """Queue an entry that was accepted before, by another worker or dispatcher: promises are kept if its
+        deadline allows it. Raises ValueError if its key is already waiting."""
         self._brown_out.offered(entry.seconds, now)
         self._forget_rates(now)
         self._accept(entry, self._hopeless_at(entry))
 
     def cancel(self, key: Hashable) -> bool:
-        """Forget a waiting entry; False if it is not waiting (unknown, running or done)."""
+        """Remove a waiting entry. Returns False if it is not waiting (unknown, running or done)."""
         return self._withdraw(key) is not None
 
     def expire(self, now: float) -> list[Entry]:
-        """Take out and return all entries that can no longer be computed before their deadline."""
+        """Remove and return all entries that can no longer be computed before their deadline."""
         late = []
         while self._leaving and self._leaving[0][0] <= now:
             entry = heappop(self._leaving)[2]
@@ -185,25 +184,25 @@ class Scheduler:
         return late
 
     def next_expiry(self) -> float | None:
-        """When `expire` is next worth calling; None where nothing can expire."""
+        """When to call `expire` next. None if nothing can expire."""
         while self._leaving and not self._waiting(self._leaving[0][2]):
             heappop(self._leaving)
         return self._leaving[0][0] if self._leaving else None
 
     def entries(self) -> list[Entry]:
-        """Take out and return all that waits, in the order in which it came."""
+        """Remove and return all waiting entries, in the order of their arrival."""
         found = sorted(self._queue, key=lambda entry: entry.arrived)
         for entry in found:
             self._withdraw(entry.key)
         return found
 
     def next_batch(self, now: float) -> Batch | None:
-        """The batch to start now; None if nothing waits or compute is busy. Ask until None comes back.
+        """The batch to start now. None if nothing waits or no stream is free. Call it until it returns None.
 
-        It goes to the least loaded worker that has a stream free, of equals to the fastest. A lone image at
-        an idle worker gets all threads, for the shortest answer. Otherwise the threads are shared out to
-        streams, which together do more (1.15 to 1.34 times, measured on two cores), and what waits is shared
-        out evenly among the free ones.
+        It goes to the least loaded worker that has a free stream, and among equals to the fastest. A single
+        image on an idle worker gets all threads, for the shortest latency. Otherwise the threads are divided
+        among the streams, which together do more (1.15 to 1.34 times, measured on two cores), and the waiting
+        images are divided evenly among the free ones.
         """
         if not self._queue or (name := self._free_worker()) is None:
             return None
@@ -222,26 +221,26 @@ class Scheduler:
         self._ends = None
 
     def least_loaded(self) -> int:
-        """The worker with the least running, of equals the fastest."""
+        """The worker with the least running, and among equals the fastest."""
         return min(self.workers, key=self._load_of)
 
     def relax(self, now: float) -> None:
-        """Let the brown-out go back where load has fallen. Worth calling a few times a second."""
+        """Let the brown-out decrease if the load has fallen. Call it a few times a second."""
         if self._brown_out.depth:
             self._brown_out.relax(self._queue.work, now)
 
     def work_before(self, caller: str | None, priority: Priority, seconds: float, now: float) -> float:
-        """Seconds of work that are served before a further image of that caller (None: of one who has nothing
-        waiting) that takes so many seconds, with all lowered that allow it."""
+        """The seconds of work that are served before another image of that caller with this many seconds, if
+        all images that allow it are lowered. None: a caller who has nothing waiting."""
         self._forget_rates(now)
         return self._work_before(caller, priority, seconds, DEPTHS - 1)
 
     def overhead_s(self, model: str) -> float:
-        """What a batch of that model costs beside its images."""
+        """The overhead of a batch of that model."""
         return self.overheads_s.get(model, 0.0)
 
     def streams_at(self, model: str, now: float) -> Streams:
-        """What runs, as admission sees it for an image of that model."""
+        """The streams as admission needs them, for an image of that model."""
         if self._ends is None:
             self._ends = []
             for worker in self.workers.values():
@@ -273,7 +272,7 @@ class Scheduler:
         return self._queue.work_before(caller, priority, seconds, depth, coming)
 
     def _forget_rates(self, now: float) -> None:
-        """What was accepted long ago says nothing of what will come."""
+        """Forget what was accepted long ago, which does not predict what will come."""
         if now > self._rates_at:
             passed = math.exp((self._rates_at - now) / _RATE_MEMORY_S)
             for name in self._rates:
@@ -281,7 +280,7 @@ class Scheduler:
             self._rates_at = now
 
     def _wanted(self, entry: Entry, depth: int, now: float) -> Wanted:
-        """What it takes at that depth of its own."""
+        """What the entry needs at that depth of its own."""
         return Wanted(
             entry.seconds[depth],
             entry.alone_s[depth],
@@ -291,13 +290,13 @@ class Scheduler:
         )
 
     def _ahead(self, entry: Entry, wanted: Wanted, depth: int, streams: Streams) -> Ahead:
-        """What is served before it, where all are lowered to that depth that allow it."""
+        """What is served before the entry, if all images that allow it are lowered to that depth."""
         work_s = self._work_before(entry.caller, entry.priority, wanted.seconds, depth)
         return ahead_of(wanted, work_s, streams)
 
     def _place(self, entry: Entry, streams: Streams, now: float) -> tuple[int, int, Place] | Refusal:
-        """The least depth of brown-out under which the entry is in time, under that the least of its own, and
-        its place then. A Refusal if it would be late under the deepest."""
+        """The lowest depth of the brown-out at which the entry is in time, the lowest depth of its own with
+        that, and its place then. A Refusal if it would be late even at the deepest."""
         for depth in range(self.depth, DEPTHS):
             wanted = self._wanted(entry, depth, now)
             ahead = self._ahead(entry, wanted, depth, streams)
@@ -321,7 +320,8 @@ class Scheduler:
         )
 
     def _hopeless_at(self, entry: Entry) -> float:
-        """When it can no longer be computed in time: it is given up then, and costs nobody else theirs."""
+        """When the entry can no longer be computed in time. It is given up then, so that it does not delay
+        others."""
         return entry.deadline - min(entry.alone_s[-1], self.overhead_s(entry.model) + entry.seconds[-1])
 
     def _accept(self, entry: Entry, leaves: float) -> None:
@@ -337,7 +337,7 @@ class Scheduler:
                 heapify(self._leaving)
 
     def _waiting(self, entry: Entry) -> bool:
-        """Whether this very entry waits, not another that has got its key since."""
+        """Whether this very entry waits, and not another one with the same key."""
         return self._queue.get(entry.key) is entry
 
     def _withdraw(self, key: Hashable) -> Entry | None:
@@ -347,12 +347,12 @@ class Scheduler:
         return entry
 
     def _take(self, name: int, threads: int, share_s: float, now: float, *, alone: bool) -> Batch:
-        """Entries in turn, at least one, all of the first one's model, within the token budget and the share
-        of what waits.
+        """The next entries in turn, at least one, all of the model of the first, within the token budget and
+        the share of the waiting images.
 
-        A batch ends early where one image more would make one in it late, but not before it is as large as
-        its images left room for when they were accepted: those behind were accepted on that. Where every
-        image that is in haste got a batch of its own, its overhead would make all the others late.
+        A batch ends early if one more image would make an image in it late, but not before it is as large as
+        its images left room for when they were accepted, because images behind them were accepted on that
+        basis. If every urgent image got a batch of its own, the overhead would make all the others late.
         """
         entry = self._queue.first()
         assert entry is not None
@@ -397,7 +397,8 @@ class Scheduler:
         before: float,
         now: float,
     ) -> int | None:
-        """The first depth at which a batch of ``before`` seconds with this entry meets its deadline."""
+        """The lowest depth at which a batch of ``before`` seconds together with this entry meets its
+        deadline."""
         for depth in range(least, DEPTHS):
             if not self._late(deadline, before + pace * seconds[depth], now):
                 return depth

@@ -1,4 +1,4 @@
-"""What an image will cost, as a share of the unpruned model's compute, before it is computed."""
+"""The cost of an image before it is computed, as a share of the unpruned model's compute."""
 
 from functools import lru_cache
 
@@ -11,8 +11,8 @@ from models.schedule import Architecture, Reducer, Stages, compute, macs
 def shares(info: ModelInfo, ask: Ask) -> tuple[float, ...]:
     """The share at every depth of a brown-out.
 
-    What `keep_mass` will keep is not known yet: it counts as unpruned, the most that it can come to. A
-    cascade counts as what its images cost on average when it was calibrated.
+    With `keep_mass`, the share is not known in advance: the image counts as unpruned, which is the maximum.
+    With a cascade, it counts as the mean cost of its calibration.
     """
     pruning = ask.pruning
     if ask.margin is not None and info.cascade is not None:
@@ -31,11 +31,11 @@ def _shares_of(
 
 
 def tokens(info: ModelInfo, share: float) -> int:
-    """What an image of that share counts in queue and batch: as many of the model's tokens."""
+    """The weight of an image with that share in queue and batch: that share of the model's tokens."""
     return max(1, round((info.architecture.patches + info.architecture.prefix_tokens) * share))
 
 
 def unpruned_macs(info: ModelInfo) -> int:
-    """Multiply-accumulates of an image that is not pruned."""
+    """Multiply-accumulates of an unpruned image."""
     arch, stages = info.architecture, info.method.stages
     return macs(arch, stages, (arch.patches,) * len(stages.blocks))

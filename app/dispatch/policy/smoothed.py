@@ -1,6 +1,6 @@
-"""Durations that cannot be predicted from anything but themselves: what the last ones were like. Pure data.
+"""Durations that can only be predicted from earlier ones. Pure data.
 
-Mean and mean deviation, each smoothed exponentially, as TCP smooths round trips (RFC 6298, section 2).
+Mean and mean deviation, each smoothed exponentially, like round-trip times in TCP (RFC 6298, section 2).
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Smoothed:
     _begun: bool = False
 
     def observe(self, seconds: float) -> None:
-        """One duration more."""
+        """Add a duration."""
         if not self._begun:
             self._begun, self.mean, self.deviation = True, seconds, seconds / 2
             return
@@ -29,10 +29,10 @@ class Smoothed:
 
     @property
     def most(self) -> float:
-        """What hardly any of the next ones will exceed."""
+        """A time that hardly any of the next durations will exceed."""
         return self.mean + _DEVIATIONS * self.deviation
 
     def allowance_s(self, deadline_s: float) -> float:
-        """What to leave for the next one of that time until a deadline: a quarter at most, for a prediction
-        must not shut out all images. Only images that are let through can put it right."""
+        """The part of the time until a deadline to reserve for the next duration: at most a quarter, because
+        a prediction must not keep out all images. Only images that are admitted can correct it."""
         return min(self.most, _MOST_OF_DEADLINE * deadline_s)

@@ -1,11 +1,11 @@
-"""Seconds of work at every depth of a brown-out, added up as entries come and go. Pure data."""
+"""Sums of the seconds of work at every depth of a brown-out, as entries come and go. Pure data."""
 
 from collections.abc import Iterator, Sequence
 
 
 class Totals:
-    """A sum for each depth. An entry that may not be lowered takes as long at every depth: of such ones there
-    is one sum."""
+    """A sum for each depth. Entries that may not be lowered take the same time at every depth, so they have
+    one sum."""
 
     __slots__ = ("_alike", "_alike_entries", "_lowered", "_lowered_entries")
 
@@ -24,7 +24,7 @@ class Totals:
         return self._alike + self._lowered[depth]
 
     def add(self, seconds: Sequence[float]) -> None:
-        """An entry that takes so long at every depth, and at a greater one never longer."""
+        """Add an entry with its time at every depth, which never rises with the depth."""
         if seconds[0] == seconds[-1]:
             self._alike += seconds[0]
             self._alike_entries += 1
@@ -33,8 +33,8 @@ class Totals:
             self._lowered_entries += 1
 
     def remove(self, seconds: Sequence[float]) -> None:
-        """One that was added. The last one leaves exactly 0: floats that came and went would leave some
-        dust."""
+        """Remove an entry that was added. After the last one the sums are exactly 0, without rounding
+        errors."""
         if seconds[0] == seconds[-1]:
             self._alike_entries -= 1
             self._alike = self._alike - seconds[0] if self._alike_entries else 0.0

@@ -1,7 +1,8 @@
-"""Base64 as people send it -> the bytes of an image, or what it is in place of base64, in words.
+"""Base64 as clients send it -> the bytes of an image, or an error that says what it is instead.
 
-The one decoder of base64 for every route. White space is passed over (RFC 2045 wraps lines at 76 characters),
-both alphabets are read (RFC 4648, 4 and 5), padding may be missing, and data URLs (RFC 2397) are taken.
+The one decoder of base64 for every route. White space is ignored (RFC 2045 wraps lines at 76 characters),
+both alphabets are accepted (RFC 4648, 4 and 5), padding may be missing, and data URLs (RFC 2397) are
+accepted.
 """
 
 import binascii
@@ -37,18 +38,20 @@ _LOOKS = [
      "Python's str() of bytes: use base64.b64encode(data).decode()"),
     (re.compile(rb"\s*(?:undefined|null|none|nan|true|false|\[object \w+\]|<[^>]* object at .*)\s*$",
                 re.I | re.S),
-     "what a program writes for a missing value"),
-    (re.compile(rb"\s*[\"']"), "quoted twice: leave out the inner quotes"),
+     "the text of a missing value; send the bytes of the image"),
+    (re.compile(rb"\s*[\"']"), "in two pairs of quotation marks: leave out the inner ones"),
     (re.compile(rb"\s*(?:<svg|(?:<\?xml|<!doctype).{0,400}?<svg)", re.I | re.S),
      "an SVG drawing: render it and send it as PNG"),
     (re.compile(rb"\s*(?:<\?xml|<!doctype|<html)", re.I),
      "an HTML or XML page, often an error page instead of an image: check what was downloaded"),
-    (re.compile(rb"\s*[\[{(]?\s*\d{1,3}(?:[\s,]+\d{1,3}){3,}"), "a list of numbers"),
+    (re.compile(rb"\s*[\[{(]?\s*\d{1,3}(?:[\s,]+\d{1,3}){3,}"),
+     "a list of numbers: send the bytes of the encoded image"),
 ]  # fmt: skip
 
 
 def from_base64(text: object, index: int | None, name: str = "image") -> bytearray:
-    """The bytes of the image at this place. Raises InvalidValue or UnreadableRequest, naming the member."""
+    """The bytes of the image at this index. Raises InvalidValue or UnreadableRequest, with the name of the
+    member."""
     if isinstance(text, str):
         source = text.encode("utf-8", "surrogatepass")
         pieces = _cut(memoryview(source))
@@ -74,7 +77,7 @@ def from_base64(text: object, index: int | None, name: str = "image") -> bytearr
 
 
 def look_of(text: bytes | bytearray) -> str | None:
-    """What a body seems to be that is no image, in words."""
+    """A description of a body that is not an image."""
     return _look(bytes(text[:_SHORT]), b"")
 
 
@@ -84,7 +87,7 @@ def _cut(view: memoryview) -> Iterator[bytes]:
 
 
 def _unescaped(view: memoryview) -> Iterator[bytes]:
-    """The string piece by piece without JSON's escapes: some clients write \\/ and \\n in base64."""
+    """The string in pieces without JSON's escapes: some clients write \\/ and \\n in base64."""
     start = 0
     while start < len(view):
         end = min(start + _PIECE, len(view))
@@ -102,7 +105,7 @@ def _unescaped(view: memoryview) -> Iterator[bytes]:
 
 
 def _after_data_url(first: bytes) -> tuple[bytes, bool]:
-    """What follows the head of a data URL, where there is one, and whether it may have percent-escapes."""
+    """The content of a data URL, or of what is not one, and whether it may have percent-escapes."""
     head = _DATA_URL.match(first)
     if head is None:
         return first, False
@@ -141,7 +144,7 @@ def _decoded(first: bytes, rest: Iterator[bytes], *, percent: bool) -> bytearray
 
 
 def _without_percent(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces with their percent-escapes undone, of which none is cut in two."""
+    """The pieces with their percent-escapes decoded. No escape is split between two pieces."""
     left = b""
     for piece in chain((first,), rest):
         piece = left + piece
@@ -153,13 +156,13 @@ def _without_percent(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Blanks:
-    """Blanks may be what a form made of +, and without them the image would be another."""
+    """Detects blanks that a form made of +. Without them, the base64 would be another image."""
 
     def __init__(self) -> None:
         self._pluses = self._lost = self._length = 0
 
     def see(self, piece: bytes) -> None:
-        """Count in the next piece."""
+        """Count the next piece."""
         self._length += len(piece)
         self._pluses += piece.count(b"+") + piece.count(b"-")
         if b" " in piece and _BLANK_IN_A_LINE.search(piece):
@@ -182,7 +185,7 @@ def _why(beginning: bytes, error: Exception) -> str:
 
 
 def _look(beginning: bytes, data: bytes | bytearray) -> str | None:
-    """What the text seems to be that is no image in base64."""
+    """A description of text that is not an image in base64."""
     for pattern, words in _LOOKS:
         if pattern.match(beginning):
             return words

@@ -1,4 +1,4 @@
-"""The body of a request: read within limits and in time, and what is in it as encoded images with options."""
+"""The body of a request: read within limits of size and time, and split into encoded images with options."""
 
 import asyncio
 import math
@@ -29,8 +29,8 @@ _DEADLINES = (b"deadline_ms", b"timeout")  # what says it in a form or in JSON
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage(Generic[Options]):
-    """One encoded image and its options; or the ``problem`` that it has already, where each image
-    is to be answered."""
+    """One encoded image and its options, or the ``problem`` that is already known for it, if each image is to
+    be answered."""
 
     data: Data
     options: Options
@@ -38,25 +38,26 @@ class EncodedImage(Generic[Options]):
 
     @property
     def size(self) -> int:
-        """Bytes that it holds."""
+        """The number of its bytes."""
         return len(self.data)
 
     @property
     def content(self) -> tuple[tuple[int, ...], Data]:
-        """No shape, and the bytes of the file."""
+        """None as the shape, and the bytes of the file."""
         return (), self.data
 
     async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
-        """Have what the model sees of it taken, and give back the warnings. Raises what
-        `app.decoding.images.decode` raises."""
+        """Decode it: ``take`` is called with the input of the model, and the warnings are returned. Raises
+        what `app.decoding.images.decode` raises."""
         return await work.decode(self.data, spec, caller, take)
 
 
 async def read_images(request: Request, limits: BodyLimits) -> list[EncodedImage[ImageOptions]]:
     """The images of a request: the raw body, the files of a form, or base64 in JSON.
 
-    Options come from the query, for all images; a form's fields or JSON's top level go before them, and an
-    image's own before those. Raises UnreadableRequest, TooLarge, UnsupportedMediaType or InvalidValue.
+    Options in the query apply to all images. The fields of a form or the top level of JSON take precedence
+    over them, and the options of an image over those. Raises UnreadableRequest, TooLarge,
+    UnsupportedMediaType or InvalidValue.
     """
     return await _read_images(request, limits, ImageOptions, options_of_query)
 
@@ -84,7 +85,9 @@ async def _read_images(
 
     pairs = await read_content(request, limits, read, _data_of, work)
     if not pairs:
-        raise UnreadableRequest("the request has no image")
+        raise UnreadableRequest(
+            "the request has no image; send one as the body, in a form, or in JSON as base64 (see /docs)"
+        )
     if len(pairs) > limits.images:
         raise TooLarge(f"the request has {len(pairs)} images; at most {limits.images} are allowed")
     data, values = pairs[0]
@@ -139,9 +142,9 @@ async def read_content(
     data_of: Callable[[_T], list[Data]],
     work: Callable[[bytearray], int] = len,
 ) -> _T:
-    """What ``read`` makes of the body, with what it is to call before it takes memory; off the event loop
-    where so many bytes are to be gone through, ``work``, that it takes long. Afterwards only ``data_of`` it
-    is held."""
+    """What ``read`` returns for the body. It is called with a function to call before it takes memory, and
+    runs off the event loop if ``work`` says that many bytes must be read. Afterwards, only its ``data_of``
+    counts as memory."""
     body = await read_body(request, limits)
     share = share_of(request.scope)
 
@@ -154,7 +157,7 @@ async def read_content(
 
 
 async def read_body(request: Request, limits: BodyLimits) -> bytearray:
-    """The whole body. Raises TooLarge, ClientDisconnect where it does not come, and DeadlinePassed as soon as
+    """The whole body. Raises TooLarge, ClientDisconnect if it does not arrive, and DeadlinePassed as soon as
     the deadline passes."""
     declared = header_of(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared) > limits.bytes:
@@ -184,7 +187,7 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
 async def _fill(
     body: bytearray, request: Request, limits: BodyLimits, found: Callable[[], None] | None = None
 ) -> None:
-    """Add to the body what comes of it, until all is there. ``found`` is called once it seems to say a
+    """Append the body as it arrives, until it is complete. ``found`` is called once it seems to contain a
     deadline. Raises TooLarge and ClientDisconnect."""
     more = True
     while more:  # Request.stream() does the same in a generator, which costs more than all else here
@@ -204,7 +207,8 @@ async def _fill(
 
 
 def _deadline_s(request: Request, limits: BodyLimits) -> float:
-    """What the query says of it, or the server's. What is wrong in the query is told when all is there."""
+    """The deadline in the query, or the server's default. Errors in the query are reported when the body is
+    complete."""
     if not request.scope["query_string"]:
         return limits.deadline_s
     given = request.query_params.get("deadline_ms", "").strip()
@@ -214,4 +218,4 @@ def _deadline_s(request: Request, limits: BodyLimits) -> float:
 
 
 def _body_too_large(size: int, limits: BodyLimits) -> Problem:
-    return TooLarge(f"the body has {size} bytes or more; at most {limits.bytes} are allowed")
+    return TooLarge(f"the body has at least {size} bytes; at most {limits.bytes} are allowed")

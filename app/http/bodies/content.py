@@ -1,7 +1,8 @@
 """The content of a body -> encoded images, each with its options. Nothing is decoded here.
 
-The bytes decide before the Content-Type does: an image is one whatever it is called, and so is JSON that came
-as what curl calls any data. All of it is plain computation; large bodies are read off the event loop.
+The bytes take precedence over the Content-Type: an image is an image whatever it is called, and so is JSON
+with the Content-Type that curl sends for any data. All of it is plain computation; large bodies are read off
+the event loop.
 """
 
 import math
@@ -64,12 +65,12 @@ class BodyLimits:
 
 
 def kind_of(content_type: str) -> str:
-    """A Content-Type without its parameters; raw bytes where there is none."""
+    """A Content-Type without its parameters. Raw bytes if there is none."""
     return content_type.partition(";")[0].strip().lower() or RAW
 
 
 def is_raw_image(kind: str) -> bool:
-    """Whether a body of this Content-Type is one encoded image as it stands."""
+    """Whether a body of this Content-Type is one encoded image."""
     return kind in (RAW, CURLS_DEFAULT, SAGEMAKERS) or kind.startswith("image/")
 
 
@@ -84,7 +85,7 @@ Form = Literal["image", "form", "json", "fields"]
 
 
 def form_of(body: Body, kind: str, allowed: str) -> Form:
-    """What the body is, by its bytes and else by its Content-Type. Raises UnsupportedMediaType."""
+    """The form of the body, from its bytes or else from its Content-Type. Raises UnsupportedMediaType."""
     if begins_as_image(body):
         return "image"
     if kind.startswith("multipart/"):
@@ -101,9 +102,9 @@ def form_of(body: Body, kind: str, allowed: str) -> Form:
 
 
 def images_in(body: Body, content_type: str, limits: BodyLimits, common: dict[str, Any], hold: Hold) -> Pairs:
-    """The images of a body with what is asked of each, ``common`` options below all others. ``hold`` is told
-    of memory that is taken beside the body's, and stays. Raises UnreadableRequest, TooLarge,
-    UnsupportedMediaType, InvalidValue or UndecodableImage."""
+    """The images of a body with their options. The ``common`` options have the lowest precedence. ``hold`` is
+    called with the size of memory that is taken in addition to the body and kept. Raises UnreadableRequest,
+    TooLarge, UnsupportedMediaType, InvalidValue or UndecodableImage."""
     kind = kind_of(content_type)
     allowed = f"image/*, {RAW}, {MULTIPART} and {JSON}"
     match form_of(body, kind, allowed):
@@ -119,8 +120,8 @@ def images_in(body: Body, content_type: str, limits: BodyLimits, common: dict[st
 
 
 def raw_image(body: Body, kind: str, allowed: str) -> Data:
-    """The one image of a body that is nothing else: its bytes, or what they are in base64. What is neither is
-    left to the decoder, unless it is seen what it is."""
+    """The image of a body that is a single image: its bytes, or the bytes that it has in base64. Other data
+    is left to the decoder, unless it is recognized as something else."""
     if begins_as_image(body):
         _check_line_ends(body, kind)
         return body
@@ -151,7 +152,7 @@ def raw_image(body: Body, kind: str, allowed: str) -> Data:
 
 
 def _check_line_ends(body: Body, kind: str) -> None:
-    """curl -d @photo.jpg sends the file without its line ends, and what is left may even decode to something.
+    """Detects a file sent with curl -d @photo.jpg, which removes line ends; the rest may even be decodable.
     Raises UnreadableRequest."""
     if kind != CURLS_DEFAULT:
         return
@@ -164,7 +165,7 @@ def _check_line_ends(body: Body, kind: str) -> None:
 
 
 def parse_json(text: Body, what: str, limits: BodyLimits) -> Any:
-    """The value of a document that asks for images. Raises UnreadableRequest and TooLarge."""
+    """The value of a JSON document with images. Raises UnreadableRequest and TooLarge."""
     images = limits.images + 1
     hint = f"{_VALUES_PER_IMAGE} values and {_JSON_BYTES_PER_IMAGE} bytes per image are allowed"
     return read_document(text, what, _JSON_BYTES_PER_IMAGE * images, _VALUES_PER_IMAGE * images, hint)
@@ -195,7 +196,7 @@ def _from_json(body: Body, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
 
 
 def _image_or_problem(text: object, index: int, each: bool) -> Data | Problem:
-    """An image in base64; what is wrong with it is raised, or given back where ``each`` is to be answered."""
+    """An image in base64. An error is raised, or returned if ``each`` is to be answered."""
     try:
         return from_base64(text, index)
     except Problem as problem:
@@ -205,8 +206,8 @@ def _image_or_problem(text: object, index: int, each: bool) -> Data | Problem:
 
 
 def _fields(body: Body, limits: BodyLimits) -> list[Part]:
-    """The fields of an urlencoded form. A + is a blank, but in base64 that has no escapes it is one: then
-    nobody has encoded it."""
+    """The fields of an urlencoded form. A + means a blank, but in base64 without any escapes it is a +: then
+    the client has not encoded it."""
     pieces = bytes(body).split(b"&", limits.images + _PARTS_BESIDE_IMAGES)
     parts = []
     for piece in filter(None, pieces):

@@ -1,8 +1,8 @@
 """A JSON body -> its value, without copies of the images in it.
 
-A string of megabytes is an image in base64. It stays where it is, in the body, and the value has a LongText
-in its place. So no parser goes through it, and nothing holds the interpreter for longer than a small document
-takes, however large the body is.
+A string of megabytes is an image in base64. It stays in the body, and the value has a LongText in its place.
+So no parser reads it, and nothing holds the interpreter lock for longer than a small document needs, however
+large the body is.
 """
 
 import json
@@ -37,7 +37,7 @@ _WIDE = {
 
 
 class LongText:
-    """A long string of a document, as it stands there: in UTF-8, with JSON's escapes."""
+    """A long string of a document, as it is in the body: in UTF-8, with JSON's escapes."""
 
     def __init__(self, view: memoryview) -> None:
         self.view = view
@@ -52,7 +52,8 @@ class LongText:
 
 
 def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_values: int, hint: str) -> Any:
-    """The value of a document that has at most so many bytes beside its long strings, and so many values.
+    """The value of a document. It may have this many bytes in addition to its long strings, and this many
+    values.
 
     Raises UnreadableRequest, and TooLarge with the ``hint``.
     """
@@ -84,7 +85,7 @@ def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_valu
 
 
 def _at(why: str, rest: bytes, views: Collection[str]) -> str:
-    """With what stands at the place that the parser names, whose number counts no long strings."""
+    """The parser's message with the text at the position that it names, which does not count long strings."""
     found = _PLACE.search(why)
     if found is None:
         return why
@@ -98,7 +99,7 @@ def _at(why: str, rest: bytes, views: Collection[str]) -> str:
 
 
 def _fault(text: bytes) -> UnicodeDecodeError | None:
-    """What is no UTF-8 and where, which msgspec does not always say; None where all of it is."""
+    """Where the document is not UTF-8, which msgspec does not always say. None if all of it is."""
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -107,7 +108,8 @@ def _fault(text: bytes) -> UnicodeDecodeError | None:
 
 
 def _as_utf8(body: bytes | bytearray) -> bytes | bytearray | memoryview:
-    """JSON is UTF-8, but Windows' tools write UTF-16, and marks of the byte order before either."""
+    """The document as UTF-8. JSON is UTF-8, but Windows tools write UTF-16, and byte order marks before
+    either."""
     if body.startswith(_BYTE_ORDER_MARK):
         return memoryview(body)[len(_BYTE_ORDER_MARK) :]
     for mark, encoding in _WIDE.items():
@@ -117,7 +119,7 @@ def _as_utf8(body: bytes | bytearray) -> bytes | bytearray | memoryview:
 
 
 def _without_long_texts(text: memoryview, most_bytes: int) -> tuple[bytes | None, dict[str, LongText]]:
-    """The document with a name in the place of each long string; None where the rest is too long."""
+    """The document with a name in the place of each long string. None if the rest is too long."""
     if len(text) <= _LONG:
         return bytes(text), {}
     whole = text.obj
@@ -144,8 +146,8 @@ def _without_long_texts(text: memoryview, most_bytes: int) -> tuple[bytes | None
 
 
 def _closing(text: bytes | bytearray, place: int) -> int:
-    """Where the string that begins here ends: a quote with no backslash before it, or an even number.
-    Raises UnreadableRequest where that would take long to find out."""
+    """Where the string that begins here ends: at a quote that is preceded by no backslash, or by an even
+    number. Raises UnreadableRequest if that would take long to find out."""
     for _ in range(_MOST_ESCAPES):
         quote = text.find(b'"', place)
         if quote < 0:
@@ -161,7 +163,7 @@ def _closing(text: bytes | bytearray, place: int) -> int:
 
 
 def _filled_in(value: Any, views: dict[str, LongText]) -> Any:
-    """The value with its long strings; names of members that long are cut."""
+    """The value with its long strings. Names of members that are so long are cut."""
     get: Callable[[str], LongText | None] = views.get
     if isinstance(value, str):
         return get(value) or value
@@ -173,8 +175,8 @@ def _filled_in(value: Any, views: dict[str, LongText]) -> Any:
 
 
 def _only_once(members: list[tuple[str, Any]]) -> None:
-    """Of two values under one name a parser takes the last, and the sender may mean the first. Raises
-    UnreadableRequest."""
+    """Refuse a name that occurs twice: a parser takes the second value, and the sender may mean the first.
+    Raises UnreadableRequest."""
     names = set()
     for name, _ in members:
         if name in names:
@@ -183,7 +185,7 @@ def _only_once(members: list[tuple[str, Any]]) -> None:
 
 
 def _advice(text: bytes | bytearray | memoryview) -> str:
-    """What people send in place of JSON."""
+    """Advice for data that clients send by mistake in place of JSON."""
     begin = bytes(text[:200]).lstrip()
     if begins_as_image(begin):
         return " (the body is an image: POST /v1/classify takes it as it is; here, send it in base64 in JSON)"

@@ -1,9 +1,9 @@
-"""multipart/form-data -> its parts, as clients write it and not only as RFC 7578 has it.
+"""multipart/form-data -> its parts, as clients write it and not only as RFC 7578 defines it.
 
-Taken as well: line ends without CR, text before the first boundary and after the last, no last boundary,
+Also accepted: line ends without CR, text before the first boundary and after the last, no last boundary,
 parts in base64 or quoted-printable (RFC 2045), parts within a multipart/mixed part (RFC 2388), names in the
-forms of RFC 8187, folded header lines. Nothing goes through the data byte by byte or line by line: boundaries
-are searched for, and a part's data is a view of the body.
+forms of RFC 8187, folded header lines. The data is not read byte by byte or line by line: boundaries are
+searched for, and the data of a part is a view of the body.
 """
 
 import quopri
@@ -33,8 +33,8 @@ _OWN_HEADER = re.compile(rb"--([^\r\n]{1,200}?)[ \t]*\r?\n(?:content-|\r?\n)", r
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a form. ``filename``: None where it has none, empty where a browser's field was left
-    empty; ``kind``: its Content-Type, lower case, or nothing."""
+    """One part of a form. ``filename``: None if it has none, empty if a browser's file field was left empty.
+    ``kind``: its Content-Type in lower case, or empty."""
 
     name: str
     filename: str | None
@@ -43,7 +43,7 @@ class Part:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is an image by what its headers say or by its bytes."""
+        """Whether it is an image according to its headers or its bytes."""
         return (
             bool(self.filename)
             or self.kind.startswith("image/")
@@ -70,8 +70,8 @@ class Part:
 def read_form(
     body: bytes | bytearray, content_type: str, most_parts: int, hold: Callable[[int], None]
 ) -> list[Part]:
-    """The parts of a form of this Content-Type. ``hold`` is told of memory that is needed beside
-    the body. Raises UnreadableRequest, and TooLarge for more of them."""
+    """The parts of a form with this Content-Type. ``hold`` is called with the size of memory that is needed
+    in addition to the body. Raises UnreadableRequest, and TooLarge for too many parts."""
     boundary = _boundary(content_type, body)
     return list(_parts(body, 0, len(body), boundary, _Left(most_parts, hold), nested=False))
 
@@ -98,7 +98,7 @@ def _boundary(content_type: str, body: bytes | bytearray) -> bytes:
 def _parts(
     body: bytes | bytearray, start: int, stop: int, boundary: bytes, left: "_Left", *, nested: bool
 ) -> Iterator[Part]:
-    """The parts between boundaries. ``left``: what there may still be."""
+    """The parts between boundaries. ``left``: how many more are allowed."""
     view = memoryview(body)
     delimiters = _delimiters(body, start, stop, boundary)
     opened = next(delimiters, None)
@@ -123,7 +123,7 @@ def _parts(
 
 @dataclass(slots=True)
 class _Left:
-    """How many parts there may still be, and whom to tell of memory."""
+    """How many more parts are allowed, and the function to call for memory."""
 
     parts: int
     hold: Callable[[int], None]
@@ -131,7 +131,8 @@ class _Left:
 
 @dataclass(frozen=True, slots=True)
 class _Delimiter:
-    """A boundary's line: the data before it ends at ``start``, that after it begins at ``end``."""
+    """The line of a boundary. The data before it ends at ``start``, and the data after it begins at
+    ``end``."""
 
     start: int
     end: int
@@ -139,7 +140,7 @@ class _Delimiter:
 
 
 def _delimiters(body: bytes | bytearray, start: int, stop: int, boundary: bytes) -> Iterator[_Delimiter]:
-    """All of them. A form whose first one ends in a bare LF has LF everywhere, else CR LF."""
+    """All boundaries. If the first one ends in a bare LF, the form has LF everywhere, otherwise CR LF."""
     dashes, place, line_end, false = b"--" + boundary, start, b"", 0
     while (found := body.find(dashes, place, stop)) >= 0:
         place = found + len(dashes)
@@ -159,7 +160,7 @@ def _delimiters(body: bytes | bytearray, start: int, stop: int, boundary: bytes)
 
 
 def _data_end(body: bytes | bytearray, start: int, found: int, line_end: bytes) -> int | None:
-    """Where the data before a boundary ends; None where the boundary does not begin a line."""
+    """Where the data before a boundary ends. None if the boundary does not begin a line."""
     if found == start:
         return found
     if line_end != b"\n" and found - 2 >= start and body[found - 2 : found] == b"\r\n":
@@ -233,7 +234,8 @@ def _parameter(message: Message, name: str, header: str = "content-type") -> str
 def _decoded(
     data: memoryview, message: Message, hold: Callable[[int], None]
 ) -> memoryview | bytes | bytearray:
-    """The data without its Content-Transfer-Encoding, of which mail has several and HTTP should have none."""
+    """The data with its Content-Transfer-Encoding removed. Mail has several encodings, and HTTP should have
+    none."""
     encoding = str(message.get("content-transfer-encoding", "binary")).strip().lower()
     match encoding:
         case "" | "binary" | "8bit" | "7bit":

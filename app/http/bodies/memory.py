@@ -1,8 +1,7 @@
-"""Memory that the bodies of requests take in one HTTP process, with all that is made of them.
+"""The memory that request bodies take in one HTTP process, with everything that is made of them.
 
-Every request counts what it holds, whoever made it: bytes that came, bytes that were inflated, images decoded
-from base64, copies that resizing needs. What all of them hold together is bounded, so a request that would
-go beyond it is refused, and its memory is free for the others.
+Every request counts what it holds: received bytes, inflated bytes, images decoded from base64, copies for
+resizing. The total is limited: a request that would exceed it is refused, and its memory is freed.
 """
 
 import asyncio
@@ -28,8 +27,8 @@ _GIVEN_AT_ONCE = 4
 
 
 class Memory:
-    """What one HTTP process may hold of bodies, and its one thread for work on them that takes long: one
-    request's at a time, so that what such work needs for itself is there only once."""
+    """The limit of one HTTP process for bodies, and its one thread for work on them that takes long: one
+    request at a time, so that the extra memory for such work is needed only once."""
 
     def __init__(self, most_bytes: float = math.inf) -> None:
         self.most_bytes = most_bytes
@@ -51,13 +50,14 @@ class Share:
         self._taken = 0
 
     def take(self, size: int) -> None:
-        """Hold more. Raises Overloaded where there is not so much left, and TooLarge where there never is."""
+        """Count more memory. Raises Overloaded if not enough is left, and TooLarge if there never would
+        be."""
         memory = self._memory
         with memory.lock:
             if self._taken + size > memory.most_bytes:
                 raise TooLarge(
-                    f"the request needs more than the {memory.most_bytes} bytes of memory that all request "
-                    "bodies together may have; send less in one request"
+                    f"the request needs more than the {memory.most_bytes} bytes of memory allowed for all "
+                    "request bodies together; send fewer or smaller images in one request"
                 )
             if memory.taken + size > memory.most_bytes:
                 raise Overloaded(
@@ -69,17 +69,18 @@ class Share:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Around work that needs memory for itself: one request's at a time, in what is set apart for it."""
+        """A context manager for work that needs extra memory: one request at a time, in memory that is
+        reserved for it."""
         with self._memory.working:
             yield
 
     def give_back(self, size: int) -> None:
-        """Hold less."""
+        """Count less memory."""
         with self._memory.lock:
             self._change(-min(size, self._taken))
 
     def keep(self, size: int) -> None:
-        """Hold no more than this: the rest is no longer needed."""
+        """Count only this much from now on: the rest is no longer needed."""
         with self._memory.lock:
             self._change(min(0, size - self._taken))
 
@@ -88,8 +89,8 @@ class Share:
         self._memory.taken += by
 
     async def run(self, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None) -> _T:
-        """Call the function off the event loop, when it is this request's turn. Afterwards the request holds
-        what it held before, or what ``keeps`` says of the result. Raises what the function raises."""
+        """Call the function off the event loop, when it is this request's turn. Afterwards the request counts
+        what it counted before, or what ``keeps`` returns for the result. Raises what the function raises."""
 
         def counted() -> _T:
             with self.alone():
@@ -104,20 +105,20 @@ class Share:
     async def run_if_large(
         self, size: int, function: Callable[[], _T], keeps: Callable[[_T], int] | None = None
     ) -> _T:
-        """As `run`; work on so few bytes that it takes no longer than another thread's turn is done here."""
+        """As `run`. Work on so few bytes that it takes no longer than a thread switch is done at once."""
         return function() if size <= _SMALL else await self.run(function, keeps)
 
 
 def most_held(most_bytes: int, most_bytes_of_one: int) -> int:
-    """What bodies may hold of the memory allowed. The rest is for work on one of them, which takes up to a
-    copy and a half of it (the pixels of an image, as Pillow lays them out), for buffers, and for what malloc
-    cannot give back at once: with four times in place of six, 16 JSON documents of 31 MB took 40 MiB more
+    """The part of the allowed memory that bodies may hold. The rest is for work on one of them, which takes
+    up to one and a half times its size (the pixels of an image in Pillow's layout), for buffers, and for what
+    malloc cannot return at once: with four times instead of six, 16 JSON documents of 31 MB took 40 MiB more
     than the limit of 512."""
     return most_bytes - min(most_bytes // 2, 6 * most_bytes_of_one)
 
 
 def share_of(scope: Scope) -> Share:
-    """The request's share; without limits where nobody set any."""
+    """The request's share. It has no limit if nobody set one."""
     state = scope.setdefault("state", {})
     if _SHARE not in state:
         state[_SHARE] = Share(Memory())
@@ -126,5 +127,5 @@ def share_of(scope: Scope) -> Share:
 
 
 def set_share(scope: Scope, share: Share) -> None:
-    """Count what is made of this request's body there."""
+    """Set the share in which the body of this request is counted."""
     scope.setdefault("state", {})[_SHARE] = share

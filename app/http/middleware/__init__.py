@@ -1,5 +1,5 @@
-"""What surrounds every request: ASGI middleware, one purpose a file.
+"""The ASGI middleware around every request, one purpose per file.
 
-Whoever has nothing to do after the answer is a plain function that gives back what the next one does: a
-coroutine for each would be made, and gone through at every step of every request.
+Middleware that does nothing after the answer is a plain function that returns the result of the next one: a
+coroutine for each would have to be created, and entered at every step of every request.
 """

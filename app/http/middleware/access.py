@@ -1,6 +1,6 @@
 """Access control: API keys, CORS, and the headers that tell a browser what a page may do.
 
-All of it is ASGI middleware that goes by the path, so that it holds for every route, whoever adds it.
+All of it is ASGI middleware that depends on the path only, so it applies to every route.
 """
 
 import base64
@@ -37,9 +37,10 @@ _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.D
 
 
 class RequireKey:
-    """Lets requests with a valid key through, with the caller's name in ``scope["state"]["caller"]`` and the
-    key's highest priority in ``scope["state"]["max_priority"]`` and whether it may load and unload models in
-    ``scope["state"]["is_admin"]``, and requests that read public paths; answers the rest with 401."""
+    """Lets requests with a valid key through, with the caller's name in ``scope["state"]["caller"]``, the
+    key's highest priority in ``scope["state"]["max_priority"]``, and whether it may load and unload models in
+    ``scope["state"]["is_admin"]``. Also lets requests that read public paths through. Answers others with
+    401."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
@@ -69,7 +70,7 @@ class RequireKey:
 
 
 def _presented(headers: Headers) -> str | None:
-    """The key that came with a request, in either header."""
+    """The key of a request, in either header."""
     scheme, _, credentials = headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
@@ -77,7 +78,8 @@ def _presented(headers: Headers) -> str | None:
 
 
 def _advice(headers: Headers, query: bytes, presented: str | None) -> str:
-    """What is wrong with the key of a request, or with the place where it has one. No key is repeated."""
+    """What is wrong with the key of a request, or with the place where it is. The key itself is not
+    repeated."""
     if presented is not None:
         if presented.strip("\"'") != presented:
             return "the API key is not valid: send it without quotation marks"
@@ -95,13 +97,13 @@ def _advice(headers: Headers, query: bytes, presented: str | None) -> str:
 
 
 class BrowserHeaders:
-    """Tells browsers to take content for what it says it is, and pages to load nothing from elsewhere."""
+    """Tells browsers not to guess content types, and not to load anything from other sites."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Pass on; the headers are added to the answer."""
+        """Pass on, and add the headers to the answer."""
         if scope["type"] != "http":
             return self._app(scope, receive, send)
         held: Message | None = None
@@ -137,7 +139,7 @@ def _policy(directives: dict[str, str]) -> str:
 
 
 def _docs_policy(page: bytes) -> str:
-    """Swagger UI starts by a script in its page, which is allowed by its hash, and sets styles inline."""
+    """The policy for Swagger UI, which has a script in its page, allowed by its hash, and inline styles."""
     hashes = [
         f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
         for script in _INLINE_SCRIPT.findall(page)
@@ -152,7 +154,7 @@ def _docs_policy(page: bytes) -> str:
 
 
 def declare_keys(app: FastAPI) -> None:
-    """Say in the OpenAPI document that closed paths take a key, in either header, or answer 401."""
+    """Declare in the OpenAPI document that closed paths need a key, in either header, or answer 401."""
     without: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -181,6 +183,6 @@ def declare_keys(app: FastAPI) -> None:
 
 
 def _error_content(responses: dict[str, Any]) -> dict[str, Any]:
-    """What the operation's other errors look like, which differs by route; see problems.py."""
+    """The form of the operation's other errors, which depends on the route; see problems.py."""
     declared = [answer["content"] for status, answer in responses.items() if status[0] in "45"]
     return declared[0] if declared else PROBLEMS[400]["content"]

@@ -1,8 +1,8 @@
-"""Refusal by a request's head alone: where the body is one encoded image, all options are in the query, so
-whether the dispatcher would accept it is known before the body is read.
+"""Refuses a request by its head alone. If the body is one encoded image, all options are in the query, so it
+is known before the body is read whether the dispatcher would accept it.
 
-Under overload nearly all requests end here, so little is done for each. The same check follows when the body
-has been read, for what has come meanwhile and for all other forms of body.
+Under overload, nearly all requests end here, so little is done for each. The same check is made again when
+the body has been read, for changes in the meantime and for all other forms of body.
 """
 
 from collections.abc import Awaitable, Callable
@@ -34,8 +34,8 @@ from app.telemetry import metrics
 
 @dataclass(frozen=True, slots=True)
 class ImageRoute:
-    """A route that takes raw images. ``path_format`` names it in metrics; ``query``: the form of its options.
-    In Hugging Face's form problems name no image."""
+    """A route that takes raw images. ``path_format`` names it in metrics. ``query``: the form of its options.
+    In Hugging Face's form, problems do not name an image."""
 
     path_format: str
     query: QueryForm
@@ -50,10 +50,11 @@ _ROUTES = {
 
 
 class RefuseEarly:
-    """Answers what is sure to be refused before its body is read, and passes all else on.
+    """Answers requests that are certain to be refused before their body is read, and passes on all others.
 
-    A client that waits for leave to send its body (Expect: 100-continue, RFC 9110 section 10.1.1) may now not
-    send it at all, so its connection is closed. The others' go on: what comes of their bodies is dropped.
+    A client that waits for 100 Continue before it sends its body (Expect: 100-continue, RFC 9110 section
+    10.1.1) may now not send it at all, so its connection is closed. Other connections continue: the rest of
+    their body is discarded.
     """
 
     def __init__(self, app: ASGIApp, classification: Classification) -> None:
@@ -106,13 +107,13 @@ _OPTIONS: dict[QueryForm, Callable[[bytes], ImageOptions]] = {
 
 
 def _route(scope: Scope) -> ImageRoute | None:
-    """The route that the request takes, if that takes raw images."""
+    """The route of the request, if it takes raw images."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
     return _ROUTES.get(known(scope["path"]))
 
 
 def _named_in_path(scope: Scope) -> str | None:
-    """The model that Hugging Face's path names."""
+    """The model that the path of Hugging Face's form names."""
     path: str = scope["path"]
     return path.removeprefix(HUGGING_FACE.path) if known(path) is HUGGING_FACE else None

@@ -1,4 +1,4 @@
-"""Requests whose body waits for leave (Expect: 100-continue, RFC 9110, section 10.1.1)."""
+"""Requests that wait for 100 Continue before they send their body (RFC 9110, section 10.1.1)."""
 
 from collections.abc import Awaitable
 
@@ -9,14 +9,14 @@ from app.http.head import header_of
 
 
 class CloseUnasked:
-    """Closes the connection after an answer for which the body was never asked: the client may not send it at
-    all now, and what it sends next would be taken for it."""
+    """Closes the connection after an answer that was sent without asking for the body: the client may not
+    send the body at all now, and its next request would be taken for it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Pass on; the answer says so."""
+        """Pass on, and add Connection: close to such an answer."""
         if scope["type"] != "http" or "100-continue" not in (header_of(scope, b"expect") or "").lower():
             return self._app(scope, receive, send)
         asked = False

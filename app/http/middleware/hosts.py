@@ -1,7 +1,8 @@
 """Checks the Host header, which protects against DNS rebinding.
 
-A page of evil.example whose name is made to mean 127.0.0.1 (DNS rebinding) is, to a browser, of one origin
-with the server, so neither CORS nor a firewall keeps it out. Its requests still say `Host: evil.example`.
+With DNS rebinding, the name of a page at evil.example resolves to 127.0.0.1. The browser then treats page and
+server as one origin, so neither CORS nor a firewall blocks its requests. They still have `Host:
+evil.example`.
 """
 
 import socket
@@ -21,16 +22,16 @@ _ANY = "*"
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """The hosts that are answered: those of this machine, and ``also``, of which `*.example.org` are all
-    names below example.org, and `*` is every host. ``addresses``: also every address, as for a server that
-    listens on a network; a page cannot be of an address that is not its own."""
+    """The hosts that are answered: those of this machine and ``also``, in which `*.example.org` stands for
+    all names below example.org and `*` for every host. ``addresses``: also every address, as for a server
+    that listens on a network. A page cannot have the origin of an address that is not its own."""
 
     also: tuple[str, ...] = ()
     addresses: bool = False
 
     @lru_cache(256)  # noqa: B019 - there is one for the life of the process
     def answers(self, host: str) -> bool:
-        """Whether requests for this host, as the Host header has it, are answered."""
+        """Whether requests with this Host header are answered."""
         name = _name(host)
         # Without a name it is no browser that asks.
         if name == "" or _ANY in self.also or name == "localhost" or name.endswith(".localhost"):
@@ -45,8 +46,8 @@ class Hosts:
 
 
 def answered_hosts(listening_on: str, also: Sequence[str] | None, *, with_keys: bool) -> Hosts:
-    """The hosts for a server that listens there. Where no host is named, every one is answered, but for a
-    server that only this machine reaches and that asks for no keys."""
+    """The hosts for a server that listens on this address. If no host is configured, every host is answered,
+    except by a server that only this machine can reach and that requires no keys."""
     loopback = _is_loopback(listening_on)
     if also is None:
         return Hosts() if loopback and not with_keys else Hosts((_ANY,))
@@ -80,7 +81,7 @@ def _is_loopback(listening_on: str) -> bool:
 
 
 def _name(host: str) -> str:
-    """The host without its port, without brackets, a zone or the root's dot, in small letters."""
+    """The host in lower case, without port, brackets, zone and trailing dot."""
     host = host.strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0].partition("%")[0]
@@ -88,7 +89,7 @@ def _name(host: str) -> str:
 
 
 def _address(name: str) -> IPv4Address | IPv6Address | None:
-    """The address, also in the short forms that clients take, such as 127.1."""
+    """The address, also in the short forms that clients accept, such as 127.1."""
     try:
         address = ip_address(name if ":" in name else socket.inet_ntoa(socket.inet_aton(name)))
     except (OSError, ValueError):

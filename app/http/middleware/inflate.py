@@ -1,7 +1,7 @@
-"""The one place where a body is inflated: behind it no route sees a Content-Encoding.
+"""The one place where a body is decompressed. The routes behind it see no Content-Encoding.
 
 A few bytes can inflate to gigabytes. So they are inflated piece by piece, off the event loop, as the route
-asks for them, and each piece counts in the limits of a body and of all bodies before the next one is made.
+reads them, and each piece counts towards the limits of a body and of all bodies before the next one is made.
 """
 
 import zlib
@@ -28,7 +28,7 @@ _GZIP, _ZLIB, _RAW = zlib.MAX_WBITS + 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
 
 
 class Inflated:
-    """Inflates bodies with a Content-Encoding of gzip or deflate, and answers 415 to others (RFC 9110,
+    """Decompresses bodies with a Content-Encoding of gzip or deflate, and answers 415 to others (RFC 9110,
     15.5.16)."""
 
     def __init__(self, app: ASGIApp, most_bytes: int) -> None:
@@ -36,7 +36,7 @@ class Inflated:
         self._most_bytes = most_bytes
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Pass on, with the body as it was before its encoding."""
+        """Pass on, with the decompressed body."""
         if (
             scope["type"] != "http"
             or scope["method"] in _WITHOUT_BODY
@@ -58,7 +58,7 @@ class Inflated:
 
 
 def _codings(listed: str) -> list[str]:
-    """The codings of a body in the order in which they are taken off again. Raises UnsupportedMediaType."""
+    """The codings of a body in the order in which they are removed. Raises UnsupportedMediaType."""
     names = [name.strip().lower() for name in listed.split(",")]
     names = [name for name in names if name not in _NO_CODING]
     for name in names:
@@ -75,7 +75,7 @@ def _codings(listed: str) -> list[str]:
 
 
 class _InflatedBody:
-    """A body on its way in, inflated."""
+    """An incoming body, decompressed."""
 
     def __init__(self, receive: Receive, stages: list["Inflater"], share: Share) -> None:
         self._receive = receive
@@ -86,8 +86,8 @@ class _InflatedBody:
         self._over = False
 
     async def receive(self) -> Message:
-        """The next piece of the inflated body; after it, whatever else comes. Raises UnreadableRequest for
-        broken data, Overloaded, and ClientDisconnect where the body does not come."""
+        """The next piece of the decompressed body, and after it all other messages. Raises UnreadableRequest
+        for broken data, Overloaded, and ClientDisconnect if the body does not arrive."""
         if self._over:
             return await self._receive()
         piece = await anext(self._pieces, None)
@@ -118,7 +118,7 @@ class _InflatedBody:
 
 
 class Inflater:
-    """Takes one coding off, piece by piece, until more than ``most_bytes`` have come out."""
+    """Removes one coding, piece by piece, until more than ``most_bytes`` have come out."""
 
     def __init__(self, coding: str, most_bytes: int) -> None:
         self._coding = coding
@@ -131,17 +131,17 @@ class Inflater:
 
     @property
     def has_more(self) -> bool:
-        """Whether something may come out without more of what is sent."""
+        """Whether more may come out without more input."""
         if self._inflater is None:
             return len(self._left) > 1
         return bool(self._left) or self._full
 
     def feed(self, data: bytes) -> None:
-        """More of what was sent."""
+        """Add input."""
         self._left += data
 
     def inflate(self) -> bytes:
-        """The next piece; empty where it takes more. Raises UnreadableRequest and TooLarge."""
+        """The next piece. Empty if more input is needed. Raises UnreadableRequest and TooLarge."""
         piece = b""
         while not piece and self.has_more:
             piece = self._step()
@@ -164,7 +164,7 @@ class Inflater:
         return piece
 
     def _next_member(self) -> "zlib._Decompress":
-        """For what follows the end, which may be so in gzip only (RFC 1952, 2.2)."""
+        """Begin the next member, which only gzip can have (RFC 1952, 2.2)."""
         self._members += 1
         if self._coding != "gzip":
             raise UnreadableRequest(f"the body is not valid {self._coding}: there are bytes after its end")
@@ -175,12 +175,12 @@ class Inflater:
         return zlib.decompressobj(_GZIP)
 
     def check_end(self) -> None:
-        """Raises UnreadableRequest where the data ends too early."""
+        """Raises UnreadableRequest if the data ends too early."""
         if self._inflater is None or not self._inflater.eof or self._left:
             raise UnreadableRequest(f"the body is not valid {self._coding}: it is truncated")
 
 
 def _is_zlib(data: bytes) -> bool:
-    """Whether deflate comes in zlib's wrapping, as RFC 9110 has it, or raw, as some clients send it; browsers
-    read both."""
+    """Whether deflate has zlib's header, as RFC 9110 defines it, or is raw, as some clients send it. Browsers
+    accept both."""
     return len(data) > 1 and data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0

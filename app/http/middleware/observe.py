@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its metrics, its log line. Pure ASGI, so disconnects stay visible."""
+"""The request ID, metrics and log line of every request. Pure ASGI, so disconnects stay visible."""
 
 import logging
 import random
@@ -26,9 +26,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Observe:
-    """Honours or makes a request id, sends it back, counts, times and traces the request, and answers what
-    nobody else foresaw with a 500. (Starlette's own last resort lies outside all middleware, where neither
-    id nor count would see it.)"""
+    """Accepts or creates a request ID and returns it; counts, times and traces the request; and answers
+    unexpected exceptions with 500. (Starlette's own handler for these is outside all middleware, where there
+    would be neither ID nor count.)"""
 
     def __init__(self, app: ASGIApp, tracing: Tracing | None = None) -> None:
         self._app = app

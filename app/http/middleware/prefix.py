@@ -1,6 +1,6 @@
-"""The path prefix under which a proxy publishes the server, where the proxy leaves it on the requests.
+"""The path prefix under which a proxy publishes the server, if the proxy does not remove it from requests.
 
-A prefix that the proxy takes off needs nothing: the pages and /openapi.json link by relative paths only.
+A prefix that the proxy removes needs nothing: the pages and /openapi.json only use relative links.
 """
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -9,14 +9,15 @@ _MOVED = 307
 
 
 class UnderPrefix:
-    """Takes the prefix off; requests without it are answered as well, such as probes that come directly."""
+    """Removes the prefix. Requests without it are also answered, such as probes that do not go through the
+    proxy."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self._app = app
         self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on; /PREFIX itself is redirected to /PREFIX/, from which the page's relative links start."""
+        """Pass on. /PREFIX itself is redirected to /PREFIX/, to which the page's links are relative."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

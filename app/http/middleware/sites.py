@@ -1,7 +1,7 @@
 """Refuses cross-site requests, such as a form on a page of another site.
 
-Browsers ask for leave (CORS) before most requests that a page sends elsewhere, but not before a form, or
-what looks like one. They say where each request comes from: in Sec-Fetch-Site or, without TLS, in Origin.
+Browsers ask the server (CORS) before most requests of a page to another site, but not before a form or what
+looks like one. They name the origin of each request in Sec-Fetch-Site or, without TLS, in Origin.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -19,7 +19,8 @@ _PORTS = {"http": "80", "https": "443"}
 
 
 class RefuseOtherSites:
-    """Refuses what pages of other sites send, with 403, unless their origin may call. Links are followed."""
+    """Refuses requests from pages of other sites with 403, unless their origin is allowed. Links still
+    work."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str] = ()) -> None:
         self._app = app
@@ -50,8 +51,8 @@ class RefuseOtherSites:
 
 
 def is_own(origin: str, hosts: Sequence[str]) -> bool:
-    """Whether a page of this origin was loaded from one of these hosts. The scheme is not compared, as a
-    proxy may speak TLS for the server; a port that a scheme implies may be left out."""
+    """Whether a page of this origin was loaded from one of these hosts. The scheme is not compared, because a
+    proxy may handle TLS for the server. The default port of a scheme may be left out."""
     scheme, _, authority = origin.strip().lower().partition("://")
     implied = ":" + _PORTS.get(scheme, "")
     return authority != "" and any(

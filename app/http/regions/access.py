@@ -19,7 +19,7 @@ _FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the data of a tensor lies: so many bytes from an offset on in the region of that name."""
+    """Where the data of a tensor is: a number of bytes from an offset on, in the region of that name."""
 
     region: str
     offset: int
@@ -60,14 +60,15 @@ class Access:
             raise InvalidValue(problem.detail) from problem
         if place.offset + place.size > region.byte_size:
             raise InvalidValue(
-                f"the region {short.repr(region.name)} has {region.byte_size} bytes; from "
-                f"{short.repr(place.offset)} on, {short.repr(place.size)} do not lie in it"
+                f"the region {short.repr(region.name)} has {region.byte_size} bytes, too few for an offset "
+                f"of {short.repr(place.offset)} and a size of {short.repr(place.size)}"
             )
         return region.key, region.offset + place.offset
 
 
 def access_of(regions: Regions | None, scope: Scope) -> Access:
-    """The caller's. Raises InvalidValue where the server has none, and NotLocal as `regions_for` does."""
+    """The regions of the request's caller. Raises InvalidValue if shared memory is not enabled, and NotLocal
+    as `regions_for` does."""
     try:
         return Access(regions_for(regions, scope), key_name_of(scope))
     except NotFound as problem:
@@ -75,7 +76,8 @@ def access_of(regions: Regions | None, scope: Scope) -> Access:
 
 
 def regions_for(regions: Regions | None, scope: Scope) -> Regions:
-    """Raises NotFound where the server has none, and NotLocal for a client that is not on its machine."""
+    """The regions. Raises NotFound if shared memory is not enabled, and NotLocal for a client on another
+    machine."""
     if regions is None:
         raise NotFound(
             "shared memory is not enabled on this server; start it with --shared-memory-bytes, or send the "

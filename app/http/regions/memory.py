@@ -1,7 +1,7 @@
-"""A client's shared memory, a file in /dev/shm that is opened by its name at each use.
+"""A client's shared memory: a file in /dev/shm that is opened by its name at each use.
 
-It is read and written by copies (pread, pwrite), and never mapped: a client may shrink its file at any time,
-and whoever then touches a mapping of it is killed (SIGBUS).
+It is read and written by copies (pread, pwrite), and never mapped: a client can shrink its file at any time,
+and a process that then reads a mapping of it is killed (SIGBUS).
 """
 
 import errno
@@ -27,7 +27,7 @@ _REASONS = {
 
 
 def file_name(key: str) -> str:
-    """The name of the file in /dev/shm. Raises InvalidValue for a key that is not the name of one."""
+    """The name of the file in /dev/shm. Raises InvalidValue for a key that is not a valid name."""
     name = key.removeprefix("/")
     if (
         not name
@@ -53,7 +53,7 @@ def check(key: str, end: int) -> None:
 
 
 def read(key: str, start: int, size: int) -> bytearray:
-    """The bytes there. Raises InvalidValue where there are not so many (any more)."""
+    """The bytes there. Raises InvalidValue if the memory is too small (now)."""
     data = bytearray(size)
     view = memoryview(data)
     with _opened(key, os.O_RDONLY) as descriptor:
@@ -67,7 +67,7 @@ def read(key: str, start: int, size: int) -> bytearray:
 
 
 def write(key: str, start: int, data: bytes) -> None:
-    """Write the bytes there. Raises InvalidValue where there is no room for them (any more)."""
+    """Write the bytes there. Raises InvalidValue if the memory is too small (now)."""
     view = memoryview(data)
     with _opened(key, os.O_RDWR) as descriptor:
         _check_size(key, descriptor, start + len(data))

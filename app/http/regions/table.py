@@ -1,7 +1,7 @@
-"""The regions that are registered now, in a file that all front ends of a server read and write.
+"""The registered regions, in a file that all front ends of a server read and write.
 
-The file is replaced as a whole, with a time that rises each time, so a look at it tells whether it has
-changed. Who changes it holds a lock meanwhile.
+The file is replaced as a whole, with a time that always rises, so its time tells whether it has changed.
+Whoever changes it holds a lock.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from app.wrong_values import no_such, short
 
 class Region(msgspec.Struct, frozen=True, array_like=True):
     """``byte_size`` bytes of the shared memory ``key``, from ``offset`` on, under a name of its ``owner``:
-    the name of an API key, empty where no keys are asked for."""
+    the name of an API key, empty if no keys are required."""
 
     owner: str
     name: str
@@ -34,8 +34,8 @@ _decoder = msgspec.msgpack.Decoder(list[Region])
 
 
 class Regions:
-    """All of one server. ``file``: where they are, in a folder that only the server's user can read.
-    ``most_bytes`` and ``most_regions``: of all owners together."""
+    """All regions of one server. ``file``: where they are stored, in a folder that only the server's user can
+    read. ``most_bytes`` and ``most_regions``: limits for all owners together."""
 
     def __init__(self, file: Path, most_bytes: int, most_regions: int) -> None:
         self._file, self._lock = file, file.with_suffix(".lock")
@@ -47,11 +47,11 @@ class Regions:
         return f"<Regions {len(self._now())} of {self._most_regions} in {self._file}>"
 
     def of(self, owner: str) -> list[Region]:
-        """The owner's, in the order in which they came."""
+        """The regions of the owner, in the order of registration."""
         return [region for region in self._now().values() if region.owner == owner]
 
     def find(self, owner: str, name: str) -> Region:
-        """The owner's of that name. Raises NotFound."""
+        """The region of the owner with that name. Raises NotFound."""
         region = self._now().get((owner, name))
         if region is None:
             known = [each.name for each in self.of(owner)]
@@ -60,8 +60,8 @@ class Regions:
         return region
 
     def register(self, region: Region) -> None:
-        """Add it. Raises InvalidValue where its name is taken, or its shared memory cannot be used, and
-        TooLarge where the server has as many as it may. Those whose memory is gone give way."""
+        """Add a region. Raises InvalidValue if its name is taken or its shared memory cannot be used, and
+        TooLarge if a limit is reached. Regions whose memory no longer exists are removed first."""
         memory.check(region.key, region.offset + region.byte_size)
         with self._changing() as regions:
             if any((each.owner, each.name) == (region.owner, region.name) for each in regions):
@@ -76,14 +76,14 @@ class Regions:
             regions.append(region)
 
     def unregister(self, owner: str, name: str | None = None) -> None:
-        """Forget the owner's of that name, if it is there, or all of the owner's."""
+        """Remove the owner's region of that name, if there is one, or all of the owner's regions."""
         with self._changing() as regions:
             regions[:] = [
                 each for each in regions if each.owner != owner or (name is not None and each.name != name)
             ]
 
     def _beyond(self, regions: Sequence[Region], another: Region) -> str | None:
-        """Which bound another one would break."""
+        """The limit that another region would exceed."""
         if len(regions) >= self._most_regions:
             return (
                 f"the server has {len(regions)} regions of shared memory, as many as it may "
@@ -111,7 +111,7 @@ class Regions:
 
     @contextmanager
     def _changing(self) -> Iterator[list[Region]]:
-        """A list to be changed, which is written at the end."""
+        """A context manager for a list of regions, which is written at the end."""
         with self._lock.open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:

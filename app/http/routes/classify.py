@@ -62,8 +62,7 @@ async def classified(request: Request, classification: Classification) -> Respon
 
 
 def body_of(options_type: type[ImageOptions], *json_types: type[ImageOptions]) -> dict[str, Any]:
-    """The three forms of the body, as OpenAPI describes them, and the options in the query, which are parsed
-    by hand."""
+    """The three forms of the body for OpenAPI, and the options in the query, which FastAPI does not read."""
     options = option_schemas(of=options_type)
     image = {"type": "string", "format": "binary"}
     json_bodies = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in json_types]

@@ -1,8 +1,8 @@
-"""Routes for images: called without what FastAPI does for other routes.
+"""Routes for images, which are called without FastAPI's processing of other routes.
 
-Such a route reads its request and writes its answer itself, so it needs no dependencies, no response model
-and none of the stacks of things to close and to catch that FastAPI and Starlette keep for every request.
-/openapi.json lists them as it does all others.
+Such a route reads its request and writes its answer itself, so it needs no dependencies, no response model,
+and none of the context managers and handlers that FastAPI and Starlette create for every request.
+/openapi.json lists them like all others.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -19,8 +19,8 @@ from app.http.problems import problem_response
 
 
 class DirectRoute(APIRoute):
-    """Calls its function with the request and the parameters of the path, and sends the Response that it
-    returns. The function declares nothing else, and no parameter of the path is more than a string."""
+    """Calls its function with the request and the path parameters, and sends the Response that it returns.
+    The function declares nothing else, and path parameters are strings."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or have FastAPI refuse the method."""
@@ -35,9 +35,9 @@ class DirectRoute(APIRoute):
 
 
 class CallDirectly:
-    """The innermost middleware: calls the direct route that a POST goes to, and passes all else on.
+    """The innermost middleware: calls the direct route of a POST request, and passes all else on.
 
-    ``routes``: of all routes, in their order, those that are direct. A path of theirs is no other route's.
+    ``routes``: the direct routes, in the order of all routes. No other route has their paths.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[DirectRoute]) -> None:

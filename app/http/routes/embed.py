@@ -108,7 +108,7 @@ def _headers(answered: Sequence[AnsweredImage | Problem], timings: dict[str, flo
 
 
 def _only_vectors(images: Sequence[EncodedImage[EmbedOptions]]) -> None:
-    """Raises InvalidValue for what has no place in an answer of bytes."""
+    """Raises InvalidValue for options that an answer of bytes cannot show."""
     for index, image in enumerate(images):
         options = image.options
         beside = {
@@ -134,7 +134,7 @@ def _bytes_of(images: Sequence[EncodedImage[EmbedOptions]], answered: Sequence[A
 
 
 def _numbers_of(answered: Sequence[AnsweredImage], features: int) -> dict[str, str]:
-    """What JSON says beside the embeddings, as headers."""
+    """The headers that say what JSON says in addition to the embeddings."""
     predictions = [image.answer.prediction for image in answered]
     numbers = {
         SHAPE: f"{len(answered)}, {features}",

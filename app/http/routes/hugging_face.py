@@ -133,7 +133,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
 
 
 async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage[ImageOptions], Function | None]:
-    """The image with its options, of which the JSON's go before the query's."""
+    """The image with its options. Those of the JSON take precedence over those of the query."""
     kind = kind_of(request.headers.get("content-type", ""))
     query = single_values(request.query_params.multi_items())
     allowed = f"image/*, {RAW} and {JSON}"
@@ -162,8 +162,8 @@ async def _read(request: Request, limits: BodyLimits) -> tuple[EncodedImage[Imag
 
 
 def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function | None]:
-    """What is asked of an image in this shape; null is as if not there, and no function is the model's own.
-    Raises InvalidValue."""
+    """The options of an image in this format. null means not given, and without a function the model's own is
+    used. Raises InvalidValue."""
     given = {name: value for name, value in values.items() if value is not None}
     function = given.pop("function_to_apply", None)
     if function not in (None, *get_args(Function)):
@@ -178,8 +178,8 @@ def asked_of(values: Mapping[str, Any]) -> tuple[ImageOptions, Function | None]:
 
 
 def _labels(image: AnsweredImage, model: ModelInfo, function: Function | None) -> list[dict[str, Any]]:
-    """The best classes. Softmax and sigmoid both rise with the logit, so their order is the same. Logits are
-    there where another function than the model's own is asked for."""
+    """The best classes. Softmax and sigmoid both rise with the logit, so their order is the same. There are
+    logits if another function than the model's own was requested."""
     prediction = image.answer.prediction
     logits = prediction.all_logits
     if logits is None:
@@ -195,7 +195,7 @@ def _labels(image: AnsweredImage, model: ModelInfo, function: Function | None) -
 
 
 def _sigmoid(logit: float) -> float:
-    """1 / (1 + e^-x), in the form whose power cannot overflow."""
+    """1 / (1 + e^-x), in a form that cannot overflow."""
     return (1 + math.tanh(logit / 2)) / 2
 
 

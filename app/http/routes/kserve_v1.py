@@ -1,4 +1,4 @@
-"""KServe's protocol v1, which is also TensorFlow Serving's and Vertex AI's form of a request.
+"""KServe's protocol v1, which TensorFlow Serving and Vertex AI use, too.
 
 Its text: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 """
@@ -46,7 +46,7 @@ _PIXELS = (
 
 
 class UnpredictedConvertor(ModelNameConvertor):
-    """A model's name in a path that does not end in the verb, which is another route."""
+    """The name of a model in a path that does not end in the verb, which is another route."""
 
     regex = f"{ModelNameConvertor.regex}(?<!:predict)"
 
@@ -163,7 +163,8 @@ def kserve_v1_router(classification: Classification, health: Health) -> APIRoute
 
 
 async def _read(request: Request, limits: BodyLimits) -> list[EncodedImage[ImageOptions]]:
-    """The images, each with its options: its own go before the parameters, and those before the query's."""
+    """The images, each with its options: its own take precedence over the parameters, and those over the
+    query."""
     query = single_values(request.query_params.multi_items())
 
     def read(body: bytearray, _: Hold) -> list[EncodedImage[ImageOptions]]:
@@ -235,5 +236,5 @@ def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
 
 
 def _has_bytes(value: object) -> bool:
-    """Whether it is JSON's form of bytes."""
+    """Whether it is the protocol's JSON form of bytes."""
     return isinstance(value, dict) and set(value) == {"b64"}

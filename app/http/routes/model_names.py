@@ -1,4 +1,4 @@
-"""Routes with a model's name in their path: how it is read, and which model it is."""
+"""Routes with a model's name in their path: how the name is read, and which model it is."""
 
 import re
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ VERSION = "1"  # a model has one version
 
 
 class ModelNameConvertor(Convertor[str]):
-    """A model's name in a path: it may have slashes (hf-hub:owner/name), but behind them none of the words
-    that the protocol's paths go on with."""
+    """A model's name in a path. It may contain slashes (hf-hub:owner/name), but not followed by one of the
+    words with which the protocol's paths continue."""
 
     regex = "[^/]+(?:/(?!(?:versions|ready|config|infer|stats)(?:/|$))[^/]+)*"
 
@@ -78,8 +78,8 @@ def ready_model(
     folder: str = MODELS_FOLDER,
     version: str = VERSION,
 ) -> ModelReady:
-    """That the model of this name answers. Raises NotFound, or NotReady also where it may be loaded and is
-    not."""
+    """Check that the model of this name is ready. Raises NotFound or NotReady; the latter also for a model
+    that may be loaded and is not."""
     entry = classification.unloaded(name)
     if entry is not None:
         check_version(name, version)
@@ -135,8 +135,8 @@ async def model_of(
     name: str,
     folder: str = MODELS_FOLDER,
 ) -> ModelInfo:
-    """The model of the path, which waits as `Classification.model` does. Raises as that does, and
-    InvalidValue where the options name another model."""
+    """The model of the path. Waits as `Classification.model` does and raises what that raises, and
+    InvalidValue if the options name another model."""
     asked = model_named(options)
     if asked not in (None, name):
         raise InvalidValue(
@@ -149,7 +149,7 @@ async def model_of(
 
 
 def model_at(classification: Classification, name: str, folder: str = MODELS_FOLDER) -> ModelInfo:
-    """The model of this name. Raises NotFound; ``folder`` is the path of which the name is the rest."""
+    """The model of this name. Raises NotFound. ``folder`` is the path before the name."""
     models = classification.models
     if (model := models.get(name)) is not None:
         return model

@@ -1,4 +1,4 @@
-"""GET /v1/models: what is served, and what may be asked of it."""
+"""GET /v1/models: the served models, and the options for each."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def models_router(settings: Settings, dispatch: Dispatch) -> APIRouter:
 
 
 def described(settings: Settings, model: ModelInfo) -> ModelDescription:
-    """What may be asked of the model."""
+    """The description of the model and its options."""
     height, width = model.input.size
     method = default_method(settings, model)
     return ModelDescription(

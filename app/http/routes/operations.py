@@ -12,7 +12,7 @@ from app.telemetry import metrics, tallies
 
 
 def operations_router(health: Health, *, with_metrics: bool) -> APIRouter:
-    """Probes and, unless they have a listener of their own, metrics for a front end."""
+    """The routes for probes and, unless they have a listener of their own, for the metrics of a front end."""
     router = APIRouter(tags=["operations"])
 
     @router.get(LIVEZ.path, summary="The HTTP process runs")

@@ -28,14 +28,14 @@ _ASK_AGAIN = "no-cache"
 
 @dataclass(frozen=True, slots=True)
 class StaticFile:
-    """One file as it is sent. ``etag`` is that of its content."""
+    """One file as it is sent, with the ``etag`` of its content."""
 
     content: bytes
     media_type: str
     etag: str
 
     def answer(self, request: Request, caching: str) -> Response:
-        """The file, or 304 where the client has it already."""
+        """The file, or 304 if the client already has it."""
         headers = {"Cache-Control": caching, "ETag": self.etag}
         known = request.headers.get("if-none-match", "")
         if known.strip() == "*" or self.etag in known:
@@ -44,8 +44,8 @@ class StaticFile:
 
 
 def static_files(folder: Path) -> dict[str, StaticFile]:
-    """Every file of the folder by its path inside it. They are few and small, and are held in memory: a
-    request's path is only ever looked up here, and never opened."""
+    """Every file of the folder by its path inside it. They are few and small, and are held in memory: the
+    path of a request is only looked up here, and never opened."""
     return {
         path.relative_to(folder).as_posix(): _file(path.name, path.read_bytes())
         for path in sorted(folder.rglob("*"))
@@ -54,7 +54,8 @@ def static_files(folder: Path) -> dict[str, StaticFile]:
 
 
 def page_router(settings: LimitSettings) -> APIRouter:
-    """The page, and its files under a path that changes with them, so that browsers may keep them."""
+    """The page, and its files under a path that changes with their content, so that browsers may cache
+    them."""
     router = APIRouter(tags=["page"])
     files = static_files(FOLDER)
     names_and_etags = "".join(f"{name}{file.etag}" for name, file in files.items())

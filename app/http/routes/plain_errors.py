@@ -1,4 +1,4 @@
-"""The `{"error": "..."}` of routes for clients that others wrote (app.http.paths), as OpenAPI declares it."""
+"""The `{"error": "..."}` of routes for clients of other servers (app.http.paths), for OpenAPI."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class ErrorAnswer(BaseModel):
 
 
 def errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route for clients that others wrote, as OpenAPI declares them."""
+    """The errors of a route for clients of other servers, for OpenAPI."""
     problems = {**PROBLEMS, 404: {"description": "There is no such model or version.", "headers": {}}}
     return {
         status: {

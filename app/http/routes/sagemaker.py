@@ -1,7 +1,8 @@
-"""POST /invocations: what Amazon SageMaker asks of a container beside GET /ping, on port 8080.
+"""POST /invocations: the interface that Amazon SageMaker requires of a container together with GET /ping, on
+port 8080.
 
-Its text: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
-MLflow's clients ask the same path.
+Its text: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html MLflow's clients
+use the same path.
 """
 
 from fastapi import APIRouter, Request, Response
@@ -50,7 +51,7 @@ def sagemaker_router(classification: Classification) -> APIRouter:
         summary="Classify photographs, for Amazon SageMaker",
     )
     async def invocations(request: Request) -> Response:
-        """As /v1/classify, whose bodies and answers these are."""
+        """The same as /v1/classify, with the same bodies and answers."""
         scope = {**request.scope, "query_string": query_of(request.scope)}
         return await classified(Request(scope, request.receive), classification)
 
@@ -58,8 +59,8 @@ def sagemaker_router(classification: Classification) -> APIRouter:
 
 
 def query_of(scope: Scope) -> bytes:
-    """A request's query, and behind it the options that SageMaker passes on in a header, for its clients can
-    send no query."""
+    """The query of a request, followed by the options that SageMaker passes on in a header, because its
+    clients cannot send a query."""
     query: bytes = scope["query_string"]
     if scope["path"] != SAGEMAKER.path:
         return query
@@ -69,8 +70,8 @@ def query_of(scope: Scope) -> bytes:
 
 
 def _option_in(part: str) -> str | None:
-    """What a query says of this part of the header: what has a = in it, and an option however it is written,
-    as in {"keep_ratio": 0.5}. None for an ID."""
+    """This part of the header as a query: parts with =, and options in other forms, as in {"keep_ratio":
+    0.5}. None for an ID."""
     plain = part.strip(_AROUND)
     name, mark, value = plain.partition(":" if ":" in plain.partition("=")[0] else "=")
     name, value = name.strip(_AROUND), value.strip(_AROUND)

@@ -51,7 +51,7 @@ def stats_router(dispatch: Dispatch) -> APIRouter:
 
 
 def described(totals: Mapping[str, float], engines_ready: int, clock_s: float) -> Stats:
-    """The counts, from samples of /metrics by name. A name that is missing counts nothing yet."""
+    """The counts, from samples of /metrics by name. A missing name counts as 0."""
     unpruned = totals.get("trimvit_compute_unpruned_macs_total", 0.0)
     spent = (
         unpruned
@@ -73,7 +73,7 @@ def described(totals: Mapping[str, float], engines_ready: int, clock_s: float) -
 
 
 def _totals() -> dict[str, float]:
-    """Every sample of the service's metrics, summed over its labels; of images, the answered ones."""
+    """Every sample of the service's metrics, summed over its labels. Of images, only the answered ones."""
     totals: dict[str, float] = defaultdict(float)
     for family in metrics.registry().collect():
         for sample in family.samples:

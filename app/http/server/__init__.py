@@ -1,1 +1,1 @@
-"""The server beneath the application: uvicorn's listeners, connections and their limits."""
+"""The server below the application: uvicorn's listeners, connections and their limits."""

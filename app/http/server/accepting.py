@@ -1,9 +1,9 @@
 """Accepts connections from a listener, in turn for all clients.
 
-asyncio's own listener takes up to 2,048 connections off the kernel's queue in one go, in the order in which
-they came, and makes a transport and a protocol of each, which takes 0.2 ms. Whoever connects behind a client
-with thousands of connections waits for all of them. Here a connection is taken off in some microseconds, and
-only a few are set up in one turn of the event loop: one of each client, then the next of each.
+asyncio's own listener takes up to 2,048 connections from the kernel's queue at once, in the order of their
+arrival, and creates a transport and a protocol for each, which takes 0.2 ms. A client behind another one with
+thousands of connections waits for all of them. Here, taking a connection takes some microseconds, and only a
+few are set up per turn of the event loop: one of each client, then the next of each.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Accepts connections of a listening socket until it is closed; ``protocol`` makes a protocol for each.
+    """Accepts connections of a listening socket until it is closed. ``protocol`` creates a protocol for each.
 
-    For uvicorn it is what an asyncio.Server is.
+    It replaces uvicorn's asyncio.Server.
     """
 
     def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
@@ -51,13 +51,13 @@ class Acceptor:
         return f"<Acceptor: {self._number} connections taken and not set up>"
 
     def close(self) -> None:
-        """Take no more off the listener. What has been taken is set up."""
+        """Take no more connections. Those that were taken are still set up."""
         self._closed = True
         self._pause()
         self._news.set()
 
     async def wait_closed(self) -> None:
-        """Until all that was taken is set up; what becomes of it then is the protocols' to say."""
+        """Wait until all connections that were taken are set up."""
         await self._setting_up
 
     # --- off the kernel's queue ---------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""Connections within bounds: how many, how long one may be idle, send a head, or read its answer.
+"""Connections within limits: how many, and how long one may be idle, send a head, or read its answer.
 
-uvicorn's protocol has a time limit between requests only, its parser takes headers without end, and a
-request that offers another protocol (Upgrade) loses its body. This adds the rest: what cannot be read is
-refused in words, and offers are ignored.
+uvicorn's protocol only limits the time between requests, its parser accepts headers of any size, and a
+request with Upgrade loses its body. This adds the rest: unreadable requests get an error message, and Upgrade
+is ignored.
 
 The file is long because a connection is one state that all callbacks of the transport, the parser and the
-timers share; what needs none of it is in the modules beside it.
+timers share. What does not need it is in the modules of this folder.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _LINGER_S = 5.0
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, with bounds. The limits are set by `bounded`."""
+    """uvicorn's connection with limits, which are set by `bounded`."""
 
     places = Places(10_000)
     head_timeout_s = 20.0
@@ -63,7 +63,7 @@ class Connection(HttpToolsProtocol):
 
     # --- the transport ------------------------------------------------------------------------------
     def accepted(self, transport: asyncio.Transport) -> None:
-        """There is a connection, with or without TLS to be agreed on: count it."""
+        """Count a new connection, also one whose TLS handshake is not done."""
         self._socket = self.transport = transport
         self._began = self.loop.time()
         self._unread = UnreadAnswer(transport, self.loop, self.write_timeout_s)
@@ -74,7 +74,7 @@ class Connection(HttpToolsProtocol):
         self.places.take(self.address)
 
     def forgotten(self) -> None:
-        """The connection is gone."""
+        """Count the end of the connection."""
         if self._socket is not None:
             self._socket = None
             self._unread.end()
@@ -84,11 +84,11 @@ class Connection(HttpToolsProtocol):
             self.places.leave(self.address)
 
     def one_too_many(self, beyond: int = 0) -> str | None:
-        """Whether there are too many connections, by more than ``beyond``: in words."""
+        """The error message if there are too many connections, by more than ``beyond``."""
         return self.places.trouble(self.address, beyond)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse it where there are too many; else it has a while to send a request."""
+        """Refuse the connection if there are too many. Otherwise start the timer for its first request."""
         if hasattr(transport, "max_size"):  # what asyncio reads at once, 256 KiB: too much for a head
             transport.max_size = MOST_HEAD_BYTES
         if self._socket is None:
@@ -102,7 +102,7 @@ class Connection(HttpToolsProtocol):
             self._arm(self.head_timeout_s - (self.loop.time() - self._began))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget its timers."""
+        """Cancel its timers."""
         self._disarm()
         self._unset_keepalive_if_required()
         self.forgotten()
@@ -113,7 +113,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client sends no more. Where it may wait for answers, the connection stays until they are sent.
+        """The client sends no more. If it may wait for answers, the connection stays until they are sent.
         (TLS has no such state.)"""
         if self._socket is None or self._in_message or self._idle() or not self._is_the_socket():
             return False
@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[100] + b"\r\n")
 
     def data_received(self, data: bytes) -> None:
-        """Parse, unless the head has grown too large or what came before was refused."""
+        """Parse, unless the head is too large or an earlier request was refused."""
         if self._refused or self._refusal is not None or self.transport.is_closing():
             return
         self._read = len(data)
@@ -159,8 +159,8 @@ class Connection(HttpToolsProtocol):
             self._arm(self.head_timeout_s)  # line ends between requests are no request
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser. Where a request offers another protocol, the parser takes what follows the head
-        for that protocol: then the request is read again without the offer (RFC 9110, section 7.8)."""
+        """Feed the parser. If a request has Upgrade, the parser takes what follows the head for the other
+        protocol: then the request is parsed again without Upgrade (RFC 9110, section 7.8)."""
         while True:
             try:
                 self.parser.feed_data(data)
@@ -176,13 +176,13 @@ class Connection(HttpToolsProtocol):
                 return
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than its answer is written: it has a while."""
+        """The client reads more slowly than its answer is written: start its timer."""
         super().pause_writing()
         if self._is_the_socket():
             self.unread()
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """The client has read."""
         super().resume_writing()
         if self._is_the_socket():
             self.read()
@@ -192,7 +192,7 @@ class Connection(HttpToolsProtocol):
         self._unread.begin()
 
     def read(self) -> None:
-        """None do any more."""
+        """No bytes wait any more."""
         if self._socket is not None and self._socket.get_write_buffer_size() == 0:
             self._unread.end()
             self.transport.drained()  # type: ignore[attr-defined]
@@ -201,7 +201,7 @@ class Connection(HttpToolsProtocol):
         return self._socket is not None and self._socket.get_protocol() is self
 
     def timeout_keep_alive_handler(self) -> None:
-        """The time between requests begins once the answer before it is read."""
+        """The time between requests begins once the previous answer has been read."""
         if self._unread.waits:
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -212,7 +212,7 @@ class Connection(HttpToolsProtocol):
 
     # --- the parser ---------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
-        """A request's first byte. Its head has a while to come: see data_received."""
+        """The first byte of a request. Its head has a time limit: see data_received."""
         super().on_message_begin()
         self._in_head = self._in_message = True
         self._beside_body = self._body = 0
@@ -220,7 +220,7 @@ class Connection(HttpToolsProtocol):
         self._disarm()
 
     def on_headers_complete(self) -> None:
-        """The head is there, and read again if it offers another protocol. Raises a Problem."""
+        """The head is complete. It is parsed again if it has Upgrade. Raises a Problem."""
         # More is read at once than a head may have, so it may be too large and yet whole.
         if self._since_begin > MOST_HEAD_BYTES and head_bytes(self.url, self.headers) > MOST_HEAD_BYTES:
             raise HeadersTooLarge(_HEAD_TOO_LARGE)
@@ -246,7 +246,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The whole request is there. Where it was answered before, the connection is idle now."""
+        """The request is complete. If it has already been answered, the connection is idle now."""
         if self._offer:
             return
         self._in_message = False
@@ -256,8 +256,8 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """An answer is out. Where its request is not all there, what still comes is read for a while and
-        thrown away: closed at once, the client might never see the answer."""
+        """An answer is sent. If its request is not complete, the rest is read for a while and discarded: if
+        the connection were closed at once, the client might never see the answer."""
         is_last = not self.pipeline
         super().on_response_complete()
         if self._refusal is not None and is_last and not self.transport.is_closing():
@@ -301,8 +301,8 @@ class Connection(HttpToolsProtocol):
 
     # --- refusals -----------------------------------------------------------------------------------
     def _cannot_read(self, problem: Problem) -> None:
-        """Refuse a request whose head or body cannot be read, and read no further. The answers to the
-        requests before it come first."""
+        """Refuse a request whose head or body cannot be read, after the answers to the requests before it,
+        and read no further."""
         in_body = self._in_message and not self._in_head
         if (
             in_body and self.cycle.response_started
@@ -323,8 +323,8 @@ class Connection(HttpToolsProtocol):
         self.refuse(problem)
 
     def refuse(self, problem: Problem, *, linger: bool = True) -> None:
-        """Answer without a request, and close. ``linger``: what still comes is thrown away for a while;
-        closed at once, the client might never see the answer."""
+        """Send an answer without a request, and close. ``linger``: what still arrives is discarded for a
+        while: if the connection were closed at once, the client might never see the answer."""
         metrics.REFUSALS.labels(problem.slug).inc()
         self.transport.write(STATUS_LINE[problem.status] + head_and_body(problem))
         self._refused = True

@@ -1,7 +1,7 @@
-"""Who a request is from where a proxy stands between: what uvicorn takes from X-Forwarded-For, made sound.
+"""The client's address behind a proxy: checks what uvicorn takes from X-Forwarded-For.
 
-The address decides whose share of the workers a request takes, so what is no address must not be one more
-caller.
+The address decides whose share of the workers a request uses, so what is not an address must not count as
+another caller.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _MAPPED = IPv6Address("::ffff:0.0.0.0")  # IPv4 addresses in IPv6's form (RFC 42
 
 
 class SoundClient:
-    """Puts the client's address into its one form, and UNKNOWN where a proxy named none."""
+    """Normalizes the client's address. It is UNKNOWN if a proxy named none."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -28,7 +28,7 @@ class SoundClient:
 
 
 def sound_address(text: str) -> str:
-    """An address without a zone, and an IPv4 one in IPv6's form as the IPv4 address that it is."""
+    """An address without a zone. An IPv4 address in IPv6 form becomes IPv4."""
     try:
         address = ip_address(text.strip().strip("[]").partition("%")[0])
     except ValueError:

@@ -1,5 +1,5 @@
-"""A client that has stopped sending: has it disconnected, or does it wait for its answer? Both look the same
-on the network."""
+"""A client that has stopped sending may have disconnected, or may wait for its answer. Both look the same on
+the network."""
 
 import asyncio
 import socket
@@ -10,8 +10,8 @@ _CLOSED = 7  # of the kernel's states of a TCP connection, that after a reset
 
 
 class HalfClosed:
-    """Asks again and again, until `end`; a connection whose client has gone is aborted. ``ask`` sends
-    something: where nobody is there to take it, the client's machine resets the connection."""
+    """Probes repeatedly until `end`, and aborts a connection whose client has gone. ``ask`` sends something:
+    if nobody is there to receive it, the client's machine resets the connection."""
 
     def __init__(
         self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, ask: Callable[[], None]
@@ -22,7 +22,7 @@ class HalfClosed:
         self._timer = loop.call_later(_FIRST_QUESTION_S, self._question)
 
     def end(self) -> None:
-        """Ask no more."""
+        """Stop probing."""
         self._timer.cancel()
 
     def _question(self) -> None:

@@ -1,8 +1,9 @@
-"""Connections to the HTTPS port until TLS is agreed on: counted, timed, and small until the client speaks.
+"""Connections to the HTTPS port until the TLS handshake is done: counted, timed, and small until the client
+sends something.
 
-asyncio's own listener makes a TLS object and a buffer of 256 KiB for every connection before its first byte,
-tells nobody of it until the handshake is done, and closes a client that speaks plain HTTP without a word. It
-also begins all handshakes at once: two thousand are seconds in which nobody else is answered.
+asyncio's own listener creates a TLS object and a buffer of 256 KiB for every connection before its first
+byte, reports it only after the handshake, and closes a client that speaks plain HTTP without a message. It
+also begins all handshakes at once: two thousand take seconds, in which nobody else is answered.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ _TLS_BEGINS = b"\x16\x80"  # a handshake's first byte, and that of SSL 2, which 
 
 
 class Handshakes:
-    """Begins them a few at a time, in turn for all clients."""
+    """Begins a few handshakes at a time, in turn for all clients."""
 
     def __init__(self, certificates: Certificates) -> None:
         self._certificates = certificates
@@ -39,20 +40,20 @@ class Handshakes:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """Of the certificate that is valid now."""
+        """The context with the current certificate."""
         return self._certificates.context
 
     def wait(self, handshake: "Handshake") -> None:
-        """Have it begun when it is its client's turn."""
+        """Begin the handshake when it is its client's turn."""
         self._turns.add(handshake.client, handshake)
         self._begin(handshake.loop)
 
     def leave(self, handshake: "Handshake") -> None:
-        """It waits no longer."""
+        """The handshake no longer waits."""
         self._turns.withdraw(handshake.client, handshake)
 
     def ended(self, handshake: "Handshake") -> None:
-        """It is done, or has failed."""
+        """The handshake is done or has failed."""
         self._turns.give_back(handshake.client)
         self._begin(handshake.loop)
 
@@ -72,7 +73,7 @@ class Handshakes:
 
 
 class Handshake(asyncio.Protocol):
-    """One connection before TLS is agreed on."""
+    """One connection before its TLS handshake is done."""
 
     def __init__(self, connection: Connection, handshakes: Handshakes) -> None:
         self._connection = connection
@@ -82,7 +83,7 @@ class Handshake(asyncio.Protocol):
         self.client = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count it; it has as long as a request's head."""
+        """Count the connection. It has as much time as the head of a request."""
         self._transport = transport
         transport.max_size = _READ_BYTES  # type: ignore[attr-defined]
         self._connection.accepted(transport)
@@ -94,12 +95,12 @@ class Handshake(asyncio.Protocol):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """It never spoke, or its turn did not come."""
+        """The client sent nothing, or its turn did not come."""
         self._handshakes.leave(self)
         self.end()
 
     def data_received(self, data: bytes) -> None:
-        """The first bytes: TLS, or a client that took this for a port without it."""
+        """The first bytes: TLS, or a client that does not use TLS."""
         if data[0] not in _TLS_BEGINS:
             self._timer.cancel()
             self._transport.set_protocol(self._connection)
@@ -115,7 +116,7 @@ class Handshake(asyncio.Protocol):
         self._handshakes.wait(self)
 
     def begin(self) -> None:
-        """It is this one's turn."""
+        """Begin the handshake: it is its turn."""
         self._timer.cancel()
         done = self.loop.create_future()
         done.add_done_callback(self._done)
@@ -132,13 +133,13 @@ class Handshake(asyncio.Protocol):
         self._handshakes.ended(self)
 
     def end(self) -> None:
-        """The connection is gone."""
+        """The connection has ended."""
         self._timer.cancel()
         self._connection.forgotten()
 
 
 class _Tls(SSLProtocol):
-    """asyncio's TLS, that says when the connection is lost, and when the client reads on."""
+    """asyncio's TLS, which also reports when the connection is lost and when the client reads again."""
 
     max_size = _READ_BYTES
 
@@ -163,17 +164,17 @@ class _Tls(SSLProtocol):
         self._lost = lost
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Tell of it."""
+        """Report it."""
         super().connection_lost(exc)
         self._lost()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than is written."""
+        """The client reads more slowly than the answer is written."""
         super().pause_writing()
         self._connection.unread()
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """The client has read."""
         super().resume_writing()
         self._connection.read()
 

@@ -1,4 +1,4 @@
-"""What a request's head must be beyond what the parser asks of it: pure functions, which raise a Problem."""
+"""Checks of a request's head in addition to those of the parser: pure functions, which raise a Problem."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 
 
 def checked_head(method: str, version: str, target: bytes, headers: Headers) -> tuple[bytes, Headers]:
-    """The target in origin form, and the headers with the host that it names, if it names one.
+    """The target in origin form, and the headers with the host of the target, if it has one.
 
     Raises a Problem for a head that cannot be answered, or that servers might understand differently.
     """
@@ -46,12 +46,12 @@ def checked_head(method: str, version: str, target: bytes, headers: Headers) -> 
 
 
 def head_bytes(target: bytes, headers: Headers) -> int:
-    """The size of a head, but for its method, its version and blanks that mean nothing."""
+    """The size of a head without its method, its version and meaningless blanks."""
     return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)  # ": " and CR LF
 
 
 def without_offers(method: bytes, target: bytes, version: str, headers: Headers) -> bytes:
-    """The head as it is sent by a client that offers no other protocol."""
+    """The head as a client without Upgrade would send it."""
     kept = [name + b": " + value for name, value in headers if name not in _OFFERS]
     line = b"%s %s HTTP/%s" % (method, target, version.encode())
     return b"\r\n".join([line, *kept]) + b"\r\n\r\n"
@@ -70,7 +70,7 @@ def _check_host(version: str, hosts: Sequence[bytes]) -> None:
 
 
 def _check_transfer_encoding(version: str, codings: Sequence[bytes]) -> None:
-    """RFC 9112, section 6.1. What the parser lets through, and a proxy in front may understand otherwise."""
+    """RFC 9112, section 6.1: what the parser accepts, but a proxy in front may understand differently."""
     if codings and version == "1.0":
         raise UnreadableRequest(
             "HTTP/1.0 does not support Transfer-Encoding; use Content-Length, or HTTP/1.1"

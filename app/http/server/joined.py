@@ -1,7 +1,8 @@
-"""An answer's head and body in one piece.
+"""Sends an answer's head and body in one piece.
 
-uvicorn writes them one after the other, and each goes out at once: two system calls, two packets, and a
-client that is woken twice. Where little else is done, as for a refusal, that is two fifths of all its cost.
+uvicorn writes them one after the other, and each is sent at once: two system calls, two packets, and a client
+that is woken twice. For an answer with little other work, such as a refusal, that is two fifths of its whole
+cost.
 """
 
 import asyncio
@@ -11,9 +12,9 @@ from typing import Any
 
 
 class JoinedWrites:
-    """A transport that holds back what is written until more comes, but no longer than until the loop's next
-    turn. All else goes to the transport behind it. ``unread``: whether bytes still wait for the client; then
-    closing waits as well, for TLS cuts off after a while what is not read by then."""
+    """A transport that holds back what is written until more follows, but at most until the next turn of the
+    event loop. All else goes to the transport behind it. ``unread``: whether bytes still wait for the client.
+    Then closing waits, too, because TLS would cut off after a while what is not read by then."""
 
     def __init__(
         self,
@@ -32,8 +33,8 @@ class JoinedWrites:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Write it with what is held, or hold it. Behind the end of writing it is dropped: a route may still
-        answer a request that was refused while its body came."""
+        """Write the data together with what is held, or hold it. After the end of writing it is dropped: a
+        route may still answer a request that was refused while its body arrived."""
         if self._ended:
             return
         if self._held:
@@ -58,7 +59,7 @@ class JoinedWrites:
             self._transport.close()
 
     def drained(self) -> None:
-        """Nothing is unread any more. (The transport that says so is in the middle of its work.)"""
+        """All has been read. (The transport that calls this is in the middle of its work.)"""
         if self._closing:
             self._loop.call_soon(self._transport.close)
 

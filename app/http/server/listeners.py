@@ -1,4 +1,4 @@
-"""Serves an ASGI application on sockets, with uvicorn, which nothing outside this folder knows of."""
+"""Serves an ASGI application on sockets with uvicorn, which is only used in this folder."""
 
 import asyncio
 import contextlib
@@ -31,10 +31,10 @@ _OPERATORS = 100  # connections to probes and metrics, which are among those fil
 
 
 def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    """uvicorn for the application: with TLS where there is a certificate, and believing forwarded headers of
-    the proxies that are named, and of no one else.
+    """uvicorn's configuration for the application: with TLS if there is a certificate, and with forwarded
+    headers trusted from the configured proxies only.
 
-    Raises TlsError where the certificate cannot be used.
+    Raises TlsError if the certificate cannot be used.
     """
     places = Places(
         _connections(settings.max_connections),
@@ -58,7 +58,8 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 
 
 def operations_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    """uvicorn for probes and metrics: plain HTTP, for a network that only operators reach."""
+    """uvicorn's configuration for probes and metrics: plain HTTP, for a network that only operators can
+    reach."""
     return uvicorn.Config(
         app,
         http=bounded(Places(_OPERATORS), settings.head_timeout_s, settings.write_timeout_s),
@@ -90,8 +91,8 @@ class _Server(uvicorn.Server):
 
 
 class Server(_Server):
-    """Stops in order: on a signal it refuses new requests, in words, and ends once the others are
-    answered."""
+    """Stops in order: after a signal it refuses new requests with an error message, and ends once the others
+    are answered."""
 
     def __init__(self, config: uvicorn.Config, traffic: Traffic) -> None:
         super().__init__(config)
@@ -99,11 +100,11 @@ class Server(_Server):
         self._quiet_ticks = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to stop. How long that may take is the supervisor's to say."""
+        """Begin to stop. The supervisor limits how long that may take."""
         self._traffic.stopping = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end: nothing has been under way for a moment."""
+        """Whether to end: there has been no open request for a moment."""
         self._quiet_ticks = 0 if self._traffic.requests else self._quiet_ticks + 1
         if self._traffic.stopping and self._quiet_ticks >= _STOPPED_AFTER_TICKS:
             self.should_exit = True
@@ -111,11 +112,11 @@ class Server(_Server):
 
 
 class _Companion(_Server):
-    """A server beside the main one, which alone hears signals."""
+    """A second server; only the main one handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None are captured."""
+        """Capture no signals."""
         yield
 
 
@@ -127,15 +128,15 @@ async def serve(
     operations: ASGIApp | None = None,
     operations_listeners: Sequence[socket.socket] = (),
 ) -> None:
-    """Serve the application until SIGTERM; ``traffic`` says what is under way then. ``operations``: probes
-    and metrics, on listeners of their own, which answer until the last request is answered."""
+    """Serve the application until SIGTERM. ``traffic``: counts the open requests. ``operations``: probes and
+    metrics, on listeners of their own, which answer until the last request is answered."""
     server = Server(main_config(app, settings), traffic)
     if operations is None:
         await server.serve(sockets=listeners)
         return
     companion = _Companion(operations_config(operations, settings))
     beside = background.awaited(companion.serve(sockets=list(operations_listeners)), "operations listener")
-    # Where it ends first, the process ends, and another takes its place.
+    # If it ends first, the process ends, and another takes its place.
     beside.add_done_callback(lambda _: setattr(server, "should_exit", True))
     try:
         await server.serve(sockets=listeners)
@@ -145,11 +146,13 @@ async def serve(
 
 
 def _connections(wanted: int) -> int:
-    """As many as there may be open files, some of which are needed for other things."""
+    """The number of connections that the limit of open files allows, minus a reserve for other files."""
     may_be = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
     if wanted > may_be:
         log.warning(
-            "at most %d connections instead of %d: the limit of open files (ulimit -n) is too low",
+            "accepting at most %d connections instead of %d, because the limit of open files (ulimit -n) "
+            "is too "
+            "low",
             may_be,
             wanted,
         )

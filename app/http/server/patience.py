@@ -1,4 +1,4 @@
-"""How long a client may take to read an answer that waits for it."""
+"""How long a client may take to read a waiting answer."""
 
 import asyncio
 import contextlib
@@ -15,21 +15,21 @@ _LONGEST_STEP_S = 1.0
 
 @dataclass(slots=True)
 class Patience:
-    """Pure: the time that is left to a client. It runs down while the client stands still, and up again with
-    what it takes, never beyond where it began: a client that reads at the slowest rate keeps what it has."""
+    """The time that is left to a client. It decreases while the client does not read and increases with what
+    it reads, up to its initial value: a client that reads at the minimum rate keeps what it has. Pure."""
 
     most_s: float
     left_s: float
 
     def goes_on(self, seconds: float, taken: int) -> bool:
-        """Whether there is time left after ``seconds`` in which ``taken`` bytes were taken."""
+        """Whether time is left after ``seconds`` in which ``taken`` bytes were read."""
         self.left_s = min(self.most_s, self.left_s - seconds + taken / SLOWEST_BYTES_PER_S)
         return self.left_s > 0
 
 
 class UnreadAnswer:
-    """Watches a socket's transport while bytes wait in it, and aborts it where the client does not go on
-    reading them. ``waits``: whether some do."""
+    """Watches a socket's transport while bytes wait in it, and aborts it if the client does not continue to
+    read them. ``waits``: whether bytes wait."""
 
     def __init__(
         self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, timeout_s: float
@@ -53,7 +53,7 @@ class UnreadAnswer:
             self._timer = self._loop.call_later(self._step_s, self._look)
 
     def end(self) -> None:
-        """They are gone, or the connection is."""
+        """No bytes wait any more, or the connection has ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -69,8 +69,8 @@ class UnreadAnswer:
 
 
 def untaken(transport: asyncio.Transport) -> int:
-    """The bytes that the client's machine has not taken: of this process, and of the kernel, which takes and
-    gives in pieces of a megabyte."""
+    """The bytes that the client's machine has not received: those in this process, and those in the kernel,
+    which takes and sends in pieces of a megabyte."""
     queued = 0
     with contextlib.suppress(OSError, ValueError):  # the socket is closed, or the system cannot tell
         answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))

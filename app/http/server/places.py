@@ -1,4 +1,4 @@
-"""The number of connections of each client, and whether it may open another. Pure: no sockets."""
+"""The number of connections of each client, and whether it may open another one. Pure: no sockets."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,10 +10,9 @@ _SHARE = 0.75
 
 
 class Places:
-    """``most`` connections in all, ``most_each`` of one client. By default a client may have three quarters,
-    so that no one alone keeps all others out; this machine may have all, as a proxy may run on it. The
-    clients of ``proxies`` come from one address, and are not counted apart.
-    """
+    """``most`` connections in total, ``most_each`` for one client. By default a client may have three
+    quarters, so that no single client keeps out all others. This machine may have all, because a proxy may
+    run on it. The clients of ``proxies`` come from one address and are not counted separately."""
 
     def __init__(self, most: int, most_each: int | None = None, proxies: Sequence[str] = ()) -> None:
         self.most = most
@@ -26,19 +25,19 @@ class Places:
         return f"{self._held.total()} of {self.most} connections, by {len(self._held)} clients"
 
     def take(self, address: str) -> None:
-        """One more connection of this client."""
+        """Count a connection of this client."""
         self._held[client_of(address)] += 1
 
     def leave(self, address: str) -> None:
-        """One less."""
+        """Count the end of a connection."""
         client = client_of(address)
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
 
     def trouble(self, address: str, beyond: int = 0) -> str | None:
-        """Why a connection of this client, which is counted already, is one too many; ``beyond``: by more
-        than so many."""
+        """Why a connection of this client, which is already counted, is one too many, by more than
+        ``beyond``."""
         if self._held.total() > self.most + beyond:
             return f"the limit of {self.most} connections is reached; retry later"
         client = client_of(address)

@@ -1,7 +1,8 @@
-"""What one HTTP process carries at a time, and the bounds of a single request's time and memory.
+"""The open requests of one HTTP process, and the limits of time and memory for one request.
 
-What uvicorn leaves open is closed here: the time that a body may take, the memory of all bodies together,
-and new requests while the process stops. (For connections and headers see app.http.server.connections.)
+It adds what uvicorn does not have: a limit for the time of a body, a limit for the memory of all bodies
+together, and the refusal of new requests while the process stops. (For connections and headers, see
+app.http.server.connections.)
 """
 
 import asyncio
@@ -24,15 +25,15 @@ _RETRY_AFTER_S = 1.0
 
 @dataclass(slots=True)
 class Traffic:
-    """Requests under way, and whether the process is stopping."""
+    """The open requests, and whether the process is stopping."""
 
     requests: int = 0
     stopping: bool = False
 
 
 class Bounded:
-    """Refuses new requests while stopping, bodies that come too slowly, and more of them than memory
-    allows."""
+    """Refuses new requests while stopping, bodies that arrive too slowly, and bodies that need too much
+    memory."""
 
     def __init__(self, app: ASGIApp, traffic: Traffic, body_timeout_s: float, most_body_bytes: int) -> None:
         self._app = app
@@ -61,7 +62,7 @@ class Bounded:
 
 
 class _Body:
-    """One request's body on its way in."""
+    """An incoming request body."""
 
     def __init__(self, share: Share, receive: Receive, timeout_s: float) -> None:
         self._received = 0
@@ -72,7 +73,8 @@ class _Body:
         self._whole = False
 
     async def receive(self) -> Message:
-        """The next part. Raises TooSlow, TooLarge or Overloaded; after the body, waits for the client."""
+        """The next part. Raises TooSlow, TooLarge or Overloaded. After the body, it waits for the client's
+        disconnect."""
         if self._whole:
             return await self._receive()
         try:

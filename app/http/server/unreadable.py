@@ -54,17 +54,17 @@ _WORDS = (
 
 
 def is_simple_request(data: bytes) -> bool:
-    """Whether this is a request of HTTP/0.9, which has no headers to wait for."""
+    """Whether this is a request of HTTP/0.9, which has no headers."""
     return _SIMPLE.fullmatch(data) is not None
 
 
 def unreadable(reason: str, opening: bytes) -> Problem:
-    """The problem for what the parser refuses for ``reason``; ``opening``: the first bytes of the request."""
+    """The problem for a request that the parser refuses for ``reason``. ``opening``: its first bytes."""
     return UnreadableRequest(_foreign(opening) or _of_parser(reason))
 
 
 def _foreign(opening: bytes) -> str | None:
-    """Words for another protocol, or for a method that there is not."""
+    """The error message for another protocol, or for an unknown method."""
     if _TLS_HANDSHAKE.match(opening):
         return "this port only accepts plain HTTP, but the client used TLS; use http:// instead of https://"
     if opening.startswith(_PROXY_PROTOCOL):

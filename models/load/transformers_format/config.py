@@ -153,7 +153,7 @@ def is_wrapper(content: object) -> bool:
 
 
 def config_in(folder: Path) -> TransformersConfig | None:
-    """What the config.json of a folder says; None where there is none, or another library's.
+    """What the config.json of a folder says; None if there is none, or another library's.
 
     Raises ModelError for one that cannot be read, and for a network that cannot be served.
     """

@@ -59,7 +59,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 # Of these, a lone number as size is the short side's; of the others it is both sides'.
 _SHORT_SIDE = ("BitImageProcessor", "CLIPImageProcessor", "SiglipImageProcessor")
 _NAMES_END = ("Fast", "Pil")
-# What changes the picture and is not computed here, where it is anything but false.
+# What changes the picture and is not computed here, if it is anything but false.
 _NOT_SERVED = (
     *("do_pad", "do_flip_channel_order", "do_thumbnail", "do_align_long_axis", "rescale_offset"),
     *("do_grayscale", "crop_pct"),
@@ -68,7 +68,7 @@ _RESAMPLE: Mapping[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "biline
 
 
 def input_spec(folder: Path, config: TransformersConfig) -> InputSpec:
-    """What the network of a folder sees. Where no preprocessor is saved there, it is the class's own, and the
+    """What the network of a folder sees. If no preprocessor is saved there, it is the class's own, and the
     log says so. Raises ModelError for values that no preprocessing can have, and for steps not known here."""
     content, path = _content(folder)
     kind = config.kind.processor if content is None else _kind(content, config.kind.processor)

@@ -50,7 +50,7 @@ _JOINED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.fc1": ("mlp.gate", "
 def under_timms_names(content: object, config: TransformersConfig, path: Path) -> dict[str, Tensor]:
     """The weights in what `read_file` gave, in float32, as the network of ``config`` takes them.
 
-    Raises ModelError where they are not there, or not in a layout of transformers.
+    Raises ModelError if they are not there, or not in a layout of transformers.
     """
     tensors = _tensors_of(content, path)
     prefix = next(match[1] for match in map(_ANCHOR.match, tensors) if match)

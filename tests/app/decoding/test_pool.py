@@ -236,7 +236,7 @@ def test_an_image_that_kills_its_process_twice_is_refused(
     stand_in = StandIn(monkeypatch, CRASHES, CRASHES, SOUND)
     died = replaced("died")
     with Driven(1, WAIT_S, memory_for(1000)) as processes:
-        with pytest.raises(UndecodableImage, match="decoder crashed on the image twice"):
+        with pytest.raises(UndecodableImage, match="image crashed the decoder twice"):
             processes.submit(encoded()).result(WAIT_S)
         processes.submit(encoded()).result(WAIT_S)
     assert stand_in.started == 3
@@ -295,13 +295,13 @@ def test_where_no_process_starts_no_image_is_blamed(
         processes.look_for_trouble()
         assert (
             processes.pool._trouble
-            == "no decoding process can be started; the last one ended with exit code "
+            == "no image decoding process can be started: the last one ended with exit code "
             "3"
         )
-        with pytest.raises(NotReady, match="no decoding process can be started"):
+        with pytest.raises(NotReady, match="no image decoding process can be started"):
             processes.submit(encoded()).result(WAIT_S)
         assert stand_in.started == 5
-        assert "no decoding process can be started" in caplog.text
+        assert "no image decoding process can be started" in caplog.text
         assert processes.look_for_trouble() is not None
         assert processes.look_for_trouble() is None
         assert processes.submit(encoded()).result(WAIT_S).pixels.shape == (*SPEC.size, 3)

@@ -42,7 +42,7 @@ def test_a_request_that_comes_too_late_is_refused() -> None:
     """Also where another model has the name by now."""
     models, left = known()
     models.told([MODEL])
-    with pytest.raises(NotFound, match="unloaded before the request had arrived"), models.using(LARGER):
+    with pytest.raises(NotFound, match="unloaded while the request was arriving"), models.using(LARGER):
         pass
     models.told([MODEL, msgspec.structs.replace(LARGER, labels=tuple("abcdefg"))])
     with pytest.raises(NotFound), models.using(LARGER):

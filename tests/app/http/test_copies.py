@@ -261,5 +261,5 @@ async def test_an_image_whose_decoder_dies_takes_no_slot(
         async with application(house, DecodingProcesses(1, 60, memory_for(10**6))) as http:
             answer = await http.post("/v1/classify", content=PNG)
     assert answer.status_code == 422
-    assert "decoder crashed on the image twice" in answer.text
+    assert "the image crashed the decoder twice" in answer.text
     assert house.taken == 0

@@ -96,7 +96,7 @@ def test_another_folder_is_found_where_one_will_not_do(
     """A path too long for a socket's, one that does not exist; the log says which was passed over and why."""
     (tmp_path / "file").touch()
     first, why = {
-        "too long": (tmp_path / ("x" * 100), "its path is too long for a socket's: at most 79 bytes"),
+        "too long": (tmp_path / ("x" * 100), "its path is too long for a Unix socket: at most 79 bytes"),
         "missing": (tmp_path / "none", "No such file or directory"),
         "a file": (tmp_path / "file", "Not a directory"),
     }[unfit]
@@ -107,7 +107,8 @@ def test_another_folder_is_found_where_one_will_not_do(
     private = PrivateFolder([first, fit])
     assert private.path.parent == fit
     assert (
-        f"using {fit} for sockets and metrics files, as others cannot be used ({first}: {why})" in caplog.text
+        f"using {fit} for sockets and metrics files, because other folders cannot be used ({first}: {why})"
+        in caplog.text
     )
     assert list(tmp_path.glob(".trimvit*")) + list(first.glob(".*") if first.is_dir() else []) == []
     private.remove()

@@ -139,4 +139,4 @@ def test_starts_that_fail_in_a_row_are_given_up(monkeypatch: pytest.MonkeyPatch)
     once += 'Path(os.environ["TRIMVIT_KEPT_HEARTBEAT"] + ".was").touch()\n'
     once += "if first: heartbeat.write(Beat(turns=1, ready=True))\nsys.exit(3)"
     with kept(once) as running:
-        assert "does not come up: exit code 3" in running.given_up.get(timeout=PATIENCE_S)
+        assert "does not start: exit code 3" in running.given_up.get(timeout=PATIENCE_S)

@@ -151,4 +151,4 @@ def test_results_that_are_too_few_go_to_nobody() -> None:
 
     computed = compute_in_parts(compute, [1, 2, 3, 4], HARMLESS)
     assert computed.results == [Found(1), Found(2), Found(3), Found(4)]
-    assert "4 images went in, 3 results came out" in computed.errors[0]
+    assert "a batch of 4 images has 3 results" in computed.errors[0]

@@ -233,7 +233,7 @@ def test_int8_is_offered_where_it_is_faster(
     monkeypatch.setattr(device, "cpu_has_int8", lambda: True)
     caplog.set_level("INFO")
     assert model_served(settings_for(checkpoint, dtype=dtype), house).dtype == "float32"
-    assert ("--dtype int8 gives 1.3 to 1.6 times" in caplog.text) == told
+    assert ("--dtype int8 computes 1.3 to 1.6 times" in caplog.text) == told
 
 
 def test_int8_on_a_gpu_is_told_and_not_tried_again(

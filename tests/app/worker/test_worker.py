@@ -240,7 +240,7 @@ def test_the_pixels_of_a_slot_are_read_where_they_are(house: House) -> None:
 @pytest.mark.parametrize(
     ("fault", "words", "logged"),
     [
-        ({"poisoned": {2}}, "computing this image failed", "computing it alone failed"),
+        ({"poisoned": {2}}, "computing this image failed", "computing it by itself failed"),
         ({"speechless": {2}}, "not finite numbers", "its scores are not finite numbers"),
     ],
     ids=["raises", "NaN"],
@@ -420,7 +420,10 @@ async def test_a_check_that_fails_counts_for_nothing(house: House, caplog: pytes
             for number in (1, 2):
                 await ask(client, question(number, keep_ratio=0.5))
                 await until(
-                    lambda number=number: caplog.text.count("without pruning failed") == number, "the failure"
+                    lambda number=number: (
+                        caplog.text.count("without pruning, to measure the agreement, failed") == number
+                    ),
+                    "the failure",
                 )
     assert (checks("agreed"), checks("disagreed")) == before
 

@@ -894,7 +894,9 @@ def test_stages_that_leave_a_checkpoint_without_its_criterion_are_refused(
     save(tmp_path / "by_life.safetensors", vit, LIVES)
     by_life = load(str(tmp_path / "by_life.safetensors"))
     assert by_life.at_stages((1, 2)).model.criteria == CRITERIA
-    with pytest.raises(ValueError, match="its life predictor is for block 1, which must be the first block"):
+    with pytest.raises(
+        ValueError, match="its life predictor is for block 1; it must have one for the first block"
+    ):
         by_life.at_stages((2, 3))
     save(tmp_path / "by_mad.safetensors", vit, replace(LIVES, criterion="mad"))
     by_mad = load(str(tmp_path / "by_mad.safetensors")).at_stages((2, 3))

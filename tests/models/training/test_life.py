@@ -176,7 +176,7 @@ def test_checkpoints_that_are_averaged_or_calibrated_keep_the_predictor(
 def test_life_and_its_criterion_go_together(run: Run, tmp_path: Path) -> None:
     """--life alone trains by nothing else; otherwise the criterion must be among those drawn."""
     assert run(tmp_path).criteria == ("life",)
-    with pytest.raises(ValidationError, match="add it to criteria"):
+    with pytest.raises(ValidationError, match="add life to --criteria"):
         run(tmp_path, criteria=("mad",))
     with pytest.raises(ValidationError, match="the criterion life needs a life predictor: add --life"):
         run(tmp_path, life=False, criteria=("mad", "life"))

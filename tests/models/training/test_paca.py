@@ -143,24 +143,24 @@ def test_blocks_as_they_are_named() -> None:
     stages = Stages((1, 3))
     assert paca_named((1, 3), None, stages, 5) == Paca((0, 2), 49)
     assert paca_named("every", 7, stages, 5) == Paca((0, 2, 4), 7)
-    with pytest.raises(ValueError, match="leaves no block"):
+    with pytest.raises(ValueError, match="finds no block"):
         paca_named("every", 7, Stages((0, 1)), 2)
     with pytest.raises(ValueError, match="blocks 2, 4 attend to clusters of patches"):
         paca_named((2, 3, 4), 7, stages, 5)
-    with pytest.raises(ValueError, match="block 6 is to attend to clusters, but the network has 5 blocks"):
+    with pytest.raises(ValueError, match="block 6 cannot attend to clusters: the network has 5 blocks"):
         paca_named((6,), 7, stages, 5)
 
 
 def test_flags_that_do_not_go_together_are_refused(run: Run, tmp_path: Path) -> None:
     """By name, before anything is trained."""
-    with pytest.raises(ValidationError, match="add --paca-blocks"):
+    with pytest.raises(ValidationError, match="has no effect without --paca-blocks"):
         run(tmp_path, paca_blocks=None)
     with pytest.raises(ValidationError, match="must be in ascending order"):
         run(tmp_path, paca_blocks=(3, 1))
     assert run(tmp_path, paca_blocks="every").paca_blocks == "every"
     with pytest.raises(ValueError, match=r"block 2 attends to clusters of patches \(PaCa\) and cannot prune"):
         fine_tune(run(tmp_path / "run", paca_blocks=(2,)))
-    with pytest.raises(ValueError, match="block 3 is to learn clusters, but --frozen-blocks 3"):
+    with pytest.raises(ValueError, match="block 3 must learn clusters, but --frozen-blocks 3"):
         fine_tune(run(tmp_path / "run", paca_blocks=(3,), frozen_blocks=3))
 
 

@@ -64,7 +64,7 @@ def test_a_run_ends_in_a_checkpoint_that_has_queries(trained: Path) -> None:
     assert loaded.card.pool_blocks == (1, 4)
     assert (loaded.method.stages, loaded.method.reducer) == (Stages((1, 4)), "pool")
     assert "pool" in loaded.model.reducers
-    words = r"reduces patches by the reducer pool .* its learned queries are for block 2, 5 and 4 x 4 patches"
+    words = r"the default reducer of .* is pool, but its learned queries are for block 2, 5 and 4 x 4 patches"
     with pytest.raises(ValueError, match=words):
         loaded.at_stages((3, 5))
     with pytest.raises(ValueError, match=words):
@@ -161,13 +161,11 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(run: Run, tmp_path: P
 def test_what_cannot_be_trained_is_refused(run: Run, tmp_path: Path) -> None:
     """By name, before anything is trained."""
     with pytest.raises(
-        ValidationError, match="steps with the reducer pool do not train: add another reducer"
+        ValidationError, match="not trained in steps with the reducer pool: add another reducer"
     ):
         run(tmp_path, life=True)
     assert run(tmp_path, life=True, reducers=("pool", "drop")).criteria == ("life",)
-    with pytest.raises(
-        ValueError, match="block 2 is to learn queries, but --frozen-blocks 2 leaves it as it"
-    ):
+    with pytest.raises(ValueError, match="block 2 must learn queries, but --frozen-blocks 2 excludes it"):
         fine_tune(run(tmp_path / "run", frozen_blocks=2))
 
 
@@ -177,7 +175,7 @@ def test_queries_of_another_width_do_not_fit(start: Path) -> None:
     alien = {"blocks.1.token_pool.queries": torch.zeros(16, 7)}
     with pytest.raises(ModelError, match="the learned queries of the weights do not fit"):
         give_pools(replace(begun, added=Added(pools=alien, pool_grid=(4, 4))), Stages((1,)), 0)
-    with pytest.raises(ValueError, match="there are no stages"):
+    with pytest.raises(ValueError, match="there are none; give --stages"):
         give_pools(begun, Stages(()), 0)
 
 
@@ -190,5 +188,5 @@ def test_a_checkpoint_is_taken_apart_and_old_ones_have_no_queries(trained: Path,
     save(tmp_path / "plain.safetensors", begun.vit, card)
     assert "pool" not in load(str(tmp_path / "plain.safetensors")).model.reducers
     save(tmp_path / "plain.safetensors", begun.vit, replace(card, reducer="pool"))
-    with pytest.raises(ValueError, match="and it has no learned queries, which every block that prunes must"):
+    with pytest.raises(ValueError, match="but it has no learned queries; every block that prunes"):
         load(str(tmp_path / "plain.safetensors"))

@@ -29,7 +29,7 @@ _TRITON_TYPES: dict[Datatype, str] = {
 
 
 def metadata_of(model: ModelInfo, only: InputName | None) -> ModelMetadata:
-    """Its inputs, or the ``only`` one that the server takes, and its outputs."""
+    """Its inputs, or the ``only`` one that the server offers, and its outputs."""
     return ModelMetadata(
         name=model.name,
         versions=[VERSION],

@@ -1,4 +1,4 @@
-"""What an infer request of the Open Inference Protocol asks for, and the tensors that answer it."""
+"""The content of an infer request of the Open Inference Protocol, and its output tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ _MOST_REMEMBERED, _LONGEST_REMEMBERED = 1024, 512
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """One image that was sent as pixels, and its options."""
+    """One image that arrived as pixels, and its options."""
 
     pixels: UInt8[np.ndarray, "rows columns 3"]
     options: ImageOptions
@@ -57,7 +57,7 @@ class DecodedImage:
 
     @property
     def size(self) -> int:
-        """Bytes that it holds."""
+        """The number of its bytes."""
         return self.pixels.nbytes
 
     @property
@@ -67,10 +67,10 @@ class DecodedImage:
 
     @property
     def problem(self) -> None:
-        """Not known before the pixels are there."""
+        """Always None: problems are not known in advance."""
 
     async def decode(self, spec: InputSpec, work: ImageWork, caller: str, take: Take, /) -> tuple[str, ...]:
-        """Have what the model sees of it taken; there are no warnings. Raises what
+        """Resize it: ``take`` is called with the input of the model. There are no warnings. Raises what
         `app.decoding.images.resized` raises."""
         await work.resize(self.pixels, spec, caller, self.share.alone, take)
         return ()
@@ -78,9 +78,9 @@ class DecodedImage:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """An infer request: its images, each with the options that its outputs need, and these outputs.
+    """An infer request: its images, each with the options that the outputs need, and the requested outputs.
 
-    ``top_k``: classes in the outputs label, score and index.
+    ``top_k``: the number of classes in the outputs label, score and index.
     """
 
     id: str | None
@@ -101,41 +101,42 @@ class Inference:
 
 @dataclass(slots=True)
 class AskedInference:
-    """What a request's JSON asks for, as far as it can be read without knowing the model. Requests that are
-    alike may share it."""
+    """The JSON of a request, as far as it can be read without knowing the model. Identical requests may share
+    it."""
 
     request: InferRequest
     options: ImageOptions
     _of_model: tuple[ModelInfo, "_OfModel"] | None = None
 
     def of(self, model: ModelInfo) -> "_OfModel":
-        """What it asks of this model, remembered for one model. Raises InvalidValue."""
+        """The request for this model, cached for one model. Raises InvalidValue."""
         if self._of_model is None or self._of_model[0] is not model:
             self._of_model = model, _of_model(self.request, self.options, model)
         return self._of_model[1]
 
     @property
     def places(self) -> list[Place]:
-        """Where its data is in shared memory: of the input, if it is there, first. Raises InvalidValue."""
+        """The places of its data in shared memory: first that of the input, if it is there. Raises
+        InvalidValue."""
         found = [_place(each.parameters, f"the input {each.name}") for each in self.request.inputs]
         found += [_place(each.parameters, f"the output {each.name}") for each in self.request.outputs]
         return [place for place in found if place is not None]
 
     @property
     def input_place(self) -> Place | None:
-        """Where the input's data is in shared memory, if it is there. Raises InvalidValue."""
+        """The place of the input's data in shared memory, if it is there. Raises InvalidValue."""
         (given,) = self.request.inputs
         return _place(given.parameters, f"the input {given.name}")
 
     def options_of_each(self, limits: BodyLimits) -> list[ImageOptions]:
-        """Once for each image that the JSON announces, as far as so many are allowed."""
+        """The options, once for each image that the JSON announces, up to the allowed number."""
         return [self.options] * max(1, min(self.request.inputs[0].shape[0], limits.images))
 
 
 @dataclass(frozen=True, slots=True)
 class _OfModel:
-    """What is asked of a model: outputs, ``top_k`` classes in label, score and index, and for every image the
-    options that the outputs need."""
+    """A request to one model: outputs, the ``top_k`` classes in label, score and index, and the options that
+    the outputs need, for every image."""
 
     outputs: Sequence[WantedOutput]
     top_k: int
@@ -143,8 +144,8 @@ class _OfModel:
 
 
 def asked_inference(head: bytes | bytearray, header_length: str | None) -> AskedInference:
-    """A request's JSON, checked. Clients that send tensors behind it send the same again and again, so what
-    it came to is remembered where it is short. Raises InvalidValue, and what `parsed` raises."""
+    """The JSON of a request, checked. Clients that send tensors as binary data send the same JSON repeatedly,
+    so the result is cached if it is short. Raises InvalidValue, and what `parsed` raises."""
     if len(head) <= _LONGEST_REMEMBERED:
         return _asked_lately(bytes(head), header_length)
     return _asked_inference(parsed(head, header_length))
@@ -177,7 +178,7 @@ def _refuse_floats(document: Any) -> None:
 
 
 def check_input(request: InferRequest, only: InputName | None) -> None:
-    """Raises InvalidValue for an input that the server does not take."""
+    """Raises InvalidValue for an input that the server does not offer."""
     (given,) = request.inputs
     if only not in (None, given.name):
         raise InvalidValue(
@@ -193,10 +194,10 @@ def read_inference(
     share: Share,
     elsewhere: bytearray | None = None,
 ) -> Inference:
-    """The images and outputs of a request to this model, with the binary data behind its JSON, or with what
-    its input had ``elsewhere``. Copies of its pixels are counted in ``share``.
+    """The images and outputs of a request to this model, with the binary data after its JSON, or with the
+    input's data from ``elsewhere``. Copies of its pixels are counted in ``share``.
 
-    Raises InvalidValue, TooLarge, or UnreadableRequest for what is no base64.
+    Raises InvalidValue, TooLarge, or UnreadableRequest for invalid base64.
     """
     of_model = asked.of(model)
     (given,) = asked.request.inputs
@@ -247,7 +248,7 @@ def _wanted(request: InferRequest, model: ModelInfo, errors: Errors) -> list[Wan
 
 
 def _place(parameters: RegionParameters, of: str) -> Place | None:
-    """Raises InvalidValue where a part of it is missing."""
+    """Raises InvalidValue if a part of it is missing."""
     if parameters.shared_memory_region is None:
         if parameters.shared_memory_byte_size is not None or parameters.shared_memory_offset:
             raise InvalidValue(f"{of} has shared memory parameters, but no shared_memory_region")

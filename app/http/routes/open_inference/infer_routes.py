@@ -75,7 +75,7 @@ def infer_router(
     classification: Classification, regions: Regions | None = None, only: InputName | None = None
 ) -> APIRouter:
     """The routes, with images answered by ``classification``, and tensors in these ``regions`` of clients.
-    ``only``: the one input that is taken."""
+    ``only``: the one input that is offered."""
     router = APIRouter(tags=["open inference protocol"], route_class=DirectRoute)
     limits = classification.body_limits
 
@@ -88,7 +88,7 @@ def infer_router(
         openapi_extra=_INFER_BODY,
     )
     async def version_infer(request: Request, model_name: ModelName, model_version: ModelVersion) -> Response:
-        """As without the version."""
+        """The same as the path without the version."""
         return await answer(request, model_name, model_version)
 
     @router.post(
@@ -106,7 +106,7 @@ def infer_router(
         return await answer(request, model_name, VERSION)
 
     async def from_region(asked: AskedInference, access: Access, share: Share) -> bytearray | None:
-        """A copy of the input's data, where that is in shared memory."""
+        """A copy of the input's data, if it is in shared memory."""
         if (place := asked.input_place) is None:
             return None
         if place.size > limits.bytes:

@@ -1,4 +1,4 @@
-"""The outputs of an inference: what there is to ask for, and the tensors that answer it."""
+"""The outputs of an inference: which can be requested, and their tensors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ OF_CLASSES: tuple[OutputName, ...] = ("label", "score", "index", "logits")
 
 
 def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
-    """The outputs that a request can ask for: of a model without a head, none about classes."""
+    """The outputs that a request can name. A model without a head has none about classes."""
     lengths: dict[OutputName, list[int]] = {
         "label": [-1],
         "score": [-1],
@@ -63,7 +63,7 @@ def outputs_by_default(model: ModelInfo, errors: Errors) -> list[OutputName]:
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output and how it is wanted. ``classes``: so many as `value:index:label`; 0: the numbers.
+    """A requested output. ``classes``: the number of classes as `value:index:label`; 0: the numbers.
     ``place``: where in shared memory."""
 
     name: OutputName
@@ -79,8 +79,8 @@ def output_tensors(
     model: ModelInfo,
     access: Access | None = None,
 ) -> list[tuple[OutputTensor, bool | PutElsewhere]]:
-    """The outputs that were asked for, each with whether it is wanted as binary data, or how it is put into
-    shared memory by ``access``. ``top_k``: classes in the outputs label, score and index."""
+    """The requested outputs, each with whether it is returned as binary data, or how it is written into
+    shared memory by ``access``. ``top_k``: the number of classes in the outputs label, score and index."""
     return [
         (
             _tensor(output, ended, model, top_k),

@@ -26,8 +26,8 @@ _PRIORITIES: tuple[Priority, ...] = ("normal", "high", "normal", "batch")
 
 
 def options_in(parameters: dict[str, Any]) -> ImageOptions:
-    """The request's parameters as the options that /v1/classify has, Triton's own read in its way.
-    Raises InvalidValue."""
+    """The parameters of the request as options of /v1/classify. Triton's own parameters are converted. Raises
+    InvalidValue."""
     values = {
         name: value
         for name, value in parameters.items()
@@ -64,7 +64,7 @@ def options_in(parameters: dict[str, Any]) -> ImageOptions:
 
 
 def check_members(document: dict[str, Any]) -> None:
-    """Raises InvalidValue for members of a sound request that stand where nothing reads them."""
+    """Raises InvalidValue for members of a valid request that are in a place where they are not read."""
     options = (*ImageOptions.model_fields, *TRITONS)
     refuse_misplaced(document, InferRequest.model_fields, options)
     for number, given in enumerate(document["inputs"]):
@@ -76,7 +76,7 @@ def check_members(document: dict[str, Any]) -> None:
 
 
 def check_query(query: Sequence[str]) -> None:
-    """Raises InvalidValue for options among the names of a query, which is not read."""
+    """Raises InvalidValue for options in the query, which is not read."""
     for name in query:
         if (meant := same(name, ImageOptions.model_fields)) is not None:
             raise InvalidValue(
@@ -91,8 +91,8 @@ def wrong_parameter(name: str, given: object) -> InvalidValue:
 
 
 def _priority(given: Any) -> Any:
-    """Triton's number as a word: 1 goes before all others, and the greater the later; 0 is the default.
-    Words, which its clients cannot send, stay."""
+    """Triton's number as a word: 1 is the highest, larger numbers are lower, and 0 is the default. Words,
+    which Triton's clients cannot send, are unchanged."""
     if type(given) is not int:
         return given
     if given < 0:

@@ -1,7 +1,7 @@
 """/v2/repository: models are listed, loaded and unloaded while others are served (Triton's model repository).
 
-Its text: docs/protocol/extension_model_repository.md of https://github.com/triton-inference-server/server
-What a name stands for is the operator's to say (--model, --loadable): a request names no path and no file.
+Its text: docs/protocol/extension_model_repository.md of https://github.com/triton-inference-server/server The
+operator decides what a name stands for (--model, --loadable): a request names no path and no file.
 """
 
 from typing import Any
@@ -95,7 +95,8 @@ def repository_router(dispatch: Dispatch, limits: BodyLimits) -> APIRouter:
         return found
 
     async def document(request: Request, known: tuple[str, ...]) -> dict[str, Any]:
-        """The request's JSON; its body may be empty. Raises InvalidValue for members beside the ``known``."""
+        """The request's JSON. The body may be empty. Raises InvalidValue for members other than the ``known``
+        ones."""
         body = await read_body(request, limits)
         if not body.strip():
             return {}

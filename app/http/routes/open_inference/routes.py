@@ -1,8 +1,7 @@
-"""/v2: the Open Inference Protocol over REST, as the clients of KServe and Triton speak it.
+"""/v2: the Open Inference Protocol over REST, for clients of KServe and Triton.
 
-Its text: specification/protocol/inference_rest.md of https://github.com/kserve/open-inference-protocol
-With Triton's extensions for binary tensor data, classification and model configuration. Choices:
-docs/design/0018.
+Its text: specification/protocol/inference_rest.md of https://github.com/kserve/open-inference-protocol With
+Triton's extensions for binary tensor data, classification and model configuration. Choices: docs/design/0018.
 """
 
 from importlib.metadata import version
@@ -57,14 +56,14 @@ def open_inference_router(
     with_shared_memory: bool = False,
 ) -> APIRouter:
     """The routes, with images answered by ``classification``. ``with_shared_memory``: whether the routes of
-    shared_memory.py are at work."""
+    shared_memory.py are enabled."""
     router = APIRouter(tags=["open inference protocol"])
     only = settings.open_inference_input
     optional = {"model_repository": settings.model_repository, "system_shared_memory": with_shared_memory}
     extensions = sorted([*EXTENSIONS, *(name for name, offered in optional.items() if offered)])
 
     def described(name: str, model_version: str = VERSION) -> ModelInfo:
-        """What is known of the model, without waiting for a worker."""
+        """The description of the model, without waiting for a worker."""
         model = known_model(classification, name)
         check_version(name, model_version)
         return model

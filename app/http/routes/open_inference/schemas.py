@@ -1,4 +1,4 @@
-"""What goes over HTTP on /v2: the Open Inference Protocol's requests and answers, in its own words."""
+"""The schemas of /v2: requests and answers in the terms of the Open Inference Protocol."""
 
 from typing import Any, Literal, get_args
 
@@ -125,7 +125,8 @@ class ModelConfig(BaseModel):
 
 
 class _Requested(BaseModel):
-    """Part of a request. A member that is null is as if not there, as programs write what is not set."""
+    """Part of a request. A member that is null counts as not given, because programs write null for what is
+    not set."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,8 @@
-"""/v2/systemsharedmemory: regions of shared memory that a client on this machine registers, in the words of
+"""/v2/systemsharedmemory: regions of shared memory that a client on this machine registers, in the terms of
 Triton's shared-memory extension (docs/protocol/extension_shared_memory.md of its server).
 
-There is no CUDA shared memory; what clients ask of it before they use the system's is answered all the same.
+CUDA shared memory is not supported, but the requests that clients send about it before they use system shared
+memory are answered.
 """
 
 import asyncio
@@ -62,7 +63,7 @@ _BODY = {
 
 
 def shared_memory_router(regions: Regions | None, limits: BodyLimits) -> APIRouter:
-    """The routes; without ``regions`` they say that it is not offered."""
+    """The routes. Without ``regions``, they answer that shared memory is not enabled."""
     router = APIRouter(tags=["open inference protocol"])
 
     async def status_of(request: Request, name: str | None = None) -> list[RegionStatus]:

@@ -1,6 +1,7 @@
-"""/v2/models/NAME/stats: what each model has done since the server's start, over all front ends.
+"""/v2/models/NAME/stats: counts and durations of each model since the server's start, over all front ends.
 
-In the words of Triton's statistics extension (docs/protocol/extension_statistics.md of its server)."""
+In the terms of Triton's statistics extension (docs/protocol/extension_statistics.md of its server).
+"""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
@@ -86,7 +87,7 @@ class Statistics(BaseModel):
 
 
 def statistics_router(classification: Classification) -> APIRouter:
-    """The routes. The one of all models must be found before those of a model's name."""
+    """The routes. The route for all models must come before the one with a model's name."""
     router = APIRouter(tags=["open inference protocol"])
 
     @router.get(
@@ -160,7 +161,7 @@ def _of_one(name: str, samples: _Samples) -> ModelStatistics:
 
 
 def _batches(samples: _Samples) -> Iterator[tuple[int, DurationStatistics]]:
-    """By their number of images; 0 for all that is more than is counted one by one."""
+    """The batches by number of images. 0: larger ones than are counted separately."""
     for name, *labels in samples:
         if name == "trimvit_model_batch_seconds_count":
             size = int(labels[0]) if labels[0].isdecimal() else 0

@@ -1,11 +1,11 @@
-"""Tensors as the Open Inference Protocol sends them: in its JSON, or as binary data behind it.
+"""Tensors as the Open Inference Protocol sends them: in its JSON, or as binary data after it.
 
 The binary tensor data extension is Triton's (docs/protocol/extension_binary_data.md of its server): the
-header `Inference-Header-Content-Length` says how many bytes of the body are JSON; each tensor with
-`parameters.binary_data_size` has so many of those that follow, in the order of the tensors. Numbers lie there
-little-endian and row by row; each element of a BYTES tensor after its length, 4 bytes little-endian.
+header `Inference-Header-Content-Length` says how many bytes of the body are JSON. Each tensor with
+`parameters.binary_data_size` has that many of the following bytes, in the order of the tensors. Numbers are
+little-endian and row by row. Each element of a BYTES tensor is preceded by its length, 4 bytes little-endian.
 
-What is claimed (a shape, a size, a length) is compared with what is there before anything is made of it.
+Every claim (a shape, a size, a length) is compared with the data before it is used.
 """
 
 import json
@@ -41,7 +41,7 @@ PutElsewhere = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """A tensor of an answer: ``values`` row by row; BYTES as text, which is sent as UTF-8."""
+    """A tensor of an answer: ``values`` row by row. BYTES are text, which is sent as UTF-8."""
 
     name: str
     datatype: Datatype
@@ -66,12 +66,13 @@ class OutputTensor:
 
 # --- requests ----------------------------------------------------------------------------------------
 def json_bytes(size: int, header_length: str | None) -> int:
-    """How many bytes of a body of that size are JSON, as far as the value of the header can be believed."""
+    """The number of bytes of JSON in a body of that size, if the value of the header is plausible."""
     return min(size, int(header_length)) if _is_length(header_length) else size
 
 
 def _is_length(header_length: str | None) -> TypeGuard[str]:
-    """Ten digits are more than any body has bytes; int() would take its time over millions of them."""
+    """Whether it is a number of at most ten digits, which is more than any body has bytes; int() would be
+    slow for millions of digits."""
     return (
         header_length is not None
         and header_length.isascii()
@@ -83,7 +84,7 @@ def _is_length(header_length: str | None) -> TypeGuard[str]:
 def split(body: bytes | bytearray, header_length: str | None) -> tuple[bytes | bytearray, memoryview]:
     """The JSON of a request, to be read by `parsed`, and the binary data after it.
 
-    ``header_length`` is the value of the header, None where there is none. Raises UnreadableRequest.
+    ``header_length`` is the value of the header, None if there is none. Raises UnreadableRequest.
     """
     if header_length is None:
         return body, memoryview(b"")
@@ -104,8 +105,8 @@ def split(body: bytes | bytearray, header_length: str | None) -> tuple[bytes | b
 
 
 def parsed(text: bytes | bytearray, header_length: str | None) -> Any:
-    """The value of the JSON of a request with that header. Raises UnreadableRequest, and TooLarge where it
-    has so many values that its parsing would keep other requests waiting."""
+    """The value of the JSON of a request with that header. Raises UnreadableRequest, and TooLarge if it has
+    so many values that parsing would delay other requests."""
     what = (
         "the body" if header_length is None else f"the body's first {len(text)} bytes (see {HEADER_LENGTH})"
     )
@@ -115,9 +116,9 @@ def parsed(text: bytes | bytearray, header_length: str | None) -> Any:
 
 
 def allot(sizes: Sequence[int | None], data: memoryview) -> list[memoryview | None]:
-    """Each tensor's share of the binary data; ``sizes`` are their binary_data_size, None for none.
+    """The binary data of each tensor. ``sizes`` are their binary_data_size, None if not given.
 
-    Raises InvalidValue where these do not come to the whole of it.
+    Raises InvalidValue if the sizes do not add up to all of the data.
     """
     claimed = sum(size for size in sizes if size is not None)
     if claimed != len(data):
@@ -165,9 +166,9 @@ def write_elements(elements: Iterable[bytes]) -> bytes:
 
 
 def flat(data: object, shape: Sequence[int]) -> list[Any]:
-    """The elements of JSON data, which may be flattened or nested as the shape is.
+    """The elements of JSON data, flattened or nested according to the shape.
 
-    Raises InvalidValue where they are not as many as the shape has.
+    Raises InvalidValue if their number does not match the shape.
     """
     if not isinstance(data, list):
         raise InvalidValue("data must be a list, flattened or nested according to the shape")
@@ -235,7 +236,7 @@ def image_pixels(
 
 
 def _as_bytes(values: list[Any]) -> bytearray:
-    """Integers from 0 to 255. A piece at a time: no other thread runs meanwhile."""
+    """Integers from 0 to 255 as bytes, in pieces, because no other thread runs during each."""
     data = bytearray()
     for start in range(0, len(values), _PIECE):
         piece = values[start : start + _PIECE]
@@ -256,10 +257,10 @@ def _said(shape: Sequence[int]) -> str:
 def joined(
     head: dict[str, Any], outputs: Sequence[tuple[OutputTensor, bool | PutElsewhere]]
 ) -> tuple[bytes, int | None]:
-    """The body of an answer: ``head`` with its ``outputs``, each with whether it goes as binary data, or what
-    is to be done with it.
+    """The body of an answer: ``head`` with its ``outputs``, each with whether it is returned as binary data,
+    or a function that writes it.
 
-    With it the length of the JSON, or None where nothing follows it.
+    Also returns the length of the JSON, or None if nothing follows it.
     """
     described: list[dict[str, Any]] = []
     parts: list[bytes] = []

@@ -120,7 +120,7 @@ def exchange(call: Call[Result], rules: Rules, deadline_s: float | None) -> Exch
 
 
 def _told(call: Call[Result], left_s: float) -> Call[Result]:
-    """The call with what is left as its `deadline_ms`, where that is less than it says itself."""
+    """The call with what is left as its `deadline_ms`, if that is less than it says itself."""
     if not call.tells_deadline or left_s == math.inf:
         return call
     left_ms = max(1, min(math.floor(left_s * 1000), _LONGEST_DEADLINE_MS))

@@ -30,7 +30,7 @@ class Options:
 
     ``keep_ratio``: share of the remaining patches kept at each stage. In its place ``compute`` (share of the
     unpruned cost to spend at most), ``keep_mass`` (share of the image's importance to keep) or ``cascade``
-    (a cheap run first, the unpruned model where it is unsure). ``deadline_ms`` is for the server's part;
+    (a cheap run first, the unpruned model if it is unsure). ``deadline_ms`` is for the server's part;
     a client's ``deadline_s`` also covers the way and the retries, and sets it. ``min_keep_ratio`` allows the
     server to lower the ratio as far as this under load; `auto` leaves the ratio to it, by ``deadline_ms``.
     ``model``: which of the server's models answers, by its name; the first one by default.

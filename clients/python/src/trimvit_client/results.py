@@ -51,7 +51,7 @@ class StageMask:
     png: bytes | None = None
 
     def array(self) -> "NDArray[np.bool_]":
-        """[rows, columns], True where the patch was kept. Raises ValueError for the format `png`, which has
+        """[rows, columns], True if the patch was kept. Raises ValueError for the format `png`, which has
         no numbers, and ImportError without numpy."""
         try:
             import numpy as np
@@ -96,7 +96,7 @@ class Classification:
     ``runs`` is 2; ``criterion`` is None with the reducers `merge` and `pool`, which read none. ``lowered``
     says why ``keep_ratio`` is below ``requested_keep_ratio`` (None with `keep_mass` or a cascade), where it
     is.
-    ``mask`` is empty where none was asked for. ``cached``: it comes from the server's answer cache.
+    ``mask`` is empty if none was asked for. ``cached``: it comes from the server's answer cache.
     """
 
     model: str

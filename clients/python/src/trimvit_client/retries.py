@@ -76,7 +76,7 @@ def may_succeed_later(error: TrimViTError) -> bool:
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
     """Seconds that a Retry-After header (RFC 9110, section 10.2.3: seconds or a date) asks to wait; None
-    where there is none that can be read."""
+    if there is none that can be read."""
     if header is None:
         return None
     text = header.strip()

@@ -77,13 +77,15 @@ def test_where_images_cannot_be_decoded_nothing_is_ready() -> None:
     """Probes go red and say why; once a decoding process starts they are green again."""
     with ThreadPoolExecutor(1) as threads:
         decoders = TroubledDecoders(threads)
-        decoders.trouble = "no decoding process can be started; the last one was killed"
+        decoders.trouble = "no image decoding process can be started: the last one was killed"
         client = TestClient(create_app(Settings(), FakeDispatch(), decoders))
         response = client.get("/readyz")
         assert response.status_code == 503
         assert response.headers["Retry-After"] == "1"
         assert response.json()["status"] == "not ready"
-        assert response.json()["reason"] == "no decoding process can be started; the last one was killed"
+        assert (
+            response.json()["reason"] == "no image decoding process can be started: the last one was killed"
+        )
         assert client.get("/v2/health/ready").status_code == 503
         decoders.trouble = None
         assert client.get("/readyz").status_code == 200
