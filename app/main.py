@@ -91,12 +91,14 @@ def create_app(
     beside: Beside | None = None,
     regions: Regions | None = None,
 ) -> FastAPI:
-    """The application on these workers, with images decoded by ``decoders``: by default, in threads of this
-    process; its requests traced or not. A DispatchClient is started, and it, the decoders and tracing are
-    closed, with the application. ``traffic``: where to count what is under way. ``threads``: where
-    images that came decoded are resized, and large answers written. ``listening_on``: the address that
-    decides about the hosts that are answered; without it, all are. ``beside``: what runs while the
-    application does, and asks it too. ``regions``: clients' shared memory; without it, none is used.
+    """The application for these workers, with images decoded by ``decoders`` (by default, in threads of this
+    process), and with its requests traced or not. A DispatchClient is started and closed together with the
+    application, and so are the decoders and tracing.
+
+    ``traffic``: counts the open requests. ``threads``: where images that arrived as pixels are resized, and
+    large answers are written. ``listening_on``: the address that decides which hosts are answered; without
+    it, all are. ``beside``: runs while the application does, and sends requests to it, too. ``regions``: the
+    shared memory of clients; without it, none is used.
 
     Raises KeysError if the API keys cannot be read.
     """
@@ -173,8 +175,8 @@ def create_app(
 
 
 def create_operations_app(health: Health, hosts: Hosts | None = None) -> FastAPI:
-    """Probes and metrics alone, for a listener of their own. The health is that of the other application,
-    which starts and closes what it is of. ``hosts``: those that are answered, by default all."""
+    """Only probes and metrics, for a listener of their own. The health is that of the other application,
+    which starts and closes its parts. ``hosts``: those that are answered, by default all."""
     app = FastAPI(
         title="TrimViT operations", redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url=None
     )
@@ -197,8 +199,8 @@ async def run(
     heartbeat: Heartbeat,
     told: Path | None = None,
 ) -> None:
-    """Serve HTTP on the inherited sockets until SIGTERM; requests under way are finished. ``told``: the file
-    that is there once a terminal has been told that the server is ready; None if there is none."""
+    """Serve HTTP on the inherited sockets until SIGTERM; open requests are finished. ``told``: the file that
+    exists once the start message has been printed; None if there is no terminal."""
     background.tell_of_stray_failures()
     beating = background.kept(partial(_beat, heartbeat), "heartbeat")
     telling = None
@@ -254,7 +256,7 @@ def _regions(settings: Settings) -> Regions | None:
 
 
 async def _beat(heartbeat: Heartbeat) -> None:
-    """Tell the supervisor that this loop goes on."""
+    """Report to the supervisor that the event loop runs."""
     turns = 0
     while True:
         turns += 1
@@ -263,7 +265,7 @@ async def _beat(heartbeat: Heartbeat) -> None:
 
 
 def main() -> None:
-    """Read what the supervisor passed in the environment, and run."""
+    """Read the supervisor's variables from the environment, and run."""
     settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
     index = os.environ["TRIMVIT_HTTP_INDEX"]
     die_with_parent()

@@ -1,4 +1,4 @@
-"""The name that a misspelt one was meant to be."""
+"""Finds the name that a misspelled one was meant to be."""
 
 import re
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ _LEAST_LIKENESS = 0.65  # of difflib's ratio; below it the suggestion is more of
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The one of ``names`` that ``word`` is most like, whatever its capitals, hyphens and underscores; None
-    if it is like none of them. One of a name's own words stands for the shortest name that has it."""
+    """The one of ``names`` that is most similar to ``word``, ignoring case, hyphens and underscores. None if
+    none is similar. A word that is part of a name stands for the shortest name that has it."""
     plain = {_plain(name): name for name in names}
     found = get_close_matches(_plain(word[:100]), plain, n=1, cutoff=_LEAST_LIKENESS)
     if found:
@@ -19,13 +19,13 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """The end of a sentence that refuses ``word``: "; did you mean NAME?", or nothing."""
+    """The end of an error message about ``word``: "; did you mean NAME?", or nothing."""
     found = nearest(word, names)
     return "" if found is None else f"; did you mean {found}?"
 
 
 def same(word: str, names: Iterable[str]) -> str | None:
-    """The one of ``names`` that differs from ``word`` in capitals, hyphens and underscores at most."""
+    """The one of ``names`` that differs from ``word`` only in case, hyphens and underscores."""
     plain = _plain(word[:100])
     return next((name for name in names if _plain(name) == plain), None)
 

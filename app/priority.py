@@ -1,4 +1,4 @@
-"""Priorities of images, and which of them a caller may ask for."""
+"""Priorities of images, and which of them a caller may use."""
 
 from typing import Literal, get_args
 
@@ -8,5 +8,5 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # the highest first
 
 
 def up_to(highest: Priority) -> tuple[Priority, ...]:
-    """The priorities that a caller may ask for who may ask for this one, the highest first."""
+    """The priorities up to this one, the highest first."""
     return PRIORITIES[PRIORITIES.index(highest) :]

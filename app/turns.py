@@ -1,4 +1,4 @@
-"""Whose work is next when callers share a few places. Pure policy: no clock, no threads."""
+"""Decides whose work is next when callers share a few places. Pure policy: no clock, no threads."""
 
 from collections import Counter
 from collections.abc import Hashable
@@ -8,10 +8,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Turns(Generic[Key]):
-    """Gives so many ``places`` to waiting work: first to callers who hold the fewest, in turn among those.
+    """Assigns ``places`` to waiting work: first to the callers who hold the fewest, in turn among those.
 
-    One caller never holds all places, even while nobody else waits: what runs in a place cannot be
-    interrupted, so the last place stays free for whoever comes. With one place there is nothing to keep free.
+    One caller never holds all places, even while nobody else waits: running work cannot be interrupted, so
+    the last place stays free for other callers. With one place, nothing is kept free.
     """
 
     def __init__(self, places: int) -> None:
@@ -26,11 +26,11 @@ class Turns(Generic[Key]):
         return f"<Turns: {self._free} free, {self._held.total()} held, {waiting} waiting>"
 
     def add(self, caller: str, key: Key) -> None:
-        """Let work wait, behind its caller's other work."""
+        """Queue work behind its caller's other work."""
         self._waiting.setdefault(caller, {})[key] = None
 
     def withdraw(self, caller: str, key: Key) -> None:
-        """Forget work that waits. Nothing if it does not wait."""
+        """Remove waiting work. Does nothing if it does not wait."""
         own = self._waiting.get(caller)
         if own is not None:
             own.pop(key, None)
@@ -38,8 +38,8 @@ class Turns(Generic[Key]):
                 del self._waiting[caller]
 
     def take(self) -> tuple[str, Key] | None:
-        """The caller whose turn it is and its work, which holds a place from now on. None while there is no
-        place or nobody who may have it."""
+        """The caller whose turn it is and its work, which holds a place from now on. None while no place is
+        free or no caller may have it."""
         caller = self._next_caller() if self._free else None
         if caller is None:
             return None
@@ -53,7 +53,7 @@ class Turns(Generic[Key]):
         return caller, key
 
     def give_back(self, caller: str) -> None:
-        """Work of that caller no longer holds its place."""
+        """Free a place of that caller."""
         self._free += 1
         self._held[caller] -= 1
         if not self._held[caller]:

@@ -1,8 +1,8 @@
-"""Error messages for wrong values: what is allowed, an example, and what was given.
+"""Error messages for wrong values: what is allowed, an example, and the given value.
 
-pydantic says "Input should be a valid number, unable to parse string as a number". Whoever typed a flag, a
-variable or an option is told "keep_ratio must be a number above 0 and at most 1, such as 0.5; got '50%'".
-What is allowed is read from the JSON schema of the field, so it cannot differ from what is checked.
+pydantic says "Input should be a valid number, unable to parse string as a number". Here, the message for a
+flag, a variable or an option is "keep_ratio must be a number above 0 and at most 1, such as 0.5; got '50%'".
+The allowed values are read from the JSON schema of the field, so they cannot differ from the check.
 """
 
 import json
@@ -36,8 +36,8 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
 def wrong_values(
     error: ValidationError, model: type[BaseModel], named: Callable[[str], str] = str
 ) -> tuple[str, ...]:
-    """One sentence for each field of ``model`` that is wrong, and for each rule between fields. ``named``
-    turns a field's name into the name under which its value was given: a flag, a variable."""
+    """One sentence for each invalid field of ``model``, and for each rule between fields. ``named`` returns
+    the name under which the value of a field was given: a flag, a variable."""
     root = _schema_of(model)
     properties = root["properties"]
     told: dict[str, str] = {}  # a union makes several faults of one wrong value
@@ -63,7 +63,7 @@ def wrong_values(
 
 
 def wrong_value(model: type[BaseModel], field: str, shown: str, given: object) -> str:
-    """What is wrong with a value of one field that could not be read at all."""
+    """The error message for a value of one field that could not be read at all."""
     root = _schema_of(model)
     return said_of(shown, field, _resolved(root, root["properties"][field]), given)
 
@@ -86,7 +86,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 def said_back(given: object) -> str:
-    """What was given, in short, and as JSON has it."""
+    """The given value, shortened, in JSON's notation."""
     return json.dumps(given) if given is None or isinstance(given, bool) else short.repr(given)
 
 
@@ -96,8 +96,8 @@ def _schema_of(model: type[BaseModel]) -> Schema:
 
 
 def _place(root: Schema, loc: Sequence[str | int]) -> tuple[list[str], Schema]:
-    """Which field a fault is in, through the models and lists of models that it lies in, and its schema. What
-    follows (a place in a list of values, the member of a union that was tried) is no field."""
+    """The field of an error, through nested models and lists of models, and its schema. What follows (an
+    index in a list of values, the member of a union that was tried) is not a field."""
     parts, here = [str(loc[0])], root["properties"].get(loc[0], {})
     for part in loc[1:]:
         here = _resolved(root, here)
@@ -117,7 +117,7 @@ def _resolved(root: Schema, schema: Schema) -> Schema:
 
 
 def said_of(shown: str, name: str, schema: Schema, given: object) -> str:
-    """What is wrong with the value ``given`` for the field ``name``, which is called ``shown``."""
+    """The error message for the value ``given`` of the field ``name``, which is shown as ``shown``."""
     sample = _example(schema)
     such_as = "" if sample is None else f", such as {sample}"
     meant = _meant(name, schema, given)
@@ -126,12 +126,12 @@ def said_of(shown: str, name: str, schema: Schema, given: object) -> str:
 
 
 def allowed(schema: Schema) -> str:
-    """The values that a field's schema allows, in words."""
+    """A description of the values that a field's schema allows."""
     return ", or ".join(map(_allowed_of, _choices(schema)))
 
 
 def _choices(schema: Schema) -> list[Schema]:
-    """The schemas of a union, without null: nobody can type that."""
+    """The schemas of a union, without null, which nobody can type."""
     for union in ("anyOf", "oneOf"):
         if union in schema:
             return [choice for each in schema[union] for choice in _choices(each)]
@@ -193,7 +193,7 @@ def _range(schema: Schema) -> str:
 
 
 def _example(schema: Schema) -> str | None:
-    """A value to copy; None if all that is allowed has been said."""
+    """An example to copy. None if all allowed values have been named."""
     for choice in _choices(schema):
         given = [each for each in schema.get("examples", ()) if each is not None]
         if "enum" in choice or "const" in choice or choice.get("type") == "boolean":
@@ -213,7 +213,7 @@ def _example(schema: Schema) -> str | None:
 
 
 def _meant(name: str, schema: Schema, given: object) -> str | None:
-    """What was probably meant, if it is allowed."""
+    """The value that was probably meant, if it is allowed."""
     if not isinstance(given, str):
         return None
     for choice in _choices(schema):
@@ -248,5 +248,5 @@ def _fits(number: float, schema: Schema) -> bool:
 
 
 def _number(value: object) -> str:
-    """As people type it: 30, not 30.0."""
+    """The number as people type it: 30, not 30.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,1 +1,2 @@
-"""The pruned vision transformer. Imports nothing here, so that the torch-free parts stay torch-free."""
+"""The pruned vision transformer. Nothing is imported here, so that the modules without torch can be imported
+without it."""

@@ -30,14 +30,14 @@ class Blocks:
 
     @staticmethod
     def of(family: Family, rows: Tensor, *, exact: bool, clusters: bool = True) -> "Blocks":
-        """What is best for rows of this device and dtype, or ``exact``."""
+        """The best choice for rows of this device and dtype, or ``exact``."""
         modules = tuple(family.blocks)
         attn = modules[-1].attn  # the first may be static
         way = Runs(attn.fused_attn) if exact else way_for(attn, rows, family.architecture.tokens)
         return Blocks(family, modules, way, exact, clusters)
 
     def plain(self, index: int, tokens: Tokens) -> Tokens:
-        """The tokens behind block ``index``, which prunes nothing."""
+        """The tokens after block ``index``, which prunes nothing."""
         normed, clustering = self.normed(index, tokens), self._clustering(index)
         static = static_of(self.modules[index])
         if static is not None:
@@ -68,8 +68,8 @@ class Blocks:
         return self.family.project(self.modules[index].attn, normed, wanted)
 
     def attended(self, index: int, tokens: Tokens, normed: Tensor, parts: Parts, source: Tokens) -> Tokens:
-        """The tokens with what the keys and values of ``source`` answer to their queries. ``normed``: their
-        own rows."""
+        """The tokens with the attention of their queries to the keys and values of ``source`` added.
+        ``normed``: their own rows."""
         attn = self.modules[index].attn
         mixed = attn.norm(self.way.attend(attn, parts, tokens, source, index))
         if attn.gate is not None:
@@ -89,7 +89,7 @@ class Blocks:
         return self._add(tokens, update, self.family.scales(block)[1], block.drop_path2)
 
     def _add(self, tokens: Tokens, update: Tensor, scale: Tensor | None, drop_path: nn.Module) -> Tokens:
-        """The tokens with their rows' update, scaled and, in training, now and then dropped."""
+        """The tokens with their rows' update added, scaled and, in training, dropped at random."""
         if scale is not None:
             if not (self.exact or drop_path.training or torch.is_grad_enabled()):
                 # One operation, which rounds once.

@@ -1,9 +1,9 @@
-"""Plans of ragged batches in shapes that do not change: what a CUDA graph of them needs.
+"""Plans of ragged batches in shapes that do not change, which a CUDA graph needs.
 
-A budget is a number of images and, behind each stage, a number of rows. The plan of every batch that fits
-into it has the same stages and tables of the same shapes, so the same list of kernels computes it: only the
-numbers in the tables differ. Images that a batch has too few are computed up to the first stage and end
-there, with no token left; rows that it has too few are the first image's first row again. Pure, in numpy.
+A budget is a number of images and, after each stage, a number of rows. The plan of every batch that fits into
+it has the same stages and tables of the same shapes, so the same list of kernels computes it: only the
+numbers in the tables differ. Missing images are computed up to the first stage and end there, without any
+token left. Missing rows are copies of the first image's first row. Pure, in numpy.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ _REDUCER: Reducer = "drop"
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """At most ``images`` images, with ``rows[s]`` tokens together behind stage s."""
+    """At most ``images`` images, with at most ``rows[s]`` tokens in total after stage s."""
 
     images: int
     rows: tuple[int, ...]
 
     def holds(self, kept: Int[np.ndarray, "B stages"], prefix: int) -> bool:
-        """Whether a batch fits whose images keep so many patches."""
+        """Whether a batch fits whose images keep this many patches."""
         rows = (prefix + kept).sum(axis=0)
         return len(kept) <= self.images and bool((rows <= self.rows).all())
 
@@ -50,7 +50,7 @@ def budgets(arch: Architecture, stages: Stages) -> list[Budget]:
 
 
 def kept_of(ratios: Sequence[float], arch: Architecture, stages: Stages) -> Int[np.ndarray, "B stages"]:
-    """Patches that images of these ratios keep at each stage."""
+    """The number of patches that images with these ratios keep at each stage."""
     counts = [stages.keep_counts(arch.patches, ratio) for ratio in ratios]
     return np.array(counts, np.int64).reshape(len(ratios), len(stages.blocks))
 
@@ -76,7 +76,7 @@ def plan_within(budget: Budget, ratios: tuple[float, ...], arch: Architecture, s
 
 
 class _Builder:
-    """Stages of a plan in the making. Arrays of lengths are [images]; 0 is an image that is not there."""
+    """Stages of a plan that is being built. Arrays of lengths are [images]; 0 is a missing image."""
 
     def __init__(self, budget: Budget, arch: Architecture, rows: Rows) -> None:
         self._images, self._prefix, self._patches = budget.images, arch.prefix_tokens, arch.patches

@@ -1,8 +1,8 @@
 """Cascades: a cheap run for every image, and a run without pruning for uncertain results.
 
-An image is unsure where the margin (the probability of the first label minus that of the second) of its
-cheap run is not above a threshold. The threshold is fitted on images without labels, for an agreement with
-the unpruned model that is wanted on images to come.
+An image is uncertain if the margin (the probability of the first label minus that of the second) of its cheap
+run is at most a threshold. The threshold is fitted on images without labels, for a required agreement with
+the unpruned model on future images.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ from models.schedule import (
 
 
 class UnreachableAgreementError(ValueError):
-    """The calibration images are too few to vouch for the agreement that is wanted."""
+    """There are too few calibration images for the required agreement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
     """A fitted cascade: the first run's keep ratio, criterion and reducer, and the margin up to which an
-    image is run again unpruned.
+    image is computed again without pruning.
 
-    ``agreement`` (wanted) and ``images`` say how it was fitted; ``compute`` is what an image cost on average
-    then, as a share of the unpruned model's MACs. ``dtype``: the dtype that it was fitted in, whose rounding
-    the margin knows; None if that was not kept.
+    ``agreement`` (required) and ``images`` say how it was fitted. ``compute`` is the mean cost of an image
+    then, as a share of the unpruned model's MACs. ``dtype``: the dtype in which it was fitted, whose rounding
+    affects the margin; None if it is not known.
     """
 
     keep_ratio: float
@@ -70,8 +70,8 @@ def margins(scores: Float[np.ndarray, "B classes"]) -> Float[np.ndarray, " B"]:
 
 
 def second_run_compute(arch: Architecture, stages: Stages) -> float:
-    """What the unpruned second run adds, as a share of the unpruned model's MACs: it starts from the first
-    one's tokens at the first stage."""
+    """The cost of the unpruned second run, as a share of the unpruned model's MACs: it starts from the first
+    run's tokens at the first stage."""
     if not stages.blocks:
         return 0.0
     unpruned = (arch.patches,) * len(stages.blocks)
@@ -79,11 +79,11 @@ def second_run_compute(arch: Architecture, stages: Stages) -> float:
 
 
 def fit_margin(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], agreement: float) -> float:
-    """The least threshold that keeps the expected agreement on a further image at ``agreement`` or above.
+    """The smallest threshold that keeps the expected agreement on a further image at ``agreement`` or above.
 
     Conformal risk control (arXiv 2208.02814, equation 4, for a loss of 0 or 1): with d disagreements left
     among n images, the expected share on the next one is at most (d + 1) / (n + 1). Raises
-    UnreachableAgreementError where even d = 0 is too much.
+    UnreachableAgreementError if even d = 0 is too much.
     """
     images = len(margin)
     allowed = int(np.floor((1 - agreement) * (images + 1) + 1e-9)) - 1
@@ -98,7 +98,7 @@ def fit_margin(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], 
 
 
 def _least_threshold(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], allowed: int) -> float:
-    """The least one that leaves at most so many disagreements."""
+    """The smallest threshold that leaves at most ``allowed`` disagreements."""
     wrong = np.sort(margin[~agrees])[::-1]
     # The disagreements with the largest margins are let through; the next one must be run again.
     return float(wrong[allowed]) if len(wrong) > allowed else 0.0
@@ -106,7 +106,7 @@ def _least_threshold(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, "
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A margin fitted on ``images`` images, the share of them that is unsure, and what an image costs."""
+    """A margin fitted on ``images`` images, the share of them that is uncertain, and the cost of an image."""
 
     margin: float
     images: int
@@ -120,11 +120,11 @@ def choose_and_fit(
     agreement: float,
     cost: Callable[[int, float], float],
 ) -> tuple[list[Fitted], int, Fitted]:
-    """What each candidate comes to, which one is the cheapest, and that one as it is to be used.
+    """The results of each candidate, the index of the cheapest, and its final fit.
 
-    ``cost(candidate, unsure)``: what an image costs on average. Candidates are compared on every other image,
-    and the margin of the chosen one is fitted on the rest: fitted on the images that it was chosen on, it
-    would agree on further ones less often than promised, the more so the more candidates there are. A single
+    ``cost(candidate, unsure)``: the mean cost of an image. Candidates are compared on every other image, and
+    the margin of the chosen one is fitted on the rest: fitted on the images that it was chosen on, it would
+    agree on further ones less often than promised, the more so the more candidates there are. A single
     candidate is fitted on all images. Raises UnreachableAgreementError (see `fit_margin`).
     """
 

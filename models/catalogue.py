@@ -1,7 +1,7 @@
-"""Which models can be served here, and what an image costs with each.
+"""The models that can be served here, and the cost of an image with each.
 
-Networks are built on PyTorch's meta device, where tensors have shapes and no values. Weights are read only of
-files and folders without a header of TrimViT's.
+Networks are built on PyTorch's meta device, where tensors have shapes and no values. Weights are only read of
+files and folders without a TrimViT header.
 """
 
 import json
@@ -40,8 +40,8 @@ _WEIGHTS = (".safetensors", ".bin")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model that can be served under ``reference``: from where its weights come, what it sees (pixels:
-    height, width), how many classes it tells apart, and what its tokens and costs follow from."""
+    """A model that can be served under ``reference``: the source of its weights, its input size (pixels:
+    height, width), its number of classes, and the numbers that its tokens and costs follow from."""
 
     reference: str
     source: Source
@@ -63,7 +63,7 @@ class Candidate:
     name: str = ""
 
     def entry(self) -> Entry | None:
-        """None for a model whose patches cannot be pruned, or that gives features and no classes."""
+        """None for a model that cannot be pruned, or that has features but no classes."""
         try:
             with torch.device("meta"):
                 vit = self.build()

@@ -1,4 +1,4 @@
-"""Images and one request each -> predictions. The one place where pixels, model and labels meet."""
+"""Images and one request each -> predictions. Pixels, model and labels are combined here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,40 +33,40 @@ from models.transforms import InputSpec
 
 @runtime_checkable
 class Request(Protocol):
-    """What is asked of one image: an `ImageRequest`, or whatever else says so."""
+    """The request for one image: an `ImageRequest`, or another object with these members."""
 
     @property
     def pruning(self) -> Pruning:
-        """How to prune it."""
+        """How to prune the image."""
 
     @property
     def top_k(self) -> int:
-        """How many labels."""
+        """The number of labels."""
 
     @property
     def kept_patches(self) -> bool:
-        """Whether to name the kept patches."""
+        """Whether to return the kept patches."""
 
     @property
     def margin(self) -> float | None:
-        """Of a cascade; None for one run."""
+        """The margin of a cascade; None for one run."""
 
     @property
     def logits(self) -> bool:
-        """Whether to give the logits of all classes."""
+        """Whether to return the logits of all classes."""
 
     @property
     def features(self) -> bool:
-        """Whether to give the feature vector."""
+        """Whether to return the feature vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What is asked of one image: how to prune it, how many labels, whether to name the kept patches and to
-    give the logits of all classes and the feature vector.
+    """The request for one image: how to prune it, the number of labels, whether to return the kept patches,
+    the logits of all classes and the feature vector.
 
-    With a ``margin``, it is run again unpruned where its first label's probability is no more than that above
-    the second one's (see models.cascade).
+    With a ``margin``, it is computed again without pruning if the probability of its first label is at most
+    that much above that of the second one (see models.cascade).
     """
 
     pruning: Pruning
@@ -81,12 +81,13 @@ class ImageRequest:
 class Prediction:
     """The answer for one image.
 
-    ``classes`` and ``scores`` (from 0 to 1) of the top_k labels, best first. ``kept[s]``: ascending
-    indices, row by row in the patch grid, of the patches left after stage s (None if not asked for);
-    ``kept_counts[s]``: how many they are. ``keep_ratio``: the ratio that was applied (what `keep_mass` came
-    to; 1 where the image was run again unpruned). ``compute``: share of the unpruned model's MACs, of both
-    runs where there were two. ``runs``: 1 or 2. ``logits``: float32, of all classes in their order;
-    ``features``: float32, the feature vector, with two runs that of the second (None if not asked for).
+    ``classes`` and ``scores`` (from 0 to 1) of the top_k labels, best first. ``kept[s]``: ascending indices,
+    row by row in the patch grid, of the patches left after stage s (None if not requested).
+    ``kept_counts[s]``: their number. ``keep_ratio``: the applied ratio (with `keep_mass`, the resulting
+    ratio; 1 if the image was computed again without pruning). ``compute``: the share of the unpruned model's
+    MACs, of both runs if there were two. ``runs``: 1 or 2. ``logits``: float32, of all classes in their
+    order. ``features``: float32, the feature vector, with two runs that of the second (None if not
+    requested).
     """
 
     classes: Int[np.ndarray, " top_k"]
@@ -101,12 +102,12 @@ class Prediction:
 
 
 class Classifier:
-    """A model on its device in its dtype, ready to classify, in several threads at once.
+    """A model on its device in its dtype, which can classify in several threads at the same time.
 
-    The model is changed in place. In int8 the linear layers of the blocks compute in int8, and everything
-    between them, as the patch embedding and the head, in the CPU's own dtype. On a GPU each thread should
-    have its own stream. With ``graphs``, small batches become CUDA graphs (models.graphs). ``exact``: see
-    `PrunedViT`. ``scores``: what makes logits scores.
+    The model is changed in place. In int8, the linear layers of the blocks compute in int8, and everything
+    else, such as the patch embedding and the head, in the CPU's own dtype. On a GPU, each thread should have
+    its own stream. With ``graphs``, small batches become CUDA graphs (models.graphs). ``exact``: see
+    `PrunedViT`. ``scores``: how logits become scores.
     """
 
     def __init__(
@@ -151,8 +152,8 @@ class Classifier:
 
     @torch.inference_mode()
     def make_kernels(self, most_rows: int, enough_s: float) -> None:
-        """Make ahead, in ``enough_s`` seconds at most, what linear layers need for pruned batches of up to
-        ``most_rows`` rows. Does nothing if new numbers of rows are not slow (see `Way.rounding`)."""
+        """Make the kernels of linear layers for pruned batches of up to ``most_rows`` rows in advance, within
+        ``enough_s`` seconds. Does nothing if new numbers of rows are not slow (see `Way.rounding`)."""
         like = next(self.model.parameters())
         if self.model.blocks_for(like).way.rounding:
             # All blocks but static ones, which compute whole images only, are alike; those of stages and
@@ -179,8 +180,8 @@ class Classifier:
     def classify(
         self, pixels: UInt8[Tensor, "B height width 3"], requests: Sequence[Request]
     ) -> list[Prediction]:
-        """One prediction per image, in order. ``top_k`` beyond the number of classes gives all of them: of a
-        model without a head, none."""
+        """One prediction per image, in order. A ``top_k`` above the number of classes returns all of them,
+        and none for a model without a head."""
         if len(pixels) != len(requests):
             raise ValueError(f"{len(pixels)} images, but {len(requests)} requests")
         inputs = self._inputs(pixels)
@@ -229,17 +230,17 @@ class Classifier:
         self, pixels: UInt8[Tensor, "B height width 3"], prunings: Sequence[Sequence[Pruning]]
     ) -> list[Output]:
         """The model's outputs for the same images under several prunings each, one output for each entry of
-        ``prunings`` [settings][B]. What comes before the first stage is computed once for all."""
+        ``prunings`` [settings][B]. Everything before the first stage is computed once for all."""
         tokens = self.begin(pixels)
         return [self.model.finish(tokens, of_images) for of_images in prunings]
 
     @torch.inference_mode()
     def begin(self, pixels: UInt8[Tensor, "B height width 3"]) -> Tokens:
-        """The tokens that come to the first stage (see `PrunedViT.begin`)."""
+        """The tokens before the first stage (see `PrunedViT.begin`)."""
         return self.model.begin(self._inputs(pixels))
 
     def scores_of(self, logits: Float[Tensor, "B classes"]) -> Float[Tensor, "B classes"]:
-        """What the logits say, from 0 to 1: over all classes, or of each by itself."""
+        """The scores of the logits, from 0 to 1: over all classes, or of each class by itself."""
         logits = logits.float()
         return logits.sigmoid() if self._scores == "sigmoid" else logits.softmax(dim=1)
 
@@ -270,8 +271,8 @@ class Classifier:
         return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between, self._levels)
 
     def _cascade(self, inputs: Tensor, requests: Sequence[Request]) -> tuple[Output, Output, frozenset[int]]:
-        """The first run's output, the same with unsure images' replaced by the unpruned model's, and which
-        images these are."""
+        """The first run's output, the same with the output of uncertain images replaced by the unpruned
+        model's, and the indices of these images."""
         tokens = self.model.begin(inputs)
         first = self.model.finish(tokens, [request.pruning for request in requests])
         margin = margins(self.scores_of(first.logits).cpu().numpy())
@@ -296,7 +297,7 @@ def _blocks_in_parts(model: PrunedViT) -> tuple[int, ...]:
 
 
 def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:
-    """Raises ModelError for weights that are finite in float32 and not in the dtype that is computed in."""
+    """Raises ModelError for weights that are finite in float32 but not in the dtype of the computation."""
     for name, tensor in model.vit.state_dict().items():
         if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelError(

@@ -41,12 +41,12 @@ class Clustering(nn.Module):
     def source(
         self, tokens: Tokens, normed: Float[Tensor, "*rows D"], prefix: int, *, in_one: bool
     ) -> Tokens:
-        """What takes the place of ``tokens`` as keys and values, image by image: its ``prefix`` first tokens
+        """The keys and values that take the place of ``tokens``, image by image: its ``prefix`` first tokens
         and its clusters. ``normed``: the rows of all tokens. ``in_one``: images of different lengths are
-        computed side by side in one table, with gaps, by their `Tokens.bounds` alone; else run by run.
+        computed side by side in one table, with gaps, only by their `Tokens.bounds`; otherwise run by run.
 
-        A fused token is clustered as a patch is. Where tokens count for several patches as keys
-        (`Tokens.bias`), they do as parts of clusters.
+        A fused token is clustered as a patch is. If tokens count for several patches as keys (`Tokens.bias`),
+        they also do as parts of clusters.
         """
         logits = mlp(self.mlp, normed)
         with torch.autocast(normed.device.type, enabled=False):
@@ -101,11 +101,11 @@ class Clustering(nn.Module):
 
     @torch.no_grad()
     def begin(self, norm: nn.Module) -> None:
-        """Weights to train from, in a block whose attention reads rows behind ``norm``.
+        """Initialize the weights for training, in a block whose attention reads rows after ``norm``.
 
-        The clusters' own norm lets a row that comes out of ``norm`` through almost unchanged, so that keys
-        and values are made of clusters as they were of patches. The MLP gives each cluster weights of its
-        own, drawn at random.
+        The clusters' own norm lets a row that comes out of ``norm`` through almost unchanged, so keys and
+        values are made of clusters as they were of patches. The MLP gives each cluster weights of its own,
+        drawn at random.
         """
         gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
         variance = 1.0 if gain is None else float(gain.square().mean())

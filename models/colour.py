@@ -1,4 +1,4 @@
-"""Colours of other spaces -> sRGB, by ICC profile, LAB or PNG's gamma. No torch.
+"""Converts other color spaces to sRGB, by ICC profile, LAB or PNG's gamma. No torch.
 
 As Pillow's ImageCms does it by default: littleCMS, perceptual intent, into its sRGB.
 """
@@ -36,8 +36,8 @@ class ToSrgb:
 
 
 def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
-    """How the image's colours become sRGB; None if they are. A profile that cannot be used is passed over,
-    and ``say`` hears of it."""
+    """How to convert the image's colors to sRGB; None if they already are. A profile that cannot be used is
+    ignored, and ``say`` is called."""
     if image.mode == "LAB":
         return ToSrgb("LAB", _from_lab)
     mode = "CMYK" if image.mode == "CMYK" else "L" if _is_grey(image) else "RGB"
@@ -52,8 +52,8 @@ def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
 
 
 def say_what_numbers_mean(primaries: int, transfer: int, say: Say) -> None:
-    """HEIF, AVIF and PNG may name colours by numbers (ITU-T H.273) in the place of a profile; they are not
-    converted."""
+    """Warn about HEIF, AVIF and PNG that name colors by numbers (ITU-T H.273) instead of a profile. They are
+    not converted."""
     if transfer in _HDR:
         say("the image is HDR and has no color profile: it is read as sRGB, so its brightness may be wrong")
     elif transfer == _LINEAR:
@@ -86,7 +86,7 @@ def _by_profile(profile: bytes, mode: str, say: Say) -> ToSrgb | None:
 
 
 class _AnotherSpace(ValueError):
-    """The profile is for other colours than the image has."""
+    """The profile is for another color space than the image has."""
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""Which of the kernel's control groups (cgroups(7)) this process is in. It imports no torch."""
+"""The kernel's control groups (cgroups(7)) of this process. It does not import torch."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many cores this process may use. It imports no torch."""
+"""The number of cores that this process may use. It does not import torch."""
 
 import math
 import os

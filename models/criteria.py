@@ -1,14 +1,14 @@
 """From attention rows to the importance of each patch: pure tensor functions.
 
-The method is that of arXiv 2507.19175 (abstract): a patch matters where the heads disagree about it, so
-its importance is the spread of its softmaxed attention weights ACROSS HEADS. The baselines `mean`
-(EViT, arXiv 2202.07800, section 3.2), `mean_value_norm` (ATS, arXiv 2111.15667, equation 3) and `random`
-stand behind the same switch.
+The method is that of arXiv 2507.19175 (abstract): a patch is important if the heads disagree about it, so its
+importance is the spread of its softmaxed attention weights ACROSS HEADS. The baselines `mean` (EViT, arXiv
+2202.07800, section 3.2), `mean_value_norm` (ATS, arXiv 2111.15667, equation 3) and `random` have the same
+interface.
 
 Two kinds read the attention of all queries instead of one row. `renyi_*` is the Renyi entropy of a patch's
-own attention (arXiv 2604.03803), `column_l2` the norm of the attention that a patch gets (Col-Ln, arXiv
-2603.27900); of both, the abstract is what is known, and the formulas are a reconstruction
-(docs/methods.md). Everything is computed in float32.
+own attention (arXiv 2604.03803), `column_l2` the norm of the attention to a patch (Col-Ln, arXiv 2603.27900).
+Of both, only the abstract is known, and the formulas are a reconstruction (docs/methods.md). Everything is
+computed in float32.
 """
 
 import math
@@ -120,11 +120,11 @@ def mean_value_norm(
 
 
 def random(patch_ids: Int[Tensor, "B N"], seeds: Int[Tensor, " B"]) -> Float[Tensor, "B N"]:
-    """Uniform in [0, 1) from each image's seed and the patch's place in the image alone.
+    """Uniform in [0, 1), only from each image's seed and the patch's place in the image.
 
-    It asks nothing of the batch, so an image is pruned alike alone and among others, and patches that
-    survive a stage keep their order at the next one: all stages follow one random permutation. The mixing
-    is the finaliser of MurmurHash3 (32 bits, in int64 arithmetic).
+    It does not depend on the batch, so an image is pruned in the same way alone and among others, and patches
+    that survive a stage keep their order at the next one: all stages follow one random permutation. The
+    mixing is the finaliser of MurmurHash3 (32 bits, in int64 arithmetic).
     """
     bits = (patch_ids * 0x9E3779B1 + (seeds.unsqueeze(1) + 1) * 0x85EBCA77) & 0xFFFFFFFF
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):

@@ -1,4 +1,4 @@
-"""Which device, dtype and how many threads to compute with, by looking at the machine."""
+"""Chooses the device, the dtype and the number of threads for this machine."""
 
 import re
 
@@ -16,8 +16,8 @@ _DTYPES = {
 
 
 def choose_device(wanted: str) -> str:
-    """``auto``: the first GPU where PyTorch sees one, else the CPU. Raises OSError for a missing GPU, and
-    ValueError for what is no device of these kinds."""
+    """The device. ``auto``: the first GPU if PyTorch finds one, otherwise the CPU. Raises OSError for a
+    missing GPU, and ValueError for an unsupported device."""
     if wanted == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if wanted == "cpu":
@@ -31,8 +31,9 @@ def choose_device(wanted: str) -> str:
 
 
 def choose_dtype(device: str, wanted: DtypeName = "auto") -> torch.dtype:
-    """``auto``: bfloat16 where the device computes in it natively (1.9 times float32 on such a CPU), else
-    float16 on a GPU and float32 on a CPU. Raises ValueError for int8 if it cannot be had."""
+    """The dtype. ``auto``: bfloat16 if the device computes in it natively (1.9 times as fast as float32 on
+    such a CPU), otherwise float16 on a GPU and float32 on a CPU. Raises ValueError for int8 if it is not
+    available."""
     if wanted == "int8" and not (device == "cpu" and cpu_has_int8()):
         raise ValueError(
             "int8 needs a CPU with AVX2, but this is "
@@ -53,7 +54,7 @@ def input_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def int8_is_faster(device: str, dtype: torch.dtype) -> bool:
-    """Whether int8 would take much less time there than ``dtype`` (docs/design/0013)."""
+    """Whether int8 would take much less time on this device than ``dtype`` (docs/design/0013)."""
     return device == "cpu" and dtype == torch.float32 and cpu_has_int8()
 
 
@@ -75,7 +76,7 @@ def use_gpu(device: str) -> None:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU computes in bfloat16 itself. Others do in float32, after each number is converted."""
+    """Whether the CPU computes in bfloat16 natively. Others convert each number and compute in float32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are replaced atomically."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,10 @@ _MOST_CHARACTERS = 40
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a file that takes the place of ``path`` in one step.
+    """Let ``write`` fill a file that replaces ``path`` in one step.
 
-    Where that fails, say for lack of room, what was there stays, and nothing half-written is left. Raises
-    OSError, which names the path.
+    If that fails, for example because the disk is full, the old file stays, and no partial file is left.
+    Raises OSError, which names the path.
     """
     # Hidden, so that nobody takes it for an image, and short, since the name itself may be as long as can be.
     unfinished = path.with_name(f".{path.name[:_MOST_CHARACTERS]}.unfinished")

@@ -1,10 +1,10 @@
 """CUDA graphs of the forward pass of small batches.
 
-Such a pass is bound by the launches of its hundreds of kernels; a graph is one launch. If all images are
-pruned alike, the pruning is captured for a number of images (the next power of two) when it has been asked
-for a few times, and computed eagerly until then, and for good where the capture fails. Other batches have the
-graphs of ragged_graphs.py, captured at the warm-up. All else goes to the model itself: large batches,
-`keep_mass` (asks the device for lengths), `random` (a seed for each image).
+Such a pass is limited by the launches of its hundreds of kernels; a graph is one launch. If all images are
+pruned in the same way, the pruning is captured for a number of images (the next power of two) when it has
+been requested a few times. Before that, and if the capture fails, it is computed eagerly. Other batches have
+the graphs of ragged_graphs.py, captured at the warm-up. Everything else goes to the model itself: large
+batches, `keep_mass` (reads lengths from the device), `random` (a seed for each image).
 """
 
 import logging

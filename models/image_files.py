@@ -48,7 +48,7 @@ Reason = Literal["no image", "not a regular file", "another path to the same fol
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """A file or folder that is not looked at, and why."""
+    """A file or folder that is skipped, and why."""
 
     path: Path
     reason: Reason
@@ -56,7 +56,8 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a folder holds: images by path, and all that is passed over. Hidden files are in neither."""
+    """The content of a folder: its images by path, and everything that is skipped. Hidden files are in
+    neither."""
 
     images: tuple[Path, ...]
     passed_over: tuple[PassedOver, ...]
@@ -70,16 +71,17 @@ def decoded_endings() -> frozenset[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is no one's image: begins with a dot, or is left behind by a system."""
+    """Whether a file or folder is not a user's image: its name begins with a dot, or a system left it
+    behind."""
     return name.startswith((".", "~$")) or name.casefold() in _LEFT_BEHIND
 
 
 def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = True) -> Contents:
-    """What the folder and, if wanted, its sub-folders hold.
+    """The content of the folder and, if wanted, of its sub-folders.
 
-    Links to folders are followed, but no folder is looked through twice, so a link cannot lead round in a
-    circle; a link to one of the folders ``within`` which this one lies is passed over as well. An image is
-    what ends or begins as one does. Raises OSError if the folder itself cannot be read.
+    Links to folders are followed, but no folder is read twice, so a link cannot lead in a circle. A link to
+    one of the folders ``within`` which this one is, is skipped as well. A file is an image if its ending or
+    its first bytes are those of one. Raises OSError if the folder itself cannot be read.
     """
     endings = decoded_endings() | _OTHER_ENDINGS | RAW_ENDINGS
     seen = {_identity(parent) for parent in within}
@@ -121,7 +123,7 @@ def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = T
 
 
 def told(passed_over: Sequence[PassedOver], folder: Path) -> str:
-    """What was passed over, in a line: the count, and the first names with their reason."""
+    """What was skipped, in a line: the count, and the first names with their reason."""
     names = [f"{shown(each.path.relative_to(folder))} ({each.reason})" for each in passed_over[:_MOST_NAMES]]
     more = len(passed_over) - len(names)
     return f"{len(passed_over)} skipped in {shown(folder)}: {', '.join(names)}" + (

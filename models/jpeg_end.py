@@ -1,4 +1,4 @@
-"""How much of a JPEG's picture is there, whose data ends too soon. Free of torch."""
+"""How much of the picture is present in a truncated JPEG. Without torch."""
 
 import io
 

@@ -1,12 +1,12 @@
-"""How long each patch lives, predicted once: life regression (arXiv 2304.04926).
+"""Life regression (arXiv 2304.04926): predicts once how long each patch is needed.
 
-A small network, the life predictor, reads the tokens that come to the first stage and predicts the life of
-each patch: in which block it is needed last. No stage computes anything to decide then. A keep ratio is a
-quantile of an image's lives: a stage that keeps n patches keeps the n that live longest. docs/methods.md says
-what is known of the paper's method and what was reconstructed.
+A small network, the life predictor, reads the tokens before the first stage and predicts the life of each
+patch: in which block it is needed last. After that, no stage computes anything to decide. A keep ratio is a
+quantile of an image's lives: a stage that keeps n patches keeps the n with the longest lives. docs/methods.md
+says what is known of the paper's method and what was reconstructed.
 
-Training needs gradients, which a choice has none of. There all patches are computed to the end, and a patch
-fades instead of leaving: see `faded`.
+Training needs gradients, and a choice has none. So in training, all patches are computed to the end, and a
+patch fades instead of leaving: see `faded`.
 """
 
 from collections.abc import Sequence

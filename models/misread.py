@@ -1,4 +1,5 @@
-"""What Pillow misreads without an error: put right before an image is loaded, or refused. No torch."""
+"""Corrects images that Pillow misreads without an error, before they are loaded, or refuses them. No
+torch."""
 
 import struct
 from typing import IO
@@ -52,7 +53,7 @@ for _order, _mark in _ORDERS:
 
 
 def put_right(image: Image.Image) -> None:
-    """Before the image is loaded. Raises UnclearPixels for what cannot be put right."""
+    """Correct the image before it is loaded. Raises UnclearPixels if it cannot be corrected."""
     if image.format == "PNG":
         _compare_as_stored(image)
     elif image.format == "BMP" and isinstance(image, ImageFile.ImageFile):

@@ -1,4 +1,4 @@
-"""Paths, and what went wrong with them, in a line on a terminal."""
+"""Paths, and errors about them, in one line for a terminal."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pixels as photographs have them -> the values that a network takes."""
+"""Pixels of photographs -> the input values of a network."""
 
 from collections.abc import Callable
 from typing import NamedTuple

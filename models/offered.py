@@ -1,4 +1,4 @@
-"""Which criteria a model can be judged by, and which reducers it has. No torch: front ends read it."""
+"""The criteria and reducers that a model supports. No torch: front ends use it."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Kept patches as pictures. Free of torch: the front end draws masks with it."""
+"""Kept patches as pictures. Without torch: the front end draws masks with it."""
 
 import struct
 import zlib
@@ -22,10 +22,10 @@ def dimmed(
     patch_size: tuple[int, int],
     patch_stride: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """What the model saw, with every patch whose cell is 0 dimmed.
+    """The input of the model, with every patch dimmed whose cell is 0.
 
-    A pixel goes with the patch whose centre is nearest to it: where patches overlap, each shows as one
-    stride, and what no patch covers at the right and at the bottom goes with the last ones.
+    A pixel belongs to the patch whose center is nearest to it: if patches overlap, each shows as one stride,
+    and what no patch covers at the right and at the bottom belongs to the last ones.
     """
     rows, columns = map(_nearest_patches, pixels.shape[:2], cells.shape, patch_size, patch_stride)
     shifts = np.where(cells == 1, 0, _DIMMED_BITS).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""What follows from the prunings of a batch: every length, order and index of its forward pass.
+"""Everything that follows from the prunings of a batch: every length, order and index of its forward pass.
 
-All of it is known before anything is computed (planning.py). What the device needs of it are tables, which go
-there together in one copy (`ragged.all_on_device`). A batch whose images are all alike needs none.
+All of it is known before anything is computed (planning.py). The device needs tables, which are copied there
+together (`ragged.all_on_device`). A batch whose images are all pruned in the same way needs none.
 
 Lengths, bounds and counts are for the images in the order of `planning.order_of`.
 """

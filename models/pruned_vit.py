@@ -1,8 +1,8 @@
-"""The forward pass of a vision transformer of timm's that prunes patches on the way.
+"""The forward pass of timm's vision transformers with pruning of patches.
 
-It goes through the network's own submodules: what differs between classes of networks is in families/, how
-attention is computed in attend/, what a block does in blocks.py, and a stage, a block that prunes, in
-stage.py. At keep ratio 1 it computes what timm does, by the same kernels as at every other ratio, so the
+It uses the network's own submodules. The differences between classes of networks are in families/, attention
+is computed in attend/, the parts of a block are in blocks.py, and a stage, a block that prunes, is in
+stage.py. At keep ratio 1 it computes the same as timm, with the same kernels as at every other ratio, so the
 logits are timm's but for rounding. If it is `exact`, every operation is timm's own, and so is every bit;
 `check_against_timm` asserts that on the loaded weights.
 """
@@ -33,8 +33,8 @@ from models.token_pool import pool_of
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """``logits`` [B, classes]; ``kept``: the patches that each image has left after each stage; ``pooled``:
-    what the head read, from which `Family.features` gives the feature vectors."""
+    """``logits`` [B, classes]. ``kept``: the patches of each image left after each stage. ``pooled``: the
+    input of the head, from which `Family.features` computes the feature vectors."""
 
     logits: Float[Tensor, "B classes"]
     kept: Kept
@@ -90,12 +90,12 @@ class PrunedViT(nn.Module):
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
-        """Those that its patches can be judged by."""
+        """The criteria that it supports."""
         return offered(predicts_life=self.life_predictor is not None)
 
     @property
     def reducers(self) -> tuple[Reducer, ...]:
-        """What can become of its patches."""
+        """The reducers that it supports."""
         blocks = self.family.blocks
         pools = [pool_of(blocks[index]) for index in self.stages.blocks]
         fit = all(pool is not None and pool.grid == self.arch.grid for pool in pools)
@@ -117,7 +117,8 @@ class PrunedViT(nn.Module):
         return self.finish(self.begin(pixels), prunings)
 
     def begin(self, pixels: Float[Tensor, "B C height width"]) -> Tokens:
-        """The part of the forward pass that no pruning changes: everything before the first stage's block."""
+        """The part of the forward pass that does not depend on the pruning: everything before the first
+        stage's block."""
         tokens = self.embedded(pixels)
         blocks = self.blocks_for(tokens.rows)
         for index in range(self._first_stage):
@@ -142,7 +143,7 @@ class PrunedViT(nn.Module):
         return Blocks.of(self.family, like, exact=self.exact, clusters=self.clusters)
 
     def finish(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Output:
-        """The rest of it, from what `begin` gave."""
+        """The rest of the forward pass, from the result of `begin`."""
         check_criteria([pruning.criterion for pruning in prunings], self.criteria)
         check_reducers([pruning.reducer for pruning in prunings], self.reducers)
         blocks = self.blocks_for(tokens.rows)

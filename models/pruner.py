@@ -1,4 +1,4 @@
-"""The stages of one forward pass: its plan, and what of it is on the device."""
+"""The stages of one forward pass: its plan, and the parts of it that are on the device."""
 
 from collections.abc import Sequence
 

@@ -1,9 +1,9 @@
 """Batches whose images differ in length: tokens of all images packed as [rows, D], lengths known on the host.
 
-Row-wise layers (norms, linears, MLP) run on the packed rows and never see an image's border. Only
-attention, pooling and pruning do; they walk over runs of neighbouring images of one length, each run a
-dense [images, tokens, D] view. A batch of one common length is one run and keeps its dense [B, T, D]
-shape (and memory layout): the dense path is the same code, not another one.
+Row-wise layers (norms, linears, MLP) compute all packed rows, without knowledge of images. Only attention,
+pooling and pruning distinguish images; they go through runs of neighboring images of one length, each run a
+dense [images, tokens, D] view. A batch of one common length is one run and keeps its dense [B, T, D] shape
+(and memory layout): the dense path is the same code.
 """
 
 from collections.abc import Callable, Iterator, Sequence

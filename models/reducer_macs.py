@@ -1,6 +1,6 @@
-"""What the reducers cost that make each token from all patches: `pool` and `transform`.
+"""The cost of the reducers that make each token from all patches: `pool` and `transform`.
 
-Pure Python, as all that counts (schedule.py). What computes them is in token_pool.py and reducers.py.
+Pure Python, like everything that counts (schedule.py). The computation is in token_pool.py and reducers.py.
 """
 
 # Values of a query and of a key: those of a head in timm's networks.

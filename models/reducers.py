@@ -1,9 +1,9 @@
-"""What happens to the patches that are not kept, other than dropping them: pure tensor functions.
+"""What happens to the patches that are not kept, if they are not dropped: pure tensor functions.
 
-`fuse` is EViT's (arXiv 2202.07800, section 3.3), with weights that sum to 1. `merge` is ToMe's bipartite
-soft matching (arXiv 2210.09461, section 3): pairs that are alike become their mean, weighted by how many
-patches each already stands for. `transform` is after Token Transforming (arXiv 2506.05709): each kept patch
-becomes a mean of all, weighted by likeness. docs/methods.md says what of it was reconstructed.
+`fuse` is EViT's (arXiv 2202.07800, section 3.3), with weights that sum to 1. `merge` is ToMe's bipartite soft
+matching (arXiv 2210.09461, section 3): similar pairs become their mean, weighted by the number of patches
+that each already stands for. `transform` is after Token Transforming (arXiv 2506.05709): each kept patch
+becomes a mean of all, weighted by similarity. docs/methods.md says what was reconstructed.
 """
 
 from collections.abc import Sequence
@@ -61,12 +61,12 @@ def merge(
 ) -> tuple[Float[Tensor, "B count D"], Float[Tensor, "B count"], Int[Tensor, "B count"]]:
     """Merge the most similar pairs until ``count`` patches are left, 1 <= count <= N.
 
-    Gives the merged patches, how many original patches each stands for, and its position: that of the
-    partner it was merged into. Patches stay in their order. A round can at most halve their number, so
-    fewer than half take several.
+    Returns the merged patches, the number of original patches that each stands for, and its position: that of
+    the partner into which it was merged. Patches stay in their order. A round can at most halve their number,
+    so fewer than half take several.
 
-    Images that differ, in how many of the N patches they have or are to keep, bring the ``rounds`` of their
-    plan; ``count`` is the most that one keeps. Behind what is left of an image may stand anything.
+    For images that differ in how many of the N patches they have or keep, pass the ``rounds`` of their plan;
+    ``count`` is the maximum that one keeps. After the patches of an image, there may be any values.
     """
     positions = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
     metric = keys.float()

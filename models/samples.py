@@ -21,7 +21,7 @@ _UNDERSHOOT = 0.05
 
 
 class UnclearPixels(ValueError):
-    """The samples do not say how bright they are meant to be."""
+    """The brightness of the samples is not defined."""
 
 
 def is_wide(image: Image.Image) -> bool:

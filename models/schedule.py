@@ -1,10 +1,10 @@
 """How and where patches are pruned, how many are kept there, and what that costs.
 
-Pure Python: the front end, the scheduler and the model all count with these functions, so every
-length in a batch is known on the host before anything is launched.
+Pure Python: the front end, the scheduler and the model all use these functions, so every length in a batch is
+known on the host before anything is launched.
 
 Above 300 lines: counts follow from a pruning, costs from counts, and a keep ratio is solved for a cost, so
-one chain of formulas stands in one place.
+one chain of formulas is in one place.
 """
 
 import math
@@ -58,7 +58,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 class UnreachableComputeError(ValueError):
-    """No keep ratio brings the cost down to the share of MACs that was asked for."""
+    """No keep ratio reduces the cost to the requested share of MACs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +142,11 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """All that a keep ratio leaves open: where patches are pruned, by what, and what becomes of them.
+    """The method of pruning without the keep ratio: where patches are pruned, by which criterion, and with
+    which reducer.
 
-    A checkpoint carries the method that it is meant for; a request may name another criterion or reducer.
-    `merge` (ToMe) finds pairs by their keys, `pool` weighs by learned queries: they read no criterion.
+    A checkpoint has a default method; a request may name another criterion or reducer. `merge` (ToMe) finds
+    pairs by their keys, and `pool` weighs by learned queries: they use no criterion.
     """
 
     stages: Stages
@@ -172,11 +173,11 @@ def method_name(criterion: Criterion, reducer: Reducer) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """What one image asks for; ValueError if it cannot be.
+    """The pruning of one image. Raises ValueError for invalid values.
 
-    ``keep_mass`` stands in place of ``keep_ratio``: the first stage keeps as few patches as hold that share
-    of the image's total importance, and the share of patches that they are is the image's keep ratio at the
-    later stages. ``seed`` is read by the `random` criterion only.
+    ``keep_mass`` replaces ``keep_ratio``: the first stage keeps the fewest patches that contain that share of
+    the image's total importance, and the resulting share of patches is the image's keep ratio at the later
+    stages. ``seed`` is only used by the `random` criterion.
     """
 
     keep_ratio: float = 1.0

@@ -1,4 +1,4 @@
-"""How the logits of a model become scores. No torch: front ends are told it, too."""
+"""How the logits of a model become scores. No torch: front ends use it, too."""
 
 from typing import Literal
 

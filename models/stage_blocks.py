@@ -1,4 +1,4 @@
-"""The blocks that prune, as people name them: 4,7,10, or every."""
+"""The blocks that prune, as users name them: 4,7,10, or every."""
 
 from typing import Literal
 

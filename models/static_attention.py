@@ -1,9 +1,9 @@
 """Static attention: the same attention weights for every image, in the first blocks of a network.
 
 In early blocks, the attention of a trained vision transformer hardly depends on the image. There, one matrix
-for each head takes the place of softmax(Q K^T): what arXiv 2310.07664 calls dynamic-guided static
-self-attention (DGSSA). No queries and no keys are computed; values, outputs and the rest of the block stay as
-they are. docs/methods.md says what is the paper's and what was reconstructed.
+for each head replaces softmax(Q K^T): what arXiv 2310.07664 calls dynamic-guided static self-attention
+(DGSSA). No queries and keys are computed; values, outputs and the rest of the block stay as they are.
+docs/methods.md says what comes from the paper and what was reconstructed.
 """
 
 from collections.abc import Mapping, Sequence

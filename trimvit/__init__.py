@@ -1,8 +1,7 @@
-"""The command `trimvit`, and what keeps its packages apart from others of the same names.
+"""The command `trimvit`, and the folder that separates its packages from others of the same names.
 
-The packages `app` and `models` lie beside this file in an installed wheel, not at the top level of
-site-packages, where they would take the place of a user's own `app`. In a checkout they lie beside this
-folder.
+In an installed wheel, the packages `app` and `models` are in this folder and not at the top level of
+site-packages, where they would replace a user's own `app`. In a checkout, they are next to this folder.
 """
 
 import os
@@ -18,7 +17,7 @@ PACKAGES = str(_HERE if (_HERE / "app").is_dir() else _HERE.parent)
 
 
 def main() -> None:
-    """The console script. Ends with the exit code of the command (app.cli)."""
+    """The console script. Exits with the exit code of the command (app.cli)."""
     # First on the path, so that no other `app` is found. Children get it in PYTHONPATH
     # (app.processes.environment).
     sys.path.insert(0, PACKAGES)

@@ -1,6 +1,6 @@
 """The address of a server, connections to it, and why it cannot be reached.
 
-The client and `trimvit bench` are packages of their own and have a copy each; a test keeps them the same.
+The client and `trimvit bench` are separate packages and have a copy each; a test keeps them the same.
 """
 
 import re

@@ -1,1 +1,1 @@
-"""What is asked of one image and what is answered, the same for HTTP, command line and Ray."""
+"""The request for one image and its result, the same for HTTP, command line and Ray."""

@@ -21,8 +21,8 @@ _MOST, _LONGEST_QUERY = 1024, 512
 
 
 class AskedLately:
-    """Remembers, for each model, what is asked of it for images with these options, and what is known of
-    them."""
+    """Caches, for each model, the request that follows from the options of images, and what is known of
+    it."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -37,7 +37,7 @@ class AskedLately:
         logits: bool = False,
         features: bool = False,
     ) -> tuple[Ask, Expected]:
-        """What is asked of the model, and what is known of the image but for its caller, who may ask for no
+        """The request to the model, and what is known of the image except for its caller, who may not use a
         priority above ``highest``. Raises InvalidValue, NoClasses or PriorityNotAllowed."""
         found = self._of_models.get(model.name)
         if found is None or found.model is not model:
@@ -80,8 +80,8 @@ class _OfModel:
 
 
 def by_query(function: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
-    """The function of a query, with what it made of those that came lately, the long ones apart. What it
-    returns is not to be changed."""
+    """A cached version of a function of a query; long queries have a cache of their own. Its result must not
+    be changed."""
     remembering = lru_cache(_MOST)(function)
 
     @wraps(function)
@@ -93,7 +93,8 @@ def by_query(function: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
 
 @by_query
 def values_of_query(query: bytes) -> dict[str, Any]:
-    """The names and values of a query, not to be changed. Raises InvalidValue for a name that comes twice."""
+    """The names and values of a query, which must not be changed. Raises InvalidValue for a name that occurs
+    twice."""
     return single_values(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
 
 
@@ -105,5 +106,5 @@ def options_of_query(query: bytes) -> ImageOptions:
 
 @by_query
 def embed_options_of_query(query: bytes) -> EmbedOptions:
-    """As `options_of_query`, of an image whose embedding is wanted."""
+    """As `options_of_query`, for an image whose embedding is requested."""
     return options_of(values_of_query(query), 0, options_type=EmbedOptions)

@@ -1,5 +1,4 @@
-"""An image's options, the server's defaults and the checkpoint's own method -> what is asked of the
-network."""
+"""An image's options, the server's defaults and the checkpoint's own method -> the request to the network."""
 
 from typing import Literal
 
@@ -14,8 +13,8 @@ from models.schedule import Method, Pruning, keep_ratio_for
 
 
 def default_method(settings: ModelSettings, model: ModelInfo) -> Method:
-    """What images get that name no criterion or reducer: the model's own default, else the server's, else the
-    checkpoint's."""
+    """The criterion and reducer of images that name none: the default of the model, else that of the server,
+    else that of the checkpoint."""
     own, checkpoint = settings.own_defaults(model.name), model.method
     return Method(
         checkpoint.stages,
@@ -25,8 +24,8 @@ def default_method(settings: ModelSettings, model: ModelInfo) -> Method:
 
 
 def default_keep_ratio(settings: ModelSettings, model: ModelInfo) -> float:
-    """What images get that name no ratio and nothing in its place: the model's own default, else the
-    server's."""
+    """The keep ratio of images that name none and nothing in its place: the default of the model, else that
+    of the server."""
     return settings.own_defaults(model.name).keep_ratio or settings.default_keep_ratio
 
 
@@ -39,9 +38,9 @@ def ask_of(
     logits: bool = False,
     features: bool = False,
 ) -> Ask:
-    """With the kept patches where the options or ``kept_patches`` want them, and with all ``logits`` and the
-    ``features`` if wanted. Raises InvalidValue for what this model or these defaults do not allow, NoClasses
-    where classes are asked of a model that has none."""
+    """The request for an image, with the kept patches if the options or ``kept_patches`` ask for them, and
+    with all ``logits`` and the ``features`` if requested. Raises InvalidValue for what this model or these
+    defaults do not allow, and NoClasses if classes are requested of a model that has none."""
     if not model.labels and (options.top_k or logits):
         raise NoClasses(
             f"{model.name} has no classification head, only features: use POST /v1/embed, or add a head "
@@ -75,7 +74,8 @@ def ask_of(
 
 
 def _check_shows_patches(pruning: Pruning, floor: float | None) -> None:
-    """Raises InvalidValue if what is left of an image that may be pruned are no patches."""
+    """Raises InvalidValue if a mask is requested of an image that may be pruned with a reducer that keeps no
+    patches."""
     if pruning.reducer == "pool" and (pruning.prunes or floor is not None):
         raise InvalidValue(
             "a mask shows which patches are kept, but the reducer pool keeps none: what it leaves are "
@@ -86,7 +86,7 @@ def _check_shows_patches(pruning: Pruning, floor: float | None) -> None:
 def _pruning(
     options: ImageOptions, settings: ModelSettings, model: ModelInfo
 ) -> tuple[Pruning, float | None]:
-    """Without a cascade, and how far its ratio may be lowered. Raises ValueError."""
+    """The pruning without a cascade, and how far its ratio may be lowered. Raises ValueError."""
     method = default_method(settings, model)
     criterion, reducer = options.criterion or method.criterion, options.reducer or method.reducer
     check_criteria([criterion], model.criteria)
@@ -105,8 +105,8 @@ def _pruning(
 
 
 def requested_keep_ratio(options: ImageOptions, ask: Ask) -> float | Literal["auto"] | None:
-    """The ratio that these options, from which the ``ask`` was made, name: itself or as a compute; None with
-    keep_mass or a cascade."""
+    """The keep ratio that these options name, directly or as a compute. The ``ask`` was made from them. None
+    with keep_mass or a cascade."""
     if options.keep_ratio == "auto":
         return "auto"
     if ask.margin is not None or ask.pruning.keep_mass is not None:

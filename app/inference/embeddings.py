@@ -1,4 +1,4 @@
-"""The result of one image whose embedding is asked for, and many embeddings as bytes."""
+"""The result of one image whose embedding is requested, and many embeddings as bytes."""
 
 import base64
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def embedding_result(
 
 
 def embedding_of(prediction: Prediction, *, normalize: bool) -> Float32[np.ndarray, " features"]:
-    """The feature vector, little-endian, of length 1 (L2) if that is asked for."""
+    """The feature vector, little-endian, divided by its length (L2) if that is requested."""
     vector = prediction.feature_vector
     assert vector is not None, "it was asked for"
     if not normalize:

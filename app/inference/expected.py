@@ -14,8 +14,8 @@ from app.settings.settings import Settings
 
 
 def priority_of(options: ImageOptions, highest: Priority) -> Priority:
-    """The priority of an image whose caller may ask for no more than ``highest``. Raises PriorityNotAllowed
-    if it asks for more; it is not lowered silently."""
+    """The priority of an image whose caller may not use more than ``highest``. Raises PriorityNotAllowed if
+    it requests more; it is not lowered silently."""
     allowed = up_to(highest)
     if options.priority in allowed:
         return options.priority
@@ -29,18 +29,19 @@ def priority_of(options: ImageOptions, highest: Priority) -> Priority:
 
 
 def default_deadline_ms(settings: Settings, model: str | None) -> int:
-    """The deadline of images that name none: the own one of the model of that name, else the server's."""
+    """The deadline of images that name none: the default of the model of that name, else that of the
+    server."""
     return settings.own_defaults(model).deadline_ms or settings.default_deadline_ms
 
 
 def longest_default_deadline_s(settings: Settings) -> float:
-    """Of all models, for as long as it is not known which one is asked."""
+    """The longest default deadline of all models, for use while the requested model is not known."""
     own = {} if settings.model_default is None else own_defaults(settings.model_default)
     return max(settings.default_deadline_ms, *(each.deadline_ms or 0 for each in own.values()), 0) / 1000
 
 
 def deadline_s_of(options: ImageOptions, settings: Settings, model: str | None) -> float:
-    """The image's deadline, or the default one of the model of that name, from when the request came."""
+    """The image's deadline, or the default one of the model of that name, from the arrival of the request."""
     return (options.deadline_ms or default_deadline_ms(settings, model)) / 1000
 
 
@@ -52,7 +53,7 @@ def expected(
     highest: Priority,
     caller: str = "",
 ) -> Expected:
-    """What is known of an image before it is decoded. Its caller may ask for no priority above ``highest``.
+    """What is known of an image before it is decoded. Its caller may not use a priority above ``highest``.
     Raises PriorityNotAllowed."""
     return Expected(
         share=shares(model, ask)[-1],

@@ -17,7 +17,7 @@ Options = TypeVar("Options", bound=ImageOptions)
 
 
 def single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Names and values of a query or a form. Raises InvalidValue for a name that comes twice."""
+    """Names and values of a query or a form. Raises InvalidValue for a name that occurs twice."""
     values: dict[str, Any] = {}
     for name, value in items:
         if name in values:
@@ -27,8 +27,9 @@ def single_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers go before earlier ones; a way to choose replaces any other, a cascade also criterion and
-    reducer, which it chooses itself. JSON's null changes nothing that an earlier layer has."""
+    """Later layers take precedence over earlier ones. A way to choose the ratio replaces any other, and a
+    cascade also replaces criterion and reducer, which it sets itself. null in JSON does not change what an
+    earlier layer sets."""
     values: dict[str, Any] = {}
     for layer in layers:
         cascade = _is_true(layer.get("cascade"))
@@ -44,9 +45,9 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_misplaced(
     given: Iterable[str], members: Collection[str], parameters: Iterable[str], of: str = "the request"
 ) -> None:
-    """Raises InvalidValue for names beside the known ``members`` that would change the answer if they were
-    read: those of ``parameters``, which stand elsewhere, and misspelt members. Others are ignored, as clients
-    of other servers send more."""
+    """Raises InvalidValue for names other than the known ``members`` that would change the answer if they
+    were read: members of ``parameters`` in the wrong place, and misspelled members. Others are ignored,
+    because clients of other servers send more."""
     for name in given:
         if name in members:
             continue
@@ -60,12 +61,12 @@ def refuse_misplaced(
 
 
 def asks_for_each(values: Mapping[str, Any]) -> bool:
-    """Whether these options, which may be wrong, want an answer for each image."""
+    """Whether these options, which may be invalid, ask for an answer for each image."""
     return values.get("errors") == "each"
 
 
 def _is_true(flag: object) -> bool:
-    """Whether a flag is set, as JSON's or as a word; what is no flag is refused later."""
+    """Whether a flag is set, in JSON or as a word. What is not a flag is refused later."""
     try:
         return _FLAGS.validate_python(flag)
     except ValidationError:
@@ -93,9 +94,9 @@ def options_of(
     *,
     options_type: type[ImageOptions] = ImageOptions,
 ) -> ImageOptions:
-    """The options of the image at this place (None: of all); null is as if not there. Raises InvalidValue.
+    """The options of the image at this index (None: of all). null counts as not given. Raises InvalidValue.
 
-    ``besides``: names that the route takes too, and has read already; ``kind``: what it calls an option.
+    ``besides``: names that the route also accepts and has read already. ``kind``: what it calls an option.
     """
     unknown = next((name for name in values if name not in options_type.model_fields), None)
     if unknown is not None:
@@ -110,5 +111,5 @@ def options_of(
 
 
 def said(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong, in words; of many faults, the first few."""
+    """The error message; of many errors, the first few."""
     return ". ".join(wrong_values(error, model)[:_MOST_FAULTS])

@@ -15,7 +15,7 @@ Errors = Literal["first", "each"]
 
 
 def _no_flag(value: object) -> object:
-    """JSON's true and false are no numbers, though Python counts with them."""
+    """Refuses JSON's true and false as numbers, although Python counts with them."""
     if isinstance(value, bool):
         raise PydanticCustomError("no_number", "must be a number")
     return value
@@ -177,13 +177,13 @@ class EmbedOptions(ImageOptions):
 def option_schemas(
     without: Collection[str] = (), of: type[ImageOptions] = ImageOptions
 ) -> dict[str, dict[str, Any]]:
-    """The schemas of the options by their names, for where they are no members of a model."""
+    """The schemas of the options by name, for places where they are not members of a model."""
     properties: dict[str, dict[str, Any]] = of.model_json_schema()["properties"]
     return {name: _without_null(schema) for name, schema in properties.items() if name not in without}
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an option in the query or a form, where only JSON can say null."""
+    """The schema of an option in a query or a form. Only JSON has null."""
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "examples")}
     typed = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
     return {**rest, **(typed[0] if typed else {})}

@@ -1,4 +1,4 @@
-"""The result of one image, as the JSON of /v1/classify has it."""
+"""The result of one image, in the form of the JSON of /v1/classify."""
 
 import base64
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def image_result(
     warnings: Sequence[str],
     cached: bool = False,
 ) -> dict[str, Any]:
-    """One ImageResult of the schemas, as plain data. ``ask``: what became of the ``options``. ``picture``:
-    what the model saw, for a mask as PNG. ``cached``: it comes from the answer cache."""
+    """One ImageResult of the schemas, as plain data. ``ask``: the request that was made from the ``options``.
+    ``picture``: the input of the model, for a mask as PNG. ``cached``: it comes from the answer cache."""
     pruning, mask = ask.pruning, options.mask
     total = model.architecture.patches
     result: dict[str, Any] = {
@@ -95,5 +95,5 @@ def mask_picture(
     patch_size: tuple[int, int],
     patch_stride: tuple[int, int],
 ) -> bytes:
-    """A PNG of what the model saw, with every patch whose cell is 0 dimmed."""
+    """A PNG of the input of the model, with every patch dimmed whose cell is 0."""
     return png_of(dimmed(cells, pixels, patch_size, patch_stride))

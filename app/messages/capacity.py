@@ -1,4 +1,4 @@
-"""What a worker can do: its limits, and the batches that it measured."""
+"""The capacity of a worker: its limits, and the batches that it measured."""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one worker may run at once: at most ``streams`` batches, on ``threads`` compute threads together,
-    each of at most ``batch_tokens`` tokens."""
+    """What one worker may run at the same time: at most ``streams`` batches, on ``threads`` compute threads
+    together, each of at most ``batch_tokens`` tokens."""
 
     batch_tokens: int
     threads: int
@@ -21,13 +21,13 @@ class Limits:
 
     @property
     def stream_threads(self) -> int:
-        """Threads of a batch while others run beside it."""
+        """The threads of a batch while others run at the same time."""
         return max(1, self.threads // self.streams)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a batch consists of. ``compute`` is in unpruned images."""
+    """The contents of a batch. ``compute`` is in unpruned images."""
 
     images: int
     compute: float
@@ -38,7 +38,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A batch that was computed: on how many threads, and in how many seconds."""
+    """A batch that was computed, with its number of threads and its seconds."""
 
     threads: int
     work: Work

@@ -18,14 +18,14 @@ def framed(message: bytes) -> bytes:
 
 
 class FrameReader:
-    """Puts together the messages of one stream, however it was cut into pieces."""
+    """Assembles the messages of one stream, however it was split."""
 
     def __init__(self) -> None:
         self._rest = bytearray()  # of what came before: a message that is not complete
 
     def feed(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
-        """The messages that are complete now, each of which is to be read before the next: what came is not
-        copied. Raises NoFrame for a length that no message has."""
+        """The messages that are complete now. Each must be read before the next one, because the data is not
+        copied. Raises NoFrame for an invalid length."""
         received = memoryview(data)
         if self._rest:
             self._rest += data
@@ -40,7 +40,7 @@ class FrameReader:
 
 
 def _end(received: bytearray | memoryview, place: int) -> int | None:
-    """Where the message ends that begins there; None if it is not complete. Raises NoFrame."""
+    """Where the message that begins there ends. None if it is not complete. Raises NoFrame."""
     if len(received) - place < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack_from(received, place)

@@ -1,5 +1,5 @@
-"""What is asked of one image, and what came out for it: the same from HTTP or the command line to the network
-and back."""
+"""The request for one image and its prediction, the same from HTTP or the command line to the network and
+back."""
 
 import math
 from typing import Annotated, Literal
@@ -18,12 +18,12 @@ Lowered = Literal["brown-out", "deadline"]
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
-    """How one image is to be answered.
+    """The request for one image.
 
-    ``top_k``: labels, best first. ``kept_patches``, ``logits``, ``features``: whether these are wanted, too.
-    With a ``margin`` it is run again unpruned where its first label's probability is no more than that above
-    the second one's (see models.cascade). With a ``min_keep_ratio`` the dispatcher may lower the ratio to
-    it.
+    ``top_k``: the number of labels, best first. ``kept_patches``, ``logits``, ``features``: whether these are
+    requested, too. With a ``margin``, the image is computed again without pruning if the probability of its
+    first label is at most that much above that of the second one (see models.cascade). With a
+    ``min_keep_ratio``, the dispatcher may lower the ratio to it.
     """
 
     pruning: Pruning  # checks itself, when it is decoded too
@@ -46,12 +46,12 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Prediction(msgspec.Struct, frozen=True, array_like=True):
-    """What came out for one image.
+    """The prediction for one image.
 
-    ``classes`` and ``scores`` (from 0 to 1) of the top_k labels, best first. ``kept_counts[s]``:
-    patches left after stage s. ``keep_ratio``: the ratio that was applied (what a keep_mass came to; 1 where
-    the image was run again unpruned). ``compute``: share of the unpruned model's MACs, of all ``runs``, 1 or
-    2. ``kept``, ``logits`` and ``features`` are the bytes of `kept_patches`, `all_logits` and
+    ``classes`` and ``scores`` (from 0 to 1) of the top_k labels, best first. ``kept_counts[s]``: patches left
+    after stage s. ``keep_ratio``: the applied ratio (with keep_mass, the resulting ratio; 1 if the image was
+    computed again without pruning). ``compute``: the share of the unpruned model's MACs, over all ``runs``, 1
+    or 2. ``kept``, ``logits`` and ``features`` are the bytes of `kept_patches`, `all_logits` and
     `feature_vector`.
     """
 
@@ -67,24 +67,25 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def kept_patches(self) -> tuple[UInt16[np.ndarray, " kept"], ...]:
-        """Of each stage, the indices of the patches left after it, ascending, row by row in the patch grid;
-        none if they were not asked for. Raises ValueError for bytes that are no such numbers."""
+        """For each stage, the indices of the patches left after it, ascending, row by row in the patch grid.
+        Empty if they were not requested. Raises ValueError for invalid bytes."""
         return tuple(np.frombuffer(stage, "<u2") for stage in self.kept)
 
     @property
     def all_logits(self) -> Float32[np.ndarray, " classes"] | None:
-        """The logits of all classes in their order; None if they were not asked for. Raises ValueError for
-        bytes that are no such numbers."""
+        """The logits of all classes in their order. None if they were not requested. Raises ValueError for
+        invalid bytes."""
         return None if self.logits is None else np.frombuffer(self.logits, "<f4")
 
     @property
     def feature_vector(self) -> Float32[np.ndarray, " features"] | None:
-        """What the head reads; None if it was not asked for. Raises ValueError for bytes that are no such
-        numbers."""
+        """The vector that the head reads. None if it was not requested. Raises ValueError for invalid
+        bytes."""
         return None if self.features is None else np.frombuffer(self.features, "<f4")
 
     @property
     def is_finite(self) -> bool:
-        """Whether all its numbers are: an overflow or a broken device leaves NaN, which is no answer."""
+        """Whether all its numbers are finite: an overflow or a broken device leaves NaN, which is not an
+        answer."""
         more = (values for values in (self.all_logits, self.feature_vector) if values is not None)
         return all(map(math.isfinite, self.scores)) and all(np.isfinite(values).all() for values in more)

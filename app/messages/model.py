@@ -16,10 +16,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """What a front end must know of the model to prepare images and read answers.
 
     ``patch_size`` and ``patch_stride`` are (vertical, horizontal), in pixels. ``device`` and ``dtype`` are
-    those of the worker that tells it. ``scores``: what makes logits scores. ``features``: numbers of a
-    feature vector. Without a head it has no ``labels``. ``fingerprint``: a digest of the weights, where the
-    answer cache has use for it. ``criteria``: those that it can be judged by; ``reducers``: those
-    that it has.
+    those of the worker that sends it. ``scores``: how logits become scores. ``features``: the length of a
+    feature vector. Without a head, the model has no ``labels``. ``fingerprint``: a digest of the weights, if
+    there is an answer cache. ``criteria`` and ``reducers``: those that the model supports.
     """
 
     name: str
@@ -40,10 +39,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of one image's pixels: uint8 [height, width, 3]."""
+        """The number of bytes of one image's pixels: uint8 [height, width, 3]."""
         height, width = self.input.size
         return height * width * 3
 
     def serves_as(self, other: "ModelInfo") -> bool:
-        """Whether two workers with these models give the same answers: all but the device is equal."""
+        """Whether two workers with these models give the same answers: everything except the device is
+        equal."""
         return self == msgspec.structs.replace(other, device=self.device)

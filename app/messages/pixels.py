@@ -1,7 +1,7 @@
-"""The one place where an image's pixels are copied on their way from a decoder to a device.
+"""The one function that copies an image's pixels on their way from a decoder to a device.
 
 There are two such copies: into the image's slot, and from there to where the device reads them. (A front end
-makes one more of an image whose mask is to be drawn over it.)
+makes another one of an image whose mask is drawn.)
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 
 def copy_pixels(target: UInt8[np.ndarray, "..."], pixels: UInt8[np.ndarray, "..."]) -> None:
-    """Make the target's bytes those of the pixels. Raises ValueError if they have not the same shape."""
+    """Copy the pixels into the target. Raises ValueError if their shapes differ."""
     if target.shape != pixels.shape:  # numpy would repeat the smaller one
         raise ValueError(f"pixels of shape {pixels.shape} for a place of shape {target.shape}")
     np.copyto(target, pixels)

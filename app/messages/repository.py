@@ -1,4 +1,4 @@
-"""What front ends are told of the models that may be loaded and unloaded while serving, and why a change was
+"""Messages to front ends about the models that may be loaded and unloaded while serving, and why a change was
 not made."""
 
 from typing import Literal
@@ -17,7 +17,7 @@ ChangeFault = LoadFault | Literal["busy", "default", "no-worker", "worker-lost",
 
 
 class ModelEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A model of the repository. ``reason``: why it is not ready, where there is more to say."""
+    """A model of the repository. ``reason``: why it is not ready, if there is more to say."""
 
     name: str
     state: ModelState

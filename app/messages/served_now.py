@@ -1,5 +1,5 @@
-"""Which models are served beside the default one, as the dispatcher leaves word of it for whoever starts
-anew: workers, and its own successor."""
+"""The file that lists the models that are served in addition to the default one. The dispatcher writes it for
+processes that start later: workers, and its own successor."""
 
 import logging
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def write_served(path: Path, names: Iterable[str]) -> None:
-    """Replace the file at once. Raises OSError."""
+    """Replace the file atomically. Raises OSError."""
     new = path.with_suffix(".new")
     new.write_bytes(msgspec.json.encode(list(names)))
     new.replace(path)

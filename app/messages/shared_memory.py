@@ -1,13 +1,12 @@
-"""Memory that processes share: a file without a name, by its descriptor."""
+"""Memory that processes share: a file without a name, passed on by its descriptor."""
 
 import os
 import tempfile
 
 
 def make_shared_memory(name: str) -> int:
-    """The descriptor of a new file, empty and in memory where the system can do that; on Linux it may be
-    sealed. It takes no room in /dev/shm, of which a container has 64 MB. ``name`` is for who looks into
-    /proc. Raises OSError."""
+    """The descriptor of a new empty file, in memory if the system supports it; on Linux it may be sealed. It
+    takes no space in /dev/shm, of which a container has 64 MB. ``name`` is shown in /proc. Raises OSError."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:

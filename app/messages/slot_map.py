@@ -1,8 +1,8 @@
 """Slots: places in shared memory for the pixels of one image each, from its decoding to its answer.
 
-The memory is a file without a name, made by the supervisor and inherited by front ends and workers. Every
-front end has a range of slots of its own, so taking one needs no lock between processes. The file's pages
-exist once they are written to, so its size costs nothing.
+The memory is a file without a name, created by the supervisor and inherited by front ends and workers. Every
+front end has a range of slots of its own, so taking one needs no lock between processes. The pages of the
+file exist only once they are written, so its size costs nothing.
 """
 
 import mmap
@@ -14,15 +14,15 @@ _PLACES_BEYOND_THE_QUEUE = 256
 
 @dataclass(frozen=True, slots=True)
 class SlotMap:
-    """Which front end has which slots."""
+    """The slots of each front end."""
 
     front_ends: int
     per_front_end: int
 
     @classmethod
     def for_queue(cls, front_ends: int, queue_images: int) -> "SlotMap":
-        """Slots for a queue of so many images, all of which may be one front end's, and for as many that are
-        computed."""
+        """Slots for a queue of this many images, all of which may be one front end's, and for the images that
+        are computed."""
         return cls(front_ends, 2 * queue_images + _PLACES_BEYOND_THE_QUEUE)
 
     @property
@@ -37,16 +37,17 @@ class SlotMap:
 
 @lru_cache(64)
 def stride(pixel_bytes: int) -> int:
-    """Bytes from one slot to the next: pages, as many as a power of two."""
+    """The bytes from one slot to the next: a number of pages that is a power of two."""
     pages = -(-pixel_bytes // mmap.ALLOCATIONGRANULARITY)
     return mmap.ALLOCATIONGRANULARITY << max(0, pages - 1).bit_length()
 
 
 def start_of(slot: int, slots: int, pixel_bytes: int) -> int:
-    """Where the slot of that number begins for an image of so many bytes, where there are so many ``slots``.
+    """Where the slot of that number begins, for an image with this many bytes and with this number of
+    ``slots``.
 
-    Every stride has a part of the file for itself, so that images of several models, whose inputs differ in
-    size, lie beside each other. The part begins at ``slots`` strides and ends at twice as many, where that of
-    the next power of two begins.
+    Every stride has a part of the file of its own, so images of several models, whose inputs differ in size,
+    do not overlap. The part begins at ``slots`` strides and ends at twice as many, where that of the next
+    power of two begins.
     """
     return (slots + slot) * stride(pixel_bytes)

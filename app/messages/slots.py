@@ -1,4 +1,4 @@
-"""Slots in use: a front end writes an image's pixels once, and a worker reads them from where they are. See
+"""Slots in use: a front end writes an image's pixels once, and a worker reads them there. See
 app.messages.slot_map."""
 
 import fcntl
@@ -33,7 +33,7 @@ class SlotWriter:
 
     @property
     def taken(self) -> int:
-        """Slots that hold an image."""
+        """The number of slots that hold an image."""
         return len(self._taken)
 
     def take(self) -> int | None:
@@ -52,8 +52,7 @@ class SlotWriter:
         copy_pixels(self.view(slot, pixels.shape), pixels)
 
     def view(self, slot: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "height width 3"]:
-        """The pixels of this shape that are in the slot, where they are. Raises ValueError for a slot that is
-        not taken."""
+        """A view of the pixels of this shape in the slot. Raises ValueError for a slot that is not taken."""
         if slot not in self._taken:
             raise ValueError(f"slot {slot} is not taken")
         size = math.prod(shape)
@@ -62,14 +61,14 @@ class SlotWriter:
         return np.frombuffer(self._parts[step], np.uint8, size, start).reshape(shape)
 
     def free(self, slot: int) -> None:
-        """The image in it needs it no more. Raises KeyError for a slot that is not taken."""
+        """Free the slot. Raises KeyError for a slot that is not taken."""
         self._taken.remove(slot)
         self._free.append(slot)
         if not self._taken:
             self._trim()
 
     def _map_part(self, pixel_bytes: int) -> None:
-        """For images of a size that has not come before, as another model's."""
+        """Map the part of the file for images of a new size, such as those of another model."""
         step, slots = stride(pixel_bytes), self._map.count
         _grow(self._descriptor, start_of(slots, slots, pixel_bytes))
         size = len(self._range) * step
@@ -78,7 +77,7 @@ class SlotWriter:
         _remove(self._parts[step], 0, size)  # what a predecessor that died left behind
 
     def _trim(self) -> None:
-        """Give back the memory of all slots but a few, and take the first ones first again."""
+        """Free the memory of all slots but a few, and use the first ones first again."""
         used = self._highest - self._range.start + 1
         if used > _KEPT:
             for step, memory in self._parts.items():
@@ -88,7 +87,7 @@ class SlotWriter:
 
 
 class SlotReader:
-    """All slots, as a worker reads them, of images with so many bytes."""
+    """All slots of images with this many bytes, as a worker reads them."""
 
     def __init__(self, descriptor: int, slot_map: SlotMap, pixel_bytes: int) -> None:
         self._count, self._pixel_bytes = slot_map.count, pixel_bytes
@@ -98,7 +97,7 @@ class SlotReader:
         self._memory = mmap.mmap(descriptor, self._count * self._step, offset=start, access=mmap.ACCESS_READ)
 
     def view(self, slot: int) -> UInt8[np.ndarray, " bytes"]:
-        """The slot's bytes where they are, not a copy. Raises IndexError for a slot that there is not."""
+        """A view of the slot's bytes, not a copy. Raises IndexError for a slot that does not exist."""
         if not 0 <= slot < self._count:
             raise IndexError(f"slot {slot} of {self._count}")
         return np.frombuffer(self._memory, np.uint8, self._pixel_bytes, slot * self._step)
@@ -108,13 +107,13 @@ ReadSlot = Callable[[int], UInt8[np.ndarray, " bytes"]]
 
 
 def _remove(memory: mmap.mmap, start: int, size: int) -> None:
-    """Give the memory back to the system; what is read there is 0 then. On Linux only."""
+    """Return the memory to the system; it reads as 0 afterwards. On Linux only."""
     if hasattr(mmap, "MADV_REMOVE"):
         memory.madvise(mmap.MADV_REMOVE, start, size)
 
 
 def _grow(descriptor: int, size: int) -> None:
-    """Make the file at least so large: it never becomes smaller, for others have it mapped."""
+    """Make the file at least this large. It never becomes smaller, because other processes have it mapped."""
     fcntl.lockf(descriptor, fcntl.LOCK_EX)
     try:
         if os.fstat(descriptor).st_size < size:

@@ -1,4 +1,4 @@
-"""What front ends and workers tell the dispatcher. Times are durations, so that neither side trusts the
+"""Messages of front ends and workers to the dispatcher. Times are durations, so neither side depends on the
 other's clock."""
 
 import math
@@ -24,9 +24,9 @@ class FrontEnd(msgspec.Struct, frozen=True, tag=True):
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """One image to classify.
 
-    Its pixels, ``size`` bytes, are in the slot. ``caller`` is whose share of the workers it takes.
-    ``own_deadline``: the deadline was asked for, and is not the server's default. ``again``: an earlier
-    dispatcher had accepted it. ``model``: the name of the one that is asked.
+    Its pixels, ``size`` bytes, are in the slot. ``caller``: whose share of the workers it uses.
+    ``own_deadline``: the deadline was requested and is not the server's default. ``again``: an earlier
+    dispatcher accepted it. ``model``: the name of the requested model.
     """
 
     id: int
@@ -46,7 +46,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Images to classify: all that came in one turn of the front end's loop."""
+    """Images to classify: all that arrived in one turn of the front end's event loop."""
 
     records: list[Record]
 
@@ -58,37 +58,36 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 class LoadModel(msgspec.Struct, frozen=True, tag=True):
-    """Serve that model from now on. The answer has the ``id``."""
+    """Load and serve that model. The answer has the ``id``."""
 
     id: int
     name: str
 
 
 class UnloadModel(msgspec.Struct, frozen=True, tag=True):
-    """Serve that model no more. The answer has the ``id``."""
+    """Stop serving that model. The answer has the ``id``."""
 
     id: int
     name: str
 
 
 class ModelLeft(msgspec.Struct, frozen=True, tag=True):
-    """The model, which the front end was told is not served any more, has no more requests there: no image
-    for it follows."""
+    """The front end has no more requests for a model that is no longer served: no image for it follows."""
 
     name: str
 
 
 # --- from workers ------------------------------------------------------------------------------------
 class Held(msgspec.Struct, frozen=True, array_like=True):
-    """A model that a worker has loaded and warmed up. ``measured`` are the batches that it timed, from which
-    the dispatcher predicts."""
+    """A model that a worker has loaded and warmed up. ``measured``: the batches that it timed, from which the
+    dispatcher predicts."""
 
     info: ModelInfo
     measured: Annotated[tuple[Measured, ...], Meta(min_length=1)]
 
 
 class Worker(msgspec.Struct, frozen=True, tag=True):
-    """The first message of a worker, which holds these models, the default one first."""
+    """The first message of a worker, with its models, the default one first."""
 
     name: str
     models: Annotated[tuple[Held, ...], Meta(min_length=1)]
@@ -96,13 +95,13 @@ class Worker(msgspec.Struct, frozen=True, tag=True):
 
 
 class ModelLoaded(msgspec.Struct, frozen=True, tag=True):
-    """The worker holds this model, too, from now on."""
+    """The worker has loaded this model, too."""
 
     held: Held
 
 
 class ModelUnloaded(msgspec.Struct, frozen=True, tag=True):
-    """The worker does not hold this model any more."""
+    """The worker has unloaded this model."""
 
     name: str
 
@@ -130,14 +129,15 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Checked(msgspec.Struct, frozen=True, tag=True):
-    """An image that was held was run again unpruned. ``label``: its first label; None if that failed."""
+    """An image that was held was computed again without pruning. ``label``: its first label; None if that
+    failed."""
 
     hold: int
     label: int | None
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
-    """The worker's main loop goes on."""
+    """The worker's main loop runs."""
 
 
 ToDispatcher = (

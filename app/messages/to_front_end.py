@@ -1,4 +1,4 @@
-"""What the dispatcher tells a front end."""
+"""Messages of the dispatcher to a front end."""
 
 from typing import Annotated, Literal
 
@@ -30,14 +30,14 @@ class Models(msgspec.Struct, frozen=True, tag=True):
 
 
 class Repository(msgspec.Struct, frozen=True, tag=True):
-    """The models that are served or may be loaded, if they may be at all: told once, and again when it
+    """The models that are served or may be loaded, if models may be loaded: sent once, and again on
     changes."""
 
     models: list[ModelEntry]
 
 
 class ModelChanged(msgspec.Struct, frozen=True, tag=True):
-    """What became of a LoadModel or UnloadModel with that ``id``: it was done, or ``words`` say why not."""
+    """The outcome of a LoadModel or UnloadModel with that ``id``. If it was not done, ``words`` say why."""
 
     id: int
     fault: ChangeFault | None = None
@@ -45,7 +45,7 @@ class ModelChanged(msgspec.Struct, frozen=True, tag=True):
 
 
 class WorkerState(msgspec.Struct, frozen=True, array_like=True):
-    """One worker that has loaded its model. ``ready``: it was heard of lately."""
+    """One worker that has loaded its model. ``ready``: it was heard of recently."""
 
     name: str
     device: str
@@ -54,17 +54,18 @@ class WorkerState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Workers(msgspec.Struct, frozen=True, tag=True):
-    """How the workers are: told when that changes, and a few times a second as a sign of life."""
+    """The state of the workers: sent when it changes, and a few times a second as a sign of life."""
 
     workers: list[WorkerState]
 
 
 class Terms(msgspec.Struct, frozen=True, array_like=True):
-    """What an image of one model takes, as predicted: see app.dispatch.policy.admission.
+    """The predicted cost of an image of one model: see app.dispatch.policy.admission.
 
-    A batch takes ``overhead_s``, and for each image in it ``image_s`` and, times its share of compute,
-    ``compute_s``; a lone image on idle workers in the same way ``alone_s`` and ``alone_compute_s``. A full
-    batch has ``batch_tokens``, an unpruned image ``image_tokens``. Predictions hold with ``caution``.
+    A batch takes ``overhead_s``, and for each image in it ``image_s`` plus ``compute_s`` times its share of
+    compute. A single image on idle workers takes ``alone_s`` and ``alone_compute_s`` in the same way. A full
+    batch has ``batch_tokens``, an unpruned image ``image_tokens``. ``caution``: the factor with which
+    predictions hold.
     """
 
     overhead_s: float = 0.0
@@ -78,13 +79,13 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """What waits and what runs, as predicted, with all lowered that allow it; so that a front end need not
-    decode what has no chance.
+    """The predicted work that waits and runs, with all images lowered that allow it. With it, a front end
+    need not decode images that would be refused.
 
-    ``work_s`` is what is served before an image, in seconds of one stream. It holds for callers who have
-    little waiting, by priority; ``callers`` are those with the most, and what is before a caller in one
-    priority each. ``free_in_s``: when each stream is free, ascending. ``seen`` is the last record of the
-    front end that all this counts. ``idle``: nothing waits and nothing runs. ``terms``: by model.
+    ``work_s``: the work before an image, in seconds of one stream. It applies to callers who have little
+    waiting, by priority. ``callers``: those with the most work waiting, each with the work before it in one
+    priority. ``free_in_s``: when each stream is free, ascending. ``seen``: the last record of the front end
+    that is counted here. ``idle``: nothing waits and nothing runs. ``terms``: by model.
     """
 
     work_s: dict[Priority, float]
@@ -97,7 +98,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
     """One classified image. ``queue_s`` and ``compute_s``: its times of waiting and computing. ``lowered``:
-    why its ratio is below the asked one, None if it is not."""
+    why its ratio is below the requested one, None if it is not."""
 
     id: int
     prediction: Prediction
@@ -107,8 +108,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Refuse(msgspec.Struct, frozen=True, array_like=True):
-    """One image that will not be computed, and why. ``retry_after_s`` is a prediction; None if waiting
-    would not help."""
+    """One image that will not be computed, and why. ``retry_after_s`` is a prediction; None if waiting would
+    not help."""
 
     id: int
     reason: RefusalReason

@@ -1,4 +1,4 @@
-"""What the dispatcher tells a worker."""
+"""Messages of the dispatcher to a worker."""
 
 from typing import Annotated
 
@@ -9,8 +9,8 @@ from app.messages.image import Ask
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True):
-    """One image of a batch: its pixels are in the slot. With a ``hold`` the worker keeps a copy of them under
-    that number, for a `Check`."""
+    """One image of a batch, whose pixels are in the slot. With a ``hold``, the worker keeps a copy of them
+    under that number, for a `Check`."""
 
     slot: Annotated[int, Meta(ge=0)]
     ask: Ask
@@ -18,7 +18,7 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Batch(msgspec.Struct, frozen=True, tag=True):
-    """Images of one model to compute together, at once, on so many threads. ``tokens`` is the weight of the
+    """Images of one model to compute together on this number of threads. ``tokens``: the weight of the
     batch."""
 
     number: int
@@ -29,21 +29,21 @@ class Batch(msgspec.Struct, frozen=True, tag=True):
 
 
 class Check(msgspec.Struct, frozen=True, tag=True):
-    """Run the image that is held under that number again, unpruned."""
+    """Compute the image that is held under that number again, without pruning."""
 
     hold: int
 
 
 class LoadModel(msgspec.Struct, frozen=True, tag=True):
-    """Load that model beside the others, which are computed meanwhile. A name is all that is said: what it
-    stands for is in the settings."""
+    """Load that model in addition to the others, which are computed meanwhile. Only the name is sent: the
+    settings say what it stands for."""
 
     name: str
 
 
 class UnloadModel(msgspec.Struct, frozen=True, tag=True):
-    """No batch of that model follows, and none is being computed: drop it. If it is still being loaded,
-    the load is given up."""
+    """Drop that model: no batch of it follows, and none is being computed. If it is still being loaded, the
+    load is given up."""
 
     name: str
 

@@ -1,1 +1,2 @@
-"""Processes: started, watched, restarted and stopped; what they share with the supervisor."""
+"""Processes: how they are started, watched, restarted and stopped, and what they share with the
+supervisor."""

@@ -1,8 +1,8 @@
-"""Background tasks and threads, none of which ends without a word.
+"""Background tasks and threads whose failures are always reported.
 
-A task that nobody awaits takes its exception with it: what it did is not done any more, and health stays
-green. So every task and thread of the service is started here. Its failure is an incident: it is logged with
-its traceback, counted, and answered, by another try after a pause or by the end of what needs it.
+The exception of a task that nobody awaits is lost: its work stops, and health stays green. So every task and
+thread of the service is started here. A failure is an incident: it is logged with its traceback, counted, and
+handled, by another try after a pause or by ending what needs the task.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ _told: dict[str, tuple[str, float]] = {}
 
 
 def incident(name: str, error: BaseException) -> None:
-    """Log that something in the background failed, with its traceback, and count it. ``name`` is one of few:
-    it is a metric's label."""
+    """Log the failure of something in the background with its traceback, and count it. ``name`` is a metric
+    label, so there are only a few."""
     text, now = f"{type(error).__name__}: {error}", time.monotonic()
     before, at = _told.get(name, ("", 0.0))
     again = before == text and now - at < _SAME_AGAIN_S
@@ -43,19 +43,19 @@ def incident(name: str, error: BaseException) -> None:
 
 
 def awaited(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    """A task whose starter awaits it, and so hears of its failure."""
+    """A task that is awaited by whoever starts it, and whose failure is seen there."""
     return asyncio.create_task(work, name=name)
 
 
 def kept(work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
-    """A task that is tried again after a pause whenever it fails, until it returns or is cancelled."""
+    """A task that is started again after a pause whenever it fails, until it returns or is cancelled."""
     return asyncio.create_task(_keep(work, name), name=name)
 
 
 def needed(
     work: Callable[[], Awaitable[None]], name: str, failed: Callable[[str], None]
 ) -> asyncio.Task[None]:
-    """A task without which its starter cannot go on: ``failed`` hears why, if it fails."""
+    """A task that must not fail: if it does, ``failed`` is called with the reason."""
 
     async def run() -> None:
         try:
@@ -80,7 +80,7 @@ async def _keep(work: Callable[[], Awaitable[None]], name: str) -> None:
 
 
 def thread(work: Callable[[], None], name: str, failed: Callable[[BaseException], None]) -> threading.Thread:
-    """Start a thread; if it fails, ``failed`` is called in it. `end_process` is such a function."""
+    """Start a thread. If it fails, ``failed`` is called in it, for example `end_process`."""
 
     def run() -> None:
         try:
@@ -95,7 +95,7 @@ def thread(work: Callable[[], None], name: str, failed: Callable[[BaseException]
 
 
 def kept_thread(work: Callable[[], None], name: str) -> threading.Thread:
-    """Start a thread that tries again after a pause whenever it fails, until it returns."""
+    """Start a thread that is started again after a pause whenever it fails, until it returns."""
 
     def run() -> None:
         restarts = Restarts(_SLOWEST_S)
@@ -114,14 +114,14 @@ def kept_thread(work: Callable[[], None], name: str) -> threading.Thread:
 
 
 def end_process(error: BaseException) -> None:
-    """End this process at once: whoever watches it starts another. Health must not stay green."""
+    """End this process at once, because health must not stay green. The supervisor starts another one."""
     log.critical("unrecoverable error, exiting: %s: %s", type(error).__name__, error)
     os._exit(1)
 
 
 def tell_of_stray_failures() -> None:
-    """What fails in the running loop's callbacks, in its transports, and in tasks and threads that others
-    started is an incident, too."""
+    """Also report failures in the running loop's callbacks, in its transports, and in tasks and threads that
+    libraries started."""
     asyncio.get_running_loop().set_exception_handler(_stray)
     threading.excepthook = _stray_in_thread
 

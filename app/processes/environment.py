@@ -1,4 +1,5 @@
-"""What a process of ours is told in its environment. The supervisor and a Ray replica start them alike."""
+"""The environment variables of the server's processes. The supervisor and a Ray replica start them in the
+same way."""
 
 import os
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -21,32 +22,32 @@ class ProcessFiles:
 
     @property
     def socket(self) -> Path:
-        """Where the dispatcher of the folder listens, the same for every process."""
+        """The socket of the folder's dispatcher, the same for every process."""
         return self.folder / DISPATCHER
 
     @property
     def served(self) -> Path:
-        """Which models are served now (app.messages.served_now), the same for every process."""
+        """The list of the served models (app.messages.served_now), the same for every process."""
         return self.folder / "served-models"
 
     @property
     def heartbeat(self) -> Path:
-        """Its beats (app.processes.heartbeat)."""
+        """Its heartbeat (app.processes.heartbeat)."""
         return self.folder / f"{self.name}.heartbeat"
 
     @property
     def reason(self) -> Path:
-        """Why it could not start (app.processes.reports)."""
+        """The reason why it could not start (app.processes.reports)."""
         return self.folder / f"{self.name}.reason"
 
     @property
     def learned(self) -> Path:
-        """What it leaves to its successor (app.worker.learned)."""
+        """What it stores for its successor (app.worker.learned)."""
         return self.folder / f"{self.name}.learned"
 
 
 def dispatcher_variables(files: ProcessFiles) -> dict[str, str]:
-    """What the dispatcher reads beside the settings."""
+    """The variables of the dispatcher in addition to the settings."""
     return {
         "TRIMVIT_DISPATCHER_SOCKET": str(files.socket),
         "TRIMVIT_DISPATCHER_HEARTBEAT": str(files.heartbeat),
@@ -58,8 +59,8 @@ def dispatcher_variables(files: ProcessFiles) -> dict[str, str]:
 def worker_variables(
     files: ProcessFiles, index: int, device: str, sharing: int, slots: int
 ) -> dict[str, str]:
-    """What a worker reads beside the settings. ``sharing``: workers on its device; ``slots``: the descriptor
-    of the shared memory."""
+    """The variables of a worker in addition to the settings. ``sharing``: the number of workers on its
+    device. ``slots``: the descriptor of the shared memory."""
     return {
         "TRIMVIT_WORKER_INDEX": str(index),
         "TRIMVIT_WORKER_DEVICE": device,
@@ -81,7 +82,7 @@ def front_end_variables(
     operations: Sequence[int],
     slots: int,
 ) -> dict[str, str]:
-    """What a front end reads beside the settings: see app.processes.programs."""
+    """The variables of a front end in addition to the settings: see app.processes.programs."""
     return {
         "TRIMVIT_HTTP_INDEX": str(index),
         "TRIMVIT_HTTP_HEARTBEAT": str(files.heartbeat),
@@ -97,8 +98,8 @@ def front_end_variables(
 def environment_of(
     settings: Settings, slot: str, variables: Mapping[str, str], *, keys: bool
 ) -> dict[str, str]:
-    """The whole environment of a child whose metrics go into that slot; with the API keys only if it checks
-    them."""
+    """The whole environment of a child whose metrics go into that slot. The API keys are only included if it
+    checks them."""
     return {
         **{name: value for name, value in os.environ.items() if keys or name != KEYS_VARIABLE},
         **variables,
@@ -112,13 +113,13 @@ PACKAGES_FOLDER = str(Path(__file__).parents[2])
 
 
 def import_own_packages(environment: MutableMapping[str, str], import_path: Sequence[str]) -> None:
-    """Let Python processes that are started later import what this one does, whatever lies in the folder
-    that the server is started from.
+    """Let Python processes that are started later import the same packages as this one, whatever the current
+    folder contains.
 
     Python started with ``-m`` looks for modules in the current folder first, and there may be another
     ``app``, as in most projects that use FastAPI, or a ``queue.py``. ``import_path`` is this process's
-    sys.path: where it begins with the folder of these packages (a checkout that is not installed), they
-    would not be found without it.
+    sys.path. If it begins with the folder of these packages (a checkout that is not installed), they would
+    not be found without it.
     """
     environment["PYTHONSAFEPATH"] = "1"
     if import_path and import_path[0] == PACKAGES_FOLDER:

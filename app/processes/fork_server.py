@@ -1,8 +1,8 @@
 """The fork server (`python -m app.processes.fork_server`): it has imported torch and timm, and forks workers.
 
-Importing them is most of what a worker's start takes, and most of the memory that it needs beside its
-weights. The fork server does it once, computes nothing and starts no thread, so that its forks are sound;
-what it holds it shares with them. If it cannot be forked it starts workers as new processes.
+These imports are most of the time of a worker's start, and most of its memory besides the weights. The fork
+server imports once, computes nothing and starts no thread, so forking is safe, and its memory is shared with
+its forks. If it cannot be forked, it starts workers as new processes.
 
 Both ends are here: `ForkServer` is the supervisor's.
 """
@@ -35,20 +35,20 @@ log = logging.getLogger(__name__)
 
 
 class Order(msgspec.Struct, frozen=True):
-    """Start that module as a program, with that environment alone."""
+    """Start that module as a program, with only that environment."""
 
     module: str
     environment: dict[str, str]
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
-    """Of the last order."""
+    """The process of the last order."""
 
     pid: int
 
 
 class NotStarted(msgspec.Struct, frozen=True, tag=True):
-    """The last order cannot be carried out now."""
+    """The last order failed."""
 
     reason: str
 
@@ -67,7 +67,7 @@ _news = msgspec.json.Decoder(_News)
 # --- the supervisor's end ----------------------------------------------------------------------------
 @dataclass(slots=True)
 class Forked:
-    """A process that the fork server started, to be used as an asyncio.subprocess.Process."""
+    """A process that the fork server started, with the interface of asyncio.subprocess.Process."""
 
     pid: int
     returncode: int | None = None
@@ -80,21 +80,21 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Nothing if it has ended."""
+        """Send a signal. Does nothing if the process has ended."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def end(self, code: int) -> None:
-        """It has ended."""
+        """Note that it has ended."""
         self.returncode = code
         self._ended.set()
 
 
 class ForkServer:
-    """Runs a fork server with that ``environment`` that has imported the modules ``preloaded``: from the
-    first order on, and anew if it dies. It may take ``patience_s`` for an order, importing included. It, and
-    what it starts, has the files ``inherited`` open."""
+    """Runs a fork server with that ``environment`` that has imported the modules ``preloaded``. It is started
+    with the first order, and again if it dies. It may take ``patience_s`` for an order, including its
+    imports. It and its forks inherit the files ``inherited``."""
 
     def __init__(
         self,
@@ -116,8 +116,8 @@ class ForkServer:
         self._closed = False
 
     async def start(self, module: str, environment: Mapping[str, str]) -> Forked:
-        """Start ``module`` with that environment. If the fork server dies, takes too long or was closed,
-        what is returned has ended already. Raises OSError if the system has no room for it."""
+        """Start ``module`` with that environment. If the fork server dies, takes too long or was closed, the
+        returned process has already ended. Raises OSError if the system cannot create a process."""
         async with self._one_at_a_time:
             if self._closed:
                 return _ended(-signal.SIGKILL)
@@ -134,7 +134,7 @@ class ForkServer:
             return await self._started
 
     async def close(self) -> None:
-        """End it, for good. What it forked ends with it, at once."""
+        """End it for good. Its forks end with it, at once."""
         self._closed = True
         if self._listening is not None and self._process is not None:
             if self._process.returncode is None:
@@ -168,8 +168,8 @@ class ForkServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Until it ends, and with it, by the kernel, what it had forked. It is ended if it cannot be
-        understood."""
+        """Read its messages until it ends. The kernel then ends its forks. It is killed if a message is
+        invalid."""
         try:
             async for line in reader:
                 self._hear(_news.decode(line))
@@ -202,7 +202,7 @@ class ForkServer:
 
 
 def _ended(code: int) -> Forked:
-    """A process that there never was."""
+    """A process that was never started."""
     forked = Forked(0)
     forked.end(code)
     return forked
@@ -210,7 +210,7 @@ def _ended(code: int) -> Forked:
 
 # --- the process -------------------------------------------------------------------------------------
 def _preload(modules: Sequence[str]) -> bool:
-    """Import them if it is of use; returns whether this process can be forked."""
+    """Import the modules if that is useful. Returns whether this process can be forked."""
     if not sys.platform.startswith("linux"):  # elsewhere libraries beneath torch are not made to be forked
         return False
     gc.disable()  # hardly anything that an import makes is garbage; looking for it is a sixth of the time
@@ -235,8 +235,8 @@ def _preload(modules: Sequence[str]) -> bool:
 
 
 def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
-    """Start what is ordered and tell how it ends, until the supervisor is gone. In a fork: the module to
-    run."""
+    """Start what is ordered and report how it ends, until the supervisor is gone. In a fork, returns the
+    module to run."""
 
     def tell(news: _News) -> None:
         channel.sendall(msgspec.json.encode(news) + b"\n")
@@ -272,8 +272,9 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
 
 
 def _fork() -> int:
-    """For a process with one thread, which ``_preload`` checks. Python 3.12 and later count threads, too, but
-    split /proc/self/stat at spaces, of which the name of this process has two, and warn of threads."""
+    """Fork a process that has one thread, which ``_preload`` checks. Python 3.12 and later count threads,
+    too, but split /proc/self/stat at spaces, of which the name of this process has two, and warn of
+    threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()

@@ -1,4 +1,4 @@
-"""Futures that somebody may have stopped waiting for."""
+"""Futures that may have been cancelled."""
 
 import asyncio
 from typing import TypeVar
@@ -7,19 +7,19 @@ T = TypeVar("T")
 
 
 def set_result(future: asyncio.Future[T], result: T) -> None:
-    """Nothing if nobody waits any more."""
+    """Set the result. Does nothing if the future is done or cancelled."""
     if not future.done():
         future.set_result(result)
 
 
 def set_exception(future: asyncio.Future[T], error: BaseException) -> None:
-    """Nothing if nobody waits any more."""
+    """Set the exception. Does nothing if the future is done or cancelled."""
     if not future.done():
         future.set_exception(error)
 
 
 def pass_on(future: asyncio.Future[T], done: asyncio.Future[T]) -> None:
-    """What came of the one that is done is what comes of the other."""
+    """Copy the outcome of a future that is done to another one."""
     if done.cancelled():
         future.cancel()
     elif (error := done.exception()) is not None:

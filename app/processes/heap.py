@@ -1,8 +1,8 @@
-"""Returns to the system what malloc keeps of freed memory.
+"""Returns freed memory that malloc keeps to the system.
 
-glibc returns by itself what is free at the end of its heap only. Here what stays (kernels that oneDNN
-made, an image that still waits) lies behind and between what went, and a busy process would hold most of what
-it ever had at once, and slowly more (docs/design/0023).
+By itself, glibc only returns memory at the end of its heap. Here, long-lived allocations (kernels of oneDNN,
+an image that still waits) lie behind and between freed ones, and a busy process would keep most of its peak
+memory, and slowly more (docs/design/0023).
 """
 
 import ctypes
@@ -20,11 +20,11 @@ _SOMETHING_S = 0.1  # of CPU time: who did less has freed little
 
 
 def give_back_freed_memory(every_s: float = _EVERY_S) -> None:
-    """Start a thread that does so every so many seconds in which this process did something. Nothing happens
-    with another libc than glibc.
+    """Start a thread that does so at intervals in which this process did something. Does nothing with another
+    libc than glibc.
 
     Measured with a heap of 600 MiB: 4 to 9 ms, in which other threads wait when they allocate, and 5 to 36 ms
-    more for the next batch of 1 to 16 images, whose pages come anew.
+    more for the next batch of 1 to 16 images, whose pages must be mapped again.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -33,20 +33,22 @@ def give_back_freed_memory(every_s: float = _EVERY_S) -> None:
 
 
 def map_large_memory() -> None:
-    """Let memory from a mebibyte on be mapped by itself, so that a body grows without a copy and is given
-    back when it is freed. glibc would raise the bound with every large piece that is freed, to 32 MiB."""
+    """Map allocations from one mebibyte on separately, so that a body grows without a copy and its memory is
+    returned when it is freed. glibc would raise this threshold with every large allocation that is freed, to
+    32 MiB."""
     _mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
 
 
 def keep_memory_of_usual_images() -> None:
-    """Let the next image have the memory of the last one, up to 16 MiB, and map what is larger than any part
-    of most images. By default glibc gives it back after every image, and the system clears each page anew."""
+    """Keep up to 16 MiB of freed memory for the next image, and map allocations separately that are larger
+    than any part of most images. By default, glibc returns the memory after every image, and the system
+    clears each page again."""
     _mallopt(_M_MMAP_THRESHOLD, _USUAL_IMAGE)
     _mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
 def _mallopt(parameter: int, value: int) -> None:
-    """Nothing happens with another libc than glibc."""
+    """Set an option of malloc. Does nothing with another libc than glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(parameter, value)

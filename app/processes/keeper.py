@@ -1,6 +1,6 @@
 """Keeps a process running: starts it, kills it if it hangs, and starts it again when it has ended.
 
-The supervisor keeps a server's processes so, and a Ray replica its own.
+The supervisor keeps a server's processes in this way, and a Ray replica its own.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ _TICK_S = 0.5  # between two looks at a process's heartbeat
 
 
 class Process(Protocol):
-    """A process as seen by its keeper."""
+    """The interface of a process for its keeper."""
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Its process ID."""
 
     @property
     def returncode(self) -> int | None:
@@ -41,16 +41,16 @@ class Process(Protocol):
         """The exit code, once it has ended."""
 
     def send_signal(self, number: int) -> None:
-        """Nothing if it has ended."""
+        """Send a signal. Does nothing if the process has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is to be kept running.
+    """A program to keep running.
 
-    It is called by the name of its ``files``. ``start`` gives a new process, and may raise OSError if the
-    system lacks something. A life of less than ``settles_s`` seconds is a failed start. ``began`` and
-    ``ended`` are called around each life.
+    Its name is that of its ``files``. ``start`` returns a new process, and may raise OSError if the system
+    lacks something. A run of less than ``settles_s`` seconds is a failed start. ``began`` and ``ended`` are
+    called around each run.
     """
 
     files: ProcessFiles
@@ -62,8 +62,8 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How one life ended. ``came_up``: it was ready, in this life or in an earlier one; ``failed_starts``: so
-    many in a row; ``pause_s`` until the next start; ``error``: it could not be started, or not be watched."""
+    """How one run ended. ``came_up``: it was ready, in this run or in an earlier one. ``failed_starts``: how
+    many in a row. ``pause_s``: until the next start. ``error``: it could not be started or watched."""
 
     code: int
     reason: str
@@ -75,8 +75,8 @@ class End:
 
 
 class Keeper:
-    """Keeps one program running. ``goes_on`` says after each end whether it is started again; ``is_up`` is
-    called when it is ready after failed starts."""
+    """Keeps one program running. ``goes_on`` is called after each end and returns whether it is started
+    again. ``is_up`` is called when it is ready after failed starts."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Keeper:
         return f"<Keeper of {self.name}: {self._process}>"
 
     async def run(self) -> None:
-        """Until the process has ended and is not to be started again."""
+        """Run until the process has ended and is not to be started again."""
         from app.telemetry import metrics  # only now is it known where to write
 
         metrics.RESTARTS.labels(self.name)  # there from the start, so that the first restart shows as a rise
@@ -124,17 +124,17 @@ class Keeper:
                 await asyncio.wait_for(self._ending.wait(), pause_s)
 
     def end(self, number: signal.Signals) -> None:
-        """Send it that signal, and do not start it again."""
+        """Send the process that signal, and do not start it again."""
         self._ending.set()
         self._signal(number)
 
     async def ended(self) -> None:
-        """Returns when the process that there is has ended."""
+        """Returns when the current process has ended."""
         if self._process is not None:
             await self._process.wait()
 
     async def _life(self) -> tuple[int, bool]:
-        """Start it and wait until it ends: its exit code, and whether it came up."""
+        """Start it and wait until it ends. Returns its exit code, and whether it was ready."""
         program, started = self._program, time.monotonic()
         heartbeat = Heartbeat.made_at(program.files.heartbeat)
         self._process, self._hung = None, None
@@ -151,10 +151,10 @@ class Keeper:
         return code, heartbeat.read().ready and time.monotonic() - started >= program.settles_s
 
     async def _watch(self, process: Process, heartbeat: Heartbeat) -> None:
-        """Kill the process if it hangs; say so once it is ready again after failed starts.
+        """Kill the process if it hangs, and report when it is ready again after failed starts.
 
-        A tick counts as no longer than it should have been: where this process got no CPU or was suspended,
-        its children were, too.
+        A tick counts as no longer than it should have been: if this process got no CPU or was suspended, its
+        children were, too.
         """
         watch = Watch(self._settings.hang_after_s, self._settings.load_limit_s)
         starvation = CpuStarvation(process.pid)
@@ -172,7 +172,7 @@ class Keeper:
                 return
 
     def _reason(self, code: int, error: Exception | None) -> str:
-        """Why it ended, as far as it is known."""
+        """Why it ended, if that is known."""
         if error is not None:
             return f"{type(error).__name__}: {error}"
         return self._hung or take_reason(self._program.files.reason) or _ending(code)
@@ -196,8 +196,8 @@ class Keeper:
 
 
 async def drain(groups: Sequence[Sequence[Keeper]], grace_s: float) -> bool:
-    """End the processes, one group after the other, each once it has finished what it accepted. False if the
-    grace time ended first; what is left then is killed."""
+    """End the processes, one group after the other, each once it has finished what it accepted. Returns False
+    if the grace time ended first; the rest is killed then."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + grace_s
     drained = True

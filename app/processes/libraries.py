@@ -1,4 +1,5 @@
-"""What the libraries that compute read of their environment. It imports nothing: it comes before torch."""
+"""Environment variables of the libraries that compute. This module imports nothing, because it is used before
+torch is imported."""
 
 from collections.abc import MutableMapping
 
@@ -28,11 +29,13 @@ _CUDA_MEMORY = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def tune_libraries(environment: MutableMapping[str, str], *, trains: bool = False) -> None:
-    """Defaults for what libraries read when a process starts or torch is imported; what is there stays.
+    """Set defaults for variables that libraries read when a process starts or torch is imported. Existing
+    values stay.
 
-    How long an idle OpenMP thread spins before it sleeps (docs/design/0003). And what glibc's malloc does
-    with a worker's memory (docs/design/0023): one arena for all threads, not up to eight for each core, and
-    nothing large in it, for what oneDNN keeps would lie scattered among what comes and goes with a batch.
+    They say how long an idle OpenMP thread spins before it sleeps (docs/design/0003), and how glibc's malloc
+    uses memory in a worker (docs/design/0023): one arena for all threads, instead of up to eight per core,
+    and nothing large in it, because what oneDNN keeps would be scattered among what comes and goes with a
+    batch.
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "2000")

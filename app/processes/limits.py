@@ -1,4 +1,4 @@
-"""What the system lets the server's processes have, looked at before they are started."""
+"""Checks the system's limits for the server's processes before they are started."""
 
 import resource
 
@@ -8,13 +8,14 @@ _LEAST_MEMORY = 4 * 2**30  # that torch's libraries, a model and its threads' st
 
 
 class TooLow(Exception):
-    """A limit that no server can run under; the text names it and says how it is raised."""
+    """A limit that is too low for a server. The text names it and says how to raise it."""
 
 
 def raise_limits() -> None:
-    """Let this process and its children open as many files as they are allowed to: each connection is one.
+    """Raise the limit of open files of this process and its children to the allowed maximum: each connection
+    is one.
 
-    Raises TooLow if that is too few, or the memory that they may reserve is.
+    Raises TooLow if that is not enough, or if they cannot reserve enough memory.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)

@@ -20,18 +20,18 @@ Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int
 
 
 class CannotListen(Exception):
-    """Nobody can listen there; the text says why, and what to do."""
+    """The address cannot be listened on. The text says why, and what to do."""
 
 
 def listen(host: str, port: int, flag: str = "--port") -> list[socket.socket]:
-    """Listening sockets on all addresses of ``host``, with one port: of 0, a free one. ``flag`` is where the
-    port was given. Raises CannotListen."""
+    """Listening sockets on all addresses of ``host``, with one port; 0 is a free one. ``flag``: the flag of
+    the port. Raises CannotListen."""
     return _open(host, port, flag, _listener)
 
 
 def reserve_port(host: str, port: int, flag: str) -> list[socket.socket]:
-    """Sockets on all addresses of ``host`` that keep the port for processes of this user which share it
-    (SO_REUSEPORT), and do not listen themselves. Raises CannotListen."""
+    """Sockets on all addresses of ``host`` that reserve the port for processes of this user which share it
+    (SO_REUSEPORT). They do not listen themselves. Raises CannotListen."""
     return _open(host, port, flag, _reservation)
 
 
@@ -51,8 +51,8 @@ def _open(host: str, port: int, flag: str, opened: _Opened) -> list[socket.socke
 
 
 def _on_all(addresses: Sequence[Address], port: int, opened: _Opened) -> list[socket.socket]:
-    """Raises OSError if one cannot be listened on, but for addresses of a name that the machine has not:
-    localhost is ::1, too, if there is no IPv6."""
+    """Sockets on all addresses. Raises OSError if one cannot be opened, except for addresses of a name that
+    this machine does not have: localhost is also ::1, even without IPv6."""
     listeners: list[socket.socket] = []
     for number, (family, address) in enumerate(addresses, start=1):
         try:
@@ -68,7 +68,7 @@ def _on_all(addresses: Sequence[Address], port: int, opened: _Opened) -> list[so
 
 
 def _addresses(host: str, port: int) -> Sequence[Address]:
-    """Raises CannotListen if the name is nobody's."""
+    """The addresses of a name. Raises CannotListen if it is unknown."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -112,6 +112,6 @@ def _bound(family: socket.AddressFamily, address: tuple[str | int, ...], option:
 
 
 def url(scheme: str, listener: socket.socket) -> str:
-    """Where a client finds it."""
+    """The URL for clients."""
     host, port = listener.getsockname()[:2]
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

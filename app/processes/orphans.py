@@ -1,7 +1,7 @@
-"""What the first process of a container does beside its own work: wait for processes that nobody else does.
+"""The duty of the first process of a container: to wait for processes whose parent has died.
 
-A process whose parent has died becomes a child of process 1 and, when it ends, a zombie until that waits for
-it. A decoder of an HTTP process that was killed is one.
+Such a process becomes a child of process 1 and, when it ends, a zombie until process 1 waits for it. An
+example is a decoder of an HTTP process that was killed.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ _EVERY_S = 5.0
 
 
 async def reap_orphans(every_s: float = _EVERY_S) -> None:
-    """If this is process 1: for ever, wait for its children that have ended. Who started a child itself
-    waits for it at once, so what has ended at two looks is somebody else's."""
+    """If this is process 1, wait for ended children, for ever. Whoever started a child waits for it at once,
+    so a child that is a zombie at two checks in a row is an orphan."""
     if os.getpid() != 1:
         return
     before: set[int] = set()

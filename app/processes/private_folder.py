@@ -1,10 +1,10 @@
-"""A folder of a server's own for its sockets and metrics, which does not outlive it.
+"""A private folder of a server for its sockets and metrics, which is removed when the server ends.
 
-Whoever is killed cannot clear up. So the folder's owner holds a lock on a file in it, which the system lets
-go when the owner ends, and who starts next removes the folders whose lock nobody holds.
+A killed process cannot clean up. So the owner of the folder holds a lock on a file in it, which the system
+releases when the owner ends, and the next server removes folders that nobody has locked.
 
-Temporary folders are cleaned of what is old. systemd-tmpfiles leaves a folder alone on which somebody holds a
-lock, so there is one on the folder itself, too; other cleaners go by times, which `refresh` keeps new.
+Old files in temporary folders are removed by cleaners. systemd-tmpfiles skips a folder on which somebody
+holds a lock, so there is one on the folder itself, too. Others look at times, which `refresh` updates.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ _ROOM_BYTES = 2**20  # metrics files are mapped into memory: if there is no room
 
 
 class NoFolder(OSError):
-    """There is no folder for the server's sockets; the text says what was tried."""
+    """No folder can be used for the server's sockets. The text lists those that were tried."""
 
 
 class PrivateFolder:
-    """A new one at ``path``, which only this user can read, until `remove` or this process's end.
+    """A new folder at ``path``, which only this user can read, until `remove` or the end of this process.
 
-    It is made in the first of ``parents`` that will do. Raises NoFolder.
+    It is created in the first of ``parents`` that can be used. Raises NoFolder.
     """
 
     def __init__(self, parents: Sequence[Path] | None = None) -> None:
@@ -77,7 +77,8 @@ class PrivateFolder:
         return path
 
     def refresh(self) -> bool:
-        """Make all in it look new; False if it is there no more, or not all of it."""
+        """Update the times of everything in it. Returns False if the folder or a part of it no longer
+        exists."""
         if not (self.path / _LOCK).exists():
             return False
         with contextlib.suppress(OSError):  # the next time, then
@@ -87,7 +88,7 @@ class PrivateFolder:
         return True
 
     def remove(self) -> None:
-        """With all that is in it. Does nothing the second time."""
+        """Remove it with its content. Does nothing the second time."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
         if self._folder >= 0:
@@ -96,14 +97,14 @@ class PrivateFolder:
 
 
 def folders_for_temporary_files() -> list[Path]:
-    """TMPDIR and its like, then those that most systems have."""
+    """TMPDIR and similar variables, then the folders that most systems have."""
     named = (os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP", "XDG_RUNTIME_DIR"))
     found = [*filter(None, named), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108
     return list(dict.fromkeys(Path(name).absolute() for name in found))
 
 
 def _check_paths(folder: Path) -> None:
-    """Raises OSError if a socket in the folder, without the dot before its name, has too long a path."""
+    """Raises OSError if the path of a socket in the folder, without the dot before its name, is too long."""
     spare = _SOCKET_BYTES - len(os.fsencode(folder)) + 1 - len(f"/{_LONGEST_SOCKET}")
     if spare < 0:
         most = len(os.fsencode(folder.parent)) + spare
@@ -111,7 +112,7 @@ def _check_paths(folder: Path) -> None:
 
 
 def _check_sockets(folder: Path) -> None:
-    """Raises OSError if nobody can listen there, as on some network and container file systems."""
+    """Raises OSError if the folder does not support sockets, like some network and container file systems."""
     place = folder / "socket"
     with socket.socket(socket.AF_UNIX) as trial:
         trial.bind(str(place))

@@ -1,4 +1,4 @@
-"""The programs that a server is made of, as they are kept running: dispatcher, workers, front ends."""
+"""The programs of a server that are kept running: dispatcher, workers, front ends."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _SETTLED_S = 5.0  # a front end that lives so long has started well
 
 
 def fork_server(settings: Settings, slots: int) -> ForkServer:
-    """What workers are forked from. ``slots``: the descriptor of the shared memory."""
+    """The fork server of the workers. ``slots``: the descriptor of the shared memory."""
     environment = environment_of(settings, "fork-server", FORKABLE, keys=False)
     return ForkServer(environment, PRELOADED, settings.load_limit_s, (slots,))
 
@@ -59,8 +59,8 @@ def worker_program(
     sharing: int = 1,
     forked_by: ForkServer | None = None,
 ) -> Program:
-    """A worker on that device, which ``sharing`` workers have. ``slots``: the descriptor of the shared
-    memory. Without a fork server it is a new program."""
+    """A worker on that device, which is used by ``sharing`` workers. ``slots``: the descriptor of the shared
+    memory. Without a fork server, it is started as a new program."""
     files = ProcessFiles(folder, f"worker-{index}")
     variables = worker_variables(files, index, device, sharing, slots)
 
@@ -91,8 +91,8 @@ def front_end_program(
     operations: Sequence[int],
     slots: int,
 ) -> Program:
-    """A front end on these listening sockets, of which the ``operations`` are for probes and metrics alone.
-    ``reports``: the file with those of workers; ``slots``: the descriptor of the shared memory."""
+    """A front end on these listening sockets; ``operations`` are those for probes and metrics only.
+    ``reports``: the file with the reports of workers. ``slots``: the descriptor of the shared memory."""
     files = ProcessFiles(folder, f"http-{index}")
     variables = front_end_variables(files, index, reports, listeners, operations, slots)
     inherited = (*listeners, *operations, slots)

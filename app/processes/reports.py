@@ -1,6 +1,6 @@
-"""What the supervisor tells the front ends of its workers: a small file in their private folder.
+"""The supervisor's reports about its workers to the front ends: a small file in their private folder.
 
-Workers speak for themselves while they live. This is for those that do not come up.
+Running workers report for themselves. This is for those that fail to start.
 """
 
 import contextlib
@@ -14,9 +14,8 @@ MOST_REASON_CHARACTERS = 500
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
-    """One worker's failed starts in a row. ``reason``: why the last one failed; ``next_try``: when the next
-    one is made, by the system's monotonic clock, which nobody sets; ``given_up``: whether starts are made
-    slowly now."""
+    """The failed starts of one worker in a row. ``reason``: why the last one failed. ``next_try``: the time
+    of the next one, in the system's monotonic clock. ``given_up``: whether starts are slow now."""
 
     name: str
     failed_starts: int = 0
@@ -29,14 +28,14 @@ _decoder = msgspec.json.Decoder(tuple[WorkerReport, ...])
 
 
 def write_reports(path: Path, reports: Sequence[WorkerReport]) -> None:
-    """Replace the file at once, so that nobody reads half of it."""
+    """Replace the file atomically."""
     new = path.with_suffix(".new")
     new.write_bytes(msgspec.json.encode(reports))
     new.replace(path)
 
 
 def read_reports(path: Path) -> tuple[WorkerReport, ...]:
-    """The workers' reports; none before the supervisor has written any."""
+    """The reports of the workers. Empty before the supervisor has written any."""
     try:
         return _decoder.decode(path.read_bytes())
     except FileNotFoundError:
@@ -44,7 +43,7 @@ def read_reports(path: Path) -> tuple[WorkerReport, ...]:
 
 
 def trouble(reports: Sequence[WorkerReport]) -> tuple[str, float] | None:
-    """If every worker has been given up: why, in words, and the seconds until one is tried again."""
+    """If every worker has been given up: the reason, and the seconds until the next try."""
     if not reports or not all(report.given_up for report in reports):
         return None
     soonest = min(reports, key=lambda report: report.next_try)
@@ -57,15 +56,15 @@ def trouble(reports: Sequence[WorkerReport]) -> tuple[str, float] | None:
 
 
 def tell_reason(path: Path, error: BaseException) -> None:
-    """Leave word for the supervisor, in one line, of why this process cannot go on; if that cannot be
-    written, the log alone has it."""
+    """Write for the supervisor, in one line, why this process cannot continue. If it cannot be written, only
+    the log has it."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     with contextlib.suppress(OSError):
         path.write_text(text[:MOST_REASON_CHARACTERS], encoding="utf-8", errors="backslashreplace")
 
 
 def take_reason(path: Path) -> str | None:
-    """The word that a process left, which is taken away; None if it left none that can be read."""
+    """Read and delete the reason that a process left. None if it left none that can be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         path.unlink()

@@ -1,4 +1,4 @@
-"""When an exited process is restarted. Pure policy: no clock, no processes."""
+"""When a process that has exited is started again. Pure policy: no clock, no processes."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ STARTS_BEFORE_GIVING_UP = 5
 
 @dataclass(slots=True)
 class Restarts:
-    """One process's record. ``slow_s``: seconds between starts once several in a row have failed."""
+    """The history of one process. ``slow_s``: the seconds between starts after several failures in a row."""
 
     slow_s: float
     failed_starts: int = 0
@@ -19,15 +19,15 @@ class Restarts:
 
     @property
     def given_up(self) -> bool:
-        """Whether so many starts have failed in a row that it is started slowly now."""
+        """Whether so many starts have failed in a row that further ones are slow."""
         return self.failed_starts >= STARTS_BEFORE_GIVING_UP
 
     def came_up(self) -> None:
-        """It is ready."""
+        """The process is ready."""
         self.failed_starts = 0
 
     def ended(self, lived_s: float, *, was_ready: bool) -> float:
-        """It has ended; the seconds to wait before the next start."""
+        """The process has ended. Returns the seconds to wait before the next start."""
         self.failed_starts = 0 if was_ready else self.failed_starts + 1
         spacing_s = _SPACING_S[min(self._short_lives, len(_SPACING_S) - 1)]
         pause_s = max(0.0, (min(spacing_s, _READY_SPACING_S) if was_ready else spacing_s) - lived_s)

@@ -1,7 +1,7 @@
-"""A process of ours as a new program, waited for in an event loop.
+"""A process started as a new program and waited for in an event loop.
 
-asyncio has such processes, but not under every event loop policy: Ray sets uvloop's, under which no other
-thread's loop can wait for a child.
+asyncio has such processes, but not under every event loop policy: Ray sets uvloop's, under which only the
+main thread's loop can wait for a child.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class Spawned:
-    """Started where it is made, with these files ``inherited``. The kernel ends it with the thread that made
-    it (app.processes.lifeline). Raises OSError if the system has no room for it."""
+    """A process that is started when this object is made, with these files ``inherited``. The kernel ends it
+    with the thread that made it (app.processes.lifeline). Raises OSError if the system cannot create it."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int] = ()
@@ -37,7 +37,7 @@ class Spawned:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Its process ID."""
         return self._process.pid
 
     @property
@@ -51,7 +51,7 @@ class Spawned:
         return self._process.wait()
 
     def send_signal(self, number: int) -> None:
-        """Nothing if it has ended."""
+        """Send a signal. Does nothing if the process has ended."""
         self._process.send_signal(number)
 
     def _wait(self) -> None:

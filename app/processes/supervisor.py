@@ -43,12 +43,13 @@ _FOR_GRPC = ("grpc", "grpc_health", "grpc_reflection")
 
 
 class CannotStart(Exception):
-    """The server cannot be started as configured; the text says why."""
+    """The server cannot be started with this configuration. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Listeners:
-    """Of the main port and of the operations port; and what keeps the gRPC port for the front ends."""
+    """The listening sockets of the main port and of the operations port, and the sockets that reserve the
+    gRPC port for the front ends."""
 
     main: list[socket.socket]
     operations: list[socket.socket]
@@ -78,7 +79,7 @@ class Supervisor:
         return [*self._dispatchers, *self._workers, *self._front_ends]
 
     async def run(self) -> int:
-        """Raises CannotStart if the port is taken."""
+        """Run. Raises CannotStart if the port is in use."""
         setproctitle("trimvit: supervisor")
         _check(self.settings)
         if self.settings.model_repository and key_ring(self.settings) is None:
@@ -176,14 +177,14 @@ class Supervisor:
         self._stopping.set()
 
     def _fail(self, reason: str) -> None:
-        """Stop, with an error: whoever started this process starts a sound one."""
+        """Stop with an error, so that whoever started this process starts a new one."""
         if self._failed is None:
             self._failed = reason
         self._stopping.set()
 
     async def _look_after(self, private: PrivateFolder) -> None:
-        """Keep cleaners of old files off the folder, and stop if it is removed: nothing could be started
-        again without it."""
+        """Keep the folder safe from cleaners, and stop if it is removed: without it no process could be
+        started again."""
         while True:
             if not private.refresh():
                 break
@@ -215,7 +216,7 @@ class Supervisor:
         return Keeper(self.settings, program, lambda _: True)
 
     def _worker_keeper(self, program: Program) -> Keeper:
-        """The front ends hear of its starts if they fail, for /readyz."""
+        """The keeper of a worker. Its failed starts are reported to the front ends, for /readyz."""
         name = program.files.name
 
         def goes_on(end: End) -> bool:
@@ -251,14 +252,15 @@ class Supervisor:
 
 
 def _write_metrics_into(folder: Path) -> None:
-    """Metrics files of all processes go into a new folder; this process writes there too."""
+    """Write the metrics files of all processes, including this one, into a new folder."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder / "metrics")
     os.environ["TRIMVIT_METRICS_SLOT"] = "supervisor"
     (folder / "metrics").mkdir()
 
 
 def _check(settings: Settings) -> None:
-    """Raises CannotStart for what no HTTP process could start with: keys, certificates, missing packages."""
+    """Raises CannotStart for errors with which no HTTP process could start: in keys or certificates, or
+    missing packages."""
     if settings.grpc_port is not None and any(find_spec(name) is None for name in _FOR_GRPC):
         raise CannotStart("--grpc-port needs packages that are not installed: pip install 'trimvit[grpc]'")
     try:
@@ -298,5 +300,5 @@ def _tell_where(settings: Settings, listeners: _Listeners) -> None:
 
 
 def serve(settings: Settings) -> int:
-    """Run the server in the foreground; returns the exit code."""
+    """Run the server in the foreground. Returns the exit code."""
     return asyncio.run(Supervisor(settings).run())

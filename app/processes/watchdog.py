@@ -15,9 +15,9 @@ _STARVED_BELOW = 0.25  # of one CPU, while it wants to run
 
 @dataclass(slots=True)
 class Watch:
-    """Judges one life of a worker or an HTTP process by its beats. Pure: no clock, no files.
+    """Judges one run of a worker or an HTTP process by its heartbeat. Pure: no clock, no files.
 
-    ``silence_s``: how long its main loop may say nothing, ``load_s``: how long it may load.
+    ``silence_s``: how long its main loop may not respond. ``load_s``: how long it may load.
     """
 
     silence_s: float
@@ -28,8 +28,8 @@ class Watch:
     _batch_s: float = 0.0
 
     def tick(self, seconds: float, beat: Beat, starved: Callable[[], bool]) -> str | None:
-        """Why the worker counts as hung, or None. ``seconds`` have passed since the last call; ``starved`` is
-        asked only if nothing went on meanwhile."""
+        """Why the process counts as hung, or None. ``seconds`` have passed since the last call. ``starved``
+        is only called if there was no progress."""
         last, self._last = self._last, beat
         if beat.ready and beat.turns != last.turns and (beat.batch == 0 or beat.batch != last.batch):
             self._silent_s = self._batch_s = 0.0
@@ -50,14 +50,15 @@ class Watch:
 
 
 class CpuStarvation:
-    """Whether a process wants to run and is not let. On Linux; elsewhere it never seems to be."""
+    """Whether a process wants to run but gets no CPU. On Linux; elsewhere always False."""
 
     def __init__(self, pid: int) -> None:
         self._process = Path(f"/proc/{pid}")
         self._used_s: float | None = None
 
     def starved(self, seconds: float) -> bool:
-        """Of the ``seconds`` since the last call: a thread waits for a CPU, and hardly got one."""
+        """Whether, during the ``seconds`` since the last call, a thread waited for a CPU and hardly got
+        one."""
         try:
             used_s = _cpu_seconds((self._process / "stat").read_text(encoding="utf-8"))
             wants = any(
@@ -71,7 +72,7 @@ class CpuStarvation:
 
 
 def _state(stat: str) -> str:
-    """Third field of /proc/PID/stat (man 5 proc_pid_stat), after the name, which may hold anything."""
+    """The third field of /proc/PID/stat (man 5 proc_pid_stat), after the name, which may contain anything."""
     return stat.rpartition(")")[2].split()[0]
 
 

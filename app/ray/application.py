@@ -18,7 +18,7 @@ _LOOK_BACK_S = 15.0  # above the ten seconds at which replicas report
 
 
 def application(settings: RaySettings) -> Application:
-    """Replicas as the settings say."""
+    """The replicas for these settings."""
     autoscaling = AutoscalingConfig(
         min_replicas=settings.min_replicas,
         max_replicas=settings.max_replicas,
@@ -45,6 +45,6 @@ def application(settings: RaySettings) -> Application:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """For a Serve configuration file: its ``args`` are the flags of `trimvit ray`, with underscores. The file
-    says elsewhere where Ray listens."""
+    """For a Serve configuration file: its ``args`` are the flags of `trimvit ray`, with underscores. Where
+    Ray listens is set elsewhere in the file."""
     return application(RaySettings(**{"host": _EVERYWHERE, **args}))

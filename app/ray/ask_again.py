@@ -1,7 +1,7 @@
-"""What a replica took with it when it died is asked of another. Pure ASGI, around Ray's HTTP proxy.
+"""Repeats the requests of a replica that has died at another one. Pure ASGI, around Ray's HTTP proxy.
 
-Ray routes a request anew as long as no replica has accepted it. Once one has, its death is a plain 500 to
-the client. Here the request is kept until its answer begins; classifying twice does no harm.
+Ray routes a request again as long as no replica has accepted it. After that, the death of the replica is a
+plain 500 for the client. Here the request is stored until its answer begins; classifying twice does no harm.
 
 Ray's proxies load this by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which `trimvit ray` sets.
 """
@@ -29,16 +29,16 @@ _PROXYS_OWN = {
 
 
 class AskAgain:
-    """Keeps a request's messages and plays them to the next replica, until an answer begins.
+    """Stores a request's messages and repeats them for the next replica, until an answer begins.
 
-    It also gives the proxy's own refusals our form, and takes away the second X-Request-ID that Ray adds.
+    It also gives the proxy's own errors the form of ours, and removes the second X-Request-ID that Ray adds.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, again where its replica is lost."""
+        """Pass the request on, and again if its replica is lost."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -64,7 +64,7 @@ class AskAgain:
 
 
 class _Attempt:
-    """One replica's turn at a request: what was received before is received again."""
+    """One replica's attempt at a request: it receives again what was received before."""
 
     def __init__(self, path: str, kept: list[Message], receive: Receive, send: Send) -> None:
         self._path = path
@@ -82,7 +82,7 @@ class _Attempt:
         return self._kept[self._given - 1]
 
     async def send(self, message: Message) -> None:
-        """An answer begins with its first bytes: a status without any could still be another's."""
+        """An answer begins with the first bytes of its body: a status without any could still be replaced."""
         if message["type"] == "http.response.start":
             self._start = message
             return
@@ -98,7 +98,8 @@ class _Attempt:
 
 
 def _ours(start: Message, path: str) -> Message | JSONResponse:
-    """The answer's head with one request id; or, where Ray's proxy refuses by itself, our problem for it."""
+    """The head of the answer with one request ID or, if Ray's proxy answers with an error of its own, our
+    problem for it."""
     headers = MutableHeaders(scope=start)
     ids = headers.getlist(REQUEST_ID)
     problem = _PROXYS_OWN.get(start["status"])
@@ -113,9 +114,9 @@ def _problem(problem: Problem, path: str, request_id: str) -> JSONResponse:
 
 
 async def _nowhere(message: Message) -> None:
-    """What is left of an answer that ours has replaced."""
+    """Discards the rest of an answer that ours has replaced."""
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray's HTTP proxies call at their start."""
+    """Called by Ray's HTTP proxies at their start."""
     return [Middleware(AskAgain)]

@@ -6,7 +6,7 @@ WORK = "work"
 
 
 class Context(Protocol):
-    """What is read of ray.serve.config.AutoscalingContext."""
+    """The part of ray.serve.config.AutoscalingContext that is used."""
 
     aggregated_metrics: Any
     total_queued_requests: float
@@ -14,10 +14,10 @@ class Context(Protocol):
 
 
 def replicas_for_work(context: Context) -> tuple[float, dict[str, Any]]:
-    """Replicas, not rounded, and no state of ours: bounds, delays and rounding are Ray's.
+    """The number of replicas, not rounded, and no state of ours: limits, delays and rounding are Ray's.
 
-    Ray's own policy counts requests: one image at ratio 0.3 and 64 unpruned ones in a form are the same to
-    it. This one sums up the images' shares of compute, as the replicas report them
+    Ray's own policy counts requests, in which one image at ratio 0.3 and 64 unpruned images in a form are the
+    same. This one adds up the images' shares of compute, as the replicas report them
     (Replica.record_autoscaling_stats), and counts a request that waits for a replica as one image.
     """
     reported = context.aggregated_metrics.get(WORK, {})

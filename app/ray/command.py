@@ -30,7 +30,7 @@ _FOR_ALL_PROCESSES = {
 
 
 def run(settings: RaySettings) -> int:
-    """Deploy, and stay until SIGTERM or SIGINT unless detached; returns the exit code."""
+    """Deploy, and stay until SIGTERM or SIGINT unless detached. Returns the exit code."""
     if settings.ray_address is not None and plain(os.environ.get(KEYS_VARIABLE, "")):
         log.error(
             "the API keys in %s are not passed on to a cluster that is already running, so its replicas "
@@ -89,7 +89,7 @@ def run(settings: RaySettings) -> int:
 
 
 def _somebody_listens(address: str | None) -> None:
-    """Raises ConnectionError if nobody does: Ray would go on trying for a quarter of an hour."""
+    """Raises ConnectionError if nobody listens there, because Ray would retry for a quarter of an hour."""
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")

@@ -1,4 +1,4 @@
-"""One metrics page for all replicas: each sample with the replica it comes from."""
+"""One metrics page for all replicas: each sample has a label with its replica."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""A replica's processes, its dispatcher and its worker: kept running as a server's are
+"""A replica's processes, its dispatcher and its worker: kept running like those of a server
 (app.processes.keeper), in a thread of their own."""
 
 import asyncio
@@ -14,8 +14,8 @@ from app.settings.settings import Settings
 class Processes:
     """Keeps these programs running.
 
-    ``give_up`` is called, in the thread, with the reason in words, where one of them never came up or its
-    starts fail in a row: then another replica, perhaps on another node, is the better try.
+    ``give_up`` is called in the thread with the reason if one of them never became ready, or if its starts
+    fail repeatedly: then another replica, perhaps on another node, has a better chance.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class Processes:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start them; a worker may take its time to load."""
+        """Start them. A worker may take a while to load."""
         self._thread = background.thread(self._run, "keeper of a replica's processes", self._failed)
 
     def stop(self) -> None:
-        """End them, one after the other in their order, each once it has finished what it accepted; what is
-        left when the grace time has passed is killed."""
+        """End them, one after the other, each once it has finished what it accepted. The rest is killed after
+        the grace time."""
         if self._thread is not None:
             with contextlib.suppress(RuntimeError):  # the thread has failed and closed the loop
                 self._loop.call_soon_threadsafe(self._stopping.set)
@@ -67,6 +67,6 @@ class Processes:
         return goes_on
 
     def _failed(self, error: BaseException) -> None:
-        """Nobody keeps the processes, which end with the thread; another replica is the better try."""
+        """Give up: nobody keeps the processes, which end with the thread."""
         if not self._stopping.is_set():
             self._give_up(f"its processes cannot be kept running: {type(error).__name__}: {error}")

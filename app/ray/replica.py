@@ -1,7 +1,7 @@
 """A replica: the HTTP application of one front end, with a dispatcher and a worker as its child processes.
 
-What the application and the metrics need is imported when a replica starts, for only then is it known where
-the metrics are written; Ray's controller and proxies import this module, too.
+The imports of the application and the metrics are made when a replica starts, because only then is it known
+where the metrics are written. Ray's controller and proxies import this module, too.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ _PROCESS_FAILED = 1
 class Replica:
     """Serves the application of app.main.create_app on a worker of its own.
 
-    A replica is ready when its worker has loaded and warmed up. One whose worker does not come up ends: Ray
-    then starts another, and what was asked of this one is asked again (app.ray.ask_again).
+    A replica is ready when its worker has loaded and warmed up. It ends if its worker does not start: Ray
+    then starts another one, and its requests are repeated there (app.ray.ask_again).
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -140,7 +140,7 @@ class Replica:
         self._ready = True
 
     def _look_after_folder(self) -> None:
-        """Keep cleaners of old files off the folder; without it no process could be started again."""
+        """Keep the folder safe from cleaners; without it no process could be started again."""
         while self._private.refresh():
             if self._ended.wait(_LOOK_AFTER_S):
                 return
@@ -148,7 +148,8 @@ class Replica:
             self._process_failed(f"the folder {self._private.path} was removed")
 
     def _process_failed(self, reason: str) -> None:
-        """Called from the processes' thread. Before the replica is ready, its start fails; then, it ends."""
+        """Called from the processes' thread. Before the replica is ready, its start fails; afterwards, it
+        ends."""
         self._failed = reason
         if self._ready:
             log.error("this replica exits: %s", reason)
@@ -157,7 +158,7 @@ class Replica:
 
 
 class _MetricsOfAll:
-    """The application, whose /metrics answers for all replicas: a proxy passes a scrape to any of them.
+    """The application, with a /metrics page for all replicas, because a proxy passes a scrape to any of them.
 
     The application answers first, so whoever may not see its own page does not see the others' either.
     """
@@ -166,7 +167,7 @@ class _MetricsOfAll:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Put the page of all in the place of the page of one, and pass on everything else."""
+        """Replace the page of one replica by the page of all, and pass on everything else."""
         if scope["type"] != "http" or scope["path"] != "/metrics":
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""The settings of `trimvit ray`: those of `trimvit serve`, and how many replicas with which resources."""
+"""The settings of `trimvit ray`: those of `trimvit serve`, and the number and resources of the replicas."""
 
 import math
 import re
@@ -130,7 +130,7 @@ class RaySettings(Settings):
         return self
 
     def of_replica(self) -> Settings:
-        """What the processes of one replica are told."""
+        """The settings of the processes of one replica."""
         shared = self.model_dump(include=set(Settings.model_fields))
         if self.device == "auto" and not self.replica_gpus:
             shared["device"] = "cpu"

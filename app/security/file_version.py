@@ -4,8 +4,8 @@ from pathlib import Path
 
 
 def version_of(path: Path) -> tuple[int, ...] | None:
-    """Differs after any change of the file, its owner or its mode, also after it was replaced by another;
-    None without one."""
+    """A value that differs after any change of the file, its owner or its mode, and after it was replaced by
+    another file. None if there is no file."""
     try:
         status = path.stat()
     except OSError:

@@ -36,15 +36,16 @@ _QUOTED = re.compile(r"([\"']).*\1")
 
 
 class KeysError(ValueError):
-    """Keys that cannot be read; the text says where and why, and shows no key."""
+    """The keys cannot be read. The text says where and why, and contains no key."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ApiKey:
-    """A caller's name and the SHA-256 of the key. A name may have several keys, as while one is rotated.
+    """A caller's name and the SHA-256 of its key. A name may have several keys, for example during a
+    rotation.
 
-    ``max_priority``: the highest that the key may ask for; None if the setting of that name decides.
-    ``is_admin``: whether it may load and unload models.
+    ``max_priority``: the highest priority of the key; None if the setting decides. ``is_admin``: whether it
+    may load and unload models.
     """
 
     name: str
@@ -57,9 +58,8 @@ class ApiKey:
 
 
 def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
-    """One `name:key` or `name:sha256:HEX` a line or between commas; # begins a comment.
-    Behind a key may stand the highest priority that it may ask for, and whether it may load and unload
-    models: `name:key priority=high admin`.
+    """One `name:key` or `name:sha256:HEX` per line or between commas. # begins a comment. After a key, its
+    highest priority may follow, and whether it may load and unload models: `name:key priority=high admin`.
 
     Raises KeysError, which names the source and the line.
     """
@@ -111,10 +111,9 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
 
 
 class KeyRing:
-    """The keys that are valid now: those of the environment, and those of a file, read again when it changes.
+    """The valid keys: those of the environment, and those of a file, which is read again when it changes.
 
-    A file that has become unreadable or wrong changes nothing: the last good keys stay valid, and the log
-    says why.
+    If the file becomes unreadable or invalid, the last valid keys stay in use, and an error is logged.
     """
 
     def __init__(
@@ -135,12 +134,13 @@ class KeyRing:
         return f"KeyRing({len(self._fixed)} fixed, {len(self._from_file)} from {self._path})"
 
     def name_of(self, presented: str) -> str | None:
-        """Whose key this is; None if it is nobody's."""
+        """The name of this key. None if it is not valid."""
         key = self.key_of(presented)
         return None if key is None else key.name
 
     def key_of(self, presented: str) -> ApiKey | None:
-        """The key; None if it is nobody's. Takes as long whichever key it is, and if none."""
+        """The entry of this key. None if it is not valid. It takes the same time for every key, valid or
+        not."""
         self._read_again_if_changed()
         digest = hashlib.sha256(presented.encode()).digest()
         found = None
@@ -167,7 +167,7 @@ class KeyRing:
 
 
 def key_ring(settings: SecuritySettings, environment: Mapping[str, str] = os.environ) -> KeyRing | None:
-    """The keys of the settings' file and of TRIMVIT_API_KEYS; None if there is neither.
+    """The keys of the settings' file and of TRIMVIT_API_KEYS. None if there is neither.
 
     Raises KeysError if they cannot be read.
     """

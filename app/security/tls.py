@@ -1,4 +1,4 @@
-"""The server's certificate and key: whether they can be used, and which are valid now."""
+"""The server's certificate and key: checks them, and reloads them when they change."""
 
 import logging
 import ssl
@@ -15,14 +15,14 @@ _CHECK_EVERY_S = 1.0
 
 
 class TlsError(ValueError):
-    """A certificate or key that cannot be used; the text says why."""
+    """The certificate or the key cannot be used. The text says why."""
 
 
 class Certificates:
-    """The certificate and key of two files, read again when they change.
+    """The certificate and key of two files, which are read again when they change.
 
-    Files that have become unreadable or wrong change nothing: the last good ones stay valid, and the log says
-    why. So it does not matter which of the two is replaced first.
+    If the files become unreadable or invalid, the last valid ones stay in use, and an error is logged. So it
+    does not matter which of the two is replaced first.
     """
 
     def __init__(self, certificate: Path, key: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,7 +35,7 @@ class Certificates:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """For a connection that begins now."""
+        """The context for a new connection."""
         now = self._clock()
         if now >= self._check_at:
             self._check_at = now + _CHECK_EVERY_S
@@ -59,7 +59,7 @@ class Certificates:
 
 
 def certificates(settings: SecuritySettings) -> Certificates | None:
-    """Those of the settings; None if there are none.
+    """The certificates of the settings. None if there are none.
 
     Raises TlsError if they cannot be used.
     """
@@ -71,12 +71,12 @@ def certificates(settings: SecuritySettings) -> Certificates | None:
 
 
 def check_tls(settings: SecuritySettings) -> None:
-    """Raises TlsError if certificate and key cannot be read or do not belong together."""
+    """Raises TlsError if certificate and key cannot be read or do not match."""
     certificates(settings)
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """For a server with this certificate, which speaks HTTP/1.1.
+    """The TLS context of a server with this certificate, which supports HTTP/1.1.
 
     Raises TlsError.
     """

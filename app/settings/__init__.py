@@ -1,1 +1,1 @@
-"""The settings: flags, environment variables, and what is checked of them."""
+"""The settings: flags, environment variables, and their checks."""

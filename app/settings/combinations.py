@@ -1,4 +1,4 @@
-"""Settings of `trimvit serve` that contradict each other, or that can have no effect beside others.
+"""Settings of `trimvit serve` that contradict each other, or that have no effect with others.
 
 Whoever gives one of these expects something that will not happen, so the server does not start.
 """
@@ -17,7 +17,7 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
 
 
 def contradictions(settings: Settings) -> Iterator[str]:
-    """A sentence for each."""
+    """An error message for each contradiction."""
     given = settings.model_fields_set
     if "operations_host" in given and settings.operations_port is None:
         yield "--operations-host has no effect without --operations-port: give both, or neither"
@@ -74,7 +74,7 @@ def _of_several_models(settings: Settings) -> Iterator[str]:
 
 
 def defaults_of_nobody(settings: Settings) -> Iterator[str]:
-    """Defaults of models that there are not."""
+    """Errors for defaults of models that do not exist."""
     if settings.model_default is None:
         return
     known = [model.name for model in (*settings.models, *settings.loadable_models) if model.name is not None]
@@ -89,7 +89,7 @@ def defaults_of_nobody(settings: Settings) -> Iterator[str]:
 
 
 def without_effect(settings: Settings, *, on_cpu: bool) -> Iterator[str]:
-    """Settings that mean nothing on a device of this kind."""
+    """Errors for settings that have no effect on a device of this kind."""
     if not on_cpu:
         if settings.threads:
             yield f"--threads {settings.threads} only applies to a CPU, but the device is a GPU: leave it out"

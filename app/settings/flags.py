@@ -1,4 +1,4 @@
-"""The flags of a command: the fields of its settings, read from what was typed and from the environment."""
+"""The flags of a command: the fields of its settings, read from the command line and the environment."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from app.wrong_values import wrong_value, wrong_values
 
 
 class WrongUsage(Exception):
-    """Invalid usage; the text has a line for each fault."""
+    """Wrong usage. The text has a line for each error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """What a command takes beside flags, as it is typed: names with commas or quotes, too.
+    """The operands of a command, besides flags. They may contain commas and quotes.
 
     ``number`` is argparse's nargs: "+" for one or more, "*" for any number, 1 for exactly one.
     """
@@ -32,17 +32,17 @@ class Operands:
 
 
 class _Joined(Action):
-    """A flag that may be given again: its values with commas between them, as a variable has them."""
+    """A flag that may be repeated: its values are joined by commas, as in an environment variable."""
 
     def __call__(self, _: ArgumentParser, namespace: Namespace, values: Any, __: str | None = None) -> None:
-        """Take one more."""
+        """Add one more value."""
         before = getattr(namespace, self.dest, None)
         setattr(namespace, self.dest, values if before is None else f"{before},{values}")
 
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """argparse would print the usage, which has a line for each three flags."""
+        """Without this, argparse would print the usage, which lists all flags."""
         found = re.match(
             r"argument (?:-\w/)?(--[\w-]+)[^:]*: (expected .*|ignored explicit) argument", message
         )
@@ -56,7 +56,7 @@ class _Parser(ArgumentParser):
 def parse(
     program: str, settings_type: type[BaseModel], operands: Operands | None, epilog: str, arguments: list[str]
 ) -> tuple[BaseModel, list[str]]:
-    """The settings and the operands. Prints the help if that is asked for; raises WrongUsage."""
+    """The settings and the operands. Prints the help if it is requested. Raises WrongUsage."""
     parser = _Parser(
         prog=program,
         description=cleandoc(settings_type.__doc__ or ""),
@@ -94,7 +94,7 @@ def parse(
 
 
 def flag(field: str) -> str:
-    """As it is typed."""
+    """The flag of a field."""
     return f"--{field.replace('_', '-')}"
 
 
@@ -132,7 +132,7 @@ def _not_understood(argument: str, arguments: list[str], parser: ArgumentParser)
 
 
 def _opposite(switch: str, parser: ArgumentParser) -> str | None:
-    """--no-exact of --exact; None for what is no flag that switches something on."""
+    """--no-exact for --exact. None for what is not a switch."""
     off = f"--no-{switch.removeprefix('--')}"
     flags = {option for action in parser._actions for option in action.option_strings}
     return off if {switch, off} <= flags else None
@@ -149,7 +149,8 @@ def _some_flag(parser: ArgumentParser) -> str:
 
 
 def _make_readable(parser: ArgumentParser) -> None:
-    """In the help, lists as they are typed (4,7,10) and not as Python has them, and no default of None."""
+    """In the help, show lists as they are typed (4,7,10) and not in Python's form, and leave out a default of
+    None."""
     parser.description = cleandoc(parser.description or "")
     for action in parser._actions:
         if isinstance(action.metavar, str):

@@ -1,4 +1,4 @@
-"""Where the server listens, and what stands before it."""
+"""Settings of the server's addresses, ports and proxies."""
 
 from pydantic import BaseModel, Field
 
@@ -6,7 +6,7 @@ from app.settings.types import Addresses, Host, InputName, RootPath
 
 
 class HttpSettings(BaseModel):
-    """Where the server listens, and what stands before it."""
+    """Settings of the server's addresses, ports and proxies."""
 
     host: Host = Field(
         "127.0.0.1",

@@ -1,4 +1,4 @@
-"""Which models are served, and the defaults of requests."""
+"""Settings of the served models, and the defaults of requests."""
 
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ BUNDLED_MODEL = "trimvit-small-imagenette"
 
 
 class ModelSettings(BaseModel):
-    """Which models are served, and the defaults of requests."""
+    """Settings of the served models, and the defaults of requests."""
 
     repeated_flags: ClassVar[frozenset[str]] = frozenset({"model", "loadable", "model_default"})
 
@@ -123,12 +123,13 @@ class ModelSettings(BaseModel):
 
     @property
     def listed_models(self) -> dict[str, ServedModel]:
-        """By its name, every model that may be loaded while serving: the default one is never unloaded."""
+        """Every model that may be loaded while serving, by name. It includes the default one, which is never
+        unloaded."""
         listed = (*self.models[1:], *self.loadable_models)
         return {model.name: model for model in listed if model.name is not None}
 
     def own_defaults(self, name: str | None) -> OwnDefaults:
-        """What ``model_default`` says of the model of that name."""
+        """The defaults that ``model_default`` sets for the model of that name."""
         if self.model_default is None or name is None:
             return NO_DEFAULTS
         return own_defaults(self.model_default).get(name, NO_DEFAULTS)

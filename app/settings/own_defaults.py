@@ -15,7 +15,8 @@ _DEFAULT = re.compile(r"(?P<model>[\w.-]+)\.(?P<option>[\w-]+)\s*=(?P<value>.*)"
 
 
 class OwnDefaults(BaseModel):
-    """Of one model, in place of the server's --default-...; None if that one holds."""
+    """The defaults of one model, which replace the server's --default-... settings. None: the server's is
+    used."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +35,7 @@ NO_DEFAULTS = OwnDefaults()
 
 @lru_cache(maxsize=4)
 def own_defaults(value: str) -> Mapping[str, OwnDefaults]:
-    """By the model's name, from NAME.OPTION=VALUE, with commas between several. Raises ValueError."""
+    """The defaults by the model's name, from NAME.OPTION=VALUE separated by commas. Raises ValueError."""
     given: dict[str, dict[str, str]] = {}
     for each in value.split(","):
         found = _DEFAULT.fullmatch(each.strip())

@@ -1,10 +1,10 @@
-"""When a process counts as hung, how soon it is replaced, and how it ends."""
+"""Settings of when a process counts as hung, how soon it is replaced, and how it ends."""
 
 from pydantic import BaseModel, Field
 
 
 class ProcessSettings(BaseModel):
-    """When a process counts as hung, how soon it is replaced, and how it ends."""
+    """Settings of when a process counts as hung, how soon it is replaced, and how it ends."""
 
     restart_wait_s: float = Field(
         30.0,

@@ -1,4 +1,4 @@
-"""Which models a server holds or may load: the values of --model and --loadable taken apart."""
+"""The models that a server serves or may load: parses the values of --model and --loadable."""
 
 import re
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ _NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<reference>.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model by its reference, and the name under which it is served; without one, its own."""
+    """A model by its reference, and the name under which it is served. Without a name, it is its own."""
 
     reference: str
     name: str | None = None
 
 
 def served_models(value: str) -> tuple[ServedModel, ...]:
-    """One model by its reference alone, or any number as NAME=REFERENCE, the default one first. Raises
+    """One model by its reference only, or any number as NAME=REFERENCE, the default one first. Raises
     ValueError."""
     models = tuple(map(_served, _BETWEEN.split(value)))
     names = [model.name for model in models]

@@ -36,7 +36,7 @@ class Settings(
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What was given, then the environment as app.settings.variables reads it."""
+        """First the given values, then the environment as app.settings.variables reads it."""
         assert isinstance(env_settings, EnvSettingsSource)
         env_settings.env_vars = settings_in(env_settings.env_vars)
         return init_settings, env_settings

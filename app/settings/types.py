@@ -1,4 +1,4 @@
-"""Types of settings that people write in several forms: the forms taken, and words for the others."""
+"""Types of settings that people write in several forms, with error messages for invalid ones."""
 
 import re
 from ipaddress import ip_address, ip_network
@@ -62,7 +62,7 @@ def _root_path(text: str) -> str:
 
 
 def _host_name(text: str) -> str:
-    """A name to be asked by, or all names below one, or all."""
+    """A host name, a pattern for all names below one, or * for all."""
     if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", text):
         raise ValueError(
             "give only host names, without scheme, port and path, such as vit.example.org or "
@@ -72,7 +72,7 @@ def _host_name(text: str) -> str:
 
 
 def _names(value: object) -> object:
-    """Names as they are typed in a flag or an environment variable: with commas between them."""
+    """Names in a flag or an environment variable, separated by commas."""
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 

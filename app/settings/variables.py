@@ -1,8 +1,8 @@
-"""The settings that the environment holds, as people and orchestrators write them there.
+"""The settings in environment variables, as people and orchestrators write them.
 
 A file of variables keeps quotes and blanks around a value, a compose file sets variables to nothing, and
-Kubernetes describes a Service called trimvit in variables that begin as our settings do. All of it is
-understood or told of; nothing is a reason not to start.
+Kubernetes describes a Service called trimvit in variables that begin like our settings. All of this is
+handled or logged; none of it prevents the start.
 """
 
 import re
@@ -24,7 +24,7 @@ _ADDRESS_OF_A_SERVICE = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
 
 def plain(value: str) -> str:
-    """The value without blanks and line ends around it, and without the quotes of a file of variables."""
+    """The value without surrounding blanks and line ends, and without the quotes of a file of variables."""
     value = value.strip()
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
         return value[1:-1].strip()
@@ -32,7 +32,7 @@ def plain(value: str) -> str:
 
 
 def settings_in(variables: Mapping[str, str | None]) -> dict[str, str]:
-    """Of the environment, what are values of settings, by the variables' names in lower case."""
+    """The variables of the environment that are settings, by name in lower case."""
     found = {}
     for name, value in variables.items():
         setting = _setting(name)
@@ -44,7 +44,7 @@ def settings_in(variables: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def variable_of(setting: str, variables: Mapping[str, str]) -> str | None:
-    """The name of the variable that gives this setting a value; None if none does."""
+    """The name of the variable that sets this setting. None if none does."""
     given = settings_in(variables)
     return next((name for name in variables if _setting(name) == setting and name.lower() in given), None)
 
@@ -52,8 +52,8 @@ def variable_of(setting: str, variables: Mapping[str, str]) -> str | None:
 def remarks(
     variables: Mapping[str, str], settings: frozenset[str], elsewhere: Mapping[str, frozenset[str]]
 ) -> Iterator[str]:
-    """What the log should say of variables that begin as ours and have no effect. ``elsewhere``: settings of
-    other commands, by the command."""
+    """Log messages about variables that begin like ours and have no effect. ``elsewhere``: settings of other
+    commands, by command."""
     seen: set[str] = set()
     services = sorted(name for name, value in variables.items() if _describes_a_service(name, value))
     if services:
@@ -83,7 +83,7 @@ def remarks(
 
 
 def _setting(name: str) -> str | None:
-    """The name of the setting that a variable of this name would be; None if it does not begin so."""
+    """The name of the setting for a variable of this name. None if the name does not have our prefix."""
     return name[len(PREFIX) :].lower() if name.upper().startswith(PREFIX) else None
 
 

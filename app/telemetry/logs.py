@@ -1,7 +1,8 @@
-"""The log of all processes, on standard error: one line an event, as text for people or as JSON for programs.
+"""The log of all processes, on standard error: one line per event, as text for people or as JSON for
+programs.
 
-A request's id goes into every line that is written while it is answered. Nothing here reads a request's body
-or its headers, so no image and no secret can get into the log.
+The request ID is in every line that is written while a request is answered. Nothing here reads a request's
+body or headers, so no image and no secret can get into the log.
 """
 
 import json
@@ -58,8 +59,8 @@ def _request_id(record: logging.LogRecord) -> str | None:
 
 
 def configure_logging(level: LogLevel, process: str, log_format: LogFormat = "auto") -> None:
-    """Log from ``level`` up. Other libraries' chatter starts at warning, uvicorn's at error: what a client
-    sends amiss would fill the log."""
+    """Log from ``level`` up. Other libraries only log from warning up, and uvicorn from error up, because
+    what clients send could fill the log."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Text(process) if _chosen(log_format) == "text" else _Json(process))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

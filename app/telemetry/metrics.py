@@ -1,8 +1,8 @@
 """Every metric of the service, in one place.
 
-With several processes each one writes to files of its own in PROMETHEUS_MULTIPROC_DIR, named after its
-fixed name (``http-0``, ``dispatcher``, ``worker-0``, ``supervisor``) rather than its process id: a restarted
-process goes on with its predecessor's counters, and the files do not grow in number. The supervisor wipes
+With several processes, each one writes to files of its own in PROMETHEUS_MULTIPROC_DIR, named after its fixed
+name (``http-0``, ``dispatcher``, ``worker-0``, ``supervisor``) rather than its process ID. So a restarted
+process continues its predecessor's counters, and the number of files does not grow. The supervisor deletes
 them at its start. Any HTTP process can report the metrics of all.
 """
 
@@ -207,19 +207,19 @@ RESTARTS = Counter("trimvit_restarts", "Processes started again after they died.
 
 @lru_cache(4096)
 def labelled(metric: Labelled, *values: str) -> Labelled:
-    """The metric's child with these labels, remembered: to find it takes longer than to count with it."""
+    """The metric's child with these labels, cached: finding it takes longer than counting."""
     return metric.labels(*values)
 
 
 def worker_ended(worker: str) -> None:
-    """Say that a worker's process has ended, and with it what it held: its last word would stand until its
+    """Reset the metrics of a worker process that has ended. Its last values would otherwise stay until its
     successor has loaded."""
     for gauge in (WORKER_UP, DEVICE_MEMORY):
         gauge.labels(worker).set(0)
 
 
 def dispatcher_ended() -> None:
-    """Say that the dispatcher's process has ended, and with it the queue."""
+    """Reset the queue's metrics, because the dispatcher process has ended."""
     for gauge in (QUEUE_IMAGES, QUEUE_TOKENS, QUEUE_SECONDS):
         gauge.set(0)
     BROWN_OUT.set(1)

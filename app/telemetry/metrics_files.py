@@ -1,7 +1,7 @@
-"""Room on the disk for metrics files, taken before anything is written.
+"""Reserves disk space for metrics files before anything is written.
 
-They are mapped into memory. A process that writes to a page of such a file for which the disk has no room is
-killed by the kernel (SIGBUS), and so is each of its successors. So the pages are there from the start.
+They are mapped into memory. If the disk is full, a process that writes to a new page of such a file is killed
+by the kernel (SIGBUS), and so is each of its successors. So the pages are allocated at the start.
 """
 
 import os
@@ -15,7 +15,8 @@ _FILE_BYTES = 1024 * 1024  # as large as prometheus_client makes a new one
 
 
 def reserve(folder: Path, slots: Iterable[str]) -> None:
-    """Make the files of these slots (app.telemetry.metrics), empty. Raises OSError if there is no room."""
+    """Create the files of these slots (app.telemetry.metrics), empty. Raises OSError if there is not enough
+    space."""
     for slot in slots:
         for kind in _KINDS:
             with (folder / f"{kind}_{slot}.db").open("wb") as file:

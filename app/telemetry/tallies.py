@@ -1,11 +1,10 @@
-"""Metrics that are counted in plain numbers, and written now and then.
+"""Metrics that are counted in plain numbers, and written from time to time.
 
-With several processes a metric is a number in a mapped file, and counting with it takes some ten
-microseconds. Who counts thousands of times a second adds up here and writes the sums: the dispatcher when it
-sees fit, the front end by `observe`, which keeps durations that come many times with every request for a
-moment. Whoever reads the metrics of all processes waits ``LATEST_S`` first: then all is there that was
-observed before. Counts of images and requests are not kept: a process that is killed takes no answered one
-with it.
+With several processes, a metric is a number in a mapped file, and counting takes about ten microseconds. Code
+that counts thousands of times a second adds up here and writes the sums: the dispatcher when it chooses to,
+the front end by `observe`, which keeps durations that occur many times per request for a moment. Whoever
+reads the metrics of all processes waits ``LATEST_S`` first, so that everything observed before is included.
+Counts of images and requests are written at once, so that a killed process loses none of an answered request.
 """
 
 import asyncio
@@ -20,36 +19,36 @@ LATEST_S = 0.05
 
 
 class CounterTally:
-    """An amount to be added to a counter."""
+    """An amount to add to a counter."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
         self._sum = 0.0
 
     def add(self, amount: float = 1.0) -> None:
-        """Count so much more."""
+        """Add an amount."""
         self._sum += amount
 
     def write(self) -> None:
-        """Into the counter."""
+        """Write it into the counter."""
         if self._sum:
             self._counter.inc(self._sum)
             self._sum = 0.0
 
 
 class HistogramTally:
-    """What is to be added to a histogram or a summary, of which ``histogram`` has no labels or is a child."""
+    """Values to add to a histogram or a summary. ``histogram`` has no labels, or is a child."""
 
     def __init__(self, histogram: Histogram | Summary) -> None:
         self._histogram = histogram
         self._values: list[float] = []
 
     def observe(self, value: float) -> None:
-        """Count a value."""
+        """Add a value."""
         self._values.append(value)
 
     def write(self) -> None:
-        """Into the histogram."""
+        """Write them into the histogram."""
         if self._values:
             observe_all(self._histogram, self._values)
             self._values = []
@@ -75,7 +74,7 @@ def observe(metric: Observed, value: float, *labels: str) -> None:
 
 
 def write() -> None:
-    """Write all that is kept."""
+    """Write all stored values."""
     global _due, _observed
     _due = False
     observed, _observed = _observed, {}
@@ -84,7 +83,7 @@ def write() -> None:
 
 
 def observe_all(metric: Observed, values: list[float]) -> None:
-    """As `observe` of each value. The client library has no such call."""
+    """As `observe` for each value. The client library has no such call."""
     # Of its classes, which are protocols, isinstance would take longer than all else here.
     if type(metric) is Histogram:
         _count_in_buckets(metric, values)
@@ -106,7 +105,7 @@ def _count_in_buckets(histogram: Histogram, values: list[float]) -> None:
 
 
 def _keeps() -> bool:
-    """Whether what comes first is kept: something will write it."""
+    """Whether values are stored first: something must write them later."""
     global _due
     if not _shares_files:
         return False

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces of a front end's requests, where the OTEL_* environment asks for them (extra `otel`).
+"""OpenTelemetry traces of a front end's requests, if the OTEL_* environment enables them (extra `otel`).
 
-A request is one server span, which honours a W3C traceparent; under it, every image has the spans `decode`,
-`queue` and `compute`. Dispatcher and workers export nothing and know of no trace: times come with the answer,
-and the spans are made from them here, so that they cross the process border without a second exporter.
+A request is one server span, which continues a W3C traceparent. Below it, every image has the spans `decode`,
+`queue` and `compute`. Dispatcher and workers do not trace: their times come with the answer, and the spans
+are made here, so no second exporter is needed.
 """
 
 import logging
@@ -32,19 +32,20 @@ _EXPORTERS = ("otlp", "console", "none")
 
 
 class CannotTraceError(Exception):
-    """Tracing is requested but not possible; the text says why."""
+    """Tracing is requested but not possible. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSpan:
-    """The span of a request under way."""
+    """The span of an open request."""
 
     span: "Span"
     tracer: "Tracer"
     context: "Context"
 
     def end(self, method: str, route: str, status: int | None) -> None:
-        """``route``: the pattern, never the raw path. ``status``: None if the client went away."""
+        """End the span. ``route``: the pattern, never the raw path. ``status``: None if the client
+        disconnected."""
         from opentelemetry.trace import StatusCode
 
         self.span.update_name(f"{method} {route}")
@@ -70,9 +71,10 @@ class Tracing:
         self._tracer = provider.get_tracer("trimvit", version("trimvit"))
 
     def begin(self, scope: Scope, request_id: str) -> RequestSpan:
-        """Begin a request's span, a child of the one that its headers name.
+        """Begin a request's span, as a child of the one in its headers.
 
-        What calls `phase` or `refused` until the span's end, in this task or one that it starts, adds to it.
+        Calls of `phase` and `refused` until the end of the span, in this task or one that it starts, add to
+        it.
         """
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind, set_span_in_context
@@ -95,13 +97,13 @@ class Tracing:
         return begun
 
     def close(self) -> None:
-        """Send what has not been sent. It blocks for as long as the collector does not answer."""
+        """Send what has not been sent. Blocks as long as the collector does not respond."""
         self._provider.shutdown()
 
 
 def phase(name: str, image: int, seconds: float, *, ended_s_ago: float = 0.0, **attributes: float) -> None:
-    """Add the span of a phase of an image (its place in the request) to the current request's, if it is
-    traced. The phase lasted so long, and ended just now or a while ago."""
+    """Add the span of a phase of an image (by its index in the request) to the current request's span, if it
+    is traced. The phase had this duration, and ended now or this long ago."""
     request = _current.get()
     if request is None:
         return
@@ -114,15 +116,15 @@ def phase(name: str, image: int, seconds: float, *, ended_s_ago: float = 0.0, **
 
 
 def refused(slug: str) -> None:
-    """Note the problem's type on the current request's span, if it is traced."""
+    """Add the type of the problem to the current request's span, if it is traced."""
     request = _current.get()
     if request is not None:
         request.span.set_attribute("error.type", slug)
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing | None:
-    """What the OpenTelemetry environment asks for: None if it asks for no traces, and, with a warning,
-    if they cannot be had (a server without traces is better than none)."""
+    """Tracing according to the OpenTelemetry environment. None if it does not enable traces, and, with a
+    warning, if they are not possible (a server without traces is better than none)."""
     try:
         exporters = _exporters(environment)
         return _tracing(exporters) if exporters else None
@@ -134,7 +136,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing | N
 
 
 def _exporters(environment: Mapping[str, str]) -> list[str]:
-    """The exporters that are asked for; none without a word about traces."""
+    """The configured exporters. Empty if the environment does not mention traces."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return []
     endpoint = any(environment.get(name) for name in _ENDPOINTS)

@@ -1,4 +1,4 @@
-"""What a worker computes with, as the worker knows it: see app.worker.torch_backend for the real one."""
+"""The interface of what a worker computes with. See app.worker.torch_backend for the real one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from app.worker.streams import OnAll
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image to compute. ``pixels`` are the model's input, height x width x 3, in one row; they may lie in
+    """One image to compute. ``pixels`` are the model's input, height x width x 3, flattened. They may be in
     shared memory and are read once."""
 
     ask: Ask
@@ -24,7 +24,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is loaded and warmed up, its limits, and what batches took at the warm-up."""
+    """A model that is loaded and warmed up, its limits, and the batch times of the warm-up."""
 
     info: ModelInfo
     limits: Limits
@@ -32,15 +32,15 @@ class Loaded:
 
 
 class Backend(Protocol):
-    """What computes, within its ``limits``."""
+    """Computes within its ``limits``."""
 
     limits: Limits
 
     def load(self, on_all: OnAll) -> Loaded:
-        """Load, and warm up on the threads that will call `classify`; an exception ends the worker."""
+        """Load, and warm up on the threads that will call `classify`. An exception ends the worker."""
 
     def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
-        """One result for each job, in order. Called from compute threads only."""
+        """One result for each job, in order. Only called from compute threads."""
 
     def memory_bytes(self) -> int:
         """Memory in use on the device."""

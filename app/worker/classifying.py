@@ -1,4 +1,4 @@
-"""The network, asked and answering in the words of app.messages. It imports torch."""
+"""Calls the network with requests and predictions of app.messages. It imports torch."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A worker's connection to the dispatcher. Any thread may send; one receives."""
+"""A worker's connection to the dispatcher. Any thread may send; one thread receives."""
 
 import select
 import socket
@@ -14,11 +14,11 @@ _READ_BYTES = 2**18
 
 
 class Gone(Exception):
-    """The dispatcher is not there, or not any more."""
+    """There is no dispatcher, or its connection has ended."""
 
 
 class Connection:
-    """One connection, made at once. Raises Gone."""
+    """One connection, which is opened at once. Raises Gone."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -32,7 +32,7 @@ class Connection:
             raise Gone(str(error)) from error
 
     def send(self, message: ToDispatcher) -> None:
-        """Raises Gone."""
+        """Send a message. Raises Gone."""
         data = framed(to_dispatcher.encode(message))
         with self._sending:
             try:
@@ -41,8 +41,8 @@ class Connection:
                 raise Gone(str(error)) from error
 
     def receive(self, woken: socket.socket, within_s: float) -> list[ToWorker]:
-        """The messages that have come; none where ``woken`` has, or nothing has in time. Raises Gone, and
-        msgspec.DecodeError or NoFrame for what is no message."""
+        """The messages that have arrived. Empty if ``woken`` has data, or nothing has arrived in time. Raises
+        Gone, and msgspec.DecodeError or NoFrame for invalid messages."""
         ready, _, _ = select.select([self._socket, woken], [], [], within_s)
         if self._socket not in ready:
             return []

@@ -1,6 +1,6 @@
-"""What an error says about the device: temporarily out of memory, or lost.
+"""Whether an error means that the device is temporarily out of memory, or lost.
 
-Errors are known by name and number, since this module has no torch.
+Errors are recognized by name and number, because this module does not import torch.
 """
 
 # Of CUDA's runtime (cudaError_t in driver_types.h).
@@ -27,8 +27,8 @@ _LOST = {
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no memory left.
 
-    torch.OutOfMemoryError of PyTorch's allocator on a device, CUDA's own error where something else asked for
-    memory (pinned memory, a library's workspace), and the RuntimeError of PyTorch's CPU allocator
+    These are torch.OutOfMemoryError of PyTorch's allocator on a device, CUDA's own error if something else
+    allocated memory (pinned memory, a library's workspace), and the RuntimeError of PyTorch's CPU allocator
     (c10/core/impl/alloc_cpu.cpp).
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -40,7 +40,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the GPU is lost to this process, as PyTorch tells it of CUDA: torch.AcceleratorError."""
+    """Whether the GPU is lost for this process, according to PyTorch's error for CUDA:
+    torch.AcceleratorError."""
     return _number(error) in _LOST
 
 

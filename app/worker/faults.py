@@ -1,4 +1,4 @@
-"""Images without a result, as the log and the metrics tell of them."""
+"""Logs and counts images without a result."""
 
 import logging
 
@@ -16,13 +16,13 @@ _FAULTS = {
 
 
 def show_faults() -> None:
-    """Give the metric a value for each fault from the start, so that the first fault shows as a rise."""
+    """Create the metric for each fault at the start, so that the first fault shows as a rise."""
     for fault in _FAULTS:
         metrics.IMAGES_FAILED.labels(fault)
 
 
 def tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
-    """What was raised, and which images of the batch are refused and why."""
+    """Log the exceptions, and which images of the batch are refused and why."""
     images = len(batch.images)
     for error in computed.errors:
         log.error("computing a batch of %d images failed:\n%s", images, error.rstrip())

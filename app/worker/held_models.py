@@ -1,4 +1,4 @@
-"""The models that a worker holds. Any thread may ask; what computes a batch keeps what it was given."""
+"""The loaded models of a worker. Any thread may read them; a batch in progress keeps its model."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from models.schedule import UNPRUNED
 
 @dataclass(frozen=True, slots=True)
 class HeldModel:
-    """What computes the model, what reads the slots of its images, and an image that it can compute."""
+    """A loaded model: its backend, the reader of its images' slots, and an image that it can compute."""
 
     backend: Backend
     loaded: Loaded
@@ -24,12 +24,12 @@ class HeldModel:
 
     @property
     def told(self) -> Held:
-        """As the dispatcher is told of it."""
+        """Its description for the dispatcher."""
         return Held(self.loaded.info, self.loaded.measured)
 
     @property
     def full_batch_s(self) -> float:
-        """What a full batch of unpruned images may be expected to take, by the slowest that was measured."""
+        """The expected time of a full batch of unpruned images, from the slowest measurement."""
         arch = self.loaded.info.architecture
         images = max(1, self.loaded.limits.batch_tokens // (arch.patches + arch.prefix_tokens))
         return images * max(batch.seconds / batch.work.compute for batch in self.loaded.measured)
@@ -37,7 +37,8 @@ class HeldModel:
 
 @dataclass(slots=True)
 class HeldModels:
-    """By name, the default one first. ``slots`` gives the reader of slots with images of so many bytes."""
+    """The models by name, the default one first. ``slots`` returns the reader of slots for images with this
+    many bytes."""
 
     slots: Callable[[int], ReadSlot]
     _models: dict[str, HeldModel] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class HeldModels:
         return len(self._models)
 
     def add(self, backend: Backend, loaded: Loaded) -> HeldModel:
-        """It is held from now on."""
+        """Add a model."""
         reader = self.slots(loaded.info.pixel_bytes)
         model = HeldModel(backend, loaded, reader, _blank(loaded))
         with self._changing:
@@ -55,22 +56,22 @@ class HeldModels:
         return model
 
     def drop(self, name: str) -> None:
-        """It is not held any more; it need not be."""
+        """Remove a model, if it is there."""
         with self._changing:
             self._models.pop(name, None)
 
     def get(self, name: str) -> HeldModel | None:
-        """The model of that name; None if it is not held."""
+        """The model of that name. None if it is not loaded."""
         return self._models.get(name)
 
     @property
     def all(self) -> list[HeldModel]:
-        """In the order in which they came."""
+        """All models, in the order in which they were added."""
         with self._changing:
             return list(self._models.values())
 
 
 def _blank(loaded: Loaded) -> Job:
-    """An image that every sound backend can compute."""
+    """An image that every working backend can compute."""
     ask = Ask(pruning=UNPRUNED, top_k=1, features=not loaded.info.labels)
     return Job(ask, np.zeros(loaded.info.pixel_bytes, np.uint8))

@@ -1,8 +1,8 @@
-"""What a worker that has served leaves to its successor, which need not find it out again: that the model
-passed its check against timm, and what batches took at the warm-up.
+"""What a worker stores for its successor, which need not measure it again: that the model passed its check
+against timm, and the batch times of the warm-up.
 
-The file is taken when it is read and written again when the successor has computed a batch. A worker that
-does not come so far leaves none, and the next one trusts nothing.
+The file is deleted when it is read, and written again when the successor has computed a batch. A worker that
+fails before leaves no file, and the next one measures everything again.
 """
 
 import logging
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class Learned(msgspec.Struct, frozen=True):
-    """``measured`` holds for this model, dtype and device (``info``), and for these threads and streams."""
+    """``measured`` is valid for this model, dtype and device (``info``), and for this number of threads and
+    streams."""
 
     info: ModelInfo
     limits: Limits
@@ -25,8 +26,7 @@ class Learned(msgspec.Struct, frozen=True):
 
 
 def remember(path: Path, learned: Learned) -> None:
-    """Leave it for the next worker, all of it or nothing. Without room for it, the next one finds out for
-    itself."""
+    """Store it for the next worker, atomically. If that fails, the next one measures again."""
     new = path.with_suffix(".new")
     try:
         new.write_bytes(msgspec.json.encode(learned))
@@ -36,7 +36,7 @@ def remember(path: Path, learned: Learned) -> None:
 
 
 def recall(path: Path, info: ModelInfo, limits: Limits) -> Learned | None:
-    """Take what the last worker left; None if it left nothing, or served otherwise."""
+    """Take what the last worker stored. None if it stored nothing, or had another configuration."""
     try:
         text = path.read_bytes()
         path.unlink()

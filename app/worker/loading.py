@@ -1,4 +1,4 @@
-"""The model that the settings ask for, and what is told of it. It imports torch: for who computes only."""
+"""Loads the model of the settings, and describes it. It imports torch: for the worker's process only."""
 
 import hashlib
 import logging
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def load_model(settings: Settings, reference: str | None = None) -> LoadedModel:
-    """The model of that reference, or the settings' default one, with the settings' head, labels, stages,
-    rows, stride and input size in place of the checkpoint's.
+    """The model of that reference, or the default one of the settings, with the settings' head, labels,
+    stages, rows, stride and input size in place of the checkpoint's.
 
     Raises as `models.load.load` does, and ModelError for a file of labels that cannot be read.
     """
@@ -36,8 +36,7 @@ def load_model(settings: Settings, reference: str | None = None) -> LoadedModel:
 
 
 def check_defaults(settings: Settings, loaded: LoadedModel) -> None:
-    """Raises ValueError if the settings' default criterion or reducer for this model is none that it
-    offers."""
+    """Raises ValueError if the model does not support its default criterion or reducer in the settings."""
     own = settings.own_defaults(loaded.name)
     criterion, reducer = own.criterion or settings.default_criterion, own.reducer or settings.default_reducer
     if criterion is not None:
@@ -47,7 +46,7 @@ def check_defaults(settings: Settings, loaded: LoadedModel) -> None:
 
 
 def fingerprint(network: torch.nn.Module) -> str:
-    """A digest of all its numbers and their names: other weights have another one."""
+    """A digest of all weights and their names: other weights have another one."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -56,7 +55,8 @@ def fingerprint(network: torch.nn.Module) -> str:
 
 
 def describe(loaded: LoadedModel, device: str, dtype: torch.dtype) -> ModelInfo:
-    """What a front end must know of it. The log warns of a cascade that was fitted in another dtype."""
+    """The description of the model for a front end. Logs a warning about a cascade that was fitted in another
+    dtype."""
     served = str(dtype).removeprefix("torch.")
     if loaded.cascade is not None and loaded.cascade.dtype not in (None, served):
         log.warning(

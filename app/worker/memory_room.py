@@ -1,5 +1,5 @@
-"""How much memory may still be taken: by the limit of the container, and by what the machine has. Linux alone
-says; elsewhere nothing is known."""
+"""How much more memory may be taken, by the limit of the container and by that of the machine. On Linux only;
+elsewhere it is not known."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +15,16 @@ _LIMIT_AND_USED = (
 
 
 def room_bytes(groups: Path = GROUPS, membership: Path = MEMBERSHIP, memory: Path = _MEMORY) -> int | None:
-    """The least of what this process's control groups and the machine have left; None if neither says.
+    """The least that this process's control groups and the machine have left. None if neither is known.
 
-    What only keeps files in memory counts as free, for the kernel drops it first.
+    Memory that only caches files counts as free, because the kernel drops it first.
     """
     found = [*_left_in_groups(groups, membership), *_available(memory)]
     return min(found, default=None)
 
 
 def _left_in_groups(groups: Path, membership: Path) -> Iterator[int]:
-    """Of each group that has a limit."""
+    """The memory left in each group that has a limit."""
     for folder in groups_of("memory", membership, groups):
         for limit, used in _LIMIT_AND_USED:
             most, taken = _number(folder / limit), _number(folder / used)
@@ -33,7 +33,7 @@ def _left_in_groups(groups: Path, membership: Path) -> Iterator[int]:
 
 
 def _file_pages(folder: Path) -> int:
-    """Bytes of files that were not used lately."""
+    """The bytes of cached files that were not used recently."""
     try:
         text = (folder / "memory.stat").read_text(encoding="utf-8")
     except OSError:
@@ -54,7 +54,7 @@ def _available(memory: Path) -> Iterator[int]:
 
 
 def _number(file: Path) -> int | None:
-    """None for "max", and for a file that is not there."""
+    """The number in the file. None for "max", and if there is no such file."""
     try:
         text = file.read_text(encoding="utf-8").strip()
     except OSError:

@@ -1,5 +1,5 @@
-"""Loads and unloads models of a worker that serves others meanwhile, in a thread of its own, one after the
-other. The streams are used by turns (`Streams.in_turn`), so that batches go on."""
+"""Loads and unloads models of a worker while others are served, in a thread of its own, one after the other.
+The streams are used by turns (`Streams.in_turn`), so batches continue."""
 
 import logging
 import threading
@@ -28,17 +28,17 @@ R = TypeVar("R")
 
 
 class NoRoom(Exception):
-    """There is not enough memory for a model; the text has the numbers."""
+    """There is not enough memory for a model. The text has the numbers."""
 
 
 class _GivenUp(Exception):
-    """The dispatcher waits for this load no more."""
+    """The dispatcher no longer waits for this load."""
 
 
 @dataclass(slots=True)
 class _Thread:
-    """What one thread does. ``loading``: the model that it loads now; ``given_up``: it took too long, another
-    thread does what comes next, and this one ends when it can."""
+    """The state of one thread. ``loading``: the model that it loads now. ``given_up``: it took too long,
+    another thread continues, and this one ends when it can."""
 
     messages: "SimpleQueue[LoadModel | UnloadModel]" = field(default_factory=SimpleQueue)
     loading: str | None = None
@@ -47,11 +47,12 @@ class _Thread:
 
 @dataclass(slots=True)
 class ModelLoader:
-    """``backend_of`` gives the backend of a model by its name, and raises NoRoom if there is not the
-    memory for it; ``tell`` is given what came of each message, and ``failed`` what ends the process.
+    """``backend_of`` returns the backend of a model by its name, and raises NoRoom if there is not enough
+    memory for it. ``tell`` is called with the result of each message, and ``failed`` with an error that ends
+    the process.
 
-    A thread that hangs cannot be ended. To unload the model that it loads gives it up: it is left alone, and
-    a new one takes its place.
+    A thread that hangs cannot be ended. Unloading the model that it loads gives it up: it is left alone, and
+    a new thread takes its place.
     """
 
     models: HeldModels
@@ -63,11 +64,11 @@ class ModelLoader:
     _changing: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
-        """In its thread."""
+        """Start the thread."""
         background.thread(partial(self._run, self._thread), "model loader", background.end_process)
 
     def put(self, message: LoadModel | UnloadModel) -> None:
-        """Do that after what came before."""
+        """Handle the message after the earlier ones."""
         with self._changing:
             hung = self._thread
             if isinstance(message, UnloadModel) and message.name == hung.loading:
@@ -94,7 +95,7 @@ class ModelLoader:
                 self.failed(error)
 
     def _loaded(self, name: str, thread: _Thread) -> ModelLoaded | ModelNotLoaded | None:
-        """What is told of the load; None if it was given up meanwhile."""
+        """The result of the load. None if it was given up meanwhile."""
 
         def in_turn(work: Callable[[int], R]) -> list[R]:
             def unless_given_up(index: int) -> R:

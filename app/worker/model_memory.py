@@ -1,4 +1,4 @@
-"""Checks whether there is enough memory for another model, before it is loaded. It imports torch: for the
+"""Checks whether there is enough memory for another model before it is loaded. It imports torch: for the
 worker's process only."""
 
 import torch
@@ -13,9 +13,9 @@ TIMES_ITS_WEIGHTS = 3
 
 
 def check_memory(reference: str, device: str) -> None:
-    """Raises NoRoom, with the numbers, where the host or the device has too little for the model; and what
-    `models.load.load` raises for a model that does not exist. Of one that has yet to be downloaded nothing is
-    known."""
+    """Raises NoRoom, with the numbers, if the host or the device has too little memory for the model, and
+    what `models.load.load` raises for a model that does not exist. A model that is not downloaded yet is not
+    checked."""
     weights = float32_bytes(reference)
     if weights is None:
         return
@@ -25,7 +25,7 @@ def check_memory(reference: str, device: str) -> None:
 
 
 def refuse_too_little(needed: int, weights: int, room: int | None, of: str) -> None:
-    """Raises NoRoom if less room is known than is needed."""
+    """Raises NoRoom if less memory is known to be free than is needed."""
     if room is not None and room < needed:
         raise NoRoom(
             f"it needs about {_megabytes(needed)} MB of {of} ({needed // weights} times its weights in "
@@ -34,7 +34,7 @@ def refuse_too_little(needed: int, weights: int, room: int | None, of: str) -> N
 
 
 def _free_on(device: str) -> int:
-    """With what PyTorch keeps for itself and does not use."""
+    """The free memory of the device, including what PyTorch has reserved and does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(free + kept)

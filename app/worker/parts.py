@@ -1,10 +1,10 @@
-"""A batch that fails is computed in parts, so that only the faulty images get no result.
+"""Computes a batch that fails in parts, so that only the faulty images get no result.
 
-A batch whose computation raises is halved, and its halves are computed by themselves, down to single images:
-with one image at fault that is three times the batch's work at most, and with any number log2(n) + 1 times.
-An image that fails alone may be at fault itself, or the device may be: then nothing can be computed any more,
-which a known harmless image shows. If the error itself says so, nothing is tried. Pure: what computes is
-passed in.
+A batch whose computation raises is halved, and its halves are computed separately, down to single images.
+With one image at fault, that is at most three times the batch's work, and with any number log2(n) + 1 times.
+If an image fails alone, the cause may be the image or the device. A broken device cannot compute anything,
+which is tested with a known harmless image. If the error itself says that the device is lost, nothing is
+tried. Pure: the function that computes is passed in.
 """
 
 import traceback
@@ -19,7 +19,7 @@ J = TypeVar("J")
 
 
 class BackendBroken(Exception):
-    """Not even a harmless image can be computed; only a new process may help."""
+    """Not even a harmless image can be computed. Only a new process may help."""
 
 
 class Checkable(Protocol):
@@ -27,7 +27,8 @@ class Checkable(Protocol):
 
     @property
     def is_finite(self) -> bool:
-        """Whether all its numbers are: an overflow or a broken device leaves NaN, which is no answer."""
+        """Whether all its numbers are finite: an overflow or a broken device leaves NaN, which is not an
+        answer."""
 
 
 R = TypeVar("R", bound=Checkable)
@@ -35,9 +36,9 @@ R = TypeVar("R", bound=Checkable)
 
 @dataclass(slots=True)
 class Computed(Generic[R]):
-    """``results`` in the order of the jobs, or why there is none. ``at_once``: the size of the largest part
-    that was computed at once; ``memory_was_short``: whether a part did not fit into memory; ``errors``: the
-    tracebacks of what was raised, of the whole batch first and then of single images."""
+    """``results`` in the order of the jobs, each a result or the reason why there is none. ``at_once``: the
+    size of the largest part that was computed at once. ``memory_was_short``: whether a part did not fit into
+    memory. ``errors``: the tracebacks, of the whole batch first and then of single images."""
 
     results: list[R | Fault] = field(default_factory=list)
     at_once: int = 0
@@ -50,8 +51,8 @@ def compute_in_parts(
 ) -> Computed[R]:
     """Compute the jobs at once or, if that fails, in parts.
 
-    Raises BackendBroken if the first image fails and ``harmless`` fails after it, and where an error says
-    that the device is lost.
+    Raises BackendBroken if the first image fails and ``harmless`` fails after it, and if an error says that
+    the device is lost.
     """
     return _Parts(compute, harmless).computed(jobs)
 
@@ -97,7 +98,8 @@ class _Parts(Generic[J, R]):
         return results
 
     def _try_harmless(self) -> None:
-        """Once a batch: what breaks later is found by the next one."""
+        """Try the harmless image, once per batch: a device that breaks later is detected by the next
+        batch."""
         if self._sound:
             return
         try:
@@ -115,6 +117,6 @@ class _Parts(Generic[J, R]):
 
 
 def refuse_lost(error: Exception) -> None:
-    """Raise BackendBroken for an error after which the device computes nothing more in this process."""
+    """Raises BackendBroken for an error after which the device cannot be used in this process."""
     if is_lost(error):
         raise BackendBroken(f"the device is lost: {error}".partition("\n")[0]) from error

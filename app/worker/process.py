@@ -36,10 +36,10 @@ MOST_STREAMS = 8
 
 @dataclass(frozen=True, slots=True)
 class WorkerArgs:
-    """What the supervisor tells a worker beside the settings. ``socket``: where the dispatcher listens;
-    ``slots``: the descriptor of the shared memory; ``sharing``: workers on the same device; ``heartbeat``:
-    file for its beats; ``learned``: file for what it leaves to its successor; ``reason``: file for why it
-    could not start; ``served``: file that says which models are served now."""
+    """The supervisor's variables for a worker, in addition to the settings. ``socket``: the dispatcher's
+    socket. ``slots``: the descriptor of the shared memory. ``sharing``: the number of workers on the same
+    device. ``heartbeat``: the file of its heartbeat. ``learned``: the file for its successor. ``reason``: the
+    file for the reason why it could not start. ``served``: the file that says which models are served."""
 
     index: int
     device: str
@@ -53,7 +53,7 @@ class WorkerArgs:
 
     @classmethod
     def from_environment(cls) -> "WorkerArgs":
-        """As app.processes.environment.worker_variables wrote them."""
+        """From the environment, as app.processes.environment.worker_variables wrote it."""
         told = os.environ
         return cls(
             int(told["TRIMVIT_WORKER_INDEX"]),
@@ -69,7 +69,7 @@ class WorkerArgs:
 
     @property
     def name(self) -> str:
-        """Of the process, the same for each successor."""
+        """The name of the process, the same for each successor."""
         return f"worker-{self.index}"
 
 
@@ -136,14 +136,14 @@ def served_now(settings: Settings, served: Path | None) -> list[ServedModel]:
 
 
 def _of_model(learned: Path | None, served: ServedModel) -> Path | None:
-    """The file for what is learned of that model."""
+    """The file of what is learned about that model."""
     if learned is None or served.name is None:
         return learned
     return learned.with_name(f"{learned.name}-{served.name}")
 
 
 def limits_of(settings: Settings, threads: int, *, on_cpu: bool) -> Limits:
-    """What a worker with so many threads may run at once."""
+    """What a worker with this number of threads may run at the same time."""
     # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.
     streams = min(settings.streams or MOST_STREAMS, threads) if on_cpu else settings.streams or 2
     return Limits(
@@ -160,8 +160,8 @@ def make_loop(
     title: str,
     backend_of: Callable[[str], Backend] = only_those_of_the_start,
 ) -> WorkerLoop:
-    """The worker on those backends, one for each model, and on those that ``backend_of`` gives later, as what
-    this process is for: it is called so, and SIGTERM stops it."""
+    """The worker with those backends, one for each model, and with those that ``backend_of`` returns later.
+    It also sets the name of the process, and stops the worker on SIGTERM."""
     setproctitle(f"trimvit: worker {title}")
     slots = SlotMap.for_queue(settings.http_workers, settings.max_queue_images)
     worker = WorkerLoop(
@@ -178,8 +178,8 @@ def make_loop(
 
 
 def main(compute: Callable[[Settings, WorkerArgs], None] = run) -> None:
-    """Read what the supervisor passed in the environment, and ``compute``. Why that failed is left for the
-    supervisor."""
+    """Read the supervisor's variables from the environment, and ``compute``. If that fails, write the reason
+    for the supervisor."""
     settings = Settings.model_validate_json(os.environ["TRIMVIT_SETTINGS"])
     args = WorkerArgs.from_environment()
     die_with_parent()

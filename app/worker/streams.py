@@ -1,7 +1,7 @@
-"""A worker's compute threads: they warm up what they will serve with.
+"""A worker's compute threads, which also do the warm-up.
 
-Much belongs to the thread that made it: a CUDA stream, a library's handle and its workspace, a CUDA graph,
-OpenMP's threads. So there are the same threads from before the model is loaded until the end.
+Much belongs to the thread that created it: a CUDA stream, a library's handle and its workspace, a CUDA graph,
+OpenMP's threads. So the threads are the same from before the model is loaded until the end.
 """
 
 import time
@@ -19,15 +19,15 @@ Order = TypeVar("Order")
 
 
 class OnAll(Protocol):
-    """What `Streams.on_all` and `Streams.in_turn` are."""
+    """The signature of `Streams.on_all` and `Streams.in_turn`."""
 
     def __call__(self, work: Callable[[int], R]) -> list[R]:
-        """What ``work`` gives in each thread, by its number."""
+        """The results of ``work`` in each thread, by number."""
 
 
 class Streams(Generic[Order]):
-    """``count`` threads, of which each gives one order at a time to ``take``. One that dies takes the process
-    with it."""
+    """``count`` threads, each of which passes one order at a time to ``take``. If one fails, the process
+    ends."""
 
     def __init__(self, count: int, take: Callable[[Order], None]) -> None:
         self.count = count
@@ -39,12 +39,12 @@ class Streams(Generic[Order]):
         ]
 
     def put(self, order: Order) -> None:
-        """Any thread that is free takes it next."""
+        """Queue an order for the next free thread."""
         self._orders.put(lambda: self._take(order))
 
     def on_all(self, work: Callable[[int], R]) -> list[R]:
-        """Run ``work`` in every thread at once, and wait. It is given numbers from 0 on; what it raises is
-        raised here."""
+        """Run ``work`` in every thread at the same time, and wait. It is called with numbers from 0 on. Its
+        exceptions are raised here."""
         meeting = Barrier(self.count)
         results: list[Future[Any]] = [Future() for _ in range(self.count)]
 
@@ -57,8 +57,8 @@ class Streams(Generic[Order]):
         return [result.result() for result in results]
 
     def in_turn(self, work: Callable[[int], R]) -> list[R]:
-        """Run ``work`` in one thread after the other, each as soon as it has ended the order that it has, and
-        wait. What it raises is raised here."""
+        """Run ``work`` in one thread after the other, each as soon as its current order has ended, and wait.
+        Its exceptions are raised here."""
         results = []
         for index in range(self.count):
             result: Future[R] = Future()
@@ -67,7 +67,7 @@ class Streams(Generic[Order]):
         return results
 
     def end(self, wait_s: float | None = None) -> None:
-        """Each thread ends after the order it has. Wait for that, all in all so long at most.
+        """End each thread after its current order, and wait for at most this long in total.
 
         A thread that computes while the interpreter ends aborts the process.
         """
@@ -83,7 +83,7 @@ class Streams(Generic[Order]):
 
 
 class _Orders:
-    """What is to be done by any thread, and what by one of them, which takes that first."""
+    """Orders for any thread, and orders for one particular thread, which it takes first."""
 
     def __init__(self, threads: int) -> None:
         self._for_any: deque[Callable[[], object] | None] = deque()
@@ -101,7 +101,7 @@ class _Orders:
             self._come.notify_all()
 
     def take(self, index: int) -> Callable[[], object] | None:
-        """The next for that thread; waits for it."""
+        """The next order for that thread; waits for it."""
         own = self._for_one[index]
         with self._come:
             while not own and not self._for_any:
@@ -110,7 +110,7 @@ class _Orders:
 
 
 def _into(result: "Future[R]", work: Callable[[int], R], index: int) -> None:
-    """What comes of the work."""
+    """Store the outcome of the work."""
     try:
         result.set_result(work(index))
     except BaseException as error:

@@ -34,8 +34,8 @@ from models.schedule import UNPRUNED, Criterion, Pruning
 
 @dataclass
 class TorchBackend:
-    """One model on its device. ``name`` is the device as front ends are told it. ``threads``: those that
-    loading may use. ``learned``: the file for what it leaves to its successor."""
+    """One model on its device. ``name``: the device as front ends see it. ``threads``: those that loading may
+    use. ``learned``: the file for its successor."""
 
     settings: Settings
     served: ServedModel
@@ -54,7 +54,7 @@ class TorchBackend:
         return self.device == "cpu"
 
     def load(self, on_all: OnAll) -> Loaded:
-        """Raises ModelError for a model that cannot be served so."""
+        """Load the model. Raises ModelError if it cannot be served."""
         torch.set_num_threads(self.threads)
         if not self._on_cpu:
             use_gpu(self.device)
@@ -105,7 +105,7 @@ class TorchBackend:
         return Loaded(info, self.limits, learned.measured)
 
     def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
-        """One result for each job, in order. The pixels are copied once, to where the device takes them."""
+        """One result for each job, in order. The pixels are copied once, to where the device reads them."""
         # The number is kept per calling thread by OpenMP: each stream sets its own.
         torch.set_num_threads(threads)
         with self._stream():
@@ -118,19 +118,21 @@ class TorchBackend:
         return predictions
 
     def memory_bytes(self) -> int:
-        """The process's resident memory on a CPU, else what PyTorch has allocated on the device."""
+        """The process's resident memory on a CPU, otherwise what PyTorch has allocated on the device."""
         if not self._on_cpu:
             return torch.cuda.memory_allocated(self.device)
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def _room_for(self, images: int) -> torch.Tensor:
-        """Only from pinned memory is a copy to a GPU made while the thread goes on."""
+        """A buffer for the pixels. Only a copy from pinned memory to a GPU runs while the thread
+        continues."""
         height, width = self._classifier.spec.size
         return torch.empty((images, height, width, 3), dtype=torch.uint8, pin_memory=not self._on_cpu)
 
     def _warm_up(self, _: int) -> None:
-        """All ways through the network, in this thread. Raises ModelError for scores that are no numbers."""
+        """Compute every variant of the forward pass once, in this thread. Raises ModelError if scores are not
+        finite."""
         model = self._classifier.model
         by_mass = [] if model.stages.evenly else [Pruning(keep_mass=0.8)]
         by_life = [Pruning(0.5, "life")] if "life" in model.criteria else []
@@ -154,13 +156,13 @@ class TorchBackend:
             self._classifier.capture_graphs(criterion)
 
     def _classify_noise(self, prunings: Sequence[Pruning], threads: int) -> None:
-        """Not of one colour: there are processors that multiply zeros in less time."""
+        """Classify noise, not images of one color, because some processors multiply zeros faster."""
         self._classify_all(self._noise, prunings, threads)
 
     def _classify_all(
         self, pixels: np.ndarray, prunings: Sequence[Pruning], threads: int
     ) -> Sequence[Prediction]:
-        """As a batch that is served."""
+        """Classify like a batch that is served."""
         asks = [Ask(pruning, top_k=1, features=not self._has_classes) for pruning in prunings]
         return self.classify([Job(ask, pixels) for ask in asks], threads)
 
@@ -178,7 +180,7 @@ class TorchBackend:
         return height * width * 3
 
     def _stream(self) -> AbstractContextManager[object]:
-        """On a GPU each thread computes on a stream of its own: one copies while the other computes, and
+        """On a GPU, each thread computes on a stream of its own: one copies while the other computes, and
         neither waits for the other's results."""
         if self._on_cpu:
             return nullcontext()
@@ -188,8 +190,8 @@ class TorchBackend:
         return torch.cuda.stream(self._of_thread.stream)
 
     def _hand_on(self) -> None:
-        """Only a worker that has computed something leaves what it learned: one that dies of that, as soon as
-        images come, shall have a successor that finds out for itself."""
+        """Write the file for the successor after the first batch. If a worker dies from what it learned as
+        soon as images arrive, its successor measures again."""
         learned, self._to_hand_on = self._to_hand_on, None
         if learned is not None and self.learned is not None:
             remember(self.learned, learned)

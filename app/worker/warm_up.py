@@ -1,4 +1,4 @@
-"""Batches computed and timed before the first worker is ready: what the cost model is learned from."""
+"""Computes and times batches before the worker is ready. The cost model is fitted to them."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +26,11 @@ def time_batches(
     on_all: OnAll,
     enough_s: float = TIMING_S,
 ) -> tuple[Measured, ...]:
-    """Time ``classify(prunings, threads)`` as the worker will call it, in the threads that will: what the
-    cost model is fitted to.
+    """Time ``classify(prunings, threads)`` in the threads and in the way in which the worker will call it.
 
-    Lone images run on all threads, batches up to the token budget in all streams at once. The first time of
-    each does not count: there memory is got, and kernels are chosen. Single images are always measured;
-    of larger batches those that there is time for in ``enough_s``.
+    Single images run on all threads, batches up to the token budget in all streams at the same time. The
+    first run of each does not count, because it allocates memory and chooses kernels. Single images are
+    always measured, and larger batches as far as ``enough_s`` allows.
     """
 
     def timed(prunings: Sequence[Pruning], threads: int) -> Measured:
@@ -54,8 +53,8 @@ def time_batches(
     measured = [one for part in on_all(lone) for one in part]
 
     def is_time_for(batch: Sequence[Pruning]) -> bool:
-        """To compute it twice, if its work takes no longer than the same work took in the best case so
-        far."""
+        """Whether there is time to compute it twice, if its work takes as long as the same work did in the
+        best case so far."""
         work = sum(compute(arch, stages, pruning.keep_ratio) for pruning in batch)
         fastest = min(one.seconds / one.work.compute for one in measured)
         return time.perf_counter() + 2 * work * fastest < began + enough_s
@@ -68,8 +67,8 @@ def time_batches(
 
 
 def _batches(arch: Architecture, stages: Stages, limits: Limits) -> Iterator[list[Pruning]]:
-    """What serving may bring: for each ratio one image, 4, and so on by four times up to a full batch; and a
-    full one of different ratios. What says most comes first."""
+    """The batches to expect: for each ratio one image, 4, and so on, times four, up to a full batch; and a
+    full one with different ratios. The most informative come first."""
     tokens = arch.patches + arch.prefix_tokens
     full = {
         ratio: max(1, int(limits.batch_tokens / (tokens * compute(arch, stages, ratio)))) for ratio in _RATIOS

@@ -1,9 +1,9 @@
 """A worker: it takes batches from the dispatcher and returns their results.
 
-It knows no queue and no deadline. A batch is of one of the models that it holds. One thread talks with the
-dispatcher; compute threads, the streams, take a batch each; another one loads and unloads models meanwhile.
-What computes is behind `Backend`, so this module knows no torch. When the dispatcher is replaced the worker
-connects to the successor; its models stay loaded.
+It has no queue and no deadlines. A batch is for one of its models. One thread communicates with the
+dispatcher; compute threads, the streams, each take a batch; another thread loads and unloads models. The
+computation is behind `Backend`, so this module does not import torch. When the dispatcher is replaced, the
+worker connects to the new one; its models stay loaded.
 """
 
 import contextlib
@@ -54,14 +54,14 @@ _CHECKED = Ask(pruning=UNPRUNED, top_k=1)
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """A batch or a check, and the connection on which it came: only there the result is of use."""
+    """A batch or a check, and the connection on which it arrived: its result can only be used there."""
 
     connection: Connection
     asked: Batch | Check
 
 
 def only_those_of_the_start(name: str) -> Backend:
-    """Raises ValueError: none is loaded later."""
+    """Raises ValueError: no model is loaded later."""
     raise ValueError(f"{name} is no model of this worker")
 
 
@@ -69,8 +69,8 @@ class WorkerLoop:
     """Computes for the dispatcher at that path until `stop`, with a backend for each model, the default one
     first.
 
-    ``slots`` gives the reader of slots with images of so many bytes. ``backend_of`` gives the backend of a
-    model that is loaded while others are served (app.worker.model_loader).
+    ``slots`` returns the reader of slots for images with this many bytes. ``backend_of`` returns the backend
+    of a model that is loaded while others are served (app.worker.model_loader).
     """
 
     def __init__(
@@ -107,16 +107,16 @@ class WorkerLoop:
 
     @property
     def loaded(self) -> bool:
-        """Whether it has had models that work."""
+        """Whether it has loaded its models."""
         return self._ready
 
     def stop(self) -> None:
-        """Finish what is being computed, then return from `run`. Safe in a signal handler."""
+        """Finish the running batches, then return from `run`. Can be called in a signal handler."""
         self._stopping = True
         self._waker.send(b"!")
 
     def run(self) -> None:
-        """Load, then compute. Raises what `Backend.load` raised, and BackendBroken."""
+        """Load, then compute. Raises what `Backend.load` raises, and BackendBroken."""
         self._streams = Streams(self._limits.streams, self._take)
         background.thread(self._load, "load", background.end_process)
         self._loader = ModelLoader(
@@ -134,7 +134,7 @@ class WorkerLoop:
             self._streams.end(_END_S)
 
     def _serve(self) -> None:
-        """Until the dispatcher has gone, or this is to stop."""
+        """Serve the dispatcher until it has gone, or this is to stop."""
         try:
             connection = Connection(self._path)
         except Gone:
@@ -162,7 +162,7 @@ class WorkerLoop:
             connection.close()
 
     def _tell(self, what: Told) -> None:
-        """The dispatcher that is there now; one that comes later is told what is held."""
+        """Send a message to the current dispatcher. A later one is told which models are loaded."""
         if isinstance(what, ModelLoaded) and (model := self._models.get(what.held.info.name)) is not None:
             with self._watched:
                 self._progress.may_take(self._limits.batch_tokens, model.full_batch_s)
@@ -172,7 +172,7 @@ class WorkerLoop:
                 self._connection.send(what)
 
     def _failed(self, error: BaseException) -> None:
-        """In a thread: it ends the process, for health must not stay green."""
+        """Report a failure in a thread. It ends the process, because health must not stay green."""
         self._failures.put(error)
         self._wake()
 
@@ -195,14 +195,14 @@ class WorkerLoop:
                 connection.send(Alive())
 
     def _hear_of_failures(self) -> None:
-        """Raises what a thread failed with."""
+        """Raises the exception with which a thread failed."""
         with contextlib.suppress(BlockingIOError):
             self._woken.recv(4096)
         if not self._failures.empty():
             raise self._failures.get()
 
     def _beat(self) -> None:
-        """Tell the supervisor that this thread goes on, and which batch has run longest."""
+        """Report to the supervisor that this thread runs, and which batch has run longest."""
         self._turns += 1
         if self._heartbeat is not None:
             with self._watched:
@@ -229,7 +229,7 @@ class WorkerLoop:
         self._waker.send(b"!")
 
     def _take(self, order: _Order) -> None:
-        """In a compute thread."""
+        """Handle an order in a compute thread."""
         try:
             if isinstance(order.asked, Batch):
                 self._compute(order.connection, order.asked)
@@ -266,11 +266,11 @@ class WorkerLoop:
         self._tell_of_memory()
 
     def _tell_of_memory(self) -> None:
-        """Of all models together, which are on one device."""
+        """Update the memory metric, for all models together, because they share the device."""
         metrics.labelled(metrics.DEVICE_MEMORY, self.name).set(self._backends[0].memory_bytes())
 
     def _check(self, connection: Connection, check: Check) -> None:
-        """Run an answered image unpruned, on one thread: an image that comes meanwhile has the others."""
+        """Compute an answered image without pruning, on one thread, so that new images can use the others."""
         held = next((held for held in self._held if held[0] == check.hold), None)
         label: int | None = None
         if held is not None and (model := self._models.get(held[1])) is not None:

@@ -1,8 +1,8 @@
-"""Attention over a batch whose images may differ in length: one protocol (way.py), and the ways to do it, of
-which one is chosen once a forward pass (choice.py).
+"""Attention over a batch whose images may differ in length: one protocol (way.py), and four implementations,
+one of which is chosen for each forward pass (choice.py).
 
-`dense` is images of one length; `runs` computes run by run, `windows` in few shapes for a CPU in bfloat16,
-`varlen` all images in one call on a GPU.
+`dense` is for images of one length; `runs` computes run by run, `windows` in few shapes for a CPU in
+bfloat16, `varlen` all images in one call on a GPU.
 """
 
 from models.attend.choice import way_for

@@ -1,4 +1,4 @@
-"""Which way attention is computed in a forward pass."""
+"""Chooses how attention is computed in a forward pass."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from models.attend.windows import Windows, fused_is_faster, takes_windows
 
 
 def way_for(attn: Attention, rows: Tensor, unpruned: int) -> Way:
-    """The fastest way for rows of this device and dtype, with modules like ``attn``. ``unpruned``: tokens of
-    an image of which none are pruned."""
+    """The fastest way for rows of this device and dtype, with modules like ``attn``. ``unpruned``: the number
+    of tokens of an unpruned image."""
     if takes_windows(rows):
         return Windows(unpruned, fused_is_faster())
     # On a CPU in bfloat16 the plain form takes a third less in training than PyTorch's fused one.
@@ -22,6 +22,7 @@ def way_for(attn: Attention, rows: Tensor, unpruned: int) -> Way:
 
 
 def _computed_in(rows: Tensor) -> torch.dtype:
-    """What products of these rows are computed in: under autocast, as in training, not their own dtype."""
+    """The dtype in which products of these rows are computed: under autocast, as in training, not their
+    own."""
     device = rows.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype

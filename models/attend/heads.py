@@ -1,4 +1,4 @@
-"""Queries, keys and values, as layers give them, cut into heads, normed and rotated."""
+"""Queries, keys and values, as layers return them, split into heads, normed and rotated."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +13,7 @@ Parts = tuple[Tensor, ...]
 if TYPE_CHECKING:
 
     class Attention(Protocol):
-        """What attention is computed by: a module of timm's, of whatever class."""
+        """The parts of timm's attention modules that are used, whatever their class is."""
 
         num_heads: int
         head_dim: int
@@ -29,7 +29,7 @@ else:  # from Python 3.12 on, isinstance() with a protocol does not see the subm
 
 
 def width_of(attn: Attention) -> int:
-    """Of all heads together."""
+    """The width of all heads together."""
     return attn.num_heads * attn.head_dim
 
 
@@ -46,8 +46,8 @@ def heads_of_rows(attn: Attention, rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def placed(attn: Attention, norm: nn.Module, vectors: Tensor, rotation: Tensor | None) -> Tensor:
-    """Queries or keys [..., D] as they are compared: by the ``norm`` for them, and rotated [..., 2 D]. In
-    timm's order, and in memory as timm has them, on which the last bits of a product may hang."""
+    """Queries or keys [..., D] after their ``norm`` and rotation [..., 2 D], as they are compared. In timm's
+    order and memory layout, because the last bits of a product may depend on them."""
     normed: Tensor = norm(vectors)
     if rotation is None:
         return normed

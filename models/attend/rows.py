@@ -1,4 +1,4 @@
-"""Queries and keys normed and rotated in the rows of a whole batch, if no layout has to be timm's."""
+"""Queries and keys normed and rotated in the rows of a whole batch, if timm's memory layout is not needed."""
 
 import torch
 from jaxtyping import Complex64
@@ -12,13 +12,13 @@ Turns = Complex64[Tensor, "rows heads pairs"]
 
 
 def changes(attn: Attention, tokens: Tokens) -> bool:
-    """Whether queries and keys are compared otherwise than layers give them."""
+    """Whether queries and keys are normed or rotated before they are compared."""
     plain = type(attn.q_norm) is nn.Identity and type(attn.k_norm) is nn.Identity
     return not plain or tokens.rotations is not None
 
 
 def placed_rows(attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Parts:
-    """The ``parts`` of `Way.attend`, one by one, queries and keys as they are compared."""
+    """The ``parts`` of `Way.attend`, one by one, with queries and keys normed and rotated."""
     q, k, v = apart(attn, parts)
     if q.device.type == "cpu" and source.rotations is not None and rotates_pairs(attn):
         of_source = turns(source, block)
@@ -35,12 +35,12 @@ def placed_rows(attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, b
 
 
 def rotates_pairs(attn: Attention) -> bool:
-    """Whether neighbouring values are rotated together, and not each with one of the other half."""
+    """Whether neighboring values are rotated together, instead of each with one of the other half."""
     return not getattr(attn, "rotate_half", False)
 
 
 def turns(tokens: Tokens, block: int) -> Turns:
-    """As `Tokens.rotation`, where neighbouring values are rotated together and so have the same angle."""
+    """As `Tokens.rotation`, if neighboring values are rotated together and so have the same angle."""
     assert tokens.rotations is not None
     table = tokens.rotations[block % len(tokens.rotations)]
     width = table.shape[-1] // 2
@@ -49,8 +49,8 @@ def turns(tokens: Tokens, block: int) -> Turns:
 
 
 def turned(attn: Attention, norm: nn.Module, part: Tensor, by: Turns) -> Tensor:
-    """As `placed`, in a quarter to a half of the time on a CPU: timm turns the pairs in six passes, of which
-    two take every other value. Computed in float32, rounded once."""
+    """As `placed`, in a quarter to a half of the time on a CPU: timm rotates the pairs in six passes, two of
+    which read every other value. Computed in float32, rounded once."""
     normed = norm(_of_heads(attn, part)).float()
     pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * by).flatten(1).to(part.dtype).view(part.shape)

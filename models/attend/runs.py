@@ -1,4 +1,4 @@
-"""Attention run by run: neighbouring images of one length at a time."""
+"""Attention run by run: neighboring images of one length at a time."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from models.ragged import Run, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Each run as `dense` computes it, ``fused`` or not. A batch of one length is one run."""
+    """Computes each run like `dense`, ``fused`` or not. A batch of one length is one run."""
 
     fused: bool
 

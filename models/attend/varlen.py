@@ -1,7 +1,7 @@
 """Attention over all images of a ragged batch in one call: torch.nn.attention.varlen, on GPUs that have it.
 
-PyTorch has it from 2.10 on, and gave it more arguments since: which ones it takes is read off its signature.
-What is asked of the device and of the rows is what PyTorch 2.14's FlashAttention-2 checks (docs/design/0012).
+PyTorch has it from 2.10 on, and has added arguments since: which ones it accepts is read from its signature.
+The requirements for device and rows are those that PyTorch 2.14's FlashAttention-2 checks (docs/design/0012).
 """
 
 import inspect
@@ -28,8 +28,8 @@ MOST_WIDTH = 256
 
 
 def takes_varlen(attn: Attention, rows: Tensor) -> bool:
-    """Whether `varlen` computes this module's attention on such rows: on a GPU, in half precision, with heads
-    it was built for, in inference."""
+    """Whether `varlen` can compute this module's attention on such rows: on a GPU, in half precision, with
+    supported head sizes, in inference."""
     if not rows.is_cuda or rows.dtype not in (torch.bfloat16, torch.float16) or not attn.fused_attn:
         return False
     # It knows no dropout, and PyTorch 2.14 may give FlashAttention's result to cuDNN's backward pass.
@@ -40,7 +40,8 @@ def takes_varlen(attn: Attention, rows: Tensor) -> bool:
 
 @cache
 def built_for(device: torch.device) -> bool:
-    """Whether this PyTorch has the kernel for the GPU. ROCm's is another one, which nobody has tried here."""
+    """Whether this PyTorch has the kernel for the GPU. ROCm has another one, which has not been tested
+    here."""
     return (
         _kernel() is not None
         and torch.version.hip is None
@@ -60,7 +61,7 @@ def _kernel() -> Callable[..., Any] | None:
 
 @cache
 def _arguments(kernel: Callable[..., Any]) -> frozenset[str]:
-    """Which ones it takes."""
+    """The names of its arguments."""
     return frozenset(inspect.signature(kernel).parameters)
 
 
@@ -73,7 +74,7 @@ def varlen(
     scale: float,
     bias: Float[Tensor, " source_rows"] | None,
 ) -> Float[Tensor, "rows HD"]:
-    """Attention of the queries of each image in ``tokens`` to the keys of the same one in ``source``, with
+    """Attention of the queries of each image in ``tokens`` to the keys of the same image in ``source``, with
     ``bias`` for each key."""
     kernel = _kernel()
     assert kernel is not None
@@ -110,7 +111,7 @@ def varlen(
 
 @dataclass(frozen=True, slots=True)
 class Varlen:
-    """All images in one call, if they differ in length; else as ``runs``."""
+    """All images in one call, if they differ in length; otherwise as ``runs``."""
 
     runs: Runs
 

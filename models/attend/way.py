@@ -1,4 +1,4 @@
-"""What every way to compute attention can do."""
+"""The protocol of all ways to compute attention."""
 
 from typing import Protocol, runtime_checkable
 
@@ -14,14 +14,14 @@ class Way(Protocol):
 
     @property
     def rounding(self) -> int:
-        """Into how many parts of a power of two the rows of pruned batches are to be rounded up (see
-        `ragged.rounded`), so that shapes are few; 0: not at all."""
+        """The number of parts of a power of two to which the rows of pruned batches are rounded up (see
+        `ragged.rounded`), so that there are few shapes; 0: no rounding."""
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
-        """What the heads answer [*rows, H * D] to the queries of each image of ``tokens``, by the keys and
-        values of the same image in ``source``: the tokens that these are all or a part of, or clusters of
+        """The outputs of the heads [*rows, H * D] for the queries of each image of ``tokens``, with the keys
+        and values of the same image in ``source``: the tokens that these are all or a part of, or clusters of
         them.
 
         ``parts``: queries of ``tokens``, keys and values of ``source``, neither normed nor rotated.
-        ``block``: whose attention it is, as each may rotate otherwise.
+        ``block``: the block of the attention, because each may rotate differently.
         """

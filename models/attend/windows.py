@@ -1,12 +1,12 @@
 """Pruned batches in few different shapes, for a CPU in bfloat16.
 
-oneDNN makes a kernel for every shape that it has not seen, which takes longer than the attention of one
-image (docs/design/0023). So a packed batch has one of few numbers of rows, and attention is computed in
-windows of few sizes: an image's own rows, and zeros, which are masked as keys and left out as queries. The
-size of an image's window depends on its number of tokens alone, and so its answer is the same in any batch.
+oneDNN makes a kernel for every new shape, which takes longer than the attention of one image
+(docs/design/0023). So a packed batch has one of few numbers of rows, and attention is computed in windows of
+few sizes: an image's own rows, and zeros, which are masked as keys and left out as queries. The size of an
+image's window only depends on its number of tokens, so its answer is the same in any batch.
 
-A window's attention is two products of matrices and a softmax between them. On a CPU with AMX it is PyTorch's
-one operation for all three, which takes less time there and rounds less.
+The attention of a window is two matrix products and a softmax between them. On a CPU with AMX, it is
+PyTorch's one operation for all three, which is faster there and rounds less.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ MOST_LOGITS = 1 << 19
 
 
 def takes_windows(rows: Tensor) -> bool:
-    """Whether new shapes are slow for such rows: on a CPU in bfloat16. Training has forms of its own."""
+    """Whether new shapes are slow for such rows: on a CPU in bfloat16. Training has ways of its own."""
     return rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and not torch.is_grad_enabled()
 
 
@@ -46,16 +46,16 @@ def fused_is_faster() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """An image's own rows and zeros: a window of a size that many lengths share. ``unpruned``: tokens of an
-    unpruned image. Every image has this length in the blocks before the first stage, so it is worth a size of
-    its own. ``fused``: by PyTorch's one operation, or one after the other."""
+    """An image's own rows and zeros: a window of a size that many lengths share. ``unpruned``: the number of
+    tokens of an unpruned image. Every image has this length in the blocks before the first stage, so it has a
+    size of its own. ``fused``: by PyTorch's one operation, or one after the other."""
 
     unpruned: int
     fused: bool = False
 
     @property
     def rounding(self) -> int:
-        """Each number of rows costs a kernel that is made for it."""
+        """Each number of rows costs a kernel of its own."""
         return 16
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
@@ -106,12 +106,12 @@ class Windows:
         return windows
 
     def query_size(self, tokens: int) -> int:
-        """Rows of the window for the queries of so many tokens."""
+        """The number of rows of the window for the queries of this many tokens."""
         exact = tokens == self.unpruned or tokens % QUERY_STEP == 1
         return tokens if exact else -(-tokens // QUERY_STEP) * QUERY_STEP
 
     def key_size(self, tokens: int) -> int:
-        """Rows of the window for the keys and values of so many tokens."""
+        """The number of rows of the window for the keys and values of this many tokens."""
         behind = tokens % KEY_STEP
         exact = behind == 1 or (tokens == self.unpruned and behind <= _FEW_BEHIND)
         return tokens if exact else -(-tokens // KEY_STEP) * KEY_STEP

@@ -1,4 +1,4 @@
-"""What differs between network classes, one file each behind one protocol (family.py)."""
+"""The differences between network classes, one file each behind one protocol (family.py)."""
 
 from torch import nn
 
@@ -13,7 +13,7 @@ _FAMILIES = (TimmViT, TimmEva)
 
 
 def family_of(network: nn.Module) -> Family:
-    """What ``network`` is of. Raises UnsupportedModelError for one that cannot be pruned correctly.
+    """The family of ``network``. Raises UnsupportedModelError for one that cannot be pruned correctly.
 
     An allow-list by exact class: a subclass may do anything in its own forward.
     """

@@ -1,4 +1,4 @@
-"""What differs between network classes, and what does not."""
+"""The differences between network classes, and what they have in common."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable

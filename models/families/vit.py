@@ -1,4 +1,4 @@
-"""timm's VisionTransformer: ViT, DeiT, DINOv2, CLIP and their kin."""
+"""timm's VisionTransformer: ViT, DeiT, DINOv2, CLIP and similar."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What every linear layer of a block can do, however its weight is kept and multiplied."""
+"""The protocol of the linear layers of a block, however their weight is stored and multiplied."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol

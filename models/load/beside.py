@@ -1,4 +1,4 @@
-"""What the files beside the weights say about a timm network."""
+"""The description of a timm network in the files next to its weights."""
 
 import logging
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The header of a checkpoint that TrimViT writes, and the checkpoint itself.
 
-A card says all that a safetensors file of weights does not: how to build the network, what it sees, what it
-answers, how it is pruned.
+A card has what a safetensors file of weights does not: how to build the network, its input, its labels, and
+how it is pruned.
 """
 
 from collections.abc import Mapping
@@ -103,9 +103,9 @@ def read_card(path: Path) -> Card | None:
 def save(path: Path, vit: Network, card: Card, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
     """Write weights and the card as one safetensors file, replaced in one step.
 
-    ``dtypes``: those of the weights by their names; without, half precision. A tensor with values beyond
-    half precision's range stays in float32. Raises ModelError for weights that are not numbers, as a training
-    that has diverged leaves them.
+    ``dtypes``: those of the weights by name; without it, half precision. A tensor with values outside the
+    range of half precision stays in float32. Raises ModelError for weights that are not finite, as after a
+    training that has diverged.
     """
     tensors = {
         name: _within(name, tensor.detach(), torch.float16 if dtypes is None else dtypes[name])

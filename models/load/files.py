@@ -1,5 +1,5 @@
-"""A file of weights -> what it holds, recognised by its content and not by its name; or in words what else it
-is: a pointer, a page, an archive, another program's format."""
+"""A file of weights -> its content, recognized by its bytes and not by its name. For other files, the error
+says what they are: a pointer, a web page, an archive, another program's format."""
 
 import json
 import pickle
@@ -38,10 +38,10 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 
 
 def read_file(path: Path) -> object:
-    """What the file holds: a state dict, or what a training script put around one. A file
-    ``*.index.json`` stands for the shards that it lists.
+    """The content of the file: a state dict, or what a training script saved with it. A file ``*.index.json``
+    stands for the shards that it lists.
 
-    Raises ModelError for a file that is none of these, in words that say what it is.
+    Raises ModelError for any other file; the text says what it is.
     """
     head = _head(path)
     if path.name.endswith(_INDEX_ENDING):

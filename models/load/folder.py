@@ -1,5 +1,5 @@
-"""A folder -> the file of weights in it, as timm and Hugging Face's libraries name them; or in words what it
-is instead."""
+"""A folder -> the file of weights in it, named as timm and Hugging Face's libraries do. For other folders,
+the error says what they contain."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The Hugging Face hub and its local cache: whether it answers, and the files of a model in transformers'
-format as a folder."""
+"""The Hugging Face hub and its local cache: whether the hub responds, and the files of a model in
+transformers' format as a folder."""
 
 import logging
 import threading
@@ -28,8 +28,8 @@ _INDEX_ENDING = ".index.json"
 
 @contextmanager
 def offline_unless_the_hub_answers() -> Iterator[None]:
-    """The local cache alone where the hub does not answer: its own client would try for a minute, and even
-    where all that is wanted is in the cache."""
+    """Use only the local cache if the hub does not respond. Its own client would retry for a minute, even if
+    everything that is needed is in the cache."""
     if constants.HF_HUB_OFFLINE:
         yield
         return

@@ -1,4 +1,5 @@
-"""What a network sees of a photograph, from timm's card of its weights, checked value by value."""
+"""The input of a network for a photograph, from timm's configuration of its weights, checked value by
+value."""
 
 import logging
 import math

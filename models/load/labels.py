@@ -1,4 +1,4 @@
-"""A file of labels -> the labels in class order: text with a label a line, or JSON as people have it."""
+"""A file of labels -> the labels in class order: text with one label per line, or JSON in several forms."""
 
 import ast
 import json

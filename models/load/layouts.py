@@ -1,4 +1,5 @@
-"""State dicts of other libraries and of other forms of weights: known by their names, refused in words."""
+"""State dicts of other libraries and other forms of weights: recognized by their names and refused with an
+explanation."""
 
 import re
 from collections.abc import Mapping

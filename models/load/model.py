@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in float32 on the CPU, in evaluation mode, with its card: the checkpoint's, or what timm says
-    of it. The model's stages hold, if they are others than the card's."""
+    """A model in float32 on the CPU, in evaluation mode, with its card: the checkpoint's, or one made from
+    timm's description. If the model's stages differ from the card's, they are used."""
 
     name: str
     model: PrunedViT
     card: Card
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the stages, or another grid of patches, leave the checkpoint's own
-        criterion or reducer without what it needs."""
+        """Raises ValueError if the stages, or another grid of patches, leave the checkpoint's own criterion
+        or reducer without what it needs."""
         if self.card.criterion not in self.model.criteria:
             block = self.card.life_block
             made = "it has no life predictor"
@@ -67,37 +67,37 @@ class LoadedModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In class order."""
+        """The labels in class order."""
         return self.card.labels
 
     @property
     def input(self) -> InputSpec:
-        """What it sees of a photograph."""
+        """Its input for a photograph."""
         return self.card.input
 
     @property
     def method(self) -> Method:
-        """How it is pruned where nothing else is asked for."""
+        """Its default method of pruning."""
         return Method(self.model.stages, self.card.criterion, self.card.reducer)
 
     @property
     def scores(self) -> Scores:
-        """What makes its logits scores."""
+        """How its logits become scores."""
         return self.card.scores
 
     def check_criteria(self, wanted: Sequence[Criterion]) -> "LoadedModel":
-        """Itself. Raises ValueError for a criterion that it cannot be judged by."""
+        """The model itself. Raises ValueError for a criterion that it does not support."""
         check_criteria(wanted, self.model.criteria)
         return self
 
     def check_reducers(self, wanted: Sequence[Reducer]) -> "LoadedModel":
-        """Itself. Raises ValueError for a reducer that it does not have."""
+        """The model itself. Raises ValueError for a reducer that it does not support."""
         check_reducers(wanted, self.model.reducers)
         return self
 
     def at_stages(self, blocks: Blocks | None, rows: Rows | None = None) -> "LoadedModel":
-        """The same, pruned in other blocks or by other rows (see `stage_blocks.stages_of`). Raises ValueError
-        for blocks that it does not have, UnsupportedModelError for rows."""
+        """The same model, pruned in other blocks or by other rows (see `stage_blocks.stages_of`). Raises
+        ValueError for blocks that it does not have, and UnsupportedModelError for rows."""
         own = self.model.stages
         stages = stages_of(blocks, rows, own, self.model.arch.depth)
         return self if stages == own else replace(self, model=PrunedViT(self.model.vit, stages))
@@ -121,17 +121,16 @@ def load(
 ) -> LoadedModel:
     """Load a model by reference: the bundled model's name, a timm name (weights from the hub or its local
     cache), ``owner/name`` on the hub, or the path of a file or folder. Whether timm or transformers saved a
-    repository or folder is found out.
+    repository or folder is detected.
 
-    ``architecture`` is the timm name for weights that do not say it themselves; ``labels``, ``stages``,
-    ``patch_stride`` and ``input_size`` (height, width in pixels) replace what the checkpoint says. Another
-    stride or size than the one that the weights were trained with needs no other weights: the position
-    embedding is resampled to the new grid. ``headless`` allows a network without classes, for its features;
-    the projection of a tower of CLIP is part of these. ``head`` is a file with a head of one's own, which is
-    put on the network.
+    ``architecture`` is the timm name for weights that do not contain it. ``labels``, ``stages``,
+    ``patch_stride`` and ``input_size`` (height, width in pixels) replace those of the checkpoint. Another
+    stride or size needs no other weights: the position embedding is resampled to the new grid. ``headless``
+    allows a network without classes, for its features; the projection of a CLIP tower is part of these.
+    ``head`` is a file with a head of your own, which replaces the network's.
 
-    Raises ModelError if there is no such model, its weights cannot be had or do not fit,
-    UnsupportedModelError where its patches cannot be pruned or take no stride, and ValueError for stages, a
+    Raises ModelError if there is no such model or its weights are not available or do not fit,
+    UnsupportedModelError if it cannot be pruned or does not support a stride, and ValueError for stages, a
     stride or a size that do not fit.
     """
     place = located(reference)

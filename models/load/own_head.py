@@ -1,10 +1,10 @@
-"""A head of one's own: a safetensors file with a linear layer or with embeddings of classes, which is put on
-a network in the place of its head, if it has one.
+"""A head of your own: a safetensors file with a linear layer or with class embeddings, which replaces the
+head of a network, if it has one.
 
-`weight` [classes, features] and perhaps `bias` [classes] are a linear layer. `class_embeddings` [classes,
-features] are compared by their cosine (zero-shot): logit = scale * cosine + bias, as CLIP (Radford et al.
-2021, arXiv 2103.00020) and SigLIP (Zhai et al. 2023, arXiv 2303.15343) have it; `scale` and `bias` are one
-number each, or one for each class. Beside the tensors, the header may say `labels` (a list as JSON) and
+`weight` [classes, features] and optionally `bias` [classes] are a linear layer. `class_embeddings` [classes,
+features] are compared by their cosine (zero-shot): logit = scale * cosine + bias, as in CLIP (Radford et al.
+2021, arXiv 2103.00020) and SigLIP (Zhai et al. 2023, arXiv 2303.15343); `scale` and `bias` are one number
+each, or one for each class. In addition to the tensors, the header may have `labels` (a list as JSON) and
 `scores` ("softmax" or "sigmoid").
 """
 

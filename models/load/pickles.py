@@ -1,8 +1,8 @@
 """A file that `torch.save` wrote -> its content, without running code from it.
 
-Weights are read with torch's ``weights_only``. What else training scripts put beside them (configurations,
-paths, numpy's numbers, classes of their own) becomes a stand-in that holds nothing. Files that name functions
-which attacks use are refused.
+Weights are read with torch's ``weights_only``. Other objects that training scripts save with them
+(configurations, paths, numpy's numbers, classes of their own) are replaced by empty objects. Files that name
+functions which attacks use are refused.
 """
 
 import argparse
@@ -40,7 +40,7 @@ _OF_TORCH_REFUSED = (
 
 
 class UnsafePickleError(ValueError):
-    """A file that names something which no checkpoint needs."""
+    """The file names something that no checkpoint needs."""
 
 
 class StandIn:

@@ -1,4 +1,4 @@
-"""A model reference as people write it -> the path of a file or folder, or a name that timm knows.
+"""A model reference -> the path of a file or folder, or a name that timm knows.
 
 What exists as a path is a path. Otherwise it is a timm name, or a repository of the Hugging Face hub in any
 of the spellings that its pages show.

@@ -1,7 +1,7 @@
-"""What a file holds -> the one state dict of a timm ViT in it, its wrappings and prefixes taken off.
+"""The content of a file -> the one state dict of a timm ViT in it, without nesting and prefixes.
 
 Training scripts nest the weights (under "state_dict", "model", "ema" and others) and wrap the network
-(DataParallel, torch.compile, Lightning, a class of their own), which puts prefixes before each name.
+(DataParallel, torch.compile, Lightning, a class of their own), which adds prefixes to each name.
 """
 
 import argparse

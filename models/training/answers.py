@@ -1,4 +1,4 @@
-"""The outputs of a model for each image under each setting, and paired statistics of them."""
+"""The outputs of a model for each image and setting, and paired statistics of them."""
 
 import math
 from collections.abc import Sequence

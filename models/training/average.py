@@ -1,6 +1,6 @@
 """`trimvit average`: the mean of several checkpoints' weights (a model soup, arXiv 2203.05482, section 2).
 
-Runs that start from one another or from the same weights lie in one basin; their mean costs no more to serve
+Runs that start from one another or from the same weights are in one basin. Their mean costs no more to serve
 than any of them, and is often more accurate than all.
 """
 

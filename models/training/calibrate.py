@@ -1,4 +1,4 @@
-"""`trimvit calibrate`: fit a cascade for a wanted agreement with the unpruned model, without labels."""
+"""`trimvit calibrate`: fit a cascade for a required agreement with the unpruned model, without labels."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Matches folders of images with classes. The one place where class folders get their order."""
+"""Matches class folders with classes. The order of class folders is only defined here."""
 
 import re
 import unicodedata
@@ -18,7 +18,7 @@ _SYNSET = re.compile(r"n\d{8}")
 
 
 class ClassesError(ValueError):
-    """The class folders cannot be matched with the classes; the text says what to do."""
+    """The class folders cannot be matched with the classes. The text says what to do."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the commands of `models.training` do with their settings; each returns an exit code."""
+"""The commands of `models.training` as functions of their settings. Each returns an exit code."""
 
 import json
 import sys
@@ -39,7 +39,8 @@ Config = TypeVar("Config")
 
 
 def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Config], int]:
-    """What a user can mend is said in a line, with exit code 1; all else is a bug and keeps its trace."""
+    """Print expected errors as one line, with exit code 1. Everything else is a bug and keeps its
+    traceback."""
 
     @wraps(command)
     def run(config: Config) -> int:
@@ -66,7 +67,7 @@ def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Conf
 
 @_tells_what_was_foreseen
 def train(config: TrainConfig) -> int:
-    """Fine-tune, resuming what the output folder holds."""
+    """Fine-tune, and resume a run in the output folder."""
     try:
         report = fine_tune(config)
     except KeyboardInterrupt:
@@ -99,7 +100,7 @@ def evaluate(config: EvaluateConfig) -> int:
 
 @_tells_what_was_foreseen
 def head(config: HeadConfig) -> int:
-    """Fit a linear head, write it, and say how good it is."""
+    """Fit a linear head, write it, and print its accuracy."""
     fitted = fit_head(config)
     print(
         f"top-1 {100 * fitted.top1:.2f} ± {100 * fitted.top1_error:.2f} % on {fitted.held_out} held-out "
@@ -112,7 +113,7 @@ def head(config: HeadConfig) -> int:
 
 @_tells_what_was_foreseen
 def sweep(config: SweepConfig) -> int:
-    """Sweep, resuming what the output folder holds, and print the table."""
+    """Sweep, resume a sweep in the output folder, and print the table."""
     try:
         rows = run_sweep(config)
     except KeyboardInterrupt:
@@ -124,7 +125,7 @@ def sweep(config: SweepConfig) -> int:
 
 @_tells_what_was_foreseen
 def calibrate(config: CalibrateConfig) -> int:
-    """Fit a cascade, print what there was to choose from, and write the model with the cheapest."""
+    """Fit a cascade, print the candidates, and write the model with the cheapest one."""
     calibration = run_calibration(config)
     chosen = calibration.chosen.cascade
     print(

@@ -1,4 +1,4 @@
-"""Images as training and evaluation data: in which order, with which randomness, and as which class."""
+"""Images as training and evaluation data: their order, their random augmentation, and their classes."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence

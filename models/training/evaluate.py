@@ -1,4 +1,4 @@
-"""`trimvit evaluate`: what each criterion costs and keeps at each ratio, paired image by image."""
+"""`trimvit evaluate`: the cost and the accuracy of each criterion at each ratio, paired image by image."""
 
 from collections.abc import Callable, Sequence
 

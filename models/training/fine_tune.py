@@ -1,7 +1,7 @@
 """`trimvit train`: fine-tune with pruning, at one ratio or at ratios drawn per step.
 
-All randomness of a step follows from (seed, step), so a run that was interrupted and resumed is the run
-that was not.
+All randomness of a step follows from (seed, step), so a run that was interrupted and resumed gives the same
+result as one that was not.
 """
 
 import random

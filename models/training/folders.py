@@ -14,7 +14,7 @@ _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", 
 
 
 class FolderError(ValueError):
-    """A folder that holds no classes of images; the text says what to do."""
+    """The folder does not contain classes of images. The text says what to do."""
 
 
 @dataclass(frozen=True)

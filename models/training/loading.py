@@ -1,7 +1,7 @@
-"""Images read ahead by other processes, a batch at a time.
+"""Images read in advance by other processes, a batch at a time.
 
-Batches come through pipes: torch would put them into shared memory, of which a container has 64 MB where
-nothing else is said, and which ends a training with a bus error or not at all.
+Batches are sent through pipes: torch would put them into shared memory, of which a container has 64 MB by
+default, and which ends a training with a bus error or a hang.
 """
 
 import logging
@@ -22,7 +22,7 @@ _MOST_NAMES = 5
 
 
 class BrokenImageError(ValueError):
-    """An image cannot be read, and the command is to stop there, or nothing is left without it."""
+    """An image cannot be read and the command is set to stop then, or no image is left."""
 
 
 class BrokenImages:

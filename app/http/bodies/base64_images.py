@@ -38,7 +38,7 @@ _LOOKS = [
      "Python's str() of bytes: use base64.b64encode(data).decode()"),
     (re.compile(rb"\s*(?:undefined|null|none|nan|true|false|\[object \w+\]|<[^>]* object at .*)\s*$",
                 re.I | re.S),
-     "the text of a missing value; send the bytes of the image"),
+     "the text of an object or a missing value: send the bytes of the image"),
     (re.compile(rb"\s*[\"']"), "in two pairs of quotation marks: leave out the inner ones"),
     (re.compile(rb"\s*(?:<svg|(?:<\?xml|<!doctype).{0,400}?<svg)", re.I | re.S),
      "an SVG drawing: render it and send it as PNG"),

@@ -1,6 +1,6 @@
 """The address of a server, connections to it, and why it cannot be reached.
 
-The client and `trimvit bench` are packages of their own and have a copy each; a test keeps them the same.
+The client and `trimvit bench` are separate packages and have a copy each; a test keeps them the same.
 """
 
 import re
@@ -16,7 +16,8 @@ _EXAMPLE = "http://127.0.0.1:8000"
 
 
 def server_url(text: str) -> str:
-    """The address without a slash at its end. Raises ValueError for what is none, with what to write."""
+    """The address without a slash at its end. Raises ValueError if it is not a URL; the text says what to
+    write."""
     what = f"the address of the server must be a URL, such as {_EXAMPLE}; got {text!r}"
     if not re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
         raise ValueError(f"{what}; did you mean http://{text}?" if text else what)
@@ -34,8 +35,8 @@ def server_url(text: str) -> str:
 
 
 def connecting(url: str, proxies: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Arguments of an httpx client for the server: no proxy for an address of this machine, else the one that
-    the environment names (by default: of this process)."""
+    """The arguments of an httpx client for the server. An address of this machine gets no proxy; others get
+    the one that the environment names (by default: of this process)."""
     return {
         "proxy": proxy_for(httpx.URL(url), getproxies() if proxies is None else proxies),
         "trust_env": False,  # its proxies are chosen here
@@ -44,7 +45,7 @@ def connecting(url: str, proxies: Mapping[str, str] | None = None) -> dict[str, 
 
 
 def proxy_for(url: httpx.URL, proxies: Mapping[str, str]) -> str | None:
-    """The proxy to go through, of those by scheme as urllib's getproxies gives them."""
+    """The proxy for the server, from ``proxies`` by scheme as urllib's getproxies returns them."""
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or _is_excepted(url, proxies.get("no", "")) or _is_local(url.host):
         return None
@@ -69,7 +70,7 @@ def _is_loopback(text: str) -> bool:
 
 
 def _is_excepted(url: httpx.URL, exceptions: str) -> bool:
-    """Whether NO_PROXY names the host: itself, a domain it is in, a network, a port of it, or everything."""
+    """Whether NO_PROXY names the host: the host itself, its domain, its network, its port, or everything."""
     for text in re.split(r"[\s,]+", exceptions.lower()):
         if text == "*":
             return True

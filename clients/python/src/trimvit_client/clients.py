@@ -1,7 +1,8 @@
-"""The sync and the async client: they send, wait and run many at once as `trimvit_client.exchange` says.
+"""The sync and the async client. They send, wait and run requests concurrently as `trimvit_client.exchange`
+says.
 
-Above 300 lines: every method twice, sync and async, with its documentation, so that either client can be read
-by itself.
+Above 300 lines: every method exists twice, sync and async, with its documentation, so that either client can
+be read by itself.
 """
 
 import asyncio
@@ -46,12 +47,12 @@ Result = TypeVar("Result")
 
 
 class Client:
-    """A TrimViT server at ``url``. Threads may share it; close it, or use it as a context manager.
+    """A TrimViT server at ``url``. Threads may share it. Close it, or use it as a context manager.
 
-    ``api_key`` is sent as a bearer token. ``timeout_s`` is how long one attempt may wait for the connection,
-    for sending and for the answer, each; see `Retries` for what is sent again. ``http`` is an httpx.Client of
-    your own (a proxy, certificates), which stays yours to close. Without it, a proxy that the environment
-    names is used for servers on other machines. Raises ValueError for a ``url`` that is none.
+    ``api_key`` is sent as a bearer token. ``timeout_s`` is the limit of one attempt for connecting, for
+    sending and for the answer, each. See `Retries` for what is sent again. ``http`` is an httpx.Client of
+    your own (a proxy, certificates), which you close yourself. Without it, the proxy of the environment is
+    used for servers on other machines. Raises ValueError if ``url`` is not a URL.
     """
 
     def __init__(
@@ -88,9 +89,9 @@ class Client:
     def classify(
         self, image: ImageSource, options: Options | None = None, *, deadline_s: float | None = None
     ) -> Classification:
-        """Label one image. ``deadline_s`` is for everything, retries and waits included.
+        """Label one image. ``deadline_s`` is the limit for everything, including retries and waits.
 
-        Raises TrimViTError: a `Problem` for what the server refuses, ConnectionFailed, TimedOut,
+        Raises TrimViTError: a `Problem` for an error of the server, ConnectionFailed, TimedOut,
         UnreadableImage or UnexpectedAnswer.
         """
         return self._run(
@@ -126,11 +127,12 @@ class Client:
         deadline_s: float | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> Iterator[Classification | TrimViTError]:
-        """Label many images, ``concurrency`` at a time, and give back the answers in their order as they
-        come. The images are taken as they are needed; an `Image` has options of its own in place of
-        ``options``. ``deadline_s`` is for each.
+        """Label many images, ``concurrency`` at a time, and yield the answers in the order of the images.
+        The images are read as they are needed. The options of an `Image` replace ``options``.
+        ``deadline_s`` is for each image.
 
-        With ``errors="return"`` an image's error takes the place of its answer; else the first is raised.
+        With ``errors="return"``, an image's error takes the place of its answer; otherwise the first error is
+        raised.
         """
         _check(concurrency)
 
@@ -160,10 +162,10 @@ class Client:
         *,
         deadline_s: float | None = None,
     ) -> tuple[Classification | Problem, ...]:
-        """Label several images in one request: for each, in order, its answer or its problem. The server says
-        how many it takes at once (64 by default). Problems of single images are not retried.
+        """Label several images in one request. Returns, in order, the answer or the problem of each. The
+        server limits the number of images (64 by default). Problems of single images are not retried.
 
-        Raises TrimViTError for what is wrong with the request as a whole.
+        Raises TrimViTError for an error of the whole request.
         """
         asked = [(encoded(source), own or Options()) for source, own in _with_options(images, options)]
         return self._run(exchange(together_call(asked), self._rules, deadline_s))
@@ -176,30 +178,32 @@ class Client:
         normalize: bool = False,
         deadline_s: float | None = None,
     ) -> Embedding:
-        """The feature vector of one image, with ``normalize`` of length 1 (L2); else as `classify`."""
+        """The feature vector of one image, with length 1 (L2) if ``normalize`` is set. Otherwise as
+        `classify`."""
         call = embed_call(encoded(image), options or Options(), normalize=normalize)
         return self._run(exchange(call, self._rules, deadline_s))
 
     def models(self) -> tuple[Model, ...]:
-        """What is served. Raises TrimViTError."""
+        """The served models. Raises TrimViTError."""
         return self._run(exchange(models_call(), self._rules, None))
 
     def repository(self) -> tuple[RepositoryModel, ...]:
-        """What is served or may be loaded, where the server was started with ``--model-repository``. Raises
-        TrimViTError."""
+        """The models that are served or may be loaded, if the server was started with ``--model-repository``.
+        Raises TrimViTError."""
         return self._run(exchange(repository_call(), self._rules, None))
 
     def load(self, name: str, *, timeout_s: float = 600.0) -> None:
-        """Have a model served, too; returns once it is. An API key must be marked ``admin``. ``timeout_s``:
-        for one attempt; the server goes on loading after it. Raises TrimViTError."""
+        """Load and serve a model, in addition to the others. Returns when it is ready. An API key must be
+        marked ``admin``. ``timeout_s``: for one attempt; the server continues loading after it. Raises
+        TrimViTError."""
         self._run(exchange(change_call(name, "load", timeout_s), self._rules, None))
 
     def unload(self, name: str, *, timeout_s: float = 600.0) -> None:
-        """Have a model served no more; returns once its memory is free; see `load`."""
+        """Stop serving a model. Returns when its memory is free. See `load`."""
         self._run(exchange(change_call(name, "unload", timeout_s), self._rules, None))
 
     def is_ready(self) -> bool:
-        """Whether images are answered now."""
+        """Whether the server answers images now."""
         try:
             return self._http.get(f"{self._url}/readyz", timeout=self._rules.timeout_s).is_success
         except httpx.TransportError:
@@ -235,7 +239,7 @@ class Client:
 
 
 class AsyncClient:
-    """A TrimViT server at ``url``, for asyncio; see `Client`, whose every method it has."""
+    """A TrimViT server at ``url``, for asyncio. It has every method of `Client`."""
 
     def __init__(
         self,
@@ -357,23 +361,23 @@ class AsyncClient:
         return await self._run(exchange(call, self._rules, deadline_s))
 
     async def models(self) -> tuple[Model, ...]:
-        """What is served. Raises TrimViTError."""
+        """The served models. Raises TrimViTError."""
         return await self._run(exchange(models_call(), self._rules, None))
 
     async def repository(self) -> tuple[RepositoryModel, ...]:
-        """What is served or may be loaded; see `Client.repository`."""
+        """The models that are served or may be loaded; see `Client.repository`."""
         return await self._run(exchange(repository_call(), self._rules, None))
 
     async def load(self, name: str, *, timeout_s: float = 600.0) -> None:
-        """Have a model served, too; see `Client.load`."""
+        """Load and serve a model, in addition to the others; see `Client.load`."""
         await self._run(exchange(change_call(name, "load", timeout_s), self._rules, None))
 
     async def unload(self, name: str, *, timeout_s: float = 600.0) -> None:
-        """Have a model served no more; see `Client.unload`."""
+        """Stop serving a model; see `Client.unload`."""
         await self._run(exchange(change_call(name, "unload", timeout_s), self._rules, None))
 
     async def is_ready(self) -> bool:
-        """Whether images are answered now."""
+        """Whether the server answers images now."""
         try:
             answer = await self._http.get(f"{self._url}/readyz", timeout=self._rules.timeout_s)
         except httpx.TransportError:
@@ -421,7 +425,7 @@ def _own_options(image: ImageSource | Image, common: Options | None) -> tuple[Im
 def _with_options(
     images: Iterable[ImageSource | Image], common: Options | None
 ) -> list[tuple[ImageSource, Options | None]]:
-    """Raises ValueError for no image at all."""
+    """Images with their options. Raises ValueError if there is no image."""
     each = [_own_options(image, common) for image in images]
     if not each:
         raise ValueError("there is no image to classify")

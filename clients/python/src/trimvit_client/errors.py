@@ -1,7 +1,7 @@
-"""Everything that can go wrong, by whose fault it is.
+"""All exceptions, by whose fault it is.
 
-A server's refusal is a `Problem`, made of its `application/problem+json` (RFC 9457): a `ClientProblem` where
-the request is at fault and would fail again, a `ServerProblem` where the server is.
+An error of the server is a `Problem`, made from its `application/problem+json` (RFC 9457): a `ClientProblem`
+if the request is at fault and would fail again, a `ServerProblem` if the server is.
 """
 
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ _PREFIX = "urn:trimvit:problem:"
 
 
 class TrimViTError(Exception):
-    """Anything that this client raises for a request."""
+    """The base class of all exceptions that this client raises for a request."""
 
 
 class ConnectionFailed(TrimViTError):
-    """No answer came: the server cannot be reached, or the connection broke."""
+    """There is no answer: the server cannot be reached, or the connection broke."""
 
 
 class TimedOut(TrimViTError):
-    """No answer came in time: within ``timeout``, or before the deadline."""
+    """There was no answer in time: within ``timeout``, or before the deadline."""
 
 
 class UnreadableImage(TrimViTError):
-    """A file of the caller's cannot be read; nothing was sent."""
+    """A file cannot be read. Nothing was sent."""
 
 
 class UnexpectedAnswer(TrimViTError):
-    """An answer came that is not a TrimViT server's: a proxy's page, or the wrong address."""
+    """The answer is not from a TrimViT server: a proxy's error page, or the wrong address."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -35,10 +35,10 @@ class UnexpectedAnswer(TrimViTError):
 
 
 class Problem(TrimViTError):
-    """The server's refusal, in its own words.
+    """An error of the server.
 
-    ``type`` names it (`queue-full`), ``detail`` says what was wrong and what is allowed. ``request_id`` is
-    what the server's log has it under; ``retry_after_s`` how long it asks to wait.
+    ``type`` names it (`queue-full`), ``detail`` says what was wrong and what is allowed. ``request_id``
+    identifies the request in the server's log. ``retry_after_s`` is the time to wait before a retry.
     """
 
     slug: ClassVar[str | None] = None
@@ -74,19 +74,19 @@ class ServerProblem(Problem):
 
 
 class UnreadableRequest(ClientProblem):
-    """The body is not what its Content-Type says."""
+    """The body does not match its Content-Type."""
 
     slug = "unreadable-request"
 
 
 class Unauthorized(ClientProblem):
-    """The server asks for an API key, and there was none or not a valid one."""
+    """The server requires an API key, and it is missing or not valid."""
 
     slug = "unauthorized"
 
 
 class PriorityNotAllowed(ClientProblem):
-    """The priority is above what the server's operator allows this caller."""
+    """The priority is higher than the server's operator allows this caller."""
 
     slug = "priority-not-allowed"
 
@@ -98,7 +98,7 @@ class TooLarge(ClientProblem):
 
 
 class UnsupportedMediaType(ClientProblem):
-    """An image of a format that the server does not take."""
+    """The server does not support the format of the image."""
 
     slug = "unsupported-media-type"
 
@@ -110,43 +110,43 @@ class InvalidValue(ClientProblem):
 
 
 class UndecodableImage(ClientProblem):
-    """The bytes are not a complete, sound image."""
+    """The bytes are not a complete, valid image."""
 
     slug = "undecodable-image"
 
 
 class QueueFull(ServerProblem):
-    """More images are waiting than the server's queue holds."""
+    """Too many images are waiting at the server."""
 
     slug = "queue-full"
 
 
 class NotReady(ServerProblem):
-    """No worker has a model loaded and answers."""
+    """No worker is ready."""
 
     slug = "not-ready"
 
 
 class WorkerLost(ServerProblem):
-    """Workers died while they had the image. It is not sent again: it may be what they died of."""
+    """Workers died while computing the image. It is not sent again, because it may be the cause."""
 
     slug = "engine-lost"
 
 
 class DeadlineUnmeetable(ServerProblem):
-    """The server foresees that the answer would come too late."""
+    """The server predicts that the answer would come after the deadline."""
 
     slug = "deadline-unmeetable"
 
 
 class DeadlinePassed(ServerProblem):
-    """The server gave up: the answer would have come too late."""
+    """The deadline passed before the answer was ready."""
 
     slug = "deadline-passed"
 
 
 class InternalFault(ServerProblem):
-    """A bug of the server's; its log has the rest under ``request_id``."""
+    """A bug in the server. Its log has the details under ``request_id``."""
 
     slug = "internal-fault"
 
@@ -163,7 +163,7 @@ _TOO_MANY = 429
 def problem_of(
     status: int, document: Mapping[str, object], request_id: str | None, retry_after_s: float | None
 ) -> Problem:
-    """The exception for a problem document. One whose type is not known here goes by its status."""
+    """The exception for a problem document. For an unknown type, the status decides."""
     slug = str(document.get("type", "")).removeprefix(_PREFIX)
     by_status = ClientProblem if 400 <= status < 500 and status != _TOO_MANY else ServerProblem
     return _NAMED.get(slug, by_status)(

@@ -1,8 +1,8 @@
-"""One call of the server, from the first attempt to its result, without doing any of it.
+"""One call of the server, from the first attempt to its result, without any I/O.
 
-A call is a generator: it yields what is to be done next, an attempt or a wait, is sent what became of it, and
-returns the result or raises. The sync and the async client only carry out what it says, so there is one place
-that knows of retries, deadlines and answers.
+A call is a generator: it yields the next action, an attempt or a wait, receives the outcome, and returns the
+result or raises. The sync and the async client only carry out these actions, so retries, deadlines and
+answers are handled in one place.
 """
 
 import base64
@@ -49,8 +49,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Result]):
-    """What is asked of the server, and how its answer is read. With ``tells_deadline`` the server is told
-    what is left of it. ``timeout_s``: for one attempt, in place of the client's. ``plain_errors``: those of
+    """A request to the server, and how its answer is read. With ``tells_deadline``, the remaining deadline is
+    sent to the server. ``timeout_s``: for one attempt, in place of the client's. ``plain_errors``: errors of
     the path are `{"error": ...}`."""
 
     method: str
@@ -66,7 +66,7 @@ class Call(Generic[Result]):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Send the call once and give back the answer, or what kept it from coming."""
+    """Send the call once and return the answer, or the error if there is none."""
 
     call: Call[Any]
     timeout_s: float
@@ -74,7 +74,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing for so long."""
+    """Wait for this time."""
 
     seconds: float
 
@@ -85,7 +85,7 @@ Exchange = Generator[Attempt | Wait, Reply, Result]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What holds for all calls of a client. ``clock`` gives seconds, ``draw`` numbers from 0 to 1."""
+    """The settings of a client for all its calls. ``clock`` returns seconds, ``draw`` numbers from 0 to 1."""
 
     timeout_s: float
     retries: Retries
@@ -96,7 +96,7 @@ class Rules:
 def exchange(call: Call[Result], rules: Rules, deadline_s: float | None) -> Exchange[Result]:
     """The steps of a call. ``deadline_s`` is for all its attempts and waits together.
 
-    Raises TrimViTError: TimedOut at the deadline, else what the last attempt failed with.
+    Raises TrimViTError: TimedOut at the deadline, otherwise the error of the last attempt.
     """
     ends = math.inf if deadline_s is None else rules.clock() + deadline_s
     for number in count(1):
@@ -120,7 +120,7 @@ def exchange(call: Call[Result], rules: Rules, deadline_s: float | None) -> Exch
 
 
 def _told(call: Call[Result], left_s: float) -> Call[Result]:
-    """The call with what is left as its `deadline_ms`, if that is less than it says itself."""
+    """The call with the remaining time as its `deadline_ms`, if that is less than its own."""
     if not call.tells_deadline or left_s == math.inf:
         return call
     left_ms = max(1, min(math.floor(left_s * 1000), _LONGEST_DEADLINE_MS))
@@ -129,7 +129,8 @@ def _told(call: Call[Result], left_s: float) -> Call[Result]:
 
 
 def result_of(call: Call[Result], answer: httpx.Response) -> Result:
-    """Raises the Problem of a refusal, and UnexpectedAnswer for what no TrimViT server says."""
+    """The result of an answer. Raises the Problem of an error, and UnexpectedAnswer for an answer that is not
+    from a TrimViT server."""
     try:
         if answer.is_success:
             return call.read(answer)
@@ -160,7 +161,7 @@ def _unexpected(answer: httpx.Response) -> UnexpectedAnswer:
 
 
 def failure_of(error: httpx.TransportError, timeout_s: float) -> TrimViTError:
-    """What kept an answer from coming."""
+    """The exception for an attempt without an answer."""
     if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ConnectError):
         return ConnectionFailed(f"the server cannot be reached: {why(error)}")
     if isinstance(error, httpx.TimeoutException):
@@ -200,7 +201,7 @@ def together_call(images: Sequence[tuple[bytes, Options]]) -> Call[tuple[Classif
 
 
 def embed_call(image: bytes, options: Options, *, normalize: bool) -> Call[Embedding]:
-    """The embedding of one image; as base64, which is a third of the numbers in JSON."""
+    """The embedding of one image, as base64, which is a third of the size of numbers in JSON."""
 
     def read(answer: httpx.Response) -> Embedding:
         return embedding_of(answer.json(), answer.headers.get("X-Request-ID"))
@@ -210,12 +211,12 @@ def embed_call(image: bytes, options: Options, *, normalize: bool) -> Call[Embed
 
 
 def models_call() -> Call[tuple[Model, ...]]:
-    """What is served."""
+    """The served models."""
     return Call("GET", "/v1/models", lambda answer: models_of(answer.json()))
 
 
 def repository_call() -> Call[tuple[RepositoryModel, ...]]:
-    """What is served or may be loaded."""
+    """The models that are served or may be loaded."""
     return Call(
         "POST", "/v2/repository/index", lambda answer: repository_of(answer.json()), plain_errors=True
     )
@@ -228,6 +229,6 @@ def change_call(name: str, verb: str, timeout_s: float) -> Call[None]:
 
 
 def headers_of(api_key: str | None, call: Call[object]) -> dict[str, str]:
-    """Of every request."""
+    """The headers of every request."""
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     return headers if call.content is None else {**headers, "Content-Type": call.content_type}

@@ -1,4 +1,4 @@
-"""An image as it is given -> the bytes of a file."""
+"""An image in any supported form -> the bytes of a file."""
 
 import io
 import os
@@ -31,9 +31,9 @@ class Image:
 
 
 def encoded(source: ImageSource) -> bytes:
-    """The image as a file's bytes. Pixels are written as PNG, which loses nothing.
+    """The image as the bytes of a file. Pixels are encoded as PNG, without loss.
 
-    Raises UnreadableImage for a file that cannot be read, TypeError for what is no image.
+    Raises UnreadableImage for a file that cannot be read, and TypeError for an object that is not an image.
     """
     if isinstance(source, str | os.PathLike):
         try:
@@ -58,7 +58,8 @@ def encoded(source: ImageSource) -> bytes:
 
 
 def _picture(source: object) -> Any:
-    """A Pillow image of pixels, None for anything else. Who has pixels has loaded what they are made of."""
+    """A Pillow image of pixels. None for anything else. Whoever has pixels has already imported the library
+    for them."""
     pictures = sys.modules.get("PIL.Image")
     if pictures is not None and isinstance(source, pictures.Image):
         return source

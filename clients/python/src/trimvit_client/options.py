@@ -1,4 +1,4 @@
-"""What may be asked of an image."""
+"""The options of an image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -26,15 +26,15 @@ Scalar = str | int | float | bool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of one image; None leaves the choice to the server, which also checks the values.
+    """The options of one image. None leaves the choice to the server, which also checks the values.
 
-    ``keep_ratio``: share of the remaining patches kept at each stage. In its place ``compute`` (share of the
-    unpruned cost to spend at most), ``keep_mass`` (share of the image's importance to keep) or ``cascade``
-    (a cheap run first, the unpruned model if it is unsure). ``deadline_ms`` is for the server's part;
-    a client's ``deadline_s`` also covers the way and the retries, and sets it. ``min_keep_ratio`` allows the
-    server to lower the ratio as far as this under load; `auto` leaves the ratio to it, by ``deadline_ms``.
-    ``model``: which of the server's models answers, by its name; the first one by default.
-    ``more``: options that this client does not know yet.
+    ``keep_ratio``: share of the remaining patches kept at each stage. In its place, ``compute`` (maximum cost
+    as a share of the unpruned cost), ``keep_mass`` (share of the image's importance to keep) or ``cascade``
+    (a cheap run first, and the unpruned model if the result is uncertain). ``deadline_ms`` is the deadline
+    for the server; a client's ``deadline_s`` also covers transmission and retries, and sets it.
+    ``min_keep_ratio``: the lowest ratio to which the server may go under load. With a ratio of `auto`, the
+    server chooses it by ``deadline_ms``. ``model``: the name of one of the server's models; the first one by
+    default. ``more``: options that this client does not know yet.
     """
 
     model: str | None = None
@@ -54,7 +54,7 @@ class Options:
     more: Mapping[str, Scalar] = field(default_factory=dict)
 
     def query(self) -> dict[str, str]:
-        """What is given, as the parameters of a URL."""
+        """The given options, as the parameters of a URL."""
         given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "more"}
         return {name: _text(value) for name, value in {**given, **self.more}.items() if value is not None}
 

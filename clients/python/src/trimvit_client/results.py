@@ -1,8 +1,8 @@
-"""What the server answers, as frozen records.
+"""The server's answers, as frozen records.
 
-Members that a newer server adds are passed over; one that is missing is an UnexpectedAnswer.
+Members that a newer server adds are ignored; a missing one is an UnexpectedAnswer.
 
-Above 300 lines: a record for everything that the server answers, each with what its members mean.
+Above 300 lines: a record for everything that the server answers, each with a description of its members.
 """
 
 import base64
@@ -31,7 +31,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """How many patches there were and were kept: after the last stage, and after each. ``grid`` is rows and
+    """The number of patches in total and kept: after the last stage, and after each. ``grid`` is rows and
     columns."""
 
     total: int
@@ -42,7 +42,7 @@ class Patches:
 
 @dataclass(frozen=True, slots=True)
 class StageMask:
-    """The kept patches after the stage in ``block`` (from 1), in the format that was asked for."""
+    """The kept patches after the stage in ``block`` (from 1), in the requested format."""
 
     block: int
     grid_size: tuple[int, int]
@@ -51,8 +51,8 @@ class StageMask:
     png: bytes | None = None
 
     def array(self) -> "NDArray[np.bool_]":
-        """[rows, columns], True if the patch was kept. Raises ValueError for the format `png`, which has
-        no numbers, and ImportError without numpy."""
+        """[rows, columns], True for each patch that was kept. Raises ValueError for the format `png`, which
+        has no numbers, and ImportError without numpy."""
         try:
             import numpy as np
         except ImportError as error:
@@ -67,7 +67,7 @@ class StageMask:
         return cells
 
     def picture(self) -> "Pictures.Image":
-        """What the model saw, with the pruned patches dimmed. Raises ValueError for another format than
+        """The input of the model with the pruned patches dimmed. Raises ValueError for another format than
         `png`, and ImportError without Pillow."""
         if self.png is None:
             raise ValueError("only a mask as png is a picture; ask with mask='png'")
@@ -90,13 +90,12 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer for one image: labels, best first, and what was applied.
+    """The answer for one image: labels, best first, and the pruning that was applied.
 
-    ``compute`` is the share of the unpruned model's multiply-accumulates that it cost, of both runs where
-    ``runs`` is 2; ``criterion`` is None with the reducers `merge` and `pool`, which read none. ``lowered``
-    says why ``keep_ratio`` is below ``requested_keep_ratio`` (None with `keep_mass` or a cascade), where it
-    is.
-    ``mask`` is empty if none was asked for. ``cached``: it comes from the server's answer cache.
+    ``compute`` is its cost as a share of the unpruned model's multiply-accumulates, of both runs if ``runs``
+    is 2. ``criterion`` is None with the reducers `merge` and `pool`, which use none. ``lowered`` says why
+    ``keep_ratio`` is below ``requested_keep_ratio``, if it is (None with `keep_mass` or a cascade). ``mask``
+    is empty if none was requested. ``cached``: it comes from the server's answer cache.
     """
 
     model: str
@@ -122,8 +121,8 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The feature vector of one image, and what was applied: see `Classification`. ``labels`` only where the
-    options have a ``top_k``."""
+    """The feature vector of one image, and the pruning that was applied: see `Classification`. ``labels`` are
+    only there if the options have a ``top_k``."""
 
     model: str
     values: tuple[float, ...]
@@ -152,7 +151,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What the model sees of a photograph, in pixels."""
+    """The input of the model for a photograph, in pixels."""
 
     height: int
     width: int
@@ -160,8 +159,8 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """What `cascade` does with a model: its first run, and the agreement with the unpruned model's labels and
-    the mean compute that it was calibrated for."""
+    """The cascade of a model: its first run, and the agreement with the unpruned model's labels and the mean
+    compute for which it was calibrated."""
 
     keep_ratio: float
     criterion: str | None
@@ -172,12 +171,12 @@ class Cascade:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that is served, and what images get that ask for nothing. ``scores``: "softmax" over all
-    classes, or "sigmoid" of each by itself. ``evenly``: whether every stage takes away as many patches.
-    ``embedding_size``: numbers of an embedding; None of a server that gives none. Without a head it has no
-    ``labels``. ``default_deadline_ms``: None of a server that does not tell. ``criteria`` and ``reducers``:
-    those that a request can choose; ``static_blocks`` and ``cluster_blocks``: with static attention, and
-    with attention to clusters of patches (from 1, as ``stages``); empty of a server that does not tell."""
+    """A served model, and its defaults. ``scores``: "softmax" over all classes, or "sigmoid" of each class.
+    ``evenly``: whether every stage removes the same number of patches. ``embedding_size``: the length of an
+    embedding. Without a head, it has no ``labels``. ``criteria`` and ``reducers``: those that a request can
+    choose. ``static_blocks`` and ``cluster_blocks``: blocks with static attention, and with attention to
+    clusters of patches (from 1, as ``stages``). Older servers do not send all of this: then
+    ``embedding_size`` and ``default_deadline_ms`` are None, and the lists are empty."""
 
     name: str
     labels: tuple[str, ...]
@@ -202,8 +201,8 @@ class Model:
 
 
 def classification_of(document: Mapping[str, Any], request_id: str | None) -> Classification:
-    """Of an answer with one result. Raises KeyError, TypeError or ValueError for what is none, and the
-    Problem that may stand in its place."""
+    """The classification in an answer with one result. Raises KeyError, TypeError or ValueError if it is not
+    valid, and the Problem that may be in its place."""
     (result,) = results_of(document, request_id)
     if isinstance(result, Problem):
         raise result
@@ -211,8 +210,7 @@ def classification_of(document: Mapping[str, Any], request_id: str | None) -> Cl
 
 
 def results_of(document: Mapping[str, Any], request_id: str | None) -> tuple[Classification | Problem, ...]:
-    """Of an answer with any number of results or problems. Raises KeyError, TypeError or ValueError for what
-    is none."""
+    """The results and problems in an answer. Raises KeyError, TypeError or ValueError if it is not valid."""
     return tuple(
         problem_of(int(result["status"]), result, request_id, None)
         if "status" in result
@@ -233,7 +231,8 @@ def _classification(
 
 
 def embedding_of(document: Mapping[str, Any], request_id: str | None) -> Embedding:
-    """Of an answer with one result, in base64. Raises KeyError, TypeError or ValueError for what is none."""
+    """The embedding in an answer with one result, in base64. Raises KeyError, TypeError or ValueError if it
+    is not valid."""
     (result,) = document["results"]
     grid = _pair(result["patches"]["grid"])
     data = base64.b64decode(result["embedding"], validate=True)
@@ -249,7 +248,7 @@ def embedding_of(document: Mapping[str, Any], request_id: str | None) -> Embeddi
 def _common(
     document: Mapping[str, Any], result: Mapping[str, Any], grid: tuple[int, int], labels: Iterable[Any]
 ) -> dict[str, Any]:
-    """What every answer says of an image."""
+    """The members that every result of an image has."""
     timings, patches = document["timings_ms"], result["patches"]
     return {
         "model": str(document["model"]),
@@ -270,7 +269,7 @@ def _common(
 
 
 def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
-    """Of the answer of /v1/models. Raises KeyError, TypeError or ValueError for what is none."""
+    """The models in an answer of /v1/models. Raises KeyError, TypeError or ValueError if it is not valid."""
     return tuple(
         Model(
             name=str(each["name"]),
@@ -301,7 +300,7 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
 @dataclass(frozen=True, slots=True)
 class RepositoryModel:
     """A model that is served or may be loaded. ``state``: READY, LOADING, UNLOADING or UNAVAILABLE (not
-    loaded); ``reason``: why it could not be loaded, else empty."""
+    loaded). ``reason``: why it could not be loaded, otherwise empty."""
 
     name: str
     state: str
@@ -309,7 +308,7 @@ class RepositoryModel:
 
 
 def repository_of(document: Iterable[Mapping[str, Any]]) -> tuple[RepositoryModel, ...]:
-    """Of the answer of /v2/repository/index. Raises KeyError or TypeError for what is none."""
+    """The models in an answer of /v2/repository/index. Raises KeyError or TypeError if it is not valid."""
     return tuple(
         RepositoryModel(str(each["name"]), str(each["state"]), str(each["reason"])) for each in document
     )

@@ -1,4 +1,4 @@
-"""When a request is sent again, and after how long. Knows no clock and no network."""
+"""When a request is sent again, and after how long. Without clock and network."""
 
 import math
 from dataclasses import dataclass
@@ -19,17 +19,18 @@ _TOO_MANY, _BAD_GATEWAY, _UNAVAILABLE = 429, 502, 503
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often and how patiently a request is sent again.
+    """How often a request is sent again, and how long to wait.
 
-    Only what may well succeed is: a full queue or a server that is not ready (429, 502, 503), and a
-    connection that could not be made or broke. To classify changes nothing in the server, so a request that
-    was cut off may be sent twice. A timeout is not retried (the server may still be at it, and more of the
-    same makes it worse), nor a deadline that has passed, nor an image that workers died with.
+    Requests are only sent again if they may well succeed: after a full queue or a server that is not ready
+    (429, 502, 503), and after a connection that could not be opened or broke. Classifying changes nothing in
+    the server, so an interrupted request can be sent twice. There is no retry after a timeout (the server may
+    still be computing, and more requests would make it worse), after a deadline that has passed, or for an
+    image that workers died with.
 
-    ``attempts`` counts the first one. The wait is what the server's Retry-After asks for, else
-    ``first_wait_s``, doubled each time up to ``longest_wait_s``; either is drawn out by up to a quarter at
-    random, so that clients that were refused together do not come back together. A Retry-After above
-    ``longest_wait_s`` is not waited for: the refusal is raised, with its ``retry_after_s``.
+    ``attempts`` includes the first one. The wait is the server's Retry-After, otherwise ``first_wait_s``,
+    doubled each time up to ``longest_wait_s``. It is extended at random by up to a quarter, so that clients
+    that were refused together do not return together. A Retry-After above ``longest_wait_s`` is not waited
+    for: the error is raised, with its ``retry_after_s``.
     """
 
     attempts: int = 4
@@ -46,9 +47,10 @@ class Retries:
             )
 
     def wait_s(self, attempt: int, error: TrimViTError, left_s: float, jitter: float) -> float | None:
-        """Seconds until the next attempt after the failure of number ``attempt`` (from 1); None to give up.
+        """The seconds until the next attempt after the failure of number ``attempt`` (from 1). None to give
+        up.
 
-        ``left_s`` is what is left until the deadline, ``jitter`` a draw from 0 to 1.
+        ``left_s`` is the time until the deadline, ``jitter`` a random number from 0 to 1.
         """
         if attempt >= self.attempts or not may_succeed_later(error):
             return None
@@ -61,7 +63,7 @@ class Retries:
 
 
 def may_succeed_later(error: TrimViTError) -> bool:
-    """Whether the same request, sent again, is both safe and likely to fare better."""
+    """Whether sending the same request again is both safe and likely to succeed."""
     match error:
         case ConnectionFailed():
             return True
@@ -75,8 +77,8 @@ def may_succeed_later(error: TrimViTError) -> bool:
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header (RFC 9110, section 10.2.3: seconds or a date) asks to wait; None
-    if there is none that can be read."""
+    """The seconds to wait according to a Retry-After header (RFC 9110, section 10.2.3: seconds or a date).
+    None if there is none that can be read."""
     if header is None:
         return None
     text = header.strip()
