@@ -18,6 +18,9 @@ from app.settings.settings import Settings
 ROOT = Path(__file__).parents[1]
 _VARIABLE = re.compile(r"(?<=<code>)TRIMVIT_[A-Z0-9_]+(?=</code>)")
 _ERROR = re.compile(r"(?<=\d) ± (?=\d)")
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+_CELL = re.compile(r"<t[dh][^>]*>(.*?)</t[dh]>", re.DOTALL)
+_SENTENCE = 60  # characters of a cell that is read as text
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\.?/[^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -47,6 +50,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Where lines break: long names of variables after an underscore, and no number before its error."""
+    """Where lines break: long names of variables after an underscore, and no number before its error. Tables
+    with sentences in their last column are marked: on a narrow screen, their cells go below each other."""
+    html = _TABLE.sub(_marked, html)
     html = _ERROR.sub("\u00a0±\u00a0", html)
     return _VARIABLE.sub(lambda name: name[0].replace("_", "_<wbr>"), html)
+
+
+def _marked(table: re.Match[str]) -> str:
+    heading, *rows = [_CELL.findall(row) for row in table[0].split("</tr>")[:-1]]
+    if max((len(row[-1]) for row in rows), default=0) < _SENTENCE:
+        return table[0]
+    labels = iter(heading * (len(rows) + 1))
+    labelled = re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{_plain(next(labels))}"', table[0])
+    return f'<div class="with-text">{labelled}</div>'
+
+
+def _plain(html: str) -> str:
+    return re.sub(r"<[^>]*>|\"", "", html)
