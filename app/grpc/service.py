@@ -125,7 +125,7 @@ class _Call:
         return answer
 
     async def end(self, status: int, why: str) -> None:
-        """End it in an error."""
+        """End the call in an error."""
         if len(why.encode()) > _LONGEST_WORDS:
             why = why.encode()[: _LONGEST_WORDS - 3].decode(errors="ignore") + "..."
         own = grpc.StatusCode.INTERNAL if status >= 500 else grpc.StatusCode.INVALID_ARGUMENT

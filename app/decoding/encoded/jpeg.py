@@ -53,8 +53,8 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Jpeg:
-    """``data``: the same picture without comments and the like. ``frame``: None where the markers are broken
-    before it. ``several_scans``: the first one has but a part of what makes a pixel. ``lacks_profile``:
+    """``data``: the same picture without comments and similar segments. ``frame``: None if the markers before
+    it are broken. ``several_scans``: the first scan has only part of the data of a pixel. ``lacks_profile``:
     parts of its color profile are missing."""
 
     data: bytes

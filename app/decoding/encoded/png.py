@@ -1,5 +1,5 @@
-"""PNG: text and later frames are left out, before anything reads or inflates them. So is what browsers pass
-over: chunks at a wrong place, of a wrong length, or there twice."""
+"""PNG: removes text and later frames, before anything reads or inflates them. It also removes what browsers
+ignore: chunks in a wrong place, of a wrong length, or duplicates."""
 
 import struct
 import zlib
@@ -118,7 +118,7 @@ def _say_what_is_not_converted(colours: dict[bytes, bytes], say: Say) -> None:
 
 
 def _is_usable_profile(chunk: memoryview) -> bool:
-    """A profile that is broken or too large does not cost the picture."""
+    """Whether the color profile can be used. An image with a broken or too large profile is still decoded."""
     name, _, packed = bytes(chunk[_FRAME.size : -_CRC_BYTES]).partition(b"\0")
     inflater = zlib.decompressobj()
     try:

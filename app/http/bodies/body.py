@@ -119,7 +119,7 @@ def _data_of(pairs: Pairs) -> list[Data]:
 def requested_image(
     data: Data | Problem, values: Mapping[str, Any], index: int, options_type: type[Options]
 ) -> EncodedImage[Options]:
-    """The image at this place. Raises its problem, unless each image is to be answered."""
+    """The image at this index. Raises its problem, unless each image is to be answered."""
     try:
         options = options_of(values, index, options_type=options_type)
     except InvalidValue as problem:

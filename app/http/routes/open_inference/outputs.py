@@ -53,8 +53,8 @@ def outputs_of(model: ModelInfo) -> list[TensorMetadata]:
 
 
 def outputs_by_default(model: ModelInfo, errors: Errors) -> list[OutputName]:
-    """What a request gets that names no outputs: an embedding only where there are no classes, for it is
-    larger than all else, and errors only where each image is to be answered."""
+    """The outputs of a request that names none. The embedding, which is larger than all others, is only
+    included if there are no classes, and errors only if each image is to be answered."""
     left_out: set[OutputName] = {"embedding"} if model.labels else set(OF_CLASSES)
     if errors == "first":
         left_out.add("error")
