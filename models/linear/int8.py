@@ -111,10 +111,12 @@ class EightBitsByRange:
         """``x``, its rows quantised, times the weight plus the bias."""
         rows, scales, least = rows_by_range(x.reshape(-1, x.shape[-1]).float())
         product = _product(rows, 0, self._packed, self._scales, torch.float32)
-        # In place: three passes over it take less time than one over new memory.
-        product.mul_(scales).addcmul_(least, self._sums)
-        if bias is not None:
-            product.add_(bias)
+        # In place: two passes over it take less time than one over new memory.
+        if bias is None:
+            product.mul_(scales)
+        else:
+            torch.addcmul(bias, product, scales, out=product)
+        product.addcmul_(least, self._sums)
         return product.to(x.dtype).view(*x.shape[:-1], -1)
 
 
