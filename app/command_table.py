@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.commands.failures import FAILED, WRONG_USAGE, complain
-from app.settings.combinations import contradictions, defaults_of_nobody
+from app.settings.combinations import contradictions, defaults_of_unknown_models
 from app.settings.flags import Operands
 from app.settings.settings import Settings
 from app.settings.variables import remarks
@@ -65,7 +65,7 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
             return FAILED
         from app.telemetry.logs import configure_logging
 
-        if wrong := list(defaults_of_nobody(settings)):
+        if wrong := list(defaults_of_unknown_models(settings)):
             return complain("ray", "\ntrimvit ray: ".join(wrong), WRONG_USAGE)
         configure_logging(settings.log_level, "ray", settings.log_format)
         _tell_of_variables(RaySettings)

@@ -60,7 +60,7 @@ from app.messages.slots import SlotWriter
 from app.processes import background
 from app.processes.heap import give_back_freed_memory, map_large_memory
 from app.processes.heartbeat import Beat, Heartbeat
-from app.processes.lifeline import die_with_parent
+from app.processes.parent_death import die_with_parent
 from app.security.keys import key_ring
 from app.settings.settings import Settings
 from app.telemetry import metrics, tallies, tracing
@@ -201,7 +201,7 @@ async def run(
 ) -> None:
     """Serve HTTP on the inherited sockets until SIGTERM; open requests are finished. ``told``: the file that
     exists once the start message has been printed; None if there is no terminal."""
-    background.tell_of_stray_failures()
+    background.report_stray_failures()
     beating = background.kept(partial(_beat, heartbeat), "heartbeat")
     telling = None
     if told is not None:

@@ -3,8 +3,8 @@
 import os
 
 from app.processes.libraries import tune_libraries
-from benchmarks.stand_in import stand_in_for_jaxtyping
+from benchmarks.jaxtyping_stub import install_jaxtyping_stub
 
 # As the command line does for the server; before torch is imported.
 tune_libraries(os.environ)
-stand_in_for_jaxtyping()
+install_jaxtyping_stub()

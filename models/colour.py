@@ -45,13 +45,13 @@ def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
     if profile:
         return _by_profile(profile, mode, say)
     if numbers := image.info.get("nclx_profile"):
-        say_what_numbers_mean(numbers["color_primaries"], numbers["transfer_characteristics"], say)
+        warn_of_unconverted_colours(numbers["color_primaries"], numbers["transfer_characteristics"], say)
     if "srgb" not in image.info and isinstance(gamma := image.info.get("gamma"), float):
         return _by_gamma(gamma, mode)
     return None
 
 
-def say_what_numbers_mean(primaries: int, transfer: int, say: Say) -> None:
+def warn_of_unconverted_colours(primaries: int, transfer: int, say: Say) -> None:
     """Warn about HEIF, AVIF and PNG that name colors by numbers (ITU-T H.273) instead of a profile. They are
     not converted."""
     if transfer in _HDR:

@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
 from app.commands.address import connecting, server_url, why
-from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
+from app.commands.failures import FAILED, UsageError, complain, reports_expected_errors
 from app.commands.load import ANSWERED, Mix, Sample, closed_loop, open_loop, poisson_arrivals
-from app.commands.loaded_server import Sender, described, refuse_what_is_refused
+from app.commands.loaded_server import Sender, check_is_accepted, described
 from app.commands.photographs import in_folder
 from app.commands.summary import Summary, summarise
 from app.inference.options import Share
@@ -113,7 +113,7 @@ class BenchConfig(BaseModel):
             raise ValueError(f"--query must be name=value&name=value, got {self.query!r}") from None
 
 
-@tells_what_was_foreseen
+@reports_expected_errors
 def bench(config: BenchConfig, operands: Sequence[str]) -> int:
     """Load the server and print the results. The exit code is 1 if an image was not labelled."""
     draw_plot = None if config.plot is None else _plotter(config.plot)
@@ -193,7 +193,7 @@ async def _load(
         options = config.options if config.model is None else {**config.options, "model": config.model}
         send = Sender(client, path, images, options, draw)
         mix = Mix(config.keep_ratios, draw)
-        await refuse_what_is_refused(client, send.request(mix()), url)
+        await check_is_accepted(client, send.request(mix()), url)
         total_s = config.warmup_s + config.duration_s
         with tqdm(
             total=round(total_s), unit="s", bar_format="{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}",

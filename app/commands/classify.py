@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from app.commands.classify_config import ClassifyConfig
 from app.commands.classify_report import Lines, Table
-from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
+from app.commands.failures import FAILED, UsageError, complain, reports_expected_errors
 from app.commands.offline import Failed, decoded_batches, load, outcomes, progress_over
 from app.commands.photographs import find
 from app.commands.pictures import PictureFiles
@@ -21,7 +21,7 @@ from models.names import in_words, shown
 from models.pictures import cells_of, dimmed
 
 
-@tells_what_was_foreseen
+@reports_expected_errors
 def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
     """Print the answers as they come. The exit code is 0 if every photograph was answered, 1 if some were not
     (standard error says which), and 2 for wrong usage."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from app.commands.embed_config import EmbedConfig
-from app.commands.failures import FAILED, UsageError, complain, tells_what_was_foreseen
+from app.commands.failures import FAILED, UsageError, complain, reports_expected_errors
 from app.commands.offline import Failed, decoded_batches, load, outcomes, progress_over
 from app.commands.photographs import find
 from app.errors import InvalidValue
@@ -17,7 +17,7 @@ from models.files import write_whole
 from models.names import shown
 
 
-@tells_what_was_foreseen
+@reports_expected_errors
 def embed(config: EmbedConfig, operands: Sequence[str]) -> int:
     """Write the vectors of all photographs that could be read. The exit code is 0 if all could be read, 1 if
     some could not (standard error says which), and 2 for wrong usage."""

@@ -26,7 +26,7 @@ def complain(command: str, message: object, code: int = FAILED) -> int:
     return code
 
 
-def tells_what_was_foreseen(action: Action) -> Action:
+def reports_expected_errors(action: Action) -> Action:
     """Print expected errors as one line, with exit code 2 for wrong usage and 1 for the rest. Everything else
     is a bug and keeps its traceback."""
 

@@ -39,7 +39,7 @@ async def described(client: httpx.AsyncClient, url: str, asked: str | None) -> t
     raise ValueError(refusal)
 
 
-async def refuse_what_is_refused(client: httpx.AsyncClient, request: httpx.Request, url: str) -> None:
+async def check_is_accepted(client: httpx.AsyncClient, request: httpx.Request, url: str) -> None:
     """Send one image before all others, so that a request that the server always refuses fails at once.
     Raises ValueError with the server's reason."""
     answer = await client.send(request)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from app.commands.failures import complain, tells_what_was_foreseen
+from app.commands.failures import complain, reports_expected_errors
 from app.inference.options import Share
 from models.schedule import macs
 
@@ -30,7 +30,7 @@ class ModelsConfig(BaseModel):
     )
 
 
-@tells_what_was_foreseen
+@reports_expected_errors
 def models(config: ModelsConfig, patterns: Sequence[str]) -> int:
     """Print a row for each model. The exit code is 1 if there is none."""
     from models.catalogue import candidates

@@ -20,7 +20,7 @@ from app.decoding.images import ImageLimits, decode
 from app.decoding.shared_pixels import PixelsWriter
 from app.errors import Problem, TooLarge
 from app.processes.heap import keep_memory_of_usual_images
-from app.processes.lifeline import die_with_parent
+from app.processes.parent_death import die_with_parent
 from models.transforms import InputSpec
 
 SOCKET_VARIABLE = "TRIMVIT_DECODER_SOCKET"

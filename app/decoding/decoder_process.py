@@ -29,7 +29,7 @@ from app.decoding.images import Data, ImageLimits, Take
 from app.decoding.shared_pixels import SharedPixels
 from app.errors import TooLarge, UndecodableImage, UnsupportedMediaType
 from app.processes import background
-from app.processes.lifeline import SUPERVISOR_VARIABLE
+from app.processes.parent_death import SUPERVISOR_VARIABLE
 from models.transforms import InputSpec
 
 _LONGEST_HEAD = 65_536

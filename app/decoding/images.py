@@ -13,7 +13,7 @@ from app.decoding.encoded import avif, bmp, gif, jpeg, png, tiff, truncated
 from app.decoding.encoded.kinds import raw_file, unidentified
 from app.errors import Problem, TooLarge, UndecodableImage
 from app.settings.truncated_images import TruncatedImages
-from models.colour import LONGEST_PROFILE, say_what_numbers_mean
+from models.colour import LONGEST_PROFILE, warn_of_unconverted_colours
 from models.formats import FORMATS
 from models.samples import Say, UnclearPixels
 from models.transforms import InputSpec, TooManyPixels, to_pixels
@@ -127,7 +127,7 @@ def _looked_through(data: bytes, say: Say) -> bytes:
     if data.startswith(gif.SIGNATURES):
         return gif.without_extensions(data)
     if avif.is_avif(data) and (numbers := avif.colour_numbers(data)) is not None:
-        say_what_numbers_mean(*numbers, say)
+        warn_of_unconverted_colours(*numbers, say)
     if data.startswith(bmp.SIGNATURE):
         bmp.check_run_lengths(data)
     if data.startswith(tiff.SIGNATURES):

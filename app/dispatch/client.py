@@ -124,7 +124,7 @@ class DispatchClient:
         self._models = FrontEndModels(lambda name: self._link.send(ModelLeft(name)))
         self._changes = AskedChanges(self._send_if_up)
         self._way = Smoothed()
-        self._nonsense = Rarely()
+        self._invalid_messages = Rarely()
 
     def __repr__(self) -> str:
         workers = self._readiness.workers
@@ -328,7 +328,7 @@ class DispatchClient:
         try:
             message = to_front_end.decode(frame)
         except msgspec.DecodeError as error:
-            self._tell_of_nonsense("invalid message from the dispatcher", error)
+            self._log_invalid("invalid message from the dispatcher", error)
             return
         match message:
             case Outcomes(answers, refusals):
@@ -358,7 +358,7 @@ class DispatchClient:
                 raise ValueError(f"the model {pending.record.model!r} is not loaded")
             check_prediction(answer.prediction, pending.record.ask, len(model.labels), model.features)
         except ValueError as error:
-            self._tell_of_nonsense("invalid answer from a worker", error)
+            self._log_invalid("invalid answer from a worker", error)
             _fail(pending, InternalFault("the worker's answer for this image was invalid"))
         else:
             pending.answered.set_result(answer)
@@ -373,8 +373,8 @@ class DispatchClient:
                 log.error("image refused: %s", problem, extra={"request_id": pending.request_id})
             _fail(pending, problem)
 
-    def _tell_of_nonsense(self, what: str, error: Exception) -> None:
-        if (left_out := self._nonsense.due(time.monotonic())) is not None:
+    def _log_invalid(self, what: str, error: Exception) -> None:
+        if (left_out := self._invalid_messages.due(time.monotonic())) is not None:
             log.error("%s: %s (%d similar messages suppressed)", what, error, left_out)
 
     # --- while no worker is ready -------------------------------------------------------------------

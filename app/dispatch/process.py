@@ -19,7 +19,7 @@ from app.messages.slot_map import SlotMap
 from app.processes import background
 from app.processes.heap import give_back_freed_memory
 from app.processes.heartbeat import Heartbeat
-from app.processes.lifeline import die_with_parent
+from app.processes.parent_death import die_with_parent
 from app.processes.reports import tell_reason
 from app.settings.settings import Settings
 from app.telemetry.logs import configure_logging

@@ -52,7 +52,7 @@ class Server:
         self._read = memoryview(bytearray(_READ_BYTES))  # one buffer for all that comes
         self._peers: dict[int, _Peer] = {}
         self._accepted = 0
-        self._nonsense = Rarely()
+        self._invalid_messages = Rarely()
         self._stopping = False
         self._dropped = False  # a peer since the last turn, which may change what is to be done
         path.unlink(missing_ok=True)  # a predecessor's
@@ -129,15 +129,15 @@ class Server:
                 try:
                     message = to_dispatcher.decode(frame)
                 except msgspec.DecodeError as error:
-                    self._tell_of_nonsense(error)
+                    self._log_invalid(error)
                 else:
                     self._dispatcher.received(peer.number, message, now)
         except (NoFrame, Unexpected) as error:
-            self._tell_of_nonsense(error)
+            self._log_invalid(error)
             self._drop(peer)
 
-    def _tell_of_nonsense(self, error: Exception) -> None:
-        if (left_out := self._nonsense.due(time.monotonic())) is not None:
+    def _log_invalid(self, error: Exception) -> None:
+        if (left_out := self._invalid_messages.due(time.monotonic())) is not None:
             log.error(
                 "invalid message from another process: %s (%d similar messages suppressed)", error, left_out
             )

@@ -119,7 +119,7 @@ def end_process(error: BaseException) -> None:
     os._exit(1)
 
 
-def tell_of_stray_failures() -> None:
+def report_stray_failures() -> None:
     """Also report failures in the running loop's callbacks, in its transports, and in tasks and threads that
     libraries started."""
     asyncio.get_running_loop().set_exception_handler(_stray)

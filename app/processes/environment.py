@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.processes.lifeline import SUPERVISOR_VARIABLE
+from app.processes.parent_death import SUPERVISOR_VARIABLE
 from app.security.keys import KEYS_VARIABLE
 from app.settings.settings import Settings
 

@@ -27,7 +27,7 @@ from setproctitle import setproctitle
 
 from app.processes import background
 from app.processes.environment import leave_removed_folder
-from app.processes.lifeline import SUPERVISOR_VARIABLE, die_with_parent
+from app.processes.parent_death import SUPERVISOR_VARIABLE, die_with_parent
 from app.settings.settings import Settings
 from app.telemetry.logs import configure_logging
 

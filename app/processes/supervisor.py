@@ -22,10 +22,10 @@ from app.messages.shared_memory import make_shared_memory
 from app.processes import background
 from app.processes.fork_server import ForkServer
 from app.processes.keeper import End, Keeper, Program, drain
-from app.processes.lifeline import LOAD_FAILED
 from app.processes.limits import TooLow, raise_limits
 from app.processes.listening import CannotListen, listen, reserve_port, url
 from app.processes.orphans import reap_orphans
+from app.processes.parent_death import LOAD_FAILED
 from app.processes.private_folder import NoFolder, PrivateFolder
 from app.processes.programs import dispatcher_program, fork_server, front_end_program, worker_program
 from app.processes.reports import WorkerReport, write_reports
@@ -97,7 +97,7 @@ class Supervisor:
         except NoFolder as error:
             raise CannotStart(str(error)) from error
         self._folder = private.path
-        background.tell_of_stray_failures()
+        background.report_stray_failures()
         self._heed_signals()
         slots, forks = -1, None
         try:

@@ -42,7 +42,7 @@ def run(settings: RaySettings) -> int:
     os.environ.update(_FOR_ALL_PROCESSES)  # for a cluster that is started here
     starts_cluster = settings.ray_address is None
     try:
-        _somebody_listens(settings.ray_address)
+        _check_listens(settings.ray_address)
         ray.init(
             address=settings.ray_address or "local",
             runtime_env={"env_vars": _FOR_ALL_PROCESSES},
@@ -88,7 +88,7 @@ def run(settings: RaySettings) -> int:
     return 0
 
 
-def _somebody_listens(address: str | None) -> None:
+def _check_listens(address: str | None) -> None:
     """Raises ConnectionError if nobody listens there, because Ray would retry for a quarter of an hour."""
     if address is None or address == "auto":
         return

@@ -38,7 +38,7 @@ def contradictions(settings: Settings) -> Iterator[str]:
     if settings.architecture is not None and settings.models[0].reference == BUNDLED_MODEL:
         yield "--architecture only applies to a checkpoint file given with --model, not to the bundled model"
     yield from _of_several_models(settings)
-    yield from defaults_of_nobody(settings)
+    yield from defaults_of_unknown_models(settings)
     if {"engines", "workers_per_device"} <= given:
         yield "--engines is the old name of --workers-per-device: give only one of them"
     if settings.exact and settings.dtype == "int8":
@@ -73,7 +73,7 @@ def _of_several_models(settings: Settings) -> Iterator[str]:
             yield f"--model and --loadable both name {model.name}: give each model its own name"
 
 
-def defaults_of_nobody(settings: Settings) -> Iterator[str]:
+def defaults_of_unknown_models(settings: Settings) -> Iterator[str]:
     """Errors for defaults of models that do not exist."""
     if settings.model_default is None:
         return

@@ -21,7 +21,7 @@ def show_faults() -> None:
         metrics.IMAGES_FAILED.labels(fault)
 
 
-def tell_of_faults(batch: Batch, computed: Computed[Prediction]) -> None:
+def report_faults(batch: Batch, computed: Computed[Prediction]) -> None:
     """Log the exceptions, and which images of the batch are refused and why."""
     images = len(batch.images)
     for error in computed.errors:

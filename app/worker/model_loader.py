@@ -16,7 +16,7 @@ from app.processes import background
 from app.worker.backend import Backend
 from app.worker.device_errors import is_out_of_memory
 from app.worker.held_models import HeldModels
-from app.worker.parts import BackendBroken, refuse_lost
+from app.worker.parts import BackendBroken, raise_if_lost
 from app.worker.streams import OnAll
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class ModelLoader:
                 error,
                 exc_info=error if fault == "fault" else None,
             )
-            refuse_lost(error)
+            raise_if_lost(error)
             if thread.given_up:
                 return None
             words = f"{type(error).__name__}, see the worker's log" if fault == "fault" else str(error)

@@ -69,7 +69,7 @@ class _Parts(Generic[J, R]):
         try:
             results = self._counted(jobs)
         except Exception as error:
-            refuse_lost(error)
+            raise_if_lost(error)
             short = is_out_of_memory(error)
             found.memory_was_short |= short
             if not short and (len(jobs) == 1 or not found.errors):
@@ -105,7 +105,7 @@ class _Parts(Generic[J, R]):
         try:
             (result,) = self._counted([self._harmless])
         except Exception as error:
-            refuse_lost(error)
+            raise_if_lost(error)
             if is_out_of_memory(error):  # which passes
                 return
             raise BackendBroken(
@@ -116,7 +116,7 @@ class _Parts(Generic[J, R]):
         self._sound = True
 
 
-def refuse_lost(error: Exception) -> None:
+def raise_if_lost(error: Exception) -> None:
     """Raises BackendBroken for an error after which the device cannot be used in this process."""
     if is_lost(error):
         raise BackendBroken(f"the device is lost: {error}".partition("\n")[0]) from error

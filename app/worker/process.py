@@ -19,7 +19,7 @@ from app.messages.slot_map import SlotMap
 from app.messages.slots import SlotReader
 from app.processes.heap import give_back_freed_memory
 from app.processes.heartbeat import Heartbeat
-from app.processes.lifeline import LOAD_FAILED, die_with_parent
+from app.processes.parent_death import LOAD_FAILED, die_with_parent
 from app.processes.reports import tell_reason
 from app.settings.combinations import without_effect
 from app.settings.served_models import ServedModel

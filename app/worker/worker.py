@@ -32,10 +32,10 @@ from app.telemetry import metrics
 from app.telemetry.rarely import Rarely
 from app.worker.backend import Backend, Job
 from app.worker.connection import Connection, Gone
-from app.worker.faults import show_faults, tell_of_faults
+from app.worker.faults import report_faults, show_faults
 from app.worker.held_models import HeldModels
 from app.worker.model_loader import ModelLoader, Told
-from app.worker.parts import BackendBroken, compute_in_parts, refuse_lost
+from app.worker.parts import BackendBroken, compute_in_parts, raise_if_lost
 from app.worker.streams import Streams
 from models.schedule import UNPRUNED
 
@@ -262,7 +262,7 @@ class WorkerLoop:
         connection.send(
             Done(batch.number, computed.results, seconds, computed.at_once, computed.memory_was_short)
         )
-        tell_of_faults(batch, computed)
+        report_faults(batch, computed)
         self._tell_of_memory()
 
     def _tell_of_memory(self) -> None:
@@ -278,6 +278,6 @@ class WorkerLoop:
                 (prediction,) = model.backend.classify([Job(_CHECKED, held[2])], 1)
                 label = prediction.classes[0]
             except Exception as error:
-                refuse_lost(error)
+                raise_if_lost(error)
                 log.exception("computing an image again without pruning, to measure the agreement, failed")
         connection.send(Checked(check.hold, label))

@@ -14,7 +14,7 @@ from models.load.errors import ModelError
 from models.load.hub import offline_unless_the_hub_answers
 from models.load.input_spec import at_size, input_spec_of
 from models.load.labels import of_collection
-from models.load.numbers import refuse_no_numbers
+from models.load.numbers import refuse_non_finite
 from models.load.own_head import Head, read_head
 from models.load.reference import located
 from models.load.saved_network import SavedNetwork, by_name, from_path
@@ -165,7 +165,7 @@ def _loaded(
     if head is not None:
         head.put_on(vit, PrunedViT(vit, Stages((), "all")).feature_width)
         named = labels or head.labels or tuple(f"class {index}" for index in range(vit.num_classes))
-    refuse_no_numbers(vit, name)
+    refuse_non_finite(vit, name)
     model = PrunedViT(vit.eval(), stages or (card.stages if card else None))
     if card is None:
         card = _card_of(network, model, named, head)

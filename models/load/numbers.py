@@ -7,7 +7,7 @@ from models.finite import all_finite
 from models.load.errors import ModelError
 
 
-def refuse_no_numbers(vit: Network, name: str) -> None:
+def refuse_non_finite(vit: Network, name: str) -> None:
     """Weights from the hub are looked at here; those of files also where they are read. Finite weights may
     be so large that what is computed from them is not."""
     for tensor_name, tensor in vit.state_dict().items():

@@ -17,7 +17,7 @@ from models.load.files import read_file
 from models.load.fit import Fit, fit
 from models.load.folder import file_at
 from models.load.input_spec import at_size, input_spec_of
-from models.load.numbers import refuse_no_numbers
+from models.load.numbers import refuse_non_finite
 from models.load.reference import existing
 from models.load.state_dict import find_weights, holds_network
 from models.load.timm_models import blank, create_timm
@@ -99,7 +99,7 @@ def create(
         started, added, seen, stages = _start(architecture, file, patch_stride)
     size = model_args.pop("img_size", started.usual)
     vit = started.build(patch_stride=patch_stride, head_may_differ=True, img_size=size, **model_args)
-    refuse_no_numbers(vit, started.source)
+    refuse_non_finite(vit, started.source)
     return Start(
         vit,
         {

@@ -168,7 +168,11 @@ def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
     names = {f"{linears[0]}.weight", f"{linears[0]}.bias"} if len(linears) == 1 else set()
     if not names or names != set(beside):
         if beside:
-            log.warning("%s: ignored, as not part of the network: %s", path.name, ", ".join(list(beside)[:5]))
+            log.warning(
+                "%s: ignoring tensors that are not part of the network: %s",
+                path.name,
+                ", ".join(list(beside)[:5]),
+            )
         return tensors
     log.warning("%s: using %s as the head of the backbone %s", path.name, linears[0], found.name)
     head = {f"head.{name.rpartition('.')[2]}": found.beside[name] for name in names}

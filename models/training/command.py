@@ -38,7 +38,7 @@ _FORESEEN = (ModelError, UnsupportedModelError, MissingPackageError, OSError, Va
 Config = TypeVar("Config")
 
 
-def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Config], int]:
+def _reports_expected_errors(command: Callable[[Config], int]) -> Callable[[Config], int]:
     """Print expected errors as one line, with exit code 1. Everything else is a bug and keeps its
     traceback."""
 
@@ -65,7 +65,7 @@ def _tells_what_was_foreseen(command: Callable[[Config], int]) -> Callable[[Conf
     return run
 
 
-@_tells_what_was_foreseen
+@_reports_expected_errors
 def train(config: TrainConfig) -> int:
     """Fine-tune, and resume a run in the output folder."""
     try:
@@ -79,7 +79,7 @@ def train(config: TrainConfig) -> int:
     return 0
 
 
-@_tells_what_was_foreseen
+@_reports_expected_errors
 def average(config: AverageConfig) -> int:
     """Write the mean of checkpoints."""
     run_average(config)
@@ -87,7 +87,7 @@ def average(config: AverageConfig) -> int:
     return 0
 
 
-@_tells_what_was_foreseen
+@_reports_expected_errors
 def evaluate(config: EvaluateConfig) -> int:
     """Evaluate and print the table."""
     rows = run_evaluation(config)
@@ -98,7 +98,7 @@ def evaluate(config: EvaluateConfig) -> int:
     return 0
 
 
-@_tells_what_was_foreseen
+@_reports_expected_errors
 def head(config: HeadConfig) -> int:
     """Fit a linear head, write it, and print its accuracy."""
     fitted = fit_head(config)
@@ -111,7 +111,7 @@ def head(config: HeadConfig) -> int:
     return 0
 
 
-@_tells_what_was_foreseen
+@_reports_expected_errors
 def sweep(config: SweepConfig) -> int:
     """Sweep, resume a sweep in the output folder, and print the table."""
     try:
@@ -123,7 +123,7 @@ def sweep(config: SweepConfig) -> int:
     return 0
 
 
-@_tells_what_was_foreseen
+@_reports_expected_errors
 def calibrate(config: CalibrateConfig) -> int:
     """Fit a cascade, print the candidates, and write the model with the cheapest one."""
     calibration = run_calibration(config)

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Container, Sequence
 
 from app.errors import UndecodableImage
-from models.colour import LONGEST_PROFILE, say_what_numbers_mean
+from models.colour import LONGEST_PROFILE, warn_of_unconverted_colours
 from models.samples import Say
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -110,7 +110,7 @@ def _say_what_is_not_converted(colours: dict[bytes, bytes], say: Say) -> None:
         return
     numbers, primaries = colours.get(b"cICP", b""), colours.get(b"cHRM", b"")
     if len(numbers) >= _NUMBERS_BYTES:
-        say_what_numbers_mean(numbers[0], _SRGB_TRANSFER if numbers[1] in _GAMMAS else numbers[1], say)
+        warn_of_unconverted_colours(numbers[0], _SRGB_TRANSFER if numbers[1] in _GAMMAS else numbers[1], say)
     elif b"sRGB" not in colours and len(primaries) == _PRIMARIES.size:
         apart = zip(_PRIMARIES.unpack(primaries), _SRGB, strict=True)
         if max(abs(value - srgb) for value, srgb in apart) > _ABOUT:

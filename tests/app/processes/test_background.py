@@ -125,7 +125,7 @@ async def test_stray_failures_are_incidents(caplog: pytest.LogCaptureFixture) ->
     loop, hook = asyncio.get_running_loop(), threading.excepthook
     handler = loop.get_exception_handler()
     before = incidents("event loop"), incidents("thread")
-    background.tell_of_stray_failures()
+    background.report_stray_failures()
     try:
         loop.call_soon(lambda: 1 / 0)
         await asyncio.sleep(0)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from app.processes.fork_server import ForkServer
-from app.processes.lifeline import SUPERVISOR_VARIABLE
+from app.processes.parent_death import SUPERVISOR_VARIABLE
 from app.settings.settings import Settings
 from tests.app.dispatch.rig import until
 
@@ -41,7 +41,7 @@ os.fork = full
     "program": """
 import gc, json, os, signal, sys, time
 from pathlib import Path
-from app.processes.lifeline import die_with_parent
+from app.processes.parent_death import die_with_parent
 die_with_parent()
 said = {"environment": dict(os.environ), "heavy": "heavy" in sys.modules}
 said |= {"name": __name__, "pid": os.getpid(), "collects": gc.isenabled()}

@@ -17,7 +17,7 @@ from app.messages.slot_map import SlotMap
 from app.messages.to_front_end import Answer
 from app.processes.environment import ProcessFiles, worker_variables
 from app.processes.heartbeat import Heartbeat
-from app.processes.lifeline import LOAD_FAILED, SUPERVISOR_VARIABLE
+from app.processes.parent_death import LOAD_FAILED, SUPERVISOR_VARIABLE
 from app.settings.settings import Settings
 from app.worker import torch_backend
 from app.worker.process import WorkerArgs, run

@@ -332,7 +332,7 @@ def test_a_layer_behind_the_head_is_no_silent_loss(
     beside = {"projector.weight": torch.ones(3, 64), "projector.bias": torch.ones(3)}
     torch.save({"state_dict": state | beside}, tmp_path / "own.ckpt")
     load(str(tmp_path / "own.ckpt"), architecture=ARCHITECTURE)
-    assert "ignored, as not part of the network: projector.weight" in caplog.text
+    assert "ignoring tensors that are not part of the network: projector.weight" in caplog.text
 
 
 def test_what_may_be_computed_beside_a_backbone_makes_no_head(

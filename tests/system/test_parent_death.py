@@ -6,11 +6,11 @@ import sys
 import psutil
 import pytest
 
-from app.processes.lifeline import SUPERVISOR_VARIABLE
+from app.processes.parent_death import SUPERVISOR_VARIABLE
 from tests.system.server import wait_until
 
 CHILD = (
-    "from app.processes.lifeline import die_with_parent; die_with_parent(); "
+    "from app.processes.parent_death import die_with_parent; die_with_parent(); "
     "print('alive', flush=True); input()"
 )
 PARENT = f"""

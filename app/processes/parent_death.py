@@ -1,4 +1,4 @@
-"""What the supervisor and its children agree on: how a child ends."""
+"""How the children of the supervisor end with it, by the kernel's parent-death signal (PR_SET_PDEATHSIG)."""
 
 import ctypes
 import os

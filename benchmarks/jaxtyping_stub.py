@@ -1,5 +1,5 @@
-"""In the place of jaxtyping on a machine that has PyTorch and timm alone. There annotations say what a tensor
-is, but no shape, and nothing checks either.
+"""A stub of jaxtyping for machines that only have PyTorch and timm. With it, annotations name the type of a
+tensor but not its shape, and nothing is checked.
 """
 
 import sys
@@ -22,7 +22,7 @@ class _StandIn(ModuleType):
         return _Annotation
 
 
-def stand_in_for_jaxtyping() -> None:
+def install_jaxtyping_stub() -> None:
     """Where it is not installed. Before anything of `models` is imported."""
     if "jaxtyping" not in sys.modules and find_spec("jaxtyping") is None:
         sys.modules["jaxtyping"] = _StandIn("jaxtyping")
