@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 class Spawned:
     """A process that is started when this object is made, with these files ``inherited``. The kernel ends it
-    with the thread that made it (app.processes.parent_death). Raises OSError if the system cannot create it."""
+    with the thread that made it (app.processes.parent_death). Raises OSError if the system cannot create
+    it."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int] = ()
