@@ -20,15 +20,14 @@ Table = NewType("Table", int)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a plan depends on, and so what it is remembered by.
+    """What a plan depends on: the key of the cache of plans.
 
     ``ratios`` and ``reducers``: one for each image. ``patches``, ``prefix``: tokens of an image before the
     first of ``stages`` stages. ``rows``: the attention rows that decide. ``pools_patches``: whether the head
-    reads more than prefix tokens. ``rounding``: into how many parts of a power of two the rows of packings
-    are rounded up (see `ragged.rounded`); 0: not at all.
-    ``in_one``: images of different lengths are computed side by side in one table with gaps, so that the
-    number of operations does not grow with the number of lengths; else run by run.
-    ``evenly``: see `schedule.Stages`.
+    reads more than prefix tokens. ``rounding``: the number of parts of a power of two to which the rows of
+    packings are rounded up (see `ragged.rounded`); 0: no rounding. ``in_one``: images of different lengths
+    are computed side by side in one table with gaps, so that the number of operations does not grow with the
+    number of lengths; otherwise run by run. ``evenly``: see `schedule.Stages`.
     """
 
     ratios: tuple[float, ...]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring images of one length in a batch: ``images`` times ``tokens`` rows, from row ``start``."""
+    """Neighboring images of one length in a batch: ``images`` times ``tokens`` rows, from row ``start``."""
 
     first_image: int
     images: int
@@ -37,9 +37,9 @@ class Run:
 class Packing:
     """Token counts of the images in packed order.
 
-    ``rows``: always packed, also if there is one length only, in so many rows, of which nobody reads those
-    behind the images: so that batches have few different numbers of them (`rounded`). 0: in no more than the
-    images have, and dense if there is one length only.
+    ``rows``: always packed, even if there is only one length, in this number of rows, of which those after
+    the images are never read. So batches have few different numbers of rows (`rounded`). 0: no more rows than
+    the images have, and dense if there is only one length.
     """
 
     lengths: tuple[int, ...]
@@ -61,17 +61,17 @@ class Packing:
 
     @cached_property
     def padding(self) -> int:
-        """Rows behind the images."""
+        """The number of rows after the images."""
         return self.rows - sum(self.lengths) if self.rows else 0
 
     def shaped(self, flat: Float[Tensor, "rows D"]) -> Float[Tensor, "*rows D"]:
-        """The rows of the whole batch, dense if there is one run only."""
+        """The rows of the whole batch, dense if there is only one run."""
         return flat if self.rows or len(self.runs) > 1 else self.runs[0].dense(flat)
 
     def map_runs(
         self, module: Callable[[Tensor], Tensor], rows: Float[Tensor, "*rows D"]
     ) -> Float[Tensor, "*rows D"]:
-        """Apply a module that tells images apart to each run."""
+        """Apply a module that distinguishes images to each run."""
         return self.pack([module(run.dense(rows)) for run in self.runs])
 
     def runs_beside(self, other: "Packing") -> Iterator[tuple[Run, Run]]:
@@ -98,7 +98,7 @@ class Packing:
 
     @cached_property
     def longest(self) -> int:
-        """The most tokens that an image has."""
+        """The maximum number of tokens of an image."""
         return max(self.lengths)
 
 
@@ -196,10 +196,10 @@ def runs_of(lengths: Sequence[int], keys: Sequence[object]) -> Iterator[Run]:
 
 
 def on_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Numbers that the host knows (ints become int64); on a GPU without waiting for it.
+    """Numbers from the host on the device (ints become int64); on a GPU without waiting for it.
 
-    The one way in which the host's numbers get to a device. A CUDA graph must not take it: each replay would
-    copy from pinned memory that was returned long ago.
+    This is the only way in which numbers of the host get to a device. A CUDA graph must not contain it: each
+    replay would copy from pinned memory that was freed long ago.
     """
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.as_tensor(values)
     if device.type != "cuda":

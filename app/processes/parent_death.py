@@ -1,5 +1,5 @@
-"""How the children of the supervisor end with it, by the kernel's parent-death signal (PR_SET_PDEATHSIG), and the
-exit code of one that cannot load."""
+"""How the children of the supervisor end with it, by the kernel's parent-death signal (PR_SET_PDEATHSIG), and
+the exit code of one that cannot load."""
 
 import ctypes
 import os

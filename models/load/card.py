@@ -34,16 +34,16 @@ _HEADER_KEY = "trimvit"
 
 @dataclass(frozen=True)
 class Card:
-    """What travels with the weights: how to build the network, what it sees, what it answers, how it is meant
-    to be pruned, its origin.
+    """What is stored with the weights: how to build the network, its input, its labels, its default method of
+    pruning, and its origin.
 
     ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap. ``folders``:
     names of the folders of its training images, in class order like the labels, if they are known.
-    ``scores``: what makes its logits scores. ``life_block``: the block (0-based) that the network's life
-    predictor was made for (models.life), if it has one. ``paca``: its blocks that attend to clusters of
-    patches (models.clusters), if there are any. ``static_blocks``: how many of its first blocks have static
-    attention (models.static_attention). ``pool_blocks``: those (0-based) that have learned queries for the
-    reducer `pool` (models.token_pool), if there are any.
+    ``scores``: how its logits become scores. ``life_block``: the block (0-based) for which the network's life
+    predictor was made (models.life), if it has one. ``paca``: its blocks that attend to clusters of patches
+    (models.clusters), if there are any. ``static_blocks``: how many of its first blocks have static attention
+    (models.static_attention). ``pool_blocks``: those (0-based) that have learned queries for the reducer
+    `pool` (models.token_pool), if there are any.
     """
 
     architecture: str
@@ -66,16 +66,16 @@ class Card:
 
 @cache
 def _cards() -> "TypeAdapter[Card]":
-    """What reads and writes them. pydantic is imported only where there is a card: a machine that has PyTorch
-    and timm alone can compute timm's networks (benchmarks.gpu_check)."""
+    """Reads and writes cards. pydantic is only imported if there is a card: a machine that only has PyTorch
+    and timm can compute timm's networks (benchmarks.gpu_check)."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Card)
 
 
 def read_card(path: Path) -> Card | None:
-    """The card in the header of a safetensors file, or of the one in a folder; None if there is none, and
-    for other files. Raises ModelError for a file or a header that cannot be read."""
+    """The card in the header of a safetensors file, or of the one in a folder. None if there is none, and for
+    other files. Raises ModelError for a file or a header that cannot be read."""
     if path.is_dir():
         path = weights_in(path)
     if path.name.endswith(".json") or not is_safetensors(path):
@@ -116,8 +116,8 @@ def save(path: Path, vit: Network, card: Card, dtypes: Mapping[str, torch.dtype]
 
 
 def dtypes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """The dtypes that weights came in, which are float32 since they were loaded: the narrowest that hold them
-    exactly. bfloat16 if it holds all of them, else for each tensor half precision or its own dtype."""
+    """The dtypes in which weights were stored that were loaded as float32: the narrowest that hold them
+    exactly. bfloat16 if it holds all of them, otherwise half precision or its own dtype for each tensor."""
     if all(_holds(torch.bfloat16, tensor) for tensor in weights.values()):
         return dict.fromkeys(weights, torch.bfloat16)
     return {

@@ -1,4 +1,4 @@
-"""timm's config.json beside weights, in its present and its older form -> what it says of the network."""
+"""timm's config.json next to weights, in its current and its older form -> its description of the network."""
 
 import logging
 from collections.abc import Mapping
@@ -34,9 +34,9 @@ _OF_DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """What is known of a network beside its weights: ``pretrained_cfg`` is timm's card of the weights (None
-    for the architecture's own), ``model_args`` what `timm.create_model` takes. ``path``: where it stands.
-    ``problem``: its ``problem_type``, which transformers writes beside timm's networks (TimmWrapper)."""
+    """The description of a network next to its weights. ``pretrained_cfg``: timm's configuration of the
+    weights (None: that of the architecture). ``model_args``: the arguments of `timm.create_model`. ``path``:
+    the file."""
 
     path: Path | None = None
     architecture: str | None = None
@@ -48,8 +48,8 @@ class TimmConfig:
 
 
 def config_in(folder: Path) -> TimmConfig | None:
-    """The config.json of a folder; None if there is none, or another library's. Raises ModelError for one
-    that cannot be read."""
+    """The config.json of a folder. None if there is none, or if it is another library's. Raises ModelError
+    for one that cannot be read."""
     path = folder / CONFIG
     if not path.is_file():
         return None
@@ -65,7 +65,7 @@ def config_in(folder: Path) -> TimmConfig | None:
 
 
 def parse(content: Mapping[str, Any], path: Path) -> TimmConfig:
-    """The content of timm's config.json. Before timm 0.9 all its entries stood side by side."""
+    """The content of timm's config.json. Before timm 0.9, all its entries were on one level."""
     own = content.get("pretrained_cfg", content)
     args = content.get("model_args") or {}
     refuse_regression(content, path)
@@ -113,7 +113,7 @@ def refuse_regression(content: Mapping[str, Any], path: Path) -> None:
 
 
 def of_training(architecture: str, arguments: Mapping[str, object]) -> TimmConfig:
-    """What the arguments of timm's training script say, which it writes into its checkpoints."""
+    """The arguments of timm's training script, which it writes into its checkpoints."""
     args: dict[str, Any] = {}
     size = arguments.get("input_size")
     if isinstance(size, list | tuple) and len(size) == 3:

@@ -62,7 +62,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def how_to_export(path: Path, load: str) -> str:
-    """The three lines of Python that write the weights alone; ``load`` is the expression of the model."""
+    """The Python command that saves only the weights. ``load`` is the expression of the model."""
     return (
         "If you trust the file, save only its weights: "
         f'python -c "import torch; model = {load}; '
@@ -122,7 +122,7 @@ def _read_safetensors(path: Path) -> object:
 
 
 def of_safetensors(path: Path, error: Exception) -> ModelError:
-    """What the safetensors library refuses, in words of what happened to the file."""
+    """The error message for a file that the safetensors library refuses."""
     why = first_line(error)
     if "incomplete" in why.lower() or "InvalidHeaderLength" in why:
         why = f"it is truncated ({path.stat().st_size} bytes); copy or download it again"
@@ -189,7 +189,7 @@ def _read_pickle(path: Path) -> object:
 
 
 def whole_model(path: Path, content: StandIn, where: str = "") -> ModelError:
-    """The refusal of a network that was pickled as an object, with its classes."""
+    """The error for a network that was pickled as an object, with its classes."""
     kind = f"{type(content).__module__}.{type(content).__qualname__}"
     place = "".join(f"[{key!r}]" for key in where.split(".") if key)
     return _unreadable(
@@ -200,7 +200,7 @@ def whole_model(path: Path, content: StandIn, where: str = "") -> ModelError:
 
 
 def _of_pickle(error: pickle.UnpicklingError) -> str:
-    """torch's reason without its advice, which runs over many lines."""
+    """torch's reason without its advice, which has many lines."""
     text = str(error)
     if "Only persistent_load of storage" in text:
         return (
@@ -215,7 +215,7 @@ def _of_pickle(error: pickle.UnpicklingError) -> str:
 
 
 def shards_in(index: Path) -> list[str]:
-    """The names of the files that an index lists. Raises ModelError for a file that is no index, and for
+    """The names of the files that an index lists. Raises ModelError for a file that is not an index, and for
     names outside of its folder."""
     return sorted(set(_weight_map(index).values()))
 

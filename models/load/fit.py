@@ -1,4 +1,4 @@
-"""Weights of a timm ViT -> the network that they fit: image size, channels, classes, pooling, registers."""
+"""Weights of a timm ViT -> the network for them: image size, channels, classes, pooling, registers."""
 
 import logging
 import math
@@ -29,9 +29,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Fit:
-    """How to build a network for weights: timm's arguments, and the weights under timm's names. ``grid`` is
-    the position embedding's, in rows and columns of patches; None if there is none. ``size`` is the image
-    size in pixels that these weights were trained for, ``usual`` the one that is known beside them."""
+    """How to build a network for weights: timm's arguments, and the weights under timm's names. ``grid``:
+    that of the position embedding, in rows and columns of patches; None if there is none. ``size``: the
+    image size in pixels for which these weights were trained. ``usual``: the size in the description next
+    to them."""
 
     architecture: str
     model_args: dict[str, Any]
@@ -45,9 +46,9 @@ class Fit:
     def build(
         self, *, patch_stride: int | None = None, head_may_differ: bool = False, **changes: Any
     ) -> Network:
-        """The network with these weights in it, its position embedding resampled where ``changes`` (timm's
-        arguments) or the stride ask for another grid. Raises ModelError if weights are missing or left
-        over; with ``head_may_differ`` a head of another size is left as timm initialises it."""
+        """The network with these weights. Its position embedding is resampled if ``changes`` (timm's
+        arguments) or the stride require another grid. Raises ModelError if weights are missing or left over.
+        With ``head_may_differ``, a head of another size keeps timm's initialization."""
         args = {**_card(self.pretrained_cfg), **self.model_args, "img_size": self.size, **changes}
         with nullcontext() if head_may_differ else Uninitialised():
             vit = create_timm(self.architecture, pretrained=False, patch_stride=patch_stride, **args)
@@ -77,11 +78,11 @@ def fit(
     patch_stride: int | None = None,
     pooling_matters: bool = True,
 ) -> Fit:
-    """The network of an architecture that weights fit. ``model_args`` and ``pretrained_cfg`` are what is
-    known of it; ``grid`` is the position embedding's if that is known; ``patch_stride`` is the stride
-    that the weights may have been trained with.
+    """The network of an architecture for these weights. ``model_args`` and ``pretrained_cfg``: what is known
+    of it. ``grid``: that of the position embedding, if it is known. ``patch_stride``: the stride with which
+    the weights may have been trained.
 
-    Raises ModelError if the weights are of another architecture, or where their grid cannot be known.
+    Raises ModelError if the weights are of another architecture, or if their grid cannot be determined.
     """
     args = dict(model_args)
     plain = blank(architecture, **_card(pretrained_cfg), **args)
@@ -131,8 +132,8 @@ def _card(pretrained_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
 def _refuse_another_network(
     tensors: Mapping[str, Tensor], plain: Network, architecture: str, source: str
 ) -> None:
-    """What differs, in words, before anything is converted: timm would resample other patches without a
-    word."""
+    """Raises ModelError with the differences, before anything is converted: timm would silently resample
+    other patches."""
     patches = tensors.get("patch_embed.proj.weight", tensors.get("visual.conv1.weight"))
     if patches is None:
         return
@@ -197,8 +198,8 @@ def _channels_and_classes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _parts(
     tensors: Mapping[str, Tensor], plain: Network, source: str, *, pooling_matters: bool
 ) -> dict[str, Any]:
-    """What is there or not beside the blocks: the norm before or after the pooling, class and register
-    tokens, layer scale."""
+    """Which optional parts the network has: the norm before or after the pooling, class and register tokens,
+    layer scale."""
     args: dict[str, Any] = {}
     if isinstance(plain, Eva):
         return args  # architectures of this class are known by their names
@@ -263,7 +264,7 @@ def _size_and_grid(
     grid: Size | None,
     patch_stride: int | None,
 ) -> tuple[Size, Size | None]:
-    """The image size that the position embedding was trained for, and its grid."""
+    """The image size for which the position embedding was trained, and its grid."""
     usual: Size = tuple(vit.patch_embed.img_size)
     positions = tensors.get("pos_embed")
     if positions is None or vit.pos_embed is None:

@@ -19,12 +19,13 @@ _DEEPEST = 4
 
 
 def file_at(path: Path) -> Path:
-    """The file of weights: the path, or the one in the folder there. Raises as `weights_in` does."""
+    """The file of weights: the path itself, or the file in that folder. Raises as `weights_in` does."""
     return weights_in(path) if path.is_dir() else path
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights. Raises ModelError if there is none, or several and nothing says which."""
+    """The file of weights. Raises ModelError if there is none, or if there are several and nothing says which
+    one is meant."""
     names = _names(folder)
     if "adapter_config.json" in names or any(name.startswith("adapter_model.") for name in names):
         raise ModelError(
@@ -79,7 +80,7 @@ def _nothing_in(folder: Path, names: list[str]) -> str:
 
 
 def _deeper(folder: Path) -> Path | None:
-    """The nearest folder below that holds weights."""
+    """The nearest sub-folder that contains weights."""
     level = [folder]
     for _ in range(_DEEPEST):
         level = [below for each in level for below in _folders_in(each)]

@@ -93,8 +93,8 @@ def _optional(file: Callable[[str], Path], name: str) -> Path | None:
 
 
 def what_to_do(error: Exception, without_the_hub: str) -> str:
-    """Words for the error of a download: what to do where the hub refuses it, and otherwise what to do
-    without the hub."""
+    """Advice for the error of a download: what to do if the hub refuses it, and otherwise how to do without
+    the hub."""
     if isinstance(error, GatedRepoError):
         return (
             "The repository is gated: request access on its page, and set HF_TOKEN to an access token of "
@@ -118,8 +118,8 @@ def _not_had(repository: str, error: Exception) -> ModelError:
 
 
 def _why_it_does_not_answer() -> str | None:
-    """None if it answers. The time is limited in all: a host may have many addresses that do not answer,
-    each of which is waited for."""
+    """Why the hub does not respond; None if it does. The total time is limited: a host may have many
+    addresses that do not respond, and each is waited for."""
     outcome: list[str | None] = []
 
     def ask() -> None:

@@ -17,8 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def input_spec_of(vit: Network) -> InputSpec:
-    """timm's own preprocessing of a model. Raises ModelError for values that no preprocessing can have, and
-    for those that TrimViT does not know."""
+    """timm's own preprocessing of a model. Raises ModelError for invalid or unsupported values."""
     try:
         config = resolve_model_data_config(vit)
     except (AssertionError, TypeError, ValueError) as error:
@@ -46,12 +45,13 @@ def input_spec_of(vit: Network) -> InputSpec:
 
 
 def channels_of(vit: Network) -> Literal[1, 3]:
-    """Raises ModelError for a network that sees something else than colour or grey."""
+    """The number of input channels. Raises ModelError for a network whose input is neither color nor
+    grayscale."""
     return channels_in(vit.patch_embed.proj.in_channels)
 
 
 def channels_in(channels: int) -> Literal[1, 3]:
-    """The number, if it is of colour or grey. Raises ModelError for another."""
+    """The number, if it is that of color or grayscale. Raises ModelError for another."""
     if channels == 1:
         return 1
     if channels == 3:
@@ -60,7 +60,7 @@ def channels_in(channels: int) -> Literal[1, 3]:
 
 
 def at_size(spec: InputSpec, size: tuple[int, int]) -> InputSpec:
-    """The same for images of another size (height, width): the same share of a photograph is seen."""
+    """The same for images of another size (height, width): the same share of a photograph is used."""
     resize = spec.resize
     if size == spec.size:
         return spec

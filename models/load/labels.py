@@ -173,8 +173,8 @@ def _is_by_name(content: Mapping[Any, Any]) -> bool:
 
 
 def _label(name: object, index: int, where: str) -> str:
-    """The name as a label. An escape in JSON can stand for what no answer can hold (half of a surrogate
-    pair), or for what moves a terminal's cursor."""
+    """The name as a label. An escape in JSON can stand for characters that no answer can contain (half of a
+    surrogate pair), or that move a terminal's cursor."""
     if not isinstance(name, str) or not name.strip():
         raise ModelError(f"{where}: label {index} is {name!r}, but must be text that is not blank")
     odd = next((sign for sign in name.strip() if category(sign) in ("Cc", "Cs") and sign != "\t"), None)
@@ -199,7 +199,7 @@ def _index(key: object, where: str) -> int:
 
 
 def _name(value: object) -> object:
-    """The last of ["n01440764", "tench"], as ImageNet's class index has it. A number is its own name."""
+    """The last element of ["n01440764", "tench"], the form of ImageNet's class index."""
     if isinstance(value, int | float):
         return json.dumps(value)
     if isinstance(value, list | tuple) and value and all(isinstance(part, str) for part in value):

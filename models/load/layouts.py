@@ -47,7 +47,7 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
 
 
 def refuse_other_layouts(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises ModelError for a layout that is known and not timm's; says nothing of unknown ones."""
+    """Raises ModelError for a known layout that is not timm's. Accepts unknown ones."""
     for pattern, what in _LAYOUTS:
         if any(re.search(pattern, name) for name in tensors):
             raise ModelError(f"{path.name} {what}")

@@ -182,7 +182,7 @@ def _loaded(
 
 
 def _is_sure(network: SavedNetwork) -> bool:
-    """Whether the weights are timm's own, by their tag."""
+    """Whether the weights are timm's own, according to their tag."""
     return "." in network.architecture
 
 
@@ -206,7 +206,7 @@ def _make_features(network: SavedNetwork, *, allowed: bool) -> None:
 def _card_of(
     network: SavedNetwork, model: PrunedViT, named: tuple[str, ...] | None, head: Head | None
 ) -> Card:
-    """What is said of a network that came without a card."""
+    """A card for a network that came without one."""
     vit = network.vit
     return Card(
         architecture=vit.pretrained_cfg["architecture"],
@@ -228,7 +228,8 @@ def _as_asked(
     patch_stride: int | None,
     input_size: tuple[int, int] | None,
 ) -> Card:
-    """With what replaces the checkpoint's own. A cascade is left out with another grid than its own."""
+    """The card with the values that replace the checkpoint's own. A cascade is left out if the grid is not
+    its own."""
     if labels:
         card = replace(card, labels=labels)
     if patch_stride not in (None, card.patch_stride):

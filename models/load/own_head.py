@@ -41,8 +41,8 @@ _FORMS = (
 
 
 class CosineHead(nn.Linear):
-    """``scale`` times the cosine to each of the embeddings, plus the bias. The length of a feature is taken
-    in float32."""
+    """``scale`` times the cosine to each of the embeddings, plus the bias. The length of a feature vector is
+    computed in float32."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class CosineHead(nn.Linear):
 
 @dataclass(frozen=True)
 class Head:
-    """A head, and what its file says of it. ``labels``: None if that says none."""
+    """A head, and the description in its file. ``labels``: None if there are none."""
 
     layer: nn.Linear
     labels: tuple[str, ...] | None
@@ -71,8 +71,8 @@ class Head:
     source: str
 
     def put_on(self, vit: Network, features: int) -> None:
-        """Make it the head of a network whose features have so many numbers. Raises ModelError if it reads
-        another number, or the network has two heads and this is not linear."""
+        """Make it the head of a network with this number of features. Raises ModelError if it needs another
+        number, or if the network has two heads and this one is not linear."""
         wanted = self.layer.in_features
         if wanted != features:
             raise ModelError(
@@ -92,7 +92,7 @@ class Head:
 
 
 def read_head(path: Path) -> Head:
-    """The head in a file. Raises ModelError, in words that say what is wrong and what is wanted."""
+    """The head in a file. Raises ModelError; the text says what is wrong and what is expected."""
     path = path.expanduser()
     if not path.is_file():
         raise ModelError(f"the head file {str(path)!r} does not exist")
@@ -121,7 +121,7 @@ def save_head(
     labels: Sequence[str],
     about: Mapping[str, str],
 ) -> None:
-    """Write a linear head, replaced in one step. ``about``: what else the header says, for people."""
+    """Write a linear head, replaced in one step. ``about``: further entries of the header, for people."""
     tensors = {"weight": weight.detach().contiguous(), "bias": bias.detach().contiguous()}
     content = serialise(tensors, metadata={"labels": json.dumps(list(labels)), "scores": "softmax", **about})
     write_whole(path, lambda file: file.write(content))

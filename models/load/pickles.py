@@ -44,28 +44,28 @@ class UnsafePickleError(ValueError):
 
 
 class StandIn:
-    """In place of an object of a class that is not known here; it holds nothing and does nothing."""
+    """Replaces an object of an unknown class. It is empty and does nothing."""
 
     def __new__(cls, *_arguments: object, **_named: object) -> Any:
-        """Take whatever the pickled class takes."""
+        """Accept the arguments of any class."""
         return object.__new__(cls)
 
     def __init__(self, *_arguments: object, **_named: object) -> None:
-        """Keep nothing of it."""
+        """Ignore the arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Nor of its state."""
+        """Ignore the state."""
 
 
 class _MappingStandIn(StandIn):
-    """In place of a dictionary of some class."""
+    """Replaces a dictionary of some class."""
 
     def __new__(cls, *_arguments: object, **_named: object) -> Any:
         return collections.OrderedDict()
 
 
 class _ListStandIn(list[Any], StandIn):
-    """In place of a list of some class."""
+    """Replaces a list of some class."""
 
     def __new__(cls, *_arguments: object, **_named: object) -> Any:
         return list.__new__(cls)
@@ -80,8 +80,9 @@ _KNOWN: dict[str, Any] = {
 
 
 def load_pickle(path: Path) -> object:
-    """What the file holds. Raises UnsafePickleError for a file with calls that no checkpoint needs, and what
-    torch raises for one that it cannot read (pickle.UnpicklingError, EOFError, RuntimeError and others)."""
+    """The content of the file. Raises UnsafePickleError for a file with calls that no checkpoint needs,
+    and what torch raises for one that it cannot read (pickle.UnpicklingError, EOFError, RuntimeError and
+    others)."""
     classes = dict(_KNOWN)
     for name in _names_in(path):
         _add_stand_in(classes, name)
@@ -97,7 +98,7 @@ def load_pickle(path: Path) -> object:
 
 
 def _names_in(path: Path) -> list[str]:
-    """The names that torch does not know, where the format lists them all at once."""
+    """The names that torch does not know, if the format lists them all at once."""
     try:
         return get_unsafe_globals_in_checkpoint(path)
     except Exception:
@@ -105,7 +106,7 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _can_go_on(classes: dict[str, Any], error: str) -> bool:
-    """Whether another try can go further, with one stand-in more or one of a better kind."""
+    """Whether another try can get further, with one more replacement or with one of a better kind."""
     if found := re.search(r"Unsupported global: GLOBAL (\S+) was not an allowed", error):
         name = found[1] if "." in found[1] else f"builtins.{found[1]}"  # torch leaves `builtins` out
         if name in classes:

@@ -60,7 +60,7 @@ def located(reference: str) -> Path | str:
 
 
 def existing(text: str) -> Path:
-    """The path of a file or folder. Raises ModelError if there is none, naming what is there."""
+    """The path of a file or folder. Raises ModelError if there is none; the text names similar ones."""
     path = _path(text)
     if _is_there(path):
         return path
@@ -78,7 +78,8 @@ def existing(text: str) -> Path:
 
 
 def known(name: str) -> str:
-    """A name that timm knows, with its tag. Raises ModelError for another, naming similar ones."""
+    """A name that timm knows, with its tag. Raises ModelError for another one; the text names similar
+    ones."""
     stem, _, tag = name.partition(".")
     if not timm.is_model(stem):
         near = get_close_matches(stem.lower(), timm.list_models(), n=5) or timm.list_models(f"*{stem}*")[:5]
@@ -132,7 +133,7 @@ def _near(name: str, names: Iterable[str]) -> list[str]:
 
 
 def _means_timms(text: str, folder: Path) -> bool:
-    """Whether a folder is only called as a model of timm's is: the model is meant then."""
+    """Whether a folder only has the same name as a model of timm's: then the model is meant."""
     if "/" in text or not timm.is_model(text.split(".")[0]):
         return False
     names = _names_in(folder)

@@ -48,7 +48,7 @@ class SavedNetwork:
 
 
 def by_name(name: str, architecture: str | None, patch_stride: int | None) -> SavedNetwork:
-    """timm's name, or ``hf-hub:owner/name``. Raises ModelError."""
+    """A network by timm's name, or by ``hf-hub:owner/name``. Raises ModelError."""
     on_hub = name.startswith("hf-hub:")
     folder = transformers_folder(name.removeprefix("hf-hub:")) if on_hub else None
     if folder is not None:
@@ -60,7 +60,8 @@ def by_name(name: str, architecture: str | None, patch_stride: int | None) -> Sa
 
 
 def from_path(path: Path, architecture: str | None, patch_stride: int | None) -> SavedNetwork:
-    """A file or folder. Raises ModelError, also if nothing says of which architecture its weights are."""
+    """A network from a file or folder. Raises ModelError, also if the architecture of its weights is not
+    known."""
     file = file_at(path)
     card = read_card(file)
     name = _name_of(path)
@@ -152,7 +153,7 @@ def _of_transformers(
 
 
 def _name_of(path: Path) -> str:
-    """What a model is called after its file or folder."""
+    """The name of a model, from its file or folder."""
     if path.is_dir():
         return path.resolve().name or str(path)
     name = path.name.removesuffix(".index.json")

@@ -18,8 +18,8 @@ _BYTES = 4  # of a number in float32
 
 
 def float32_bytes(reference: str) -> int | None:
-    """Bytes of its weights in float32; None for what is on the hub and not in the local cache. Of files other
-    than safetensors it is the file's size.
+    """The number of bytes of its weights in float32. None for a model that is on the hub and not in the local
+    cache. For files other than safetensors, it is the file's size.
 
     Raises ModelError for what does not exist, and OSError for what cannot be read.
     """

@@ -41,8 +41,8 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors in float32 under the names of a timm ViT (or of OpenAI's CLIP, from ``visual.`` on), and what
-    the file says of itself: a timm architecture and the arguments of timm's training script."""
+    """Tensors in float32 under the names of a timm ViT (or of OpenAI's CLIP, from ``visual.`` on), and the
+    file's own description: a timm architecture and the arguments of timm's training script."""
 
     tensors: dict[str, Tensor]
     architecture: str | None = None
@@ -69,8 +69,8 @@ class _Found:
 
 
 def find_weights(content: object, path: Path) -> Weights:
-    """The weights in what `read_file` gave. Raises ModelError if there are none, where there are several
-    and nothing says which, and for layouts and number formats that are not timm's."""
+    """The weights in the content from `read_file`. Raises ModelError if there are none, if there are several
+    and nothing says which are meant, and for layouts and number formats that are not timm's."""
     places = list(state_dicts(content))
     found = [each for place, tensors in places for each in _networks(place, tensors)]
     if not found:
@@ -85,7 +85,8 @@ def find_weights(content: object, path: Path) -> Weights:
 
 
 def holds_network(content: object) -> bool:
-    """Whether a network in timm's layout, or in OpenAI's of CLIP, is in what `read_file` gave."""
+    """Whether the content from `read_file` contains a network in timm's layout, or in OpenAI's layout of
+    CLIP."""
     return any(True for place, tensors in state_dicts(content) for _ in _networks(place, tensors))
 
 
@@ -216,7 +217,8 @@ def _linears(tensors: Mapping[str, Tensor], inputs: int) -> list[str]:
 
 
 def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
-    """Raises ModelError for a tensor without values, quantised or not finite, by its name."""
+    """The tensors in float32. Raises ModelError for a tensor without values, or one that is quantised or not
+    finite, with its name."""
     if tensor.is_meta or tensor.is_sparse:
         raise ModelError(f"{path.name} contains no values for {name}; save the weights from a loaded model")
     if tensor.dtype not in _FLOATS or tensor.is_quantized:
@@ -242,7 +244,7 @@ def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
 
 
 def _said(content: object) -> tuple[str | None, Mapping[str, object]]:
-    """What timm's training script writes beside the weights."""
+    """The description that timm's training script writes next to the weights."""
     architecture = content.get("arch") if isinstance(content, Mapping) else None
     if not isinstance(architecture, str) or not timm.is_model(architecture.split(".")[0]):
         return None, {}

@@ -29,8 +29,8 @@ FEATURES_ONLY = (
 def create_timm(
     name: str, *, pretrained: bool, patch_stride: int | None = None, **model_args: Any
 ) -> Network:
-    """A network by timm's name, or ``hf-hub:owner/name``. ``model_args`` are timm's, and those of
-    `in_timms_words`. Raises ModelError if timm cannot build it or its weights cannot be had,
+    """A network by timm's name, or by ``hf-hub:owner/name``. ``model_args`` are timm's, and those of
+    `in_timms_words`. Raises ModelError if timm cannot build it or its weights are not available, and
     UnsupportedModelError for a class that cannot be pruned."""
     on_hub = name.startswith("hf-hub:")
     if not on_hub:
@@ -121,7 +121,7 @@ def is_projection(architecture: str, classes: int) -> bool:
 
 
 def project_features(vit: Network) -> None:
-    """Make the head, a projection, the last part of the features: it has none then."""
+    """Make the head, a projection, the last part of the features. The network has no head then."""
     vit.fc_norm = nn.Sequential(vit.fc_norm, vit.head)
     vit.head, vit.num_classes = nn.Identity(), 0
 
@@ -132,7 +132,7 @@ def _width(name: str) -> int | None:
 
 
 def similar_name(architecture: str, width: int, patch: int) -> str | None:
-    """The name as it would be with this width and patch size, where timm has such a model."""
+    """The name with this width and patch size, if timm has such a model."""
     stem = architecture.partition(".")[0]
     sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
     if width in sizes:

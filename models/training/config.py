@@ -356,7 +356,7 @@ class SweepConfig(BaseModel):
 
     @property
     def labelled_models(self) -> dict[str, str]:
-        """The model references by their labels; without one, the last part of the reference's name."""
+        """The model references by label. Without one, the label is the last part of the reference's name."""
         return dict(map(_labelled, self.models))
 
     @model_validator(mode="after")

@@ -191,6 +191,6 @@ def _of_empty(folders: ClassFolders) -> list[str]:
 
 
 def tell(*remarks: str) -> None:
-    """What a person should know, a line each."""
+    """Log what a person should know, one line each."""
     for remark in remarks:
         log.warning("%s", remark)

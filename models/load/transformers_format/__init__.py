@@ -1,4 +1,4 @@
-"""Classifiers that Hugging Face's transformers saved, as networks of timm's.
+"""Classifiers that Hugging Face's transformers saved, as timm's networks.
 
-`config` says which network it is, `weights` maps the tensors, `preprocessor` says what it sees.
+`config` says which network it is, `weights` maps the tensors, `preprocessor` describes its input.
 """

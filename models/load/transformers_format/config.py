@@ -1,4 +1,4 @@
-"""transformers' config.json -> the network of timm's that computes the same, its labels and its scores."""
+"""transformers' config.json -> timm's network that computes the same, its labels and its scores."""
 
 import math
 from collections.abc import Mapping

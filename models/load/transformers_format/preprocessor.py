@@ -1,7 +1,7 @@
-"""transformers' preprocessor_config.json -> what the network sees of a photograph.
+"""transformers' preprocessor_config.json -> the input of the network for a photograph.
 
-Its processors resize the whole image to whole pixels and then cut whole pixels from its middle, which
-`InputSpec.resize` says.
+Its processors resize the whole image to whole pixels and then crop whole pixels from its center, as described
+by `InputSpec.resize`.
 """
 
 import logging
@@ -68,8 +68,8 @@ _RESAMPLE: Mapping[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "biline
 
 
 def input_spec(folder: Path, config: TransformersConfig) -> InputSpec:
-    """What the network of a folder sees. If no preprocessor is saved there, it is the class's own, and the
-    log says so. Raises ModelError for values that no preprocessing can have, and for steps not known here."""
+    """The input of the network of a folder. If no preprocessor is saved there, it is that of the class, and a
+    warning is logged. Raises ModelError for invalid values, and for unknown steps."""
     content, path = _content(folder)
     kind = config.kind.processor if content is None else _kind(content, config.kind.processor)
     if content is None:
