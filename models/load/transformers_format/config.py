@@ -173,9 +173,12 @@ def parse(content: Mapping[str, Any], path: Path) -> TransformersConfig:
     kind = KINDS[name]
     own = content
     if kind.nested:
-        own = content.get("vision_config") or {}
-        if not isinstance(own, Mapping):
-            raise ModelError(f"{path}: vision_config must be a JSON object; got {own!r}")
+        own = {}
+        for key in ("vision_config", "vision_config_dict"):  # the older one goes before, as in transformers
+            part = content.get(key) or {}
+            if not isinstance(part, Mapping):
+                raise ModelError(f"{path}: {key} must be a JSON object; got {part!r}")
+            own = {**own, **part}
     values = {**_DEFAULTS, **kind.defaults, **{key: each for key, each in own.items() if each is not None}}
     width, heads = _whole(values, "hidden_size", path), _whole(values, "num_attention_heads", path)
     if width % heads or values.get("head_dim", width // heads) != width // heads:

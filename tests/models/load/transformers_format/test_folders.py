@@ -77,6 +77,14 @@ def test_weights_in_any_form_are_read(case: str, form: str, pixels: torch.Tensor
     torch.testing.assert_close(logits(tmp_path, pixels), logits_of(model, pixels), **CLOSE)
 
 
+def test_a_vision_config_under_its_older_name_is_read(pixels: torch.Tensor, tmp_path: Path) -> None:
+    """As the first CLIP repositories have it."""
+    model = transformers_models.save("clip", tmp_path)
+    own = json.loads((tmp_path / "config.json").read_text())["vision_config"]
+    change(tmp_path, vision_config=None, vision_config_dict=own)
+    torch.testing.assert_close(logits(tmp_path, pixels), logits_of(model, pixels), **CLOSE)
+
+
 def test_the_file_in_its_folder_is_as_good(pixels: torch.Tensor, tmp_path: Path) -> None:
     model = transformers_models.save("vit", tmp_path)
     ours = logits(tmp_path / "model.safetensors", pixels)
