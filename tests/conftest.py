@@ -35,10 +35,15 @@ def _save_heif(image: Image.Image, file: object, _name: object) -> None:
 Image.register_save("HEIF", _save_heif)
 
 
+# While modules are imported and tests collected, nearly nothing is garbage.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What is there now stays: no looking for garbage in it, again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
