@@ -31,6 +31,9 @@ MOST_HEAD_BYTES = 64 * 1024
 _HEAD_TOO_LARGE = f"the request line and headers may have at most {MOST_HEAD_BYTES} bytes together"
 # Chunks of one byte come with five bytes of framing; who sends more beside a body sends no body.
 _FRAMING = 8
+# Parsing 64 KiB of one-byte chunks takes 0.05 s, and 100 clients that send them would stop the event loop for
+# seconds. So a chunked body is read so many bytes at once until its chunks are at least so large on average.
+_SPARING_READ, _SMALL_CHUNK = 512, 256
 _LINGER_S = 5.0
 
 
@@ -50,6 +53,8 @@ class Connection(HttpToolsProtocol):
         self._since_begin = 0  # bytes since this request began, with what came together with its beginning
         self._beside_body = 0  # bytes of this request that were not its body
         self._body = 0
+        self._chunks = 0  # pieces that a chunked body came in
+        self._is_chunked = False
         self._opening = b""  # the first bytes of this request
         self._offer = False  # the head that was just read offers another protocol
         self._refusal: Problem | None = None  # what follows cannot be read; said behind the answers before it
@@ -89,10 +94,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many. Otherwise start the timer for its first request."""
-        if hasattr(transport, "max_size"):  # what asyncio reads at once, 256 KiB: too much for a head
-            transport.max_size = MOST_HEAD_BYTES
         if self._socket is None:
             self.accepted(transport)
+            self._read_at_once(MOST_HEAD_BYTES)
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=1)
         self.transport = JoinedWrites(transport, self.loop, lambda: self._unread.waits)  # type: ignore[assignment]
@@ -100,6 +104,12 @@ class Connection(HttpToolsProtocol):
             self.refuse(Overloaded(trouble, retry_after_s=1.0), linger=False)
         else:
             self._arm(self.head_timeout_s - (self.loop.time() - self._began))
+
+    def _read_at_once(self, most_bytes: int) -> None:
+        """What asyncio reads in one turn, which otherwise is 256 KiB: too much for a head. (Beneath TLS it is
+        less, and stays so.)"""
+        if self._is_the_socket() and hasattr(self._socket, "max_size"):
+            self._socket.max_size = most_bytes  # type: ignore[union-attr]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel its timers."""
@@ -146,6 +156,9 @@ class Connection(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             return
+        if self._is_chunked and self._in_message:
+            is_small = self._body <= _SMALL_CHUNK * self._chunks
+            self._read_at_once(_SPARING_READ if is_small else MOST_HEAD_BYTES)
         if self._in_head and self._timer is None:  # most heads come in one piece, and need no timer
             self._arm(self.head_timeout_s)
         if self._in_head and is_simple_request(data):
@@ -215,7 +228,7 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request. Its head has a time limit: see data_received."""
         super().on_message_begin()
         self._in_head = self._in_message = True
-        self._beside_body = self._body = 0
+        self._beside_body = self._body = self._chunks = 0
         self._since_begin = self._read
         self._disarm()
 
@@ -231,6 +244,7 @@ class Connection(HttpToolsProtocol):
             return
         self.headers[:] = headers
         self._in_head = False
+        self._is_chunked = any(name == b"transfer-encoding" for name, _ in headers)
         self._disarm()
         arrives(self.scope)  # type: ignore[arg-type]
         tells_when_gone(self.scope, self._gone)  # type: ignore[arg-type]
@@ -242,6 +256,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Part of the body."""
         self._body += len(body)
+        self._chunks += 1
         self._beside_body = max(0, self._beside_body - len(body))
         super().on_body(body)
 
@@ -250,6 +265,9 @@ class Connection(HttpToolsProtocol):
         if self._offer:
             return
         self._in_message = False
+        if self._is_chunked:
+            self._is_chunked = False
+            self._read_at_once(MOST_HEAD_BYTES)
         self._opening = b""
         if self._idle():
             self._arm(self.timeout_keep_alive)

@@ -6,11 +6,15 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from app.http.server.listeners import main_config
 from app.settings.settings import Settings
 from tests.app.dispatch.rig import wait_for
 from tests.app.fakes import encoded
@@ -343,3 +347,56 @@ def test_whatever_comes_is_answered_in_http(
             assert one.headers["content-type"] in ("application/problem+json", "application/json"), one
     assert answer(server.say(GET + CLOSE)).status == 200
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+class Readable(asyncio.Transport):
+    """What a connection reads from: of asyncio's transports, no more than it needs."""
+
+    max_size = 2**18  # as asyncio has it
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("192.0.2.1", 5)})
+        self.protocol: asyncio.BaseProtocol | None = None
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self.protocol is not None
+        return self.protocol
+
+    def is_closing(self) -> bool:
+        return False
+
+    def nothing(self, *_: object, **__: object) -> None:
+        """No one looks."""
+
+    write = close = set_write_buffer_limits = pause_reading = resume_reading = nothing
+
+
+@pytest.mark.anyio
+async def test_small_chunks_are_read_a_little_at_a_time() -> None:
+    """64 KiB of one-byte chunks take the parser long: many clients that send them would stop all others."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    config = main_config(app, Settings())
+    config.load()
+    protocol_class: Any = config.http_protocol_class
+    transport = Readable()
+    protocol = protocol_class(config=config, server_state=ServerState(), app_state={})
+    transport.protocol = protocol
+    protocol.connection_made(transport)
+    read_at_once = [transport.max_size]
+    for data in (
+        CHUNKED,
+        chunked(bytes(4000), 1)[: -len(b"0\r\n\r\n")],
+        b"ffff\r\n" + bytes(2_000),
+        bytes(0xFFFF - 2_000) + b"\r\n" + chunked(bytes(2**20), 2**19),
+        PATH + b"Content-Length: 9999\r\n\r\n",
+        b"a",
+    ):
+        protocol.data_received(data)
+        await asyncio.sleep(0)
+        read_at_once.append(transport.max_size)
+    protocol.connection_lost(None)
+    assert read_at_once == [2**16, 512, 512, 512, 2**16, 2**16, 2**16]
