@@ -46,7 +46,7 @@ def test_a_server_starts_in_an_odd_environment_and_speaks_utf_8(tmp_path: Path) 
         log = [json.loads(line)["message"] for line in server.log.read_text(encoding="utf-8").splitlines()]
         assert any(message.startswith("ignored TRIMVIT_PORT: ") for message in log)
         assert any("did you mean TRIMVIT_DEFAULT_KEEP_RATIO?" in message for message in log)
-        assert any("too long for a socket's" in message for message in log)
+        assert any("too long for a Unix socket" in message for message in log)
         assert psutil.Process(server.supervisor.pid).cmdline()[0].startswith("trimvit: supervisor")
     assert list(long.iterdir()) == []
 

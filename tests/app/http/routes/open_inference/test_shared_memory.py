@@ -160,9 +160,13 @@ def test_outputs_are_written_into_a_region(local: TestClient, make_memory: Make)
     ("given", "output", "words"),
     [
         (place(12, "other"), {}, "there is no region 'other'"),
-        (place(13), {}, "the region 'in' has 12 bytes; from 0 on, 13"),
-        (place(12, offset=1), {}, "the region 'in' has 12 bytes; from 1 on, 12"),
-        (place(12, offset=10**40), {}, "do not lie in it"),
+        (place(13), {}, "the region 'in' has 12 bytes, too few for an offset of 0 and a size of 13"),
+        (
+            place(12, offset=1),
+            {},
+            "the region 'in' has 12 bytes, too few for an offset of 1 and a size of 12",
+        ),
+        (place(12, offset=10**40), {}, "too few for an offset of"),
         (place(6), {}, "the shape [1, 2, 2, 3], which is 12 bytes, but its data has 6"),
         ({"shared_memory_region": "in"}, {}, "no shared_memory_byte_size"),
         ({"shared_memory_byte_size": 12}, {}, "but no shared_memory_region"),
