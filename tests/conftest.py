@@ -3,7 +3,7 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import jaxtyping
 import pillow_heif
@@ -35,15 +35,20 @@ def _save_heif(image: Image.Image, file: object, _name: object) -> None:
 Image.register_save("HEIF", _save_heif)
 
 
-# While modules are imported and tests collected, nearly nothing is garbage.
-gc.disable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """While modules are imported and tests collected, nearly nothing is garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
     """What is there now stays: no looking for garbage in it, again and again."""
     gc.collect()
     gc.freeze()
-    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
