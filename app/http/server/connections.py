@@ -34,6 +34,8 @@ _FRAMING = 8
 # Parsing 64 KiB of one-byte chunks takes 0.05 s, and 100 clients that send them would stop the event loop for
 # seconds. So a chunked body is read so many bytes at once until its chunks are at least so large on average.
 _SPARING_READ, _SMALL_CHUNK = 512, 256
+# Less is read between requests than in a body: 64 KiB hold 1,600 requests of clients that await no answer.
+_READ_OF_HEADS, _READ_OF_BODIES = 4 * 1024, 64 * 1024
 _LINGER_S = 5.0
 
 
@@ -96,7 +98,7 @@ class Connection(HttpToolsProtocol):
         """Refuse the connection if there are too many. Otherwise start the timer for its first request."""
         if self._socket is None:
             self.accepted(transport)
-            self._read_at_once(MOST_HEAD_BYTES)
+            self._read_at_once(_READ_OF_HEADS)
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=1)
         self.transport = JoinedWrites(transport, self.loop, lambda: self._unread.waits)  # type: ignore[assignment]
@@ -106,8 +108,7 @@ class Connection(HttpToolsProtocol):
             self._arm(self.head_timeout_s - (self.loop.time() - self._began))
 
     def _read_at_once(self, most_bytes: int) -> None:
-        """What asyncio reads in one turn, which otherwise is 256 KiB: too much for a head. (Beneath TLS it is
-        less, and stays so.)"""
+        """What asyncio reads in one turn, otherwise 256 KiB. (Beneath TLS it is less, and stays so.)"""
         if self._is_the_socket() and hasattr(self._socket, "max_size"):
             self._socket.max_size = most_bytes  # type: ignore[union-attr]
 
@@ -158,7 +159,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._is_chunked and self._in_message:
             is_small = self._body <= _SMALL_CHUNK * self._chunks
-            self._read_at_once(_SPARING_READ if is_small else MOST_HEAD_BYTES)
+            self._read_at_once(_SPARING_READ if is_small else _READ_OF_BODIES)
         if self._in_head and self._timer is None:  # most heads come in one piece, and need no timer
             self._arm(self.head_timeout_s)
         if self._in_head and is_simple_request(data):
@@ -245,6 +246,8 @@ class Connection(HttpToolsProtocol):
         self.headers[:] = headers
         self._in_head = False
         self._is_chunked = any(name == b"transfer-encoding" for name, _ in headers)
+        if any(name == b"content-length" for name, _ in headers):
+            self._read_at_once(_READ_OF_BODIES)
         self._disarm()
         arrives(self.scope)  # type: ignore[arg-type]
         tells_when_gone(self.scope, self._gone)  # type: ignore[arg-type]
@@ -265,9 +268,8 @@ class Connection(HttpToolsProtocol):
         if self._offer:
             return
         self._in_message = False
-        if self._is_chunked:
-            self._is_chunked = False
-            self._read_at_once(MOST_HEAD_BYTES)
+        self._is_chunked = False
+        self._read_at_once(_READ_OF_HEADS)
         self._opening = b""
         if self._idle():
             self._arm(self.timeout_keep_alive)

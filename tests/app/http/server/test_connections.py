@@ -373,11 +373,12 @@ class Readable(asyncio.Transport):
 
 @pytest.mark.anyio
 async def test_small_chunks_are_read_a_little_at_a_time() -> None:
-    """64 KiB of one-byte chunks take the parser long: many clients that send them would stop all others."""
+    """64 KiB of one-byte chunks, or of requests without a body, take the parser long: many clients that send
+    them would stop all others."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        while (await receive()).get("more_body"):
-            pass
+        while True:  # no answer
+            await receive()
 
     config = main_config(app, Settings())
     config.load()
@@ -399,4 +400,4 @@ async def test_small_chunks_are_read_a_little_at_a_time() -> None:
         await asyncio.sleep(0)
         read_at_once.append(transport.max_size)
     protocol.connection_lost(None)
-    assert read_at_once == [2**16, 512, 512, 512, 2**16, 2**16, 2**16]
+    assert read_at_once == [2**12, 512, 512, 512, 2**12, 2**16, 2**16]
