@@ -34,7 +34,7 @@ class Deployment:
             params={name: str(value).lower() for name, value in options.items()},
             content=image,
             headers={"Content-Type": "image/jpeg"},
-            timeout=120,
+            timeout=300,
         )
 
     def metric(self, name: str, **labels: str) -> float:
@@ -47,13 +47,16 @@ class Deployment:
 
 Start = Callable[[Path], AbstractContextManager[Deployment]]
 
+# On a busy machine, some dozen images may take longer than the deadline that is usual.
+PATIENT = ("--default-deadline-ms", "300000", "--max-queue-s", "600")
+
 
 def _served(*flags: str) -> Start:
     """`trimvit serve` with these flags."""
 
     @contextmanager
     def start(folder: Path) -> Iterator[Deployment]:
-        with running_server(folder, *flags) as server:
+        with running_server(folder, *flags, *PATIENT) as server:
             yield Deployment(server.url)
 
     return start
@@ -66,7 +69,7 @@ def _on_ray(folder: Path) -> Iterator[Deployment]:
         pytest.skip("Ray is not installed (extra ray)")
     with (
         ray_cluster(nodes=2) as cluster,
-        running_on_ray(cluster, "--min-replicas", "2", "--max-replicas", "2") as url,
+        running_on_ray(cluster, "--min-replicas", "2", "--max-replicas", "2", *PATIENT) as url,
     ):
         yield Deployment(url)
 
