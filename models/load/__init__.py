@@ -1,4 +1,4 @@
-"""A model reference -> weights, labels and input spec, as a checked PrunedViT."""
+"""Load a model by reference: a validated PrunedViT with its labels and input spec."""
 
 from models.load.card import Card, dtypes_of, read_card, save
 from models.load.errors import ModelError

@@ -11,8 +11,12 @@ log = logging.getLogger(__name__)
 
 
 def known_of(file: Path, found: Weights, architecture: str | None) -> TimmConfig:
-    """What config.json beside the file says, else what timm's training script wrote into it, else the
-    architecture named."""
+    """Return the description of the network in ``file``.
+
+    It comes from the config.json in the same folder, else from the arguments that timm's training script
+    saved in the checkpoint, else from ``architecture`` alone. Raises ModelError if config.json and
+    ``architecture`` contradict each other.
+    """
     config = config_in(file.parent)
     if config is not None:
         if architecture is not None and stem(architecture) != stem(config.architecture):
@@ -33,5 +37,5 @@ def known_of(file: Path, found: Weights, architecture: str | None) -> TimmConfig
 
 
 def stem(architecture: str | None) -> str:
-    """timm's name without the tag of its weights; empty for none."""
+    """Return a timm name without its weight tag, or an empty string for None."""
     return (architecture or "").partition(".")[0]

@@ -1,7 +1,7 @@
-"""The header of a checkpoint that TrimViT writes, and the checkpoint itself.
+"""Read and write TrimViT checkpoints: safetensors files with a card in the header.
 
-A card has what a safetensors file of weights does not: how to build the network, its input, its labels, and
-how it is pruned.
+The card holds what the weights do not: how to build the network, its input, its labels, and how it is
+pruned.
 """
 
 from collections.abc import Mapping
@@ -34,16 +34,16 @@ _HEADER_KEY = "trimvit"
 
 @dataclass(frozen=True)
 class Card:
-    """What is stored with the weights: how to build the network, its input, its labels, its default method of
-    pruning, and its origin.
+    """Metadata stored with the weights: how to build the network, its input, labels, default pruning method
+    and origin.
 
-    ``patch_stride``: pixels from one patch to the next; None for patches that do not overlap. ``folders``:
-    names of the folders of its training images, in class order like the labels, if they are known.
-    ``scores``: how its logits become scores. ``life_block``: the block (0-based) for which the network's life
-    predictor was made (models.life), if it has one. ``paca``: its blocks that attend to clusters of patches
-    (models.clusters), if there are any. ``static_blocks``: how many of its first blocks have static attention
-    (models.static_attention). ``pool_blocks``: those (0-based) that have learned queries for the reducer
-    `pool` (models.token_pool), if there are any.
+    ``patch_stride``: pixels from one patch to the next; None if patches do not overlap. ``folders``: names
+    of the folders of training images, in class order like the labels; None if unknown. ``scores``: how
+    logits become scores. ``life_block``: the block (0-based) for which the life predictor was made
+    (models.life); None without one. ``paca``: the blocks that attend to clusters of patches
+    (models.clusters); None without any. ``static_blocks``: how many of the first blocks have static
+    attention (models.static_attention). ``pool_blocks``: the blocks (0-based) with learned queries for the
+    reducer `pool` (models.token_pool); None without any.
     """
 
     architecture: str
@@ -66,16 +66,17 @@ class Card:
 
 @cache
 def _cards() -> "TypeAdapter[Card]":
-    """Reads and writes cards. pydantic is only imported if there is a card: a machine that only has PyTorch
-    and timm can compute timm's networks (benchmarks.gpu_check)."""
+    """Return the JSON converter for cards. pydantic is imported lazily, so that a machine with only PyTorch
+    and timm can run timm networks (benchmarks.gpu_check)."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Card)
 
 
 def read_card(path: Path) -> Card | None:
-    """The card in the header of a safetensors file, or of the one in a folder. None if there is none, and for
-    other files. Raises ModelError for a file or a header that cannot be read."""
+    """Read the card from the header of a safetensors file, or of the weights file in a folder. Returns None
+    if the header has no card, and for other file formats. Raises ModelError if the file or its header cannot
+    be read."""
     if path.is_dir():
         path = weights_in(path)
     if path.name.endswith(".json") or not is_safetensors(path):
@@ -101,11 +102,11 @@ def read_card(path: Path) -> Card | None:
 
 
 def save(path: Path, vit: Network, card: Card, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
-    """Write weights and the card as one safetensors file, replaced in one step.
+    """Write the weights and the card to one safetensors file, replacing an existing file atomically.
 
-    ``dtypes``: those of the weights by name; without it, half precision. A tensor with values outside the
-    range of half precision stays in float32. Raises ModelError for weights that are not finite, as after a
-    training that has diverged.
+    ``dtypes`` gives the dtype for each weight by name; the default is half precision for all. A tensor with
+    values outside the range of its dtype is written in float32. Raises ModelError if weights are not finite,
+    for example after training has diverged.
     """
     tensors = {
         name: _within(name, tensor.detach(), torch.float16 if dtypes is None else dtypes[name])
@@ -116,8 +117,9 @@ def save(path: Path, vit: Network, card: Card, dtypes: Mapping[str, torch.dtype]
 
 
 def dtypes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """The dtypes in which weights were stored that were loaded as float32: the narrowest that hold them
-    exactly. bfloat16 if it holds all of them, otherwise half precision or its own dtype for each tensor."""
+    """Infer the dtypes in which weights were stored before they were loaded as float32: the narrowest that
+    represent them exactly. This is bfloat16 if it fits all tensors. Otherwise it is decided per tensor:
+    half precision if it fits, else the tensor's current dtype."""
     if all(_holds(torch.bfloat16, tensor) for tensor in weights.values()):
         return dict.fromkeys(weights, torch.bfloat16)
     return {

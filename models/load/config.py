@@ -1,4 +1,4 @@
-"""timm's config.json next to weights, in its current and its older form -> its description of the network."""
+"""Parse timm's config.json, in its current and its older form."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from models.load.labels import of_collection
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
-# What says from where to get weights, or how to change them: never taken from a file.
+# Entries that say where to download weights, or how to convert them. These are never taken from a file.
 _NOT_TAKEN = (
     "url",
     "file",
@@ -34,9 +34,9 @@ _OF_DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """The description of a network next to its weights. ``pretrained_cfg``: timm's configuration of the
-    weights (None: that of the architecture). ``model_args``: the arguments of `timm.create_model`. ``path``:
-    the file."""
+    """The description of a timm network. ``path``: the config.json that it was read from, if any.
+    ``model_args``: arguments for `timm.create_model`. ``pretrained_cfg``: timm's configuration of the
+    weights; None for the default of the architecture. ``problem``: the file's problem_type."""
 
     path: Path | None = None
     architecture: str | None = None
@@ -48,8 +48,8 @@ class TimmConfig:
 
 
 def config_in(folder: Path) -> TimmConfig | None:
-    """The config.json of a folder. None if there is none, or if it is another library's. Raises ModelError
-    for one that cannot be read."""
+    """Read the config.json in a folder. Returns None if there is none, or if it belongs to another library.
+    Raises ModelError if it cannot be read or has invalid values."""
     path = folder / CONFIG
     if not path.is_file():
         return None
@@ -65,7 +65,8 @@ def config_in(folder: Path) -> TimmConfig | None:
 
 
 def parse(content: Mapping[str, Any], path: Path) -> TimmConfig:
-    """The content of timm's config.json. Before timm 0.9, all its entries were on one level."""
+    """Parse the content of timm's config.json. Before timm 0.9, all entries were on one level. Raises
+    ModelError for invalid values."""
     own = content.get("pretrained_cfg", content)
     args = content.get("model_args") or {}
     refuse_regression(content, path)
@@ -107,13 +108,13 @@ def parse(content: Mapping[str, Any], path: Path) -> TimmConfig:
 
 
 def refuse_regression(content: Mapping[str, Any], path: Path) -> None:
-    """Raises ModelError for a config.json of a network whose outputs are no classes."""
+    """Raise ModelError if the config.json describes a regression model."""
     if content.get("problem_type") == "regression":
         raise ModelError(f"{path} is for regression, not for classification")
 
 
 def of_training(architecture: str, arguments: Mapping[str, object]) -> TimmConfig:
-    """The arguments of timm's training script, which it writes into its checkpoints."""
+    """Describe a network from the arguments that timm's training script saves in its checkpoints."""
     args: dict[str, Any] = {}
     size = arguments.get("input_size")
     if isinstance(size, list | tuple) and len(size) == 3:

@@ -1,5 +1,5 @@
-"""A file of weights -> its content, recognized by its bytes and not by its name. For other files, the error
-says what they are: a pointer, a web page, an archive, another program's format."""
+"""Read a weights file. The format is detected from the content rather than the name. For other files, the
+error says what they are: a Git LFS pointer, a web page, an archive, another program's format."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ _INDEX_ENDING = ".index.json"
 _MOST_INDEX_BYTES = 64 << 20
 _HEAD_BYTES = 4096
 
-# What a file of another kind begins with -> what it is and what to do.
+# First bytes of unsupported formats -> what the file is and what to do.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (
         b"version https://git-lfs.github.com/spec/",
@@ -38,10 +38,10 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 
 
 def read_file(path: Path) -> object:
-    """The content of the file: a state dict, or what a training script saved with it. A file ``*.index.json``
-    stands for the shards that it lists.
+    """Read a weights file: a state dict, or whatever a training script saved around it. For an
+    ``*.index.json``, read all the shards that it lists.
 
-    Raises ModelError for any other file; the text says what it is.
+    Raises ModelError for any other file; the message says what it is.
     """
     head = _head(path)
     if path.name.endswith(_INDEX_ENDING):
@@ -57,12 +57,14 @@ def read_file(path: Path) -> object:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file begins as the safetensors format does. Raises ModelError for an unreadable one."""
+    """Whether a file is in the safetensors format, by its name or its first bytes. Raises ModelError if it
+    cannot be read."""
     return _is_safetensors(path, _head(path))
 
 
 def how_to_export(path: Path, load: str) -> str:
-    """The Python command that saves only the weights. ``load`` is the expression of the model."""
+    """Return advice with a Python command that saves only the weights. ``load`` is the Python expression that
+    loads the model."""
     return (
         "If you trust the file, save only its weights: "
         f'python -c "import torch; model = {load}; '
@@ -110,7 +112,8 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
 def _is_safetensors(path: Path, head: bytes) -> bool:
     if path.suffix.lower() == ".safetensors":
         return True
-    # The length of a JSON header, then the header. A pickle or a zip file has no { there.
+    # The file starts with the length of a JSON header (8 bytes), then the header. Pickles and zip files have
+    # no { at that position.
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100_000_000
 
 
@@ -122,7 +125,7 @@ def _read_safetensors(path: Path) -> object:
 
 
 def of_safetensors(path: Path, error: Exception) -> ModelError:
-    """The error message for a file that the safetensors library refuses."""
+    """Return the ModelError for a file that the safetensors library cannot read."""
     why = first_line(error)
     if "incomplete" in why.lower() or "InvalidHeaderLength" in why:
         why = f"it is truncated ({path.stat().st_size} bytes); copy or download it again"
@@ -132,7 +135,8 @@ def of_safetensors(path: Path, error: Exception) -> ModelError:
 
 
 def _refuse_other_archives(path: Path) -> None:
-    """A zip archive is torch.save's if it holds a data.pkl and no code."""
+    """Raise ModelError for a zip archive that torch.save did not write. Its archives contain a data.pkl and
+    no code."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -177,7 +181,7 @@ def _read_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise _unreadable(path, _of_pickle(error)) from error
     except Exception as error:
-        # torch's readers fail in many ways on bytes that are no checkpoint.
+        # torch raises many kinds of errors for bytes that are not a checkpoint.
         why = first_line(error)
         cut = isinstance(error, EOFError) or "PytorchStreamReader" in why or "unexpected EOF" in why
         raise _unreadable(
@@ -189,7 +193,8 @@ def _read_pickle(path: Path) -> object:
 
 
 def whole_model(path: Path, content: StandIn, where: str = "") -> ModelError:
-    """The error for a network that was pickled as an object, with its classes."""
+    """Return the ModelError for a network that was pickled as a whole object. ``where`` is its key path in
+    the file, with dots."""
     kind = f"{type(content).__module__}.{type(content).__qualname__}"
     place = "".join(f"[{key!r}]" for key in where.split(".") if key)
     return _unreadable(
@@ -200,7 +205,7 @@ def whole_model(path: Path, content: StandIn, where: str = "") -> ModelError:
 
 
 def _of_pickle(error: pickle.UnpicklingError) -> str:
-    """torch's reason without its advice, which has many lines."""
+    """Extract the reason from torch's error, without its many lines of advice."""
     text = str(error)
     if "Only persistent_load of storage" in text:
         return (
@@ -215,13 +220,13 @@ def _of_pickle(error: pickle.UnpicklingError) -> str:
 
 
 def shards_in(index: Path) -> list[str]:
-    """The names of the files that an index lists. Raises ModelError for a file that is not an index, and for
-    names outside of its folder."""
+    """Return the file names listed in an index, sorted. Raises ModelError if the file is not an index, or if
+    a name points outside its folder."""
     return sorted(set(_weight_map(index).values()))
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor."""
+    """Map each tensor name to the name of its file."""
     content = read_json(index)
     shards = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(shards, Mapping) or not shards:
@@ -233,7 +238,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _read_shards(index: Path) -> object:
-    """The tensors of all files that an index lists, as Hugging Face's libraries shard them."""
+    """Read the tensors from all shards listed in an index, as Hugging Face's libraries write it."""
     shards = _weight_map(index)
     tensors: dict[str, object] = {}
     for name in sorted(set(shards.values())):
@@ -251,7 +256,8 @@ def _read_shards(index: Path) -> object:
 
 
 def read_json(path: Path) -> object:
-    """A JSON file in UTF-8, with or without a byte-order mark. Raises ModelError for another."""
+    """Read a JSON file in UTF-8, with or without a byte-order mark. Raises ModelError if it is not valid or
+    is longer than 64 MiB."""
     try:
         if path.stat().st_size > _MOST_INDEX_BYTES:
             raise _unreadable(path, "it is too long for such a JSON file")

@@ -1,4 +1,4 @@
-"""Weights of a timm ViT -> the network for them: image size, channels, classes, pooling, registers."""
+"""Infer how to build the network for given weights: image size, channels, classes, pooling, registers."""
 
 import logging
 import math
@@ -29,10 +29,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Fit:
-    """How to build a network for weights: timm's arguments, and the weights under timm's names. ``grid``:
-    that of the position embedding, in rows and columns of patches; None if there is none. ``size``: the
-    image size in pixels for which these weights were trained. ``usual``: the size in the description next
-    to them."""
+    """How to build a network for given weights.
+
+    ``model_args`` and ``pretrained_cfg`` are timm's; ``tensors`` are the weights under timm's names.
+    ``grid``: rows and columns of patches in the position embedding; None without one. ``size``: the image
+    size (height, width in pixels) that the weights were trained for. ``usual``: the image size according to
+    the description of the network. ``source``: the name of the file, for error messages.
+    """
 
     architecture: str
     model_args: dict[str, Any]
@@ -46,9 +49,12 @@ class Fit:
     def build(
         self, *, patch_stride: int | None = None, head_may_differ: bool = False, **changes: Any
     ) -> Network:
-        """The network with these weights. Its position embedding is resampled if ``changes`` (timm's
-        arguments) or the stride require another grid. Raises ModelError if weights are missing or left over.
-        With ``head_may_differ``, a head of another size keeps timm's initialization."""
+        """Build the network and load the weights.
+
+        The position embedding is resampled if ``changes`` (arguments of timm) or ``patch_stride`` require
+        another grid. With ``head_may_differ``, a head of another shape keeps timm's initialization. Raises
+        ModelError if weights are missing or left over.
+        """
         args = {**_card(self.pretrained_cfg), **self.model_args, "img_size": self.size, **changes}
         with nullcontext() if head_may_differ else Uninitialised():
             vit = create_timm(self.architecture, pretrained=False, patch_stride=patch_stride, **args)
@@ -78,11 +84,12 @@ def fit(
     patch_stride: int | None = None,
     pooling_matters: bool = True,
 ) -> Fit:
-    """The network of an architecture for these weights. ``model_args`` and ``pretrained_cfg``: what is known
-    of it. ``grid``: that of the position embedding, if it is known. ``patch_stride``: the stride with which
-    the weights may have been trained.
+    """Infer how to build the network of an architecture for these weights.
 
-    Raises ModelError if the weights are of another architecture, or if their grid cannot be determined.
+    ``model_args`` and ``pretrained_cfg`` hold what is already known. ``grid``: the grid of the position
+    embedding, if it is known. ``patch_stride``: a stride that the weights may have been trained with.
+
+    Raises ModelError if the weights belong to another architecture, or if their grid cannot be determined.
     """
     args = dict(model_args)
     plain = blank(architecture, **_card(pretrained_cfg), **args)
@@ -90,7 +97,7 @@ def fit(
     tensors = _under_timms_names(tensors, plain, source)
     args |= _channels_and_classes(tensors)
     args |= _parts(tensors, plain, source, pooling_matters=pooling_matters)
-    args.pop("dynamic_img_size", None)  # what is served has one size
+    args.pop("dynamic_img_size", None)  # the server uses a single input size
     try:
         shaped = blank(architecture, **_card(pretrained_cfg), **args)
     except ModelError as error:
@@ -101,7 +108,8 @@ def fit(
 
 
 def load_into(vit: Network, tensors: dict[str, Tensor], source: str, *, head_may_differ: bool) -> None:
-    """Put weights into a network. Raises ModelError if one is missing, left over or of another shape."""
+    """Load weights into a network in place. Raises ModelError if a tensor is missing, left over or has
+    another shape. With ``head_may_differ``, the weights of a head that does not match are skipped."""
     own = vit.state_dict()
     if head_may_differ:
         tensors = {
@@ -132,8 +140,8 @@ def _card(pretrained_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
 def _refuse_another_network(
     tensors: Mapping[str, Tensor], plain: Network, architecture: str, source: str
 ) -> None:
-    """Raises ModelError with the differences, before anything is converted: timm would silently resample
-    other patches."""
+    """Raise ModelError, listing the differences, if the weights belong to another network. This runs before
+    any conversion, because timm would silently resample patches of another size."""
     patches = tensors.get("patch_embed.proj.weight", tensors.get("visual.conv1.weight"))
     if patches is None:
         return
@@ -152,7 +160,7 @@ def _refuse_another_network(
         if theirs != ours
     ]
     if len(differ) == 1 and differ[0].startswith("blocks:") and abs(depth - len(plain.blocks)) == 1:
-        return  # a block that is missing or left over is named by its tensors
+        return  # a single missing or extra block: a later error lists its tensors
     if "dist_token" in tensors and not isinstance(plain, VisionTransformerDistilled):
         differ.append("a distillation token (name an architecture such as deit_tiny_distilled_patch16_224)")
     if not differ:
@@ -166,16 +174,18 @@ def _refuse_another_network(
 
 
 def _under_timms_names(tensors: dict[str, Tensor], plain: Network, source: str) -> dict[str, Tensor]:
-    """timm's own conversion, without its resampling of positions, which guesses the grid."""
+    """Apply timm's own conversion of names and shapes. Its resampling of the position embedding is skipped,
+    because it guesses the grid."""
     convert, positions = partial(vision_transformer.checkpoint_filter_fn, adapt_layer_scale=True), None
     if isinstance(plain, Eva):
-        convert = eva.checkpoint_filter_fn  # it needs the embedding; positions come at the network's own size
+        # It needs the position embedding, and resamples positions to the network's own size.
+        convert = eva.checkpoint_filter_fn
     else:
         positions, plain.pos_embed = plain.pos_embed, None
     try:
         converted: dict[str, Tensor] = convert(dict(tensors), plain)
     except Exception as error:
-        # timm converts before it compares, and stumbles over foreign shapes in ways of its own.
+        # timm converts before it compares, so unexpected shapes raise errors of many kinds.
         raise ModelError(f"{source} does not fit the architecture: {first_line(error)}") from error
     finally:
         if positions is not None:
@@ -198,11 +208,11 @@ def _channels_and_classes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _parts(
     tensors: Mapping[str, Tensor], plain: Network, source: str, *, pooling_matters: bool
 ) -> dict[str, Any]:
-    """Which optional parts the network has: the norm before or after the pooling, class and register tokens,
-    layer scale."""
+    """Infer timm arguments for the optional parts of the network: the norm before or after pooling, class and
+    register tokens, layer scale. With ``pooling_matters``, raises ModelError if the pooling is ambiguous."""
     args: dict[str, Any] = {}
     if isinstance(plain, Eva):
-        return args  # architectures of this class are known by their names
+        return args  # for this class, the architecture's name determines all parts
     own = plain.state_dict()
     norms = {name for name in ("norm", "fc_norm") if f"{name}.weight" in tensors}
     if norms == {"fc_norm"} and "fc_norm.weight" not in own:
@@ -224,7 +234,7 @@ def _parts(
     registers = tensors.get("reg_token")
     if registers is not None and registers.ndim == 3 and registers.shape[1] != plain.num_reg_tokens:
         args["reg_tokens"] = registers.shape[1]
-        # Since there are registers, positions are of patches alone in timm's and DINOv2's networks.
+        # In networks with registers from timm and DINOv2, only patches have position embeddings.
         args["no_embed_class"] = _positions(tensors) in _squares()
     if "cls_token" not in tensors and "cls_token" in own and "blocks.0.norm1.weight" in tensors and norms:
         args["class_token"] = False
@@ -236,7 +246,8 @@ def _parts(
 
 
 def _norms_and_biases(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Norms that the architecture does not have, and biases that only the architecture has."""
+    """Infer timm arguments for norms that only the weights have, and for biases that only the architecture
+    has."""
     args: dict[str, Any] = {}
     for name, arg in (("blocks.0.attn.q_norm.weight", "qk_norm"), ("norm_pre.weight", "pre_norm")):
         if name in tensors and name not in own:
@@ -264,7 +275,8 @@ def _size_and_grid(
     grid: Size | None,
     patch_stride: int | None,
 ) -> tuple[Size, Size | None]:
-    """The image size for which the position embedding was trained, and its grid."""
+    """Return the image size that the position embedding was trained for, in pixels, and its grid of patches.
+    Raises ModelError if the grid is unknown."""
     usual: Size = tuple(vit.patch_embed.img_size)
     positions = tensors.get("pos_embed")
     if positions is None or vit.pos_embed is None:

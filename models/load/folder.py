@@ -1,5 +1,5 @@
-"""A folder -> the file of weights in it, named as timm and Hugging Face's libraries do. For other folders,
-the error says what they contain."""
+"""Find the weights file in a folder, by the names that timm and Hugging Face's libraries use. For other
+folders, the error says what they contain."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 from models.load.errors import ModelError
 from models.load.reference import WEIGHT_ENDINGS
 
-# As timm prefers them, and the indices of sharded files.
+# In timm's order of preference, with the indices of sharded checkpoints.
 _USUAL = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pth", "model.pth"),
@@ -19,13 +19,13 @@ _DEEPEST = 4
 
 
 def file_at(path: Path) -> Path:
-    """The file of weights: the path itself, or the file in that folder. Raises as `weights_in` does."""
+    """Return the weights file: the path itself, or the file in that folder. Raises as `weights_in` does."""
     return weights_in(path) if path.is_dir() else path
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights. Raises ModelError if there is none, or if there are several and nothing says which
-    one is meant."""
+    """Return the weights file in a folder. Raises ModelError if there is none, or if there are several and it
+    is ambiguous which one to load."""
     names = _names(folder)
     if "adapter_config.json" in names or any(name.startswith("adapter_model.") for name in names):
         raise ModelError(
@@ -80,7 +80,7 @@ def _nothing_in(folder: Path, names: list[str]) -> str:
 
 
 def _deeper(folder: Path) -> Path | None:
-    """The nearest sub-folder that contains weights."""
+    """Return the nearest subfolder that contains weights, up to 4 levels down; None without any."""
     level = [folder]
     for _ in range(_DEEPEST):
         level = [below for each in level for below in _folders_in(each)]

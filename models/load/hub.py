@@ -1,5 +1,5 @@
-"""The Hugging Face hub and its local cache: whether the hub responds, and the files of a model in
-transformers' format as a folder."""
+"""Access to the Hugging Face hub and its local cache: check whether the hub responds, and download models in
+transformers' format."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ from models.load.transformers_format.preprocessor import PREPROCESSOR, PROCESSOR
 log = logging.getLogger(__name__)
 
 _ANSWERS_S = 10.0
-# As transformers prefers them.
+# In transformers' order of preference.
 _WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -28,8 +28,8 @@ _INDEX_ENDING = ".index.json"
 
 @contextmanager
 def offline_unless_the_hub_answers() -> Iterator[None]:
-    """Use only the local cache if the hub does not respond. Its own client would retry for a minute, even if
-    everything that is needed is in the cache."""
+    """Within this context, use only the local cache if the hub does not respond. The hub's own client would
+    retry for a minute, even if all files are cached."""
     if constants.HF_HUB_OFFLINE:
         yield
         return
@@ -44,10 +44,11 @@ def offline_unless_the_hub_answers() -> Iterator[None]:
 
 
 def transformers_folder(repository: str) -> Path | None:
-    """The folder of the local cache with a model that transformers saved, ``owner/name`` or
-    ``owner/name@revision``, downloaded where the hub answers; None if it is not in that format.
+    """Download a model in transformers' format, ``owner/name`` or ``owner/name@revision``, and return its
+    folder in the local cache. Uses only the cache if the hub does not respond. Returns None if the repository
+    is not in that format.
 
-    Raises ModelError if its files cannot be had, or it is no classifier that can be served.
+    Raises ModelError if files are not available, or if the model is not a supported classifier.
     """
     name, _, revision = repository.partition("@")
 
@@ -58,12 +59,12 @@ def transformers_folder(repository: str) -> Path | None:
         try:
             config = file(CONFIG)
         except Exception:
-            # Without one it is not transformers'; what else is wrong is found where timm looks.
+            # Without a config.json it is not a transformers model. Loading it with timm reports other errors.
             return None
         content = read_json(config)
         if is_transformers(content):
             assert isinstance(content, dict)
-            parse(content, config)  # refused before its weights are downloaded
+            parse(content, config)  # raises ModelError before the weights are downloaded
         elif not is_wrapper(content):
             return None
         try:
@@ -74,7 +75,7 @@ def transformers_folder(repository: str) -> Path | None:
                 for shard in shards_in(weights):
                     file(shard)
         except Exception as error:
-            # Of files on the hub, and of the way to it, anything can be wrong.
+            # Downloads can fail in many ways: the network, the hub, or the files on it.
             raise _not_had(repository, error) from error
     if weights is None:
         raise _not_had(
@@ -93,8 +94,8 @@ def _optional(file: Callable[[str], Path], name: str) -> Path | None:
 
 
 def what_to_do(error: Exception, without_the_hub: str) -> str:
-    """Advice for the error of a download: what to do if the hub refuses it, and otherwise how to do without
-    the hub."""
+    """Return advice for a failed download: how to get access if the hub denies it, otherwise how to work
+    without the hub (``without_the_hub``)."""
     if isinstance(error, GatedRepoError):
         return (
             "The repository is gated: request access on its page, and set HF_TOKEN to an access token of "
@@ -118,14 +119,14 @@ def _not_had(repository: str, error: Exception) -> ModelError:
 
 
 def _why_it_does_not_answer() -> str | None:
-    """Why the hub does not respond; None if it does. The total time is limited: a host may have many
-    addresses that do not respond, and each is waited for."""
+    """Return why the hub does not respond, or None if it does. Runs in a thread to limit the total time: a
+    host may have many addresses, and the client waits for each."""
     outcome: list[str | None] = []
 
     def ask() -> None:
         try:
-            # Its session knows the endpoint and the proxies. Any answer will do; errors differ between
-            # versions.
+            # The library's session is configured with the proxies. Any response will do. Which exceptions it
+            # raises depends on the version.
             get_session().head(constants.ENDPOINT, timeout=_ANSWERS_S)
         except Exception as error:
             outcome.append(first_line(error))

@@ -1,5 +1,5 @@
-"""The input of a network for a photograph, from timm's configuration of its weights, checked value by
-value."""
+"""The input preprocessing of a network, from timm's configuration of its weights, with every value
+validated."""
 
 import logging
 import math
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def input_spec_of(vit: Network) -> InputSpec:
-    """timm's own preprocessing of a model. Raises ModelError for invalid or unsupported values."""
+    """Return the preprocessing that timm specifies for a model. Raises ModelError for invalid or unsupported
+    values."""
     try:
         config = resolve_model_data_config(vit)
     except (AssertionError, TypeError, ValueError) as error:
@@ -45,13 +46,12 @@ def input_spec_of(vit: Network) -> InputSpec:
 
 
 def channels_of(vit: Network) -> Literal[1, 3]:
-    """The number of input channels. Raises ModelError for a network whose input is neither color nor
-    grayscale."""
+    """Return the number of input channels. Raises ModelError unless it is 3 (RGB) or 1 (grayscale)."""
     return channels_in(vit.patch_embed.proj.in_channels)
 
 
 def channels_in(channels: int) -> Literal[1, 3]:
-    """The number, if it is that of color or grayscale. Raises ModelError for another."""
+    """Check a number of channels. Raises ModelError unless it is 3 (RGB) or 1 (grayscale)."""
     if channels == 1:
         return 1
     if channels == 3:
@@ -60,7 +60,8 @@ def channels_in(channels: int) -> Literal[1, 3]:
 
 
 def at_size(spec: InputSpec, size: tuple[int, int]) -> InputSpec:
-    """The same for images of another size (height, width): the same share of a photograph is used."""
+    """Return the spec for another input size (height, width). The share of the photograph that is cropped
+    stays the same."""
     resize = spec.resize
     if size == spec.size:
         return spec
@@ -76,8 +77,11 @@ def at_size(spec: InputSpec, size: tuple[int, int]) -> InputSpec:
 
 
 def per_channel(values: Any, what: str, channels: int) -> tuple[float, float, float]:
-    """A value for each of RGB, from one or three. Raises ModelError for what no mean (or, where ``what``
-    says so, no standard deviation) of values from 0 to 1 can be."""
+    """Expand one or three values to one per RGB channel.
+
+    ``what`` names the values in messages; if it ends with "std", they are standard deviations, otherwise
+    means. Raises ModelError if they are impossible for pixel values from 0 to 1.
+    """
     deviation = what.endswith("std")
     example = "[0.485, 0.456, 0.406]" if not deviation else "[0.229, 0.224, 0.225]"
     if isinstance(values, int | float):

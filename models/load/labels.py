@@ -1,4 +1,4 @@
-"""A file of labels -> the labels in class order: text with one label per line, or JSON in several forms."""
+"""Read label files: text with one label per line, or JSON in several forms."""
 
 import ast
 import json
@@ -16,9 +16,9 @@ from models.load.errors import ModelError, first_line
 log = logging.getLogger(__name__)
 
 _MOST_BYTES = 32 << 20
-# Keys under which JSON files of other tools have labels: transformers, timm, data sets' descriptions.
+# Keys that other tools use for labels in JSON files: transformers, timm, dataset descriptions.
 _KEYS = ("id2label", "label2id", "label_names", "labels", "class_names", "classes", "names", "class_to_idx")
-# Of these, a map under the first is from index to name, and under the others from name to index.
+# Under these keys, the direction of a map is known: from index to name, or from name to index.
 _BY_INDEX, _BY_NAME = ("id2label",), ("label2id", "class_to_idx")
 _BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -30,11 +30,11 @@ _BYTE_ORDER_MARKS = (
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """The labels of a file, in class order.
+    """Read the labels from a file, in class order.
 
-    Text has a label a line; blank lines at its end are ignored. JSON is a list, or a map from index to name
-    or from name to index. Labels that are not unique are logged. Raises ModelError for a file that cannot be
-    read as either, with what is wrong and where.
+    A text file has one label per line; trailing blank lines are ignored. A JSON file has a list, or a map
+    from index to name or from name to index. Logs a warning about duplicate labels. Raises ModelError if the
+    file is neither; the message says what is wrong and where.
     """
     path = path.expanduser()
     text = _decoded(path, read_bytes(path)).strip("\ufeff")
@@ -51,9 +51,9 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def of_collection(content: object, where: str, key: str | None = None) -> tuple[str, ...]:
-    """The labels in a list, or in a map from index to name or from name to index. ``key``: the one that it
-    stands under, which may say which of these it is. Raises ModelError for anything else; ``where`` names
-    it."""
+    """Return the labels from a list, or from a map from index to name or from name to index. ``key`` is the
+    JSON key of the collection, which may determine the direction of a map. Raises ModelError for anything
+    else; ``where`` names the source in the message."""
     if isinstance(content, Mapping):
         return _of_map(content, where, key)
     if isinstance(content, Sequence) and not isinstance(content, str):
@@ -65,7 +65,7 @@ def of_collection(content: object, where: str, key: str | None = None) -> tuple[
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file. Raises ModelError if it cannot be read or is longer than any file of labels."""
+    """Read a label file. Raises ModelError if it cannot be read or is longer than 32 MiB."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ModelError(
@@ -82,7 +82,7 @@ def read_bytes(path: Path) -> bytes:
 def _decoded(path: Path, content: bytes) -> str:
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
     if encoding is None and b"\0" in content:
-        # UTF-16 without a mark: of Latin text every other byte is 0.
+        # UTF-16 without a byte-order mark: in Latin text, every other byte is 0.
         zeros = [content[start::2].count(0) for start in (0, 1)]
         if max(zeros) < len(content) / 5:
             raise ModelError(f"{path} is not a text file with labels; write one per line, in UTF-8")
@@ -127,8 +127,8 @@ def _of_json(text: str, path: Path) -> tuple[str, ...]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         try:
-            # Python's own notation, as the often copied file of ImageNet's labels is in.
-            with warnings.catch_warnings(action="ignore"):  # of odd escapes in what is no Python
+            # A Python literal, like the widely copied file of ImageNet labels.
+            with warnings.catch_warnings(action="ignore"):  # about invalid escapes in text that is not Python
                 content = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             if path.suffix.lower() != ".json":
@@ -164,8 +164,8 @@ def _of_map(content: Mapping[Any, Any], where: str, key: str | None = None) -> t
 
 
 def _is_by_name(content: Mapping[Any, Any]) -> bool:
-    """Whether a map is from names to indices: its values are whole numbers, or text of these where its keys
-    are not."""
+    """Whether a map is from names to indices. Its values are then integers, or strings of digits while not
+    all of its keys are."""
     values = list(content.values())
     return all(type(value) is int for value in values) or (
         all(map(_is_index, values)) and not all(map(_is_index, content))
@@ -173,8 +173,8 @@ def _is_by_name(content: Mapping[Any, Any]) -> bool:
 
 
 def _label(name: object, index: int, where: str) -> str:
-    """The name as a label. An escape in JSON can stand for characters that no answer can contain (half of a
-    surrogate pair), or that move a terminal's cursor."""
+    """Validate and strip a label. Raises ModelError for control characters and lone surrogates, which JSON
+    escapes can produce: they could move a terminal's cursor, or could not be encoded in a response."""
     if not isinstance(name, str) or not name.strip():
         raise ModelError(f"{where}: label {index} is {name!r}, but must be text that is not blank")
     odd = next((sign for sign in name.strip() if category(sign) in ("Cc", "Cs") and sign != "\t"), None)
@@ -199,7 +199,8 @@ def _index(key: object, where: str) -> int:
 
 
 def _name(value: object) -> object:
-    """The last element of ["n01440764", "tench"], the form of ImageNet's class index."""
+    """Return the name in a map's value: the last element of a list such as ["n01440764", "tench"] (ImageNet's
+    class index), or a number as text."""
     if isinstance(value, int | float):
         return json.dumps(value)
     if isinstance(value, list | tuple) and value and all(isinstance(part, str) for part in value):

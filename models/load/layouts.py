@@ -1,5 +1,5 @@
-"""State dicts of other libraries and other forms of weights: recognized by their names and refused with an
-explanation."""
+"""Detect state dicts of other libraries and unsupported forms of weights by their tensor names, and reject
+them with an explanation."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from models.load.errors import ModelError
 
 _NOT_YET = "is not supported yet; TrimViT loads the layout of timm, as in timm.create_model(...).state_dict()"
 
-# A pattern that a name of the state dict contains -> what is said of it.
+# Pattern of a tensor name -> error message, after the file name.
 _LAYOUTS: tuple[tuple[str, str], ...] = (
     (
         r"lora_[AB]\b|lora_embedding|\.base_layer\.|^base_model\.model\.|\.hada_|\.lokr_",
@@ -47,7 +47,7 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
 
 
 def refuse_other_layouts(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises ModelError for a known layout that is not timm's. Accepts unknown ones."""
+    """Raise ModelError for a known layout other than timm's. Unknown layouts pass."""
     for pattern, what in _LAYOUTS:
         if any(re.search(pattern, name) for name in tensors):
             raise ModelError(f"{path.name} {what}")

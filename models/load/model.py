@@ -1,4 +1,4 @@
-"""A model reference -> a loaded, checked PrunedViT with its labels and input spec."""
+"""Load a model by reference: a validated PrunedViT with its labels and input spec."""
 
 import logging
 from collections.abc import Sequence
@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in float32 on the CPU, in evaluation mode, with its card: the checkpoint's, or one made from
-    timm's description. If the model's stages differ from the card's, they are used."""
+    """A model in float32 on the CPU, in evaluation mode, and its card. The card comes from the checkpoint or
+    is built from timm's description. If the stages of model and card differ, the model's apply."""
 
     name: str
     model: PrunedViT
     card: Card
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the stages, or another grid of patches, leave the checkpoint's own criterion
-        or reducer without what it needs."""
+        """Raise ValueError if the stages or the patch grid do not fit the default criterion or reducer, which
+        may need a life predictor or learned queries for them."""
         if self.card.criterion not in self.model.criteria:
             block = self.card.life_block
             made = "it has no life predictor"
@@ -72,39 +72,39 @@ class LoadedModel:
 
     @property
     def input(self) -> InputSpec:
-        """Its input for a photograph."""
+        """The input preprocessing."""
         return self.card.input
 
     @property
     def method(self) -> Method:
-        """Its default method of pruning."""
+        """The default pruning method."""
         return Method(self.model.stages, self.card.criterion, self.card.reducer)
 
     @property
     def scores(self) -> Scores:
-        """How its logits become scores."""
+        """How logits become scores."""
         return self.card.scores
 
     def check_criteria(self, wanted: Sequence[Criterion]) -> "LoadedModel":
-        """The model itself. Raises ValueError for a criterion that it does not support."""
+        """Return this model. Raises ValueError if it does not support one of the criteria."""
         check_criteria(wanted, self.model.criteria)
         return self
 
     def check_reducers(self, wanted: Sequence[Reducer]) -> "LoadedModel":
-        """The model itself. Raises ValueError for a reducer that it does not support."""
+        """Return this model. Raises ValueError if it does not support one of the reducers."""
         check_reducers(wanted, self.model.reducers)
         return self
 
     def at_stages(self, blocks: Blocks | None, rows: Rows | None = None) -> "LoadedModel":
-        """The same model, pruned in other blocks or by other rows (see `stage_blocks.stages_of`). Raises
-        ValueError for blocks that it does not have, and UnsupportedModelError for rows."""
+        """Return the same model, pruned in other blocks or with other rows (see `stage_blocks.stages_of`).
+        Raises ValueError for blocks that it does not have, and UnsupportedModelError for unsupported rows."""
         own = self.model.stages
         stages = stages_of(blocks, rows, own, self.model.arch.depth)
         return self if stages == own else replace(self, model=PrunedViT(self.model.vit, stages))
 
     @property
     def cascade(self) -> Cascade | None:
-        """The fitted cascade; None with other stages than those it was fitted for."""
+        """The fitted cascade; None if the stages differ from those it was fitted for."""
         return self.card.cascade if self.model.stages == self.card.stages else None
 
 
@@ -119,17 +119,19 @@ def load(
     headless: bool = False,
     head: Path | None = None,
 ) -> LoadedModel:
-    """Load a model by reference: the bundled model's name, a timm name (weights from the hub or its local
-    cache), ``owner/name`` on the hub, or the path of a file or folder. Whether timm or transformers saved a
+    """Load a model by reference.
+
+    ``reference`` is the bundled model's name, a timm name (weights from the hub or its local cache),
+    ``owner/name`` on the hub, or the path of a file or folder. The format (timm or transformers) of a
     repository or folder is detected.
 
     ``architecture`` is the timm name for weights that do not contain it. ``labels``, ``stages``,
-    ``patch_stride`` and ``input_size`` (height, width in pixels) replace those of the checkpoint. Another
-    stride or size needs no other weights: the position embedding is resampled to the new grid. ``headless``
-    allows a network without classes, for its features; the projection of a CLIP tower is part of these.
-    ``head`` is a file with a head of your own, which replaces the network's.
+    ``patch_stride`` and ``input_size`` (height, width in pixels) override those of the checkpoint. Another
+    stride or size works with the same weights: the position embedding is resampled to the new grid.
+    ``headless`` allows a network without classes, for its features; these include the projection of a CLIP
+    tower. ``head`` is a file with a custom head, which replaces the network's.
 
-    Raises ModelError if there is no such model or its weights are not available or do not fit,
+    Raises ModelError if there is no such model, or if its weights are not available or do not fit. Raises
     UnsupportedModelError if it cannot be pruned or does not support a stride, and ValueError for stages, a
     stride or a size that do not fit.
     """
@@ -169,7 +171,7 @@ def _loaded(
     model = PrunedViT(vit.eval(), stages or (card.stages if card else None))
     if card is None:
         card = _card_of(network, model, named, head)
-    elif head is not None:  # the cascade was fitted for another
+    elif head is not None:  # the cascade was fitted for another head
         assert named is not None
         card = replace(card, labels=named, scores=head.scores, cascade=None, folders=None)
     card = _as_asked(card, labels, patch_stride, input_size)
@@ -182,19 +184,19 @@ def _loaded(
 
 
 def _is_sure(network: SavedNetwork) -> bool:
-    """Whether the weights are timm's own, according to their tag."""
+    """Whether the weights are known to be timm's own, because the architecture has a weight tag."""
     return "." in network.architecture
 
 
 def _is_projection(network: SavedNetwork, named: tuple[str, ...] | None, head: Head | None) -> bool:
-    """Whether what looks like a head is the projection of a tower of CLIP."""
+    """Whether the head is actually the projection of a CLIP tower."""
     if network.card is not None or not (_is_sure(network) or not named or head is not None):
         return False
     return network.vit.num_classes > 0 and is_projection(network.architecture, network.vit.num_classes)
 
 
 def _make_features(network: SavedNetwork, *, allowed: bool) -> None:
-    """Make the projection a part of the features. Raises ModelError unless that is allowed."""
+    """Make the projection part of the features. Raises ModelError unless ``allowed``."""
     why = f"its head with {network.vit.num_classes} outputs is a projection of CLIP"
     hint = "" if _is_sure(network) else " (if the outputs are classes, name them with --labels)"
     if not allowed:
@@ -206,7 +208,7 @@ def _make_features(network: SavedNetwork, *, allowed: bool) -> None:
 def _card_of(
     network: SavedNetwork, model: PrunedViT, named: tuple[str, ...] | None, head: Head | None
 ) -> Card:
-    """A card for a network that came without one."""
+    """Build a card for a network that was saved without one."""
     vit = network.vit
     return Card(
         architecture=vit.pretrained_cfg["architecture"],
@@ -228,8 +230,8 @@ def _as_asked(
     patch_stride: int | None,
     input_size: tuple[int, int] | None,
 ) -> Card:
-    """The card with the values that replace the checkpoint's own. A cascade is left out if the grid is not
-    its own."""
+    """Return the card with the given values in place of the checkpoint's. The cascade is dropped if the patch
+    grid changes."""
     if labels:
         card = replace(card, labels=labels)
     if patch_stride not in (None, card.patch_stride):
@@ -241,7 +243,8 @@ def _as_asked(
 
 
 def _labels_of(vit: Network, name: str) -> tuple[str, ...]:
-    """The names in the hub's config, ImageNet's where the number of classes says so, else plain numbers."""
+    """Return the labels in timm's configuration, else ImageNet's if the number of classes matches a known
+    subset, else numbered labels."""
     named = vit.pretrained_cfg.get("label_names")
     if isinstance(named, Sequence) and named:
         return of_collection(named, f"label_names of {name}")

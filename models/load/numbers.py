@@ -1,4 +1,4 @@
-"""Refuses networks whose weights or scores are not finite numbers."""
+"""Reject networks with weights or scores that are NaN or infinite."""
 
 import torch
 
@@ -8,8 +8,11 @@ from models.load.errors import ModelError
 
 
 def refuse_non_finite(vit: Network, name: str) -> None:
-    """Weights from the hub are looked at here; those of files also where they are read. Finite weights may
-    be so large that what is computed from them is not."""
+    """Raise ModelError if weights are NaN or infinite, or if the scores for a noise image are.
+
+    Weights from files are also checked when they are read; weights from the hub are only checked here. Finite
+    weights can still be so large that the scores overflow.
+    """
     for tensor_name, tensor in vit.state_dict().items():
         if not all_finite(tensor):
             raise ModelError(

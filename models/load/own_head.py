@@ -1,11 +1,10 @@
-"""A head of your own: a safetensors file with a linear layer or with class embeddings, which replaces the
-head of a network, if it has one.
+"""Custom heads: a safetensors file with a linear layer or class embeddings, which replaces the head of a
+network, if it has one.
 
 `weight` [classes, features] and optionally `bias` [classes] are a linear layer. `class_embeddings` [classes,
-features] are compared by their cosine (zero-shot): logit = scale * cosine + bias, as in CLIP (Radford et al.
-2021, arXiv 2103.00020) and SigLIP (Zhai et al. 2023, arXiv 2303.15343); `scale` and `bias` are one number
-each, or one for each class. In addition to the tensors, the header may have `labels` (a list as JSON) and
-`scores` ("softmax" or "sigmoid").
+features] are for zero-shot classification: logit = scale * cosine + bias, as in CLIP (Radford et al. 2021,
+arXiv 2103.00020) and SigLIP (Zhai et al. 2023, arXiv 2303.15343); `scale` and `bias` are one number, or one
+per class. The header may also have `labels` (a JSON list) and `scores` ("softmax" or "sigmoid").
 """
 
 import json
@@ -30,7 +29,7 @@ from models.load.files import is_safetensors, of_safetensors
 from models.load.labels import of_collection
 from models.scores import Scores, scores_for
 
-# CLIP's, at which its training stops (its temperature is at least 0.01).
+# CLIP clips its scale to this maximum in training (a temperature of 0.01).
 DEFAULT_SCALE = 100.0
 
 _FORMS = (
@@ -41,8 +40,8 @@ _FORMS = (
 
 
 class CosineHead(nn.Linear):
-    """``scale`` times the cosine to each of the embeddings, plus the bias. The length of a feature vector is
-    computed in float32."""
+    """Cosine classifier: ``scale`` times the cosine similarity to each embedding, plus ``bias``. Feature
+    vectors are normalized in float32."""
 
     def __init__(
         self,
@@ -57,13 +56,14 @@ class CosineHead(nn.Linear):
             self.bias.copy_(bias.expand(classes))
 
     def forward(self, features: Float[Tensor, "B features"]) -> Float[Tensor, "B classes"]:
-        """The logits."""
+        """Compute the logits."""
         return super().forward(F.normalize(features.float(), dim=-1).to(features.dtype))
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head, and the description in its file. ``labels``: None if there are none."""
+    """A head and the metadata from its file. ``labels``: None if the file has none. ``source``: the name of
+    the file."""
 
     layer: nn.Linear
     labels: tuple[str, ...] | None
@@ -71,8 +71,8 @@ class Head:
     source: str
 
     def put_on(self, vit: Network, features: int) -> None:
-        """Make it the head of a network with this number of features. Raises ModelError if it needs another
-        number, or if the network has two heads and this one is not linear."""
+        """Replace the head of a network that has this number of features. Raises ModelError if the head needs
+        another number, or if the network has two heads and this one is not linear."""
         wanted = self.layer.in_features
         if wanted != features:
             raise ModelError(
@@ -85,14 +85,15 @@ class Head:
                     f"{self.source} has class embeddings, and the network has two class tokens (it is "
                     "distilled), whose mean has no head of its own; use a linear head instead"
                 )
-            # The mean of what a linear layer says of each is what it says of their mean.
+            # A linear layer commutes with the mean, so the same layer can serve as both heads.
             vit.head_dist = self.layer
         vit.head = self.layer
         vit.num_classes = self.layer.out_features
 
 
 def read_head(path: Path) -> Head:
-    """The head in a file. Raises ModelError; the text says what is wrong and what is expected."""
+    """Read a head from a file. Raises ModelError if it is not valid; the message says what is wrong and what
+    is expected."""
     path = path.expanduser()
     if not path.is_file():
         raise ModelError(f"the head file {str(path)!r} does not exist")
@@ -121,7 +122,8 @@ def save_head(
     labels: Sequence[str],
     about: Mapping[str, str],
 ) -> None:
-    """Write a linear head, replaced in one step. ``about``: further entries of the header, for people."""
+    """Write a linear head, replacing an existing file atomically. ``about``: additional header entries for
+    human readers."""
     tensors = {"weight": weight.detach().contiguous(), "bias": bias.detach().contiguous()}
     content = serialise(tensors, metadata={"labels": json.dumps(list(labels)), "scores": "softmax", **about})
     write_whole(path, lambda file: file.write(content))

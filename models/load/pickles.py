@@ -1,8 +1,8 @@
-"""A file that `torch.save` wrote -> its content, without running code from it.
+"""Read files written by `torch.save` without running code from them.
 
 Weights are read with torch's ``weights_only``. Other objects that training scripts save with them
-(configurations, paths, numpy's numbers, classes of their own) are replaced by empty objects. Files that name
-functions which attacks use are refused.
+(configurations, paths, numpy numbers, custom classes) are replaced by empty objects. Files that reference
+functions used in attacks are rejected.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 _MOST_CLASSES = 200
 
-# Of Python's own modules and builtins, those whose classes may be replaced by a stand-in.
+# Modules of the standard library, and builtins, whose classes may be replaced by a stand-in.
 _HARMLESS_MODULES = frozenset(
     {"abc", "argparse", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions"}
     | {"functools", "logging", "numbers", "pathlib", "random", "re", "string", "time", "types", "typing"}
@@ -29,7 +29,7 @@ _HARMLESS_MODULES = frozenset(
 _HARMLESS_BUILTINS = frozenset(
     {"bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "range", "slice", "str", "tuple"}
 )
-# Pickles of protocol 2 name modules as Python 2 did.
+# Pickles with protocol 2 use the module names of Python 2.
 _OF_PYTHON_2 = frozenset(
     {"commands", "popen2", "imp", "thread", "cPickle", "httplib", "urllib2", "SocketServer"}
 )
@@ -40,11 +40,11 @@ _OF_TORCH_REFUSED = (
 
 
 class UnsafePickleError(ValueError):
-    """The file names something that no checkpoint needs."""
+    """The file references something that no checkpoint needs."""
 
 
 class StandIn:
-    """Replaces an object of an unknown class. It is empty and does nothing."""
+    """Placeholder for an object of an unknown class. It is empty and does nothing."""
 
     def __new__(cls, *_arguments: object, **_named: object) -> Any:
         """Accept the arguments of any class."""
@@ -58,20 +58,21 @@ class StandIn:
 
 
 class _MappingStandIn(StandIn):
-    """Replaces a dictionary of some class."""
+    """Placeholder for a dictionary of an unknown class."""
 
     def __new__(cls, *_arguments: object, **_named: object) -> Any:
         return collections.OrderedDict()
 
 
 class _ListStandIn(list[Any], StandIn):
-    """Replaces a list of some class."""
+    """Placeholder for a list of an unknown class."""
 
     def __new__(cls, *_arguments: object, **_named: object) -> Any:
         return list.__new__(cls)
 
 
-# Known by their own names: what `state_dict.py` reads arguments of training scripts from.
+# Classes with a specific replacement. `state_dict.py` reads the arguments of training scripts from the
+# namespaces.
 _KNOWN: dict[str, Any] = {
     "argparse.Namespace": argparse.Namespace,
     "types.SimpleNamespace": types.SimpleNamespace,
@@ -80,16 +81,16 @@ _KNOWN: dict[str, Any] = {
 
 
 def load_pickle(path: Path) -> object:
-    """The content of the file. Raises UnsafePickleError for a file with calls that no checkpoint needs,
-    and what torch raises for one that it cannot read (pickle.UnpicklingError, EOFError, RuntimeError and
-    others)."""
+    """Load the content of a file. Raises UnsafePickleError if the file calls functions that no checkpoint
+    needs. Errors of torch for unreadable files pass through (pickle.UnpicklingError, EOFError, RuntimeError
+    and others)."""
     classes = dict(_KNOWN)
     for name in _names_in(path):
         _add_stand_in(classes, name)
     for _ in range(_MOST_CLASSES):
         try:
             with safe_globals([(kind, name) for name, kind in classes.items()]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickle protocols: a refusal has better words
+                warnings.simplefilter("ignore")  # about pickle protocols; our own errors are clearer
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if not _can_go_on(classes, str(error)):
@@ -98,15 +99,17 @@ def load_pickle(path: Path) -> object:
 
 
 def _names_in(path: Path) -> list[str]:
-    """The names that torch does not know, if the format lists them all at once."""
+    """Return the globals in the file that torch does not allow, or an empty list if the format cannot list
+    them in advance."""
     try:
         return get_unsafe_globals_in_checkpoint(path)
     except Exception:
-        return []  # they are told one by one, then
+        return []  # torch then reports them one by one
 
 
 def _can_go_on(classes: dict[str, Any], error: str) -> bool:
-    """Whether another try can get further, with one more replacement or with one of a better kind."""
+    """Add or change one stand-in in ``classes`` according to torch's error. Returns whether loading is worth
+    another attempt."""
     if found := re.search(r"Unsupported global: GLOBAL (\S+) was not an allowed", error):
         name = found[1] if "." in found[1] else f"builtins.{found[1]}"  # torch leaves `builtins` out
         if name in classes:

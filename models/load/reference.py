@@ -1,7 +1,7 @@
-"""A model reference -> the path of a file or folder, or a name that timm knows.
+"""Resolve a model reference to the path of a file or folder, or to a timm name.
 
-What exists as a path is a path. Otherwise it is a timm name, or a repository of the Hugging Face hub in any
-of the spellings that its pages show.
+A reference that exists as a path is a path. Otherwise it is a timm name, or a repository on the Hugging Face
+hub in any of the spellings that the hub's pages show.
 """
 
 import logging
@@ -28,9 +28,11 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def located(reference: str) -> Path | str:
-    """A path that exists, or a name for timm's `create_model`: timm's own, or ``hf-hub:owner/name``.
+    """Resolve a reference to an existing path, or to a name for timm's `create_model`: a timm name or
+    ``hf-hub:owner/name``.
 
-    Raises ModelError for a path that does not exist, a name that timm does not know, and a URL of no hub.
+    Raises ModelError for a path that does not exist, a name that timm does not know, and a URL that is not a
+    model page on the hub.
     """
     text = reference.strip()
     if not text:
@@ -60,7 +62,8 @@ def located(reference: str) -> Path | str:
 
 
 def existing(text: str) -> Path:
-    """The path of a file or folder. Raises ModelError if there is none; the text names similar ones."""
+    """Return the path of a file or folder. Raises ModelError if it does not exist; the message suggests
+    similar names."""
     path = _path(text)
     if _is_there(path):
         return path
@@ -78,8 +81,8 @@ def existing(text: str) -> Path:
 
 
 def known(name: str) -> str:
-    """A name that timm knows, with its tag. Raises ModelError for another one; the text names similar
-    ones."""
+    """Check a timm name and its weight tag, and return it. Raises ModelError if timm does not know it; the
+    message suggests similar names."""
     stem, _, tag = name.partition(".")
     if not timm.is_model(stem):
         near = get_close_matches(stem.lower(), timm.list_models(), n=5) or timm.list_models(f"*{stem}*")[:5]
@@ -101,7 +104,7 @@ def known(name: str) -> str:
 def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # ~somebody who has no home here
+    except RuntimeError:  # ~user, if there is no such user
         return Path(text)
 
 
@@ -111,7 +114,7 @@ def _is_there(path: Path) -> bool:
     except (OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             raise ModelError(f"{path} cannot be read: permission denied") from error
-        return False  # longer than a path can be, or with a character that none has
+        return False  # too long for a path, or with a character that paths cannot have
 
 
 def _link(path: Path) -> Path | None:
@@ -133,7 +136,8 @@ def _near(name: str, names: Iterable[str]) -> list[str]:
 
 
 def _means_timms(text: str, folder: Path) -> bool:
-    """Whether a folder only has the same name as a model of timm's: then the model is meant."""
+    """Whether ``text`` means a timm model, although a folder has the same name. This is so if the folder
+    contains no model. Logs the decision."""
     if "/" in text or not timm.is_model(text.split(".")[0]):
         return False
     names = _names_in(folder)
@@ -168,7 +172,8 @@ def _of_hub(repository: str, reference: str) -> str:
 
 
 def _of_url(url: str) -> str:
-    """The hub's repository in a URL as its pages have them: of a model, a folder or a file."""
+    """Return the hub repository for the URL of a model, folder or file page. Raises ModelError for other
+    URLs."""
     if "://" not in url:
         url = f"https://{url}"
     try:

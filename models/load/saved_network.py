@@ -1,4 +1,4 @@
-"""A model reference -> a network with weights, as timm, transformers or `trimvit train` saved it."""
+"""Build a network with weights saved by timm, transformers or `trimvit train`."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """A network with weights, as its source has it: with a card, or with what is known without one.
-    ``input``: None for timm's own preprocessing of it."""
+    """A network with weights, and its card. Without a card, the other fields hold what is known about it.
+    ``input``: None for the preprocessing that timm specifies."""
 
     name: str
     vit: Network
@@ -48,7 +48,7 @@ class SavedNetwork:
 
 
 def by_name(name: str, architecture: str | None, patch_stride: int | None) -> SavedNetwork:
-    """A network by timm's name, or by ``hf-hub:owner/name``. Raises ModelError."""
+    """Load a network by its timm name or ``hf-hub:owner/name``. Raises ModelError."""
     on_hub = name.startswith("hf-hub:")
     folder = transformers_folder(name.removeprefix("hf-hub:")) if on_hub else None
     if folder is not None:
@@ -60,8 +60,8 @@ def by_name(name: str, architecture: str | None, patch_stride: int | None) -> Sa
 
 
 def from_path(path: Path, architecture: str | None, patch_stride: int | None) -> SavedNetwork:
-    """A network from a file or folder. Raises ModelError, also if the architecture of its weights is not
-    known."""
+    """Load a network from a file or folder. Raises ModelError, for example if the architecture of the weights
+    is unknown."""
     file = file_at(path)
     card = read_card(file)
     name = _name_of(path)
@@ -77,7 +77,7 @@ def from_path(path: Path, architecture: str | None, patch_stride: int | None) ->
             make_static(vit, card.static_blocks)
             if card.pool_blocks is not None:
                 add_pools(tuple(vit.blocks), card.pool_blocks, vit.embed_dim, vit.patch_embed.grid_size)
-        # As `save` wrote them, without conversion: timm guesses a file's grid from its number of patches.
+        # Loaded without timm's conversion, which guesses the grid from the number of patches.
         load_into(vit, find_weights(read_file(file), file).tensors, file.name, head_may_differ=False)
         if patch_stride is not None:
             set_patch_stride(vit, patch_stride)
@@ -153,7 +153,7 @@ def _of_transformers(
 
 
 def _name_of(path: Path) -> str:
-    """The name of a model, from its file or folder."""
+    """Return a model's name, derived from its file or folder."""
     if path.is_dir():
         return path.resolve().name or str(path)
     name = path.name.removesuffix(".index.json")
@@ -162,7 +162,7 @@ def _name_of(path: Path) -> str:
 
 
 def _looks_like(found: Weights) -> str:
-    """An architecture of this width and patch size, as an example."""
+    """Return an architecture with this width and patch size, as an example for an error message."""
     weight = found.tensors.get("patch_embed.proj.weight")
     sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
     if weight is None or weight.ndim != 4 or weight.shape[0] not in sizes:

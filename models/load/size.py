@@ -1,4 +1,4 @@
-"""The size of a model's weights in float32, from its reference, before it is loaded."""
+"""Estimate the size of a model's weights in float32 before loading it."""
 
 import math
 from pathlib import Path
@@ -14,21 +14,22 @@ from models.load.folder import weights_in
 from models.load.reference import located
 
 _HUB = "hf-hub:"
-_BYTES = 4  # of a number in float32
+_BYTES = 4  # per float32 number
 
 
 def float32_bytes(reference: str) -> int | None:
-    """The number of bytes of its weights in float32. None for a model that is on the hub and not in the local
-    cache. For files other than safetensors, it is the file's size.
+    """Return the size of a model's weights in float32, in bytes. For files other than safetensors, and for
+    models in the hub's cache, this is a file size. Returns None for a hub model that is not in the local
+    cache.
 
-    Raises ModelError for what does not exist, and OSError for what cannot be read.
+    Raises ModelError if the model does not exist, and OSError if it cannot be read.
     """
     place = located(reference)
     if isinstance(place, Path):
         return _of_path(place)
     if place.startswith(_HUB):
         return _of_cache(place.removeprefix(_HUB).partition("@")[0])
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # shapes only, no memory for weights
         network = timm.create_model(place, pretrained=False)
     return _BYTES * sum(parameter.numel() for parameter in network.parameters())
 
@@ -45,7 +46,8 @@ def _of_file(file: Path) -> int:
 
 
 def _numbers_in(file: Path) -> int:
-    """Of all tensors of a file of safetensors; 0 for one that is broken, which loading tells in words."""
+    """Return the number of elements in all tensors of a safetensors file, or 0 if it is corrupt (loading it
+    raises a clear error later)."""
     try:
         with safe_open(file, framework="pt") as tensors:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
@@ -54,7 +56,7 @@ def _numbers_in(file: Path) -> int:
 
 
 def _of_cache(repository: str) -> int | None:
-    """By the largest of the files in the hub's local cache."""
+    """Return the size of a repository's largest file in the hub's local cache; None if it is not cached."""
     try:
         repositories = scan_cache_dir().repos
     except CacheNotFound:

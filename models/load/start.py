@@ -1,4 +1,4 @@
-"""A network to fine-tune: from the hub, or from weights of the same architecture."""
+"""Create the network to start fine-tuning from: from the hub, or from weights of the same architecture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,11 +31,13 @@ from models.transforms import InputSpec
 
 @dataclass(frozen=True)
 class Added:
-    """Weights of the modules that a checkpoint has in addition to timm's network. ``life``: of its life
-    predictor, which was made for ``life_block``; ``clusters``: of its clusterings, ``pools``: of what pools
-    its tokens, for ``pool_grid`` of patches, both by their names in the checkpoint; ``static``: the logits of
-    its blocks with static attention, for ``static_grid`` of patches. Queries and keys of these blocks are
-    zeros in the network."""
+    """Weights of modules that a checkpoint has in addition to timm's network.
+
+    ``life``: weights of the life predictor, which was made for ``life_block``. ``clusters``: weights of the
+    clustering modules. ``pools``: weights of the token pooling, for a ``pool_grid`` of patches. Both keep
+    their names in the checkpoint. ``static``: logits of the blocks with static attention, for a
+    ``static_grid`` of patches; queries and keys of these blocks are zero in the network.
+    """
 
     life: dict[str, Tensor] = field(default_factory=dict)
     life_block: int | None = None
@@ -48,10 +50,13 @@ class Added:
 
 @dataclass(frozen=True)
 class Start:
-    """A network to fine-tune, and what a card must say to build it again beside classes and image size.
-    ``input``: what it sees of a photograph, at its own image size. ``added``: of the checkpoint that it
-    starts from; the network does not have these modules yet. ``stages``: of that checkpoint, if it was
-    trained with any."""
+    """A network to fine-tune.
+
+    ``model_args``: the arguments that a card needs to build it again, except for classes and image size.
+    ``input``: the preprocessing, at the network's image size. ``added``: weights of additional modules in the
+    checkpoint; the network does not have these modules yet. ``stages``: the stages in the checkpoint's card;
+    None without a card.
+    """
 
     vit: Network
     model_args: dict[str, Any]
@@ -63,12 +68,13 @@ class Start:
 def create(
     architecture: str, weights: Path | None, *, patch_stride: int | None = None, **model_args: Any
 ) -> Start:
-    """A timm model to fine-tune: from the hub, or from weights of the same architecture.
+    """Create a timm model to fine-tune, from the hub or from weights of the same architecture.
 
-    The position embedding is resampled to the grid of the image size and of ``patch_stride`` (None: the
-    plain grid, whatever the weights were trained with); a head of another size is left as initialised.
-    Raises ModelError if weights other than the head's are missing or left over, UnsupportedModelError and
-    ValueError where the patch stride cannot be, or the image cannot be cut into patches.
+    The position embedding is resampled to the grid for the image size and ``patch_stride`` (None: patches do
+    not overlap, regardless of how the weights were trained). A head of another size keeps its random
+    initialization. Raises ModelError if weights other than the head's are missing or left over, and
+    UnsupportedModelError or ValueError if the patch stride is not possible or the image cannot be divided
+    into patches.
     """
     file = None if weights is None else _not_of_transformers(file_at(existing(str(weights))))
     if "img_size" in model_args:
@@ -81,7 +87,7 @@ def create(
         return Start(vit, {}, input_spec_of(vit), Added())
     if file is None:
         create_timm(architecture, pretrained=False, patch_stride=patch_stride, **model_args)
-        # At the hub's own image size, so that its position embedding is resampled once and not twice.
+        # Load at the original image size, so that the position embedding is resampled only once.
         at_own_size = {name: value for name, value in model_args.items() if name != "img_size"}
         own = create_timm(architecture, pretrained=True, **at_own_size)
         started = Fit(
@@ -114,7 +120,7 @@ def create(
 
 
 def _not_of_transformers(file: Path) -> Path:
-    """The file of weights, unless transformers saved them. Raises ModelError."""
+    """Return the file. Raises ModelError if it is a transformers checkpoint."""
     if transformers_config_in(file.parent) is not None and not holds_network(read_file(file)):
         raise ModelError(
             f"{file} is a transformers checkpoint, which can be served but not fine-tuned here; start "
@@ -126,9 +132,9 @@ def _not_of_transformers(file: Path) -> Path:
 def _start(
     architecture: str, file: Path, patch_stride: int | None
 ) -> tuple[Fit, Added, InputSpec | None, Stages | None]:
-    """Weights to start from: their head does not matter, and how they pool only if it is certain. With
-    them, what a checkpoint with a card sees, and its stages; None if timm's own preprocessing holds, and
-    the default stages."""
+    """Read the weights to start from. Their number of classes is ignored, and ambiguous pooling is not an
+    error. Also returns the additional modules, the preprocessing and the stages from the checkpoint's card;
+    without a card, the last two are None (timm's preprocessing, default stages)."""
     card = read_card(file)
     found = find_weights(read_file(file), file)
     if card is not None:
@@ -188,8 +194,8 @@ def _start(
 def _dynamic(
     card: Card, tensors: dict[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """The weights with timm's attention in every block, and the logits of those that are static. Raises
-    ModelError for weights that do not fit the card."""
+    """Convert the weights of static attention to timm's attention. Returns all weights and the logits of each
+    static block. Raises ModelError if the weights do not fit the card."""
     if card.static_blocks == 0:
         return tensors, ()
     expected = blank(card.architecture, **card.model_args).state_dict()
@@ -210,7 +216,7 @@ def _dynamic(
 
 
 def within(before: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``before``, by the rest of their names."""
+    """Return the tensors whose names start with ``before``, with that prefix removed."""
     return {name.removeprefix(before): each for name, each in tensors.items() if name.startswith(before)}
 
 

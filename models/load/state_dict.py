@@ -1,7 +1,7 @@
-"""The content of a file -> the one state dict of a timm ViT in it, without nesting and prefixes.
+"""Find the state dict of a timm ViT in the content of a checkpoint, and remove nesting and prefixes.
 
 Training scripts nest the weights (under "state_dict", "model", "ema" and others) and wrap the network
-(DataParallel, torch.compile, Lightning, a class of their own), which adds prefixes to each name.
+(DataParallel, torch.compile, Lightning, custom classes), which adds a prefix to each name.
 """
 
 import argparse
@@ -25,24 +25,25 @@ from models.load.pickles import StandIn
 log = logging.getLogger(__name__)
 
 _ANCHOR = "patch_embed.proj.weight"
-_CLIP_ANCHOR = "class_embedding"  # of OpenAI's layout, which timm converts
-# Wrappers that stand anywhere in a name: torch.compile, FSDP, activation checkpointing.
+_CLIP_ANCHOR = "class_embedding"  # in OpenAI's layout, which timm converts
+# Wrappers that can occur anywhere in a name: torch.compile, FSDP, activation checkpointing.
 _INNER = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGED = re.compile(r"(^|[._])(ema|averaged?)($|[._])", re.IGNORECASE)
-# Where the weights lie in files that hold several networks, the first of these that there is.
+# If a file holds several networks, the first of these keys that exists is used.
 _USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", "model_state", "weights", "")
 _DEEPEST = 5
-# Class weights of a loss beside the network: no part of a forward pass.
+# Class weights of a loss, which are not part of the forward pass.
 _OF_LOSS = re.compile(r"(^|.*[._])(loss(_\w+)?|criterion)\.")
-# Counters that the package thop adds to every module to measure a network.
+# Counters that the package thop adds to every module.
 _OF_PROFILER = re.compile(r"(^|\.)total_(ops|params)$")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors in float32 under the names of a timm ViT (or of OpenAI's CLIP, from ``visual.`` on), and the
-    file's own description: a timm architecture and the arguments of timm's training script."""
+    """Tensors in float32, named as in a timm ViT (or as in OpenAI's CLIP, with the prefix ``visual.``).
+    ``architecture`` and ``arguments``: the timm architecture and the arguments of timm's training script, if
+    the file has them."""
 
     tensors: dict[str, Tensor]
     architecture: str | None = None
@@ -50,13 +51,14 @@ class Weights:
 
     @property
     def clips(self) -> bool:
-        """Whether it is in CLIP's own layout, whose last matrix is a projection and no classifier."""
+        """Whether the tensors are in CLIP's own layout. Its last matrix is a projection, not a classifier."""
         return f"visual.{_CLIP_ANCHOR}" in self.tensors
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A network's tensors in a file: under which keys (``place``) and which prefix, and what lies beside."""
+    """The tensors of one network in a file. ``place``: its keys in the file, joined by dots. ``prefix``: the
+    prefix of its names. ``beside``: the other tensors in the same mapping."""
 
     place: str
     prefix: str
@@ -69,8 +71,8 @@ class _Found:
 
 
 def find_weights(content: object, path: Path) -> Weights:
-    """The weights in the content from `read_file`. Raises ModelError if there are none, if there are several
-    and nothing says which are meant, and for layouts and number formats that are not timm's."""
+    """Find the weights in the content from `read_file`. Raises ModelError if there are none, if there are
+    several networks and the choice is ambiguous, and for unsupported layouts and number formats."""
     places = list(state_dicts(content))
     found = [each for place, tensors in places for each in _networks(place, tensors)]
     if not found:
@@ -91,7 +93,8 @@ def holds_network(content: object) -> bool:
 
 
 def state_dicts(content: object, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping from names to tensors in what `read_file` gave, at any depth, with where it lies."""
+    """Yield every mapping from names to tensors in the content from `read_file`, up to 5 levels deep, each
+    with its keys joined by dots."""
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
     tensors = {
@@ -107,7 +110,8 @@ def state_dicts(content: object, place: str = "", depth: int = 0) -> Iterator[tu
 
 
 def _networks(place: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
-    """Each network, by the prefix of its names. Other networks are not beside it."""
+    """Yield each network in a mapping, found by the prefix of its names. Tensors of other networks do not
+    count as ``beside``."""
     networks = tuple(name.removesuffix(_ANCHOR) for name in tensors if name.endswith(f".{_ANCHOR}"))
     for anchor, layout in ((_ANCHOR, ""), (_CLIP_ANCHOR, "visual.")):
         prefixes = {
@@ -130,7 +134,8 @@ def _networks(place: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
 
 
 def _chosen(found: list[_Found], path: Path) -> _Found:
-    """The averaged network (EMA) if there is one, as timm takes it; else the usual one."""
+    """Choose the averaged network (EMA) if there is one, as timm does; otherwise the one under the most usual
+    key. Raises ModelError if this is ambiguous."""
     averaged = [each for each in found if _AVERAGED.search(each.name)]
     candidates = averaged or found
     if len(candidates) > 1:
@@ -152,9 +157,12 @@ def _chosen(found: list[_Found], path: Path) -> _Found:
 
 
 def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
-    """With the classifier beside a backbone that has none, where it is all that there is beside it, and with
-    the linear layer of a head that has other parts without weights. What else is not of the network is
-    logged."""
+    """Return the tensors with a head, if one can be found.
+
+    If the head is a sequence with one linear layer, that layer becomes the head. If the backbone has no head,
+    and a single linear layer is all that the file holds beside it, that layer becomes the head. Other tensors
+    that are not part of the network are logged. Raises ModelError as `_refuse_layers_behind` does.
+    """
     tensors = _with_plain_head(found, path)
     if _ANCHOR not in tensors:
         return tensors
@@ -181,8 +189,8 @@ def _with_head(found: _Found, path: Path) -> dict[str, Tensor]:
 
 
 def _with_plain_head(found: _Found, path: Path) -> dict[str, Tensor]:
-    """With the only layer of a head that is a module of several, such as dropout and a linear layer, as the
-    head."""
+    """If the head is a sequence with only one layer that has weights, for example dropout and a linear layer,
+    rename that layer to ``head``."""
     tensors = found.tensors
     of_head = {name for name in tensors if name.startswith("head.")}
     place = next((name.removesuffix(".weight") for name in of_head if name.endswith(".weight")), "")
@@ -195,8 +203,8 @@ def _with_plain_head(found: _Found, path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_layers_behind(head: Tensor, beside: Mapping[str, Tensor], found: _Found, path: Path) -> None:
-    """Raises ModelError where a linear layer reads the outputs of the network's own head: the classes are
-    then its outputs. timm's models with the head that they came with are often used so."""
+    """Raise ModelError if a second linear layer follows the network's head, so that its outputs are the
+    classes. This is common if timm models are wrapped without removing their original head."""
     layer = next(iter(_linears(beside, len(head))), None) if head.ndim == 2 else None
     if layer is not None:
         raise ModelError(
@@ -208,7 +216,7 @@ def _refuse_layers_behind(head: Tensor, beside: Mapping[str, Tensor], found: _Fo
 
 
 def _linears(tensors: Mapping[str, Tensor], inputs: int) -> list[str]:
-    """The names of the linear layers that read so many numbers."""
+    """Return the names of the linear layers with this number of inputs."""
     return [
         name.removesuffix(".weight")
         for name, weight in tensors.items()
@@ -217,8 +225,8 @@ def _linears(tensors: Mapping[str, Tensor], inputs: int) -> list[str]:
 
 
 def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
-    """The tensors in float32. Raises ModelError for a tensor without values, or one that is quantised or not
-    finite, with its name."""
+    """Convert a tensor to float32. Raises ModelError with its name if it has no values, is quantized, or has
+    values that are NaN or infinite."""
     if tensor.is_meta or tensor.is_sparse:
         raise ModelError(f"{path.name} contains no values for {name}; save the weights from a loaded model")
     if tensor.dtype not in _FLOATS or tensor.is_quantized:
@@ -244,7 +252,8 @@ def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
 
 
 def _said(content: object) -> tuple[str | None, Mapping[str, object]]:
-    """The description that timm's training script writes next to the weights."""
+    """Return the architecture and the arguments that timm's training script saves with the weights; None and
+    empty if there are none."""
     architecture = content.get("arch") if isinstance(content, Mapping) else None
     if not isinstance(architecture, str) or not timm.is_model(architecture.split(".")[0]):
         return None, {}

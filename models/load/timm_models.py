@@ -1,4 +1,5 @@
-"""timm's models by name, with weights from the Hugging Face hub or its local cache, and without weights."""
+"""Create timm models by name, with weights from the Hugging Face hub or its local cache, or without
+weights."""
 
 import re
 from collections.abc import Mapping
@@ -29,8 +30,8 @@ FEATURES_ONLY = (
 def create_timm(
     name: str, *, pretrained: bool, patch_stride: int | None = None, **model_args: Any
 ) -> Network:
-    """A network by timm's name, or by ``hf-hub:owner/name``. ``model_args`` are timm's, and those of
-    `in_timms_words`. Raises ModelError if timm cannot build it or its weights are not available, and
+    """Create a network by its timm name or ``hf-hub:owner/name``. ``model_args`` are timm's arguments and
+    those of `in_timms_words`. Raises ModelError if timm cannot build it or its weights are not available, and
     UnsupportedModelError for a class that cannot be pruned."""
     on_hub = name.startswith("hf-hub:")
     if not on_hub:
@@ -39,7 +40,7 @@ def create_timm(
         with offline_unless_the_hub_answers() if pretrained else nullcontext():
             model = build(name, pretrained=pretrained, **model_args)
     except Exception as error:
-        # Of files on the hub, and of arguments in a file, anything can be wrong.
+        # Files on the hub and arguments from a file can fail in many ways.
         if not pretrained:
             raise ModelError(f"timm cannot build {name}: {first_line(error)}") from error
         if isinstance(error, KeyError) and "architecture" in str(error):
@@ -62,13 +63,13 @@ def create_timm(
 
 
 def build(name: str, *, pretrained: bool = False, **model_args: Any) -> Any:
-    """timm's `create_model`, with the arguments of `in_timms_words`. A network for images of any size is
-    built for its own size. Raises whatever timm raises."""
+    """Call timm's `create_model`, with the additional arguments of `in_timms_words` and ``pooling``. A
+    network with dynamic image size is built for its default size. Errors of timm pass through."""
     args = in_timms_words(model_args)
     pooling = args.pop("pooling", None)
     model = timm.create_model(name, pretrained=pretrained, **args)
     if isinstance(model, Network) and model.dynamic_img_size and not model.patch_embed.dynamic_img_pad:
-        # Of images of its own size it computes the same with a fixed one, and that can be pruned.
+        # With a fixed size it computes the same for images of that size, and it can be pruned.
         model = timm.create_model(name, pretrained=pretrained, **{**args, "dynamic_img_size": False})
     if pooling is not None:
         _pool(model, pooling)
@@ -76,14 +77,17 @@ def build(name: str, *, pretrained: bool = False, **model_args: Any) -> Any:
 
 
 def in_timms_words(model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that a card can hold as JSON and timm takes as classes: ``norm_eps``, that of every
-    LayerNorm; ``mlp_dim``, the width of the MLP, both halves of a gated one; ``mlp`` "swiglu"."""
+    """Convert arguments that a card can store as JSON to the classes and functions that timm expects.
+
+    ``norm_eps``: epsilon of every LayerNorm. ``mlp_dim``: width of the MLP; for a gated MLP, of both halves
+    together. ``mlp``: "swiglu" for a gated MLP. Raises ValueError for another ``mlp``.
+    """
     args = dict(model_args)
     eps, mlp_dim, mlp = args.pop("norm_eps", None), args.pop("mlp_dim", None), args.pop("mlp", None)
     if eps is not None:
         args["norm_layer"] = partial(LayerNorm, eps=eps)
     if mlp_dim is not None:
-        # timm multiplies and rounds down.
+        # timm computes int(embed_dim * mlp_ratio), so add half a unit against rounding errors.
         args["mlp_ratio"] = (mlp_dim + 0.5) / args["embed_dim"]
     if mlp is not None:
         if mlp != "swiglu":
@@ -93,7 +97,8 @@ def in_timms_words(model_args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pool(model: nn.Module, pooling: str) -> None:
-    """Put ``pooling`` "cls_and_patches", which timm has no name for, into a Network."""
+    """Set the pooling of a network to "cls_and_patches", which timm does not offer. Raises ValueError for
+    another pooling or an unsupported class."""
     if pooling != "cls_and_patches" or not isinstance(model, VisionTransformer):
         raise ValueError(f"the pooling {pooling!r} is not supported for a {type(model).__name__}")
     model.attn_pool = ClsAndPatches(model.num_prefix_tokens)
@@ -104,14 +109,15 @@ def _pool(model: nn.Module, pooling: str) -> None:
 
 
 def blank(name: str, **model_args: Any) -> Network:
-    """A network without values (on PyTorch's meta device), to see its shapes. Raises as `create_timm`."""
+    """Create a network on PyTorch's meta device, without values, to inspect its shapes. Raises as
+    `create_timm` does."""
     with torch.device("meta"):
         return create_timm(name, pretrained=False, **model_args)
 
 
 def is_projection(architecture: str, classes: int) -> bool:
-    """Whether a head of this width is what timm's CLIP towers of an architecture have for one: a projection
-    into the space that image and text share, which is no classifier."""
+    """Whether a head of this width is the projection of one of timm's CLIP towers for an architecture. It
+    maps into the shared space of images and text, so it is not a classifier."""
     if "_clip_" not in architecture:
         return False
     if "." in architecture:
@@ -121,7 +127,7 @@ def is_projection(architecture: str, classes: int) -> bool:
 
 
 def project_features(vit: Network) -> None:
-    """Make the head, a projection, the last part of the features. The network has no head then."""
+    """Make the head, which is a projection, the last step of the features. The network then has no head."""
     vit.fc_norm = nn.Sequential(vit.fc_norm, vit.head)
     vit.head, vit.num_classes = nn.Identity(), 0
 
@@ -132,7 +138,7 @@ def _width(name: str) -> int | None:
 
 
 def similar_name(architecture: str, width: int, patch: int) -> str | None:
-    """The name with this width and patch size, if timm has such a model."""
+    """Return a similar timm name with this width and patch size; None if timm has no such model."""
     stem = architecture.partition(".")[0]
     sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
     if width in sizes:

@@ -1,4 +1,4 @@
-"""Networks built for weights that come at once: drawing random ones first is half of the time of building."""
+"""Skip random initialization for networks that get loaded weights. It takes half of the build time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# PyTorch passes the functions of torch.nn.init on by themselves, with the tensor under its name.
+# PyTorch also dispatches functions of torch.nn.init to the mode, with the tensor as a keyword argument.
 _DRAWS = frozenset(
     (
         Tensor.uniform_,
@@ -17,13 +17,13 @@ _DRAWS = frozenset(
         nn.init.kaiming_uniform_,
     )
 )
-# What timm does with what was drawn.
+# timm applies these to the random values.
 _OF_DRAWN = frozenset((Tensor.mul_, Tensor.add_, Tensor.clamp_))
 
 
 class Uninitialised(TorchFunctionMode):
-    """Within it a network's weights are whatever lay in memory. To be used only where each of them is
-    replaced, as `models.load.fit.load_into` makes sure without ``head_may_differ``."""
+    """Context in which networks are created with uninitialized weights. Use it only if every weight is
+    replaced, which `models.load.fit.load_into` guarantees without ``head_may_differ``."""
 
     def __torch_function__(
         self,
@@ -32,7 +32,7 @@ class Uninitialised(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Nothing is drawn, or brought into shape where it would have been drawn; everything else is done."""
+        """Skip random draws and the operations that timm applies to them; call all other functions."""
         named = kwargs or {}
         if func in _DRAWS:
             return args[0] if args else named["tensor"]

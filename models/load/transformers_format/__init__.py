@@ -1,4 +1,4 @@
-"""Classifiers that Hugging Face's transformers saved, as timm's networks.
+"""Load classifiers saved by Hugging Face transformers as timm networks.
 
-`config` says which network it is, `weights` maps the tensors, `preprocessor` describes its input.
+`config` determines the network, `weights` maps the tensors, `preprocessor` describes the input.
 """

@@ -1,4 +1,4 @@
-"""transformers' config.json -> timm's network that computes the same, its labels and its scores."""
+"""Parse transformers' config.json: the equivalent timm network, its labels and its scores."""
 
 import math
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from models.scores import Scores, scores_for
 
 CONFIG = "config.json"
 
-# How a class resamples its position embedding where images have another size than the network was made for;
-# None for one that takes images of that size alone.
+# How a class resamples its position embedding for images of another size.
+# None means that it only accepts images of the network's own size.
 Resampling = Literal["bicubic", "antialiased"]
 
 _PLAIN = "vit_base_patch16_224"
@@ -24,12 +24,12 @@ _DISTILLED = "deit_base_distilled_patch16_224"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What is particular to a class of transformers'.
+    """The properties of a transformers class.
 
-    ``args``: timm's arguments that differ from its plain ViT. ``defaults``: values that a config.json may
-    leave out, since they are the class's own. ``processor``: the preprocessor that its checkpoints have.
-    ``nested``: the numbers stand under "vision_config". ``registers``: position embeddings are of CLS and
-    patches, and registers stand between the two.
+    ``processor``: the default preprocessor class. ``args``: timm arguments that differ from a plain ViT.
+    ``defaults``: default values for entries that a config.json omits. ``nested``: the values are under
+    "vision_config". ``registers``: there are register tokens between CLS and the patches, and they have no
+    position embedding.
     """
 
     processor: str
@@ -48,7 +48,7 @@ _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 KINDS: Mapping[str, Kind] = {
     "ViTForImageClassification": Kind("ViTImageProcessor"),
     "ViTMSNForImageClassification": Kind("ViTImageProcessor", defaults={"layer_norm_eps": 1e-6}),
-    # The distillation token is there and the classifier does not read it: a register, as timm has them.
+    # The classifier does not use the distillation token, so it is a register token in timm's terms.
     "DeiTForImageClassification": Kind("DeiTImageProcessor", args={"reg_tokens": 1}),
     "DeiTForImageClassificationWithTeacher": Kind("DeiTImageProcessor", architecture=_DISTILLED),
     "Dinov2ForImageClassification": Kind(
@@ -71,7 +71,7 @@ KINDS: Mapping[str, Kind] = {
     "Siglip2ForImageClassification": Kind(
         "Siglip2ImageProcessor", args=_MEAN_OF_PATCHES, defaults=_SIGLIP, nested=True
     ),
-    # The classifier reads the patches before the last norm.
+    # The classifier uses the patches before the final norm.
     "CLIPForImageClassification": Kind(
         "CLIPImageProcessor",
         args={"pre_norm": True, "final_norm": False, "global_pool": "avg", "fc_norm": False},
@@ -110,8 +110,12 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class TransformersConfig:
-    """A classifier: its ``kind``, and ``args`` for `models.load.timm_models.create_timm`, but for the number
-    of classes. ``image_size`` in pixels and ``grid`` in patches are those of its position embedding."""
+    """The description of a classifier in a config.json.
+
+    ``name``: the transformers class. ``args``: arguments for `models.load.timm_models.create_timm`, without
+    the number of classes. ``image_size`` (height, width in pixels) and ``grid`` (rows, columns of patches)
+    describe the position embedding.
+    """
 
     path: Path
     name: str
@@ -124,12 +128,12 @@ class TransformersConfig:
 
     @property
     def classes(self) -> int:
-        """As the file says it; the classifier's own rows decide."""
+        """The number of classes according to the file. The rows of the classifier take precedence."""
         return len(self.labels)
 
     @property
     def prefix_positions(self) -> int:
-        """Positions before those of the patches, in a file."""
+        """The number of position embeddings before those of the patches, in the checkpoint."""
         if self.kind.architecture == _DISTILLED:
             return 2
         registers = 0 if self.kind.registers else self.args.get("reg_tokens", 0)
@@ -137,7 +141,7 @@ class TransformersConfig:
 
 
 def is_transformers(content: object) -> bool:
-    """Whether a config.json is transformers' and not timm's, which names one ``architecture``."""
+    """Whether a config.json belongs to transformers, not to timm. timm's has a single ``architecture``."""
     return (
         isinstance(content, Mapping)
         and not isinstance(content.get("architecture"), str)
@@ -147,15 +151,15 @@ def is_transformers(content: object) -> bool:
 
 
 def is_wrapper(content: object) -> bool:
-    """Whether a config.json is of a network of timm's that transformers wrapped and saved (TimmWrapper): it
-    is timm's config.json, and the names of the weights have a prefix that timm does not know."""
+    """Whether a config.json is from a timm network saved by transformers (TimmWrapper). It is timm's
+    config.json, but the weight names have a prefix that timm does not know."""
     return isinstance(content, Mapping) and content.get("model_type") == "timm_wrapper"
 
 
 def config_in(folder: Path) -> TransformersConfig | None:
-    """What the config.json of a folder says; None if there is none, or another library's.
+    """Read the config.json in a folder. Returns None if there is none, or if it belongs to another library.
 
-    Raises ModelError for one that cannot be read, and for a network that cannot be served.
+    Raises ModelError if it cannot be read, or if the network is not supported.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -168,13 +172,14 @@ def config_in(folder: Path) -> TransformersConfig | None:
 
 
 def parse(content: Mapping[str, Any], path: Path) -> TransformersConfig:
-    """The content of transformers' config.json. Raises ModelError as `config_in` does."""
+    """Parse the content of transformers' config.json. Raises ModelError as `config_in` does."""
     name = _class_of(content, path)
     kind = KINDS[name]
     own = content
     if kind.nested:
         own = {}
-        for key in ("vision_config", "vision_config_dict"):  # the older one goes before, as in transformers
+        # The older key, vision_config_dict, takes precedence, as in transformers.
+        for key in ("vision_config", "vision_config_dict"):
             part = content.get(key) or {}
             if not isinstance(part, Mapping):
                 raise ModelError(f"{path}: {key} must be a JSON object; got {part!r}")
@@ -193,7 +198,7 @@ def parse(content: Mapping[str, Any], path: Path) -> TransformersConfig:
         )
     patch = _pair(values, "patch_size", path)
     if name.startswith("Siglip2"):
-        # It says the number of patches of a square image, not its size.
+        # The config has the number of patches of a square image, not the image size.
         side = math.isqrt(_whole({"num_patches": 256, **values}, "num_patches", path))
         image_size = (side * patch[0], side * patch[1])
     else:
@@ -251,7 +256,8 @@ def _class_of(content: Mapping[str, Any], path: Path) -> str:
 
 
 def _mlp(values: Mapping[str, Any], width: int, path: Path) -> dict[str, Any]:
-    """DINOv2's classes say a ratio, and may have a gated MLP of two thirds of it, in eights."""
+    """Return the MLP arguments. DINOv2 classes specify a ratio; with SwiGLU, the hidden width is two thirds
+    of that, rounded up to a multiple of 8."""
     if "use_swiglu_ffn" not in values and "layerscale_value" not in values:
         return {"mlp_dim": _whole(values, "intermediate_size", path)}
     hidden = int(width * _number(values, "mlp_ratio", path))
@@ -261,7 +267,8 @@ def _mlp(values: Mapping[str, Any], width: int, path: Path) -> dict[str, Any]:
 
 
 def _labels(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """Those of id2label, else of label2id, else transformers' own, of which it leaves out its default two."""
+    """Return the labels from id2label, else from label2id, else transformers' default names LABEL_0, LABEL_1
+    and so on. transformers omits them from the file if there are two, which is its default."""
     for key in ("id2label", "label2id"):
         if content.get(key):
             return of_collection(content[key], f"{path}: {key}", key)
@@ -289,7 +296,7 @@ def _number(values: Mapping[str, Any], key: str, path: Path) -> float:
 
 
 def _pair(values: Mapping[str, Any], key: str, path: Path) -> tuple[int, int]:
-    """Height and width; one number stands for both."""
+    """Return a pair (height, width); a single number means both."""
     value = values[key]
     both = [value, value] if type(value) is int else value
     if (

@@ -1,7 +1,7 @@
-"""transformers' preprocessor_config.json -> the input of the network for a photograph.
+"""Parse transformers' preprocessor_config.json into an input spec.
 
-Its processors resize the whole image to whole pixels and then crop whole pixels from its center, as described
-by `InputSpec.resize`.
+transformers' processors resize the whole image, rounded to whole pixels, and then crop whole pixels from its
+center, as described by `InputSpec.resize`.
 """
 
 import logging
@@ -19,7 +19,7 @@ from models.transforms import InputSpec, Interpolation
 log = logging.getLogger(__name__)
 
 PREPROCESSOR = "preprocessor_config.json"
-# Beside a tokenizer the preprocessor's values stand in this file, under this key.
+# Models with a tokenizer store the preprocessor's values in this file, under this key.
 PROCESSOR, _NESTED = "processor_config.json", "image_processor"
 
 _HALF = [0.5, 0.5, 0.5]
@@ -40,7 +40,7 @@ _OF_CLIP: Mapping[str, Any] = {
     "image_std": _CLIP_STD,
 }
 _SQUARE: Mapping[str, Any] = {"size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
-# Values that a file may leave out, since they are its class's own.
+# Default values of each class, for entries that a file omits.
 # Source: transformers' `models/*/image_processing_*.py`.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ViTImageProcessor": {**_SQUARE, "resample": 2},
@@ -56,10 +56,10 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "BitImageProcessor": _OF_CLIP,
     "CLIPImageProcessor": _OF_CLIP,
 }
-# Of these, a lone number as size is the short side's; of the others it is both sides'.
+# For these classes, a single number as the size means the short side; for the others it means both sides.
 _SHORT_SIDE = ("BitImageProcessor", "CLIPImageProcessor", "SiglipImageProcessor")
 _NAMES_END = ("Fast", "Pil")
-# What changes the picture and is not computed here, if it is anything but false.
+# Unsupported steps that change the image, unless their value is false.
 _NOT_SERVED = (
     *("do_pad", "do_flip_channel_order", "do_thumbnail", "do_align_long_axis", "rescale_offset"),
     *("do_grayscale", "crop_pct"),
@@ -68,8 +68,8 @@ _RESAMPLE: Mapping[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "biline
 
 
 def input_spec(folder: Path, config: TransformersConfig) -> InputSpec:
-    """The input of the network of a folder. If no preprocessor is saved there, it is that of the class, and a
-    warning is logged. Raises ModelError for invalid values, and for unknown steps."""
+    """Read the preprocessing for the network in a folder. If the folder has no preprocessor file, use the
+    defaults of the class and log a warning. Raises ModelError for invalid values and unsupported steps."""
     content, path = _content(folder)
     kind = config.kind.processor if content is None else _kind(content, config.kind.processor)
     if content is None:
@@ -123,7 +123,8 @@ def _content(folder: Path) -> tuple[Mapping[str, Any] | None, Path]:
 
 
 def _given(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says; null is as if not there, and of a step (``do_...``) that it is left out."""
+    """Return the values in a file without null entries. A null for a step (``do_...``) means that the step is
+    skipped."""
     return {
         key: value is not None and value if key.startswith("do_") else value
         for key, value in content.items()
@@ -140,7 +141,7 @@ def _kind(content: Mapping[str, Any], usual: str) -> str:
 
 
 def _at_size(defaults: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The defaults of a class for a network of another size, with the same share cut off."""
+    """Scale the defaults of a class to another network size, keeping the cropped share the same."""
     whole, crop = defaults["size"], defaults.get("crop_size")
     if crop is None:
         return {**defaults, "size": list(size)}
@@ -153,8 +154,8 @@ def _at_size(defaults: Mapping[str, Any], size: tuple[int, int]) -> dict[str, An
 def _geometry(
     values: Mapping[str, Any], kind: str, config: TransformersConfig, path: Path
 ) -> tuple[int | tuple[int, int], tuple[int, int]]:
-    """What the whole image is resized to (pixels of the short side, or height and width), and height and
-    width of what is cut out of its middle."""
+    """Return the size that the whole image is resized to (short side in pixels, or height and width), and the
+    height and width of the center crop. Raises ModelError for unsupported sizes."""
     if not values["do_resize"]:
         raise ModelError(
             f"{path} turns resizing off (do_resize), but photographs have many sizes; turn it on"
@@ -204,7 +205,8 @@ def _is_side(value: object) -> bool:
 def _levels(
     values: Mapping[str, Any], channels: int, path: Path
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of values from 0 to 1, whatever the preprocessor makes of a pixel."""
+    """Return the mean and standard deviation per channel for pixel values from 0 to 1, regardless of how the
+    preprocessor rescales pixels."""
     factor = values["rescale_factor"] if values["do_rescale"] else 1.0
     if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
         raise ModelError(f"{path}: rescale_factor must be a number above 0, such as 1/255; got {factor!r}")

@@ -1,6 +1,7 @@
-"""Tensors under transformers' names -> the same under timm's: q, k and v joined, positions and tokens shaped.
+"""Convert transformers' tensors to timm's names and shapes: q, k and v concatenated, positions and tokens
+reshaped.
 
-transformers has renamed its tensors over time, and writes the older names into files; both are read.
+transformers has renamed its tensors over time but still writes the older names to files. Both are supported.
 """
 
 import re
@@ -19,7 +20,7 @@ _ANCHOR = re.compile(r"^(.*?)embeddings\.patch_embeddings?\.(projection\.)?weigh
 _BLOCK = r"^(?:encoder\.)?layers?\.(\d+)\."
 _HEADS = re.compile(r"^(?:.*\.)?(classifier|cls_classifier|distillation_classifier)\.(weight|bias)$")
 
-# What follows the network's prefix -> timm's name. The first that fits is taken.
+# Pattern of a name, after the network's prefix -> timm's name. The first match is used.
 _NAMES: tuple[tuple[str, str], ...] = (
     (r"^embeddings\.cls_token$|^embeddings\.class_embedding$", "cls_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
@@ -41,16 +42,16 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (_BLOCK + r"mlp\.(gate|up)_proj\.", r"blocks.\1.mlp.\2."),
     (_BLOCK + r"layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
 )
-# Tensors that no classifier reads: of masked training, of other heads, and counted positions.
+# Tensors that no classifier uses: for masked training, for other heads, and position indices.
 _UNREAD = re.compile(r"^(embeddings\.(mask_token|position_ids)$|pooler\.|head\.)")
-# A tensor that files have under several names -> what is joined, in this order.
+# timm tensor -> the parts in the checkpoint that are concatenated, in this order.
 _JOINED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.fc1": ("mlp.gate", "mlp.up")}
 
 
 def under_timms_names(content: object, config: TransformersConfig, path: Path) -> dict[str, Tensor]:
-    """The weights in what `read_file` gave, in float32, as the network of ``config`` takes them.
+    """Convert the content from `read_file` to float32 weights for the timm network of ``config``.
 
-    Raises ModelError if they are not there, or not in a layout of transformers.
+    Raises ModelError if weights are missing, or not in transformers' layout.
     """
     tensors = _tensors_of(content, path)
     prefix = next(match[1] for match in map(_ANCHOR.match, tensors) if match)
@@ -67,7 +68,8 @@ def under_timms_names(content: object, config: TransformersConfig, path: Path) -
 def resampled(
     tensors: Mapping[str, Tensor], config: TransformersConfig, grid: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """With the position embedding at another grid, as the class resamples it to the size of an image."""
+    """Resample the position embedding to another grid, in the same way as the transformers class. Classes
+    that do not resample keep theirs."""
     if config.kind.resampling is None or grid == config.grid:
         return dict(tensors)
     prefix = 0 if config.kind.registers else 1
@@ -86,7 +88,7 @@ def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _timms_name(name: str, prefix: str) -> str | None:
-    """None for a tensor that no classifier reads; its own name for one that is not known."""
+    """Return timm's name of a tensor: None if no classifier uses it, the name itself if it is unknown."""
     head = _HEADS.match(name)
     if head is not None:
         return f"{'head_dist' if head[1].startswith('distillation') else 'head'}.{head[2]}"
@@ -108,7 +110,7 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 continue
             names = [name.replace(f".{parts[0]}.", f".{part}.") for part in parts]
             if all(each in joined for each in names):
-                # transformers' gate and timm's first half are what the activation is applied to.
+                # The activation applies to transformers' gate and to timm's first half.
                 joined[name.replace(f".{parts[0]}.", f".{whole}.")] = torch.cat(
                     [joined.pop(each) for each in names]
                 )
@@ -137,21 +139,21 @@ def _check(tensors: Mapping[str, Tensor], config: TransformersConfig, path: Path
 
 
 def _shaped(tensors: dict[str, Tensor], config: TransformersConfig) -> dict[str, Tensor]:
-    """Shapes and places as timm has them."""
+    """Reshape and move tensors to match timm. Changes and returns ``tensors``."""
     width = config.args["embed_dim"]
     for name in ("cls_token", "reg_token", "dist_token", "pos_embed"):
         if name in tensors:
             tensors[name] = tensors[name].reshape(1, -1, width)
     patches = tensors["patch_embed.proj.weight"]
     if patches.ndim == 2:
-        # Siglip2's is a linear layer on pixels in the order rows, columns, channels.
+        # Siglip2 uses a linear layer over pixels in the order rows, columns, channels.
         rows, columns = config.args["patch_size"]
         patches = patches.reshape(width, rows, columns, -1).permute(0, 3, 1, 2)
         tensors["patch_embed.proj.weight"] = patches.contiguous()
     if "reg_tokens" in config.args and "dist_token" in tensors:
         tensors["reg_token"] = tensors.pop("dist_token")
     if config.kind.registers:
-        # The position of CLS is a part of it; registers have none, and timm's positions are of patches then.
+        # Add the position of CLS to the token: in this case, timm has positions for patches only.
         positions = tensors["pos_embed"]
         tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
         tensors["pos_embed"] = positions[:, 1:]
