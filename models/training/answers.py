@@ -1,4 +1,4 @@
-"""The outputs of a model for each image and setting, and paired statistics of them."""
+"""Run a model on images under several pruning settings, and compute paired statistics of its predictions."""
 
 import math
 from collections.abc import Sequence
@@ -26,8 +26,11 @@ Method = tuple[Criterion, Reducer]
 
 @dataclass(frozen=True)
 class Answers:
-    """``truth``: the class of each image; ``classes``: the first label under each setting; ``keep_ratio`` and
-    ``compute``: what was applied and what it cost, as a share of the unpruned model's MACs."""
+    """The predictions for some images under each setting.
+
+    ``truth``: the true class of each image. ``classes``: the top-1 class. ``keep_ratio``: the ratio that was
+    applied. ``compute``: the cost as a share of the unpruned model's MACs.
+    """
 
     truth: Int[np.ndarray, " images"]
     classes: Int[np.ndarray, "settings images"]
@@ -36,7 +39,7 @@ class Answers:
 
     @staticmethod
     def joined(parts: Sequence["Answers"]) -> "Answers":
-        """All images of the parts, in their order."""
+        """Concatenate the images of several parts, in order."""
         return Answers(
             np.concatenate([part.truth for part in parts]),
             np.concatenate([part.classes for part in parts], axis=1),
@@ -47,12 +50,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Row:
-    """One setting over all images; shares in percent, each with its standard error in points.
+    """The results of one setting over all images. Shares are in percent, standard errors in percentage
+    points.
 
-    ``top1_change`` is top-1 minus the unpruned model's, ``difference`` top-1 minus the ``reference`` method's
-    at the same ratio; both with the standard error of the paired difference. With a ``keep_mass``,
-    ``keep_ratio`` and ``compute`` are means over the images. ``images_per_s``: whole forward passes of a few
-    batches, without the reading of images; the median over rounds, with the least and the most of a round.
+    ``top1_change``: top-1 minus that of the unpruned model. ``difference``: top-1 minus that of the
+    ``reference`` method at the same ratio. Both have the standard error of the paired difference. With a
+    ``keep_mass``, ``keep_ratio`` and ``compute`` are means over the images. ``images_per_s``: throughput of
+    complete forward passes on a few batches, without reading images; the median over rounds, with the minimum
+    (``low``) and maximum (``high``).
     """
 
     keep_ratio: float
@@ -77,17 +82,18 @@ class Row:
 
     @property
     def prunes(self) -> bool:
-        """Whether the setting could take any patch away."""
+        """Whether the setting can remove patches."""
         return self.keep_ratio < 1 or self.keep_mass is not None
 
     @property
     def method(self) -> str:
-        """`method_name`, or that there is none to name."""
+        """The name of the method, as in `method_name`; "(unpruned)" if nothing is pruned."""
         return method_name(self.criterion, self.reducer) if self.prunes else "(unpruned)"
 
 
 def methods(criteria: Sequence[Criterion], reducers: Sequence[Reducer]) -> list[Method]:
-    """Each criterion with each reducer, but `merge` and `pool` once: they read no criterion."""
+    """Combine each criterion with each reducer. `merge` and `pool` appear once, because they use no
+    criterion."""
     pairs = {
         method_name(criterion, reducer): (criterion, reducer)
         for reducer in reducers
@@ -99,8 +105,8 @@ def methods(criteria: Sequence[Criterion], reducers: Sequence[Reducer]) -> list[
 def settings_of(
     ratios: Sequence[float], pairs: Sequence[Method], masses: Sequence[float] = ()
 ) -> list[Pruning]:
-    """The unpruned model first; then every ratio below 1 with every method, and every mass with those that go
-    by importance; the largest first."""
+    """List the settings to measure: the unpruned model, then every ratio below 1 with every method, then
+    every mass with the methods that use a criterion. Ratios and masses are in descending order."""
     criterion, reducer = pairs[0]
     by_ratio = [
         Pruning(ratio, criterion, reducer)
@@ -117,9 +123,9 @@ def settings_of(
 
 
 def answers_to(classifier: Classifier, batch: Batch, settings: Sequence[Pruning]) -> Answers:
-    """The answers to one batch of images.
+    """Run one batch of images under each setting.
 
-    Their numbers are the seeds of the random criterion: it prunes every image by a pattern of its own.
+    The image numbers are the seeds of the random criterion, so each image gets its own pattern.
     """
     if len(batch.numbers) == 0:
         nothing = np.empty((len(settings), 0))
@@ -141,7 +147,7 @@ def answers_to(classifier: Classifier, batch: Batch, settings: Sequence[Pruning]
 
 
 def _costs(model: PrunedViT, setting: Pruning, output: Output) -> tuple[list[float], list[float]]:
-    """Keep ratio and compute of each image."""
+    """Return the keep ratio and the compute of each image."""
     images = len(output.logits)
     if setting.keep_mass is None or not len(output.kept):
         share = compute(model.arch, model.stages, setting.keep_ratio, setting.reducer)
@@ -161,10 +167,10 @@ def rows_of(
     speeds: Float[np.ndarray, "rounds settings"] | None = None,
     model: str = "",
 ) -> list[Row]:
-    """A row for each setting, of which the first is the unpruned model.
+    """Compute a row for each setting. The first setting must be the unpruned model.
 
-    With a ``reference``, the difference of every other method to it at the same ratio. ``speeds`` [rounds,
-    settings]: images/s; nan for a setting that was not timed.
+    With a ``reference``, the rows of other methods have the difference to it at the same ratio. ``speeds``
+    [rounds, settings]: images/s; NaN for a setting that was not timed.
     """
     correct = (answers.classes == answers.truth).astype(float)
     agrees = (answers.classes == answers.classes[0]).astype(float)
@@ -193,7 +199,7 @@ def rows_of(
             keep_mass=setting.keep_mass,
             model=model,
         )
-        # At an equal mass, two criteria do not cost the same: that would be no fair difference.
+        # At the same mass, criteria differ in cost, so a difference would not be a fair comparison.
         if reference is not None and setting.prunes and setting.keep_mass is None:
             name = method_name(*reference)
             if row.method != name:
@@ -221,5 +227,5 @@ def _percent(shares: np.ndarray) -> float:
 
 
 def _standard_error(shares: np.ndarray) -> float:
-    """Of the mean, in points."""
+    """Return the standard error of the mean, in percentage points."""
     return round(100 * float(shares.std(ddof=1)) / math.sqrt(len(shares)), 2) if len(shares) > 1 else 0.0

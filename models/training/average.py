@@ -1,7 +1,7 @@
-"""`trimvit average`: the mean of several checkpoints' weights (a model soup, arXiv 2203.05482, section 2).
+"""`trimvit average`: average the weights of several checkpoints (a model soup, arXiv 2203.05482, section 2).
 
-Runs that start from one another or from the same weights are in one basin. Their mean costs no more to serve
-than any of them, and is often more accurate than all.
+Runs that start from each other or from the same weights lie in the same loss basin. Their mean costs the same
+to serve as any one of them, and is often more accurate than each.
 """
 
 from dataclasses import replace
@@ -15,8 +15,8 @@ from models.training.outputs import check_output_file
 
 
 def average(config: AverageConfig) -> None:
-    """Write the uniform mean, in the dtype of the checkpoints or, where these differ, one that holds them.
-    Raises OutputError, and ModelError for checkpoints that are not of one kind."""
+    """Write the uniform mean of the checkpoints, in their dtype, or in a dtype that can represent all of
+    theirs. Raises OutputError, and ModelError if the checkpoints differ in anything but their weights."""
     check_output_file(config.output)
     loaded = [load(str(path)) for path in config.models]
     cards = [model.card for model in loaded]
@@ -41,13 +41,13 @@ def average(config: AverageConfig) -> None:
     widest = {name: reduce(torch.promote_types, (of[name] for of in dtypes)) for name in states[0]}
     vit = loaded[0].model.vit
     with torch.no_grad():
-        # Added up in float64: the order of the checkpoints does not matter.
+        # Averaged in float64, so that the order of the checkpoints does not matter.
         vit.load_state_dict(
             {
                 name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(tensor.dtype)
                 for name, tensor in states[0].items()
             }
         )
-    # A cascade was fitted for other weights.
+    # The cascades were fitted for the original weights.
     card = replace(cards[0], cascade=None, origin={"mean_of": [dict(card.origin) for card in cards]})
     save(config.output, vit, card, widest)

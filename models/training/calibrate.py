@@ -23,7 +23,7 @@ from models.training.outputs import check_output_file
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted cascade, and what share of the images that it was fitted on its first run was unsure of."""
+    """A fitted cascade. ``unsure``: the share of the images it was fitted on that need a second run."""
 
     cascade: Cascade
     unsure: float
@@ -31,8 +31,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The ``candidates`` as they were compared, the cheapest first, and the ``chosen`` one as it was written:
-    the cheapest, with a margin fitted on images that had no say in the choice."""
+    """The result of a calibration. ``candidates``: the compared cascades, cheapest first. ``chosen``: the
+    cheapest, as it was written. Its margin is fitted on images that were not used for the choice, unless
+    there is only one candidate."""
 
     candidates: list[Candidate]
     chosen: Candidate
@@ -41,8 +42,8 @@ class Calibration:
 def calibrate(config: CalibrateConfig) -> Calibration:
     """Compare the candidates, and write the model with the cheapest one.
 
-    Raises ModelError, FileNotFoundError without images, BrokenImageError, and UnreachableAgreementError with
-    too few.
+    Raises ModelError, BrokenImageError, FileNotFoundError if there are no images, and
+    UnreachableAgreementError if there are too few.
     """
     check_output_file(config.output)
     samples, remarks = unlabelled(config.data)
@@ -90,7 +91,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     ]
     candidates.sort(key=lambda candidate: candidate.cascade.compute)
     chosen = _candidate(firsts[cheapest], fitted, config.agreement, name)
-    # Loaded anew: the classifier has its weights in its own precision.
+    # Load the model again, because the classifier may have converted the weights to another precision.
     again = load(config.model, architecture=config.architecture)
     vit = again.model.vit
     save(config.output, vit, replace(again.card, cascade=chosen.cascade), dtypes_of(vit.state_dict()))
@@ -98,7 +99,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
 
 
 def _scores(classifier: Classifier, pixels: Tensor, prunings: list[Pruning]) -> dict[Pruning, np.ndarray]:
-    """Scores [B, classes] under each pruning."""
+    """Compute the scores [B, classes] for each pruning."""
     outputs = classifier.compare(pixels, [[pruning] * len(pixels) for pruning in prunings])
     return {
         pruning: classifier.scores_of(output.logits).cpu().numpy()
@@ -121,7 +122,7 @@ def _candidate(first: Pruning, fitted: Fitted, agreement: float, dtype: str) -> 
 
 
 def table(candidates: list[Candidate]) -> str:
-    """The candidates as a Markdown table."""
+    """Format the candidates as a Markdown table."""
     titles = ["keep_ratio", "method", "margin", "run again %", "compute"]
     rows = [
         [

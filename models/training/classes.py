@@ -1,4 +1,4 @@
-"""Matches class folders with classes. The order of class folders is only defined here."""
+"""Match class folders with the classes of a model. The order of class folders is defined only here."""
 
 import re
 import unicodedata
@@ -18,20 +18,20 @@ _SYNSET = re.compile(r"n\d{8}")
 
 
 class ClassesError(ValueError):
-    """The class folders cannot be matched with the classes. The text says what to do."""
+    """The class folders cannot be matched with the classes. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The class of each folder, and what a person should know about the match (a line each)."""
+    """The class index of each folder, and remarks for the user about the match (one line each)."""
 
     index: Mapping[str, int]
     remarks: tuple[str, ...] = ()
 
 
 def natural_order(folders: Collection[str]) -> list[str]:
-    """timm's order of classes: numbers in names by their value, letters whatever their case. Names that are
-    the same to timm are ordered as text."""
+    """Sort folders in timm's class order: numbers in names by value, letters case-insensitively. Names that
+    are equal in timm's order are sorted as text."""
     return sorted(folders, key=lambda name: (_natural_key(name), name))
 
 
@@ -42,13 +42,15 @@ def match(
     *,
     empty: Collection[str] = (),
 ) -> Matched:
-    """The class of each folder by a checkpoint's ``labels``, or by the names of the folders that it was
-    ``trained`` on, both in class order; labels without a folder are fine. A name that is equal goes before
-    one that differs in case, blanks, `_` and `-`, and that before one of several synonyms.
+    """Match each folder with a class.
 
-    A checkpoint without labels leaves the order of the folders, which must then be as many as its classes,
-    but for those that are ``empty``. Raises ClassesError for a folder that is no class or may be several,
-    and for two folders of one class.
+    ``labels`` are the checkpoint's labels, ``trained`` the names of the folders that it was trained on, both
+    in class order. Labels may lack a folder. An exact match takes precedence over one that ignores case,
+    whitespace, slashes, `_` and `-`, and that over a match with one of several synonyms in a label.
+
+    If the checkpoint has no labels, folders are matched by number if all names are class numbers, otherwise
+    in order; then there must be as many folders as classes, not counting ``empty`` ones. Raises ClassesError
+    if a folder matches no class or several, or if two folders match the same class.
     """
     if trained is None:
         trained = _synsets(labels)
@@ -80,9 +82,9 @@ def match(
 
 
 def _by_order(folders: Collection[str], classes: int, empty: Collection[str]) -> Matched:
-    """For a checkpoint that does not say what its classes are."""
+    """Match folders by number or by order, for a checkpoint without labels."""
     filled = set(folders) - set(empty)
-    # Trained elsewhere, empty folders were no classes (timm) or not there (torchvision refuses them).
+    # In other training code, empty folders are not classes (timm) or an error (torchvision).
     own = sorted(folders if len(folders) == classes else filled)
     by_number = _by_number(own, classes)
     remarks: list[str] = []
@@ -115,7 +117,7 @@ def _by_order(folders: Collection[str], classes: int, empty: Collection[str]) ->
 
 
 def _ways(labels: Sequence[str], trained: Sequence[str] | None) -> list[dict[str, set[int]]]:
-    """From names to classes, the surest way first."""
+    """Build maps from names to classes, in order of precedence."""
     names = trained or ()
     return [
         _places(names),
@@ -127,7 +129,7 @@ def _ways(labels: Sequence[str], trained: Sequence[str] | None) -> list[dict[str
 
 
 def _find(folder: str, ways: Sequence[Mapping[str, set[int]]]) -> set[int]:
-    """The classes that a folder may be of."""
+    """Return the classes that a folder name may mean."""
     loose = _loose(folder)
     for way, name in zip(ways, (folder, folder, loose, loose, loose), strict=True):
         if name in way:
@@ -152,8 +154,8 @@ def _places_of_many(names: Iterable[Iterable[str]]) -> dict[str, set[int]]:
 
 
 def _loose(name: str) -> str:
-    """Without what differs between a label and the folder that people make of it. (macOS spells an umlaut in
-    two characters.)"""
+    """Normalize a name, ignoring the usual differences between a label and a folder name. (macOS stores an
+    umlaut as two characters.)"""
     return re.sub(r"[\s_/\\-]+", " ", unicodedata.normalize("NFKC", name).casefold().strip())
 
 
@@ -162,7 +164,7 @@ def _synonyms(label: str) -> list[str]:
 
 
 def _of_synset(folder: str) -> list[str]:
-    """What ImageNet calls the folder, if it is named by WordNet's number (n01440764)."""
+    """Return ImageNet's names for a folder that is named by a WordNet ID (n01440764)."""
     if not _SYNSET.fullmatch(folder):
         return []
     try:
@@ -178,7 +180,8 @@ def _all_synsets() -> ImageNetInfo:
 
 
 def _synsets(labels: Sequence[str]) -> list[str] | None:
-    """ImageNet's folders, where the labels are its own: two of its classes are called crane."""
+    """Return ImageNet's folder names if the labels are ImageNet's. Labels alone are ambiguous: two classes
+    are called crane."""
     subset = infer_imagenet_subset({"num_classes": len(labels)})
     if subset is None:
         return None
@@ -194,7 +197,8 @@ def _are_placeholders(labels: Sequence[str]) -> bool:
 
 
 def _by_number(folders: Collection[str], classes: int) -> dict[str, int] | None:
-    """Class numbers that the folders are named by, if all are."""
+    """Return the class numbers that the folders are named by; None unless all names are distinct numbers
+    below ``classes``."""
     if not all(re.fullmatch(r"[0-9]+", name) for name in folders):
         return None
     index = {name: int(name) for name in natural_order(folders)}
@@ -202,7 +206,7 @@ def _by_number(folders: Collection[str], classes: int) -> dict[str, int] | None:
 
 
 def _natural_key(name: str) -> list[str | int]:
-    """timm.utils.misc.natural_key, which fails for some digits that are no decimals, as in 'x²'."""
+    """Like timm.utils.misc.natural_key, which fails for digits that are not decimals, as in 'x²'."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 

@@ -1,4 +1,4 @@
-"""The commands of `models.training` as functions of their settings. Each returns an exit code."""
+"""The training commands as functions of their settings. Each returns an exit code."""
 
 import json
 import sys
@@ -67,7 +67,7 @@ def _reports_expected_errors(command: Callable[[Config], int]) -> Callable[[Conf
 
 @_reports_expected_errors
 def train(config: TrainConfig) -> int:
-    """Fine-tune, and resume a run in the output folder."""
+    """Fine-tune a model, or resume the run in the output folder."""
     try:
         report = fine_tune(config)
     except KeyboardInterrupt:
@@ -81,7 +81,7 @@ def train(config: TrainConfig) -> int:
 
 @_reports_expected_errors
 def average(config: AverageConfig) -> int:
-    """Write the mean of checkpoints."""
+    """Average checkpoints and write the result."""
     run_average(config)
     print(f"the mean of {len(config.models)} checkpoints is {config.output}")
     return 0
@@ -89,7 +89,7 @@ def average(config: AverageConfig) -> int:
 
 @_reports_expected_errors
 def evaluate(config: EvaluateConfig) -> int:
-    """Evaluate and print the table."""
+    """Evaluate a model and print the table."""
     rows = run_evaluation(config)
     print(f"{config.model} on {rows[0].images} images of {config.data}\n\n{table(rows)}")
     if config.output is not None:
@@ -113,7 +113,7 @@ def head(config: HeadConfig) -> int:
 
 @_reports_expected_errors
 def sweep(config: SweepConfig) -> int:
-    """Sweep, resume a sweep in the output folder, and print the table."""
+    """Run a sweep, or resume the one in the output folder, and print the table."""
     try:
         rows = run_sweep(config)
     except KeyboardInterrupt:

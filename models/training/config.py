@@ -1,7 +1,6 @@
-"""The settings of a training run: one frozen record, which the command line, the resume state and the
-model card share.
+"""The settings of the training commands. The command line, the resume state and the model card share them.
 
-Above 300 lines: a flag each, with the description that is its help.
+This file has more than 300 lines because each setting has the description that `--help` prints.
 """
 
 import re
@@ -16,7 +15,7 @@ from models.schedule import Criterion, Reducer
 from models.stage_flag import BlocksFlag
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
-# What several commands ask for alike.
+# Settings that several commands share.
 BatchSize = Annotated[int, Field(ge=1)]
 Workers = Annotated[int, Field(ge=0, description="Number of processes that read images.")]
 Dtype = Annotated[DtypeName, Field(description="As for trimvit serve.")]
@@ -53,7 +52,7 @@ Limit = Annotated[int | None, Field(ge=1, description="Maximum number of images,
 
 
 class TrainConfig(BaseModel):
-    """Fine-tune a pretrained ViT on a folder of images (one sub-folder a class) with pruning switched on."""
+    """Fine-tune a pretrained ViT on a folder of images (one sub-folder per class) with pruning enabled."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -195,7 +194,8 @@ class TrainConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _life_alone(cls, values: Any) -> Any:
-        """A predictor that no step would train is not what is meant."""
+        """With ``life`` and no explicit criteria, use the criterion life, so that steps train the
+        predictor."""
         if isinstance(values, dict) and values.get("life") is True and "criteria" not in values:
             return {**values, "criteria": ("life",)}
         return values
@@ -239,7 +239,8 @@ class TrainConfig(BaseModel):
 
 
 class EvaluateConfig(BaseModel):
-    """Top-1, agreement with the unpruned model, compute and images/s on a folder of labelled images."""
+    """Measure top-1, agreement with the unpruned model, compute and images/s on a folder of labelled
+    images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -270,7 +271,7 @@ class EvaluateConfig(BaseModel):
 
 
 class HeadConfig(BaseModel):
-    """Fit a linear head on the features of a network, which stays as it is: a classifier in minutes.
+    """Fit a linear head on the features of a frozen network: a classifier in minutes.
 
     `trimvit serve --model MODEL --head OUTPUT` serves it."""
 
@@ -294,7 +295,7 @@ class HeadConfig(BaseModel):
 
 
 class SweepConfig(BaseModel):
-    """Compare methods over keep ratios on a folder of labelled images: table, plots, pictures."""
+    """Compare pruning methods over keep ratios on a folder of labelled images: table, plots, pictures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -356,7 +357,7 @@ class SweepConfig(BaseModel):
 
     @property
     def labelled_models(self) -> dict[str, str]:
-        """The model references by label. Without one, the label is the last part of the reference's name."""
+        """The model references by label. The default label is the last part of the reference."""
         return dict(map(_labelled, self.models))
 
     @model_validator(mode="after")
@@ -381,7 +382,8 @@ def _labelled(text: str) -> tuple[str, str]:
 
 
 class CalibrateConfig(BaseModel):
-    """Fit a cascade on images without labels: a cheap first run, and the unpruned model for the unsure."""
+    """Fit a cascade on images without labels: a cheap first run, then the unpruned model for uncertain
+    images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -418,7 +420,8 @@ class CalibrateConfig(BaseModel):
 
 
 class AverageConfig(BaseModel):
-    """Write the mean of several checkpoints' weights: runs that started from one another or from the same."""
+    """Average the weights of several checkpoints, from runs that started from each other or from the same
+    weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""How similarly two criteria rank the patches of an image: Spearman's rank correlation."""
+"""Measure how similarly criteria rank the patches of an image, by Spearman's rank correlation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from models.schedule import Criterion, Pruning
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Between the criteria's importance at the first stage: the mean over images, and its standard error."""
+    """The rank correlation between criteria at the first stage: mean over images, and its standard error."""
 
     criteria: tuple[Criterion, ...]
     images: int
@@ -24,7 +24,7 @@ class RankCorrelation:
 def rank_correlation(
     classifier: Classifier, batches: Iterable[Tensor], criteria: Sequence[Criterion]
 ) -> RankCorrelation:
-    """Of the criteria, over the images of batches of uint8 pixels."""
+    """Compute the rank correlation of the criteria over batches of uint8 pixels."""
     values = []
     images = 0
     for pixels in batches:
@@ -46,8 +46,8 @@ def rank_correlation(
 
 
 def spearman(values: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows rows"]:
-    """Spearman's rank correlation of every two rows: Pearson's of their ranks, equal values sharing the mean
-    of theirs. 0 where a row has one value only, and so no order."""
+    """Compute Spearman's rank correlation of each pair of rows: Pearson's correlation of their ranks, with
+    the mean rank for ties. 0 if all values of a row are equal."""
     centred = np.array([_ranks(row) for row in values]) - (values.shape[1] - 1) / 2
     lengths = np.sqrt((centred**2).sum(axis=1))
     scaled = centred / np.where(lengths > 0, lengths, 1.0)[:, np.newaxis]
@@ -55,6 +55,6 @@ def spearman(values: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, "rows row
 
 
 def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """From 0; of equal values, the mean of the ranks that they take together."""
+    """Return the ranks from 0; ties get the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts + 1) / 2)[place]

@@ -1,4 +1,4 @@
-"""Images as training and evaluation data: their order, their random augmentation, and their classes."""
+"""Datasets for training and evaluation: images, their order, random augmentation and classes."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,14 @@ from models.training.folders import check_is_a_folder
 from models.training.reading import Broken, Pixels, pixels, whole
 from models.transforms import InputSpec
 
-# An image and the number of its class.
+# The path of an image and its class index.
 Sample = tuple[Path, int]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One place of a batch: its number, its class, and the pixels, or None if no image could be read.
-    ``broken``: the images that were tried in vain."""
+    """One item of a batch. ``number``: the index of the image. ``truth``: its class index. ``pixels``: None
+    if no image could be read. ``broken``: the images that could not be read."""
 
     number: int
     truth: int
@@ -40,7 +40,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of a batch that could be read, with their numbers and classes, and those that could not."""
+    """A batch: the images that could be read, with their numbers and classes, and the ``broken`` ones."""
 
     numbers: Int[np.ndarray, " images"]
     truth: Int[np.ndarray, " images"]
@@ -49,7 +49,7 @@ class Batch:
 
 
 def joined(items: Sequence[Item]) -> Batch:
-    """The items as one batch."""
+    """Collate items into a batch."""
     read = [item for item in items if item.pixels is not None]
     arrays = [item.pixels for item in read if item.pixels is not None]
     return Batch(
@@ -61,7 +61,7 @@ def joined(items: Sequence[Item]) -> Batch:
 
 
 class Photographs(Dataset[Item]):
-    """Images preprocessed as in serving."""
+    """Dataset of images that are preprocessed as in serving."""
 
     def __init__(self, samples: Sequence[Sample], spec: InputSpec) -> None:
         self.samples = samples
@@ -79,14 +79,15 @@ class Photographs(Dataset[Item]):
 
 
 class AugmentedPhotographs(Dataset[Item]):
-    """Random crops, flips and colours, or ``auto_augment`` (timm's) in place of the colours. An item's key is
-    (epoch, number): its randomness follows from the key and the seed alone, so a resumed run sees what an
-    uninterrupted one would, with any number of workers. Raises ValueError for an ``auto_augment`` that timm
-    does not know.
+    """Dataset of images with random crops, flips and color jitter. ``auto_augment``, one of timm's policies,
+    replaces the color jitter.
 
-    In place of an image that cannot be read stands the next of its class that can: batches stay whole,
-    classes keep their weight, and which image it is follows from the files alone. ``samples`` are in the
-    order of their classes.
+    The key of an item is (epoch, number). Its randomness depends only on the key and ``seed``, so a resumed
+    run gets the same images as an uninterrupted one, with any number of workers.
+
+    An image that cannot be read is replaced by the next readable one of its class. This keeps batches
+    complete and class weights unchanged, and the choice depends only on the files. ``samples`` are in the
+    order of their classes. Raises ValueError for an ``auto_augment`` that timm does not know.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class AugmentedPhotographs(Dataset[Item]):
 
 @contextmanager
 def _own_randomness() -> Iterator[None]:
-    """While inside, random numbers are drawn that nobody outside misses."""
+    """Context that restores the random generators of Python, numpy and torch (on the CPU) on exit."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         yield
@@ -142,14 +143,15 @@ def _own_randomness() -> Iterator[None]:
 
 
 def _seed(seed: int) -> None:
-    """torchvision draws from torch's generator, timm from Python's and numpy's."""
+    """Seed all random generators: torchvision uses torch's, timm uses Python's and numpy's."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
 
 def _auto_augment(text: str, size: int) -> Callable[[Image.Image], Image.Image]:
-    """timm's transform of that name. What is moved out of the picture is filled with grey."""
+    """Create timm's transform for a policy. Areas outside the image are filled with gray. Raises ValueError
+    for an unknown policy."""
     settings = {"translate_const": int(size * 0.45), "img_mean": (128, 128, 128)}
     makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
     try:
@@ -162,9 +164,12 @@ def _auto_augment(text: str, size: int) -> Callable[[Image.Image], Image.Image]:
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """The (epoch, number) keys of each step from ``first_step`` on: every epoch a new seeded shuffle, the
-    last incomplete batch of an epoch left out. Of ``count`` processes, that of ``rank`` gets an equal share
-    of each batch. Raises ValueError if there is less than a batch, or a batch has no equal shares."""
+    """Batch sampler that yields the (epoch, number) keys of each step, starting at ``first_step``.
+
+    Each epoch is shuffled anew, depending on ``seed``, and its last incomplete batch is dropped. Each of
+    ``count`` processes gets an equal share of a batch, according to its ``rank``. Raises ValueError if there
+    are fewer images than a batch, or if a batch cannot be divided equally.
+    """
 
     def __init__(
         self,
@@ -206,19 +211,19 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
 
 def spread(total: int, limit: int | None) -> list[int]:
-    """The places of all images, or of as many as the limit allows, at even distances."""
+    """Return the indices of all items, or of ``limit`` evenly spaced ones."""
     images = total if limit is None else min(limit, total)
     return [place * total // images for place in range(images)]
 
 
 def spread_samples(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """All images, or as many as the limit allows, at even distances."""
+    """Return all samples, or ``limit`` evenly spaced ones."""
     return [samples[place] for place in spread(len(samples), limit)]
 
 
 def unlabelled(folder: Path) -> tuple[list[Sample], tuple[str, ...]]:
-    """The images of a folder and its sub-folders by path, all of class 0, and what a person should know of
-    the rest. Raises FileNotFoundError if there is no image, FolderError and OSError."""
+    """List the images of a folder and its sub-folders by path, all with class 0, and remarks for the user
+    about skipped files. Raises FileNotFoundError if there are no images, FolderError and OSError."""
     check_is_a_folder(folder)
     found = contents(folder)
     if not found.images:

@@ -1,4 +1,4 @@
-"""`trimvit evaluate`: the cost and the accuracy of each criterion at each ratio, paired image by image."""
+"""`trimvit evaluate`: measure cost and accuracy of each method at each keep ratio, on the same images."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,8 +23,8 @@ _ROUNDS = 3
 
 
 def evaluate(config: EvaluateConfig) -> list[Row]:
-    """One row per ratio and criterion; ratio 1 comes once. Raises ModelError, FolderError and ClassesError
-    if the folder does not fit the model, and BrokenImageError."""
+    """Measure a row per ratio and method; ratio 1 has a single row. Raises ModelError, BrokenImageError, and
+    FolderError or ClassesError if the folder does not fit the model."""
     if config.output is not None:
         check_output_file(config.output)
     device = choose_device(config.device)
@@ -61,9 +61,9 @@ _COLUMNS: tuple[_Column, ...] = (
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, for a terminal and a model card alike.
+    """Format rows as a Markdown table.
 
-    The columns of model, mass, difference and speed are there where any row has something to say in them.
+    The columns for model, mass, difference and speed are only included if they are needed.
     """
     columns = list(_COLUMNS)
     if any(row.keep_mass is not None for row in rows):

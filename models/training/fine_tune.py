@@ -1,7 +1,7 @@
-"""`trimvit train`: fine-tune with pruning, at one ratio or at ratios drawn per step.
+"""`trimvit train`: fine-tune with pruning, at a fixed keep ratio or at one drawn per step.
 
-All randomness of a step follows from (seed, step), so a run that was interrupted and resumed gives the same
-result as one that was not.
+All randomness of a step depends only on (seed, step), so a run that was interrupted and resumed has the same
+result as an uninterrupted one.
 """
 
 import random
@@ -51,8 +51,8 @@ from models.training.validation import Validation
 
 @dataclass(frozen=True)
 class TrainReport:
-    """Where the checkpoint is, and how long this call trained. ``best``: the step whose model it is, if there
-    was a validation. ``leads``: whether this process is the one that wrote it."""
+    """The result of a training. ``steps`` and ``seconds``: the work of this call only. ``best``: the step of
+    the saved model, if there was a validation. ``leads``: whether this process wrote the checkpoint."""
 
     checkpoint: Path
     steps: int
@@ -62,12 +62,12 @@ class TrainReport:
 
 
 def fine_tune(config: TrainConfig) -> TrainReport:
-    """Train from the start or from the output folder's resume state.
+    """Train from the start, or resume from the state in the output folder.
 
-    Raises ResumeError if that state is of other settings or images, ModelError for weights that do not
-    fit, DivergedError, FolderError and ClassesError for a folder that is none of classes, OutputError,
-    BrokenImageError, OSError for a device that is not there, and ValueError for settings that do not go
-    together.
+    Raises ResumeError if that state is from other settings or images, ModelError if weights do not fit,
+    FolderError or ClassesError if the folder does not contain suitable classes, OSError if the device does
+    not exist, ValueError for settings that contradict each other, DivergedError, OutputError and
+    BrokenImageError.
     """
     processes = of_environment()
     device = choose_device(processes.device(config.device) if config.device != "auto" else "auto")
@@ -77,7 +77,7 @@ def fine_tune(config: TrainConfig) -> TrainReport:
 
 
 class _Training:
-    """A run in one process."""
+    """One process of a training run."""
 
     def __init__(self, config: TrainConfig, processes: Processes, device: str) -> None:
         self.config, self.processes, self.device = config, processes, device
@@ -94,7 +94,7 @@ class _Training:
             self.folder.prepare(config.data)
         processes.wait()
         self.broken = BrokenImages(config.broken_images)
-        torch.manual_seed(config.seed)  # of the new head
+        torch.manual_seed(config.seed)  # for the initialization of a new head
         start = create(
             config.architecture,
             config.weights,
@@ -116,7 +116,7 @@ class _Training:
             give_pools(start, stages, config.frozen_blocks)
         vit = start.vit.to(device)
         static = give_static(start, config.static_blocks, stages)
-        if self.folder.resumes:  # its state has them
+        if self.folder.resumes:  # the resume state has the weights
             make_static(vit, config.static_blocks)
         else:
             inherit(start, static, self.samples, self.broken, config.workers)
@@ -158,7 +158,7 @@ class _Training:
         self.folder.resume(self.state, self.broken)
 
     def run(self) -> TrainReport:
-        """The steps that are left, and the checkpoint."""
+        """Run the remaining steps and write the checkpoint."""
         config, state = self.config, self.state
         first_step, started = state.step, time.monotonic()
         forward = self._forward()
@@ -209,7 +209,7 @@ class _Training:
         )
 
     def _forward(self) -> nn.Module:
-        """The model, or what keeps it equal in all processes."""
+        """Return the model, wrapped for distributed training if there are several processes."""
         if self.processes.count == 1:
             return self.model
         on = [torch.device(self.device)] if self.device.startswith("cuda") else None
@@ -217,7 +217,8 @@ class _Training:
             self.model,
             device_ids=on,
             broadcast_buffers=False,
-            # In steps by other criteria or reducers, and in those that prune nothing.
+            # The predictor and the queries are unused in steps with other criteria or reducers, and in steps
+            # without pruning.
             find_unused_parameters=self.config.life or "pool" in self.config.reducers,
         )
 
@@ -238,7 +239,7 @@ class _Training:
         for number, (some_inputs, some_wanted) in enumerate(parts, start=1):
             exchange: AbstractContextManager[None] = nullcontext()
             if isinstance(forward, DistributedDataParallel) and number < len(parts):
-                exchange = forward.no_sync()  # gradients are exchanged with the last part
+                exchange = forward.no_sync()  # gradients are synchronized with the last part
             with exchange:
                 with torch.autocast(
                     torch.device(self.device).type, dtype=torch.bfloat16, enabled=config.bf16
@@ -264,11 +265,12 @@ class _Training:
         recorder.step(figures, torch.stack(losses).mean(), torch.cat(correct).float().mean())
 
     def _weights(self) -> Network:
-        """What is validated and saved."""
+        """Return the network that is validated and saved: the moving average if there is one."""
         return self.state.vit if self.state.ema is None else self.state.ema.module
 
     def _validate(self, validation: Validation, recorder: Recorder) -> None:
-        """After an epoch, in the process that leads; the best model so far is kept in a file of its own."""
+        """Validate after an epoch, in the leading process. The best model so far is kept in a separate
+        file."""
         state = self.state
         refuse_divergence(state)
         if self.processes.leads:
@@ -305,12 +307,13 @@ def _draw(config: TrainConfig, step: int) -> Pruning:
     draw = random.Random(hash((config.seed, step)))
     ratio = draw.uniform(config.min_keep_ratio, config.max_keep_ratio)
     criterion = draw.choice(config.criteria)
-    # Drawn last, so that runs which only drop draw what they always drew.
+    # The reducer is drawn last, so that the other draws do not depend on the choice of reducers.
     return Pruning(ratio, criterion, draw.choice(config.reducers), seed=step)
 
 
 def _refuse_a_lost_class(batch: Batch, batch_size: int) -> None:
-    """Another image of its class stands in for a broken one; a class without any is not passed over."""
+    """Raise BrokenImageError if a batch is incomplete. A broken image is replaced by another one of its
+    class, so this means that a class has no readable image."""
     if len(batch.numbers) < batch_size:
         folder = batch.broken[-1].path.parent
         raise BrokenImageError(f"none of the images of {shown(folder)} can be read: {batch.broken[-1]}")

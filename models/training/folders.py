@@ -1,4 +1,4 @@
-"""A folder with a sub-folder of images for each class, as people really have them."""
+"""Read a folder with one sub-folder of images per class, and handle common irregularities."""
 
 import os
 from collections.abc import Mapping
@@ -9,19 +9,20 @@ from models.image_files import PassedOver, contents, is_hidden, told
 from models.names import shown
 from models.training.classes import natural_order
 
-# Sub-folders called so are the parts of a data set, and no classes.
+# Sub-folders with these names are the parts of a dataset, not classes.
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 
 class FolderError(ValueError):
-    """The folder does not contain classes of images. The text says what to do."""
+    """The folder does not contain classes of images. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The images of each class folder, by path, and what a person should know about the rest (a line each).
+    """The images of each class folder, sorted by path, and remarks for the user about the rest (one line
+    each).
 
-    The class folders come in `natural_order`; which class each of them is, `models.training.classes` says.
+    The class folders are in `natural_order`. `models.training.classes` matches them with classes.
     """
 
     root: Path
@@ -35,8 +36,8 @@ class ClassFolders:
 
 
 def class_folders(root: Path) -> ClassFolders:
-    """What the folder holds. Hidden folders and files are left out. Raises FolderError if there are no
-    classes, or where its sub-folders look like the parts of a data set."""
+    """Read the class folders and their images. Hidden files and folders are skipped. Raises FolderError if
+    there are no classes, or if the sub-folders look like the parts of a dataset."""
     check_is_a_folder(root)
     sub_folders = [entry for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name)]
     real = {os.path.realpath(entry.path): entry.name for entry in sub_folders if not entry.is_symlink()}
@@ -72,7 +73,7 @@ def class_folders(root: Path) -> ClassFolders:
 
 
 def check_is_a_folder(root: Path) -> None:
-    """Raises FolderError."""
+    """Raise FolderError if the path is not an existing folder."""
     if root.is_dir():
         return
     if root.exists():
@@ -81,8 +82,8 @@ def check_is_a_folder(root: Path) -> None:
 
 
 def _refuse_parts(root: Path, images: Mapping[str, tuple[Path, ...]]) -> None:
-    """Where someone gave the folder above the one that holds the classes, the classes would be train and
-    val."""
+    """Raise FolderError if the user gave the parent of the right folder, so that the classes would be train
+    and val."""
     parts = [
         name
         for name, paths in images.items()

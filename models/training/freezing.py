@@ -1,4 +1,4 @@
-"""Frozen blocks, and the computations that they save."""
+"""Freeze the first blocks of a network, and share their computation with a teacher."""
 
 import torch
 from timm.models import group_parameters
@@ -7,8 +7,8 @@ from models.pruned_vit import PrunedViT
 
 
 def freeze_first_blocks(model: PrunedViT, count: int) -> None:
-    """Let so many blocks and all that comes before them stay as they are. Raises ValueError if no
-    block would be left to train."""
+    """Freeze the first ``count`` blocks and everything before them. Raises ValueError if no block would be
+    left to train."""
     if count == 0:
         return
     if count >= model.arch.depth:
@@ -23,12 +23,13 @@ def freeze_first_blocks(model: PrunedViT, count: int) -> None:
 
 
 def begin_alike(student: PrunedViT, teacher: PrunedViT) -> bool:
-    """Whether `PrunedViT.begin` gives the same for both and nothing of it is trained: once is then enough."""
+    """Whether `PrunedViT.begin` computes the same for both and none of its weights are trained, so that it
+    needs to run only once."""
     first_stages = {min(model.stages.blocks, default=0) for model in (student, teacher)}
     if len(first_stages) > 1 or student.arch != teacher.arch:
         return False
     if any(getattr(module, "drop_prob", 0) for module in student.modules()):
-        return False  # the student's blocks are left out at random
+        return False  # stochastic depth skips blocks of the student at random
     own, others = student.vit.state_dict(), teacher.vit.state_dict()
     trained = {name for name, parameter in student.vit.named_parameters() if parameter.requires_grad}
     return all(
@@ -38,7 +39,7 @@ def begin_alike(student: PrunedViT, teacher: PrunedViT) -> bool:
 
 
 def _start(model: PrunedViT, blocks: int) -> set[str]:
-    """The parameters of so many blocks and of all that comes before them."""
-    # 0: what comes before the blocks; then one number a block, as layer_decay counts.
+    """Return the names of the parameters of the first ``blocks`` blocks and of everything before them."""
+    # Group 0 is everything before the blocks, then one group per block, as for layer_decay.
     numbers = group_parameters(model.vit, model.vit.group_matcher(coarse=False), reverse=True)
     return {name for name, number in numbers.items() if number <= blocks}

@@ -1,4 +1,4 @@
-"""A folder of labelled images and a checkpoint -> images with the numbers of their classes."""
+"""List the images of a folder of labelled images, with class indices that match a checkpoint."""
 
 import json
 import logging
@@ -23,17 +23,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KnownClasses:
-    """What a checkpoint says of its classes, in their order: labels, and the names of the folders that it was
-    trained on, where these are known."""
+    """The classes of a checkpoint in class order. ``folders``: the names of the folders that it was trained
+    on; None if unknown."""
 
     labels: tuple[str, ...]
     folders: tuple[str, ...] | None = None
 
 
 def samples_for(card: Card, root: Path, *, tells: bool = True) -> list[Sample]:
-    """The images of a folder with a sub-folder for each class, in class order, by the labels of the card.
+    """List the images of a folder with one sub-folder per class, in class order. Classes are matched by the
+    card.
 
-    The log ``tells`` what was passed over and assumed. Raises FolderError and ClassesError.
+    With ``tells``, skipped files and assumptions are logged. Raises FolderError and ClassesError.
     """
     folders = class_folders(root)
     matched = match(folders.images, card.labels, card.folders, empty=folders.empty)
@@ -49,8 +50,8 @@ def samples_for(card: Card, root: Path, *, tells: bool = True) -> list[Sample]:
 def training_images(
     config: TrainConfig, teacher: LoadedModel | None
 ) -> tuple[tuple[str, ...], list[Sample], tuple[str, ...]]:
-    """The class folders in the order in which they are learned, their images likewise, and their labels.
-    Raises as `training_order` does."""
+    """Return the class folders in class order, the images in the same order, and the labels. Raises as
+    `training_order` does."""
     folders = class_folders(config.data)
     tell(*folders.remarks)
     names = label_names(config.labels, folders) if config.labels else {}
@@ -67,12 +68,13 @@ def training_order(
     start: KnownClasses | None,
     teacher: KnownClasses | None,
 ) -> tuple[str, ...]:
-    """The class folders in the order in which a network is to learn them.
+    """Return the class folders in the class order for training.
 
-    That is the order of the teacher, so that its answers mean what the labels mean; else that of the
-    checkpoint to ``start`` from, where its classes are the same, so that its head does; else timm's natural
-    order. ``labels`` are other names of the folders. Raises FolderError for less than two classes, one
-    without images and names that no checkpoint can hold, and ClassesError for a teacher of other classes.
+    This is the order of the teacher, so that its logits refer to the same classes. Otherwise it is the order
+    of the checkpoint to ``start`` from, if it has the same classes, so that its head can be reused. Otherwise
+    it is timm's natural order. ``labels`` maps folder names to labels. Raises FolderError if there are fewer
+    than two classes, if a class has no images, or for names that no checkpoint can store. Raises ClassesError
+    if the teacher has other classes.
     """
     names = natural_order(folders.images)
     for name in names:
@@ -101,8 +103,8 @@ def training_order(
 
 
 def _refuse_what_no_label_can_be(folder: str, label: str) -> None:
-    """Raises FolderError for a folder's name that is not UTF-8, and a label with control characters, which
-    would move a terminal's cursor."""
+    """Raise FolderError if a folder name is not UTF-8, or if a label is blank or has control characters,
+    which could move a terminal's cursor."""
     if any(category(sign) == "Cs" for sign in folder):
         raise FolderError(f"the name of the class folder {shown(folder)} is not UTF-8; rename it")
     if not label.strip() or any(category(sign) in ("Cc", "Cs") for sign in label):
@@ -113,7 +115,7 @@ def _refuse_what_no_label_can_be(folder: str, label: str) -> None:
 
 
 def _order_of(known: KnownClasses, names: list[str], labels: Mapping[str, str]) -> tuple[str, ...]:
-    """The folders in the order of a checkpoint's classes. Raises ClassesError if these are others."""
+    """Sort folders in the order of a checkpoint's classes. Raises ClassesError if its classes differ."""
     if len(known.labels) != len(names):
         raise ClassesError(f"it has {len(known.labels)} classes, but there are {len(names)} class folders")
     try:
@@ -130,8 +132,8 @@ def _order_of(known: KnownClasses, names: list[str], labels: Mapping[str, str]) 
 
 
 def known_classes(weights: Path) -> KnownClasses | None:
-    """The classes that the header of weights names, or a config.json of timm's beside them; None without
-    such names. Raises ModelError for what cannot be read."""
+    """Read the classes from the card of a weights file, or from timm's config.json in its folder. Returns
+    None if there are no labels. Raises ModelError if a file cannot be read."""
     file = file_at(existing(str(weights)))
     known = read_card(file) or config_in(file.parent)
     if known is None or not known.labels:
@@ -140,13 +142,14 @@ def known_classes(weights: Path) -> KnownClasses | None:
 
 
 def labels_in(path: Path | None) -> tuple[str, ...] | None:
-    """The labels of a file, in class order. Raises ModelError for one that cannot be read."""
+    """Read the labels from a file, in class order; None without a file. Raises ModelError if it cannot be
+    read."""
     return None if path is None else read_labels(path)
 
 
 def load_to_measure(config: EvaluateConfig | SweepConfig, model: str) -> LoadedModel:
-    """A model as the command wants to measure it. Raises ModelError, and ValueError for stages, labels and
-    criteria or reducers that do not fit it."""
+    """Load a model with the settings of a command. Raises ModelError, and ValueError for stages, criteria or
+    reducers that do not fit it."""
     loaded = load(
         model,
         architecture=config.architecture,
@@ -159,8 +162,8 @@ def load_to_measure(config: EvaluateConfig | SweepConfig, model: str) -> LoadedM
 
 
 def label_names(path: Path, folders: ClassFolders) -> dict[str, str]:
-    """Folder names and their labels, as a JSON file has them. Raises ValueError for another form, and
-    OSError."""
+    """Read a map from folder names to labels from a JSON file. Raises ValueError if the file has another
+    form, and OSError."""
     example = 'it must be a JSON object of folder names and labels, as in {"n01440764": "tench"}'
     try:
         names = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -191,6 +194,6 @@ def _of_empty(folders: ClassFolders) -> list[str]:
 
 
 def tell(*remarks: str) -> None:
-    """Log what a person should know, one line each."""
+    """Log remarks for the user as warnings."""
     for remark in remarks:
         log.warning("%s", remark)

@@ -1,4 +1,4 @@
-"""A life predictor for a network to train (models.life)."""
+"""Add a life predictor (models.life) to a network for training."""
 
 from models.families.pooling import averages
 from models.life import add_predictor
@@ -7,12 +7,11 @@ from models.schedule import Stages
 
 
 def give_predictor(start: Start, stages: Stages) -> None:
-    """Put one into the network, which reads what comes to the first stage: the checkpoint's own, if that was
-    made for this block.
+    """Add a life predictor before the first block that prunes. It starts with the checkpoint's weights if
+    they were made for the same block.
 
-    Raises ValueError for stages that have no first one, and for a network whose head reads patches otherwise
-    than by their average: in training, patches fade, which it would not see. ModelError for weights that do
-    not fit.
+    Raises ValueError if no block prunes, or if the head does not average patches (training lowers the weight
+    of patches, which other pooling ignores). Raises ModelError if the weights do not fit.
     """
     if not stages.blocks:
         raise ValueError("--life needs at least one block that prunes, and there are none; give --stages")

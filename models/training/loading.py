@@ -1,7 +1,7 @@
-"""Images read in advance by other processes, a batch at a time.
+"""Load batches of images in worker processes.
 
-Batches are sent through pipes: torch would put them into shared memory, of which a container has 64 MB by
-default, and which ends a training with a bus error or a hang.
+Batches are sent through pipes as numpy arrays. torch would use shared memory for tensors. A container has
+only 64 MB of it by default, and exceeding that ends training with a bus error or a hang.
 """
 
 import logging
@@ -22,11 +22,11 @@ _MOST_NAMES = 5
 
 
 class BrokenImageError(ValueError):
-    """An image cannot be read and the command is set to stop then, or no image is left."""
+    """An image cannot be read and the policy is to stop, or no readable image is left."""
 
 
 class BrokenImages:
-    """Those that were met so far: each is told once, and the first stops the command if it is to."""
+    """Collects the broken images found so far, each once. With the policy "stop", the first one raises."""
 
     def __init__(self, policy: BrokenPolicy) -> None:
         self._policy = policy
@@ -34,18 +34,18 @@ class BrokenImages:
 
     @property
     def found(self) -> dict[str, str]:
-        """Each with the reason, for the state of a run."""
+        """The reason for each broken image, for the resume state."""
         return dict(self._found)
 
     def found_before(self, found: Mapping[str, str]) -> None:
-        """Count those of the run's earlier part, too."""
+        """Add broken images from an earlier part of the run."""
         self._found.update(found)
 
     def __len__(self) -> int:
         return len(self._found)
 
     def add(self, broken: Sequence[Broken]) -> None:
-        """Raises BrokenImageError if a broken image is to stop the command."""
+        """Record broken images. Raises BrokenImageError if the policy is to stop."""
         for each in broken:
             if self._policy == "stop":
                 raise BrokenImageError(
@@ -54,8 +54,8 @@ class BrokenImages:
             self._found.setdefault(shown(each.path), each.why)
 
     def tell(self, of: int) -> None:
-        """Log what was skipped of so many images: the count, and the first ones with their reasons. Raises
-        BrokenImageError if nothing was left."""
+        """Log how many of the ``of`` images were skipped, and the first ones with their reasons. Raises
+        BrokenImageError if all of them are broken."""
         first = "; ".join(f"{path}: {why}" for path, why in list(self._found.items())[:_MOST_NAMES])
         more = len(self) - _MOST_NAMES
         names = first + (f"; and {more} more" if more > 0 else "")
@@ -66,10 +66,10 @@ class BrokenImages:
 
 
 class Batches:
-    """The batches of a dataset in their order, read by ``workers`` processes, or by this one with 0.
+    """The batches of a dataset in order, read by ``workers`` processes, or in this process if it is 0.
 
-    Either ``batch_size`` (and ``sampler``) or ``batch_sampler``, as for torch's loader. What cannot be read
-    goes to ``broken``; a batch can be empty for it.
+    ``batching`` is either ``batch_size`` (and ``sampler``) or ``batch_sampler``, as for torch's DataLoader.
+    Images that cannot be read are added to ``broken``, so a batch can be empty.
     """
 
     def __init__(self, dataset: Dataset[Item], broken: BrokenImages, workers: int, **batching: Any) -> None:
@@ -90,7 +90,7 @@ class Batches:
         try:
             return iter(self._loader)
         except (ImportError, OSError) as error:
-            # Without /dev/shm there are no semaphores, and without room for a process no process.
+            # There may be no /dev/shm for semaphores, or no resources for another process.
             log.warning(
                 "reading images in the main process, because no other process can be started (%s)", error
             )
@@ -106,12 +106,12 @@ def evaluation_batches(
     workers: int,
     first: int = 0,
 ) -> Batches:
-    """The images in a fixed order, from number ``first`` on."""
+    """Load the images in their order, starting at index ``first``."""
     numbers = range(first, len(samples))
     return Batches(Photographs(samples, spec), broken, workers, batch_size=batch_size, sampler=numbers)
 
 
 def is_reader_death(error: RuntimeError) -> bool:
-    """Whether torch says so of one of the reading processes. It may say so anywhere in this process: a
-    signal's handler raises it."""
+    """Whether the error reports the death of a DataLoader worker. torch raises it from a signal handler, so
+    it can occur anywhere in this process."""
     return str(error).startswith("DataLoader worker (pid")

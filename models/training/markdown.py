@@ -1,10 +1,10 @@
-"""Tables for people."""
+"""Markdown tables."""
 
 from collections.abc import Sequence
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of these cells, the first row its header, with columns lined up."""
+    """Format cells as a Markdown table with aligned columns. The first row is the header."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and random erasing of a batch, by timm's classes; their randomness is the step's."""
+"""Mixup, CutMix and random erasing of a batch with timm's classes, seeded per step."""
 
 import random
 
@@ -13,7 +13,7 @@ from models.training.config import TrainConfig
 
 
 class Mixing:
-    """What becomes of a normalised batch and its classes before the network sees it."""
+    """Applies random erasing, mixup or CutMix, and label smoothing to a normalized batch."""
 
     def __init__(self, config: TrainConfig, classes: int, device: str) -> None:
         self._classes = classes
@@ -28,8 +28,8 @@ class Mixing:
     def __call__(
         self, inputs: Float[Tensor, "B C height width"], truth: Int[Tensor, " B"], seed: int
     ) -> tuple[Float[Tensor, "B C height width"], Float[Tensor, "B classes"]]:
-        """The images, and how much of each class an image is to be taken for (smoothed labels)."""
-        # timm's classes draw from the global states of random and numpy; torch's is seeded by the step.
+        """Return the augmented images and the target distribution over classes (smoothed labels)."""
+        # timm's classes use the global generators of random and numpy. The step has already seeded torch's.
         random.seed(seed)
         np.random.seed(seed % 2**32)
         if self._erasing is not None:

@@ -1,4 +1,4 @@
-"""The loss of a step: the distance to the labels and, with a teacher, to its outputs."""
+"""The training loss: cross-entropy with the labels and, with a teacher, distillation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -25,14 +25,16 @@ def loss_of(
     begun_once: bool = False,
     for_teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, " B"]]:
-    """Loss of the pruned network on one batch, and whose first label is right.
+    """Compute the loss of the pruned network on one batch, and which images have the correct top-1 class.
 
-    With a teacher, and w its weight: (1 - w) CE(label) + w (KL(teacher || student) + 1 - cos(features)). The
-    logits of a few classes say little about an image; the teacher's features, which the head reads, say
-    what the pruned network should still have seen. Of a distilled model they are those of both heads, end to
-    end. ``forward``: the network as a `PrunedViT`, or what several processes wrap that in. ``begun_once``:
-    the teacher begins like it (`freezing.begin_alike`). ``for_teacher``: makes of the inputs those of a
-    teacher with another mean and standard deviation.
+    With a teacher of weight w (``distillation``), the loss is
+    (1 - w) CE(label) + w (KL(teacher || student) + 1 - cos(features)). The logits of a few classes say little
+    about an image, so the features before the head are also compared. A distilled model has the features of
+    both heads, concatenated.
+
+    ``forward``: a `PrunedViT`, or its wrapper for several processes. ``begun_once``: student and teacher
+    share the computation before the first stage (`freezing.begin_alike`). ``for_teacher``: converts inputs
+    for a teacher with another mean and standard deviation.
     """
     begun: Tokens | None = None
     if begun_once and isinstance(forward, PrunedViT):
@@ -58,11 +60,11 @@ def loss_of(
 
 
 def check_teacher(teacher: LoadedModel, model: PrunedViT) -> None:
-    """Raises ModelError if the teacher's architecture, image size or number of classes are others than
-    the student's.
+    """Raise ModelError if the teacher differs from the student in architecture, image size or number of
+    classes.
 
-    Its patches may be other ones, and other blocks of it may attend to clusters or have static attention:
-    features that the head reads are compared, not patches.
+    The patch grid may differ, and so may the blocks that attend to clusters or have static attention. The
+    loss compares the features before the head, not patches.
     """
     differ = [
         f"{name} {theirs}, not {ours}"

@@ -1,4 +1,4 @@
-"""The settings of a training run -> timm's optimizer and its schedule of the learning rate."""
+"""Create timm's optimizer and learning rate schedule from the settings of a training run."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from models.load.errors import first_line
 from models.static_attention import is_static_logits
 from models.training.config import TrainConfig
 
-# They read second derivatives, which are not computed here.
+# These need second derivatives, which are not computed here.
 _OF_SECOND_ORDER = ("adahessian",)
 
 
 def optimizer_of(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:
-    """timm's of that name. Raises ValueError for one that cannot be used here."""
+    """Create the optimizer. Raises ValueError if it cannot be used here."""
     if config.optimizer in _OF_SECOND_ORDER:
         raise ValueError(
             f"--optimizer {config.optimizer} needs second derivatives, which are not computed; the usual one "
@@ -28,7 +28,7 @@ def optimizer_of(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:
             vit,
             opt=config.optimizer,
             lr=config.learning_rate,
-            weight_decay=0.0,  # each group has its own
+            weight_decay=0.0,  # each group sets its own
             param_group_fn=lambda network: _groups(config, network),
         )
     except (AssertionError, ImportError) as error:  # it needs a GPU, or another package
@@ -38,9 +38,9 @@ def optimizer_of(config: TrainConfig, vit: Network) -> torch.optim.Optimizer:
 
 
 def _groups(config: TrainConfig, vit: Network) -> list[dict[str, Any]]:
-    """timm's groups of parameters, with a rate and a weight decay for each; and one of the logits of static
-    attention. These learn as fast as the head, which is as new, and do not decay, as that would pull the
-    attention towards even weights."""
+    """Return timm's parameter groups, each with its learning rate scale and weight decay, and a group for the
+    logits of static attention. The logits use the learning rate of the head, because both are new. They have
+    no weight decay, which would pull the attention towards uniform weights."""
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         vit,
         weight_decay=config.weight_decay,
@@ -60,12 +60,12 @@ def _groups(config: TrainConfig, vit: Network) -> list[dict[str, Any]]:
 
 
 def schedule_of(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:
-    """timm's schedule of the learning rate over so many steps, with a warm-up, between the rate that is set
-    and a hundredth of it."""
+    """Create timm's learning rate schedule over ``steps`` steps, with a warm-up. The warm-up begins, and the
+    schedule ends, at a hundredth of the peak rate."""
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.schedule,
-        num_epochs=steps,  # steps are what is counted here
+        num_epochs=steps,  # the schedule is updated per step
         updates_per_epoch=1,
         step_on_epochs=False,
         min_lr=config.learning_rate / 100,

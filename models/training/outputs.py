@@ -1,4 +1,4 @@
-"""Checks that a command can write its output, before hours of work."""
+"""Check that a command can write its output before it starts hours of work."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ from models.names import shown
 
 
 class OutputError(ValueError):
-    """The output cannot be written where it is to be; the text says what to do."""
+    """The output cannot be written to the given path. The message says what to do."""
 
 
 def check_output_file(path: Path) -> None:
-    """Raises OutputError if no such file can be written."""
+    """Raise OutputError if the file cannot be written."""
     if path.is_dir():
         raise OutputError(f"--output {shown(path)} is a folder; give a file in it")
     parent = path.parent
@@ -24,8 +24,8 @@ def check_output_file(path: Path) -> None:
 
 
 def make_output_folder(path: Path, data: Path) -> None:
-    """Make the folder if there is none. Raises OutputError if it cannot be one, or where it would
-    become a class of the images in ``data``."""
+    """Create the folder if it does not exist. Raises OutputError if this is not possible, or if it is inside
+    ``data``, where it would be read as images."""
     if path.resolve().is_relative_to(data.resolve()):
         raise OutputError(
             f"--output {shown(path)} is inside --data {shown(data)}, so its files would be read as images "

@@ -1,4 +1,4 @@
-"""Attention to clusters for a network to train (models.clusters)."""
+"""Add attention to clusters (models.clusters) to a network for training."""
 
 from models.clusters import NAME, add_clusters, clustering_of
 from models.load import ModelError, Start
@@ -7,14 +7,15 @@ from models.paca import Paca
 from models.schedule import Stages
 from models.stage_blocks import Blocks
 
-# One of PaCa's numbers (arXiv 2203.11987): as many as a grid of 7 x 7 has.
+# One of the numbers that PaCa uses (arXiv 2203.11987): as many clusters as cells in a 7 x 7 grid.
 CLUSTERS = 49
 
 
 def paca_named(blocks: Blocks, clusters: int | None, stages: Stages, depth: int) -> Paca:
-    """What the flags ask for. ``blocks`` are counted from 1; `every` are all that do not prune.
+    """Return the settings that the flags specify. ``blocks`` are counted from 1; `every` means all blocks
+    that do not prune.
 
-    Raises ValueError for stages among them, and for blocks that a network of ``depth`` does not have.
+    Raises ValueError for blocks that prune, and for blocks beyond the ``depth`` of the network.
     """
     if blocks == "every":
         named = tuple(block for block in range(depth) if block not in stages.blocks)
@@ -29,11 +30,11 @@ def paca_named(blocks: Blocks, clusters: int | None, stages: Stages, depth: int)
 
 
 def give_clusters(start: Start, paca: Paca, frozen_blocks: int) -> None:
-    """Put clusterings into the network: the checkpoint's own, if it has one of as many clusters in the
-    same block, else new ones.
+    """Add clustering modules to the network. A module starts with the checkpoint's weights if they are for
+    the same block and number of clusters; otherwise it is initialized.
 
-    Raises ValueError for new ones in the first ``frozen_blocks``, which nothing would train, and ModelError
-    for weights that do not fit.
+    Raises ValueError for a new module in the first ``frozen_blocks``, which are not trained, and ModelError
+    if the weights do not fit.
     """
     blocks = tuple(start.vit.blocks)
     add_clusters(blocks, paca, start.vit.embed_dim)

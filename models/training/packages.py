@@ -2,4 +2,4 @@
 
 
 class MissingPackageError(ImportError):
-    """A package is not installed; the text says how to get it."""
+    """A package is not installed. The message says how to install it."""

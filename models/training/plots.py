@@ -1,4 +1,5 @@
-"""Plots of a sweep, as PNGs. Readable without colours: every method has a marker and a line of its own."""
+"""Plot a sweep as PNGs. They are readable without colors, because every method has its own marker and line
+style."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from models.training.answers import Row
 from models.training.correlation import RankCorrelation
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without yellow.
+# Okabe and Ito's colors, which are safe for color-blind readers, without yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osv^D*P<>"
 _LINES = ("-", "--", "-.", ":")
@@ -26,7 +27,8 @@ _PANEL, _GAP, _CAPTION, _LABEL = 128, 6, 22, 150  # pixels
 
 @dataclass(frozen=True)
 class _Figure:
-    """What an axis shows: a row's value, and how far its bar reaches below and above it."""
+    """The content of an axis. ``of`` returns a row's value and the lengths of its error bar below and
+    above."""
 
     title: str
     of: Callable[[Row], tuple[float, float, float]]
@@ -52,23 +54,24 @@ _AGREEMENT = _Figure(
 
 
 def accuracy_against_compute(rows: Sequence[Row], path: Path) -> None:
-    """Top-1 over the share of multiply-accumulates; bars are one standard error."""
+    """Plot top-1 over the share of multiply-accumulates. Bars are one standard error."""
     _curves(rows, _COMPUTE, _TOP1, path)
 
 
 def agreement_against_compute(rows: Sequence[Row], path: Path) -> None:
-    """Agreement with the unpruned model over the same; bars are one standard error."""
+    """Plot the agreement with the unpruned model over the share of multiply-accumulates. Bars are one
+    standard error."""
     _curves(rows, _COMPUTE, _AGREEMENT, path)
 
 
 def accuracy_against_speed(rows: Sequence[Row], path: Path) -> None:
-    """Top-1 over images/s, if they were measured; bars are one standard error, and from the slowest round
-    to the fastest."""
+    """Plot top-1 over images/s, for rows that have both. Vertical bars are one standard error; horizontal
+    bars extend from the slowest to the fastest round."""
     _curves([row for row in rows if row.images_per_s is not None], _SPEED, _TOP1, path)
 
 
 def _curves(rows: Sequence[Row], across: _Figure, up: _Figure, path: Path) -> None:
-    """A panel for each model, in it a curve for each method."""
+    """Plot a panel per model with a curve per method."""
     models = list(dict.fromkeys(row.model for row in rows))
     names = list(dict.fromkeys(_name(row) for row in rows if row.prunes))
     figure = Figure(figsize=(1.5 + 6 * len(models), 5), layout="constrained")
@@ -76,7 +79,7 @@ def _curves(rows: Sequence[Row], across: _Figure, up: _Figure, path: Path) -> No
     for model, axes in zip(models, panels, strict=True):
         own = [row for row in rows if row.model == model]
         for index, name in enumerate(names):
-            # Methods of one ratio cost the same: side by side, so that each bar is seen.
+            # Methods cost the same at a ratio, so points are shifted sideways to keep each error bar visible.
             beside = ScaledTranslation((index - (len(names) - 1) / 2) * 2.5 / 72, 0, figure.dpi_scale_trans)
             _curve(
                 axes,
@@ -120,14 +123,14 @@ def _curve(axes: Axes, rows: Sequence[Row], across: _Figure, up: _Figure, **styl
             capsize=2,
             **style,
         )
-        # Of what is drawn beside its place, matplotlib does not see how far it reaches.
+        # matplotlib does not include shifted points in its axis limits.
         axes.update_datalim(np.column_stack((x, y - y_bars[0])))
         axes.update_datalim(np.column_stack((x, y + y_bars[1])))
         axes.autoscale_view()
 
 
 def rank_correlations(found: Sequence[tuple[str, RankCorrelation]], path: Path) -> None:
-    """A table of shades for each model: Spearman's correlation of every two criteria, with its error."""
+    """Plot a heat map per model: Spearman's correlation of each pair of criteria, with its standard error."""
     most = max(len(correlation.criteria) for _, correlation in found)
     figure = Figure(figsize=((1.5 + 0.9 * most) * len(found) + 1, 1.5 + 0.8 * most), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
@@ -157,8 +160,8 @@ def kept_patches(
     ratios: Sequence[float],
     path: Path,
 ) -> None:
-    """A grid for each image, side by side: ``panels[image][method][ratio]``, what is left after the last
-    stage, under the image itself with its caption."""
+    """Draw a grid per image, side by side. Below the image with its caption, ``panels[image][method][ratio]``
+    shows the patches that are kept after the last stage."""
     width = len(ratios) * (_PANEL + _GAP) + 2 * _GAP
     height = (1 + len(methods)) * (_PANEL + _GAP) + _CAPTION + 2 * _GAP
     picture = Image.new("RGB", (_LABEL + len(images) * width, height), "white")

@@ -1,4 +1,4 @@
-"""Learned queries for a network to train, which the reducer `pool` needs (models.token_pool)."""
+"""Add learned queries, which the reducer `pool` needs (models.token_pool), to a network for training."""
 
 from models.load import ModelError, Start
 from models.load.start import within
@@ -7,11 +7,11 @@ from models.token_pool import NAME, add_pools, pool_of
 
 
 def give_pools(start: Start, stages: Stages, frozen_blocks: int) -> None:
-    """Put them into every block of the network that prunes: the checkpoint's own, if it has some in this
-    block for the same grid of patches, else new ones.
+    """Add learned queries to every block that prunes. They start with the checkpoint's weights if these are
+    for the same block and patch grid; otherwise they are initialized.
 
-    Raises ValueError for stages that are none, and for new ones in the first ``frozen_blocks``, which nothing
-    would train. ModelError for weights that do not fit.
+    Raises ValueError if no block prunes, or if new queries would be in the first ``frozen_blocks``, which are
+    not trained. Raises ModelError if the weights do not fit.
     """
     if not stages.blocks:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""`trimvit head`: a linear head fitted on the features of a network that stays as it is (a linear probe).
+"""`trimvit head`: fit a linear head on the features of a frozen network (a linear probe).
 
-The features are the network's own, computed once. A multinomial logistic regression with an L2 penalty is
-fitted to them by L-BFGS in float64, on features brought to mean 0 and deviation 1, which is folded into the
-head. The penalty is chosen on a fifth of the training images. A fifth of each class is held out: it has no
-part in any of this, and the accuracy told is that of a head fitted without it. What is written is fitted on
-all images.
+Features are computed once. A multinomial logistic regression with an L2 penalty is fitted by L-BFGS in
+float64. For this, features are standardized to mean 0 and standard deviation 1, and the standardization is
+folded into the head. A fifth of each class is held out. The penalty is chosen on a fifth of the remaining
+images, and the reported accuracy is that of a head fitted on all remaining images, measured on the held-out
+ones. The head that is written is fitted on all images.
 """
 
 import math
@@ -31,11 +31,11 @@ from models.training.labelled import label_names, training_order
 from models.training.loading import BrokenImages, evaluation_batches
 from models.training.outputs import check_output_file
 
-# Of the mean loss; the largest first, from which the next starts.
+# L2 penalties to try, relative to the mean loss.
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 _HELD_OUT = 0.2
 _MOST_STEPS = 300
-_FLATTEST = 1e-4  # deviation, in shares of the largest, below which a feature says nothing
+_FLATTEST = 1e-4  # lower bound of a feature's standard deviation, as a share of the largest one
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,11 @@ class Linear:
     bias: Float[Tensor, " classes"]
 
     def right(self, features: Tensor, truth: Tensor) -> float:
-        """The share of images whose class it finds."""
+        """Return the top-1 accuracy, as a share."""
         return float((self._logits(features).argmax(dim=1) == truth).double().mean())
 
     def loss(self, features: Tensor, truth: Tensor) -> float:
-        """The mean cross-entropy."""
+        """Return the mean cross-entropy."""
         return float(F.cross_entropy(self._logits(features), truth))
 
     def _logits(self, features: Tensor) -> Tensor:
@@ -59,7 +59,8 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What came out: ``top1`` on so many ``held_out`` images, with its standard error; ``images`` in all."""
+    """The result of fitting a head. ``top1`` and its standard error, as shares, are measured on ``held_out``
+    images. ``images``: the number of all images."""
 
     top1: float
     top1_error: float
@@ -96,8 +97,8 @@ def fit_head(config: HeadConfig) -> Fitted:
 
 
 def error_of(share: float, images: int) -> float:
-    """The standard error of a share of so many images, as if one more were right and one more wrong (the rule
-    of succession): where all are right, the usual formula says that nothing is uncertain."""
+    """Return the standard error of a share of ``images``, with one more correct and one more wrong image
+    added (the rule of succession). The usual formula would be 0 if all images are correct."""
     likely = (share * images + 1) / (images + 2)
     return math.sqrt(likely * (1 - likely) / images)
 
@@ -105,8 +106,8 @@ def error_of(share: float, images: int) -> float:
 def fit(
     features: Float[Tensor, "images features"], truth: Int[Tensor, " images"], classes: int, penalty: float
 ) -> Linear:
-    """The head with the least mean cross-entropy plus ``penalty`` / 2 times the squared length of its weight,
-    of features brought to mean 0 and deviation 1."""
+    """Fit a head: minimize the mean cross-entropy plus ``penalty`` / 2 times the squared norm of the weight,
+    on features standardized to mean 0 and standard deviation 1."""
     mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
     deviation = deviation.clamp(min=max(float(deviation.max()) * _FLATTEST, 1e-12))
     scaled = (features - mean) / deviation
@@ -129,7 +130,7 @@ def fit(
 def best_penalty(
     features: Tensor, truth: Tensor, other_features: Tensor, other_truth: Tensor, classes: int
 ) -> float:
-    """The penalty whose head, fitted on the first images, has the least loss on the others."""
+    """Return the penalty whose head, fitted on the first images, has the lowest loss on the others."""
     losses = {
         penalty: fit(features, truth, classes, penalty).loss(other_features, other_truth)
         for penalty in PENALTIES
@@ -140,7 +141,8 @@ def best_penalty(
 def split(
     truth: Int[np.ndarray, " images"], share: float, seed: int
 ) -> tuple[Int[np.ndarray, " first"], Int[np.ndarray, " second"]]:
-    """The numbers of the images in two parts, of each class about this ``share`` in the second."""
+    """Split image indices into two parts at random. The second has about this ``share`` of each class,
+    rounded down."""
     draw = np.random.default_rng(seed)
     second = np.zeros(len(truth), bool)
     for number in np.unique(truth):
@@ -150,7 +152,7 @@ def split(
 
 
 def _features(config: HeadConfig, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """Features [images, features] in float64 and classes [images] of what can be read."""
+    """Compute the features [images, features] in float64 and the classes [images] of all readable images."""
     device = choose_device(config.device)
     loaded = load(
         config.model,

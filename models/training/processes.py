@@ -1,4 +1,4 @@
-"""The processes that train together: one, or several that `torchrun` has started."""
+"""The processes of a training run: one, or several started by `torchrun`."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ _LONGEST_WAIT_S = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This is process ``rank`` of ``count``, and number ``local`` of those on this machine."""
+    """This process: its ``rank`` among ``count`` processes, and its ``local`` rank on this machine."""
 
     rank: int = 0
     count: int = 1
@@ -29,13 +29,13 @@ class Processes:
         return self.rank == 0
 
     def device(self, wanted: str) -> str:
-        """The device of this process: of several on GPUs, each has its own."""
+        """Return the device of this process. With several processes on GPUs, each has its own."""
         if self.count > 1 and wanted.startswith("cuda"):
             return f"cuda:{self.local}"
         return wanted
 
     def gathered(self, own: Mapping[str, T]) -> dict[str, T]:
-        """The entries of all processes."""
+        """Collect the entries of all processes."""
         if self.count == 1:
             return dict(own)
         parts: list[dict[str, T]] = [{} for _ in range(self.count)]
@@ -43,13 +43,14 @@ class Processes:
         return {key: value for part in parts for key, value in part.items()}
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes reach this point."""
         if self.count > 1:
             distributed.barrier()
 
 
 def of_environment(environment: Mapping[str, str] = os.environ) -> Processes:
-    """As `torchrun` says it. Raises ValueError where it is said in part: clusters set WORLD_SIZE, too."""
+    """Read the ranks from the variables that `torchrun` sets. Raises ValueError if they are incomplete,
+    because clusters may set WORLD_SIZE alone."""
     if environment.get("WORLD_SIZE", "1").strip() in ("", "1"):
         return Processes()
     rank, count, local = (environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -64,13 +65,13 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Processes:
 
 @contextmanager
 def joined(processes: Processes, device: str) -> Iterator[None]:
-    """While inside, the processes can talk to each other."""
+    """Context in which the processes can communicate."""
     if processes.count == 1:
         yield
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    # The others wait while the first validates. (A process that dies ends the others by torchrun.)
+    # The others wait while the leading process validates. (If a process dies, torchrun ends the others.)
     distributed.init_process_group(
         "nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(seconds=_LONGEST_WAIT_S)
     )

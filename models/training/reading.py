@@ -1,4 +1,4 @@
-"""Image files as training and evaluation read them: as serving does, in its formats."""
+"""Read image files for training and evaluation, with the formats and preprocessing of serving."""
 
 import errno
 import io
@@ -17,17 +17,17 @@ from models.jpeg_end import END_MARK, lacks_the_end_mark_only
 from models.names import shown
 from models.transforms import InputSpec, photograph, to_pixels
 
-# Training images are the user's own; whoever serves them decides what is too large there.
+# Training images come from the user, so their size is not limited here. The server has its own limit.
 Image.MAX_IMAGE_PIXELS = None
 _JPEG = b"\xff\xd8\xff"
 _LONGEST_TEXT = 2**28  # bytes
-# What says nothing about the file: no image could be read now.
+# Errors of the machine, not of the file: no image can be read at the moment.
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that cannot be read, and why."""
+    """An image that cannot be read, and the reason."""
 
     path: Path
     why: str
@@ -38,7 +38,7 @@ class Broken:
 
 @contextmanager
 def _text_of_any_length() -> Iterator[None]:
-    """A PNG that was edited may have long notes in it; they are no reason to leave it out."""
+    """Context that raises Pillow's limits for text in PNGs. Edited images may contain long notes."""
     before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = _LONGEST_TEXT, _LONGEST_TEXT
     try:
@@ -51,12 +51,12 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 def pixels(path: Path, spec: InputSpec) -> Pixels | Broken:
-    """What a model with this input sees of the image."""
+    """Read an image and preprocess it for a model with this input."""
     return _read(path, lambda image: np.array(to_pixels(image, spec)))
 
 
 def whole(path: Path, augment: Callable[[Image.Image], Image.Image]) -> Pixels | Broken:
-    """The whole image, upright, as ``augment`` leaves it."""
+    """Read the whole image, upright, and apply ``augment``."""
     return _read(path, lambda image: np.array(augment(photograph(image))))
 
 

@@ -1,4 +1,4 @@
-"""The logs of a run: a line per step and per validation, also for TensorBoard and Weights & Biases."""
+"""Log a run: one line per step and per validation, optionally also to TensorBoard and Weights & Biases."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +14,18 @@ from models.training.packages import MissingPackageError
 
 LOG = "log.jsonl"
 VALIDATION_LOG = "validation.jsonl"
-# Reading a figure waits for the device, so a few steps' are read together.
+# Reading a value waits for the device, so the values of several steps are read together.
 _STEPS_TOGETHER = 10
 
 
 class Tracker(Protocol):
-    """A place where figures are drawn."""
+    """A service that plots metrics."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Figures of a step."""
+        """Log the metrics of a step."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write pending metrics and close."""
 
 
 class _TensorBoard:
@@ -67,8 +67,8 @@ _TRACKERS: dict[str, Callable[[TrainConfig], Tracker]] = {"tensorboard": _Tensor
 
 
 class Recorder:
-    """The logs of an output folder, continued from ``first_step`` on: lines of later steps are of steps that
-    are done, and logged, again. ``write``: whether this process writes anything at all."""
+    """Writes the logs in an output folder, continuing at ``first_step``. Existing lines for this and later
+    steps are removed, because these steps run again. ``write``: whether this process writes at all."""
 
     def __init__(self, config: TrainConfig, first_step: int, *, write: bool) -> None:
         self._waiting: list[tuple[dict[str, Any], Tensor, Tensor]] = []
@@ -95,13 +95,13 @@ class Recorder:
             tracker.close()
 
     def step(self, figures: Mapping[str, Any], loss: Tensor, top1: Tensor) -> None:
-        """Figures of a step; what is still being computed is read later."""
+        """Record the metrics of a step. Tensors are read later, in `flush`."""
         self._waiting.append((dict(figures), loss, top1))
         if len(self._waiting) >= _STEPS_TOGETHER:
             self.flush()
 
     def flush(self) -> None:
-        """Read and write what waits."""
+        """Read and write the pending metrics."""
         waiting, self._waiting = self._waiting, []
         if self._folder is None or not waiting:
             return
@@ -115,7 +115,7 @@ class Recorder:
         self.last = lines[-1]
 
     def validation(self, step: int, epoch: int, top1: Mapping[float, float], *, best: bool) -> None:
-        """What a validation came to, after ``step``."""
+        """Record the result of a validation after ``step``: top-1 by keep ratio."""
         self.flush()
         if self._folder is None:
             return
@@ -132,7 +132,7 @@ def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _keep(path: Path, before_step: int) -> None:
-    """Only the lines of steps before that one; a line that was cut off goes, too."""
+    """Keep only the lines of earlier steps. A truncated last line is also removed."""
     if not path.exists():
         return
     kept = []

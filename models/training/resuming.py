@@ -1,4 +1,4 @@
-"""The state of a run in its output folder, and whether a command can resume it."""
+"""Save and load the state of a run in its output folder, and check that a command can resume it."""
 
 import hashlib
 import json
@@ -24,15 +24,15 @@ _MOST_NAMES = 3
 
 
 class ResumeError(ValueError):
-    """The output folder holds a run with other settings, or one that cannot be read."""
+    """The output folder has a run with other settings, or one that cannot be read."""
 
 
 class DivergedError(ValueError):
-    """The weights of a run are no longer finite numbers."""
+    """The weights of a run are NaN or infinite."""
 
 
 def digest_of_names(paths: Iterable[Path], root: Path) -> str:
-    """SHA-256 over the images' paths within their folder, in their order."""
+    """Return the SHA-256 of the paths relative to ``root``, in order."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(str(path.relative_to(root)).encode(errors="surrogateescape") + b"\0")
@@ -40,7 +40,8 @@ def digest_of_names(paths: Iterable[Path], root: Path) -> str:
 
 
 def check_same_run(folder: Path, there: Mapping[str, object], now: Mapping[str, object]) -> None:
-    """Raises ResumeError, which names what differs, where the run that is there is another."""
+    """Raise ResumeError, with the differences, if the run in the folder (``there``) differs from this one
+    (``now``)."""
     differences = [
         _difference(name, there.get(name), now.get(name))
         for name in {**there, **now}
@@ -76,8 +77,8 @@ def _short(value: object) -> str:
 
 @dataclass(slots=True)
 class State:
-    """What a run goes on from after ``step`` steps. ``best``: the step and the mean top-1 of the best
-    validation, if there was one."""
+    """The state of a run after ``step`` steps. ``best``: the step and the mean top-1 of the best validation,
+    if there was one."""
 
     vit: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -87,8 +88,8 @@ class State:
 
 
 def refuse_divergence(state: State) -> None:
-    """Raises DivergedError if a weight is not a finite number, before that is saved: nothing is learned
-    from then on."""
+    """Raise DivergedError if a weight is NaN or infinite. Called before saving, because such weights cannot
+    recover."""
     for name, tensor in state.vit.state_dict().items():
         if not all_finite(tensor):
             raise DivergedError(
@@ -98,7 +99,7 @@ def refuse_divergence(state: State) -> None:
 
 
 class Run:
-    """What the output folder holds of a run: a state to go on from, and the models."""
+    """The output folder of a run, with its resume state and models."""
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, object]) -> None:
         self._folder = folder
@@ -106,8 +107,8 @@ class Run:
         self._path = folder / RESUME_STATE
 
     def prepare(self, data: Path) -> None:
-        """Make the folder. Raises OutputError if that cannot be, and ResumeError if it holds the model
-        of a run that cannot be gone on with."""
+        """Create the folder. Raises OutputError if this is not possible, and ResumeError if it has a model
+        but no state to resume from."""
         make_output_folder(self._folder, data)
         if (self._folder / CHECKPOINT).exists() and not self._path.exists():
             raise ResumeError(
@@ -117,12 +118,12 @@ class Run:
 
     @property
     def resumes(self) -> bool:
-        """Whether there is a state to go on from."""
+        """Whether there is a state to resume from."""
         return self._path.exists()
 
     def resume(self, state: State, broken: BrokenImages) -> None:
-        """Fill the state, if there is one to go on from. Raises ResumeError for the state of another run, or
-        none that can be read."""
+        """Load the saved state into ``state``, if there is one. Raises ResumeError if it belongs to another
+        run or cannot be read."""
         if not self.resumes:
             return
         try:
@@ -131,7 +132,7 @@ class Run:
         except OSError:
             raise
         except Exception as error:
-            # torch says in many ways that a file is none of its own, or cut off.
+            # torch raises many kinds of errors for files that it did not write, or that are truncated.
             raise ResumeError(
                 f"{shown(self._path)} is not a readable resume state; remove it to start again, or choose "
                 "another output folder"
@@ -145,7 +146,7 @@ class Run:
         state.step, state.best = step, there.get("best")
 
     def save(self, state: State, broken: Mapping[str, str]) -> None:
-        """Write the state. Raises OSError; the state before is there then."""
+        """Write the state. If this raises OSError, the previous state is kept."""
         content = {
             "config": json.dumps(self._fingerprint),
             "model": state.vit.state_dict(),

@@ -1,4 +1,4 @@
-"""What a training run is known by: its fingerprint, by which it is resumed, and its checkpoint's card."""
+"""The identity of a training run: the fingerprint for resuming, and the card of its checkpoint."""
 
 from models.load import Card, Start
 from models.pruned_vit import PrunedViT
@@ -10,9 +10,10 @@ from models.training.resuming import digest_of_names
 def fingerprint(
     config: TrainConfig, classes: tuple[str, ...], labels: tuple[str, ...], samples: list[Sample]
 ) -> dict[str, object]:
-    """What must not change between the parts of one run; where it runs and lies and how it reads may."""
+    """Return everything that must not change when a run is resumed. Paths, the device and how images are read
+    may change."""
     left_out = {"data", "labels", "workers", "broken_images", "save_every", "output", "device", "track"}
-    # Runs that began before there was a choice go on.
+    # Runs that were started before these settings existed can still be resumed.
     if config.stages is None:
         left_out.add("stages")
     if config.frozen_blocks == 0:
@@ -38,7 +39,7 @@ def card_of(
     labels: tuple[str, ...],
     start: Start,
 ) -> Card:
-    """What the checkpoint says of itself; of the settings, none that name a place."""
+    """Build the card of the checkpoint. Its origin has the settings, without paths and devices."""
     left_out = {
         *("data", "output", "weights", "labels", "teacher", "validation_data"),
         *("broken_images", "device", "track"),

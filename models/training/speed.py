@@ -1,4 +1,4 @@
-"""Images per second of whole forward passes, setting by setting in turns."""
+"""Measure images per second of complete forward passes, alternating between settings."""
 
 import time
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from models.schedule import Pruning
 def speed_round(
     classifier: Classifier, batches: Sequence[Tensor], settings: Sequence[Pruning]
 ) -> list[float]:
-    """Images/s of each setting over the same batches of uint8 pixels, once: normalising and forward pass, to
-    the answers on the host. Call it once unmeasured first: kernels are chosen and memory is taken then."""
+    """Measure images/s of each setting once, over the same batches of uint8 pixels: normalization and forward
+    pass, until the results are on the host. Call it once before measuring, to warm up kernels and memory."""
     seconds = [0.0] * len(settings)
     for pixels in batches:
-        # All settings on one batch after another: a machine that slows down slows them all alike.
+        # Alternate settings per batch, so that a slowdown of the machine affects them all equally.
         for index, setting in enumerate(settings):
             requests = [ImageRequest(setting, top_k=1)] * len(pixels)
             started = time.perf_counter()

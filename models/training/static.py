@@ -1,5 +1,5 @@
-"""Static attention for a network to train (models.static_attention): the mean attention over training images,
-which it inherits."""
+"""Add static attention (models.static_attention) to a network for training. It starts as the mean attention
+over training images."""
 
 from collections.abc import Iterable, Sequence
 
@@ -20,17 +20,18 @@ from models.static_blocks import check_static
 from models.training.data import Sample, spread_samples
 from models.training.loading import BrokenImages, evaluation_batches
 
-# Training images of which attention is the mean, spread over the classes, seen as in serving.
+# Number of training images for the mean attention. They are spread over the classes and preprocessed as in
+# serving.
 IMAGES = 256
 _BATCH = 16
 
 
 def give_static(start: Start, count: int, stages: Stages) -> range:
-    """Give the first ``count`` blocks static attention: that of the checkpoint, if it has it; the others
-    are to `inherit`, and are returned.
+    """Add static attention to those of the first ``count`` blocks for which the checkpoint has it. Returns
+    the range of the other blocks, which still need `inherit`.
 
-    Raises ValueError for blocks that cannot have it, and ModelError for a checkpoint that has it in more
-    blocks or for another grid.
+    Raises ValueError for blocks that cannot have static attention, and ModelError if the checkpoint has it in
+    more blocks or for another patch grid.
     """
     vit, own = start.vit, start.added.static
     if count < len(own):
@@ -62,8 +63,8 @@ def give_static(start: Start, count: int, stages: Stages) -> range:
 def inherit(
     start: Start, blocks: range, samples: Sequence[Sample], broken: BrokenImages, workers: int
 ) -> None:
-    """Let ``blocks`` have the mean of their attention over some of the training images, on the network's
-    device. Raises BrokenImageError."""
+    """Make the attention of ``blocks`` static, starting with its mean over some of the training images.
+    Computed on the network's device. Raises BrokenImageError."""
     if not blocks:
         return
     vit = start.vit
@@ -86,8 +87,8 @@ def inherit(
 def mean_attention(
     model: PrunedViT, inputs: Iterable[Float[Tensor, "_images C height width"]], blocks: range
 ) -> list[Float[Tensor, "H T T"]]:
-    """The attention weights of each of the ``blocks``, which are not static yet, as the mean over images;
-    nothing if there are no images."""
+    """Compute the mean attention weights over images for each of the ``blocks``, which must not be static
+    yet. Returns an empty list if there are no images."""
     was_training = model.training
     model.eval()
     sums: dict[int, Tensor] = {}
@@ -106,7 +107,7 @@ def mean_attention(
 
 
 def _attention(blocks: Blocks, block: int, tokens: Tokens) -> Float[Tensor, "B H T T"]:
-    """The attention weights of a block, for images that have all tokens."""
+    """Compute the attention weights of a block for images that still have all tokens."""
     attn, images = blocks.attn(block), len(tokens.patches)
     parts = blocks.project(block, blocks.normed(block, tokens), "qkv")
     q, k, _ = (one for rows in parts for one in heads(attn, rows))

@@ -1,7 +1,7 @@
-"""`trimvit sweep`: methods compared over keep ratios, as a table, plots and pictures of the kept patches.
+"""`trimvit sweep`: compare methods over keep ratios, as a table, plots and pictures of the kept patches.
 
-Answers are written batch by batch and timings round by round, so that the same command goes on where it
-stopped; the figures are made of these files at the end.
+Predictions are written per batch and timings per round, so that the same command resumes where it stopped.
+The reports are created from these files at the end.
 """
 
 import hashlib
@@ -39,10 +39,10 @@ STATE = "state.json"
 
 
 def sweep(config: SweepConfig) -> list[Row]:
-    """Measure what the output folder does not hold yet, and write table, figures and plots.
+    """Measure whatever is missing in the output folder, and write the table, figures and plots.
 
-    Raises ResumeError if the folder holds a sweep of other settings, MissingPackageError without
-    matplotlib, ModelError, FolderError and ClassesError where the images do not fit a model, OutputError and
+    Raises ResumeError if the folder has a sweep with other settings, MissingPackageError without matplotlib,
+    FolderError or ClassesError if the images do not fit a model, ModelError, OutputError and
     BrokenImageError.
     """
     if importlib.util.find_spec("matplotlib") is None:
@@ -53,7 +53,7 @@ def sweep(config: SweepConfig) -> list[Row]:
     pairs = methods(config.criteria, config.reducers)
     reference = _reference(config.reference, pairs)
     settings = settings_of(config.keep_ratios, pairs, config.keep_masses)
-    # All models before the first hour of work: a mistake in the last one is told now.
+    # The fingerprint loads all models first, so that an error in the last one is reported immediately.
     computing = f"{device.partition(':')[0]} {str(dtype).removeprefix('torch.')}"
     fingerprint = _fingerprint(config, computing)
     make_output_folder(config.output, config.data)
@@ -65,7 +65,7 @@ def sweep(config: SweepConfig) -> list[Row]:
     timed: dict[str, tuple[Classifier, _Few]] = {}
     for label, model in config.labelled_models.items():
         loaded = _load(config, model)
-        # What a folder's names mean was told when the fingerprint was taken.
+        # Remarks about the folders were already logged for the fingerprint.
         samples = samples_for(loaded.card, config.data, tells=False)
         classifier = Classifier(loaded.model, loaded.input, device, dtype)
         images = spread_samples(samples, config.limit)
@@ -96,14 +96,14 @@ def _load(config: SweepConfig, model: str) -> LoadedModel:
         for mass in config.keep_masses:
             loaded.model.stages.allowing(Pruning(keep_mass=mass))
     except ModelError:
-        raise  # it names the model
+        raise  # the message already names the model
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from error
     return loaded
 
 
 class _Few:
-    """A few images spread over the folder, in this process; what is broken is left out."""
+    """Reads a few images spread over the folder, in this process. Broken images are skipped."""
 
     def __init__(
         self, config: SweepConfig, samples: Sequence[Sample], classifier: Classifier, broken: BrokenImages
@@ -116,7 +116,7 @@ class _Few:
     def __call__(
         self, images: int, batch_size: int | None = None
     ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-        """Pixels and classes, a batch at a time."""
+        """Yield pixels and classes per batch."""
         batches = evaluation_batches(
             spread_samples(self._samples, images),
             self._classifier.spec,
@@ -130,7 +130,7 @@ class _Few:
 
 
 def _reference(wanted: str | None, pairs: Sequence[Method]) -> Method:
-    """Raises ValueError for a method that is not swept."""
+    """Return the reference method. Raises ValueError if it is not measured."""
     by_name = {method_name(*pair): pair for pair in pairs}
     if wanted is None:
         return by_name.get("variance", pairs[0])
@@ -142,13 +142,13 @@ def _reference(wanted: str | None, pairs: Sequence[Method]) -> Method:
 
 
 def _fingerprint(config: SweepConfig, computing: str) -> dict[str, object]:
-    """What must not change between the parts of one sweep: settings, weights and images. How many processes
-    read and how often is measured may. Raises ModelError, FolderError and ClassesError for a model that does
-    not fit the folder."""
+    """Return everything that must not change when a sweep is resumed: settings, weights and images. The
+    number of reader processes and of measuring rounds may change. Raises ModelError, FolderError and
+    ClassesError if a model does not fit the folder."""
     left_out = {"data", "labels", "broken_images"}
     left_out |= {"output", "workers", "device", "dtype", "reference", "models", "speed", "speed_rounds"}
     left_out |= {"correlation_images", "picture_images"}
-    if config.stages is None:  # sweeps that began before there was a choice go on
+    if config.stages is None:  # sweeps that were started before this setting existed can still be resumed
         left_out.add("stages")
     weights, images = {}, {}
     for label, model in config.labelled_models.items():
@@ -165,7 +165,7 @@ def _fingerprint(config: SweepConfig, computing: str) -> dict[str, object]:
 
 
 def _weights_digest(network: torch.nn.Module) -> str:
-    """SHA-256 over names and values of all weights."""
+    """Return the SHA-256 of the names and values of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
@@ -174,7 +174,7 @@ def _weights_digest(network: torch.nn.Module) -> str:
 
 
 def _resume(path: Path, fingerprint: Mapping[str, object]) -> None:
-    """Raises ResumeError if the state is of other settings; writes it if there is none."""
+    """Check the state file, or write it if there is none. Raises ResumeError if it is from other settings."""
     if not path.exists():
         replace_file(path, json.dumps(fingerprint, indent=1) + "\n")
         return
@@ -193,11 +193,11 @@ def _answers(
     samples: Sequence[Sample],
     broken: BrokenImages,
 ) -> Answers:
-    """The answers to all images: those that are there, and the rest computed and written batch by batch."""
+    """Return the predictions for all images. Saved batches are read; the rest are computed and saved."""
     folder = config.output / "answers" / label
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
-    first = 0  # number of the next batch's first image, broken or not
+    first = 0  # index of the next batch's first image, broken or not
     while (path := folder / f"{first:08}.npz").exists():
         with np.load(path) as arrays:
             parts.append(Answers(**arrays))
@@ -234,9 +234,11 @@ def _save_answers(answers: Answers, file: BinaryIO) -> None:
 def _speeds(
     config: SweepConfig, models: Mapping[str, tuple[Classifier, _Few]], settings: Sequence[Pruning]
 ) -> dict[str, np.ndarray]:
-    """Images/s [rounds, settings] of each model, of what goes by ratio, and nan for the rest. In a round all
-    models have their turn, so a machine that slows down slows them all alike. Each turn is written when it is
-    over; turns that are there are not measured again."""
+    """Measure images/s [rounds, settings] of each model, for settings with a ratio; NaN for the others.
+
+    All models take turns within a round, so that a slowdown of the machine affects them equally. Each turn is
+    saved when it ends; saved turns are not measured again.
+    """
     by_ratio = [setting.keep_mass is None for setting in settings]
     own = [setting for setting, is_by_ratio in zip(settings, by_ratio, strict=True) if is_by_ratio]
     batches: dict[str, list[torch.Tensor]] = {}
@@ -259,7 +261,7 @@ def _speeds(
 
 
 def _turn_path(output: Path, index: int, label: str) -> Path:
-    """Where a model's turn in a round is written."""
+    """Return the path of the file for a model's turn in a round."""
     return output / "speed" / label / f"{index:04}.json"
 
 
@@ -270,7 +272,8 @@ def _pictures(
     pairs: Sequence[Method],
     few: _Few,
 ) -> list[Picture]:
-    """A few images spread over the folder, with what every method leaves of them at every ratio."""
+    """Choose a few images spread over the folder, and show which patches every method keeps at every
+    ratio."""
     pictures: list[Picture] = []
     if config.picture_images == 0:
         return pictures

@@ -1,4 +1,4 @@
-"""The output of a sweep: table, figures, plots and pictures of the kept patches."""
+"""Write the output of a sweep: table, figures, plots and pictures of the kept patches."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from models.training.evaluate import table
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, and what is left of it: ``kept[method][ratio]``."""
+    """An image, and the pictures of its kept patches, ``kept[method][ratio]``."""
 
     caption: str
     pixels: np.ndarray
@@ -37,7 +37,7 @@ def write_figures(
     rows: Sequence[Row],
     correlations: Sequence[tuple[str, RankCorrelation]],
 ) -> None:
-    """Table and figures, as Markdown, CSV and JSON. Where files lie on this machine is not in them."""
+    """Write the table and figures as Markdown, CSV and JSON. They contain no paths of this machine."""
     figures = [{**asdict(row), "method": row.method} for row in rows]
     replace_file(config.output / "sweep.md", table(rows) + "\n")
     lines = io.StringIO(newline="")
@@ -81,8 +81,8 @@ def plot_figures(
     pictures: Mapping[str, Sequence[Picture]],
     names: Sequence[str],
 ) -> None:
-    """Plots, and pictures of what the methods of these ``names`` keep."""
-    from models.training import plots  # of the extra train
+    """Plot the figures, and the pictures of the patches that the methods with these ``names`` keep."""
+    from models.training import plots  # needs the extra train
 
     plots.accuracy_against_compute(rows, config.output / "accuracy_compute.png")
     plots.agreement_against_compute(rows, config.output / "agreement_compute.png")
@@ -104,12 +104,12 @@ def plot_figures(
 
 
 def pruning_ratios(config: SweepConfig) -> list[float]:
-    """The ratios that prune, the largest first."""
+    """Return the ratios below 1, in descending order."""
     return sorted(set(config.keep_ratios) - {1.0}, reverse=True)
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file of text whole, or not at all."""
+    """Write a text file atomically."""
     write_whole(path, lambda file: file.write(text.encode()))
 
 

@@ -16,7 +16,8 @@ from models.training.loading import BrokenImages, evaluation_batches
 
 
 class Validation:
-    """Top-1 on a folder of labelled images, at some keep ratios. Raises FolderError and ClassesError."""
+    """Measures top-1 on a folder of labelled images at several keep ratios. Raises FolderError and
+    ClassesError."""
 
     def __init__(self, folder: Path, card: Card, config: TrainConfig) -> None:
         self.samples: list[Sample] = samples_for(card, folder)
@@ -24,7 +25,7 @@ class Validation:
 
     @torch.inference_mode()
     def top1(self, model: PrunedViT) -> dict[float, float]:
-        """The share of right first labels at each ratio. Images that cannot be read count for none."""
+        """Return top-1 accuracy by keep ratio, as a share. Images that cannot be read are not counted."""
         config = self._config
         spec = self._spec
         device = next(model.parameters()).device
