@@ -5,6 +5,6 @@ import os
 from app.processes.libraries import tune_libraries
 from benchmarks.jaxtyping_stub import install_jaxtyping_stub
 
-# As the command line does for the server; before torch is imported.
+# The command line does the same for the server. This must run before torch is imported.
 tune_libraries(os.environ)
 install_jaxtyping_stub()

@@ -1,10 +1,10 @@
-"""What a dtype costs in accuracy, paired image by image with the first one named.
+"""Measure the loss of accuracy for each dtype, compared with the first dtype on the same images.
 
     python -m benchmarks.accuracy --data FOLDER --dtypes float32 int8
 
-FOLDER holds a folder of images for each class, as of `trimvit evaluate`. The change is top-1 in this dtype
-minus top-1 in the first one at the same ratio, in points, with the standard error of the paired difference.
-`--output FILE.json` writes the result, anew after every 10 batches.
+FOLDER has one sub-folder of images per class, as for `trimvit evaluate`. The change is top-1 in this dtype
+minus top-1 in the first one at the same ratio, in percentage points, with the standard error of the paired
+difference. `--output FILE.json` writes the result, and updates it after every 10 batches.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from models.training.loading import BrokenImages, evaluation_batches
 
 
 def rows_of(ratios: Sequence[float], answers: Mapping[str, Answers]) -> list[Row]:
-    """A row for each dtype and ratio; the first dtype is what the others are compared with."""
+    """Compute a row for each dtype and ratio. The first dtype is the reference."""
     first = next(iter(answers.values()))
     rows: list[Row] = []
     for dtype, own in answers.items():

@@ -1,11 +1,11 @@
-"""How long an answer from the answer cache takes a client, beside one that is computed.
+"""Measure the latency of a response from the answer cache, compared with a computed one.
 
     python -m benchmarks.answer_cache --photographs FOLDER [--rounds 5] [--output FILE.json] [--model ...]
 
-One client with one connection. Each photograph is sent once (computed), then again (from the cache), in
-rounds with a seed of their own, so that every round computes anew. Then the worker is killed, and once its
-successor has loaded the model each photograph is sent twice again: hits after the model was loaded anew. The
-labels of answers from the cache are held against the computed ones.
+There is one client with one connection. In each round, every photograph is sent twice: the first response is
+computed, the second comes from the cache. Each round has its own seed, so that it computes again. Then the
+worker is killed. When its replacement has loaded the model, each photograph is sent twice again, to measure
+hits after a reload. The labels of cached responses are compared with the computed ones.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer: client's seconds, whether it came from the cache, its labels."""
+    """A response: the latency for the client, whether it came from the cache, and its labels."""
 
     seconds: float
     cached: bool
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def both(server: Server, files: list[bytes], number: int) -> list[Sample]:
-    """Each photograph twice, with a seed that no other round has."""
+    """Send each photograph twice, with the number of the round as the seed."""
     connection = HTTPConnection("127.0.0.1", server.port, timeout=300)
     path = f"/v1/classify?keep_ratio=0.5&seed={number}"
     samples = []
@@ -88,7 +88,7 @@ def ask(connection: HTTPConnection, path: str, file: bytes) -> Sample:
 
 
 def load_again(server: Server) -> None:
-    """Kill the worker and wait for the next one."""
+    """Kill the worker and wait until its replacement is ready."""
     supervisor = psutil.Process(server.pid)
     (worker,) = processes(supervisor, "trimvit: worker")
     worker.kill()
@@ -104,7 +104,7 @@ def load_again(server: Server) -> None:
 
 
 def milliseconds(samples: list[Sample]) -> dict[str, object]:
-    """Median and spread of the clients' times."""
+    """Return the median and spread of the latencies in milliseconds."""
     return {**asdict(spread([each.seconds * 1000 for each in samples])), "answers": len(samples)}
 
 

@@ -1,5 +1,5 @@
-"""One FastAPI route that reads the body and answers a small JSON, in one uvicorn process:
-the least that a server on these libraries does. benchmarks.host compares `trimvit serve` with it.
+"""A minimal server: one FastAPI route in one uvicorn process, which reads the body and returns a small JSON.
+It is the lower bound for servers with these libraries, and benchmarks.host compares `trimvit serve` with it.
 
     python -m benchmarks.bare [asyncio | uvloop]
 
@@ -17,7 +17,7 @@ app = FastAPI()
 
 @app.post("/")
 async def measure(request: Request) -> dict[str, int]:
-    """The body's size."""
+    """Return the size of the body."""
     return {"bytes": len(await request.body())}
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     config = uvicorn.Config(
         app, http="httptools", loop=loop, ws="none", access_log=False, log_level="error", server_header=False
     )
-    # Of a socket that does not say TCP, asyncio leaves Nagle's algorithm on: every answer would take 40 ms.
+    # asyncio only disables Nagle's algorithm if the socket specifies TCP. It would delay responses by 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)

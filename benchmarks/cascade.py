@@ -1,11 +1,11 @@
-"""The cascade against the unpruned network: how often they agree, and how much faster it is.
+"""Compare the cascade with the unpruned network: agreement and speed.
 
     python -m benchmarks.cascade --images FOLDER
 
-FOLDER holds images that the cascade was not fitted on (classes are not read). Batch by batch, timm's own
-forward pass (in float32 and in the dtype) and ours, unpruned and as a cascade, take their turn in an order
-drawn anew, from uint8 pixels to the first label, on all cores. A figure with brackets is the median over
-the batches (quartiles; extremes). `--output FILE.json` writes the result.
+FOLDER has images that the cascade was not fitted on (classes are not used). For each batch, the contestants
+run in random order: timm's forward pass (in float32 and in the dtype), and ours, unpruned and as a cascade.
+Each computes the top-1 class from uint8 pixels on all cores. Figures with parentheses are medians over the
+batches (quartiles; extremes). `--output FILE.json` writes the result.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Answer = Callable[[Tensor], list[int]]
 
 
 def contestants(loaded: LoadedModel, classifier: Classifier, dtype: str, device: str) -> dict[str, Answer]:
-    """From uint8 pixels to first labels."""
+    """Build the contestants. Each maps uint8 pixels to top-1 classes."""
     cascade = loaded.cascade
     if cascade is None:
         sys.exit(f"benchmarks.cascade: {loaded.name} has no cascade; fit one with trimvit calibrate")

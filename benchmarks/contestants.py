@@ -1,4 +1,4 @@
-"""What runs against what: the same network as timm computes it and as PrunedViT does, one batch a call."""
+"""Contestants for the speed benchmarks: the same network run by timm and by PrunedViT, one batch per call."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +24,8 @@ _RANDOM = "random:"
 
 
 def load_model(reference: str) -> LoadedModel:
-    """What `trimvit serve` takes, or `random:NAME`: a timm architecture with random weights, from nowhere.
-
-    Raises what models.load.load raises.
+    """Load a model by any reference that `trimvit serve` accepts, or by `random:NAME`: a timm architecture
+    with random weights, without a download. Raises as models.load.load does.
     """
     if not reference.startswith(_RANDOM):
         return load(reference)
@@ -40,12 +39,12 @@ def load_model(reference: str) -> LoadedModel:
 
 
 def in_dtype(loaded: LoadedModel, dtype: DtypeName, device: str = "cpu") -> PrunedViT:
-    """A copy of the model, converted as the server does it."""
+    """Return a copy of the model, converted as in the server."""
     return Classifier(deepcopy(loaded.model), loaded.input, device, choose_dtype(device, dtype)).model
 
 
 def plain_vit(loaded: LoadedModel, dtype: DtypeName, device: str = "cpu") -> VisionTransformer:
-    """A copy of timm's own module. Raises ValueError where timm's fused attention is turned off."""
+    """Return a copy of timm's module. Raises ValueError if timm's fused attention is disabled."""
     vit = deepcopy(loaded.model.vit).to(device, input_dtype(device, choose_dtype(device, dtype))).eval()
     if not all(block.attn.fused_attn for block in vit.blocks):
         raise ValueError(
@@ -55,12 +54,12 @@ def plain_vit(loaded: LoadedModel, dtype: DtypeName, device: str = "cpu") -> Vis
 
 
 def batches_of(pixels: Tensor, size: int) -> list[Tensor]:
-    """As many whole batches as there are, as views."""
+    """Split the pixels into complete batches (views); the rest is dropped."""
     return list(pixels[: len(pixels) // size * size].split(size))
 
 
 def unpruned(vit: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Contestant:
-    """timm's own forward pass."""
+    """Contestant: timm's forward pass."""
 
     @torch.inference_mode()
     def run(turn: int) -> Tensor:
@@ -70,8 +69,8 @@ def unpruned(vit: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Cont
 
 
 def on_timms_kernels(contestant: Contestant) -> Contestant:
-    """With the attention kernels that PyTorch offers, as timm is used elsewhere: our worker does without
-    cuDNN's (`models.device.use_gpu`)."""
+    """Run a contestant with all of PyTorch's attention kernels, as timm users do. Our worker disables cuDNN's
+    (`models.device.use_gpu`)."""
 
     def run(turn: int) -> object:
         ours = torch.backends.cuda.cudnn_sdp_enabled()
@@ -85,18 +84,18 @@ def on_timms_kernels(contestant: Contestant) -> Contestant:
 
 
 def finisher(device: str) -> Callable[[], object]:
-    """What waits until the device has computed all that it was given."""
+    """Return a function that waits until the device has finished its work."""
     return partial(torch.cuda.synchronize, device) if device != "cpu" else lambda: None
 
 
 def pruned(model: PrunedViT, batches: Sequence[Tensor], ratio: float) -> Contestant:
-    """Ours, with one keep ratio for all images."""
+    """Contestant: our model with one keep ratio for all images."""
     ratios = [ratio] * len(batches[0])
     return pruned_mixed(model, batches, lambda _: ratios)
 
 
 def pruned_mixed(model: PrunedViT, batches: Sequence[Tensor], ratios: Callable[[int], Ratios]) -> Contestant:
-    """Ours, with a keep ratio for each image of a batch; they are asked for by turn."""
+    """Contestant: our model with a keep ratio per image. ``ratios(turn)`` returns those of a batch."""
 
     @torch.inference_mode()
     def run(turn: int) -> Tensor:
@@ -107,7 +106,7 @@ def pruned_mixed(model: PrunedViT, batches: Sequence[Tensor], ratios: Callable[[
 
 
 def repeated(contestant: Contestant, calls: int) -> Contestant:
-    """So many batches a call, one after another."""
+    """Run ``calls`` batches per call, one after another."""
 
     def run(turn: int) -> None:
         for call in range(calls):
@@ -117,7 +116,7 @@ def repeated(contestant: Contestant, calls: int) -> Contestant:
 
 
 def in_streams(contestant: Contestant, streams: ThreadPoolExecutor, calls: int) -> Contestant:
-    """So many batches a call, shared out to the threads of a pool."""
+    """Run ``calls`` batches per call, distributed over the threads of a pool."""
 
     def run(turn: int) -> None:
         list(streams.map(contestant.run, range(turn * calls, (turn + 1) * calls)))
@@ -126,7 +125,7 @@ def in_streams(contestant: Contestant, streams: ThreadPoolExecutor, calls: int) 
 
 
 def on_threads(contestant: Contestant, threads: int) -> Contestant:
-    """On so many intra-op threads of the calling thread."""
+    """Run a contestant with this number of intra-op threads."""
 
     def run(turn: int) -> object:
         torch.set_num_threads(threads)
@@ -136,8 +135,8 @@ def on_threads(contestant: Contestant, threads: int) -> Contestant:
 
 
 def stream_pool(streams: int, threads: int) -> ThreadPoolExecutor:
-    """``streams`` threads that share ``threads`` intra-op threads evenly, as a worker's compute threads do
-    (docs/design/0003)."""
+    """Create a pool of ``streams`` threads that divide ``threads`` intra-op threads evenly, like a worker's
+    compute threads (docs/design/0003)."""
     each = max(1, threads // streams)
-    # OpenMP keeps the number per calling thread.
+    # OpenMP stores the number of threads per calling thread.
     return ThreadPoolExecutor(streams, "stream", initializer=torch.set_num_threads, initargs=(each,))

@@ -1,9 +1,10 @@
-"""What decoding in processes costs, against threads of the same process.
+"""Measure the cost of decoding in separate processes, compared with threads in the same process.
 
     python -m benchmarks.decoding --photographs FOLDER [--workers 2] [--rounds 7]
 
-Images/s of each way in interleaved rounds, as ratios to threads within a round (median, extremes), and the
-memory of a decoding process at rest. Expect 0.9 to 1.0 for photographs of about 100 KB.
+Prints images/s for both in interleaved rounds, the ratio of processes to threads within a round (median,
+extremes), and the memory of an idle decoding process. Expect ratios of 0.9 to 1.0 for photographs of about
+100 KB.
 """
 
 import argparse
@@ -26,14 +27,14 @@ LIMITS = ImageLimits(64_000_000)
 
 
 async def images_per_second(decoders: Decoders, images: list[bytes]) -> float:
-    """All images, as fast as they go."""
+    """Decode all images as fast as possible and return the rate."""
     started = time.perf_counter()
     await asyncio.gather(*(decoders.decode(data, SPEC, LIMITS, np.copy) for data in images))
     return len(images) / (time.perf_counter() - started)
 
 
 async def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
@@ -49,7 +50,7 @@ async def main() -> None:
     ratios = []
     for number in range(options.rounds + 1):
         rates = {name: await images_per_second(decoders, images) for name, decoders in ways.items()}
-        if number:  # the first warms up
+        if number:  # the first round is a warm-up
             ratios.append(rates["processes"] / rates["threads"])
             print(", ".join(f"{name} {rate:.0f}/s" for name, rate in rates.items()))
     children = [psutil.Process(child.pid).memory_full_info() for child in psutil.Process().children()]

@@ -1,15 +1,15 @@
-"""The speed and the memory of the model, without HTTP.
+"""Measure the speed and the memory of the model, without HTTP.
 
-    python -m benchmarks.engine homogeneous --photographs FOLDER   against timm, one ratio a batch
-    python -m benchmarks.engine mixed --photographs FOLDER         against the ideal, a ratio for each image
-    python -m benchmarks.engine user --photographs FOLDER          the server's way against timm float32
-    python -m benchmarks.engine outside --photographs FOLDER       against other runtimes (the bench extra)
-    python -m benchmarks.engine memory                             resident memory through 10,000 batches
+    python -m benchmarks.engine homogeneous --photographs FOLDER   one ratio per batch, relative to timm
+    python -m benchmarks.engine mixed --photographs FOLDER         one ratio per image, relative to the ideal
+    python -m benchmarks.engine user --photographs FOLDER          as in the server, relative to timm float32
+    python -m benchmarks.engine outside --photographs FOLDER       other runtimes (needs the bench extra)
+    python -m benchmarks.engine memory                             resident memory over 10,000 batches
 
-Timings are paired: the contestants take their turn once per round, in an order drawn anew, and ratios are
-taken within a round. A figure with brackets is the median over the rounds (quartiles; extremes). What is
-timed is the network alone, on photographs that are decoded and normalised already. `--output FILE.json`
-writes the result, anew after each setting. `--model random:NAME` is a timm architecture with random weights.
+Timings are paired: each contestant runs once per round, in random order, and ratios are computed within a
+round. Figures with parentheses are medians over the rounds (quartiles; extremes). Only the network is timed,
+on photographs that are already decoded and normalized. `--output FILE.json` writes the result, and updates it
+after each setting. `--model random:NAME` is a timm architecture with random weights.
 """
 
 import argparse
@@ -39,7 +39,8 @@ DTYPES: tuple[DtypeName, ...] = tuple(name for name in get_args(DtypeName) if na
 
 
 def through_memory(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
-    """Resident memory through batches of random size, with ratios, criteria and reducers, in streams."""
+    """Measure resident memory over batches of random size, ratios, criteria and reducers, in several
+    streams."""
     dtype = choose_dtype(options.device, options.dtype)
     classifier = Classifier(loaded.model, loaded.input, options.device, dtype)
     with stream_pool(options.streams, cores()) as streams:
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _plain_options(options: argparse.Namespace) -> dict[str, object]:
-    """What was asked for, without paths: a result is published."""
+    """Return the options without paths, because results are published."""
     left_out = ("measure", "name", "model", "output", "photographs")
     shown: dict[str, object] = {key: value for key, value in vars(options).items() if key not in left_out}
     if "photographs" in options:

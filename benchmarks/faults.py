@@ -1,17 +1,18 @@
-"""What clients notice of faults, and what a long run leaves behind. Real processes, over HTTP.
+"""Measure the effect of faults on clients, and leaks in a long run, with a real server over HTTP.
 
     python -m benchmarks.faults kills --photographs FOLDER [--seconds 60] [--every 10] [--output FILE.json]
     python -m benchmarks.faults soak --photographs FOLDER [--seconds 3600] [--every 1.7] [--output FILE.json]
 
-kills: the worker is killed (-9) every so many seconds under a load at half the capacity. Reported: requests
-by outcome, latencies, the longest time without an answer after each kill, and whether the server answered
-each image once.
-soak: a mixed load (ratios, methods, broken images, clients that go away, short deadlines; half the capacity
-for it and, ten seconds of every minute, three times as much, so that batches of all sizes come), with memory,
-open files and metric files of every process sampled. Growth compares the medians of the first and the last
-fifth of the samples after a tenth for warming up, and for memory those of each minute's lowest and highest
-sample: the median of all moves with the time that bursts take to be worked off. The median of every tenth
-shows when it was.
+kills: The worker is killed (-9) every ``--every`` seconds under a load at half the capacity. Reports requests
+by outcome, latencies, the longest time without a response after each kill, and whether the server answered
+each image exactly once.
+
+soak: A mixed load (ratios, methods, broken images, clients that disconnect, short deadlines) at half the
+capacity. For ten seconds of every minute the rate is three times as high, so that batches of all sizes occur.
+Memory, open files and metric files of every process are sampled. The growth compares the medians of the first
+and last fifth of the samples, after discarding a tenth as warm-up. For memory, it also compares the lowest
+and highest samples of each minute, because the overall median depends on how long a burst takes to be
+processed. The median of every tenth of the run shows when memory grew.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from benchmarks import machine
 from benchmarks.server import processes, running, title_of
 
 CLIENTS = 16
-MOST_WAITING = 512  # requests that the load generator has under way at most
+MOST_WAITING = 512  # maximum number of concurrent requests of the load generator
 PATIENCE_S = 60.0
 MIXED = [
     f"keep_ratio={ratio}{method}"
@@ -44,11 +45,11 @@ MIXED = [
         (0.3, 0.5, 0.7, 0.9, 1.0), ("", "&criterion=mad", "&reducer=fuse", "&reducer=merge", "&mask=png")
     )
 ]
-BURST, BURST_S, BURST_EVERY_S = 3.0, 10.0, 60.0  # in a soak, times the rate
+BURST, BURST_S, BURST_EVERY_S = 3.0, 10.0, 60.0  # soak: factor of the rate, duration, interval
 
 
 class Target:
-    """A running server, asked by many threads."""
+    """A running server. Many threads can send requests at once."""
 
     def __init__(self, supervisor: int, port: int) -> None:
         self.supervisor = psutil.Process(supervisor)
@@ -56,12 +57,13 @@ class Target:
         self._of_thread = threading.local()
 
     def post(self, query: str, body: bytes, *, leave_after_s: float | None = None) -> int:
-        """The status; 0 where no answer came. A client that leaves does so after that time."""
+        """Send an image and return the status, or 0 without a response. ``leave_after_s``: disconnect after
+        this time."""
         return self.ask(query, body, leave_after_s=leave_after_s)[0]
 
     def ask(self, query: str, body: bytes, *, leave_after_s: float | None = None) -> tuple[int, str]:
-        """The status as above, and the kind of problem that a refusal names, or what came in place of an
-        answer."""
+        """Send an image and return the status as `post` does, with the problem type of an error response, or
+        the name of the exception if there was no response."""
         connection = HTTPConnection("127.0.0.1", self._port, timeout=leave_after_s or PATIENCE_S)
         try:
             connection.request("POST", f"/v1/classify?{query}", body, {"Content-Type": "image/jpeg"})
@@ -89,7 +91,8 @@ class Target:
         return float(found[1]) if found else 0.0
 
     def capacity(self, photographs: list[bytes], queries: list[str], seconds: float) -> float:
-        """Images/s with as many clients as keep it busy, of photographs and queries drawn from these."""
+        """Measure images/s with enough clients to keep the server busy. Photographs and queries are drawn at
+        random."""
         until = time.perf_counter() + seconds
 
         def ask(client: int) -> int:
@@ -109,7 +112,7 @@ def server(model: str, *flags: str) -> Iterator[Target]:
 
 
 def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, object]:
-    """Half the capacity, and kill -9 of the worker every so many seconds."""
+    """Send a load at half the capacity, and kill the worker regularly."""
     with server(options.model) as target:
         query = f"keep_ratio=0.5&deadline_ms={options.deadline_ms}"
         capacity = target.capacity(photographs, [query], options.capacity_s)
@@ -157,7 +160,7 @@ def kills(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, ob
 
 
 def _silences(kills: list[float], answers: list[float], end: float) -> list[float]:
-    """The longest time without an answer between each kill and the next one (of the last, the end)."""
+    """Return, for each kill, the longest time without a response until the next kill or the end."""
     longest = []
     for begin, until in zip(kills, [*kills[1:], end], strict=True):
         times = [begin, *sorted(done for done in answers if begin < done < until)]
@@ -166,7 +169,7 @@ def _silences(kills: list[float], answers: list[float], end: float) -> list[floa
 
 
 def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, object]:
-    """A mixed load, and what every process holds meanwhile."""
+    """Send a mixed load, and sample the resources of every process."""
     with server(options.model, "--http-workers", "2") as target:
         capacity = target.capacity(photographs, MIXED, options.capacity_s)
         rate = options.rate or capacity / 2
@@ -192,7 +195,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
                     count(target.ask(draw.choice(MIXED), photograph))
 
         def sample() -> None:
-            target.metric("trimvit_worker_up")  # a scrape, as Prometheus makes them
+            target.metric("trimvit_worker_up")  # scrape the metrics as Prometheus does
             for process in (target.supervisor, *target.supervisor.children(recursive=True)):
                 title = title_of(process) or str(process.pid)
                 with process.oneshot():
@@ -242,7 +245,7 @@ def soak(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, obj
 
 
 def _metric_files(supervisor: psutil.Process) -> list[Path]:
-    """What lies in the folder of the metrics, found by the file that the supervisor has open there."""
+    """List the files in the metrics folder. It is found by the file that the supervisor has open there."""
     for file in supervisor.open_files():
         if (folder := Path(file.path).parent).name == "metrics":
             return list(folder.iterdir())
@@ -250,7 +253,8 @@ def _metric_files(supervisor: psutil.Process) -> list[Path]:
 
 
 def _growth(rows: list[dict[str, float]]) -> dict[str, object]:
-    """Of each quantity: the medians of the first and the last fifth, and the change in percent."""
+    """Return the medians of the first and last fifth of each quantity, and the change in percent. The first
+    tenth is discarded."""
     settled = rows[len(rows) // 10 :]
     part = max(1, len(settled) // 5)
     result: dict[str, object] = {}
@@ -269,7 +273,7 @@ def _growth(rows: list[dict[str, float]]) -> dict[str, object]:
 def _of_minutes(
     values: list[float], extreme: Callable[[list[float]], float], every_s: float
 ) -> list[dict[str, float]]:
-    """The lowest or highest value of each whole minute, as rows for `_growth`."""
+    """Return the lowest or highest value of each complete minute, as rows for `_growth`."""
     minute = round(60 / every_s)
     return [
         {"mib": extreme(values[first : first + minute])}
@@ -278,7 +282,7 @@ def _of_minutes(
 
 
 def _tenths(values: list[float]) -> list[float]:
-    """The median of each tenth of the time."""
+    """Return the median of each tenth of the run."""
     edges = [len(values) * tenth // 10 for tenth in range(11)]
     return [
         round(statistics.median(values[first:last]), 1) for first, last in pairwise(edges) if last > first
@@ -304,8 +308,8 @@ def main() -> None:
     if options.seconds is None:
         options.seconds = 60.0 if options.what == "kills" else 3600.0
     if options.every is None:
-        # Memory is given back every ten seconds (app/processes/heap.py). Samples in step with that would
-        # always see the same part of them.
+        # Memory is returned to the system every ten seconds (app/processes/heap.py). Samples must not be in
+        # step with that, or they would always see the same phase.
         options.every = 10.0 if options.what == "kills" else 1.7
     photographs = [path.read_bytes() for path in sorted(options.photographs.glob("*.[jJ][pP]*"))]
     run = kills if options.what == "kills" else soak

@@ -1,14 +1,15 @@
-"""What pruning does to a feature vector, image by image.
+"""Measure the effect of pruning on feature vectors.
 
     python -m benchmarks.features --data FOLDER
 
-FOLDER holds a folder of images for each class, as of `trimvit evaluate`. For each keep ratio: the cosine of
-an image's feature to its own unpruned one; and how often its nearest neighbour by cosine, among all other
-images, is the one that the unpruned feature has. "index unpruned" looks for it among unpruned features, as in
-an index that was built before; "index pruned" among features at the same ratio. "same class" is how often the
-neighbour (index unpruned) is of the image's class. Standard errors are over images, in points for shares.
+FOLDER has one sub-folder of images per class, as for `trimvit evaluate`. For each keep ratio, this reports
+the cosine similarity of an image's pruned and unpruned features, and how often both have the same nearest
+neighbour (by cosine) among all other images. "index unpruned" searches unpruned features, as in an index that
+was built without pruning; "index pruned" searches features at the same ratio. "same class" is how often the
+neighbour (index unpruned) has the class of the image. Standard errors are over images, in percentage points
+for shares.
 
-Images are taken in an order drawn with a seed, until ``--cpu-s`` seconds of CPU time are spent.
+Images are in random order (with a fixed seed). The benchmark stops after ``--cpu-s`` seconds of CPU time.
 `--output FILE.json` writes the result.
 """
 
@@ -42,7 +43,8 @@ def rows_of(
     features: Float[np.ndarray, "ratios images features"],
     truth: Int[np.ndarray, " images"],
 ) -> list[Row]:
-    """A row for each ratio, whose cost is in ``shares``; the first ratio is what others are compared with."""
+    """Compute a row for each ratio. ``shares``: the compute at each ratio. The first ratio is the
+    reference."""
     features = features / np.linalg.norm(features, axis=2, keepdims=True)
     unpruned = features[0]
     wanted = nearest(unpruned, unpruned)
@@ -69,7 +71,7 @@ def rows_of(
 def nearest(
     queries: Float[np.ndarray, "images features"], index: Float[np.ndarray, "images features"]
 ) -> Int[np.ndarray, " images"]:
-    """Of each query the place in the index with the greatest product, but for its own."""
+    """Return the index of the row with the largest dot product for each query, excluding the query itself."""
     products = queries @ index.T
     np.fill_diagonal(products, -np.inf)
     return products.argmax(axis=1)
@@ -85,7 +87,7 @@ def _error(values: np.ndarray) -> float:
 
 
 def _vectors(classifier: Classifier, pixels: Tensor, ratios: Sequence[float]) -> np.ndarray:
-    """[ratios, images, features]"""
+    """Compute features [ratios, images, features]."""
     outputs = classifier.compare(pixels, [[Pruning(ratio)] * len(pixels) for ratio in ratios])
     with torch.inference_mode():
         found = [classifier.model.family.features(output.pooled).float() for output in outputs]

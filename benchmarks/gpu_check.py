@@ -1,31 +1,32 @@
-"""Whether this machine's GPU keeps what the project promises: one command, at most eight minutes.
+"""Check the project's performance goals on this machine's GPU: one command, at most eight minutes.
 
     make gpu-check                                    or: python -m benchmarks.gpu_check
     make gpu-check ARGS="--output gpu-check.json --model random:vit_base_patch16_224"
 
-It needs an NVIDIA GPU, PyTorch 2.10 or later and timm. It needs no network, and installs nothing. The tests
-need pytest (none of its plugins), and the last part the packages of the server; what is missing is named.
+It needs an NVIDIA GPU, PyTorch 2.10 or later and timm. It does not use the network or install anything. The
+tests need pytest (no plugins), and the last part needs the packages of the server. Missing packages are
+reported.
 
-  tests   all tests that are marked for a GPU, of which none may skip
-  dense   images/s of the network alone at one keep ratio a batch, beside timm and timm under torch.compile in
-          the same dtype
-  mixed   batches in which each image has a ratio of its own, against the ideal: what its images cost in
-          batches of their like
-  host    what the worker's thread does for a batch: until all is launched, and until it is answered
+  tests   all tests that are marked for a GPU; none may be skipped
+  dense   images/s of the network alone at one keep ratio per batch, compared with timm and with timm under
+          torch.compile in the same dtype
+  mixed   batches in which each image has its own ratio, compared with the ideal: the cost of the images in
+          batches with a single ratio
+  host    time of the worker's thread for a batch: until all kernels are launched, and until results are there
   http    images/s of a running server, JPEG to JSON
 
-Contestants take turns, once a round, in an order drawn anew; ratios are taken within a round. A figure with
-brackets is the median over the rounds (quartiles; extremes). Weights are random: they cost as much as trained
-ones. It ends with a verdict against the goals:
+Each contestant runs once per round, in random order, and ratios are computed within a round. Figures with
+parentheses are medians over the rounds (quartiles; extremes). Weights are random, which does not affect the
+speed. At the end, the results are compared with the goals:
 
-  tests   all pass, none skips
-  dense   at batch 64 and more, at least 90 % of the MACs ratio over timm; at ratio 1, at every batch size, at
-          least 95 % of the images/s of timm compiled
-  mixed   at batch 64 and more, at least 90 % of the ideal
+  tests   all pass, none is skipped
+  dense   at batch sizes of 64 and more, at least 90 % of the MACs ratio over timm; at ratio 1 and every batch
+          size, at least 95 % of the images/s of compiled timm
+  mixed   at batch sizes of 64 and more, at least 90 % of the ideal
 
-The exit status is 0 if all goals are met, else 1: also where one was not measured. When the time is up, what
-is left is not measured; the most telling settings come first. `--device cpu --smallest` tries the command on
-any machine; its figures mean nothing.
+The exit status is 0 if all goals are met, else 1, also if a goal was not measured. The most important
+settings come first; those that do not fit into the time are not measured. `--device cpu --smallest` tests the
+command itself on any machine; its figures are meaningless.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from models.device import choose_device, choose_dtype, use_gpu
 Part = Callable[[argparse.Namespace], Iterator[Row]]
 
 ROOT = Path(__file__).parents[1]
-GRACE_S = 50.0  # for what has begun when the time is up
+GRACE_S = 50.0  # to finish the current measurement when the time is up
 SMALLEST: Mapping[str, object] = {
     "model": "random:test_vit",
     "batch_sizes": (2, 1),
@@ -61,12 +62,12 @@ SMALLEST: Mapping[str, object] = {
 
 
 def dense(options: argparse.Namespace) -> Iterator[Row]:
-    """As `benchmarks.engine homogeneous`."""
+    """Run `benchmarks.engine homogeneous`."""
     return speed.homogeneous(options, load_model(options.model))
 
 
 def mixed(options: argparse.Namespace) -> Iterator[Row]:
-    """As `benchmarks.engine mixed`, of batches with more than one image."""
+    """Run `benchmarks.engine mixed` for batch sizes above 1."""
     several = copy(options)
     several.batch_sizes = [size for size in options.batch_sizes if size > 1]
     return speed.mixed(several, load_model(options.model))
@@ -82,7 +83,8 @@ PARTS: Mapping[str, Part] = {
 
 
 def run(options: argparse.Namespace, clock: Callable[[], float] = time.monotonic) -> dict[str, list[Row]]:
-    """The rows of each part that there was time for; a part that fails has one row that says why."""
+    """Run the parts and return their rows. A part that fails, or does not fit into the time, has a row with
+    the reason."""
     ends = clock() + 60 * options.minutes
     results: dict[str, list[Row]] = {}
     for name in options.parts:
@@ -98,7 +100,7 @@ def run(options: argparse.Namespace, clock: Callable[[], float] = time.monotonic
                 if clock() > ends:
                     rows.append({"not_measured": "the time was up"})
                     break
-        except Exception as error:  # one part's fault shall not cost the others' figures
+        except Exception as error:  # an error in one part must not lose the results of the others
             rows.append({"not_measured": f"{type(error).__name__}: {error}"[:500]})
     return results
 
@@ -122,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.dtype = str(choose_dtype(options.device)).removeprefix("torch.")
     options.dtypes = (options.dtype,)
     began = time.monotonic()
-    # Whatever hangs, such as a compilation, ends as well.
+    # The timer also ends a part that hangs, for example in a compilation.
     before = signal.signal(signal.SIGALRM, _time_is_up)
     signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes + GRACE_S)
     try:

@@ -1,4 +1,4 @@
-"""Parts of `gpu_check` that no other benchmark has: the tests, the host's time, and a server."""
+"""The parts of `gpu_check` that are not in other benchmarks: the tests, the host time, and a server."""
 
 import argparse
 import statistics
@@ -23,7 +23,7 @@ from models.device import choose_dtype
 from models.schedule import Pruning
 
 ROOT = Path(__file__).parents[1]
-# What the server imports, beside PyTorch and timm.
+# Packages that the server imports in addition to PyTorch and timm.
 SERVER_PACKAGES = (
     *("fastapi", "fastapi_offline", "httptools", "jaxtyping", "msgspec", "prometheus_client", "psutil"),
     *("pydantic", "pydantic_settings", "python_multipart", "setproctitle", "uvicorn"),
@@ -34,8 +34,8 @@ CLIENTS = 64
 
 
 def tests(options: argparse.Namespace) -> Iterator[Row]:
-    """One row: how many of the tests for a GPU passed, failed and were skipped, and the end of what pytest
-    said where not all passed. Raises RuntimeError where pytest is not installed."""
+    """Run the GPU tests. Yields one row with the number of passed, failed and skipped tests, and the end of
+    pytest's output if any failed. Raises RuntimeError if pytest is not installed or does not finish."""
     if find_spec("pytest") is None:
         raise RuntimeError("pytest is not installed")
     with tempfile.TemporaryDirectory() as folder:
@@ -54,13 +54,13 @@ def tests(options: argparse.Namespace) -> Iterator[Row]:
             raise RuntimeError(f"pytest did not run: {(ran.stdout + ran.stderr)[-400:]}")
         row: dict[str, object] = {**counts_of(report), "seconds": round(time.monotonic() - began, 1)}
     if ran.returncode != 0:
-        row["said"] = ran.stdout[-4000:].splitlines()  # a list: for the file
+        row["said"] = ran.stdout[-4000:].splitlines()  # lists appear in the file, not in the table
         print(ran.stdout[-4000:], file=sys.stderr)
     yield row
 
 
 def counts_of(report: Path) -> dict[str, int]:
-    """What a JUnit report of pytest counts."""
+    """Count the passed, failed and skipped tests in a JUnit report from pytest."""
     suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
 
     def total(*names: str) -> int:
@@ -71,9 +71,13 @@ def counts_of(report: Path) -> dict[str, int]:
 
 
 def host(options: argparse.Namespace) -> Iterator[Row]:
-    """Milliseconds of the worker's thread for a batch, its images alike or each with a ratio of its own, new
-    in every batch: until everything is launched (from an idle device), until the device has done it, and
-    until raw pixels are answered. Where `launched` is nearly `done`, the device waits for the host."""
+    """Measure the milliseconds that the worker's thread takes for a batch, with one ratio for all images
+    (`alike`) or new random ratios for each batch (`mixed`).
+
+    `launched`: until all kernels are launched, starting with an idle device. `done`: until the device has
+    finished. `answered`: from raw pixels to results. If `launched` is close to `done`, the device waits for
+    the host.
+    """
     loaded = load_model(options.model)
     dtype = choose_dtype(options.device, options.dtype)
     classifier = Classifier(loaded.model, loaded.input, options.device, dtype)
@@ -108,7 +112,7 @@ def host(options: argparse.Namespace) -> Iterator[Row]:
 def _launch(
     classifier: Classifier, inputs: Tensor, prunings: Sequence[Pruning], finish: Callable[[], object]
 ) -> tuple[float, float]:
-    """Seconds until the forward pass is launched, and until it is done."""
+    """Return the seconds until the forward pass is launched, and until it is finished."""
     finish()
     began = time.perf_counter()
     classifier.model(inputs, prunings)
@@ -128,8 +132,8 @@ def _mixed(images: int, turn: int) -> list[float]:
 
 
 def http(options: argparse.Namespace) -> Iterator[Row]:
-    """Images/s of `trimvit serve` with its bundled model, as JPEGs of the photographs, by clients that ask
-    again as soon as they are answered. Raises RuntimeError where a package of the server is missing."""
+    """Measure images/s of `trimvit serve` with the bundled model. Clients send JPEGs in a closed loop. Raises
+    RuntimeError if a package of the server is missing."""
     if missing := [name for name in SERVER_PACKAGES if find_spec(name) is None]:
         raise RuntimeError(f"not installed: {', '.join(missing)}")
     from benchmarks.photographs import image_files

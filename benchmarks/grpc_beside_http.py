@@ -1,13 +1,13 @@
-"""Images/s over gRPC beside the same requests over HTTP, of one server on the same cores.
+"""Compare images/s over gRPC and over HTTP, with the same requests to one server on the same cores.
 
     python -m benchmarks.grpc_beside_http --photographs FOLDER [--rounds 5] [--seconds 3] [--instant]
         [--output FILE.json]
 
-Both ways ask the Open Inference Protocol for label and score of one photograph a request, with requests that
-are made beforehand, from as many clients; interleaved in one run, each warm. ``--instant``: with workers that
-compute nothing, so that only the host is measured. Reported are images/s, the CPU time an image of the front
-end and of the process that asks, and gRPC as a share of HTTP, round by round. gRPC's own client takes more
-of the cores than the one for HTTP, and the server lacks what it takes.
+Both use the Open Inference Protocol. Each request has one photograph and asks for its label and score.
+Requests are prebuilt and come from the same number of clients. Rounds are interleaved, after a warm-up.
+``--instant`` uses workers that compute nothing, to measure only the host. Reports images/s, the CPU time per
+image of the front end and of the client process, and gRPC as a share of HTTP within each round. The gRPC
+client needs more CPU time than the HTTP client, at the expense of the server.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks.server import cpu_seconds, running
 
 
 def messages_of(model: str, photographs: Sequence[bytes]) -> list[object]:
-    """A ModelInferRequest for each."""
+    """Build a ModelInferRequest for each photograph."""
     messages = []
     for photograph in photographs:
         message = message_class("ModelInferRequest")(model_name=model)
@@ -44,7 +44,7 @@ def messages_of(model: str, photographs: Sequence[bytes]) -> list[object]:
 
 
 def http_requests(model: str, messages: Sequence[object]) -> list[bytes]:
-    """The same over HTTP."""
+    """Convert the messages to HTTP requests."""
     made = []
     for message in messages:
         parts, json_bytes = request_of(message, None)
@@ -54,12 +54,12 @@ def http_requests(model: str, messages: Sequence[object]) -> list[bytes]:
 
 
 async def over_grpc(target: str, messages: Sequence[bytes], clients: int, seconds: float) -> int:
-    """Images answered in so long."""
+    """Send requests in a closed loop for ``seconds``, and return the number of images answered."""
     until, answered = time.perf_counter() + seconds, 0
 
     async def client(first: int) -> None:
         nonlocal answered
-        options = (("grpc.use_local_subchannel_pool", 1),)  # a connection of its own
+        options = (("grpc.use_local_subchannel_pool", 1),)  # a separate connection per client
         async with grpc.aio.insecure_channel(target, options=options) as channel:
             call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
             number = first

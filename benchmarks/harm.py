@@ -1,22 +1,22 @@
-"""What unlucky or hostile clients cost everybody else. A real server, one load after the other.
+"""Measure how unusual or hostile clients affect other clients of a real server.
 
     python -m benchmarks.harm [LOAD ...] --photographs FOLDER [--model MODEL] [--output FILE.json]
 
-Each load gets a server of its own that rests first. While the load runs, another process asks /livez without
-a pause, and a client at another address posts one photograph after the other. Reported are: how the load was
-answered, how long /livez and the polite client waited, and by how much the memory of each process rose above
-its resting level at its highest (the kernel's VmHWM, so nothing between two samples is missed). The limit for
-memory is --max-bodies-bytes, for the slowest /livez 100 ms.
+Loads run one after another, each against a new server that is idle first. While a load runs, one process
+requests /livez continuously, and a polite client at another address sends photographs one at a time. Reports
+the responses to the load, the latencies of /livez and of the polite client, and how far the peak memory of
+each process rose above its idle level (the kernel's VmHWM, which includes peaks between samples). The limits
+are --max-bodies-bytes for memory and 100 ms for the slowest /livez.
 
-LOAD is one or several of these, by default all:
+LOAD is one or more of these (default: all):
 
-inflating    100 requests at once, each 32 KB of gzip that inflate to 33 MB of pixels
-forms        16 forms of 31 MB at once
-documents    16 JSON documents of 31 MB of base64 at once
-slow-forms   4 forms of 64 photographs over lines so slow that they take 45 s, beyond the deadline of 30 s
-masks        2 requests for 64 photographs with a picture of every stage
+inflating    100 concurrent requests, each 32 KB of gzip that expands to 33 MB of pixels
+forms        16 concurrent forms of 31 MB
+documents    16 concurrent JSON documents of 31 MB of base64
+slow-forms   4 forms of 64 photographs over slow connections; each takes 45 s, beyond the deadline of 30 s
+masks        2 requests for 64 photographs with a mask image of every stage
 text-chunks  4 PNGs of 30 MB with two million text chunks each
-silent-tls   4,000 connections to the TLS port that say nothing
+silent-tls   4,000 connections to the TLS port that send nothing
 """
 
 import argparse
@@ -55,12 +55,12 @@ from benchmarks.report import write
 from benchmarks.server import Server, connect, running, status_of, title_of
 
 LIVEZ_LIMIT_S = 0.1
-POLITE_ADDRESS = "127.0.0.2"  # without keys an address is a caller, and callers share alike
+POLITE_ADDRESS = "127.0.0.2"  # without API keys, each address is a caller with an equal share
 POLITE_PAUSE_S = 0.1
 PATIENCE_S = 120.0
 RESTING_S = 3.0
 SLOW_FORM_S = 45.0
-PATIENT = "deadline_ms=110000"  # so that a long queue alone refuses nothing
+PATIENT = "deadline_ms=110000"  # so that no image is rejected only because of a long queue
 FILES = 10_000
 MIB = 2**20
 
@@ -76,11 +76,11 @@ class Target:
     model: str
 
     def connection(self, address: str = "127.0.0.1") -> HTTPConnection:
-        """A new connection, from this address."""
+        """Create a connection from this source address."""
         return connect(self.server.port, tls=self.server.tls, timeout=PATIENCE_S, source=address)
 
     def post(self, path: str, body: bytes, headers: dict[str, str]) -> Outcome:
-        """The status, or the name of what came in its place."""
+        """Send a request and return the status, or the name of the exception without a response."""
         return status_of(self.connection(), path, body, headers)
 
 
@@ -88,7 +88,7 @@ Load = Callable[[Target], list[Outcome]]
 
 
 def at_once(number: int, ask: Callable[[], Outcome]) -> list[Outcome]:
-    """So many threads that begin together."""
+    """Call ``ask`` in ``number`` threads that start at the same time."""
     ready = threading.Barrier(number)
 
     def one(_: int) -> Outcome:
@@ -126,7 +126,8 @@ FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
 def large_images(photographs: list[bytes], most_bytes: int) -> list[bytes]:
-    """At most 60 photographs that have about so many bytes together, padded behind their ends."""
+    """Return 60 photographs with about ``most_bytes`` in total. Each is padded with zeros or truncated to the
+    same size."""
     each = most_bytes // 60
     return [photographs[place % len(photographs)].ljust(each, b"\0")[:each] for place in range(60)]
 
@@ -174,8 +175,8 @@ def slow_forms(target: Target) -> list[Outcome]:
 
 
 def _readable(connection: socket.socket) -> bool:
-    """Whether there is something to read, or its end."""
-    poller = select.poll()  # select takes no file numbers above 1023
+    """Whether there is data to read, or the connection is closed."""
+    poller = select.poll()  # select does not support file descriptors above 1023
     poller.register(connection, select.POLLIN)
     return bool(poller.poll(0))
 
@@ -238,8 +239,8 @@ LOADS: dict[str, Load] = {
 
 # --- watching ----------------------------------------------------------------------------------------
 def _watch(target: Target, path: str, body: bytes | None, pause_s: float, over: Event, results: str) -> None:
-    """Ask again and again from an address of its own, and write down how long each answer took. Runs in a
-    process of its own, so that the load generator's work is not taken for the server's."""
+    """Send requests in a loop from a separate address, and write the latencies to a file. Runs in a separate
+    process, so that work of the load generator does not add to the measured latency."""
     seconds: list[float] = []
     outcomes: Counter[str] = Counter()
     while not over.is_set():
@@ -261,7 +262,7 @@ def _watch(target: Target, path: str, body: bytes | None, pause_s: float, over: 
 
 @contextmanager
 def watching(target: Target, path: str, body: bytes | None, pause_s: float) -> Iterator[dict[str, object]]:
-    """What the watcher saw, once the block has ended."""
+    """Run a watcher during the block. The yielded dictionary has its results after the block has ended."""
     spawn = multiprocessing.get_context("spawn")
     over = spawn.Event()
     seen: dict[str, object] = {}
@@ -284,13 +285,13 @@ def watching(target: Target, path: str, body: bytes | None, pause_s: float) -> I
 
 
 def server_processes(target: Target) -> dict[str, int]:
-    """The process ids of the server by what the processes call themselves."""
+    """Return the process IDs of the server's child processes by their titles."""
     children = psutil.Process(target.server.pid).children(recursive=True)
     return {f"{title_of(child).strip()} [{number}]": child.pid for number, child in enumerate(children)}
 
 
 def memory_bytes(pid: int, field: str) -> int:
-    """A field of the process's status: VmRSS, or VmHWM for its highest level since `reset_highest`. 0 where
+    """Return a memory field of a process's status: VmRSS, or VmHWM for the peak since `reset_highest`. 0 if
     the process has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -300,12 +301,12 @@ def memory_bytes(pid: int, field: str) -> int:
 
 
 def reset_highest(pid: int) -> None:
-    """Let VmHWM begin anew (proc(5), clear_refs)."""
+    """Reset VmHWM to the current memory (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def run(name: str, target: Target) -> dict[str, object]:
-    """One load on a server that has answered and rested."""
+    """Run one load, after a warm-up and an idle period of the server."""
     for photograph in target.photographs[:8]:
         assert target.post("/v1/classify?keep_ratio=0.5", photograph, {}) == "200"
     time.sleep(RESTING_S)
@@ -318,7 +319,7 @@ def run(name: str, target: Target) -> dict[str, object]:
         watching(target, "/livez", None, 0.005) as livez,
         watching(target, polite_path, target.photographs[0], POLITE_PAUSE_S) as polite,
     ):
-        time.sleep(2.0)  # for the watchers to start
+        time.sleep(2.0)  # wait until the watchers have started
         started = time.perf_counter()
         outcomes = LOADS[name](target)
         seconds = time.perf_counter() - started
@@ -345,7 +346,7 @@ def run(name: str, target: Target) -> dict[str, object]:
 
 @contextmanager
 def certificate() -> Iterator[list[str]]:
-    """Flags for a server with a certificate of its own making."""
+    """Create a self-signed certificate, and yield the flags of a server that uses it."""
     with tempfile.TemporaryDirectory() as folder:
         chain, key = Path(folder) / "chain.pem", Path(folder) / "key.pem"
         subprocess.run(

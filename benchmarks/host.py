@@ -1,21 +1,22 @@
-"""What the host needs for an image, beside the least that an HTTP server needs for a request.
+"""Measure the cost of an image on the host, compared with the minimum that an HTTP server needs for a
+request.
 
     python -m benchmarks.host --photographs FOLDER [--rounds 5] [--seconds 2] [--output FILE.json]
 
-Two servers on the same cores, interleaved in one run, both warm: `trimvit serve` with workers that compute
-nothing (benchmarks.instant), and a FastAPI route that only reads the body (benchmarks.bare), in one process
-with the same HTTP parser and event loop. Clients ask again as soon as they are answered. They send
-  small    JPEGs of about 7 KB: the folder's photographs, made as small as the model's input
-  large    the folder's photographs as they are (in the published figures about 110 KB)
-  pixels   pixels of the model's size over /v2, as binary data
-and, asked for by --loads, the small JPEGs again for their embeddings
+Two servers on the same cores take turns, after a warm-up: `trimvit serve` with workers that compute nothing
+(benchmarks.instant), and a FastAPI route that only reads the body (benchmarks.bare), in one process with the
+same HTTP parser and event loop. Clients send requests in a closed loop. The loads are
+  small    JPEGs of about 7 KB: the folder's photographs, resized to the model's input
+  large    the folder's original photographs (about 110 KB in the published figures)
+  pixels   pixels of the model's input size over /v2, as binary data
+and, if selected by --loads, the small JPEGs for their embeddings
   embed           as JSON numbers
   embed_base64    as base64 in JSON
   embed_binary    as bytes
-Reported are requests/s, latencies and the CPU time a request (user and system) of each kind of process:
-medians over the rounds (quartiles; extremes). Ratios are taken within a round. The decoders' CPU time stands
-beside what the same decoding takes in a plain loop. `generator` is the process that sends the requests. On a
-machine that others use, rates say little; ratios and CPU times say more.
+Reports requests/s, latencies and the CPU time per request (user and system) of each kind of process, as
+medians over the rounds (quartiles; extremes). Ratios are computed within a round. The CPU time of the
+decoders is compared with decoding the same images in a plain loop. `generator` is the process that sends the
+requests. On a shared machine, ratios and CPU times are more reliable than rates.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from models.transforms import InputSpec
 LOOP = "asyncio"  # the event loop of the server's HTTP processes
 SPEC = InputSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LIMITS = ImageLimits(64_000_000)
-QUALITY = 42  # of the small JPEGs
+QUALITY = 42  # JPEG quality of the small images
 SETTLING_S = 1.0
 USUAL = ("small", "large", "pixels")
 EMBEDDING = ("embed", "embed_base64", "embed_binary")
@@ -56,7 +57,7 @@ Cpu = Callable[[], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Bodies, and how either server is sent them. ``files``: those that have to be decoded."""
+    """Request bodies, with the path and headers. ``files``: the images that must be decoded."""
 
     path: str
     headers: Mapping[str, str]
@@ -66,16 +67,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One server under one load for a while."""
+    """The result of one server under one load in a round."""
 
     per_s: float
     p50_ms: float
     p99_ms: float
-    cpu_ms: Mapping[str, float]  # a request, by kind of process; `generator` is the sender's
+    cpu_ms: Mapping[str, float]  # per request, by kind of process; `generator` is the sender
 
 
 def loads_of(photographs: Sequence[bytes]) -> dict[str, Load]:
-    """The loads that are made of photographs."""
+    """Build all loads from photographs."""
     small = [reduced(each) for each in photographs]
     as_bytes = {**JPEG, "Accept": "application/octet-stream"}
     return {
@@ -89,14 +90,14 @@ def loads_of(photographs: Sequence[bytes]) -> dict[str, Load]:
 
 
 def reduced(photograph: bytes) -> bytes:
-    """What the model sees of the photograph, as a JPEG."""
+    """Return the preprocessed photograph, as the model gets it, as a JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(decode(photograph, SPEC, LIMITS).pixels).save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
 
 
 def pixels_load(pictures: Sequence[np.ndarray]) -> Load:
-    """Each picture as the binary tensor of an infer request, which asks for the labels and their scores."""
+    """Build infer requests with each image as a binary tensor. They ask for labels and scores."""
     height, width = SPEC.size
     head = json.dumps(
         {
@@ -119,7 +120,7 @@ def pixels_load(pictures: Sequence[np.ndarray]) -> Load:
 
 
 def sample(sender: Sender, cpu: Cpu, clients: int, seconds: float) -> Sample:
-    """Ask for so long. Raises RuntimeError where anything but 200 is answered."""
+    """Send a load for ``seconds``. Raises RuntimeError if a status is not 200."""
     before, own = cpu(), time.process_time()
     ended = sender.closed_loop(clients, seconds)
     after, own = cpu(), time.process_time() - own
@@ -132,7 +133,7 @@ def sample(sender: Sender, cpu: Cpu, clients: int, seconds: float) -> Sample:
 
 
 def decode_ms(files: Sequence[bytes], seconds: float) -> float:
-    """CPU time of an image that is decoded in a plain loop for so long."""
+    """Return the CPU time per image, in milliseconds, of decoding in a plain loop for ``seconds``."""
     began, images = time.process_time(), 0
     while (taken := time.process_time() - began) < seconds or images < len(files):
         decode(files[images % len(files)], SPEC, LIMITS)
@@ -142,7 +143,7 @@ def decode_ms(files: Sequence[bytes], seconds: float) -> float:
 
 @contextlib.contextmanager
 def bare(loop: str) -> Iterator[tuple[int, Cpu]]:
-    """The bare route in a process: its port and its CPU time so far."""
+    """Run benchmarks.bare in a process. Yields its port, and a function that returns its CPU time."""
     command = [sys.executable, "-m", "benchmarks.bare", loop]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
@@ -161,11 +162,12 @@ def bare(loop: str) -> Iterator[tuple[int, Cpu]]:
 def row_of(
     name: str, clients: int, samples: Mapping[str, Sequence[Sample]], plain_ms: Sequence[float]
 ) -> Row:
-    """The figures of one load and so many clients. ``plain_ms``: decoding in a plain loop, round by round."""
+    """Compute the row of one load and number of clients. ``plain_ms``: CPU time of plain decoding per
+    round."""
     ours, least = samples["trimvit"], samples["bare"]
 
     def both(figure: Callable[[Sample], float]) -> tuple[Spread, Spread, Spread]:
-        """Of the server, of the bare route, and the first as a share of the second."""
+        """Return the spread for the server, for the bare route, and of their ratio."""
         pairs = [(figure(one), figure(other)) for one, other in zip(ours, least, strict=True)]
         values = (
             [one for one, _ in pairs],
@@ -182,7 +184,7 @@ def row_of(
         (one.p50_ms - decoding - other.p50_ms) / other.p50_ms
         for one, other, decoding in zip(ours, least, plain_ms or [0.0] * len(ours), strict=True)
     ]
-    row["p50_beyond_bare_and_decoding"] = spread(waits)  # in p50s of the bare route
+    row["p50_beyond_bare_and_decoding"] = spread(waits)  # as a multiple of the bare route's p50
     for kind in sorted({kind for each in ours for kind in each.cpu_ms}):
         row[f"{kind}_cpu_ms"] = spread([each.cpu_ms.get(kind, 0.0) for each in ours])
     row["bare_cpu_ms"] = spread([each.cpu_ms["bare"] for each in least])
@@ -197,7 +199,7 @@ def row_of(
 
 
 def told(row: Row) -> str:
-    """The figures of a row, one under the other."""
+    """Format the figures of a row as a table with one figure per line."""
     return table([{"figure": key, "value": value} for key, value in row.items() if isinstance(value, Spread)])
 
 
@@ -228,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, load in loads.items()
         },
     }
-    gc.disable()  # nothing here is cyclic
+    gc.disable()  # this process creates no reference cycles
     rows = []
     with (
         running(*options.serve, module="benchmarks.instant") as server,
@@ -255,7 +257,7 @@ def measured(
     cpus: Mapping[str, Cpu],
     options: argparse.Namespace,
 ) -> Row:
-    """All rounds of one load with so many clients."""
+    """Run all rounds of one load with this number of clients."""
     samples: dict[str, list[Sample]] = {way: [] for way in senders}
     plain_ms: list[float] = []
     draw, order = random.Random(0), list(senders)
@@ -263,7 +265,7 @@ def measured(
         draw.shuffle(order)
         for way in order:
             found = sample(senders[way], cpus[way], clients, options.seconds)
-            if round_ > 0:  # the first warms up
+            if round_ > 0:  # the first round is a warm-up
                 samples[way].append(found)
         if load.files and round_ > 0:
             plain_ms.append(decode_ms(load.files, options.seconds / 4))

@@ -1,12 +1,12 @@
-"""Images/s over HTTP against the same model on the same cores and photographs without a server.
+"""Compare images/s over HTTP with the same model on the same cores and photographs without a server.
 
     python -m benchmarks.http_throughput --photographs FOLDER [--rounds 5] [--output FILE.json]
 
-Three ways, interleaved in one run, each warm:
-  engine   decoded pixels -> predictions, two streams of one thread each (the server's own form)
-  offline  encoded files -> decode -> predictions, in those same two streams
-  http     encoded files -> a running server -> JSON, 16 clients with keep-alive
-Reported are the medians, and http as a share of each other way, round by round.
+Three ways take turns, after a warm-up:
+  engine   decoded pixels -> predictions, in two streams with one thread each, as in the server
+  offline  encoded files -> decode -> predictions, in the same two streams
+  http     encoded files -> a running server -> JSON, with 16 keep-alive clients
+Reports the medians, and http as a share of each of the others within a round.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     pixels = [decode(file, loaded.input, limits).pixels for file in files]
 
     def streams(work: Callable[[int, int], None]) -> float:
-        """Seconds for all batches in as many threads as cores, one intra-op thread each."""
+        """Return the seconds for all batches in one thread per core, each with one intra-op thread."""
         starts = iter(range(0, len(files), BATCH))
         lock = threading.Lock()
 
@@ -104,7 +104,7 @@ def main() -> None:
         for ratio in options.ratios:
             ways = {"engine": engine, "offline": offline, "http": lambda r: over_http(server.port, files, r)}
             seconds: dict[str, list[float]] = {way: [] for way in ways}
-            for round_ in range(options.rounds + 1):  # the first warms up
+            for round_ in range(options.rounds + 1):  # the first round is a warm-up
                 for way, run in ways.items():
                     taken = run(ratio)
                     if round_ > 0:
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def over_http(port: int, files: list[bytes], ratio: float) -> float:
-    """Seconds until all files are answered, by 16 clients with a connection each."""
+    """Return the seconds until all files are answered, with 16 clients that have a connection each."""
     local = threading.local()
 
     def post(file: bytes) -> None:

@@ -1,9 +1,9 @@
-"""`trimvit` with workers that compute nothing: every image gets the same labels at once.
+"""`trimvit` with workers that compute nothing: they return the same labels for every image immediately.
 
     python -m benchmarks.instant serve [flags of trimvit serve]
 
-What such a server needs for an image is the cost of the host: HTTP, decoding, queueing and the messages
-between processes. All other processes are those of `trimvit serve`, and a worker runs the real main loop.
+The cost of an image in such a server is the cost of the host: HTTP, decoding, queueing and messages between
+processes. All other processes are the same as in `trimvit serve`, and a worker runs the real main loop.
 """
 
 import os
@@ -42,25 +42,25 @@ MODEL = ModelInfo(
     features=384,
 )
 _FEATURES = np.random.default_rng(0).standard_normal(MODEL.features).astype("<f4").tobytes()
-IMAGE_S = 10e-6  # that an image is said to take
+IMAGE_S = 10e-6  # reported computing time per image
 
 
 class InstantBackend:
-    """Gives every image its first classes, and where they are wanted the same features."""
+    """Backend that returns the first classes for every image, and constant features if requested."""
 
     limits = Limits(batch_tokens=65_536, threads=1, streams=1)
 
     def load(self, on_all: OnAll) -> Loaded:  # noqa: ARG002
-        """Nothing is loaded."""
+        """Return the description of the model without loading anything."""
         measured = [Measured(1, Work(images, images), images * IMAGE_S) for images in (1, 2, 8)]
         return Loaded(MODEL, self.limits, tuple(measured))
 
     def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:  # noqa: ARG002
-        """The same for all that ask for the same."""
+        """Return predictions that depend only on the request."""
         return [_prediction(job.ask.pruning, job.ask.top_k, job.ask.features) for job in jobs]
 
     def memory_bytes(self) -> int:
-        """None that matters."""
+        """Return 0, because the memory used is negligible."""
         return 0
 
 
@@ -79,7 +79,7 @@ def _prediction(pruning: Pruning, top_k: int, features: bool) -> Prediction:
 
 
 def compute_nothing(settings: Settings, args: WorkerArgs) -> None:
-    """What a worker does here in the place of app.worker.process.run."""
+    """Run a worker with the instant backend, instead of app.worker.process.run."""
     make_loop(settings, args, [InstantBackend()], f"cpu:{args.index}").run()
 
 

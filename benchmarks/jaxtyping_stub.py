@@ -1,5 +1,5 @@
-"""A stub of jaxtyping for machines that only have PyTorch and timm. With it, annotations name the type of a
-tensor but not its shape, and nothing is checked.
+"""A stub of jaxtyping for machines that only have PyTorch and timm. With it, annotations are plain types
+without shapes, and nothing is checked.
 """
 
 import sys
@@ -23,6 +23,6 @@ class _StandIn(ModuleType):
 
 
 def install_jaxtyping_stub() -> None:
-    """Where it is not installed. Before anything of `models` is imported."""
+    """Install the stub if jaxtyping is not available. Call this before importing from `models`."""
     if "jaxtyping" not in sys.modules and find_spec("jaxtyping") is None:
         sys.modules["jaxtyping"] = _StandIn("jaxtyping")

@@ -1,17 +1,17 @@
-"""What a server does under ten times the load that it can sustain. Real processes, over HTTP.
+"""Measure a real server over HTTP under up to ten times the load that it can sustain.
 
     python -m benchmarks.load --photographs FOLDER [--seconds 60] [--times 1 2 10] [--output FILE.json]
 
-First the peak: as many answers a second as 16 clients get that always ask again, without deadlines. Then
-images at random times, each with a deadline: once, twice and ten times as many a second as that; and ten
-times as many with a floor that allows brown-out. The peak is measured again after each, for a machine that
-others use is not always as fast: goodput (answers within their deadline, a second) is given as a share of
-the peaks before and after it. What clients without deadlines get is more than goodput can be: batches are
-as large as they may be, and nobody's work is lost. So the goodput of the flood is also given as a share of
-the highest on the way there. Reported are, too, the 99th percentile of the answered images' latency,
-counted from when an image was due; and how soon the others are refused. The load generator runs on the same
-cores, and what it takes the server lacks: how many cores each kind of process took is reported, and how
-many were taken by others.
+First, the peak rate is measured: 16 clients in a closed loop, without deadlines. Then images arrive at random
+times, each with a deadline, at one, two and ten times the peak rate, and again at ten times with a minimum
+keep ratio that allows brown-out. The peak is measured again after each load, because the speed of a shared
+machine varies. Goodput (responses within their deadline, per second) is reported as a share of the mean of
+the peaks before and after the load. Goodput cannot reach the peak, because without deadlines batches are as
+large as possible and no work is wasted. Therefore, the goodput at the highest load is also reported as a
+share of the highest goodput of all loads. Also reports the latency percentiles of answered images, measured
+from when an image was due, and how soon the others are rejected. The load generator runs on the same cores,
+at the expense of the server, so the number of cores used by each kind of process and by other programs is
+reported.
 """
 
 import argparse
@@ -37,11 +37,12 @@ CLIENTS = 16
 PEAK_S = 15.0
 SETTLING_S = 5.0
 PATIENCE_S = 30.0
-SOON_S = 0.05  # how soon the others are promised to be refused
+SOON_S = 0.05  # images that cannot be answered in time should be rejected within this time
 
 
 def cpu_so_far(pid: int) -> dict[str, float]:
-    """What the server's processes, this one and all of the machine have taken so far, user and system."""
+    """Return the CPU time (user and system) so far of the server's processes, this process and the
+    machine."""
     whole = psutil.cpu_times()
     machine = sum(whole) - whole.idle - whole.iowait - whole.guest - whole.guest_nice
     return {**cpu_seconds(pid), "generator": time.process_time(), "machine": machine}
@@ -50,7 +51,8 @@ def cpu_so_far(pid: int) -> dict[str, float]:
 def with_cores(
     pid: int, seconds: float, work: Callable[[], list[Ended]]
 ) -> tuple[list[Ended], dict[str, float]]:
-    """What the work comes to, and how many cores each kind of process took; ``others``: no part of this."""
+    """Run ``work``, and return its result and the mean number of cores used by each kind of process.
+    ``others``: cores used by unrelated programs."""
     before = cpu_so_far(pid)
     ended = work()
     after = cpu_so_far(pid)
@@ -60,13 +62,13 @@ def with_cores(
 
 
 def peak(pid: int, calm: Sender) -> dict[str, Any]:
-    """Answers a second, and the cores that they took."""
+    """Measure the peak rate of responses per second, and the cores used."""
     ended, cores = with_cores(pid, PEAK_S, lambda: calm.closed_loop(CLIENTS, PEAK_S))
     return {"per_s": sum(each.status == 200 for each in ended) / PEAK_S, "cores": cores}
 
 
 def figures(ended: list[Ended], seconds: float, deadline_s: float, peak_rate: float) -> dict[str, object]:
-    """What the flood came to."""
+    """Summarize the responses to a load."""
     latency = np.array([each.done_s - each.due_s for each in ended])
     answered = np.array([each.status == 200 for each in ended])
     in_time = int((answered & (latency <= deadline_s)).sum())
@@ -105,11 +107,11 @@ def main() -> None:
         "machine": machine.describe(),
         "options": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
     }
-    gc.disable()  # nothing here is cyclic
+    gc.disable()  # this process creates no reference cycles
     with running("--model", options.model) as server:
-        # Without a deadline nobody is refused and asks again at once, at the cost of those who are answered.
+        # With a deadline, rejected clients would retry immediately, at the expense of the others.
         calm = Sender(server.port, requests("/v1/classify", photographs))
-        calm.closed_loop(CLIENTS, SETTLING_S)  # the predictions settle
+        calm.closed_loop(CLIENTS, SETTLING_S)  # until the cost predictions settle
         peaks = [peak(server.pid, calm)]
         rows: dict[str, dict[str, Any]] = {}
         settings = [(f"{times:g} times the peak", times, deadline) for times in options.times]

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""Describe the machine that a result was measured on."""
 
 import os
 import platform
@@ -10,13 +10,13 @@ import torch
 
 from models.device import cores
 
-# Of the processor's many flags, those that decide how fast a network runs.
+# The processor flags that affect the speed of a network.
 _INSTRUCTION_SETS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve"),
 )
 
-# They decide how OpenMP's threads wait, how many shapes oneDNN remembers, and what malloc gives back.
+# Variables that control how OpenMP threads wait, how many shapes oneDNN caches, and how malloc frees memory.
 _ENVIRONMENT = (
     *(
         "OMP_WAIT_POLICY",
@@ -30,10 +30,11 @@ _ENVIRONMENT = (
 
 
 def describe(device: str = "cpu") -> dict[str, object]:
-    """The machine, the versions and the settings that a timing hangs on, for the JSON of a result; with the
-    GPU where ``device`` is one.
+    """Return the machine, versions and settings that affect timings, for the JSON of a result. Includes the
+    GPU if ``device`` is one.
 
-    ``load_average`` is that of the last minute: on a quiet machine about what the benchmark itself uses.
+    ``load_average`` is that of the last minute. On an idle machine, it is about what the benchmark itself
+    uses.
     """
     flags = _cpuinfo("flags|Features").split()
     return {
@@ -63,7 +64,7 @@ def _gpu(device: str) -> dict[str, object]:
 
 
 def _cpuinfo(key: str) -> str:
-    """The first line of that key; empty where there is no /proc/cpuinfo, or no such line."""
+    """Return the value of the first /proc/cpuinfo line with this key, or an empty string without one."""
     info = Path("/proc/cpuinfo")
     found = re.search(rf"^(?:{key})\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return found[1] if found else ""

@@ -1,7 +1,7 @@
-"""Resident memory through many mixed batches, computed as the server computes them. Linux only.
+"""Measure resident memory over many mixed batches, computed as in the server. Linux only.
 
-Not all growth is a leak: oneDNN keeps what it prepared for each shape that it met (docs/design/0023), and
-mixed batches bring new ones ever more seldom. What is left of the trend by then is one.
+Not all growth is a leak: oneDNN caches data for each shape (docs/design/0023), and new shapes become rarer
+over time. Growth that continues after that is a leak.
 """
 
 import re
@@ -22,7 +22,8 @@ from models.pruned_vit import Pruning
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """Straight line through the samples after the warm-up, with its standard error; KiB per 1,000 batches."""
+    """Slope of a line through the samples after the warm-up, and its standard error, in KiB per 1,000
+    batches."""
 
     kib_per_1000_batches: float
     standard_error: float
@@ -42,9 +43,10 @@ def measure(
     ratio_decimals: int,
     seed: int = 0,
 ) -> dict[str, object]:
-    """One row: the samples ([batches, MiB] ``every`` so many batches), their trend and the peak.
+    """Run the batches and return one row: samples ([batches, MiB], one per ``every`` batches), trend and
+    peak.
 
-    Raises ValueError where fewer than three samples would follow the warm-up.
+    Raises ValueError if there would be fewer than three samples after the warm-up.
     """
     if (batches - warm_up) // every < 3:
         raise ValueError(f"{batches} batches after {warm_up} to warm up, one sample in {every}: too few")
@@ -77,7 +79,7 @@ def measure(
 
 
 def trend(samples: list[tuple[int, float]]) -> Trend:
-    """Least squares over (batches, MiB); at least three samples."""
+    """Fit a line to (batches, MiB) by least squares. Needs at least three samples."""
     batches, mib = np.array(samples).T
     centred = batches - batches.mean()
     slope = float(centred @ mib / (centred @ centred))
@@ -91,7 +93,7 @@ def _resident_mib() -> float:
 
 
 def _peak_mib() -> float:
-    """The most that was ever resident, between samples too."""
+    """Return the peak resident memory of the process, including peaks between samples."""
     return _status_mib("VmHWM")
 
 

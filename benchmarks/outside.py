@@ -1,4 +1,5 @@
-"""The unpruned network in other runtimes, converted from the same timm module; needs the `bench` extra."""
+"""Run the unpruned network in other runtimes, converted from the same timm module. Needs the `bench`
+extra."""
 
 import logging
 import sys
@@ -18,10 +19,10 @@ from benchmarks.rounds import Contestant
 
 _PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx", "onnxscript")
 
-# Largest difference from timm's logits, as a share of the largest of them.
+# Maximum difference from timm's logits, relative to the largest logit.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.3}
 
-# NNCF finds the ranges of activations on at most so many batches.
+# Maximum number of batches on which NNCF calibrates the ranges of activations.
 _CALIBRATION_BATCHES = 4
 
 
@@ -30,12 +31,12 @@ class MissingPackageError(RuntimeError):
 
 
 def missing_packages() -> list[str]:
-    """Runtimes and exporters that are not installed."""
+    """Return the runtimes and exporters that are not installed."""
     return [name for name in _PACKAGES if find_spec(name) is None]
 
 
 def require_packages() -> None:
-    """Raise MissingPackageError unless all runtimes and exporters are here."""
+    """Raise MissingPackageError unless all runtimes and exporters are installed."""
     if missing := missing_packages():
         raise MissingPackageError(
             f"not installed: {', '.join(missing)}; the outside references need the bench extra: "
@@ -44,13 +45,13 @@ def require_packages() -> None:
 
 
 def references(vit: VisionTransformer, batches: Sequence[Tensor]) -> dict[str, Contestant]:
-    """OpenVINO in float32, bfloat16 and int8, and ONNX Runtime in float32 and int8, for batches of one size,
-    on all cores.
+    """Build contestants for OpenVINO (float32, bfloat16, int8) and ONNX Runtime (float32, int8), for batches
+    of one size on all cores. ``vit`` and ``batches`` are float32 on the CPU.
 
-    OpenVINO's int8 has one range of activations for each layer, found by NNCF on the first of ``batches``;
-    what is not int8 is computed in the fastest dtype of the CPU. ONNX Runtime's finds the range of each batch
-    as it comes. ``vit`` and ``batches`` are float32 on the CPU. Raises RuntimeError where a runtime's logits
-    differ from timm's: what computes something else is no reference.
+    OpenVINO int8 uses static quantization: NNCF calibrates one activation range per layer on the first
+    ``batches``, and other operations use the fastest dtype of the CPU. ONNX Runtime int8 uses dynamic
+    quantization, with activation ranges computed for each batch. Raises RuntimeError if the logits of a
+    runtime differ from timm's by more than rounding.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -69,7 +70,7 @@ def references(vit: VisionTransformer, batches: Sequence[Tensor]) -> dict[str, C
 
 
 def _from_openvino(exported: torch.export.ExportedProgram, pixels: Tensor) -> Any:
-    # Its converter reports every use to its makers, unless this package is missing.
+    # OpenVINO's converter sends telemetry about each use unless this package is missing.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
 

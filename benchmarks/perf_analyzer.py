@@ -1,11 +1,11 @@
-"""Sweeps of NVIDIA's perf_analyzer, as it is: HTTP, gRPC and shared memory, encoded images and pixels.
+"""Run sweeps with NVIDIA's unmodified perf_analyzer: HTTP, gRPC and shared memory, encoded images and pixels.
 
     python -m benchmarks.perf_analyzer --program perf/bin/perf_analyzer [--photograph FILE]
         [--concurrency 1:9:4] [--window-ms 1000] [--output benchmarks/results/perf_analyzer.json]
 
-Eight sweeps over concurrency against a server of its own for each input, in less than four minutes. The
-figures are perf_analyzer's own: the mean of its last windows. docs/perf-analyzer.md says where the program
-comes from.
+Runs eight sweeps over concurrency, with a new server for each kind of input, in less than four minutes. The
+figures are perf_analyzer's: the mean of its last windows. docs/perf-analyzer.md describes how to get the
+program.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from benchmarks.report import Row, table, write
 from benchmarks.server import running
 
 _PHOTOGRAPH = Path(__file__).parents[1] / "tests/photographs/china.jpg"
-_SIDE = 224  # of the pixels
+_SIDE = 224  # height and width of the pixel input
 _REGIONS_BYTES = 200_000_000
-_LIMIT_S = 120.0  # of one sweep
-# perf_analyzer's columns, and what they are called here.
+_LIMIT_S = 120.0  # time limit of one sweep
+# perf_analyzer's columns -> names in the results.
 _COLUMNS = {
     "Concurrency": "concurrency",
     "Inferences/Second": "images/s",
@@ -44,7 +44,7 @@ _US_PER_MS = 1000
 
 
 def data_of(photograph: bytes) -> dict[str, object]:
-    """The file of data that has this one image. A BYTES element stands after its length."""
+    """Build perf_analyzer's input data with this image. A BYTES element is preceded by its length."""
     element = struct.pack("<I", len(photograph)) + photograph
     return {"data": [{"image": {"b64": base64.b64encode(element).decode()}}]}
 
@@ -52,13 +52,13 @@ def data_of(photograph: bytes) -> dict[str, object]:
 def sweep(
     program: Path, where: Sequence[str], data: Sequence[str], concurrency: str, window_ms: int
 ) -> list[dict[str, float]]:
-    """The rows of one sweep. Raises RuntimeError with what perf_analyzer said where it did not end well."""
+    """Run one sweep and return its rows. Raises RuntimeError with perf_analyzer's output if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.csv"
         command = [
             *(str(program), "-m", BUNDLED_MODEL, *where, *data),
             *("--concurrency-range", concurrency, "--measurement-interval", str(window_ms)),
-            # Three windows in which nothing is asked of their agreement: the spread belongs to the machine.
+            # Always three windows, regardless of how stable the results are, because the machine is noisy.
             *("--max-trials", "3", "--stability-percentage", "999", "-f", str(report)),
         ]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
@@ -78,7 +78,7 @@ def _row(row: dict[str, str]) -> dict[str, float]:
 
 
 def sweeps(program: Path, photograph: Path, concurrency: str, window_ms: int) -> Iterator[Row]:
-    """Every row of all eight."""
+    """Run all eight sweeps and yield their rows."""
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "image.json"
         images.write_text(json.dumps(data_of(photograph.read_bytes())))

@@ -1,4 +1,4 @@
-"""Real photographs as a model sees them."""
+"""Load real photographs as model inputs."""
 
 import random
 from pathlib import Path
@@ -16,7 +16,8 @@ MOST_FILES = 256
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The folder's images, the first 256 by name; other files are passed over. Raises ValueError for none."""
+    """Return the first 256 images of a folder by name; other files are skipped. Raises ValueError without
+    any."""
     found = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_image(path)][:MOST_FILES]
     if not found:
         raise ValueError(f"there are no images in {folder}")
@@ -24,7 +25,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def load_photographs(folder: Path, spec: InputSpec, at_least: int) -> UInt8[Tensor, "images height width 3"]:
-    """The folder's images, then random crops of them up to ``at_least`` images, or 8."""
+    """Preprocess the images of a folder. If there are fewer than ``at_least`` (or 8), add random crops of
+    them."""
     files = image_files(folder)
     seen = [to_pixels(Image.open(path), spec) for path in files]
     draw = random.Random(0)
@@ -43,7 +45,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _crop(image: Image.Image, draw: random.Random) -> Image.Image:
-    """A box of half to all of each side, anywhere."""
+    """Return a random crop with 50 to 100 % of each side."""
     width, height = (round(side * draw.uniform(0.5, 1.0)) for side in image.size)
     left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
     return image.crop((left, top, left + width, top + height))

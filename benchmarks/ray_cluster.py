@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, and `trimvit ray` on it, for benchmarks and tests."""
+"""Run a Ray cluster with several nodes on this machine, and `trimvit ray` on it, for benchmarks and tests."""
 
 import os
 import re
@@ -22,12 +22,12 @@ from benchmarks.server import PATIENCE_S, end, is_ready
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-READY_WITHIN_S = 2 * PATIENCE_S  # each replica is a process, and starts one; a busy machine takes its time
+READY_WITHIN_S = 2 * PATIENCE_S  # each replica starts another process, which takes long on a busy machine
 OBJECT_STORE_BYTES = 80 * 2**20
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # On a machine that is busy with other programs, replicas of Ray's niceness of 15 would hardly run, and a
-    # proxy that is not ready within five seconds would be started again and again.
+    # On a busy machine, replicas with Ray's default niceness of 15 would hardly run, and a proxy that is not
+    # ready within five seconds would be restarted repeatedly.
     "RAY_worker_niceness": "0",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
@@ -37,7 +37,7 @@ _ASKED_AGAIN = re.compile(r"request (\S+): replica \d died while")
 
 @dataclass
 class RayCluster:
-    """A head node without CPUs to give away, and nodes with one each: a node takes one replica."""
+    """A head node without CPUs for replicas, and other nodes with one CPU each, enough for one replica."""
 
     cluster: "Cluster"
     folder: str
@@ -48,7 +48,7 @@ class RayCluster:
         return str(self.cluster.address)
 
     def start(self, nodes: int) -> None:
-        # Wherever its own files are, Ray writes down the last cluster's address here, and needs the folder.
+        # Ray writes the address of the last cluster here, regardless of its temp_dir, and needs the folder.
         (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
         self.cluster.add_node(
             num_cpus=0,
@@ -68,24 +68,24 @@ class RayCluster:
         self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES))
 
     def workers(self) -> list[psutil.Process]:
-        """The replicas' workers, on all nodes."""
+        """Return the worker processes of the replicas on all nodes."""
         return [process for node in self.nodes for process in _processes(node) if _is_worker(process)]
 
     def node_with_a_replica(self) -> Any:
-        """The first node that has one. Raises LookupError where none has."""
+        """Return the first node with a replica. Raises LookupError if there is none."""
         for node in self.nodes:
             if any(map(_is_worker, _processes(node))):
                 return node
         raise LookupError("no node has a replica")
 
     def freeze(self, node: Any) -> None:
-        """Nothing of the node says a word any more, and every connection to it stays open: as a machine that
-        has lost its network, or its power, looks to the others."""
+        """Stop all processes of the node, so that it does not respond but its connections stay open. To other
+        nodes, this looks like a machine that has lost its network or power."""
         for process in _processes(node):
             process.send_signal(signal.SIGSTOP)
 
     def kill(self, node: Any) -> None:
-        """kill -9 of all processes of the node, frozen or not."""
+        """Kill (-9) all processes of the node, frozen or not."""
         processes = _processes(node)
         for process in processes:
             process.kill()
@@ -94,7 +94,7 @@ class RayCluster:
         psutil.wait_procs(processes, timeout=PATIENCE_S)
 
     def asked_again(self) -> set[str]:
-        """The ids of requests that app.ray.ask_again has asked again, as its log says."""
+        """Return the IDs of requests that app.ray.ask_again has retried, according to its log."""
         logs = Path(self.folder).glob("session_*/logs/**/*")
         return {
             request
@@ -105,7 +105,7 @@ class RayCluster:
 
 
 def _processes(node: Any) -> list[psutil.Process]:
-    """Those that Ray has started for the node, and what they have started."""
+    """Return the processes that Ray started for the node, and their descendants."""
     found = []
     for started in (one.process for several in node.all_processes.values() for one in several):
         try:
@@ -125,20 +125,21 @@ def _is_worker(process: psutil.Process) -> bool:
 
 @contextmanager
 def ray_cluster(nodes: int) -> Iterator[RayCluster]:
-    """A cluster with so many nodes beside its head."""
+    """Run a cluster with ``nodes`` nodes in addition to its head node."""
     from ray.cluster_utils import Cluster
 
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)  # what nodes and their workers inherit
+    os.environ.update(ENVIRONMENT)  # nodes and their workers inherit this
     running: RayCluster | None = None
     try:
         for last in (False, False, True):
-            running = RayCluster(Cluster(), tempfile.mkdtemp(prefix="ray-"))  # short: Ray puts sockets there
+            # A short path, because Ray creates sockets in this folder.
+            running = RayCluster(Cluster(), tempfile.mkdtemp(prefix="ray-"))
             try:
                 running.start(nodes)
                 break
             except Exception as error:
-                # Ray gives each node 30 seconds, whatever else the machine does.
+                # Ray gives each node 30 seconds to start, which may not be enough on a busy machine.
                 if last or "timed out during startup" not in str(error):
                     raise
                 running.shutdown()
@@ -155,8 +156,8 @@ def ray_cluster(nodes: int) -> Iterator[RayCluster]:
 
 @contextmanager
 def running_on_ray(cluster: RayCluster, *flags: str) -> Iterator[str]:
-    """`trimvit ray` on the cluster, ready, behind the head node's proxy; its URL. Raises RuntimeError with
-    its log where it does not come up."""
+    """Run `trimvit ray` on the cluster, with a proxy on the head node. Yields the URL once it is ready.
+    Raises RuntimeError with its log if it does not start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,13 +1,14 @@
-"""What clients notice when a node of a Ray cluster dies, and when its throughput is back.
+"""Measure the effect on clients when a node of a Ray cluster fails, and the time until throughput recovers.
 
     python -m benchmarks.ray_nodes --photographs FOLDER [--ends killed,silent] [--output FILE.json]
 
-A cluster of this machine alone (`ray.cluster_utils`): a head node with the proxy, two nodes with a replica
-of one CPU each, and a spare one. Clients ask again as soon as they are answered. After ``--steady`` seconds
-a node with a replica ends, and after as many more a spare node is added for the next end. ``killed``: kill -9
-of all its processes. ``silent``: they are frozen, so that no connection breaks and Ray has to find out.
-Reported for each: requests by outcome, how many were asked again of another replica, when the replica stood
-on the spare node and was answering, and images/s before, meanwhile and from then on. Needs the extra ``ray``.
+The cluster runs on this machine only (`ray.cluster_utils`): a head node with the proxy, two nodes with a
+replica on one CPU each, and a spare node. Clients send requests in a closed loop. After ``--steady`` seconds,
+a node with a replica fails. ``--steady`` seconds after the recovery, a spare node is added for the next
+failure. ``killed``: all its processes are killed (-9). ``silent``: they are frozen, so that no connection
+breaks and Ray must detect the failure. Reports for each failure: requests by outcome, how many were retried
+on another replica, when the replacement on the spare node answered, and images/s before, during and after.
+Needs the extra ``ray``.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from benchmarks.ray_cluster import RayCluster, ray_cluster, running_on_ray
 from benchmarks.server import status_of
 
 CLIENTS = 8
-KEEP_RATIO = 1.0  # so that the workers are the limit, and not the one proxy
+KEEP_RATIO = 1.0  # so that the workers limit the throughput, not the single proxy
 DEADLINE_S = 300
 RECOVERED_WITHIN_S = 300.0
 BIN_S = 5.0
@@ -40,7 +41,7 @@ ENDS = ("killed", "silent")
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request: when it ended (time.perf_counter), how long it took, and its status, or the error's name."""
+    """A finished request: its end time (time.perf_counter), duration, and status or name of the exception."""
 
     at: float
     seconds: float
@@ -48,7 +49,7 @@ class Ended:
 
 
 class Load:
-    """Clients that ask again as soon as they are answered, each with photographs in turn."""
+    """Clients that send photographs in a closed loop."""
 
     def __init__(self, url: str, photographs: Sequence[bytes]) -> None:
         self.ended: list[Ended] = []
@@ -82,13 +83,14 @@ class Load:
         return status_of(connection, path, photograph, {"Content-Type": "image/jpeg"})
 
     def rate(self, since: float, until: float) -> float:
-        """Images answered per second between the two times."""
+        """Return the number of images answered per second between two times."""
         answered = sum(since <= one.at < until for one in self.ended if one.status == "200")
         return round(answered / (until - since), 2)
 
 
 def images_by_replica(url: str) -> dict[str, float]:
-    """Images answered, by the replicas on the metrics page; {} where the page could not be had."""
+    """Return the number of images answered by each replica, from the metrics page; {} if it is not
+    available."""
     connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
     try:
         connection.request("GET", "/metrics")
@@ -111,8 +113,8 @@ def images_by_replica(url: str) -> dict[str, float]:
 
 
 def node_ends(cluster: RayCluster, url: str, load: Load, how: str, steady_s: float) -> dict[str, Any]:
-    """Let a node with a replica end under load, once it has been steady, and wait until two replicas answer
-    again. Raises TimeoutError where that does not come."""
+    """Make a node with a replica fail under a steady load, and wait until two replicas respond again. Raises
+    TimeoutError if they do not."""
     began = time.perf_counter()
     time.sleep(steady_s)
     before, asked_before = images_by_replica(url), cluster.asked_again()

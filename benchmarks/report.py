@@ -1,4 +1,4 @@
-"""Rows of a result as JSON for a file and as a table for people."""
+"""Write the rows of a result as JSON, and format them as a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure that was measured once per round: its median, its quartiles and its extremes."""
+    """The median, quartiles and extremes of a figure that was measured once per round."""
 
     median: float
     lower_quartile: float
@@ -28,13 +28,13 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Over the rounds; numpy's linear quantiles, to four decimals."""
+    """Compute the spread over rounds, with numpy's linear quantiles rounded to four decimals."""
     lowest, lower, median, upper, highest = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).round(4).tolist()
     return Spread(median, lower, upper, lowest, highest)
 
 
 def by_way(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Row]:
-    """A row for each way, with the spread of each of its figures."""
+    """Build a row for each way, with the spread of each figure."""
     return [
         {"way": way, **{name: spread(values) for name, values in figures.items()}}
         for way, figures in found.items()
@@ -42,14 +42,15 @@ def by_way(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table with a column for each key. Lists are for the file only."""
+    """Format rows as a Markdown table with a column for each key. Columns with lists are left out."""
     headings = list(dict.fromkeys(key for row in rows for key in row))
     headings = [key for key in headings if not any(isinstance(row.get(key), list) for row in rows)]
     return markdown([headings, *([_text(row.get(key)) for key in headings] for row in rows)])
 
 
 def write(path: Path, report: Mapping[str, object]) -> None:
-    """As JSON, in one step, so that an interrupted run leaves a whole file."""
+    """Write a report as JSON. The file is replaced atomically, so that an interrupted run leaves a complete
+    file."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
     unfinished.replace(path)

@@ -1,5 +1,5 @@
-"""Paired timing: every contestant once per round, in an order drawn anew, so that what slows the machine for
-a while slows them all alike. What counts are ratios within a round; absolute figures drift with the machine.
+"""Paired timing: every contestant runs once per round, in random order, so that a temporary slowdown of the
+machine affects all of them. Compare ratios within a round, because absolute figures drift with the machine.
 """
 
 import math
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-# Threads of other runtimes spin for a moment after their last call; the next contestant shall have the cores.
+# Threads of other runtimes spin briefly after their last call, so wait until the cores are free.
 PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """``run(turn)`` computes ``images`` images; the turn chooses which."""
+    """``run(turn)`` processes ``images`` images, selected by the turn."""
 
     images: int
     run: Callable[[int], object]
@@ -24,9 +24,12 @@ class Contestant:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``warm_up`` rounds that do not count, then ``rounds`` that do. In each, a contestant is called as often
-    as it takes to fill ``sample_s`` seconds, found while warming up, and at least once. ``cpu_time``: what
-    counts is the process's CPU time, which means something on one thread only."""
+    """The settings of a measurement.
+
+    ``warm_up`` rounds are discarded, then ``rounds`` are measured. In each round, a contestant is called
+    often enough to fill ``sample_s`` seconds (determined during the warm-up), at least once. ``cpu_time``:
+    measure the process's CPU time, which is only meaningful on one thread.
+    """
 
     rounds: int
     warm_up: int
@@ -47,8 +50,8 @@ def measure(
     sleep: Callable[[float], None] = time.sleep,
     finish: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds per image of each contestant, round by round. ``finish`` waits for what a contestant has only
-    begun, as on a GPU: it is called once a sample."""
+    """Measure the seconds per image of each contestant in each round. ``finish`` waits for asynchronous work,
+    as on a GPU; it is called before and after each sample."""
     clock = clock or (time.process_time if plan.cpu_time else time.perf_counter)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     calls = dict.fromkeys(contestants, 1)

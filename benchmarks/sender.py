@@ -1,5 +1,5 @@
-"""Images sent over HTTP by as little work as possible: one thread, sockets that do not block, requests that
-are built beforehand. What the generator of a load takes of the cores, the server that it measures lacks.
+"""A lightweight HTTP load generator: one thread, non-blocking sockets and prebuilt requests. It must use
+little CPU time, because it shares the cores with the server that it measures.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-# So much of a request is handed to the kernel at once; most photographs as a whole.
+# Large enough to pass most photographs to the kernel in one call.
 _SEND_BUFFER = 2**18
 _READ = 2**16
 JPEG = {"Content-Type": "image/jpeg"}
@@ -20,7 +20,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An image's status (0: no answer), when it was due and when it ended, from the start of the load."""
+    """A finished image: its status (0: no response), and its due and end times in seconds since the start."""
 
     status: int
     due_s: float
@@ -28,7 +28,7 @@ class Ended:
 
 
 def requests(path: str, bodies: Sequence[bytes], headers: Mapping[str, str] = JPEG) -> list[bytes]:
-    """A POST of each body, with its head in front of it."""
+    """Build a complete POST request for each body."""
     named = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{named}Content-Length: ".encode()
     return [head + str(len(each)).encode() + b"\r\n\r\n" + each for each in bodies]
@@ -36,7 +36,7 @@ def requests(path: str, bodies: Sequence[bytes], headers: Mapping[str, str] = JP
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """A connection with keep-alive and what is under way on it. ``due_s``: None while nothing is."""
+    """A keep-alive connection and its current request. ``due_s``: None while it is idle."""
 
     socket: socket.socket
     due_s: float | None = None
@@ -45,7 +45,7 @@ class _Connection:
 
 
 class Sender:
-    """Sends prebuilt ``requests`` to a port of this machine, one at a time on each connection."""
+    """Sends prebuilt ``requests`` to a port on this machine, one at a time per connection."""
 
     def __init__(self, port: int, requests: Sequence[bytes]) -> None:
         self._port = port
@@ -58,7 +58,8 @@ class Sender:
         self._ended: list[Ended] = []
 
     def closed_loop(self, clients: int, seconds: float) -> list[Ended]:
-        """So many clients that always ask again: what ended within the time."""
+        """Run ``clients`` that send the next request as soon as the last one is answered. Returns the images
+        that ended within ``seconds``."""
         self._begin()
         for _ in range(clients):
             self._send(self._connection(), 0.0)
@@ -71,8 +72,9 @@ class Sender:
         return ended
 
     def open_loop(self, due: Iterator[float], seconds: float, at_once: int, patience_s: float) -> list[Ended]:
-        """Images at these times, as many as ``at_once`` under way; those beyond wait here, and their latency
-        counts from when they were due. Answers are waited for, as long as the patience lasts."""
+        """Send images at the ``due`` times, with at most ``at_once`` requests in flight. Others wait here;
+        latencies count from the due time. After ``seconds``, wait up to ``patience_s`` for the remaining
+        responses."""
         self._begin()
         waiting: deque[float] = deque()
         next_s = next(due)
@@ -125,11 +127,11 @@ class Sender:
             connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
         except BlockingIOError:
             pass
-        except OSError:  # the server has hung up; what it said before is read next
+        except OSError:  # the server has closed the connection; its response, if any, is read next
             connection.unsent = memoryview(b"")
 
     def _turn(self, timeout_s: float) -> None:
-        """Wait until something can go on, and go on with it."""
+        """Wait until sockets are ready, and send or receive on them."""
         for number, events in self._poll.poll(timeout_s):
             connection = self._connections[number]
             if events & select.EPOLLOUT:
@@ -157,7 +159,8 @@ class Sender:
             self._idle_if_done(connection)
 
     def _idle_if_done(self, connection: _Connection) -> None:
-        """An answer may come before the request is all sent."""
+        """Mark a connection as idle once it is answered and the request is sent completely. A response may
+        arrive before that."""
         if connection.due_s is None and not connection.unsent:
             self._idle.append(connection)
 
@@ -171,7 +174,7 @@ class Sender:
 
 
 def _status(received: bytes) -> int | None:
-    """The status of the answer, if it is all there."""
+    """Return the status of a response, or None if it is still incomplete."""
     head, end, body = received.partition(b"\r\n\r\n")
     if not end:
         return None

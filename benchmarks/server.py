@@ -1,4 +1,4 @@
-"""A server of its own for a benchmark: started, ready, and stopped at the end."""
+"""Start a server for a benchmark, wait until it is ready, and stop it at the end."""
 
 import contextlib
 import re
@@ -22,7 +22,7 @@ PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class Server:
-    """The supervisor's process, the port, and whether it speaks HTTPS."""
+    """A running server. ``pid``: the process ID of the supervisor. ``tls``: whether the port uses HTTPS."""
 
     pid: int
     port: int
@@ -31,8 +31,9 @@ class Server:
 
 @contextmanager
 def running(*flags: str, module: str = "app.cli") -> Iterator[Server]:
-    """`trimvit serve` with these flags on a free port, once /readyz says 200. Raises RuntimeError with its
-    log where it does not come up. ``module``: what is run in place of the command line."""
+    """Run `trimvit serve` with these flags on a free port, and yield the server once /readyz returns 200.
+    ``module``: the module to run instead of the command line. Raises RuntimeError with the log if the server
+    does not start."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as sink:
@@ -50,7 +51,7 @@ def running(*flags: str, module: str = "app.cli") -> Iterator[Server]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL where that does not end it in a minute."""
+    """Send SIGTERM, then SIGKILL if the process does not end within a minute."""
     process.terminate()
     try:
         process.wait(60)
@@ -60,13 +61,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def processes(supervisor: psutil.Process, title: str) -> list[psutil.Process]:
-    """The supervisor's processes whose title begins so."""
+    """Return the supervisor's child processes whose title starts with ``title``."""
     children = supervisor.children(recursive=True)
     return [child for child in children if title_of(child).startswith(title)]
 
 
 def title_of(process: psutil.Process) -> str:
-    """Empty where it has just ended."""
+    """Return the title of a process, or an empty string if it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -74,8 +75,8 @@ def title_of(process: psutil.Process) -> str:
 
 
 def cpu_seconds(supervisor: int) -> Counter[str]:
-    """User and system time that the server's processes have taken so far, by kind: the first word of their
-    titles (`http`, `decode`, `supervisor`, ...)."""
+    """Return the CPU time (user and system) of the server's processes so far, by kind: the first word of
+    their titles (`http`, `decode`, `supervisor`, ...)."""
     taken: Counter[str] = Counter()
     parent = psutil.Process(supervisor)
     for process in [parent, *parent.children(recursive=True)]:
@@ -87,13 +88,13 @@ def cpu_seconds(supervisor: int) -> Counter[str]:
 
 
 def _address(log: Path) -> tuple[int, bool] | None:
-    """The port, and whether it speaks HTTPS; None until the log says so."""
+    """Return the port from the log, and whether it uses HTTPS; None if it is not logged yet."""
     found = re.search(r"listening on (https?)://[^:]+:(\d+)", log.read_text())
     return None if found is None else (int(found[2]), found[1] == "https")
 
 
 def connect(port: int, *, tls: bool, timeout: float, source: str = "127.0.0.1") -> HTTPConnection:
-    """A connection to the server at that port, whose certificate is not looked at, from this address."""
+    """Create a connection from ``source`` to a port on this machine. The certificate is not verified."""
     if not tls:
         return HTTPConnection("127.0.0.1", port, timeout=timeout, source_address=(source, 0))
     return HTTPSConnection("127.0.0.1", port, timeout=timeout, source_address=(source, 0), context=_anybody())
@@ -101,16 +102,16 @@ def connect(port: int, *, tls: bool, timeout: float, source: str = "127.0.0.1") 
 
 @cache
 def _anybody() -> ssl.SSLContext:
-    """Takes any certificate. Made once, and without the system's certificates, whose reading takes longer
-    than a handshake."""
+    """Create a context that accepts any certificate. It is cached, and does not load the system's
+    certificates, which would take longer than a handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
 def status_of(connection: HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> str:
-    """The status that a POST is answered with, or the name of what came in its place. The connection is
-    closed."""
+    """Send a POST request, and return the status, or the name of the exception without a response. Closes the
+    connection."""
     try:
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
@@ -123,7 +124,7 @@ def status_of(connection: HTTPConnection, path: str, body: bytes, headers: dict[
 
 
 def is_ready(port: int, tls: bool = False) -> bool:
-    """Whether /readyz of the server at that port says 200."""
+    """Whether /readyz on this port returns 200."""
     connection = connect(port, tls=tls, timeout=10)
     try:
         connection.request("GET", "/readyz")

@@ -1,13 +1,13 @@
-"""Images/s with pixels in shared memory beside the same pixels as binary tensors, over HTTP on one server.
+"""Compare images/s with pixels in shared memory and with the same pixels as binary tensors, over HTTP to one
+server.
 
     python -m benchmarks.shared_memory [--side 512] [--clients 4] [--rounds 5] [--seconds 3] [--instant]
         [--output FILE.json]
 
-Both ways ask for label and score of one image of random pixels a request, with requests that are made
-beforehand; interleaved in one run, each warm. ``--instant``: with workers that compute nothing, so that only
-the host is measured. Reported are images/s, the front end's CPU time an image, and shared memory as a
-multiple of sockets, round by round. What a client takes to write its pixels into the region is not in it:
-both ways have them ready.
+Each request has one image of random pixels and asks for its label and score. Requests are prebuilt. Rounds
+are interleaved, after a warm-up. ``--instant`` uses workers that compute nothing, to measure only the host.
+Reports images/s, the CPU time per image of the front end, and shared memory as a multiple of sockets within
+each round. The time that a client needs to write pixels to the region is not included.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _REGION = "benchmark"
 def request_of(
     model: str, shape: tuple[int, ...], pixels: bytes, parameters: Mapping[str, object]
 ) -> list[bytes]:
-    """An infer request for these pixels, which stand behind its JSON."""
+    """Build an infer request with the pixels after its JSON."""
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": list(shape), "parameters": parameters}
     outputs = [{"name": name} for name in ("label", "score")]
     head = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
@@ -41,7 +41,7 @@ def request_of(
 
 
 def register(port: int, key: str, size: int) -> None:
-    """Raises RuntimeError where the server does not take it."""
+    """Register the region with the server. Raises RuntimeError if it is rejected."""
     connection = HTTPConnection("127.0.0.1", port)
     path = f"/v2/systemsharedmemory/region/{_REGION}/register"
     connection.request("POST", path, json.dumps({"key": key, "byte_size": size}))

@@ -1,4 +1,4 @@
-"""How fast: what each subcommand of engine.py that takes time measures. Each yields its rows."""
+"""The speed measurements of benchmarks.engine. Each function yields the rows of a subcommand."""
 
 import argparse
 import statistics
@@ -33,7 +33,7 @@ from models.device import choose_dtype, cores, input_dtype
 from models.load import LoadedModel
 from models.schedule import compute
 
-# What the project asks of itself: least share of the MACs ratio (of the ideal, for mixed batches).
+# The project's goals: minimum share of the MACs ratio, or of the ideal for mixed batches.
 ASKED_OF_HOMOGENEOUS = {
     ("bfloat16", 1, 0.5): 0.90,
     **{("bfloat16", batch, 1.0): 1.0 for batch in (8, 32)},
@@ -43,19 +43,19 @@ ASKED_OF_MIXED = 0.95
 
 COMPILED = "timm compiled"
 
-# The lowest ratio of mixed batches; the highest is 1.
+# The lowest keep ratio in mixed batches; the highest is 1.
 LOWEST_RATIO = 0.3
-# A worker's token budget of a batch on a CPU, as in app/worker/process.py.
+# The token budget of a batch in a CPU worker, as in app/worker/process.py.
 BATCH_TOKENS = 4096
 
 
 def keep_ratio_name(ratio: float) -> str:
-    """The contestant that prunes so."""
+    """Return the name of the contestant with this keep ratio."""
     return f"keep_ratio {ratio:g}"
 
 
 class Photographs:
-    """The photographs as batches of any size and dtype."""
+    """Provides photographs as batches of any size and dtype."""
 
     def __init__(self, folder: Path, loaded: LoadedModel, at_least: int) -> None:
         self._pixels = load_photographs(folder, loaded.input, at_least)
@@ -65,13 +65,13 @@ class Photographs:
         return len(self._pixels)
 
     def batches(self, size: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-        """Normalised and on the device, each [size, 3, height, width]."""
+        """Return normalized batches [size, 3, height, width] on the device."""
         return batches_of(normalise(self._pixels, self._spec, dtype).to(device), size)
 
 
 def homogeneous(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
-    """Batches of one common ratio: the speed-up over timm, and its share of the MACs ratio. --compiled puts
-    timm under torch.compile beside it."""
+    """Measure batches with a single ratio: the speed-up over timm, and its share of the MACs ratio.
+    --compiled also measures timm under torch.compile."""
     photographs = Photographs(options.photographs, loaded, max(options.batch_sizes))
     device = options.device
     for dtype in options.dtypes:
@@ -107,15 +107,15 @@ def homogeneous(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Ro
 
 
 def mixed(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
-    """Batches in which each image has a ratio of its own, from 0.3 to 1, against the ideal: the sum over its
-    images of what one costs in a batch of the same size that has its ratio throughout. That cost is measured
-    in the same rounds, at as many evenly spaced ratios as the batch has images, but at no more than
-    --most-ratios; between them it is interpolated linearly over `compute`.
+    """Measure batches in which each image has its own ratio, from 0.3 to 1, compared with the ideal.
 
-    Mixed in two ways: `same` has those evenly spaced ratios in every batch, dealt out to its images in some
-    order; `new` draws ratios for every batch, one from each of as many equal parts of the range, so that
-    their lengths are new to the machine, as they are in traffic. A round has --orders samples of each way,
-    whose mean counts.
+    The ideal is the sum of what each image costs in a batch of the same size with a single ratio. This cost
+    is measured in the same rounds, at as many evenly spaced ratios as the batch has images, but at most
+    --most-ratios. Between them it is interpolated linearly over `compute`.
+
+    There are two ways to mix: `same` uses the evenly spaced ratios in every batch, in random order. `new`
+    draws the ratios of every batch by stratified sampling, so that sequence lengths are new to the machine,
+    as in real traffic. The result of a round is the mean of --orders samples of each.
     """
     photographs = Photographs(options.photographs, loaded, max(options.batch_sizes))
     device = options.device
@@ -132,7 +132,7 @@ def mixed(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
                 contestants[f"new {order}"] = pruned_mixed(model, batches, _drawn_anew(size, order))
             seconds = _measured(contestants, options, f"mixed {dtype} {size}")
             costs = np.array([seconds[name] for name in unmixed])
-            # The mean over what `new` draws: over the whole range, evenly.
+            # The expected cost of `new`: its ratios are uniform over the range.
             drawn = LOWEST_RATIO + (1 - LOWEST_RATIO) * (np.arange(1000) + 0.5) / 1000
             for way, ratios in (("same", spaced), ("new", drawn)):
                 ideal = _ideal(loaded, ratios, known, costs)
@@ -167,15 +167,17 @@ def _drawn_anew(size: int, seed: int) -> Callable[[int], Ratios]:
 
 
 def _ideal(loaded: LoadedModel, ratios: np.ndarray, known: np.ndarray, costs: np.ndarray) -> list[float]:
-    """Mean seconds per image over ``ratios``, for each round; ``costs`` [known ratios, rounds]."""
+    """Return the ideal seconds per image in each round: the mean over ``ratios`` of the cost, interpolated
+    from ``costs`` [known ratios, rounds]."""
     arch, stages = loaded.model.arch, loaded.model.stages
     at, known_at = ([compute(arch, stages, ratio) for ratio in some.tolist()] for some in (ratios, known))
     return [float(np.interp(at, known_at, of_round).mean()) for of_round in costs.T]
 
 
 def user(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
-    """Throughput of all cores: timm in float32 as it comes (one batch at a time on PyTorch's own number of
-    threads) against ours as a worker runs it (streams; batches of a worker's token budget)."""
+    """Measure the throughput on all cores: timm in float32 with default settings (one batch at a time,
+    PyTorch's default number of threads) compared with our model as in a worker (streams, batches within the
+    token budget)."""
     photographs = Photographs(options.photographs, loaded, max(options.images, *options.batch_sizes))
     vit = plain_vit(loaded, "float32")
     contestants: dict[str, Contestant] = {}
@@ -211,15 +213,16 @@ def user(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
 
 
 def _engine_batch(loaded: LoadedModel, ratio: float, most: int) -> int:
-    """Images of a batch that fills a worker's budget, as app/dispatch/policy/scheduler.py weighs them."""
+    """Return the number of images in a batch that fills a worker's token budget, counted as in
+    app/dispatch/policy/scheduler.py."""
     arch = loaded.model.arch
     tokens = round((arch.patches + arch.prefix_tokens) * compute(arch, loaded.model.stages, ratio))
     return min(most, max(1, BATCH_TOKENS // max(1, tokens)))
 
 
 def outside(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
-    """The unpruned network in other runtimes beside timm, and ours at some ratios; one batch at a time on all
-    cores."""
+    """Measure the unpruned network in other runtimes and in timm, and our model at several ratios, one batch
+    at a time on all cores."""
     require_packages()
     photographs = Photographs(options.photographs, loaded, max(options.batch_sizes))
     vit = plain_vit(loaded, "float32")
@@ -258,5 +261,5 @@ def _rate(seconds_per_image: Sequence[float]) -> float:
 
 
 def _ratios(reference: Sequence[float], own: Sequence[float]) -> list[float]:
-    """How many times as fast as the reference, round by round."""
+    """Return the speed-up over the reference in each round."""
     return [theirs / ours for theirs, ours in zip(reference, own, strict=True)]

@@ -1,4 +1,4 @@
-"""What `gpu_check` measured, against the goals. Pure."""
+"""Compare the results of `gpu_check` with the goals. Pure functions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,8 +14,8 @@ OF_COMPILED = 0.95
 def verdict(
     results: Mapping[str, Sequence[Row]], batch_sizes: Sequence[int], ratios: Sequence[float]
 ) -> list[Row]:
-    """One row for each goal: what was measured, what is asked, and whether that is met. What was not measured
-    is not met."""
+    """Return a row for each goal: the measured and the required value, and whether the goal is met. A goal
+    without a measurement is not met."""
     goals = [_of_tests(results.get("tests", ()))]
     dense, mixed = results.get("dense", ()), results.get("mixed", ())
     large = sorted(size for size in batch_sizes if size >= LARGE)

@@ -1,13 +1,13 @@
-"""Whether what a worker learns at its warm-up is what serving takes then.
+"""Check that the cost model fitted at a worker's warm-up predicts the times in serving.
 
     python -m benchmarks.warm_up [--device cuda:0] [--batches 60] [--output FILE.json]
 
-A worker's backend loads and warms up in its compute threads, and the cost model is fitted to what it
-measured, as the dispatcher does. Then come batches as serving brings them: lone images on all threads, and
-batches of several sizes up to a full one, every image with a ratio of its own, in all threads at once.
-`measured_by_predicted` is the time that each took by the time that was predicted for it, with nothing learned
-on the way: 1 is a prediction that comes true. A figure with brackets is the median over the batches
-(quartiles; extremes). `within_20_percent`: the share of batches.
+A worker's backend loads and warms up in its compute threads, and the cost model is fitted to its
+measurements, as in the dispatcher. Then batches run as in serving: single images on all threads, and batches
+of several sizes up to a full one in all streams at once. Each image has its own ratio.
+`measured_by_predicted` is the measured time of a batch divided by the predicted time, without further
+learning; 1 is a perfect prediction. Figures with parentheses are medians over the batches (quartiles;
+extremes). `within_20_percent` is the share of batches whose prediction is within 20 %.
 """
 
 import argparse
@@ -38,7 +38,7 @@ LOWEST_RATIO = 0.3
 
 
 def measure(backend: TorchBackend, batches: int, seed: int) -> Iterator[Row]:
-    """A row for each number of threads and size of batch."""
+    """Measure batches and yield a row for each number of threads and batch size."""
     streams: Streams[None] = Streams(backend.limits.streams, lambda _: None)
     loaded = backend.load(streams.on_all)
     model = CostModel.learned(loaded.measured)
@@ -68,7 +68,7 @@ def measure(backend: TorchBackend, batches: int, seed: int) -> Iterator[Row]:
 
 
 def _timed(backend: TorchBackend, work: Sequence[Sequence[Job]], threads: int, index: int) -> float | None:
-    """Seconds of the thread's batch, where there is one for it."""
+    """Run the batch of this thread and return the seconds; None if there is no batch for it."""
     if index >= len(work):
         return None
     began = time.monotonic()
@@ -77,7 +77,7 @@ def _timed(backend: TorchBackend, work: Sequence[Sequence[Job]], threads: int, i
 
 
 def _kinds(limits: Limits, loaded: Loaded) -> list[tuple[int, int]]:
-    """Threads and images: a lone one on all threads, then streams' batches."""
+    """Return pairs (threads, images) to measure: a single image on all threads, then batches in streams."""
     arch = loaded.info.architecture
     full = max(1, limits.batch_tokens // (arch.patches + arch.prefix_tokens))
     sizes = sorted({1, 2, max(1, full // 2), full, full * 3 // 2})
@@ -85,7 +85,7 @@ def _kinds(limits: Limits, loaded: Loaded) -> list[tuple[int, int]]:
 
 
 def _jobs(loaded: Loaded, draw: random.Random, size: int) -> list[Job]:
-    """Images of noise, with ratios of their own."""
+    """Create jobs with noise images and random ratios."""
     noise = np.random.default_rng(draw.randrange(2**32))
     return [
         Job(
