@@ -17,7 +17,8 @@ from app.processes.environment import import_own_packages, leave_removed_folder
 from app.processes.libraries import tune_libraries
 from app.settings.flags import WrongUsage, parse
 
-_OUTPUT_FAILS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)  # of standard output, if of no file
+# Of standard output, if the error has no file name.
+_OUTPUT_FAILS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 
 
 def _end_on_sigterm() -> None:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = complain(command, "interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # for example if `| head` has read enough
         forget_output()
         code = FAILED
     except OSError as error:
@@ -66,10 +67,10 @@ def _run(name: str, arguments: list[str]) -> int:
             wrong = f"{name} must come after a command, as in trimvit serve --port 8000"
         return complain("", f"{wrong}\n'trimvit --help' lists the commands", WRONG_USAGE)
     leave_removed_folder()
-    getproctitle()  # finds the title's memory by the environment's, which is moved by the next lines
+    getproctitle()  # finds the memory of the title by the environment, which the next lines move
     tune_libraries(os.environ, trains=name == "train")
     import_own_packages(os.environ, sys.path)
-    if not sys.stderr.isatty():  # a progress bar is for who watches
+    if not sys.stderr.isatty():  # progress bars are only for terminals
         os.environ.setdefault("TQDM_DISABLE", "1")
     if name == "serve" or os.getpid() == 1:
         _end_on_sigterm()
@@ -83,7 +84,7 @@ def _run(name: str, arguments: list[str]) -> int:
         for line in str(error).splitlines():
             complain(name, line, WRONG_USAGE)
         return WRONG_USAGE
-    except SystemExit as end:  # the help was asked for
+    except SystemExit as end:  # --help was given
         return int(end.code or 0)
     return run(settings) if command.operands is None else run(settings, operands)
 

@@ -82,7 +82,7 @@ def _ray() -> tuple[type[BaseModel], Callable[[Any], int]]:
 
 def _is_linux(command: str) -> bool:
     """Whether a server can run here; says what to do if it cannot."""
-    system = str(sys.platform)  # of this machine, where mypy takes it for the developer's
+    system = str(sys.platform)  # typed as str, because mypy assumes the developer's platform
     if system.startswith("linux"):
         return True
     advice = "run it in Docker or, on Windows, in WSL; trimvit classify needs no server"

@@ -38,7 +38,7 @@ class Problem(Exception):
     def headers(self) -> dict[str, str]:
         """Additional headers of the response."""
         seconds = self.retry_after_s
-        if seconds is None or not math.isfinite(seconds):  # nobody knows when
+        if seconds is None or not math.isfinite(seconds):  # the time is unknown
             return {}
         return {"Retry-After": str(math.ceil(min(max(seconds, 1), _LONGEST_RETRY_AFTER_S)))}
 

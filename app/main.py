@@ -73,10 +73,10 @@ the share of patches kept at each pruning stage, and so its own point between ac
 Beside = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _BEAT_S = 0.25
-_LAST_EXPORT_S = 2.0  # how long the end of the process waits for a traces collector that does not answer
+_LAST_EXPORT_S = 2.0  # how long the process waits at its end for a trace collector that does not respond
 
-# How long another thread may keep the interpreter from the event loop, which may wait for it many times in
-# one request. Python's 5 ms made /livez wait for 0.2 s while bodies of 31 MB were read.
+# How long another thread may hold the GIL while the event loop waits, which can happen many times per
+# request. With Python's default of 5 ms, /livez took 0.2 s while bodies of 31 MB were read.
 _SWITCH_S = 0.001
 
 
@@ -119,7 +119,7 @@ def create_app(
             sending = background.thread(tracing.close, "last spans", lambda _: None)
             await asyncio.to_thread(sending.join, _LAST_EXPORT_S)
 
-    # /docs loads its page from this server, not from another host.
+    # /docs loads its files from this server, not from another host.
     app = FastAPIOffline(
         title="TrimViT",
         version=version("trimvit"),
@@ -208,7 +208,8 @@ async def run(
         telling = background.kept(
             partial(tell_when_ready, settings, listeners[0], client, told), "start message"
         )
-    metrics.INCIDENTS.labels("heartbeat")  # so that a panel of incidents has data before there is one
+    # Create the series now, so that a panel of incidents has data before the first one.
+    metrics.INCIDENTS.labels("heartbeat")
     decoders = DecodingProcesses(
         settings.decode_processes, settings.decode_timeout_s, memory_for(settings.max_image_pixels)
     )
@@ -223,8 +224,8 @@ async def run(
         beside=_grpc(settings),
         regions=_regions(settings),
     )
-    # The application is a great many objects that stay. Looking for garbage in them all, again and again, was
-    # 44 % of what a profile saw of this process under overload, in pauses that all requests wait for.
+    # The application has many long-lived objects. Repeated garbage collection of them took 44 % of a profile
+    # of this process under overload, in pauses that delay all requests.
     gc.collect()
     gc.freeze()
     operations = None
@@ -243,7 +244,7 @@ async def run(
 def _grpc(settings: Settings) -> Beside | None:
     if settings.grpc_port is None:
         return None
-    from app.grpc.server import grpc_server  # of the extra grpc
+    from app.grpc.server import grpc_server  # needs the extra grpc
 
     return partial(grpc_server, settings=settings)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_LEAST_LIKENESS = 0.65  # of difflib's ratio; below it the suggestion is more often wrong than right
+_LEAST_LIKENESS = 0.65  # of difflib's ratio; suggestions below it are usually wrong
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

@@ -18,7 +18,7 @@ class Turns(Generic[Key]):
         self._free = places
         self._most = max(1, places - 1)
         self._held: Counter[str] = Counter()
-        # The caller who was served last stands last.
+        # The caller who was served last comes last.
         self._waiting: dict[str, dict[Key, None]] = {}
 
     def __repr__(self) -> str:

@@ -18,12 +18,12 @@ from app.nearest import did_you_mean, nearest
 
 Schema = Mapping[str, Any]
 
-# What was given is said back in short: it may be megabytes long, or lists in lists in lists.
+# Shortens values that errors quote, which may be megabytes long or deeply nested lists.
 short = reprlib.Repr()
 short.maxstring = short.maxlong = short.maxother = 80
-_LONGEST_LIST = 1000  # characters of names
+_LONGEST_LIST = 1000  # total characters of the listed names
 
-# A unit that people type behind a number, by the unit that the field's name ends with.
+# Units that people append to a number, by the unit in the field's name.
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "bytes": {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
               "k": 2**10, "m": 2**20, "g": 2**30, "ki": 2**10, "mi": 2**20, "gi": 2**30},
@@ -40,7 +40,7 @@ def wrong_values(
     the name under which the value of a field was given: a flag, a variable."""
     root = _schema_of(model)
     properties = root["properties"]
-    told: dict[str, str] = {}  # a union makes several faults of one wrong value
+    told: dict[str, str] = {}  # by field, because a union reports several errors for one wrong value
     for fault in error.errors(include_url=False):
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] in ("model_type", "model_attributes_type", "dict_type") and not fault["loc"]:
@@ -55,7 +55,7 @@ def wrong_values(
             told[name] = f"there is no {shown}{did_you_mean(name, map(named, properties))}"
         elif fault["type"] == "missing":
             told[name] = f"{shown} is missing"
-        elif fault["type"] in ("value_error", "assertion_error"):  # it says itself what is allowed
+        elif fault["type"] in ("value_error", "assertion_error"):  # the message already says what is allowed
             told[name] = f"{shown}: {message}; got {said_back(fault['input'])}"
         else:
             told.setdefault(name, said_of(shown, parts[-1], schema, fault["input"]))
@@ -204,7 +204,7 @@ def _example(schema: Schema) -> str | None:
             return "0.5"
         default = schema.get("default")
         if choice.get("type") == "array" and not default:
-            return _example(choice.get("items", {}))  # a list of one
+            return _example(choice.get("items", {}))  # example of a list with one element
         if default not in (None, "", 0):
             return ",".join(map(str, default)) if isinstance(default, list | tuple) else _number(default)
         if choice.get("type") in ("integer", "number"):

@@ -33,7 +33,7 @@ from models.names import shown
 KEY_VARIABLE = "TRIMVIT_API_KEY"
 EXAMPLES = Path(__file__).parents[1] / "static" / "examples"
 
-_MOST_PHOTOGRAPHS = 256  # held in memory; more make no difference to a server that remembers none
+_MOST_PHOTOGRAPHS = 256  # kept in memory; more make no difference to a server without an answer cache
 
 
 class BenchConfig(BaseModel):

@@ -41,7 +41,7 @@ def classify(config: ClassifyConfig, operands: Sequence[str]) -> int:
 
     report: Lines | Table = Lines(model) if config.as_json else Table(photographs)
     failed = 0
-    # Where the rows appear on a terminal, they show how far it is.
+    # If the rows are printed to a terminal, they show the progress.
     with progress_over(photographs, shown=not sys.stdout.isatty()) as progress:
         for batch in decoded_batches(photographs, model, config):
             for outcome in outcomes(classifier, batch, model, ask):
@@ -89,6 +89,6 @@ def _picture(
         dimmed(cells_of(kept, grid), pixels, model.patch_size, model.patch_stride)
         for kept in prediction.kept_patches
     ]
-    if not stages:  # of a model that is served without stages, all is kept
+    if not stages:  # a model without stages keeps all patches
         return pixels
     return np.concatenate(stages, axis=1) if config.mask_stages else stages[-1]

@@ -60,7 +60,7 @@ class Table:
             print(self._head)
             self._head = None
         name = shown(str(photograph))
-        if len(name) > self._width:  # the end of a path says more than its beginning
+        if len(name) > self._width:  # keep the end of a path, which is more informative than its beginning
             name = "…" + name[-self._width + 1 :]
         patches = f"{result['patches']['kept']} of {result['patches']['total']}"
         begin = (

@@ -9,7 +9,7 @@ from models.names import in_words
 
 FAILED = 1
 WRONG_USAGE = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 TERMINATED = 143  # 128 + SIGTERM
 
 Action = TypeVar("Action", bound=Callable[..., int])

@@ -87,7 +87,7 @@ def _table(entries: Sequence["Entry"], config: ModelsConfig) -> str:
         for entry in entries
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    texts = 3  # columns to the left; numbers stand to the right
+    texts = 3  # text columns are left-aligned, numbers right-aligned
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column < texts else cell.rjust(width)

@@ -23,7 +23,7 @@ from app.messages.model import ModelInfo
 if TYPE_CHECKING:
     from models.classifier import Classifier
 
-_DECODERS = 2  # threads; decoding is a fraction of the computing
+_DECODERS = 2  # threads; decoding takes a fraction of the computing time
 
 
 @dataclass(frozen=True, slots=True)

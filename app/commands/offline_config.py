@@ -17,8 +17,8 @@ from models.stage_flag import BlocksFlag
 
 Options = TypeVar("Options", bound=ImageOptions)
 
-# The options of a request under the same name here. What is about waiting (`deadline_ms`) means nothing
-# without a server.
+# The options of a request, with the same names. Options about waiting (`deadline_ms`) have no meaning without
+# a server.
 _PRUNING = ("keep_ratio", "compute", "keep_mass", "cascade", "criterion", "reducer", "seed")
 
 _OF_THE_MODEL = (

@@ -16,7 +16,7 @@ from models.names import shown
 
 STANDARD_INPUT = "-"
 
-_MOST_BYTES = 512 * 2**20  # of a file; a film is not read whole to be told that it is none of the images
+_MOST_BYTES = 512 * 2**20  # per file, so that a video is not read completely before it is rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def find(operands: Sequence[str]) -> Found:
             _add(found, Path(operand))
         elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", operand):
             found.photographs.append(Photograph(Path(operand), Path("url"), _of_url(operand)))
-        elif glob.has_magic(operand):  # in quotes, or where the shell leaves patterns as they are
+        elif glob.has_magic(operand):  # a quoted pattern, or a shell that does not expand patterns
             matching = sorted(glob.glob(operand, recursive=True))  # noqa: PTH207 - takes absolute patterns, too
             for path in matching:
                 _add(found, Path(path))

@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from app.commands.load import ANSWERED, Sample
 from app.commands.summary import percentile
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without yellow.
+# Okabe and Ito's colors, which are safe for color-blind readers, without yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "os^vD*P"
 _DPI = 150
-# The distribution's tail is where the news is: one nine after another, as HdrHistogram draws it.
+# Percentiles on a logarithmic axis, one nine after another, as in HdrHistogram, because the tail matters
+# most.
 _PERCENTS = (0, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.9, 99.99)
 
 

@@ -63,7 +63,8 @@ def summarise(samples: Sequence[Sample], warmup_s: float, duration_s: float) -> 
     that."""
     counted = [sample for sample in samples if sample.due_s >= warmup_s]
     answered = _answered(counted)
-    # Answers to images of the warm-up count, as those to the last ones do not: both come or miss at an end.
+    # Responses to warm-up images count if they arrive within the window, because responses to the last images
+    # arrive after it. Both effects cancel out.
     in_time = [sample for sample in _answered(samples) if warmup_s <= sample.done_s < warmup_s + duration_s]
     ratios = sorted(
         {sample.keep_ratio for sample in counted}, key=lambda ratio: -1 if ratio is None else ratio

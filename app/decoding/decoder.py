@@ -27,12 +27,12 @@ SOCKET_VARIABLE = "TRIMVIT_DECODER_SOCKET"
 PIXELS_VARIABLE = "TRIMVIT_DECODER_PIXELS"
 MEMORY_VARIABLE = "TRIMVIT_DECODER_MEMORY_BYTES"
 
-_READ_BYTES = 2**16  # most images of the model's size come at once
+_READ_BYTES = 2**16  # most images of the model's input size arrive in one read
 
-# Sent once, as soon as images are taken.
+# Sent once, when the process is ready for images.
 STARTED = b"!"
-# Before each message: the bytes of its head (MessagePack), and those of the encoded image behind it; in an
-# answer those of the pixels, which are in the shared memory.
+# Precedes each message: the sizes in bytes of its head (MessagePack) and of the encoded image after it. In an
+# answer, the second is the size of the pixels, which are in shared memory.
 SIZES = struct.Struct("<IQ")
 
 
@@ -89,15 +89,15 @@ def main() -> None:
     """Limit what this process may do, then decode."""
     die_with_parent()
     setproctitle("trimvit: decode")
-    for number in (signal.SIGTERM, signal.SIGINT):  # its parent still needs it while it drains
+    for number in (signal.SIGTERM, signal.SIGINT):  # the parent still needs this process while it drains
         signal.signal(number, signal.SIG_IGN)
     keep_memory_of_usual_images()
     memory_bytes = int(os.environ[MEMORY_VARIABLE])
-    if sys.platform.startswith("linux"):  # others count more, or refuse
+    if sys.platform.startswith("linux"):  # other systems count more memory, or do not support the limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold somebody's photograph
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # core files could contain photographs
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    # libtiff says on standard error what it thinks of an image; anyone could fill the log with it.
+    # libtiff writes warnings about images to standard error, so clients could fill the log.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     with socket.socket(fileno=int(os.environ[SOCKET_VARIABLE])) as connection:

@@ -35,7 +35,7 @@ from models.transforms import InputSpec
 _LONGEST_HEAD = 65_536
 _LONGEST_ANSWER = SIZES.size + _LONGEST_HEAD
 _PROBLEMS = {problem.slug: problem for problem in (TooLarge, UndecodableImage, UnsupportedMediaType)}
-# What a decoding process may see of the environment: where Python is, and no secrets.
+# Environment variables that a decoding process gets: those that Python needs, and no secrets.
 _ENVIRONMENT = (
     "PATH",
     "PYTHONPATH",
@@ -52,7 +52,7 @@ class Died(Exception):
     """The process has exited, or its answer is not valid."""
 
 
-Told = tuple[str, ...] | Exception  # an image's warnings, or why there are no pixels
+Told = tuple[str, ...] | Exception  # warnings about an image, or the reason why there are no pixels
 _outcomes = msgspec.msgpack.Decoder(Outcome)
 
 
@@ -144,7 +144,7 @@ class DecoderProcess:
     def hang_up(self) -> None:
         """Stop sending and receiving. Callers that wait for an answer get Died."""
         was_over, self._over = self._over, True
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for the result
             if self._loop is not None and not was_over:
                 self._loop.remove_reader(self._connection)
             if self._sending is not None:

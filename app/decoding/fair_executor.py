@@ -34,7 +34,7 @@ class FairTurns:
             await turn
         except asyncio.CancelledError:
             self._turns.withdraw(caller, turn)
-            if not turn.cancelled():  # it came at the same moment
+            if not turn.cancelled():  # the turn was given at the same moment
                 self._ended(caller)
             raise
         try:
@@ -59,7 +59,7 @@ class FairTurns:
     def _give_turns(self) -> None:
         while (given := self._turns.take()) is not None:
             caller, turn = given
-            if turn.cancelled():  # its task has yet to hear of it
+            if turn.cancelled():  # its task has not handled the cancellation yet
                 self._turns.give_back(caller)
             else:
                 turn.set_result(None)

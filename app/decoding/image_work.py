@@ -16,7 +16,7 @@ from models.transforms import InputSpec
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# They compete with the worker for the cores; one caller gets at most two (app.turns).
+# These threads compete with the worker for the cores. One caller gets at most two (app.turns).
 _THREADS = 3
 
 

@@ -18,32 +18,32 @@ from models.formats import FORMATS
 from models.samples import Say, UnclearPixels
 from models.transforms import InputSpec, TooManyPixels, to_pixels
 
-Data = bytes | bytearray | memoryview  # of an encoded image, as it came, without a copy
-# Is given the pixels that a model sees where they lie, and copies them: they are there for the call only.
+Data = bytes | bytearray | memoryview  # an encoded image, as received, without a copy
+# Called with the preprocessed pixels. Must copy them, because they are only valid during the call.
 Take = Callable[[UInt8[np.ndarray, "height width 3"]], None]
 
-# A JPEG is decoded at the scale that is needed, so that what counts is known only then. MPO: a JPEG with
-# more pictures behind it.
+# A JPEG is decoded at a reduced scale if possible, so the number of decoded pixels is only known then. MPO is
+# a JPEG with additional pictures.
 _DECODED_SMALLER = ("JPEG", "MPO")
 
-_ENDS_TOO_SOON, _DECODER_ERROR = "truncated", "decoder error"  # in Pillow's words
+_ENDS_TOO_SOON, _DECODER_ERROR = "truncated", "decoder error"  # the words of Pillow's errors
 
-# What a JPEG can have. Resizing a line of millions of pixels would cost gigabytes, however few they are.
+# The maximum of JPEG. Resizing a row of millions of pixels would take gigabytes, even if there are few rows.
 LONGEST_SIDE = 65_535
 
 _PIXELS_AT_ONCE = 2**18
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
-# Our own limit holds, whatever it is, and is checked before anything is decoded.
+# Pillow's limit is disabled, because ours is checked before decoding.
 Image.MAX_IMAGE_PIXELS = None
-# Of the compressed chunks of a PNG, only a color profile is left in (app.decoding.encoded.png).
+# The only compressed chunk that is left in a PNG is a color profile (app.decoding.encoded.png).
 PngImagePlugin.MAX_TEXT_CHUNK = LONGEST_PROFILE
-# A file is read, and pixels are written, at once and not in pieces of 64 KiB that are then joined.
+# Read files and write pixels in one piece, not in pieces of 64 KiB that must be joined.
 ImageFile.MAXBLOCK = 2**20
-# One image is decoded by one thread; libavif would take as many as there are cores.
+# An image is decoded in one thread. By default, libavif uses as many threads as cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-# What is wrong with an image goes into its answer; anyone could fill the log with it.
+# Problems with an image are reported in the response. Logging them would let clients fill the log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -72,7 +72,7 @@ def decode(data: Data, spec: InputSpec, limits: ImageLimits) -> ModelInput:
     """
     if not data:
         raise UndecodableImage("the image is empty (0 bytes)")
-    data = bytes(data)  # a copy only where decoding has no process of its own
+    data = bytes(data)  # copies only if decoding does not run in a separate process
     try:
         told: list[str] = []
         if data.startswith(jpeg.SIGNATURE):
@@ -176,7 +176,8 @@ def _laid_out(pixels: UInt8[np.ndarray, "rows columns 3"]) -> Image.Image:
     at_once = max(1, _PIXELS_AT_ONCE // columns)
     if rows <= at_once:
         return Image.fromarray(pixels)
-    image = Image.new("RGB", (columns, rows), None)  # not filled: that is work for all pixels at once, too
+    # Not filled, because filling would touch all pixels at once.
+    image = Image.new("RGB", (columns, rows), None)
     for top in range(0, rows, at_once):
         image.paste(Image.fromarray(pixels[top : top + at_once]), (0, top))
     return image

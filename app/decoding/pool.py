@@ -26,11 +26,12 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# What the interpreter and its libraries reserve, and what decoding takes of a pixel at most: a WebP with
-# transparency, of which its decoder holds four copies, and the RGB of it (measured in docs/design/0016).
+# The memory that the interpreter and libraries reserve, and the maximum that decoding needs per pixel. The
+# maximum is for WebP with transparency: the decoder holds four copies, and the RGB image is added (measured
+# in docs/design/0016).
 _OWN_BYTES, _BYTES_PER_PIXEL = 640 * 2**20, 20
 
-_DEATH_S = 1.0  # from a process's hanging up to its end
+_DEATH_S = 1.0  # between closing its connection and the end of the process
 _START_S = 30.0
 _RETRY_AFTER_S = 5.0
 
@@ -112,15 +113,16 @@ class DecodingProcesses:
     def __init__(self, processes: int, timeout_s: float, memory_bytes: int) -> None:
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
-        # They start and end processes. All are there from the start: one that the system has no room for
-        # later would be the fault of an image.
+        # These threads start and end processes. All are created at the start, because a failure to create one
+        # later would look like the fault of an image.
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decode")
         meeting = threading.Barrier(processes)
         for _ in range(processes):
             self._threads.submit(meeting.wait, _START_S)
         self._closing = False
         self._trouble: str | None = None
-        for cause in ("slow", "died"):  # there from the start, so that the first shows as a rise
+        for cause in ("slow", "died"):
+            # Create the series at the start, so that the first event shows as a rise.
             metrics.DECODERS_REPLACED.labels(cause)
         self._children: set[DecoderProcess] = set()
         self._idle: asyncio.LifoQueue[_Place] = asyncio.LifoQueue()
@@ -150,7 +152,7 @@ class DecodingProcesses:
         place = self._idle.get_nowait()
         if place.child is None or not place.child.takes_images:
             return background.awaited(self._decode(image, place), "decoding")
-        # No task: it would take longer than all else that an image needs here.
+        # No task is created, because that would take longer than the rest of the work for an image.
         work: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
         self._ask(place.child, image, partial(self._first_try, image, place, work))
         return work

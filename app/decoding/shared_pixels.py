@@ -24,7 +24,7 @@ class SharedPixels:
     def __init__(self) -> None:
         """Raises OSError."""
         self.number = make_shared_memory("trimvit-pixels")
-        if sys.platform.startswith("linux"):  # other systems have no seals
+        if sys.platform.startswith("linux"):  # other systems do not support seals
             fcntl.fcntl(self.number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         self._mapped = np.empty(0, np.uint8)
 

@@ -11,7 +11,7 @@ from app.dispatch.policy.brown_out import CEILINGS
 from app.messages.to_front_end import Workers
 from app.telemetry import metrics
 
-_LOAD_EVERY_S = 0.05  # at most so often front ends are told of the load
+_LOAD_EVERY_S = 0.05  # minimum interval between load messages to front ends
 _SIGN_OF_LIFE_EVERY_S = 0.5
 
 

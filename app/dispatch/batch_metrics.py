@@ -14,8 +14,8 @@ from app.telemetry.tallies import CounterTally, HistogramTally
 from models.schedule import Reducer, compute, macs, tokens_after
 
 _WRITE_EVERY_S = 0.25
-_MOST_SIZES = 64  # of batches, counted one by one: each is a label's value
-_MOST_REMEMBERED = 4096  # clients choose the ratios
+_MOST_SIZES = 64  # batch sizes that are counted separately, because each is a label value
+_MOST_REMEMBERED = 4096  # a limit is needed, because clients choose the ratios
 
 
 class BatchMetrics:
@@ -24,7 +24,7 @@ class BatchMetrics:
     def __init__(self) -> None:
         self._all: list[CounterTally | HistogramTally] = []
         self._batches = {form: self._counter(metrics.BATCHES.labels(form)) for form in ("dense", "ragged")}
-        # There from the start, so that the first shows as a rise.
+        # All series exist from the start, so that the first event shows as a rise.
         self._lowered = {
             reason: self._counter(metrics.LOWERED.labels(reason)) for reason in get_args(Lowered)
         }
@@ -43,7 +43,7 @@ class BatchMetrics:
         self._by_model: dict[tuple[str, int], HistogramTally] = {}  # by model and images
         self._unwritten_since: float | None = None
         self._model: ModelInfo | None = None
-        self._macs = 0  # of an unpruned image
+        self._macs = 0  # MACs of an unpruned image
         self._lengths: dict[tuple[float, Reducer], tuple[int, ...]] = {}
 
     def due(self, *, idle: bool) -> float | None:

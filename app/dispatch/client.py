@@ -116,7 +116,7 @@ class DispatchClient:
         self._link = Link(path, self._connected, self._heard, self._lost)
         self._tasks: list[asyncio.Task[None]] = []
         self._pending: dict[int, _Pending] = {}
-        self._records: list[Record] = []  # to be sent at the end of this turn of the loop
+        self._records: list[Record] = []  # to send at the end of this turn of the event loop
         self._withdrawn: list[int] = []
         self._closing = False
         self._last_id = 0
@@ -238,7 +238,7 @@ class DispatchClient:
         if self._readiness.trouble is not None and self.model is None:
             raise self._readiness.not_ready()
         pending = self._begin(question, slot)
-        # Cheaper than asyncio.timeout, which is to interrupt whatever a task waits for.
+        # Cheaper than asyncio.timeout, which must be able to interrupt any await.
         timer = asyncio.get_running_loop().call_later(
             question.deadline_s, self._give_up, pending, partial(_too_late, question.deadline_s)
         )
@@ -276,7 +276,7 @@ class DispatchClient:
     def _send(self, pending: _Pending, record: Record) -> None:
         """Send at the end of this turn of the event loop, together with everything else from it."""
         if not self._link.is_up:
-            return  # it is sent as soon as there is a dispatcher
+            return  # it is sent when the connection is up
         pending.sent = True
         self._load.sent(record.id, record.caller, record.priority, pending.least)
         self._send_soon()

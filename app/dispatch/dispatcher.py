@@ -89,9 +89,10 @@ class Dispatcher:
         self._fleet = Fleet(limits, others)
         self._slots, self._patience_s = slots, patience_s
         self._agreement = agreement or Agreement(0.0)
-        self._front_ends: dict[int, int] = {}  # their connections, and the last record that came on each
+        # Front-end connections, with the number of the last record from each.
+        self._front_ends: dict[int, int] = {}
         self._images: dict[Key, _Image] = {}
-        self._waiting: dict[Key, None] = {}  # while there is no worker
+        self._waiting: dict[Key, None] = {}  # images that wait while there is no worker
         self._suspects = Suspects()
         self._checking: Check | None = None
         self._batches = 0
@@ -210,11 +211,11 @@ class Dispatcher:
     def _schedule(self, key: Key, image: _Image, now: float) -> None:
         record = image.record
         model = self._fleet.models.get(record.model)
-        if model is None and self._changes.are_allowed:  # it came too late
+        if model is None and self._changes.are_allowed:  # the model was unloaded before the image arrived
             self._images.pop(key, None)
             self._refuse(key, "model-unloaded", None)
             return
-        if model is None or record.size != model.pixel_bytes:  # prepared for another model
+        if model is None or record.size != model.pixel_bytes:  # the image was prepared for another model
             takes = "which is not loaded" if model is None else f"which needs {model.pixel_bytes} bytes"
             log.error(
                 "an image has %d bytes of pixels for the model %s, %s", record.size, record.model, takes
@@ -363,7 +364,7 @@ class Dispatcher:
 
     def _finish(self, peer: int, worker: Member, computing: Computing, done: Done) -> None:
         if len(done.results) != len(computing.keys):
-            worker.computing[done.batch] = computing  # its images are tried again
+            worker.computing[done.batch] = computing  # its images are retried
             raise Unexpected(f"a batch of {len(computing.keys)} images has {len(done.results)} results")
         self._announcements.load_changed = True
         if computing.batch is self._suspects.trial:
@@ -371,7 +372,7 @@ class Dispatcher:
         else:
             self._fleet.scheduler.finished(computing.batch)
         for index, (key, result) in enumerate(zip(computing.keys, done.results, strict=True)):
-            if (image := self._images.pop(key, None)) is None:  # withdrawn meanwhile
+            if (image := self._images.pop(key, None)) is None:  # withdrawn in the meantime
                 continue
             if not isinstance(result, Prediction):
                 self._refuse(key, result)

@@ -22,9 +22,9 @@ from models.schedule import compute
 
 log = logging.getLogger(__name__)
 
-_SILENCE_S = 3.0  # a worker that says nothing for so long gets no batch
+_SILENCE_S = 3.0  # a worker gets no batches after it has been silent for this time
 
-Key = tuple[int, int]  # a front end's connection, and its number for an image
+Key = tuple[int, int]  # a front end's connection, and its number for the image
 
 
 class Unexpected(Exception):
@@ -209,7 +209,7 @@ class Fleet:
         if done.at_once == images:
             member.budget.fitted()
             predictions = [result for result in done.results if isinstance(result, Prediction)]
-            if len(predictions) == images and done.seconds > 0:  # what it cost is known of all
+            if len(predictions) == images and done.seconds > 0:  # the cost of every image is known
                 work = Work(images, sum(one.compute for one in predictions))
                 error = self.predictions.observe(
                     peer, batch.model, Measured(batch.threads, work, done.seconds)

@@ -17,8 +17,8 @@ class FrontEndModels:
     """``left`` is called with the name of a model that is no longer served, once no request uses it."""
 
     left: Callable[[str], None]
-    now: dict[str, ModelInfo] = field(default_factory=dict)  # the default one first
-    # What an unpruned image of each costs, in those of the default one.
+    now: dict[str, ModelInfo] = field(default_factory=dict)  # the default model first
+    # Cost of an unpruned image of each model, relative to the default model.
     _weights: dict[str, float] = field(default_factory=dict)
     _leaving: dict[str, ModelInfo] = field(default_factory=dict)
     _requests: dict[str, int] = field(default_factory=dict)

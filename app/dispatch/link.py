@@ -42,7 +42,7 @@ class Link:
                 transport, protocol = await loop.create_unix_connection(
                     lambda: _Protocol(self.heard), str(self.path)
                 )
-            except (FileNotFoundError, ConnectionError):  # it is being started
+            except (FileNotFoundError, ConnectionError):  # the dispatcher is being started
                 await asyncio.sleep(_TRY_EVERY_S)
                 continue
             self._transport = transport

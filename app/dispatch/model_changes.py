@@ -56,7 +56,7 @@ class ModelChanges:
         self._listed, self._remember, self._load_limit_s = listed, remember, load_limit_s
         self._change: _Change | None = None
         self._reasons: dict[str, str] = {}  # why models could not be loaded
-        # Workers that have been told to give up a model's load, and have not said yet that they did.
+        # Workers that were told to cancel loading a model, and have not confirmed it yet.
         self._giving_up: set[tuple[int, str]] = set()
 
     def __repr__(self) -> str:
@@ -105,7 +105,7 @@ class ModelChanges:
                 f"the model {change.name!r} is being {doing}; only one change can be made at a "
                 "time, so retry later",
             )
-        elif loads == (name in self._fleet.models):  # as it is
+        elif loads == (name in self._fleet.models):  # already in the requested state
             self._answer(asker)
         elif not self._fleet.members:
             self._answer(asker, "no-worker", "no worker is ready; see /readyz")
@@ -155,13 +155,13 @@ class ModelChanges:
         match message:
             case ModelLoaded(held):
                 name = held.info.name
-                if (peer, name) in self._giving_up:  # it had just ended, and is dropped
+                if (peer, name) in self._giving_up:  # loading had just finished; the worker drops the model
                     pass
                 elif change is not None and change.loads and change.name == name:
                     member.held[name] = held
                     change.workers.discard(peer)
                     self._go_on()
-                elif name not in self._fleet.models:  # a change that nobody knows of any more
+                elif name not in self._fleet.models:  # no change is in progress for this model
                     self._outbox.tell_worker(peer, to_worker.UnloadModel(name))
             case ModelUnloaded(name):
                 self._giving_up.discard((peer, name))
@@ -254,7 +254,7 @@ class ModelChanges:
             log.info("model %s %s", change.name, done)
         else:
             log.error("model %s was not %s: %s", change.name, done, words)
-        self.tell_models()  # before the answer, so that whoever has it finds the model
+        self.tell_models()  # before the answer, so that the model is available to whoever gets the answer
         for asker in change.askers:
             self._answer(asker, fault, words)
 

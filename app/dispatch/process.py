@@ -40,7 +40,7 @@ def run(
     server = Server(dispatcher, path, heartbeat)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     gc.collect()
-    gc.freeze()  # what is there now stays: no looking for garbage in it while images wait
+    gc.freeze()  # existing objects stay, so the garbage collector skips them while images wait
     server.run()
 
 
@@ -55,7 +55,7 @@ def _changing(settings: Settings, served: Path | None) -> dict[str, Any]:
     def remember(names: Collection[str]) -> None:
         try:
             write_served(served, names)
-        except OSError as error:  # whoever starts anew loads what was served before, and is told the rest
+        except OSError as error:  # after a restart, the previous list is loaded first and then updated
             background.incident("list of served models", error)
 
     return {

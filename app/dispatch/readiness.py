@@ -10,7 +10,7 @@ from app.messages.model import ModelInfo
 from app.messages.to_front_end import WorkerState
 from app.processes.reports import read_reports, trouble
 
-_SILENCE_S = 3.0  # a dispatcher that says nothing for so long is not ready
+_SILENCE_S = 3.0  # a dispatcher that is silent for this long is not ready
 _RETRY_AFTER_S = 1.0
 
 

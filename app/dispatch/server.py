@@ -24,9 +24,9 @@ from app.telemetry.rarely import Rarely
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 2**18
-_MOST_UNREAD_BYTES = 2**20  # a peer that has so much before it is told nothing that is soon said again
-_BEAT_EVERY_S = 0.1  # at most so often; a turn takes half a second at most
-_NO_ROOM_S = 0.05  # between two tries to accept a connection while there is no room for one
+_MOST_UNREAD_BYTES = 2**20  # a peer with this much unsent data gets no messages that are repeated soon anyway
+_BEAT_EVERY_S = 0.1  # minimum interval; a turn takes half a second at most
+_NO_ROOM_S = 0.05  # between attempts to accept a connection while resources are exhausted
 
 
 @dataclass(slots=True)
@@ -49,13 +49,13 @@ class Server:
         self._dispatcher = dispatcher
         self._heartbeat = heartbeat
         self._selector = selectors.DefaultSelector()
-        self._read = memoryview(bytearray(_READ_BYTES))  # one buffer for all that comes
+        self._read = memoryview(bytearray(_READ_BYTES))  # one buffer for all received data
         self._peers: dict[int, _Peer] = {}
         self._accepted = 0
         self._invalid_messages = Rarely()
         self._stopping = False
-        self._dropped = False  # a peer since the last turn, which may change what is to be done
-        path.unlink(missing_ok=True)  # a predecessor's
+        self._dropped = False  # a peer was lost since the last turn, which may change the schedule
+        path.unlink(missing_ok=True)  # left by a previous process
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(128)
@@ -91,7 +91,7 @@ class Server:
                 if self._heartbeat is not None and now > beaten + _BEAT_EVERY_S:
                     beaten = now
                     self._heartbeat.write(Beat(turns, ready=True))
-            self._dispatcher.turn(time.monotonic(), stopping=True)  # what was counted last is written
+            self._dispatcher.turn(time.monotonic(), stopping=True)  # write the last counts
         finally:
             self._close()
 
@@ -100,7 +100,7 @@ class Server:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # too many open files: it is tried again
+        except OSError as error:  # for example too many open files; it is tried again
             background.incident("accept of a peer", error)
             time.sleep(_NO_ROOM_S)
             return
@@ -175,7 +175,7 @@ class Server:
 
     def _close(self) -> None:
         for peer in self._peers.values():
-            with contextlib.suppress(OSError):  # what it does not read now it is never told
+            with contextlib.suppress(OSError):  # unread data is lost when the process ends
                 peer.socket.setblocking(True)  # noqa: FBT003
                 peer.socket.settimeout(2.0)
                 peer.socket.sendall(peer.unsent)

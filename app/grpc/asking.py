@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Scope
 from app.http.client_gone import tells_when_gone
 from app.processes import background
 
-# Of a call's metadata, what the application reads as headers.
+# Metadata of a call that the application reads as headers.
 _READ = frozenset(("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate"))
-# And what a proxy adds, by which a client is known to be elsewhere.
+# Headers that proxies add, which show that the client is on another machine.
 _READ |= frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"))
 
 

@@ -42,5 +42,5 @@ def _version(certificate: Path, key: Path) -> tuple[object, object]:
 
 
 def _configuration(certificate: Path, key: Path) -> grpc.ServerCertificateConfiguration:
-    server_context(certificate, key)  # says what is wrong with them
+    server_context(certificate, key)  # raises an error that says what is wrong with the files
     return grpc.ssl_server_certificate_configuration([(key.read_bytes(), certificate.read_bytes())])

@@ -73,7 +73,7 @@ def response_of(answer: Answer) -> Any:
     )
     for output in head["outputs"]:
         response.outputs.add(name=output["name"], datatype=output["datatype"], shape=output["shape"])
-        # Of an output in shared memory the contents are empty, as Triton's are.
+        # The contents of an output in shared memory are empty, as in Triton.
         end = size + output.get("parameters", {}).get("binary_data_size", 0)
         response.raw_output_contents.append(answer.body[size:end])
         size = end
@@ -99,7 +99,7 @@ def _packed(tensor: Any) -> bytes:
     """The data in the typed field of a tensor, in the form of raw contents. Raises InvalidValue."""
     filled = {field.name: value for field, value in tensor.contents.ListFields()}
     wanted = {"BYTES": "bytes_contents", "UINT8": "uint_contents"}.get(tensor.datatype)
-    if wanted is None:  # what is wrong with the datatype is said where all else is
+    if wanted is None:  # an unsupported datatype is reported together with other errors
         return b""
     if set(filled) - {wanted}:
         others = ", ".join(sorted(set(filled) - {wanted}))

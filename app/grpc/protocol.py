@@ -27,8 +27,8 @@ PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
 _FILE = "trimvit/inference.proto"
 
-# A field: its number and type; `[]` behind it if it is repeated, `{}` if it is a map from strings,
-# and `|` before it if it is one of the message's alternatives.
+# A field: its number and type. The suffix `[]` means repeated, `{}` means a map with string keys, and the
+# prefix `|` means one of the alternatives of the message.
 _Fields = Mapping[str, tuple[int, str]]
 
 _MODEL: _Fields = {"name": (1, "string"), "version": (2, "string")}
@@ -215,7 +215,7 @@ _DATA_TYPES = (
     *("FP16", "FP32", "FP64", "STRING", "BF16"),
 )
 
-# Calls of one message each way, which are called as their messages begin.
+# Unary methods. The names of their messages start with the name of the method.
 METHODS = (
     "ServerLive",
     "ServerReady",

@@ -14,8 +14,8 @@ from app.grpc.protocol import FILE, SERVICE
 from app.grpc.service import Health, InferenceService
 from app.settings.settings import Settings
 
-_BESIDE_IMAGES = 64 * 1024  # bytes of a message: names, shapes, parameters
-_LAST_CALLS_S = 1.0  # the application has answered what it took; what is left is cancelled
+_BESIDE_IMAGES = 64 * 1024  # bytes of a message in addition to images: names, shapes, parameters
+_LAST_CALLS_S = 1.0  # the application has answered all accepted calls by then; the rest are cancelled
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -25,7 +25,7 @@ async def grpc_server(app: ASGIApp, settings: Settings) -> AsyncIterator[None]:
     connections among them. Raises RuntimeError if the port cannot be listened on, and TlsError."""
     secure = settings.tls_certificate is not None
     server = grpc.aio.server(
-        # A message is whole in memory before it can be looked at, so this bounds how much that may be.
+        # A message is completely in memory before it can be checked, so this limits the memory for messages.
         maximum_concurrent_rpcs=settings.grpc_calls,
         options=(
             ("grpc.max_receive_message_length", settings.max_body_bytes + _BESIDE_IMAGES),

@@ -30,7 +30,7 @@ from app.http.routes.open_inference.tensors import HEADER_LENGTH
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-# gRPC's words for the status of an answer; all other errors of a client are INVALID_ARGUMENT.
+# gRPC status codes for HTTP statuses. All other client errors are INVALID_ARGUMENT.
 _CODES = {
     HTTPStatus.UNAUTHORIZED: grpc.StatusCode.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
@@ -42,10 +42,10 @@ _CODES = {
     HTTPStatus.GATEWAY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     HTTPStatus.INSUFFICIENT_STORAGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-# Bytes of an error's words. They are metadata, where most bytes that are not ASCII take three. Beyond 8 kB of
-# it, clients end the call with an error of their own.
+# Maximum length of an error message in bytes. It is sent as metadata, where most bytes that are not ASCII
+# take three. Clients fail with their own error if there are more than 8 kB of metadata.
 _LONGEST_WORDS = 2000
-# Headers of an answer that go on as trailing metadata.
+# Response headers that are passed on as trailing metadata.
 _SENT_ON = ("x-request-id", "retry-after", "server-timing")
 
 
@@ -77,7 +77,7 @@ class InferenceService:
             call = _Call(self._app, context, secure=self._secure)
             try:
                 return await answer(message, call)
-            except Problem as problem:  # a message that is no request of /v2
+            except Problem as problem:  # the message is not a valid request of /v2
                 await call.end(problem.status, problem.detail)
 
         return handle
@@ -174,7 +174,7 @@ async def _server_metadata(_: Any, call: _Call) -> Any:
 
 
 async def _model_metadata(message: Any, call: _Call) -> Any:
-    # Without a version, the path of a model named "stats" would be that of all models' statistics.
+    # Without a version, the path of a model named "stats" would be the path of all statistics.
     path = _of_model(message.name, message.version or VERSION)
     answer = await call.found(await call.get(path))
     return _response("ModelMetadata", answer.document)

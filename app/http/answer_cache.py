@@ -21,7 +21,7 @@ from app.messages.image import Ask, Prediction
 from app.messages.model import ModelInfo
 from app.telemetry import metrics
 
-# What an entry takes beside its own bytes: the objects for key and value, and its place in the dictionary.
+# Memory of an entry in addition to its bytes: the key and value objects and the dictionary slot.
 ENTRY_BYTES = 320
 _DIGEST_BYTES = 32
 
@@ -80,7 +80,8 @@ class AnswerCache:
         """
         asked = structs.replace(ask, min_keep_ratio=None)
         digest = hashlib.blake2b(self._of_model(model), key=self._secret, digest_size=_DIGEST_BYTES)
-        digest.update(_encode((asked, shape, picture, caller)))  # msgpack says where each part ends
+        # The encoding is unambiguous, because msgpack marks where each part ends.
+        digest.update(_encode((asked, shape, picture, caller)))
         digest.update(data)
         return digest.digest()
 
@@ -111,7 +112,7 @@ class AnswerCache:
         loop = asyncio.get_running_loop()
         until = loop.time() + left_s
         while key not in self._entries and (first := self._under_way.get(asked)) is not None:
-            # Unlike awaiting the future, this leaves it alone if who waits is cancelled.
+            # Unlike `await first`, this does not cancel the future if the waiting request is cancelled.
             done, _ = await asyncio.wait((first,), timeout=max(until - loop.time(), 0))
             if not done:
                 raise TimeoutError

@@ -21,7 +21,7 @@ WARNINGS_HEADER_SCHEMA: dict[str, Any] = {
         "required": False,
     }
 }
-# Proxies refuse headers of several kilobytes.
+# Proxies reject headers of several kilobytes.
 _LONGEST_HEADER = 1000
 
 

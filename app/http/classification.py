@@ -205,7 +205,8 @@ class Classification:
             if self._cache is None:
                 return await self._computed(image, index, model, ask, known, scope)
             key = await self._key(self._cache, image, model, ask, scope)
-            # Of the same caller and priority: nobody waits behind somebody else's place in the queue.
+            # Only wait for requests of the same caller and priority, so that no request waits for another
+            # caller's place in the queue.
             asked = (key, caller_of(scope), known.priority)
             try:
                 await self._cache.wait(key, asked, known.deadline_s - seconds_since(scope))
@@ -239,7 +240,7 @@ class Classification:
             warnings, decode_s = await self._decoded(image, model, known, slot, scope)
             tracing.phase("decode", index, decode_s)
             if wants_picture:
-                share_of(scope).take(slot.size)  # kept until the answer is written
+                share_of(scope).take(slot.size)  # held until the response is written
             question = self._question(image.options, ask, known, scope)
             answer = await self._dispatch.classify(question, slot)
             picture = slot.copy() if wants_picture else None

@@ -42,7 +42,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except asyncio.CancelledError:
-        if has_gone and task.uncancel() == 0:  # nobody else cancels it
+        if has_gone and task.uncancel() == 0:  # nothing else has cancelled the task
             raise ClientDisconnect from None
         raise
     finally:

@@ -3,10 +3,10 @@
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
 
-_NETWORK_BITS = 64  # of IPv6, of which one client has as many addresses as it likes
+_NETWORK_BITS = 64  # of an IPv6 address: a client can use any address in its network
 
 
-@lru_cache(maxsize=4096)  # it is asked several times of every connection and request
+@lru_cache(maxsize=4096)  # called several times per connection and request
 def client_of(address: str) -> str:
     """The IPv4 address, or the network of the IPv6 address. Anything else is returned as it is."""
     try:

@@ -29,14 +29,15 @@ class KnownPath:
 
 
 # For people.
-PAGE = KnownPath("/", public=True, plain_errors=True, image_query="hugging face")  # POST is Hugging Face's
+# POST is Hugging Face's API.
+PAGE = KnownPath("/", public=True, plain_errors=True, image_query="hugging face")
 FAVICON = KnownPath("/favicon.ico", public=True)
 STATIC = KnownPath("/static/", public=True)
 DOCS = KnownPath("/docs", public=True)
-DOCS_FILES = KnownPath("/static-offline-docs/", public=True)  # fastapi_offline mounts them
+DOCS_FILES = KnownPath("/static-offline-docs/", public=True)  # mounted by fastapi_offline
 OPENAPI = KnownPath("/openapi.json", public=True)
 
-# For operators. Machines ask these every few seconds, so they are not traced.
+# For operators. Monitoring requests these every few seconds, so they are not traced.
 LIVEZ = KnownPath("/livez", public=True, traced=False, while_stopping=True)
 READYZ = KnownPath("/readyz", public=True, traced=False)
 PING = KnownPath("/ping", public=True, traced=False)
@@ -48,7 +49,7 @@ CLASSIFY = KnownPath("/v1/classify", image_query="options")
 EMBED = KnownPath("/v1/embed", image_query="embed")
 MODELS = KnownPath("/v1/models")
 
-# For clients that others wrote.
+# For clients of other servers.
 SAGEMAKER = KnownPath("/invocations", image_query="options")
 HUGGING_FACE = KnownPath("/models/", plain_errors=True, image_query="hugging face")
 KSERVE_V1 = KnownPath("/v1/models/", plain_errors=True)

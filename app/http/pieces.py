@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-_SMALL = 2**16  # bytes, which are sent at once
+_SMALL = 2**16  # bytes; smaller content is sent in one piece
 
 
 def in_pieces(

@@ -22,7 +22,8 @@ from app.http.unknown_paths import for_method, of_another_server, what_was_meant
 from app.telemetry import metrics, tracing
 
 MEDIA_TYPE = "application/problem+json"
-_PREFLIGHT = "Access-Control-Request-Method"  # a browser asks for a page, which may not call; see access.py
+# A browser's preflight for a page that may not call the server; see access.py.
+_PREFLIGHT = "Access-Control-Request-Method"
 _LONGEST_SHOWN = 120
 
 
@@ -88,7 +89,8 @@ def install_problem_handlers(app: FastAPI, routes: Collection[str] = ()) -> None
             problem = NotFound(f"there is no {_shown(path)}{what_was_meant(path, routes)}")
         elif (
             error.status_code == 405
-            and "POST" not in _methods(request)  # as where it is read as GET of a model of this name
+            # This happens if the path is also the GET route of a model with this name.
+            and "POST" not in _methods(request)
             and path not in routes
             and (words := of_another_server(path)) is not None
         ):

@@ -17,9 +17,9 @@ from app.messages.image import Prediction
 from app.messages.model import ModelInfo
 from app.telemetry import metrics, tallies
 
-# More labels, or more of what takes as long to write, take longer than the event loop should stand still.
+# Writing more labels, or values that take the same time, would block the event loop for too long.
 _MOST_VALUES_AT_ONCE = 500
-_FEATURES_OF_A_LABEL = 8  # times as many as its three members
+_FEATURES_OF_A_LABEL = 8  # this many feature values take as long as the three members of a label
 _FLOAT_BYTES = 4
 
 Render = Callable[..., bytes]
@@ -39,7 +39,7 @@ def timings_ms(images: Sequence[AnsweredImage | Problem], model: ModelInfo, scop
         "total": longest([total_s]),
     }
     for image in answered:
-        if not image.cached:  # else it went through none of them
+        if not image.cached:  # cached answers skip these phases
             tallies.observe(metrics.PHASE_SECONDS, image.decode_s, "decode")
             tallies.observe(metrics.PHASE_SECONDS, image.answer.queue_s, "queue")
             tallies.observe(metrics.PHASE_SECONDS, image.answer.compute_s, "compute")

@@ -12,7 +12,7 @@ from app.messages.image import Lowered
 from models.schedule import Criterion, Reducer
 from models.scores import Scores
 
-# A picture of 4 x 4 pixels, blue above green, as PNG in base64: examples must work, and be short.
+# An image of 4 x 4 pixels, blue above green, as a PNG in base64. Examples must work and be short.
 EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAAGElEQVR42mOMmvaMAQaYGJAAy6NHTthlAI2oA+adrSNnAAAAAElF"
     "TkSuQmCC"

@@ -27,7 +27,7 @@ _REPOSITORY = (
 )
 _INFER = "POST /v2/models/NAME/infer classifies images"
 
-# The whole path of a route that other servers have, and what stands in its place here. The first one holds.
+# Complete paths of routes of other servers, and their equivalent here. The first match is used.
 _OF_OTHERS: tuple[tuple[str, str], ...] = (
     # Triton and KServe.
     (r"/v2/repository(/.*)?|/v2/models/.+/(un)?load", _REPOSITORY),
@@ -48,18 +48,18 @@ _OF_OTHERS: tuple[tuple[str, str], ...] = (
         "of the verbs of KServe and TensorFlow Serving, only POST /v1/models/NAME:predict is supported",
     ),
     (r"/v1/models/.+/(metadata|versions/.*|labels/.*)", f"a model has one version; {_MODELS}"),
-    # TorchServe, Cog, LitServe, BentoML, Gradio, Seldon, and what people try.
+    # TorchServe, Cog, LitServe, BentoML, Gradio, Seldon, and common guesses.
     (r"/predictions(/.*)?|/api/v[\d.]+/predictions", _CLASSIFY),
     (r"/explanations/.+", f"explanations are not supported; {_CLASSIFY}"),
     (r"(/\w+)*/(predict|classify|infer|inference|classification|image-classification)", _CLASSIFY),
     (r"/(invoke|run|score|upload|images?|classes|gradio_api/.*)|/pipeline/.*", _CLASSIFY),
-    # OpenAI's routes, and those of servers of language models.
+    # OpenAI's routes, and those of language model servers.
     (
         r"(/v1)?/(embeddings|chat/completions|completions|responses|images/.+|moderations|audio/.+|rerank|"
         r"messages|generate|generate_stream|embed|score|tokenize)",
         f"this server only classifies and embeds images; {_CLASSIFY}",
     ),
-    # What operators look for.
+    # Paths that operators try.
     (
         r"((/api|/v1|/v2|/-|/actuator)*/(health|healthz|healthcheck|health-check|health_check|status|alive|live|"
         r"liveness|ready|readiness|healthy)(/.*)?)|/-/routes|/health/.+",
@@ -70,7 +70,7 @@ _OF_OTHERS: tuple[tuple[str, str], ...] = (
     (r"/(redoc|swagger.*|apidocs?|api|(api|v1|v2)/docs|docs/.+|(v1/)?openapi\.ya?ml|v1/openapi.json)", _DOCS),
 )
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words in _OF_OTHERS)
-_LONGEST = 200  # beyond it a path is no slip
+_LONGEST = 200  # longer paths are not typos
 
 
 def of_another_server(path: str) -> str | None:

@@ -50,8 +50,8 @@ class _OfModel:
         self.model = model
         self._settings = settings
         self._known: dict[tuple[ImageOptions, bool, Priority, bool, bool], tuple[Ask, Expected]] = {}
-        # The same by the identity of the options, which are kept: most requests have the very same ones, by
-        # `by_query`, and their hash takes longer than all else here.
+        # The same, by the identity of the options, which are kept alive. Most requests share the same options
+        # object (`by_query`), and hashing it would take most of the time here.
         self._same: dict[tuple[int, Priority, bool, bool], tuple[ImageOptions, tuple[Ask, Expected]]] = {}
 
     def known(
@@ -68,7 +68,7 @@ class _OfModel:
         same = self._same.get((id(options), highest, logits, features))
         if same is not None:
             return same[1]
-        # Equal options may differ in whether the priority was asked for or is the default.
+        # Equal options may differ in whether the priority was set explicitly.
         key = options, "priority" in options.model_fields_set, highest, logits, features
         found = self._known.get(key)
         if found is None:

@@ -61,7 +61,7 @@ def ask_of(
     try:
         pruning, floor = _pruning(options, settings, model)
     except ValueError as error:
-        # A criterion or reducer that it has not, a compute that no ratio reaches, merging by mass.
+        # An unsupported criterion or reducer, a compute that no ratio reaches, or merging by mass.
         raise InvalidValue(str(error)) from error
     if floor is not None and floor > pruning.keep_ratio:
         raise InvalidValue(

@@ -12,7 +12,7 @@ from app.inference.results import image_result
 from app.messages.image import Ask, Lowered, Prediction
 from app.messages.model import ModelInfo
 
-_SHORTEST = 1e-12  # what a vector of zeros is divided by, as torch.nn.functional.normalize does
+_SHORTEST = 1e-12  # the minimum length to divide by, as in torch.nn.functional.normalize
 
 
 def embedding_result(

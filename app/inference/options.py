@@ -32,7 +32,7 @@ KeepRatio = Annotated[
 WAYS_TO_CHOOSE = ("keep_ratio", "compute", "keep_mass", "cascade")
 CHOSEN_BY_A_CASCADE = ("criterion", "reducer")
 MASK_OPTIONS = ("mask", "mask_stages")
-OF_SEVERAL_IMAGES = ("errors",)  # what says nothing where a request has one image
+OF_SEVERAL_IMAGES = ("errors",)  # options that only have an effect with several images
 
 
 class ImageOptions(BaseModel):

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator
 
 _LENGTH = struct.Struct("<I")
-# The largest is a batch's answers with logits: 10,000 images of 1,000 classes are 40 MB.
+# The largest message is a batch's results with logits: 40 MB for 10,000 images of 1,000 classes.
 LONGEST = 2**30
 
 
@@ -21,7 +21,7 @@ class FrameReader:
     """Assembles the messages of one stream, however it was split."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()  # of what came before: a message that is not complete
+        self._rest = bytearray()  # received bytes of an incomplete message
 
     def feed(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
         """The messages that are complete now. Each must be read before the next one, because the data is not

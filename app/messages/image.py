@@ -13,7 +13,7 @@ from models.schedule import Pruning
 
 # Why a worker has no result for an image.
 Fault = Literal["out-of-memory", "worker-fault", "no-number"]
-# Why an image was computed at a lower ratio than it asked for.
+# Why an image was computed at a lower ratio than requested.
 Lowered = Literal["brown-out", "deadline"]
 
 
@@ -26,7 +26,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     ``min_keep_ratio``, the dispatcher may lower the ratio to it.
     """
 
-    pruning: Pruning  # checks itself, when it is decoded too
+    pruning: Pruning  # validates itself, also after decoding
     top_k: Annotated[int, Meta(ge=0)]
     margin: Annotated[float, Meta(ge=0, le=1)] | None = None
     kept_patches: bool = False

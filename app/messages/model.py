@@ -8,7 +8,7 @@ from models.schedule import Architecture, Criterion, Method, Reducer
 from models.scores import Scores
 from models.transforms import InputSpec
 
-# The numbers of kept patches are told as uint16.
+# Indices of kept patches are sent as uint16.
 MOST_PATCHES = 2**16
 
 

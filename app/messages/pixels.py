@@ -10,6 +10,6 @@ from jaxtyping import UInt8
 
 def copy_pixels(target: UInt8[np.ndarray, "..."], pixels: UInt8[np.ndarray, "..."]) -> None:
     """Copy the pixels into the target. Raises ValueError if their shapes differ."""
-    if target.shape != pixels.shape:  # numpy would repeat the smaller one
+    if target.shape != pixels.shape:  # numpy would broadcast the smaller array
         raise ValueError(f"pixels of shape {pixels.shape} for a place of shape {target.shape}")
     np.copyto(target, pixels)

@@ -7,12 +7,13 @@ import msgspec
 
 ModelState = Literal["ready", "loading", "unloading", "unloaded"]
 
-# Why a worker has not loaded a model: it has not the memory, what is loaded cannot be served, it cannot be
-# read now, or an error that nobody foresaw.
+# Why a worker could not load a model: not enough memory, a model that cannot be served, a model that cannot
+# be read at the moment, or an unexpected error.
 LoadFault = Literal["no-memory", "refused", "unreadable", "fault"]
 
-# Why a model is not loaded or unloaded: so; or another change is under way, it is the default one, no worker
-# is there, the worker died, workers loaded different models under its name, or one took too long.
+# Why a model was not loaded or unloaded: a LoadFault, another change is in progress, it is the default model,
+# there is no worker, the worker died, workers loaded different models under its name, or a worker took too
+# long.
 ChangeFault = LoadFault | Literal["busy", "default", "no-worker", "worker-lost", "differs", "too-slow"]
 
 

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from app.messages.pixels import copy_pixels
 from app.messages.slot_map import SlotMap, start_of, stride
 
-_KEPT = 64  # slots whose memory is kept when all are free
+_KEPT = 64  # slots that keep their memory when all are free
 
 
 class SlotWriter:
@@ -23,10 +23,10 @@ class SlotWriter:
         self._descriptor = descriptor
         self._map = slot_map
         self._range = slot_map.range_of(front_end)
-        self._parts: dict[int, mmap.mmap] = {}  # of the file, by their strides
+        self._parts: dict[int, mmap.mmap] = {}  # memory maps of the file, by stride
         self._free = list(reversed(self._range))
         self._taken: set[int] = set()
-        self._highest = -1  # of all slots that were taken since all were free
+        self._highest = -1  # the highest slot used since all were free
 
     def __repr__(self) -> str:
         return f"<SlotWriter {len(self._taken)} of {len(self._range)} slots taken>"
@@ -74,7 +74,7 @@ class SlotWriter:
         size = len(self._range) * step
         start = start_of(self._range.start, slots, pixel_bytes)
         self._parts[step] = mmap.mmap(self._descriptor, size, offset=start)
-        _remove(self._parts[step], 0, size)  # what a predecessor that died left behind
+        _remove(self._parts[step], 0, size)  # left by a process that died
 
     def _trim(self) -> None:
         """Free the memory of all slots but a few, and use the first ones first again."""

@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SLOWEST_S = 10.0  # between two tries of what fails again and again
-_SETTLED_S = 60.0  # what has run so long begins again with short pauses
-_SAME_AGAIN_S = 60.0  # so long the same failure is told in one line
+_SLOWEST_S = 10.0  # maximum pause between retries of something that keeps failing
+_SETTLED_S = 60.0  # after running this long, the next failure starts with short pauses again
+_SAME_AGAIN_S = 60.0  # within this time, the same failure is logged without its traceback
 
 _told: dict[str, tuple[str, float]] = {}
 
@@ -36,8 +36,8 @@ def incident(name: str, error: BaseException) -> None:
     if not again:
         _told[name] = text, now
     log.error("background task failed: %s: %s", name, text, exc_info=None if again else error)
-    with contextlib.suppress(Exception):  # metrics may be what fails
-        from app.telemetry import metrics  # not before this process knows where to write them
+    with contextlib.suppress(Exception):  # the metrics themselves may fail
+        from app.telemetry import metrics  # imported late, when the folder of the metrics is known
 
         metrics.INCIDENTS.labels(name).inc()
 

@@ -211,14 +211,14 @@ def _ended(code: int) -> Forked:
 # --- the process -------------------------------------------------------------------------------------
 def _preload(modules: Sequence[str]) -> bool:
     """Import the modules if that is useful. Returns whether this process can be forked."""
-    if not sys.platform.startswith("linux"):  # elsewhere libraries beneath torch are not made to be forked
+    if not sys.platform.startswith("linux"):  # on other systems, libraries used by torch do not support fork
         return False
-    gc.disable()  # hardly anything that an import makes is garbage; looking for it is a sixth of the time
+    gc.disable()  # imports create almost no garbage; collecting it takes a sixth of the time
     try:
         for module in modules:
             importlib.import_module(module)
     except Exception:
-        # Whoever needs it will fail, too, and say why.
+        # The worker that needs the module will fail and report the reason.
         log.exception("cannot import a module that workers need")
     threads = [
         (task / "comm").read_text(encoding="utf-8").strip() for task in Path("/proc/self/task").iterdir()
@@ -227,7 +227,7 @@ def _preload(modules: Sequence[str]) -> bool:
         log.warning(
             "workers will start slowly: the fork server has threads (%s) and cannot fork", ", ".join(threads)
         )
-    # What is there already is never garbage; a collection in a fork would copy the pages that it lies on.
+    # Existing objects are never garbage. Collecting them in a fork would copy their memory pages.
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -250,12 +250,12 @@ def _obey(channel: socket.socket, *, can_fork: bool) -> str | None:
     with channel.makefile("rb") as orders:
         for line in orders:
             order = msgspec.json.decode(line, type=Order)
-            # It is this process that a worker must not outlive.
+            # A worker must end with this process, not with the supervisor.
             environment = {**order.environment, SUPERVISOR_VARIABLE: str(os.getpid())}
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it has started before it has ended
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # report the start before the end
             try:
                 pid = _fork() if can_fork else _spawn(order.module, environment)
-            except OSError as error:  # too many processes, or too little memory: what runs goes on
+            except OSError as error:  # too many processes or too little memory; running processes continue
                 tell(NotStarted(str(error)))
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
                 continue

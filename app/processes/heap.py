@@ -16,7 +16,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MAPPED_FROM = 2**20
 _USUAL_IMAGE, _KEPT = 4 * 2**20, 16 * 2**20
 _EVERY_S = 10.0
-_SOMETHING_S = 0.1  # of CPU time: who did less has freed little
+_SOMETHING_S = 0.1  # of CPU time: a process that used less has freed little
 
 
 def give_back_freed_memory(every_s: float = _EVERY_S) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 _LAYOUT = struct.Struct("<QQd?")
 
-# A batch is given so many times what it is expected to take before the worker counts as hung: a machine may
-# be slow for a while. What may go wrong with very short batches is covered by a floor beside it.
+# A worker counts as hung when a batch takes this many times the expected time, because a machine may be slow
+# temporarily. A separate minimum covers very short batches.
 PATIENCE = 10.0
 _FORGET = 0.98
 

@@ -23,7 +23,7 @@ from app.settings.processes import ProcessSettings
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.5  # between two looks at a process's heartbeat
+_TICK_S = 0.5  # interval between checks of a process's heartbeat
 
 
 class Process(Protocol):
@@ -98,15 +98,16 @@ class Keeper:
 
     async def run(self) -> None:
         """Run until the process has ended and is not to be started again."""
-        from app.telemetry import metrics  # only now is it known where to write
+        from app.telemetry import metrics  # imported late, when the folder of the metrics is known
 
-        metrics.RESTARTS.labels(self.name)  # there from the start, so that the first restart shows as a rise
+        # Create the series at the start, so that the first restart shows as a rise.
+        metrics.RESTARTS.labels(self.name)
         came_up = False
         while not self._ending.is_set():
             started, error = time.monotonic(), None
             try:
                 code, was_ready = await self._life()
-            except Exception as failure:  # it cannot be started now, or watched: the next try may succeed
+            except Exception as failure:  # starting or watching failed; the next attempt may succeed
                 background.incident("start of a process", failure)
                 await self._kill()
                 code, was_ready, error = 1, False, failure
@@ -139,7 +140,7 @@ class Keeper:
         heartbeat = Heartbeat.made_at(program.files.heartbeat)
         self._process, self._hung = None, None
         self._process = process = await program.start()
-        if self._ending.is_set():  # told to stop while it was being started
+        if self._ending.is_set():  # told to stop during the start
             self._signal(signal.SIGKILL)
         watching = background.kept(partial(self._watch, process, heartbeat), "watch over a process")
         try:

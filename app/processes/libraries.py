@@ -3,7 +3,7 @@ torch is imported."""
 
 from collections.abc import MutableMapping
 
-# Large tensors get memory of their own from the system, in huge pages, and give it back at once.
+# Large tensors are allocated separately, in huge pages, and returned to the system immediately.
 _MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
@@ -11,20 +11,21 @@ _MALLOC = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
-# No kernel is dropped: small things would move into the room that it leaves. Beside oneDNN, the layer between
-# it and PyTorch keeps descriptions of 1,024 kernels for each thread, where those of one batch are enough.
+# oneDNN drops no kernels, because small allocations would fragment the memory that they leave. The layer
+# between PyTorch and oneDNN also caches descriptions of 1,024 kernels per thread by default, although those
+# of one batch are enough.
 _ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096", "LRU_CACHE_CAPACITY": "64"}
 
-# Serving has few shapes (docs/design/0023). A step of training has its own ratio and so kernels that no other
-# step needs; 4,096 of them took 14 GB after 345 steps.
+# Serving uses few shapes (docs/design/0023). In training, each step has its own ratio and so kernels that no
+# other step needs; 4,096 of them took 14 GB after 345 steps.
 _TRAINING = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
 
 
-# Its handlers around fork() are of no use: what a process starts is a new program.
+# gRPC's fork handlers are not needed, because new processes run new programs.
 _GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "false"}
 
-# Of PyTorch's allocator for GPUs, under its names in this PyTorch and before. Batches come in ever new sizes,
-# and blocks that cannot grow would be left over from each.
+# Settings of PyTorch's GPU allocator, under the new and the old name. Batch sizes vary, so memory blocks that
+# cannot grow would be left over.
 _CUDA_MEMORY = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 

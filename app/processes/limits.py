@@ -3,8 +3,8 @@
 import resource
 
 _MOST_FILES = 2**20
-_FEWEST_FILES = 256  # of an HTTP process with some connections; a worker has about as many
-_LEAST_MEMORY = 4 * 2**30  # that torch's libraries, a model and its threads' stacks reserve
+_FEWEST_FILES = 256  # for an HTTP process with some connections; a worker needs about as many
+_LEAST_MEMORY = 4 * 2**30  # reserved by torch's libraries, a model and the stacks of its threads
 
 
 class TooLow(Exception):

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 _BACKLOG = 2048
-_TRIES = 8  # to find one free port on all addresses of a name
+_TRIES = 8  # attempts to find a port that is free on all addresses of a name
 
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _ADVICE = {
@@ -76,7 +76,7 @@ def _addresses(host: str, port: int) -> Sequence[Address]:
             f"cannot listen on {host}: {error.strerror or error}; give an address, such as 127.0.0.1, or a "
             "name that this machine knows"
         ) from error
-    # IPv4 first: what the log names is then what most people expect.
+    # IPv4 first, so that the log shows the address that most people expect.
     unique = dict.fromkeys((each[0], each[4]) for each in found)
     return sorted(unique, key=lambda each: each[0] != socket.AF_INET)  # type: ignore[arg-type]
 
@@ -93,7 +93,7 @@ def _listener(family: socket.AddressFamily, address: tuple[str | int, ...]) -> s
 
 
 def _reservation(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:
-    # Another server of this user would share its port: each would get some of the other's connections.
+    # Check that no other server of this user has the port. With SO_REUSEPORT, both would share connections.
     _bound(family, address, socket.SO_REUSEADDR).close()
     return _bound(family, address, socket.SO_REUSEPORT)
 
@@ -102,7 +102,7 @@ def _bound(family: socket.AddressFamily, address: tuple[str | int, ...], option:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
         opened.setsockopt(socket.SOL_SOCKET, option, 1)
-        if family == socket.AF_INET6:  # :: is all addresses, of IPv4 too; others are of IPv6 alone
+        if family == socket.AF_INET6:  # :: includes IPv4; other IPv6 addresses do not
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
         opened.bind(address)
     except BaseException:

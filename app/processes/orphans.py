@@ -34,8 +34,8 @@ def _wait_for(ended: set[int]) -> None:
 def _ended_children() -> list[int]:
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it has just gone
-            # After the name, which is in brackets and may have any letters: state, parent.
+        with contextlib.suppress(OSError, ValueError, IndexError):  # the process has just ended
+            # State and parent follow the name, which is in parentheses and may contain any characters.
             state, parent, *_ = status.read_bytes().rpartition(b") ")[2].split()
             if state == b"Z" and int(parent) == 1:
                 found.append(int(status.parent.name))

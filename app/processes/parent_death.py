@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-LOAD_FAILED = 78  # exit code EX_CONFIG of sysexits.h: starting again will not help
+LOAD_FAILED = 78  # exit code EX_CONFIG of sysexits.h: a restart will not help
 
 SUPERVISOR_VARIABLE = "TRIMVIT_SUPERVISOR_PID"
 
@@ -20,5 +20,5 @@ def die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != int(os.environ[SUPERVISOR_VARIABLE]):  # it died before the call took effect
+    if os.getppid() != int(os.environ[SUPERVISOR_VARIABLE]):  # the parent died before the call took effect
         os.kill(os.getpid(), signal.SIGKILL)

@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "trimvit-"
 _LOCK = "lock"
-_LONGEST_SOCKET = "dispatcher"  # of a name in the folder on which somebody listens
-_SOCKET_BYTES = 107  # of a socket's path, at most: sun_path of unix(7)
-_ROOM_BYTES = 2**20  # metrics files are mapped into memory: if there is no room, writing them kills
+_LONGEST_SOCKET = "dispatcher"  # the longest name of a socket in the folder
+_SOCKET_BYTES = 107  # maximum length of a socket's path: sun_path in unix(7)
+# Metrics files are memory-mapped, so writing to them without free space kills the process.
+_ROOM_BYTES = 2**20
 
 
 class NoFolder(OSError):
@@ -58,7 +59,7 @@ class PrivateFolder:
         )
 
     def _made_in(self, parent: Path) -> Path:
-        # Under this name nobody looks at it before its lock is held.
+        # Other processes ignore this name until its lock is held.
         made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))  # with mode 0700
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(shutil.rmtree, made, ignore_errors=True)
@@ -81,9 +82,9 @@ class PrivateFolder:
         exists."""
         if not (self.path / _LOCK).exists():
             return False
-        with contextlib.suppress(OSError):  # the next time, then
+        with contextlib.suppress(OSError):  # it is tried again next time
             for path in (self.path, *self.path.rglob("*")):
-                with contextlib.suppress(FileNotFoundError):  # written anew at this moment
+                with contextlib.suppress(FileNotFoundError):  # the file is being replaced
                     os.utime(path)
         return True
 
@@ -121,7 +122,8 @@ def _check_sockets(folder: Path) -> None:
 
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # held, without a lock (not ours), or somebody has just removed it
+        with contextlib.suppress(OSError):
+            # Locked, without a lock file (not ours), or just removed by another process.
             status = folder.lstat()
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
                 with (folder / _LOCK).open("r+b") as lock:

@@ -21,12 +21,12 @@ from app.settings.settings import Settings
 DISPATCH = "app.dispatch.process"
 WORKER = "app.worker.process"
 HTTP = "app.main"
-# What a worker needs and no other of our processes: imported once, by the fork server. What counts metrics
-# is not among it: each worker has files of its own for them. The first makes the others quick to import.
+# Modules that only workers need, imported once by the fork server. Metrics are not included, because each
+# worker has its own files for them. The first module speeds up the import of the others.
 PRELOADED = ("models.timm_import", "models.classifier", "models.load")
-FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # the BLAS beneath numpy would start threads when it is imported
+FORKABLE = {"OPENBLAS_NUM_THREADS": "1"}  # otherwise numpy's BLAS starts threads on import
 
-_SETTLED_S = 5.0  # a front end that lives so long has started well
+_SETTLED_S = 5.0  # a front end that runs this long has started successfully
 
 
 def fork_server(settings: Settings, slots: int) -> ForkServer:
@@ -43,7 +43,7 @@ def dispatcher_program(settings: Settings, folder: Path, settles_s: float = _SET
         return _spawned(settings, files, DISPATCH, dispatcher_variables(files))
 
     def ended() -> None:
-        from app.telemetry import metrics  # only now is it known where to write
+        from app.telemetry import metrics  # imported late, when the folder of the metrics is known
 
         metrics.dispatcher_ended()
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-# From start to start, by how many lives in a row were short: the first death costs no waiting.
+# Minimum time between starts, by the number of consecutive short lives. The first restart is immediate.
 _SPACING_S = (0.0, 1.0, 2.0, 5.0, 10.0)
-_READY_SPACING_S = 2.0  # at most, where the start succeeded: a restart costs a second
+_READY_SPACING_S = 2.0  # maximum if the start had succeeded; a restart takes a second
 _SHORT_S = 10.0
 STARTS_BEFORE_GIVING_UP = 5
 

@@ -29,7 +29,7 @@ class Spawned:
             command,
             env=environment,
             pass_fds=inherited,
-            start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor only
+            start_new_session=True,  # so that Ctrl-C in a terminal only reaches the supervisor
         )
         background.thread(self._wait, "wait for a process", background.end_process)
 
@@ -57,5 +57,5 @@ class Spawned:
 
     def _wait(self) -> None:
         self._process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for the result
             self._loop.call_soon_threadsafe(self._ended.set)

@@ -37,7 +37,7 @@ from app.telemetry.metrics_files import reserve
 
 log = logging.getLogger(__name__)
 
-_LOOK_AFTER_S = 10.0  # between two looks at the private folder
+_LOOK_AFTER_S = 10.0  # interval between updates of the private folder
 _REPORTS = "workers.json"
 _FOR_GRPC = ("grpc", "grpc_health", "grpc_reflection")
 
@@ -127,12 +127,12 @@ class Supervisor:
         reaping = background.kept(reap_orphans, "reaper of orphans")
         await self._stopping.wait()
         looking_after.cancel()
-        # Front ends finish what they accepted. For that they need the dispatcher, and that needs the workers.
+        # Front ends finish accepted requests. They need the dispatcher for this, which needs the workers.
         groups = (self._front_ends, self._dispatchers, self._workers)
         finished = await drain(groups, self.settings.shutdown_grace_s) and not self._forced
         self._ignore_signals()
         listeners.close()
-        await forks.close()  # nobody waits for a worker that it would start
+        await forks.close()  # no more workers are needed
         await asyncio.gather(*keeping)
         reaping.cancel()
         if self._failed is not None:
@@ -151,7 +151,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup sets SIG_IGN
             loop.add_signal_handler(signal.SIGHUP, self._hung_up)
 
     def _ignore_signals(self) -> None:
@@ -238,7 +238,7 @@ class Supervisor:
     def _report(self) -> None:
         try:
             write_reports(self._folder / _REPORTS, list(self._reports.values()))
-        except OSError as error:  # front ends wait longer for a worker than they need to
+        except OSError as error:  # the only effect is that front ends wait too long for a worker
             background.incident("reports of workers", error)
 
     def _reserve_metrics(self) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from app.processes.heartbeat import Beat
 
-# Time in which the worker could have run, had the machine let it, counts for a tenth: one that is really
-# stuck is found even where the machine is always overloaded.
+# The time that a worker lacked the CPU counts for a tenth, so that a hung worker is detected even if the
+# machine is always overloaded.
 STARVED_WEIGHT = 0.1
-_STARVED_BELOW = 0.25  # of one CPU, while it wants to run
+_STARVED_BELOW = 0.25  # share of one CPU, for a worker that wants to run
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from app.ray.settings import RaySettings
 QUIET = LoggingConfig(enable_access_log=False)  # no line per request, as in `trimvit serve`
 _STARTS_TRIED = 3
 _EVERYWHERE = "0.0.0.0"  # noqa: S104
-_LOOK_BACK_S = 15.0  # above the ten seconds at which replicas report
+_LOOK_BACK_S = 15.0  # longer than the ten seconds between the replicas' reports
 
 
 def application(settings: RaySettings) -> Application:
@@ -22,7 +22,7 @@ def application(settings: RaySettings) -> Application:
     autoscaling = AutoscalingConfig(
         min_replicas=settings.min_replicas,
         max_replicas=settings.max_replicas,
-        target_ongoing_requests=settings.target_work,  # of work, which our policy puts in place of requests
+        target_ongoing_requests=settings.target_work,  # our policy uses work instead of requests
         upscale_delay_s=settings.scale_up_after_s,
         downscale_delay_s=settings.scale_down_after_s,
         look_back_period_s=max(_LOOK_BACK_S, settings.scale_up_after_s),
@@ -31,8 +31,8 @@ def application(settings: RaySettings) -> Application:
     deployment = serve.deployment(
         name="trimvit",
         ray_actor_options={"num_cpus": settings.replica_cpus, "num_gpus": settings.replica_gpus},
-        # All that a replica would take is passed on to its dispatcher, which knows deadlines, what clients
-        # have withdrawn, and when to answer 429; the proxy's queue knows none of it.
+        # Requests are passed on to the replica's dispatcher, which handles deadlines, cancelled requests and
+        # status 429. The proxy's queue does not.
         max_ongoing_requests=settings.max_queue_images,
         graceful_shutdown_timeout_s=settings.shutdown_grace_s,
         graceful_shutdown_wait_loop_s=0.5,

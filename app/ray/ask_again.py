@@ -49,10 +49,10 @@ class AskAgain:
         for replica in range(1, REPLICAS_A_REQUEST_MAY_OUTLIVE + 1):
             attempt = _Attempt(scope["path"], kept, receive, send)
             try:
-                # The proxy writes into scope and headers.
+                # The proxy modifies the scope and headers, so it gets a copy.
                 await self._app({**scope, "headers": [*headers]}, attempt.receive, attempt.send)
             except Exception as error:
-                if attempt.answered:  # half an answer is out; the connection must be cut
+                if attempt.answered:  # the response has started, so the connection must be closed
                     raise
                 background.incident("Ray's proxy", error)
             if attempt.answered or any(message["type"] == "http.disconnect" for message in kept):
@@ -105,7 +105,7 @@ def _ours(start: Message, path: str) -> Message | JSONResponse:
     problem = _PROXYS_OWN.get(start["status"])
     if problem is not None and headers.get("Content-Type", "").startswith("text/plain"):
         return _problem(problem, path, ids[0])
-    headers[REQUEST_ID] = ids[0]  # the application's comes before the proxy's
+    headers[REQUEST_ID] = ids[0]  # the application's ID precedes the proxy's
     return start
 
 

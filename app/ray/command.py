@@ -53,7 +53,7 @@ def run(settings: RaySettings) -> int:
         log.error("cannot reach the Ray cluster %s: %s", settings.ray_address, error)
         return 1
     told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
+    for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which installs its own handlers
         signal.signal(number, lambda *_: told.set())
     try:
         serve.start(

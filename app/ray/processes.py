@@ -24,7 +24,7 @@ class Processes:
         self._settings, self._programs, self._give_up = settings, programs, give_up
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
-        # The processes end with the thread that started them (app.processes.parent_death).
+        # The processes end when the thread that started them ends (app.processes.parent_death).
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:

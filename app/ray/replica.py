@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.05
-_LOOK_AFTER_S = 10.0  # between two looks at the private folder
-_SCRAPE_S = 5.0  # a replica that does not give its metrics in time is left out
+_LOOK_AFTER_S = 10.0  # interval between updates of the private folder
+_SCRAPE_S = 5.0  # replicas that do not return their metrics in time are left out
 _PROCESS_FAILED = 1
 
 
@@ -50,7 +50,7 @@ class Replica:
         self._name = serve.get_replica_context().replica_tag
         (folder / "metrics").mkdir()
         self._slots = make_shared_memory("trimvit-slots")
-        # In the order in which they are stopped: the dispatcher finishes what it accepted.
+        # In the order in which they are stopped. The dispatcher comes first, to finish accepted images.
         programs = (
             dispatcher_program(settings, folder, settles_s=0.0),
             worker_program(settings, folder, 0, settings.device, self._slots),
@@ -186,7 +186,7 @@ class _MetricsOfAll:
             if not message.get("more_body", False):
                 try:
                     page = await _page_of_all()
-                except Exception as error:  # the application's own page is better than none
+                except Exception as error:  # fall back to this replica's own page
                     background.incident("metrics of all replicas", error)
                     page = own
                 MutableHeaders(scope=start)["Content-Length"] = str(len(page))
@@ -201,7 +201,7 @@ async def _page_of_all() -> bytes:
 
     here = serve.get_replica_context()
     handle = serve.get_deployment_handle(here.deployment, here.app_name)
-    # In a thread: results_async gives up on all replicas if one does not answer in time.
+    # Runs in a thread, because results_async fails for all replicas if one does not respond in time.
     answers = await asyncio.to_thread(
         handle.broadcast("metrics_page").results, timeout_s=_SCRAPE_S, return_exceptions=True
     )

@@ -12,8 +12,8 @@ from app.settings.settings import Settings
 Proxies = Literal["every-node", "head-node"]
 
 
-# Settings of `trimvit serve` that have no effect under Ray, and why: who gives one is told so. All others are
-# those of the replicas, of Ray's proxies, or of both.
+# Settings of `trimvit serve` that have no effect under Ray, and the reasons, which are reported if they are
+# set. All others apply to the replicas, to Ray's proxies, or to both.
 _OF_RAYS_PROXIES = (
     "connections are handled by Ray's proxies, which have no such limit: set it in the load balancer"
 )

@@ -23,11 +23,11 @@ _CHECK_EVERY_S = 1.0
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _COMMENT = re.compile(r"(^|\s)#.*")
-_KEY = re.compile(r"[!-+\--~]+")  # printable ASCII without space and comma
+_KEY = re.compile(r"[!-+\--~]+")  # printable ASCII except space and comma
 _OF_PRIORITY: dict[str, Priority] = {f"priority={priority}": priority for priority in PRIORITIES}
 _ADMIN = "admin"
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})", re.IGNORECASE)
-# As htpasswd, LDAP, shadow files and other programs write hashes.
+# Hash formats of htpasswd, LDAP, shadow files and other programs.
 _OTHER_HASH = re.compile(
     r"\{\w*(sha|md5)[\w-]*\}|(sha|md)-?\d+[:=$]|(bcrypt|scrypt|argon2\w*|pbkdf2\w*)[:=$]|\$\w+\$",
     re.IGNORECASE,
@@ -68,7 +68,7 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
         for entry in filter(None, (part.strip() for part in _COMMENT.sub("", line).split(","))):
             name, colon, rest = entry.partition(":")
             secret, *attributes = re.split(r"\s+", rest)
-            # Nothing of the line itself: what was mistaken for a name may be a key.
+            # The error does not quote the line, because an invalid name may be a key.
             where = f"line {number} of {source}"
             if not colon or not _NAME.fullmatch(name):
                 raise KeysError(
@@ -87,7 +87,7 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
                 continue
             if secret.lower().startswith("sha256:"):
                 raise KeysError(f"{where}: the hash must have 64 hexadecimal digits")
-            if _OTHER_HASH.match(secret):  # as a key, it would let in whoever has read the hash
+            if _OTHER_HASH.match(secret):  # used as a plain key, it would admit anyone who has read the hash
                 raise KeysError(f"{where}: a hash must be written as sha256: and 64 hexadecimal digits")
             if _QUOTED.fullmatch(secret):
                 raise KeysError(f"{where}: the key is in quotation marks; write it without them")
@@ -180,7 +180,7 @@ def key_ring(settings: SecuritySettings, environment: Mapping[str, str] = os.env
 
 def _read(path: Path) -> tuple[ApiKey, ...]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin with a mark
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors write a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise KeysError(f"the API keys in {path} cannot be read: {reason}") from error

@@ -11,7 +11,7 @@ from app.settings.own_defaults import own_defaults
 from app.settings.settings import Settings
 from app.wrong_values import no_such
 
-# What makes a model another one than its checkpoint says.
+# Settings that override the checkpoint, so they only make sense for a single model.
 _OF_ONE_MODEL = ("architecture", "head", "patch_stride", "input_size", "labels", "stages", "rows")
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
 

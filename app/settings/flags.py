@@ -84,7 +84,7 @@ def parse(
         formatter_class=RawDescriptionHelpFormatter,
     )
     _make_readable(parser)
-    if operands is not None:  # not a field of the settings, whose lists are split at commas
+    if operands is not None:  # added here, because list fields of the settings are split at commas
         parser.add_argument("operands", nargs=operands.number, metavar=operands.name, help=operands.help)
     found, rest = parser.parse_known_intermixed_args(arguments)
     if rest:
@@ -110,7 +110,7 @@ def _checked(settings_type: type[BaseModel], source: CliSettingsSource[Any], fou
     except ValidationError as error:
         raise WrongUsage("\n".join(wrong_values(error, settings_type, named))) from error
     except SettingsError as error:
-        # A list is read as JSON, which not all is that people type for one (nan, a lone quote).
+        # Lists are parsed as JSON, which fails for some values that people type (nan, a single quote).
         unread = re.search(r'(?:field "|encountered for )(\w+)', str(error))
         if unread is None:
             raise WrongUsage(str(error)) from error
@@ -155,7 +155,7 @@ def _make_readable(parser: ArgumentParser) -> None:
     for action in parser._actions:
         if isinstance(action.metavar, str):
             action.metavar = re.sub(r"tuple\[(.+),\.\.\.\]", r"\1,...", action.metavar)
-            # A list or a word.
+            # Either a list or a single word.
             action.metavar = re.sub(r"^\{(\w+,\.\.\.),(\w+)\}$", r"\1|\2", action.metavar)
         if action.help:
             action.help = action.help.replace(" (default: None)", "")

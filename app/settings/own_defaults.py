@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.wrong_values import no_such, short, wrong_values
 from models.schedule import Criterion, Reducer
 
-# A model's name may have dots, an option's may not.
+# Names of models may contain dots, names of options may not.
 _DEFAULT = re.compile(r"(?P<model>[\w.-]+)\.(?P<option>[\w-]+)\s*=(?P<value>.*)", re.DOTALL)
 
 

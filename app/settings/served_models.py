@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-# A comma parts models only where a name follows: a path may have commas.
+# A comma only separates models if a name follows, because paths may contain commas.
 _BETWEEN = re.compile(r",(?=[\w.-]+=)")
 _NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<reference>.*)", re.DOTALL)
 

@@ -13,7 +13,7 @@ from app.settings.variables import PREFIX, settings_in
 
 
 class Settings(
-    # The help lists the flags in this order, from below: pydantic begins with the last one.
+    # The help lists the flags of these classes from last to first, because of pydantic's order.
     TelemetrySettings,
     ProcessSettings,
     LimitSettings,

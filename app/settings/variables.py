@@ -12,11 +12,12 @@ from app.nearest import nearest
 
 PREFIX = "TRIMVIT_"
 
-# An empty value of these must not turn keys or TLS off without a word.
+# An empty value of these must not silently disable keys or TLS.
 _NEVER_EMPTY = frozenset({"api_keys_file", "tls_certificate", "tls_key"})
-# What is read beside the settings: API keys, and the tests' data.
+# Variables that are not settings: API keys, and the data of the tests.
 _NO_SETTINGS = re.compile(r"TRIMVIT_(API_KEYS?|TEST_\w+)")
-# What Kubernetes says of a Service in the namespace, and Docker of a link: trimvit, or one that begins so.
+# Variables that Kubernetes sets for Services in the namespace, and Docker for links, if the name is trimvit
+# or starts with it.
 _OF_A_SERVICE = re.compile(
     r"TRIMVIT_((\w+_)?SERVICE_(HOST|PORT(_\w+)?)|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )

@@ -15,10 +15,10 @@ from typing import Literal
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# Of the request that is being answered.
+# ID of the request that is being processed.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# What `extra` may add to a line, besides request_id.
+# Fields that `extra` may add to a line, in addition to request_id.
 _FIELDS = ("route", "method", "status", "duration_ms")
 
 
@@ -50,7 +50,7 @@ class _Json(logging.Formatter):
         line.update({name: getattr(record, name) for name in _FIELDS if hasattr(record, name)})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        # What standard error cannot show would be escaped there in a way that is no JSON.
+        # Escape non-ASCII characters here if standard error would escape them in a way that is not JSON.
         return json.dumps(line, ensure_ascii=sys.stderr.encoding.lower() != "utf-8")
 
 

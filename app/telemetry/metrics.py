@@ -88,8 +88,8 @@ MODEL_REQUEST_SECONDS = Summary(
     ["model", "outcome"],
 )
 MODEL_REQUEST_IMAGES = Summary("trimvit_model_request_images", "Images of an answered request.", ["model"])
-# Beside PHASE_SECONDS, which is of each image: here the phases of a request come to no more than the request
-# took, as the statistics of the Open Inference Protocol are read, though its images were computed together.
+# PHASE_SECONDS counts each image. Here, the phases of a request add up to at most its total time, even with
+# several images, as statistics of the Open Inference Protocol expect.
 MODEL_PHASE_SECONDS = Summary(
     "trimvit_model_phase_seconds",
     "Time of an answered request in a phase, of several images that of the slowest: decode, queue, compute, "

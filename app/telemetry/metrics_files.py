@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-# The kinds of files that prometheus_client makes for our metrics, and what they take at most of a process.
+# The kinds of files that prometheus_client creates for our metrics, and their maximum size per process.
 _KINDS = ("counter", "histogram", "summary", "gauge_mostrecent", "gauge_livesum")
 _TAKEN_BYTES = 256 * 1024
-_FILE_BYTES = 1024 * 1024  # as large as prometheus_client makes a new one
+_FILE_BYTES = 1024 * 1024  # the initial size of a file in prometheus_client
 
 
 def reserve(folder: Path, slots: Iterable[str]) -> None:

@@ -84,7 +84,7 @@ def write() -> None:
 
 def observe_all(metric: Observed, values: list[float]) -> None:
     """As `observe` for each value. The client library has no such call."""
-    # Of its classes, which are protocols, isinstance would take longer than all else here.
+    # These classes are protocols, for which isinstance would take most of the time here.
     if type(metric) is Histogram:
         _count_in_buckets(metric, values)
     elif type(metric) is Summary:

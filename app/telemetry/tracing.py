@@ -130,7 +130,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing | N
         return _tracing(exporters) if exporters else None
     except CannotTraceError as error:
         log.warning("tracing is off: %s", error)
-    except Exception as error:  # what else the SDK finds wrong with its environment
+    except Exception as error:  # any other error of the SDK about its environment
         log.warning("tracing is off: OpenTelemetry cannot be set up: %s", error)
     return None
 
@@ -164,8 +164,8 @@ def _tracing(exporters: list[str]) -> Tracing:
         ) from error
     ours = Resource({"service.name": "trimvit", "service.version": version("trimvit")})
     sdk = logging.getLogger("opentelemetry")
-    sdk.handlers, sdk.propagate = [], True  # what it says of its settings, it says as ever
-    # `close` ends it, in its own time.
+    sdk.handlers, sdk.propagate = [], True  # log the SDK's messages like all others
+    # `close` shuts it down with a time limit.
     provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     for name in exporters:
         exporter = OTLPSpanExporter() if name == "otlp" else ConsoleSpanExporter()

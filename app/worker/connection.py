@@ -23,7 +23,7 @@ class Connection:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._frames = FrameReader()
-        self._read = memoryview(bytearray(_READ_BYTES))  # one buffer for all that comes
+        self._read = memoryview(bytearray(_READ_BYTES))  # one buffer for all received data
         self._sending = threading.Lock()
         try:
             self._socket.connect(str(path))

@@ -3,9 +3,9 @@
 Errors are recognized by name and number, because this module does not import torch.
 """
 
-# Of CUDA's runtime (cudaError_t in driver_types.h).
+# CUDA runtime errors (cudaError_t in driver_types.h).
 _NO_MEMORY = 2
-# After these every later call of the process fails, whatever it is: only a new process can use the GPU.
+# After these errors, all later calls of the process fail. Only a new process can use the GPU.
 _LOST = {
     214: "ECC uncorrectable",
     220: "NVLink uncorrectable",

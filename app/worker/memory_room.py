@@ -7,7 +7,7 @@ from pathlib import Path
 from models.control_groups import GROUPS, MEMBERSHIP, groups_of
 
 _MEMORY = Path("/proc/meminfo")
-# Of either version of control groups.
+# Files of both versions of control groups.
 _LIMIT_AND_USED = (
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),

@@ -7,8 +7,8 @@ from app.worker.memory_room import room_bytes
 from app.worker.model_loader import NoRoom
 from models.load.size import float32_bytes
 
-# While a model is loaded there are the file's content, the network, and what is made of its weights for this
-# processor. Measured with the bundled model on a CPU: 2.3 to 2.6 times its weights in float32.
+# Loading a model needs memory for the content of the file, the network, and the converted weights. Measured
+# with the bundled model on a CPU: 2.3 to 2.6 times its weights in float32.
 TIMES_ITS_WEIGHTS = 3
 
 

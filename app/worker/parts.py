@@ -81,7 +81,8 @@ class _Parts(Generic[J, R]):
                 self._try_harmless()
             found.results += checked
             return found
-        # Outside of the handler: its traceback would keep the failed batch's tensors alive.
+        # Outside the exception handler, because the traceback would keep the tensors of the failed batch
+        # alive.
         if len(jobs) == 1:
             if not short:
                 self._try_harmless()
@@ -106,7 +107,7 @@ class _Parts(Generic[J, R]):
             (result,) = self._counted([self._harmless])
         except Exception as error:
             raise_if_lost(error)
-            if is_out_of_memory(error):  # which passes
+            if is_out_of_memory(error):  # a temporary problem
                 return
             raise BackendBroken(
                 f"not even a blank image can be computed: {type(error).__name__}: {error}"

@@ -30,7 +30,8 @@ from app.worker.worker import WorkerLoop, only_those_of_the_start
 
 log = logging.getLogger(__name__)
 
-# On a machine of many cores each stream gets several: one image on one core of 96 would take its time.
+# On machines with many cores, each stream gets several cores, because one image on one of 96 cores would be
+# slow.
 MOST_STREAMS = 8
 
 
@@ -93,7 +94,7 @@ def run(settings: Settings, args: WorkerArgs) -> None:
             "changes the accuracy (measure it with: trimvit evaluate --dtype int8)"
         )
     on_cpu = device == "cpu"
-    if settings.device == "auto":  # of a device that is named, the server's start has told
+    if settings.device == "auto":  # for an explicit device, the remarks were logged at the server's start
         for remark in without_effect(settings, on_cpu=on_cpu):
             log.warning("%s", remark)
     threads = min(settings.threads or max(1, cores() // args.sharing), cores())
@@ -109,7 +110,7 @@ def run(settings: Settings, args: WorkerArgs) -> None:
         served = settings.listed_models[name]
         check_memory(served.reference, device)
         learned = _of_model(args.learned, served)
-        if learned is not None:  # of what had this name before
+        if learned is not None:  # from an earlier model with this name
             learned.unlink(missing_ok=True)
         return TorchBackend(settings, served, title, device, dtype, limits, limits.stream_threads, learned)
 
@@ -117,7 +118,7 @@ def run(settings: Settings, args: WorkerArgs) -> None:
     try:
         worker.run()
     except (ModelError, UnsupportedModelError, OSError) as error:
-        if worker.loaded:  # it served: another start may help
+        if worker.loaded:  # it has served before, so a restart may help
             raise
         log.error("cannot load the model %s: %s", settings.model, error)
         if args.reason is not None:
@@ -144,7 +145,8 @@ def _of_model(learned: Path | None, served: ServedModel) -> Path | None:
 
 def limits_of(settings: Settings, threads: int, *, on_cpu: bool) -> Limits:
     """What a worker with this number of threads may run at the same time."""
-    # A GPU computes one batch while the next is prepared and copied; more would only queue up on it.
+    # A GPU computes one batch while the next one is prepared and copied. More streams would only add
+    # queueing.
     streams = min(settings.streams or MOST_STREAMS, threads) if on_cpu else settings.streams or 2
     return Limits(
         batch_tokens=settings.max_batch_tokens or (4096 if on_cpu else 65536),

@@ -49,7 +49,7 @@ class Streams(Generic[Order]):
         results: list[Future[Any]] = [Future() for _ in range(self.count)]
 
         def one(index: int) -> None:
-            meeting.wait()  # a thread that waits here takes no other part
+            meeting.wait()  # a waiting thread cannot take another part
             _into(results[index], work, index)
 
         for index in range(self.count):

@@ -63,7 +63,7 @@ class TorchBackend:
             if self.served.name is not None:
                 loaded = replace(loaded, name=self.served.name)
             check_defaults(self.settings, loaded)
-        except ValueError as error:  # labels or stages that do not fit, too: starting again will not help
+        except ValueError as error:  # also if labels or stages do not fit; a restart will not help
             raise ModelError(str(error)) from error
         patches = loaded.model.arch.patches
         if patches > MOST_PATCHES:
@@ -90,7 +90,8 @@ class TorchBackend:
         )
         if learned is None:
             timing_s = min(self.settings.warm_up_s, TIMING_S)
-            # Before the first stage a pruned batch has up to twice its mean tokens, which are limited.
+            # Before the first stage, a pruned batch has up to twice its mean tokens, which is what the limit
+            # applies to.
             self._classifier.make_kernels(2 * self.limits.batch_tokens, self.settings.warm_up_s - timing_s)
             on_all(self._warm_up)
             on_all(lambda _: self._capture_graphs(info.method.criterion))
@@ -101,12 +102,12 @@ class TorchBackend:
             on_all(self._warm_up)
             on_all(lambda _: self._capture_graphs(info.method.criterion))
         self._to_hand_on = learned
-        gc.freeze()  # what is there now stays: no looking for garbage in it while batches wait
+        gc.freeze()  # existing objects stay, so the garbage collector skips them while batches wait
         return Loaded(info, self.limits, learned.measured)
 
     def classify(self, jobs: Sequence[Job], threads: int) -> Sequence[Prediction]:
         """One result for each job, in order. The pixels are copied once, to where the device reads them."""
-        # The number is kept per calling thread by OpenMP: each stream sets its own.
+        # OpenMP stores the number of threads per calling thread, so each stream sets it.
         torch.set_num_threads(threads)
         with self._stream():
             pixels = self._room_for(len(jobs))

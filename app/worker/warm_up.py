@@ -12,7 +12,7 @@ _RATIOS = (1.0, 0.7, 0.5, 0.3)
 _LONE_PASSES = 2
 _MIXED = 4  # images of a small batch
 
-# What it takes to see how batches of all sizes do; with more time, larger ones are measured.
+# The minimum time to measure batches of all sizes. With more time, larger ones are measured.
 TIMING_S = 1.5
 
 Classify = Callable[[Sequence[Pruning], int], object]

@@ -43,12 +43,12 @@ log = logging.getLogger(__name__)
 
 _ALIVE_EVERY_S = 0.5
 _TURN_S = 0.25
-_TRY_EVERY_S = 0.02  # while there is no dispatcher
+_TRY_EVERY_S = 0.02  # between attempts to connect to the dispatcher
 _SETTLED_S, _UNWANTED_S = 1.0, 0.5
-_END_S = 1.0  # for what is still computed, such as a warm-up
-MOST_HELD = 4  # images whose pixels are kept to be run again
+_END_S = 1.0  # time limit for work that is still running, such as a warm-up
+MOST_HELD = 4  # number of images whose pixels are kept for a second run
 
-# What is asked of an image that is run for ourselves.
+# The request for images that the server runs again for itself.
 _CHECKED = Ask(pruning=UNPRUNED, top_k=1)
 
 
@@ -91,7 +91,8 @@ class WorkerLoop:
         self._watched = threading.Lock()
         self._turns = 0
         self._models = HeldModels(slots)
-        self._connection: Connection | None = None  # on which the dispatcher knows what is held
+        # The connection on which the dispatcher knows the held images.
+        self._connection: Connection | None = None
         self._telling = threading.Lock()
         self._ready = False
         self._held: deque[tuple[int, str, UInt8[np.ndarray, " bytes"]]] = deque(maxlen=MOST_HELD)
@@ -154,7 +155,8 @@ class WorkerLoop:
                 dropped = "; dropping its batches in progress" if self._computing else ""
                 log.info("lost the connection to the dispatcher%s", dropped)
             self._beat()
-            # One that hangs up at once does not want this worker: the others have other models.
+            # A dispatcher that disconnects immediately does not accept this worker, because other workers
+            # have other models.
             time.sleep(_TRY_EVERY_S if now > connected + _SETTLED_S else _UNWANTED_S)
         finally:
             with self._telling:
@@ -216,7 +218,7 @@ class WorkerLoop:
             for backend in self._backends:
                 self._models.add(backend, backend.load(self._streams.on_all))
             load_s = (time.monotonic() - began) / len(self._models)
-            # Or a quarter of the load, in which a few batches were computed.
+            # Alternatively a quarter of the load time, in which several batches were computed.
             self._progress.first_s = max(load_s / 4, *(model.full_batch_s for model in self._models.all))
             show_faults()
             self._tell_of_memory()
@@ -235,9 +237,9 @@ class WorkerLoop:
                 self._compute(order.connection, order.asked)
             else:
                 self._check(order.connection, order.asked)
-        except Gone:  # nobody waits for it
+        except Gone:  # the connection is gone, so nobody waits for the result
             pass
-        except BackendBroken as error:  # it ends the process: health must not stay green
+        except BackendBroken as error:  # ends the process, because it must not look healthy
             self._failures.put(error)
         with self._watched:
             self._computing -= 1

@@ -10,7 +10,7 @@ _HEADER = struct.Struct(">I4s")
 _LARGE_SIZE = struct.Struct(">Q")
 _NUMBERS = struct.Struct(">HH")
 _MOST_BOXES = 1000
-_VERSION_BYTES = 4  # of the box meta, which has a version
+_VERSION_BYTES = 4  # the box `meta` starts with a version
 
 
 def is_avif(data: bytes) -> bool:

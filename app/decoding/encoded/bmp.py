@@ -6,7 +6,7 @@ from app.errors import TooLarge
 
 SIGNATURE = b"BM"
 
-# About a microsecond each.
+# Each takes about a microsecond.
 MOST_RUN_LENGTH_BYTES = 4 * 2**20
 _COMPRESSION = struct.Struct("<I")
 _COMPRESSION_AT, _RUN_LENGTH = 30, (1, 2)

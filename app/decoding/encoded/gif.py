@@ -4,7 +4,7 @@ from app.errors import UndecodableImage
 
 SIGNATURES = (b"GIF87a", b"GIF89a")
 
-# Full ones of 255 bytes come to 50 MB.
+# This many full blocks of 255 bytes are 50 MB.
 MOST_BLOCKS = 200_000
 _HEAD = 13
 _EXTENSION, _FRAME, _GRAPHIC_CONTROL = 0x21, 0x2C, 0xF9

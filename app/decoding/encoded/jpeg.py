@@ -9,15 +9,17 @@ from app.errors import TooLarge, UndecodableImage
 SIGNATURE = b"\xff\xd8\xff"
 
 MOST_SEGMENTS = 10_000
-# Encoders write about ten. Each is a pass over the whole image, however few bytes it has.
+# Encoders write about ten. Each is a pass over the whole image, even if it has few bytes.
 MOST_SCANS = 500
 _SCANS_OF_THE_MOST_PIXELS = 20
-# A progressive image is held whole, as coefficients of two bytes; half of the memory for the most pixels.
+# The decoder keeps a progressive image in memory, as coefficients of two bytes. They may take half of the
+# memory for the maximum number of pixels.
 _COEFFICIENT_BYTES, _COEFFICIENT_BYTES_PER_PIXEL = 2, 12
 _MOST_EXIF_SEGMENTS = 16
 
 _SOI, _EOI, _SOS = b"\xff\xd8", 0xD9, 0xDA
-_NOT_BEFORE_PIXELS = frozenset((_EOI, *range(0xD0, 0xD9)))  # the end, restarts and another start
+# End of image, restarts and another start of image.
+_NOT_BEFORE_PIXELS = frozenset((_EOI, *range(0xD0, 0xD9)))
 _APP1, _EXIF, _XMP = 0xE1, b"Exif\0", b"http://ns.adobe.com/xap/1.0/"
 _APP2, _ICC = 0xE2, b"ICC_PROFILE\0"
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDD))  # Huffman, arithmetic, quantisation, restart interval
@@ -26,7 +28,7 @@ _DECODABLE_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 _PROGRESSIVE = {0xC2, 0xCA}
 _LOSSLESS = {0xC3, 0xCB, 0xF7}
 _FILL = re.compile(rb"\xff+")
-# Within the pixels' data: FF 00 is a byte, D0 to D7 are restarts.
+# Within the compressed data, FF 00 is a data byte, and D0 to D7 are restarts.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _LENGTH = struct.Struct(">H")
 
@@ -82,7 +84,7 @@ def read(data: bytes, most_pixels: int) -> Jpeg:
 
 def _head(data: bytes) -> tuple[Jpeg, int]:
     """The segments before the pixels, and where the pixels begin."""
-    kept: list[tuple[int, int]] = []  # where segments begin and end
+    kept: list[tuple[int, int]] = []  # start and end of the segments to keep
     place, left_out = 2, False
     frame, exifs, xmps = None, 0, 0
     profile: set[bytes] = set()  # number and count of each of its parts
@@ -113,7 +115,7 @@ def _head(data: bytes) -> tuple[Jpeg, int]:
                 exifs += content.startswith(_EXIF)
                 xmps += content.startswith(_XMP)
                 needed = exifs <= _MOST_EXIF_SEGMENTS if content.startswith(_EXIF) else xmps <= 1
-            if needed and marker == _APP2:  # Pillow drops the profile where a part is there twice
+            if needed and marker == _APP2:  # Pillow discards the profile if a part occurs twice
                 part = content[len(_ICC) : len(_ICC) + 2]
                 needed = len(part) == 2 and part not in profile
                 profile |= {part} if needed else set()

@@ -8,8 +8,8 @@ from app.errors import Problem, UndecodableImage, UnsupportedMediaType
 
 _ADVICE = "convert it to JPEG or PNG"
 
-# Formats of images that are told by their first bytes. Most are not taken, and no decoder of theirs gets to
-# see the bytes.
+# Image formats that are detected by their first bytes. Most are not supported, and their decoders are never
+# called.
 _IMAGES = [
     (name, re.compile(signature, re.DOTALL))
     for name, signature in {
@@ -45,11 +45,11 @@ _IMAGES = [
     }.items()
 ]
 
-# What Pillow calls them, if it is another name.
+# Names in Pillow, if they differ.
 _FORMATS = {"HEIC": "HEIF"}
 
 _TEXT = rb"(?:\xef\xbb\xbf)?\s*"
-# What else people send by mistake, and what to do about it.
+# Other files that people send by mistake, and advice for them.
 _OTHERS = [
     (re.compile(signature, re.DOTALL | re.IGNORECASE), what, advice)
     for signature, what, advice in (

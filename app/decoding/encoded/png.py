@@ -11,25 +11,25 @@ from models.samples import Say
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# A PNG of 32 MB in chunks of 8 KB, as encoders write them, has 4,000.
+# A PNG of 32 MB in chunks of 8 KB, which is usual for encoders, has 4,000.
 MOST_CHUNKS = 50_000
 _FRAME = struct.Struct(">I4s")
 _CRC_BYTES = 4
-# All that decides what the picture looks like. Text, times, histograms and later frames do not.
+# The chunks that affect the pixels. Text, times, histograms and later frames do not.
 _KEPT = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"eXIf"))
 _HEEDED = _KEPT | {b"cICP"}
 _LONGEST_EXIF = 2**20
 _TWICE = frozenset((b"IDAT",))
 _BEHIND_PIXELS = frozenset((b"IDAT", b"IEND", b"eXIf"))
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
-_TRANSPARENT_BYTES = {0: 2, 2: 6}  # of tRNS, by color type
+_TRANSPARENT_BYTES = {0: 2, 2: 6}  # length of tRNS by color type
 _COLOUR_TYPE_AT, _PALETTE = 25, 3
-# White, red, green and blue of sRGB, as cHRM has them, and how far a value may be from them.
+# White, red, green and blue of sRGB as in cHRM, and the allowed deviation.
 _SRGB = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 _PRIMARIES = struct.Struct(">8I")
 _ABOUT = 1000
-_NUMBERS_BYTES = 2  # of cICP: primaries and transfer function
-# Transfer functions that are a power (ITU-T H.273, table 3), as gAMA has it.
+_NUMBERS_BYTES = 2  # of cICP: color primaries and transfer function
+# Transfer functions that are a power (ITU-T H.273, table 3), with the gamma in the units of gAMA.
 _GAMMAS = {4: 45_455, 5: 35_714, 8: 100_000}
 _SRGB_TRANSFER = 13
 
@@ -42,7 +42,7 @@ def without_extras(data: bytes, say: Say) -> bytes:
     """
     view = memoryview(data)
     kept, place, left_out, chunks = [view[: len(SIGNATURE)]], len(SIGNATURE), False, 0
-    found: dict[bytes, bytes] = {}  # the beginning of the first chunk of each kind that matters
+    found: dict[bytes, bytes] = {}  # the start of the first chunk of each relevant kind
     while place + _FRAME.size <= len(data):
         length, kind = _FRAME.unpack_from(data, place)
         end = place + _FRAME.size + length + _CRC_BYTES

@@ -31,7 +31,7 @@ _BYTES = {
 _SHORT = 3
 _SUBFILE, _PHOTOMETRIC, _SUBDIRECTORIES, _DNG = 254, 262, 330, 50706
 _PIECES = (273, 279, 324, 325)  # offsets and sizes of strips and of tiles
-_SENSOR = (32803, 34892)  # colour filter array, linear raw
+_SENSOR = (32803, 34892)  # color filter array, linear raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ def check_directory(data: bytes) -> None:
     order = "<" if data.startswith(b"I") else ">"
     try:
         entries = {entry.tag: entry for entry in _entries(data, order)}
-    except struct.error:  # it breaks off, and its reader will say so
+    except struct.error:  # the file is truncated, which its decoder will report
         return
     _refuse_raw(entries, order)
     claimed = sum(entry.count * _BYTES.get(entry.kind, 1) for entry in entries.values())
-    if claimed > 2 * len(data) + 2**16:  # what overlaps would be read again and again
+    if claimed > 2 * len(data) + 2**16:  # overlapping entries would be read repeatedly
         raise UndecodableImage(f"the TIFF's first directory claims {claimed} bytes; the file has {len(data)}")
     for tag in _PIECES:
         if tag in entries and entries[tag].count > MOST_PIECES:

@@ -14,7 +14,7 @@ def completed(jpeg: Jpeg, policy: TruncatedImages, say: Say) -> bytes:
     called with a warning. Raises UndecodableImage if the ``policy`` is to refuse, or if too little of the
     picture is present."""
     if jpeg.several_scans:
-        # Its first scans show the whole picture, but coarsely.
+        # The first scans already have the whole picture at low quality.
         share, found = float(jpeg.scans > 1), "it is less sharp than it should be, or wrong in parts"
     else:
         share = share_of_rows(jpeg.data)

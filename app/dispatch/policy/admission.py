@@ -11,7 +11,7 @@ import msgspec
 
 Reason = Literal["queue-full", "deadline-unmeetable"]
 
-# Of the time until its deadline, what an image leaves at most to those behind it in its batch.
+# Maximum share of the time until its deadline that an image may give to later images in its batch.
 _BATCH_SHARE = 0.25
 
 

@@ -15,8 +15,8 @@ from itertools import pairwise
 
 from app.telemetry import metrics
 
-# Images held until the workers are idle: each worker keeps the pixels of so many. The last ones that were
-# drawn of a busy stretch are kept, so that some of what a brown-out answered is checked when it is over.
+# Number of images held until the workers are idle; each worker keeps the pixels of this many. The last ones
+# drawn in a busy period are kept, so that some answers of a brown-out are checked when it ends.
 MOST_HELD = 4
 
 _EDGES = tuple(step / 10 for step in range(11))
@@ -44,7 +44,7 @@ class Agreement:
         self._drawn = 0
         self._held: deque[Check] = deque(maxlen=MOST_HELD)
         if share > 0:
-            for bucket in BUCKETS:  # there from the start, so that the first check shows as a rise
+            for bucket in BUCKETS:  # create the series at the start, so that the first check shows as a rise
                 for outcome in ("agreed", "disagreed"):
                     metrics.AGREEMENT_CHECKS.labels(bucket, outcome)
 

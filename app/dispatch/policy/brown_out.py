@@ -19,20 +19,22 @@ from typing import Protocol
 CEILINGS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 DEPTHS = len(CEILINGS)
 
-# Below this ratio `auto` does not go unless it is told to: accuracy falls fast there (see docs/models.md).
+# `auto` does not go below this ratio by default, because accuracy falls fast there (see docs/models.md).
 AUTO_FLOOR = 0.3
 
-_HOLD_S = 1.0  # at least so long at a depth, before the next step
-_HOLD_IMAGES = 40  # nor shorter than so many images, as asked, keep the worker busy
-_MEMORY = 10.0  # offered load is averaged over about so many of those
-_QUIET_MEMORY_S = 10.0  # and over about so long, to see soon that hardly any is left
+_HOLD_S = 1.0  # minimum time at a depth before the next step
+_HOLD_IMAGES = 40  # also at least as long as this many images take at the ratios asked for
+_MEMORY = 10.0  # the offered load is averaged over about this many holds
+_QUIET_MEMORY_S = 10.0  # a second average over about this time quickly detects that the load has fallen
 _LONGEST_HOLD = 15.0
-_IMAGE_SHARE = 0.01  # of each image in the average of what images take
-_TRIAL = 3.0  # a step up is in vain if within so many holds the depth is needed again
-_QUIET = 0.5  # share of the worker, at the ratios asked for, below which there is no need to hold long
-_FULL = 0.95  # share of the worker that the load must take for a step down
-_ROOM = 0.8  # share of the worker that the load may take at the higher ratio for a step up
-_CALM = 0.5  # of the wait at which it was deepened, what may be waited for at the higher ratio
+_IMAGE_SHARE = 0.01  # weight of each image in the moving average of image times
+_TRIAL = 3.0  # a step up has failed if the depth is needed again within this many holds
+# Below this load at the ratios asked for, as a share of the worker, a long hold is not needed.
+_QUIET = 0.5
+_FULL = 0.95  # minimum load for a step down, as a share of the worker
+_ROOM = 0.8  # maximum load at the higher ratio for a step up, as a share of the worker
+# Maximum wait at the higher ratio for a step up, as a share of the wait that caused the step down.
+_CALM = 0.5
 
 
 def ratios(asked: float, floor: float | None) -> tuple[float, ...]:
@@ -54,16 +56,16 @@ class BrownOut:
 
     streams: int
     depth: int = 0
-    # Streams kept busy: by images that may not be lowered, and by others, at each depth.
+    # Mean number of busy streams: for images that may not be lowered, and for others at each depth.
     _alike: float = 0.0
     _lowered: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)
-    _asked: float = 0.0  # streams kept busy at the ratios asked for, by the shorter average
+    _asked: float = 0.0  # busy streams at the ratios asked for (shorter average)
     _at: float = -math.inf
     _began: float = math.inf
     _image_s: float = 0.0
     _changed: float = -math.inf
     _raised: float = -math.inf
-    _holds: float = 1.0  # how many of the least holds a depth is held before it is raised
+    _holds: float = 1.0  # number of minimum holds before a depth is raised
     _wait_s: float = 0.0
 
     def offered(self, seconds: Sequence[float], now: float) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from app.messages.capacity import Limits
 
-_RAISE_AFTER = 100  # batches that fitted
+_RAISE_AFTER = 100  # batches that fitted into memory
 _RAISE_BY = 1.25
 
 

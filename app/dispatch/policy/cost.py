@@ -20,13 +20,13 @@ from app.messages.capacity import Measured, Work
 
 _TINY_S = 1e-6
 _REWEIGHTINGS = 20
-_OUTLIER = 0.2  # a relative residual beyond this counts as if it were this large
-_GAIN = 0.1  # share of a residual that one batch takes away
+_OUTLIER = 0.2  # larger relative residuals are clipped to this
+_GAIN = 0.1  # share of a residual that one batch corrects
 _FARTHEST = 100.0  # a coefficient stays within this factor of the warm-up's
 _CAUTION_SHARE = 0.99
 _CAUTION_STEP = 0.05
 _MOST_CAUTION = 2.0
-_DEVIATIONS = 1.4826  # standard deviations in a median of absolute errors, if they are normal
+_DEVIATIONS = 1.4826  # standard deviation relative to the median absolute error, for normal errors
 
 
 def _features(work: Work) -> Float[np.ndarray, " 3"]:
@@ -46,7 +46,7 @@ def fit(measured: Sequence[Measured]) -> Float[np.ndarray, " 3"]:
     for _ in range(_REWEIGHTINGS):
         coefficients = _least_squares(features * weights[:, None], weights)
         residuals = np.abs(features @ coefficients - 1)
-        # Half of the errors are below their median: beyond some of those an error is an outlier.
+        # Half of the errors are below the median. An error of more than three medians is an outlier.
         bound = max(3 * float(np.median(residuals)), 1e-9)
         weights = np.sqrt(np.minimum(1.0, bound / np.maximum(residuals, bound)))
     return coefficients
@@ -79,7 +79,7 @@ class _Line:
     learned: tuple[float, float, float]
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     now: tuple[float, float, float] = field(init=False)
-    astray: int = 0  # batches in a row beyond the bound, all slower (above 0) or all faster (below)
+    astray: int = 0  # consecutive batches beyond the bound, all slower (positive) or all faster (negative)
 
     def __post_init__(self) -> None:
         self._settle()
@@ -108,7 +108,7 @@ class _Line:
         shares = (constant / predicted, image / predicted, compute / predicted)
         length = shares[0] ** 2 + shares[1] ** 2 + shares[2] ** 2
         pace = _GAIN * min(max(residual, -bound), bound) / 2
-        # Coefficients relative to the warm-up's: what is 0 stays 0, and all else keeps its sign.
+        # Coefficients are scaled relative to the warm-up, so that zeros stay zero and signs do not change.
         one, two, three = (
             min(_FARTHEST, max(1 / _FARTHEST, scale * (1 + pace * (1 + share / length))))
             for scale, share in zip(self.scale, shares, strict=True)
@@ -173,7 +173,7 @@ class CostModel:
         """Learn slowly from a batch. Returns the relative error of its prediction: above 0 if it took
         longer."""
         ratio = batch.seconds / self._line(batch.threads).observe(batch.work, batch.seconds)
-        # Steps up and down whose sizes balance where 1 of 100 lies above (Robbins and Monro 1951).
+        # The sizes of steps up and down balance if 1 of 100 batches is above (Robbins and Monro 1951).
         up = _CAUTION_SHARE if ratio > self.caution else _CAUTION_SHARE - 1
         self.caution = min(_MOST_CAUTION, max(1.0, self.caution + _CAUTION_STEP * up))
         return ratio - 1

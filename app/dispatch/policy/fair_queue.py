@@ -20,7 +20,7 @@ from app.dispatch.policy.flows import PriorityClass
 from app.dispatch.policy.totals import Totals
 from app.priority import Priority
 
-# Shares of the workers while all three have work waiting: 16, 4 and 1 of 21.
+# Shares of the workers if all three priorities have work waiting: 16/21, 4/21 and 1/21.
 WEIGHTS: dict[Priority, float] = {"high": 16.0, "normal": 4.0, "batch": 1.0}
 _ROUNDS = 3
 
@@ -126,7 +126,7 @@ class FairQueue:
         flow = class_.flows[entry.caller]
         now = class_.start
         for each in self._classes.values():
-            if each.entries and each.start < now:  # it has nothing of this model
+            if each.entries and each.start < now:  # this class has no image of the model
                 now = each.start
         if now > self._now:
             self._now = now
@@ -158,7 +158,7 @@ class FairQueue:
         )
         served = (within + seconds) / class_.weight
         before = within
-        for _ in range(_ROUNDS if coming else 1):  # what comes meanwhile makes the meanwhile longer
+        for _ in range(_ROUNDS if coming else 1):  # work that arrives during the wait makes the wait longer
             before = within + sum(
                 min(other.work[depth] + coming.get(name, 0.0) * before, served * other.weight)
                 for name, other in self._classes.items()

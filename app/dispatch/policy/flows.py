@@ -8,11 +8,11 @@ from heapq import heapify, heappop, heappush, nlargest
 from app.dispatch.policy.entry import Entry
 from app.dispatch.policy.totals import Totals
 
-# Callers whose lead is remembered although they have nothing waiting, for each priority. There are more only
-# where so many callers come at once that a share of the workers is next to nothing.
+# Maximum number of callers per priority whose lead is remembered while nothing of theirs waits. More are only
+# needed if so many callers are active that a share of the workers is almost nothing.
 MOST_LEADS = 1024
 
-Line = list[tuple[float, int, "Flow"]]  # a heap of flows, by their starts when they were lined up
+Line = list[tuple[float, int, "Flow"]]  # heap of flows, by their start times when they were added
 
 
 @dataclass(slots=True, eq=False)

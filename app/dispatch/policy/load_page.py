@@ -49,7 +49,7 @@ class LoadPage:
     _flows: dict[Flow, InFlight] = field(default_factory=dict)
     _sent: dict[int, tuple[Flow, float]] = field(default_factory=dict)
     _in_flight: InFlight = field(default_factory=InFlight)  # of all flows
-    _most_told_s: float = 0.0  # of work before an image, whoever sends it
+    _most_told_s: float = 0.0  # maximum work ahead of an image of any caller
 
     def tell(self, load: Load, now: float) -> None:
         """Store the dispatcher's load, which counts everything that was sent up to ``load.seen``."""
@@ -123,7 +123,7 @@ class LoadPage:
         if seconds <= 0:
             return False
         in_flight_s = self._in_flight.compute * _unpruned_s(load)
-        # Its batch is at least as long as the image, which bounds how many overheads are before it.
+        # A batch takes at least as long as one image, which limits the number of overheads ahead of it.
         work_s = (self._most_told_s + in_flight_s) * (1 + terms.overhead_s / seconds)
         wait_s = load.free_in_s[-1] + work_s
         whole_s = wait_s + work_s + terms.overhead_s + seconds

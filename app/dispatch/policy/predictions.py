@@ -22,7 +22,7 @@ from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.messages.to_dispatcher import Record
 
-_MOST_REMEMBERED = 4096  # clients choose the ratios
+_MOST_REMEMBERED = 4096  # a limit is needed, because clients choose the ratios
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -112,7 +112,7 @@ class Predictions:
         at_depths, weights = self._weights_of(info, record.ask)
         limit_s = math.inf if record.own_deadline else self.scheduler.limits.wait_s
         in_batch, alone = self.in_batch[info.name], self.alone[info.name]
-        if record.ask.min_keep_ratio is None:  # it cannot be lowered: all depths are alike
+        if record.ask.min_keep_ratio is None:  # it cannot be lowered, so all depths are the same
             seconds = (in_batch.at(at_depths[0]),) * DEPTHS
             alone_s = (alone.at(at_depths[0]),) * DEPTHS
         else:
@@ -146,7 +146,7 @@ class Predictions:
     def _predict(self, model: str) -> None:
         workers = self._costs[model]
         overheads = {name: worker.predict() for name, worker in workers.items()}
-        if len(workers) == 1:  # as below, where all paces are 1
+        if len(workers) == 1:  # the same as below, with all paces equal to 1
             ((name, only),) = workers.items()
             self.in_batch[model], self.alone[model] = only.in_batch, only.alone
             self.scheduler.workers[name].rates[model] = Rates(overheads[name])

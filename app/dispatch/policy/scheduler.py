@@ -22,16 +22,16 @@ from app.dispatch.policy.brown_out import DEPTHS, BrownOut
 from app.dispatch.policy.fair_queue import WEIGHTS, Entry, FairQueue
 from app.priority import Priority
 
-# A caller may hold so many times the free places of the queue: three quarters of all while alone, and a
-# place is always left for whoever comes new (Choudhury and Hahne 1998, dynamic thresholds).
+# A caller may hold this many times the free places of the queue: three quarters of all places if it is the
+# only one. There is always a free place for a new caller (Choudhury and Hahne 1998, dynamic thresholds).
 _TIMES_FREE = 3
-# An idle worker takes one image in so many seconds whose deadline it is predicted to miss: a wrong
-# prediction can be put right only by computing something.
+# At this interval, an idle worker takes an image whose deadline it is predicted to miss. A wrong prediction
+# can only be corrected by computing something.
 _PROBE_EVERY_S = 1.0
-# While less than this share of what an image may wait is waited for, there is no haste to lower ratios.
+# Ratios are not lowered early while the wait is below this share of the allowed wait.
 _COMFORT = 0.25
 
-# A batch with so many times its overhead in work is large enough: larger ones would save little more.
+# A batch whose work is this many times its overhead is large enough: a larger one would save little more.
 _ENOUGH = 10.0
 _RATE_MEMORY_S = 10.0
 
@@ -59,10 +59,10 @@ class Scheduler:
     _leaving: list[tuple[float, int, Entry]] = field(default_factory=list)
     _accepted: int = 0
     _probed: float = float("-inf")
-    # Seconds of work a second that were accepted lately in each priority: what one may expect to come.
+    # Rate of accepted work (seconds per second) in each priority, to predict what will arrive.
     _rates: dict[Priority, float] = field(default_factory=lambda: dict.fromkeys(WEIGHTS, 0.0))
     _rates_at: float = float("-inf")
-    _ends: list[float] | None = None  # of what runs, ascending; None if that has changed
+    _ends: list[float] | None = None  # end times of the running batches, ascending; None if they have changed
 
     def __repr__(self) -> str:
         running = sum(len(worker.running) for worker in self.workers.values())
@@ -306,11 +306,11 @@ class Scheduler:
                 place = place_of(wanted, ahead, streams)
                 if place.is_in_time:
                     return depth, own, place
-                if entry.seconds[own] <= entry.seconds[-1]:  # a deeper one changes nothing
+                if entry.seconds[own] <= entry.seconds[-1]:  # a greater depth changes nothing
                     break
-            if self._queue.work[depth] <= self._queue.work[-1]:  # a deeper one frees nothing
+            if self._queue.work[depth] <= self._queue.work[-1]:  # a greater depth frees nothing
                 break
-        # Batches of images that are lowered as far as this one may be still larger than those tried above.
+        # Batches of images that are lowered as far as this one may be even larger than those tried above.
         wanted = self._wanted(entry, DEPTHS - 1, now)
         ahead = self._ahead(entry, wanted, DEPTHS - 1, streams)
         return refusal(wanted, ahead, streams) or (
@@ -331,7 +331,7 @@ class Scheduler:
         if leaves < float("inf"):
             self._accepted += 1
             heappush(self._leaving, (leaves, self._accepted, entry))
-            # Entries that left otherwise stay behind until their time comes; not too many of them.
+            # Entries that left in another way stay here until their time comes, but only a limited number.
             if len(self._leaving) > 2 * len(self._queue) + 64:
                 self._leaving = [item for item in self._leaving if self._waiting(item[2])]
                 heapify(self._leaving)
@@ -381,7 +381,7 @@ class Scheduler:
             work = spent
             ends += pace * seconds[depth]
             room = min(room, spent + min(entry.batch_slack_s, _ENOUGH * rates.overhead_s))
-            if found is not None:  # nothing is to be won by haste for an image that is late all the same
+            if found is not None:  # an image that is late anyway gains nothing from a shorter batch
                 soonest = min(soonest, entry.deadline)
             self._queue.serve(entry, entry.seconds[depth])
             self._tokens -= entry.tokens[0]

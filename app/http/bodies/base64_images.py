@@ -17,14 +17,14 @@ from app.decoding.signatures import begins_as_image
 from app.errors import InvalidValue, UnreadableRequest
 from app.http.bodies.documents import LongText
 
-_PIECE = 2**18  # takes about a millisecond, after which other threads go on
+_PIECE = 2**18  # takes about a millisecond, then other threads can run
 _WHITE_SPACE = b" \t\r\n\v\f"
 _ONE_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _DATA_URL = re.compile(rb"\s*data\s*:([^,]{0,200}),", re.IGNORECASE)
 _LONGEST_ESCAPE = 6  # \u0000
 _MOST_BACKSLASHES = 64
 _BLANK_IN_A_LINE = re.compile(rb"\S +\S")
-_SHORT = 512  # of text whose look is described
+_SHORT = 512  # bytes of text that are checked to describe it in an error
 
 _LOOKS = [
     (re.compile(rb"\s*(?:https?|ftp|s3|gs)://|\s*//[\w.-]+/|\s*www\.", re.I),

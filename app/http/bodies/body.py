@@ -24,7 +24,7 @@ from models.transforms import InputSpec
 
 _T = TypeVar("_T")
 
-_DEADLINES = (b"deadline_ms", b"timeout")  # what says it in a form or in JSON
+_DEADLINES = (b"deadline_ms", b"timeout")  # names of the deadline in forms and JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ async def _read_images(
         return images_in(body, content_type, limits, common, hold)
 
     def work(body: bytearray) -> int:
-        return 0 if begins_as_image(body) else len(body)  # one that is an image is taken as it is
+        return 0 if begins_as_image(body) else len(body)  # a plain image is used without further work
 
     pairs = await read_content(request, limits, read, _data_of, work)
     if not pairs:
@@ -91,7 +91,7 @@ async def _read_images(
     if len(pairs) > limits.images:
         raise TooLarge(f"the request has {len(pairs)} images; at most {limits.images} are allowed")
     data, values = pairs[0]
-    if len(pairs) == 1 and values is common and not isinstance(data, Problem):  # all is asked in the query
+    if len(pairs) == 1 and values is common and not isinstance(data, Problem):  # all options are in the query
         return [EncodedImage(data, options_of_query(query))]
     images = [
         requested_image(data, values, index, options_type) for index, (data, values) in enumerate(pairs)
@@ -169,7 +169,7 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
         if is_raw_image(kind_of(header_of(request.scope, b"content-type") or "")):
             until = None if left_s is None else asyncio.get_running_loop().time() + left_s
             await in_time(_fill(body, request, limits), until)
-        else:  # the deadline may still be said there; then it counts
+        else:  # the body may still contain a deadline, which then applies
             async with asyncio.timeout(left_s) as timeout:
                 await _fill(body, request, limits, lambda: timeout.reschedule(None))
     except TimeoutError:
@@ -178,7 +178,7 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
             "arrived; for more time, give deadline_ms in the query"
         ) from None
     except BaseException:
-        body.clear()  # now, and not when nothing refers to this frame any more
+        body.clear()  # free the memory now, even if this frame is still referenced
         share_of(request.scope).keep(0)
         raise
     return body
@@ -190,7 +190,7 @@ async def _fill(
     """Append the body as it arrives, until it is complete. ``found`` is called once it seems to contain a
     deadline. Raises TooLarge and ClientDisconnect."""
     more = True
-    while more:  # Request.stream() does the same in a generator, which costs more than all else here
+    while more:  # like Request.stream(), but without its generator, which would take most of the time here
         message = await request.receive()
         if message["type"] != "http.request":
             raise ClientDisconnect

@@ -32,25 +32,26 @@ from app.wrong_values import short
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 RAW = "application/octet-stream"
-SAGEMAKERS = "application/x-image"  # of its own image classifiers
-CURLS_DEFAULT = "application/x-www-form-urlencoded"  # what curl --data-binary says of any bytes
+SAGEMAKERS = "application/x-image"  # SageMaker's own image classifiers use it
+CURLS_DEFAULT = "application/x-www-form-urlencoded"  # curl --data-binary sends it for any content
 _TEXT = "text/plain"
 
-# A JSON of many small values takes seconds to parse and gigabytes to hold; an image takes a dozen values.
+# A JSON document of many small values takes seconds to parse and gigabytes of memory. An image needs a dozen
+# values.
 _VALUES_PER_IMAGE = 64
-_JSON_BYTES_PER_IMAGE = 16_384  # beside long strings
+_JSON_BYTES_PER_IMAGE = 16_384  # in addition to long strings
 _PARTS_BESIDE_IMAGES = len(ImageOptions.model_fields) + 8
-_STRIPPED = 1024  # bytes of an image that without a single line end are no accident
+_STRIPPED = 1024  # an image of this many bytes without a single line end is not a coincidence
 _TEXT_ONLY = re.compile(rb"[\t\r\n\x20-\x7e]+")
 _FIELD = re.compile(rb"[\w.\-\[\]%]{1,100}=")
-# Names of fields with an image in base64, but for a number or brackets behind them.
+# Names of form fields that contain an image in base64. They may be followed by a number or brackets.
 _IMAGE_FIELDS = frozenset(
     {"image", "images", "img", "file", "files", "photo", "photos", "picture", "pictures", "upload", "data",
      "input", "inputs", "base64", "b64", "bytes"}
 )  # fmt: skip
 
 Hold = Callable[[int], None]
-# An image, or what is wrong with it where each is to be answered, and what is asked of it.
+# An image, or its error if each image gets an answer; and the options for it.
 Pairs = list[tuple[Data | Problem, dict[str, Any]]]
 Body = bytes | bytearray
 
@@ -61,7 +62,7 @@ class BodyLimits:
 
     bytes: int
     images: int
-    deadline_s: float = math.inf  # of requests that say none
+    deadline_s: float = math.inf  # for requests that do not set one
 
 
 def kind_of(content_type: str) -> str:
@@ -238,7 +239,7 @@ def _from_parts(parts: Sequence[Part], limits: BodyLimits, common: dict[str, Any
             hold(len(part.data) * 3 // 4)
             try:
                 images.append(from_base64(memoryview(part.data), len(images), part.name))
-            except Problem as problem:  # whether each is to be answered, a later field may say
+            except Problem as problem:  # a later field may ask for an answer per image
                 images.append(problem)
         else:
             name = "options" if part.kind == JSON else part.name

@@ -17,13 +17,13 @@ from app.decoding.signatures import begins_as_image
 from app.errors import TooLarge, UnreadableRequest
 from app.wrong_values import short
 
-_CHECKED = 2**20  # bytes of JSON in which no name may come twice
-_MOST_ESCAPES = 4096  # quotes with a backslash in one string, and backslashes before a quote
-_LONG = 8192  # bytes of a string; an id may have 1,024 characters
+_CHECKED = 2**20  # bytes of JSON that are checked for duplicate names
+_MOST_ESCAPES = 4096  # escaped quotes in one string, and backslashes before a quote
+_LONG = 8192  # bytes of a long string; an ID may have 1,024 characters
 _PLACE = re.compile(r" \(byte (\d+)\)$")
-_SHOWN = 60  # bytes of what is wrong in the JSON, so that a name of a long string is shown whole
+_SHOWN = 60  # bytes of invalid JSON that an error shows, so that a long name is shown completely
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Encodings of JSON by RFC 4627 and their marks; those of four bytes begin like those of two.
+# Encodings of JSON (RFC 4627) and their byte-order marks. Marks of four bytes start like those of two.
 _WIDE = {
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
@@ -66,7 +66,7 @@ def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_valu
         if begins_as_image(body):
             raise UnreadableRequest(f"{what} is not JSON{_advice(body)}")
         raise TooLarge(f"{what} has more than {most_bytes} bytes of JSON in addition to images; {hint}")
-    # Commas in strings count, too, but neither base64 nor an option has any.
+    # Commas in strings are counted, too, but neither base64 nor options contain any.
     if rest.count(b",") > most_values:
         raise TooLarge(f"{what} has more than {most_values} values; {hint}")
     try:
@@ -78,7 +78,7 @@ def read_document(body: bytes | bytearray, what: str, most_bytes: int, most_valu
         why = _fault(rest) or _at(str(error), rest, views)
         raise UnreadableRequest(f"{what} is not JSON: {why}{_advice(text)}") from error
     except RecursionError as error:
-        # Each Python has a limit of its own, for what the parser does and for what we do with its value.
+        # Python versions differ in their recursion limits, for the parser and for later processing.
         raise UnreadableRequest(
             f"{what} is nested too deeply; options are values and lists of values, not lists in lists"
         ) from error

@@ -20,10 +20,10 @@ from app.errors import TooLarge, UnreadableRequest
 from app.http.bodies.base64_images import from_base64
 from app.wrong_values import short
 
-_LONGEST_HEAD = 4096  # bytes of a part's header lines, whose parser takes the square of the time
-_LONGEST_BOUNDARY = 200  # RFC 2046 has 70
-_MOST_FALSE = 10_000  # boundaries within data
-_MOST_QUOTED = 2**20  # bytes of quoted-printable, which is for text
+_LONGEST_HEAD = 4096  # bytes of a part's header lines, whose parser takes quadratic time
+_LONGEST_BOUNDARY = 200  # RFC 2046 allows 70
+_MOST_FALSE = 10_000  # occurrences of the boundary within data
+_MOST_QUOTED = 2**20  # bytes of quoted-printable data, which is meant for text
 _LINE_END = re.compile(rb"[ \t]*(\r?\n)")
 _HEAD_FOLLOWS = re.compile(rb"[ \t]*\r?\n(?=content-)", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -111,7 +111,7 @@ def _parts(
         )
     while opened is not None and not opened.last:
         following = next(delimiters, None)
-        # A form that was cut off, or whose writer forgot the last boundary, ends with the body.
+        # If the last boundary is missing, or the form is truncated, the last part ends with the body.
         end = stop if following is None else following.start
         if opened.end < end:
             left.parts -= 1
@@ -146,10 +146,11 @@ def _delimiters(body: bytes | bytearray, start: int, stop: int, boundary: bytes)
         place = found + len(dashes)
         before = _data_end(body, start, found, line_end)
         if before is None and body[found - 1] == 0x0A and _HEAD_FOLLOWS.match(body, place, stop):
-            before = found - 1  # a client that forgot one CR; the next part must not be lost in this one
+            # Accept a boundary after a line end without CR, so that the next part is not lost.
+            before = found - 1
         last = body[place : place + 2] == b"--"
         end = _LINE_END.match(body, place + 2 if last else place, stop)
-        if before is None or (end is None and place + 2 * last < stop):  # data, or a longer boundary
+        if before is None or (end is None and place + 2 * last < stop):  # it is data, or a longer boundary
             false += 1
             if false > _MOST_FALSE:
                 raise UnreadableRequest("the boundary of the form occurs too often in its data")
@@ -171,7 +172,7 @@ def _data_end(body: bytes | bytearray, start: int, found: int, line_end: bytes) 
 def _part(view: memoryview, start: int, end: int, left: "_Left", *, nested: bool) -> Iterator[Part]:
     head_stop = min(end, start + _LONGEST_HEAD)
     empty = re.compile(rb"\r?\n").match(view, start, end)
-    if empty is not None:  # no header lines at all
+    if empty is not None:  # the part has no header lines
         headers, data_start = b"", empty.end()
     else:
         found = _HEAD_END.search(view, start, head_stop)

@@ -19,7 +19,7 @@ from app.http.problems import PROBLEMS, problem_response
 from app.security.keys import KeyRing
 
 KEY_HEADER = "X-API-Key"
-# Where clients put a key that is not read, which they are told.
+# Other places where clients put a key. They are not read, but the error mentions it.
 _OTHER_SCHEMES = frozenset({"apikey", "api-key", "basic", "digest", "key", "negotiate", "token"})
 _KEYS_IN_QUERIES = frozenset({"access_token", "api-key", "api_key", "apikey", "key", "token", "x-api-key"})
 
@@ -32,7 +32,7 @@ _HTML_POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'none'",
 }
-# A script of the page itself, as Swagger UI's starts it.
+# An inline script, as in Swagger UI's page.
 _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
 
 
@@ -115,7 +115,7 @@ class BrowserHeaders:
                 if not _is_html(message):
                     await send(message)
                 elif scope["path"] == DOCS.path:
-                    held = message  # until its body shows what it runs
+                    held = message  # until the body is known, whose scripts determine the policy
                 else:
                     headers = MutableHeaders(scope=message)
                     headers.setdefault("Content-Security-Policy", _policy(_HTML_POLICY))

@@ -41,7 +41,7 @@ class ImageRoute:
     query: QueryForm
 
 
-# The name of the model follows the folder.
+# The model name follows the prefix.
 _ROUTES = {
     path: ImageRoute(f"{path.path}{{model_name}}" if path is HUGGING_FACE else path.path, path.image_query)
     for path in PATHS
@@ -88,7 +88,7 @@ class RefuseEarly:
             if name is not None:
                 model = found_model(self._classification.models, name)
             expected = self._classification.expected(options, model, highest)
-        except Problem:  # it cannot be answered, and the route has the words for it
+        except Problem:  # the route will report this error
             return None
         return self._classification.refusal(expected, caller_of(scope), seconds_since(scope))
 

@@ -33,7 +33,7 @@ class Hosts:
     def answers(self, host: str) -> bool:
         """Whether requests with this Host header are answered."""
         name = _name(host)
-        # Without a name it is no browser that asks.
+        # Browsers always send a host name.
         if name == "" or _ANY in self.also or name == "localhost" or name.endswith(".localhost"):
             return True
         address = _address(name)

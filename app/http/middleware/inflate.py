@@ -19,8 +19,8 @@ from app.wrong_values import short
 
 ALLOWED = "gzip, deflate"
 _PIECE = 2**18
-_MOST_MEMBERS = 4096  # of gzip: those of a file that was compressed in blocks of 64 KiB are fewer
-_MOST_CODINGS = 2  # gzip of gzip happens where two parts of a client both compress
+_MOST_MEMBERS = 4096  # of gzip; a file compressed in blocks of 64 KiB has fewer
+_MOST_CODINGS = 2  # gzip twice occurs if two layers of a client both compress
 _NAMES = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 _NO_CODING = ("identity", "")
@@ -49,7 +49,7 @@ class Inflated:
             answer = problem_response(problem, scope["path"], {"Accept-Encoding": ALLOWED})
             return answer(scope, receive, send)
         if codings:
-            # The length is that of what came.
+            # Content-Length is the length of the compressed body.
             without = (b"content-encoding", b"content-length")
             scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in without]
             stages = [Inflater(coding, self._most_bytes) for coding in codings]
@@ -114,7 +114,7 @@ class _InflatedBody:
             more = message.get("more_body", False)
             if data := message.get("body", b""):
                 yield data
-                self._share.give_back(len(data))  # it is inflated
+                self._share.give_back(len(data))  # it has been inflated
 
 
 class Inflater:
@@ -157,7 +157,7 @@ class Inflater:
         except zlib.error as error:
             raise UnreadableRequest(f"the body is not valid {self._coding}: {error}") from error
         self._left = self._inflater.unconsumed_tail or self._inflater.unused_data
-        self._full = len(piece) == _PIECE and not self._inflater.eof  # zlib may hold more of it back
+        self._full = len(piece) == _PIECE and not self._inflater.eof  # zlib may have more output pending
         self._size += len(piece)
         if self._size > self._most_bytes:
             raise TooLarge(f"the decompressed body is larger than the {self._most_bytes} bytes allowed")

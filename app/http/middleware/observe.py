@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-ID"
 _REQUEST_ID = REQUEST_ID.lower().encode()
-CLIENT_GONE = 499  # nginx's number for a request whose client did not wait; counted, never sent
+CLIENT_GONE = 499  # nginx's status for a request whose client disconnected; counted, never sent
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -62,7 +62,7 @@ class Observe:
             status = status_of_connection(scope) or CLIENT_GONE
         except Exception:
             log.exception("unhandled exception in a request")
-            if status:  # half an answer is out; the server must cut the connection
+            if status:  # the response has started, so the server must close the connection
                 raise
             fault = InternalFault(
                 f"unexpected error; the server log has the details under request ID {request_id}"
@@ -70,7 +70,7 @@ class Observe:
             await problem_response(fault, scope["path"])(scope, receive, send_with_id)
         finally:
             seconds = seconds_since(scope)
-            # The route's pattern, never the raw path: a label must not grow with what clients invent.
+            # The route pattern, not the raw path, because clients could create any number of label values.
             route = getattr(scope.get("route"), "path_format", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             metrics.labelled(metrics.REQUESTS, route, method, str(status)).inc()

@@ -14,7 +14,7 @@ from app.http.head import header_of
 from app.http.problems import problem_response
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_OWN = frozenset({"same-origin", "none"})  # none: the user typed it
+_OWN = frozenset({"same-origin", "none"})  # none: the user entered the URL
 _PORTS = {"http": "80", "https": "443"}
 
 

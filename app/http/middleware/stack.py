@@ -22,8 +22,8 @@ from app.security.keys import KeyRing
 from app.settings.settings import Settings
 from app.telemetry.tracing import Tracing
 
-# All that routes read of a request's head but for what browsers always let pages say; tracing in browsers
-# adds its own to every request.
+# All headers that routes read, except those that browsers always allow. Tracing in browsers adds its own to
+# every request.
 _TAKEN_FROM_PAGES = [
     *("Authorization", KEY_HEADER, REQUEST_ID, "Content-Type", "Content-Encoding", HEADER_LENGTH),
     *("traceparent", "tracestate"),
@@ -63,7 +63,7 @@ def surround(
             allow_methods=["GET", "POST"],
             allow_headers=_TAKEN_FROM_PAGES,
             expose_headers=_SHOWN_TO_PAGES,
-            allow_private_network=True,  # a page of a public site may be one of the origins
+            allow_private_network=True,  # a page on the public internet may be one of the origins
         )
     if listening_on is not None:
         hosts = answered_hosts(listening_on, settings.allowed_hosts, with_keys=keys is not None)

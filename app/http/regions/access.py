@@ -13,7 +13,7 @@ from app.http.regions import memory
 from app.http.regions.table import Region, Regions
 from app.wrong_values import short
 
-# What proxies add: the client is elsewhere, or may be.
+# Headers that proxies add, so the client may be on another machine.
 _FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip")
 
 

@@ -15,10 +15,10 @@ from app.errors import InvalidValue
 from app.wrong_values import short
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open has its files
-_LONGEST_KEY = 255  # bytes of a file's name
-_SEMAPHORE = "sem."  # what sem_open's files begin with
+_LONGEST_KEY = 255  # bytes of a file name
+_SEMAPHORE = "sem."  # prefix of files of sem_open
 
-# What the system says, in words that tell whoever sent the key what to do.
+# System errors, with advice for the client that sent the key.
 _REASONS = {
     errno.ENOENT: "it does not exist; create it before you register it",
     errno.ELOOP: "it is a symbolic link; create the region with shm_open",
@@ -83,7 +83,7 @@ def write(key: str, start: int, data: bytes) -> None:
 def _opened(key: str, mode: int) -> Iterator[int]:
     path = FOLDER / file_name(key)
     try:
-        # A FIFO or a device that lies there must not keep the process waiting.
+        # O_NONBLOCK, because opening a FIFO or a device could block.
         descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _unusable(key, error) from error

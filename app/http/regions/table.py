@@ -100,7 +100,7 @@ class Regions:
     def _now(self) -> dict[tuple[str, str], Region]:
         try:
             found = self._file.stat()
-        except FileNotFoundError:  # nobody has registered anything yet
+        except FileNotFoundError:  # no region has been registered yet
             return {}
         version = found.st_mtime_ns, found.st_ino
         if version != self._read_at:

@@ -6,8 +6,8 @@ from fastapi.responses import HTMLResponse
 
 from app.http.paths import DOCS, DOCS_FILES, OPENAPI
 
-# Relative, so that they are right under whatever prefix a proxy publishes the server. fastapi_offline mounts
-# the folder, but its own page would name it from the root.
+# Relative paths, so that they work under any prefix of a proxy. fastapi_offline mounts the folder, but its
+# own page uses absolute paths.
 _FILES = DOCS_FILES.path.strip("/")
 _DOCUMENT = OPENAPI.path.strip("/")
 

@@ -31,7 +31,7 @@ from app.inference.embeddings import embedding_of
 from app.inference.options import EmbedOptions
 
 SHAPE, COMPUTE, KEPT = SHAPE_HEADERS = ("Embedding-Shape", "Embedding-Compute", "Embedding-Patches-Kept")
-_LONGEST_HEADER = 1000  # proxies refuse headers of several kilobytes
+_LONGEST_HEADER = 1000  # proxies reject headers of several kilobytes
 _VARY = {"Vary": "Accept"}
 
 _NUMBERS = {

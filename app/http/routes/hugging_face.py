@@ -39,7 +39,8 @@ from app.wrong_values import said_of
 
 Function = Literal["softmax", "sigmoid", "none"]
 
-_MEMBERS = ("inputs", "parameters", "options")  # the last are the service's: whether to wait, to cache
+# `options` are for Hugging Face's service: whether to wait and to cache.
+_MEMBERS = ("inputs", "parameters", "options")
 
 _FUNCTION: dict[str, Any] = {
     "type": "string",
@@ -122,7 +123,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
             wants_logits = function not in (None, model.scores)
             answered = await classification.answers(request, [image], model, logits=wants_logits)
         except Problem as problem:
-            problem.image = None  # there is but one
+            problem.image = None  # there is only one image, so the error has no image index
             raise
         labels = _labels(answered[0], model, function)
         timings = timings_ms(answered, model, request.scope)

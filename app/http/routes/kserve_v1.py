@@ -36,10 +36,11 @@ from app.inference.option_layers import merged, single_values
 from app.inference.options import ImageOptions, option_schemas
 from app.wrong_values import no_such
 
-# The names under which clients of the several servers send an image.
+# Names that clients of various servers use for an image.
 _IMAGE_NAMES = ("image", "image_bytes", "b64", "data", "content")
 _MEMBERS = ("instances", "parameters")
-_TENSORFLOWS_DEFAULT = ("signature_name", "serving_default")  # which asks for what is done anyway
+# The default signature of TensorFlow Serving, which is accepted.
+_TENSORFLOWS_DEFAULT = ("signature_name", "serving_default")
 _PIXELS = (
     "send an image encoded (JPEG, PNG, ...) and in base64; for pixels as numbers, use /v2/models/NAME/infer"
 )
@@ -218,7 +219,7 @@ def _parted(instance: object, index: int) -> tuple[object, dict[str, Any]]:
         return instance, {}
     if not isinstance(instance, dict):
         raise InvalidValue(f"an instance must be an object or a base64 string: {_PIXELS}", image=index)
-    # TensorFlow's models name their inputs as they like, so bytes under any name are the image.
+    # TensorFlow models have arbitrary input names, so bytes under any name are the image.
     instance = {name: value for name, value in instance.items() if value is not None}
     names = [name for name in instance if name in _IMAGE_NAMES or _has_bytes(instance[name])]
     if len(names) != 1:

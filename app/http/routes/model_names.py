@@ -27,7 +27,7 @@ _PARTS = (
     "config",
     "stats",
     "versions/1",
-)  # what a path may go on with after a model's name
+)  # parts of a path after the model name
 VERSION = "1"  # a model has one version
 
 

@@ -29,7 +29,7 @@ def models_router(settings: Settings, dispatch: Dispatch) -> APIRouter:
         summary="Models, their labels and their defaults",
     )
     async def models() -> ModelList:
-        if not dispatch.models:  # they are also known while a worker is replaced
+        if not dispatch.models:  # the models are also known while a worker is being replaced
             raise no_model_yet()
         return ModelList(models=[described(settings, model) for model in dispatch.models.values()])
 

@@ -77,7 +77,7 @@ def page_router(settings: LimitSettings) -> APIRouter:
         file = files.get(name)
         if file is None:
             raise NotFound(f"there is no {request.url.path}; the page is at /")
-        # While servers are replaced one by one, a page of one version may ask a server of another.
+        # During a rolling update, a page of one version may request files from a server of another version.
         return file.answer(request, _FOR_EVER if asked_version == version else _ASK_AGAIN)
 
     return router

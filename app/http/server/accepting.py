@@ -20,9 +20,9 @@ from app.turns import Turns
 log = logging.getLogger(__name__)
 
 _KERNEL_HOLDS = 2048
-# In one turn of the loop; the process holds no more than so many that are not set up.
+# Limits per turn of the event loop, and the maximum number of accepted connections that are not set up yet.
 _TAKEN_AT_ONCE, _SET_UP_AT_ONCE, _MOST_HELD = 512, 16, 4096
-_PAUSE_S = 1.0  # while there is no room for another connection
+_PAUSE_S = 1.0  # while there are no resources for another connection
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -36,9 +36,9 @@ class Acceptor:
         self._listener = listener
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
-        # Only the order is of use here: what is taken from it gives its place back at once.
+        # Only used for the order: places are given back immediately.
         self._held: Turns[socket.socket] = Turns(2)
-        self._number = 0  # of those held
+        self._number = 0  # number of connections in `_held`
         self._news = asyncio.Event()
         self._reading = False
         self._closed = False
@@ -117,5 +117,5 @@ class Acceptor:
             self._read()
 
     async def _set_up(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the client has gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             await self._loop.connect_accepted_socket(self._protocol, connection)

@@ -29,12 +29,12 @@ from app.telemetry import metrics
 
 MOST_HEAD_BYTES = 64 * 1024
 _HEAD_TOO_LARGE = f"the request line and headers may have at most {MOST_HEAD_BYTES} bytes together"
-# Chunks of one byte come with five bytes of framing; who sends more beside a body sends no body.
+# Chunks of one byte have five bytes of framing. A request with more overhead is not a valid upload.
 _FRAMING = 8
-# Parsing 64 KiB of one-byte chunks takes 0.05 s, and 100 clients that send them would stop the event loop for
-# seconds. So a chunked body is read so many bytes at once until its chunks are at least so large on average.
+# Parsing 64 KiB of one-byte chunks takes 0.05 s, so 100 clients that send them would block the event loop for
+# seconds. Therefore, little of a chunked body is read at once until its average chunk is large enough.
 _SPARING_READ, _SMALL_CHUNK = 512, 256
-# Less is read between requests than in a body: 64 KiB hold 1,600 requests of clients that await no answer.
+# Less is read at once between requests than in a body, because 64 KiB can contain 1,600 pipelined requests.
 _READ_OF_HEADS, _READ_OF_BODIES = 4 * 1024, 64 * 1024
 _LINGER_S = 5.0
 
@@ -51,22 +51,23 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._in_message = False
-        self._read = 0  # bytes that came together, last
-        self._since_begin = 0  # bytes since this request began, with what came together with its beginning
-        self._beside_body = 0  # bytes of this request that were not its body
+        self._read = 0  # bytes of the last read
+        # Bytes since this request began, including the whole read that contained its beginning.
+        self._since_begin = 0
+        self._beside_body = 0  # bytes of this request outside its body
         self._body = 0
-        self._chunks = 0  # pieces that a chunked body came in
+        self._chunks = 0  # number of pieces of a chunked body
         self._is_chunked = False
         self._opening = b""  # the first bytes of this request
-        self._offer = False  # the head that was just read offers another protocol
-        self._refusal: Problem | None = None  # what follows cannot be read; said behind the answers before it
-        self._refused = False  # it has been said
-        self._socket: asyncio.Transport | None = None  # beneath TLS, if there is TLS
+        self._offer = False  # the last head offered to change the protocol
+        self._refusal: Problem | None = None  # later data cannot be parsed; sent after the pending responses
+        self._refused = False  # the refusal has been sent
+        self._socket: asyncio.Transport | None = None  # the transport below TLS, if any
         self._half_closed: HalfClosed | None = None
         self.address = ""
         self._began = 0.0
         self._gone: asyncio.Future[None] = self.loop.create_future()
-        self._cycles: list[RequestResponseCycle] = []  # of the requests that are there; uvicorn has the last
+        self._cycles: list[RequestResponseCycle] = []  # of all current requests; uvicorn only keeps the last
 
     # --- the transport ------------------------------------------------------------------------------
     def accepted(self, transport: asyncio.Transport) -> None:
@@ -74,7 +75,8 @@ class Connection(HttpToolsProtocol):
         self._socket = self.transport = transport
         self._began = self.loop.time()
         self._unread = UnreadAnswer(transport, self.loop, self.write_timeout_s)
-        # Whatever waits for the client to read has its time. (With a limit of 0, TLS would never go on.)
+        # Pause writing at the first unsent byte, so that the write timeout applies. (With a limit of 0, TLS
+        # would never resume.)
         transport.set_write_buffer_limits(high=1)
         self.address = (get_remote_addr(transport) or ("",))[0]
         self.connections.add(self)
@@ -160,17 +162,17 @@ class Connection(HttpToolsProtocol):
         if self._is_chunked and self._in_message:
             is_small = self._body <= _SMALL_CHUNK * self._chunks
             self._read_at_once(_SPARING_READ if is_small else _READ_OF_BODIES)
-        if self._in_head and self._timer is None:  # most heads come in one piece, and need no timer
+        if self._in_head and self._timer is None:  # most heads arrive in one piece and need no timer
             self._arm(self.head_timeout_s)
         if self._in_head and is_simple_request(data):
             self._cannot_read(unreadable("version", b""))
         elif self._in_message and self._beside_body > MOST_HEAD_BYTES + _FRAMING * self._body:
             if self._idle():
                 self.refuse(HeadersTooLarge(_HEAD_TOO_LARGE))
-            else:  # trailers without end, behind a body or behind a request that is being answered
+            else:  # endless trailers, after a body or during another response
                 self.transport.abort()
         elif self._timer is None and self.timeout_keep_alive_task is None and self._idle():
-            self._arm(self.head_timeout_s)  # line ends between requests are no request
+            self._arm(self.head_timeout_s)  # line ends between requests do not count as a request
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser. If a request has Upgrade, the parser takes what follows the head for the other
@@ -235,7 +237,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete. It is parsed again if it has Upgrade. Raises a Problem."""
-        # More is read at once than a head may have, so it may be too large and yet whole.
+        # One read can be larger than the maximum head, so a complete head may still be too large.
         if self._since_begin > MOST_HEAD_BYTES and head_bytes(self.url, self.headers) > MOST_HEAD_BYTES:
             raise HeadersTooLarge(_HEAD_TOO_LARGE)
         method = self.parser.get_method().decode("ascii")
@@ -252,7 +254,8 @@ class Connection(HttpToolsProtocol):
         arrives(self.scope)  # type: ignore[arg-type]
         tells_when_gone(self.scope, self._gone)  # type: ignore[arg-type]
         if self.parser.get_http_version() == "1.0":
-            self.expect_100_continue = False  # its clients take any answer for the last (RFC 9110, 10.1.1)
+            # HTTP/1.0 clients take the 100 response for the final one (RFC 9110, 10.1.1).
+            self.expect_100_continue = False
         super().on_headers_complete()
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
 
@@ -285,7 +288,8 @@ class Connection(HttpToolsProtocol):
             return
         if self._half_closed is not None and is_last:
             self.transport.close()
-        if self.pipeline:  # uvicorn reads on with every answer, and remembers all requests that come
+        # After each response, uvicorn resumes reading, and would queue any number of requests.
+        if self.pipeline:
             self.flow.pause_reading()
         if self._in_message and not self._in_head and self._idle():
             self._unset_keepalive_if_required()
@@ -310,7 +314,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         elif self.transport.is_closing():
             return
-        elif not self._idle():  # the head of a request that was sent behind one that is being answered
+        elif not self._idle():  # the head of a pipelined request, while another is being answered
             self._arm(self.head_timeout_s)
         elif self._in_head:
             self.refuse(
@@ -326,7 +330,7 @@ class Connection(HttpToolsProtocol):
         in_body = self._in_message and not self._in_head
         if (
             in_body and self.cycle.response_started
-        ):  # a second answer would be taken for that of another request
+        ):  # a second response would be taken for the response to another request
             self.transport.close()
             return
         if in_body:

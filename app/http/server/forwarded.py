@@ -9,8 +9,8 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-UNKNOWN = "unknown"  # as RFC 7239 has it
-_MAPPED = IPv6Address("::ffff:0.0.0.0")  # IPv4 addresses in IPv6's form (RFC 4291, 2.5.5.2)
+UNKNOWN = "unknown"  # as in RFC 7239
+_MAPPED = IPv6Address("::ffff:0.0.0.0")  # IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2)
 
 
 class SoundClient:

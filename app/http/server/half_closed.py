@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 _FIRST_QUESTION_S, _NEXT_QUESTION_S = 0.5, 1.0
-_CLOSED = 7  # of the kernel's states of a TCP connection, that after a reset
+_CLOSED = 7  # TCP_CLOSE: the kernel's state of a TCP connection after a reset
 
 
 class HalfClosed:
@@ -37,6 +37,6 @@ def was_reset(transport: asyncio.Transport) -> bool:
     """Whether the other machine has reset the connection."""
     try:
         told = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    except (AttributeError, OSError):  # another system than Linux, or no TCP
+    except (AttributeError, OSError):  # not Linux, or not a TCP connection
         return False
     return bool(told[0] == _CLOSED)

@@ -19,15 +19,17 @@ from app.security.tls import Certificates
 from app.telemetry import metrics
 from app.turns import Turns
 
-# One connection too many is told so, which takes a handshake. So many beyond are not.
+# This many excess connections get an error response, which needs a handshake. Beyond that, connections are
+# closed without one.
 _TOLD = 100
 _READ_BYTES = 16 * 1024  # a TLS record
 _GOODBYE_S = 5.0
-# Handshakes under way, each of some 70 KB; those begun before others are served; the time of each.
+# Maximum number of handshakes in progress (each takes about 70 KB), how many begin before the event loop
+# serves other connections, and the time limit of each in seconds.
 _UNDER_WAY = 1000
 _AT_ONCE = 4
 _LONGEST_S = 10.0
-_TLS_BEGINS = b"\x16\x80"  # a handshake's first byte, and that of SSL 2, which TLS refuses
+_TLS_BEGINS = b"\x16\x80"  # first byte of a handshake, and of SSL 2, which TLS rejects
 
 
 class Handshakes:
@@ -129,7 +131,8 @@ class Handshake(asyncio.Protocol):
         self._transport.resume_reading()
 
     def _done(self, done: asyncio.Future[None]) -> None:
-        done.exception()  # it is no news: the connection is lost then
+        # Retrieve the exception, so that asyncio does not log it; the connection is lost then.
+        done.exception()
         self._handshakes.ended(self)
 
     def end(self) -> None:

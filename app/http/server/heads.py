@@ -10,9 +10,9 @@ Headers = list[tuple[bytes, bytes]]
 _LONGEST_TARGET = 65_535  # the parser's limit
 _VERSIONS = ("1.0", "1.1")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)(.*)", re.DOTALL)
-# A name, an IPv4 address or an IPv6 address in brackets, and perhaps a port.
+# A host name, an IPv4 address or an IPv6 address in brackets, with an optional port.
 _HOST = re.compile(rb"([A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.%A-Za-z]+\])(:[0-9]{0,5})?")
-# What offers another protocol on this connection. The offer is not taken up.
+# Headers that offer another protocol for the connection. The offer is ignored.
 _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -30,7 +30,7 @@ def checked_head(method: str, version: str, target: bytes, headers: Headers) -> 
         )
     if len(target) > _LONGEST_TARGET:
         raise HeadersTooLarge(f"the request target may have at most {_LONGEST_TARGET} bytes")
-    # Absolute, as proxies send it; then its host counts (RFC 9112, section 3.2.2).
+    # Proxies send the absolute form; its host takes precedence (RFC 9112, section 3.2.2).
     if not target.startswith(b"/") and (found := _ABSOLUTE.fullmatch(target)):
         host, target = found.groups()
         target = target if target.startswith(b"/") else b"/" + target

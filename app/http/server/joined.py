@@ -48,7 +48,7 @@ class JoinedWrites:
         """Close the sending side once all is written."""
         self._flush()
         self._ended = True
-        with contextlib.suppress(OSError):  # the client has gone, and hears of nothing any more
+        with contextlib.suppress(OSError):  # the client has disconnected
             self._transport.write_eof()
 
     def close(self) -> None:

@@ -24,10 +24,10 @@ from app.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Files that a process has open beside its clients' connections.
+# Open files of a process in addition to client connections.
 _OTHER_FILES = 200
-_STOPPED_AFTER_TICKS = 3  # without a request, a tenth of a second each
-_OPERATORS = 100  # connections to probes and metrics, which are among those files
+_STOPPED_AFTER_TICKS = 3  # ticks of 0.1 s without a request
+_OPERATORS = 100  # connections for probes and metrics, part of these files
 
 
 def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -51,7 +51,7 @@ def main_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=None,  # the supervisor keeps the grace time
+        timeout_graceful_shutdown=None,  # the supervisor enforces the grace period
         proxy_headers=settings.trusted_proxies is not None,
         forwarded_allow_ips=in_both_forms(settings.trusted_proxies or ()),
     )
@@ -136,7 +136,7 @@ async def serve(
         return
     companion = _Companion(operations_config(operations, settings))
     beside = background.awaited(companion.serve(sockets=list(operations_listeners)), "operations listener")
-    # If it ends first, the process ends, and another takes its place.
+    # If it ends early, the process ends and is replaced.
     beside.add_done_callback(lambda _: setattr(server, "should_exit", True))
     try:
         await server.serve(sockets=listeners)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from app.http.server.traffic import SLOWEST_BYTES_PER_S
 
-_LOOKS = 4  # in the time that a client may stand still
+_LOOKS = 4  # checks within the time that a client may stall
 _LONGEST_STEP_S = 1.0
 
 
@@ -72,7 +72,8 @@ def untaken(transport: asyncio.Transport) -> int:
     """The bytes that the client's machine has not received: those in this process, and those in the kernel,
     which takes and sends in pieces of a megabyte."""
     queued = 0
-    with contextlib.suppress(OSError, ValueError):  # the socket is closed, or the system cannot tell
+    with contextlib.suppress(OSError, ValueError):
+        # The socket is closed, or the system does not provide this information.
         answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
         (queued,) = struct.unpack("i", answer)
     return transport.get_write_buffer_size() + queued

@@ -53,5 +53,5 @@ class Places:
             ip = ip_address(address)
         except ValueError:
             return True
-        ip = getattr(ip, "ipv4_mapped", None) or ip  # of a listener on ::
+        ip = getattr(ip, "ipv4_mapped", None) or ip  # for a listener on ::
         return (self._spares_loopback and ip.is_loopback) or any(ip in network for network in self._proxies)

@@ -17,8 +17,8 @@ from app.http.in_time import in_time
 from app.http.paths import known
 from app.http.problems import problem_response
 
-# A body is given its time and, beyond that, what this many bytes a second need: a phone on a bad line is
-# slow, and who sends a byte now and then is no phone.
+# A body must arrive within its deadline plus the time that it takes at this rate. This allows slow mobile
+# connections, but not clients that send a byte from time to time.
 SLOWEST_BYTES_PER_S = 16 * 1024
 _RETRY_AFTER_S = 1.0
 

@@ -4,7 +4,7 @@ import re
 
 from app.errors import Problem, UnreadableRequest
 
-# The first bytes of what else clients send to a port that speaks HTTP.
+# Number of first bytes that identify other protocols on an HTTP port.
 OPENING = 24
 _TLS_HANDSHAKE = re.compile(rb"\x16\x03[\x00-\x04]|\x80.\x01\x03", re.DOTALL)
 _PROXY_PROTOCOL = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")
@@ -12,7 +12,7 @@ _SIMPLE = re.compile(rb"[A-Z]+ [^ \r\n]+\r?\n")
 _METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH")
 _METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
 
-# By what the parser says, the first that fits.
+# Errors by the parser's message; the first match is used.
 _WORDS = (
     ("PRI", "this server supports HTTP/1.1, but not HTTP/2 without TLS (with curl: --http1.1)"),
     ("Duplicate Content-Length", "the request has more than one Content-Length header; send only one"),

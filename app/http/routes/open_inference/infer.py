@@ -218,7 +218,7 @@ def _of_model(request: InferRequest, options: ImageOptions, model: ModelInfo) ->
     top_k = min(options.top_k, len(model.labels))
     most = max([top_k, *(output.classes for output in outputs if output.name == "score")])
     if not model.labels and any(output.name in OF_CLASSES for output in outputs):
-        most = 1  # which is refused in words
+        most = 1  # a valid value; the request is rejected with a clear error later
     kept_patches = any(output.name == "kept_patches" for output in outputs)
     needed = options.model_copy(update={"top_k": most, "mask": "indices" if kept_patches else "none"})
     return _OfModel(outputs, top_k, needed)

@@ -45,7 +45,7 @@ from app.http.routes.plain_errors import errors
 from app.messages.model import ModelInfo
 from app.settings.types import InputName
 
-_COPIED_AT_ONCE = 2**20  # bytes of a region; more take longer than the event loop should stand still
+_COPIED_AT_ONCE = 2**20  # bytes of a region; copying more would block the event loop for too long
 _BINARY = {"type": "string", "format": "binary"}
 _HEADER_LENGTH = {
     "description": "Number of bytes of JSON at the start of the body. Binary data follows.",
@@ -121,7 +121,7 @@ def infer_router(
     async def read(
         request: Request, model_name: str, model_version: str
     ) -> tuple[Inference, ModelInfo, Access | None]:
-        # Of the body, no more is kept than what the inference refers to.
+        # The inference only keeps references to the parts of the body that it needs.
         body = await read_body(request, limits)
         if request.scope["query_string"]:
             check_query(list(request.query_params))
@@ -142,7 +142,7 @@ def infer_router(
             access = access_of(regions, request.scope)
             access.check(places)
             elsewhere = await from_region(asked, access, share)
-        if binary or elsewhere is not None:  # its images are where they came
+        if binary or elsewhere is not None:  # images are used in place, without decoding JSON
             return read_inference(asked, binary, limits, model, share, elsewhere), model, access
         inference = await share.run_if_large(
             len(body),
@@ -162,18 +162,18 @@ def infer_router(
         if inference.id is not None:
             head["id"] = inference.id
         write = partial(_written, head, inference, ended, model, access)
-        # The outputs of many images take long to write.
+        # Writing the outputs of many images takes long, so it runs in a thread.
         try:
             content, json_bytes = (
                 write()
                 if len(ended) == 1
                 else await classification.work.render(caller_of(request.scope), write)
             )
-        except Problem:  # a region has no room for an output
+        except Problem:  # an output does not fit into its region
             failed(model.name, request.scope)
             raise
         timings = timings_ms(ended, model, request.scope)
-        # The protocol's clients know no other status than 200.
+        # Clients of this protocol only accept status 200.
         _, retry_after = status_and_headers(ended)
         headers = {"Server-Timing": server_timing(timings), **retry_after, **image_headers(ended)}
         if json_bytes is None:

@@ -18,7 +18,7 @@ from app.nearest import same
 from app.priority import Priority
 from app.wrong_values import said_of, short
 
-# Triton's names, which its clients set themselves and let nobody use for anything else.
+# Parameters that Triton's clients set and that have no other meaning.
 _OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 _MICROSECONDS_PER_MS = 1000
 _LONGEST_TIMEOUT = 600_000_000
@@ -56,7 +56,8 @@ def options_in(parameters: dict[str, Any]) -> ImageOptions:
         if "deadline_ms" in values:
             raise InvalidValue("give either timeout or deadline_ms, not both")
         values["deadline_ms"] = -(-timeout // _MICROSECONDS_PER_MS)
-    if values.get("priority") == 0 and type(values["priority"]) is int:  # Triton's default: none of its own
+    # Triton's default, which means no explicit priority.
+    if values.get("priority") == 0 and type(values["priority"]) is int:
         del values["priority"]
     if "priority" in values:
         values["priority"] = _priority(values["priority"])

@@ -14,7 +14,7 @@ OutputName = Literal[
     "label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute", "embedding", "error"
 ]
 
-# Parameters that Triton's clients set by themselves, and that mean here what they mean there.
+# Parameters that Triton's clients set, with the same meaning as in Triton.
 TRITONS: dict[str, Any] = {
     "priority": {
         "anyOf": [{"type": "integer", "minimum": 0}, {"enum": list(get_args(Priority))}],

@@ -27,15 +27,16 @@ from app.wrong_values import short
 HEADER_LENGTH = "Inference-Header-Content-Length"
 Datatype = Literal["BOOL", "UINT8", "INT32", "FP32", "BYTES"]
 
-_MOST_JSON_BYTES = 8 * 2**20  # beside images in base64
-MOST_JSON_VALUES = 2**20  # parsed in about a tenth of a second; 590 x 590 pixels
+_MOST_JSON_BYTES = 8 * 2**20  # in addition to images in base64
+MOST_JSON_VALUES = 2**20  # takes about 0.1 s to parse; 590 x 590 pixels
 
 NUMBERS = {"BOOL": "?", "UINT8": "u1", "INT32": "<i4", "FP32": "<f4"}
 _PIECE = 2**15
 _LENGTH = struct.Struct("<I")
 
 
-# Puts an output's binary data somewhere else. The answer has neither data nor parameters of it, as Triton's.
+# Stores an output's binary data elsewhere. The response then has neither its data nor its parameters, as in
+# Triton.
 PutElsewhere = Callable[[bytes], None]
 
 
