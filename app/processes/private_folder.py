@@ -82,7 +82,7 @@ class PrivateFolder:
         exists."""
         if not (self.path / _LOCK).exists():
             return False
-        with contextlib.suppress(OSError):  # it is tried again next time
+        with contextlib.suppress(OSError):  # if it fails, it is tried again next time
             for path in (self.path, *self.path.rglob("*")):
                 with contextlib.suppress(FileNotFoundError):  # the file is being replaced
                     os.utime(path)
@@ -123,7 +123,7 @@ def _check_sockets(folder: Path) -> None:
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            # Locked, without a lock file (not ours), or just removed by another process.
+            # This fails if the folder is in use, has no lock file (not ours), or was just removed.
             status = folder.lstat()
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
                 with (folder / _LOCK).open("r+b") as lock:

@@ -73,7 +73,7 @@ def untaken(transport: asyncio.Transport) -> int:
     which takes and sends in pieces of a megabyte."""
     queued = 0
     with contextlib.suppress(OSError, ValueError):
-        # The socket is closed, or the system does not provide this information.
+        # This fails if the socket is closed, or if the system does not provide this information.
         answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
         (queued,) = struct.unpack("i", answer)
     return transport.get_write_buffer_size() + queued
