@@ -330,7 +330,7 @@ def test_what_cannot_be_is_refused(run: Run, tmp_path: Path) -> None:
         run(tmp_path, static_blocks=-1)
     for changes, what in (
         ({"static_blocks": 3}, "blocks 1 to 3 have static attention, so block 3 cannot prune"),
-        ({"static_blocks": 6, "stages": (6,)}, "the network has 6 blocks, of which at most 5 can"),
+        ({"static_blocks": 6, "stages": (6,)}, "the network has 6 blocks, of which at most the first 5 can"),
         ({"paca_blocks": (2,)}, "block 2 cannot attend to clusters"),
     ):
         with pytest.raises(ValueError, match=what):
