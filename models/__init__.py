@@ -1,2 +1,2 @@
-"""The pruned vision transformer. Nothing is imported here, so that the modules without torch can be imported
-without it."""
+"""The pruned vision transformer. This package imports nothing, so modules that do not need torch can be
+imported without it."""

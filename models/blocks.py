@@ -18,9 +18,12 @@ from models.static_attention import static_of
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The blocks of a network as one forward pass computes them. ``modules``: timm's own; ``way``: attention;
-    ``exact``: by timm's own operations (see `PrunedViT.exact`); ``clusters``: whether blocks that have
-    clusters of patches attend to them (see `PrunedViT.clusters`)."""
+    """The blocks of a network, set up for one forward pass.
+
+    ``modules``: timm's blocks. ``way``: how attention is computed. ``exact``: whether to use timm's own
+    operations (see `PrunedViT.exact`). ``clusters``: whether blocks that have clusters of patches attend to
+    them (see `PrunedViT.clusters`).
+    """
 
     family: Family
     modules: tuple[Any, ...]
@@ -30,14 +33,14 @@ class Blocks:
 
     @staticmethod
     def of(family: Family, rows: Tensor, *, exact: bool, clusters: bool = True) -> "Blocks":
-        """The best choice for rows of this device and dtype, or ``exact``."""
+        """Choose the fastest implementation for the device and dtype of ``rows``, or timm's if ``exact``."""
         modules = tuple(family.blocks)
-        attn = modules[-1].attn  # the first may be static
+        attn = modules[-1].attn  # the first ones may have static attention
         way = Runs(attn.fused_attn) if exact else way_for(attn, rows, family.architecture.tokens)
         return Blocks(family, modules, way, exact, clusters)
 
     def plain(self, index: int, tokens: Tokens) -> Tokens:
-        """The tokens after block ``index``, which prunes nothing."""
+        """Compute block ``index`` without pruning."""
         normed, clustering = self.normed(index, tokens), self._clustering(index)
         static = static_of(self.modules[index])
         if static is not None:
@@ -54,22 +57,25 @@ class Blocks:
         return clustering_of(self.modules[index]) if self.clusters else None
 
     def attn(self, index: int) -> Attention:
-        """The attention of a block."""
+        """The attention module of a block."""
         attn: Attention = self.modules[index].attn
         return attn
 
     def normed(self, index: int, tokens: Tokens) -> Tensor:
-        """The rows that attention and its gate read."""
+        """The rows after ``norm1``: the input of the attention and of its gate."""
         normed: Tensor = self.modules[index].norm1(tokens.rows)
         return normed
 
     def project(self, index: int, normed: Tensor, wanted: Wanted) -> Parts:
-        """Queries, keys and values, or some of them, of ``normed`` rows."""
+        """Compute the queries, keys and values of ``normed`` rows, or some of them."""
         return self.family.project(self.modules[index].attn, normed, wanted)
 
     def attended(self, index: int, tokens: Tokens, normed: Tensor, parts: Parts, source: Tokens) -> Tokens:
-        """The tokens with the attention of their queries to the keys and values of ``source`` added.
-        ``normed``: their own rows."""
+        """Add the output of the block's attention to ``tokens``.
+
+        ``parts``: the queries of ``tokens``, and the keys and values of ``source``. ``normed``: the rows of
+        ``tokens`` after ``norm1``, for the gate.
+        """
         attn = self.modules[index].attn
         mixed = attn.norm(self.way.attend(attn, parts, tokens, source, index))
         if attn.gate is not None:
@@ -77,22 +83,22 @@ class Blocks:
         return self._with_attention(index, tokens, attn.proj_drop(attn.proj(mixed)))
 
     def _with_attention(self, index: int, tokens: Tokens, update: Tensor) -> Tokens:
-        """The tokens with the update of the block's attention."""
+        """Add the update of the block's attention to ``tokens``."""
         block = self.modules[index]
         return self._add(tokens, update, self.family.scales(block)[0], block.drop_path1)
 
     def mlp(self, index: int, tokens: Tokens) -> Tokens:
-        """The tokens with the update of the block's MLP."""
+        """Add the update of the block's MLP to ``tokens``."""
         block = self.modules[index]
         normed = block.norm2(tokens.rows)
         update = block.mlp(normed) if self.exact else mlp(block.mlp, normed)
         return self._add(tokens, update, self.family.scales(block)[1], block.drop_path2)
 
     def _add(self, tokens: Tokens, update: Tensor, scale: Tensor | None, drop_path: nn.Module) -> Tokens:
-        """The tokens with their rows' update added, scaled and, in training, dropped at random."""
+        """Add ``update`` to the rows, scaled (LayerScale) and, in training, dropped at random (DropPath)."""
         if scale is not None:
             if not (self.exact or drop_path.training or torch.is_grad_enabled()):
-                # One operation, which rounds once.
+                # A single operation rounds only once.
                 return tokens.with_rows(torch.addcmul(tokens.rows, update, scale))
             update = update * scale
         return tokens.with_rows(tokens.rows + _dropped(drop_path, update, tokens.packing))

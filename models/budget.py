@@ -1,9 +1,9 @@
-"""Plans of ragged batches in shapes that do not change, which a CUDA graph needs.
+"""Plans of ragged batches with fixed shapes, as CUDA graphs need them.
 
-A budget is a number of images and, after each stage, a number of rows. The plan of every batch that fits into
-it has the same stages and tables of the same shapes, so the same list of kernels computes it: only the
-numbers in the tables differ. Missing images are computed up to the first stage and end there, without any
-token left. Missing rows are copies of the first image's first row. Pure, in numpy.
+A budget limits the number of images and the number of rows after each stage. All batches that fit into a
+budget have plans with the same stages and the same table shapes, so they run the same kernels; only the
+numbers in the tables differ. Missing images are computed up to the first stage, which leaves no token of
+them. Missing rows are copies of the first image's first row. Pure functions, in numpy.
 """
 
 from collections.abc import Sequence
@@ -30,19 +30,19 @@ class Budget:
     rows: tuple[int, ...]
 
     def holds(self, kept: Int[np.ndarray, "B stages"], prefix: int) -> bool:
-        """Whether a batch fits whose images keep this many patches."""
+        """Whether a batch whose images keep these numbers of patches fits."""
         rows = (prefix + kept).sum(axis=0)
         return len(kept) <= self.images and bool((rows <= self.rows).all())
 
 
 def budgets(arch: Architecture, stages: Stages) -> list[Budget]:
-    """The largest first: for each number of images, as many rows as they have at each of some ratios."""
+    """The budgets, largest first: for each number of images, the rows that they have at each of `LEVELS`."""
     tokens = arch.patches + arch.prefix_tokens
     found = []
     for images in IMAGES:
         for level in LEVELS:
             counts = stages.keep_counts(arch.patches, level)
-            # One of them may be left whole.
+            # There is always room for one unpruned image.
             least = tokens + (images - 1) * (arch.prefix_tokens + 1)
             rows = tuple(max(least, images * (arch.prefix_tokens + count)) for count in counts)
             found.append(Budget(images, rows))
@@ -57,8 +57,10 @@ def kept_of(ratios: Sequence[float], arch: Architecture, stages: Stages) -> Int[
 
 @lru_cache(maxsize=16)
 def plan_within(budget: Budget, ratios: tuple[float, ...], arch: Architecture, stages: Stages) -> Plan:
-    """The plan of images that drop their patches, in the order in which they come, within a budget that holds
-    them. Its arrays are shared and must not be changed."""
+    """The plan of a batch with the reducer `drop`, padded to ``budget``, which must hold it.
+
+    The images keep their order. The result is cached, so its arrays must not be changed.
+    """
     kept = kept_of(ratios, arch, stages)
     assert budget.holds(kept, arch.prefix_tokens)
     builder = _Builder(budget, arch, stages.rows)
@@ -76,7 +78,7 @@ def plan_within(budget: Budget, ratios: tuple[float, ...], arch: Architecture, s
 
 
 class _Builder:
-    """Stages of a plan that is being built. Arrays of lengths are [images]; 0 is a missing image."""
+    """Builds the stages of a plan. Arrays of lengths are [images]; a length of 0 is a missing image."""
 
     def __init__(self, budget: Budget, arch: Architecture, rows: Rows) -> None:
         self._images, self._prefix, self._patches = budget.images, arch.prefix_tokens, arch.patches
@@ -91,7 +93,7 @@ class _Builder:
         return Table(len(self.tables) - 1)
 
     def stage(self, before: np.ndarray, after: np.ndarray, rows: int, *, first: bool) -> StagePlan:
-        # Stands for every batch of the budget: lengths that differ, the longest of which is a whole image.
+        # Represents every batch of the budget: the lengths differ, and the longest is an unpruned image.
         packing = Packing((self._width, *(self._prefix + 1,) * (self._images - 1)), rows)
         bounds = self._bounds(after)
         starts, own_before, bounds_before = _starts(before), self._before, self._bounds_before
@@ -118,13 +120,13 @@ class _Builder:
         return self.add(np.concatenate(([0], lengths.cumsum())).astype(np.int32))
 
     def _group(self, lengths: np.ndarray, *, first: bool) -> Group:
-        """Side by side, each as wide as a whole image."""
+        """All images side by side, each padded to the length of an unpruned image."""
         run = Run(0, self._images, 0, self._width)
         if first:
             return Group(run, self._patches)
         starts, place = _starts(lengths)[:, None], np.arange(self._width)
         there = place < lengths[:, None]
-        # One place that is no gap for images that are not there: a softmax of gaps alone is no number.
+        # Missing images have one place that is not a gap: a softmax over gaps alone is NaN.
         gaps = place >= np.maximum(lengths, 1)[:, None]
         shares = (there / np.maximum(lengths, 1)[:, None]).astype(np.float32)
         return Group(
@@ -151,6 +153,6 @@ class _Builder:
 
 
 def _starts(lengths: np.ndarray) -> Int[np.ndarray, " images"]:
-    """The first row of each image; row 0 of those that are not there."""
+    """The first row of each image; row 0 for missing images."""
     starts = np.concatenate(([0], lengths[:-1].cumsum()))
     return np.where(lengths > 0, starts, 0)

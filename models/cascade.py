@@ -32,9 +32,9 @@ class Cascade:
     """A fitted cascade: the first run's keep ratio, criterion and reducer, and the margin up to which an
     image is computed again without pruning.
 
-    ``agreement`` (required) and ``images`` say how it was fitted. ``compute`` is the mean cost of an image
-    then, as a share of the unpruned model's MACs. ``dtype``: the dtype in which it was fitted, whose rounding
-    affects the margin; None if it is not known.
+    ``agreement`` is the agreement that was required, and ``images`` the number of images of the fit.
+    ``compute`` is the mean cost of an image during the fit, as a share of the unpruned model's MACs.
+    ``dtype`` is the dtype of the fit, whose rounding affects the margin; None if unknown.
     """
 
     keep_ratio: float
@@ -70,8 +70,8 @@ def margins(scores: Float[np.ndarray, "B classes"]) -> Float[np.ndarray, " B"]:
 
 
 def second_run_compute(arch: Architecture, stages: Stages) -> float:
-    """The cost of the unpruned second run, as a share of the unpruned model's MACs: it starts from the first
-    run's tokens at the first stage."""
+    """The cost of the unpruned second run, as a share of the unpruned model's MACs. The second run reuses the
+    tokens of the first run before the first stage."""
     if not stages.blocks:
         return 0.0
     unpruned = (arch.patches,) * len(stages.blocks)
@@ -79,7 +79,7 @@ def second_run_compute(arch: Architecture, stages: Stages) -> float:
 
 
 def fit_margin(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], agreement: float) -> float:
-    """The smallest threshold that keeps the expected agreement on a further image at ``agreement`` or above.
+    """The smallest threshold that keeps the expected agreement on a new image at ``agreement`` or above.
 
     Conformal risk control (arXiv 2208.02814, equation 4, for a loss of 0 or 1): with d disagreements left
     among n images, the expected share on the next one is at most (d + 1) / (n + 1). Raises
@@ -100,7 +100,7 @@ def fit_margin(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], 
 def _least_threshold(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"], allowed: int) -> float:
     """The smallest threshold that leaves at most ``allowed`` disagreements."""
     wrong = np.sort(margin[~agrees])[::-1]
-    # The disagreements with the largest margins are let through; the next one must be run again.
+    # The disagreements with the largest margins are accepted; the next one must be run again.
     return float(wrong[allowed]) if len(wrong) > allowed else 0.0
 
 
@@ -123,9 +123,9 @@ def choose_and_fit(
     """The results of each candidate, the index of the cheapest, and its final fit.
 
     ``cost(candidate, unsure)``: the mean cost of an image. Candidates are compared on every other image, and
-    the margin of the chosen one is fitted on the rest: fitted on the images that it was chosen on, it would
-    agree on further ones less often than promised, the more so the more candidates there are. A single
-    candidate is fitted on all images. Raises UnreachableAgreementError (see `fit_margin`).
+    the margin of the chosen one is fitted on the rest. If it were fitted on the images that chose it, it
+    would agree on new images less often than promised, and more so with more candidates. A single candidate
+    is fitted on all images. Raises UnreachableAgreementError (see `fit_margin`).
     """
 
     def with_margin(candidate: int, images: slice, fitted: float) -> Fitted:

@@ -1,7 +1,7 @@
 """The models that can be served here, and the cost of an image with each.
 
-Networks are built on PyTorch's meta device, where tensors have shapes and no values. Weights are only read of
-files and folders without a TrimViT header.
+Networks are built on PyTorch's meta device, where tensors have shapes but no values. Weights are only read
+from files and folders without a TrimViT header.
 """
 
 import json
@@ -33,15 +33,18 @@ from models.token_pool import add_pools
 
 Source = Literal["bundled", "cached", "hub", "file"]
 
-# timm's modules that have models of the classes that TrimViT prunes; the other modules' are of other classes.
+# The timm modules that contain the classes that TrimViT prunes.
 _MODULES = ("deit", "eva", "vision_transformer")
 _WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model that can be served under ``reference``: the source of its weights, its input size (pixels:
-    height, width), its number of classes, and the numbers that its tokens and costs follow from."""
+    """A model that can be served as ``reference``.
+
+    ``source``: where its weights are. ``image_size``: height and width in pixels. ``arch`` and ``stages``
+    determine its token counts and its cost.
+    """
 
     reference: str
     source: Source
@@ -53,8 +56,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A reference that may be servable; ``build`` makes its network, without weights, to see. ``name`` is
-    timm's of it, with the tag of its weights, if there is one."""
+    """A reference that may be servable.
+
+    ``build`` creates its network without weights, to find out. ``name``: timm's name of the model, with the
+    tag of its weights; empty for models that do not come from timm.
+    """
 
     reference: str
     source: Source
@@ -63,7 +69,7 @@ class Candidate:
     name: str = ""
 
     def entry(self) -> Entry | None:
-        """None for a model that cannot be pruned, or that has features but no classes."""
+        """Build the network and describe it. None if it cannot be pruned, or has features but no classes."""
         try:
             with torch.device("meta"):
                 vit = self.build()
@@ -77,9 +83,11 @@ class Candidate:
 
 
 def candidates(patterns: Sequence[str] = (), architecture: str | None = None) -> list[Candidate]:
-    """What may be servable: the bundled model and what the hub's local cache has; with patterns (as file
-    names have them: * and ?), those of these and of all timm models with weights whose reference fits one.
-    A pattern may also be the path of a file or folder, ``architecture`` what it is of if it does not say.
+    """List the models that may be servable: the bundled one and those in the hub's local cache.
+
+    With ``patterns`` (shell-style: * and ?), return those of them, and of all timm models with weights, whose
+    reference matches a pattern. A pattern may also be the path of a file or folder; ``architecture`` is then
+    its timm architecture, if it does not name one itself.
 
     Raises ModelError and UnsupportedModelError for a file or folder that cannot be served.
     """
@@ -112,7 +120,8 @@ def _is_path(pattern: str) -> bool:
 
 
 def _located(pattern: str) -> Path | str:
-    """Patterns are parts of names at times, which are no references."""
+    """Like `located`, but return a pattern that is not a valid reference unchanged, since it may be part of a
+    name. Raises ModelError if it looks like a path."""
     try:
         return located(pattern)
     except ModelError:
@@ -153,15 +162,15 @@ def _of_timm(name: str, source: Source) -> Candidate:
 
 
 def _build(architecture: str, **model_args: Any) -> Network:
-    if not is_model_in_modules(architecture.partition(".")[0], ("eva",)):  # it has no such argument
-        # Without weights there is nothing to initialise, which is most of the time.
+    if not is_model_in_modules(architecture.partition(".")[0], ("eva",)):  # Eva has no such argument
+        # Skip the initialisation, which takes most of the time and is not needed without weights.
         model_args["weight_init"] = "skip"
     vit: Network = build(architecture, **model_args)
     return vit
 
 
 def _cached() -> list[Candidate]:
-    """The models whose weights are in the hub's local cache: timm's by their names, others by the hub's."""
+    """The models whose weights are in the hub's local cache: timm models by timm's name, others by hub id."""
     try:
         repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
@@ -187,8 +196,8 @@ def _cached() -> list[Candidate]:
 
 
 def _from_config(folder: Path) -> Callable[[], Network] | None:
-    """What builds the network that a folder's config.json describes; None if that is not timm's and no
-    classifier of transformers' that is served."""
+    """A function that builds the network described by a folder's config.json. None if the config is neither
+    timm's nor that of a supported transformers classifier."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if isinstance(content, dict) and timm.is_model(str(content.get("architecture"))):

@@ -1,4 +1,4 @@
-"""Images and one request each -> predictions. Pixels, model and labels are combined here."""
+"""Images and one request each -> predictions. Combines preprocessing, model and scores."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,8 +65,8 @@ class ImageRequest:
     """The request for one image: how to prune it, the number of labels, whether to return the kept patches,
     the logits of all classes and the feature vector.
 
-    With a ``margin``, it is computed again without pruning if the probability of its first label is at most
-    that much above that of the second one (see models.cascade).
+    With a ``margin``, the image is computed again without pruning if the probability of its first label
+    exceeds that of the second by at most ``margin`` (see models.cascade).
     """
 
     pruning: Pruning
@@ -85,9 +85,9 @@ class Prediction:
     row by row in the patch grid, of the patches left after stage s (None if not requested).
     ``kept_counts[s]``: their number. ``keep_ratio``: the applied ratio (with `keep_mass`, the resulting
     ratio; 1 if the image was computed again without pruning). ``compute``: the share of the unpruned model's
-    MACs, of both runs if there were two. ``runs``: 1 or 2. ``logits``: float32, of all classes in their
-    order. ``features``: float32, the feature vector, with two runs that of the second (None if not
-    requested).
+    MACs, of both runs if there were two. ``runs``: 1 or 2. ``logits``: float32, for all classes in order.
+    ``features``: the feature vector in float32, of the second run if there were two. Both are None if not
+    requested.
     """
 
     classes: Int[np.ndarray, " top_k"]
@@ -102,11 +102,11 @@ class Prediction:
 
 
 class Classifier:
-    """A model on its device in its dtype, which can classify in several threads at the same time.
+    """A model on its device and in its dtype. Several threads may classify with it at the same time.
 
     The model is changed in place. In int8, the linear layers of the blocks compute in int8, and everything
-    else, such as the patch embedding and the head, in the CPU's own dtype. On a GPU, each thread should have
-    its own stream. With ``graphs``, small batches become CUDA graphs (models.graphs). ``exact``: see
+    else, such as the patch embedding and the head, in the CPU's default dtype. On a GPU, each thread should
+    have its own stream. ``graphs``: run small batches as CUDA graphs (models.graphs). ``exact``: see
     `PrunedViT`. ``scores``: how logits become scores.
     """
 
@@ -152,12 +152,15 @@ class Classifier:
 
     @torch.inference_mode()
     def make_kernels(self, most_rows: int, enough_s: float) -> None:
-        """Make the kernels of linear layers for pruned batches of up to ``most_rows`` rows in advance, within
-        ``enough_s`` seconds. Does nothing if new numbers of rows are not slow (see `Way.rounding`)."""
+        """Create the linear layers' kernels for pruned batches of up to ``most_rows`` rows in advance.
+
+        Stops after ``enough_s`` seconds. Does nothing if a new number of rows is not slow (see
+        `Way.rounding`).
+        """
         like = next(self.model.parameters())
         if self.model.blocks_for(like).way.rounding:
-            # All blocks but static ones, which compute whole images only, are alike; those of stages and
-            # with clusters compute parts.
+            # All blocks are alike, except static ones, which only see unpruned images. Only stages and blocks
+            # with clusters compute parts of the projection.
             model, paca, in_parts = self.model, self.model.arch.paca, _blocks_in_parts(self.model)
             block = model.family.blocks[in_parts[0] if in_parts else -1]
             wanted: tuple[Wanted, ...] = ("qkv", "q", "kv") if in_parts else ("qkv",)
@@ -170,8 +173,10 @@ class Classifier:
 
     @torch.inference_mode()
     def capture_graphs(self, criterion: Criterion) -> None:
-        """The calling thread's CUDA graphs of ragged batches that are judged by ``criterion``; without
-        ``graphs``, none. While one thread captures, others should not compute."""
+        """Capture the calling thread's CUDA graphs for ragged batches pruned by ``criterion``.
+
+        Does nothing without ``graphs``. Other threads should not compute while one captures.
+        """
         if self._graphs is not None:
             black = torch.zeros((1, *self.spec.size, 3), dtype=torch.uint8)
             self._graphs.warm_up(self._inputs(black), criterion)
@@ -180,8 +185,10 @@ class Classifier:
     def classify(
         self, pixels: UInt8[Tensor, "B height width 3"], requests: Sequence[Request]
     ) -> list[Prediction]:
-        """One prediction per image, in order. A ``top_k`` above the number of classes returns all of them,
-        and none for a model without a head."""
+        """Return one prediction per image, in order.
+
+        A ``top_k`` above the number of classes returns all classes; a model without a head returns none.
+        """
         if len(pixels) != len(requests):
             raise ValueError(f"{len(pixels)} images, but {len(requests)} requests")
         inputs = self._inputs(pixels)
@@ -229,8 +236,8 @@ class Classifier:
     def compare(
         self, pixels: UInt8[Tensor, "B height width 3"], prunings: Sequence[Sequence[Pruning]]
     ) -> list[Output]:
-        """The model's outputs for the same images under several prunings each, one output for each entry of
-        ``prunings`` [settings][B]. Everything before the first stage is computed once for all."""
+        """Compute the same images under several prunings, one output for each entry of ``prunings``
+        [settings][B]. Everything before the first stage is computed only once."""
         tokens = self.begin(pixels)
         return [self.model.finish(tokens, of_images) for of_images in prunings]
 
@@ -240,14 +247,14 @@ class Classifier:
         return self.model.begin(self._inputs(pixels))
 
     def scores_of(self, logits: Float[Tensor, "B classes"]) -> Float[Tensor, "B classes"]:
-        """The scores of the logits, from 0 to 1: over all classes, or of each class by itself."""
+        """Convert logits to scores from 0 to 1: a softmax over all classes, or a sigmoid per class."""
         logits = logits.float()
         return logits.sigmoid() if self._scores == "sigmoid" else logits.softmax(dim=1)
 
     def _best(
         self, logits: Float[Tensor, "B classes"], most: int
     ) -> tuple[Float[np.ndarray, "B most"], Int[np.ndarray, "B most"]]:
-        """Scores and numbers of so many classes, best first."""
+        """The scores and indices of the ``most`` best classes, best first."""
         if most == 0:
             nothing = np.empty((len(logits), 0))
             return nothing, nothing.astype(int)
@@ -257,7 +264,7 @@ class Classifier:
     def _features(
         self, output: Output, requests: Sequence[Request]
     ) -> dict[int, Float[np.ndarray, " features"]]:
-        """The feature vectors of the images that ask for one, by their place: only these leave the device."""
+        """The feature vectors of the images that request one, by index. Only these leave the device."""
         asked = [image for image, request in enumerate(requests) if request.features]
         if not asked:
             return {}
@@ -271,8 +278,8 @@ class Classifier:
         return normalise(on_device(pixels, torch.device(self.device)), self.spec, self._between, self._levels)
 
     def _cascade(self, inputs: Tensor, requests: Sequence[Request]) -> tuple[Output, Output, frozenset[int]]:
-        """The first run's output, the same with the output of uncertain images replaced by the unpruned
-        model's, and the indices of these images."""
+        """Run the cascade. Returns the output of the first run, the same output with uncertain images
+        replaced by their unpruned second run, and the indices of these images."""
         tokens = self.model.begin(inputs)
         first = self.model.finish(tokens, [request.pruning for request in requests])
         margin = margins(self.scores_of(first.logits).cpu().numpy())
@@ -291,13 +298,13 @@ class Classifier:
 
 
 def _blocks_in_parts(model: PrunedViT) -> tuple[int, ...]:
-    """Those that compute queries apart from keys and values: stages, and blocks that attend to clusters."""
+    """The blocks that compute queries separately from keys and values: stages, and blocks with clusters."""
     paca = model.arch.paca
     return (*model.stages.blocks, *(() if paca is None else paca.blocks))
 
 
 def _refuse_overflow(model: PrunedViT, dtype: torch.dtype) -> None:
-    """Raises ModelError for weights that are finite in float32 but not in the dtype of the computation."""
+    """Raise ModelError for weights that are finite in float32 but overflow in ``dtype``."""
     for name, tensor in model.vit.state_dict().items():
         if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelError(

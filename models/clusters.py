@@ -2,8 +2,8 @@
 
 In a block that has a `Clustering`, the queries of all tokens attend to M clusters of the image's patches and
 to its prefix tokens. With X the normed rows of the patches, the clusters are LN(Z^T X), where Z [N, M] is the
-softmax over the image's own N patches of what an MLP gives for each row. docs/methods.md says what is PaCa's
-and what was reconstructed.
+softmax of MLP(X) over the image's own N patches. docs/methods.md says what comes from the paper and what was
+reconstructed.
 """
 
 from collections.abc import Sequence
@@ -18,35 +18,39 @@ from models.linear.mlp import mlp
 from models.paca import Paca, hidden_width
 from models.ragged import Packing, Run, Tokens, rounded
 
-# Its place in a block, and so a part of its tensors' names in a checkpoint.
+# The name of the submodule in a block, and so part of its tensors' names in a checkpoint.
 NAME = "clusters"
-# How far from even the weights are that a new clustering gives to patches: the standard deviation of what
-# goes into the softmax. At 2, a cluster is made of about an eighth of the patches.
+# The standard deviation of a new clustering's softmax inputs: how uneven the weights of the patches are. At
+# 2, a cluster consists of about an eighth of the patches.
 _SPREAD = 2.0
-# The variance of GELU of a standard normal number.
+# The variance of GELU(x) for a standard normal x.
 _VARIANCE_OF_GELU = 0.345
 
 
 class Clustering(nn.Module):
-    """Makes ``clusters`` clusters of an image's patches, ``dim`` wide. Weights and means are computed in
-    float32, those of each image from its own tokens alone."""
+    """Computes ``clusters`` clusters of an image's patches, each with ``dim`` values.
+
+    Weights and means are computed in float32, and only depend on the image's own tokens.
+    """
 
     def __init__(self, dim: int, clusters: int) -> None:
         super().__init__()
         self.clusters = clusters
-        # The same number added to all patches of an image changes no softmax over them: no second bias.
+        # No second bias: a softmax over patches does not change if all of them are shifted alike.
         self.mlp = Mlp(dim, hidden_width(dim), clusters, bias=(True, False))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def source(
         self, tokens: Tokens, normed: Float[Tensor, "*rows D"], prefix: int, *, in_one: bool
     ) -> Tokens:
-        """The keys and values that take the place of ``tokens``, image by image: its ``prefix`` first tokens
-        and its clusters. ``normed``: the rows of all tokens. ``in_one``: images of different lengths are
-        computed side by side in one table, with gaps, only by their `Tokens.bounds`; otherwise run by run.
+        """The tokens that replace ``tokens`` as keys and values: each image's first ``prefix`` tokens and its
+        clusters.
 
-        A fused token is clustered as a patch is. If tokens count for several patches as keys (`Tokens.bias`),
-        they also do as parts of clusters.
+        ``normed``: the rows of all tokens after the block's norm. ``in_one``: compute images of different
+        lengths side by side in one padded table, using only `Tokens.bounds`; otherwise run by run.
+
+        A fused token is clustered like a patch. Tokens that count for several patches as keys
+        (`Tokens.bias`) also do so in clusters.
         """
         logits = mlp(self.mlp, normed)
         with torch.autocast(normed.device.type, enabled=False):
@@ -56,13 +60,13 @@ class Clustering(nn.Module):
             ]
         images, length = len(tokens.packing.lengths), prefix + self.clusters
         device = normed.device
-        # In few shapes, where tokens are.
+        # Round the number of rows up if that of the tokens is: fewer shapes.
         packing = Packing((length,) * images, rounded(images * length) if tokens.packing.rows else 0)
         return Tokens(
             packing.pack(parts),
             packing,
             (0,) * images,
-            torch.full((images * length,), -1, device=device),  # a cluster has no place
+            torch.full((images * length,), -1, device=device),  # clusters have no position
             bounds=None
             if tokens.bounds is None
             else torch.arange(0, (images + 1) * length, length, dtype=torch.int32, device=device),
@@ -72,8 +76,8 @@ class Clustering(nn.Module):
     def _images(
         self, tokens: Tokens, logits: Tensor, normed: Tensor, *, in_one: bool
     ) -> Sequence[tuple[Tensor, Tensor]]:
-        """What goes into the softmax [images, tokens, M] and rows [images, tokens, D] of neighbouring images,
-        with the least number there is in gaps."""
+        """The softmax inputs [images, tokens, M] and the rows [images, tokens, D] of neighbouring images. In
+        gaps, the softmax inputs are the lowest float32 value."""
         bias = None if tokens.bias is None else tokens.bias.unsqueeze(1)
         runs = tokens.packing.runs
         if in_one and len(runs) > 1:
@@ -90,7 +94,7 @@ class Clustering(nn.Module):
     def _beside(
         self, logits: Float[Tensor, "B T M"], rows: Float[Tensor, "B T D"], prefix: int
     ) -> Float[Tensor, "B prefix_and_M D"]:
-        """The prefix tokens' rows and the clusters of the others."""
+        """The rows of the prefix tokens, followed by the clusters of the other tokens."""
         weights = logits[:, prefix:].softmax(dim=1)
         means = weights.mT @ rows[:, prefix:].float()
         norm = self.norm
@@ -103,9 +107,9 @@ class Clustering(nn.Module):
     def begin(self, norm: nn.Module) -> None:
         """Initialize the weights for training, in a block whose attention reads rows after ``norm``.
 
-        The clusters' own norm lets a row that comes out of ``norm`` through almost unchanged, so keys and
-        values are made of clusters as they were of patches. The MLP gives each cluster weights of its own,
-        drawn at random.
+        The clusters' own norm leaves a row that comes out of ``norm`` almost unchanged, so keys and values
+        see clusters that look like patches. The MLP is drawn at random, so each cluster weighs the patches
+        differently.
         """
         gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
         variance = 1.0 if gain is None else float(gain.square().mean())
@@ -122,22 +126,24 @@ class Clustering(nn.Module):
 
 
 def add_clusters(blocks: Sequence[nn.Module], paca: Paca, dim: int) -> None:
-    """New ones in the blocks of a network that ``paca`` names, as a module of each: so whatever saves,
-    copies, averages, freezes or moves the network does so with them, and timm's own forward pass does not
-    call them. Raises ValueError for a block that is not there."""
+    """Add a new `Clustering` to each block that ``paca`` names.
+
+    They are submodules of the blocks, so they are saved, copied, averaged, frozen and moved with the network.
+    timm's own forward pass does not call them. Raises ValueError for a block that does not exist.
+    """
     paca.beside((), len(blocks))
     for block in paca.blocks:
         blocks[block].add_module(NAME, Clustering(dim, paca.clusters))
 
 
 def clustering_of(block: nn.Module) -> Clustering | None:
-    """That of a block, if it has one."""
+    """The block's `Clustering`, if it has one."""
     found = getattr(block, NAME, None)
     return found if isinstance(found, Clustering) else None
 
 
 def paca_of(blocks: Sequence[nn.Module]) -> Paca | None:
-    """Which blocks of a network attend to clusters, and to how many."""
+    """The blocks of a network that attend to clusters, and the number of clusters. None without any."""
     found = {index: each for index, block in enumerate(blocks) if (each := clustering_of(block)) is not None}
     if not found:
         return None
@@ -145,20 +151,20 @@ def paca_of(blocks: Sequence[nn.Module]) -> Paca | None:
 
 
 def is_of_clusters(name: str) -> bool:
-    """Whether a parameter of this name is a clustering's."""
+    """Whether a parameter of this name belongs to a `Clustering`."""
     return f".{NAME}." in name
 
 
 def _side_by_side(
     tokens: Tokens, logits: Float[Tensor, "*rows M"], normed: Float[Tensor, "*rows D"], bias: Tensor | None
 ) -> tuple[Float[Tensor, "B T M"], Float[Tensor, "B T D"]]:
-    """Images of different lengths in one table, on the device alone: each as wide as the longest."""
+    """Put images of different lengths into one table, padded to the longest, without the host's help."""
     assert tokens.bounds is not None
     starts, ends = tokens.bounds[:-1, None], tokens.bounds[1:, None]
     numbers = starts + torch.arange(tokens.packing.longest, dtype=torch.int32, device=normed.device)
     gaps = numbers >= ends
     shape = gaps.shape
-    # Any row that exists; also for an image that is not there (budget.py).
+    # Gaps may hold any row that exists; so may missing images (budget.py).
     numbers = numbers.masked_fill(gaps, 0).flatten()
 
     def beside(rows: Tensor) -> Tensor:
@@ -167,5 +173,5 @@ def _side_by_side(
     own = beside(logits).float()
     if bias is not None:
         own = own + beside(bias)
-    # No infinity: an image that is not there has nothing but gaps.
+    # Not -inf: missing images consist of gaps only, and their softmax would be NaN.
     return own.masked_fill(gaps.unsqueeze(2), torch.finfo(torch.float32).min), beside(normed)

@@ -1,6 +1,6 @@
 """Converts other color spaces to sRGB, by ICC profile, LAB or PNG's gamma. No torch.
 
-As Pillow's ImageCms does it by default: littleCMS, perceptual intent, into its sRGB.
+Uses the defaults of Pillow's ImageCms: littleCMS, perceptual intent, its built-in sRGB profile.
 """
 
 import io
@@ -16,10 +16,10 @@ from models.samples import Say
 LONGEST_PROFILE = 4 * 2**20
 
 _GREY_MODES = ("1", "L", "LA", "La")
-# What an ICC profile calls the colour spaces, by the mode that an image is in when it is converted.
+# Image mode before the conversion -> the name of its color space in an ICC profile.
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-_NO_CHANGE = 1  # levels: an image in sRGB with its profile stays as it is
-_STEPS = 9  # of each channel, to see what a profile changes
+_NO_CHANGE = 1  # a profile that changes no color by more levels than this is taken for sRGB
+_STEPS = 9  # per channel, in the colors that test what a profile changes
 _USUAL_GAMMA, _NEARLY_USUAL = 1 / 2.2, 0.025
 _GAMMAS = (0.1, 10.0)
 _HDR = {16, 18}  # PQ and HLG (ITU-T H.273, table 3)
@@ -29,7 +29,7 @@ _WIDE_PRIMARIES = {9, 11, 12}  # BT.2020, DCI-P3 and Display P3 (table 2)
 
 @dataclass(frozen=True, slots=True)
 class ToSrgb:
-    """Converts an image without transparency, once it is in ``mode``, to RGB."""
+    """A conversion to RGB for an image without transparency in ``mode``."""
 
     mode: str
     apply: Callable[[Image.Image], Image.Image]
@@ -91,7 +91,7 @@ class _AnotherSpace(ValueError):
 
 @lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """None if the profile changes nothing. Raises what ImageCms raises, or _AnotherSpace."""
+    """The conversion by a profile; None if it changes nothing. Raises _AnotherSpace and ImageCms's errors."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     if space != _SPACES[mode]:
@@ -107,7 +107,7 @@ def _transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image
 
 @lru_cache(maxsize=1)
 def _colours() -> Image.Image:
-    """Colours from all over RGB."""
+    """A grid of colors that covers RGB."""
     steps = np.linspace(0, 255, _STEPS).astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1)
     return Image.fromarray(cube.reshape(_STEPS**2, _STEPS, 3))
@@ -125,7 +125,8 @@ def _lab_transform() -> ImageCms.ImageCmsTransform:
 
 
 def _by_gamma(gamma: float, mode: str) -> ToSrgb | None:
-    """PNG's gAMA: a sample is light to that power. What is near the usual 1 / 2.2 is meant as sRGB."""
+    """Convert by PNG's gAMA: a sample is the light intensity to the power of ``gamma``. Values near the usual
+    1 / 2.2 are taken for sRGB."""
     if abs(gamma - _USUAL_GAMMA) <= _NEARLY_USUAL or not _GAMMAS[0] <= gamma <= _GAMMAS[1] or mode == "CMYK":
         return None
     light = (np.arange(256) / 255) ** (1 / gamma)

@@ -7,9 +7,9 @@ MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def groups_of(controller: str, membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> Iterator[Path]:
-    """The folders of the groups in which ``controller`` ("cpu", "memory") limits this process, of either
-    version: its own group, and every group above it, whose limits hold as well. In a container, the topmost
-    that is seen is its own. None if the kernel does not say."""
+    """Yield the folders of the control groups (v1 or v2) in which ``controller`` ("cpu", "memory") limits
+    this process: its own group and all groups above it, whose limits apply too. In a container, the topmost
+    visible group is the container's own. Yields nothing if the kernel does not list the groups."""
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -8,19 +8,19 @@ from models.control_groups import GROUPS, MEMBERSHIP, groups_of
 
 
 def cores() -> int:
-    """Cores this process may use: those it is bound to, but no more than a container's limit (`docker run
-    --cpus`, Kubernetes' `limits.cpu`) gives it time for, rounded up. More threads would stop each other."""
+    """The number of cores this process may use: its CPU affinity, capped at the container's CPU limit
+    (`docker run --cpus`, Kubernetes' `limits.cpu`), rounded up. More threads would slow each other down."""
     bound_to = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(bound_to, _cores_of_time())))
 
 
 def _cores_of_time(membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> float:
-    """How many cores' time the control groups of this process may take; infinite without a limit."""
+    """The CPU limit of this process's control groups, in cores; infinite without a limit."""
     return min(map(_limit_of, groups_of("cpu", membership, groups)), default=math.inf)
 
 
 def _limit_of(group: Path) -> float:
-    """Quota over period, in whatever version's files."""
+    """The quota divided by the period, from the files of either cgroup version."""
     if (both := group / "cpu.max").exists():
         quota, period = both.read_text(encoding="utf-8").split()
     elif (one := group / "cpu.cfs_quota_us").exists():
