@@ -1,4 +1,4 @@
-"""From attention rows to the importance of each patch: pure tensor functions.
+"""The importance of patches, computed from attention: pure tensor functions.
 
 The method is that of arXiv 2507.19175 (abstract): a patch is important if the heads disagree about it, so its
 importance is the spread of its softmaxed attention weights ACROSS HEADS. The baselines `mean` (EViT, arXiv
@@ -7,8 +7,8 @@ interface.
 
 Two kinds read the attention of all queries instead of one row. `renyi_*` is the Renyi entropy of a patch's
 own attention (arXiv 2604.03803), `column_l2` the norm of the attention to a patch (Col-Ln, arXiv 2603.27900).
-Of both, only the abstract is known, and the formulas are a reconstruction (docs/methods.md). Everything is
-computed in float32.
+Only the abstracts of these two papers were available, so the formulas are reconstructions (docs/methods.md).
+Everything is computed in float32.
 """
 
 import math
@@ -30,10 +30,10 @@ def attention_rows(
     shares: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B H T"]:
     """Softmaxed attention weights over all T keys, of the CLS query (token 0) or averaged over all queries.
-    For the former, no other query need be there.
 
-    Nothing attends to ``gaps``; with gaps, the mean over queries is weighted by ``shares``, 0 in a gap.
-    The CLS row costs one q_cls K^T product; no T x T matrix is built for it.
+    With ``rows`` "cls", ``q`` may contain the CLS query only. It costs one q_cls K^T product, without a T x T
+    matrix. Keys in ``gaps`` get no attention. With gaps, the mean over queries is weighted by ``shares``,
+    which are 0 in a gap.
     """
     if rows == "cls":
         q = q[:, :, :1]
@@ -49,7 +49,7 @@ def attention_matrix(
     scale: float,
     gaps: Bool[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B H Q T"]:
-    """Softmaxed attention weights of every query there is. Nothing attends to ``gaps``."""
+    """Softmaxed attention weights of all queries in ``q``. Keys in ``gaps`` get no attention."""
     logits = (q.float() * scale) @ k.float().transpose(-2, -1)
     if gaps is not None:
         logits = logits.masked_fill(gaps[:, None, None], -torch.inf)
@@ -67,15 +67,15 @@ def renyi_entropy(weights: Float[Tensor, "*rows T"], order: float) -> Float[Tens
     peak = largest.squeeze(-1).log()
     if math.isinf(order):
         return -peak
-    # By the largest weight, so that no power of all weights underflows at a high order.
+    # Divide by the largest weight first, so that the powers do not all underflow at a high order.
     return (order * peak + (weights / largest).pow(order).sum(dim=-1).log()) / (1 - order)
 
 
 def renyi(matrix: Float[Tensor, "B H Q T"], order: float) -> Float[Tensor, "B Q"]:
-    """exp(-H) of each query's own attention, H being its Renyi entropy, the mean over heads.
+    """exp(-H) for each query, where H is the Renyi entropy of its attention, averaged over heads.
 
-    The lower the entropy, the higher the importance. exp(H) is the number of tokens that a patch would attend
-    to if it attended to all of them alike (Hill's number), so the importance is from 1 / T to 1.
+    The lower the entropy, the higher the importance. exp(H) is the effective number of tokens that a patch
+    attends to (Hill number), so the importance is between 1 / T and 1.
     """
     return (-renyi_entropy(matrix, order).mean(dim=1)).exp()
 
@@ -83,7 +83,8 @@ def renyi(matrix: Float[Tensor, "B H Q T"], order: float) -> Float[Tensor, "B Q"
 def column_l2(
     matrix: Float[Tensor, "B H Q T"], gaps: Bool[Tensor, "B Q"] | None = None
 ) -> Float[Tensor, "B T"]:
-    """Euclidean norm of the weights that a key gets from all queries but ``gaps``, the mean over heads."""
+    """Euclidean norm of the weights that a key receives from all queries outside ``gaps``, averaged over
+    heads."""
     if gaps is not None:
         matrix = matrix.masked_fill(gaps[:, None, :, None], 0.0)
     return torch.linalg.vector_norm(matrix, dim=2).mean(dim=1)
@@ -96,7 +97,7 @@ def variance(attention: Float[Tensor, "B H N"]) -> Float[Tensor, "B N"]:
 
 
 def mad(attention: Float[Tensor, "B H N"]) -> Float[Tensor, "B N"]:
-    """Median over heads of |a - median over heads|; an even count's median is the mean of the middle two."""
+    """Median absolute deviation over heads. The median of an even count is the mean of the middle two."""
     attention = attention.float()
     return _quantile((attention - _quantile(attention, 0.5).unsqueeze(1)).abs(), 0.5)
 
@@ -120,16 +121,16 @@ def mean_value_norm(
 
 
 def random(patch_ids: Int[Tensor, "B N"], seeds: Int[Tensor, " B"]) -> Float[Tensor, "B N"]:
-    """Uniform in [0, 1), only from each image's seed and the patch's place in the image.
+    """Uniform random numbers in [0, 1), a hash of the image's seed and the patch's position in the image.
 
-    It does not depend on the batch, so an image is pruned in the same way alone and among others, and patches
-    that survive a stage keep their order at the next one: all stages follow one random permutation. The
-    mixing is the finaliser of MurmurHash3 (32 bits, in int64 arithmetic).
+    They do not depend on the batch, so an image is always pruned in the same way. They are the same at all
+    stages, so all stages follow one random permutation. The hash is the finaliser of MurmurHash3 (32 bits, in
+    int64 arithmetic).
     """
     bits = (patch_ids * 0x9E3779B1 + (seeds.unsqueeze(1) + 1) * 0x85EBCA77) & 0xFFFFFFFF
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = ((bits ^ (bits >> shift)) * factor) & 0xFFFFFFFF
-    # 24 bits are what float32 holds exactly.
+    # float32 holds 24 bits exactly.
     return ((bits ^ (bits >> 16)) >> 8).float() / 2**24
 
 
@@ -149,14 +150,14 @@ RENYI_ORDERS: dict[Criterion, float] = {
 }
 # Criteria that read the attention of all queries.
 OF_THE_MATRIX: frozenset[Criterion] = frozenset((*RENYI_ORDERS, "column_l2"))
-# Criteria that read no attention: what they give a patch is known before the first stage, and stays.
+# Criteria that read no attention: the importance is known before the first stage and never changes.
 OF_THE_IMAGE: frozenset[Criterion] = frozenset(("life", "random"))
 
 
 def matrix_importance(
     criterion: Criterion, matrix: Float[Tensor, "B H T T"], gaps: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B T"]:
-    """Importance of every token under a criterion of `OF_THE_MATRIX`; behind ``gaps`` stands anything."""
+    """Importance of every token under a criterion of `OF_THE_MATRIX`. Values in ``gaps`` are undefined."""
     if criterion == "column_l2":
         return column_l2(matrix, gaps)
     return renyi(matrix, RENYI_ORDERS[criterion])
@@ -170,8 +171,11 @@ def matrix_importances(
     scale: float,
     gaps: Bool[Tensor, "B T"] | None,
 ) -> dict[Criterion, Float[Tensor, "B T"]]:
-    """`matrix_importance` under each of the ``criteria``. On a CPU image by image: so the attention of all
-    queries is in memory for one image at a time, and an image is computed as it is alone."""
+    """`matrix_importance` under each of the ``criteria``.
+
+    On a CPU, images are computed one by one. This keeps only one image's attention matrix in memory, and the
+    result does not depend on the batch.
+    """
     images = [slice(None)] if q.is_cuda else [slice(image, image + 1) for image in range(len(q))]
     found: dict[Criterion, list[Tensor]] = {name: [] for name in criteria}
     for own in images:
@@ -188,10 +192,10 @@ def importance(
     *,
     value_norms: Float[Tensor, "B H N"] | None,
 ) -> Float[Tensor, "B N"]:
-    """Importance of each patch under any criterion but those of `OF_THE_MATRIX` and `OF_THE_IMAGE`, from all
-    that one of them may read; never negative.
+    """Importance of each patch under a criterion that is neither in `OF_THE_MATRIX` nor in `OF_THE_IMAGE`;
+    never negative.
 
-    ``value_norms``, the Euclidean norms of the value vectors, are there for `mean_value_norm` only.
+    ``value_norms``, the Euclidean norms of the value vectors, are only needed for `mean_value_norm`.
     """
     if criterion == "mean_value_norm":
         assert value_norms is not None
@@ -202,9 +206,10 @@ def importance(
 def most_important(
     importance: Float[Tensor, "B N"], count: int, beyond: Bool[Tensor, "B count"] | None = None
 ) -> Int[Tensor, "B count"]:
-    """Positions of the ``count`` largest values, ascending; of equal ones the lower position wins.
+    """Positions of the ``count`` largest values, in ascending order. Ties go to the lower position.
 
-    An image that keeps fewer has True ``beyond`` as many as it keeps; N - 1 stands behind its positions.
+    If an image keeps n < ``count``, ``beyond`` is True from index n on, and the last count - n positions that
+    are returned are N - 1.
     """
     order = importance.argsort(dim=1, descending=True, stable=True)[:, :count]
     if beyond is not None:
@@ -222,11 +227,11 @@ def _quantile(attention: Float[Tensor, "B H N"], share: float) -> Float[Tensor, 
 
 
 def _sorted_over_heads(attention: Float[Tensor, "B H N"]) -> list[Float[Tensor, "B N"]]:
-    """The heads' weights in ascending order, by Batcher's odd-even merge sort over whole [B, N] planes.
+    """Sort the heads' weights in ascending order, by Batcher's odd-even merge sort over whole [B, N] planes.
 
-    A comparator is one minimum and one maximum over contiguous memory; for the 3 to 16 heads of a ViT that
-    is exact and several times faster than torch.sort along a strided axis. On a GPU, where each is a launch,
-    torch.sort is one.
+    A comparator is one minimum and one maximum over contiguous memory. For the 3 to 16 heads of a ViT, this
+    is exact and several times faster than torch.sort along a strided axis. On a GPU, where every minimum and
+    maximum would be a kernel launch, torch.sort is used.
     """
     if attention.is_cuda:
         return list(attention.sort(dim=1).values.unbind(dim=1))
@@ -240,7 +245,8 @@ def _sorted_over_heads(attention: Float[Tensor, "B H N"]) -> list[Float[Tensor, 
 
 
 def comparators(count: int) -> list[tuple[int, int]]:
-    """Batcher's odd-even merge sort for ``count`` inputs (Knuth, volume 3, algorithm 5.2.2M)."""
+    """The comparators of Batcher's odd-even merge sort of ``count`` inputs (Knuth, vol. 3, algorithm
+    5.2.2M)."""
     pairs = []
     top = 1 << max(0, (count - 1).bit_length() - 1)
     step = top

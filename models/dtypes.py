@@ -1,4 +1,4 @@
-"""The dtypes a model can be computed in, by name; without torch, so that settings can offer them."""
+"""The names of the supported dtypes. No torch: settings use them."""
 
 from typing import Literal
 

@@ -13,7 +13,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     If that fails, for example because the disk is full, the old file stays, and no partial file is left.
     Raises OSError, which names the path.
     """
-    # Hidden, so that nobody takes it for an image, and short, since the name itself may be as long as can be.
+    # Hidden, so it is not taken for an image, and short, because ``path`` may already have the longest name
+    # allowed.
     unfinished = path.with_name(f".{path.name[:_MOST_CHARACTERS]}.unfinished")
     try:
         with unfinished.open("wb") as file:
@@ -21,7 +22,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         unfinished.replace(path)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        # torch.save raises a RuntimeError of its own while it handles that of the file.
+        # torch.save raises a RuntimeError while it handles the file's OSError.
         for cause in (error, error.__context__):
             if isinstance(cause, OSError):
                 raise OSError(cause.errno, cause.strerror, str(path)) from error

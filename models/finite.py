@@ -7,7 +7,7 @@ from torch import Tensor
 def all_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite.
 
-    A sum is finite only if all that is summed is, and takes a fraction of the time. It may overflow where all
-    values are finite: only then each is looked at.
+    A sum is only finite if all its terms are, and it takes a fraction of the time. It may overflow even if
+    all values are finite, so every value is checked if the sum is not finite.
     """
     return bool(tensor.sum().isfinite()) or bool(torch.isfinite(tensor).all())

@@ -1,10 +1,10 @@
 """CUDA graphs of the forward pass of small batches.
 
-Such a pass is limited by the launches of its hundreds of kernels; a graph is one launch. If all images are
-pruned in the same way, the pruning is captured for a number of images (the next power of two) when it has
-been requested a few times. Before that, and if the capture fails, it is computed eagerly. Other batches have
-the graphs of ragged_graphs.py, captured at the warm-up. Everything else goes to the model itself: large
-batches, `keep_mass` (reads lengths from the device), `random` (a seed for each image).
+Such a pass is limited by launching its hundreds of kernels; a graph needs one launch. If all images are
+pruned in the same way, a graph is captured for this pruning and number of images (rounded up to a power of
+two) after a few requests. Until then, and if the capture fails, the batch is computed eagerly. Other batches
+use the graphs of ragged_graphs.py, which are captured during the warm-up. Everything else is left to the
+model itself: large batches, `keep_mass` (reads lengths from the device), `random` (a seed for each image).
 """
 
 import logging
@@ -31,8 +31,8 @@ ASKED_BEFORE = 3
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """``replay`` computes the ``tables``, the logits, what the head read and the numbers that Output.kept is
-    about, from what is in ``pixels``. ``kept``: of the captured pass; only its ``ids`` change."""
+    """A captured graph. ``replay`` computes ``tables`` (logits, input of the head, `Kept.ids`) from the
+    content of ``pixels``. ``kept`` is that of the captured pass; only its ``ids`` change."""
 
     pixels: Tensor
     tables: Tables
@@ -42,7 +42,7 @@ class _Graph:
 
 @dataclass(slots=True)
 class _Shape:
-    """How often a shape was asked for, and its graph, once there is one; or that there cannot be one."""
+    """A batch shape: how often it was requested, its graph once captured, and whether the capture failed."""
 
     asked: int = 0
     graph: _Graph | None = None
@@ -50,8 +50,8 @@ class _Shape:
 
 
 class _OfThread(threading.local):
-    """A thread's graphs. They share one memory pool, which is safe as long as no two are replayed at once: so
-    each thread, with its stream, has its own, and what a replay gave is copied before the next."""
+    """A thread's graphs. They share one memory pool, which is safe as long as no two are replayed at once.
+    So each thread, with its own stream, has its own graphs, and outputs are copied before the next replay."""
 
     def __init__(self) -> None:
         self.shapes: OrderedDict[tuple[int, Pruning], _Shape] = OrderedDict()
@@ -60,9 +60,9 @@ class _OfThread(threading.local):
 
 
 class GraphedModel:
-    """Computes what the model does, of the same arguments. In inference mode only.
+    """Called like the model, and returns the same, from CUDA graphs where possible. In inference mode only.
 
-    ``new_capture`` gives each thread what makes its graphs.
+    ``new_capture`` creates the object that captures a thread's graphs, once per thread.
     """
 
     def __init__(self, model: PrunedViT, new_capture: Callable[[], Capture] | None = None) -> None:
@@ -71,12 +71,12 @@ class GraphedModel:
         self._of_thread = _OfThread()
 
     def warm_up(self, like: Float[Tensor, "_ C height width"], criterion: Criterion) -> None:
-        """Capture this thread's graphs of ragged batches that ``criterion`` judges, for such pixels."""
+        """Capture this thread's graphs of ragged batches pruned by ``criterion``, for such images."""
         self._of_thread.ragged = RaggedGraphs(self._model, criterion, self._capture_of_thread())
         self._of_thread.ragged.warm_up(like)
 
     def __call__(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
-        """As `PrunedViT`; from a graph if there is one."""
+        """Compute the output like `PrunedViT`, from a graph if there is one."""
         images = len(pixels)
         if len(prunings) != images or images > MOST_IMAGES:
             return self._model(pixels, prunings)
@@ -91,7 +91,7 @@ class GraphedModel:
         graph = self._graph(pixels, pruning)
         if graph is None:
             return self._model(pixels, prunings)
-        # The other rows hold images of an earlier batch. No image sees another.
+        # The other rows hold images of an earlier batch. Images do not affect each other.
         graph.pixels[:images].copy_(pixels)
         graph.replay()
         logits, pooled, ids = graph.tables
@@ -99,7 +99,7 @@ class GraphedModel:
         return Output(logits[:images].clone(), kept, pooled[:images].clone())
 
     def _graph(self, pixels: Tensor, pruning: Pruning) -> _Graph | None:
-        """This thread's graph for such a batch, captured now if it is time to."""
+        """This thread's graph for such a batch, captured now if it has been requested often enough."""
         shapes = self._of_thread.shapes
         images = 1 << (len(pixels) - 1).bit_length()
         shape = shapes.setdefault((images, pruning), _Shape())
@@ -146,12 +146,12 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Callable[[], Tables]) -> tuple[Callable[[], None], Tables]:
-        """A function that computes ``forward`` again, from and into the same memory, and what it computes."""
+        """Capture ``forward``. Returns a function that replays it in the same memory, and its outputs."""
         with self._one_at_a_time:
-            for _ in range(2):  # libraries set themselves up when first called, which cannot be captured
+            for _ in range(2):  # the first calls initialize libraries, which cannot be captured
                 forward()
             graph = torch.cuda.CUDAGraph()
-            # Other threads go on allocating and copying, on streams of their own.
+            # Other threads continue to allocate and copy on their own streams.
             with torch.cuda.graph(
                 graph,
                 pool=self._pool,

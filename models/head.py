@@ -1,4 +1,4 @@
-"""From the tokens behind the last block to what the head reads."""
+"""Pooling: from the tokens after the last block to the input of the head."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,12 @@ from models.select import side_by_side
 def pooled_of(
     family: Family, tokens: Tokens, end: End, tables: Sequence[Tensor]
 ) -> Float[Tensor, "B pooled"]:
-    """In the order of the tokens. ``tables``: those of the plan, on the device."""
+    """The input of the head for each image, in the order of ``tokens``. ``tables``: the plan's tables on the
+    device."""
     if end.prefix_rows is not None:
         images = len(tokens.patches)
-        # All images in one call, whatever their lengths. (With one length, timm's strides are kept: for some
-        # widths the last bits of the product hang on them.)
+        # All images in one call, whatever their lengths. (Images of one length keep timm's strides below, as
+        # the last bits of the product depend on them for some widths.)
         rows = tokens.rows.flatten(0, -2).index_select(0, tables[end.prefix_rows])
         return family.pooled(family.norm(rows.unflatten(0, (images, -1))), None, None)
     normed = family.norm(tokens.rows)

@@ -12,20 +12,20 @@ from PIL import Image
 from models.formats import FORMATS
 from models.names import shown
 
-# Names that systems leave behind in folders of images, beside those that begin with a dot.
+# Files and folders that operating systems leave in image folders, besides names that begin with a dot.
 _LEFT_BEHIND = {
     *("thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "desktop.ini", "$recycle.bin"),  # Windows
     *("system volume information", "lost+found", "__pycache__"),
     *("__macosx", "icon\r"),  # macOS
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@__thumb", "@recently-snapshot"),  # network storage
 }
-# Cameras' raw files. Many are TIFFs whose first picture is a small preview.
+# Raw files of cameras. Many are TIFFs whose first picture is a small preview.
 RAW_ENDINGS = frozenset(
     f".{ending}"
     for family in ("dng cr2 cr3 nef nrw arw srf sr2 orf rw2 raf", "pef srw x3f 3fr iiq rwl")
     for ending in family.split()
 )
-# Images of formats that are not decoded: they are tried, so that the answer names their format.
+# Images in formats that may not be decoded. They are tried anyway, so that the error names the format.
 _OTHER_ENDINGS = frozenset(
     f".{ending}"
     for family in (
@@ -64,30 +64,30 @@ class Contents:
 
 
 def decoded_endings() -> frozenset[str]:
-    """The endings of the formats that are decoded, in lower case."""
+    """The file name extensions of the supported formats, in lower case."""
     Image.init()
     registered = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
-    return frozenset(registered | {".mpo"})  # an MPO begins as the JPEG that is its first picture
+    return frozenset(registered | {".mpo"})  # an MPO starts with a JPEG, its first picture
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not a user's image: its name begins with a dot, or a system left it
-    behind."""
+    """Whether a file or folder is ignored: its name begins with a dot, or it is one that operating systems
+    leave behind."""
     return name.startswith((".", "~$")) or name.casefold() in _LEFT_BEHIND
 
 
 def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = True) -> Contents:
-    """The content of the folder and, if wanted, of its sub-folders.
+    """List the content of a folder, including its sub-folders unless ``sub_folders`` is False.
 
-    Links to folders are followed, but no folder is read twice, so a link cannot lead in a circle. A link to
-    one of the folders ``within`` which this one is, is skipped as well. A file is an image if its ending or
-    its first bytes are those of one. Raises OSError if the folder itself cannot be read.
+    Links to folders are followed, but no folder is read twice, so links cannot form a loop. ``within``: the
+    parent folders of ``folder``; links to them are skipped too. A file is an image if its extension or its
+    first bytes say so. Raises OSError if the folder itself cannot be read.
     """
     endings = decoded_endings() | _OTHER_ENDINGS | RAW_ENDINGS
     seen = {_identity(parent) for parent in within}
     images: list[Path] = []
     passed_over: list[PassedOver] = []
-    # Links come last: a folder is better named by its own path than by a link to it.
+    # Links come last, so that a folder is reported by its own path rather than by a link to it.
     folders, links = deque([folder]), deque[Path]()
     while folders or links:
         current = folders.popleft() if folders else links.popleft()
@@ -107,14 +107,12 @@ def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = T
             path = Path(entry.path)
             if is_hidden(entry.name):
                 continue
-            # os.path's questions have an answer for links that lead nowhere or to themselves, too.
+            # os.path's functions also work for broken links and for links to themselves.
             if os.path.isdir(path):  # noqa: PTH112
                 if sub_folders:
                     (links if entry.is_symlink() else folders).append(path)
             elif os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
-                passed_over.append(
-                    PassedOver(path, "not a regular file")
-                )  # opening a pipe would wait for ever
+                passed_over.append(PassedOver(path, "not a regular file"))  # opening a pipe would block
             elif path.suffix.lower() in endings or _begins_as_an_image(path):
                 images.append(path)
             else:
@@ -123,7 +121,7 @@ def contents(folder: Path, within: Iterable[Path] = (), *, sub_folders: bool = T
 
 
 def told(passed_over: Sequence[PassedOver], folder: Path) -> str:
-    """What was skipped, in a line: the count, and the first names with their reason."""
+    """Summarize what was skipped in one line: the count, and the first names with their reasons."""
     names = [f"{shown(each.path.relative_to(folder))} ({each.reason})" for each in passed_over[:_MOST_NAMES]]
     more = len(passed_over) - len(names)
     return f"{len(passed_over)} skipped in {shown(folder)}: {', '.join(names)}" + (
@@ -137,7 +135,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _begins_as_an_image(path: Path) -> bool:
-    """By its first bytes: photographs are also called `IMG_1`, `a.jpg_large` or `b.jpg.1`."""
+    """Check the first bytes, because photographs are also named `IMG_1`, `a.jpg_large` or `b.jpg.1`."""
     try:
         with path.open("rb") as file:
             head = file.read(16)

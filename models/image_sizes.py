@@ -1,4 +1,4 @@
-"""An image size as people write it: 224, or height x width as 224x448. No torch: settings use it."""
+"""Image sizes as users write them: 224, or height x width as in 224x448. No torch: settings use it."""
 
 import re
 from typing import Annotated
@@ -9,7 +9,7 @@ _MOST = 16_384
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Height and width in pixels. Raises ValueError for another form."""
+    """Parse an image size. Returns height and width in pixels. Raises ValueError for invalid text."""
     found = re.fullmatch(r"\s*(\d{1,6})(?:\s*[x×,]\s*(\d{1,6}))?\s*", text, re.IGNORECASE)  # noqa: RUF001
     if found is None:
         raise ValueError("give pixels, such as 224, or height x width, such as 224x448")
@@ -21,7 +21,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def _written(value: object) -> object:
-    """As it is written, checked; a file of settings or a caller may give numbers."""
+    """Validate a size and return its canonical text. Settings files and callers may also pass numbers."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     elif isinstance(value, list | tuple) and len(value) == 2:

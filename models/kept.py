@@ -1,4 +1,4 @@
-"""The remaining patches of the images of a batch."""
+"""The patches that the images of a batch keep at each stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from models.ragged import Tokens
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept(Sequence[tuple[Tensor, ...]]):
-    """``kept[s][b]``: ascending indices, row by row in the patch grid of image b, of the patches left after
-    stage s (with `merge`, of the ones that the others went into; with `pool`, the places of the queries; with
-    `transform`, of the ones that its tokens started from).
+    """``kept[s][b]``: the patches of image b left after stage s, as ascending row-major indices in the patch
+    grid. With `merge`, these are the patches that others were merged into; with `pool`, the positions of the
+    queries; with `transform`, the patches that the tokens started from.
 
-    They are ``counts[s, b]`` of the numbers in ``ids``, from ``starts[s, b]`` on. The host knows the counts;
-    ``ids`` is one tensor on the device.
+    The indices are ``ids[start : start + count]`` with ``starts[s, b]`` and ``counts[s, b]``. The counts are
+    on the host; ``ids`` is one tensor on the device.
     """
 
     ids: Int[Tensor, " _"]
@@ -28,14 +28,14 @@ class Kept(Sequence[tuple[Tensor, ...]]):
 
     @staticmethod
     def of(stages: Sequence[Tokens], prefix: int, places: Sequence[int]) -> "Kept":
-        """``stages``: the tokens after each stage; ``places[b]``: which of their images is image b."""
+        """``stages``: the tokens after each stage. ``places[b]``: the position of image b in these tokens."""
         parts: list[Tensor] = []
         starts = np.empty((len(stages), len(places)), np.int64)
         counts = np.empty_like(starts)
         order = np.asarray(places, np.int64)
         ends = 0
         for stage, tokens in enumerate(stages):
-            if not parts or tokens.ids is not parts[-1]:  # if nothing is pruned, all stages have the same
+            if not parts or tokens.ids is not parts[-1]:  # if nothing is pruned, all stages share them
                 parts.append(tokens.ids)
                 ends += len(tokens.ids)
             starts[stage] = np.asarray(tokens.packing.starts)[order] + (ends - len(tokens.ids) + prefix)
@@ -60,14 +60,14 @@ class Kept(Sequence[tuple[Tensor, ...]]):
         )
 
     def replaced(self, images: Sequence[int], other: "Kept") -> "Kept":
-        """The same, but for these ``images``, which keep what the images of ``other`` do, in their order."""
+        """A copy in which ``images`` keep the patches of the images of ``other``, in this order."""
         starts, counts = self.starts.copy(), self.counts.copy()
         starts[:, images] = other.starts + len(self.ids)
         counts[:, images] = other.counts
         return Kept(torch.cat((self.ids, other.ids)), starts, counts)
 
     def on_host(self) -> list[tuple[Int[np.ndarray, " _"], ...]]:
-        """For each image what it keeps after each stage, by one copy for all."""
+        """The kept patches as ``[b][s]``, with a single copy to the host."""
         ids = self.ids.cpu().numpy()
         return [
             tuple(

@@ -1,12 +1,12 @@
 """Life regression (arXiv 2304.04926): predicts once how long each patch is needed.
 
 A small network, the life predictor, reads the tokens before the first stage and predicts the life of each
-patch: in which block it is needed last. After that, no stage computes anything to decide. A keep ratio is a
-quantile of an image's lives: a stage that keeps n patches keeps the n with the longest lives. docs/methods.md
-says what is known of the paper's method and what was reconstructed.
+patch: the last block in which it is needed. The stages then compute no importance of their own. A keep ratio
+is a quantile of an image's lives: a stage that keeps n patches keeps the n with the longest lives.
+docs/methods.md says what is known of the paper's method and what was reconstructed.
 
-Training needs gradients, and a choice has none. So in training, all patches are computed to the end, and a
-patch fades instead of leaving: see `faded`.
+Selecting patches has no gradient. So in training, all patches are computed to the end, and patches fade
+instead of being removed: see `faded`.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from models.families import Network
 
-# The predictor's place in a network, and so the beginning of its tensors' names in a checkpoint.
+# The name of the predictor's module in a network, and so the prefix of its tensors' names in a checkpoint.
 NAME = "life"
-# How softly a patch fades, in standard deviations of an image's lives: this far below the quantile, 27 % of
-# its weight is left.
+# How gradually patches fade, in standard deviations of an image's lives: a patch this far below the quantile
+# has 27 % of its weight.
 FADING = 0.25
 _SMALLEST_VARIANCE = 1e-12
 
 
 class LifePredictor(nn.Module):
-    """Predicts lives from the tokens that come to ``block`` (0-based), which are ``dim`` wide.
+    """Predicts lives from the input tokens of ``block`` (0-based), which have ``dim`` values.
 
-    Of each patch's token and of the mean over all tokens of the image, both normed, one hidden layer of a
-    quarter of the width. Computed in float32.
+    An MLP reads each patch's normed token and the mean of all normed tokens of the image. Its one hidden
+    layer has ``dim`` / 4 units. Computed in float32.
     """
 
     def __init__(self, dim: int, block: int) -> None:
@@ -40,11 +40,11 @@ class LifePredictor(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.own = nn.Linear(dim, hidden)
         self.whole = nn.Linear(dim, hidden, bias=False)
-        self.out = nn.Linear(hidden, 1, bias=False)  # of no bias: lives are relative to each other
+        self.out = nn.Linear(hidden, 1, bias=False)  # no bias: lives are standardized per image
 
     def forward(self, rows: Float[Tensor, "B T D"], prefix: int) -> Float[Tensor, "B N"]:
-        """The lives of the patches, which come after ``prefix`` other tokens, in standard deviations from the
-        image's mean life."""
+        """The lives of the patches, which follow ``prefix`` other tokens. They are standardized per image to
+        mean 0 and standard deviation 1."""
         norm = self.norm
         with torch.autocast(rows.device.type, enabled=False):
             normed = F.layer_norm(
@@ -57,33 +57,33 @@ class LifePredictor(nn.Module):
 
     @torch.no_grad()
     def lives(self, rows: Float[Tensor, "B T D"], prefix: int) -> Float[Tensor, "B N"]:
-        """The lives as shares, from 0 to 1, of the blocks from the predictor's to the last: the importance of
-        patches under the criterion `life`."""
+        """The lives, from 0 to 1, as shares of the blocks from the predictor's to the last. This is the
+        importance of patches under the criterion `life`."""
         lives: Tensor = self(rows, prefix).sigmoid()
         return lives
 
 
 def add_predictor(network: Network, block: int) -> LifePredictor:
-    """A new one in the network, which reads what comes to ``block``. It is one of the network's modules: so
-    whatever saves, copies, averages or moves the network does so with it."""
+    """Add a new predictor that reads the input of ``block`` to the network. It is a submodule, so it is
+    saved, copied, averaged and moved with the network."""
     predictor = LifePredictor(network.embed_dim, block)
     network.add_module(NAME, predictor)
     return predictor
 
 
 def predictor_of(network: nn.Module) -> LifePredictor | None:
-    """The network's own, if it has one."""
+    """The network's life predictor, if it has one."""
     found = getattr(network, NAME, None)
     return found if isinstance(found, LifePredictor) else None
 
 
 def faded(lives: Float[Tensor, "B N"], counts: Sequence[Sequence[int]]) -> list[Float[Tensor, "B N"]]:
-    """How much of each patch is left behind each stage in training: logarithms of weights from 0 to 1.
+    """The weight of each patch after each stage in training, as logarithms of weights from 0 to 1.
 
-    ``lives``: as the predictor gives them. ``counts[b][s]``: patches that stage s keeps of image b. The
-    quantile q lies in the middle between the last life that stays and the first that goes, and a patch of
-    life z has the weight sigmoid((z - q) / FADING). Where a stage keeps all patches, none fades. q has no
-    gradient: a patch can gain weight by a longer life only.
+    ``lives``: the output of the predictor. ``counts[b][s]``: the patches of image b that stage s keeps. The
+    quantile q is the midpoint between the shortest life that is kept and the longest that is not, and a patch
+    with life z has the weight sigmoid((z - q) / FADING). If a stage keeps all patches, none fades. q has no
+    gradient, so a patch can only gain weight through a longer life.
     """
     ordered = lives.detach().sort(dim=1, descending=True).values
     patches = lives.shape[1]
