@@ -1,5 +1,4 @@
-"""Corrects images that Pillow misreads without an error, before they are loaded, or refuses them. No
-torch."""
+"""Corrects or rejects images that Pillow would silently misread, before they are loaded. No torch."""
 
 import struct
 from typing import IO
@@ -8,25 +7,25 @@ from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin
 
 from models.samples import UnclearPixels
 
-# PNG's grey samples of 2 and 4 bits are spread over 8, its transparent value is not (PNG, 11.3.2.1).
+# Pillow scales grey PNG samples of 2 and 4 bits to 8, but not the transparent value (PNG, 11.3.2.1).
 _SPREAD = {"L;2": (3, 85), "L;4": (15, 17)}
 _WHITE = (255, 255, 255)
 _WIDE_RGB = "RGB;16B"
 
-# Of a BMP's header: where it begins, the length of those that name the bits of alpha, and where these are.
+# BMP header: its offset, the minimum length of headers with an alpha mask, and the offset of the masks in it.
 _HEADER_AT, _WITH_ALPHA, _MASKS_AT = 14, 56, 40
-# 32 and 16 bits with alpha (masks of red, green, blue and alpha), as Pillow reads them with and without it.
+# Pillow's raw mode without alpha -> the masks of red, green, blue and alpha, and the raw mode with alpha.
 _ALPHA = {
     "BGRX": ((0xFF0000, 0xFF00, 0xFF, 0xFF000000), "BGRA"),
     "BGR;15": ((0x7C00, 0x3E0, 0x1F, 0x8000), "BGRA;15"),
 }
-_COVERED = "covered"  # of a GIF, the box that its first frame covers
+_COVERED = "covered"  # key in Image.info: the box that a GIF's first frame covers
 
 # TIFF 6.0: Compression, PhotometricInterpretation, SamplesPerPixel, PlanarConfiguration, YCbCrSubSampling.
 _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBSAMPLING = 259, 262, 277, 284, 530
 _PALETTE, _MOST_OF_8_BITS = 320, 255
 _NOT_COMPRESSED, _YCBCR, _IN_PLANES, _INTERLEAVED = 1, 6, 2, 1
-# libtiff gives samples in the machine's byte order; Pillow expects some of them in the file's.
+# libtiff returns samples in the machine's byte order; for these modes, Pillow expects the file's.
 _NATIVE = {
     "F;32F": "F;32NF",
     "F;32BF": "F;32NF",
@@ -41,7 +40,7 @@ _NATIVE = {
 }
 _ORDERS = ((b"II", ""), (b"MM", "B"))
 _UNSIGNED, _FLOAT = (1,), (3,)
-# Single channels that Pillow can read but does not know as TIFFs; white or black is 0.
+# Single-channel TIFFs that Pillow can decode but does not register, with 0 as white or as black.
 for _order, _mark in _ORDERS:
     for _zero in (0, 1):
         for _format, _bits, _mode, _raw in (
@@ -67,14 +66,14 @@ def put_right(image: Image.Image) -> None:
 
 
 def is_opaque_bitmap(image: Image.Image) -> bool:
-    """Whether a loaded image is a BMP whose fourth channel is 0 everywhere. Its writer left it out: browsers
-    show such a picture, and do not take all of it for transparent."""
+    """Whether a loaded image is a BMP whose alpha channel is 0 everywhere. Its writer did not use the
+    channel, and browsers show such an image as opaque."""
     return image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
 
 
 def whiten_uncovered(rgb: Image.Image, image: Image.Image) -> None:
-    """What the first frame of a GIF does not cover is transparent in browsers. Pillow gives it the first
-    color. ``rgb``: the pixels of the image."""
+    """Paint the area of ``rgb`` white that the first frame of the GIF ``image`` does not cover. It is
+    transparent in browsers, but Pillow fills it with the first color of the palette."""
     left, top, right, bottom = image.info.get(_COVERED, (0, 0, *image.size))
     for box in (
         (0, 0, image.width, top),
@@ -87,7 +86,7 @@ def whiten_uncovered(rgb: Image.Image, image: Image.Image) -> None:
 
 
 def _read_alpha(image: ImageFile.ImageFile) -> None:
-    """A header may name bits of alpha that Pillow passes over."""
+    """Read a BMP's alpha channel if its header has an alpha mask, which Pillow ignores."""
     masks, with_alpha = _ALPHA.get(_raw_mode(image), ((), ""))
     file: IO[bytes] | None = image.fp
     if not masks or file is None:
@@ -103,8 +102,8 @@ def _read_alpha(image: ImageFile.ImageFile) -> None:
 
 
 def _compare_as_stored(image: Image.Image) -> None:
-    """The transparent value, in the 8 bits that the samples are given. Of 16 bits, Pillow keeps the upper 8:
-    colours that differ in the lower ones only are as transparent."""
+    """Scale a PNG's transparent value to 8 bits like its samples. Of 16-bit samples, Pillow keeps the upper 8
+    bits, so colors that only differ in the lower ones become transparent too."""
     transparent = image.info.get("transparency")
     raw_mode = _raw_mode(image)
     if isinstance(transparent, int) and raw_mode in _SPREAD:
@@ -115,19 +114,19 @@ def _compare_as_stored(image: Image.Image) -> None:
 
 
 def _read_narrow_palette(image: TiffImagePlugin.TiffImageFile) -> None:
-    """A palette has 16 bits for each value; some writers give it 8, as libtiff knows. Pillow takes the upper
-    8 and shows black."""
+    """Read a TIFF palette with 8-bit values. Palettes should have 16-bit values, but some writers use 8 bits,
+    which libtiff detects. Pillow would take the upper 8 bits and show black."""
     values = image.tag_v2.get(_PALETTE, ())
     if image.mode in ("P", "PA") and values and max(values) <= _MOST_OF_8_BITS:
         image.palette = ImagePalette.raw("RGB;L", bytes(values))
 
 
 def _read_planes(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Uncompressed channels that lie in planes, or are subsampled, are read by libtiff: Pillow itself takes
-    each byte of such planes for a sample."""
+    """Read uncompressed channels that are planar or subsampled with libtiff: Pillow's own reader would take
+    every byte of a plane for a sample. Raises UnclearPixels for planar LAB or two-channel images."""
     tags = image.tag_v2
     in_planes = tags.get(_PLANAR) == _IN_PLANES
-    if in_planes and tags.get(_SAMPLES, 1) == 1:  # which makes no difference
+    if in_planes and tags.get(_SAMPLES, 1) == 1:  # planar and interleaved are the same
         tags[_PLANAR] = _INTERLEAVED
         image._setup()
         return
@@ -153,7 +152,7 @@ def _expect_native_order(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the samples lie in the file, in Pillow's words; nothing once the image is loaded."""
+    """Pillow's raw mode of the file's samples; empty once the image is loaded."""
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return ""
     args = image.tile[0].args

@@ -1,11 +1,11 @@
-"""Paths, and errors about them, in one line for a terminal."""
+"""Formats paths, and errors about them, as one line for a terminal."""
 
 import os
 from pathlib import Path
 
 
 def shown(path: Path | str) -> str:
-    """A path for a line on a terminal: line breaks, escapes and bytes that are no text are spelt out."""
+    """Escape a path for a terminal: line breaks, control characters and bytes that are not UTF-8."""
     return "".join(map(_shown_character, str(path)))
 
 
@@ -18,7 +18,7 @@ def _shown_character(character: str) -> str:
 
 
 def in_words(error: Exception) -> str:
-    """The path and the reason, where a system gave them; its number says nothing to a person."""
+    """Format an error without its errno: the path and the reason of an OSError, otherwise its text."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     name = error.filename

@@ -1,4 +1,4 @@
-"""Pixels of photographs -> the input values of a network."""
+"""Normalises uint8 pixels to the input of a network."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from models.transforms import InputSpec
 
 
 class Levels(NamedTuple):
-    """Of each channel's values of 0 to 255: mean and standard deviation, and what to multiply them by and
-    then to add, which comes to the same."""
+    """Mean and standard deviation of each channel, for values from 0 to 255, and the equivalent ``scale`` and
+    ``shift``: (value - mean) / std = value * scale + shift."""
 
     mean: Float[Tensor, "channels 1 1"]
     std: Float[Tensor, "channels 1 1"]
@@ -23,7 +23,7 @@ class Levels(NamedTuple):
 
 
 def levels_of(spec: InputSpec, device: torch.device) -> Levels:
-    """The levels of an input, on the device."""
+    """The levels of an input spec, on the device."""
     mean, std = (255 * np.array(part, np.float32) for part in (spec.mean, spec.std))
     both = on_device(np.stack((mean, std, 1 / std, -mean / std)), device)
     return Levels(*both.unsqueeze(2).unsqueeze(3).unbind())
@@ -35,9 +35,11 @@ def normalise(
     dtype: torch.dtype,
     levels: Levels | None = None,
 ) -> Float[Tensor, "B channels height width"]:
-    """uint8 RGB to the model's input: (value / 255 - mean) / std per channel, on the pixels' device. For a
-    model that sees grey, one channel, weighted as Pillow does it. ``levels``: `levels_of`, if they are there
-    already."""
+    """Convert uint8 RGB to the model's input, (value / 255 - mean) / std per channel, on the pixels' device.
+
+    A grey model gets one channel, with Pillow's luma weights. ``levels``: the result of `levels_of`, if it
+    has been computed already.
+    """
     if spec.channels == 1:
         red, green, blue = pixels.permute(3, 0, 1, 2).int()
         grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
@@ -51,8 +53,8 @@ def normalise(
 def in_one_pass(
     pixels: UInt8[Tensor, "B height width 3"], dtype: torch.dtype, levels: Levels
 ) -> Float[Tensor, "B 3 height width"]:
-    """As `normalise`, but for rounding, in one operation: on a GPU each one reads and writes all pixels. It
-    computes in float32."""
+    """Like `normalise`, up to rounding, in a single operation: on a GPU, every operation reads and writes all
+    pixels. Computed in float32."""
     values = pixels.permute(0, 3, 1, 2)
     inputs = torch.empty(values.shape, dtype=dtype, device=pixels.device)
     return torch.addcmul(levels.shift, values, levels.scale, out=inputs)
@@ -61,8 +63,8 @@ def in_one_pass(
 def renormalise(
     spec: InputSpec, wanted: InputSpec, device: torch.device
 ) -> Callable[[Float[Tensor, "B C height width"]], Float[Tensor, "B C height width"]] | None:
-    """What makes of a model's inputs on this device those of a model with another mean and standard
-    deviation; None if these are the same."""
+    """A function that converts inputs on ``device`` normalised by ``spec`` to those of ``wanted``. None if
+    both have the same mean and standard deviation."""
     if (spec.mean, spec.std) == (wanted.mean, wanted.std):
         return None
     own, others = (levels_of(each, device) for each in (spec, wanted))

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 from models.schedule import CRITERIA, REDUCERS, Criterion, Reducer
 
-# Those that need nothing but the network. `life` also needs a life predictor (models.life).
+# Criteria that every model supports. `life` needs a life predictor (models.life).
 OF_ANY_MODEL: tuple[Criterion, ...] = tuple(name for name in CRITERIA if name != "life")
-# `pool` also needs learned queries (models.token_pool).
+# Reducers that every model supports. `pool` needs learned queries (models.token_pool).
 REDUCERS_OF_ANY_MODEL: tuple[Reducer, ...] = tuple(name for name in REDUCERS if name != "pool")
 
 
 def offered(*, predicts_life: bool) -> tuple[Criterion, ...]:
-    """The criteria of a model with or without a life predictor that its stages can use."""
+    """The criteria of a model. ``predicts_life``: whether it has a life predictor that its stages can use."""
     return CRITERIA if predicts_life else OF_ANY_MODEL
 
 
 def check_criteria(wanted: Sequence[Criterion], allowed: Sequence[Criterion]) -> None:
-    """Raises ValueError, which says what is missing, for one that is not ``allowed``."""
+    """Raise ValueError, which explains what is missing, for a criterion that is not ``allowed``."""
     for name in wanted:
         if name not in allowed:
             raise ValueError(
@@ -27,12 +27,12 @@ def check_criteria(wanted: Sequence[Criterion], allowed: Sequence[Criterion]) ->
 
 
 def offered_reducers(*, pools: bool) -> tuple[Reducer, ...]:
-    """The reducers of a model with or without queries in all blocks that prune."""
+    """The reducers of a model. ``pools``: whether all blocks that prune have learned queries."""
     return REDUCERS if pools else REDUCERS_OF_ANY_MODEL
 
 
 def check_reducers(wanted: Sequence[Reducer], allowed: Sequence[Reducer]) -> None:
-    """Raises ValueError, which says what is missing, for one that is not ``allowed``."""
+    """Raise ValueError, which explains what is missing, for a reducer that is not ``allowed``."""
     for name in wanted:
         if name not in allowed:
             raise ValueError(

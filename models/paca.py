@@ -1,6 +1,6 @@
-"""Patch-to-cluster attention (PaCa): in which blocks, to how many clusters, and what that costs.
+"""Patch-to-cluster attention (PaCa): which blocks use it, with how many clusters, and its cost.
 
-Pure Python, as all that counts (schedule.py). What computes it is in clusters.py.
+Pure Python, like all code that counts tokens and MACs (schedule.py). The computation is in clusters.py.
 """
 
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Paca:
-    """The blocks (0-based, ascending) in which all tokens attend to ``clusters`` clusters of the patches, in
-    place of the patches themselves. Raises ValueError for others."""
+    """The blocks (0-based, ascending) in which all tokens attend to ``clusters`` clusters of the patches
+    instead of the patches themselves. Raises ValueError for invalid values."""
 
     blocks: tuple[int, ...]
     clusters: int
@@ -22,8 +22,11 @@ class Paca:
             raise ValueError(f"clusters must be at least 1, got {self.clusters}")
 
     def beside(self, stages: tuple[int, ...], depth: int) -> "Paca":
-        """Itself. Raises ValueError for a block that prunes in one of the ``stages``, whose criterion needs
-        the attention to patches, or that lies beyond a network of ``depth`` blocks."""
+        """Check that these blocks work with ``stages`` in a network of ``depth`` blocks, and return self.
+
+        Raises ValueError for a block that is also a stage, since its criterion needs the attention to
+        patches, and for a block that the network does not have.
+        """
         if self.blocks[-1] >= depth:
             raise ValueError(
                 f"block {self.blocks[-1] + 1} cannot attend to clusters: the network has {depth} blocks "
@@ -40,14 +43,14 @@ class Paca:
 
 
 def hidden_width(dim: int) -> int:
-    """Of the MLP that clusters patches of ``dim`` values."""
+    """The hidden width of the MLP that clusters patches of ``dim`` values."""
     return max(1, dim // 4)
 
 
 def attention_macs(dim: int, tokens: int, prefix: int, clusters: int) -> int:
-    """Multiply-accumulates of the attention of one image with ``tokens`` tokens, of which ``prefix`` are no
-    patches: the MLP that clusters, the clusters themselves, queries and outputs of all tokens, keys and
-    values of clusters and prefix tokens, and the attention to these."""
+    """Multiply-accumulates of this attention for one image with ``tokens`` tokens, ``prefix`` of them prefix
+    tokens: the clustering MLP, the clusters themselves, queries and outputs of all tokens, keys and values of
+    clusters and prefix tokens, and the attention to these."""
     keys, hidden = prefix + clusters, hidden_width(dim)
     clustering = tokens * hidden * (dim + clusters) + (tokens - prefix) * clusters * dim
     return clustering + 2 * (tokens + keys) * dim * dim + 2 * tokens * keys * dim

@@ -1,7 +1,7 @@
-"""Other image sizes, and overlapping patches: a ViT whose patch convolution moves on by less than its kernel.
+"""Other image sizes, and overlapping patches: ViTs whose patch convolution has a smaller stride than kernel.
 
 The patches keep their size and lie closer together, so there are more of them. Kernel, bias and all other
-weights stay as they were trained; only the position embedding is resampled, to the new grid.
+weights are unchanged; only the position embedding is resampled to the new grid.
 """
 
 from functools import partial
@@ -15,15 +15,15 @@ from models.static_attention import static_blocks_of
 
 
 def set_patch_stride(vit: Network, stride: int) -> None:
-    """Let ``vit`` cut its patches every ``stride`` pixels, in both directions; in place.
+    """Set the patch stride of ``vit``, in pixels, in both directions and in place.
 
-    A stride of the kernel's own side gives the plain grid, a smaller one overlapping patches. The stride that
-    ``vit`` has already changes nothing. Entries of the position embedding for prefix tokens are kept. A
-    later `set_input_size` of timm's would go back to the plain grid: choose the image size first.
+    A stride of the kernel size gives the usual grid, a smaller one gives overlapping patches. Does nothing if
+    ``vit`` already has this stride. The prefix tokens keep their position embedding. Set the image size
+    first: timm's `set_input_size` would restore the usual grid.
 
-    Raises UnsupportedModelError if the patch embedding is not timm's plain one of one image size, and
-    ValueError for a stride below 1 or larger than the kernel, which would leave pixels out, and for a network
-    with static attention, which is for its own grid.
+    Raises UnsupportedModelError if the patch embedding is not timm's PatchEmbed with a fixed image size or if
+    positions are rotary, and ValueError for a stride below 1 or above the kernel size (which would skip
+    pixels) and for a network with static attention, which is tied to its grid.
     """
     embed = vit.patch_embed
     if isinstance(vit, Eva):
@@ -55,8 +55,8 @@ def set_patch_stride(vit: Network, stride: int) -> None:
 
 
 def check_image_size(size: tuple[int, int], patch: tuple[int, int], stride: tuple[int, int]) -> None:
-    """Raises ValueError for images (height, width in pixels) that have no room for one patch, and for a side
-    that is no whole number of patches, where these do not overlap."""
+    """Raise ValueError if images of ``size`` (height, width in pixels) are smaller than a patch, or if
+    patches do not overlap and a side is not a multiple of the patch size."""
     if size[0] < patch[0] or size[1] < patch[1]:
         raise ValueError(
             f"an input of {size[0]} x {size[1]} pixels is smaller than a patch, which has {patch[0]} x "
@@ -72,10 +72,11 @@ def check_image_size(size: tuple[int, int], patch: tuple[int, int], stride: tupl
 
 
 def set_image_size(vit: Network, size: tuple[int, int]) -> None:
-    """Let ``vit`` see images of ``size`` (height, width), in place; the position embedding is resampled as
-    timm does it, and patches keep their size and stride.
+    """Set the image size of ``vit`` (height, width in pixels), in place.
 
-    Raises ValueError as `check_image_size`, and for a network with static attention, which is for its own
+    The position embedding is resampled as in timm. Patches keep their size and stride.
+
+    Raises ValueError like `check_image_size`, and for a network with static attention, which is tied to its
     grid.
     """
     embed = vit.patch_embed
@@ -105,7 +106,7 @@ def _refuse_static(vit: Network, what: str) -> None:
 
 
 def _resample(vit: Network, grid_before: tuple[int, int]) -> None:
-    """Bring the position embedding to the grid of the patch embedding."""
+    """Resample the position embedding to the grid of the patch embedding."""
     embed = vit.patch_embed
     embed.num_patches = embed.grid_size[0] * embed.grid_size[1]
     if vit.pos_embed is not None:
@@ -119,8 +120,8 @@ def _resample(vit: Network, grid_before: tuple[int, int]) -> None:
 
 
 def patch_grid(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches in an image of ``size`` pixels: (side - kernel) // stride + 1, as a
-    convolution without padding counts. What is left over at the right and at the bottom is not seen."""
+    """Rows and columns of patches in an image of ``size`` pixels: (side - kernel) // stride + 1, as for a
+    convolution without padding. Pixels left over at the right and at the bottom are ignored."""
     rows, columns = (
         (side - length) // step + 1 for side, length, step in zip(size, kernel, stride, strict=True)
     )

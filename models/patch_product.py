@@ -1,4 +1,4 @@
-"""Patch embedding as a product of matrices, for GPUs: cuDNN would choose a convolution anew for every new
+"""Patch embedding as a matrix product, for GPUs: cuDNN selects a convolution algorithm again for every new
 number of images."""
 
 import torch.nn.functional as F
@@ -8,18 +8,19 @@ from torch import Tensor, nn
 
 
 class PatchProduct(nn.Module):
-    """What the convolution gives, of patches that may overlap, with its values but for rounding. Pixels are
-    gathered in one operation."""
+    """Replaces the patch convolution by a matrix product, with the same results up to rounding. Patches may
+    overlap. The pixels are gathered in one operation."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self._kernel, self._stride = convolution.kernel_size, convolution.stride
-        # Attributes and not buffers: they are the convolution's.
+        # Attributes and not buffers, because they belong to the convolution.
         self._weight = convolution.weight.detach().flatten(1)
         self._bias = None if convolution.bias is None else convolution.bias.detach()
 
     def forward(self, pixels: Float[Tensor, "B C height width"]) -> Float[Tensor, "B patches dim"]:
-        """What is left over at the right and at the bottom is not seen, as with the convolution."""
+        """Embed the patches. Pixels left over at the right and at the bottom are ignored, as in the
+        convolution."""
         (down, across), (step_down, step_across) = self._kernel, self._stride
         patches = pixels.unfold(2, down, step_down).unfold(3, across, step_across)
         rows = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
@@ -27,7 +28,7 @@ class PatchProduct(nn.Module):
 
 
 def is_a_product(embed: PatchEmbed) -> bool:
-    """Whether `PatchProduct` can take the place of all that ``embed`` does."""
+    """Whether `PatchProduct` can replace the whole of ``embed``."""
     convolution = embed.proj
     return bool(
         embed.flatten

@@ -1,4 +1,4 @@
-"""Kept patches as pictures. Without torch: the front end draws masks with it."""
+"""Draws the kept patches of an image. No torch: the front end uses it."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ _DIMMED_BITS = 2  # a pruned patch has a quarter of its brightness
 
 
 def cells_of(kept: Integer[np.ndarray, " kept"], grid: tuple[int, int]) -> UInt8[np.ndarray, "rows columns"]:
-    """The patch grid with 1 for every kept patch, by its index row by row, and 0 for the others."""
+    """The patch grid, with 1 for kept patches and 0 for the others. ``kept``: row-major indices."""
     cells = np.zeros(grid, np.uint8)
     cells.flat[kept] = 1
     return cells
@@ -22,10 +22,10 @@ def dimmed(
     patch_size: tuple[int, int],
     patch_stride: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The input of the model, with every patch dimmed whose cell is 0.
+    """Dim every patch whose cell is 0 in the model's input.
 
-    A pixel belongs to the patch whose center is nearest to it: if patches overlap, each shows as one stride,
-    and what no patch covers at the right and at the bottom belongs to the last ones.
+    A pixel belongs to the patch with the nearest center. So a patch that overlaps others is shown with the
+    size of one stride, and pixels that no patch covers at the right and bottom belong to the last patches.
     """
     rows, columns = map(_nearest_patches, pixels.shape[:2], cells.shape, patch_size, patch_stride)
     shifts = np.where(cells == 1, 0, _DIMMED_BITS).astype(np.uint8)
@@ -33,17 +33,18 @@ def dimmed(
 
 
 def _nearest_patches(side: int, patches: int, size: int, stride: int) -> Int[np.ndarray, " side"]:
-    """Along one side, the number of the patch whose centre is nearest to each pixel's; of two, the later."""
-    # Patch p has its centre at p * stride + size / 2, pixel x at x + 1 / 2; twice that is whole.
+    """For each pixel along one side, the index of the patch with the nearest centre. Ties go to the later
+    patch."""
+    # The centre of patch p is p * stride + size / 2, that of pixel x is x + 1 / 2. Doubled, both are integers.
     return np.clip((2 * np.arange(side) + 1 - size + stride) // (2 * stride), 0, patches - 1)
 
 
 def png_of(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """The pixels as a PNG (RFC 2083), each sample less its neighbour's to the left (filter 1).
+    """Encode the pixels as a PNG (RFC 2083) with the filter Sub (1): the difference to the left pixel.
 
-    Pillow keeps the interpreter's lock while it compresses, 20 ms for 224 x 224 pixels, and the front end's
-    event loop waits. zlib does not. Its strategy for runs takes a quarter of the time of its default for 2 %
-    more bytes: there is little else to find in a photograph.
+    Pillow holds the GIL while it compresses, 20 ms for 224 x 224 pixels, which blocks the front end's event
+    loop. zlib releases it. The strategy Z_RLE takes a quarter of the default's time for 2 % more bytes, since
+    photographs have few longer matches.
     """
     height, width = pixels.shape[:2]
     rows = np.empty((height, 1 + 3 * width), np.uint8)

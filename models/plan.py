@@ -1,7 +1,7 @@
-"""Everything that follows from the prunings of a batch: every length, order and index of its forward pass.
+"""The plan of a batch: all lengths, orders and indices of its forward pass, which follow from its prunings.
 
-All of it is known before anything is computed (planning.py). The device needs tables, which are copied there
-together (`ragged.all_on_device`). A batch whose images are all pruned in the same way needs none.
+The plan is known before anything is computed (planning.py). The device needs its tables, which are copied
+there together (`ragged.all_on_device`). A batch whose images are all pruned in the same way needs none.
 
 Lengths, bounds and counts are for the images in the order of `planning.order_of`.
 """
@@ -14,20 +14,21 @@ import numpy as np
 from models.ragged import Packing, Run
 from models.schedule import Reducer, Rows
 
-# The place of a table among `Plan.tables`, and so among their copies on the device.
+# The index of a table in `Plan.tables`, and in the list of their copies on the device.
 Table = NewType("Table", int)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a plan depends on: the key of the cache of plans.
+    """The input of a plan, and its key in the cache of plans.
 
-    ``ratios`` and ``reducers``: one for each image. ``patches``, ``prefix``: tokens of an image before the
-    first of ``stages`` stages. ``rows``: the attention rows that decide. ``pools_patches``: whether the head
-    reads more than prefix tokens. ``rounding``: the number of parts of a power of two to which the rows of
-    packings are rounded up (see `ragged.rounded`); 0: no rounding. ``in_one``: images of different lengths
-    are computed side by side in one table with gaps, so that the number of operations does not grow with the
-    number of lengths; otherwise run by run. ``evenly``: see `schedule.Stages`.
+    ``ratios`` and ``reducers``: one per image. ``patches``, ``prefix``: the number of patches and of prefix
+    tokens of an image before the first stage. ``stages``: the number of stages. ``rows``: the attention rows
+    that decide. ``pools_patches``: whether the head reads patches. ``rounding``: the number of steps per
+    power of two to which the rows of packings are rounded up (see `ragged.rounded`); 0: no rounding.
+    ``in_one``: compute images of different lengths side by side in one table with gaps, so that the number of
+    operations does not grow with the number of lengths; otherwise run by run. ``evenly``: see
+    `schedule.Stages`.
     """
 
     ratios: tuple[float, ...]
@@ -44,13 +45,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Neighbouring images side by side: [images, tokens, ...].
+    """Neighbouring images side by side in a table [images, tokens, ...], padded to the longest.
 
-    ``run``: where they are; its ``tokens`` are those of the longest one, of which ``patches`` behind the
-    prefix tokens are patches, at least in one of the images. Where their lengths differ,
-    ``rows`` [images * tokens] numbers the rows that are to be put there (in a gap the image's first one),
-    ``gaps`` [images, tokens] says if nothing is, and ``shares`` [images, tokens] holds one divided by the
-    image's length, 0 in gaps.
+    ``run``: the position of the images; ``run.tokens`` is the width of the table. ``patches``: the number of
+    columns after the prefix tokens that hold patches of any image.
+
+    The tables are None if all images have the same length. ``rows`` [images * tokens]: the row of the batch
+    for each place; in a gap, the image's first row. ``gaps`` [images, tokens]: True where the image has no
+    token. ``shares`` [images, tokens]: 1 / length of the image, 0 in gaps.
     """
 
     run: Run
@@ -62,14 +64,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which tokens of each image stay, by the values [B, width] that they have, ``width`` being the most that
-    an image has.
+    """Selects the tokens of each image to keep, by their values [B, width].
 
-    ``most`` tokens of an image stay at most. Where images differ: ``chosen_from`` [B, width] are patches,
-    among which values decide; other places have the value ``others`` [B, width] (infinite where a token
-    always stays, -1 if there is none). ``beyond`` [B, most] are places that an image has no tokens for,
-    ``entries`` numbers the others, and ``starts`` [B, 1] is the flat number of each image's
-    first row. ``entries`` go on for the rows behind the images, which are the first image's first row again.
+    ``width``: the maximum number of tokens of an image. ``most``: the maximum number that an image keeps. The
+    tables are only needed if images differ:
+
+    - ``chosen_from`` [B, width]: True for patches, which are selected by their values.
+    - ``others`` [B, width]: the values of all other places, inf for tokens that are always kept and -1 for
+      places without a token.
+    - ``beyond`` [B, most]: True for places after the last token that an image keeps.
+    - ``entries``: the flat indices of all other places of [B, most], padded with 0 (the first image's first
+      row) for the rows after the images.
+    - ``starts`` [B, 1]: the flat index of each image's first row.
     """
 
     width: int
@@ -83,10 +89,14 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A round of merging (see `reducers.merge`): at most ``pairs`` pairs of an image, and at most ``left``
-    patches that are left of it. Where images differ: ``missing_odd`` [B, odd, 1] and ``missing_even``
-    [B, 1, even] are places without a patch; of the odd ones ordered by likeness, ``unmatched`` [B, odd] stay
-    and ``gone`` [B, odd] do not, or were never there; ``missing`` [B, N] is 1 if no patch is."""
+    """A round of merging (see `reducers.merge`). ``pairs``: the maximum number of pairs of an image.
+    ``left``: the maximum number of patches left. The tables are only needed if images differ:
+
+    - ``missing_odd`` [B, odd, 1], ``missing_even`` [B, 1, even]: True for such places without a patch.
+    - ``unmatched``, ``gone`` [B, odd]: for the odd places in descending order of similarity, True if the
+      patch is not merged, and 1 if the patch is merged away or does not exist.
+    - ``missing`` [B, N]: 1 for places without a patch.
+    """
 
     pairs: int
     left: int
@@ -99,15 +109,16 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """Fusing, merging, pooling and transforming of a batch whose images differ, all in one.
+    """Fusing, merging, pooling and transforming in a batch whose images differ, for all images at once.
 
-    The rows that are left are named by number among the rows there were, then one fused token for each image
-    of ``fusing``, then ``merged`` patches for each image of ``merging``, then ``pooled`` tokens for each
-    image of ``pooling``, then ``transformed`` ones for each of ``transforming``. ``numbers`` [B * width]
-    names them by image and place; if nothing is fused, ``index`` does so in the order in which they are
-    left.
-    ``pooled_counts``, ``transformed_counts`` [B, 1]: where images keep different numbers of tokens.
-    ``*_before``: the same images as they come to the stage.
+    The remaining rows are gathered from a concatenation of the selected rows, one fused token per image of
+    ``fusing``, ``merged`` patches for each image of ``merging``, ``pooled`` tokens for each image of
+    ``pooling`` and ``transformed`` tokens for each image of ``transforming``. ``numbers`` [B * width] holds
+    the row number for each image and place. If nothing is fused, ``index`` holds the row numbers of the
+    remaining rows in their order instead.
+
+    ``pooled_counts``, ``transformed_counts`` [images, 1]: the number of tokens of each image, if they differ.
+    ``*_before``: the same images before the stage.
     """
 
     fusing: Group | None
@@ -129,14 +140,16 @@ class Reduction:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """A stage. ``before``: as images come, with ``patches``; ``selected``: without what is dropped, with
-    ``selected_patches``; ``after``: also without what is fused, merged, pooled or transformed, with
-    ``counts`` patches.
+    """The plan of a stage.
 
-    ``groups``: the images as the attention that decides is computed. ``first_rows`` [B]: each image's first
-    row. ``reduction`` is None if nothing is fused, merged, pooled or transformed, or all images are, alike
-    or run by run.
-    ``bounds_*`` [B + 1]: the first row of each image and the number of all, int32.
+    The packings, each with the number of patches of each image: ``before`` the stage (``patches``),
+    ``selected``, after dropping patches (``selected_patches``), and ``after``, when patches have also been
+    fused, merged, pooled or transformed (``counts``).
+
+    ``groups``: the images for which the deciding attention is computed together. ``first_rows`` [B]: each
+    image's first row. ``reduction``: None if no patches are fused, merged, pooled or transformed, or if that
+    is done run by run. ``bounds_*`` [B + 1]: the first row of each image, then the total number of rows
+    (int32).
     """
 
     before: Packing
@@ -158,8 +171,8 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What comes behind the last block. ``groups``: the images as the head reads them. If they differ in
-    length and it reads prefix tokens only, ``prefix_rows`` [B * prefix] numbers the rows of these instead."""
+    """The plan of the head. ``groups``: the images that are pooled together. If images differ in length and
+    the head only reads prefix tokens, ``prefix_rows`` [B * prefix] holds their row numbers instead."""
 
     groups: tuple[Group, ...]
     prefix_rows: Table | None = None
@@ -167,7 +180,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Stages and end, and the tables that they name."""
+    """The stages, the end, and the tables that these refer to."""
 
     stages: tuple[StagePlan, ...]
     end: End

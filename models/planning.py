@@ -1,4 +1,4 @@
-"""Plans made, on the host, in numpy: pure functions of the prunings of a batch."""
+"""Makes plans on the host, in numpy: pure functions of the prunings of a batch."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -10,12 +10,12 @@ from models.plan import Asked, End, Group, Plan, Reduction, Round, Selection, St
 from models.ragged import Packing, Run, rounded, runs_of
 from models.schedule import Pruning, keep_counts
 
-# Plans kept for batches that come again. One of 64 images of 64 ratios on a GPU holds 3 MiB.
+# The size of the cache of plans. A plan for 64 images with 64 different ratios on a GPU takes 3 MiB.
 MOST_REMEMBERED = 16
 
 
 def order_of(prunings: Sequence[Pruning]) -> list[int]:
-    """The images in an order in which those of one length are neighbours at every stage."""
+    """Sort the images so that those of the same length are neighbours at every stage."""
     return sorted(range(len(prunings)), key=lambda image: _place(prunings[image]))
 
 
@@ -26,7 +26,7 @@ def _place(pruning: Pruning) -> tuple[bool, str, float, float, str]:
 
 @lru_cache(maxsize=MOST_REMEMBERED)
 def plan_of(asked: Asked) -> Plan:
-    """The plan of a batch, of one stage at least. Its arrays are shared and must not be changed."""
+    """The plan of a batch with at least one stage. It is cached, so its arrays must not be changed."""
     tables = _Tables()
     counts = np.array(
         [keep_counts(asked.patches, ratio, asked.stages, asked.evenly) for ratio in asked.ratios], np.int64
@@ -52,7 +52,7 @@ class _Tables:
         return Table(len(self.arrays) - 1)
 
     def bounds(self, lengths: np.ndarray) -> Table:
-        """The bounds of images of these lengths: one table for all that have them."""
+        """The table of the bounds of images of these lengths. Equal lengths share a table."""
         key = lengths.tobytes()
         if key not in self._bounds:
             self._bounds[key] = self.add(np.concatenate(([0], lengths.cumsum())).astype(np.int32))
@@ -60,7 +60,7 @@ class _Tables:
 
 
 class _Stage:
-    """One stage of a plan in the making. Arrays are [B]."""
+    """Builds one stage of a plan. Arrays are [B]."""
 
     def __init__(
         self,
@@ -89,7 +89,8 @@ class _Stage:
             for lengths in (self.before, self.selected, self.after)
         )
         ragged_before = not _alike(self.before)
-        # Alike, or (which `keep_mass` may bring about) not side by side: run by run.
+        # Reduce run by run if images are alike, or if those of one reducer are not neighbours, which can
+        # happen with `keep_mass`.
         in_one = (
             self.asked.in_one
             and not _alike(self.before, self.patches, self.after, *self.reduced)
@@ -115,7 +116,7 @@ class _Stage:
         )
 
     def end(self) -> End:
-        """What follows on this stage, if it is the last one."""
+        """The end of the plan, if this is the last stage."""
         if not self.asked.pools_patches and not _alike(self.after):
             prefix_rows = _starts(self.after)[:, None] + np.arange(self.asked.prefix)
             return End((), self.tables.add(prefix_rows.reshape(-1)))
@@ -125,13 +126,13 @@ class _Stage:
         return End(tuple(Group(run, int(self.counts[run.first_image])) for run in runs_of(lengths, lengths)))
 
     def _rows(self, lengths: np.ndarray) -> int:
-        """Of a packing. In one table, images that are all alike stay dense."""
+        """`Packing.rows` for images of these lengths. With ``in_one``, batches of equal images stay dense."""
         if not self.asked.rounding or (self.asked.in_one and not self.ragged):
             return 0
         return rounded(int(lengths.sum()), self.asked.rounding)
 
     def _filled(self, index: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """With the first row again for those behind the images, if that is one table's business."""
+        """With ``in_one``, pad an index of rows to the rows of the packing, by repeating row 0."""
         rows = self._rows(lengths) if self.asked.in_one else 0
         return np.pad(index, (0, max(0, rows - len(index))))
 
@@ -146,7 +147,7 @@ class _Stage:
             yield Group(run, int(self.patches[run.first_image]))
 
     def _group(self, lengths: np.ndarray, first: int, images: int, *, shares: bool = False) -> Group:
-        """Neighbours as one table, with gaps where their lengths differ."""
+        """Neighbouring images as one table, with gaps if their lengths differ."""
         own, starts = lengths[first : first + images], _starts(lengths)[first : first + images]
         width = int(own.max())
         run = Run(first, images, int(starts[0]), width)
@@ -181,7 +182,8 @@ class _Stage:
         kept: Int[np.ndarray, " B"],
         there: Bool[np.ndarray, "B width"] | None = None,
     ) -> Selection:
-        """Of tokens that lie image by image, ``kept[b]`` of each; ``there``: where tokens are in a table."""
+        """Select ``kept[b]`` tokens of each image. ``there``: the places with a token, if the tokens are in a
+        table with gaps."""
         add = self.tables.add
         differ = there is not None or not _alike(lengths, self.patches)
         if there is None:
@@ -206,7 +208,7 @@ class _Stage:
         rounds = tuple(self._rounds(self.patches[merging], self.counts[merging]))
         most = [int(self.counts[some].max()) if some else 0 for some in others]
         merged, pooled, transformed = most
-        width = int(self.before.max()) + 1  # one more: the new fused token, if there is one
+        width = int(self.before.max()) + 1  # plus one for a new fused token
         place, starts = np.arange(width), _starts(self.selected)[:, None]
         numbers = starts + place
         there = place < self.selected[:, None]
@@ -218,7 +220,7 @@ class _Stage:
             numbers[image, prefix : prefix + count] = first + np.arange(count)
             there[image] = place < self.after[image]
             first += new
-        # If there is nothing, any row will do that exists.
+        # Places without a token may hold any row that exists.
         numbers = np.where(there, numbers, starts)
         chosen_from = self._patch_places(width) & self.fuses[:, None]
         add = self.tables.add
@@ -279,6 +281,6 @@ def _alike(*columns: np.ndarray) -> bool:
 
 
 def _neighbours(some: Bool[np.ndarray, " B"]) -> bool:
-    """Whether no other image is between these."""
+    """Whether these images are neighbours, with no others between them."""
     places = np.flatnonzero(some)
     return len(places) == 0 or bool(places[-1] - places[0] == len(places) - 1)
