@@ -1,4 +1,4 @@
-"""Other image sizes, and overlapping patches: ViTs whose patch convolution has a smaller stride than kernel.
+"""Other image sizes, and overlapping patches: the patch convolution has a smaller stride than its kernel.
 
 The patches keep their size and lie closer together, so there are more of them. Kernel, bias and all other
 weights are unchanged; only the position embedding is resampled to the new grid.

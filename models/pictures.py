@@ -35,7 +35,7 @@ def dimmed(
 def _nearest_patches(side: int, patches: int, size: int, stride: int) -> Int[np.ndarray, " side"]:
     """For each pixel along one side, the index of the patch with the nearest centre. Ties go to the later
     patch."""
-    # The centre of patch p is p * stride + size / 2, that of pixel x is x + 1 / 2. Doubled, both are integers.
+    # Patch p has its centre at p * stride + size / 2, pixel x at x + 1 / 2. Doubled, both are integers.
     return np.clip((2 * np.arange(side) + 1 - size + stride) // (2 * stride), 0, patches - 1)
 
 

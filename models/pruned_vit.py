@@ -1,10 +1,10 @@
 """The forward pass of timm's vision transformers with pruning of patches.
 
 It uses the network's own submodules. The differences between classes of networks are in families/, attention
-is computed in attend/, the parts of a block are in blocks.py, and a stage, a block that prunes, is in
-stage.py. At keep ratio 1 it computes the same as timm, with the same kernels as at every other ratio, so the
-logits are timm's but for rounding. If it is `exact`, every operation is timm's own, and so is every bit;
-`check_against_timm` asserts that on the loaded weights.
+is computed in attend/, the parts of a block are in blocks.py, and stages (blocks that prune) are in stage.py.
+At keep ratio 1, it computes the same as timm, with the same kernels as at every other ratio, so the logits
+equal timm's up to rounding. In `exact` mode, it uses timm's own operations, so the logits are bitwise equal;
+`check_against_timm` checks that for the loaded weights.
 """
 
 from collections.abc import Sequence
@@ -42,19 +42,21 @@ class Output:
 
 
 class PrunedViT(nn.Module):
-    """A vision transformer whose every image chooses its own pruning; in the mode that the network is in. The
-    linear layers of its blocks are replaced by ones that do the same and more (models.linear.plain).
+    """A vision transformer that prunes the patches of each image in its own way.
 
-    A network with a life predictor (models.life) can also be pruned by `life`, if its first stage is the
-    block that the predictor was made for. In training mode, with gradients, batches that are pruned by `life`
-    alone lose no patch: patches fade, and the predictor learns from it.
+    It starts in the training or evaluation mode of the network. The linear layers of the network's blocks are
+    replaced by equivalent ones that can also compute some of their outputs (models.linear.plain).
 
-    In blocks with clusters of patches (models.clusters), tokens attend to these. The first blocks may have
-    static attention (models.static_attention). If all blocks that prune have learned queries
-    (models.token_pool), `pool` is one of its reducers.
+    A network with a life predictor (models.life) can also be pruned by `life`, if the first stage is the
+    predictor's block. In training mode with gradients, batches that are pruned by `life` only lose no
+    patches: the patches fade, and the predictor learns from it.
 
-    Raises UnsupportedModelError for a model it does not know how to prune, and ValueError for stages in
-    blocks that it does not have, or that attend to clusters or have static attention.
+    In blocks with clusters of patches (models.clusters), tokens attend to the clusters. The first blocks may
+    have static attention (models.static_attention). The reducer `pool` is available if all blocks that prune
+    have learned queries (models.token_pool).
+
+    Raises UnsupportedModelError for a network that it cannot prune, and ValueError for stages in blocks that
+    do not exist, that attend to clusters or that have static attention.
     """
 
     def __init__(self, vit: nn.Module, stages: Stages | None = None) -> None:
@@ -72,19 +74,19 @@ class PrunedViT(nn.Module):
         check_static(self.arch.static_blocks, self.stages.blocks, self.arch.depth, self.arch.paca)
         replace_linears(self.family.blocks, PlainLinear)
         self.vit = self.family.network
-        # Takes the place of the patch embedding (models.linear.packed).
+        # Replaces the patch embedding if set (models.linear.packed, models.patch_product).
         self.packed_patches: nn.Module | None = None
-        # Every operation as timm has it, rather than the fastest one of the same precision: the logits of
-        # batches in which nothing is pruned then have timm's bits.
+        # Use timm's own operations instead of the fastest ones of the same precision. The logits of batches
+        # without pruning are then bitwise equal to timm's.
         self.exact = False
-        # Without, all blocks attend to patches, as timm's do.
+        # If False, all blocks attend to patches, as in timm.
         self.clusters = True
         self._first_stage = self.stages.blocks[0] if self.stages.blocks else self.arch.depth
         self.train(vit.training)
 
     @property
     def life_predictor(self) -> LifePredictor | None:
-        """The network's, where the stages can use it."""
+        """The network's life predictor, if it was made for the first stage."""
         found = predictor_of(self.vit)
         return found if found is not None and self.stages.blocks[:1] == (found.block,) else None
 
@@ -103,22 +105,25 @@ class PrunedViT(nn.Module):
 
     @property
     def feature_width(self) -> int:
-        """Numbers of a feature vector (see `Family.features`)."""
+        """The length of a feature vector (see `Family.features`)."""
         like = next(self.parameters())
         table = like.new_zeros(1, self.arch.prefix_tokens + self.arch.patches, self.arch.dim)
         with torch.inference_mode():
             return self.family.features(self.family.pooled(table, None, None)).shape[1]
 
     def forward(self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]) -> Output:
-        """Classify normalised ``pixels``; ``prunings`` has one entry per image. Raises ValueError for a
-        criterion or a reducer that the model does not offer (see `criteria`, `reducers`)."""
+        """Classify normalised ``pixels``; ``prunings`` has one entry per image.
+
+        Raises ValueError for a criterion or a reducer that the model does not support (see `criteria`,
+        `reducers`).
+        """
         if len(prunings) != len(pixels):
             raise ValueError(f"{len(pixels)} images, but {len(prunings)} prunings")
         return self.finish(self.begin(pixels), prunings)
 
     def begin(self, pixels: Float[Tensor, "B C height width"]) -> Tokens:
-        """The part of the forward pass that does not depend on the pruning: everything before the first
-        stage's block."""
+        """Compute the part of the forward pass that does not depend on the pruning: all blocks before the
+        first stage."""
         tokens = self.embedded(pixels)
         blocks = self.blocks_for(tokens.rows)
         for index in range(self._first_stage):
@@ -126,7 +131,7 @@ class PrunedViT(nn.Module):
         return tokens
 
     def embedded(self, pixels: Float[Tensor, "B C height width"]) -> Tokens:
-        """The tokens that come to the first block."""
+        """Embed the images: the input tokens of the first block."""
         rows, rotations = self.family.embed(pixels, None if self.exact else self.packed_patches)
         images, length, _ = rows.shape
         places = torch.arange(-self.arch.prefix_tokens, self.arch.patches, device=rows.device)
@@ -139,11 +144,11 @@ class PrunedViT(nn.Module):
         )
 
     def blocks_for(self, like: Tensor) -> Blocks:
-        """The blocks as a forward pass computes them for rows of the device and the dtype of ``like``."""
+        """The blocks, set up for a forward pass of rows with the device and dtype of ``like``."""
         return Blocks.of(self.family, like, exact=self.exact, clusters=self.clusters)
 
     def finish(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Output:
-        """The rest of the forward pass, from the result of `begin`."""
+        """Compute the rest of the forward pass, from the result of `begin`."""
         check_criteria([pruning.criterion for pruning in prunings], self.criteria)
         check_reducers([pruning.reducer for pruning in prunings], self.reducers)
         blocks = self.blocks_for(tokens.rows)
@@ -154,7 +159,7 @@ class PrunedViT(nn.Module):
         return self.finish_by(self._pruner(tokens, prunings), tokens)
 
     def lives_for(self, tokens: Tokens, criteria: Sequence[Criterion]) -> Float[Tensor, "B patches"] | None:
-        """The lives of all patches, from what `begin` gave, if one of the criteria reads them."""
+        """The lives of all patches, from the result of `begin`. None if no criterion reads them."""
         predictor = self.life_predictor
         if predictor is None or "life" not in criteria:
             return None
@@ -165,7 +170,7 @@ class PrunedViT(nn.Module):
         return Pruner(self.blocks_for(tokens.rows), self.stages, tokens.rows, prunings, lives)
 
     def finish_by(self, pruner: Pruner, tokens: Tokens) -> Output:
-        """As `finish`, where something is pruned, with the pruner that is to do it."""
+        """Like `finish`, with a given pruner, for batches in which something is pruned."""
         tokens = pruner.ordered(tokens)
         after_stages = []
         for index in range(self._first_stage, self.arch.depth):
@@ -183,8 +188,8 @@ class PrunedViT(nn.Module):
         return self._output_of_all(tokens)
 
     def _finish_fading(self, blocks: Blocks, tokens: Tokens, prunings: Sequence[Pruning]) -> Output:
-        """In training by `life`: all patches to the end, of which less and less is attended to and averaged.
-        Reducers have nothing to do."""
+        """Train by `life`: compute all patches to the end, but let them fade from attention and averages.
+        Reducers are not used."""
         predictor, prefix = self.life_predictor, self.arch.prefix_tokens
         assert predictor is not None
         counts = [self.stages.keep_counts(self.arch.patches, pruning.keep_ratio) for pruning in prunings]
@@ -192,13 +197,13 @@ class PrunedViT(nn.Module):
         for index in range(self._first_stage, self.arch.depth):
             tokens = blocks.plain(index, tokens)
             if index in weights:
-                # What comes before the patches, and has no life, keeps all its weight.
+                # Prefix tokens have no life and keep their full weight.
                 bias = F.pad(weights[index], (prefix, 0)).flatten()
                 tokens = replace(tokens, sizes=bias.exp(), bias=bias.to(tokens.rows.dtype))
         return self._output_of_all(tokens)
 
     def _output_of_all(self, tokens: Tokens) -> Output:
-        """Of tokens that nothing was taken away from."""
+        """The output for tokens from which nothing has been removed."""
         images, length = len(tokens.patches), tokens.packing.longest
         end = End((Group(Run(0, images, 0, length), self.arch.patches),))
         after_stages = [tokens] * len(self.stages.blocks)
@@ -210,9 +215,11 @@ class PrunedViT(nn.Module):
 
     @torch.no_grad()
     def first_importance(self, tokens: Tokens, prunings: Sequence[Pruning]) -> Float[Tensor, "B patches"]:
-        """The importance that the first stage gives to each patch, from what `begin` gave, under the
-        criterion of each image's pruning. Raises ValueError for a model without stages, and for a criterion
-        that it does not offer."""
+        """The importance of each patch at the first stage, by the criterion of each image's pruning.
+
+        ``tokens``: the result of `begin`. Raises ValueError for a model without stages, and for a criterion
+        that the model does not support.
+        """
         if not self.stages.blocks:
             raise ValueError("a model without stages computes no importance of patches")
         check_criteria([pruning.criterion for pruning in prunings], self.criteria)
@@ -226,9 +233,12 @@ def _fades(pruning: Pruning) -> bool:
 
 @torch.inference_mode()
 def check_against_timm(model: PrunedViT, pixels: Float[Tensor, "B C height width"]) -> None:
-    """Raise UnsupportedModelError unless keep ratio 1, by timm's operations, gives timm's own logits for
-    ``pixels``, bit for bit. timm knows no clusters of patches: where a network has them, all the rest of it
-    is compared."""
+    """Raise UnsupportedModelError unless the logits for ``pixels`` at keep ratio 1 are bitwise equal to
+    timm's.
+
+    Both are computed by timm's operations. timm does not support clusters of patches, so they are not used in
+    the comparison.
+    """
     was_training, was_exact, had_clusters = model.training, model.exact, model.clusters
     model.eval()
     model.exact, model.clusters = True, False

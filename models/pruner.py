@@ -1,4 +1,4 @@
-"""The stages of one forward pass: its plan, and the parts of it that are on the device."""
+"""Runs the stages of one forward pass: holds its plan and the plan's tables on the device."""
 
 from collections.abc import Sequence
 
@@ -16,19 +16,20 @@ from models.schedule import Criterion, Pruning, Stages
 from models.select import Criteria
 from models.stage import Look, Stage
 
-# Numbers of rows from a power of two to the next (see `ragged.rounded`): on a GPU each costs the choice of a
-# kernel, and memory of another size.
+# Steps per power of two to which rows are rounded up (see `ragged.rounded`): on a GPU, each number of rows
+# costs the selection of a kernel and an allocation of another size.
 _ON_A_GPU = 32
 
 
 class Pruner:
-    """Prunes a batch stage by stage, its images in the order of `planning.order_of`. ``like``: rows of the
-    tokens that come to the first stage; ``lives``: what the life predictor gives their patches, image by
-    image as the prunings are, if one is judged by `life`.
+    """Prunes a batch stage by stage, with its images in the order of `planning.order_of`.
 
-    The device gets all that it has to know of them in one copy; of a batch whose images are alike, nothing.
-    Only `keep_mass` is known no sooner than the first stage has been looked at: then the device is asked
-    once, and gets a second copy.
+    ``like``: the rows of the first stage's tokens, for their device. ``lives``: the life predictor's output,
+    in the order of ``prunings``, if an image is pruned by `life`.
+
+    All tables are copied to the device together; a batch whose images are alike needs none. Only with
+    `keep_mass`, the lengths depend on the first stage's importance. This takes one copy back to the host, and
+    a second copy to the device.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Pruner:
         lives: Float[Tensor, "B patches"] | None = None,
     ) -> None:
         order = order_of(prunings)
-        # Where each image is now.
+        # The position of each image in the new order.
         self.places: Sequence[int] = sorted(range(len(order)), key=order.__getitem__)
         self._order = order
         prunings = [stages.allowing(prunings[image]) for image in order]
@@ -66,15 +67,15 @@ class Pruner:
         self._fuses = any(pruning.reducer == "fuse" for pruning in prunings)
 
     def ordered(self, tokens: Tokens) -> Tokens:
-        """The tokens that come to the first stage, image by image in the order of all that follows."""
+        """Put the images of the first stage's tokens into the pruner's order."""
         return tokens.of_images(self._order, self._moves[0]) if self._moves else tokens
 
     def as_asked(self, rows: Float[Tensor, "B _"]) -> Float[Tensor, "B _"]:
-        """Back in the order of the prunings."""
+        """Put rows [images, ...] back into the order of the prunings."""
         return rows.index_select(0, self._moves[1]) if self._moves else rows
 
     def first_look(self, tokens: Tokens) -> Look:
-        """What the first stage decides by."""
+        """Compute what the first stage decides by."""
         whole = Group(Run(0, len(tokens.patches), 0, tokens.packing.lengths[0]), self._arch.patches)
         return self._stage(self._stages.blocks[0]).look(tokens, (whole,), None)
 
@@ -88,8 +89,10 @@ class Pruner:
         criterion: Criterion,
         lives: Float[Tensor, "B patches"] | None = None,
     ) -> "Pruner":
-        """For images in the order of a ``plan`` whose ``tables`` are on the device, judged by one criterion
-        that draws nothing. ``lives``: for `life`."""
+        """A pruner for a given ``plan`` whose ``tables`` are on the device, without reordering images.
+
+        ``criterion``: any criterion except `random`, for all images. ``lives``: for the criterion `life`.
+        """
         pruner = cls.__new__(cls)
         pruner.places = range(len(plan.stages[0].patches))
         pruner.blocks, pruner._stages, pruner._arch = blocks, stages, blocks.family.architecture
@@ -100,7 +103,7 @@ class Pruner:
         return pruner
 
     def stage(self, index: int, tokens: Tokens) -> Tokens:
-        """The tokens behind the next stage, which is block ``index``."""
+        """Compute the next stage, which is block ``index``."""
         seen = None
         if self._plan is None:
             seen = self.first_look(tokens)
@@ -116,7 +119,7 @@ class Pruner:
         return stage.prune(tokens, seen, plan)
 
     def pooled(self, tokens: Tokens) -> Float[Tensor, "B pooled"]:
-        """What the head reads, from the tokens behind the last block, in the order of the prunings."""
+        """The input of the head, from the tokens after the last block, in the order of the prunings."""
         assert self._plan is not None
         return self.as_asked(pooled_of(self.blocks.family, tokens, self._plan.end, self._tables))
 
@@ -142,13 +145,14 @@ class Pruner:
 
     @torch.no_grad()
     def _ratios(self, values: Float[Tensor, "B N"]) -> list[float]:
-        """Each image's keep ratio, from what the first stage decides by. The device is asked, once."""
+        """The keep ratio of each image, from the importance ``values`` at the first stage. Waits for the
+        device once."""
         patches = self._arch.patches
         images, wanted = self._masses
         own = values[images].double().clamp(min=0)
         total = own.sum(dim=1, keepdim=True)
         share = own.sort(dim=1, descending=True).values.cumsum(dim=1) / total
-        # Rounding must not ask for a patch more than there is.
+        # The tolerance keeps rounding from requiring one more patch than there is.
         below = (share < wanted.unsqueeze(1) - 1e-9) | ~(total > 0)  # no importance at all: keep everything
         ratios = [pruning.keep_ratio for pruning in self._prunings]
         for image, count in zip(self._by_mass, below.sum(dim=1).tolist(), strict=True):
@@ -157,6 +161,6 @@ class Pruner:
 
 
 def in_one(rows: Tensor) -> bool:
-    """Whether images of different lengths are computed side by side in one table, with gaps, rather than run
-    by run: on a GPU, where a launch costs more than a gap. Training needs no gradients of gaps."""
+    """Whether to compute images of different lengths side by side in one table with gaps, instead of run by
+    run. True on a GPU without gradients, where a kernel launch costs more than computing gaps."""
     return rows.is_cuda and not torch.is_grad_enabled()

@@ -1,9 +1,9 @@
 """Batches whose images differ in length: tokens of all images packed as [rows, D], lengths known on the host.
 
-Row-wise layers (norms, linears, MLP) compute all packed rows, without knowledge of images. Only attention,
-pooling and pruning distinguish images; they go through runs of neighboring images of one length, each run a
-dense [images, tokens, D] view. A batch of one common length is one run and keeps its dense [B, T, D] shape
-(and memory layout): the dense path is the same code.
+Row-wise layers (norms, linears, MLP) compute all packed rows and do not know about images. Only attention,
+pooling and pruning distinguish images. They iterate over runs of neighboring images of one length; each run
+is a dense [images, tokens, D] view. A batch of a single length is one run and keeps its dense [B, T, D] shape
+(and memory layout), so the dense path is the same code.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighboring images of one length in a batch: ``images`` times ``tokens`` rows, from row ``start``."""
+    """Neighboring images of one length in a batch: ``images`` * ``tokens`` rows, from row ``start`` on."""
 
     first_image: int
     images: int
@@ -27,7 +27,7 @@ class Run:
     tokens: int
 
     def dense(self, rows: Shaped[Tensor, "*rows D"]) -> Shaped[Tensor, "images tokens D"]:
-        """This run's part of the rows of a batch, packed or dense, as a view."""
+        """A view of this run's rows in a batch that is packed or dense."""
         if rows.ndim == 3:
             return rows[self.first_image : self.first_image + self.images]
         return rows[self.start : self.start + self.images * self.tokens].view(self.images, self.tokens, -1)
@@ -37,9 +37,9 @@ class Run:
 class Packing:
     """Token counts of the images in packed order.
 
-    ``rows``: always packed, even if there is only one length, in this number of rows, of which those after
-    the images are never read. So batches have few different numbers of rows (`rounded`). 0: no more rows than
-    the images have, and dense if there is only one length.
+    ``rows``: if not 0, the batch is always packed and padded to this number of rows, so that few different
+    numbers of rows occur (`rounded`). Rows after the images are never read. If 0, there is no padding, and a
+    batch of a single length is dense.
     """
 
     lengths: tuple[int, ...]
@@ -51,7 +51,7 @@ class Packing:
         return tuple(runs_of(self.lengths, self.lengths))
 
     def pack(self, parts: Sequence[Float[Tensor, "_images _tokens D"]]) -> Float[Tensor, "*rows D"]:
-        """Dense parts, one or several per run, as the rows of the whole batch."""
+        """Concatenate dense parts, one or several per run, to the rows of the whole batch."""
         if len(parts) == 1 and not self.rows:
             return parts[0]
         flat = [part.flatten(0, 1) for part in parts]
@@ -65,17 +65,17 @@ class Packing:
         return self.rows - sum(self.lengths) if self.rows else 0
 
     def shaped(self, flat: Float[Tensor, "rows D"]) -> Float[Tensor, "*rows D"]:
-        """The rows of the whole batch, dense if there is only one run."""
+        """Shape the rows of the whole batch: dense if there is only one run and ``rows`` is 0."""
         return flat if self.rows or len(self.runs) > 1 else self.runs[0].dense(flat)
 
     def map_runs(
         self, module: Callable[[Tensor], Tensor], rows: Float[Tensor, "*rows D"]
     ) -> Float[Tensor, "*rows D"]:
-        """Apply a module that distinguishes images to each run."""
+        """Apply a module to the dense view of each run."""
         return self.pack([module(run.dense(rows)) for run in self.runs])
 
     def runs_beside(self, other: "Packing") -> Iterator[tuple[Run, Run]]:
-        """Runs of images that share their length both here and in ``other``, with the same images there."""
+        """Pairs of runs of the same images, here and in ``other``, whose images have one length in both."""
         if other is self:
             return ((run, run) for run in self.runs)
         mine = runs_of(self.lengths, other.lengths)
@@ -85,25 +85,25 @@ class Packing:
     def select(
         self, rows: Float[Tensor, "*rows D"], index: Int[Tensor, " kept"], kept_packing: "Packing"
     ) -> Float[Tensor, "*kept_rows D"]:
-        """The rows numbered by ``index`` (flat), shaped for ``kept_packing``; ``index`` may number those
-        behind the images, too."""
+        """The rows at the flat ``index``, shaped for ``kept_packing``. ``index`` may include the padding of
+        ``kept_packing``; otherwise it is padded with row 0."""
         if kept_packing.padding and len(index) < kept_packing.rows:
-            index = torch.nn.functional.pad(index, (0, kept_packing.padding))  # the first row, again
+            index = torch.nn.functional.pad(index, (0, kept_packing.padding))  # repeats row 0
         return kept_packing.shaped(rows.flatten(0, -2).index_select(0, index))
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """The flat number of each image's first row."""
+        """The flat index of each image's first row."""
         return (0, *accumulate(self.lengths[:-1]))
 
     @cached_property
     def longest(self) -> int:
-        """The maximum number of tokens of an image."""
+        """The number of tokens of the longest image."""
         return max(self.lengths)
 
 
-# How queries and keys are rotated, in all blocks or in each, for all heads or for each: sines, then cosines.
-# Place 0 is for tokens that are no patches, which are not rotated; place n + 1 for patch n.
+# The rotary embedding of queries and keys: sines, then cosines. The sizes of blocks and heads are 1 if all
+# share it. Place 0 is for tokens other than patches, which are not rotated; place n + 1 is for patch n.
 Rotations = Float[Tensor, "blocks places heads sin_cos"]
 
 
@@ -111,13 +111,18 @@ Rotations = Float[Tensor, "blocks places heads sin_cos"]
 class Tokens:
     """The tokens of a batch between two blocks.
 
-    ``rows`` as `Packing` says; an image's are its prefix tokens, its ``patches[b]`` patches in their
-    order, and its fused tokens. ``ids`` [tokens]: where each patch stood in its image, below 0 for other
-    tokens. ``sizes`` [tokens]: how many patches each token stands for, once any were fused, merged,
-    pooled or transformed; 1 for prefix tokens. ``bias`` [tokens]: what is added to the logits of each token
-    as a key, once any were merged, pooled or transformed. All three may go on for the rows behind the images.
-    ``bounds`` [B + 1]: the first row of each image and the number of all, int32, where images were of
-    different lengths. ``rotations``: where positions are rotary.
+    ``rows``: packed or dense (see `Packing`). The rows of image b are its prefix tokens, its ``patches[b]``
+    patches in their order, and its fused tokens.
+    ``ids`` [tokens]: the index of each patch in its image's grid, negative for other tokens.
+    ``sizes`` [tokens]: the number of patches that each token represents, 1 for prefix tokens; None until
+    patches have been fused, merged, pooled or transformed.
+    ``bias`` [tokens]: added to the attention logits of each token as a key; None until patches have been
+    merged, pooled or transformed.
+    These three may include the padding rows. In training by `life`, ``sizes`` and ``bias`` are the weights of
+    fading patches and their logarithms.
+    ``bounds`` [B + 1]: the first row of each image, then the total number of rows (int32); None before the
+    first stage, and in batches whose images are all alike.
+    ``rotations``: None unless positions are rotary.
     """
 
     rows: Tensor
@@ -130,32 +135,32 @@ class Tokens:
     rotations: Rotations | None = None
 
     def with_rows(self, rows: Tensor) -> "Tokens":
-        """The same tokens with other values. (`dataclasses.replace` takes as long as some operations.)"""
+        """A copy with other rows. (`dataclasses.replace` would take as long as some tensor operations.)"""
         sizes, bias = self.sizes, self.bias
         return Tokens(rows, self.packing, self.patches, self.ids, sizes, bias, self.bounds, self.rotations)
 
     def bounded(self, bounds: Tensor | None) -> "Tokens":
-        """The same tokens with these ``bounds``."""
+        """A copy with these ``bounds``."""
         if bounds is self.bounds:
             return self
         sizes, bias = self.sizes, self.bias
         return Tokens(self.rows, self.packing, self.patches, self.ids, sizes, bias, bounds, self.rotations)
 
     def of_images(self, images: Sequence[int], index: Int[Tensor, " images"] | None = None) -> "Tokens":
-        """Only these images, in this order. For tokens that nothing was pruned of. ``index``: ``images``, if
-        they are on the device already."""
+        """Select ``images``, in this order, from unpruned tokens. ``index``: ``images`` as a tensor on the
+        device, if there is one already."""
         assert len(self.packing.runs) == 1
         lengths = tuple(self.packing.lengths[image] for image in images)
         return Tokens(
             self.rows.index_select(0, on_device(images, self.rows.device) if index is None else index),
             replace(self.packing, lengths=lengths),
             tuple(self.patches[image] for image in images),
-            self.ids[: sum(lengths)],  # they are alike in all images
+            self.ids[: sum(lengths)],  # all images have the same ids
             rotations=self.rotations,
         )
 
     def selected(self, numbers: Int[Tensor, " kept"], packing: Packing, patches: tuple[int, ...]) -> "Tokens":
-        """Only the tokens of these flat ``numbers``, of which images have ``patches`` patches."""
+        """Select the tokens with these flat ``numbers``. ``patches``: the patches left in each image."""
         return Tokens(
             self.packing.select(self.rows, numbers, packing),
             packing,
@@ -167,11 +172,11 @@ class Tokens:
         )
 
     def rotation(self, block: int) -> Float[Tensor, "rows heads sin_cos"] | None:
-        """How the queries and keys of a block are rotated, row by row."""
+        """The rotary embedding of the queries and keys in a block, for each row."""
         return None if self.rotations is None else self.by_place(self.rotations[block % len(self.rotations)])
 
     def by_place(self, table: Shaped[Tensor, "places *values"]) -> Shaped[Tensor, "rows *values"]:
-        """What a table says of each place (see `Rotations`), row by row."""
+        """Look up the place of each row in a table (see `Rotations`)."""
         places = (self.ids + 1).clamp(min=0)
         if len(places) < self.packing.rows:
             places = torch.nn.functional.pad(places, (0, self.packing.rows - len(places)))
@@ -179,14 +184,14 @@ class Tokens:
 
 
 def rounded(rows: int, parts: int = 16) -> int:
-    """The next of the few numbers of rows that packed batches have: ``parts``, a power of two up to 64, from
-    each power of two to the next, up to 256 the multiples of 4."""
+    """Round up to one of the few numbers of rows that packed batches have: multiples of 4 up to 256, then
+    ``parts`` steps per power of two. ``parts`` is a power of two up to 64."""
     step = 4 if rows <= 256 else (1 << rows.bit_length() - 1) // parts
     return rows + -rows % step
 
 
 def runs_of(lengths: Sequence[int], keys: Sequence[object]) -> Iterator[Run]:
-    """Neighbours that share both their length and their key, in order."""
+    """The runs of neighbouring images with the same length and the same key, in order."""
     image = start = 0
     for (length, _), members in groupby(zip(lengths, keys, strict=True)):
         images = len(list(members))
@@ -196,10 +201,10 @@ def runs_of(lengths: Sequence[int], keys: Sequence[object]) -> Iterator[Run]:
 
 
 def on_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Numbers from the host on the device (ints become int64); on a GPU without waiting for it.
+    """Copy numbers from the host to the device (ints become int64), asynchronously to a GPU.
 
-    This is the only way in which numbers of the host get to a device. A CUDA graph must not contain it: each
-    replay would copy from pinned memory that was freed long ago.
+    Code elsewhere must not copy numbers from the host to a device in another way. A CUDA graph must not contain this
+    copy: every replay would read pinned memory that has been freed.
     """
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.as_tensor(values)
     if device.type != "cuda":
@@ -210,21 +215,21 @@ def on_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device)
 
 
 def into_device(values: np.ndarray, target: Tensor) -> None:
-    """As `on_device`, into memory that is there already."""
+    """Like `on_device`, into an existing tensor."""
     tensor = torch.from_numpy(values)
     pinned = tensor.pin_memory() if target.is_cuda else tensor
     target.copy_(pinned, non_blocking=True)
 
 
 def all_on_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """As `on_device`, several arrays in one copy."""
+    """Like `on_device`, for several arrays with a single copy."""
     if device.type != "cuda" or not arrays:
         return [torch.from_numpy(array) for array in arrays]
     return views_of(on_device(end_to_end(arrays), device), arrays)
 
 
 def end_to_end(arrays: Sequence[np.ndarray]) -> UInt8[np.ndarray, " bytes"]:
-    """Arrays of any kind as one."""
+    """Concatenate arrays of any dtypes and shapes as bytes, aligned to 8 bytes."""
     flat = np.zeros(_places(arrays)[-1].stop, np.uint8)
     for array, place in zip(arrays, _places(arrays), strict=True):
         flat[place][: array.nbytes] = array.reshape(-1).view(np.uint8)
@@ -232,7 +237,7 @@ def end_to_end(arrays: Sequence[np.ndarray]) -> UInt8[np.ndarray, " bytes"]:
 
 
 def views_of(flat: UInt8[Tensor, " bytes"], arrays: Sequence[np.ndarray]) -> list[Tensor]:
-    """What `end_to_end` made one, apart again: of the kinds and the shapes of ``arrays``."""
+    """Views of a result of `end_to_end`, with the dtypes and shapes of ``arrays``."""
     return [
         flat[place][: array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
         for array, place in zip(arrays, _places(arrays), strict=True)
@@ -240,6 +245,6 @@ def views_of(flat: UInt8[Tensor, " bytes"], arrays: Sequence[np.ndarray]) -> lis
 
 
 def _places(arrays: Sequence[np.ndarray]) -> list[slice]:
-    """Each from a multiple of the largest item's size on, as views need it."""
+    """The bytes of each array. They start at multiples of 8, the largest item size, as views require."""
     sizes = [array.nbytes + -array.nbytes % 8 for array in arrays]
     return [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
