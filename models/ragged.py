@@ -203,8 +203,8 @@ def runs_of(lengths: Sequence[int], keys: Sequence[object]) -> Iterator[Run]:
 def on_device(values: Sequence[int] | np.ndarray | Tensor, device: torch.device) -> Tensor:
     """Copy numbers from the host to the device (ints become int64), asynchronously to a GPU.
 
-    Code elsewhere must not copy numbers from the host to a device in another way. A CUDA graph must not contain this
-    copy: every replay would read pinned memory that has been freed.
+    This is the only way that numbers get from the host to a device. A CUDA graph must not contain this copy:
+    every replay would read pinned memory that has been freed.
     """
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.as_tensor(values)
     if device.type != "cuda":

@@ -1,9 +1,9 @@
 """CUDA graphs of ragged batches: one for each of a few budgets of images and rows (budget.py).
 
-They are captured when a thread warms up, the largest first, in one memory pool, so that the smaller ones use
-its memory again. A batch takes the first that it fits into, from the smallest on: its pixels and the tables
-of its plan are copied into the graph's memory, and one launch computes it. What fits into none is left to the
-model.
+They are captured when a thread warms up, largest first and in one memory pool, so that smaller graphs reuse
+the memory of larger ones. A batch uses the smallest graph that it fits into: its pixels and the tables of its
+plan are copied into the graph's memory, and one launch computes it. Batches that fit into none are left to
+the model.
 """
 
 import logging
@@ -24,19 +24,19 @@ from models.schedule import Criterion, Pruning
 
 log = logging.getLogger(__name__)
 
-# What a graph gives: the logits, what the head read, and what is left behind the stages.
+# The outputs of a graph: logits, input of the head, and `Kept.ids`.
 Tables = tuple[Tensor, ...]
 Capture = Callable[[Callable[[], Tables]], tuple[Callable[[], None], Tables]]
 
-# Of a batch that fits into every budget: one image, of which next to nothing is kept.
+# The keep ratios of a batch that fits into every budget: one image that keeps a single patch.
 _LEAST = (1e-6,)
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """``replay`` computes ``found``, the logits, what the head read and what `Kept.ids` holds, from what is
-    in ``pixels`` and ``tables`` (end to end). ``starts`` [stages]: where in `Kept.ids` each stage's first
-    patch is."""
+    """A captured graph. ``replay`` computes ``found`` (see `Tables`) from the content of ``pixels`` and
+    ``tables`` (see `end_to_end`). ``starts`` [stages]: the index of each stage's first patch in
+    `Kept.ids`."""
 
     budget: Budget
     pixels: Tensor
@@ -47,7 +47,7 @@ class _Graph:
 
 
 class RaggedGraphs:
-    """A thread's graphs, of images that drop their patches and are all judged by ``criterion``. In inference
+    """A thread's graphs for images with the reducer `drop` that are all pruned by ``criterion``. In inference
     mode only."""
 
     def __init__(self, model: PrunedViT, criterion: Criterion, capture: Capture) -> None:
@@ -55,8 +55,11 @@ class RaggedGraphs:
         self._graphs: list[_Graph] = []  # the smallest first
 
     def warm_up(self, like: Float[Tensor, "_ C height width"]) -> None:
-        """Capture them, for pixels ``like`` these: none where one list of kernels would not do for every
-        batch, and after one that fails no smaller one."""
+        """Capture the graphs, for images like ``like``.
+
+        Captures none if the batches of a budget would not all run the same kernels, and stops at the first
+        capture that fails.
+        """
         if not self._possible(like):
             return
         for budget in budgets(self._model.arch, self._model.stages):
@@ -69,7 +72,7 @@ class RaggedGraphs:
     def compute(
         self, pixels: Float[Tensor, "B C height width"], prunings: Sequence[Pruning]
     ) -> Output | None:
-        """As the model; None for a batch that fits into no graph."""
+        """Compute the model's output; None if the batch fits into no graph."""
         if not self._graphs or any(map(self._is_other, prunings)):
             return None
         arch, stages = self._model.arch, self._model.stages
@@ -78,7 +81,8 @@ class RaggedGraphs:
         graph = next((one for one in self._graphs if one.budget.holds(kept, arch.prefix_tokens)), None)
         if graph is None:
             return None
-        # Other images are those of an earlier batch, and end at the first stage. No image sees another.
+        # The other images are from an earlier batch and end at the first stage. Images do not affect each
+        # other.
         graph.pixels[: len(ratios)].copy_(pixels)
         into_device(end_to_end(plan_within(graph.budget, ratios, arch, stages).tables), graph.tables)
         graph.replay()
@@ -89,7 +93,8 @@ class RaggedGraphs:
         return Output(logits[:images], Kept(ids, starts.T, kept.T), pooled[:images])
 
     def _possible(self, like: Tensor) -> bool:
-        """Where the head reads prefix tokens only, attention is one call, and what decides draws nothing."""
+        """Whether all batches of a budget run the same kernels: the head reads prefix tokens only, attention
+        is a single call, and the criterion is not `random`."""
         family = self._model.family
         return (
             bool(self._model.stages.blocks)

@@ -1,9 +1,9 @@
-"""What happens to the patches that are not kept, if they are not dropped: pure tensor functions.
+"""Reducers other than `drop`: what becomes of the patches that are not kept. Pure tensor functions.
 
 `fuse` is EViT's (arXiv 2202.07800, section 3.3), with weights that sum to 1. `merge` is ToMe's bipartite soft
-matching (arXiv 2210.09461, section 3): similar pairs become their mean, weighted by the number of patches
-that each already stands for. `transform` is after Token Transforming (arXiv 2506.05709): each kept patch
-becomes a mean of all, weighted by similarity. docs/methods.md says what was reconstructed.
+matching (arXiv 2210.09461, section 3): similar pairs are averaged, weighted by the number of patches that
+each already represents. `transform` follows Token Transforming (arXiv 2506.05709): each kept patch becomes a
+mean of all patches, weighted by similarity. docs/methods.md says what was reconstructed.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# How sharply `transform` compares patches: cosines are divided by it before the softmax.
+# The softmax temperature of `transform`, which divides the cosine similarities.
 TEMPERATURE = 0.001
-# Patches that a mean stands for, at least: its logarithm is added to logits.
+# The minimum size of a mean, because its logarithm is added to logits.
 _LEAST_SIZE = 2.0**-10
 
 
 def fuse(
     patches: Float[Tensor, "B N D"], attention: Float[Tensor, "B N"], kept: Int[Tensor, "B count"]
 ) -> Float[Tensor, "B 1 D"]:
-    """One token of all patches that are not ``kept``: their mean, weighted by the attention they receive."""
+    """Fuse all patches that are not ``kept`` into one token: their mean, weighted by the attention they
+    receive."""
     dropped = torch.ones_like(attention, dtype=torch.bool).scatter(1, kept, value=False)
     return fuse_dropped(patches, attention, dropped)
 
@@ -31,9 +32,9 @@ def fuse(
 def fuse_dropped(
     patches: Float[Tensor, "B N D"], attention: Float[Tensor, "B N"], dropped: Bool[Tensor, "B N"]
 ) -> Float[Tensor, "B 1 D"]:
-    """As `fuse`, told which to fuse."""
+    """Like `fuse`, for a mask of the patches to fuse."""
     weights = attention * dropped
-    # Attention may underflow to 0 on all that is left; the plain mean stands in.
+    # If the attention of all of them underflows to 0, use the plain mean.
     weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, dropped)
     weights = weights / weights.sum(1, keepdim=True)
     return weights.unsqueeze(1).to(patches.dtype) @ patches
@@ -41,7 +42,7 @@ def fuse_dropped(
 
 @dataclass(frozen=True, slots=True)
 class RoundTables:
-    """A round of merging, as `plan.Round` has it; the tables are None if all images are alike."""
+    """A `plan.Round` with its tables on the device; they are None if all images are alike."""
 
     pairs: int
     left: int
@@ -61,12 +62,12 @@ def merge(
 ) -> tuple[Float[Tensor, "B count D"], Float[Tensor, "B count"], Int[Tensor, "B count"]]:
     """Merge the most similar pairs until ``count`` patches are left, 1 <= count <= N.
 
-    Returns the merged patches, the number of original patches that each stands for, and its position: that of
-    the partner into which it was merged. Patches stay in their order. A round can at most halve their number,
-    so fewer than half take several.
+    Returns the merged patches, the number of original patches that each represents, and its position, which
+    is that of the partner that it was merged into. Patches keep their order. A round can at most halve the
+    number of patches, so keeping fewer than half takes several rounds.
 
     For images that differ in how many of the N patches they have or keep, pass the ``rounds`` of their plan;
-    ``count`` is the maximum that one keeps. After the patches of an image, there may be any values.
+    ``count`` is then the maximum that an image keeps. Values after an image's last patch are undefined.
     """
     positions = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
     metric = keys.float()
@@ -74,7 +75,7 @@ def merge(
         target, left = _match(metric, one)
         merged_sizes = _summed(sizes.unsqueeze(2), target)
         if one.missing is not None:
-            merged_sizes = merged_sizes.clamp(min=1)  # nothing is divided by the size of what is gone
+            merged_sizes = merged_sizes.clamp(min=1)  # no division by 0 for missing patches
         patches = _mean(patches, sizes, merged_sizes, target, left)
         metric = _mean(metric, sizes, merged_sizes, target, left)
         sizes = merged_sizes.squeeze(2).gather(1, left)
@@ -83,7 +84,7 @@ def merge(
 
 
 def rounds_to(patches: int, count: int) -> list[RoundTables]:
-    """The rounds in which ``patches`` patches become ``count``, of images that are alike."""
+    """The rounds that merge ``patches`` patches into ``count``, for images that are all alike."""
     rounds = []
     while patches > count:
         pairs = min(patches - count, patches // 2)
@@ -96,9 +97,11 @@ def rounds_to(patches: int, count: int) -> list[RoundTables]:
 def _match(
     metric: Float[Tensor, "B N K"], one: RoundTables
 ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B left"]]:
-    """For every patch the one it goes into (itself, or its partner), and which ones are left, ascending.
+    """Match patches for a round of merging. Returns the position that each patch is merged into (its own or
+    its partner's), and the positions that are left, ascending.
 
-    Odd places look for their most similar even one, and the best matches are made.
+    Each patch at an odd position is matched with the most similar one at an even position, and the best of
+    these pairs are merged.
     """
     images, patches, _ = metric.shape
     unit = F.normalize(metric, dim=2)
@@ -116,7 +119,7 @@ def _match(
         gone = torch.zeros_like(target).scatter(1, odd, 1)
     else:
         gone = one.missing.scatter(1, odd, one.gone)
-    # A stable sort moves those that are gone to the end and leaves the others in their order.
+    # A stable sort moves the patches that are gone to the end and keeps the order of the others.
     left = gone.argsort(dim=1, stable=True)[:, : one.left]
     return target, left
 
@@ -132,7 +135,8 @@ def _mean(
     target: Int[Tensor, "B N"],
     left: Int[Tensor, "B left"],
 ) -> Float[Tensor, "B left D"]:
-    """The mean by size of what goes into each place that is left; in float32, and returned as it came."""
+    """The mean of the patches merged into each remaining position, weighted by their sizes. Computed in
+    float32 and returned in the dtype of ``values``."""
     summed = _summed(values.float() * sizes.unsqueeze(2), target)
     index = left.unsqueeze(2)
     mean = summed.gather(1, index.expand(-1, -1, values.shape[2])) / merged_sizes.gather(1, index)
@@ -147,15 +151,16 @@ def transform(
     beyond: Bool[Tensor, "B count"] | None = None,
     gaps: Bool[Tensor, "B N"] | None = None,
 ) -> tuple[Float[Tensor, "B count D"], Float[Tensor, "B count"]]:
-    """The tokens that are left, one for each of the ``kept`` positions, and how many patches each stands for.
+    """Turn each of the ``kept`` positions into a token. Returns the tokens and the number of patches that
+    each represents.
 
-    The weight of a patch in a token falls with the distance of their ``keys``: it is the exponential of the
-    cosine, divided by TEMPERATURE, times the number of patches that the patch stands for (``sizes``); the
-    weights of a token sum to 1. The patches that a patch stands for are divided among the tokens in
-    proportion to the weight that it has in each, so sizes sum to what they did. Computed in float32.
+    A token is a weighted mean of all patches. The weight of a patch is exp(cosine similarity of the ``keys``
+    / TEMPERATURE) times its size (``sizes``, the number of patches that it represents). The weights of a
+    token are normalised to sum to 1. The size of a patch is divided among the tokens in proportion to its
+    weights in them, so the total size does not change. Computed in float32.
 
-    Images that differ say which of the positions are ``beyond`` those that they keep, and where there are
-    ``gaps`` without a patch. Behind what is left of an image stands anything.
+    For images that differ: ``beyond`` is True for positions after the last one that an image keeps, ``gaps``
+    for places without a patch. Values after an image's last token are undefined.
     """
     with torch.autocast(patches.device.type, enabled=False):
         unit = F.normalize(keys.float(), dim=2)
@@ -170,14 +175,14 @@ def weighted_means(
     beyond: Bool[Tensor, "B count"] | None,
     gaps: Bool[Tensor, "B N"] | None,
 ) -> tuple[Float[Tensor, "B count D"], Float[Tensor, "B count"]]:
-    """Means of all rows, weighted by the softmax of ``logits`` over them, and how many patches each stands
-    for.
+    """Means of all rows, weighted by the softmax of ``logits`` over the rows, and the number of patches that
+    each mean represents.
 
-    A row counts in the means for as many patches as it stands for (``sizes``). The patches that it stands for
-    are divided among the means in proportion to the weight that it has in each. ``beyond``: means that an
-    image does not have; ``gaps``: rows that it does not have.
+    ``sizes``: the number of patches that each row represents. A row's weight is multiplied by its size, and
+    its size is divided among the means in proportion to its weights in them. ``beyond``: True for means that
+    an image does not have. ``gaps``: True for rows that it does not have.
     """
-    least = torch.finfo(torch.float32).min  # no infinity: it is subtracted from itself
+    least = torch.finfo(torch.float32).min  # not -inf, because -inf minus -inf is NaN
     with torch.autocast(rows.device.type, enabled=False):
         logits = logits + sizes.log().unsqueeze(1)
         if gaps is not None:

@@ -1,4 +1,4 @@
-"""Samples of more than 8 bits -> 8 bits. No torch."""
+"""Converts images with more than 8 bits per sample to 8 bits. No torch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,8 +14,8 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _ROWS_AT_A_TIME = 64
 
-# Floats have no range of their own: what the largest of them is taken to be a part of. A little more than the
-# range itself, as a sharpened image overshoots.
+# Floats have no fixed range, so it is guessed from the largest value: (largest value, white). The limits are
+# above white, because sharpened images overshoot.
 _FLOAT_RANGES = ((2.0, 1.0), (512.0, 255.0), (131_072.0, 65_535.0))
 _UNDERSHOOT = 0.05
 
@@ -25,22 +25,22 @@ class UnclearPixels(ValueError):
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether the image has samples of more than 8 bits, which Pillow does not scale: its modes I and F."""
+    """Whether the image has more than 8 bits per sample, which Pillow does not scale (modes I and F)."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
 def refuse_signed_bytes(image: Image.Image) -> None:
-    """Raises UnclearPixels for a TIFF of signed 8-bit samples, which Pillow reads as unsigned ones."""
+    """Raise UnclearPixels for a TIFF with signed 8-bit samples, which Pillow reads as unsigned."""
     if _SIGNED in _tag(image, _SAMPLE_FORMAT) and not is_wide(image):
         raise UnclearPixels("the TIFF has signed 8-bit samples; save it with unsigned ones, from 0 to 255")
 
 
 def in_8_bits(image: Image.Image, say: Say) -> Image.Image:
-    """An image of wide samples as mode L, or LA if one of its values is transparent.
+    """Convert an image for which `is_wide` is true to mode L, or to LA if it has a transparent value.
 
-    16-bit samples are a share of 65,535, those of a 12-bit TIFF of 4,095. 32-bit integers and floats are
-    scaled by their range: to 1 (floats), to 255, to 65,535, or the integers' own. ``say`` hears what is
-    uncertain. Raises UnclearPixels for what fits none of these.
+    White is 65,535 for 16-bit samples and 4,095 for 12-bit TIFFs. For 32-bit integers and floats, it is
+    guessed from their values: 1 (floats only), 255, 65,535, or the largest integer. ``say`` is called with a
+    warning if white is uncertain. Raises UnclearPixels for values that fit none of these.
     """
     values = _unsigned(image)
     top = _top(image, values, say)
@@ -53,7 +53,7 @@ def in_8_bits(image: Image.Image, say: Say) -> Image.Image:
 
 
 def _unsigned(image: Image.Image) -> Shaped[np.ndarray, "height width"]:
-    """Pillow reads unsigned 32-bit integers as signed ones."""
+    """The samples, with unsigned 32-bit integers that Pillow reads as signed corrected."""
     values = np.asarray(image)
     if image.mode == "I" and 32 in _tag(image, _BITS) and _SIGNED not in _tag(image, _SAMPLE_FORMAT):
         return values.view(np.uint32)
@@ -93,7 +93,7 @@ def _top_of_floats(low: float, high: float, say: Say) -> float:
 
 
 def _range(values: Shaped[np.ndarray, "height width"]) -> tuple[float, float]:
-    """The least and the greatest finite value; 0 and 0 if there is none."""
+    """The smallest and the largest finite value; 0 and 0 if there is none."""
     low, high = np.inf, -np.inf
     for part in _parts(values):
         finite = part[np.isfinite(part)] if part.dtype.kind == "f" else part
@@ -105,7 +105,7 @@ def _range(values: Shaped[np.ndarray, "height width"]) -> tuple[float, float]:
 def _scaled(
     values: Shaped[np.ndarray, "height width"], top: float, *, inverted: bool
 ) -> UInt8[np.ndarray, "height width"]:
-    """What is no number is black."""
+    """Scale values to 8 bits. NaN becomes 0 before an inversion."""
     scaled = np.empty(values.shape, np.uint8)
     for part, out in zip(_parts(values), _parts(scaled), strict=True):
         share = np.clip(np.nan_to_num(part.astype(np.float64), nan=0.0) / top, 0, 1)
@@ -114,7 +114,7 @@ def _scaled(
 
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
-    """Some rows at a time: the floats between would take many times the memory of the image."""
+    """Iterate over blocks of rows: float64 for the whole image would take many times its memory."""
     return (values[top : top + _ROWS_AT_A_TIME] for top in range(0, len(values), _ROWS_AT_A_TIME))
 
 
