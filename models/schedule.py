@@ -1,10 +1,10 @@
-"""How and where patches are pruned, how many are kept there, and what that costs.
+"""Where and how patches are pruned, how many are kept, and the cost.
 
 Pure Python: the front end, the scheduler and the model all use these functions, so every length in a batch is
-known on the host before anything is launched.
+known on the host before any kernel is launched.
 
-Above 300 lines: counts follow from a pruning, costs from counts, and a keep ratio is solved for a cost, so
-one chain of formulas is in one place.
+Above 300 lines, because the formulas form one chain: counts follow from a pruning, costs from counts, and a
+keep ratio is solved for a cost.
 """
 
 import math
@@ -37,13 +37,12 @@ Reducer = Literal["drop", "fuse", "merge", "pool", "transform"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 ROWS: tuple[Rows, ...] = get_args(Rows)
 REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
-# They find by themselves what becomes of patches: the importance of patches is not read.
+# Reducers that do not use the importance of patches.
 WITHOUT_CRITERION: tuple[Reducer, ...] = ("merge", "pool")
 
-# keep_ratio is solved on this grid, so that a ratio found for a `compute` prints shortly and exactly.
+# keep_ratio is solved on this grid, so that the ratio for a `compute` has a short and exact decimal form.
 _RATIO_STEPS = 10_000
-# Answers kept for ratios and shares that come again. Clients choose them: what is kept must stay small
-# whatever they ask for.
+# The size of the caches by ratio and by share. Clients choose these values, so the caches must be bounded.
 _MOST_REMEMBERED = 4096
 
 
@@ -63,11 +62,12 @@ class UnreachableComputeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The numbers of a ViT that its token counts and MACs follow from.
+    """The dimensions of a ViT that determine its token counts and MACs.
 
     ``grid`` is (rows, columns) of patches, ``prefix_tokens`` counts CLS, distillation and register
-    tokens, ``patch_inputs`` is the number of values one patch embedding reads (channels * kernel area).
-    ``paca``: blocks that attend to clusters; ``static_blocks``: first blocks with static attention.
+    tokens, ``patch_inputs`` is the number of values that one patch embedding reads (channels * kernel area).
+    ``paca``: the blocks that attend to clusters. ``static_blocks``: how many of the first blocks have static
+    attention.
     """
 
     depth: int
@@ -105,8 +105,8 @@ class Architecture:
 class Stages:
     """The blocks (0-based, ascending) in which patches are pruned, and the attention rows that decide.
 
-    ``evenly``: after the last stage as many patches are left as if each kept a share of them, but every stage
-    takes away as many as any other (ToMe's constant schedule, arXiv 2210.09461, section 3).
+    ``evenly``: every stage removes the same number of patches instead of the same share, so that equally many
+    are left after the last stage (ToMe's constant schedule, arXiv 2210.09461, section 3).
     """
 
     blocks: tuple[int, ...]
@@ -119,7 +119,7 @@ class Stages:
         _one_of("rows", self.rows, ROWS)
 
     def fitting(self, depth: int) -> "Stages":
-        """These stages, or ValueError if one lies beyond a model of ``depth`` blocks."""
+        """Return self. Raises ValueError for a stage in a block that a model of ``depth`` blocks lacks."""
         if self.blocks and self.blocks[-1] >= depth:
             raise ValueError(
                 f"stage in block {self.blocks[-1] + 1}, but the model has {depth} blocks (counted from 1)"
@@ -131,7 +131,7 @@ class Stages:
         return keep_counts(patches, keep_ratio, len(self.blocks), self.evenly)
 
     def allowing(self, pruning: "Pruning") -> "Pruning":
-        """The pruning, or ValueError for one that these stages cannot do."""
+        """Return ``pruning``. Raises ValueError if these stages do not support it."""
         if self.evenly and pruning.keep_mass is not None:
             raise ValueError(
                 "keep_mass sets the number of patches of the first stage, but all stages of this model "
@@ -142,11 +142,10 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """The method of pruning without the keep ratio: where patches are pruned, by which criterion, and with
-    which reducer.
+    """A pruning method without its keep ratio: the stages, the criterion and the reducer.
 
-    A checkpoint has a default method; a request may name another criterion or reducer. `merge` (ToMe) finds
-    pairs by their keys, and `pool` weighs by learned queries: they use no criterion.
+    A checkpoint has a default method; a request may choose another criterion or reducer. `merge` (ToMe)
+    matches pairs by their keys and `pool` uses learned queries, so they ignore the criterion.
     """
 
     stages: Stages
@@ -159,13 +158,13 @@ class Method:
 
     @property
     def name(self) -> str:
-        """What tables and plots call it: `mad`, `mad+fuse`, `merge`."""
+        """The name in tables and plots, such as `mad`, `mad+fuse` or `merge`."""
         return method_name(self.criterion, self.reducer)
 
 
 def method_name(criterion: Criterion, reducer: Reducer) -> str:
-    """The criterion; with its reducer, if that is not plain dropping; `merge` and `pool` alone, which read
-    none."""
+    """The name of a method: the criterion, followed by the reducer unless it is `drop`; only the reducer for
+    `merge` and `pool`, which use no criterion."""
     if reducer in WITHOUT_CRITERION:
         return reducer
     return criterion if reducer == "drop" else f"{criterion}+{reducer}"
@@ -175,9 +174,9 @@ def method_name(criterion: Criterion, reducer: Reducer) -> str:
 class Pruning:
     """The pruning of one image. Raises ValueError for invalid values.
 
-    ``keep_mass`` replaces ``keep_ratio``: the first stage keeps the fewest patches that contain that share of
+    ``keep_mass`` replaces ``keep_ratio``: the first stage keeps the fewest patches that contain this share of
     the image's total importance, and the resulting share of patches is the image's keep ratio at the later
-    stages. ``seed`` is only used by the `random` criterion.
+    stages. ``seed`` is only used by the criterion `random`.
     """
 
     keep_ratio: float = 1.0
@@ -218,12 +217,12 @@ def default_stages(depth: int, rows: Rows = "cls") -> Stages:
 
 
 def every_block(depth: int, rows: Rows = "cls") -> Stages:
-    """A few patches in every block."""
+    """Stages in all blocks, each of which removes the same number of patches."""
     return Stages(tuple(range(depth)), rows, evenly=True)
 
 
 def keep_count(patches: int, keep_ratio: float) -> int:
-    """``ceil(keep_ratio * patches)``, at least 1.
+    """The number of patches that a stage keeps: ``ceil(keep_ratio * patches)``, at least 1.
 
     The product is rounded to 9 decimals first, so that 0.1 * 30 keeps 3 and not 4.
     """
@@ -234,8 +233,8 @@ def keep_count(patches: int, keep_ratio: float) -> int:
 def keep_counts(patches: int, keep_ratio: float, stages: int, evenly: bool = False) -> tuple[int, ...]:
     """Patches left after each of ``stages`` stages, starting from ``patches``.
 
-    ``evenly``: ``ceil(keep_ratio ** stages * patches)`` after the last one, and the stages differ by one
-    patch at most in what they take away.
+    ``evenly``: ``ceil(keep_ratio ** stages * patches)`` are left after the last stage, and the numbers of
+    patches that the stages remove differ by at most one.
     """
     _share("keep_ratio", keep_ratio)
     if evenly:
@@ -249,10 +248,10 @@ def keep_counts(patches: int, keep_ratio: float, stages: int, evenly: bool = Fal
 
 
 def tokens_after(arch: Architecture, counts: tuple[int, ...], reducer: Reducer = "drop") -> tuple[int, ...]:
-    """Tokens of an image after each stage that leaves ``counts[s]`` patches.
+    """The number of tokens of an image after each stage, if stage s leaves ``counts[s]`` patches.
 
-    They are prefix tokens, patches and, with the reducer `fuse`, one fused token of each stage so far that
-    took patches away.
+    These are the prefix tokens, the patches and, with the reducer `fuse`, one fused token for each stage so
+    far that removed patches.
     """
     before = (arch.patches, *counts)[: len(counts)]
     fused = accumulate(
@@ -270,12 +269,14 @@ def macs(
 ) -> int:
     """Multiply-accumulates of one image that keeps ``counts[s]`` patches at stage s.
 
-    A block costs 4TC^2 + 2T^2C for attention and 2TCM for the MLP (8TC^2 where M = 4C); a stage prunes
-    between the two. Norms, softmax, the criterion and the matching of `merge` are not counted, as in EViT's
-    table 1. This is the field's count: that a stage's block computes queries and outputs for the kept
-    patches only is not taken off. What attention to clusters costs is in paca.py, what static attention costs
-    in static_blocks.py, and what `pool` and `transform` cost in reducer_macs.py.
-    From ``first_block`` on (0: with the patch embedding).
+    With T tokens, C = dim and M = mlp_dim, a block costs 4TC^2 + 2T^2C for attention and 2TCM for the MLP
+    (8TC^2 if M = 4C); a stage prunes between the two. Norms, softmax, the criterion and the matching of
+    `merge` are not counted, as in EViT's table 1. As is usual in the literature, a stage's attention counts
+    in full, although queries and outputs are only computed for the kept patches. The cost of attention to
+    clusters is in paca.py, that of static attention in static_blocks.py, and that of `pool` and `transform`
+    in reducer_macs.py.
+
+    ``first_block``: count from this block on; 0 includes the patch embedding.
     """
     dim = arch.dim
     tokens = arch.patches + arch.prefix_tokens
@@ -302,8 +303,8 @@ def macs(
 
 @lru_cache(maxsize=_MOST_REMEMBERED)
 def compute(arch: Architecture, stages: Stages, keep_ratio: float, reducer: Reducer = "drop") -> float:
-    """Share of the unpruned model's MACs that one image costs at ``keep_ratio``; 1.0 at ratio 1. Only `pool`
-    and `transform` may cost more than that, where they leave almost as many tokens as there were."""
+    """The cost of one image at ``keep_ratio``, as a share of the unpruned model's MACs; 1.0 at ratio 1. Only
+    `pool` and `transform` can exceed 1.0, if they remove only a few tokens."""
     counts = stages.keep_counts(arch.patches, keep_ratio)
     return compute_of_counts(arch, stages, counts, reducer)
 
@@ -315,7 +316,7 @@ def compute_of_counts(
     reducer: Reducer = "drop",
     first_block: int = 0,
 ) -> float:
-    """`macs` as a share of the unpruned model's."""
+    """`macs` as a share of the unpruned model's MACs."""
     unpruned = (arch.patches,) * len(stages.blocks)
     return macs(arch, stages, counts, reducer, first_block) / macs(arch, stages, unpruned)
 
@@ -324,7 +325,8 @@ def compute_of_counts(
 def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Reducer = "drop") -> float:
     """The largest keep ratio (in steps of 0.0001) whose ``compute`` is at most ``share``.
 
-    Raises UnreachableComputeError if even one patch a stage costs more, ValueError outside (0, 1].
+    Raises UnreachableComputeError if even one patch per stage costs more, and ValueError if ``share`` is
+    outside (0, 1].
     """
     _share("compute", share)
     if share == 1:
@@ -335,8 +337,8 @@ def keep_ratio_for(arch: Architecture, stages: Stages, share: float, reducer: Re
             f"compute {share:g} is too low: even one patch per stage costs {lowest:.3f} of the unpruned model"
         )
     low, high = 1, _RATIO_STEPS
-    # `compute` never falls as the ratio rises (but if it is above 1 or nearly so, with `pool` and
-    # `transform`), so the last step that fits is found by halving.
+    # Bisection works because `compute` does not decrease as the ratio increases (except for `pool` and
+    # `transform`, where it is nearly 1 or above).
     while low < high:
         middle = (low + high + 1) // 2
         if compute(arch, stages, middle / _RATIO_STEPS, reducer) <= share:

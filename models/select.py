@@ -1,7 +1,7 @@
 """Selects the patches that each image keeps, by their importance.
 
-All that follows from lengths comes with the plan (plan.py), so a batch takes as many operations as its plan
-has groups: one for each run of images of one length, or one in all.
+Everything that depends on lengths comes from the plan (plan.py), so the number of operations only depends on
+the plan's number of groups: one for each run of images of one length, or one for the whole batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,13 @@ from models.schedule import Criterion, Pruning, Rows
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """What each image of a batch is judged by: the different ``names``, where there are several for each
-    image its number among the images judged by each of them in turn (``chosen``), and what those of
-    `OF_THE_IMAGE` give each patch of the whole image (``given``), which stays the same at all stages."""
+    """The criteria of the images of a batch.
+
+    ``names``: the different criteria. ``chosen`` [B]: the index of each image's importance in the
+    concatenation [names * B] of all images under each criterion; None with a single criterion. ``given``: the
+    importance of all patches of the unpruned images under criteria of `OF_THE_IMAGE`, which is the same at
+    all stages.
+    """
 
     names: tuple[Criterion, ...]
     chosen: Int[Tensor, " B"] | None
@@ -40,17 +44,17 @@ class Criteria:
 
     @property
     def read_attention(self) -> bool:
-        """Whether any of them does."""
+        """Whether any of the criteria reads attention."""
         return not OF_THE_IMAGE.issuperset(self.names)
 
     @property
     def of_the_matrix(self) -> tuple[Criterion, ...]:
-        """Those that read the attention of all queries."""
+        """The criteria that read the attention of all queries."""
         return tuple(name for name in self.names if name in OF_THE_MATRIX)
 
     @staticmethod
     def arrays(prunings: Sequence[Pruning]) -> list[np.ndarray]:
-        """What `of` needs on the device."""
+        """The arrays that `of` needs on the device."""
         names = _names(prunings)
         chosen = [names.index(one.criterion) * len(prunings) + image for image, one in enumerate(prunings)]
         seeds = [one.seed for one in prunings]
@@ -63,8 +67,11 @@ class Criteria:
         patches: int,
         lives: Float[Tensor, "B patches"] | None,
     ) -> "Criteria":
-        """``tensors``: what `arrays` gave, on the device. ``patches``: of an image before the first stage.
-        ``lives``: what the life predictor gives, if an image is judged by `life`."""
+        """Create the criteria of a batch.
+
+        ``tensors``: the result of `arrays`, on the device. ``patches``: the number of patches before the
+        first stage. ``lives``: the output of the life predictor, if an image is pruned by `life`.
+        """
         names = _names(prunings)
         given: dict[Criterion, Tensor] = {} if lives is None else {"life": lives}
         if "random" in names:
@@ -81,7 +88,7 @@ def _names(prunings: Sequence[Pruning]) -> tuple[Criterion, ...]:
 def side_by_side(
     rows: Shaped[Tensor, "*rows D"], group: Group, tables: Sequence[Tensor]
 ) -> Shaped[Tensor, "images tokens D"]:
-    """The rows of a group's images. A view if they are of one length."""
+    """The rows of a group's images as a table. A view if they all have the same length."""
     if group.rows is None:
         return group.run.dense(rows)
     numbered = rows.flatten(0, -2).index_select(0, tables[group.rows])
@@ -91,7 +98,7 @@ def side_by_side(
 def rotation_beside(
     rotation: Float[Tensor, "rows heads sin_cos"] | None, group: Group, tables: Sequence[Tensor]
 ) -> Float[Tensor, "images heads tokens sin_cos"] | None:
-    """How the tokens of a group's images are rotated (see `Tokens.rotation`)."""
+    """The rotary embedding of the tokens of a group's images as a table (see `Tokens.rotation`)."""
     if rotation is None:
         return None
     return side_by_side(rotation.flatten(1), group, tables).unflatten(2, rotation.shape[1:]).transpose(1, 2)
@@ -109,16 +116,17 @@ def decide(
     prefix: int,
     tables: Sequence[Tensor],
 ) -> tuple[Float[Tensor, "B H N"] | None, Float[Tensor, "B N"]]:
-    """Attention weights and importance of all patches, N being the most that an image has; behind those of an
-    image with fewer stands anything. ``deciding``: query rows, of all tokens or, where ``rows`` is "cls" and
-    no criterion reads the attention of all queries, one for each image; None if nothing reads attention,
-    which is not computed then. ``source``: keys and values of all
-    tokens, ``rotation``: how these are rotated.
+    """Compute the attention weights and the importance of all patches. N is the maximum number of patches of
+    an image; values after an image's last patch are undefined.
 
-    Attention is computed group by group; all that follows is for the whole batch at once, each image in rows
-    of its own, so that it is the same alone and in any batch.
+    ``deciding``: the query rows of all tokens, or one per image (CLS) if ``rows`` is "cls" and no criterion
+    reads the attention of all queries. None if nothing reads attention; no weights are computed then.
+    ``source``: the keys and values of all tokens. ``rotation``: their rotary embedding.
 
-    Importance has no gradient; the weights have one where gradients are enabled, for what `fuse` weighs by.
+    Attention is computed group by group, and the importance for the whole batch at once. Every operation
+    treats images separately, so the result for an image does not depend on the batch.
+
+    The importance has no gradient. The weights have one if gradients are enabled, because `fuse` uses them.
     """
     keys, values = apart(attn, source)
     if deciding is None:
@@ -137,7 +145,7 @@ def decide(
         gaps = None if group.gaps is None else tables[group.gaps]
         shares = None if group.shares is None else tables[group.shares]
         beside = rotation_beside(rotation, group, tables)
-        # A CLS token has no position.
+        # The CLS token has no position, so its query is not rotated.
         q = placed(attn, attn.q_norm, q, beside if rows == "all" or of_all else None)
         k = placed(attn, attn.k_norm, k, beside)
         weights = attention_rows(q, k, attn.scale, rows, gaps, shares)
@@ -163,9 +171,9 @@ def _values(
     prefix: int,
     tables: Sequence[Tensor],
 ) -> Float[Tensor, "B N"]:
-    """Importance of all patches from their attention (``padded``; None if no criterion reads it).
-    ``values``: value vectors of all tokens; ``of_matrix``: importance by criterion and group, if it is
-    computed from the attention of all queries."""
+    """The importance of all patches, from their attention weights (``padded``; None if no criterion reads
+    them). ``values``: the value vectors of all tokens. ``of_matrix``: the importance per criterion and group
+    for criteria that read the attention of all queries."""
     norms = ids = None
     if "mean_value_norm" in criteria.names:
         lengths = torch.linalg.vector_norm(values.unflatten(-1, (attn.num_heads, -1)).float(), dim=-1)
@@ -193,7 +201,7 @@ def _patches(rows: Tensor, group: Group, prefix: int, tables: Sequence[Tensor]) 
 
 
 def _padded(parts: Sequence[Tensor]) -> Tensor:
-    """Parts that differ in their last dimension, under each other, with zeros if one is shorter."""
+    """Concatenate parts along the first dimension, padded with zeros in the last one."""
     if len(parts) == 1:
         return parts[0]
     images = sum(len(part) for part in parts)
@@ -209,8 +217,8 @@ def _padded(parts: Sequence[Tensor]) -> Tensor:
 def places_that_stay(
     values: Float[Tensor, "B N"], selection: Selection, prefix: int, tables: Sequence[Tensor]
 ) -> Int[Tensor, "B most"]:
-    """Of each image the tokens that stay, ascending: what is no patch, and the patches of the largest
-    ``values``. Where an image has fewer than ``most``, the last place stands behind them."""
+    """The places of the tokens that each image keeps, ascending: all tokens other than patches, and the
+    patches with the largest ``values``. Images with fewer than ``most`` are padded with the last place."""
     values = F.pad(values, (prefix, selection.width - prefix - values.shape[1]), value=torch.inf)
     if selection.chosen_from is not None and selection.others is not None:
         values = torch.where(tables[selection.chosen_from], values, tables[selection.others])
@@ -221,7 +229,7 @@ def places_that_stay(
 def rows_that_stay(
     places: Int[Tensor, "B most"], selection: Selection, tables: Sequence[Tensor]
 ) -> Int[Tensor, " kept"]:
-    """The flat numbers of the tokens at these places."""
+    """The flat row numbers of the tokens at these places."""
     if len(places) == 1:
         return places[0]
     if selection.starts is None:

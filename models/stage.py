@@ -26,11 +26,12 @@ from models.token_pool import pool_of
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a stage's block decides by, computed before it is known how many patches stay.
+    """What a stage decides by. It is computed before the number of patches to keep is known.
 
-    ``normed`` rows; ``queries`` of all of them, None if only those that decide were computed; ``source``:
-    keys and values; ``rotation``: of all rows; ``attention`` and ``values``: weights and importance of all
-    patches (see `decide`), without weights if nothing reads them.
+    ``normed``: the rows after ``norm1``. ``queries``: the queries of all rows; None if only the deciding ones
+    were computed. ``source``: keys and values. ``rotation``: the rotary embedding of all rows. ``attention``,
+    ``values``: attention weights and importance of all patches (see `decide`); the weights are None if
+    nothing reads them.
     """
 
     normed: Tensor
@@ -43,9 +44,12 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Block ``index`` as a stage. ``rows``: the attention rows that decide; ``fuses``: whether an image's
-    patches may be fused, so that gradients are wanted of the weights that they are fused by; ``prefix``:
-    tokens of an image that are never pruned; ``tables``: those of the plan, on the device."""
+    """Block ``index`` as a stage.
+
+    ``rows``: the attention rows that decide. ``fuses``: whether any image uses `fuse`, which needs the
+    attention weights, with gradients in training. ``prefix``: the number of prefix tokens, which are never
+    pruned. ``tables``: the plan's tables on the device.
+    """
 
     blocks: Blocks
     index: int
@@ -56,9 +60,11 @@ class Stage:
     tables: Sequence[Tensor]
 
     def look(self, tokens: Tokens, groups: Sequence[Group], first_rows: Tensor | None) -> Look:
-        """What decides in this block: keys, and the queries of ``rows`` or, for some criteria, all queries;
-        no queries if nothing reads attention. ``first_rows``: the number of each image's first row, where
-        they are of different lengths."""
+        """Compute what the stage decides by: keys and values, and the queries of ``rows``, or all queries if
+        a criterion reads them, or none if nothing reads attention.
+
+        ``first_rows``: the flat index of each image's first row, if lengths differ.
+        """
         blocks, index = self.blocks, self.index
         attn, normed = blocks.attn(index), blocks.normed(index, tokens)
         learned = torch.is_grad_enabled() and self.fuses
@@ -92,11 +98,10 @@ class Stage:
         return Look(normed, queries, source, rotation, attention, values)
 
     def prune(self, tokens: Tokens, seen: Look, plan: StagePlan) -> Tokens:
-        """The tokens behind the block that was looked at, of which each image has lost some.
+        """Compute the rest of the block, from the result of `look`, and prune the tokens.
 
-        For patches that are dropped neither queries nor outputs are computed: the rest is what it would be
-        with them. Those that are fused, merged, pooled or transformed are so after their
-        attention.
+        Queries and outputs of dropped patches are not computed, which does not affect the other tokens.
+        Patches are fused, merged, pooled or transformed after attention.
         """
         blocks, index, tables = self.blocks, self.index, self.tables
         normed, queries, selected = seen.normed, seen.queries, tokens
@@ -119,7 +124,7 @@ class Stage:
         return blocks.mlp(index, attended)
 
     def _keys(self, seen: Look) -> KeysOf:
-        """What `merge` and `transform` compare: the mean of the keys over heads (ToMe's)."""
+        """The metric of `merge` and `transform`: the mean of the keys over heads, as in ToMe."""
         attn = self.blocks.attn(self.index)
         keys, _ = apart(attn, seen.source)
 
@@ -132,7 +137,7 @@ class Stage:
 
 
 def _first_of_each(rows: Tensor, packing: Packing, first_rows: Tensor | None) -> Tensor:
-    """The first row (CLS) of each image: [B, D]."""
+    """The first row (CLS) of each image [B, D]."""
     if first_rows is None:
         return packing.runs[0].dense(rows)[:, 0]
     return rows.index_select(0, first_rows)

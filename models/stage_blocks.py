@@ -1,4 +1,4 @@
-"""The blocks that prune, as users name them: 4,7,10, or every."""
+"""The blocks that prune, as users specify them: `4,7,10`, or `every`."""
 
 from typing import Literal
 
@@ -8,10 +8,10 @@ Blocks = Literal["every"] | tuple[int, ...]
 
 
 def stages_of(blocks: Blocks | None, rows: Rows | None, own: Stages, depth: int) -> Stages:
-    """A model's ``own`` stages with other ``blocks``, counted from 1, or other ``rows``; None leaves its own.
+    """Replace the ``blocks`` (counted from 1) or the ``rows`` of a model's ``own`` stages; None keeps them.
 
-    `every` are all blocks of a model of ``depth``, which lose patches evenly; of blocks that are named, each
-    loses a share.
+    `every` means all ``depth`` blocks, and each removes the same number of patches. Listed blocks each remove
+    the same share.
     """
     rows = rows or own.rows
     if blocks is None:

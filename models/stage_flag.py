@@ -1,4 +1,4 @@
-"""`stage_blocks.Blocks` as they are typed in a flag or an environment variable. No torch: settings use it."""
+"""`stage_blocks.Blocks` as the type of a flag or an environment variable. No torch: settings use it."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from models.stage_blocks import Blocks
 def _listed(value: object) -> object:
     if isinstance(value, str):
         value = value.strip() if value.strip() == "every" else value.split(",")
-    if value == ["every"]:  # a flag's words always come as a list
+    if value == ["every"]:  # command-line values always arrive as a list
         return "every"
     return (value,) if isinstance(value, int) else value
 
