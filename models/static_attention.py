@@ -1,9 +1,9 @@
 """Static attention: the same attention weights for every image, in the first blocks of a network.
 
 In early blocks, the attention of a trained vision transformer hardly depends on the image. There, one matrix
-for each head replaces softmax(Q K^T): what arXiv 2310.07664 calls dynamic-guided static self-attention
-(DGSSA). No queries and keys are computed; values, outputs and the rest of the block stay as they are.
-docs/methods.md says what comes from the paper and what was reconstructed.
+per head replaces softmax(Q K^T): dynamic-guided static self-attention (DGSSA, arXiv 2310.07664). Queries and
+keys are not computed; values, outputs and the rest of the block do not change. docs/methods.md says what
+comes from the paper and what was reconstructed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from models.static_blocks import check_static
 
-# What the matrices are made of; a part of its name in a checkpoint.
+# The parameter whose softmax gives the matrices; part of its name in a checkpoint.
 LOGITS = "logits"
-# Of the layer of values, likewise.
+# The layer of the values; part of its name in a checkpoint.
 _VALUES = "v"
-# The least mean weight whose logarithm is taken: it has one in half precision, too.
+# Attention weights are clamped to this before their logarithm is taken.
 _LEAST = 1e-20
 
 
 class StaticAttention(nn.Module):
-    """Takes the place of a block's attention module ``attn`` of timm's, with its weights: those of values,
-    output, gate and norm. For images of ``tokens`` tokens each.
+    """Replaces a timm attention module ``attn``, for images of ``tokens`` tokens.
 
-    The matrices are the softmax of ``logits``, in float32. These are parameters until they are `settled`.
+    It takes over the weights of the values, output, gate and norm. The attention matrices are the softmax of
+    ``logits``, in float32. ``logits`` is a parameter until `settle` is called.
     """
 
     logits: nn.Parameter | None
@@ -44,11 +44,11 @@ class StaticAttention(nn.Module):
         self.training = attn.training
 
     def forward(self, x: Float[Tensor, "B T D"], **_of_timm: object) -> Float[Tensor, "B T D"]:
-        """What timm's module would give, by these weights. Rotations and masks, which timm's blocks pass on,
-        are of no use here: there are no queries and keys."""
+        """Compute the output of timm's attention with the static weights. The rotary embeddings and masks
+        that timm's blocks pass on are ignored, because there are no queries and keys."""
         images, tokens, _ = x.shape
         values = self.v(x).view(images, tokens, self.num_heads, self.head_dim)
-        # One product for each head, over all images side by side: the matrices are read once.
+        # One product per head with all images side by side, so each matrix is read only once.
         beside = values.permute(2, 1, 0, 3).flatten(2)
         mixed = torch.bmm(self.weights().to(beside.dtype), beside)
         mixed = mixed.unflatten(2, (images, self.head_dim)).permute(2, 1, 0, 3).flatten(2)
@@ -59,7 +59,7 @@ class StaticAttention(nn.Module):
         return output
 
     def weights(self) -> Float[Tensor, "H T T"]:
-        """The matrices: of each head, the weights of all tokens (columns) for each token (row)."""
+        """The attention matrices: for each head and token (row), the weights of all tokens (columns)."""
         if self.logits is None:
             assert self.matrices is not None
             return self.matrices
@@ -67,21 +67,23 @@ class StaticAttention(nn.Module):
 
     @torch.no_grad()
     def inherit(self, weights: Float[Tensor, "H T T"]) -> None:
-        """Begin with these weights, whose rows sum to 1."""
+        """Set the logits so that the matrices equal ``weights``, whose rows sum to 1."""
         assert self.logits is not None
         self.logits.copy_(weights.clamp(min=_LEAST).log())
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Keep the matrices instead of the logits, which are not trained any more: so no forward pass
-        computes a softmax, and another dtype rounds only the result."""
+        """Replace the logits by the matrices for inference. Forward passes then need no softmax, and a change
+        of dtype only rounds the result of the softmax."""
         if self.logits is not None:
             self.matrices, self.logits = self.weights(), None
 
 
 def make_static(vit: Any, count: int) -> None:
-    """Give the first ``count`` blocks of a network of timm's static attention, in place, if they have none
-    yet: of even weights, until others are inherited or loaded. Raises ValueError for more blocks than can be.
+    """Replace the attention of the first ``count`` blocks of a timm network by static attention, in place.
+
+    Blocks that already have static attention are left as they are. The new weights are uniform until others
+    are inherited or loaded. Raises ValueError if ``count`` is too large.
     """
     blocks = tuple(vit.blocks)
     check_static(count, (), len(blocks), None)
@@ -92,19 +94,19 @@ def make_static(vit: Any, count: int) -> None:
 
 
 def static_of(block: nn.Module) -> StaticAttention | None:
-    """The static attention of a block, if it has it."""
+    """The block's static attention, if it has one."""
     found = getattr(block, "attn", None)
     return found if isinstance(found, StaticAttention) else None
 
 
 def static_blocks_of(blocks: Sequence[nn.Module]) -> int:
-    """How many first blocks have static attention."""
+    """The number of leading blocks with static attention."""
     dynamic = (index for index, block in enumerate(blocks) if static_of(block) is None)
     return next(dynamic, len(blocks))
 
 
 def settle(blocks: Sequence[nn.Module]) -> None:
-    """Keep the matrices of all blocks that have static attention instead of what they are made of."""
+    """Call `StaticAttention.settle` in all blocks that have static attention."""
     for block in blocks:
         static = static_of(block)
         if static is not None:
@@ -112,14 +114,17 @@ def settle(blocks: Sequence[nn.Module]) -> None:
 
 
 def is_static_logits(name: str) -> bool:
-    """Whether a parameter of this name is what static attention is made of."""
+    """Whether a parameter of this name is the ``logits`` of static attention."""
     return name.endswith(f".attn.{LOGITS}")
 
 
 def as_timms(own: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """The weights of a `StaticAttention` as those of timm's module that it took the place of, with zeros for
-    queries and keys, and its logits. ``expected``: timm's own, by name, of which only the shapes are read.
-    Raises KeyError, IndexError and RuntimeError for weights that do not fit."""
+    """Convert the weights of a `StaticAttention` to those of the timm module that it replaced, with zeros for
+    queries and keys. Returns these weights and the logits.
+
+    ``own``: the weights of the `StaticAttention` by name. ``expected``: those of timm's module by name, of
+    which only the shapes are read. Raises KeyError, IndexError or RuntimeError for weights that do not fit.
+    """
     timms = {name: tensor for name, tensor in own.items() if name in expected}
     for name, tensor in expected.items():
         if name not in timms:
@@ -127,7 +132,7 @@ def as_timms(own: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple
     for what in ("weight", "bias"):
         if f"{_VALUES}.{what}" in own:
             values = own[f"{_VALUES}.{what}"]
-            # timm has one layer or three; EvaAttention keeps the biases of one by themselves.
+            # timm uses one layer or three. If EvaAttention uses one, its biases are separate parameters.
             names = [name for name in (f"v_proj.{what}", f"qkv.{what}", f"v_{what}") if name in expected]
             timms[names[0]][-len(values) :] = values
     return timms, own[LOGITS]
@@ -135,7 +140,7 @@ def as_timms(own: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple
 
 @torch.no_grad()
 def _values_of(attn: Any) -> nn.Linear:
-    """The layer of values of timm's module, by itself."""
+    """The layer that computes the values in timm's module; split off if timm has one layer for all three."""
     if attn.qkv is None:
         layer: nn.Linear = attn.v_proj
         return layer

@@ -1,14 +1,15 @@
-"""Static attention: in how many first blocks it can be, and what it costs there.
+"""Static attention: how many of the first blocks can have it, and its cost.
 
-Pure Python, as all that counts (schedule.py). What computes it is in static_attention.py.
+Pure Python, like all code that counts tokens and MACs (schedule.py). The computation is in
+static_attention.py.
 """
 
 from models.paca import Paca
 
 
 def check_static(count: int, stages: tuple[int, ...], depth: int, paca: Paca | None) -> None:
-    """Raise ValueError if the first ``count`` blocks of a network of ``depth`` cannot have static
-    attention, beside these ``stages`` (0-based blocks) and blocks that attend to clusters."""
+    """Raise ValueError if the first ``count`` of ``depth`` blocks cannot have static attention, because one
+    of them is a stage (0-based ``stages``) or attends to clusters (``paca``), or because all are static."""
     if count == 0:
         return
     if count >= depth:
@@ -32,7 +33,7 @@ def check_static(count: int, stages: tuple[int, ...], depth: int, paca: Paca | N
 
 
 def _or_fewer(block: int) -> str:
-    """How many blocks could be static before that block, counted from 1."""
+    """The end of an error message: how many blocks before ``block`` (counted from 1) can be static."""
     return "" if block == 1 else f", or at most {block - 1} static block{'s' if block > 2 else ''}"
 
 

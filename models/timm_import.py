@@ -1,10 +1,10 @@
-"""Import timm, and torchvision beneath it, without PyTorch's compiler (torch._dynamo).
+"""Imports timm, and with it torchvision, without PyTorch's compiler (torch._dynamo).
 
-The compiler is half of the time that importing timm takes, and nothing here uses it. Two places ask for it:
-torchvision, to know whether an operator of object detection may be compiled, and timm, to mark functions of
-NaFlexViT as not to be compiled. While this module is imported both get a stand-in; afterwards
-`torch.compile` works as ever. Import it before timm where a process should start fast. If the compiler
-or timm has been imported already, this changes nothing.
+The compiler takes half of the time to import timm, and TrimViT does not use it. It is imported in two places:
+by torchvision, to check whether an operator for object detection can be compiled, and by timm, to exclude
+functions of NaFlexViT from compilation. While this module is imported, both get a stub; afterwards
+`torch.compile` works as usual. Import it before timm in processes that should start fast. It has no effect if
+the compiler or timm has already been imported.
 """
 
 import sys
@@ -20,14 +20,14 @@ _ASKED = f"{_COMPILER}.utils"
 
 
 def is_compile_supported(device_type: str | torch.device | int) -> bool:
-    """What torchvision imports by this name; the compiler answers once it is asked."""
+    """Stub for the function that torchvision imports. It imports the compiler when it is called."""
     from torch._dynamo.utils import is_compile_supported as of_compiler
 
     return bool(of_compiler(device_type))
 
 
 def _unmarked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """In place of the decorator torch.compiler.disable."""
+    """Stub for the decorator torch.compiler.disable."""
     return function
 
 

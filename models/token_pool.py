@@ -1,11 +1,11 @@
 """Learned pooling of tokens: the reducer `pool`, after the global aggregation pyramid (arXiv 2310.07664).
 
-In a block that has a `TokenPool`, a stage that keeps n of N patches leaves n means of all of them, weighted
-by the softmax over the patches of the products of n learned queries with the patches' keys. docs/methods.md
-says what is known of the paper's method and what was reconstructed.
+In a block that has a `TokenPool`, a stage that keeps n of N patches computes n means of all patches. The
+weights of a mean are the softmax, over the patches, of the products of a learned query with the patches'
+keys. docs/methods.md says what is known of the paper's method and what was reconstructed.
 
-A query belongs to a place of the grid of patches. Which places' queries are used follows from n alone, and
-those of fewer are always among those of more: one checkpoint serves every keep ratio.
+Each query belongs to a place in the patch grid. The queries that are used only depend on n, and those for a
+smaller n are a subset of those for a larger one, so one checkpoint serves every keep ratio.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from models.reducer_macs import KEY_WIDTH
 from models.reducers import weighted_means
 
-# Its place in a block, and so a part of its tensors' names in a checkpoint.
+# The name of the submodule in a block, and so part of its tensors' names in a checkpoint.
 NAME = "token_pool"
-# How sharply new queries look at their place: a patch one step away has exp(-4) of the weight.
+# How sharply new queries focus on their place: a patch one step away has exp(-4) of the weight.
 SHARPNESS = 4.0
 _EPS = 1e-6
 
 
 class TokenPool(nn.Module):
-    """Pools the patches, ``dim`` values wide, of images of a ``grid`` of (rows, columns).
+    """Pools the patches of images with a ``grid`` of (rows, columns) patches of ``dim`` values.
 
-    Computed in float32, whatever the rows are: its parameters stay in float32 in a network of lower
-    precision, where rounding would move the places that queries look at.
+    Computed in float32. The parameters stay in float32 even if the network has a lower precision, because
+    rounding them would shift the places that the queries focus on.
     """
 
     order: Tensor
@@ -54,13 +54,16 @@ class TokenPool(nn.Module):
         counts: Int[Tensor, "B 1"] | None = None,
         gaps: Bool[Tensor, "B N"] | None = None,
     ) -> tuple[Float[Tensor, "B count D"], Float[Tensor, "B count"], Int[Tensor, "B count"]]:
-        """The tokens that are left, how many patches each stands for, and the places of their queries,
-        ascending. ``sizes``: how many patches the rows stand for; ``places``: where they stood.
+        """Pool patches into ``count`` tokens.
 
-        A row counts in the means for as many patches as it stands for (see `reducers.weighted_means`).
+        ``sizes``: the number of patches that each row represents, which weighs it in the means (see
+        `reducers.weighted_means`). ``places``: the position of each row in the patch grid.
 
-        Images that differ bring the ``counts`` of tokens that they are to keep, of which ``count`` is the
-        largest, and the ``gaps`` if they have no rows. Behind what is left of an image stands anything.
+        For images that differ: ``counts`` are the numbers of tokens to keep, with the maximum ``count``, and
+        ``gaps`` is True for places without a row. Values after an image's last token are undefined.
+
+        Returns the tokens, the number of patches that each represents, and the places of their queries,
+        ascending.
         """
         with torch.autocast(rows.device.type, enabled=False):
             values = rows.float()
@@ -73,16 +76,17 @@ class TokenPool(nn.Module):
     def _chosen(
         self, count: int, counts: Int[Tensor, "B 1"] | None
     ) -> tuple[Int[Tensor, "*images count"], Bool[Tensor, "B count"] | None]:
-        """The places of the queries, ascending, and which are more than an image keeps."""
+        """The places of the queries, ascending, and a mask that is True after the last one that an image
+        keeps."""
         first = self.order[:count]
         if counts is None:
             return first.sort().values, None
         beyond = torch.arange(count, device=first.device) >= counts
-        # The last place comes last, and in place of those that are missing.
+        # Missing queries are replaced by the last place, so they are sorted to the end.
         return first.expand_as(beyond).masked_fill(beyond, len(self.order) - 1).sort(dim=1).values, beyond
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """What moves the network moves this, but leaves it in its precision."""
+        """Move with the network (`Module.to`, `half`, ...), but do not reduce the precision."""
 
         def moved(tensor: Tensor) -> Tensor:
             found = fn(tensor)
@@ -94,11 +98,11 @@ class TokenPool(nn.Module):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Weights to train from: each query looks at its own place, whatever is there.
+        """Initialize the weights for training, so that each query attends to its own place in the grid.
 
-        The logit of a patch a distance d from the query's place, in steps of the grid, is -SHARPNESS * d ** 2
-        (plus a number that is the same for all patches). Of what patches contain queries read nothing yet;
-        the keys have it, drawn at random.
+        A patch at distance d from the query's place, in steps of the grid, has the logit -SHARPNESS * d ** 2
+        (plus a constant that is the same for all patches). Queries ignore the content of patches at first,
+        but keys contain random projections of it.
         """
         rows, columns = self.grid
         row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -115,9 +119,11 @@ class TokenPool(nn.Module):
 
 @lru_cache(maxsize=8)
 def spread_order(rows: int, columns: int) -> Int[np.ndarray, " places"]:
-    """The places of a grid, row by row, in an order of which every beginning is spread over all of it: from
-    the middle on, always the place that is farthest from all before it, the first of several. Not to be
-    changed."""
+    """Order the places of a grid (row-major indices) so that every prefix is spread over the whole grid.
+
+    Farthest-point sampling from the middle: the next place is the one farthest from all places before it, and
+    ties go to the first one. The result is cached, so it must not be changed.
+    """
     places = np.arange(rows * columns)
     row, column = np.divmod(places, columns)
     order = np.empty_like(places)
@@ -131,9 +137,11 @@ def spread_order(rows: int, columns: int) -> Int[np.ndarray, " places"]:
 
 
 def add_pools(blocks: Sequence[nn.Module], stages: Sequence[int], dim: int, grid: tuple[int, int]) -> None:
-    """New ones in the blocks of a network that are ``stages``, as a module of each: so whatever saves,
-    copies, averages, freezes or moves the network does so with them, and timm's own forward pass does not
-    call them. Raises ValueError for a block that is not there."""
+    """Add a new `TokenPool` to each block in ``stages``.
+
+    They are submodules of the blocks, so they are saved, copied, averaged, frozen and moved with the network.
+    timm's own forward pass does not call them. Raises ValueError for a block that does not exist.
+    """
     if stages and max(stages) >= len(blocks):
         raise ValueError(
             f"block {max(stages) + 1} cannot pool tokens: the network has {len(blocks)} blocks "
@@ -144,16 +152,16 @@ def add_pools(blocks: Sequence[nn.Module], stages: Sequence[int], dim: int, grid
 
 
 def pool_of(block: nn.Module) -> TokenPool | None:
-    """That of a block, if it has one."""
+    """The block's `TokenPool`, if it has one."""
     found = getattr(block, NAME, None)
     return found if isinstance(found, TokenPool) else None
 
 
 def pooling_blocks(blocks: Sequence[nn.Module]) -> tuple[int, ...]:
-    """Which blocks of a network have one."""
+    """The indices of the blocks that have a `TokenPool`."""
     return tuple(index for index, block in enumerate(blocks) if pool_of(block) is not None)
 
 
 def is_of_pool(name: str) -> bool:
-    """Whether a parameter of this name is one of theirs."""
+    """Whether a parameter of this name belongs to a `TokenPool`."""
     return f".{NAME}." in name

@@ -1,7 +1,7 @@
-"""A decoded or decodable photograph -> the uint8 pixels a model sees. No torch: front ends use it too.
+"""Preprocessing: from a photograph to the uint8 pixels that a model sees. No torch: front ends use it too.
 
-This is the one preprocessing of serving, evaluation and training: the same colour handling everywhere,
-and one resize straight from the crop box, where timm resizes the whole image and then cuts.
+Serving, evaluation and training share it, so colors are handled in the same way everywhere. The crop box is
+resized directly, whereas timm resizes the whole image and then crops.
 """
 
 import math
@@ -25,7 +25,7 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# EXIF orientation (TIFF 6.0, tag 274) -> what turns the stored pixels upright.
+# EXIF orientation (TIFF 6.0, tag 274) -> the transpose that turns the stored pixels upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,10 +36,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAP_SIDES = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
-# Of the stored pixels, those whose columns, or rows, are counted from the other end when upright.
+# The transposes that reverse the columns, or the rows, of the stored pixels.
 _FROM_THE_RIGHT = {_UPRIGHT[orientation] for orientation in (2, 3, 7, 8)}
 _FROM_BELOW = {_UPRIGHT[orientation] for orientation in (3, 4, 6, 7)}
-_WIDEST_FILTER = 3  # pixels to either side: Lanczos
+_WIDEST_FILTER = 3  # pixels to either side, for Lanczos
 _PIXELS_AT_A_TIME = 2**22
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _TRANSPARENCY_BACKGROUND = (255, 255, 255, 255)
@@ -47,16 +47,18 @@ _TRANSPARENCY_BACKGROUND = (255, 255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What a checkpoint was trained to see. ``mean`` and ``std`` are per RGB channel, of values in 0..1.
+    """The preprocessing that a checkpoint was trained with.
 
-    With one of ``channels`` the image is made grey, which then is in all three channels of the pixels.
+    ``size``: height and width in pixels. ``mean`` and ``std``: per RGB channel, for values from 0 to 1.
 
-    ``crop`` is "center" (the largest box of the input's proportions, in the middle) or "squash" (the whole
-    image, whatever its proportions); of either, the middle ``crop_share`` of each side is seen.
+    ``channels``: with 1, the image is converted to grey, which is then in all three channels of the pixels.
 
-    ``resize``: what the whole image is brought to before the middle is cut out, both in whole pixels: its
-    short side, or its height and width. So do the processors of transformers; ``crop`` and ``crop_share``
-    then say about the same. None: the box is cut out without rounding.
+    ``crop``: "center" (the largest centered box with the aspect ratio of the input) or "squash" (the whole
+    image, whatever its aspect ratio). Of either, the middle ``crop_share`` of each side is used.
+
+    ``resize``: the size, in whole pixels, to which the whole image is resized before the middle is cropped:
+    its short side, or its height and width. This is what transformers' image processors do; ``crop`` and
+    ``crop_share`` then describe about the same. None: the crop box is not rounded to whole pixels.
     """
 
     size: tuple[int, int]
@@ -73,7 +75,7 @@ Box = tuple[float, float, float, float]
 
 
 def crop_box(width: int, height: int, spec: InputSpec) -> Box:
-    """(left, top, right, bottom) in the pixels of an upright image of what the model sees of it."""
+    """The box (left, top, right, bottom) of an upright image that the model sees, in pixels of the image."""
     if spec.resize is not None:
         return _box_of_whole_pixels(width, height, spec.size, spec.resize)
     rows, columns = spec.size
@@ -81,7 +83,7 @@ def crop_box(width: int, height: int, spec: InputSpec) -> Box:
         crop_width, crop_height = width * spec.crop_share, height * spec.crop_share
     else:
         scale = min(width / columns, height / rows) * spec.crop_share
-        # In floats 224 * (29 / 224) is above 29, and Pillow refuses a box that reaches beyond the image.
+        # In floating point, 224 * (29 / 224) exceeds 29, and Pillow rejects a box larger than the image.
         crop_width, crop_height = min(columns * scale, width), min(rows * scale, height)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     return (left, top, left + crop_width, top + crop_height)
@@ -90,7 +92,7 @@ def crop_box(width: int, height: int, spec: InputSpec) -> Box:
 def _box_of_whole_pixels(
     width: int, height: int, size: tuple[int, int], resize: int | tuple[int, int]
 ) -> Box:
-    """The middle of the resized image, as a box in the image itself."""
+    """The middle of the resized image, as a box in the original image."""
     rows, columns = size
     if not isinstance(resize, int):
         whole_rows, whole_columns = resize
@@ -106,7 +108,7 @@ def _box_of_whole_pixels(
 
 
 class TooManyPixels(ValueError):
-    """More would have to be decoded than is allowed."""
+    """More pixels would have to be decoded than allowed."""
 
     def __init__(self, width: int, height: int) -> None:
         super().__init__(f"{width} x {height} pixels would have to be decoded")
@@ -114,30 +116,30 @@ class TooManyPixels(ValueError):
 
 
 def _nothing(_: str) -> None:
-    """Nobody wants to hear it."""
+    """Ignore a warning."""
 
 
 def to_pixels(
     image: Image.Image, spec: InputSpec, *, most_pixels: int | None = None, say: Say = _nothing
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Crop, resize and turn upright; any colour mode. Decodes lazily opened JPEGs at a reduced scale.
+    """Crop and resize an image of any color mode, and turn it upright.
 
-    ``say`` hears what is uncertain about the colours. Raises what Pillow raises for data it cannot decode
-    (OSError, SyntaxError, ValueError), UnclearPixels, and TooManyPixels where more than ``most_pixels`` would
-    be decoded.
+    JPEGs that are not loaded yet are decoded at a reduced scale. ``say`` is called with warnings about the
+    colors. Raises Pillow's errors for data it cannot decode (OSError, SyntaxError, ValueError),
+    UnclearPixels, and TooManyPixels if more than ``most_pixels`` would be decoded.
     """
     put_right(image)
     upright = _what_turns_upright(image)
     box = _stored_box(image.size, spec, upright)
     rows, columns = reversed(spec.size) if upright in _SWAP_SIDES else spec.size
-    # A JPEG scaled down in its own transform costs a fraction of a full decode; at twice the size that the
-    # resize then needs, the pixels come out the same.
+    # A JPEG that is scaled down in its DCT takes a fraction of the time of a full decode. At twice the size
+    # that the resize needs, the pixels come out the same.
     width, height = image.size
     reduction = min((box[2] - box[0]) / (2 * columns), (box[3] - box[1]) / (2 * rows))
     if reduction > 1:
         drafted = image.draft(None, (int(width / reduction), int(height / reduction)))
         if drafted is not None:
-            # The decoded size is rounded up; this is what the whole image exactly comes to.
+            # The decoded size is rounded up; this is the exact scale.
             scale = drafted[1][2] / width
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
     if most_pixels is not None and image.width * image.height > most_pixels:
@@ -158,10 +160,10 @@ def to_pixels(
 def _in_two_passes(
     image: Image.Image, size: tuple[int, int], resampling: Image.Resampling, box: Box, *, down_first: bool
 ) -> Image.Image:
-    """Resized across and then down, or the other way. ``size``: columns, rows.
+    """Resize horizontally and then vertically, or in the other order. ``size``: columns, rows.
 
-    Pillow chooses the order by the cost, and torchvision, with which transformers resizes, goes across first.
-    The order matters where the first pass overshoots: its results are cut to 0 to 255.
+    Pillow chooses the order by cost, but torchvision, which transformers uses, always resizes horizontally
+    first. The order matters where the first pass overshoots, because its results are clipped to 0 to 255.
     """
     for goes_down in (down_first, not down_first):
         columns, rows = size
@@ -180,13 +182,14 @@ def _in_two_passes(
 
 
 def _reach(begin: float, end: float, size: int, length: int) -> tuple[int, int]:
-    """The whole pixels of ``length`` that a resize of ``begin`` to ``end`` to ``size`` pixels reads."""
+    """The range of whole pixels, within 0 to ``length``, that are read to resize ``begin`` to ``end`` to
+    ``size`` pixels."""
     margin = _WIDEST_FILTER * max(1.0, (end - begin) / size) + 1
     return max(0, math.floor(begin - margin)), min(length, math.ceil(end + margin))
 
 
 def _stored_box(size: tuple[int, int], spec: InputSpec, upright: Image.Transpose | None) -> Box:
-    """The crop's box in the pixels as they lie, before they are turned upright. ``size``: width, height."""
+    """The crop box in the stored pixels, before they are turned upright. ``size``: width, height."""
     width, height = size
     if upright is None:
         return crop_box(width, height, spec)
@@ -202,7 +205,7 @@ def _stored_box(size: tuple[int, int], spec: InputSpec, upright: Image.Transpose
 
 
 def photograph(image: Image.Image) -> Image.Image:
-    """The whole image as a person sees it: upright RGB. Raises as `to_pixels` does."""
+    """The whole image as upright RGB. Raises like `to_pixels`."""
     put_right(image)
     upright = _what_turns_upright(image)
     image = as_rgb(image)
@@ -210,9 +213,9 @@ def photograph(image: Image.Image) -> Image.Image:
 
 
 def as_rgb(image: Image.Image, say: Say = _nothing) -> Image.Image:
-    """The image in sRGB, transparency on white, 16 bits scaled to 8; as it lies, not turned upright.
+    """Convert an image to sRGB, with transparency on white and 16 bits scaled to 8. It is not turned upright.
 
-    Raises as `to_pixels` does.
+    Raises like `to_pixels`.
     """
     refuse_signed_bytes(image)
     if is_opaque_bitmap(image):
@@ -225,7 +228,7 @@ def as_rgb(image: Image.Image, say: Say = _nothing) -> Image.Image:
     elif image.mode in _PREMULTIPLIED:
         image = image.convert(_PREMULTIPLIED[image.mode])
     image.load()
-    # A part at a time: what lies between would take many times the memory of the image.
+    # Convert in parts: the intermediate images would take many times the memory of the image.
     rgb = Image.new("RGB", image.size)
     rows = max(1, _PIXELS_AT_A_TIME // image.width)
     for top in range(0, image.height, rows):
@@ -248,12 +251,13 @@ def _part_as_rgb(part: Image.Image, colours: ToSrgb | None) -> Image.Image:
 
 
 def _what_turns_upright(image: Image.Image) -> Image.Transpose | None:
-    """What the EXIF orientation asks for. Loads all but JPEGs, whose decoding can still be made cheaper."""
+    """The transpose for the EXIF orientation. Loads the image, except for JPEGs, which may still be decoded
+    at a reduced scale."""
     if image.format not in ("JPEG", "MPO"):
-        # Pillow itself turns a TIFF upright while it loads, and a PNG's EXIF may stand behind its pixels.
+        # Pillow turns a TIFF upright when it loads it, and a PNG's EXIF may come after its pixels.
         image.load()
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # Anyone may have written the EXIF, and Pillow fails on it in many ways; the pixels are still good.
+        # EXIF may be malformed, and Pillow fails on it in many ways, but the pixels are still valid.
         return None
