@@ -1,8 +1,8 @@
-"""Attention over a batch whose images may differ in length: one protocol (way.py), and four implementations,
-one of which is chosen for each forward pass (choice.py).
+"""Attention over a batch whose images may differ in length: a protocol (way.py) and three implementations.
+choice.py chooses one of them for each forward pass.
 
-`dense` is for images of one length; `runs` computes run by run, `windows` in few shapes for a CPU in
-bfloat16, `varlen` all images in one call on a GPU.
+`runs` computes images run by run, `windows` in few different shapes for CPUs in bfloat16, and `varlen` all
+images in one call on a GPU. `dense` is the attention of images of one length, which `runs` uses.
 """
 
 from models.attend.choice import way_for

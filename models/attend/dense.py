@@ -16,8 +16,11 @@ def dense(
     *,
     fused: bool,
 ) -> Float[Tensor, "images queries HD"]:
-    """Attention with timm's operations in timm's order. ``fused``: PyTorch's one operation for all, or one
-    after the other. ``bias``: added to the logits of each key."""
+    """Attention with timm's operations in timm's order.
+
+    ``bias``: added to the logits of each key. ``fused``: use PyTorch's fused attention instead of separate
+    operations.
+    """
     if fused:
         dropout = attn.attn_drop.p if attn.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)

@@ -1,4 +1,5 @@
-"""Queries and keys normed and rotated in the rows of a whole batch, if timm's memory layout is not needed."""
+"""Applies norms and rotary embeddings to the queries and keys of a whole batch, for implementations that do
+not need timm's memory layout."""
 
 import torch
 from jaxtyping import Complex64
@@ -7,18 +8,20 @@ from torch import Tensor, nn
 from models.attend.heads import Attention, Parts, apart, placed
 from models.ragged import Tokens
 
-# How each pair of neighbouring values is rotated, row by row: by multiplying them, as a complex number.
+# The rotary embedding of each row: the complex number by which each pair of neighbouring values, as a complex
+# number, is multiplied.
 Turns = Complex64[Tensor, "rows heads pairs"]
 
 
 def changes(attn: Attention, tokens: Tokens) -> bool:
-    """Whether queries and keys are normed or rotated before they are compared."""
+    """Whether queries and keys have a norm or a rotary embedding."""
     plain = type(attn.q_norm) is nn.Identity and type(attn.k_norm) is nn.Identity
     return not plain or tokens.rotations is not None
 
 
 def placed_rows(attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Parts:
-    """The ``parts`` of `Way.attend`, one by one, with queries and keys normed and rotated."""
+    """The ``parts`` of `Way.attend` as separate queries, keys and values, with norms and rotary embeddings
+    applied."""
     q, k, v = apart(attn, parts)
     if q.device.type == "cpu" and source.rotations is not None and rotates_pairs(attn):
         of_source = turns(source, block)
@@ -35,12 +38,12 @@ def placed_rows(attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, b
 
 
 def rotates_pairs(attn: Attention) -> bool:
-    """Whether neighboring values are rotated together, instead of each with one of the other half."""
+    """Whether neighboring values are rotated as pairs, instead of each value with one in the other half."""
     return not getattr(attn, "rotate_half", False)
 
 
 def turns(tokens: Tokens, block: int) -> Turns:
-    """As `Tokens.rotation`, if neighboring values are rotated together and so have the same angle."""
+    """Like `Tokens.rotation`, as complex numbers, for pairs of neighboring values, which share an angle."""
     assert tokens.rotations is not None
     table = tokens.rotations[block % len(tokens.rotations)]
     width = table.shape[-1] // 2
@@ -49,8 +52,8 @@ def turns(tokens: Tokens, block: int) -> Turns:
 
 
 def turned(attn: Attention, norm: nn.Module, part: Tensor, by: Turns) -> Tensor:
-    """As `placed`, in a quarter to a half of the time on a CPU: timm rotates the pairs in six passes, two of
-    which read every other value. Computed in float32, rounded once."""
+    """Like `placed`, in a quarter to a half of the time on a CPU: timm rotates the pairs in six passes, two
+    of which read every other value. Computed in float32 and rounded once."""
     normed = norm(_of_heads(attn, part)).float()
     pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * by).flatten(1).to(part.dtype).view(part.shape)

@@ -12,7 +12,7 @@ from models.ragged import Run, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Computes each run like `dense`, ``fused`` or not. A batch of one length is one run."""
+    """Computes each run by `dense`, ``fused`` or not. A batch of a single length is one run."""
 
     fused: bool
 
@@ -22,7 +22,7 @@ class Runs:
         return 0
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
-        """As `Way.attend`."""
+        """See `Way.attend`."""
         first, *others = parts
         rotation, source_rotation = tokens.rotation(block), source.rotation(block)
         mixed = []

@@ -1,7 +1,7 @@
 """Attention over all images of a ragged batch in one call: torch.nn.attention.varlen, on GPUs that have it.
 
-PyTorch has it from 2.10 on, and has added arguments since: which ones it accepts is read from its signature.
-The requirements for device and rows are those that PyTorch 2.14's FlashAttention-2 checks (docs/design/0012).
+PyTorch has it since 2.10 and has added arguments later, so the accepted ones are read from its signature. The
+requirements for device and rows are those that PyTorch 2.14's FlashAttention-2 checks (docs/design/0012).
 """
 
 import inspect
@@ -21,9 +21,9 @@ from models.attend.rows import changes, placed_rows
 from models.attend.runs import Runs
 from models.ragged import Tokens
 
-# More values for each head of queries, keys and values, which carry a bias: the kernel takes multiples of 8.
+# Extra values per head that carry a bias: the kernel requires head sizes that are multiples of 8.
 _BIAS_WIDTH = 8
-# The most values of a head.
+# The largest supported head size.
 MOST_WIDTH = 256
 
 
@@ -32,7 +32,7 @@ def takes_varlen(attn: Attention, rows: Tensor) -> bool:
     supported head sizes, in inference."""
     if not rows.is_cuda or rows.dtype not in (torch.bfloat16, torch.float16) or not attn.fused_attn:
         return False
-    # It knows no dropout, and PyTorch 2.14 may give FlashAttention's result to cuDNN's backward pass.
+    # It has no dropout, and PyTorch 2.14 may pass FlashAttention's result to cuDNN's backward pass.
     if torch.is_grad_enabled() or attn.training:
         return False
     return attn.head_dim % 8 == 0 and attn.head_dim <= MOST_WIDTH and built_for(rows.device)
@@ -40,8 +40,8 @@ def takes_varlen(attn: Attention, rows: Tensor) -> bool:
 
 @cache
 def built_for(device: torch.device) -> bool:
-    """Whether this PyTorch has the kernel for the GPU. ROCm has another one, which has not been tested
-    here."""
+    """Whether this PyTorch has the kernel for the GPU. ROCm's kernel is a different one and has not been
+    tested."""
     return (
         _kernel() is not None
         and torch.version.hip is None
@@ -51,7 +51,7 @@ def built_for(device: torch.device) -> bool:
 
 
 def _kernel() -> Callable[..., Any] | None:
-    """PyTorch's function, if it has one. The first call loads the compiler: half a second."""
+    """PyTorch's function, if it exists. The first call imports the compiler, which takes half a second."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -61,7 +61,7 @@ def _kernel() -> Callable[..., Any] | None:
 
 @cache
 def _arguments(kernel: Callable[..., Any]) -> frozenset[str]:
-    """The names of its arguments."""
+    """The names of the kernel's arguments."""
     return frozenset(inspect.signature(kernel).parameters)
 
 
@@ -74,15 +74,15 @@ def varlen(
     scale: float,
     bias: Float[Tensor, " source_rows"] | None,
 ) -> Float[Tensor, "rows HD"]:
-    """Attention of the queries of each image in ``tokens`` to the keys of the same image in ``source``, with
-    ``bias`` for each key."""
+    """Attention of each image's queries in ``tokens`` to the keys and values of the same image in ``source``.
+    ``bias``: added to the logits of each key."""
     kernel = _kernel()
     assert kernel is not None
     assert tokens.bounds is not None
     assert source.bounds is not None
     width = v.shape[2]
     if bias is not None:
-        # The kernel has no place for one, so it comes out of the product of queries and keys.
+        # The kernel has no bias argument, so extra values add the bias to the products of queries and keys.
         q = F.pad(q, (0, _BIAS_WIDTH), value=1 / (scale * _BIAS_WIDTH))
         k = torch.cat((k, bias[:, None, None].expand(-1, k.shape[1], _BIAS_WIDTH)), dim=2)
         v = F.pad(v, (0, _BIAS_WIDTH))
@@ -90,10 +90,11 @@ def varlen(
     if "scale" in _arguments(kernel):
         options["scale"] = scale
     elif not math.isclose(factor := scale * math.sqrt(q.shape[2]), 1):
-        q = q * factor  # for it scales by the width of what it is given
+        q = q * factor  # the kernel scales by the head size of its input
     if "num_splits" in _arguments(kernel):
-        # Keys are not split by the batch's longest image, so an image is computed alike in any company; and
-        # cuDNN, which would make a plan for every new number of images and longest one, is not taken.
+        # Do not split keys by the batch's longest image, so the result for an image does not depend on the
+        # batch. This also rules out cuDNN, which builds a plan for every new number of images and maximum
+        # length.
         options["num_splits"] = 1
     mixed = kernel(
         q,
@@ -111,7 +112,7 @@ def varlen(
 
 @dataclass(frozen=True, slots=True)
 class Varlen:
-    """All images in one call, if they differ in length; otherwise as ``runs``."""
+    """Computes images of different lengths in one call, and images of one length by ``runs``."""
 
     runs: Runs
 
@@ -121,7 +122,7 @@ class Varlen:
         return 0
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
-        """As `Way.attend`."""
+        """See `Way.attend`."""
         alike = len(tokens.packing.runs) == 1 and len(source.packing.runs) == 1
         too_wide = source.bias is not None and attn.head_dim > MOST_WIDTH - _BIAS_WIDTH
         if alike or too_wide:
@@ -131,5 +132,5 @@ class Varlen:
         q, k, v = (one for rows in parts for one in heads_of_rows(attn, rows))
         bias = source.bias
         if bias is not None and len(bias) < len(k):
-            bias = F.pad(bias, (0, len(k) - len(bias)))  # of rows behind the images
+            bias = F.pad(bias, (0, len(k) - len(bias)))  # for the padding rows
         return tokens.packing.shaped(varlen(q, k, v, tokens, source, attn.scale, bias))

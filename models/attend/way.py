@@ -1,4 +1,4 @@
-"""The protocol of all ways to compute attention."""
+"""The protocol of the implementations of attention."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,18 +10,18 @@ from models.ragged import Tokens
 
 @runtime_checkable
 class Way(Protocol):
-    """A way to compute the attention of one forward pass."""
+    """An implementation of the attention of a forward pass."""
 
     @property
     def rounding(self) -> int:
-        """The number of parts of a power of two to which the rows of pruned batches are rounded up (see
-        `ragged.rounded`), so that there are few shapes; 0: no rounding."""
+        """The number of steps per power of two to which the rows of pruned batches are rounded up, so that
+        few different shapes occur (see `ragged.rounded`); 0: no rounding."""
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
-        """The outputs of the heads [*rows, H * D] for the queries of each image of ``tokens``, with the keys
-        and values of the same image in ``source``: the tokens that these are all or a part of, or clusters of
-        them.
+        """Compute the outputs of the heads [*rows, H * D] for the queries of each image in ``tokens``, with
+        the keys and values of the same image in ``source``.
 
-        ``parts``: queries of ``tokens``, keys and values of ``source``, neither normed nor rotated.
-        ``block``: the block of the attention, because each may rotate differently.
+        ``source``: the same tokens, a superset of them, or their clusters. ``parts``: the queries of
+        ``tokens``, and the keys and values of ``source``, before norms and rotary embeddings. ``block``: the
+        index of the block, because blocks may have different rotary embeddings.
         """

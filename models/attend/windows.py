@@ -1,12 +1,12 @@
-"""Pruned batches in few different shapes, for a CPU in bfloat16.
+"""Attention in few different shapes, for a CPU in bfloat16.
 
-oneDNN makes a kernel for every new shape, which takes longer than the attention of one image
-(docs/design/0023). So a packed batch has one of few numbers of rows, and attention is computed in windows of
-few sizes: an image's own rows, and zeros, which are masked as keys and left out as queries. The size of an
-image's window only depends on its number of tokens, so its answer is the same in any batch.
+oneDNN creates a kernel for every new shape, which takes longer than the attention of one image
+(docs/design/0023). So packed batches have one of few numbers of rows, and attention is computed in windows of
+few sizes: an image's rows, padded with zeros, which are masked as keys and discarded as queries. The size of
+an image's window only depends on its number of tokens, so its result is the same in any batch.
 
-The attention of a window is two matrix products and a softmax between them. On a CPU with AMX, it is
-PyTorch's one operation for all three, which is faster there and rounds less.
+The attention of a window is two matrix products with a softmax between them. On a CPU with AMX, PyTorch's
+fused attention is used instead, which is faster there and rounds less.
 """
 
 from collections.abc import Iterator
@@ -22,44 +22,47 @@ from models.attend.rows import changes, placed_rows
 from models.device import cpu_has_amx
 from models.ragged import Run, Tokens
 
-# Windows of queries are a multiple of this, or one more: half of the patches of a square image and one CLS
-# token are one more than such a multiple.
+# Windows of queries are rounded up to multiples of this, unless they are one more than a multiple, as half of
+# the patches of a square image and a CLS token are.
 QUERY_STEP = 16
-# Windows of keys. They are what softmax goes along, 32 values of bfloat16 at a time; it takes the values
-# behind the last 32 one by one, and a few of them still cost less than 32 more columns of both products.
+# Windows of keys. The softmax along them processes 32 bfloat16 values at a time and the remaining values one
+# by one. A few remaining values still cost less than 32 more columns in both products.
 KEY_STEP = 32
 _FEW_BEHIND = 8
-# Logits of one product, so that they stay in a core's cache between product, softmax and product.
+# The maximum number of logits of one product, so that they stay in a core's cache until the second product.
 MOST_LOGITS = 1 << 19
 
 
 def takes_windows(rows: Tensor) -> bool:
-    """Whether new shapes are slow for such rows: on a CPU in bfloat16. Training has ways of its own."""
+    """Whether to use `Windows`: new shapes are slow on a CPU in bfloat16. Training uses other
+    implementations."""
     return rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and not torch.is_grad_enabled()
 
 
 def fused_is_faster() -> bool:
-    """Whether PyTorch's fused attention in bfloat16 takes less time than `Windows` without it: where its
-    products are AMX's (docs/design/0023)."""
+    """Whether `Windows` is faster with PyTorch's fused attention in bfloat16: on CPUs with AMX
+    (docs/design/0023)."""
     return cpu_has_amx()
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """An image's own rows and zeros: a window of a size that many lengths share. ``unpruned``: the number of
-    tokens of an unpruned image. Every image has this length in the blocks before the first stage, so it has a
-    size of its own. ``fused``: by PyTorch's one operation, or one after the other."""
+    """Computes attention in windows: the rows of an image, padded to a size that many lengths share.
+
+    ``unpruned``: the number of tokens of an unpruned image. Every image has this length before the first
+    stage, so its windows are padded less. ``fused``: use PyTorch's fused attention.
+    """
 
     unpruned: int
     fused: bool = False
 
     @property
     def rounding(self) -> int:
-        """Each number of rows costs a kernel of its own."""
+        """Each number of rows needs another kernel."""
         return 16
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:
-        """As `Way.attend`. Rows behind the last image become 0."""
+        """See `Way.attend`. Padding rows become 0."""
         packing = tokens.packing
         if changes(attn, source):
             parts = placed_rows(attn, parts, tokens, source, block)
@@ -70,7 +73,7 @@ class Windows:
         for run, source_run in packing.runs_beside(source.packing):
             size, source_size = self.query_size(run.tokens), self.key_size(source_run.tokens)
             most = max(1, MOST_LOGITS // (attn.num_heads * size * source_size))
-            # Fused attention keeps no logits, and makes no kernel for a number of images.
+            # Fused attention stores no logits and needs no new kernel for another number of images.
             groups = ((0, run.images),) if self.fused else _groups(run.images, most)
             for first_image, images in groups:
                 group, source_group = (_part(some, first_image, images) for some in (run, source_run))
@@ -92,9 +95,12 @@ class Windows:
     def _windows(
         self, attn: Attention, rows: Float[Tensor, "rows _"], run: Run, size: int
     ) -> Float[Tensor, "parts images H {size} D"]:
-        """Queries, keys, values, or several of these that lie side by side in the rows of a run, of each head
-        the tokens of an image and zeros behind them. This is the copy that a product of matrices makes of its
-        operands, if they do not lie like this; fused attention needs it for the zeros alone."""
+        """Split the rows of a run, which hold queries, keys, values or several of these, into heads, and pad
+        the tokens of each image with zeros to ``size``.
+
+        A matrix product would otherwise make this copy of its operands itself; fused attention only needs it
+        for the padding.
+        """
         own = rows[run.start : run.start + run.images * run.tokens]
         own = own.view(run.images, run.tokens, -1, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         if self.fused and size == run.tokens:
@@ -106,12 +112,12 @@ class Windows:
         return windows
 
     def query_size(self, tokens: int) -> int:
-        """The number of rows of the window for the queries of this many tokens."""
+        """The window size for the queries of ``tokens`` tokens."""
         exact = tokens == self.unpruned or tokens % QUERY_STEP == 1
         return tokens if exact else -(-tokens // QUERY_STEP) * QUERY_STEP
 
     def key_size(self, tokens: int) -> int:
-        """The number of rows of the window for the keys and values of this many tokens."""
+        """The window size for the keys and values of ``tokens`` tokens."""
         behind = tokens % KEY_STEP
         exact = behind == 1 or (tokens == self.unpruned and behind <= _FEW_BEHIND)
         return tokens if exact else -(-tokens // KEY_STEP) * KEY_STEP
@@ -125,7 +131,7 @@ def _one_by_one(
     tokens: int,
     bias: Float[Tensor, "images {tokens}"] | None,
 ) -> Float[Tensor, "images H size D"]:
-    """Attention to the first ``tokens`` keys, by products of matrices and a softmax."""
+    """Attention to the first ``tokens`` keys, by two matrix products and a softmax."""
     shape = q.shape
     q, k, v = (part.flatten(0, 1) for part in (q, k, v))
     logits = q.new_empty((len(q), q.shape[1], k.shape[1]))
@@ -146,7 +152,7 @@ def _fused(
     tokens: int,
     bias: Float[Tensor, "images {tokens}"] | None,
 ) -> Float[Tensor, "images H size D"]:
-    """As `_one_by_one`, in one operation."""
+    """Like `_one_by_one`, by PyTorch's fused attention."""
     zeros = k.shape[2] - tokens
     if zeros:
         bias = q.new_zeros((1, tokens)) if bias is None else bias
@@ -156,7 +162,8 @@ def _fused(
 
 
 def _groups(images: int, most: int) -> Iterator[tuple[int, int]]:
-    """Images as groups (first, images) of a power of two and at most ``most``: few sizes."""
+    """Split images into groups (first, images). The size of each is a power of two of at most ``most``, so
+    that few different sizes occur."""
     first = 0
     while first < images:
         group = 1 << min(most, images - first).bit_length() - 1

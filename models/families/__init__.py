@@ -1,4 +1,4 @@
-"""The differences between network classes, one file each behind one protocol (family.py)."""
+"""The supported classes of networks, one file each, with a common protocol (family.py)."""
 
 from torch import nn
 
@@ -13,9 +13,9 @@ _FAMILIES = (TimmViT, TimmEva)
 
 
 def family_of(network: nn.Module) -> Family:
-    """The family of ``network``. Raises UnsupportedModelError for one that cannot be pruned correctly.
+    """Wrap ``network`` in its family. Raises UnsupportedModelError if it cannot be pruned correctly.
 
-    An allow-list by exact class: a subclass may do anything in its own forward.
+    Only exact classes are accepted, because a subclass may do anything in its own forward.
     """
     for family in _FAMILIES:
         if type(network) in family.classes:

@@ -1,4 +1,4 @@
-"""Pooling that timm's VisionTransformer has no name for, as modules in the place of its `attn_pool`."""
+"""Poolings that timm's VisionTransformer does not have, as modules that replace its `attn_pool`."""
 
 import torch
 from jaxtyping import Float
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class ClsAndPatches(nn.Module):
-    """CLS and the mean of the patches, side by side, as transformers' DINOv2 classifiers read them.
+    """Concatenates CLS and the mean of the patches, as in transformers' DINOv2 classifiers.
 
-    It takes all tokens, prefix tokens first (timm: ``pool_include_prefix``).
+    The input is all tokens, prefix tokens first (timm: ``pool_include_prefix``).
     """
 
     def __init__(self, prefix_tokens: int) -> None:
@@ -16,5 +16,5 @@ class ClsAndPatches(nn.Module):
         self.prefix_tokens = prefix_tokens
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B two_D"]:
-        """The CLS token, then the mean of the patches."""
+        """Concatenate the CLS token and the mean of the patches."""
         return torch.cat([tokens[:, 0], tokens[:, self.prefix_tokens :].mean(dim=1)], dim=-1)

@@ -1,4 +1,4 @@
-"""The error of a model that is not supported."""
+"""The error for models that are not supported."""
 
 SUPPORTED = (
     "timm's VisionTransformer and VisionTransformerDistilled (ViT, DeiT, DeiT III, DINOv2, CLIP, SigLIP) and "

@@ -19,7 +19,7 @@ from models.static_attention import StaticAttention
 
 
 class TimmEva:
-    """See `Family`. Raises UnsupportedModelError for a network with parts that are not known."""
+    """See `Family`. Raises UnsupportedModelError for a network with unsupported parts."""
 
     classes: ClassVar[tuple[type[nn.Module], ...]] = (Eva,)
 
@@ -46,8 +46,8 @@ class TimmEva:
     def embed(
         self, pixels: Float[Tensor, "B C height width"], patches: nn.Module | None
     ) -> tuple[Float[Tensor, "B tokens dim"], Rotations | None]:
-        """See `Family`. timm gives rotations [patches, 2 D], or [depth, heads, patches, 2 D] where each block
-        has learned its own."""
+        """See `Family`. timm's rotary embeddings are [patches, 2 D], or [depth, heads, patches, 2 D] if each
+        block has learned ones."""
         embedded = (self.network.patch_embed if patches is None else patches)(pixels)
         rows, rotations = self.network._pos_embed(embedded)
         if rotations is not None:
@@ -58,7 +58,8 @@ class TimmEva:
         return self.network.norm_pre(rows), rotations
 
     def project(self, attn: Any, normed: Tensor, wanted: Wanted) -> Parts:
-        """See `Family`. One layer or three; EvaAttention keeps the biases of one by themselves."""
+        """See `Family`. The attention has one layer or three. If EvaAttention has one, its biases are
+        separate parameters."""
         if attn.qkv is None:
             layers = {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj}
             return tuple(layers[one](normed) for one in wanted)
@@ -89,7 +90,7 @@ class TimmEva:
     def pooled(
         self, table: Float[Tensor, "B tokens dim"], gaps: Tensor | None, sizes: Tensor | None
     ) -> Float[Tensor, "B pooled"]:
-        """See `Family`. Attention pooling reads prefix tokens, too."""
+        """See `Family`. Attention pooling also reads prefix tokens."""
         eva = self.network
         first = 0 if eva.attn_pool is not None else eva.num_prefix_tokens
         pooled = pool(eva, first, table, gaps, sizes) if self.pools_patches else eva.pool(table)

@@ -1,4 +1,4 @@
-"""Pooling of images that lie side by side in one table, with gaps if one is shorter than others."""
+"""Pooling of images side by side in one table, with gaps if they differ in length."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from models.families.cls_and_patches import ClsAndPatches
 
 
 def averages(network: VisionTransformer | Eva) -> bool:
-    """Whether the head reads patches, if it reads any, by their average."""
+    """Whether the head either averages patches or does not read any."""
     if network.attn_pool is not None:
         return isinstance(network.attn_pool, ClsAndPatches)
     return network.global_pool in ("token", "avg")
@@ -25,9 +25,10 @@ def pool(
     gaps: Bool[Tensor, "B T"] | None,
     sizes: Float[Tensor, "B T"] | None,
 ) -> Float[Tensor, "B features"]:
-    """What the network's own ``pool`` makes of each image by itself. ``first``: of the tokens that it reads.
+    """Compute the network's own ``pool`` for each image without its gaps.
 
-    An average over tokens is one over patches: each counts for as many as it stands for (``sizes``).
+    ``first``: the index of the first token that the pooling reads. Averages over tokens are weighted by
+    ``sizes``, the number of patches that each token represents.
     """
     kind, module = network.global_pool, network.attn_pool
     averages = isinstance(module, ClsAndPatches) or (module is None and kind in ("avg", "avgmax"))
@@ -60,7 +61,8 @@ def _pooled(network: VisionTransformer | Eva, table: Tensor) -> Float[Tensor, "B
 
 
 def _weighted(table: Tensor, first: int, gaps: Tensor | None, sizes: Tensor | None) -> Tensor:
-    """The table so that its plain mean from ``first`` on is the mean by size of what is there."""
+    """Scale the table so that its plain mean from ``first`` on is the mean of the existing tokens, weighted
+    by size."""
     if sizes is None:
         assert gaps is not None
         sizes = torch.ones_like(gaps, dtype=torch.float32)
@@ -76,7 +78,7 @@ def _without(table: Float[Tensor, "B T D"], gaps: Tensor | None, value: float) -
 def _refined(
     module: AttentionPoolPrr, table: Float[Tensor, "B T D"], seen: Float[Tensor, "B T"]
 ) -> Float[Tensor, "B D"]:
-    """As the module's own forward, where nothing attends to gaps."""
+    """The module's own forward, with gaps masked."""
     rows = module.pre_norm(table)
     split = rows.unflatten(2, (module.num_heads, module.head_dim)).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(split, split, split, attn_mask=seen[:, None, None])

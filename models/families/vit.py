@@ -20,7 +20,7 @@ from models.static_attention import StaticAttention, static_blocks_of
 
 
 class TimmViT:
-    """See `Family`. Raises UnsupportedModelError for a ViT with parts that are not known."""
+    """See `Family`. Raises UnsupportedModelError for a ViT with unsupported parts."""
 
     classes: ClassVar[tuple[type[nn.Module], ...]] = (VisionTransformer, VisionTransformerDistilled)
 
@@ -48,12 +48,12 @@ class TimmViT:
     def embed(
         self, pixels: Float[Tensor, "B C height width"], patches: nn.Module | None
     ) -> tuple[Float[Tensor, "B tokens dim"], None]:
-        """See `Family`. Positions are in the embedding."""
+        """See `Family`. Positions are part of the embedding, so there are no rotary embeddings."""
         embedded = (self.network.patch_embed if patches is None else patches)(pixels)
         return self.network.norm_pre(self.network._pos_embed(embedded)), None
 
     def project(self, attn: Attention, normed: Tensor, wanted: Wanted) -> Parts:
-        """See `Family`. One layer has all three."""
+        """See `Family`. A single layer computes all three."""
         if wanted == "qkv":
             return (attn.qkv(normed),)
         queries, keys_and_values = self.parts_asked(attn)["qkv"]
@@ -78,7 +78,7 @@ class TimmViT:
     def pooled(
         self, table: Float[Tensor, "B tokens dim"], gaps: Tensor | None, sizes: Tensor | None
     ) -> Float[Tensor, "B pooled"]:
-        """See `Family`. A distilled model has a head for each of its two prefix tokens: both, end to end."""
+        """See `Family`. A distilled model has two heads, so its two prefix tokens are concatenated."""
         vit = self.network
         if self._is_distilled:
             return table[:, :2].flatten(1)
@@ -93,7 +93,7 @@ class TimmViT:
         return self.network.head(self.network.head_drop(pooled))
 
     def features(self, pooled: Float[Tensor, "B pooled"]) -> Float[Tensor, "B features"]:
-        """See `Family`. Of a distilled model, the mean of the two tokens."""
+        """See `Family`. For a distilled model, the mean of its two prefix tokens."""
         if self._is_distilled:
             return self.network.forward_head(pooled.unflatten(1, (2, -1)), pre_logits=True)
         return pooled
@@ -104,12 +104,13 @@ class TimmViT:
 
 
 def architecture_of(network: VisionTransformer | Eva, heads: Sequence[nn.Module | None]) -> Architecture:
-    """The numbers of a network of timm's, with its ``heads``."""
+    """The architecture of a timm network with these ``heads``."""
     projection, mlp = network.patch_embed.proj, network.blocks[0].mlp
     return Architecture(
         depth=len(network.blocks),
         dim=network.embed_dim,
-        # A gated MLP has more than two matrices, or two of unequal size: count its weights, two per unit.
+        # A gated MLP has more than two matrices, or two of different sizes, so the hidden width is computed
+        # from the number of weights, as if there were two equal matrices.
         mlp_dim=sum(p.numel() for p in mlp.parameters() if p.ndim == 2) // (2 * network.embed_dim),
         grid=tuple(network.patch_embed.grid_size),
         prefix_tokens=network.num_prefix_tokens,
@@ -133,7 +134,7 @@ def _refuse_unknown(vit: VisionTransformer) -> None:
 
 
 def refuse_unknown_ends(network: VisionTransformer | Eva) -> None:
-    """Raises UnsupportedModelError for a patch embedding or a pooling of another kind."""
+    """Raise UnsupportedModelError for an unsupported patch embedding or pooling."""
     if type(network.patch_embed) is not PatchEmbed:
         raise UnsupportedModelError(f"its patch embedding is {type(network.patch_embed).__name__}")
     if network.dynamic_img_size:
@@ -143,7 +144,7 @@ def refuse_unknown_ends(network: VisionTransformer | Eva) -> None:
 
 
 def refuse_unknown_mlps(network: VisionTransformer | Eva) -> None:
-    """Raises UnsupportedModelError for MLPs that are not timm's, or attention kernels that differ."""
+    """Raise UnsupportedModelError for unsupported MLPs, and for blocks with different attention kernels."""
     for block in network.blocks:
         if type(block.mlp) not in (Mlp, GluMlp, SwiGLU):
             raise UnsupportedModelError(f"it has MLPs of class {type(block.mlp).__name__}")

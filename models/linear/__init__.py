@@ -1,1 +1,2 @@
-"""Linear layers of one protocol (layer.py): plain, packed, int8; and what is made of them."""
+"""Linear layers with a common protocol (layer.py): plain, packed and int8; and the MLP and kernels built on
+them."""

@@ -1,8 +1,8 @@
-"""Linear layers that compute in int8 on a CPU, every row by itself.
+"""Linear layers that compute in int8 on a CPU, with dynamic quantisation per row.
 
-The weight is quantised once, with a scale for each output; the rows as they come, each with a scale of its
-own. The product is the oneDNN kernel of PyTorch that TorchInductor makes of torchao's int8 layers; here it is
-called without a compiler, as every batch has another shape. How many bits there are depends on the CPU
+The weight is quantised once, with a scale per output; the rows are quantised in every call, with a scale per
+row. The product is the oneDNN kernel to which TorchInductor compiles torchao's int8 layers. It is called here
+without the compiler, because every batch has another shape. The number of bits depends on the CPU
 (docs/design/0013).
 """
 
@@ -16,33 +16,34 @@ from torch import Tensor, nn
 from models.device import cpu_has_bfloat16, cpu_has_vnni
 from models.ragged import rounded
 
-# What stands for 0 among the integers of a row of `EightBitWeight`. They are unsigned because oneDNN has no
-# fast kernel for int8 times int8 without AMX: the one it falls back to is a thousand times slower.
+# The zero point of the rows of `EightBitWeight`. Rows are unsigned, because oneDNN has no fast kernel for
+# int8 times int8 without AMX: its fallback is a thousand times slower.
 ZERO_POINT = 128
-# What the largest magnitude of such a row becomes. Not 127, because in bfloat16 the scale and the quotient
-# are rounded by up to a 256th: that could end at 128, which int8 does not have.
+# The integer for the largest magnitude of such a row. Not 127, because in bfloat16 the scale and the quotient
+# are rounded by up to 1 / 256, which could result in 128, which int8 does not have.
 LARGEST = 126
-# The largest integer of a weight in seven bits: two of its products with 255 are below 2 ** 15.
+# The largest integer of a seven-bit weight: the sum of two products with 255 is below 2 ** 15.
 LARGEST_OF_SEVEN_BITS = 64
-# The least magnitude that is looked at: rows and channels of zeros need a scale, too.
+# The minimum magnitude, so that rows and channels of zeros have a scale too.
 SMALLEST = 1e-30
 
-# oneDNN makes and keeps a kernel for each number of rows, so they are rounded up to one of few: by 2 % on
-# average (`models.ragged.rounded`).
+# oneDNN creates and caches a kernel for each number of rows, so rows are rounded up to one of few numbers: by
+# 2 % on average (`models.ragged.rounded`).
 _PARTS = 32
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
-# A row as `embedding_bag_byte_prepack` gives it ends with two numbers in float32: scale and least value.
+# The bytes at the end of a row of `embedding_bag_byte_prepack`: its scale and its minimum, in float32.
 _TAIL = 8
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of bfloat16 or float32 rows, computed in int8.
+    """A linear layer for bfloat16 or float32 rows, computed in int8. Inference only.
 
-    No row has a say in another's scale and sums of integers are exact, so a row's output is the same to the
-    bit in any batch, and an output is whether it is computed with the others or apart. It is not for
-    training. ``parts``: the ranges of outputs that `part` can be asked for; ``quantised``: the form of the
-    weight, by default the one for this CPU.
+    The scale of a row does not depend on other rows, and integer sums are exact. So the output of a row is
+    bitwise equal in any batch, and each output is bitwise equal in `forward` and in `part`.
+
+    ``parts``: the ranges of outputs that `part` supports. ``quantised``: the form of the weight; by default
+    the fastest one for this CPU.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         if quantised is None:
             quantised = form_of_this_cpu()
-        # Attributes and not buffers: `to` must neither round the scales nor move what oneDNN has packed.
+        # Attributes and not buffers: `to` must neither round the scales nor move oneDNN's packed weights.
         self._whole = quantised(weight)
         self._parts = {(part.start, part.stop): quantised(weight[part]) for part in parts}
         self.bias = linear.bias
@@ -66,19 +67,19 @@ class Int8Linear(nn.Module):
         return self._whole.times(x, self.bias)
 
     def part(self, x: Float[Tensor, "*rows inputs"], outputs: slice) -> Float[Tensor, "*rows some_outputs"]:
-        """These outputs alone. KeyError for a range that was not among ``parts``."""
+        """Compute only these outputs. Raises KeyError for a range that is not in ``parts``."""
         bias = None if self.bias is None else self.bias[outputs]
         return self._parts[outputs.start, outputs.stop].times(x, bias)
 
     def with_gelu(self, x: Float[Tensor, "*rows inputs"], approximate: str) -> Float[Tensor, "*rows outputs"]:
-        """GELU of all outputs; ``approximate`` as `nn.GELU` has it."""
+        """GELU of all outputs. ``approximate``: see `nn.GELU`."""
         return F.gelu(self(x), approximate=approximate)
 
 
 class EightBitWeight:
-    """Rows and weights of eight bits, for bfloat16 rows on a CPU with VNNI: it adds products up in 32 bits.
+    """Eight-bit rows and weights, for bfloat16 rows on a CPU with VNNI, which accumulates in 32 bits.
 
-    Both are symmetric, as in torchao's `Int8DynamicActivationInt8WeightConfig`.
+    Both are quantised symmetrically, as in torchao's `Int8DynamicActivationInt8WeightConfig`.
     """
 
     def __init__(self, weight: Float[Tensor, "outputs inputs"]) -> None:
@@ -93,25 +94,25 @@ class EightBitWeight:
 
 
 class EightBitsByRange:
-    """Rows and weights of eight bits, for float32 rows on a CPU with VNNI.
+    """Eight-bit rows and weights, for float32 rows on a CPU with VNNI.
 
-    A row's integers go from its least value (0) to its largest one (255), so that none are wasted where most
-    of a row lies on one side of 0, as after GELU.
+    Rows are quantised asymmetrically, from their minimum (0) to their maximum (255), so that no integers are
+    wasted if most values of a row have the same sign, as after GELU.
     """
 
-    largest = 127  # integer of a weight
+    largest = 127  # the largest integer of a weight
 
     def __init__(self, weight: Float[Tensor, "outputs inputs"]) -> None:
         integers, self._scales = quantise_weight(weight, self.largest)
         self._sums = integers.sum(dim=1) * self._scales
-        # The rows come with their scales behind them; zeros take these out of the product.
+        # The rows end with their scale and minimum; zeros exclude these from the product.
         self._packed = torch.ops.onednn.qlinear_prepack(F.pad(integers, (0, _TAIL)), None)
 
     def times(self, x: Float[Tensor, "*rows inputs"], bias: Tensor | None) -> Float[Tensor, "*rows outputs"]:
         """``x``, its rows quantised, times the weight plus the bias."""
         rows, scales, least = rows_by_range(x.reshape(-1, x.shape[-1]).float())
         product = _product(rows, 0, self._packed, self._scales, torch.float32)
-        # In place: two passes over it take less time than one over new memory.
+        # In place: two passes over the product take less time than one that allocates new memory.
         if bias is None:
             product.mul_(scales)
         else:
@@ -121,8 +122,8 @@ class EightBitsByRange:
 
 
 class SevenBitWeight(EightBitsByRange):
-    """Rows of eight bits and weights of seven, for a CPU with AVX2: it adds products up in 16 bits, two by
-    two, and two products of eight bits each would not fit in."""
+    """Eight-bit rows and seven-bit weights, for a CPU with AVX2 but no VNNI, which adds pairs of products in
+    16 bits. Two products of eight bits each would overflow."""
 
     largest = LARGEST_OF_SEVEN_BITS
 
@@ -131,7 +132,7 @@ Quantised = EightBitWeight | EightBitsByRange
 
 
 def form_of_this_cpu() -> type[Quantised]:
-    """The fastest form of a weight here (docs/design/0013)."""
+    """The fastest form of the weight on this CPU (docs/design/0013)."""
     if not cpu_has_vnni():
         return SevenBitWeight
     return EightBitWeight if cpu_has_bfloat16() else EightBitsByRange
@@ -140,8 +141,8 @@ def form_of_this_cpu() -> type[Quantised]:
 def quantise_weight(
     weight: Float[Tensor, "outputs inputs"], largest: int
 ) -> tuple[Int8[Tensor, "outputs inputs"], Float[Tensor, " outputs"]]:
-    """Integers of up to ``largest``, and a scale for each output: weight = integers * scale, to half a
-    scale."""
+    """Quantise a weight symmetrically, per output. Returns integers of up to ``largest`` and the scales:
+    weight = integers * scale, with an error of at most half a scale."""
     scales = weight.abs().amax(dim=1).clamp_(min=SMALLEST).div_(largest)
     return (weight / scales.unsqueeze(1)).round_().to(torch.int8), scales
 
@@ -149,11 +150,11 @@ def quantise_weight(
 def rows_by_range(
     x: Float[Tensor, "rows width"],
 ) -> tuple[UInt8[Tensor, "rows width_and_tail"], Float[Tensor, "rows 1"], Float[Tensor, "rows 1"]]:
-    """Integers of float32 rows, each with 8 bytes behind them that mean nothing here, and the scale and the
-    least value of each row: x = integers * scale + least, to half a scale.
+    """Quantise float32 rows by their range. Returns the integers, each row followed by 8 bytes to ignore, and
+    the scale and minimum of each row: x = integers * scale + minimum, with an error of at most half a scale.
 
-    PyTorch's kernel for tables of embeddings makes them in one pass, five times as fast as operations of its
-    own one by one. Rows whose values are all within about 1e-6 are kept less well.
+    PyTorch's kernel for embedding tables does this in one pass, five times as fast as separate operations.
+    Rows whose range is below about 1e-6 are less accurate.
     """
     rows = torch.ops.quantized.embedding_bag_byte_prepack(x)
     ends = rows[:, -_TAIL:].clone(memory_format=torch.contiguous_format).view(torch.float32)
@@ -164,17 +165,17 @@ def rows_by_range(
 def _product(
     rows: UInt8[Tensor, "*rows inputs"], zero_point: int, packed: Tensor, scales: Tensor, dtype: torch.dtype
 ) -> Float[Tensor, "*rows outputs"]:
-    """(``rows`` - ``zero_point``) times the weight, in its ``scales``."""
+    """(``rows`` - ``zero_point``) times the packed weight, multiplied by its ``scales``."""
     flat = rows.flatten(0, -2)
     more = rounded(len(flat), _PARTS) - len(flat)
     product: Tensor = torch.ops.onednn.qlinear_pointwise(
         F.pad(flat, (0, 0, 0, more)) if more else flat,
-        1.0,  # the kernel takes one scale for all rows, so theirs follow on the product
+        1.0,  # the kernel takes one scale for all rows, so the rows' scales are applied to the product
         zero_point,
         packed,
         scales,
         torch.zeros(len(scales), dtype=torch.int32),  # zero points of the weight
-        None,  # bias: neither before the rows' scales
+        None,  # no bias before the rows' scales are applied
         1.0,  # scale and zero point of an integer output
         0,
         dtype,
@@ -188,11 +189,12 @@ def _product(
 def quantise_rows(
     x: Float[Tensor, "*rows width"],
 ) -> tuple[UInt8[Tensor, "*rows width"], Float[Tensor, "*rows 1"]]:
-    """Integers, and the scale of each row in the dtype of ``x``: x = (integers - ZERO_POINT) * scale, to
-    half a scale in float32 and three quarters in bfloat16, where the quotient is rounded first."""
-    # Magnitudes sort as their bits do, and the largest of integers is found five times faster.
+    """Quantise rows symmetrically. Returns the integers, and the scale of each row in the dtype of ``x``:
+    x = (integers - ZERO_POINT) * scale. The error is at most half a scale in float32, and three quarters in
+    bfloat16, where the quotient is rounded first."""
+    # Magnitudes have the same order as their bits, and the maximum of integers is five times as fast.
     largest = x.abs().view(_BITS[x.dtype]).amax(dim=-1, keepdim=True).view(x.dtype)
     scales = largest.clamp_(min=SMALLEST).div_(LARGEST)
     integers = x.div(scales).round_().to(torch.int8)
-    # Plus 128 modulo 256; the conversion straight to uint8 is several times slower.
+    # Add 128 modulo 256. A direct conversion to uint8 is several times slower.
     return integers.view(torch.uint8).add_(ZERO_POINT), scales

@@ -1,4 +1,4 @@
-"""Kernels made ahead. oneDNN makes one for each number of rows that is new to a layer (docs/design/0023)."""
+"""Creates kernels in advance. oneDNN needs one for each new number of rows of a layer (docs/design/0023)."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 from models.linear.mlp import mlp
 from models.ragged import rounded
 
-# Making one takes less than a hundredth of what layers with more rows take.
+# With more rows than this, creating a kernel takes less than a hundredth of a layer's time.
 MOST_ROWS = 8192
 
 
@@ -20,10 +20,11 @@ def make_kernels(
     most_rows: int,
     enough_s: float,
 ) -> None:
-    """Compute the linear layers of a block, the ones before its attention by ``projections``, for each number
-    of rows that a pruned batch of up to ``most_rows`` can have, in the dtype of ``like``.
+    """Run the linear layers of a block for each number of rows that a pruned batch of up to ``most_rows``
+    rows can have, in the dtype of ``like``.
 
-    The smallest come first, for which a kernel is the largest part of the time, until ``enough_s`` are over.
+    ``projections``: the layers before the attention. Starts with the smallest numbers, for which creating the
+    kernel is the largest share of the time, and stops after ``enough_s`` seconds.
     """
     attn = block.attn
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The protocol of the linear layers of a block, however their weight is stored and multiplied."""
+"""The protocol of the linear layers of a block, independent of how the weight is stored and multiplied."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Linear(Protocol):
-    """A linear layer: all of its outputs, some of them, or GELU of all."""
+    """A linear layer that can compute all of its outputs, some of them, or GELU of all."""
 
     in_features: int
     out_features: int
@@ -17,21 +17,21 @@ class Linear(Protocol):
         """All outputs, in the dtype of ``x``."""
 
     def part(self, x: Float[Tensor, "*rows inputs"], outputs: slice) -> Float[Tensor, "*rows some_outputs"]:
-        """These outputs alone. KeyError for a range that the layer was not made for."""
+        """Compute only these outputs. Raises KeyError for a range that the layer was not created for."""
 
     def with_gelu(self, x: Float[Tensor, "*rows inputs"], approximate: str) -> Float[Tensor, "*rows outputs"]:
-        """GELU of all outputs; ``approximate`` as `nn.GELU` has it."""
+        """GELU of all outputs. ``approximate``: see `nn.GELU`."""
 
 
-# Makes a layer that takes the place of one of PyTorch's; the second argument: the ranges of outputs that
-# `part` will be asked for.
+# Creates a replacement for a PyTorch layer. The second argument: the ranges of outputs that `part` must
+# support.
 Make = Callable[[nn.Linear, Sequence[slice]], nn.Module]
 
 
 def replace_linears(
     module: nn.Module, make: Make, parts: Mapping[str, Sequence[slice]] | None = None
 ) -> None:
-    """Replace every linear layer of PyTorch's within ``module``, in place; ``parts`` by the layer's name."""
+    """Replace every `nn.Linear` in ``module``, in place. ``parts``: the ranges of outputs by layer name."""
     for name, child in list(module.named_modules()):
         if isinstance(child, nn.Linear):
             module.set_submodule(name, make(child, (parts or {}).get(name, ())))

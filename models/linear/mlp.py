@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 
 def mlp(module: Mlp | GluMlp | SwiGLU, normed: Tensor) -> Tensor:
-    """What the MLP gives for ``normed`` rows. GELU is asked of the first layer, which saves a pass and a
-    rounding between the two if it has it fused."""
+    """Compute the MLP of ``normed`` rows. The first layer computes GELU, which saves a pass and a rounding if
+    it is fused."""
     if type(module) is Mlp and type(module.norm) is nn.Identity and type(module.act) is nn.GELU:
         inner = module.fc1.with_gelu(normed, module.act.approximate)
         return module.drop2(module.fc2(module.drop1(inner)))

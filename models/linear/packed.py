@@ -1,8 +1,9 @@
-"""Layers whose bfloat16 weights lie as oneDNN computes with them, laid out once.
+"""Layers whose bfloat16 weights are packed into oneDNN's layout once.
 
-PyTorch's own `linear` lays a bfloat16 weight out anew at every call; laid out once, the same oneDNN product
-takes 0.5 to 0.9 of the time and gives the same bits. These are the operations that TorchInductor makes of
-a frozen linear layer; here they are called without a compiler, as every batch has another shape.
+PyTorch's own `linear` packs a bfloat16 weight in every call. If it is packed once, the same oneDNN product
+takes 0.5 to 0.9 of the time, and the results are bitwise equal. These are the operations to which
+TorchInductor compiles a frozen linear layer. They are called here without the compiler, because every batch
+has another shape.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ from models.device import cpu_has_bfloat16
 
 
 class PackedLinear(nn.Module):
-    """A linear layer on a CPU in bfloat16, for inference; also of some of its outputs alone.
+    """A linear layer on a CPU in bfloat16. Inference only.
 
-    ``parts``: the ranges of outputs that `part` can be asked for.
+    ``parts``: the ranges of outputs that `part` supports.
     """
 
     def __init__(self, linear: nn.Linear, parts: Sequence[slice] = ()) -> None:
@@ -26,7 +27,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
         bias = None if linear.bias is None else linear.bias.detach()
-        # Attributes and not buffers: `to` can move or cast none of what oneDNN has packed.
+        # Attributes and not buffers: `to` cannot move or cast oneDNN's packed weights.
         self._whole = (_pack(weight), bias)
         self._parts = {
             (part.start, part.stop): (_pack(weight[part]), None if bias is None else bias[part])
@@ -38,17 +39,17 @@ class PackedLinear(nn.Module):
         return _linear(x, *self._whole)
 
     def with_gelu(self, x: Float[Tensor, "*rows inputs"], approximate: str) -> Float[Tensor, "*rows outputs"]:
-        """GELU of all outputs, before they are rounded; ``approximate`` as `nn.GELU` has it."""
+        """GELU of all outputs, applied before rounding. ``approximate``: see `nn.GELU`."""
         return _linear(x, *self._whole, "gelu", approximate)
 
     def part(self, x: Float[Tensor, "*rows inputs"], outputs: slice) -> Float[Tensor, "*rows some_outputs"]:
-        """These outputs alone. KeyError for a range that was not among ``parts``."""
+        """Compute only these outputs. Raises KeyError for a range that is not in ``parts``."""
         return _linear(x, *self._parts[outputs.start, outputs.stop])
 
 
 class PackedPatches(nn.Module):
-    """A patch embedding whose patches do not overlap, as a product of matrices on a CPU in bfloat16: in 0.6
-    to 0.9 of the convolution's time, with its values but for rounding."""
+    """Replaces the patch convolution by a matrix product, for patches that do not overlap, on a CPU in
+    bfloat16. Takes 0.6 to 0.9 of the convolution's time; the results are equal up to rounding."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -57,16 +58,17 @@ class PackedPatches(nn.Module):
         self._bias = None if convolution.bias is None else convolution.bias.detach()
 
     def forward(self, pixels: Float[Tensor, "B C height width"]) -> Float[Tensor, "B patches dim"]:
-        """What is left over at the right and at the bottom is not seen, as with the convolution."""
+        """Embed the patches. Pixels left over at the right and at the bottom are ignored, as in the
+        convolution."""
         images, channels, height, width = pixels.shape
         (down, across), rows, columns = self._sides, height // self._sides[0], width // self._sides[1]
-        whole = pixels[:, :, : rows * down, : columns * across].permute(0, 2, 3, 1)  # as they came
+        whole = pixels[:, :, : rows * down, : columns * across].permute(0, 2, 3, 1)  # as in memory
         patches = whole.reshape(images, rows, down, columns, across, channels).transpose(2, 3)
         return _linear(patches.reshape(images, rows * columns, -1), self._weight, self._bias)
 
 
 def packs_patches(embed: PatchEmbed) -> bool:
-    """Whether `PackedPatches` can take the place of all that ``embed`` does."""
+    """Whether `PackedPatches` can replace the whole of ``embed``."""
     convolution = embed.proj
     return (
         embed.flatten
@@ -79,13 +81,13 @@ def packs_patches(embed: PatchEmbed) -> bool:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether weights of ``dtype`` are to be packed on this machine. A CPU that does not compute in bfloat16
-    itself takes as long for packed layers as for plain ones, and rounds some of them otherwise."""
+    """Whether to pack weights of ``dtype`` on this machine. On a CPU without native bfloat16, packed layers
+    are as slow as plain ones, and some of their results are rounded differently."""
     return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and cpu_has_bfloat16()
 
 
 def _pack(weight: Tensor) -> Tensor:
-    # No batch size is given: a layout chosen for one was no faster at it than this.
+    # No batch size, because a layout for a given batch size was no faster.
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's own linear layer: for training, for GPUs, and wherever no other is faster."""
+"""PyTorch's own linear layer, for training, for GPUs, and where no other layer is faster."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 class PlainLinear(nn.Linear):
-    """PyTorch's layer with the parameters of ``linear`` themselves, under their names; any part of it."""
+    """PyTorch's layer, which shares the parameters of ``linear``, under the same names. `part` supports any
+    range."""
 
     def __init__(self, linear: nn.Linear, parts: Sequence[slice] = ()) -> None:  # noqa: ARG002
         nn.Module.__init__(self)
@@ -17,9 +18,9 @@ class PlainLinear(nn.Linear):
         self.training = linear.training
 
     def part(self, x: Float[Tensor, "*rows inputs"], outputs: slice) -> Float[Tensor, "*rows some_outputs"]:
-        """These outputs alone."""
+        """Compute only these outputs."""
         return F.linear(x, self.weight[outputs], None if self.bias is None else self.bias[outputs])
 
     def with_gelu(self, x: Float[Tensor, "*rows inputs"], approximate: str) -> Float[Tensor, "*rows outputs"]:
-        """GELU of all outputs; ``approximate`` as `nn.GELU` has it."""
+        """GELU of all outputs. ``approximate``: see `nn.GELU`."""
         return F.gelu(self(x), approximate=approximate)

@@ -1,5 +1,5 @@
-"""Fusing, merging, pooling and transforming in a batch: run by run (by_runs.py), or all images in one
-(in_one.py); plan.py says which. What becomes of one group of patches is in reducers.py and token_pool.py."""
+"""Applies reducers to a batch: run by run (by_runs.py), or to all images at once (in_one.py), as the plan
+specifies. The reducers themselves are in reducers.py and token_pool.py."""
 
 from models.reduction.reduce import reduce
 from models.reduction.reducible import KeysOf

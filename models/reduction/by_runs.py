@@ -1,4 +1,4 @@
-"""Reducers of a batch run by run: neighbouring images that are reduced alike."""
+"""Applies reducers run by run, where a run is neighbouring images that are reduced alike."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from models.reduction.reducible import Reduced, Reducible
 
 
 def reduced_by_runs(batch: Reducible) -> Reduced:
-    """The tokens that are left of the whole batch."""
+    """Reduce the whole batch, run by run."""
     tokens, stage = batch.tokens, batch.stage
     alike = list(zip(stage.selected_patches, stage.counts, stage.reducers, strict=True))
     parts = [_reduced_run(batch, run) for run in runs_of(tokens.packing.lengths, alike)]
@@ -21,7 +21,7 @@ def reduced_by_runs(batch: Reducible) -> Reduced:
 
 
 def _reduced_run(batch: Reducible, run: Run) -> Reduced:
-    """What is left of a run; its rows are dense."""
+    """Reduce one run. The rows of the result are dense."""
     stage, prefix, first = batch.stage, batch.prefix, run.first_image
     patches, count, reducer = stage.selected_patches[first], stage.counts[first], stage.reducers[first]
     middle = slice(prefix, prefix + patches)
@@ -49,7 +49,7 @@ def _reduced_run(batch: Reducible, run: Run) -> Reduced:
         sizes_after = F.pad(sizes_after, (0, 1), value=patches - count)
     return Reduced(
         torch.cat((before, rows, after), dim=1),
-        F.pad(ids, (prefix, after.shape[1]), value=-1).flatten(),  # what is no patch has no place
+        F.pad(ids, (prefix, after.shape[1]), value=-1).flatten(),  # only patches have a place
         torch.cat((sizes_before, sizes, sizes_after), dim=1).flatten(),
     )
 

@@ -1,7 +1,7 @@
-"""Reducers of a batch whose images differ, all images of a reducer in one.
+"""Applies each reducer to all of its images at once, for a batch whose images differ.
 
-New tokens are put behind all others, then what is left is gathered: in a number of operations that does not
-depend on how many lengths there are.
+New tokens are appended to the existing ones, and then the remaining tokens are gathered. The number of
+operations does not depend on the number of different lengths.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from models.select import places_that_stay, rows_that_stay, side_by_side
 
 
 def reduced_in_one(batch: Reducible, plan: Reduction) -> Reduced:
-    """The tokens that are left of the whole batch, in the plan's order."""
+    """Reduce the whole batch by the plan's `Reduction`. The tokens are in the order of the plan."""
     count = sum(batch.tokens.packing.lengths)
-    # New tokens are numbered from the end of the images on.
+    # New tokens are numbered from the last row of the images on, so padding rows are removed first.
     parts = [Reduced(batch.tokens.rows.flatten(0, -2)[:count], batch.tokens.ids[:count], batch.sizes[:count])]
     if plan.fusing is None:
         assert plan.index is not None
@@ -42,14 +42,14 @@ def reduced_in_one(batch: Reducible, plan: Reduction) -> Reduced:
 
 
 def _index_beside_fused(batch: Reducible, plan: Reduction, places: Tensor) -> Tensor:
-    """The numbers of what is left, where ``places`` stay in images that fuse."""
+    """The row numbers of the remaining tokens. ``places``: the places that are kept in images that fuse."""
     assert plan.numbers is not None
     rows = rows_that_stay(places, plan.selection, batch.tables)
     return batch.tables[plan.numbers].index_select(0, rows)
 
 
 def _fused(batch: Reducible, plan: Reduction, group: Group, places: Tensor) -> Reduced:
-    """One token of each image, of all patches but those at ``places``."""
+    """One fused token per image, of all patches except those at ``places``."""
     assert plan.selection.chosen_from is not None
     run = group.run
     own = slice(run.first_image, run.first_image + run.images)
@@ -67,7 +67,7 @@ def _fused(batch: Reducible, plan: Reduction, group: Group, places: Tensor) -> R
 
 
 def _merged(batch: Reducible, plan: Reduction, group: Group, before: Group) -> Reduced:
-    """The patches of each image, similar ones merged. ``before``: the images as they came to the stage."""
+    """The patches of each image after merging similar ones. ``before``: the images before the stage."""
     rows, ids, sizes = _patches(batch, group)
     compared = batch.keys(before)[:, batch.prefix :]
     rounds = [_on_device(one, batch.tables) for one in plan.rounds]
@@ -76,7 +76,7 @@ def _merged(batch: Reducible, plan: Reduction, group: Group, before: Group) -> R
 
 
 def _pooled(batch: Reducible, plan: Reduction, group: Group) -> Reduced:
-    """The tokens that the learned queries of the block make of each image."""
+    """The tokens of each image, pooled by the block's learned queries."""
     assert batch.pool is not None
     rows, ids, sizes = _patches(batch, group)
     beyond = None if plan.pooled_counts is None else batch.tables[plan.pooled_counts]
@@ -85,8 +85,8 @@ def _pooled(batch: Reducible, plan: Reduction, group: Group) -> Reduced:
 
 
 def _transformed(batch: Reducible, plan: Reduction, group: Group, before: Group) -> Reduced:
-    """The most important patches of each image, with all the others mixed into them. ``before``: the images
-    as they came to the stage."""
+    """The most important patches of each image, with all other patches mixed into them. ``before``: the
+    images before the stage."""
     run, gaps = group.run, _gaps(batch, group)
     values = batch.values[run.first_image : run.first_image + run.images, : group.patches]
     if gaps is not None:
@@ -103,12 +103,12 @@ def _transformed(batch: Reducible, plan: Reduction, group: Group, before: Group)
 
 
 def _rows(batch: Reducible, group: Group) -> Tensor:
-    """The rows [images, tokens, D] of a group side by side."""
+    """The rows of a group as a table [images, tokens, D]."""
     return side_by_side(batch.tokens.rows.flatten(0, -2), group, batch.tables)
 
 
 def _patches(batch: Reducible, group: Group) -> tuple[Tensor, Tensor, Tensor]:
-    """The patches of a group side by side: rows [images, patches, D], ids and sizes [images, patches]."""
+    """The patches of a group as tables: rows [images, patches, D], ids and sizes [images, patches]."""
     ids, sizes = (
         side_by_side(values.unsqueeze(1), group, batch.tables)[:, batch.prefix :, 0]
         for values in (batch.tokens.ids, batch.sizes)
@@ -117,7 +117,7 @@ def _patches(batch: Reducible, group: Group) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gaps(batch: Reducible, group: Group) -> Tensor | None:
-    """Where the images of a group have no patch [images, patches]."""
+    """A mask [images, patches] that is True for places without a patch, for the images of a group."""
     return None if group.gaps is None else batch.tables[group.gaps][:, batch.prefix :]
 
 

@@ -1,4 +1,4 @@
-"""What is left of a batch behind a stage whose images fuse, merge, pool or transform patches."""
+"""Fuses, merges, pools or transforms the patches of a batch after a stage's attention."""
 
 from collections.abc import Sequence
 
@@ -28,8 +28,8 @@ def reduce(
     prefix: int,
     tables: Sequence[Tensor],
 ) -> Tokens:
-    """Fuse, merge, pool or transform what is left after the stage's attention, until its ``counts`` are.
-    ``attention`` is None if no image fuses; for the rest see `Reducible`."""
+    """Fuse, merge, pool or transform patches after the stage's attention, down to the stage's ``counts``.
+    ``attention``: None if no image fuses. For the other arguments, see `Reducible`."""
     sizes = tokens.sizes
     if sizes is None:
         sizes = torch.ones(sum(tokens.packing.lengths), device=tokens.rows.device)
@@ -38,7 +38,8 @@ def reduce(
     left = reduced_by_runs(batch) if stage.reduction is None else reduced_in_one(batch, stage.reduction)
     bias = None
     if tokens.bias is not None or not _SIZED.isdisjoint(stage.reducers):
-        # ToMe's proportional attention: a token of s patches is attended to s times. EViT's fused one is not.
+        # ToMe's proportional attention: a token of s patches counts s times as a key. EViT's fused token
+        # counts once.
         counted = left.sizes.masked_fill(left.ids < 0, 1) if "fuse" in stage.reducers else left.sizes
         bias = counted.log().to(left.rows.dtype)
     bounds = None if stage.bounds_after is None else tables[stage.bounds_after]

@@ -1,4 +1,4 @@
-"""What reducers read, and what they give."""
+"""The input and the output of reducers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,21 @@ from models.plan import Group, StagePlan
 from models.ragged import Tokens
 from models.token_pool import TokenPool
 
-# The keys [images, tokens, K] of a group's images as they came to the stage, which `merge` and `transform`
+# Returns the keys [images, tokens, K] of a group's images before the stage, which `merge` and `transform`
 # compare.
 KeysOf = Callable[[Group], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Reducible:
-    """A batch behind the attention of a stage's block, and what its reducers go by.
+    """A batch after the attention of a stage's block, and the other inputs of its reducers.
 
-    ``sizes`` [tokens]: how many patches each token stands for. ``pool``: the block's, if it has one.
-    ``weights``: the attention that patches get, as a mean over heads; only `fuse` reads it. ``weights`` and
-    ``values``, the importance, are of the patches before the stage, of which images that do not drop have
-    lost none. ``prefix``: tokens of an image that are never pruned. ``tables``: those of the plan, on the
-    device.
+    ``sizes`` [tokens]: the number of patches that each token represents. ``keys``: see `KeysOf`. ``pool``:
+    the block's `TokenPool`, if it has one. ``weights``: the attention that patches receive, averaged over
+    heads; only `fuse` reads it. ``values``: the importance of the patches. ``weights`` and ``values`` are for
+    the patches before the stage, all of which are still there in images that do not drop. ``stage``: the plan
+    of the stage. ``prefix``: the number of prefix tokens, which are never pruned. ``tables``: the plan's
+    tables on the device.
     """
 
     tokens: Tokens
@@ -39,8 +40,11 @@ class Reducible:
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """Tokens of a whole batch or of some of its images: rows, packed or dense; where each patch stood in its
-    image, below 0 for other tokens; and how many patches each stands for."""
+    """The tokens of a batch or of some of its images.
+
+    ``rows``: packed or dense. ``ids``: the position of each patch in its image's grid, negative for other
+    tokens. ``sizes``: the number of patches that each token represents.
+    """
 
     rows: Shaped[Tensor, "*rows D"]
     ids: Int[Tensor, " tokens"]
