@@ -106,7 +106,8 @@ def _least_threshold(margin: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, "
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A margin fitted on ``images`` images, the share of them that is uncertain, and the cost of an image."""
+    """A margin fitted on ``images`` images, the share of uncertain ones (``unsure``), and the mean cost of an
+    image, as a share of the unpruned model's MACs."""
 
     margin: float
     images: int
@@ -154,6 +155,7 @@ def choose_and_fit(
 
 
 def expected_compute(arch: Architecture, stages: Stages, first: Pruning, unsure_share: float) -> float:
-    """Mean MACs of an image, as a share of the unpruned model's."""
+    """Mean MACs of an image, as a share of the unpruned model's. ``unsure_share``: the share of images that
+    are computed again."""
     first_run = compute(arch, stages, first.keep_ratio, first.reducer)
     return first_run + unsure_share * second_run_compute(arch, stages)

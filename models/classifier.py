@@ -148,7 +148,7 @@ class Classifier:
         self._graphs = GraphedModel(self.model) if graphs else None
         self._forward: Callable[[Tensor, Sequence[Pruning]], Output] = self._graphs or self.model
         if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)  # from now on any stream may read the weights
+            torch.cuda.synchronize(device)  # so that any stream may read the weights
 
     @torch.inference_mode()
     def make_kernels(self, most_rows: int, enough_s: float) -> None:
@@ -243,7 +243,7 @@ class Classifier:
 
     @torch.inference_mode()
     def begin(self, pixels: UInt8[Tensor, "B height width 3"]) -> Tokens:
-        """The tokens before the first stage (see `PrunedViT.begin`)."""
+        """Compute the tokens before the first stage (see `PrunedViT.begin`)."""
         return self.model.begin(self._inputs(pixels))
 
     def scores_of(self, logits: Float[Tensor, "B classes"]) -> Float[Tensor, "B classes"]:

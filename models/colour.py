@@ -36,8 +36,8 @@ class ToSrgb:
 
 
 def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
-    """How to convert the image's colors to sRGB; None if they already are. A profile that cannot be used is
-    ignored, and ``say`` is called."""
+    """Choose the conversion of an image's colors to sRGB; None if they need none. A profile that cannot be
+    used is ignored, and ``say`` is called with a warning."""
     if image.mode == "LAB":
         return ToSrgb("LAB", _from_lab)
     mode = "CMYK" if image.mode == "CMYK" else "L" if _is_grey(image) else "RGB"
@@ -52,8 +52,8 @@ def to_srgb(image: Image.Image, say: Say) -> ToSrgb | None:
 
 
 def warn_of_unconverted_colours(primaries: int, transfer: int, say: Say) -> None:
-    """Warn about HEIF, AVIF and PNG that name colors by numbers (ITU-T H.273) instead of a profile. They are
-    not converted."""
+    """Warn if an image specifies its color space by code points (ITU-T H.273) instead of a profile, as HEIF,
+    AVIF and PNG can, and is HDR, linear or wide-gamut. Such images are not converted."""
     if transfer in _HDR:
         say("the image is HDR and has no color profile: it is read as sRGB, so its brightness may be wrong")
     elif transfer == _LINEAR:
@@ -86,7 +86,7 @@ def _by_profile(profile: bytes, mode: str, say: Say) -> ToSrgb | None:
 
 
 class _AnotherSpace(ValueError):
-    """The profile is for another color space than the image has."""
+    """The profile is for a different color space than that of the image."""
 
 
 @lru_cache(maxsize=8)

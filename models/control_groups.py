@@ -1,4 +1,4 @@
-"""The kernel's control groups (cgroups(7)) of this process. It does not import torch."""
+"""The control groups (cgroups(7)) of this process. No torch."""
 
 from collections.abc import Iterator
 from pathlib import Path

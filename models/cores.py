@@ -1,4 +1,4 @@
-"""The number of cores that this process may use. It does not import torch."""
+"""The number of CPU cores that this process may use. No torch."""
 
 import math
 import os

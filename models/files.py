@@ -1,4 +1,4 @@
-"""Files that are replaced atomically."""
+"""Replaces files atomically."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,10 @@ _MOST_CHARACTERS = 40
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a file that replaces ``path`` in one step.
+    """Write a file with ``write`` and replace ``path`` by it atomically.
 
-    If that fails, for example because the disk is full, the old file stays, and no partial file is left.
-    Raises OSError, which names the path.
+    If that fails, for example because the disk is full, the old file is unchanged and no partial file is
+    left. Raises OSError with ``path`` as its file name.
     """
     # Hidden, so it is not taken for an image, and short, because ``path`` may already have the longest name
     # allowed.

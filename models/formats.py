@@ -1,4 +1,4 @@
-"""The image formats that are decoded, in serving and in training."""
+"""The image formats that are supported in serving and in training."""
 
 import pi_heif
 from PIL import features

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one rule for `trimvit classify`, `bench` and training. No torch."""
+"""Finds the images in a folder, for `trimvit classify`, `bench` and training. No torch."""
 
 import os
 from collections import deque
@@ -56,8 +56,8 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The content of a folder: its images by path, and everything that is skipped. Hidden files are in
-    neither."""
+    """The content of a folder: its images and the skipped entries, each sorted by path. Hidden files are not
+    listed."""
 
     images: tuple[Path, ...]
     passed_over: tuple[PassedOver, ...]

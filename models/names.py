@@ -12,7 +12,7 @@ def shown(path: Path | str) -> str:
 def _shown_character(character: str) -> str:
     if character.isprintable():
         return character
-    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a name that is not UTF-8
+    if "\udc80" <= character <= "\udcff":  # Python's surrogate escape of a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 

@@ -48,7 +48,7 @@ def set_patch_stride(vit: Network, stride: int) -> None:
     _refuse_static(vit, "patch stride")
     grid_before = embed.grid_size
     embed.proj.stride = (stride, stride)
-    # What timm's PatchEmbed derives from its patch size, on the assumption that it is the stride.
+    # timm's PatchEmbed computes these from its patch size, assuming that it equals the stride.
     embed.dynamic_feat_size = partial(patch_grid, kernel=kernel, stride=(stride, stride))
     embed.grid_size = embed.dynamic_feat_size(embed.img_size)
     _resample(vit, grid_before)

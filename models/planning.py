@@ -276,7 +276,7 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
 
 
 def _alike(*columns: np.ndarray) -> bool:
-    """Whether all images have the same number in each column."""
+    """Whether each column has the same value for all images."""
     return all((column == column[0]).all() for column in columns)
 
 

@@ -92,12 +92,12 @@ class PrunedViT(nn.Module):
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
-        """The criteria that it supports."""
+        """The criteria that the model supports."""
         return offered(predicts_life=self.life_predictor is not None)
 
     @property
     def reducers(self) -> tuple[Reducer, ...]:
-        """The reducers that it supports."""
+        """The reducers that the model supports."""
         blocks = self.family.blocks
         pools = [pool_of(blocks[index]) for index in self.stages.blocks]
         fit = all(pool is not None and pool.grid == self.arch.grid for pool in pools)

@@ -52,7 +52,7 @@ class RaggedGraphs:
 
     def __init__(self, model: PrunedViT, criterion: Criterion, capture: Capture) -> None:
         self._model, self._criterion, self._capture = model, criterion, capture
-        self._graphs: list[_Graph] = []  # the smallest first
+        self._graphs: list[_Graph] = []  # smallest first
 
     def warm_up(self, like: Float[Tensor, "_ C height width"]) -> None:
         """Capture the graphs, for images like ``like``.

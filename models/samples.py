@@ -61,7 +61,7 @@ def _unsigned(image: Image.Image) -> Shaped[np.ndarray, "height width"]:
 
 
 def _top(image: Image.Image, values: Shaped[np.ndarray, "height width"], say: Say) -> float:
-    """The value that is white."""
+    """The sample value of white."""
     if image.mode.startswith("I;16"):
         return 4095.0 if 12 in _tag(image, _BITS) else 65535.0
     low, high = _range(values)
@@ -119,6 +119,6 @@ def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _tag(image: Image.Image, number: int) -> tuple[Any, ...]:
-    """A TIFF tag's values; none for other formats."""
+    """The values of a TIFF tag; empty for other formats."""
     value = getattr(image, "tag_v2", {}).get(number, ())
     return value if isinstance(value, tuple) else (value,)

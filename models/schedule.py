@@ -204,7 +204,7 @@ class Pruning:
 
     @property
     def prunes(self) -> bool:
-        """Whether any patch can be lost."""
+        """Whether any patch can be removed."""
         return self.keep_ratio < 1 or self.keep_mass is not None
 
 
@@ -212,7 +212,8 @@ UNPRUNED = Pruning()
 
 
 def default_stages(depth: int, rows: Rows = "cls") -> Stages:
-    """Blocks 4, 7 and 10 of 12 (1-based; EViT, arXiv 2202.07800, section 4.1), scaled to ``depth``."""
+    """The default stages: blocks 4, 7 and 10 of 12 (1-based; EViT, arXiv 2202.07800, section 4.1), scaled to
+    ``depth``."""
     return Stages(tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)})), rows)
 
 

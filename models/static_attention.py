@@ -19,7 +19,7 @@ from models.static_blocks import check_static
 LOGITS = "logits"
 # The layer of the values; part of its name in a checkpoint.
 _VALUES = "v"
-# Attention weights are clamped to this before their logarithm is taken.
+# Attention weights are clamped to this before their logarithm, so that it is finite, also in half precision.
 _LEAST = 1e-20
 
 

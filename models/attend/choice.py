@@ -1,4 +1,4 @@
-"""Chooses how attention is computed in a forward pass."""
+"""Chooses the implementation of attention for a forward pass."""
 
 import torch
 from torch import Tensor

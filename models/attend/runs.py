@@ -18,7 +18,7 @@ class Runs:
 
     @property
     def rounding(self) -> int:
-        """New shapes are not slow."""
+        """0, because new shapes are not slow."""
         return 0
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:

@@ -106,7 +106,7 @@ def varlen(
         source.packing.longest,
         **options,
     )
-    assert isinstance(mixed, Tensor)  # no auxiliary result was asked for
+    assert isinstance(mixed, Tensor)  # no auxiliary outputs were requested
     return mixed[..., :width].flatten(1)
 
 
@@ -118,7 +118,7 @@ class Varlen:
 
     @property
     def rounding(self) -> int:
-        """New shapes are not slow."""
+        """0, because new shapes are not slow."""
         return 0
 
     def attend(self, attn: Attention, parts: Parts, tokens: Tokens, source: Tokens, block: int) -> Tensor:

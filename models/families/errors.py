@@ -7,7 +7,7 @@ SUPPORTED = (
 
 
 class UnsupportedModelError(ValueError):
-    """The model has a part that cannot be pruned correctly."""
+    """The model has a part that cannot be pruned correctly. ``found``: a description of this part."""
 
     def __init__(self, found: str) -> None:
         super().__init__(f"cannot prune this model: {found}. Supported: {SUPPORTED}.")

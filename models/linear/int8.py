@@ -87,7 +87,7 @@ class EightBitWeight:
         self._packed = torch.ops.onednn.qlinear_prepack(integers, None)
 
     def times(self, x: Float[Tensor, "*rows inputs"], bias: Tensor | None) -> Float[Tensor, "*rows outputs"]:
-        """``x``, its rows quantised, times the weight plus the bias."""
+        """Quantise the rows of ``x``, multiply them by the weight and add the bias."""
         integers, scales = quantise_rows(x)
         product = _product(integers, ZERO_POINT, self._packed, self._scales, x.dtype)
         return product.mul_(scales) if bias is None else torch.addcmul(bias, product, scales)
@@ -109,7 +109,7 @@ class EightBitsByRange:
         self._packed = torch.ops.onednn.qlinear_prepack(F.pad(integers, (0, _TAIL)), None)
 
     def times(self, x: Float[Tensor, "*rows inputs"], bias: Tensor | None) -> Float[Tensor, "*rows outputs"]:
-        """``x``, its rows quantised, times the weight plus the bias."""
+        """Quantise the rows of ``x``, multiply them by the weight and add the bias."""
         rows, scales, least = rows_by_range(x.reshape(-1, x.shape[-1]).float())
         product = _product(rows, 0, self._packed, self._scales, torch.float32)
         # In place: two passes over the product take less time than one that allocates new memory.
