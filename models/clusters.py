@@ -158,7 +158,7 @@ def is_of_clusters(name: str) -> bool:
 def _side_by_side(
     tokens: Tokens, logits: Float[Tensor, "*rows M"], normed: Float[Tensor, "*rows D"], bias: Tensor | None
 ) -> tuple[Float[Tensor, "B T M"], Float[Tensor, "B T D"]]:
-    """Put images of different lengths into one table, padded to the longest, without the host's help."""
+    """Put images of different lengths into one table, padded to the longest, using only `Tokens.bounds`."""
     assert tokens.bounds is not None
     starts, ends = tokens.bounds[:-1, None], tokens.bounds[1:, None]
     numbers = starts + torch.arange(tokens.packing.longest, dtype=torch.int32, device=normed.device)

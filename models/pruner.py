@@ -27,9 +27,9 @@ class Pruner:
     ``like``: the rows of the first stage's tokens, for their device. ``lives``: the life predictor's output,
     in the order of ``prunings``, if an image is pruned by `life`.
 
-    All tables are copied to the device together; a batch whose images are alike needs none. Only with
-    `keep_mass`, the lengths depend on the first stage's importance. This takes one copy back to the host, and
-    a second copy to the device.
+    All tables are copied to the device together; a batch whose images are alike needs none. With `keep_mass`,
+    the lengths depend on the importance at the first stage, which takes one copy back to the host and a
+    second copy to the device.
     """
 
     def __init__(

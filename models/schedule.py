@@ -3,7 +3,7 @@
 Pure Python: the front end, the scheduler and the model all use these functions, so every length in a batch is
 known on the host before any kernel is launched.
 
-Above 300 lines, because the formulas form one chain: counts follow from a pruning, costs from counts, and a
+Above 300 lines: the formulas form one chain, because counts follow from a pruning, costs from counts, and a
 keep ratio is solved for a cost.
 """
 

@@ -119,7 +119,7 @@ class TokenPool(nn.Module):
 
 @lru_cache(maxsize=8)
 def spread_order(rows: int, columns: int) -> Int[np.ndarray, " places"]:
-    """Order the places of a grid (row-major indices) so that every prefix is spread over the whole grid.
+    """Order the places of a grid (row-major indices) so that the first n, for any n, spread over all of it.
 
     Farthest-point sampling from the middle: the next place is the one farthest from all places before it, and
     ties go to the first one. The result is cached, so it must not be changed.
