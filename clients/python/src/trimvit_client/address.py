@@ -39,8 +39,8 @@ def connecting(url: str, proxies: Mapping[str, str] | None = None) -> dict[str, 
     the one that the environment names (by default: of this process)."""
     return {
         "proxy": proxy_for(httpx.URL(url), getproxies() if proxies is None else proxies),
-        "trust_env": False,  # its proxies are chosen here
-        "verify": httpx.create_ssl_context(),  # which knows SSL_CERT_FILE and SSL_CERT_DIR
+        "trust_env": False,  # the proxies are chosen here
+        "verify": httpx.create_ssl_context(),  # respects SSL_CERT_FILE and SSL_CERT_DIR
     }
 
 
@@ -58,7 +58,7 @@ def _is_local(host: str) -> bool:
         return True
     try:
         addresses = {str(each[4][0]) for each in socket.getaddrinfo(host, None)}
-    except OSError:  # perhaps a name that only the proxy knows
+    except OSError:  # maybe only the proxy can resolve the name
         return False
     return all(_is_loopback(address) for address in addresses)
 
