@@ -34,8 +34,9 @@ _FRAMING = 8
 # Parsing 64 KiB of one-byte chunks takes 0.05 s, so 100 clients that send them would block the event loop for
 # seconds. Therefore, little of a chunked body is read at once until its average chunk is large enough.
 _SPARING_READ, _SMALL_CHUNK = 512, 256
-# Less is read at once between requests than in a body, because 64 KiB can contain 1,600 pipelined requests.
-_READ_OF_HEADS, _READ_OF_BODIES = 4 * 1024, 64 * 1024
+# A usual request fits into one read. 64 KiB can contain 1,600 pipelined requests: after a client has sent two
+# in one read, less is read at once between its requests.
+_READ_OF_HEADS, _READ_PIPELINED, _READ_OF_BODIES = 16 * 1024, 4 * 1024, 64 * 1024
 _LINGER_S = 5.0
 
 
@@ -58,6 +59,8 @@ class Connection(HttpToolsProtocol):
         self._body = 0
         self._chunks = 0  # number of pieces of a chunked body
         self._is_chunked = False
+        self._requests_in_read = 0  # that began in it
+        self._pipelines = False  # whether several ever did
         self._opening = b""  # the first bytes of this request
         self._offer = False  # the last head offered to change the protocol
         self._refusal: Problem | None = None  # later data cannot be parsed; sent after the pending responses
@@ -144,6 +147,7 @@ class Connection(HttpToolsProtocol):
         if self._refused or self._refusal is not None or self.transport.is_closing():
             return
         self._read = len(data)
+        self._requests_in_read = 0
         self._since_begin += self._read
         self._beside_body += self._read
         if not self._in_message:
@@ -231,6 +235,8 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request. Its head has a time limit: see data_received."""
         super().on_message_begin()
         self._in_head = self._in_message = True
+        self._requests_in_read += 1
+        self._pipelines = self._pipelines or self._requests_in_read > 1
         self._beside_body = self._body = self._chunks = 0
         self._since_begin = self._read
         self._disarm()
@@ -244,6 +250,7 @@ class Connection(HttpToolsProtocol):
         self.url, headers = checked_head(method, self.parser.get_http_version(), self.url, self.headers)
         if self.parser.should_upgrade():
             self._offer = True
+            self._requests_in_read -= 1  # it begins again
             return
         self.headers[:] = headers
         self._in_head = False
@@ -272,7 +279,7 @@ class Connection(HttpToolsProtocol):
             return
         self._in_message = False
         self._is_chunked = False
-        self._read_at_once(_READ_OF_HEADS)
+        self._read_at_once(_READ_PIPELINED if self._pipelines else _READ_OF_HEADS)
         self._opening = b""
         if self._idle():
             self._arm(self.timeout_keep_alive)

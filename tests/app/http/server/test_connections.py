@@ -393,6 +393,8 @@ async def test_small_chunks_are_read_a_little_at_a_time() -> None:
         chunked(bytes(4000), 1)[: -len(b"0\r\n\r\n")],
         b"ffff\r\n" + bytes(2_000),
         bytes(0xFFFF - 2_000) + b"\r\n" + chunked(bytes(2**20), 2**19),
+        GET + b"\r\n",
+        2 * (GET + b"\r\n"),
         PATH + b"Content-Length: 9999\r\n\r\n",
         b"a",
     ):
@@ -400,4 +402,4 @@ async def test_small_chunks_are_read_a_little_at_a_time() -> None:
         await asyncio.sleep(0)
         read_at_once.append(transport.max_size)
     protocol.connection_lost(None)
-    assert read_at_once == [2**12, 512, 512, 512, 2**12, 2**16, 2**16]
+    assert read_at_once == [2**14, 512, 512, 512, 2**14, 2**14, 2**12, 2**16, 2**16]
