@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -269,15 +270,26 @@ def statistics(client: Any) -> dict[str, Any]:
     return counted
 
 
+def settled_statistics(client: triton.InferenceServerClient) -> dict[str, Any]:
+    """Once they no longer change: metrics of batches are written up to a quarter of a second late."""
+    found = statistics(client)
+    time.sleep(0.5)
+    while (later := statistics(client)) != found:
+        found = later
+        time.sleep(0.5)
+    return found
+
+
 def test_both_of_tritons_clients_read_the_same_statistics(
     server: Server, client: triton.InferenceServerClient, grpc_client: triton_grpc.InferenceServerClient
 ) -> None:
     """Of requests over HTTP and gRPC together, whichever front end answered them."""
-    before = statistics(client)
+    before = settled_statistics(client)
     for _ in range(5):
         client.infer(MODEL, [image_input(PHOTOGRAPHS[:2])])
         grpc_client.infer(MODEL, [grpc_input(PHOTOGRAPHS[:1])])
-    over_grpc, after = statistics(grpc_client), statistics(client)
+    after = settled_statistics(client)
+    over_grpc = statistics(grpc_client)
     for name in ("inference_count", "execution_count", "last_inference"):
         assert int(over_grpc[name]) == after[name]
     assert after["inference_count"] - before["inference_count"] == 15
