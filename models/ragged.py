@@ -26,10 +26,15 @@ class Run:
     start: int
     tokens: int
 
+    @property
+    def of_images(self) -> slice:
+        """This run's part of what has one entry per image of the batch."""
+        return slice(self.first_image, self.first_image + self.images)
+
     def dense(self, rows: Shaped[Tensor, "*rows D"]) -> Shaped[Tensor, "images tokens D"]:
         """A view of this run's rows in a batch that is packed or dense."""
         if rows.ndim == 3:
-            return rows[self.first_image : self.first_image + self.images]
+            return rows[self.of_images]
         return rows[self.start : self.start + self.images * self.tokens].view(self.images, self.tokens, -1)
 
 

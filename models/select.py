@@ -141,7 +141,7 @@ def decide(
         if rows == "all" or of_all:
             (q,) = heads(attn, side_by_side(deciding, group, tables))
         else:
-            (q,) = heads(attn, deciding[run.first_image : run.first_image + run.images].unsqueeze(1))
+            (q,) = heads(attn, deciding[run.of_images].unsqueeze(1))
         gaps = None if group.gaps is None else tables[group.gaps]
         shares = None if group.shares is None else tables[group.shares]
         beside = rotation_beside(rotation, group, tables)

@@ -42,7 +42,7 @@ def _reduced_run(batch: Reducible, run: Run) -> Reduced:
         rows, sizes, ids = batch.pool(rows, sizes, ids, count)
     elif count < patches:
         places = _most_important(batch, run, patches, count)
-        fused = fuse(rows, batch.weights[_images(run), :patches], places)
+        fused = fuse(rows, batch.weights[run.of_images, :patches], places)
         rows = torch.take_along_dim(rows, places.unsqueeze(2), dim=1)
         sizes, ids = sizes[:, :count], ids.gather(1, places)
         after = torch.cat((after, fused), dim=1)
@@ -54,12 +54,8 @@ def _reduced_run(batch: Reducible, run: Run) -> Reduced:
     )
 
 
-def _images(run: Run) -> slice:
-    return slice(run.first_image, run.first_image + run.images)
-
-
 def _most_important(batch: Reducible, run: Run, patches: int, count: int) -> Tensor:
-    return most_important(batch.values[_images(run), :patches], count)
+    return most_important(batch.values[run.of_images, :patches], count)
 
 
 def _compared(batch: Reducible, run: Run, patches: int) -> Tensor:

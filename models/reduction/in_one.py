@@ -52,7 +52,7 @@ def _fused(batch: Reducible, plan: Reduction, group: Group, places: Tensor) -> R
     """One fused token per image, of all patches except those at ``places``."""
     assert plan.selection.chosen_from is not None
     run = group.run
-    own = slice(run.first_image, run.first_image + run.images)
+    own = run.of_images
     candidates = batch.tables[plan.selection.chosen_from][own]
     dropped = candidates.scatter(1, places[own], value=False)
     patches = slice(batch.prefix, batch.prefix + group.patches)
@@ -88,7 +88,7 @@ def _transformed(batch: Reducible, plan: Reduction, group: Group, before: Group)
     """The most important patches of each image, with all other patches mixed into them. ``before``: the
     images before the stage."""
     run, gaps = group.run, _gaps(batch, group)
-    values = batch.values[run.first_image : run.first_image + run.images, : group.patches]
+    values = batch.values[run.of_images, : group.patches]
     if gaps is not None:
         values = values.masked_fill(gaps, -1)  # importance is not negative
     beyond = None

@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from app.decoding.signatures import begins_as_image
-from app.errors import InvalidValue, UnreadableRequest
+from app.errors import InvalidValue, Problem, UnreadableRequest
 from app.http.bodies.documents import LongText
 
 _PIECE = 2**18  # takes about a millisecond, then other threads can run
@@ -74,6 +74,16 @@ def from_base64(text: object, index: int | None, name: str = "image") -> bytearr
     if not begins_as_image(data) and (look := _look(beginning, data)):
         raise UnreadableRequest(f"'{name}' is not a base64-encoded image: it is {look}", image=index)
     return data
+
+
+def image_or_problem(text: object, index: int, name: str = "image", *, each: bool) -> bytearray | Problem:
+    """As `from_base64`, but an error is returned instead of raised if ``each`` image is to be answered."""
+    try:
+        return from_base64(text, index, name)
+    except Problem as problem:
+        if not each:
+            raise
+        return problem
 
 
 def look_of(text: bytes | bytearray) -> str | None:

@@ -22,7 +22,7 @@ from app.errors import (
     UnreadableRequest,
     UnsupportedMediaType,
 )
-from app.http.bodies.base64_images import from_base64, look_of
+from app.http.bodies.base64_images import from_base64, image_or_problem, look_of
 from app.http.bodies.documents import read_document
 from app.http.bodies.forms import Part, read_form
 from app.inference.option_layers import asks_for_each, merged
@@ -192,18 +192,8 @@ def _from_json(body: Body, limits: BodyLimits, common: dict[str, Any]) -> Pairs:
         own = dict(item)
         image = own.pop("image", None)
         values = merged(common, document, own)
-        pairs.append((_image_or_problem(image, index, asks_for_each(values)), values))
+        pairs.append((image_or_problem(image, index, each=asks_for_each(values)), values))
     return pairs
-
-
-def _image_or_problem(text: object, index: int, each: bool) -> Data | Problem:
-    """An image in base64. An error is raised, or returned if ``each`` is to be answered."""
-    try:
-        return from_base64(text, index)
-    except Problem as problem:
-        if not each:
-            raise
-        return problem
 
 
 def _fields(body: Body, limits: BodyLimits) -> list[Part]:

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import MisdirectedRequest
+from app.http.clients import unmapped
 from app.http.head import header_of
 from app.http.problems import problem_response
 
@@ -94,4 +95,4 @@ def _address(name: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(name if ":" in name else socket.inet_ntoa(socket.inet_aton(name)))
     except (OSError, ValueError):
         return None
-    return getattr(address, "ipv4_mapped", None) or address
+    return unmapped(address)

@@ -8,6 +8,7 @@ from starlette.types import Scope
 
 from app.errors import InvalidValue, NotFound, NotLocal
 from app.http.callers import key_name_of
+from app.http.clients import unmapped
 from app.http.head import header_of
 from app.http.regions import memory
 from app.http.regions.table import Region, Regions
@@ -99,4 +100,4 @@ def _is_local(scope: Scope) -> bool:
         address = ip_address(client[0].partition("%")[0])
     except ValueError:
         return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return unmapped(address).is_loopback

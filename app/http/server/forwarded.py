@@ -9,6 +9,8 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.http.clients import unmapped
+
 UNKNOWN = "unknown"  # as in RFC 7239
 _MAPPED = IPv6Address("::ffff:0.0.0.0")  # IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2)
 
@@ -33,7 +35,7 @@ def sound_address(text: str) -> str:
         address = ip_address(text.strip().strip("[]").partition("%")[0])
     except ValueError:
         return UNKNOWN
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return str(unmapped(address))
 
 
 def in_both_forms(proxies: Sequence[str]) -> list[str]:

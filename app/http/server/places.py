@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 
-from app.http.clients import client_of
+from app.http.clients import client_of, unmapped
 
 _SHARE = 0.75
 
@@ -50,8 +50,7 @@ class Places:
 
     def _spared(self, address: str) -> bool:
         try:
-            ip = ip_address(address)
+            ip = unmapped(ip_address(address))
         except ValueError:
             return True
-        ip = getattr(ip, "ipv4_mapped", None) or ip  # for a listener on ::
         return (self._spares_loopback and ip.is_loopback) or any(ip in network for network in self._proxies)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from app.decoding.image_work import ImageWork
 from app.decoding.images import Data, Take
 from app.errors import InvalidValue, Problem, TooLarge
-from app.http.bodies.base64_images import from_base64
+from app.http.bodies.base64_images import image_or_problem
 from app.http.bodies.body import EncodedImage
 from app.http.bodies.content import BodyLimits
 from app.http.bodies.memory import Share
@@ -282,21 +282,10 @@ def _images(
             f"the request has {short.repr(given.shape[0])} images; at most {limits.images} are allowed"
         )
     if given.name == "image":
-        read = _from_base64 if options.errors == "first" else _or_problem
+        read = partial(image_or_problem, name="data of the input image", each=options.errors == "each")
         encoded = image_bytes(given.shape, given.data, binary, read)
         return [
             EncodedImage(b"", options, data) if isinstance(data, Problem) else EncodedImage(data, options)
             for data in encoded
         ]
     return [DecodedImage(pixels, options, share) for pixels in image_pixels(given.shape, given.data, binary)]
-
-
-def _or_problem(text: object, index: int) -> Data | Problem:
-    try:
-        return _from_base64(text, index)
-    except Problem as problem:
-        return problem
-
-
-def _from_base64(text: object, index: int) -> bytearray:
-    return from_base64(text, index, "data of the input image")
