@@ -19,7 +19,7 @@ from timm.models import is_model_in_modules
 
 from models.clusters import add_clusters
 from models.families import Network, UnsupportedModelError
-from models.load import BUNDLED, WEIGHTS_FOLDER, Card, ModelError, load, read_card
+from models.load import BUNDLED_MODELS, WEIGHTS_FOLDER, Card, ModelError, load, read_card
 from models.load.reference import WEIGHT_ENDINGS, located
 from models.load.timm_models import build, is_projection
 from models.load.transformers_format.config import TransformersConfig
@@ -83,7 +83,7 @@ class Candidate:
 
 
 def candidates(patterns: Sequence[str] = (), architecture: str | None = None) -> list[Candidate]:
-    """List the models that may be servable: the bundled one and those in the hub's local cache.
+    """List the models that may be servable: the bundled ones and those in the hub's local cache.
 
     With ``patterns`` (shell-style: * and ?), return those of them, and of all timm models with weights, whose
     reference matches a pattern. A pattern may also be the path of a file or folder; ``architecture`` is then
@@ -96,7 +96,7 @@ def candidates(patterns: Sequence[str] = (), architecture: str | None = None) ->
     found = [_of_path(file, architecture) for file in files]
     if files and not wanted:
         return found
-    here = [_of_bundled(), *_cached()]
+    here = [*map(_of_bundled, BUNDLED_MODELS), *_cached()]
     if not wanted:
         return here
     known = {candidate.reference for candidate in here}
@@ -139,10 +139,10 @@ def _of_path(reference: str, architecture: str | None) -> Candidate:
     return Candidate(reference, "file", lambda: loaded.model.vit, loaded.model.stages)
 
 
-def _of_bundled() -> Candidate:
-    card = read_card(WEIGHTS_FOLDER / f"{BUNDLED}.safetensors")
+def _of_bundled(name: str) -> Candidate:
+    card = read_card(WEIGHTS_FOLDER / f"{name}.safetensors")
     assert card is not None
-    return Candidate(BUNDLED, "bundled", lambda: _build_card(card), card.stages)
+    return Candidate(name, "bundled", lambda: _build_card(card), card.stages)
 
 
 def _build_card(card: Card) -> Network:

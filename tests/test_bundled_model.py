@@ -10,8 +10,8 @@ from PIL import Image
 
 from models.classifier import Classifier, ImageRequest
 from models.dtypes import DtypeName
-from models.load import BUNDLED, load
-from models.schedule import Criterion, Pruning, default_stages
+from models.load import BUNDLED, BUNDLED_MODELS, load
+from models.schedule import Criterion, Pruning, Reducer, default_stages
 from models.training.answers import Row
 from models.training.config import EvaluateConfig
 from models.training.evaluate import evaluate
@@ -33,10 +33,21 @@ def test_it_knows_ten_classes_and_prunes_in_blocks_4_7_and_10() -> None:
     assert loaded.model.stages == default_stages(12)
 
 
+def test_the_second_one_knows_109_classes_and_fuses() -> None:
+    """All ten of the first one, and 99 more, in words."""
+    loaded, ten = load("trimvit-small-109"), load(BUNDLED)
+    assert len(set(loaded.labels)) == 109
+    assert {*ten.labels, "pagoda", "Windsor chair", "yin and yang symbol"} <= set(loaded.labels)
+    assert not any("_" in label for label in loaded.labels)
+    assert (loaded.input, loaded.model.stages) == (ten.input, ten.model.stages)
+    assert (loaded.card.criterion, loaded.card.reducer) == ("variance", "fuse")
+
+
+@pytest.mark.parametrize("model", BUNDLED_MODELS)
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.7, 0.5, 0.3])
-def test_a_tower_over_a_lake_is_most_like_a_church(keep_ratio: float) -> None:
+def test_a_tower_over_a_lake_is_most_like_a_church(model: str, keep_ratio: float) -> None:
     """The photograph of the README gets the README's label at every ratio, in float32."""
-    loaded = load(BUNDLED)
+    loaded = load(model)
     classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
     pixels = torch.from_numpy(to_pixels(Image.open(PHOTOGRAPHS / "china.jpg"), loaded.input).copy())
     (prediction,) = classifier.classify(pixels.unsqueeze(0), [ImageRequest(Pruning(keep_ratio), top_k=1)])
@@ -44,14 +55,21 @@ def test_a_tower_over_a_lake_is_most_like_a_church(keep_ratio: float) -> None:
 
 
 def rows_on_imagenette(
-    limit: int | None, ratios: Sequence[float], criteria: Sequence[Criterion], dtype: DtypeName = "auto"
+    limit: int | None,
+    ratios: Sequence[float],
+    criteria: Sequence[Criterion],
+    dtype: DtypeName = "auto",
+    model: str = BUNDLED,
+    reducer: Reducer = "drop",
 ) -> list[Row]:
     assert IMAGENETTE is not None
     return evaluate(
         EvaluateConfig(
             data=Path(IMAGENETTE) / "val",
+            model=model,
             keep_ratios=tuple(ratios),
             criteria=tuple(criteria),
+            reducers=(reducer,),
             limit=limit,
             dtype=dtype,
             batch_size=8,  # evaluate also measures the speed of whole batches, which nothing reads here
@@ -61,10 +79,11 @@ def rows_on_imagenette(
 
 
 @needs_imagenette
-def test_it_is_accurate_on_a_sample_of_unseen_images() -> None:
+@pytest.mark.parametrize(("model", "reducer"), [(BUNDLED, "drop"), ("trimvit-small-109", "fuse")])
+def test_it_is_accurate_on_a_sample_of_unseen_images(model: str, reducer: Reducer) -> None:
     """On 100 validation images top-1 is above 94 %, unpruned and at 0.7 (the card says more; the sample has
     a standard error of about one and a half points)."""
-    for row in rows_on_imagenette(100, [1.0, 0.7], ["variance"]):
+    for row in rows_on_imagenette(100, [1.0, 0.7], ["variance"], model=model, reducer=reducer):
         assert row.images == 100
         assert row.top1 > 94
 

@@ -6,7 +6,7 @@ Whoever gives one of these expects something that will not happen, so the server
 from collections.abc import Iterator
 
 from app.settings.flags import flag
-from app.settings.model import BUNDLED_MODEL
+from app.settings.model import BUNDLED_MODELS
 from app.settings.own_defaults import own_defaults
 from app.settings.settings import Settings
 from app.wrong_values import no_such
@@ -35,8 +35,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield f"--operations-port and --grpc-port are both {settings.grpc_port}: choose another for one"
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         yield "--tls-certificate and --tls-key must be given together: give both, or neither"
-    if settings.architecture is not None and settings.models[0].reference == BUNDLED_MODEL:
-        yield "--architecture only applies to a checkpoint file given with --model, not to the bundled model"
+    if settings.architecture is not None and settings.models[0].reference in BUNDLED_MODELS:
+        yield "--architecture only applies to a checkpoint file given with --model, not to a bundled model"
     yield from _of_several_models(settings)
     yield from defaults_of_unknown_models(settings)
     if {"engines", "workers_per_device"} <= given:

@@ -11,7 +11,8 @@ from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer, Rows
 from models.stage_flag import BlocksFlag
 
-BUNDLED_MODEL = "trimvit-small-imagenette"
+BUNDLED_MODEL = "trimvit-small-imagenette"  # the default
+BUNDLED_MODELS = (BUNDLED_MODEL, "trimvit-small-109")
 
 
 class ModelSettings(BaseModel):
@@ -21,9 +22,9 @@ class ModelSettings(BaseModel):
 
     model: str = Field(
         BUNDLED_MODEL,
-        description="Name of the bundled model, of a timm model (weights from the hub) or of a repository "
+        description="Name of a bundled model, of a timm model (weights from the hub) or of a repository "
         "OWNER/NAME on the hub, or path of a file or folder that timm, transformers or a "
-        "training script saved. The bundled model has ten classes; "
+        "training script saved. trimvit-small-imagenette has ten classes, trimvit-small-109 has 109, "
         "deit_small_patch16_224.fb_in1k has a thousand. To serve several models, give each as "
         "NAME=REFERENCE, separated by commas or with the flag repeated; the first is the "
         "default.",

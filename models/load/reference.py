@@ -18,7 +18,8 @@ from models.load.errors import ModelError, first_line
 
 log = logging.getLogger(__name__)
 
-BUNDLED = "trimvit-small-imagenette"
+BUNDLED = "trimvit-small-imagenette"  # the default
+BUNDLED_MODELS = (BUNDLED, "trimvit-small-109")
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 
 WEIGHT_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".pt", ".bin", ".ckpt")
@@ -37,8 +38,8 @@ def located(reference: str) -> Path | str:
     text = reference.strip()
     if not text:
         raise ModelError(f"no model is given; pass a name or a path, for example {BUNDLED}")
-    if text == BUNDLED:
-        return WEIGHTS_FOLDER / f"{BUNDLED}.safetensors"
+    if text in BUNDLED_MODELS:
+        return WEIGHTS_FOLDER / f"{text}.safetensors"
     if text.startswith("file://"):
         return existing(unquote(urlsplit(text).path))
     if text.lower().startswith("local-dir:"):

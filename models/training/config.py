@@ -91,6 +91,13 @@ class TrainConfig(BaseModel):
         description="Number of parts into which a process splits its images of a step, to use less memory "
         "(gradient accumulation).",
     )
+    cached_views: int = Field(
+        0,
+        ge=0,
+        description="Number of random views (crop, flip, colors) of an image, which repeat after so many "
+        "epochs. What is not trained, the first blocks and the teacher, is computed once for each view and "
+        "cached in the output folder during the run. Default: new views in every epoch, no cache.",
+    )
     optimizer: str = Field("adamw", description="One of timm's optimizers, such as adamw, lamb or sgd.")
     schedule: Literal["cosine", "tanh", "poly"] = Field(
         "cosine", description="Learning rate schedule, one of timm's."
@@ -221,6 +228,15 @@ class TrainConfig(BaseModel):
     def _clusters_somewhere(self) -> "TrainConfig":
         if self.paca_clusters is not None and self.paca_blocks is None:
             raise ValueError("--paca-clusters has no effect without --paca-blocks: give both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _cached_as_it_is(self) -> "TrainConfig":
+        if self.cached_views and (self.mixup or self.cutmix or self.erasing):
+            raise ValueError(
+                "--cached-views cannot be used with --mixup, --cutmix and --erasing, which change a view at "
+                "each step"
+            )
         return self
 
     @model_validator(mode="after")

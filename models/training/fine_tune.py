@@ -6,46 +6,41 @@ result as an uninterrupted one.
 
 import random
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from timm.optim import list_optimizers
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from models.clusters import is_of_clusters
 from models.device import choose_device
 from models.families import Network
 from models.files import write_whole
-from models.life import NAME as LIFE
-from models.load import HEADS, create, load, save
-from models.names import shown
-from models.normalise import normalise, renormalise
+from models.load import load, save
+from models.normalise import normalise
 from models.pruned_vit import PrunedViT
 from models.schedule import Pruning
-from models.stage_blocks import stages_of
-from models.static_attention import is_static_logits, make_static
-from models.token_pool import is_of_pool
+from models.training.cached_views import CachedBatch, CachedViews
 from models.training.config import TrainConfig
 from models.training.data import AugmentedPhotographs, Batch, StepBatches
-from models.training.freezing import begin_alike, freeze_first_blocks
 from models.training.labelled import training_images
-from models.training.life import give_predictor
-from models.training.loading import Batches, BrokenImageError, BrokenImages
+from models.training.loading import Batches, BrokenImages, refuse_a_lost_class
 from models.training.mixing import Mixing
-from models.training.objective import check_teacher, loss_of
+from models.training.objective import Inputs, loss_of
 from models.training.optimizing import optimizer_of, schedule_of
-from models.training.paca import give_clusters, paca_named
-from models.training.pool import give_pools
 from models.training.processes import Processes, joined, of_environment
 from models.training.recording import Recorder
 from models.training.resuming import BEST, CHECKPOINT, Run, State, refuse_divergence
 from models.training.run_identity import card_of, fingerprint
-from models.training.static import give_static, inherit
+from models.training.student import student_of
+from models.training.teacher import Teacher
 from models.training.validation import Validation
 
 
@@ -94,47 +89,12 @@ class _Training:
             self.folder.prepare(config.data)
         processes.wait()
         self.broken = BrokenImages(config.broken_images)
-        torch.manual_seed(config.seed)  # for the initialization of a new head
-        start = create(
-            config.architecture,
-            config.weights,
-            patch_stride=config.patch_stride,
-            num_classes=len(self.classes),
-            img_size=config.image_size,
-            drop_path_rate=config.drop_path,
+        start, self.model = student_of(
+            config, len(self.classes), self.samples, self.broken, device, resumes=self.folder.resumes
         )
-        stages = PrunedViT(start.vit, start.stages).stages
-        if config.stages is not None:
-            stages = stages_of(config.stages, None, stages, len(start.vit.blocks))
-        if config.life:
-            give_predictor(start, stages)
-        if config.paca_blocks is not None:
-            depth = len(start.vit.blocks)
-            paca = paca_named(config.paca_blocks, config.paca_clusters, stages, depth)
-            give_clusters(start, paca, config.frozen_blocks)
-        if "pool" in config.reducers:
-            give_pools(start, stages, config.frozen_blocks)
-        vit = start.vit.to(device)
-        static = give_static(start, config.static_blocks, stages)
-        if self.folder.resumes:  # the resume state has the weights
-            make_static(vit, config.static_blocks)
-        else:
-            inherit(start, static, self.samples, self.broken, config.workers)
-        heads = (*HEADS, f"{LIFE}.")
-        for name, parameter in vit.named_parameters():
-            new = name.startswith(heads) or is_of_clusters(name) or is_static_logits(name) or is_of_pool(name)
-            parameter.requires_grad_(config.trained == "all" or new)
-        self.model = PrunedViT(vit, stages)
-        freeze_first_blocks(self.model, config.frozen_blocks)
-        self.model.train()
+        vit = self.model.vit
         self.card = card_of(config, self.model, self.classes, self.labels, start)
         self.spec = start.input
-        self.teacher, self.for_teacher, self.begun_once = None, None, False
-        if teacher is not None:
-            check_teacher(teacher, self.model)
-            self.teacher = teacher.model.to(device).requires_grad_(requires_grad=False)
-            self.for_teacher = renormalise(self.spec, teacher.input, torch.device(device))
-            self.begun_once = self.for_teacher is None and begin_alike(self.model, self.teacher)
         self.mixing = Mixing(config, len(self.classes), device)
         self.validation = None
         if config.validation_data is not None:
@@ -156,14 +116,25 @@ class _Training:
         self.state = State(vit, optimizer_of(config, vit), ema)
         self.schedule = schedule_of(config, self.state.optimizer, self.steps)
         self.folder.resume(self.state, self.broken)
+        # After the resume state: whether the teacher shares the first blocks depends on their weights.
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = Teacher.of(teacher, self.model, self.spec, device)
+        self.views = None
+        if config.cached_views:
+            self.views = CachedViews(
+                config, self.model, self.teacher, self.dataset, self.folder.fingerprint, processes
+            )
 
     def run(self) -> TrainReport:
         """Run the remaining steps and write the checkpoint."""
         config, state = self.config, self.state
         first_step, started = state.step, time.monotonic()
         forward = self._forward()
-        loader = Batches(self.dataset, self.broken, config.workers, batch_sampler=self._keys(first_step))
-        progress = tqdm(
+        if self.views is not None and first_step < self.steps:
+            self.views.complete(self._inputs, self.broken)
+        loader = self._loader(first_step)
+        progress: tqdm[Batch | CachedBatch] = tqdm(
             loader,
             initial=first_step,
             total=self.steps,
@@ -187,6 +158,8 @@ class _Training:
         if self.processes.leads:
             self.broken.tell(of=len(self.dataset))
             self._save_checkpoint()
+        if self.views is not None:
+            self.views.remove()
         self.processes.wait()
         return TrainReport(
             config.output / CHECKPOINT,
@@ -208,6 +181,15 @@ class _Training:
             processes.count,
         )
 
+    def _loader(self, first_step: int) -> Iterable[Batch | CachedBatch]:
+        keys = self._keys(first_step)
+        if self.views is not None:
+            return self.views.batches(keys)
+        return Batches(self.dataset, self.broken, self.config.workers, batch_sampler=keys)
+
+    def _inputs(self, pixels: UInt8[np.ndarray, "B height width 3"]) -> Float[Tensor, "B C height width"]:
+        return normalise(torch.from_numpy(pixels).to(self.device), self.spec, torch.float32)
+
     def _forward(self) -> nn.Module:
         """Return the model, wrapped for distributed training if there are several processes."""
         if self.processes.count == 1:
@@ -222,20 +204,25 @@ class _Training:
             find_unused_parameters=self.config.life or "pool" in self.config.reducers,
         )
 
-    def _step(self, forward: nn.Module, step: int, batch: Batch, recorder: Recorder) -> None:
+    def _mixed(self, batch: Batch | CachedBatch, seed: int) -> tuple[Inputs, Float[Tensor, "B classes"]]:
+        """Return what the network computes from, and the target distribution over classes."""
+        truth = torch.from_numpy(batch.truth).to(self.device)
+        if isinstance(batch, CachedBatch):
+            return batch.begun, self.mixing.targets(truth)
+        refuse_a_lost_class(batch, self.config.batch_size // self.processes.count)
+        return self.mixing(self._inputs(batch.pixels), truth, seed)
+
+    def _step(self, forward: nn.Module, step: int, batch: Batch | CachedBatch, recorder: Recorder) -> None:
         config, state = self.config, self.state
-        share = config.batch_size // self.processes.count
-        _refuse_a_lost_class(batch, share)
         self.schedule.step_update(step)
         seed = hash((config.seed, step, self.processes.rank) if self.processes.rank else (config.seed, step))
         torch.manual_seed(seed)
         pruning = _draw(config, step)
-        pixels = torch.from_numpy(batch.pixels).to(self.device)
-        truth = torch.from_numpy(batch.truth).to(self.device)
-        inputs, wanted = self.mixing(normalise(pixels, self.spec, torch.float32), truth, seed)
+        inputs, wanted = self._mixed(batch, seed)
         state.optimizer.zero_grad()
         losses, correct = [], []
-        parts = list(zip(inputs.chunk(config.accumulate), wanted.chunk(config.accumulate), strict=True))
+        parts_of_inputs: Sequence[Inputs] = inputs.chunk(config.accumulate)
+        parts = list(zip(parts_of_inputs, wanted.chunk(config.accumulate), strict=True))
         for number, (some_inputs, some_wanted) in enumerate(parts, start=1):
             exchange: AbstractContextManager[None] = nullcontext()
             if isinstance(forward, DistributedDataParallel) and number < len(parts):
@@ -251,8 +238,6 @@ class _Training:
                         some_wanted,
                         [pruning] * len(some_inputs),
                         config.distillation,
-                        begun_once=self.begun_once,
-                        for_teacher=self.for_teacher,
                     )
                 (loss / len(parts)).backward()
             losses.append(loss.detach())
@@ -309,11 +294,3 @@ def _draw(config: TrainConfig, step: int) -> Pruning:
     criterion = draw.choice(config.criteria)
     # The reducer is drawn last, so that the other draws do not depend on the choice of reducers.
     return Pruning(ratio, criterion, draw.choice(config.reducers), seed=step)
-
-
-def _refuse_a_lost_class(batch: Batch, batch_size: int) -> None:
-    """Raise BrokenImageError if a batch is incomplete. A broken image is replaced by another one of its
-    class, so this means that a class has no readable image."""
-    if len(batch.numbers) < batch_size:
-        folder = batch.broken[-1].path.parent
-        raise BrokenImageError(f"none of the images of {shown(folder)} can be read: {batch.broken[-1]}")

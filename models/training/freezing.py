@@ -16,7 +16,7 @@ def freeze_first_blocks(model: PrunedViT, count: int) -> None:
             f"--frozen-blocks {count} leaves no block to train: the network has {model.arch.depth}, so at "
             f"most {model.arch.depth - 1} can be frozen"
         )
-    start = _start(model, count)
+    start = start_names(model, count)
     for name, parameter in model.vit.named_parameters():
         if name in start:
             parameter.requires_grad_(requires_grad=False)
@@ -34,12 +34,12 @@ def begin_alike(student: PrunedViT, teacher: PrunedViT) -> bool:
     trained = {name for name, parameter in student.vit.named_parameters() if parameter.requires_grad}
     return all(
         name not in trained and torch.equal(own[name], others[name])
-        for name in _start(student, *first_stages)
+        for name in start_names(student, *first_stages)
     )
 
 
-def _start(model: PrunedViT, blocks: int) -> set[str]:
-    """Return the names of the parameters of the first ``blocks`` blocks and of everything before them."""
+def start_names(model: PrunedViT, blocks: int) -> set[str]:
+    """Return the names of the parameters of the first ``blocks`` blocks and everything before them."""
     # Group 0 is everything before the blocks, then one group per block, as for layer_decay.
     numbers = group_parameters(model.vit, model.vit.group_matcher(coarse=False), reverse=True)
     return {name for name, number in numbers.items() if number <= blocks}

@@ -97,6 +97,14 @@ class Batches:
             return iter(self._in_this_process)
 
 
+def refuse_a_lost_class(batch: Batch, images: int) -> None:
+    """Raise BrokenImageError if a batch has fewer ``images`` than it should. A broken image is replaced by
+    another one of its class, so this means that a class has no readable image."""
+    if len(batch.numbers) < images:
+        folder = batch.broken[-1].path.parent
+        raise BrokenImageError(f"none of the images of {shown(folder)} can be read: {batch.broken[-1]}")
+
+
 def evaluation_batches(
     samples: Sequence[Sample],
     spec: InputSpec,

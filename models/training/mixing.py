@@ -37,5 +37,9 @@ class Mixing:
         if self._mixup is not None:
             inputs, wanted = self._mixup(inputs, truth)
             return inputs, wanted
+        return inputs, self.targets(truth)
+
+    def targets(self, truth: Int[Tensor, " B"]) -> Float[Tensor, "B classes"]:
+        """Return the smoothed labels."""
         hard = F.one_hot(truth, self._classes).float()
-        return inputs, hard * (1 - self._smoothing) + self._smoothing / self._classes
+        return hard * (1 - self._smoothing) + self._smoothing / self._classes

@@ -1,29 +1,47 @@
 """The training loss: cross-entropy with the labels and, with a teacher, distillation."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from models.load import LoadedModel, ModelError
 from models.pruned_vit import PrunedViT
 from models.ragged import Tokens
-from models.schedule import UNPRUNED, Pruning
+from models.schedule import Pruning
+from models.training.teacher import Answers, Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Images for which everything that is not trained has been computed: ``tokens``, the result of
+    `PrunedViT.begin`, and the teacher's ``answers``, None without a teacher."""
+
+    tokens: Tokens
+    answers: Answers | None
+
+    def __len__(self) -> int:
+        return len(self.tokens.patches)
+
+    def chunk(self, parts: int) -> "list[Begun]":
+        """Split the images into equal parts."""
+        chunks = [each.tolist() for each in torch.arange(len(self)).chunk(parts)]
+        return [Begun(self.tokens.of_images(chunk), _of_images(self.answers, chunk)) for chunk in chunks]
+
+
+# What the loss of a batch is computed from.
+Inputs = Float[Tensor, "B C height width"] | Begun
 
 
 def loss_of(
     forward: nn.Module,
-    teacher: PrunedViT | None,
-    inputs: Float[Tensor, "B C height width"],
+    teacher: Teacher | None,
+    inputs: Inputs,
     wanted: Float[Tensor, "B classes"],
     prunings: Sequence[Pruning],
     distillation: float,
-    *,
-    begun_once: bool = False,
-    for_teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, " B"]]:
     """Compute the loss of the pruned network on one batch, and which images have the correct top-1 class.
 
@@ -32,51 +50,37 @@ def loss_of(
     about an image, so the features before the head are also compared. A distilled model has the features of
     both heads, concatenated.
 
-    ``forward``: a `PrunedViT`, or its wrapper for several processes. ``begun_once``: student and teacher
-    share the computation before the first stage (`freezing.begin_alike`). ``for_teacher``: converts inputs
-    for a teacher with another mean and standard deviation.
+    ``forward``: a `PrunedViT`, or its wrapper for several processes, which does not take `Begun`.
     """
     begun: Tokens | None = None
-    if begun_once and isinstance(forward, PrunedViT):
+    if isinstance(inputs, Begun):
+        begun = inputs.tokens
+    elif teacher is not None and teacher.shares_start and isinstance(forward, PrunedViT):
         begun = forward.begin(inputs)
-        output = forward.finish(begun, prunings)
-    else:
+    if begun is None:
         output = forward(inputs, prunings)
+    else:
+        assert isinstance(forward, PrunedViT)
+        output = forward.finish(begun, prunings)
     logits = output.logits.float()
     correct = logits.argmax(1) == wanted.argmax(1)
     loss = F.cross_entropy(logits, wanted)
     if teacher is None:
         return loss, correct
-    with torch.no_grad():
-        unpruned = [UNPRUNED] * len(inputs)
-        seen = inputs if for_teacher is None else for_teacher(inputs)
-        whole = teacher(seen, unpruned) if begun is None else teacher.finish(begun, unpruned)
-        answers = whole.logits.float()
+    answers = _answers(teacher, inputs, begun)
     divergence = F.kl_div(
-        logits.log_softmax(1), answers.log_softmax(1), reduction="batchmean", log_target=True
+        logits.log_softmax(1), answers.logits.log_softmax(1), reduction="batchmean", log_target=True
     )
-    distance = 1 - F.cosine_similarity(output.pooled.float(), whole.pooled.float()).mean()
+    distance = 1 - F.cosine_similarity(output.pooled.float(), answers.pooled).mean()
     return (1 - distillation) * loss + distillation * (divergence + distance), correct
 
 
-def check_teacher(teacher: LoadedModel, model: PrunedViT) -> None:
-    """Raise ModelError if the teacher differs from the student in architecture, image size or number of
-    classes.
+def _answers(teacher: Teacher, inputs: Inputs, begun: Tokens | None) -> Answers:
+    if isinstance(inputs, Begun):
+        assert inputs.answers is not None
+        return inputs.answers
+    return teacher.answers(inputs) if begun is None else teacher.answers_from(begun)
 
-    The patch grid may differ, and so may the blocks that attend to clusters or have static attention. The
-    loss compares the features before the head, not patches.
-    """
-    differ = [
-        f"{name} {theirs}, not {ours}"
-        for name, theirs, ours in (
-            ("image size", teacher.model.vit.patch_embed.img_size, model.vit.patch_embed.img_size),
-            *(
-                (field.name, getattr(teacher.model.arch, field.name), getattr(model.arch, field.name))
-                for field in fields(model.arch)
-                if field.name not in ("grid", "paca", "static_blocks")
-            ),
-        )
-        if theirs != ours
-    ]
-    if differ:
-        raise ModelError(f"the teacher is another network than the student: {'; '.join(differ)}")
+
+def _of_images(answers: Answers | None, images: list[int]) -> Answers | None:
+    return None if answers is None else Answers(answers.logits[images], answers.pooled[images])

@@ -103,7 +103,7 @@ class Run:
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, object]) -> None:
         self._folder = folder
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
         self._path = folder / RESUME_STATE
 
     def prepare(self, data: Path) -> None:
@@ -137,7 +137,7 @@ class Run:
                 f"{shown(self._path)} is not a readable resume state; remove it to start again, or choose "
                 "another output folder"
             ) from error
-        check_same_run(self._folder, config, self._fingerprint)
+        check_same_run(self._folder, config, self.fingerprint)
         state.vit.load_state_dict(there["model"])
         state.optimizer.load_state_dict(there["optimizer"])
         if state.ema is not None:
@@ -148,7 +148,7 @@ class Run:
     def save(self, state: State, broken: Mapping[str, str]) -> None:
         """Write the state. If this raises OSError, the previous state is kept."""
         content = {
-            "config": json.dumps(self._fingerprint),
+            "config": json.dumps(self.fingerprint),
             "model": state.vit.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "ema": None if state.ema is None else state.ema.module.state_dict(),

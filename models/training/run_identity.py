@@ -18,6 +18,8 @@ def fingerprint(
         left_out.add("stages")
     if config.frozen_blocks == 0:
         left_out.add("frozen_blocks")
+    if config.cached_views == 0:
+        left_out.add("cached_views")
     if not config.life:
         left_out.add("life")
     if config.paca_blocks is None:

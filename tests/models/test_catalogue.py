@@ -9,7 +9,7 @@ import timm
 
 from models.catalogue import Candidate, candidates
 from models.clusters import add_clusters
-from models.load import BUNDLED, Card, input_spec_of, load, save
+from models.load import BUNDLED_MODELS, Card, input_spec_of, load, save
 from models.paca import Paca
 from models.schedule import Stages, macs
 from models.static_attention import make_static
@@ -58,11 +58,13 @@ def test_cached_weights_are_found_under_the_name_that_serves_them(cache: Path) -
     assert (birds.classes, birds.arch.patches, birds.source) == (7, 196, "cached")
 
 
-def test_without_a_cache_the_bundled_model_is_all() -> None:
+def test_without_a_cache_the_bundled_models_are_all() -> None:
     """And with patterns, timm's models are chosen from."""
-    (bundled,) = candidates()
-    assert (bundled.reference, bundled.source) == (BUNDLED, "bundled")
-    assert [each.reference for each in candidates(["trimvit*"])] == [BUNDLED]
+    bundled = candidates()
+    assert [(each.reference, each.source) for each in bundled] == [
+        (name, "bundled") for name in BUNDLED_MODELS
+    ]
+    assert [each.reference for each in candidates(["trimvit*"])] == list(BUNDLED_MODELS)
     tiny = candidates(["deit_tiny_patch16_224*", "deit_tiny_dist*"])
     assert [each.reference for each in tiny] == [
         "deit_tiny_distilled_patch16_224.fb_in1k",

@@ -26,6 +26,7 @@ from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Pruning, Stages, compute
 from models.training import command
 from models.training import fine_tune as module
+from models.training import teacher as teaching
 from models.training.answers import Row
 from models.training.classes import ClassesError
 from models.training.config import EvaluateConfig, TrainConfig
@@ -43,6 +44,7 @@ from models.training.loading import Batches, BrokenImageError, BrokenImages, eva
 from models.training.mixing import Mixing
 from models.training.objective import loss_of
 from models.training.resuming import ResumeError
+from models.training.teacher import Teacher
 from models.transforms import InputSpec, to_pixels
 from tests.models.training.coloured import save_pictures
 
@@ -601,7 +603,8 @@ def test_the_loss_is_the_one_described(
     mixing = Mixing(config(label_smoothing=0.2), classes=13, device="cpu")
     _, wanted = mixing(pixels, labels, seed=0)
     prunings = [pruning] * 3
-    loss, right = loss_of(model, None if weight is None else teacher, pixels, wanted, prunings, weight or 0.0)
+    answering = None if weight is None else Teacher(teacher)
+    loss, right = loss_of(model, answering, pixels, wanted, prunings, weight or 0.0)
 
     read: list[Tensor] = []
     for vit in (model.vit, teacher.vit):
@@ -659,9 +662,9 @@ def test_features_are_compared_image_by_image(
     model, teacher = PrunedViT(make_vit(**layout)).train(), PrunedViT(make_vit(seed=1, **layout)).eval()
     pixels = make_pixels(len(RAGGED))
     wanted = torch.full((len(RAGGED), 13), 1 / 13)
-    together, _ = loss_of(model, teacher, pixels, wanted, RAGGED, 0.7)
+    together, _ = loss_of(model, Teacher(teacher), pixels, wanted, RAGGED, 0.7)
     alone = [
-        loss_of(model, teacher, pixels[image : image + 1], wanted[:1], [pruning], 0.7)[0]
+        loss_of(model, Teacher(teacher), pixels[image : image + 1], wanted[:1], [pruning], 0.7)[0]
         for image, pruning in enumerate(RAGGED)
     ]
     assert torch.stack(alone).std() > 0.01
@@ -686,7 +689,7 @@ def test_both_heads_of_a_distilled_model_are_compared(make_vit: MakeViT, make_pi
         torch.cat([read[of + head] for head in ("head", "head_dist")], dim=1) for of in ("own", "other")
     )
     distance = 1 - torch.cosine_similarity(own, others).mean()
-    loss, _ = loss_of(model, teacher, pixels, torch.full((3, 13), 1 / 13), prunings, 1.0)
+    loss, _ = loss_of(model, Teacher(teacher), pixels, torch.full((3, 13), 1 / 13), prunings, 1.0)
     torch.testing.assert_close(loss, divergence + distance, rtol=1e-4, atol=1e-5)
 
 
@@ -757,7 +760,7 @@ def test_a_frozen_start_is_computed_once_for_student_and_teacher(
 
     assert begins("once") == 3
     with monkeypatch.context() as patched:
-        patched.setattr(module, "begin_alike", lambda *_: False)
+        patched.setattr(teaching, "begin_alike", lambda *_: False)
         assert begins("twice") == 6
     once, twice = (log_of(config(output=tmp_path / name)) for name in ("once", "twice"))
     assert [line["loss"] for line in once] == pytest.approx([line["loss"] for line in twice], rel=1e-4)

@@ -53,10 +53,10 @@ def test_it_says_which_blocks_have_other_attention(trimvit: Trimvit, tmp_path: P
         assert (line["static_blocks"], line["cluster_blocks"]) == (static, clusters)
 
 
-def test_without_a_pattern_the_bundled_model_is_there(trimvit: Trimvit) -> None:
-    """And, with nothing in the cache, only that."""
+def test_without_a_pattern_the_bundled_models_are_there(trimvit: Trimvit) -> None:
+    """And, with nothing in the cache, only they."""
     code, out, _ = trimvit("models")
-    head, row = out.splitlines()
+    head, row, other = out.splitlines()
     assert code == 0
     assert head.split()[:5] == ["model", "weights", "input", "classes", "patches"]
     assert head.endswith("GMACs at 1  GMACs at 0.7  GMACs at 0.5  GMACs at 0.3")
@@ -74,6 +74,7 @@ def test_without_a_pattern_the_bundled_model_is_there(trimvit: Trimvit) -> None:
         "3.01",
         "2.38",
     ]
+    assert other.split() == ["trimvit-small-109", *cells[1:5], "109", *cells[6:]]
 
 
 def test_patterns_choose_from_timms_models(trimvit: Trimvit) -> None:

@@ -24,7 +24,7 @@ from app.settings.settings import Settings
         ({"operations_port": 9000, "grpc_port": 9000}, "--operations-port and --grpc-port are both 9000"),
         ({"tls_key": Path("key.pem")}, "must be given together"),
         ({"tls_certificate": Path("chain.pem")}, "must be given together"),
-        ({"architecture": "vit_small_patch16_224"}, "not to the bundled model"),
+        ({"architecture": "vit_small_patch16_224"}, "not to a bundled model"),
         ({"max_connections": 10, "max_connections_per_client": 11}, "11 is more than --max-connections 10"),
         ({"max_body_bytes": 20, "max_bodies_bytes": 10}, "the largest allowed body would never be accepted"),
         (

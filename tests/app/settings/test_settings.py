@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings
 
-from app.settings.model import BUNDLED_MODEL
+from app.settings import model
 from app.settings.settings import Settings
 from app.wrong_values import wrong_values
 
@@ -257,11 +257,11 @@ def test_settings_reach_a_child_process_unchanged(
     assert Settings.model_validate_json(passed) == settings
 
 
-def test_the_bundled_model_is_that_of_models_load() -> None:
-    """The name is written twice, so that the service need not import torch to know it."""
-    from models.load import BUNDLED
+def test_the_bundled_models_are_those_of_models_load() -> None:
+    """The names are written twice, so that the service need not import torch to know them."""
+    from models.load import BUNDLED, BUNDLED_MODELS
 
-    assert BUNDLED_MODEL == BUNDLED
+    assert (model.BUNDLED_MODEL, model.BUNDLED_MODELS) == (BUNDLED, BUNDLED_MODELS)
 
 
 def test_every_setting_is_described() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.load.errors import ModelError
-from models.load.reference import BUNDLED, located
+from models.load.reference import BUNDLED, BUNDLED_MODELS, located
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -125,6 +125,7 @@ def test_a_folder_called_as_a_model_is_taken_where_it_holds_one(
         assert located("vit_tiny_patch16_224") == Path("vit_tiny_patch16_224")
     assert len(caplog.records) == 2
     assert located(BUNDLED) != Path(BUNDLED)
+    assert all(Path(located(name)).is_file() for name in BUNDLED_MODELS)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

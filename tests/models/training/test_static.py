@@ -21,6 +21,7 @@ from models.pruned_vit import PrunedViT
 from models.schedule import UNPRUNED, Stages, compute
 from models.static_attention import make_static, static_of
 from models.training import fine_tune as module
+from models.training import student as student_module
 from models.training.average import average
 from models.training.calibrate import calibrate
 from models.training.config import (
@@ -316,7 +317,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
         patch.setattr(module, "_draw", failing)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(parts)
-    monkeypatch.setattr(module, "inherit", None)
+    monkeypatch.setattr(student_module, "inherit", None)
     report = fine_tune(parts)
     assert report.steps == 1
     resumed = load_file(report.checkpoint)
