@@ -169,7 +169,7 @@ class CachedViews:
         """Return how many views an earlier call has computed. Those of other weights are removed."""
         records, state = self._folder / _RECORDS, self._folder / _STATE
         try:
-            known = json.loads(state.read_text())
+            known = json.loads(state.read_bytes())
         except (FileNotFoundError, ValueError):
             known = {}
         if known.get("identity") != self._identity or not records.exists():
