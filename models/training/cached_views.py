@@ -116,12 +116,12 @@ class CachedViews:
                 file.write(self._bytes(self._begun(inputs_of(batch.pixels))))
                 progress.update(len(keys))
 
-    def batches(self, keys: StepBatches) -> "CachedBatches":
-        """The cached batches of the steps in ``keys``."""
-        return CachedBatches(self, keys)
+    def batches(self, steps: StepBatches) -> Iterator[CachedBatch]:
+        """Read the batches of the steps. Raises OutputError and OSError."""
+        return map(self.batch, steps)
 
     def batch(self, keys: Sequence[tuple[int, int]]) -> CachedBatch:
-        """Read a batch from the cache; ``keys`` are (epoch, number). Raises OSError."""
+        """Read a batch from the cache; ``keys`` are (epoch, number). Raises OutputError and OSError."""
         content = np.empty((len(keys), self._record), np.uint8)
         with (self._folder / _RECORDS).open("rb", buffering=0) as file:
             for row, (epoch, number) in zip(content, keys, strict=True):
@@ -190,20 +190,6 @@ class CachedViews:
                 f"--cached-views {self._config.cached_views} needs {needed / 1e9:.1f} GB in "
                 f"{shown(self._folder)}, where {free / 1e9:.1f} GB are free; use fewer views"
             )
-
-
-class CachedBatches:
-    """The batches of a run in order, read from its cache."""
-
-    def __init__(self, views: CachedViews, keys: StepBatches) -> None:
-        self._views, self._keys = views, keys
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[CachedBatch]:
-        """Raises OSError."""
-        return (self._views.batch(keys) for keys in self._keys)
 
 
 def _digest(fingerprint: Mapping[str, object], model: PrunedViT, teacher: PrunedViT | None) -> str:

@@ -239,7 +239,7 @@ def test_a_full_disk_is_told_before_hours_of_work(
 def test_broken_images_are_replaced_and_named(
     run: Run, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As without a cache; also after an interruption."""
+    """As without a cache."""
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
     (data / "amber" / "0.png").write_bytes(b"")
