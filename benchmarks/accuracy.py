@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.contestants import load_model
 from benchmarks.engine import DTYPES
 from benchmarks.report import Row, table, write
+from models.bundled import BUNDLED_MODEL
 from models.classifier import Classifier
 from models.device import choose_dtype
-from models.schedule import Pruning
 from models.training.answers import Answers, answers_to
 from models.training.data import spread_samples
 from models.training.labelled import samples_for
@@ -79,11 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for dtype in options.dtypes
     }
     parts: dict[str, list[Answers]] = {dtype: [] for dtype in networks}
-    prunings = [Pruning(ratio) for ratio in options.ratios]
+    prunings = [loaded.method.pruning(ratio) for ratio in options.ratios]
     report = {
         "command": "python -m benchmarks.accuracy",
         "machine": machine.describe(),
         "model": Path(options.model).name,
+        "method": loaded.method.name,
     }
     rows: list[Row] = []
     batches = evaluation_batches(

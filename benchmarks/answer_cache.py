@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.report import spread
 from benchmarks.server import Server, is_ready, processes, running
+from models.bundled import BUNDLED_MODEL
 
 CACHE_BYTES = 256 * 2**20
 

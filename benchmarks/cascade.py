@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.contestants import plain_vit
 from benchmarks.report import Row, spread, table, write
+from models.bundled import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest, normalise
 from models.device import choose_device, choose_dtype, cores, input_dtype, use_gpu
 from models.load import LoadedModel, load

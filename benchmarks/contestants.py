@@ -16,7 +16,8 @@ from models.classifier import Classifier
 from models.device import choose_dtype, input_dtype
 from models.dtypes import DtypeName
 from models.load import Card, LoadedModel, input_spec_of, load
-from models.pruned_vit import PrunedViT, Pruning
+from models.pruned_vit import PrunedViT
+from models.schedule import Method
 
 Ratios = Sequence[float]
 
@@ -88,18 +89,20 @@ def finisher(device: str) -> Callable[[], object]:
     return partial(torch.cuda.synchronize, device) if device != "cpu" else lambda: None
 
 
-def pruned(model: PrunedViT, batches: Sequence[Tensor], ratio: float) -> Contestant:
+def pruned(model: PrunedViT, method: Method, batches: Sequence[Tensor], ratio: float) -> Contestant:
     """Contestant: our model with one keep ratio for all images."""
     ratios = [ratio] * len(batches[0])
-    return pruned_mixed(model, batches, lambda _: ratios)
+    return pruned_mixed(model, method, batches, lambda _: ratios)
 
 
-def pruned_mixed(model: PrunedViT, batches: Sequence[Tensor], ratios: Callable[[int], Ratios]) -> Contestant:
+def pruned_mixed(
+    model: PrunedViT, method: Method, batches: Sequence[Tensor], ratios: Callable[[int], Ratios]
+) -> Contestant:
     """Contestant: our model with a keep ratio per image. ``ratios(turn)`` returns those of a batch."""
 
     @torch.inference_mode()
     def run(turn: int) -> Tensor:
-        prunings = [Pruning(ratio) for ratio in ratios(turn)]
+        prunings = [method.pruning(ratio) for ratio in ratios(turn)]
         return model(batches[turn % len(batches)], prunings).logits
 
     return Contestant(len(batches[0]), run)

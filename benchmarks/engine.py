@@ -20,13 +20,13 @@ from typing import get_args
 
 import torch
 
-from app.settings.model import BUNDLED_MODEL
 from app.worker.process import MOST_STREAMS
 from benchmarks import machine, memory, speed
 from benchmarks.contestants import load_model, stream_pool
 from benchmarks.outside import MissingPackageError
 from benchmarks.photographs import image_files
 from benchmarks.report import Row, table, write
+from models.bundled import BUNDLED_MODEL
 from models.classifier import Classifier
 from models.device import choose_device, choose_dtype, cores, use_gpu
 from models.dtypes import DtypeName
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "command": f"python -m benchmarks.engine {options.name}",
             "machine": machine.describe(getattr(options, "device", "cpu")),
             "model": Path(options.model).name,
+            "method": loaded.method.name,
             "options": _plain_options(options),
         }
         rows: list[Row] = []

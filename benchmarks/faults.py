@@ -32,9 +32,9 @@ from pathlib import Path
 
 import psutil
 
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.server import processes, running, title_of
+from models.bundled import BUNDLED_MODEL
 
 CLIENTS = 16
 MOST_WAITING = 512  # maximum number of concurrent requests of the load generator

@@ -26,13 +26,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.contestants import load_model
 from benchmarks.report import Row, table, write
+from models.bundled import BUNDLED_MODEL
 from models.classifier import Classifier
 from models.device import choose_dtype
-from models.schedule import Pruning, compute
+from models.schedule import Method, compute
 from models.training.labelled import samples_for
 from models.training.loading import BrokenImages, evaluation_batches
 
@@ -86,9 +86,9 @@ def _error(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def _vectors(classifier: Classifier, pixels: Tensor, ratios: Sequence[float]) -> np.ndarray:
+def _vectors(classifier: Classifier, method: Method, pixels: Tensor, ratios: Sequence[float]) -> np.ndarray:
     """Compute features [ratios, images, features]."""
-    outputs = classifier.compare(pixels, [[Pruning(ratio)] * len(pixels) for ratio in ratios])
+    outputs = classifier.compare(pixels, [[method.pruning(ratio)] * len(pixels) for ratio in ratios])
     with torch.inference_mode():
         found = [classifier.model.family.features(output.pooled).float() for output in outputs]
         return torch.stack(found).cpu().numpy()
@@ -115,18 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts, truth = [], []
     for batch in tqdm(batches, dynamic_ncols=True):
         if len(batch.numbers):
-            parts.append(_vectors(classifier, torch.from_numpy(batch.pixels), ratios))
+            parts.append(_vectors(classifier, loaded.method, torch.from_numpy(batch.pixels), ratios))
             truth.append(batch.truth)
         if time.process_time() > options.cpu_s:
             break
     model = loaded.model
-    shares = [compute(model.arch, model.stages, ratio) for ratio in ratios]
+    shares = [compute(model.arch, model.stages, ratio, loaded.method.reducer) for ratio in ratios]
     rows = rows_of(ratios, shares, np.concatenate(parts, axis=1), np.concatenate(truth))
     if options.output is not None:
         report = {
             "command": "python -m benchmarks.features",
             "machine": machine.describe(),
             "model": Path(options.model).name,
+            "method": loaded.method.name,
             "dtype": str(classifier.dtype).removeprefix("torch."),
             "cpu_s": round(time.process_time()),
             "results": rows,

@@ -22,12 +22,12 @@ import grpc
 from app.grpc.inference import request_of
 from app.grpc.protocol import SERVICE, message_class
 from app.http.routes.open_inference.tensors import HEADER_LENGTH, write_elements
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.photographs import image_files
 from benchmarks.report import by_way, spread, table, write
 from benchmarks.sender import Sender, requests
 from benchmarks.server import cpu_seconds, running
+from models.bundled import BUNDLED_MODEL
 
 
 def messages_of(model: str, photographs: Sequence[bytes]) -> list[object]:

@@ -48,11 +48,11 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from app.settings.model import BUNDLED_MODEL
 from app.settings.settings import Settings
 from benchmarks import machine
 from benchmarks.report import write
 from benchmarks.server import Server, connect, running, status_of, title_of
+from models.bundled import BUNDLED_MODEL
 
 LIVEZ_LIMIT_S = 0.1
 POLITE_ADDRESS = "127.0.0.2"  # without API keys, each address is a caller with an equal share

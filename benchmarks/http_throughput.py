@@ -24,14 +24,13 @@ import numpy as np
 import torch
 
 from app.decoding.images import ImageLimits, decode
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.report import spread
 from benchmarks.server import running
+from models.bundled import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
 from models.device import choose_device, choose_dtype, cores, use_gpu
 from models.load import load
-from models.schedule import Pruning
 
 BATCH = 8
 CLIENTS = 16
@@ -97,7 +96,9 @@ def main() -> None:
         )
 
     def predict(batch: list[np.ndarray], ratio: float) -> None:
-        classifier.classify(torch.from_numpy(np.stack(batch)), [ImageRequest(Pruning(ratio))] * len(batch))
+        classifier.classify(
+            torch.from_numpy(np.stack(batch)), [ImageRequest(loaded.method.pruning(ratio))] * len(batch)
+        )
 
     with running("--model", options.model, "--device", device) as server:
         results = {}

@@ -28,10 +28,10 @@ import numpy as np
 import psutil
 
 from app.commands.load import poisson_arrivals
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.sender import Ended, Sender, requests
 from benchmarks.server import cpu_seconds, running
+from models.bundled import BUNDLED_MODEL
 
 CLIENTS = 16
 PEAK_S = 15.0

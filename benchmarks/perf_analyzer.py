@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.report import Row, table, write
 from benchmarks.server import running
+from models.bundled import BUNDLED_MODEL
 
 _PHOTOGRAPH = Path(__file__).parents[1] / "tests/photographs/china.jpg"
 _SIDE = 224  # height and width of the pixel input

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from app.http.routes.open_inference.tensors import HEADER_LENGTH
-from app.settings.model import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.report import by_way, spread, table, write
 from benchmarks.sender import Sender, requests
 from benchmarks.server import cpu_seconds, running
+from models.bundled import BUNDLED_MODEL
 
 _REGION = "benchmark"
 

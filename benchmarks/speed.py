@@ -1,4 +1,5 @@
-"""The speed measurements of benchmarks.engine. Each function yields the rows of a subcommand."""
+"""The speed measurements of benchmarks.engine. Each function yields the rows of a subcommand. Images are
+pruned with the default method of the model."""
 
 import argparse
 import statistics
@@ -49,6 +50,11 @@ LOWEST_RATIO = 0.3
 BATCH_TOKENS = 4096
 
 
+def compute_of(loaded: LoadedModel, ratio: float) -> float:
+    """Return the compute of an image at a keep ratio with the model's default method."""
+    return compute(loaded.model.arch, loaded.model.stages, ratio, loaded.method.reducer)
+
+
 def keep_ratio_name(ratio: float) -> str:
     """Return the name of the contestant with this keep ratio."""
     return f"keep_ratio {ratio:g}"
@@ -82,14 +88,16 @@ def homogeneous(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Ro
         for size in options.batch_sizes:
             batches = photographs.batches(size, input_dtype(device, choose_dtype(device, dtype)), device)
             contestants = {name: on_timms_kernels(unpruned(one, batches)) for name, one in timms.items()}
-            contestants |= {f"{ratio:g}": pruned(model, batches, ratio) for ratio in options.ratios}
+            contestants |= {
+                f"{ratio:g}": pruned(model, loaded.method, batches, ratio) for ratio in options.ratios
+            }
             seconds = _measured(contestants, options, f"homogeneous {dtype} {size}")
             setting = {"dtype": dtype, "batch": size}
             for name in timms:
                 yield {**setting, "contestant": name, "images_per_s": _rate(seconds[name])}
             for ratio in options.ratios:
                 own = seconds[f"{ratio:g}"]
-                macs_ratio = 1 / compute(model.arch, model.stages, ratio)
+                macs_ratio = 1 / compute_of(loaded, ratio)
                 speed_up = _ratios(seconds["timm"], own)
                 share = spread([value / macs_ratio for value in speed_up])
                 asked = ASKED_OF_HOMOGENEOUS.get((dtype, size, ratio))
@@ -125,11 +133,17 @@ def mixed(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
             batches = photographs.batches(size, input_dtype(device, choose_dtype(device, dtype)), device)
             spaced = np.linspace(LOWEST_RATIO, 1, size)
             known = np.linspace(LOWEST_RATIO, 1, min(size, options.most_ratios))
-            contestants = {f"{ratio:.4f}": pruned(model, batches, ratio) for ratio in known.tolist()}
+            contestants = {
+                f"{ratio:.4f}": pruned(model, loaded.method, batches, ratio) for ratio in known.tolist()
+            }
             unmixed = list(contestants)
             for order in range(options.orders):
-                contestants[f"same {order}"] = pruned_mixed(model, batches, _dealt_out(spaced, order))
-                contestants[f"new {order}"] = pruned_mixed(model, batches, _drawn_anew(size, order))
+                contestants[f"same {order}"] = pruned_mixed(
+                    model, loaded.method, batches, _dealt_out(spaced, order)
+                )
+                contestants[f"new {order}"] = pruned_mixed(
+                    model, loaded.method, batches, _drawn_anew(size, order)
+                )
             seconds = _measured(contestants, options, f"mixed {dtype} {size}")
             costs = np.array([seconds[name] for name in unmixed])
             # The expected cost of `new`: its ratios are uniform over the range.
@@ -169,8 +183,7 @@ def _drawn_anew(size: int, seed: int) -> Callable[[int], Ratios]:
 def _ideal(loaded: LoadedModel, ratios: np.ndarray, known: np.ndarray, costs: np.ndarray) -> list[float]:
     """Return the ideal seconds per image in each round: the mean over ``ratios`` of the cost, interpolated
     from ``costs`` [known ratios, rounds]."""
-    arch, stages = loaded.model.arch, loaded.model.stages
-    at, known_at = ([compute(arch, stages, ratio) for ratio in some.tolist()] for some in (ratios, known))
+    at, known_at = ([compute_of(loaded, ratio) for ratio in some.tolist()] for some in (ratios, known))
     return [float(np.interp(at, known_at, of_round).mean()) for of_round in costs.T]
 
 
@@ -196,7 +209,7 @@ def user(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
                 size = _engine_batch(loaded, ratio, len(photographs))
                 batches = photographs.batches(size, next(model.parameters()).dtype)
                 calls = options.streams * max(1, round(options.images / (size * options.streams)))
-                one = pruned(model, batches, ratio)
+                one = pruned(model, loaded.method, batches, ratio)
                 contestants[name] = in_streams(one, streams, calls)
                 rows[name] = {"contestant": f"keep_ratio {ratio:g}", "dtype": dtype, "batch": size}
         seconds = measure(contestants, _plan(options), "user")
@@ -216,7 +229,7 @@ def _engine_batch(loaded: LoadedModel, ratio: float, most: int) -> int:
     """Return the number of images in a batch that fills a worker's token budget, counted as in
     app/dispatch/policy/scheduler.py."""
     arch = loaded.model.arch
-    tokens = round((arch.patches + arch.prefix_tokens) * compute(arch, loaded.model.stages, ratio))
+    tokens = round((arch.patches + arch.prefix_tokens) * compute_of(loaded, ratio))
     return min(most, max(1, BATCH_TOKENS // max(1, tokens)))
 
 
@@ -235,7 +248,7 @@ def outside(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
                 contestants[f"timm {dtype}"] = unpruned(plain_vit(loaded, dtype), batches)
             model = in_dtype(loaded, dtype)
             for ratio in options.ratios:
-                contestants[f"keep_ratio {ratio:g} {dtype}"] = pruned(model, batches, ratio)
+                contestants[f"keep_ratio {ratio:g} {dtype}"] = pruned(model, loaded.method, batches, ratio)
         seconds = measure(contestants, _plan(options), f"outside {size}")
         for name, own in seconds.items():
             yield {

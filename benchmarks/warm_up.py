@@ -32,7 +32,7 @@ from app.worker.torch_backend import TorchBackend
 from benchmarks import machine
 from benchmarks.report import Row, spread, table, write
 from models.device import choose_device, choose_dtype, cores
-from models.schedule import Pruning, compute
+from models.schedule import compute
 
 LOWEST_RATIO = 0.3
 
@@ -89,7 +89,7 @@ def _jobs(loaded: Loaded, draw: random.Random, size: int) -> list[Job]:
     noise = np.random.default_rng(draw.randrange(2**32))
     return [
         Job(
-            Ask(Pruning(round(draw.uniform(LOWEST_RATIO, 1), 3)), top_k=5),
+            Ask(loaded.info.method.pruning(round(draw.uniform(LOWEST_RATIO, 1), 3)), top_k=5),
             noise.integers(0, 256, loaded.info.pixel_bytes, np.uint8),
         )
         for _ in range(size)
@@ -97,8 +97,11 @@ def _jobs(loaded: Loaded, draw: random.Random, size: int) -> list[Job]:
 
 
 def _work_of(loaded: Loaded, jobs: Sequence[Job]) -> Work:
-    arch, stages = loaded.info.architecture, loaded.info.method.stages
-    return Work(len(jobs), sum(compute(arch, stages, job.ask.pruning.keep_ratio) for job in jobs))
+    arch, method = loaded.info.architecture, loaded.info.method
+    return Work(
+        len(jobs),
+        sum(compute(arch, method.stages, job.ask.pruning.keep_ratio, method.reducer) for job in jobs),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,9 +17,10 @@ from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from timm.models import is_model_in_modules
 
+from models.bundled import BUNDLED_MODELS, WEIGHTS_FOLDER
 from models.clusters import add_clusters
 from models.families import Network, UnsupportedModelError
-from models.load import BUNDLED_MODELS, WEIGHTS_FOLDER, Card, ModelError, load, read_card
+from models.load import Card, ModelError, load, read_card
 from models.load.reference import WEIGHT_ENDINGS, located
 from models.load.timm_models import build, is_projection
 from models.load.transformers_format.config import TransformersConfig

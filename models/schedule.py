@@ -161,6 +161,10 @@ class Method:
         """The name in tables and plots, such as `mad`, `mad+fuse` or `merge`."""
         return method_name(self.criterion, self.reducer)
 
+    def pruning(self, keep_ratio: float) -> "Pruning":
+        """Prune an image in this way at a keep ratio."""
+        return Pruning(keep_ratio, self.criterion, self.reducer)
+
 
 def method_name(criterion: Criterion, reducer: Reducer) -> str:
     """The name of a method: the criterion, followed by the reducer unless it is `drop`; only the reducer for

@@ -318,7 +318,7 @@ def test_warm_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     warm_up.main(["--batches", "1", "--output", str(output)])
     assert torch.get_num_threads() == threads
     report = json.loads(output.read_text())
-    assert report["model"] == "trimvit-small-imagenette"
+    assert report["model"] == "trimvit-small-109"
     sizes = [row["images"] for row in report["results"]]
     assert sizes[:2] == [1, 1] or sizes[:2] == [1, 2]
     assert sizes[-1] == 3 * sizes[-2] // 2

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from models.bundled import BUNDLED_MODEL, BUNDLED_MODELS
 from models.classifier import Classifier, ImageRequest
 from models.dtypes import DtypeName
-from models.load import BUNDLED, BUNDLED_MODELS, load
+from models.load import load
 from models.schedule import Criterion, Pruning, Reducer, default_stages
 from models.training.answers import Row
 from models.training.config import EvaluateConfig
@@ -19,23 +20,25 @@ from models.transforms import to_pixels
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 IMAGENETTE = os.environ.get("TRIMVIT_TEST_IMAGENETTE")
+OF_IMAGENETTE = "trimvit-small-imagenette"
 needs_imagenette = pytest.mark.skipif(
     IMAGENETTE is None, reason="TRIMVIT_TEST_IMAGENETTE names no folder with Imagenette's val"
 )
 
 
-def test_it_knows_ten_classes_and_prunes_in_blocks_4_7_and_10() -> None:
+def test_the_model_of_imagenette_knows_ten_classes_and_prunes_in_blocks_4_7_and_10() -> None:
     """Labels, input and stages come with the checkpoint."""
-    loaded = load(BUNDLED)
+    loaded = load(OF_IMAGENETTE)
     assert len(loaded.labels) == 10
     assert {"tench", "English springer", "church", "parachute"} <= set(loaded.labels)
     assert loaded.input.size == (224, 224)
     assert loaded.model.stages == default_stages(12)
+    assert (loaded.card.criterion, loaded.card.reducer) == ("variance", "drop")
 
 
-def test_the_second_one_knows_109_classes_and_fuses() -> None:
-    """All ten of the first one, and 99 more, in words."""
-    loaded, ten = load("trimvit-small-109"), load(BUNDLED)
+def test_the_default_knows_109_classes_and_fuses() -> None:
+    """All ten of Imagenette, and 99 more, in words."""
+    loaded, ten = load(BUNDLED_MODEL), load(OF_IMAGENETTE)
     assert len(set(loaded.labels)) == 109
     assert {*ten.labels, "pagoda", "Windsor chair", "yin and yang symbol"} <= set(loaded.labels)
     assert not any("_" in label for label in loaded.labels)
@@ -59,8 +62,8 @@ def rows_on_imagenette(
     ratios: Sequence[float],
     criteria: Sequence[Criterion],
     dtype: DtypeName = "auto",
-    model: str = BUNDLED,
-    reducer: Reducer = "drop",
+    model: str = BUNDLED_MODEL,
+    reducer: Reducer = "fuse",
 ) -> list[Row]:
     assert IMAGENETTE is not None
     return evaluate(
@@ -79,7 +82,7 @@ def rows_on_imagenette(
 
 
 @needs_imagenette
-@pytest.mark.parametrize(("model", "reducer"), [(BUNDLED, "drop"), ("trimvit-small-109", "fuse")])
+@pytest.mark.parametrize(("model", "reducer"), [(BUNDLED_MODEL, "fuse"), (OF_IMAGENETTE, "drop")])
 def test_it_is_accurate_on_a_sample_of_unseen_images(model: str, reducer: Reducer) -> None:
     """On 100 validation images top-1 is above 94 %, unpruned and at 0.7 (the card says more; the sample has
     a standard error of about one and a half points)."""

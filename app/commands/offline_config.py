@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.commands.fields import same_as
 from app.inference.options import ImageOptions, Share
-from app.settings.model import BUNDLED_MODEL
 from app.settings.settings import Settings
 from app.settings.truncated_images import TruncatedImages
+from models.bundled import BUNDLED_MODEL
 from models.dtypes import DtypeName
 from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer, Rows

@@ -157,7 +157,7 @@ class Timings(BaseModel):
 class ClassifyResponse(BaseModel):
     """One result per image, in the order of the request."""
 
-    model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    model: str = Field(description="The model's name.", examples=["trimvit-small-109"])
     results: list[ImageResult] = Field(description="One per image.")
     timings_ms: Timings = Field(description="In milliseconds. Also in the header Server-Timing.")
 
@@ -165,7 +165,7 @@ class ClassifyResponse(BaseModel):
 class ClassifyEachResponse(BaseModel):
     """With errors=each, one result or problem per image, in the order of the request."""
 
-    model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    model: str = Field(description="The model's name.", examples=["trimvit-small-109"])
     results: "list[ImageResult | ProblemDocument]" = Field(
         description="One per image: its result, or the problem document of its error."
     )
@@ -225,7 +225,7 @@ class EmbedResult(Applied):
 class EmbedResponse(BaseModel):
     """One result per image, in the order of the request."""
 
-    model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    model: str = Field(description="The model's name.", examples=["trimvit-small-109"])
     results: list[EmbedResult] = Field(description="One per image.")
     timings_ms: Timings = Field(description="In milliseconds. Also in the header Server-Timing.")
 
@@ -233,7 +233,7 @@ class EmbedResponse(BaseModel):
 class EmbedEachResponse(BaseModel):
     """With errors=each, one result or problem per image, in the order of the request."""
 
-    model: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    model: str = Field(description="The model's name.", examples=["trimvit-small-109"])
     results: "list[EmbedResult | ProblemDocument]" = Field(
         description="One per image: its result, or the problem document of its error."
     )
@@ -304,7 +304,7 @@ class CascadeDescription(BaseModel):
 class ModelDescription(BaseModel):
     """A model that is served."""
 
-    name: str = Field(description="Its name.", examples=["trimvit-small-imagenette"])
+    name: str = Field(description="Its name.", examples=["trimvit-small-109"])
     labels: list[str] = Field(
         description="Names of the classes, in the order of `index`. Empty for a model without a head, "
         "which only supports /v1/embed."

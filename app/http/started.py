@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from app.inference.asks import default_keep_ratio, default_method
+from app.inference.asks import default_keep_ratio
 from app.messages.model import ModelInfo
 from app.messages.to_front_end import Terms
 from app.settings.settings import Settings
@@ -78,7 +78,7 @@ def _pruning(settings: Settings, models: Sequence[ModelInfo]) -> list[tuple[str,
 
 
 def _defaults(settings: Settings, model: ModelInfo) -> str:
-    method = default_method(settings, model)
+    method = settings.method_of(model.name, model.method)
     ratio = default_keep_ratio(settings, model)
     return f"keep ratio {ratio:g}, criterion {method.criterion}, reducer {method.reducer}"
 

@@ -9,18 +9,7 @@ from app.messages.image import Ask
 from app.messages.model import ModelInfo
 from app.settings.model import ModelSettings
 from models.offered import check_criteria, check_reducers
-from models.schedule import Method, Pruning, keep_ratio_for
-
-
-def default_method(settings: ModelSettings, model: ModelInfo) -> Method:
-    """The criterion and reducer of images that name none: the default of the model, else that of the server,
-    else that of the checkpoint."""
-    own, checkpoint = settings.own_defaults(model.name), model.method
-    return Method(
-        checkpoint.stages,
-        own.criterion or settings.default_criterion or checkpoint.criterion,
-        own.reducer or settings.default_reducer or checkpoint.reducer,
-    )
+from models.schedule import Pruning, keep_ratio_for
 
 
 def default_keep_ratio(settings: ModelSettings, model: ModelInfo) -> float:
@@ -87,7 +76,7 @@ def _pruning(
     options: ImageOptions, settings: ModelSettings, model: ModelInfo
 ) -> tuple[Pruning, float | None]:
     """The pruning without a cascade, and how far its ratio may be lowered. Raises ValueError."""
-    method = default_method(settings, model)
+    method = settings.method_of(model.name, model.method)
     criterion, reducer = options.criterion or method.criterion, options.reducer or method.reducer
     check_criteria([criterion], model.criteria)
     check_reducers([reducer], model.reducers)

@@ -6,10 +6,10 @@ Whoever gives one of these expects something that will not happen, so the server
 from collections.abc import Iterator
 
 from app.settings.flags import flag
-from app.settings.model import BUNDLED_MODELS
 from app.settings.own_defaults import own_defaults
 from app.settings.settings import Settings
 from app.wrong_values import no_such
+from models.bundled import BUNDLED_MODELS
 
 # Settings that override the checkpoint, so they only make sense for a single model.
 _OF_ONE_MODEL = ("architecture", "head", "patch_stride", "input_size", "labels", "stages", "rows")

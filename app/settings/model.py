@@ -7,12 +7,10 @@ from pydantic import BaseModel, Field, field_validator
 from app.settings.own_defaults import NO_DEFAULTS, OwnDefaults, own_defaults
 from app.settings.served_models import ServedModel, loadable_models, served_models
 from app.settings.types import File
+from models.bundled import BUNDLED_MODEL
 from models.image_sizes import InputSize
-from models.schedule import Criterion, Reducer, Rows
+from models.schedule import Criterion, Method, Reducer, Rows
 from models.stage_flag import BlocksFlag
-
-BUNDLED_MODEL = "trimvit-small-imagenette"  # the default
-BUNDLED_MODELS = (BUNDLED_MODEL, "trimvit-small-109")
 
 
 class ModelSettings(BaseModel):
@@ -24,7 +22,7 @@ class ModelSettings(BaseModel):
         BUNDLED_MODEL,
         description="Name of a bundled model, of a timm model (weights from the hub) or of a repository "
         "OWNER/NAME on the hub, or path of a file or folder that timm, transformers or a "
-        "training script saved. trimvit-small-imagenette has ten classes, trimvit-small-109 has 109, "
+        "training script saved. trimvit-small-109 has 109 classes, trimvit-small-imagenette has ten, "
         "deit_small_patch16_224.fb_in1k has a thousand. To serve several models, give each as "
         "NAME=REFERENCE, separated by commas or with the flag repeated; the first is the "
         "default.",
@@ -134,3 +132,13 @@ class ModelSettings(BaseModel):
         if self.model_default is None or name is None:
             return NO_DEFAULTS
         return own_defaults(self.model_default).get(name, NO_DEFAULTS)
+
+    def method_of(self, name: str | None, checkpoint: Method) -> Method:
+        """The criterion and reducer of images that name none: the default of the model of that name, else
+        that of the server, else that of its checkpoint."""
+        own = self.own_defaults(name)
+        return Method(
+            checkpoint.stages,
+            own.criterion or self.default_criterion or checkpoint.criterion,
+            own.reducer or self.default_reducer or checkpoint.reducer,
+        )

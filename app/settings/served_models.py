@@ -40,7 +40,7 @@ def loadable_models(value: str) -> tuple[ServedModel, ...]:
 
 def _served(text: str) -> ServedModel:
     if not text.strip():
-        raise ValueError("it is empty; give a name or a path, such as trimvit-small-imagenette")
+        raise ValueError("it is empty; give a name or a path, such as trimvit-small-109")
     named = _NAMED.fullmatch(text)
     if named is None:
         return ServedModel(text)

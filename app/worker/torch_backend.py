@@ -95,8 +95,10 @@ class TorchBackend:
             self._classifier.make_kernels(2 * self.limits.batch_tokens, self.settings.warm_up_s - timing_s)
             on_all(self._warm_up)
             on_all(lambda _: self._capture_graphs(info.method.criterion))
-            arch, stages = info.architecture, info.method.stages
-            measured = time_batches(self._classify_noise, arch, stages, self.limits, on_all, timing_s)
+            method = self.settings.method_of(info.name, info.method)
+            measured = time_batches(
+                self._classify_noise, info.architecture, method, self.limits, on_all, timing_s
+            )
             learned = Learned(info, self.limits, measured)
         else:
             on_all(self._warm_up)

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from app.settings.model import BUNDLED_MODEL
+from models.bundled import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
 from models.load import load
 from models.pictures import cells_of, dimmed
-from models.schedule import Pruning
 from models.transforms import to_pixels
 
 KEEP_RATIO = 0.5
@@ -24,7 +23,7 @@ def main(photograph: Path, output: Path) -> None:
     loaded = load(BUNDLED_MODEL)
     classifier = Classifier(loaded.model, loaded.input, "cpu", torch.float32)
     pixels = to_pixels(Image.open(photograph), loaded.input)
-    request = ImageRequest(Pruning(KEEP_RATIO), top_k=1, kept_patches=True)
+    request = ImageRequest(loaded.method.pruning(KEEP_RATIO), top_k=1, kept_patches=True)
     (prediction,) = classifier.classify(torch.from_numpy(pixels.copy()).unsqueeze(0), [request])
     arch, stages = loaded.model.arch, loaded.model.stages
     projection = loaded.model.vit.patch_embed.proj

@@ -6,14 +6,10 @@ from models.load.fit import HEADS
 from models.load.input_spec import input_spec_of
 from models.load.labels import read_labels
 from models.load.model import LoadedModel, load
-from models.load.reference import BUNDLED, BUNDLED_MODELS, WEIGHTS_FOLDER
 from models.load.start import Start, create
 
 __all__ = [
-    "BUNDLED",
-    "BUNDLED_MODELS",
     "HEADS",
-    "WEIGHTS_FOLDER",
     "Card",
     "LoadedModel",
     "ModelError",

@@ -14,13 +14,11 @@ from urllib.parse import unquote, urlsplit
 import timm
 from huggingface_hub import constants
 
+from models.bundled import BUNDLED_MODEL, BUNDLED_MODELS, WEIGHTS_FOLDER
 from models.load.errors import ModelError, first_line
 
 log = logging.getLogger(__name__)
 
-BUNDLED = "trimvit-small-imagenette"  # the default
-BUNDLED_MODELS = (BUNDLED, "trimvit-small-109")
-WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 
 WEIGHT_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".pt", ".bin", ".ckpt")
 _OTHER_FILE_ENDINGS = (".json", ".npz", ".onnx", ".h5", ".tar", ".gz", ".zip", ".mar")
@@ -37,7 +35,7 @@ def located(reference: str) -> Path | str:
     """
     text = reference.strip()
     if not text:
-        raise ModelError(f"no model is given; pass a name or a path, for example {BUNDLED}")
+        raise ModelError(f"no model is given; pass a name or a path, for example {BUNDLED_MODEL}")
     if text in BUNDLED_MODELS:
         return WEIGHTS_FOLDER / f"{text}.safetensors"
     if text.startswith("file://"):

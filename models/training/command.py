@@ -83,7 +83,8 @@ def train(config: TrainConfig) -> int:
 def average(config: AverageConfig) -> int:
     """Average checkpoints and write the result."""
     run_average(config)
-    print(f"the mean of {len(config.models)} checkpoints is {config.output}")
+    count = len(config.models) + len(config.backbones)
+    print(f"the mean of {count} checkpoints is {config.output}")
     return 0
 
 

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.bundled import BUNDLED_MODEL
 from models.dtypes import DtypeName
 from models.image_sizes import InputSize
 from models.schedule import Criterion, Reducer
 from models.stage_flag import BlocksFlag
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Settings that several commands share.
 BatchSize = Annotated[int, Field(ge=1)]
 Workers = Annotated[int, Field(ge=0, description="Number of processes that read images.")]
@@ -263,7 +265,7 @@ class EvaluateConfig(BaseModel):
     data: Path = Field(
         description="Folder with one sub-folder of images per class, named by the model's labels."
     )
-    model: Model = "trimvit-small-imagenette"
+    model: Model = BUNDLED_MODEL
     architecture: Architecture = None
     labels: Labels = None
     patch_stride: int | None = Field(
@@ -276,7 +278,11 @@ class EvaluateConfig(BaseModel):
     stages: StagesFlag = None
     keep_ratios: tuple[Ratio, ...] = Field((1.0, 0.9, 0.7, 0.5, 0.3), min_length=1)
     criteria: tuple[Criterion, ...] = Field(("variance", "mad", "mean", "random"), min_length=1)
-    reducers: Reducers = ("drop",)
+    reducers: Annotated[tuple[Reducer, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="Reducers, each combined with each criterion. merge and pool use none and are measured "
+        "once. Default: that of the checkpoint.",
+    )
     batch_size: BatchSize = 32
     limit: Limit = None
     device: str = "auto"
@@ -295,7 +301,7 @@ class HeadConfig(BaseModel):
 
     data: Path = Field(description="Folder with one sub-folder of images per class.")
     output: Path = Field(description="Safetensors file for the head.")
-    model: Model = "trimvit-small-imagenette"
+    model: Model = BUNDLED_MODEL
     architecture: Architecture = None
     labels: Path | None = Field(None, description="JSON file that maps folder names to labels.")
     patch_stride: int | None = Field(None, ge=1, description="As for trimvit serve.")
@@ -322,7 +328,7 @@ class SweepConfig(BaseModel):
         description="Folder for the results. If the command is interrupted, run it again to resume."
     )
     models: tuple[str, ...] = Field(
-        ("trimvit-small-imagenette",),
+        (BUNDLED_MODEL,),
         min_length=1,
         description="Model references, as for trimvit serve, with optional labels: LABEL=REFERENCE.",
     )
@@ -408,7 +414,7 @@ class CalibrateConfig(BaseModel):
         "them."
     )
     output: Path = Field(description="Safetensors file to write: the model with the cascade.")
-    model: Model = "trimvit-small-imagenette"
+    model: Model = BUNDLED_MODEL
     architecture: Architecture = None
     agreement: float = Field(
         0.995,
@@ -441,5 +447,22 @@ class AverageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: tuple[Path, ...] = Field(min_length=2, description="Checkpoints of `trimvit train`.")
+    models: tuple[Path, ...] = Field(min_length=1, description="Checkpoints of `trimvit train`.")
     output: Path = Field(description="Safetensors file to write.")
+    backbones: tuple[Path, ...] = Field(
+        (), description="Further checkpoints, of which all but the head is used. Their labels may differ."
+    )
+    weights: tuple[Weight, ...] | None = Field(
+        None,
+        description="Weight of each checkpoint in the mean, relative to the others: those of --models, then "
+        "those of --backbones. Default: equal weights.",
+    )
+
+    @model_validator(mode="after")
+    def _several_with_a_weight_each(self) -> "AverageConfig":
+        count = len(self.models) + len(self.backbones)
+        if count < 2:
+            raise ValueError("a mean needs at least two checkpoints: add one to --models or to --backbones")
+        if self.weights is not None and len(self.weights) != count:
+            raise ValueError(f"--weights needs one value per checkpoint: {count}, got {len(self.weights)}")
+        return self

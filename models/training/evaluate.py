@@ -31,7 +31,8 @@ def evaluate(config: EvaluateConfig) -> list[Row]:
     loaded = load_to_measure(config, config.model)
     samples = spread_samples(samples_for(loaded.card, config.data), config.limit)
     classifier = Classifier(loaded.model, loaded.input, device, choose_dtype(device, config.dtype))
-    settings = settings_of(config.keep_ratios, methods(config.criteria, config.reducers))
+    reducers = config.reducers or (loaded.method.reducer,)
+    settings = settings_of(config.keep_ratios, methods(config.criteria, reducers))
     broken = BrokenImages(config.broken_images)
     parts: list[Answers] = []
     timed: list[Tensor] = []

@@ -158,7 +158,7 @@ def load_to_measure(config: EvaluateConfig | SweepConfig, model: str) -> LoadedM
         input_size=pixels_of(config.input_size),
     )
     loaded = loaded.at_stages(config.stages)
-    return loaded.check_criteria(config.criteria).check_reducers(config.reducers)
+    return loaded.check_criteria(config.criteria).check_reducers(config.reducers or ())
 
 
 def label_names(path: Path, folders: ClassFolders) -> dict[str, str]:

@@ -168,7 +168,7 @@ def test_a_bad_value_exits_with_2_and_says_what_is_allowed(
         (["train", "--output", "x"], "trimvit train: --data is missing\n"),
         (["evaluate"], "trimvit evaluate: --data is missing\n"),
         (["sweep", "--data=d"], "trimvit sweep: --output is missing\n"),
-        (["average", "--models=a", "--output=o"], "--models must be a list of at least 2 values"),
+        (["average", "--models=a", "--output=o"], "a mean needs at least two checkpoints"),
         (["--port", "80"], "trimvit: --port must come after a command, as in trimvit serve --port 8000\n"),
         (["sweep", "--data=d", "--output=o", "--models=a/m.pth,b/m.pth"], "two models are labelled 'm'"),
         (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings.model import BUNDLED_MODEL
 from benchmarks.ray_cluster import READY_WITHIN_S
+from models.bundled import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest, Prediction
 from models.device import choose_dtype
 from models.load import load

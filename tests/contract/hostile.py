@@ -211,7 +211,7 @@ def _bad_json() -> list[Hostile]:
 
 def _bad_tensors() -> list[Hostile]:
     photo = (SHIPPED / "chelsea.jpg").read_bytes()
-    path = "/v2/models/trimvit-small-imagenette/infer"
+    path = "/v2/models/trimvit-small-109/infer"
 
     def tensor(name: str, shape: list[int], datatype: str, size: int) -> bytes:
         given = {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": size}}
@@ -243,7 +243,7 @@ def _bad_tensors() -> list[Hostile]:
 def _bad_encodings() -> list[Hostile]:
     photo = (SHIPPED / "chelsea.jpg").read_bytes()
     bomb = gzip.compress(bytes(40 * 2**20))
-    routes = ("/v1/classify", "/", "/v2/models/trimvit-small-imagenette/infer")
+    routes = ("/v1/classify", "/", "/v2/models/trimvit-small-109/infer")
 
     def case(name: str, status: int, coding: str, content: bytes, path: str) -> Hostile:
         headers = {"Content-Encoding": coding}

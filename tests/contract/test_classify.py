@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.settings.model import BUNDLED_MODEL
+from models.bundled import BUNDLED_MODEL
 from models.classifier import ImageRequest
 from models.schedule import Pruning
 from tests.contract.conftest import Alone
@@ -27,6 +27,12 @@ CHINA = (SHIPPED / "china.jpg").read_bytes()
 # Where an image's importance is summed up in bfloat16, a patch or two more or fewer hold the mass.
 PATCH_TOLERANCE, COSINE_TOLERANCE = 2, 0.01
 CONCURRENT = 32
+CLASSES = 109  # of the bundled model
+
+
+def as_default(keep_ratio: float) -> Pruning:
+    """How the bundled model prunes if a request says no more than its keep ratio."""
+    return Pruning(keep_ratio, reducer="fuse")
 
 
 def test_a_photograph_comes_back_with_labels_ratio_times_and_mask(deployment: Deployment) -> None:
@@ -82,7 +88,7 @@ def test_a_mask_shows_the_patches_that_are_counted(deployment: Deployment, form:
         assert mask == sorted(mask)
 
 
-@pytest.mark.parametrize("options", [{}, {"criterion": "mad"}, {"reducer": "fuse"}])
+@pytest.mark.parametrize("options", [{}, {"criterion": "mad"}, {"reducer": "drop"}])
 def test_a_mask_shows_the_patches_that_the_network_keeps_alone(
     deployment: Deployment, alone: Alone, options: dict[str, Any]
 ) -> None:
@@ -90,7 +96,9 @@ def test_a_mask_shows_the_patches_that_the_network_keeps_alone(
     for image, ratio in zip(PHOTOGRAPHS, (0.7, 0.55, 0.4, 0.3), strict=True):
         asked = {"keep_ratio": ratio, "mask": "indices", "mask_stages": True, **options}
         result = result_of(deployment.classify(image, **asked))
-        expected = alone(image, ImageRequest(Pruning(ratio, **options), kept_patches=True)).kept
+        expected = alone(
+            image, ImageRequest(Pruning(ratio, **{"reducer": "fuse", **options}), kept_patches=True)
+        ).kept
         assert expected is not None
         for stage, kept in zip(result["mask"], expected, strict=True):
             assert len(stage["indices"]) == len(kept)
@@ -110,7 +118,7 @@ def test_several_images_of_a_form_have_their_own_ratios(deployment: Deployment, 
     assert response.status_code == 200, response.text
     for image, ratio, result in zip(PHOTOGRAPHS, ratios, response.json()["results"], strict=True):
         assert result["keep_ratio"] == ratio
-        assert_as_alone(alone, image, Pruning(ratio), result)
+        assert_as_alone(alone, image, as_default(ratio), result)
 
 
 def test_several_images_of_a_json_document_have_their_own_ratios(
@@ -126,7 +134,7 @@ def test_several_images_of_a_json_document_have_their_own_ratios(
     assert response.status_code == 200, response.text
     for image, ratio, result in zip(PHOTOGRAPHS, ratios, response.json()["results"], strict=True):
         assert result["keep_ratio"] == ratio
-        assert_as_alone(alone, image, Pruning(ratio), result)
+        assert_as_alone(alone, image, as_default(ratio), result)
 
 
 def test_answers_under_concurrency_equal_each_image_alone(deployment: Deployment, alone: Alone) -> None:
@@ -142,18 +150,18 @@ def test_answers_under_concurrency_equal_each_image_alone(deployment: Deployment
     assert deployment.metric("trimvit_batches_total", form="ragged") > ragged_before, "no mixed batch"
     for image, ratio, response in zip(images, ratios, responses, strict=True):
         result = result_of(response)
-        expected = alone(image, ImageRequest(Pruning(ratio), top_k=10))
+        expected = alone(image, ImageRequest(as_default(ratio), top_k=CLASSES))
         assert result["patches"]["per_stage"] == list(expected.kept_counts)
-        assert_as_alone(alone, image, Pruning(ratio), result)
+        assert_as_alone(alone, image, as_default(ratio), result)
 
 
 METHODS: list[tuple[dict[str, Any], Pruning]] = [
-    ({"keep_ratio": 0.5}, Pruning(0.5)),
-    ({"keep_ratio": 0.5, "reducer": "fuse"}, Pruning(0.5, reducer="fuse")),
+    ({"keep_ratio": 0.5}, Pruning(0.5, reducer="fuse")),
+    ({"keep_ratio": 0.5, "reducer": "drop"}, Pruning(0.5)),
     ({"keep_ratio": 0.5, "reducer": "merge"}, Pruning(0.5, reducer="merge")),
     ({"keep_ratio": 0.5, "reducer": "transform"}, Pruning(0.5, reducer="transform")),
-    ({"keep_mass": 0.8}, Pruning(keep_mass=0.8)),
-    ({"keep_mass": 0.8, "reducer": "fuse", "criterion": "mad"}, Pruning(1.0, "mad", "fuse", keep_mass=0.8)),
+    ({"keep_mass": 0.8}, Pruning(reducer="fuse", keep_mass=0.8)),
+    ({"keep_mass": 0.8, "reducer": "drop", "criterion": "mad"}, Pruning(1.0, "mad", keep_mass=0.8)),
 ]
 
 
@@ -172,10 +180,10 @@ def test_embeddings_share_batches_with_labels_and_equal_each_image_alone(
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(answered, range(2 * len(asked))))
     for place, (image, ratio) in enumerate(asked):
-        assert_as_alone(alone, image, Pruning(ratio), found[2 * place])
+        assert_as_alone(alone, image, as_default(ratio), found[2 * place])
         assert "embedding" not in found[2 * place]
         embedding = np.array(found[2 * place + 1]["embedding"])
-        expected = alone(image, ImageRequest(Pruning(ratio), features=True)).features
+        expected = alone(image, ImageRequest(as_default(ratio), features=True)).features
         assert expected is not None
         cosine = embedding @ expected / np.linalg.norm(embedding) / np.linalg.norm(expected)
         assert cosine > 1 - COSINE_TOLERANCE
@@ -189,11 +197,11 @@ def test_images_of_every_method_are_answered_together_as_each_alone(
     asked = [(image, *method) for image in PHOTOGRAPHS for method in METHODS]
     with ThreadPoolExecutor(len(asked)) as pool:
         results = list(
-            pool.map(lambda one: result_of(deployment.classify(one[0], top_k=10, **one[1])), asked)
+            pool.map(lambda one: result_of(deployment.classify(one[0], top_k=CLASSES, **one[1])), asked)
         )
     ratios = set()
     for (image, _, pruning), result in zip(asked, results, strict=True):
-        expected = alone(image, ImageRequest(pruning, top_k=10))
+        expected = alone(image, ImageRequest(pruning, top_k=CLASSES))
         assert result["reducer"] == pruning.reducer
         assert result["criterion"] == (None if pruning.reducer == "merge" else pruning.criterion)
         assert result["runs"] == 1
@@ -210,7 +218,7 @@ def test_images_of_every_method_are_answered_together_as_each_alone(
 
 def assert_as_alone(alone: Alone, image: bytes, pruning: Pruning, result: dict[str, Any]) -> None:
     """The labels have the scores, and the best is the best, that the image gets alone."""
-    expected = alone(image, ImageRequest(pruning, top_k=10))
+    expected = alone(image, ImageRequest(pruning, top_k=CLASSES))
     scores = dict(zip(expected.classes.tolist(), expected.scores.tolist(), strict=True))
     for label in result["labels"]:
         assert label["score"] == pytest.approx(scores[label["index"]], abs=SCORE_TOLERANCE), pruning

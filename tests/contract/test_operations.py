@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from app.settings.model import BUNDLED_MODEL
+from models.bundled import BUNDLED_MODEL
 from tests.contract.deployments import Deployment, result_of
 from tests.deploy.promql import TARGET_LABELS, exposed
 from tests.system.photographs import SHIPPED, photographs

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -91,6 +93,69 @@ def test_the_mean_of_two_dtypes_holds_both(tmp_path: Path) -> None:
     output = tmp_path / "mean.safetensors"
     assert command.average(AverageConfig(models=paths, output=output)) == 0
     assert load_file(output)["blocks.0.mlp.fc1.weight"].dtype == torch.float32
+
+
+def test_a_weighted_mean(tmp_path: Path) -> None:
+    """The weights are relative to each other, so 3 and 1 are three quarters and a quarter. The origin has
+    them."""
+    paths = tuple(saved(tmp_path / f"{seed}.safetensors", seed) for seed in range(2))
+    output = tmp_path / "mean.safetensors"
+    assert command.average(AverageConfig(models=paths, output=output, weights=(3, 1))) == 0
+    got, (one, other) = weights(output), map(weights, paths)
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor, 0.75 * one[name] + 0.25 * other[name], rtol=1e-3, atol=1e-6)
+    assert load(str(output)).card.origin == {"mean_of": [{"seed": 1}] * 2, "weights": [3.0, 1.0]}
+
+
+@pytest.mark.parametrize("given", [None, (1.0, 2.0, 5.0)])
+def test_a_backbone_counts_but_for_its_head(tmp_path: Path, given: tuple[float, ...] | None) -> None:
+    """It may have other labels. The head is the mean of the others', with their weights."""
+    three = replace(
+        CARD,
+        labels=("cat", "dog", "car"),
+        scores="sigmoid",
+        model_args={**ARGS, "num_classes": 3, "in_chans": 3},
+    )
+    models = tuple(saved(tmp_path / f"{seed}.safetensors", seed) for seed in range(2))
+    backbone, output = saved(tmp_path / "three.safetensors", 2, three), tmp_path / "mean.safetensors"
+    config = AverageConfig(models=models, backbones=(backbone,), weights=given, output=output)
+    assert command.average(config) == 0
+    one, other, third = given or (1.0, 1.0, 1.0)
+    parts = [*map(weights, models), weights(backbone)]
+    for name, tensor in weights(output).items():
+        if name.startswith("head."):
+            mean = (one * parts[0][name] + other * parts[1][name]) / (one + other)
+        else:
+            mean = sum(w * part[name] for w, part in zip((one, other, third), parts, strict=True))
+            mean = mean / (one + other + third)
+        torch.testing.assert_close(tensor, mean, rtol=1e-3, atol=1e-6)
+    assert load(str(output)).labels == ("cat", "dog")
+
+
+def test_a_backbone_of_another_network_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what belongs to the head may differ."""
+    deeper = replace(CARD, model_args={**ARGS, "depth": 3})
+    one, other = saved(tmp_path / "a.safetensors", 0), saved(tmp_path / "b.safetensors", 1, deeper)
+    config = AverageConfig(models=(one,), backbones=(other,), output=tmp_path / "mean.safetensors")
+    assert command.average(config) == 1
+    assert f"{other} and {one} differ in their model_args" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"models": ("a",)}, "a mean needs at least two checkpoints"),
+        ({"weights": (1.0,)}, "--weights needs one value per checkpoint: 2, got 1"),
+        ({"backbones": ("c",), "weights": (1.0, 2.0)}, "--weights needs one value per checkpoint: 3, got 2"),
+        ({"weights": (1.0, 0.0)}, "greater than 0"),
+        ({"weights": (1.0, float("nan"))}, "finite"),
+        ({"weights": (1.0, float("inf"))}, "finite"),
+    ],
+)
+def test_what_has_no_mean_is_refused(changes: dict[str, Any], problem: str) -> None:
+    """Before anything is read."""
+    with pytest.raises(ValidationError, match=problem):
+        AverageConfig(**{"models": ("a", "b"), "output": "mean.safetensors", **changes})
 
 
 def test_other_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

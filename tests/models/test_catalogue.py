@@ -7,9 +7,10 @@ import huggingface_hub.constants
 import pytest
 import timm
 
+from models.bundled import BUNDLED_MODELS
 from models.catalogue import Candidate, candidates
 from models.clusters import add_clusters
-from models.load import BUNDLED_MODELS, Card, input_spec_of, load, save
+from models.load import Card, input_spec_of, load, save
 from models.paca import Paca
 from models.schedule import Stages, macs
 from models.static_attention import make_static

@@ -224,7 +224,7 @@ def test_models_are_swept_side_by_side(
 @pytest.mark.parametrize(
     ("reference", "label", "model"),
     [
-        ("trimvit-small-imagenette", "trimvit-small-imagenette", "trimvit-small-imagenette"),
+        ("trimvit-small-109", "trimvit-small-109", "trimvit-small-109"),
         ("tuned=run/model.safetensors", "tuned", "run/model.safetensors"),
         ("run/model.safetensors", "model", "run/model.safetensors"),
         ("run/a=b/model.pth", "model", "run/a=b/model.pth"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings.model import BUNDLED_MODEL
+from models.bundled import BUNDLED_MODEL
 from tests.system.server import Server, free_port, running_server
 from tests.system.small_network import save_small_network
 
@@ -40,7 +40,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The bundled model, and a small one that sees 64 x 64 pixels and has defaults of its own."""
     models = ("--model", f"photo={BUNDLED_MODEL}", "--model", f"small={calibrated}")
-    own = ("--model-default", "small.keep_ratio=0.5", "--model-default", "small.reducer=fuse")
+    own = ("--model-default", "small.keep_ratio=0.5", "--model-default", "small.reducer=merge")
     flags = (*models, *own, "--dtype", "float32", "--max-queue-s", "600", "--default-deadline-ms", "300000")
     with running_server(tmp_path_factory.mktemp("both"), *flags) as running:
         yield running

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from app.settings.model import BUNDLED_MODEL
+from models.bundled import BUNDLED_MODEL
 from tests.system.mutants import mutants
 from tests.system.odd_requests import Answer, OddRequest, odd_requests
 from tests.system.server import Server, is_ready, running_server

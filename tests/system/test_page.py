@@ -161,7 +161,7 @@ def example(server: Server, visit: Visit, name: str) -> bytes:
 def test_the_whole_way(visit: Open, server: Server, tmp_path: Path) -> None:
     """A photograph, its answer as the server gives it, another ratio, comparison, command and figures."""
     page = visit(permissions=["clipboard-read", "clipboard-write"])
-    page.says("#knows", "10 labels")
+    page.says("#knows", "109 labels")
     page.says("#knows", "garbage truck")
     page.hides("#answer")
     page.example("china.jpg")
@@ -503,7 +503,7 @@ def test_the_model_is_chosen_of_several(visit_both: Open, both: Server) -> None:
     page.says("#served", "small")
     page.says("#knows", "3 labels")
     page.says("#curl", "model=small&keep_ratio=0.5&")
-    page.says("#curl", "reducer=fuse")
+    page.says("#curl", "reducer=merge")
     photograph = example(both, page, "china.jpg")
     expected = classified(both, photograph, model="small")
     page.says("#left", f"{expected['patches']['kept']} of {expected['patches']['total']}")
@@ -513,7 +513,7 @@ def test_the_model_is_chosen_of_several(visit_both: Open, both: Server) -> None:
     page.says("#knows", "3 labels")
     assert page.see("#model").input_value() == "small"
     page.see("#model").select_option("photo")
-    page.says("#knows", "10 labels")
+    page.says("#knows", "109 labels")
     assert page.page.url == f"{both.url}/"
     page.page.goto(f"{both.url}/?model=nobody")
     page.says("#served", "photo")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings.model import BUNDLED_MODEL
 from benchmarks.perf_analyzer import data_of, sweep
+from models.bundled import BUNDLED_MODEL
 from tests.system.photographs import SHIPPED
 from tests.system.server import Server, free_port, running_server
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import torch
 
-from app.settings.model import BUNDLED_MODEL
+from models.bundled import BUNDLED_MODEL
 from models.classifier import Classifier, ImageRequest
 from models.load import load
 from models.schedule import Pruning, Reducer
@@ -16,7 +16,7 @@ from tests.system.server import Server
 from tests.system.small_network import LABELS, PHOTOGRAPHS, alone
 
 RATIOS = (1.0, 0.7, 0.5, 0.3)
-REDUCERS: dict[str, Reducer] = {"photo": "drop", "small": "fuse"}  # their defaults
+REDUCERS: dict[str, Reducer] = {"photo": "fuse", "small": "merge"}  # their defaults
 
 
 def ask(server: Server, photograph: bytes, **options: object) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_under_mixed_load_each_model_gives_its_own_answers(both: Server, calibra
 def test_the_first_model_is_the_default_and_paths_name_the_others(both: Server) -> None:
     assert ask(both, PHOTOGRAPHS[0])["model"] == "photo"
     listed = httpx.get(f"{both.url}/v1/models").json()["models"]
-    assert [(model["name"], len(model["labels"])) for model in listed] == [("photo", 10), ("small", 3)]
+    assert [(model["name"], len(model["labels"])) for model in listed] == [("photo", 109), ("small", 3)]
     assert httpx.get(f"{both.url}/v2/models/small/ready").json() == {"name": "small", "ready": True}
     named = httpx.post(f"{both.url}/models/small", content=PHOTOGRAPHS[0]).json()
     assert {entry["label"] for entry in named} == set(LABELS)
@@ -65,10 +65,10 @@ def test_the_first_model_is_the_default_and_paths_name_the_others(both: Server) 
 
 def test_each_model_has_defaults_of_its_own(both: Server) -> None:
     """What a request does not ask for follows its model; the log says so at the start."""
-    for name, ratio, reducer in (("photo", 1.0, "drop"), ("small", 0.5, "fuse")):
+    for name, ratio, reducer in (("photo", 1.0, "fuse"), ("small", 0.5, "merge")):
         (result,) = ask(both, PHOTOGRAPHS[0], model=name)["results"]
         assert (result["keep_ratio"], result["reducer"]) == (ratio, reducer)
-    assert "defaults of model small: keep_ratio 0.5, reducer fuse" in both.log.read_text()
+    assert "defaults of model small: keep_ratio 0.5, reducer merge" in both.log.read_text()
 
 
 def test_many_images_of_one_model_do_not_keep_the_other_waiting(both: Server) -> None:

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from tests.system.photographs import SHIPPED
 from tests.system.server import Server, free_port, running_server
 
-MODEL = "trimvit-small-imagenette"
+MODEL = "trimvit-small-109"
 CHINA = SHIPPED / "china.jpg"
 ROOM = 4096  # bytes for the outputs
 

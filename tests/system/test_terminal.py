@@ -21,7 +21,7 @@ def test_a_terminal_is_told_what_is_served_and_what_to_try() -> None:
     try:
         screen = read_until(terminal, "Press Ctrl-C to stop the server.")
         assert "TrimViT is ready." in screen
-        assert "trimvit-small-imagenette: 10 labels" in screen
+        assert "trimvit-small-109: 109 labels" in screen
         assert re.search(r"keep ratio 1: a single image [\d.]+ ms, in batches [\d.]+ images/s", screen)
         found = re.search(r"^ *(curl .*)$", screen, re.MULTILINE)
         assert found is not None

@@ -82,7 +82,7 @@ def test_an_installed_wheel_serves_beside_a_users_own_packages(
     with running_server(tmp_path, program=program, started_in=tmp_path) as server:
         answer = httpx.post(f"{server.url}/v1/classify", content=(SHIPPED / "china.jpg").read_bytes())
         assert answer.status_code == 200
-        assert answer.json()["model"] == "trimvit-small-imagenette"
+        assert answer.json()["model"] == "trimvit-small-109"
         assert httpx.get(server.url, headers={"accept": "text/html"}).status_code == 200
     code = "import app"
     done = subprocess.run(

@@ -106,7 +106,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
             str,
             Path(
                 description="Name of the model, as listed in /v1/models.",
-                examples=["trimvit-small-imagenette"],
+                examples=["trimvit-small-109"],
             ),
         ],
     ) -> JSONResponse:

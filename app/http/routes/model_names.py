@@ -50,7 +50,7 @@ register_url_convertor("model", ModelNameConvertor())
 
 ModelName = Annotated[
     str,
-    Path(description="Name of the model, as listed in /v1/models.", examples=["trimvit-small-imagenette"]),
+    Path(description="Name of the model, as listed in /v1/models.", examples=["trimvit-small-109"]),
 ]
 ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[VERSION])]
 
@@ -58,7 +58,7 @@ ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[V
 class ModelReady(BaseModel):
     """Whether images are answered with this model."""
 
-    name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    name: str = Field(description="The model's name.", examples=["trimvit-small-109"])
     ready: bool = Field(
         description="Always true. If the model is not ready or not loaded, the response is 503."
     )

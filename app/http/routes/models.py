@@ -9,7 +9,7 @@ from app.http.model_choice import no_model_yet
 from app.http.paths import MODELS
 from app.http.problems import PROBLEMS
 from app.http.schemas import CascadeDescription, InputInfo, ModelDescription, ModelList
-from app.inference.asks import default_keep_ratio, default_method
+from app.inference.asks import default_keep_ratio
 from app.inference.expected import default_deadline_ms
 from app.messages.model import ModelInfo
 from app.settings.settings import Settings
@@ -39,7 +39,7 @@ def models_router(settings: Settings, dispatch: Dispatch) -> APIRouter:
 def described(settings: Settings, model: ModelInfo) -> ModelDescription:
     """The description of the model and its options."""
     height, width = model.input.size
-    method = default_method(settings, model)
+    method = settings.method_of(model.name, model.method)
     return ModelDescription(
         name=model.name,
         labels=list(model.labels),

@@ -7,7 +7,6 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings
 
-from app.settings import model
 from app.settings.settings import Settings
 from app.wrong_values import wrong_values
 
@@ -255,13 +254,6 @@ def test_settings_reach_a_child_process_unchanged(
     passed = settings.model_dump_json()
     monkeypatch.setenv("TRIMVIT_PORT", "1234")
     assert Settings.model_validate_json(passed) == settings
-
-
-def test_the_bundled_models_are_those_of_models_load() -> None:
-    """The names are written twice, so that the service need not import torch to know them."""
-    from models.load import BUNDLED, BUNDLED_MODELS
-
-    assert (model.BUNDLED_MODEL, model.BUNDLED_MODELS) == (BUNDLED, BUNDLED_MODELS)
 
 
 def test_every_setting_is_described() -> None:

@@ -10,10 +10,11 @@ from app.messages.capacity import Limits
 from app.worker import warm_up
 from app.worker.streams import Streams
 from app.worker.warm_up import time_batches
-from models.schedule import Pruning, compute
+from models.schedule import Method, Pruning, compute
 from tests.app.fakes import MODEL
 
 ARCH, STAGES = MODEL.architecture, MODEL.method.stages
+METHOD = Method(STAGES, "mad", "fuse")
 LIMITS = Limits(batch_tokens=17 * 6, threads=4, streams=2)
 RATIOS = (1.0, 0.7, 0.5, 0.3)
 R = TypeVar("R")
@@ -35,11 +36,12 @@ def test_batches_are_measured_in_the_shapes_and_the_threads_of_serving(streams: 
 
     def classify(prunings: Sequence[Pruning], threads: int) -> None:
         assert threading.get_ident() in serving
+        assert {(pruning.criterion, pruning.reducer) for pruning in prunings} == {("mad", "fuse")}
         seen.append((threads, len(prunings), tuple(sorted({pruning.keep_ratio for pruning in prunings}))))
         if threads == LIMITS.stream_threads:
             together.wait(30)  # breaks if the streams are not at work at once
 
-    measured = time_batches(classify, ARCH, STAGES, LIMITS, streams.on_all)
+    measured = time_batches(classify, ARCH, METHOD, LIMITS, streams.on_all)
     assert {(size, ratios) for threads, size, ratios in seen if threads == 4} == {
         (1, (ratio,)) for ratio in RATIOS
     }
@@ -61,7 +63,7 @@ def test_a_slow_device_is_not_kept_from_serving(streams: Streams[None]) -> None:
     """Once enough time is over only single images are measured."""
     sizes = set()
     measured = time_batches(
-        lambda prunings, _: sizes.add(len(prunings)), ARCH, STAGES, LIMITS, streams.on_all, 0.0
+        lambda prunings, _: sizes.add(len(prunings)), ARCH, METHOD, LIMITS, streams.on_all, 0.0
     )
     assert sizes == {1}
     assert {batch.threads for batch in measured} == {4, 2}
@@ -74,12 +76,12 @@ def test_a_batch_that_would_take_too_long_is_left_out(monkeypatch: pytest.Monkey
 
     def classify(prunings: Sequence[Pruning], threads: int) -> None:
         nonlocal now
-        now += sum(compute(ARCH, STAGES, pruning.keep_ratio) for pruning in prunings)
+        now += sum(compute(ARCH, STAGES, pruning.keep_ratio, pruning.reducer) for pruning in prunings)
 
-    of_one_each = sum(compute(ARCH, STAGES, ratio) for ratio in RATIOS)
-    enough_s = 2 * of_one_each + 2 * of_one_each + 2 * 4 * compute(ARCH, STAGES, 0.5)
+    of_one_each = sum(compute(ARCH, STAGES, ratio, "fuse") for ratio in RATIOS)
+    enough_s = 2 * of_one_each + 2 * of_one_each + 2 * 4 * compute(ARCH, STAGES, 0.5, "fuse")
     monkeypatch.setattr(warm_up.time, "perf_counter", lambda: now)
-    measured = time_batches(classify, ARCH, STAGES, Limits(17 * 6, 1, 1), lambda work: [work(0)], enough_s)
+    measured = time_batches(classify, ARCH, METHOD, Limits(17 * 6, 1, 1), lambda work: [work(0)], enough_s)
     assert now <= enough_s
     assert [batch.work.images for batch in measured if batch.work.images > 1] == [4]
 
@@ -92,4 +94,4 @@ def test_a_failing_network_fails_the_start(streams: Streams[None]) -> None:
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        time_batches(fail, ARCH, STAGES, LIMITS, streams.on_all)
+        time_batches(fail, ARCH, METHOD, LIMITS, streams.on_all)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from models.bundled import BUNDLED_MODEL, BUNDLED_MODELS
 from models.load.errors import ModelError
-from models.load.reference import BUNDLED, BUNDLED_MODELS, located
+from models.load.reference import located
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -116,7 +117,7 @@ def test_a_folder_called_as_a_model_is_taken_where_it_holds_one(
 ) -> None:
     """And what was chosen is told; ./ means the folder, and the bundled model's name the bundled model."""
     monkeypatch.chdir(tmp_path)
-    for name in ("vit_tiny_patch16_224", BUNDLED):
+    for name in ("vit_tiny_patch16_224", BUNDLED_MODEL):
         Path(name).mkdir()
     with caplog.at_level(logging.WARNING):
         assert located("vit_tiny_patch16_224") == "vit_tiny_patch16_224"
@@ -124,7 +125,7 @@ def test_a_folder_called_as_a_model_is_taken_where_it_holds_one(
         Path("vit_tiny_patch16_224/model.safetensors").touch()
         assert located("vit_tiny_patch16_224") == Path("vit_tiny_patch16_224")
     assert len(caplog.records) == 2
-    assert located(BUNDLED) != Path(BUNDLED)
+    assert located(BUNDLED_MODEL) != Path(BUNDLED_MODEL)
     assert all(Path(located(name)).is_file() for name in BUNDLED_MODELS)
 
 

@@ -84,6 +84,9 @@ def test_it_is_evaluated_swept_calibrated_and_averaged(
     rows = evaluate(EvaluateConfig(**settings, model=str(trained)))
     assert [row.method for row in rows] == ["(unpruned)", "variance", "mad", "pool"]
     assert rows[3].compute == round(compute(model.arch, model.stages, 0.5, "pool"), 4)
+    of_the_checkpoint = {name: value for name, value in settings.items() if name != "reducers"}
+    rows = evaluate(EvaluateConfig(**of_the_checkpoint, model=str(trained)))
+    assert [row.method for row in rows] == ["(unpruned)", "pool"]
     swept = {"output": tmp_path / "sweep", "speed": False, "correlation_images": 4, "picture_images": 1}
     rows = sweep(SweepConfig(**settings, **swept, models=(str(trained),)))
     assert len(rows) == 4

@@ -11,7 +11,7 @@ from app.http.routes.open_inference.schemas import (
     TensorMetadata,
 )
 from app.http.routes.open_inference.tensors import Datatype
-from app.inference.asks import default_keep_ratio, default_method
+from app.inference.asks import default_keep_ratio
 from app.inference.expected import default_deadline_ms
 from app.messages.model import ModelInfo
 from app.settings.settings import Settings
@@ -42,7 +42,7 @@ def metadata_of(model: ModelInfo, only: InputName | None) -> ModelMetadata:
 def config_of(settings: Settings, model: ModelInfo) -> ModelConfig:
     """Its configuration, in Triton's words."""
     only = settings.open_inference_input
-    method = default_method(settings, model)
+    method = settings.method_of(model.name, model.method)
     defaults = {
         "keep_ratio": f"{default_keep_ratio(settings, model):g}",
         "criterion": method.criterion,

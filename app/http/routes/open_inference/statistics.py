@@ -66,7 +66,7 @@ class ModelStatistics(BaseModel):
     """Statistics of one model since the server started. Images are decoded, and answers written, one by one,
     so batches have no time for input and output."""
 
-    name: str = Field(description="The model's name.", examples=["trimvit-small-imagenette"])
+    name: str = Field(description="The model's name.", examples=["trimvit-small-109"])
     version: str = Field(description="The model's version.", examples=[VERSION])
     last_inference: int = Field(
         ge=0,
