@@ -11,6 +11,7 @@ from models.attend.varlen import Varlen
 from models.clusters import Clustering, clustering_of
 from models.families import Family
 from models.families.family import Wanted
+from models.linear.int8 import projection_of_norm, with_mlp, with_projection
 from models.linear.mlp import mlp
 from models.ragged import Packing, Tokens
 from models.static_attention import static_of
@@ -41,8 +42,12 @@ class Blocks:
 
     def plain(self, index: int, tokens: Tokens) -> Tokens:
         """Compute block ``index`` without pruning."""
-        normed, clustering = self.normed(index, tokens), self._clustering(index)
-        static = static_of(self.modules[index])
+        clustering, static = self._clustering(index), static_of(self.modules[index])
+        if not (self.exact or clustering or static):
+            projected = projection_of_norm(self.modules[index], tokens.rows)
+            if projected is not None:
+                return self.mlp(index, self.attended(index, tokens, None, (projected,), tokens))
+        normed = self.normed(index, tokens)
         if static is not None:
             return self.mlp(index, self._with_attention(index, tokens, static(normed)))
         if clustering is None:
@@ -70,16 +75,24 @@ class Blocks:
         """Compute the queries, keys and values of ``normed`` rows, or some of them."""
         return self.family.project(self.modules[index].attn, normed, wanted)
 
-    def attended(self, index: int, tokens: Tokens, normed: Tensor, parts: Parts, source: Tokens) -> Tokens:
+    def attended(
+        self, index: int, tokens: Tokens, normed: Tensor | None, parts: Parts, source: Tokens
+    ) -> Tokens:
         """Add the output of the block's attention to ``tokens``.
 
         ``parts``: the queries of ``tokens``, and the keys and values of ``source``. ``normed``: the rows of
-        ``tokens`` after ``norm1``, for the gate.
+        ``tokens`` after ``norm1``, which only a gate needs.
         """
         attn = self.modules[index].attn
         mixed = attn.norm(self.way.attend(attn, parts, tokens, source, index))
         if attn.gate is not None:
             mixed = mixed * attn.gate(normed).sigmoid()
+        block = self.modules[index]
+        fused = (
+            None if self.exact else with_projection(block, mixed, tokens.rows, self.family.scales(block)[0])
+        )
+        if fused is not None:
+            return tokens.with_rows(fused)
         return self._with_attention(index, tokens, attn.proj_drop(attn.proj(mixed)))
 
     def _with_attention(self, index: int, tokens: Tokens, update: Tensor) -> Tokens:
@@ -90,6 +103,9 @@ class Blocks:
     def mlp(self, index: int, tokens: Tokens) -> Tokens:
         """Add the update of the block's MLP to ``tokens``."""
         block = self.modules[index]
+        fused = None if self.exact else with_mlp(block, tokens.rows, self.family.scales(block)[1])
+        if fused is not None:
+            return tokens.with_rows(fused)
         normed = block.norm2(tokens.rows)
         update = block.mlp(normed) if self.exact else mlp(block.mlp, normed)
         return self._add(tokens, update, self.family.scales(block)[1], block.drop_path2)

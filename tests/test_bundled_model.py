@@ -94,19 +94,21 @@ def test_it_is_accurate_on_a_sample_of_unseen_images(model: str, reducer: Reduce
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @needs_imagenette
-def test_it_is_as_accurate_as_asked_on_all_unseen_images() -> None:
-    """At least 97 % unpruned; with variance and mad at most 0.5 points less at 0.7 and 1.5 at 0.5; random is
-    clearly below at 0.3.
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_it_is_as_accurate_as_its_card_says_on_all_unseen_images(dtype: DtypeName) -> None:
+    """At least 98.5 % unpruned with 109 classes to choose from; with variance at most 6 images less at 0.7
+    (0.3 points), 0.8 points at 0.5 and 4 at 0.3, with mad within 0.4 points of it; random is clearly below
+    at 0.3.
 
-    In float32, which rounds least. bfloat16 moves a row by an image or two, and mad's at 0.5 is within by
-    one: its card says 1.53 in bfloat16."""
-    rows = rows_on_imagenette(None, [1.0, 0.7, 0.5, 0.3], ["variance", "mad", "random"], "float32")
+    A CPU that rounds otherwise may move a row by an image or two, which is 0.05 points each."""
+    rows = rows_on_imagenette(None, [1.0, 0.7, 0.5, 0.3], ["variance", "mad", "random"], dtype)
     table = {(row.keep_ratio, row.criterion): row for row in rows}
     assert table[1.0, "variance"].images == 1966
-    assert table[1.0, "variance"].top1 >= 97
-    for criterion in ("variance", "mad"):
-        assert table[0.7, criterion].top1_change >= -0.5
-        assert table[0.5, criterion].top1_change >= -1.5
+    assert table[1.0, "variance"].top1 >= 98.5
+    for keep_ratio, most in ((0.7, 0.31), (0.5, 0.8), (0.3, 4)):
+        variance, mad = table[keep_ratio, "variance"], table[keep_ratio, "mad"]
+        assert variance.top1_change >= -most
+        assert mad.top1_change >= variance.top1_change - 0.4
     random = table[0.3, "random"]
     for row in (table[0.3, "variance"], table[0.3, "mad"]):
         assert row.top1 - random.top1 > 3 * (row.top1_error**2 + random.top1_error**2) ** 0.5

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from models import device
 from models.linear import int8
-from models.linear.int8 import (
+from models.linear.fused import FusedEightBits
+from models.linear.int8 import Int8Linear, Quantised
+from models.linear.layer import replace_linears
+from models.linear.quantised import (
     LARGEST,
     ZERO_POINT,
     EightBitsByRange,
     EightBitWeight,
-    Int8Linear,
-    Quantised,
     SevenBitWeight,
     quantise_rows,
     rows_by_range,
 )
-from models.linear.layer import replace_linears
 from models.pruned_vit import PrunedViT, check_against_timm
 from models.schedule import UNPRUNED, Pruning
 
@@ -44,6 +44,7 @@ Way = type[Quantised]
 needs_vnni = pytest.mark.skipif(not device.cpu_has_vnni(), reason="without VNNI eight bits saturate")
 WAYS = [
     pytest.param(EightBitWeight, id="eight bits", marks=needs_vnni),
+    pytest.param(FusedEightBits, id="eight bits, fused", marks=needs_vnni),
     pytest.param(EightBitsByRange, id="eight bits by range", marks=needs_vnni),
     pytest.param(SevenBitWeight, id="seven bits"),
 ]
@@ -53,7 +54,7 @@ in_each_way = pytest.mark.parametrize("way", WAYS)
 # error 0.6 % of the values; with seven bits twice that. A layer makes 0.9 % of them (1.3 %), and the twenty
 # layers of five blocks, whose errors are independent, 4 % (6 %); bfloat16 between them adds half as much.
 # Allowed is twice that.
-TOLERANCE = {EightBitWeight: 0.08, EightBitsByRange: 0.08, SevenBitWeight: 0.12}
+TOLERANCE = {EightBitWeight: 0.08, FusedEightBits: 0.08, EightBitsByRange: 0.08, SevenBitWeight: 0.12}
 
 
 def integer_linear(way: Way, inputs: int, outputs: int, bias: bool = True, seed: int = 0) -> nn.Linear:
@@ -73,7 +74,7 @@ def integer_linear(way: Way, inputs: int, outputs: int, bias: bool = True, seed:
 def integer_rows(way: Way, *shape: int, seed: int = 1) -> Tensor:
     """Whole numbers with the ends of what there is in every row, so that their scales are 1: magnitudes up to
     126, or a range of 255."""
-    least, most = (-LARGEST, LARGEST) if way is EightBitWeight else (-100, 155)
+    least, most = (-LARGEST, LARGEST) if issubclass(way, EightBitWeight) else (-100, 155)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(least, most + 1, shape, generator=generator).float()
     rows[..., 2], rows[..., 5] = least, most
@@ -158,7 +159,7 @@ def test_whole_numbers_are_exact(way: Way, shape: tuple[int, ...], bias: bool) -
 def test_the_largest_integers_do_not_saturate(way: Way) -> None:
     """Sums are kept in 32 bits, and pairs of products in 16 do not run over."""
     largest = 64 if way is SevenBitWeight else 127
-    most = LARGEST if way is EightBitWeight else 255
+    most = LARGEST if issubclass(way, EightBitWeight) else 255
     linear = nn.Linear(512, 19, bias=False)  # so that float32 holds the sums
     rows = torch.full((7, 512), float(most))
     rows[:, 0] = 0
@@ -271,15 +272,17 @@ def test_scales_keep_their_precision_in_a_model_of_another_dtype(way: Way) -> No
 
 
 def test_the_cpu_decides_how_many_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight with VNNI, by range where rows are in float32; else seven."""
-    for vnni, bfloat16, wanted in (
-        (True, True, EightBitWeight),
-        (True, False, EightBitsByRange),
-        (False, False, SevenBitWeight),
+    """Eight with VNNI, by range where rows are in float32; else seven. With numba, passes are fused."""
+    for vnni, bfloat16, numba, wanted in (
+        (True, True, True, FusedEightBits),
+        (True, True, False, EightBitWeight),
+        (True, False, True, EightBitsByRange),
+        (False, False, True, SevenBitWeight),
     ):
+        monkeypatch.setattr(int8, "can_fuse", lambda numba=numba: numba)
         monkeypatch.setattr(int8, "cpu_has_vnni", lambda vnni=vnni: vnni)
         monkeypatch.setattr(int8, "cpu_has_bfloat16", lambda bfloat16=bfloat16: bfloat16)
-        assert type(Int8Linear(nn.Linear(67, 29))._whole) is wanted
+        assert type(Int8Linear(nn.Linear(67, 29)).whole) is wanted
 
 
 # Networks.
