@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.inference.options import EmbedOptions, ImageOptions, KeepRatio
 from app.messages.image import Lowered
+from models.bundled import BUNDLED_MODEL
 from models.schedule import Criterion, Reducer
 from models.scores import Scores
 
@@ -157,7 +158,7 @@ class Timings(BaseModel):
 class ClassifyResponse(BaseModel):
     """One result per image, in the order of the request."""
 
-    model: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    model: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     results: list[ImageResult] = Field(description="One per image.")
     timings_ms: Timings = Field(description="In milliseconds. Also in the header Server-Timing.")
 
@@ -165,7 +166,7 @@ class ClassifyResponse(BaseModel):
 class ClassifyEachResponse(BaseModel):
     """With errors=each, one result or problem per image, in the order of the request."""
 
-    model: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    model: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     results: "list[ImageResult | ProblemDocument]" = Field(
         description="One per image: its result, or the problem document of its error."
     )
@@ -225,7 +226,7 @@ class EmbedResult(Applied):
 class EmbedResponse(BaseModel):
     """One result per image, in the order of the request."""
 
-    model: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    model: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     results: list[EmbedResult] = Field(description="One per image.")
     timings_ms: Timings = Field(description="In milliseconds. Also in the header Server-Timing.")
 
@@ -233,7 +234,7 @@ class EmbedResponse(BaseModel):
 class EmbedEachResponse(BaseModel):
     """With errors=each, one result or problem per image, in the order of the request."""
 
-    model: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    model: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     results: "list[EmbedResult | ProblemDocument]" = Field(
         description="One per image: its result, or the problem document of its error."
     )
@@ -304,7 +305,7 @@ class CascadeDescription(BaseModel):
 class ModelDescription(BaseModel):
     """A model that is served."""
 
-    name: str = Field(description="Its name.", examples=["trimvit-small-109"])
+    name: str = Field(description="Its name.", examples=[BUNDLED_MODEL])
     labels: list[str] = Field(
         description="Names of the classes, in the order of `index`. Empty for a model without a head, "
         "which only supports /v1/embed."

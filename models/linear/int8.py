@@ -75,8 +75,8 @@ def projection_of_norm(block: Any, rows: Float[Tensor, "*rows dim"]) -> Float[Te
     """The queries, keys and values of the norm of ``rows``, in few passes; None if the layer, the norm or the
     dtype has no compiled passes, or if something else needs the norm, too."""
     attn, norm = block.attn, block.norm1
-    whole = None if attn.qkv is None or attn.gate is not None else _fused(attn.qkv)
-    if whole is None or rows.dtype != torch.bfloat16 or not isinstance(norm, nn.LayerNorm):
+    whole = None if attn.qkv is None or attn.gate is not None else _fused(attn.qkv, rows)
+    if whole is None or not isinstance(norm, nn.LayerNorm):
         return None
     if getattr(attn, "q_bias", None) is not None:  # EvaAttention, whose bias is separate
         return None
@@ -93,8 +93,8 @@ def with_projection(
     """Add to ``rows`` the projection of the attention's output, in few passes; None if the layer or the dtype
     has no compiled passes."""
     layer = block.attn.proj
-    whole = _fused(layer)
-    if whole is None or rows.dtype != torch.bfloat16:
+    whole = _fused(layer, rows)
+    if whole is None:
         return None
     flat = rows.flatten(0, -2)
     added = projection_update(whole, mixed.reshape(len(flat), -1), flat, layer.bias, layer_scale)
@@ -109,13 +109,14 @@ def with_mlp(
     module, norm = block.mlp, block.norm2
     if not (is_plain(module) and module.act.approximate == "none" and isinstance(norm, nn.LayerNorm)):
         return None
-    first, second = _fused(module.fc1), _fused(module.fc2)
-    if first is None or second is None or rows.dtype != torch.bfloat16:
+    first, second = _fused(module.fc1, rows), _fused(module.fc2, rows)
+    if first is None or second is None:
         return None
     biases = (module.fc1.bias, module.fc2.bias)
     return mlp_update(first, second, rows.flatten(0, -2), norm, biases, layer_scale).view(rows.shape)
 
 
-def _fused(layer: nn.Module) -> FusedEightBits | None:
-    whole = layer.whole if isinstance(layer, Int8Linear) else None
+def _fused(layer: nn.Module, rows: Tensor) -> FusedEightBits | None:
+    """The weight of a layer that has compiled passes for the dtype of ``rows``."""
+    whole = layer.whole if isinstance(layer, Int8Linear) and rows.dtype == torch.bfloat16 else None
     return whole if isinstance(whole, FusedEightBits) else None

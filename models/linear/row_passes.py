@@ -93,6 +93,15 @@ def _quantise(bits, values, integers):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _scaled(products, factor, bias, bits, values):  # type: ignore[no-untyped-def]
+    """Widen a row of products into ``bits``, and multiply its ``values`` by the scale of the row, plus the
+    bias."""
+    _widen(products, bits)
+    for place in range(len(bits)):
+        values[place] = values[place] * factor + bias[place]
+
+
+@_compiled
 def quantise(rows, integers, scales):  # type: ignore[no-untyped-def]
     """rows -> integers, scales."""
     bits = np.empty(rows.shape[1], np.uint32)
@@ -142,10 +151,9 @@ def gelu_quantise(products, product_scales, integers, scales, bias):  # type: ig
     bits = np.empty(width, np.uint32)
     values = bits.view(np.float32)
     for row in range(len(products)):
-        _widen(products[row], bits)
-        scale = product_scales[row]
+        _scaled(products[row], product_scales[row], bias, bits, values)
         for place in range(width):
-            value = values[place] * scale + bias[place]
+            value = values[place]
             values[place] = _HALF * value * (_ONE + _erf(value * _ROOT_HALF))
         scales[row] = _quantise(bits, values, integers[row])
 
@@ -153,14 +161,10 @@ def gelu_quantise(products, product_scales, integers, scales, bias):  # type: ig
 @_compiled
 def scale(products, scales, results, bias):  # type: ignore[no-untyped-def]
     """products -> times the scale of their row, plus the bias -> results, which may be the products."""
-    width = products.shape[1]
-    bits = np.empty(width, np.uint32)
+    bits = np.empty(products.shape[1], np.uint32)
     values = bits.view(np.float32)
     for row in range(len(products)):
-        _widen(products[row], bits)
-        factor = scales[row]
-        for place in range(width):
-            values[place] = values[place] * factor + bias[place]
+        _scaled(products[row], scales[row], bias, bits, values)
         _narrow(bits, results[row])
 
 
@@ -172,9 +176,8 @@ def scale_add(rows, products, scales, results, bias, layer_scale):  # type: igno
     bits, row_bits = np.empty(width, np.uint32), np.empty(width, np.uint32)
     values, row_values = bits.view(np.float32), row_bits.view(np.float32)
     for row in range(len(rows)):
-        _widen(products[row], bits)
+        _scaled(products[row], scales[row], bias, bits, values)
         _widen(rows[row], row_bits)
-        factor = scales[row]
         for place in range(width):
-            values[place] = row_values[place] + (values[place] * factor + bias[place]) * layer_scale[place]
+            values[place] = row_values[place] + values[place] * layer_scale[place]
         _narrow(bits, results[row])

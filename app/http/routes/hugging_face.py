@@ -36,6 +36,7 @@ from app.inference.option_layers import (
 from app.inference.options import MASK_OPTIONS, OF_SEVERAL_IMAGES, ImageOptions, option_schemas
 from app.messages.model import ModelInfo
 from app.wrong_values import said_of
+from models.bundled import BUNDLED_MODEL
 
 Function = Literal["softmax", "sigmoid", "none"]
 
@@ -106,7 +107,7 @@ def hugging_face_router(classification: Classification) -> APIRouter:
             str,
             Path(
                 description="Name of the model, as listed in /v1/models.",
-                examples=["trimvit-small-109"],
+                examples=[BUNDLED_MODEL],
             ),
         ],
     ) -> JSONResponse:

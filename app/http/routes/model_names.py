@@ -19,6 +19,7 @@ from app.messages.model import ModelInfo
 from app.messages.repository import ModelEntry
 from app.nearest import did_you_mean
 from app.wrong_values import no_such, short
+from models.bundled import BUNDLED_MODEL
 
 MODELS_FOLDER = OPEN_INFERENCE_REST.path + "models/"
 _PARTS = (
@@ -50,7 +51,7 @@ register_url_convertor("model", ModelNameConvertor())
 
 ModelName = Annotated[
     str,
-    Path(description="Name of the model, as listed in /v1/models.", examples=["trimvit-small-109"]),
+    Path(description="Name of the model, as listed in /v1/models.", examples=[BUNDLED_MODEL]),
 ]
 ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[VERSION])]
 
@@ -58,7 +59,7 @@ ModelVersion = Annotated[str, Path(description=f"Always {VERSION}.", examples=[V
 class ModelReady(BaseModel):
     """Whether images are answered with this model."""
 
-    name: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    name: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     ready: bool = Field(
         description="Always true. If the model is not ready or not loaded, the response is 503."
     )

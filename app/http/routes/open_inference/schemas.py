@@ -9,6 +9,7 @@ from app.http.schemas import EXAMPLE_IMAGE
 from app.inference.options import MASK_OPTIONS, option_schemas
 from app.priority import Priority
 from app.settings.types import InputName
+from models.bundled import BUNDLED_MODEL
 
 OutputName = Literal[
     "label", "score", "index", "logits", "kept_patches", "keep_ratio", "compute", "embedding", "error"
@@ -84,7 +85,7 @@ class TensorMetadata(BaseModel):
 class ModelMetadata(BaseModel):
     """A model's inputs, of which a request has one, and its outputs."""
 
-    name: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    name: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     versions: list[str] = Field(description="Always one.", examples=[["1"]])
     platform: str = Field(description="Always trimvit.", examples=["trimvit"])
     inputs: list[TensorMetadata] = Field(
@@ -113,7 +114,7 @@ class ConfigParameter(BaseModel):
 class ModelConfig(BaseModel):
     """A model's configuration, as far as Triton's has a word for it."""
 
-    name: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    name: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     platform: str = Field(description="Always trimvit.", examples=["trimvit"])
     backend: str = Field(description="Always trimvit.", examples=["trimvit"])
     max_batch_size: int = Field(ge=1, description="Maximum number of images in a request.", examples=[64])
@@ -274,7 +275,7 @@ class InferOutput(BaseModel):
 class InferResponse(BaseModel):
     """The requested outputs, in the order of the request."""
 
-    model_name: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    model_name: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     model_version: str = Field(description="The model's version.", examples=["1"])
     id: str | None = Field(None, description="That of the request, if it had one.", examples=["photograph-7"])
     outputs: list[InferOutput] = Field(description="One per requested output.")

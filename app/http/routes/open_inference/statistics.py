@@ -23,6 +23,7 @@ from app.http.routes.model_names import (
 )
 from app.http.routes.plain_errors import errors
 from app.telemetry import metrics, tallies
+from models.bundled import BUNDLED_MODEL
 
 _Samples = Mapping[tuple[str, ...], float]
 
@@ -66,7 +67,7 @@ class ModelStatistics(BaseModel):
     """Statistics of one model since the server started. Images are decoded, and answers written, one by one,
     so batches have no time for input and output."""
 
-    name: str = Field(description="The model's name.", examples=["trimvit-small-109"])
+    name: str = Field(description="The model's name.", examples=[BUNDLED_MODEL])
     version: str = Field(description="The model's version.", examples=[VERSION])
     last_inference: int = Field(
         ge=0,
